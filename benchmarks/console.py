@@ -1,4 +1,4 @@
-"""Measures what the console's pages take with a long history: ``python -m benchmarks.console``.
+"""Measures the console's pages with a long history: ``python -m benchmarks.console``.
 
 A stack of its own gets an organisation with 100,000 jobs, 50,000 pictures and 500 members. Chromium
 opens the overview and the lists, the lists' pages are read over HTTP, and then 50 open overviews
@@ -45,7 +45,7 @@ _PATHS = {
 
 
 def main() -> None:
-    """Measure and print what the console takes."""
+    """Run all measurements of the console and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--pictures", type=int, default=50_000)
@@ -104,7 +104,7 @@ def _show_pages(farm: Farm, rounds: int) -> None:
 
 
 async def _time_lists(farm: Farm, studio: Studio) -> None:
-    """Print the seconds of pages over HTTP, each of which continues the one before."""
+    """Print the seconds of consecutive pages of each list, read over HTTP."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(_console(farm, 0))
         for name, (path, rows) in _PATHS.items():
@@ -123,7 +123,7 @@ async def _time_lists(farm: Farm, studio: Studio) -> None:
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
-    """Print the processor time that open overviews take, beyond that of the same stack without any."""
+    """Print the additional processor time of the stack while overviews are open."""
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
     for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:
@@ -151,7 +151,7 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
 
 
 async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
-    """Do what an open overview does until this is cancelled, and count the events."""
+    """Follow the events of the overview like a browser until cancelled, and count them."""
 
     async def renew() -> None:
         while True:

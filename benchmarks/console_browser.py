@@ -45,7 +45,7 @@ document.addEventListener("click", () => {
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The content of a page: its headings, and by CSS selector the number of rows at least."""
+    """The content that a page must show: headings, and minimum numbers of rows by CSS selector."""
 
     headings: tuple[str, ...] = ()
     rows: dict[str, int] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """How a person opens a list: from a page, by a click, until its rows are painted."""
+    """A way to open a list: the starting page, the click, and the rows that must be painted."""
 
     name: str
     start: str
@@ -106,7 +106,7 @@ class Pages:
 
     @contextmanager
     def signed_in(self) -> Iterator[BrowserContext]:
-        """Open a profile without anything in its cache but a session."""
+        """Open a browser profile that has a signed-in session and an empty cache."""
         context = self._browser.new_context(locale="en-US", viewport={"width": 1280, "height": 800})
         context.set_default_timeout(_TIMEOUT_MS)
         try:
@@ -117,7 +117,7 @@ class Pages:
             context.close()
 
     def time_overview(self, wanted: Wanted, rounds: int) -> tuple[list[float], list[float]]:
-        """Return the seconds without a cache, and with what the first visit has left in it."""
+        """Return the seconds of a first visit with an empty cache, and of a second visit."""
         cold: list[float] = []
         warm: list[float] = []
         for _ in range(rounds):
@@ -131,7 +131,7 @@ class Pages:
     def time_list(self, opening: Opening, rounds: int) -> tuple[list[float], list[float]]:
         """Return the seconds from a click to the rows of the first page, and of the next one.
 
-        The browser has the scripts in its cache but for the first round, and no page of the list.
+        From the second round on, the scripts are in the browser's cache; the lists never are.
         """
         first, following = [], []
         with self.signed_in() as context:

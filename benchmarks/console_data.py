@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Studio:
-    """The tenant, an organisation, and how much it has; all of it was made in this month."""
+    """The organisation and the numbers of its objects, which all date from this month."""
 
     owner: str
     jobs: int
@@ -98,7 +98,7 @@ async def _insert(database: Database, table: sa.Table, rows: Iterator[Row]) -> N
 
 
 def _choose_time(numbers: random.Random) -> datetime:
-    """Return a time of this month, which the overview sums."""
+    """Return a random time of this month, because the overview shows the sums of this month."""
     newest = now()
     first = newest.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return newest - numbers.random() * (newest - first)
@@ -119,7 +119,7 @@ def _build_members(owner: str) -> Iterator[Row]:
 def _build_job(
     numbers: random.Random, studio: Studio, files: list[Artifact], members: list[str], number: int
 ) -> tuple[Row, Row | None, Row | None]:
-    """Return the rows of a job that has ended, of its picture and of its call, if it has them."""
+    """Return the rows of an ended job and, if any, of its picture and of its model call."""
     # Evenly among the others, so that every page has both.
     has_picture = (number + 1) * studio.pictures // studio.jobs > (
         number * studio.pictures // studio.jobs

@@ -41,7 +41,8 @@ class Result:
         processor: microseconds of the gateway's processes per request, by number of connections.
         over_direct: ratio to the requests per second of the direct path in the same rounds.
         added: latency in addition to the direct path's: p50 and p99 in ms.
-        first: time to the first token; ``added_first`` is the part that the gateway adds.
+        first: time to the first token.
+        added_first: the part of it that the gateway adds.
         streams: results for increasing numbers of streams; `duel` continues after a failure.
         busy: median load average of the machine, which reveals other activity.
     """

@@ -33,7 +33,13 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """The seconds from the first submission to the last result, and to the last job id."""
+    """The times of one round, in seconds from the first submission.
+
+    Attributes:
+        direct_seconds: until the last result of graphs that were sent straight to ComfyUI.
+        farm_seconds: until the last result of jobs that were sent to the gateway.
+        submit_seconds: until the gateway had returned the last job id.
+    """
 
     direct_seconds: float
     farm_seconds: float
@@ -41,7 +47,7 @@ class Crowd:
 
 
 async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
-    """Wait until all actors run, and measure."""
+    """Wait until all actors run, then time ``jobs`` jobs sent to ComfyUI and through the gateway."""
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         folders = await _wait_for_comfyuis(farm, actors)
         # The first round only opens connections and fills caches.

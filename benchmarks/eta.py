@@ -36,7 +36,7 @@ _CHECKPOINTS = (("small", 2e9), ("medium", 6.5e9), ("large", 12e9), ("rare", 6.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """An hour of renders by arrival, with their durations and the true speed of loading."""
+    """An hour of renders in the order of arrival, with durations and loading speed."""
 
     renders: tuple[PendingRender, ...]
     seconds: dict[str, float]
@@ -48,7 +48,7 @@ class StartEstimates:
     """The estimated and actual starts of waiting renders, in seconds from the estimate.
 
     Attributes:
-        unknown: number of reads of a place without an estimate.
+        unknown: how often the position of a render was read and no estimate was available.
         forecast_seconds: processor time of each forecast of 256 waiting renders.
     """
 
@@ -147,13 +147,13 @@ def _read(
     expected = errors.widen_forecasts(window.forecast(now, _FORECAST), now)
     if len(expected) == _FORECAST:
         guesses.forecast_seconds.append(time.thread_time() - began)
-    for one in expected:
-        if one.starts_in is None:
+    for item in expected:
+        if item.starts_in is None:
             guesses.unknown += 1
             continue
-        mine = read.setdefault(one.pending.id, [])
+        mine = read.setdefault(item.pending.id, [])
         if not mine or now - mine[-1][0] >= _READ_SECONDS:
-            mine.append((now, one.starts_in.p50, one.starts_in.p90))
+            mine.append((now, item.starts_in.p50, item.starts_in.p90))
 
 
 def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

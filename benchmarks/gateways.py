@@ -87,7 +87,7 @@ def moyin(farm: Farm, name: str) -> Gateway:
 
 @contextmanager
 def tensorzero(mock_url: str) -> Iterator[Gateway]:
-    """Run TensorZero's gateway, without its database, during the block."""
+    """Run TensorZero's gateway during the block, configured without a database."""
     home = _CACHE / "tensorzero"
     _install(home, f"{_TENSORZERO} openai", _pip)
     provider = {"type": "openai", "api_base": f"{mock_url}/v1", "api_key_location": "none"}

@@ -192,10 +192,10 @@ async def _time_pages(store: JobStore, where: JobFilter) -> list[float]:
 
 
 async def _time_submissions(
-    store: JobStore, beside: Awaitable[Any], words: int = _WORDS_PER_PROMPT
+    store: JobStore, concurrent_work: Awaitable[Any], words: int = _WORDS_PER_PROMPT
 ) -> list[float]:
-    """Return the seconds of submissions, one every 20 ms while ``beside`` runs."""
-    task, seconds, numbers = asyncio.ensure_future(beside), [], random.Random(8)
+    """Return the seconds of submissions, one every 20 ms while ``concurrent_work`` runs."""
+    task, seconds, numbers = asyncio.ensure_future(concurrent_work), [], random.Random(8)
     while not task.done():
         text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))
         began = time.perf_counter()
@@ -209,10 +209,10 @@ async def _time_submissions(
 async def _delete(store: JobStore, count: int) -> None:
     """Delete jobs by filters in chunks, as `moyin.jobs.history` does."""
     where = JobFilter(statuses=(JobStatus.SUCCEEDED,))
-    began, left, cursor = time.perf_counter(), count, None
-    while left > 0:
+    began, remaining_count, cursor = time.perf_counter(), count, None
+    while remaining_count > 0:
         page = await store.list_ids("ada", where, limit=_CHUNK, cursor=cursor)
-        left -= len((await store.delete("ada", page.ids)).deleted)
+        remaining_count -= len((await store.delete("ada", page.ids)).deleted)
         cursor = page.next_cursor
     print(f"{count:,} jobs deleted in {time.perf_counter() - began:.1f} s")
 

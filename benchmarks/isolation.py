@@ -37,7 +37,7 @@ class IsolationCost:
     """Medians in seconds of starts, including the first prompt, and of renders of half a second.
 
     Attributes:
-        start_more: additional seconds of a start with isolation, compared within each round.
+        start_more: difference of the starts with and without isolation; median over the rounds.
         render_ratio: duration of a render with isolation relative to one without.
     """
 

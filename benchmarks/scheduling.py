@@ -51,7 +51,7 @@ class Outcome:
 
     Attributes:
         waits: seconds from acceptance to start, by owner.
-        windowed: priority of each render, and its seconds from entering the window to its start.
+        windowed: a pair for each render: its priority, and the seconds that it spent in the window.
         decisions: processor seconds of each scheduling decision.
     """
 
@@ -202,9 +202,9 @@ def fifo(load: Load, farm: Farm) -> Outcome:
 
 
 def own_share(load: Load, farm: Farm) -> dict[str, float]:
-    """Return each owner's p95 wait if it had its weighted share of the farm to itself.
+    """Return the 95th percentile of each owner's waits on a private farm of its weighted share.
 
-    Model changes are ignored. On a fair farm no owner waits longer than this.
+    Loading of models is ignored. With fair scheduling no owner waits longer than this.
     """
     renders: dict[str, list[PendingRender]] = defaultdict(list)
     for waiting in load.renders:

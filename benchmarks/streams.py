@@ -65,7 +65,7 @@ def held(gateway: Gateway, streams: int, seconds: float = 3) -> Held:
 
 
 class _Reader(asyncio.Protocol):
-    """Reads streams on one connection; ``delays`` (in ns) are of tokens with a send time."""
+    """Reads streams on one connection; ``delays`` are those of tokens with a send time, in ns."""
 
     def __init__(self) -> None:
         self.delays: list[int] = []

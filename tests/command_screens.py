@@ -36,7 +36,7 @@ _CUT = re.compile(r"\S…")
 
 
 def list_commands() -> dict[str, Any]:
-    """Return every command and group that is not hidden by its words, such as ``jobs list``."""
+    """Return every visible command and group by its full name, such as ``jobs list``."""
     return dict(_walk("", typer.main.get_command(app)))
 
 
@@ -70,7 +70,7 @@ def capture(
 def run_command(
     *arguments: str, typed: Mapping[bytes, bytes] | None = None, **options: Any
 ) -> Screen:
-    """Run one command in a terminal, in which a person types."""
+    """Run one command in a terminal with simulated typing."""
     program = """
 import sys
 from moyin.cli.main import run
@@ -84,7 +84,7 @@ sys.exit(run(sys.argv[1:]))
 def run_in_pipe(
     commands: Sequence[Sequence[str]], variables: Mapping[str, str] | None = None
 ) -> list[Screen]:
-    """Run commands with their output in a pipe; what they wrote is all in ``output``."""
+    """Run commands with a pipe as standard output and error; `Screen.output` contains both."""
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
         env={**os.environ, **(variables or {})},

@@ -72,15 +72,15 @@ def measured(record_property: Callable[[str, object], None]) -> Measured:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the figures that tests measured, and the duration of each folder with its fixtures."""
     _summarise_times(terminalreporter)
-    told = [
+    lines = [
         sentence
         for report in terminalreporter.stats.get("passed", [])
         for name, sentence in report.user_properties
         if name == "measured" and report.when == "call"
     ]
-    if told:
+    if lines:
         terminalreporter.section("measured")
-        for sentence in told:
+        for sentence in lines:
             terminalreporter.line(sentence)
 
 

@@ -26,7 +26,7 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block; ``name`` is the name in its mark, or the reason why no test runs it."""
+    """A fenced block; ``name`` is the test's name for it, or the reason why no test runs it."""
 
     page: str
     language: str
@@ -54,8 +54,8 @@ def list_blocks(page: Path) -> list[Block]:
 
 
 def read_example(page: str, name: str, language: str) -> str:
-    found, text = list_snippets(ROOT / page)[name]
-    assert found == language, f"{page}: {name} is in {found}"
+    result, text = list_snippets(ROOT / page)[name]
+    assert result == language, f"{page}: {name} is in {result}"
     return text
 
 

@@ -76,13 +76,13 @@ class Rests(Stuck):
         return {"ui": {"text": [str(gc.get_freeze_count())]}}
 
 class Latest(Stuck):
-    told = {"filename": "latest.txt", "subfolder": "", "type": "output"}
+    file_info = {"filename": "latest.txt", "subfolder": "", "type": "output"}
     INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {"default": ""})}})
     def run(self, text):
-        path = os.path.join(folder_paths.get_output_directory(), self.told["filename"])
+        path = os.path.join(folder_paths.get_output_directory(), self.file_info["filename"])
         with open(path, "w") as file:
             file.write(text)
-        return {"ui": {"files": [self.told]}}
+        return {"ui": {"files": [self.file_info]}}
 
 class Reads(Stuck):
     INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {"default": ""})}})
@@ -158,18 +158,26 @@ NODE_CLASS_MAPPINGS = {
 
 
 def write_nodes(folder: Path) -> Path:
-    """Write the package below ``folder``, and return its folder.
+    """Write the node package below ``folder``, and return the package's folder.
 
-    ``Stuck`` hangs, ``Die`` ends the executing thread and ``Crash`` the process. ``Greedy`` runs
-    out of memory as often as ``Room`` said before, ``Hungry`` if the process has less than its
-    share of a card; ``Tries`` returns how often it was tried in this process. ``Where`` takes some
-    time and returns when the process started. ``Rests`` returns how many objects garbage collection
-    skips. ``Reads`` opens a file by its absolute path. ``Latest`` writes its text to a file with a
-    constant name, and returns the same object each time. ``Links`` creates symbolic links in
-    ComfyUI's folders to a path in hexadecimal digits. The output of ``Says`` fits any input, and
-    ``Expands`` becomes a node of any class with any values. ``Previews`` shows red pictures, three
-    per second. ``Busy`` takes some time, and logs ten times per second that it runs; see
-    `tests.chaos.busy`.
+    The node classes:
+
+    - ``Stuck`` sleeps for two minutes.
+    - ``Die`` ends the thread that executes prompts.
+    - ``Crash`` ends the ComfyUI process.
+    - ``Room`` sets how often ``Greedy`` will run out of memory.
+    - ``Greedy`` runs out of memory that number of times, and then succeeds.
+    - ``Hungry`` runs out of memory if the process may use less than ``share`` of a card.
+    - ``Tries`` returns how often ``Hungry`` was executed in this process.
+    - ``Where`` sleeps, and returns when the process started, which identifies the process.
+    - ``Rests`` returns the number of objects that garbage collection skips.
+    - ``Latest`` writes its text to a file with a constant name, and always returns the same object.
+    - ``Reads`` returns the content of a file, opened by its absolute path.
+    - ``Previews`` sends three red preview pictures per second.
+    - ``Links`` creates symbolic links to ``target``, a path in hexadecimal digits.
+    - ``Says`` returns its text as a value that is valid for any input.
+    - ``Expands`` replaces itself by a node of any class with any inputs.
+    - ``Busy`` works for some seconds and logs ten times per second; `tests.chaos.busy` reads the log.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

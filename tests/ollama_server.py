@@ -38,12 +38,12 @@ PARAMETER num_thread 1
 @cache
 def find_ollama() -> Path:
     """Return the folder of the server's program, or skip the test if it is missing."""
-    found = subprocess.run(
+    result = subprocess.run(
         [ROOT / "scripts" / "ollama_server.sh", "built"], capture_output=True, text=True, check=True
     )
-    if not found.stdout:
-        pytest.skip(found.stderr.strip())
-    return Path(found.stdout.strip())
+    if not result.stdout:
+        pytest.skip(result.stderr.strip())
+    return Path(result.stdout.strip())
 
 
 class OllamaServer:
@@ -108,7 +108,7 @@ class OllamaServer:
 
     @contextmanager
     def stopped_runners(self) -> Iterator[None]:
-        """Stop the processes that hold models, so that their calls do not end during the block."""
+        """Suspend the processes that run the models, so that no call ends during the block."""
         assert self._process is not None
         runners = psutil.Process(self._process.pid).children()
         assert runners, "no model is in memory"

@@ -169,9 +169,9 @@ class RunningStack:
                 if event.activity_task_scheduled_event_attributes.activity_type.name == name:
                     scheduled.add(event.event_id)
             elif event.HasField("activity_task_started_event_attributes"):
-                begun = event.activity_task_started_event_attributes
-                if begun.scheduled_event_id in scheduled:
-                    tries = max(tries, begun.attempt)
+                started_event = event.activity_task_started_event_attributes
+                if started_event.scheduled_event_id in scheduled:
+                    tries = max(tries, started_event.attempt)
         return tries
 
     async def _activities(self, job_id: str, name: str) -> list[int]:
@@ -202,7 +202,7 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
         if app["name"] == "models":
             # There is a key for Claude, and nobody is to be asked with it.
             backends = app["deployments"][0]["user_config"]["backends"]
-            [claude] = [one for one in backends if one["name"] == "claude"]
+            [claude] = [backend for backend in backends if backend["name"] == "claude"]
             claude["base_url"] = "http://127.0.0.1:9"
     return {**config, **changes}
 

@@ -1,4 +1,4 @@
-"""Runs a program in a pseudo-terminal of a given size, and shows what a person would see there."""
+"""Runs a program in a pseudo-terminal of a given size, and renders its screen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HISTORY = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
-    """What a program wrote to a terminal.
+    """The output of a program in a terminal.
 
     Attributes:
         output: the bytes, with control sequences.
@@ -44,7 +44,7 @@ class Screen:
 
     @cached_property
     def lines(self) -> list[str]:
-        """The lines as a terminal shows them, also those that have left it at the top."""
+        """The lines as the terminal shows them, including those that have scrolled out of view."""
         if not self.columns:
             return self.output.decode().splitlines()
         screen = pyte.HistoryScreen(self.columns, self.rows, history=_HISTORY)
@@ -61,9 +61,9 @@ class Screen:
 
     @property
     def written_lines(self) -> list[str]:
-        """The lines as the program wrote them, without control sequences.
+        """The lines that the program wrote, without control sequences.
 
-        One that is longer than the terminal is wide was broken by the terminal, anywhere.
+        The terminal may break a line that is longer than its width at any character.
         """
         text = _SEQUENCE.sub("", self.output.decode()).replace("\r\n", "\n")
         return [line.rpartition("\r")[2] for line in text.split("\n")]
@@ -90,7 +90,7 @@ def run_in_terminal(
 
     Args:
         reply: what the terminal replies to queries.
-        typed: what a person types when a text appears on the screen, once for each text.
+        typed: the input to type when a text appears on the screen, once for each text.
         variables: added to the environment.
     """
     controller, terminal = pty.openpty()
@@ -121,5 +121,5 @@ def run_in_terminal(
 
 
 def _take_terminal() -> None:
-    """Make the pseudo-terminal the controlling one, as that of a program in a shell is."""
+    """Make the pseudo-terminal the controlling terminal of the process, as a shell does."""
     os.close(os.open(os.ttyname(0), os.O_RDWR))

@@ -1,1 +1,1 @@
-"""Measures how well the router recognises hard requests, using public tables of answers."""
+"""Measures how well the router recognises hard requests, using public benchmark data sets."""

@@ -62,7 +62,7 @@ _CUTS: dict[str, Cut] = {
 
 
 def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """Return the scores of one partition into folds, and the constants chosen for its halves."""
+    """Return the scores of one partition of the data into folds, and the chosen constants."""
     tables = read_tables(source)
     choice = choose_constants(tables, seed)
     scores = {name: cross_score(tables, cut, seed, choice) for name, cut in _CUTS.items()}
@@ -94,7 +94,7 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
     """Score folds 3 and 4 of every partition with the shipped constants.
 
-    Each way of holding answers out is scored with words only and with the embedder.
+    Each kind of split is scored twice: with word features only, and with the embedder.
     """
     means: dict[str, dict[str, float]] = {}
     for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):
@@ -135,7 +135,7 @@ def summarize_months(months: list[Month]) -> dict[str, Any]:
     """Return and print the figures of the simulated months."""
     names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
     ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]
-    single = [
+    single_model_totals = [
         month.totals["router"] / min(month.totals[name] for name in names) for month in months
     ]
     figures = {
@@ -144,8 +144,8 @@ def summarize_months(months: list[Month]) -> dict[str, Any]:
         "mean": round(statistics.mean(ratios), 3),
         "worst": round(max(ratios), 3),
         "within_10_percent": sum(ratio <= 1.1 for ratio in ratios),
-        "router_to_best_single_model_mean": round(statistics.mean(single), 3),
-        "router_to_best_single_model_worst": round(max(single), 3),
+        "router_to_best_single_model_mean": round(statistics.mean(single_model_totals), 3),
+        "router_to_best_single_model_worst": round(max(single_model_totals), 3),
         "mean_totals_usd": {
             name: round(statistics.mean(month.totals[name] for month in months), 2)
             for name in months[0].totals

@@ -74,7 +74,7 @@ def _use_constants(constants: Constants) -> AbstractContextManager[object]:
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
-    """Return the mean APGR with few labels and on the small table, where the spreads matter."""
+    """Return the mean APGR with few labels and on GSM8K, which depend on the spreads most."""
     labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
     small = _within(by_row(tables.gsm8k, seed), folds)
     few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
@@ -82,7 +82,7 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return splits within ``folds``, so that no answer of another fold is learned."""
+    """Return the splits of ``folds``, which learn only from answers in these folds."""
     known = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known], splits[fold][1]) for fold in folds]
 

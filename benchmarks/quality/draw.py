@@ -123,10 +123,10 @@ def _extractions(read: Read) -> list[Prompt]:
     prompts = []
     for path in ("human_eval/user_oriented_instructions.jsonl", "data/seed_tasks.jsonl"):
         for task in _lines(read("yizhongw/self-instruct", path)):
-            instruction, given = task["instruction"], task["instances"][0]["input"].strip()
+            instruction, input_text = task["instruction"], task["instances"][0]["input"].strip()
             wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
-            if wanted and given:
-                text = f"{instruction}\n\n{given}"
+            if wanted and input_text:
+                text = f"{instruction}\n\n{input_text}"
                 prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=text))
     return prompts
 

@@ -28,7 +28,7 @@ _SIGNALS_PER_DAY = 1_000  # 25 ratings of each person
 
 @dataclass(slots=True)
 class Score:
-    """The scores for one way of holding answers out.
+    """The scores for one kind of split into learned and held-out answers.
 
     Attributes:
         apgr: APGR of the router by fold; ``chance`` and ``length`` are those of a random order and

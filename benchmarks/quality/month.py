@@ -44,7 +44,8 @@ class SimulatedModel:
     """A model with its price, its speed and its true quality relative to the product's table.
 
     Attributes:
-        surprise: mean difference to the table in logits; each topic's difference varies around it.
+        surprise: mean difference between the model's true quality and the table, in logits; the
+            differences for single topics vary around this mean.
         since: day on which the model is added.
     """
 
@@ -200,21 +201,22 @@ def requests(seed: int) -> list[Request]:
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
 ) -> tuple[SimulatedModel, bool]:
-    """Return the model with the lowest score, and True if the choice is a trial.
+    """Return the model with the lowest score, and True if it was chosen for exploration.
 
-    The score uses the careful bound or, if ``trying``, the optimistic one. As in the product
-    (`moyin.text.routing.exploration`), the choice is no trial if both bounds select the same model.
+    The score uses the lower confidence bound of p_good or, if ``trying`` is True, the upper bound.
+    As in `moyin.text.routing.exploration`, a choice counts as exploration only if the two bounds
+    select different models.
     """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
         for model in models
     ]
     scores = [usd + (1 - estimate.low) * _USD_PER_BAD for usd, estimate in options]
-    careful = scores.index(min(scores))
+    lower_bound_choice = scores.index(min(scores))
     if not trying:
-        return models[careful], False
-    hopeful = choose_at_upper_bound(options, _USD_PER_BAD)
-    return models[hopeful], hopeful != careful
+        return models[lower_bound_choice], False
+    upper_bound_choice = choose_at_upper_bound(options, _USD_PER_BAD)
+    return models[upper_bound_choice], upper_bound_choice != lower_bound_choice
 
 
 def play(seed: int) -> Month:

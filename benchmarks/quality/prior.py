@@ -67,7 +67,7 @@ _KIND_OF = {subject: kind for kind, names in _SUBJECTS.items() for subject in na
 def difficulties(
     tables: Tables, folds: Iterable[int] = DEVELOPMENT, seed: int = SEED
 ) -> dict[str, tuple[float, int]]:
-    """Return each kind's difficulty, computed from some folds' answers, and the number of these."""
+    """Return the difficulty of each kind, and the number of answers that it was computed from."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
     for kind, row, guessed in _development(tables, folds, seed):
         question = question_for(row.prompt)

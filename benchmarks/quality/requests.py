@@ -37,8 +37,8 @@ _HEAD = {"id": "chatcmpl-1", "created": 0, "model": "m"}
 _numbers = itertools.count(1)
 
 
-def _chunk(delta: Mapping[str, str], **more: Any) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": None, **more}
+def _chunk(delta: Mapping[str, str], **kwargs: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": None, **kwargs}
     return _event({**_HEAD, "object": "chat.completion.chunk", "choices": [choice]})
 
 

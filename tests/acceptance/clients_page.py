@@ -20,9 +20,9 @@ _GIVEN = "const [gateway, key, model] = process.argv.slice(2);\n"
 @cache
 def list_snippets(page: Path = PAGE) -> Mapping[str, tuple[str, str]]:
     """Return the language and the text of each snippet by its name on the page."""
-    found = {name: (kind, text) for name, kind, text in _SNIPPET.findall(page.read_text())}
-    assert len(found) == page.read_text().count("<!-- tested: "), "a mark has no snippet below it"
-    return found
+    results = {name: (kind, text) for name, kind, text in _SNIPPET.findall(page.read_text())}
+    assert len(results) == page.read_text().count("<!-- tested: "), "a mark has no snippet below it"
+    return results
 
 
 def fill_in(name: str, *, url: str, model: str) -> str:

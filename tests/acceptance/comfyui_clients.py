@@ -86,7 +86,7 @@ class Clients:
 
 
 class Graphs:
-    """Creates ``graphs.json`` in ``folder``, with graphs that were never rendered before."""
+    """Creates ``graphs.json`` in ``folder``; each graph is new, so that no cache has its result."""
 
     def __init__(self, folder: Path) -> None:
         self.color = next(_colors)
@@ -123,8 +123,8 @@ def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
         yield line.split(" at ")[1].split()[0]
     finally:
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (0, "")
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
 
 
 def installed(home: Path) -> Clients:

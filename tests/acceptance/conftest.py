@@ -126,8 +126,8 @@ def _model(item: pytest.Function) -> str:
     named = callspec.params.get("model") if callspec is not None else None
     if isinstance(named, str):
         return named
-    found: str = getattr(item.cls, "MODEL", SCRIPTED)
-    return found
+    result: str = getattr(item.cls, "MODEL", SCRIPTED)
+    return result
 
 
 def _name(item: pytest.Function) -> str:

@@ -122,8 +122,8 @@ def ollama_relay(
     assert process.stdout is not None
     with process:
         try:
-            said = process.stdout.readline()
-            assert ollama_gateway.url in said
-            yield said.split(" at ")[1].split()[0]
+            line = process.stdout.readline()
+            assert ollama_gateway.url in line
+            yield line.split(" at ")[1].split()[0]
         finally:
             process.terminate()

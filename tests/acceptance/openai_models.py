@@ -143,7 +143,7 @@ def stream_data(body: bytes) -> list[bytes]:
     """Return the data of all events of a chat stream, without the final ``[DONE]``."""
     data = [frame.data for frame in FrameSplitter().feed(body) if frame.data is not None]
     assert data, body
-    return [one for one in data if one != b"[DONE]"]
+    return [item for item in data if item != b"[DONE]"]
 
 
 def _unknown(value: Any, path: str) -> Iterator[str]:

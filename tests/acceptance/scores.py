@@ -68,8 +68,8 @@ def limits_table() -> list[str]:
 def write(page: Path, name: str, lines: list[str]) -> None:
     """Replace the part of the page between the marks called ``name`` by ``lines``."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    head, found, rest = page.read_text().partition(begin)
+    head, result, rest = page.read_text().partition(begin)
     _, closed, tail = rest.partition(end)
-    if not (found and closed):
+    if not (result and closed):
         raise ValueError(f"{page} has no marks for the section {name}")
     page.write_text("\n".join([head + begin, "", *lines, "", end]) + tail)

@@ -23,13 +23,13 @@ def test_openai_agents_runs_tools_handoffs_and_continues(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
 ) -> None:
     place = [text_gateway.url, text_gateway.api_key, SCRIPTED]
-    found = run_script([text_clients.python, "agents_sdk.py", *place], tmp_path)
-    assert found["hello"] == _TEXT
-    assert found["results"] == ["sunny in Paris"]
-    assert found["answer"] == found["streamed"] == found["continued"] == _TEXT
-    assert "raw_response_event" in found["kinds"]
-    assert found["person"] == {"name": "Ada", "age": 36}
-    assert found["last_agent"] == "second"
+    result = run_script([text_clients.python, "agents_sdk.py", *place], tmp_path)
+    assert result["hello"] == _TEXT
+    assert result["results"] == ["sunny in Paris"]
+    assert result["answer"] == result["streamed"] == result["continued"] == _TEXT
+    assert "raw_response_event" in result["kinds"]
+    assert result["person"] == {"name": "Ada", "age": 36}
+    assert result["last_agent"] == "second"
 
 
 def test_codex_runs_a_command_and_reads_its_output(
@@ -69,9 +69,9 @@ def test_claude_code_answers_with_its_own_tools_offered(
         {"HOME": str(home), "MOYIN_API_KEY": text_gateway.api_key},
     )
     assert claude.returncode == 0, claude.stdout[-3000:] + claude.stderr[-2000:]
-    found = json.loads(claude.stdout.splitlines()[-1])
-    assert (found["is_error"], found["result"]) == (False, _TEXT)
-    assert found["usage"]["output_tokens"] > 0
+    result = json.loads(claude.stdout.splitlines()[-1])
+    assert (result["is_error"], result["result"]) == (False, _TEXT)
+    assert result["usage"]["output_tokens"] > 0
 
 
 def test_continue_answers(

@@ -117,7 +117,7 @@ def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic, model
 
 
 def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     @beta_tool
     def get_weather(city: str) -> str:
@@ -126,7 +126,7 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
         Args:
             city: its name
         """
-        asked.append(city)
+        requests.append(city)
         return "Sunny."
 
     runner = client.beta.messages.tool_runner(
@@ -136,7 +136,7 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
         messages=[{"role": "user", "content": "What is the weather in 'Paris'?"}],
     )
     final = runner.until_done()
-    assert asked == ["Paris"]
+    assert requests == ["Paris"]
     assert final.stop_reason == "end_turn"
 
 

@@ -40,7 +40,7 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
         "media_type": f"text/x-{secrets.token_hex(6)}",
     }
     steps = json.loads((SCENARIO / "scenario.json").read_text())["steps"]
-    given = {"url": stack.url, "key": stack.api_key, "steps": steps, "variables": variables}
+    task = {"url": stack.url, "key": stack.api_key, "steps": steps, "variables": variables}
     runner = subprocess.Popen(
         command,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "clients" / "python")},
@@ -53,7 +53,7 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
     killed: list[int] = []
     results: list[Any] = []
     try:
-        runner.stdin.write(json.dumps(given) + "\n")
+        runner.stdin.write(json.dumps(task) + "\n")
         runner.stdin.flush()
         for line in runner.stdout:
             message = json.loads(line)

@@ -102,8 +102,8 @@ def test_follow_the_events(comfy: Comfy, measured: Measured) -> None:
     assert StatusChange(status="running") in seen
     [ready] = [event for event in seen if isinstance(event, OutputReady)]
     assert ready.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
-    told = [event.value for event in seen if isinstance(event, Progress)]
-    assert told == sorted(told)
+    progress_values = [event.value for event in seen if isinstance(event, Progress)]
+    assert progress_values == sorted(progress_values)
     measured(f"comfy-sdk: a one-second graph, from submit to its last event, "
              f"{time.monotonic() - began:.1f} s")  # fmt: skip
     # Whoever comes after the end gets it at once.
@@ -143,8 +143,8 @@ def test_a_list_goes_on_from_page_to_page(comfy: Comfy) -> None:
     label = {"list": str(next(_colors))}
     graph = comfy.workflows.from_json(picture(next(_colors)))
     ids = [comfy.submit(graph, metadata=label).id for _ in range(3)]
-    found = [job.id for job in comfy.list_jobs(metadata=label, limit=2)]
-    assert found == ids[::-1]
+    results = [job.id for job in comfy.list_jobs(metadata=label, limit=2)]
+    assert results == ids[::-1]
     for job_id in ids:
         comfy.jobs.get(job_id).result()
 

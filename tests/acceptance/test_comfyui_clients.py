@@ -32,7 +32,7 @@ _PATIENCE = 120
 
 @pytest.fixture(scope="module")
 def farm(gateway: RunningStack) -> StackClient:
-    """Return a client of the farm, once a ComfyUI is ready whose nodes the tested clients list."""
+    """Return a client of the farm once a ComfyUI is ready, because the clients list its nodes."""
     plain = StackClient(gateway.url, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": _warm_up()})
     plain.wait(job, {"succeeded"}, _PATIENCE)
@@ -40,7 +40,7 @@ def farm(gateway: RunningStack) -> StackClient:
 
 
 @pytest.fixture(scope="module")
-def here(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
+def local_url(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
     """Make the farm available as a ComfyUI on this machine, and yield its URL."""
     with connected(gateway) as url:
         yield url
@@ -57,13 +57,13 @@ def graphs(tmp_path: Path) -> Graphs:
 
 
 def test_comfy_cli_runs_and_reports_progress(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = _events(_run(clients, graphs.file(tmp_path, "slow"), here), 0)
-    envelope = told[-1]
+    result = _events(_run(clients, graphs.file(tmp_path, "slow"), local_url), 0)
+    envelope = result[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
-    steps = [event["completed"] for event in told if event["type"] == "progress"]
+    steps = [event["completed"] for event in result if event["type"] == "progress"]
     assert steps and steps == sorted(steps)
     [url] = envelope["data"]["outputs"]
     with urllib.request.urlopen(url, timeout=60) as answer:
@@ -73,25 +73,25 @@ def test_comfy_cli_runs_and_reports_progress(
 
 
 def test_comfy_cli_reports_errors(
-    clients: Clients, graphs: Graphs, here: str, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, tmp_path: Path
 ) -> None:
-    told = _events(_run(clients, graphs.file(tmp_path, "broken"), here), 1)
-    assert told[-1]["error"]["code"] == "execution_error"
-    assert told[-1]["error"]["details"]["node_id"] == "3"
+    result = _events(_run(clients, graphs.file(tmp_path, "broken"), local_url), 1)
+    assert result[-1]["error"]["code"] == "execution_error"
+    assert result[-1]["error"]["details"]["node_id"] == "3"
 
 
 def test_comfy_cli_cancels(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    run = _run(clients, graphs.file(tmp_path, "long"), here)
+    run = _run(clients, graphs.file(tmp_path, "long"), local_url)
     assert run.stdout is not None
-    told = []
+    outputs = []
     for line in run.stdout:
-        told.append(json.loads(line))
-        if told[-1]["type"] == "progress":
+        outputs.append(json.loads(line))
+        if outputs[-1]["type"] == "progress":
             break
-    job = told[-1]["prompt_id"]
-    [cancelled] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(here)), 0)
+    job = outputs[-1]["prompt_id"]
+    [cancelled] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0)
     assert cancelled["ok"]
     rest = _events(run, 130)
     assert rest[-1]["error"]["code"] == "cancelled"
@@ -99,84 +99,84 @@ def test_comfy_cli_cancels(
 
 
 def test_comfy_api_simplified(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.python("simplified.py", here, str(tmp_path))
+    result = clients.python("simplified.py", local_url, str(tmp_path))
     _is_picture(tmp_path / "picture.png", graphs.color, height=16)
     _is_inverted(tmp_path / "inverted.png", graphs.color, height=16)
-    assert told["kept"].pop("artifact_id").startswith("art_")
-    assert told["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
-    _made(farm, told["job"])
+    assert result["kept"].pop("artifact_id").startswith("art_")
+    assert result["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
+    _made(farm, result["job"])
 
 
 def test_comfy_api_client(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.python("api_client.py", here, str(tmp_path))
-    assert told["page"].startswith("<!doctype html>")
+    result = clients.python("api_client.py", local_url, str(tmp_path))
+    assert result["page"].startswith("<!doctype html>")
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
-    assert told["name"].startswith("client_")
-    assert told["devices"]
-    assert told["job"] in told["completed"]
-    assert "execution_error" in told["error"]
-    _made(farm, told["job"])
-    farm.wait(told["long"], {"cancelled"}, _PATIENCE)
+    assert result["name"].startswith("client_")
+    assert result["devices"]
+    assert result["job"] in result["completed"]
+    assert "execution_error" in result["error"]
+    _made(farm, result["job"])
+    farm.wait(result["long"], {"cancelled"}, _PATIENCE)
 
 
 def test_comfyapi_finds_the_newest_file_of_a_name(
-    clients: Clients, graphs: Graphs, here: str, farm: StackClient, tmp_path: Path
+    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.python("api_manager.py", here, str(tmp_path))
+    result = clients.python("api_manager.py", local_url, str(tmp_path))
     _is_picture(tmp_path / "older.png", graphs.color)
     _is_inverted(tmp_path / "newer.png", graphs.color)
-    assert set(told["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
-    assert told["errors"] == []
-    assert "Execution failed" in told["error"]
-    for job in told["jobs"]:
+    assert set(result["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
+    assert result["errors"] == []
+    assert "Execution failed" in result["error"]
+    for job in result["jobs"]:
         _made(farm, job)
 
 
 def test_comfyui_xy(
     clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
+    result = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
-    assert told["size"] == [WIDTH, HEIGHT]
-    assert told["nodes"] == ["EmptyImage"]
-    assert told["interrupted"] is True
-    assert "execution_interrupted" in told["messages"]
-    assert farm.job(told["long"])["status"] == "cancelled"
+    assert result["size"] == [WIDTH, HEIGHT]
+    assert result["nodes"] == ["EmptyImage"]
+    assert result["interrupted"] is True
+    assert "execution_interrupted" in result["messages"]
+    assert farm.job(result["long"])["status"] == "cancelled"
 
 
 def test_comfy_script(
     clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
+    result = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
-    _made(farm, told["made"])
-    assert told["outputs"] == []
-    assert farm.job(told["long"])["status"] == "cancelled"
+    _made(farm, result["made"])
+    assert result["outputs"] == []
+    assert farm.job(result["long"])["status"] == "cancelled"
 
 
 def test_the_npm_sdk(
     clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
-    told = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
+    result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
-    first, _, again, long = told["pending"]
+    first, _, again, long = result["pending"]
     _made(farm, first)
     _made(farm, again)
-    assert [value for node, value, _ in told["progress"] if node == "3"]
-    assert told["again"] == 1
-    assert told["long"] is False
+    assert [value for node, value, _ in result["progress"] if node == "3"]
+    assert result["again"] == 1
+    assert result["long"] is False
     # It looks at the queue now and then, and may do so just when the job has left it.
     interrupted, missing = "The execution was interrupted!", "The job went missing!"
-    assert set(told["failed"]) in ({interrupted}, {interrupted, missing}, {missing})
+    assert set(result["failed"]) in ({interrupted}, {interrupted, missing}, {missing})
     assert farm.job(long)["status"] == "cancelled"
-    assert told["stats"]["system"]["comfyui_version"]
+    assert result["stats"]["system"]["comfyui_version"]
 
 
 def _run(clients: Clients, workflow: str, url: str) -> subprocess.Popen[str]:
@@ -212,15 +212,15 @@ def _parts(color: int) -> tuple[int, int, int]:
 
 
 def _made(farm: StackClient, job_id: str) -> None:
-    """Assert that the client's prompt is also a normal job of the farm."""
+    """Assert that the prompt of a ComfyUI client is also listed as a job of the farm."""
     job = farm.job(job_id)
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
 
 
 def _warm_up() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
-    saved = {"images": ["1", 0], "filename_prefix": "warm"}
+    inputs = {"images": ["1", 0], "filename_prefix": "warm"}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},
-        "2": {"class_type": "SaveImage", "inputs": saved},
+        "2": {"class_type": "SaveImage", "inputs": inputs},
     }

@@ -51,11 +51,11 @@ _ICONS = """async () => Promise.all(
 
 
 class FrontendPage:
-    """A signed-in page; ``told`` contains the messages that its WebSocket has received."""
+    """A signed-in page; ``messages`` contains the messages that its WebSocket has received."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.told: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         page.on("websocket", self._listen)
 
     def read_profile(self, graph: dict[str, Any]) -> None:
@@ -67,11 +67,11 @@ class FrontendPage:
     def hear(self, kind: str) -> None:
         """Wait for a WebSocket message of this type."""
         for _ in range(_PATIENCE * 10):
-            if any(message["type"] == kind for message in self.told):
+            if any(message["type"] == kind for message in self.messages):
                 return
             self.page.wait_for_timeout(100)
         raise AssertionError(
-            f"no message of type {kind} among {[message['type'] for message in self.told]}"
+            f"no message of type {kind} among {[message['type'] for message in self.messages]}"
         )
 
     def _listen(self, socket: WebSocket) -> None:
@@ -79,7 +79,7 @@ class FrontendPage:
 
     def _hear(self, frame: str | bytes) -> None:
         if isinstance(frame, str):
-            self.told.append(json.loads(frame))
+            self.messages.append(json.loads(frame))
 
 
 @pytest.fixture(params=[_OWN, _NEWER])
@@ -130,7 +130,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
     frontend.read_profile(picture(color))
     frontend.run()
     frontend.hear("execution_success")
-    kinds = [message["type"] for message in frontend.told]
+    kinds = [message["type"] for message in frontend.messages]
     assert {"status", "execution_start", "progress_state", "executing", "executed"} <= set(kinds)
     frontend.page.wait_for_function(f"({_SHOWN})().length === 1")
     [(icon, *answer)] = frontend.page.evaluate(_ICONS)
@@ -145,6 +145,8 @@ def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningS
     frontend.hear("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()
     frontend.hear("execution_interrupted")
-    [asked] = [m["data"]["prompt_id"] for m in frontend.told if m["type"] == "execution_start"]
+    [prompt_id] = [
+        m["data"]["prompt_id"] for m in frontend.messages if m["type"] == "execution_start"
+    ]
     plain = StackClient(gateway.url, gateway.api_key)
-    plain.wait(asked, {"cancelled"}, _PATIENCE)
+    plain.wait(prompt_id, {"cancelled"}, _PATIENCE)

@@ -58,15 +58,18 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     complaints: list[str] = []
 
     def note(request: Request) -> None:
         if not request.url.startswith("data:"):
-            asked.append(request.url)
+            requests.append(request.url)
 
     page.on("request", note)
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type == "error" else None,
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(f"http://{_HOST}:{port}/accounts/docs")
     health = page.locator(".opblock", has_text=re.compile(r"/healthz"))
@@ -75,8 +78,8 @@ def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
     health.get_by_role("button", name="Execute").click()
     expect(health.locator(".live-responses-table")).to_contain_text('"status": "ok"')
     assert complaints == []
-    assert {urlsplit(url).netloc for url in asked} == {f"{_HOST}:{port}"}
-    assert {urlsplit(url).path.removeprefix("/accounts/") for url in asked} == {
+    assert {urlsplit(url).netloc for url in requests} == {f"{_HOST}:{port}"}
+    assert {urlsplit(url).path.removeprefix("/accounts/") for url in requests} == {
         "docs", "docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json", "healthz",
     }  # fmt: skip
 

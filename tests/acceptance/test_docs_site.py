@@ -123,9 +123,9 @@ def test_pages_fit_and_ask_no_other_host(
 ) -> None:
     context = browser.new_context(viewport=size, color_scheme=scheme)
     page = context.new_page()
-    asked: list[str] = []
+    requests: list[str] = []
     complaints: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requests.append(request.url))
     page.on(
         "console", lambda entry: complaints.append(entry.text) if entry.type == "error" else None
     )
@@ -138,7 +138,7 @@ def test_pages_fit_and_ask_no_other_host(
         assert _brightness(page) > 200 if scheme == "light" else _brightness(page) < 60
     context.close()
     assert complaints == []
-    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
 
 def _brightness(page: Page) -> float:

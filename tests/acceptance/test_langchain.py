@@ -45,7 +45,7 @@ async def _close_clients() -> AsyncIterator[None]:
 
 
 class _Suite(ChatModelIntegrationTests):
-    """LangChain's unchanged tests; its properties declare the abilities of the model."""
+    """LangChain's unchanged tests; the properties below declare the abilities of the model."""
 
     MODEL: ClassVar[str] = SCRIPTED
     text_gateway: TextGateway

@@ -61,7 +61,7 @@ async def test_call_that_a_full_host_refuses_is_answered_by_another(
                     assert call.headers["x-moyin-route"] == "fallback after overloaded"
 
 
-async def test_refusal_of_the_only_host_says_when_to_call_again(
+async def test_refusal_of_the_only_host_has_retry_after(
     small_ollama_server: OllamaServer, tmp_path: Path
 ) -> None:
     host = small_ollama_server
@@ -121,16 +121,16 @@ async def test_a_killed_host_ends_its_streams_only(
             streams["gpu-0"].close()
             # The dead host is left out.
             for _ in range(3):
-                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as found:
-                    assert (found.status, _host(found)) == (200, "gpu-0")
+                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as result:
+                    assert (result.status, _host(result)) == (200, "gpu-0")
             small_ollama_server.start()
 
             async def are_both_used() -> bool:
                 with suppress(aiohttp.ClientResponseError):
-                    found = await _open_two(http, num_predict=32)
-                    for response in found:
+                    result = await _open_two(http, num_predict=32)
+                    for response in result:
                         response.close()
-                    return {_host(response) for response in found} == {"gpu-0", "gpu-1"}
+                    return {_host(response) for response in result} == {"gpu-0", "gpu-1"}
                 return False
 
             await eventually(are_both_used, 240)
@@ -144,10 +144,9 @@ def _ask(*, stream: bool = False, **options: Any) -> dict[str, Any]:
 async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
     """Fill the host's queue, so that it refuses calls that need another context length.
 
-    An Ollama host does not refuse calls to a model as it is loaded: they wait at the model. Its
-    queue holds calls that need a model loaded first. The calls here need another context length, so
-    the model must be loaded again for them, and the host waits with that until the running call
-    ends.
+    An Ollama host queues a call only if a model must be loaded for it; calls to a loaded model wait
+    at the model. The calls here need another context length, for which the model must be loaded
+    again once the running call has ended.
     """
     async with (
         aiohttp.ClientSession(host.url) as http,
@@ -155,8 +154,8 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
         asyncio.TaskGroup() as tasks,
     ):
 
-        async def call(**more: Any) -> aiohttp.ClientResponse:
-            response = await http.post("/api/generate", json=_ask(**more))
+        async def call(**kwargs: Any) -> aiohttp.ClientResponse:
+            response = await http.post("/api/generate", json=_ask(**kwargs))
             opened.callback(response.close)
             await response.content.readline()
             return response
@@ -191,16 +190,16 @@ async def _load(host: OllamaServer, *, is_loaded: bool) -> None:
 
 
 async def _list_loaded(host: OllamaServer) -> list[Any]:
-    found: list[Any] = (await asyncio.to_thread(host.call, "GET", "/api/ps"))["models"]
-    return found
+    results: list[Any] = (await asyncio.to_thread(host.call, "GET", "/api/ps"))["models"]
+    return results
 
 
 async def _is_chosen(http: aiohttp.ClientSession, host: str) -> bool:
-    """Return whether a call would be routed to the host, without a call that loads the model."""
+    """Return True if a call would be routed to the host; a dry run loads no model."""
     body = {"model": CHAT, "messages": [_HELLO], "max_tokens": 1}
     async with http.post("/v1/route", json=body) as response:
-        found: bool = (await response.json())["chosen"]["backend"] == host
-        return found
+        result: bool = (await response.json())["chosen"]["backend"] == host
+        return result
 
 
 def _host(response: aiohttp.ClientResponse) -> str:

@@ -93,13 +93,13 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
     began = time.monotonic()
     bare, bare_output = _run(ollama_server.url, pattern)
     between = time.monotonic()
-    found, output = _run(ollama_relay, pattern)
+    result, output = _run(ollama_relay, pattern)
     ended = time.monotonic()
     measured(
-        f"{len(found)} of Ollama's own tests through the gateway: {ended - between:.0f} s, "
+        f"{len(result)} of Ollama's own tests through the gateway: {ended - between:.0f} s, "
         f"{len(bare)} on the bare server: {between - began:.0f} s"
     )
-    assert found >= bare, output[-20_000:]
+    assert result >= bare, output[-20_000:]
     assert bare >= set(tests), bare_output[-20_000:]
 
 

@@ -24,10 +24,10 @@ def ollama_program(ollama_server: OllamaServer, ollama_relay: str) -> Program:
 
 def test_list(ollama_program: Program, ollama_server: OllamaServer) -> None:
     own = ollama_server.run("list").splitlines()
-    found = ollama_program("list").splitlines()
-    assert {line.split()[0] for line in found} >= {"NAME", f"{CHAT}:latest", TOOLS}
+    result = ollama_program("list").splitlines()
+    assert {line.split()[0] for line in result} >= {"NAME", f"{CHAT}:latest", TOOLS}
     # Name, digest and size as on the host.
-    assert {tuple(line.split()[:4]) for line in own} <= {tuple(line.split()[:4]) for line in found}
+    assert {tuple(line.split()[:4]) for line in own} <= {tuple(line.split()[:4]) for line in result}
 
 
 def test_show(ollama_program: Program, ollama_server: OllamaServer) -> None:

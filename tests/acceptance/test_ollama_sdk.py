@@ -132,8 +132,8 @@ def test_thinking_is_separate_from_text(client: ollama.Client) -> None:
 
 
 def test_texts_become_vectors(client: ollama.Client) -> None:
-    found = client.embed(VECTORS, ["fox", "hound"])
-    assert [list(vector) for vector in found.embeddings] == [[3, ord("f")], [5, ord("h")]]
+    vectors = client.embed(VECTORS, ["fox", "hound"])
+    assert [list(vector) for vector in vectors.embeddings] == [[3, ord("f")], [5, ord("h")]]
     [one] = client.embed(VECTORS, "fox").embeddings
     assert list(client.embeddings(VECTORS, "hound").embedding) == [5, ord("h")]
     assert list(one) == [3, ord("f")]

@@ -60,9 +60,9 @@ def test_answers_are_the_servers_own(
     own = ollama_server.call("POST", f"/api/{path}", body)
     response = ollama_gateway.call("POST", f"/api/{path}", body)
     assert response.status_code == 200, response.text
-    found = response.json()
-    assert _settled(found) == _settled(own)
-    assert found["eval_duration"] > 0
+    result = response.json()
+    assert _settled(result) == _settled(own)
+    assert result["eval_duration"] > 0
     pieces = [
         json.loads(line)
         for line in ollama_gateway.call(
@@ -97,9 +97,9 @@ def test_a_schema_is_kept(client: ollama.Client) -> None:
 def test_vectors_are_the_hosts_own(client: ollama.Client, ollama_server: OllamaServer) -> None:
     texts = ["fox", "the hound"]
     own = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": texts})
-    found = client.embed(CHAT, texts)
-    assert [list(vector) for vector in found.embeddings] == own["embeddings"]
-    assert found.prompt_eval_count == own["prompt_eval_count"]
+    vectors = client.embed(CHAT, texts)
+    assert [list(vector) for vector in vectors.embeddings] == own["embeddings"]
+    assert vectors.prompt_eval_count == own["prompt_eval_count"]
     old = ollama_server.call("POST", "/api/embeddings", {"model": CHAT, "prompt": "fox"})
     assert list(client.embeddings(CHAT, "fox").embedding) == pytest.approx(old["embedding"])
 
@@ -118,8 +118,8 @@ def test_models_are_loaded_and_unloaded(
     for keep_alive, reason in (("30m", "load"), (0, "unload")):
         body = {"model": CHAT, "keep_alive": keep_alive, "stream": stream}
         [line] = ollama_gateway.call("POST", f"/api/{path}", body).text.splitlines()
-        found = json.loads(line)
-        assert (found["done"], found["done_reason"], found["model"]) == (True, reason, CHAT)
+        result = json.loads(line)
+        assert (result["done"], result["done_reason"], result["model"]) == (True, reason, CHAT)
         # An unload ends when the runner has.
         _wait_until(ollama_server, is_loaded=reason == "load")
 
@@ -128,8 +128,8 @@ def test_models_are_described_as_the_server_does(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
     own = {model["name"]: model for model in ollama_server.call("GET", "/api/tags")["models"]}
-    found = ollama_gateway.call("GET", "/api/tags").json()["models"]
-    for model in found:
+    result = ollama_gateway.call("GET", "/api/tags").json()["models"]
+    for model in result:
         if model["name"] in own:
             real = own.pop(model["name"])
             # The host tells this in /api/show only.
@@ -161,18 +161,18 @@ def test_the_loaded_model_is_followed(
         models = ollama_gateway.call("GET", "/api/ps").json()["models"]
         return next((model for model in models if model["name"] == own["name"]), None)
 
-    found = eventually_blocking(find, SOON)
+    result = eventually_blocking(find, SOON)
     for member in ("size", "size_vram", "context_length", "digest", "details"):
-        assert found[member] == own[member], member
+        assert result[member] == own[member], member
     ollama_server.call("POST", "/api/generate", load | {"keep_alive": 0})
     eventually_blocking(lambda: find() is None, SOON)
 
 
 @pytest.mark.parametrize("name", [CHAT, f"{CHAT}:latest", TOOLS])
-def test_answers_have_the_name_that_was_asked_for(client: ollama.Client, name: str) -> None:
+def test_answers_contain_the_requested_model_name(client: ollama.Client, name: str) -> None:
     options = {"num_predict": 1}
     assert client.chat(name, [HELLO], options=options).model == name
-    assert [one.model for one in client.generate(name, "Hi", options=options, stream=True)][
+    assert [item.model for item in client.generate(name, "Hi", options=options, stream=True)][
         -1
     ] == name
     assert client.embed(name, "fox").model == name
@@ -180,8 +180,8 @@ def test_answers_have_the_name_that_was_asked_for(client: ollama.Client, name: s
 
 def test_the_server_is_alive(ollama_gateway: OllamaGateway, ollama_server: OllamaServer) -> None:
     own = httpx.get(ollama_server.url)
-    found = ollama_gateway.call("GET", "/")
-    assert (found.status_code, found.text) == (own.status_code, own.text)
+    result = ollama_gateway.call("GET", "/")
+    assert (result.status_code, result.text) == (own.status_code, own.text)
     assert ollama_gateway.call("HEAD", "/").status_code == 200
 
 
@@ -195,9 +195,9 @@ def test_errors_are_as_the_servers(
 ) -> None:
     body = {"model": "gone", "messages": [HELLO]}
     own = httpx.post(f"{ollama_server.url}/api/chat", json=body)
-    found = ollama_gateway.call("POST", "/api/chat", body)
-    assert found.status_code == own.status_code == 404
-    assert isinstance(found.json()["error"], str)
+    result = ollama_gateway.call("POST", "/api/chat", body)
+    assert result.status_code == own.status_code == 404
+    assert isinstance(result.json()["error"], str)
 
 
 def test_models_are_found_and_forgotten(
@@ -241,20 +241,20 @@ def test_openais_clients_get_logprobs(
         [choice] = client.chat.completions.create(**ask).choices
         chunks = list(client.chat.completions.create(**ask, stream=True))
     assert choice.logprobs is not None
-    found = choice.logprobs.content or []
-    assert [one.token for one in found] == [one["token"] for one in own["logprobs"]]
-    assert [one.logprob for one in found] == pytest.approx(
-        [one["logprob"] for one in own["logprobs"]], abs=1e-3
+    result = choice.logprobs.content or []
+    assert [item.token for item in result] == [item["token"] for item in own["logprobs"]]
+    assert [item.logprob for item in result] == pytest.approx(
+        [item["logprob"] for item in own["logprobs"]], abs=1e-3
     )
-    assert all(len(one.top_logprobs) == 2 for one in found)
+    assert all(len(item.top_logprobs) == 2 for item in result)
     streamed = [
-        one.token
+        item.token
         for chunk in chunks
         for part in chunk.choices
         if part.logprobs is not None
-        for one in part.logprobs.content or ()
+        for item in part.logprobs.content or ()
     ]
-    assert streamed == [one.token for one in found]
+    assert streamed == [item.token for item in result]
 
 
 def test_the_package_of_npm(
@@ -265,29 +265,29 @@ def test_the_package_of_npm(
 ) -> None:
     # Node.js looks for packages beside the script.
     (tmp_path / "node_modules").symlink_to(text_clients.require_node())
-    found = run_script(
+    result = run_script(
         ["node", "ollama.mjs", ollama_gateway.ollama_url, ollama_gateway.api_key, CHAT], tmp_path
     )
     options = {"temperature": 0, "num_predict": 4}
     ask = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
     own = ollama_server.call("POST", "/api/chat", ask)
-    assert found["chat"] == found["streamed"] == own["message"]["content"]
-    assert (found["name"], found["logprobs"]) == (CHAT, 4)
-    assert found["generated"]
+    assert result["chat"] == result["streamed"] == own["message"]["content"]
+    assert (result["name"], result["logprobs"]) == (CHAT, 4)
+    assert result["generated"]
     vectors = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": "fox"})
-    assert found["embeddings"] == vectors["embeddings"]
-    assert len(found["embedding"]) == len(found["embeddings"][0])
-    assert "completion" in found["capabilities"]
-    assert found["pulled"] == "success"
-    assert f"{CHAT}:latest" in found["listed"]
-    assert found["version"] == ollama_server.call("GET", "/api/version")["version"]
+    assert result["embeddings"] == vectors["embeddings"]
+    assert len(result["embedding"]) == len(result["embeddings"][0])
+    assert "completion" in result["capabilities"]
+    assert result["pulled"] == "success"
+    assert f"{CHAT}:latest" in result["listed"]
+    assert result["version"] == ollama_server.call("GET", "/api/version")["version"]
 
 
 def _settled(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer without its durations, and with rounded numbers."""
-    kept = {name: value for name, value in answer.items() if name not in _TIMES}
+    members = {name: value for name, value in answer.items() if name not in _TIMES}
     rounded: dict[str, Any] = json.loads(
-        json.dumps(kept), parse_float=lambda text: round(float(text), 3)
+        json.dumps(members), parse_float=lambda text: round(float(text), 3)
     )
     return rounded
 

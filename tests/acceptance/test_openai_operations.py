@@ -62,9 +62,9 @@ def test_moderation_of_a_picture(client: openai.OpenAI) -> None:
 
 def test_a_picture_by_url_is_not_fetched(client: openai.OpenAI) -> None:
     picture: Any = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.moderations.create(model="omni-moderation-latest", input=[picture])
-    assert (caught.value.code, caught.value.param) == (
+    assert (exc_info.value.code, exc_info.value.param) == (
         "unsupported_feature",
         "input.0.image_url.url",
     )
@@ -88,7 +88,9 @@ def test_speech_as_events(http: httpx.Client) -> None:
     assert cost == ": x-moyin-cost-usd=0.000045"
 
 
-def test_a_transcription_costs_what_the_back_end_counted(client: openai.OpenAI) -> None:
+def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
+    client: openai.OpenAI,
+) -> None:
     raw = client.audio.transcriptions.with_raw_response.create(
         model="whisper", file=("hello.wav", wav(2)), prompt="Weather.", temperature=0
     )
@@ -198,7 +200,7 @@ def test_a_reranking_in_the_format_of_cohere(http: httpx.Client) -> None:
     assert answer.json()["meta"]["billed_units"]["search_units"] == 3
 
 
-def test_a_model_shows_what_it_can_do(client: openai.OpenAI) -> None:
+def test_the_model_list_shows_the_abilities_of_each_model(client: openai.OpenAI) -> None:
     whisper: Any = client.models.retrieve("whisper")
     assert whisper.abilities == ["transcription", "translation"]
     chat: Any = client.models.retrieve("scripted")
@@ -206,9 +208,9 @@ def test_a_model_shows_what_it_can_do(client: openai.OpenAI) -> None:
 
 
 def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.audio.speech.create(model="whisper", voice="alloy", input="Hi.")
-    assert (caught.value.code, caught.value.param) == ("unsupported_feature", "model")
+    assert (exc_info.value.code, exc_info.value.param) == ("unsupported_feature", "model")
     with pytest.raises(openai.NotFoundError) as missing:
         client.audio.speech.create(model="nothing", voice="alloy", input="Hi.")
     assert missing.value.code == "model_not_found"
@@ -219,11 +221,11 @@ def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
 
 
 def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.audio.transcriptions.create(
             model="whisper", file=("a.wav", wav(1)), extra_body={"response_format": "midi"}
         )
-    assert caught.value.code == "backend_rejected"
+    assert exc_info.value.code == "backend_rejected"
 
 
 def _check_strictly(shape: Any, value: Any) -> None:

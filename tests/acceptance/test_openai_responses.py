@@ -136,10 +136,10 @@ def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) 
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match=first.id):
         client.responses.retrieve(first.id)
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.responses.create(model=LLAMA, input="?", previous_response_id=second.id)
-    assert caught.value.code == "previous_response_not_found"
-    assert caught.value.param == "previous_response_id"
+    assert exc_info.value.code == "previous_response_not_found"
+    assert exc_info.value.param == "previous_response_id"
 
 
 def test_items_of_a_stored_answer_are_named_by_their_ids(client: openai.OpenAI) -> None:
@@ -150,21 +150,21 @@ def test_items_of_a_stored_answer_are_named_by_their_ids(client: openai.OpenAI) 
     assert answer.usage is not None and first.usage is not None
     assert answer.usage.input_tokens > first.usage.input_tokens
     unknown: Any = {"type": "item_reference", "id": "msg_" + "0" * 32 + "_0"}
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.responses.create(model=LLAMA, input=[question, unknown])
-    assert caught.value.param == "input.1.id"
+    assert exc_info.value.param == "input.1.id"
 
 
-def test_an_answer_is_not_stored_if_the_client_says_so(client: openai.OpenAI) -> None:
+def test_an_answer_is_not_stored_if_the_client_forbids_it(client: openai.OpenAI) -> None:
     response = client.responses.create(model=SCRIPTED, input="hi", store=False)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(response.id)
 
 
 def test_a_tool_that_no_back_end_has_is_refused_by_name(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="web_search") as caught:
+    with pytest.raises(openai.BadRequestError, match="web_search") as exc_info:
         client.responses.create(model=SCRIPTED, input="hi", tools=[WEB_SEARCH])
-    assert caught.value.param == "tools.0.type"
+    assert exc_info.value.param == "tools.0.type"
 
 
 async def test_a_stream_is_cancelled(text_gateway: TextGateway) -> None:

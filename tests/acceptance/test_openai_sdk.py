@@ -89,11 +89,11 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: st
     assert not any(reasons[:-1])
     assert [event.usage for event in events if event.usage][-1] is not None
     for event in events:
-        told = event.model_dump()
-        for one in told["choices"]:
+        event_body = event.model_dump()
+        for item in event_body["choices"]:
             # OpenAI too sends null until the end, for which its SDK's type has no place.
-            one["finish_reason"] = one["finish_reason"] or "stop"
-        Completion.model_validate(told, strict=True)
+            item["finish_reason"] = item["finish_reason"] or "stop"
+        Completion.model_validate(event_body, strict=True)
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -121,9 +121,9 @@ def test_members_that_a_chat_lacks_are_refused_by_name(
     client: openai.OpenAI, model: str, changes: dict[str, Any], field: str
 ) -> None:
     ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.completions.create(**ask)
-    assert (caught.value.param, caught.value.code) == (field, "unsupported_feature")
+    assert (exc_info.value.param, exc_info.value.code) == (field, "unsupported_feature")
 
 
 def test_several_prompts_and_token_numbers_reach_llama_cpp(client: openai.OpenAI) -> None:
@@ -224,9 +224,9 @@ def test_reasoning_is_counted(client: openai.OpenAI) -> None:
 
 
 def test_texts_become_vectors(client: openai.OpenAI) -> None:
-    found = client.embeddings.create(model=VECTORS, input=["fox", "hound"])
-    assert [row.embedding for row in found.data] == [[3, ord("f")], [5, ord("h")]]
-    assert found.usage.prompt_tokens > 0
+    vectors = client.embeddings.create(model=VECTORS, input=["fox", "hound"])
+    assert [row.embedding for row in vectors.data] == [[3, ord("f")], [5, ord("h")]]
+    assert vectors.usage.prompt_tokens > 0
 
 
 def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:

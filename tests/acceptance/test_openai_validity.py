@@ -132,8 +132,8 @@ async def test_answers_on_every_wire(tmp_path: Path) -> None:
             )
         listed = from_json(await caller.get("models"))
         assert listed["object"] == "list"
-        for one in listed["data"]:
-            check(MODEL, await caller.get(f"models/{one['id']}"), MODEL_EXTENSIONS)
+        for item in listed["data"]:
+            check(MODEL, await caller.get(f"models/{item['id']}"), MODEL_EXTENSIONS)
 
 
 @pytest.mark.parametrize("model", ALL)

@@ -134,8 +134,8 @@ def test_a_page_follows_a_render_and_shows_it(
     client = StackClient(gateway.url, gateway.api_key)
     job = client.submit({"kind": "render", "workflow": _graph()})
     token = _post(gateway, f"/jobs/{job}/token", {"expires_in": 900})["token"]
-    asked: list[Request] = []
-    page.on("request", lambda request: asked.append(request))
+    requests: list[Request] = []
+    page.on("request", lambda request: requests.append(request))
     _, snippet = list_snippets(_DOCS)["page"]
     page.evaluate(
         "values => Object.assign(window, values)",
@@ -158,7 +158,7 @@ def test_a_page_follows_a_render_and_shows_it(
     assert seen["previews"] >= 1
     previews = [source for source in seen["sources"] if "/preview?" in source]
     assert len(previews) >= 2 and len(set(previews)) == len(previews)
-    for request in asked:
+    for request in requests:
         assert "authorization" not in request.headers and "x-api-key" not in request.headers
         assert token not in request.headers.get("referer", "")
         assert gateway.api_key not in request.url

@@ -88,16 +88,16 @@ async def test_a_tool_and_then_the_answer(
 ) -> None:
     async with _open_model(text_gateway, through, model) as llm:
         agent = Agent(llm, retries=0)
-        asked: list[str] = []
+        requests: list[str] = []
 
         def get_weather(city: str) -> str:
             """Return the weather of a city."""
-            asked.append(city)
+            requests.append(city)
             return "Sunny."
 
         agent.tool_plain(get_weather)
         result = await agent.run("What is the weather in 'Paris'?")
-        assert asked == ["Paris"]
+        assert requests == ["Paris"]
         assert result.output
 
 

@@ -91,10 +91,10 @@ def test_an_unknown_model_is_an_error_of_the_clients_own_protocol(
     else:
         with (
             openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client,
-            pytest.raises(openai.NotFoundError) as caught,
+            pytest.raises(openai.NotFoundError) as exc_info,
         ):
             client.chat.completions.create(model="gpt-2", messages=[HELLO])
-        assert caught.value.code == "model_not_found"
+        assert exc_info.value.code == "model_not_found"
 
 
 def test_a_wrong_key_is_refused(gateway: RunningStack) -> None:

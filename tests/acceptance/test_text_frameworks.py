@@ -115,8 +115,8 @@ def found_by_haystack(
 
 def _run(program: str, script: str, text_gateway: TextGateway, folder: Path) -> Found:
     place = [text_gateway.url, text_gateway.api_key, SCRIPTED, VECTORS]
-    found: Found = run_script([program, script, *place], folder)
-    return found
+    result: Found = run_script([program, script, *place], folder)
+    return result
 
 
 class TestAiSdk:

@@ -87,7 +87,7 @@ def test_the_example_renders_a_photo(gateway_of_page: ScriptedGateway, tmp_path:
     }  # fmt: skip
 
 
-def test_the_example_shows_what_is_wrong(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
+def test_the_example_shows_the_error(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
     gateway_of_page.script("POST", "/jobs", problem(400, "invalid_request", field="inputs.seed"))
     done = run_example(gateway_of_page, tmp_path)
     assert done.returncode == 1

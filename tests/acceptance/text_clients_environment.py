@@ -49,7 +49,7 @@ class TextClients:
 
 
 def install_text_clients() -> TextClients:
-    """Install the clients unless that was done before; skip the test if it is impossible."""
+    """Install the clients if they are missing; skip the test if they cannot be installed."""
     install = subprocess.run(
         [str(ROOT / "scripts" / "text_clients.sh")],
         env={**os.environ, "PYTHON": sys.executable},

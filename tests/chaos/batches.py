@@ -48,7 +48,7 @@ class MockModel:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.asked = Counter[str]()
+        self.calls_by_text = Counter[str]()
         self.url = ""
 
     @contextmanager
@@ -75,7 +75,7 @@ class MockModel:
 
     async def _chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
-        self.asked[text] += 1
+        self.calls_by_text[text] += 1
         await asyncio.sleep(self.seconds)
         if text.endswith("refused"):
             error = {"message": "refused", "type": "invalid_request_error"}
@@ -137,15 +137,15 @@ class BatchRun:
         deadline = time.monotonic() + 240
         while True:
             try:
-                found = httpx.get(
+                result = httpx.get(
                     f"{self.gateway.url}/v1/batches/{self.id}",
                     headers={"authorization": f"Bearer {self.gateway.api_key}"},
                     timeout=10,
                 )
-                if found.status_code == 200:
-                    batch: dict[str, Any] = found.json()
+                if result.status_code == 200:
+                    batch: dict[str, Any] = result.json()
                     return batch
-                assert found.status_code >= 500, found.text
+                assert result.status_code >= 500, result.text
             except httpx.HTTPError:
                 pass
             assert time.monotonic() < deadline, "nobody answers"
@@ -179,7 +179,7 @@ class BatchRun:
 
     def check(self, model: MockModel) -> None:
         """Assert that each line has one result, and that each answer is billed once."""
-        batch = self.wait(lambda found: found["status"] in _ENDED, 600)
+        batch = self.wait(lambda state: state["status"] in _ENDED, 600)
         refused = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
         assert batch["status"] == "completed", batch
         counts = {"total": self.lines, "failed": len(refused)}
@@ -191,9 +191,11 @@ class BatchRun:
         assert {line["custom_id"] for line in answered} == {
             f"line-{n}" for n in range(1, self.lines + 1)
         } - refused
-        asked = {text: n for text, n in model.asked.items() if text.startswith("line")}
-        assert len(asked) == self.lines
-        self.repeated = sum(asked.values()) - self.lines
+        call_counts = {
+            text: n for text, n in model.calls_by_text.items() if text.startswith("line")
+        }
+        assert len(call_counts) == self.lines
+        self.repeated = sum(call_counts.values()) - self.lines
         requests = {line["response"]["request_id"] for line in answered}
         rows = self._read_ledger()
         complete = [(request_id, cost) for request_id, cost, is_complete in rows if is_complete]
@@ -201,13 +203,13 @@ class BatchRun:
         assert {cost for _, cost in complete} == {_NANO_USD}
 
     def _read(self, file_id: str) -> list[dict[str, Any]]:
-        found = httpx.get(
+        result = httpx.get(
             f"{self.gateway.url}/v1/files/{file_id}/content",
             headers={"authorization": f"Bearer {self.gateway.api_key}"},
             timeout=60,
         )
-        assert found.status_code == 200, found.text
-        return [json.loads(line) for line in found.content.splitlines()]
+        assert result.status_code == 200, result.text
+        return [json.loads(line) for line in result.content.splitlines()]
 
     def _read_ledger(self) -> list[tuple[str, int, bool]]:
         with closing(sqlite3.connect(self.gateway.data / "moyin.db")) as connection:
@@ -294,7 +296,7 @@ def main() -> int:
             if options.measure_only:
                 return 0
             model.seconds, began = options.slow, time.monotonic()
-            model.asked.clear()
+            model.calls_by_text.clear()
             run = BatchRun(gateway=gateway, lines=options.lines)
             run.submit(place)
             run.kill_all(options.parts or BATCH_PARTS)

@@ -39,8 +39,8 @@ class StackClient:
                 time.sleep(0.2)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._call("GET", f"/jobs/{job_id}")
-        return found
+        results: dict[str, Any] = self._call("GET", f"/jobs/{job_id}")
+        return results
 
     def artifact(self, url: str) -> bytes:
         return self._raw("GET", url)

@@ -51,7 +51,7 @@ _MAX_ERROR = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The amounts of work; ``every`` is the number of seconds between kills."""
+    """The amount of work to run; ``every`` is the number of seconds between kills."""
 
     seconds: float = 3600.0
     actors: int = 4
@@ -143,14 +143,14 @@ def _compare(report: Report) -> None:
 
 
 async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) -> None:
-    left, number = plan.seconds, 0
+    remaining_seconds, number = plan.seconds, 0
     async with asyncio.TaskGroup() as group:
         # As many at once as the pool's window and actors hold.
         slots = asyncio.Semaphore(4 * plan.actors)
-        while left > 0:
+        while remaining_seconds > 0:
             await slots.acquire()
             seconds, kind = round(dice.uniform(*plan.lengths), 2), dice.random()
-            left -= seconds
+            remaining_seconds -= seconds
             number += 1
             job = _run_job(client, plan, number, seconds, kind)
             group.create_task(job).add_done_callback(lambda _: slots.release())
@@ -252,11 +252,13 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
     while True:
         for name in KILLS:
             await asyncio.sleep(plan.every)
-            found = await asyncio.to_thread(victims.processes, gateway.data, victims.KILLS[name])
-            if not found:
+            victim_processes = await asyncio.to_thread(
+                victims.processes, gateway.data, victims.KILLS[name]
+            )
+            if not victim_processes:
                 continue  # not back yet from its last death
             try:
-                dice.choice(found).kill()
+                dice.choice(victim_processes).kill()
             except psutil.NoSuchProcess:
                 continue
             report.kills[name] += 1

@@ -75,22 +75,22 @@ class Outage:
     calls: Sequence[Call]
     render: float
 
-    def felt(self, service: str) -> str:
+    def describe_outage(self, service: str) -> str:
         """Return the table's cell for a service: the length of the outage, and the responses."""
-        felt = [
+        failures = [
             (call.ended - self.killed, "waits" if call.outcome == "ok" else call.outcome)
             for call in self.calls
             if call.service == service
             and (call.outcome != "ok" or call.ended - call.began > _SLOW_SECONDS)
         ]
-        if not felt:
+        if not failures:
             return "-"
-        outcomes = dict.fromkeys(outcome for _, outcome in felt)
-        return f"{max(felt)[0]:.1f} s ({', '.join(outcomes)})"
+        outcomes = dict.fromkeys(outcome for _, outcome in failures)
+        return f"{max(failures)[0]:.1f} s ({', '.join(outcomes)})"
 
     @property
     def row(self) -> str:
-        cells = [self.part, *map(self.felt, _COLUMNS), f"{self.render:.1f} s"]
+        cells = [self.part, *map(self.describe_outage, _COLUMNS), f"{self.render:.1f} s"]
         return f"| {' | '.join(cells)} |"
 
 

@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """The results; ``tries`` counts render steps by the number of times they were begun."""
+    """The results; ``tries`` is the number of render steps by their number of attempts."""
 
     jobs: int = 0
     seconds: float = 0.0
@@ -88,14 +88,14 @@ class Report:
 
 @asynccontextmanager
 async def farm(
-    comfyui: ComfyUI, folder: Path, actors: int, **more: Any
+    comfyui: ComfyUI, folder: Path, actors: int, **kwargs: Any
 ) -> AsyncIterator[RunningStack]:
     """Run a stack with several ComfyUIs on one logical card, and delete it at the end.
 
     Args:
-        more: further ``args`` of the render pool.
+        kwargs: further ``args`` of the render pool.
     """
-    env = farm_env(comfyui, folder, **more)
+    env = farm_env(comfyui, folder, **kwargs)
     path = Path(env["MOYIN_SERVE_CONFIG"])
     config = yaml.safe_load(path.read_text())
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
@@ -172,8 +172,8 @@ async def _owner(
 
 async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> None:
     if job["status"] != "succeeded" or job["attempts"] != 1 or len(job["artifacts"]) != 1:
-        told = {name: job[name] for name in ("id", "status", "error", "attempts", "artifacts")}
-        report.problems.append(f"no single result: {json.dumps(told)}")
+        summary = {name: job[name] for name in ("id", "status", "error", "attempts", "artifacts")}
+        report.problems.append(f"no single result: {json.dumps(summary)}")
         return
     [artifact] = job["artifacts"]
     if not (await caller.content(artifact["url"])).startswith(PNG):
@@ -181,7 +181,7 @@ async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> No
 
 
 class _Caller:
-    """The client of one owner; it repeats calls until they are answered, which is safe here."""
+    """The client of one owner; it repeats its calls, all idempotent, until they are answered."""
 
     def __init__(self, url: str, key: str, patience: float, report: Report) -> None:
         self._patience = patience
@@ -230,10 +230,12 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
     for name in (name for _ in rounds for name in victims.KILLS):
         await asyncio.sleep(plan.every)
-        found = await asyncio.to_thread(victims.processes, gateway.data, victims.KILLS[name])
-        if not found:
+        victim_processes = await asyncio.to_thread(
+            victims.processes, gateway.data, victims.KILLS[name]
+        )
+        if not victim_processes:
             continue  # not back yet from its last death
-        victim = dice.choice(found)
+        victim = dice.choice(victim_processes)
         try:
             victim.kill()
         except psutil.NoSuchProcess:
@@ -250,8 +252,8 @@ def _counts(gateway: RunningStack) -> dict[str, int]:
 
 async def _all_there(gateway: RunningStack, actors: int) -> None:
     deadline = time.monotonic() + _RECOVERY_SECONDS * 2
-    while (found := (await asyncio.to_thread(_counts, gateway))["ComfyUI"]) != actors:
-        assert time.monotonic() < deadline, f"{found} ComfyUIs"
+    while (result := (await asyncio.to_thread(_counts, gateway))["ComfyUI"]) != actors:
+        assert time.monotonic() < deadline, f"{result} ComfyUIs"
         await asyncio.sleep(0.5)
 
 
@@ -277,7 +279,7 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
             owned = [tuple(row) for row in rows]
     finally:
         await database.close()
-    steps = {job_id: len(found) for job_id, found in map(tuple, results)}
+    steps = {job_id: len(entries) for job_id, entries in map(tuple, results)}
     files = Counter(job_id for job_id, _ in owned)
     for job_id in ids:
         if steps.get(job_id) != 1 or files[job_id] != 1:

@@ -54,9 +54,9 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
             _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows, load)
         )
     for name in others:
-        found = windows.sort(used[name])
-        assert all(found[window] for window in ("quiet", "hanging", "dead")), "the others went on"
-        measured(f"{victim} hung, then killed: {name} {_compare_times(found)}; no failure")
+        result = windows.sort(used[name])
+        assert all(result[window] for window in ("quiet", "hanging", "dead")), "the others went on"
+        measured(f"{victim} hung, then killed: {name} {_compare_times(result)}; no failure")
 
 
 async def test_a_memory_leak_in_accounts_restarts_only_accounts(
@@ -87,7 +87,7 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
             await asyncio.to_thread(gateway.run, "deploy")
         await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 180)
         assert _pids(gateway, bystanders) == before
-    uses = {name: len(found) for name, found in used.items()}
+    uses = {name: len(results) for name, results in used.items()}
     assert all(uses.values())
     measured(
         f"a leak in accounts: its replica ended at {LEAK_LIMIT_MIB} MiB and was replaced; "
@@ -135,13 +135,13 @@ class Windows:
 
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
         """Return the durations of calls by the window in which they began, without empty windows."""
-        given = list(uses)
-        found: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
+        all_uses = list(uses)
+        results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
         for name, start, end in self._spans:
-            took = [seconds for began, seconds in given if start <= began < end]
+            took = [seconds for began, seconds in all_uses if start <= began < end]
             if took:
-                found[name].append(took)
-        return found
+                results[name].append(took)
+        return results
 
 
 class Load:

@@ -78,7 +78,7 @@ class Call:
     Attributes:
         outcome: ``ok``, ``refused``, ``cut`` (the connection ended without a status), or the
             status of an outage.
-        wrong: the problem of a response that no client may ever get, or None.
+        wrong: what was wrong with a response that clients must never get, or None.
     """
 
     service: str
@@ -139,7 +139,7 @@ class Watch:
         """Wait until every service has responded normally for ``seconds``.
 
         Raises:
-            AssertionError: that is not so after ``patience`` seconds.
+            AssertionError: a service did not respond normally within ``patience`` seconds.
         """
         while time.monotonic() - since < patience:
             time.sleep(0.2)
@@ -156,13 +156,13 @@ class Watch:
         """Wait until no service responds normally any more.
 
         Raises:
-            AssertionError: a service still does after ``patience`` seconds.
+            AssertionError: a service still responded normally after ``patience`` seconds.
         """
         while time.monotonic() - since < patience:
             time.sleep(0.2)
             last = self.since(max(since, time.monotonic() - 1))
-            away = {call.service for call in last if call.outcome != "ok"}
-            if away == SERVICES and not any(call.outcome == "ok" for call in last):
+            unavailable_services = {call.service for call in last if call.outcome != "ok"}
+            if unavailable_services == SERVICES and not any(call.outcome == "ok" for call in last):
                 return
         raise AssertionError(f"a service still responds after {patience:.0f} s")
 

@@ -45,7 +45,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("package", _FORBIDDEN)
-def test_a_room_imports_only_what_it_may(package: str) -> None:
+def test_a_package_imports_only_allowed_packages(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     wrong = [

@@ -171,11 +171,16 @@ class Runner:
 
     def delete(self, step: Step) -> dict[str, Any]:
         self._client.delete(self._jobs[step["job"]])
-        left = len([*self._client.jobs(**step["filter"])])
+        remaining_count = len([*self._client.jobs(**step["filter"])])
         counted = self._client.delete_jobs(dry_run=True, **step["filter"])
         deleted = self._client.delete_jobs(**step["filter"])
         listed = len([*self._client.jobs(**step["filter"])])
-        return {"left": left, "counted": counted.matched, "done": deleted.done, "listed": listed}
+        return {
+            "left": remaining_count,
+            "counted": counted.matched,
+            "done": deleted.done,
+            "listed": listed,
+        }
 
 
 def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -245,11 +250,11 @@ def _get_code(call: Callable[[], object]) -> str:
 
 
 def main() -> None:
-    given = json.loads(sys.stdin.readline())
+    task = json.loads(sys.stdin.readline())
     webhooks: Queue[tuple[dict[str, str], bytes]] = Queue(maxsize=10)
-    with receiving(webhooks) as url, Client(given["url"], given["key"], retry=PATIENT) as client:
+    with receiving(webhooks) as url, Client(task["url"], task["key"], retry=PATIENT) as client:
         runner = Runner(client, webhooks)
-        steps = substitute(given["steps"], given["variables"] | {"webhook": url})
+        steps = substitute(task["steps"], task["variables"] | {"webhook": url})
         print(json.dumps({"results": [runner.run(step) for step in steps]}))
 
 

@@ -17,11 +17,11 @@ graphs = json.loads((folder / "graphs.json").read_text())
 async def main() -> None:
     # Entering it fetches the page at `/`. Its WebSocket tracker calls a method that it lacks.
     async with create_client(url, start_state_tracker="http") as client:
-        made = await client.submit_workflow(graphs["picture"])
-        [picture] = (await made.future).output_images
+        jobs = await client.submit_workflow(graphs["picture"])
+        [picture] = (await jobs.future).output_images
         picture.image.save(folder / "picture.png")
-        kept = await client.upload_image("picture.png", picture.image, subfolder="api-client")
-        graphs["inverted"]["1"]["inputs"]["image"] = f"{kept.subfolder}/{kept.name}"
+        uploaded = await client.upload_image("picture.png", picture.image, subfolder="api-client")
+        graphs["inverted"]["1"]["inputs"]["image"] = f"{uploaded.subfolder}/{uploaded.name}"
         [inverted] = (await (await client.submit_workflow(graphs["inverted"])).future).output_images
         inverted.image.save(folder / "inverted.png")
         broken = await client.submit_workflow(graphs["broken"])
@@ -34,9 +34,9 @@ async def main() -> None:
         while long.prompt_id not in [row.prompt_id for row in (await client.get_queue()).running]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         await client.interrupt_processing()
-        told = {
+        results = {
             "page": await client.get_index(),
-            "job": made.prompt_id,
+            "job": jobs.prompt_id,
             "name": picture.filename,
             "error": error,
             "long": long.prompt_id,
@@ -44,7 +44,7 @@ async def main() -> None:
             "embeddings": list(await client.get_embeddings()),
             "completed": list(await client.get_completed_prompts()),
         }
-    print(json.dumps(told))
+    print(json.dumps(results))
 
 
 asyncio.run(main())

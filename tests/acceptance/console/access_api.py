@@ -32,15 +32,15 @@ class AccountsApi:
     def new_organisation(self) -> tuple[str, str]:
         """Create an organisation, and return its id and name."""
         name = f"Studio {secrets.token_hex(4)}"
-        made: str = self.call("POST", "/organisations", {"name": name})["id"]
-        return made, name
+        organisation_id: str = self.call("POST", "/organisations", {"name": name})["id"]
+        return organisation_id, name
 
     def invite(self, organisation: str, role: str, name: str) -> tuple[str, str]:
         """Invite a new member, and return the email and the token of the invitation."""
         email = f"{secrets.token_hex(6)}@example.com"
         path = f"/organisations/{organisation}/members"
-        made = self.call("POST", path, {"email": email, "role": role, "name": name})
-        return email, made["invitation"]
+        invitation = self.call("POST", path, {"email": email, "role": role, "name": name})
+        return email, invitation["invitation"]
 
     def new_member(self, organisation: str, role: str, name: str) -> str:
         """Create a member with the password ``PASSWORD``, and return the email."""

@@ -83,10 +83,10 @@ class ConsoleBrowser:
         self.page.evaluate(_ANIMATIONS_END)
         # Evaluated by the browser's debugger, which the page's policy does not bind.
         self.page.evaluate(_AXE.read_text())
-        found: dict[str, Any] = self.page.evaluate("async () => await axe.run()")
+        results: dict[str, Any] = self.page.evaluate("async () => await axe.run()")
         serious = [
             (item["id"], [node["html"][:200] for node in item["nodes"]])
-            for item in found["violations"]
+            for item in results["violations"]
             if item["impact"] in _SERIOUS
         ]
         assert serious == [], json.dumps(serious, indent=1)

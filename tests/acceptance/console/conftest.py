@@ -26,7 +26,7 @@ def console_tools() -> None:
 
 @pytest.fixture
 def console(gateway: RunningStack, console_tools: None, tmp_path: Path) -> Iterator[ConsoleBrowser]:
-    """Provide a browser that is not signed in; fail at the end if a page has made a mistake."""
+    """Provide a browser that is not signed in; fail at the end if a page logged an error."""
     writes = os.environ.get("MOYIN_SCREENSHOTS") == "1"
     with open_browser(gateway.url, tmp_path, writes_screenshots=writes) as browser:
         yield browser

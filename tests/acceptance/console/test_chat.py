@@ -16,7 +16,7 @@ from tests.waiting import eventually_blocking
 _LOCAL = "smollm2-135m"
 
 
-def test_an_answer_is_streamed_explained_rated_and_asked_again(
+def test_an_answer_is_streamed_explained_rated_and_regenerated(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     page = console.sign_in_with_key(gateway.api_key).page
@@ -193,11 +193,13 @@ def _get_call(gateway: RunningStack, request_id: str) -> dict[str, Any]:
         calls = _request(gateway, "/v1/requests")["requests"]
         return next((call for call in calls if call["request_id"] == request_id), None)
 
-    found: dict[str, Any] = eventually_blocking(find)
-    return found
+    results: dict[str, Any] = eventually_blocking(find)
+    return results
 
 
 def _request(gateway: RunningStack, path: str) -> Any:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
-    with urllib.request.urlopen(urllib.request.Request(gateway.url + path, headers=headers)) as got:
-        return json.load(got)
+    with urllib.request.urlopen(
+        urllib.request.Request(gateway.url + path, headers=headers)
+    ) as response:
+        return json.load(response)

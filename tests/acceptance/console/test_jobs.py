@@ -203,8 +203,8 @@ def test_readers_get_no_actions_and_foreign_jobs_are_not_found(
 ) -> None:
     job = _submit(api, {"kind": "http", "request": {"path": "/healthz"}})
     _wait_for_end(api, job)
-    made = api.post("/accounts/keys", json={"name": "reader", "scopes": ["jobs:read"]})
-    reader = made.raise_for_status().json()
+    key = api.post("/accounts/keys", json={"name": "reader", "scopes": ["jobs:read"]})
+    reader = key.raise_for_status().json()
     page = console.sign_in_with_key(reader["key"]).open("/jobs").page
     expect(page.get_by_role("link", name=job[:8])).to_be_visible()
     expect(page.get_by_role("checkbox")).to_have_count(0)

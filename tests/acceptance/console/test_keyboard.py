@@ -1,4 +1,4 @@
-"""People use the console with the keyboard alone."""
+"""Tests that the console can be used with the keyboard alone."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_a_member_signs_in_renders_and_downloads(
     expect(viewer.locator("img")).not_to_have_js_property("naturalWidth", 0)
     download = viewer.get_by_role("link", name="Download", exact=True)
     keys.reach(download)
-    with page.expect_download() as saved:
+    with page.expect_download() as download_info:
         keys.press("Enter")
     stored = page.request.get(f"{console.url}{download.get_attribute('href')}").body()
     assert stored.startswith(b"\x89PNG")
-    assert saved.value.path().read_bytes() == stored
+    assert download_info.value.path().read_bytes() == stored
     keys.press("Escape")
     viewer.wait_for(state="detached")
     expect(picture).to_be_focused()

@@ -1,4 +1,4 @@
-"""Every page in both languages, on a desk and on a phone: nothing is cut off, missing or inaccessible."""
+"""Tests the layout of every page in both languages, on a desktop and on a phone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FIND_MISSING = (
 def operator(
     gateway: RunningStack, console_tools: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ConsoleBrowser]:
-    """A browser of an operator, who sees every page."""
+    """Provide a browser that is signed in as an operator, because operators see every page."""
     with open_browser(gateway.url, tmp_path_factory.mktemp("layout")) as browser:
         yield browser.sign_in_with_key(gateway.api_key)
 

@@ -24,7 +24,7 @@ PAGE = "docs/studio.md"
 
 
 def set_prices(config: dict[str, Any], prices: dict[str, Any]) -> None:
-    """Change a configuration as the page says: the local model's price and the pool's."""
+    """Set the prices of the local model and of the pool, as docs/studio.md instructs."""
     apps = {app["name"]: app for app in config["applications"]}
     backends = apps["models"]["deployments"][0]["user_config"]["backends"]
     [local] = [backend for backend in backends if backend["name"] == "local"]
@@ -34,7 +34,7 @@ def set_prices(config: dict[str, Any], prices: dict[str, Any]) -> None:
 
 @pytest.fixture
 def priced(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
-    """The farm with the page's prices, and without them afterwards."""
+    """Deploy the prices of docs/studio.md, and restore the configuration afterwards."""
     before = Path(gateway.env["MOYIN_SERVE_CONFIG"])
     config = yaml.safe_load(before.read_text())
     set_prices(config, yaml.safe_load(read_example(PAGE, "prices", "yaml")))
@@ -47,7 +47,7 @@ def priced(gateway: RunningStack, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def template(gateway: RunningStack) -> Iterator[str]:
-    """The name of the page's template, whose file lies where the page says."""
+    """Store the template of docs/studio.md, and return its name."""
     text = read_example(PAGE, "template", "yaml")
     name: str = yaml.safe_load(text)["name"]
     assert f"`.moyin/templates/{name}.yaml`" in (Path(__file__).parents[3] / PAGE).read_text()
@@ -88,7 +88,7 @@ def test_a_newcomer_sets_up_a_studio(
 
 
 def invite(console: ConsoleBrowser, organisation: str, email: str) -> str:
-    """Make an organisation with one member, find it again, and return the invitation's link."""
+    """Create an organisation with one member, and return the invitation link."""
     page = console.page
     page.get_by_role("link", name="People", exact=True).click()
     page.get_by_role("button", name="New organisation").click()

@@ -1,4 +1,4 @@
-"""People sign in to the console through an OpenID provider that others wrote."""
+"""Tests that users sign in to the console through a third-party OpenID provider."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _sign_in_and_out(url: str, provider: str, folder: Path) -> None:
         console.check_clean(*_OF_THE_PROVIDER)
 
 
-async def test_what_goes_wrong_is_told_in_words(
+async def test_failures_are_described_in_words(
     accounts: AccountsApp, provider: str, tmp_path: Path
 ) -> None:
     configure_for_console(accounts, provider)

@@ -1,4 +1,4 @@
-"""Addresses that name what another tenant has, or what cannot exist, show that nothing is found."""
+"""Tests that pages for objects of other tenants and for invalid ids show "not found"."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MALFORMED = (
 
 @dataclass(frozen=True)
 class Others:
-    """What another tenant, the operator's, has."""
+    """The objects of another tenant, namely the operator's."""
 
     job: str
     batch: str
@@ -53,7 +53,7 @@ def others(gateway: RunningStack) -> Others:
 def stranger(
     console: ConsoleBrowser, gateway: RunningStack, others: Others
 ) -> Iterator[ConsoleBrowser]:
-    """An admin of an organisation that has nothing; the pages tell nothing of the other tenant."""
+    """Sign in as an admin of an empty organisation, who must not see the other tenant's objects."""
     accounts = AccountsApi(gateway.url, gateway.api_key)
     organisation, _ = accounts.new_organisation()
     yield console.sign_in(accounts.new_member(organisation, "admin", "Eve"), PASSWORD)

@@ -35,7 +35,7 @@ def test_an_operator_sees_pools_nodes_and_back_ends(
     console.check_accessibility()
 
 
-def test_the_events_change_what_is_shown(console: ConsoleBrowser, gateway: RunningStack) -> None:
+def test_events_update_the_page(console: ConsoleBrowser, gateway: RunningStack) -> None:
     # A real fault would break the farm that other tests share.
     problem = (
         '{"code":"long_wait","subject":"default","since":"2026-11-28T09:00:00Z",'

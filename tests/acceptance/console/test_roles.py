@@ -1,4 +1,4 @@
-"""Each role sees the pages and controls that it may use, and no others, whose calls are refused."""
+"""Tests that each role sees only the controls that it may use, and that other calls are refused."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ PAGES: tuple[tuple[str, str, tuple[Role, ...], str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A control of a page, who has it, and the calls that it makes.
+    """A control of a page, the roles that see it, and the API calls that it makes.
 
     Attributes:
         within: the page; ``open picture`` stands for the large view of the gallery.
-        others: whether the roles that lack the control may do the same elsewhere.
+        others: True if roles that do not see the control may make its calls from other pages.
     """
 
     within: str
@@ -186,7 +186,7 @@ class Studio:
     """An organisation with a person of each role, a job with a picture, and the operator's key.
 
     Attributes:
-        values: what the paths of the table name.
+        values: the values of the variables in the paths of `CONTROLS`.
     """
 
     def __init__(self, stack: RunningStack) -> None:
@@ -211,7 +211,7 @@ class Studio:
         }
 
     def sign_in(self, console: ConsoleBrowser, role: Role) -> None:
-        """Sign in on the console as somebody of this role."""
+        """Sign in to the console as a user with this role."""
         if role == "operator":
             console.sign_in_with_key(self.stack.api_key)
         elif role == "player":
@@ -240,7 +240,7 @@ def studio(gateway: RunningStack) -> Studio:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_sees_what_it_may_do(
+def test_a_role_sees_the_controls_that_it_may_use(
     console: ConsoleBrowser, gateway: RunningStack, studio: Studio, role: Role
 ) -> None:
     studio.sign_in(console, role)
@@ -265,10 +265,10 @@ def test_a_role_sees_what_it_may_do(
             continue
         for control in CONTROLS:
             if control.within == within:
-                found = page.get_by_role(control.role, name=control.name)
+                result = page.get_by_role(control.role, name=control.name)
                 if role in control.roles:
-                    expect(found.first).to_be_visible()
-                elif found.count():
+                    expect(result.first).to_be_visible()
+                elif result.count():
                     wrong.append(f"{within} shows {control.name}")
     assert wrong == []
     for control in CONTROLS:
@@ -282,7 +282,7 @@ def test_a_role_sees_what_it_may_do(
 
 
 def open_view(console: ConsoleBrowser, studio: Studio, role: Role, within: str) -> bool:
-    """Open a page, and return False if the role has none like it."""
+    """Open a page; return False if it does not exist for the role."""
     path = "/gallery" if within == "open picture" else within.format(**studio.values)
     parent = f"/{path.split('/')[1]}"
     if role not in next(roles for _, page, roles, _ in PAGES if page == parent):

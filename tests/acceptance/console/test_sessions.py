@@ -1,4 +1,4 @@
-"""Sessions that end while pages are open, and signing out of ComfyUI's pages."""
+"""Tests sessions that end while pages are open, and signing out of ComfyUI's pages."""
 
 from __future__ import annotations
 

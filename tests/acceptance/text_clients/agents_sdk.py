@@ -35,7 +35,7 @@ async def main(url: str, key: str, model: str) -> None:
     first = Agent(name="first", model=model, handoffs=[Agent(name="second", model=model)])
     handed = await Runner.run(first, "Say hello.")
     results = [item.output for item in answer.new_items if item.type == "tool_call_output_item"]
-    found = {
+    entries = {
         "hello": hello.final_output,
         "results": results,
         "answer": answer.final_output,
@@ -45,7 +45,7 @@ async def main(url: str, key: str, model: str) -> None:
         "person": person.final_output.model_dump(),
         "last_agent": handed.last_agent.name,
     }
-    print(json.dumps(found))
+    print(json.dumps(entries))
 
 
 asyncio.run(main(*sys.argv[1:]))

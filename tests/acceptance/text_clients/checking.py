@@ -25,11 +25,11 @@ def page(name: str, gateway: str, key: str, model: str) -> dict[str, Any]:
 
 def report(checks: Mapping[str, Callable[[], None]]) -> None:
     """Run the checks, and print the result of each as JSON: "ok", or the error."""
-    found = {}
+    results = {}
     for name, check in checks.items():
         try:
             check()
-            found[name] = "ok"
+            results[name] = "ok"
         except Exception:
-            found[name] = traceback.format_exc()[-2000:]
-    print(json.dumps(found))
+            results[name] = traceback.format_exc()[-2000:]
+    print(json.dumps(results))

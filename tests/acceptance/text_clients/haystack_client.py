@@ -84,8 +84,8 @@ def fills_objects() -> None:
 def embeds() -> None:
     place = {"model": vectors, **OPENAI}
     assert OpenAITextEmbedder(**place).run("bcd")["embedding"] == [3, 98]
-    found = OpenAIDocumentEmbedder(progress_bar=False, **place).run([Document(content="a")])
-    assert found["documents"][0].embedding == [1, 97]
+    result = OpenAIDocumentEmbedder(progress_bar=False, **place).run([Document(content="a")])
+    assert result["documents"][0].embedding == [1, 97]
 
 
 checks = {

@@ -67,11 +67,11 @@ def streamed(provider: str) -> None:
 
 def tools(provider: str) -> None:
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
-    asked = ask(provider, messages=messages, tools=TOOLS)
-    [call] = asked.choices[0].message.tool_calls
-    assert json.loads(call.function.arguments) == {"city": "Paris"}, asked
+    tool_response = ask(provider, messages=messages, tools=TOOLS)
+    [call] = tool_response.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Paris"}, tool_response
     messages += [
-        asked.choices[0].message.model_dump(exclude_none=True),
+        tool_response.choices[0].message.model_dump(exclude_none=True),
         {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
     ]
     assert ask(provider, messages=messages, tools=TOOLS).choices[0].message.content == TEXT
@@ -129,11 +129,13 @@ def responses() -> None:
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == TEXT
     assert events[-1].type == "response.completed"
-    asked = litellm.responses(input=QUESTION, tools=[tool], **place)
-    [call] = [item for item in asked.output if item.type == "function_call"]
+    tool_response = litellm.responses(input=QUESTION, tools=[tool], **place)
+    [call] = [item for item in tool_response.output if item.type == "function_call"]
     assert json.loads(call.arguments) == {"city": "Paris"}
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
-    answer = litellm.responses(input=[result], tools=[tool], previous_response_id=asked.id, **place)
+    answer = litellm.responses(
+        input=[result], tools=[tool], previous_response_id=tool_response.id, **place
+    )
     assert answer.output[0].content[0].text == TEXT
 
 

@@ -57,8 +57,8 @@ def chats(llm: Any) -> None:
 
 
 def runs_tools(llm: Any) -> None:
-    asked = llm.chat_with_tools([FunctionTool.from_defaults(weather)], user_msg=QUESTION)
-    [call] = llm.get_tool_calls_from_response(asked)
+    tool_response = llm.chat_with_tools([FunctionTool.from_defaults(weather)], user_msg=QUESTION)
+    [call] = llm.get_tool_calls_from_response(tool_response)
     assert (call.tool_name, call.tool_kwargs) == ("weather", {"city": "Paris"}), call
 
 

@@ -85,11 +85,13 @@ class AccountsApp:
         body: Any = None,
         **headers: str,
     ) -> Answer:
-        sent = {**headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
+        request_headers = {**headers, **({"authorization": f"Bearer {bearer}"} if bearer else {})}
         url = f"{self.url}/accounts{path}"
-        async with self.session.request(method, url, json=body, headers=sent) as response:
-            told = await response.json(content_type=None) if await response.read() else {}
-            return Answer(response.status, response.headers, told)
+        async with self.session.request(
+            method, url, json=body, headers=request_headers
+        ) as response:
+            response_body = await response.json(content_type=None) if await response.read() else {}
+            return Answer(response.status, response.headers, response_body)
 
     async def ok(self, method: str, path: str, bearer: str | None = None, body: Any = None) -> Any:
         """Call a route, assert success, and return the response's body."""
@@ -105,8 +107,8 @@ class AccountsApp:
 
     async def organisation(self) -> str:
         name = f"studio {secrets.token_hex(6)}"
-        found: str = (await self.ok("POST", "/organisations", self.operator, {"name": name}))["id"]
-        return found
+        result: str = (await self.ok("POST", "/organisations", self.operator, {"name": name}))["id"]
+        return result
 
     async def member(self, organisation: str, role: str = "member") -> Any:
         """Invite a new member, accept the invitation, and return the session."""
@@ -187,7 +189,7 @@ def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
 async def accounts_serving(
     settings: Settings, share_port: Callable[[ASGIApp], ASGIApp] = lambda app: app
 ) -> AsyncIterator[AccountsApp]:
-    """Serve the accounts app on a free port, on which ``share_port`` may serve more."""
+    """Serve the accounts app on a free port; ``share_port`` may add further apps."""
     outbox = Outbox()
     parts = new_services(
         settings,

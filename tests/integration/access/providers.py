@@ -1,4 +1,4 @@
-"""An OpenID provider that others wrote, and the accounts app configured for it."""
+"""Runs a third-party OpenID provider, and configures the accounts app for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def provider() -> Iterator[str]:
 
 
 def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
-    """Let people sign in through the provider with this issuer, and no other."""
+    """Configure this provider as the only one through which users can sign in."""
     configured = {
         "name": "studio",
         "issuer": issuer,

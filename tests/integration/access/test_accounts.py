@@ -261,8 +261,8 @@ async def test_concurrent_password_changes_leave_no_old_session(
         assert done.status == 200
         for login in logins:
             if login.status == 200:
-                kept = {"refresh_token": login.body["refresh_token"]}
-                assert (await accounts.call("POST", "/refresh", None, kept)).status == 401
+                refresh_body = {"refresh_token": login.body["refresh_token"]}
+                assert (await accounts.call("POST", "/refresh", None, refresh_body)).status == 401
             else:
                 assert login.status == 401
 
@@ -297,19 +297,19 @@ async def test_access_tokens_are_proven_by_the_published_keys(accounts: Accounts
 
 async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsApp) -> None:
     member = (await accounts.member(await accounts.organisation()))["access_token"]
-    made = await accounts.ok("POST", "/keys", member, {"name": "ci", "scopes": ["jobs:read"]})
-    who = await accounts.ok("GET", "/whoami", made["key"])
-    assert (who["key_id"], who["scopes"]) == (made["id"], ["jobs:read"])
+    key = await accounts.ok("POST", "/keys", member, {"name": "ci", "scopes": ["jobs:read"]})
+    who = await accounts.ok("GET", "/whoami", key["key"])
+    assert (who["key_id"], who["scopes"]) == (key["id"], ["jobs:read"])
     [listed] = (await accounts.ok("GET", "/keys", member))["keys"]
     assert listed["last_used_at"] is not None
     assert "key" not in listed
     body = {"overlap_seconds": 60}
-    rotated = await accounts.ok("POST", f"/keys/{made['id']}/rotate", member, body)
-    for text in (made["key"], rotated["key"]):
-        assert (await accounts.ok("GET", "/whoami", text))["key_id"] == made["id"]
-    await accounts.ok("POST", f"/keys/{made['id']}/rotate", member)
-    assert (await accounts.call("GET", "/whoami", made["key"] + "x")).status == 401
-    await accounts.ok("DELETE", f"/keys/{made['id']}", member)
+    rotated = await accounts.ok("POST", f"/keys/{key['id']}/rotate", member, body)
+    for text in (key["key"], rotated["key"]):
+        assert (await accounts.ok("GET", "/whoami", text))["key_id"] == key["id"]
+    await accounts.ok("POST", f"/keys/{key['id']}/rotate", member)
+    assert (await accounts.call("GET", "/whoami", key["key"] + "x")).status == 401
+    await accounts.ok("DELETE", f"/keys/{key['id']}", member)
     [listed] = (await accounts.ok("GET", "/keys", member))["keys"]
     assert listed["revoked_at"] is not None
 
@@ -325,10 +325,10 @@ async def test_a_key_expires_on_time_in_every_time_zone(
 ) -> None:
     moment = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
     for hours in (-8, 0, 9):
-        told = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
-        made = await accounts.ok("POST", "/keys", accounts.operator, {"expires_at": told})
-        assert datetime.fromisoformat(made["expires_at"]) == moment
-        assert (await accounts.call("GET", "/whoami", made["key"])).status == 200
+        timestamp = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
+        key = await accounts.ok("POST", "/keys", accounts.operator, {"expires_at": timestamp})
+        assert datetime.fromisoformat(key["expires_at"]) == moment
+        assert (await accounts.call("GET", "/whoami", key["key"])).status == 200
 
 
 async def test_callers_cannot_grant_scopes_they_lack(accounts: AccountsApp) -> None:
@@ -366,7 +366,7 @@ async def test_roles_and_service_accounts(accounts: AccountsApp) -> None:
     other = await accounts.ok("POST", f"/keys/{key['id']}/rotate", admin)
     assert (await accounts.call("GET", "/whoami", other["key"])).status == 401
     members = await accounts.ok("GET", f"{path}/members", admin)
-    assert {(one["kind"], one["disabled"]) for one in members["members"]} == {
+    assert {(member["kind"], member["disabled"]) for member in members["members"]} == {
         ("member", False), ("service", True),
     }  # fmt: skip
 
@@ -462,8 +462,8 @@ async def test_without_a_mail_server_the_admin_hands_the_invitation_over(
 async def test_an_operator_shuts_a_player_out(accounts: AccountsApp) -> None:
     player = await accounts.player()
     user, email = player["user"]["id"], player["user"]["email"]
-    [found] = (await accounts.ok("GET", f"/users?email={email}", accounts.operator))["users"]
-    assert found["id"] == user
+    [result] = (await accounts.ok("GET", f"/users?email={email}", accounts.operator))["users"]
+    assert result["id"] == user
     assert (await accounts.ok("GET", f"/users/{user}", player["access_token"]))["id"] == user
     await accounts.ok("PATCH", f"/users/{user}", accounts.operator, {"disabled": True})
     credentials = {"email": email, "password": PASSWORD}

@@ -406,9 +406,9 @@ async def wrong_answers(
                 if response.status >= 400 and method == "HEAD":
                     code = {401: "missing_api_key", 403: "insufficient_scope"}.get(response.status)
                 elif response.status >= 400:
-                    told = await response.json(content_type=None)
+                    body = await response.json(content_type=None)
                     # ComfyUI's protocols have a shape of their own.
-                    code = told.get("code") or told["error"]["details"]["code"]
+                    code = body.get("code") or body["error"]["details"]["code"]
                 assert response.status < 500 or path == "/readyz", (route, code)
                 seen += judge(response.status, code)
         if seen != expected:
@@ -440,8 +440,8 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
     chat = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
     async with farm.session(key) as narrow:
         async with narrow.post("/jobs", json=chat) as response:
-            told = await response.json()
-            assert (response.status, told["scope"]) == (403, "text")
+            body = await response.json()
+            assert (response.status, body["scope"]) == (403, "text")
         async with narrow.post("/jobs", json=call) as response:
             job = (await response.json())["id"]
     await farm.until(job, "succeeded")
@@ -473,15 +473,15 @@ async def test_models(tmp_path: Path) -> None:
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
                 async with session.request(method, path[1:], headers=headers) as response:
-                    told = await response.text()
+                    text = await response.text()
                 codes = ("missing_api_key", "insufficient_scope", "request_not_found")
-                found = [code for code in codes if code in told]
-                if not found and "API key" in told:
-                    found = ["missing_api_key"]
-                code = found[0] if found else None
+                results = [code for code in codes if code in text]
+                if not results and "API key" in text:
+                    results = ["missing_api_key"]
+                code = results[0] if results else None
                 seen += judge(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
-            assert seen == expected, (route, told)
+            assert seen == expected, (route, text)
 
 
 async def test_calls_of_other_tenants(tmp_path: Path) -> None:

@@ -37,17 +37,17 @@ class Browser:
         url = f"{self._url}/accounts{path}"
         async with self._session.request(method, url, json=body, headers=headers) as response:
             text = await response.text()
-            told = await response.json(content_type=None) if text else {}
+            response_body = await response.json(content_type=None) if text else {}
             for cookie in self.cookies.values():
                 assert not cookie or cookie not in text, "a body contains a token"
-            return Answer(response.status, response.headers, told)
+            return Answer(response.status, response.headers, response_body)
 
     async def status(self, method: str, path: str, body: Any = None) -> int:
         return (await self.call(method, path, body)).status
 
     @property
     def cookies(self) -> dict[str, str]:
-        return {one.key: one.value for one in self._session.cookie_jar}
+        return {item.key: item.value for item in self._session.cookie_jar}
 
     def forget(self, name: str) -> None:
         self._session.cookie_jar.clear(lambda one: one.key == name)
@@ -67,10 +67,10 @@ def password_of(player: Mapping[str, Any]) -> dict[str, str]:
 async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
     member = await accounts.member(await accounts.organisation())
     async with browsing(accounts) as browser:
-        begun = await browser.call("POST", "/session", password_of(member))
-        assert (begun.status, begun.headers["cache-control"]) == (200, "no-store")
-        assert (begun.body["user"], begun.body["renewable"]) == (member["user"]["id"], True)
-        assert 0 < begun.body["expires_in"] <= 300
+        login = await browser.call("POST", "/session", password_of(member))
+        assert (login.status, login.headers["cache-control"]) == (200, "no-store")
+        assert (login.body["user"], login.body["renewable"]) == (member["user"]["id"], True)
+        assert 0 < login.body["expires_in"] <= 300
         assert set(browser.cookies) == {"moyin_session", "moyin_refresh"}
         assert await browser.status("GET", "/me") == 200
         assert await browser.status("PATCH", "/me", {"name": "Bo"}) == 200
@@ -114,8 +114,8 @@ async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
     player = await accounts.player()
     body = {"refresh_token": player["refresh_token"]}
     async with browsing(accounts) as browser:
-        begun = await browser.call("POST", "/session", body)
-        assert (begun.status, begun.body["user"]) == (200, player["user"]["id"])
+        login = await browser.call("POST", "/session", body)
+        assert (login.status, login.body["user"]) == (200, player["user"]["id"])
         assert browser.cookies["moyin_refresh"] != player["refresh_token"]
         assert await browser.status("POST", "/session/renew") == 200
     async with browsing(accounts) as other:
@@ -127,9 +127,9 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
     player = await accounts.player()
     async with browsing(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
-        begun = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
-        assert (begun.status, begun.body["owner"], begun.body["renewable"]) == (200, "admin", False)
-        assert begun.body["expires_in"] == 30 * 86_400
+        login = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
+        assert (login.status, login.body["owner"], login.body["renewable"]) == (200, "admin", False)
+        assert login.body["expires_in"] == 30 * 86_400
         # The secret of the player's session is gone, with which the browser would become the player.
         assert set(browser.cookies) == {"moyin_session"}
         assert (await browser.call("POST", "/session/renew")).code == "invalid_token"
@@ -147,9 +147,9 @@ async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) 
     player = await accounts.player()
     async with browsing(accounts) as browser:
         token = f" {player['access_token']}\n"
-        begun = await browser.call("POST", "/session", {"api_key": token})
-        assert (begun.status, begun.body["user"]) == (200, player["user"]["id"])
-        assert 0 < begun.body["expires_in"] <= 300
+        login = await browser.call("POST", "/session", {"api_key": token})
+        assert (login.status, login.body["user"]) == (200, player["user"]["id"])
+        assert 0 < login.body["expires_in"] <= 300
         assert await browser.status("GET", "/me") == 200
 
 
@@ -238,10 +238,10 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
         for browser in (there, here):
             await browser.call("POST", "/session", password_of(player))
         listed = (await here.call("GET", "/sessions")).body["sessions"]
-        assert [one["current"] for one in listed] == [True, False, False]
+        assert [item["current"] for item in listed] == [True, False, False]
         assert listed[0]["user_agent"] == "Firefox 140" and listed[0]["address"] == ADDRESS
         assert listed[0]["created_at"] <= listed[0]["last_used_at"] < listed[0]["expires_at"]
-        ids = [one["id"] for one in listed]
+        ids = [item["id"] for item in listed]
         hidden = await accounts.call("DELETE", f"/sessions/{ids[1]}", stranger["access_token"])
         assert (hidden.status, hidden.code) == (404, "not_found")
         assert await here.status("DELETE", f"/sessions/{ids[1]}") == 204
@@ -250,7 +250,7 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
         assert await there.status("POST", "/session/renew") == 401
         assert await here.status("GET", "/me") == 200
         left = (await here.call("GET", "/sessions")).body["sessions"]
-        assert [one["id"] for one in left] == [ids[0], ids[2]]
+        assert [item["id"] for item in left] == [ids[0], ids[2]]
 
 
 async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:

@@ -105,8 +105,8 @@ async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
 
         async def settled() -> bool:
-            kept: Any = await valkey.hgetall("moyin:limit:{studio}:owner:studio:money")
-            return Decimal(kept["day_nano"]) == Decimal(kept["month_nano"]) == spent * 10**9
+            stored: Any = await valkey.hgetall("moyin:limit:{studio}:owner:studio:money")
+            return Decimal(stored["day_nano"]) == Decimal(stored["month_nano"]) == spent * 10**9
 
         await eventually(settled)
         # The last of the storm may have come while others' money was still set aside. Nobody is
@@ -167,7 +167,7 @@ async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: Reque
     assert left[b"ratelimit-remaining"] == b"98"
 
 
-async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(
+async def test_tokens_are_reserved_by_estimate_and_settled_by_actual_usage(
     meter: RequestMeter,
 ) -> None:
     limit = Limit(subject="key:tokens", tokens_per_minute=1_000)
@@ -197,7 +197,7 @@ async def test_free_models_answer_after_the_budget_is_spent(meter: RequestMeter)
     await meter.admit([limit], owner="d")
 
 
-async def test_budgets_show_what_is_spent_reserved_and_left(meter: RequestMeter) -> None:
+async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestMeter) -> None:
     key = Limit(subject="key:shown", usd_per_day=Decimal(1), usd_per_month=Decimal(5))
     limits = [key, Limit(subject="owner:i", usd_per_month=Decimal(2)), Limit(subject="user:i")]
 
@@ -271,11 +271,11 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
     for _ in range(2):
         await meter._settle(keys=admission._keys, args=settling)
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
-        kept: Any = await valkey.hgetall("moyin:limit:{h}:key:twice:money")
-    assert kept["day_nano"] == str(5 * 10**8)
+        stored: Any = await valkey.hgetall("moyin:limit:{h}:key:twice:money")
+    assert stored["day_nano"] == str(5 * 10**8)
     # Reserved in a month that is over: it stays there.
-    assert kept["month_nano"] == str(8 * 10**8)
-    assert not [name for name in kept if name.startswith("lease:")]
+    assert stored["month_nano"] == str(8 * 10**8)
+    assert not [name for name in stored if name.startswith("lease:")]
 
 
 async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
@@ -310,17 +310,17 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(ServiceUnavailable):
             await meter.admit([limit], owner="i", usd=Decimal(1))
-        leaving = asyncio.create_task(meter.admit([limit], owner="i", usd=Decimal(1)))
+        cancelled_call = asyncio.create_task(meter.admit([limit], owner="i", usd=Decimal(1)))
         await asyncio.sleep(0)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+        cancelled_call.cancel()
+        await asyncio.gather(cancelled_call, return_exceptions=True)
         await eventually(lambda: len(meter._settling) == 2)
         process.send_signal(signal.SIGCONT)
         await asyncio.gather(*meter._settling)
         async with redis.Redis.from_url(server.url, decode_responses=True) as valkey:
-            kept: Any = await valkey.hgetall("moyin:limit:{i}:key:hung:money")
+            stored: Any = await valkey.hgetall("moyin:limit:{i}:key:hung:money")
             assert not await valkey.zcard("moyin:limit:{i}:key:hung:leases")
-        assert (kept["month_nano"], [n for n in kept if n.startswith("lease:")]) == ("0", [])
+        assert (stored["month_nano"], [n for n in stored if n.startswith("lease:")]) == ("0", [])
     finally:
         process.send_signal(signal.SIGCONT)
         await meter.close()
@@ -351,11 +351,11 @@ async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str)
         stores = [LimitStore(database) for database in databases]
         for _ in range(2):  # into an empty place, and over what is there
             await asyncio.gather(*(stores[n % 4].set(limit) for n, limit in enumerate(wanted)))
-            (found,) = await stores[0].list_for(["owner:many"])
-            assert found in wanted
+            (result,) = await stores[0].list_for(["owner:many"])
+            assert result in wanted
         await stores[0].set(Limit(subject="owner:many", requests_per_minute=3))
-        (found,) = await stores[0].list_for(["owner:many"])
-        assert (found.requests_per_minute, found.open_jobs) == (3, None), "nothing is left of it"
+        (result,) = await stores[0].list_for(["owner:many"])
+        assert (result.requests_per_minute, result.open_jobs) == (3, None), "nothing is left of it"
     finally:
         for database in databases:
             await database.close()
@@ -387,7 +387,7 @@ async def test_no_more_jobs_are_open_than_may_be(farm: Farm) -> None:
 async def test_budgets_bound_the_renders_of_every_api(farm: Farm) -> None:
     # A render costs a dollar.
     price = RenderPrice(usd_per_picture=Decimal(1))
-    farm.pools_say.said[TARIFF_PATH] = encode(RenderTariff(price=price))
+    farm.scripted_pools.responses[TARIFF_PATH] = encode(RenderTariff(price=price))
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     job = {"kind": "render", "workflow": graph}
     await LimitStore(farm.database).set(Limit(subject="owner:ann", usd_per_day=Decimal(3)))

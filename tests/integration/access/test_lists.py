@@ -35,11 +35,13 @@ async def test_members_are_listed_by_pages_and_found(accounts: AccountsApp) -> N
     assert [m["name"] for m in members] == ["Ren", "Mikado", "100%", "Mika", "Aki"]
     whole = await accounts.ok("GET", f"{path}/members", accounts.operator)
     assert (whole["members"], whole["next_cursor"]) == (members, None)
-    found = await read_pages(accounts, f"{path}/members?search=mika&", "members", accounts.operator)
-    assert [m["name"] for m in found] == ["Mikado", "Mika"]
+    result = await read_pages(
+        accounts, f"{path}/members?search=mika&", "members", accounts.operator
+    )
+    assert [m["name"] for m in result] == ["Mikado", "Mika"]
     # `%` and `_` stand for themselves.
-    found = await read_pages(accounts, f"{path}/members?search=%25&", "members", accounts.operator)
-    assert [m["name"] for m in found] == ["100%"]
+    result = await read_pages(accounts, f"{path}/members?search=%25&", "members", accounts.operator)
+    assert [m["name"] for m in result] == ["100%"]
     refused = await accounts.call("GET", f"{path}/members?cursor=x", accounts.operator)
     assert (refused.status, refused.body["field"]) == (400, "cursor")
 
@@ -49,10 +51,10 @@ async def test_operators_find_organisations_and_keys_of_others(accounts: Account
     admin = (await accounts.member(organisation, "admin"))["access_token"]
     member = (await accounts.member(organisation))["access_token"]
     name = (await accounts.ok("GET", f"/organisations/{organisation}", admin))["name"]
-    [found] = (
+    [result] = (
         await accounts.ok("GET", f"/organisations?search={name[-8:].upper()}", accounts.operator)
     )["organisations"]
-    assert found["id"] == organisation
+    assert result["id"] == organisation
     made = [
         (await accounts.ok("POST", "/keys", bearer, {"name": f"key {number}"}))["id"]
         for number, bearer in enumerate((admin, admin, member))
@@ -69,8 +71,8 @@ async def test_operators_find_organisations_and_keys_of_others(accounts: Account
     own = (await accounts.ok("GET", "/me", admin))["id"]
     assert await read_pages(accounts, f"/keys?user={own}&", "keys", member) == []
     assert (await accounts.call("GET", path, admin)).status == 200
-    elsewhere = f"/keys?owner={await accounts.organisation()}"
-    assert (await accounts.call("GET", elsewhere, admin)).code == "insufficient_scope"
+    foreign_keys_path = f"/keys?owner={await accounts.organisation()}"
+    assert (await accounts.call("GET", foreign_keys_path, admin)).code == "insufficient_scope"
 
 
 async def test_the_audit_log_is_filtered(accounts: AccountsApp) -> None:
@@ -115,8 +117,8 @@ async def test_an_admin_sees_budgets_of_the_tenant_and_its_members(accounts: Acc
     # Only operators change those of the tenant, and nobody sees those of another.
     assert (await accounts.call("PUT", tenant, admin, {})).status == 404
     assert (await accounts.call("DELETE", tenant, admin)).status == 404
-    elsewhere = f"/limits/owner:{await accounts.organisation()}/budgets"
-    assert (await accounts.call("GET", elsewhere, admin)).status == 404
+    foreign_budgets_path = f"/limits/owner:{await accounts.organisation()}/budgets"
+    assert (await accounts.call("GET", foreign_budgets_path, admin)).status == 404
 
 
 async def test_pages_that_sign_people_in_learn_the_ways(accounts: AccountsApp) -> None:

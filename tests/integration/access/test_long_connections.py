@@ -22,23 +22,23 @@ from tests.stack import Measured
 PROMISED_SECONDS = 10.0
 
 
-async def _socket(path: str, client: aiohttp.ClientSession, begun: asyncio.Event) -> str:
+async def _socket(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
     """Return the reason with which a WebSocket was closed."""
     async with client.ws_connect(path) as socket:
         async for message in socket:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                begun.set()
+                has_begun.set()
         return f"{socket.close_code}"
 
 
-async def _stream(path: str, client: aiohttp.ClientSession, begun: asyncio.Event) -> str:
+async def _stream(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
     """Return the last event of a stream."""
     last = b""
     async with client.get(path) as response:
         assert response.status == 200
         async for chunk in response.content.iter_any():
             last = chunk
-            begun.set()
+            has_begun.set()
     return last.decode()
 
 
@@ -47,12 +47,12 @@ async def _opened(
     client: aiohttp.ClientSession, paths: dict[str, Any]
 ) -> AsyncIterator[dict[str, asyncio.Task[str]]]:
     tasks: dict[str, asyncio.Task[str]] = {}
-    begun = []
+    start_events = []
     for path, follow in paths.items():
-        begun.append(asyncio.Event())
-        tasks[path] = asyncio.create_task(follow(path, client, begun[-1]))
+        start_events.append(asyncio.Event())
+        tasks[path] = asyncio.create_task(follow(path, client, start_events[-1]))
     async with asyncio.timeout(20):
-        for event in begun:
+        for event in start_events:
             await event.wait()
     yield tasks
 
@@ -103,13 +103,13 @@ async def test_proxied_connections_end_with_their_key(path: str) -> None:
                     proxy_server.keys.identities.pop("ann-key")
                     async with asyncio.timeout(PROMISED_SECONDS):
                         message = await socket.receive()
-                    told = (message.type, message.data, message.extra)
+                    close_message = (message.type, message.data, message.extra)
                     reason = "invalid_api_key: the API key or the session of this connection has ended; authenticate again"
-                    assert told == (WSMsgType.CLOSE, 1008, reason)
+                    assert close_message == (WSMsgType.CLOSE, 1008, reason)
             else:
-                begun = asyncio.Event()
-                stream = asyncio.create_task(_stream(path, proxy_server.client, begun))
-                await begun.wait()
+                has_begun = asyncio.Event()
+                stream = asyncio.create_task(_stream(path, proxy_server.client, has_begun))
+                await has_begun.wait()
                 proxy_server.keys.identities.pop("ann-key")
                 async with asyncio.timeout(PROMISED_SECONDS):
                     assert "invalid_api_key" in await stream

@@ -36,8 +36,8 @@ async def test_a_player_registers_and_sees_who_it_is(accounts: AccountsApp) -> N
 async def test_a_member_makes_a_key_and_rotates_another(accounts: AccountsApp) -> None:
     token = (await accounts.member(await accounts.organisation()))["access_token"]
     old = await accounts.ok("POST", "/keys", token, {"name": "old", "scopes": ["text"]})
-    made, rotated = await run(accounts, "keys", ACCESS_TOKEN=token, ID=old["id"])
-    assert (made["name"], made["scopes"]) == ("ci", ["text"])
+    key, rotated = await run(accounts, "keys", ACCESS_TOKEN=token, ID=old["id"])
+    assert (key["name"], key["scopes"]) == ("ci", ["text"])
     assert rotated["key"] != old["key"]
 
 

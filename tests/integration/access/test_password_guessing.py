@@ -31,8 +31,8 @@ async def login(
     accounts: AccountsApp, email: str, password: str, address: str = "", **body: Any
 ) -> Answer:
     headers = {"x-forwarded-for": address} if address else {}
-    asked = {"email": email, "password": password, **body}
-    return await accounts.call("POST", "/login", None, asked, **headers)
+    credentials = {"email": email, "password": password, **body}
+    return await accounts.call("POST", "/login", None, credentials, **headers)
 
 
 @asynccontextmanager
@@ -102,20 +102,23 @@ async def test_known_address_signs_in_at_once_while_others_guess(
     email = (await accounts.player())["user"]["email"]
     home = somewhere()
     first = await login(accounts, email, PASSWORD, home)
-    asked: dict[str, Any] = {"password": PASSWORD}
+    credentials: dict[str, Any] = {"password": PASSWORD}
     async with attacked(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
         if way == "device":
-            asked["device_token"] = first.body["device_token"]
+            credentials["device_token"] = first.body["device_token"]
         elif way == "address":
-            asked["address"] = home
+            credentials["address"] = home
         else:
             await accounts.ok("POST", "/password/forgot", None, {"email": email})
-            asked["password"] = "a brand new one"
-            body = {"token": await accounts.outbox.token(email), "password": asked["password"]}
+            credentials["password"] = "a brand new one"
+            body = {
+                "token": await accounts.outbox.token(email),
+                "password": credentials["password"],
+            }
             done = await accounts.ok("POST", "/password/reset", None, body)
-            asked["device_token"] = done["device_token"]
+            credentials["device_token"] = done["device_token"]
         for _ in range(12):
-            assert (await login(accounts, email, **asked)).status == 200
+            assert (await login(accounts, email, **credentials)).status == 200
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -182,10 +185,10 @@ async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServ
         await eventually(lambda: len(one._waiting) == len(waiting))
     await asyncio.gather(*waiting)
     assert order == [2, 0, 1]
-    hasty = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
+    impatient_throttle = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
     with pytest.raises(TooManyAttempts):
-        await hasty.acquire(key, key)
-    for throttle in (one, two, hasty):
+        await impatient_throttle.acquire(key, key)
+    for throttle in (one, two, impatient_throttle):
         await throttle.close()
 
 

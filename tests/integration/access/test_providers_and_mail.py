@@ -46,19 +46,19 @@ async def vouch(
     accounts_app: AccountsApp, issuer: str, subject: str, address: str = "", **claims: Any
 ) -> dict[str, str]:
     """Sign in on the provider's pages as ``subject``, and return the callback's parameters."""
-    sent = {"x-forwarded-for": address} if address else {}
+    request_headers = {"x-forwarded-for": address} if address else {}
     async with accounts_app.session.put(f"{issuer}/users/{subject}", json=claims) as response:
         assert response.status < 300
     body = {"provider": "studio", "redirect_uri": BACK}
-    answer = await accounts_app.call("POST", "/oidc/begin", None, body, **sent)
+    answer = await accounts_app.call("POST", "/oidc/begin", None, body, **request_headers)
     assert answer.status == 200, answer
-    begun = answer.body
+    login = answer.body
     async with accounts_app.session.post(
-        begun["authorization_url"], data={"sub": subject}, allow_redirects=False
+        login["authorization_url"], data={"sub": subject}, allow_redirects=False
     ) as response:
         returned = parse_qs(urlsplit(response.headers["location"]).query)
-    assert returned["state"] == [begun["state"]]
-    return {"state": begun["state"], "code": returned["code"][0]}
+    assert returned["state"] == [login["state"]]
+    return {"state": login["state"], "code": returned["code"][0]}
 
 
 async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
@@ -104,7 +104,7 @@ async def test_a_provider_code_is_valid_once(accounts: AccountsApp, provider: st
     assert (await accounts.call("POST", "/oidc/finish", None, wrong)).status == 401
 
 
-async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
+async def test_an_email_is_linked_to_an_account_only_if_the_operator_allows_it(
     accounts: AccountsApp, provider: str
 ) -> None:
     squatter = await accounts.player("eve@example.com")
@@ -154,8 +154,8 @@ async def test_only_configured_addresses_are_sent_back_to(
 async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsApp) -> None:
     configure(accounts, "http://127.0.0.1:1")
     body = {"provider": "studio", "redirect_uri": BACK}
-    away = await accounts.call("POST", "/oidc/begin", None, body)
-    assert (away.status, away.code) == (503, "service_unavailable")
+    unavailable_response = await accounts.call("POST", "/oidc/begin", None, body)
+    assert (unavailable_response.status, unavailable_response.code) == (503, "service_unavailable")
 
 
 @pytest.mark.parametrize("forge", ["other key", "hs256", "none", "audience", "issuer"])
@@ -223,5 +223,5 @@ async def test_mail_goes_out_by_smtp_and_its_token_into_no_log(
     message = message_from_bytes(content)
     assert message["subject"] == "Set a new password"
     assert token in message.get_payload()
-    ours = [one.getMessage() for one in caplog.records if one.name.startswith("moyin")]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("moyin")]
     assert token not in repr(mail) + str(ours)

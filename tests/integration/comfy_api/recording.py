@@ -41,14 +41,14 @@ class Scene:
     """Consecutive prompts of one client on one WebSocket.
 
     Attributes:
-        asked: further members of the body of ``POST /prompt``.
+        further_members: further members of the body of ``POST /prompt``.
         features: True if the client announces that it understands previews with metadata.
         interrupted: True to interrupt the first prompt as soon as it reports progress.
     """
 
     name: str
     graphs: Sequence[Mapping[str, Any]]
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    further_members: Mapping[str, Any] = field(default_factory=dict)
     features: bool = False
     interrupted: bool = False
 
@@ -74,16 +74,16 @@ class Recorder:
                 greeting.append(await self._flags(socket))
             prompts: list[Any] = []
             for graph in scene.graphs:
-                body = {"prompt": graph, "client_id": client_id, **scene.asked}
+                body = {"prompt": graph, "client_id": client_id, **scene.further_members}
                 interrupted = scene.interrupted and not prompts
                 prompts.append(await self._prompt(socket, body, interrupted=interrupted))
-        told: dict[str, Any] = self.normal({"greeting": greeting, "prompts": prompts})
-        return told
+        recording: dict[str, Any] = self.normal({"greeting": greeting, "prompts": prompts})
+        return recording
 
     async def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Send a request, and return the normalized response."""
-        told: dict[str, Any] = self.normal(await self._call(method, path, body))
-        return told
+        response: dict[str, Any] = self.normal(await self._call(method, path, body))
+        return response
 
     async def upload(
         self, name: str, content: bytes, path: str = "/upload/image", **fields: str
@@ -101,41 +101,41 @@ class Recorder:
         async with self._session.get("/view", params=file) as response:
             if response.status != 200:
                 return {"status": response.status}
-            told = {"status": response.status, "type": response.content_type}
+            recorded = {"status": response.status, "type": response.content_type}
             picture = Image.open(BytesIO(await response.read()))
         texts = {name: json.loads(text) for name, text in getattr(picture, "text", {}).items()}
-        return {**told, "picture": _pixels(picture), "texts": texts}
+        return {**recorded, "picture": _pixels(picture), "texts": texts}
 
     async def _prompt(
         self, socket: aiohttp.ClientWebSocketResponse, body: dict[str, Any], *, interrupted: bool
     ) -> dict[str, Any]:
-        told: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
-        prompt_id = (told["answer"]["body"] or {}).get("prompt_id")
+        recorded: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
+        prompt_id = (recorded["answer"]["body"] or {}).get("prompt_id")
         if prompt_id is None:
-            return told
+            return recorded
         events: list[Any] = []
         if interrupted:
             events += await _receive_messages(socket, lambda event: event["type"] == "progress")
-            told["queue"] = await self._queue()
-            told["interrupt"] = await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
+            recorded["queue"] = await self._queue()
+            recorded["interrupt"] = await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
         events += await _receive_messages(socket, _is_end)
         entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
         entry["prompt"] = _columns(entry["prompt"])
-        told["history"] = entry
-        told["files"] = [await self.view(**file) for file in _files(entry["outputs"])]
-        told["queue afterwards"] = await self._call("GET", "/queue")
-        told["events"] = _without_repeats(events)
+        recorded["history"] = entry
+        recorded["files"] = [await self.view(**file) for file in _files(entry["outputs"])]
+        recorded["queue afterwards"] = await self._call("GET", "/queue")
+        recorded["events"] = _without_repeats(events)
         if interrupted:
-            _remove_interruption_details(told)
-        return told
+            _remove_interruption_details(recorded)
+        return recorded
 
     async def _queue(self) -> dict[str, Any]:
         queue = (await self._call("GET", "/queue"))["body"]
-        told = {name: [_columns(row) for row in rows] for name, rows in queue.items()}
-        for row in (row for rows in told.values() for row in rows):
+        rows_by_name = {name: [_columns(row) for row in rows] for name, rows in queue.items()}
+        for row in (row for rows in rows_by_name.values() for row in rows):
             # The farm says where the prompt stands.
             row["extra_data"].pop("moyin", None)
-        return told
+        return rows_by_name
 
     async def _flags(self, socket: aiohttp.ClientWebSocketResponse) -> Any:
         while True:
@@ -178,29 +178,29 @@ async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
     and those of a graph also have a ``code`` and the ``request_id``.
     """
     content = await response.read()
-    told: dict[str, Any] = {"status": response.status, "body": None}
+    recorded: dict[str, Any] = {"status": response.status, "body": None}
     if response.status >= 400 and response.url.path != "/prompt":
-        return told
+        return recorded
     if content:
-        told["type"] = response.content_type
-        told["body"] = json.loads(content)
+        recorded["type"] = response.content_type
+        recorded["body"] = json.loads(content)
     if response.status >= 400:
-        told["body"] = {name: told["body"][name] for name in ("error", "node_errors")}
-    return told
+        recorded["body"] = {name: recorded["body"][name] for name in ("error", "node_errors")}
+    return recorded
 
 
 async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
     """Return messages (of binary ones, a description) up to the first that ``last`` accepts."""
-    heard: list[Any] = []
+    messages: list[Any] = []
     while True:
         message = await socket.receive(timeout=_SECONDS)
         if message.type is aiohttp.WSMsgType.BINARY:
-            heard.append(_binary(message.data))
+            messages.append(_binary(message.data))
             continue
         assert message.type is aiohttp.WSMsgType.TEXT, message
-        heard.append(json.loads(message.data))
-        if last(heard[-1]):
-            return heard
+        messages.append(json.loads(message.data))
+        if last(messages[-1]):
+            return messages
 
 
 def _is_end(event: Mapping[str, Any]) -> bool:
@@ -245,16 +245,16 @@ def _without_repeats(events: list[Any]) -> list[Any]:
     return [event for event in events if event["type"] != "status" or event is statuses[-1]]
 
 
-def _remove_interruption_details(told: dict[str, Any]) -> None:
+def _remove_interruption_details(recorded: dict[str, Any]) -> None:
     """Remove the messages that depend on the moment at which a prompt was interrupted.
 
     On the farm, the prompt has ended as soon as it is cancelled, before ComfyUI reports the node.
     """
-    told["events"] = [event for event in told["events"] if "progress" not in event["type"]]
-    ends = [event["data"] for event in told["events"]]
-    ends += [data for _, data in told["history"]["status"]["messages"]]
+    recorded["events"] = [event for event in recorded["events"] if "progress" not in event["type"]]
+    ends = [event["data"] for event in recorded["events"]]
+    ends += [data for _, data in recorded["history"]["status"]["messages"]]
     for data in ends:
         # The farm says by whom as well.
         for member in ("node_id", "node_type", "executed", "cancelled_by"):
             data.pop(member, None)
-    told["history"]["status"]["messages"] = told["history"]["status"]["messages"][-1:]
+    recorded["history"]["status"]["messages"] = recorded["history"]["status"]["messages"][-1:]

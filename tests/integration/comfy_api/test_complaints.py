@@ -54,18 +54,18 @@ def only_file(entry: dict[str, Any]) -> dict[str, str]:
     return dict(file)
 
 
-async def heard(
+async def receive_until(
     socket: aiohttp.ClientWebSocketResponse, last: Callable[[Event], bool]
 ) -> list[Event]:
     """Return the messages of a WebSocket up to the first that ``last`` accepts."""
-    told: list[Event] = []
+    events: list[Event] = []
     async with asyncio.timeout(_PATIENCE):
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
-                told.append(json.loads(message.data))
-                if last(told[-1]):
-                    return told
-    raise AssertionError(f"the WebSocket was closed after {told}")
+                events.append(json.loads(message.data))
+                if last(events[-1]):
+                    return events
+    raise AssertionError(f"the WebSocket was closed after {events}")
 
 
 def end_of(prompt_id: str) -> Callable[[Event], bool]:
@@ -117,7 +117,7 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         await comfy.finished(await comfy.queue(graph))
         for more in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
             assert await pixel(comfy, {"filename": name, **more}) == rgb(color)
-    asked = [
+    requests = [
         (stranger, {"filename": name}, 404),
         (stranger, {"filename": name, "client_id": comfy.id}, 404),
         (comfy, {"filename": name, "type": "input"}, 404),
@@ -127,7 +127,7 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         (comfy, {"filename": f"../{name}"}, 400),
         (comfy, {"filename": name, "client_id": "c" * 256}, 400),
     ]
-    for who, query, status in asked:
+    for who, query, status in requests:
         async with who.session.get("/view", params=query) as response:
             assert response.status == status, (query, await response.text())
 
@@ -136,13 +136,13 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
     color = next(_colors)
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         first = await comfy.queue(picture(color))
-        await heard(socket, end_of(first))
+        await receive_until(socket, end_of(first))
         second = await comfy.queue(picture(color))
-        told = [e for e in await heard(socket, end_of(second)) if e["type"] != "status"]
-    assert {event["data"]["prompt_id"] for event in told} == {second}
-    [cached] = [event["data"]["nodes"] for event in told if event["type"] == "execution_cached"]
+        events = [e for e in await receive_until(socket, end_of(second)) if e["type"] != "status"]
+    assert {event["data"]["prompt_id"] for event in events} == {second}
+    [cached] = [event["data"]["nodes"] for event in events if event["type"] == "execution_cached"]
     assert sorted(cached) == ["1", "2"], "nothing was rendered"
-    [shown] = [event["data"]["output"] for event in told if event["type"] == "executed"]
+    [shown] = [event["data"]["output"] for event in events if event["type"] == "executed"]
     file = only_file(await comfy.finished(second))
     assert shown["images"] == [file]
     assert file["subfolder"].startswith(second)
@@ -154,7 +154,7 @@ async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Com
     await comfy.finished(ended)
     prompt_id = await comfy.queue(sleepy(2, next(_colors)))
     await running(comfy, prompt_id)
-    asked: list[tuple[Comfy, str, Any]] = [
+    requests: list[tuple[Comfy, str, Any]] = [
         (comfy, "/interrupt", {"prompt_id": ended}),
         (stranger, "/interrupt", {}),
         (stranger, "/interrupt", {"prompt_id": prompt_id}),
@@ -162,7 +162,7 @@ async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Com
         (stranger, "/queue", {"delete": [prompt_id]}),
         (stranger, f"/api/jobs/{prompt_id}/cancel", {}),
     ]
-    for who, path, body in asked:
+    for who, path, body in requests:
         assert (await who.post(path, body))[0] == 200, path
     assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
 
@@ -185,13 +185,13 @@ async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) ->
     path = f"/ws?clientId={comfy.id}"
     async with comfy.session.ws_connect(path) as old:
         prompt_id = await comfy.queue(sleepy(2, next(_colors)))
-        await heard(old, lambda event: event["type"] == "executing")
+        await receive_until(old, lambda event: event["type"] == "executing")
         async with comfy.session.ws_connect(path) as new:
-            told = await heard(new, lambda event: event["type"] == "executing")
+            events = await receive_until(new, lambda event: event["type"] == "executing")
             # The socket that is closed now is not the one that the client listens to.
             await old.close()
-            told += await heard(new, end_of(prompt_id))
-    kinds = [event["type"] for event in told]
+            events += await receive_until(new, end_of(prompt_id))
+    kinds = [event["type"] for event in events]
     assert {"progress_state", "executing", "executed", "execution_success"} <= set(kinds)
 
 
@@ -219,21 +219,23 @@ async def test_a_node_packages_files_reach_the_frontend(
                 assert response.status == 404, other
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["told", "lost"])
-async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, told: bool) -> None:
+@pytest.mark.parametrize("event_type", [True, False], ids=["event_type", "lost"])
+async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: bool) -> None:
     """A replica also looks at the job's row from time to time, in case it missed the message."""
     async with farm._gateway() as other, aiohttp.ClientSession(other) as session:
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:
-            await heard(socket, lambda event: event["type"] == "status")
+            await receive_until(socket, lambda event: event["type"] == "status")
             body = {"prompt": picture(1), "client_id": "me"}
             async with farm.client.post("/prompt", json=body) as response:
                 prompt_id = (await response.json())["prompt_id"]
-            if told:
+            if event_type:
                 await farm.start_worker()
-                async with farm.client.post("/interrupt", json={"prompt_id": prompt_id}) as said:
-                    assert said.status == 200
+                async with farm.client.post(
+                    "/interrupt", json={"prompt_id": prompt_id}
+                ) as interrupt_response:
+                    assert interrupt_response.status == 200
             else:
                 assert await farm.jobs.finish(prompt_id, 1, JobStatus.CANCELLED, None)
-            events = await heard(socket, end_of(prompt_id))
+            events = await receive_until(socket, end_of(prompt_id))
     assert "execution_interrupted" in [event["type"] for event in events]

@@ -75,7 +75,7 @@ async def test_a_real_error_names_no_path_of_the_machine(
     gateway: RunningStack, comfy: Comfy, kind: str
 ) -> None:
     node, message = _FAILING[kind]
-    told: list[str] = []
+    responses: list[str] = []
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         prompt_id = await comfy.queue(await _graph(comfy, kind))
         async for frame in socket:
@@ -84,7 +84,7 @@ async def test_a_real_error_names_no_path_of_the_machine(
             event = json.loads(frame.data)
             if event["data"].get("prompt_id") != prompt_id:
                 continue
-            told.append(frame.data)
+            responses.append(frame.data)
             if event["type"] == "execution_error":
                 failed = event["data"]
                 break
@@ -96,12 +96,12 @@ async def test_a_real_error_names_no_path_of_the_machine(
         f"/history/{prompt_id}", "/history", f"/api/jobs/{prompt_id}", "/api/jobs", f"/jobs/{prompt_id}",
         "/jobs", f"/api/v2/jobs/{prompt_id}",
     ):  # fmt: skip
-        told.append(json.dumps(await comfy.get(path), ensure_ascii=False))
+        responses.append(json.dumps(await comfy.get(path), ensure_ascii=False))
     async with comfy.session.get(f"/jobs/{prompt_id}/events") as stream:
-        told.append(await stream.text())
+        responses.append(await stream.text())
     job = await comfy.get(f"/jobs/{prompt_id}")
     assert message in job["error"]["message"]
-    assert not [(text[:200], found) for text in told if (found := _leaks(gateway, text))]
+    assert not [(text[:200], result) for text in responses if (result := _leaks(gateway, text))]
 
 
 async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:

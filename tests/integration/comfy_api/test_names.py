@@ -79,10 +79,10 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
     await comfy.get("/object_info")
     name = hashlib.sha256(b"default").hexdigest()[:16]
     # Its first line is the version of the pool.
-    kept = (gateway.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
-    found: dict[str, Any] = json.loads(kept)
-    assert {"LoadImage", "SaveImage", "CLIPTextEncode", "LoadVideo"} <= found.keys()
-    return found
+    cached_info = (gateway.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
+    results: dict[str, Any] = json.loads(cached_info)
+    assert {"LoadImage", "SaveImage", "CLIPTextEncode", "LoadVideo"} <= results.keys()
+    return results
 
 
 @pytest.fixture
@@ -101,14 +101,14 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
     ) as response:
         artifact = (await response.json())["id"]
     entry = await stranger.finished(await stranger.queue(picture(next(_colors))))
-    [made] = entry["outputs"]["2"]["images"]
-    output = f"{made['subfolder']}/{made['filename']}"
+    [picture_file] = entry["outputs"]["2"]["images"]
+    output = f"{picture_file['subfolder']}/{picture_file['filename']}"
     sha = hashlib.sha256(file.getvalue()).hexdigest()
     return [
         ("theirset/theirs.png", "theirset/nobodys.png"),
         ("theirset", "nobodys"),
         (f"artifact:{artifact}", f"artifact:art_{uuid.uuid4().hex}"),
-        (f"{output} [output]", f"{uuid.uuid4()}/{made['filename']} [output]"),
+        (f"{output} [output]", f"{uuid.uuid4()}/{picture_file['filename']} [output]"),
         (f"moyin/{sha}.png", f"moyin/{sha[::-1]}.png"),
         (f"./MOYIN//{sha}.png", f"./MOYIN//{sha[::-1]}.png"),
         ("moyin", "moyin/nobodys"),
@@ -267,16 +267,16 @@ async def test_text_input_accepts_any_text(
 ) -> None:
     """Execute all nodes that need no models, with a path and with prose in every text input."""
     offered = await comfy.get("/object_info")
-    speaking = [
+    protocol_clients = [
         (kind, name)
         for kind in offered
         for name, spec in inputs_of(nodes[kind])
         if is_prose(spec, nodes[kind])
     ]
-    assert ("CLIPTextEncode", "text") in speaking
+    assert ("CLIPTextEncode", "text") in protocol_clients
     complete = [
         (kind, name)
-        for kind, name in speaking
+        for kind, name in protocol_clients
         if fill_inputs(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
         and nodes[kind]["python_module"].startswith(("nodes", "comfy_extras"))
     ]
@@ -357,13 +357,13 @@ async def test_every_api_treats_foreign_objects_as_missing(
     for pair in [(outside.existing, outside.missing), *others]:
         answers = []
         for value in pair:
-            found, answer = await comfy.post(path, body(inverted(value)))
-            assert found == status, answer
+            result, answer = await comfy.post(path, body(inverted(value)))
+            assert result == status, answer
             answers.append(plain(answer, value))
         assert answers[0] == answers[1], pair
-        told = answers[0] if "code" in answers[0] else answers[0]["error"]["details"]
-        assert (told["code"], told["field"]) == ("input_not_found", field)
-        assert told["node_errors"].keys() == {"1"}
+        refusal = answers[0] if "code" in answers[0] else answers[0]["error"]["details"]
+        assert (refusal["code"], refusal["field"]) == ("input_not_found", field)
+        assert refusal["node_errors"].keys() == {"1"}
 
 
 async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
@@ -476,7 +476,10 @@ async def own(comfy: Comfy) -> str:
 
 async def test_the_callers_own_files_are_loaded(comfy: Comfy, own: str) -> None:
     entry = await comfy.finished(await comfy.queue(inverted(own)))
-    [made] = entry["outputs"]["3"]["images"]
-    for name in (f"{own} [input]", f"{made['subfolder']}/{made['filename']} [output]"):
+    [picture_file] = entry["outputs"]["3"]["images"]
+    for name in (
+        f"{own} [input]",
+        f"{picture_file['subfolder']}/{picture_file['filename']} [output]",
+    ):
         again = await comfy.finished(await comfy.queue(inverted(name)))
         assert again["status"]["status_str"] == "success"

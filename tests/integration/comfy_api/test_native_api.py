@@ -41,9 +41,9 @@ class Comfy:
             return response.status, json.loads(content) if content else None
 
     async def queue(self, graph: dict[str, Any]) -> str:
-        status, told = await self.post("/prompt", {"prompt": graph, "client_id": self.id})
-        assert status == 200, told
-        return str(told["prompt_id"])
+        status, body = await self.post("/prompt", {"prompt": graph, "client_id": self.id})
+        assert status == 200, body
+        return str(body["prompt_id"])
 
     async def finished(self, prompt_id: str) -> dict[str, Any]:
         """Return the prompt's history entry, once it is complete."""
@@ -105,18 +105,18 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
         assert await response.read() == red.getvalue()
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         prompt_id = await comfy.queue(inverted(name))
-        told: list[dict[str, Any]] = []
+        events: list[dict[str, Any]] = []
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.TEXT:
                 continue
             event = json.loads(message.data)
             if event["data"].get("prompt_id") == prompt_id:
-                told.append(event)
+                events.append(event)
             if event["type"] == "executing" and event["data"].get("node") is None:
                 break
         # The history is there before the end is told.
         entry = (await comfy.get(f"/history/{prompt_id}"))[prompt_id]
-    kinds = [event["type"] for event in told]
+    kinds = [event["type"] for event in events]
     assert kinds[0] == "execution_start"
     assert kinds[-2:] == ["execution_success", "executing"]
     assert {"executed", "progress_state"} <= set(kinds)
@@ -182,13 +182,13 @@ async def test_nothing_of_it_is_another_tenants(comfy: Comfy, stranger: Comfy) -
         await stranger.session.post("/interrupt", json={"prompt_id": prompt_id})
         # One prompt of one's own ends: whatever was to be heard of the other was heard before.
         own = await stranger.queue(picture(next(_colors)))
-        heard = set()
+        event_types = set()
         async for message in socket:
             event = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}
-            heard.add(event.get("data", {}).get("prompt_id"))
+            event_types.add(event.get("data", {}).get("prompt_id"))
             if event.get("type") == "executing" and event["data"].get("node") is None:
                 break
-    assert heard <= {None, own}
+    assert event_types <= {None, own}
 
 
 async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
@@ -245,7 +245,7 @@ async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
     assert (await comfy.finished(running))["status"]["completed"] is False
 
 
-async def test_a_client_that_comes_back_hears_the_rest_and_so_does_its_other_window(
+async def test_a_reconnected_client_receives_the_remaining_messages_in_every_window(
     comfy: Comfy,
 ) -> None:
     address = f"/ws?clientId={comfy.id}"
@@ -265,24 +265,24 @@ async def test_a_client_that_comes_back_hears_the_rest_and_so_does_its_other_win
 
 async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
     graph = {"9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
-    status, told = await comfy.post("/prompt", {"prompt": graph})
+    status, body = await comfy.post("/prompt", {"prompt": graph})
     assert status == 400
-    assert told["error"]["type"] == "prompt_outputs_failed_validation"
-    assert told["node_errors"]["9"]["errors"][0]["type"] == "required_input_missing"
-    assert told["code"]
-    assert told["request_id"]
+    assert body["error"]["type"] == "prompt_outputs_failed_validation"
+    assert body["node_errors"]["9"]["errors"][0]["type"] == "required_input_missing"
+    assert body["code"]
+    assert body["request_id"]
 
 
 async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
     chosen = str(uuid.uuid4())
     graph = picture(next(_colors))
     for _ in range(2):
-        status, told = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen})
-        assert (status, told["prompt_id"]) == (200, chosen)
+        status, body = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen})
+        assert (status, body["prompt_id"]) == (200, chosen)
     assert (await comfy.finished(chosen))["status"]["completed"] is True
     other = {"prompt": picture(next(_colors)), "prompt_id": chosen}
-    status, told = await comfy.post("/prompt", other)
-    assert (status, told["code"]) == (400, "prompt_id_taken")
+    status, body = await comfy.post("/prompt", other)
+    assert (status, body["code"]) == (400, "prompt_id_taken")
 
 
 async def _put_out(comfy: Comfy, prompt_id: str) -> bool:

@@ -49,8 +49,8 @@ def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     for app in (plain, special):
         app["args"]["comfyui"]["models"] = str(folder / app["args"]["pool"])
     # Nobody is asked for text.
-    kept = [apps[name] for name in ("gateway", "workers")]
-    return {**config, "applications": [*kept, plain, special]}
+    kept_apps = [apps[name] for name in ("gateway", "workers")]
+    return {**config, "applications": [*kept_apps, plain, special]}
 
 
 @pytest.fixture
@@ -136,14 +136,14 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
 
 async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:
     unknown = {**picture(_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
-    status, told = await comfy.post("/prompt", {"prompt": unknown})
-    assert (status, told["error"]["type"]) == (400, "invalid_prompt")
-    assert "NoSuchNode" in told["error"]["message"]
-    assert told["node_errors"] == {}
+    status, body = await comfy.post("/prompt", {"prompt": unknown})
+    assert (status, body["error"]["type"]) == (400, "invalid_prompt")
+    assert "NoSuchNode" in body["error"]["message"]
+    assert body["node_errors"] == {}
     alone = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
-    status, told = await comfy.post("/prompt", {"prompt": alone})
-    assert (status, told["error"]["type"]) == (400, "prompt_outputs_failed_validation")
-    [error] = told["node_errors"]["3"]["errors"]
+    status, body = await comfy.post("/prompt", {"prompt": alone})
+    assert (status, body["error"]["type"]) == (400, "prompt_outputs_failed_validation")
+    [error] = body["node_errors"]["3"]["errors"]
     assert (error["type"], error["extra_info"]["received_value"]) == (
         "value_not_in_list", "nobodys.safetensors",
     )  # fmt: skip
@@ -155,9 +155,9 @@ async def test_a_graph_that_no_single_pool_can_run_is_refused(
     """No pool has both; the error lists the models of the pool that has the nodes."""
     graph = _with_model(_MODELS["default"])
     graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
-    status, told = await comfy.post("/prompt", {"prompt": graph})
+    status, body = await comfy.post("/prompt", {"prompt": graph})
     assert status == 200, "its other output can be made"
-    [error] = told["node_errors"]["3"]["errors"]
+    [error] = body["node_errors"]["3"]["errors"]
     assert error["type"] == "value_not_in_list"
 
 
@@ -172,6 +172,6 @@ def _with_model(name: str) -> dict[str, Any]:
 
 def test_jobs_name_their_pool(two_pools: RunningStack) -> None:
     client = StackClient(two_pools.url, two_pools.api_key)
-    asked = {"kind": "render", "workflow": sleepy(0.1, _color()), "pool": "special"}
-    job = client.wait(client.submit(asked), FINAL, _UP_SECONDS)
+    body = {"kind": "render", "workflow": sleepy(0.1, _color()), "pool": "special"}
+    job = client.wait(client.submit(body), FINAL, _UP_SECONDS)
     assert job["outputs"][0]["backend"] == _SPECIAL

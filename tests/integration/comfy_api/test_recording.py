@@ -31,7 +31,7 @@ _SHIPPED = "custom_nodes/websocket_image_save.py"
 _UPLOAD = f"red {uuid.uuid4().hex[:8]}.png"
 _WORKFLOW = {"extra_pnginfo": {"workflow": {"id": "w", "nodes": [1, 2]}, "note": "ä"}}
 Graph = dict[str, Any]
-Told = Mapping[str, Any]
+Recording = Mapping[str, Any]
 
 
 def _png(*color: int) -> bytes:
@@ -136,13 +136,15 @@ _SLOW: Graph = {
 _TEXT: Graph = {"7": _node("PreviewAny", source="two\nlines")}
 
 SCENES = [
-    Scene(name="a picture", graphs=[_PLAIN], asked={"extra_data": _WORKFLOW}),
-    Scene(name="the same again", graphs=[_PLAIN, _PLAIN], asked={"extra_data": _WORKFLOW}),
+    Scene(name="a picture", graphs=[_PLAIN], further_members={"extra_data": _WORKFLOW}),
+    Scene(
+        name="the same again", graphs=[_PLAIN, _PLAIN], further_members={"extra_data": _WORKFLOW}
+    ),
     Scene(name="a preview", graphs=[_SCALED]),
     Scene(name="a batch", graphs=[_BATCH]),
     Scene(name="an upload", graphs=[_LOADED]),
     Scene(name="two outputs", graphs=[_TWO]),
-    Scene(name="one of two", graphs=[_TWO], asked={"partial_execution_targets": ["4"]}),
+    Scene(name="one of two", graphs=[_TWO], further_members={"partial_execution_targets": ["4"]}),
     Scene(name="text", graphs=[_TEXT]),
     Scene(name="steps", graphs=[_STEPS]),
     Scene(name="pictures on the socket", graphs=[_SOCKET]),
@@ -229,7 +231,7 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def told(plain: str, gateway: RunningStack) -> tuple[Told, Told]:
+async def recordings(plain: str, gateway: RunningStack) -> tuple[Recording, Recording]:
     """Return the recordings of ComfyUI and of the farm, by scene."""
     # Graphs are validated where an actor is up.
     first = StackClient(gateway.url, gateway.api_key)
@@ -238,29 +240,29 @@ async def told(plain: str, gateway: RunningStack) -> tuple[Told, Told]:
     )
     await asyncio.to_thread(first.wait, job, {"succeeded"}, _UP_SECONDS)
     # A tenant without a history.
-    made = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
-    [key] = [word for word in made.stdout.split() if word.startswith("moyin_")]
+    key_output = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
+    [key] = [word for word in key_output.stdout.split() if word.startswith("moyin_")]
     one, other = await asyncio.gather(_recorded(plain), _recorded(gateway.url, key))
     return one, other
 
 
-async def _recorded(url: str, key: str | None = None) -> Told:
+async def _recorded(url: str, key: str | None = None) -> Recording:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
-        told: dict[str, Any] = {"before": [await recorder.ask(*asked) for asked in BEFORE]}
-        told["uploads"] = await _uploads(recorder)
+        recorded: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
+        recorded["uploads"] = await _uploads(recorder)
         for scene in SCENES:
-            told[scene.name] = await recorder.play(scene)
-        told["after"] = [await recorder.ask(*asked) for asked in AFTER]
-    return told
+            recorded[scene.name] = await recorder.play(scene)
+        recorded["after"] = [await recorder.ask(*call) for call in AFTER]
+    return recorded
 
 
 async def _uploads(recorder: Recorder) -> list[Any]:
-    told = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
+    responses = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
     mask, original = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
-    told.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
-    for asked in (
+    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
+    for call in (
         {"filename": _UPLOAD, "type": "input"},
         {"filename": f"{_UPLOAD} [input]"},
         {"filename": mask, "type": "input"},
@@ -270,11 +272,13 @@ async def _uploads(recorder: Recorder) -> list[Any]:
         {"filename": _UPLOAD, "type": "input", "preview": "jpeg"},
         {"filename": f"no {_UPLOAD}", "type": "input"},
     ):
-        told.append(await recorder.view(**asked))
-    return told
+        responses.append(await recorder.view(**call))
+    return responses
 
 
 @pytest.mark.parametrize("name", ["before", "uploads", *(s.name for s in SCENES), "after"])
-async def test_the_farm_responds_like_one_comfyui(told: tuple[Told, Told], name: str) -> None:
-    one, other = told
+async def test_the_farm_responds_like_one_comfyui(
+    recordings: tuple[Recording, Recording], name: str
+) -> None:
+    one, other = recordings
     assert other[name] == one[name]

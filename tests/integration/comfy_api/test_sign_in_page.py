@@ -77,7 +77,7 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
     await signed_in(browser, farm.key)
     async with browser.get("/comfy/api/nothing-there") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
-    [cookie] = [f"moyin_session={one.value}" for one in browser.cookie_jar]
+    [cookie] = [f"moyin_session={item.value}" for item in browser.cookie_jar]
     service = Route(name="svc", prefix="/svc", upstreams=(Upstream(url=farm.services_url),))
     farm.proxy.configure(RouteTable([service]))
     for path, status in (("/jobs", 200), ("/api/queue", 200), ("/svc/x", 401), ("/comfyx", 404)):
@@ -100,8 +100,8 @@ async def test_another_sites_page_can_do_nothing_by_cookie(
     await signed_in(browser, farm.key)
     for method in ("POST", "PUT", "DELETE"):
         async with browser.request(method, "/comfy/api/x", headers=headers) as response:
-            told = (response.status, (await response.json())["code"])
-            assert told == (403, "cross_site_request")
+            body = (response.status, (await response.json())["code"])
+            assert body == (403, "cross_site_request")
     async with browser.ws_connect("/comfy/ws", headers=headers) as socket:
         message = await socket.receive(10)
         assert message.type is aiohttp.WSMsgType.CLOSE
@@ -133,7 +133,7 @@ async def test_a_revoked_key_does_not_sign_in(farm: Farm, browser: aiohttp.Clien
         assert response.status == 401
 
 
-async def test_the_root_is_a_page_for_comfyuis_clients_and_a_sign_of_life_for_ollama(
+async def test_the_root_path_is_a_page_for_comfyui_and_a_health_check_for_ollama(
     farm: Farm, browser: aiohttp.ClientSession
 ) -> None:
     async with browser.get("/?x=1", headers=FORM, allow_redirects=False) as response:

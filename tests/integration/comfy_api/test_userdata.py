@@ -15,10 +15,10 @@ from moyin.store.users import UserStore
 from tests.integration.gateway.fixtures import Farm
 
 
-async def asked(
-    client: aiohttp.ClientSession, method: str, path: str, **more: Any
+async def call_route(
+    client: aiohttp.ClientSession, method: str, path: str, **kwargs: Any
 ) -> tuple[int, Any]:
-    async with client.request(method, path, **more) as response:
+    async with client.request(method, path, **kwargs) as response:
         text = await response.text()
         if response.content_type.endswith("json") and text:
             return response.status, await response.json(content_type=None)
@@ -27,8 +27,8 @@ async def asked(
 
 @pytest.mark.parametrize("base", ["", "/api", "/comfy/api"])
 async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
-    def call(method: str, path: str, **more: Any) -> Any:
-        return asked(farm.client, method, base + path, **more)
+    def call(method: str, path: str, **kwargs: Any) -> Any:
+        return call_route(farm.client, method, base + path, **kwargs)
 
     name = "/userdata/workflows%2Fa%20b.json"
     assert await call("POST", f"{name}?overwrite=false", data=b'{"a": 1}') == (
@@ -50,7 +50,7 @@ async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
     assert (await call("GET", name))[0] == 404
     assert (await call("POST", f"{name}{to}"))[0] == 404
     listed = (await call("GET", "/v2/userdata?path=workflows"))[1]
-    assert [one["path"] for one in listed] == ["workflows/sub", "workflows/sub/c.json"]
+    assert [item["path"] for item in listed] == ["workflows/sub", "workflows/sub/c.json"]
     assert await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json") == (204, "")
     assert (await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json"))[0] == 404
     assert await call("GET", "/v2/userdata") == (200, [])
@@ -68,8 +68,8 @@ async def test_no_path_leads_out(farm: Farm, path: str) -> None:
     async with farm.client.post(url, data=b"x") as response:
         assert (response.status, (await response.json())["code"]) == (403, "path_refused")
     for query in ("/userdata?dir=../x", "/v2/userdata?path=../x", "/userdata?dir=%252e%252e"):
-        assert (await asked(farm.client, "GET", query))[0] == 403
-    assert await asked(farm.client, "GET", "/v2/userdata") == (200, [])
+        assert (await call_route(farm.client, "GET", query))[0] == 403
+    assert await call_route(farm.client, "GET", "/v2/userdata") == (200, [])
 
 
 async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> None:
@@ -79,39 +79,45 @@ async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> 
     async with farm.session(own) as hers:
         callers = {"ann": farm.client, "bob": farm.other, "person": hers}
         for name, client in callers.items():
-            assert await asked(client, "GET", "/settings") == (200, {})
-            assert await asked(client, "POST", "/userdata/a.json", data=name) == (200, "a.json")
-            await asked(client, "POST", "/settings/who", json=name)
+            assert await call_route(client, "GET", "/settings") == (200, {})
+            assert await call_route(client, "POST", "/userdata/a.json", data=name) == (
+                200,
+                "a.json",
+            )
+            await call_route(client, "POST", "/settings/who", json=name)
         for name, client in callers.items():
             async with client.get("/userdata/a.json") as response:
                 assert await response.text() == name
-            assert await asked(client, "GET", "/settings") == (200, {"who": name})
+            assert await call_route(client, "GET", "/settings") == (200, {"who": name})
 
 
 async def test_concurrent_settings_are_merged(farm: Farm) -> None:
-    assert await asked(farm.client, "GET", "/api/settings/Comfy.X") == (200, None)
-    assert await asked(farm.client, "POST", "/api/settings", json={"a": 1, "b": [2]}) == (200, "")
-    await asyncio.gather(
-        *(asked(farm.client, "POST", f"/api/settings/Comfy.{n}", json=n) for n in range(10))
+    assert await call_route(farm.client, "GET", "/api/settings/Comfy.X") == (200, None)
+    assert await call_route(farm.client, "POST", "/api/settings", json={"a": 1, "b": [2]}) == (
+        200,
+        "",
     )
-    known = (await asked(farm.client, "GET", "/api/settings"))[1]
+    await asyncio.gather(
+        *(call_route(farm.client, "POST", f"/api/settings/Comfy.{n}", json=n) for n in range(10))
+    )
+    known = (await call_route(farm.client, "GET", "/api/settings"))[1]
     assert known == {"a": 1, "b": [2], **{f"Comfy.{n}": n for n in range(10)}}
-    assert await asked(farm.client, "GET", "/api/settings/b") == (200, [2])
-    assert (await asked(farm.client, "POST", "/api/settings", json=[1]))[0] == 400
+    assert await call_route(farm.client, "GET", "/api/settings/b") == (200, [2])
+    assert (await call_route(farm.client, "POST", "/api/settings", json=[1]))[0] == 400
     deep = b"[" * 100_000
     for path in ("/api/settings", "/api/settings/Comfy.X"):
-        status, told = await asked(farm.client, "POST", path, data=deep)
-        assert (status, told["code"]) == (400, "invalid_json")
+        status, body = await call_route(farm.client, "POST", path, data=deep)
+        assert (status, body["code"]) == (400, "invalid_json")
     # They are a file like any other, which may be anything.
     for content in (b"junk", deep):
-        await asked(farm.client, "POST", "/userdata/comfy.settings.json", data=content)
-        assert await asked(farm.client, "GET", "/api/settings") == (200, {})
+        await call_route(farm.client, "POST", "/userdata/comfy.settings.json", data=content)
+        assert await call_route(farm.client, "GET", "/api/settings") == (200, {})
 
 
 async def test_a_shelf_has_an_end_and_a_file_is_no_page(farm: Farm) -> None:
-    status, told = await asked(farm.client, "POST", "/userdata/a", data=b"x" * 200_000)
-    assert (status, told["code"]) == (413, "no_room_left")
-    await asked(farm.client, "POST", "/userdata/a.html", data=b"<script>alert(1)</script>")
+    status, body = await call_route(farm.client, "POST", "/userdata/a", data=b"x" * 200_000)
+    assert (status, body["code"]) == (413, "no_room_left")
+    await call_route(farm.client, "POST", "/userdata/a.html", data=b"<script>alert(1)</script>")
     async with farm.client.get("/userdata/a.html") as response:
         assert response.content_type == "application/octet-stream"
         assert response.headers["content-security-policy"].startswith("sandbox")

@@ -57,16 +57,16 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
     async with client.get(path) as response:
         assert response.content_type == "text/event-stream"
         text = await response.text()
-    found = []
+    results = []
     for frame in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in frame.splitlines() if line[0] != ":")
         if fields:
-            found.append((fields["event"], json.loads(fields["data"])))
-    return found
+            results.append((fields["event"], json.loads(fields["data"])))
+    return results
 
 
-async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artifact:
-    """Simulate a worker that finishes the job; ``told_late`` sends no event before the end."""
+async def finished(farm: Farm, job_id: str, *, row_ends_first: bool = False) -> Artifact:
+    """Simulate a worker that finishes the job; with ``row_ends_first``, before the events."""
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
         size=len(PNG), sha256=await farm.blobs.put(PNG),
@@ -76,14 +76,14 @@ async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artif
     await farm.jobs.start(job_id, 1)
     await farm.jobs.record_progress(job_id, 1, Progress(value=1, max=2))
     result = StepResult(index=0, output=output, artifacts=(artifact,))
-    if told_late:
+    if row_ends_first:
         await farm.jobs.record_step(job_id, 1, result)
         await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     await farm.events.publish(job_id, EventType.PROGRESS, {"value": 1, "max": 2, "step": 0})
-    if not told_late:
+    if not row_ends_first:
         await farm.jobs.record_step(job_id, 1, result)
     await farm.events.publish(job_id, EventType.STEP, {"step": 0, "artifacts": [], "attempt": 1})
-    if not told_late:
+    if not row_ends_first:
         await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     await farm.events.publish(job_id, EventType.SUCCEEDED, {"attempt": 1})
     return artifact
@@ -96,11 +96,11 @@ async def test_a_job_is_the_same_everywhere(farm: Farm) -> None:
     assert job["urls"]["self"] == f"{JOBS}/{job['id']}"
     plain = await farm.show(job["id"])
     assert (plain["kind"], plain["metadata"]) == ("render", {"client": "acme"})
-    told = await ask(farm.client, "GET", f"{JOBS}/{job['id']}/workflow")
-    assert told == {"workflow": GRAPH, "format": "api"}
+    response_body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}/workflow")
+    assert response_body == {"workflow": GRAPH, "format": "api"}
     for path in ("", "/workflow", "/events"):
-        told = await code(farm.other, "GET", f"{JOBS}/{job['id']}{path}")
-        assert told == (404, "not_found")
+        response_body = await code(farm.other, "GET", f"{JOBS}/{job['id']}{path}")
+        assert response_body == (404, "not_found")
     assert await code(farm.other, "POST", f"{JOBS}/{job['id']}/cancel") == (404, "not_found")
     chat = {"kind": "http", "request": {"path": "/svc/x"}}
     http = await farm.submit(chat)
@@ -121,8 +121,8 @@ async def test_a_key_works_once(farm: Farm) -> None:
     # A submission that made no job leaves its key free.
     headers = {"Idempotency-Key": "k2"}
     bad: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
-    told = await code(farm.client, "POST", JOBS, json=bad, headers=headers)
-    assert told == (422, "workflow_format_ui")
+    error_code = await code(farm.client, "POST", JOBS, json=bad, headers=headers)
+    assert error_code == (422, "workflow_format_ui")
     body = {"workflow": GRAPH}
     await ask(farm.client, "POST", JOBS, json=body, headers=headers, expected=201)
 
@@ -146,8 +146,8 @@ async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
     assert (await ask(farm.other, "GET", JOBS))["jobs"] == []
     assert await code(farm.client, "GET", f"{JOBS}?cursor=x") == (400, "invalid_cursor")
     query = {'metadata[a"]': "x"}
-    told = await code(farm.client, "GET", JOBS, params=query)
-    assert told == (400, "invalid_metadata_filter")
+    error_code = await code(farm.client, "GET", JOBS, params=query)
+    assert error_code == (400, "invalid_metadata_filter")
 
 
 async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm) -> None:
@@ -166,8 +166,8 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
     late = await frames(farm.client, path)
     assert [name for name, _ in late] == ["output", "status"]
     assert late[-1][1]["status"] == "succeeded"
-    told = await ask(farm.client, "GET", f"{JOBS}/{job['id']}")
-    [output] = told["outputs"]
+    body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}")
+    [output] = body["outputs"]
     # The same object, but for the moment at which it is told.
     late[0][1].pop("url_expires_at"), output.pop("url_expires_at")
     assert late[0][1] == output
@@ -177,15 +177,15 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
         assert (response.status, await response.read()) == (206, PNG[:4])
     asset = await ask(farm.client, "GET", f"{ASSETS}/{artifact.id}")
     assert (asset["job_id"], asset["hash"]) == (job["id"], None)
-    told = await code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
-    assert told == (409, "asset_in_use")
+    body = await code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
+    assert body == (409, "asset_in_use")
 
 
 async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
     async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
         assert await response.content.readline() == b"event: status\n"
-        await finished(farm, job["id"], told_late=True)
+        await finished(farm, job["id"], row_ends_first=True)
         rest = (await response.text()).splitlines()
     names = [line for line in rest if line.startswith("event: ")]
     assert names == ["event: progress", "event: output", "event: status"]
@@ -194,8 +194,8 @@ async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
 async def test_cancelling_a_finished_job_is_harmless(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
     await finished(farm, job["id"])
-    told = await ask(farm.client, "POST", f"{JOBS}/{job['id']}/cancel")
-    assert told["status"] == "succeeded"
+    body = await ask(farm.client, "POST", f"{JOBS}/{job['id']}/cancel")
+    assert body["status"] == "succeeded"
 
 
 async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> None:
@@ -212,11 +212,11 @@ async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> 
     again = await ask(farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected=201)
     assert (again["file_path"], again["hash"], again["created_new"]) == ("again.png", HASH, False)
     assert again["id"] != asset["id"]
-    told = await code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
-    assert told == (404, "blob_not_found")
+    error_code = await code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
+    assert error_code == (404, "blob_not_found")
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-        told = await code(farm.other, method, f"{ASSETS}/{asset['id']}{path}")
-        assert told == (404, "not_found")
+        error_code = await code(farm.other, method, f"{ASSETS}/{asset['id']}{path}")
+        assert error_code == (404, "not_found")
 
 
 async def test_other_bytes_than_were_meant_are_refused(farm: Farm) -> None:
@@ -244,26 +244,26 @@ async def test_a_deleted_upload_is_visible_only_to_jobs_that_use_it(farm: Farm) 
     await ask(farm.client, "POST", JOBS, json={"workflow": graph}, expected=201)
     await ask(farm.client, "DELETE", f"{ASSETS}/{asset['id']}", expected=204)
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-        told = await code(farm.client, method, f"{ASSETS}/{asset['id']}{path}")
-        assert told == (404, "not_found")
+        error_code = await code(farm.client, method, f"{ASSETS}/{asset['id']}{path}")
+        assert error_code == (404, "not_found")
     assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
-    told = await code(farm.client, "POST", JOBS, json={"workflow": graph})
-    assert told == (422, "missing_asset")
-    kept = await ArtifactStore(farm.database).get_even_if_deleted("ann", asset["id"])
-    assert await farm.blobs.get(kept.sha256) == PNG
+    error_code = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    assert error_code == (422, "missing_asset")
+    artifact = await ArtifactStore(farm.database).get_even_if_deleted("ann", asset["id"])
+    assert await farm.blobs.get(artifact.sha256) == PNG
 
 
 @pytest.mark.parametrize("info", [{"id": "art_" + "0" * 32}, {}, None])
 async def test_a_missing_asset_is_not_found(farm: Farm, info: Any) -> None:
     reference = {"__type": "core/ASSET", "info": info}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
-    told = await code(farm.client, "POST", JOBS, json={"workflow": graph})
-    assert told == (422, "missing_asset")
+    error_code = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    assert error_code == (422, "missing_asset")
 
 
 async def test_comfyuis_verdict(farm: Farm) -> None:
-    found = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
-    verdict = {"error": {}, "node_errors": {"1": {"errors": [found]}}}
+    results = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
+    verdict = {"error": {}, "node_errors": {"1": {"errors": [results]}}}
 
     async def validate(pool: str, graph: Any) -> None:
         assert graph == GRAPH, "what looks like a reference is a text"
@@ -273,11 +273,11 @@ async def test_comfyuis_verdict(farm: Farm) -> None:
     async with farm.client.post(JOBS, json={"workflow": GRAPH}) as response:
         error = (await response.json())["error"]
     assert (response.status, error["code"]) == (422, "invalid_workflow")
-    told = {"field": "x", "reason": "value_not_in_list", "message": "no"}
-    assert error["details"]["node_errors"] == {"1": [told]}
+    detail = {"field": "x", "reason": "value_not_in_list", "message": "no"}
+    assert error["details"]["node_errors"] == {"1": [detail]}
 
 
-async def test_a_full_queue_says_when_to_come_again(farm: Farm) -> None:
+async def test_a_full_queue_returns_retry_after(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=1))
     async with farm.session(farm.key) as client:
         await ask(client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)

@@ -112,9 +112,9 @@ class Services:
         if answer is not None:
             return await answer(request)
         if request.path == "/v1/chat/completions":
-            said = body["messages"][-1]["content"]
+            prompt_text = body["messages"][-1]["content"]
             return web.json_response(
-                {"choices": [{"message": {"role": "assistant", "content": f"re: {said}"}}]},
+                {"choices": [{"message": {"role": "assistant", "content": f"re: {prompt_text}"}}]},
                 headers={"x-moyin-cost-usd": "0.0012", "x-moyin-backend": "stub"},
             )
         return web.json_response({"path": request.path, "got": body})
@@ -138,21 +138,21 @@ class ScriptedPools:
     pools = ("default", "fast")
 
     def __init__(self) -> None:
-        self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
+        self.responses = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
         self.places: dict[str, Mapping[str, QueuePlace]] = {}
         self.summaries: dict[str, PoolSummary] = {}
         self.nodes: list[dict[str, Any]] = []
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        if not self.said:
+        if not self.responses:
             raise ServiceUnavailable("no pool is up")
-        return PoolResponse(version="1", state="up", content=self.said.get(path))
+        return PoolResponse(version="1", state="up", content=self.responses.get(path))
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        return {pool: self.said[path]} if path in self.said else {}
+        return {pool: self.responses[path]} if path in self.responses else {}
 
     async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
-        if not self.said:
+        if not self.responses:
             raise ServiceUnavailable("no pool is up")
         return self.places.get(pool, {})
 
@@ -175,7 +175,7 @@ class Farm:
         self.settings = Settings(data=folder)
         self.templates = TemplateCatalog((SHIPPED_FOLDER,))
         self.validator: Any = AnyGraph()
-        self.pools_say = ScriptedPools()
+        self.scripted_pools = ScriptedPools()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
@@ -330,7 +330,7 @@ class Farm:
 
         artifacts = ArtifactStore(self.database)
         meter = RequestMeter(self._valkey.url)
-        node_info = NodeInfoCache(self.pools_say, fresh=0.0)
+        node_info = NodeInfoCache(self.scripted_pools, fresh=0.0)
         admission = GraphAdmission(node_info)
         prompts = PromptStore(self.database)
         files = ComfyFiles(
@@ -366,10 +366,10 @@ class Farm:
             return await report_month(reports, _NO_MODELS, tenant)
 
         cluster = ClusterFeeds(
-            self.pools_say.read_cluster, read_backends, read_usage, cluster_seconds=0.1,
+            self.scripted_pools.read_cluster, read_backends, read_usage, cluster_seconds=0.1,
             backends_seconds=0.1, usage_seconds=0.1, clock=lambda: self.clock(),
         )  # fmt: skip
-        places = QueuePlaces(self.pools_say.list_places, self.pools_say.pools)
+        places = QueuePlaces(self.scripted_pools.list_places, self.scripted_pools.pools)
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         farm_events = PromptNotifiers(
             prompts=prompts,
@@ -396,7 +396,7 @@ class Farm:
                 prompts=prompts,
                 files=files,
                 blobs=self.blobs,
-                find_executed=self.pools_say.executed,
+                find_executed=self.scripted_pools.executed,
                 read_places=places.read,
                 wait_until_notified=farm_events.wait_until_notified,
             ),

@@ -23,14 +23,14 @@ class Answer:
     def code(self) -> str:
         """The stable code of an error in any protocol, or an empty string."""
         try:
-            told = json.loads(self.body)
+            body = json.loads(self.body)
         except ValueError:
             return ""
-        if not isinstance(told, dict):
+        if not isinstance(body, dict):
             return ""
-        error = told.get("error")
+        error = body.get("error")
         inner = error if isinstance(error, dict) else {}
-        return str(told.get("code") or inner.get("code") or "")
+        return str(body.get("code") or inner.get("code") or "")
 
 
 async def ask(
@@ -42,10 +42,12 @@ async def ask(
     body: bytes = b"",
 ) -> Answer:
     """Send one request on a new connection, with ``target`` unchanged."""
-    sent = {"Host": "moyin", "Connection": "close", **(headers or {})}
+    request_headers = {"Host": "moyin", "Connection": "close", **(headers or {})}
     if body or method in ("POST", "PUT"):
-        sent["Content-Length"] = str(len(body))
-    head = "\r\n".join((f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in sent.items())))
+        request_headers["Content-Length"] = str(len(body))
+    head = "\r\n".join(
+        (f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in request_headers.items()))
+    )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.encode("latin-1") + b"\r\n\r\n" + body)
     try:
@@ -123,8 +125,8 @@ async def _until_end(reader: asyncio.StreamReader) -> Answer:
     return _answer(came)
 
 
-def _answer(came: bytes) -> Answer:
-    head, _, body = came.partition(b"\r\n\r\n")
+def _answer(received: bytes) -> Answer:
+    head, _, body = received.partition(b"\r\n\r\n")
     words: Any = head.split(b" ", 2)
     status = int(words[1]) if len(words) > 1 else 0
     text = head.decode("latin-1").lower()

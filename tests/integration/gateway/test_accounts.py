@@ -29,11 +29,11 @@ class Session:
         headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
         url = f"{self.stack.url}{path}"
         async with self.session.request(method, url, json=body, headers=headers) as response:
-            told = await response.json(content_type=None) if await response.read() else {}
+            response_body = await response.json(content_type=None) if await response.read() else {}
         for name in ("access_token", "refresh_token", "key"):
-            if isinstance(told, dict) and name in told:
-                self.secrets[f"{name} {len(self.secrets)}"] = told[name]
-        return response.status, told
+            if isinstance(response_body, dict) and name in response_body:
+                self.secrets[f"{name} {len(self.secrets)}"] = response_body[name]
+        return response.status, response_body
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
         ("GET", "/jobs", None),
         ("POST", "/v1/chat/completions", {"model": "auto", "messages": []}),
     ):
-        status, told = await client.call(method, path, token, sent)
-        assert (status, "insufficient_scope" in str(told)) == (403, True), told
+        status, response_body = await client.call(method, path, token, sent)
+        assert (status, "insufficient_scope" in str(response_body)) == (403, True), response_body
     assert (await client.call("POST", "/accounts/login", "", {**body, "password": "x"}))[0] == 401
     assert (await client.call("GET", "/jobs", "moyin_00_wrong-secret-wrong-secret"))[0] == 401
 
@@ -153,16 +153,16 @@ DISGUISED = [
 async def test_a_request_that_two_may_read_differently_is_answered_by_none(
     gateway: RunningStack, sent: str
 ) -> None:
-    told = await _raw(gateway, sent)
+    response = await _raw(gateway, sent)
     # One refusal, or the connection's end: never an answer of an app that let it in.
-    assert told == b"" or told.split(b" ")[1] in (b"400", b"401", b"501"), told
-    assert told.count(b"HTTP/1.1 ") <= 1
+    assert response == b"" or response.split(b" ")[1] in (b"400", b"401", b"501"), response
+    assert response.count(b"HTTP/1.1 ") <= 1
 
 
 @pytest.mark.parametrize("path", DISGUISED)
 async def test_no_spelling_of_a_path_gets_around_the_key(gateway: RunningStack, path: str) -> None:
-    told = await _raw(gateway, _get(path, "Connection: close"))
-    assert told.split(b" ")[1] in (b"400", b"401", b"404"), told
+    response = await _raw(gateway, _get(path, "Connection: close"))
+    assert response.split(b" ")[1] in (b"400", b"401", b"404"), response
 
 
 async def test_identity_headers_from_clients_are_ignored(client: Session) -> None:
@@ -181,12 +181,12 @@ async def _raw(gateway: RunningStack, sent: str) -> bytes:
     """Return all bytes that the server sends within a short time in response to these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports.door)
     writer.write(sent.encode("latin-1"))
-    told = b""
+    response = b""
     with suppress(TimeoutError, ConnectionError):
         async with asyncio.timeout(1):
             while piece := await reader.read(65536):
-                told += piece
-                if b"\r\n\r\n" in told:
+                response += piece
+                if b"\r\n\r\n" in response:
                     break
     writer.close()
-    return told
+    return response

@@ -26,9 +26,13 @@ async def upload(farm: Farm, data: Any, **options: Any) -> dict[str, Any]:
 
 async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
     headers = {"content-type": "image/png"}
-    kept = await upload(farm, PNG, headers=headers, params={"name": "a b.png"})
-    assert (kept["name"], kept["media_type"], kept["size"]) == ("a b.png", "image/png", len(PNG))
-    async with farm.client.get(kept["url"]) as response:
+    artifact = await upload(farm, PNG, headers=headers, params={"name": "a b.png"})
+    assert (artifact["name"], artifact["media_type"], artifact["size"]) == (
+        "a b.png",
+        "image/png",
+        len(PNG),
+    )
+    async with farm.client.get(artifact["url"]) as response:
         assert await response.read() == PNG
         assert response.headers["etag"] == f'"{hashlib.sha256(PNG).hexdigest()}"'
         assert response.headers["content-type"] == "image/png"
@@ -40,21 +44,25 @@ async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
 async def test_a_form_is_taken_too(farm: Farm) -> None:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("file", PNG, filename="../../etc/x.png", content_type="image/png")
-    kept = await upload(farm, form)
-    assert (kept["name"], kept["media_type"], kept["size"]) == ("x.png", "image/png", len(PNG))
+    artifact = await upload(farm, form)
+    assert (artifact["name"], artifact["media_type"], artifact["size"]) == (
+        "x.png",
+        "image/png",
+        len(PNG),
+    )
 
 
 async def test_an_unnamed_file_of_no_type_is_looked_at(farm: Farm) -> None:
-    kept = await upload(farm, PNG)
-    assert (kept["name"], kept["media_type"]) == ("upload.png", "image/png")
+    artifact = await upload(farm, PNG)
+    assert (artifact["name"], artifact["media_type"]) == ("upload.png", "image/png")
 
 
 @pytest.mark.parametrize(
     "kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
 )
 async def test_files_that_could_run_scripts_are_downloads(farm: Farm, kind: str) -> None:
-    kept = await upload(farm, b"<script>alert(1)</script>", headers={"content-type": kind})
-    async with farm.client.get(kept["url"]) as response:
+    artifact = await upload(farm, b"<script>alert(1)</script>", headers={"content-type": kind})
+    async with farm.client.get(artifact["url"]) as response:
         assert response.headers["content-type"] == "application/octet-stream"
         assert response.headers["content-disposition"].startswith("attachment;")
         assert response.headers["x-content-type-options"] == "nosniff"
@@ -62,7 +70,7 @@ async def test_files_that_could_run_scripts_are_downloads(farm: Farm, kind: str)
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "content", "told"),
+    ("range_header", "status", "content", "content_range"),
     [
         ("bytes=0-3", 206, PNG[:4], f"bytes 0-3/{len(PNG)}"),
         ("bytes=8-", 206, PNG[8:], f"bytes 8-{len(PNG) - 1}/{len(PNG)}"),
@@ -76,30 +84,30 @@ async def test_files_that_could_run_scripts_are_downloads(farm: Farm, kind: str)
     ],
 )
 async def test_ranges(
-    farm: Farm, asked: str, status: int, content: bytes, told: str | None
+    farm: Farm, range_header: str, status: int, content: bytes, content_range: str | None
 ) -> None:
-    kept = await upload(farm, PNG)
-    async with farm.client.get(kept["url"], headers={"range": asked}) as response:
+    artifact = await upload(farm, PNG)
+    async with farm.client.get(artifact["url"], headers={"range": range_header}) as response:
         assert response.status == status
         assert await response.read() == content
-        assert response.headers.get("content-range") == told
+        assert response.headers.get("content-range") == content_range
 
 
 async def test_conditions_and_head(farm: Farm) -> None:
-    kept = await upload(farm, PNG)
-    async with farm.client.head(kept["url"]) as response:
+    artifact = await upload(farm, PNG)
+    async with farm.client.head(artifact["url"]) as response:
         etag = response.headers["etag"]
         assert (response.status, response.headers["content-length"]) == (200, str(len(PNG)))
-    async with farm.client.get(kept["url"], headers={"if-none-match": etag}) as response:
+    async with farm.client.get(artifact["url"], headers={"if-none-match": etag}) as response:
         assert response.status == 304
     stale = {"range": "bytes=0-3", "if-range": '"other"'}
-    async with farm.client.get(kept["url"], headers=stale) as response:
+    async with farm.client.get(artifact["url"], headers=stale) as response:
         assert response.status == 200
 
 
 async def test_only_the_owner_sees_it(farm: Farm) -> None:
-    kept = await upload(farm, PNG)
-    async with farm.other.get(kept["url"]) as response:
+    artifact = await upload(farm, PNG)
+    async with farm.other.get(artifact["url"]) as response:
         assert (response.status, (await response.json())["code"]) == (404, "artifact_not_found")
 
 
@@ -137,10 +145,10 @@ async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Far
             return response.status, data, (await response.json()).get("url", "")
 
     answers = await asyncio.gather(*map(put, range(8)))
-    (kept,) = [(data, url) for status, data, url in answers if status == 201]
+    (accepted,) = [(data, url) for status, data, url in answers if status == 201]
     assert [status for status, _, _ in answers].count(422) == 7
-    async with farm.client.get(kept[1]) as response:
-        assert await response.read() == kept[0]
+    async with farm.client.get(accepted[1]) as response:
+        assert await response.read() == accepted[0]
 
 
 @pytest.mark.parametrize(

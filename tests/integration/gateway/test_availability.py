@@ -84,11 +84,11 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
         # 429: its own pictures before it took too long.
         assert {status for status, _ in answers} <= {200, 413, 429}
 
-    status, told = await previewed(hostile, "beyond.png", "webp")
-    assert (status, json.loads(told)["code"]) == (413, "picture_too_large")
+    status, response_body = await previewed(hostile, "beyond.png", "webp")
+    assert (status, json.loads(response_body)["code"]) == (413, "picture_too_large")
     assert (
         "9900 x 9900 pixels; only pictures of at most 67,108,864"
-        in json.loads(told)["error"]["message"]
+        in json.loads(response_body)["error"]["message"]
     )
     status, body = await masked(hostile, "largest.png", png(BEYOND))
     assert (status, body["code"]) == (413, "picture_too_large")

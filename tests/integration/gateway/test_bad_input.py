@@ -170,38 +170,38 @@ async def test_a_bad_idempotency_key(farm: Farm) -> None:
 
 
 async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
-    said = {"error": {"type": "invalid_prompt", "message": "no", "details": "", "extra_info": {}},
+    comfy_error = {"error": {"type": "invalid_prompt", "message": "no", "details": "", "extra_info": {}},
             "node_errors": {"1": {"errors": []}}}  # fmt: skip
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     async def validate(pool: str, graph: Any) -> None:
-        asked.append((pool, graph))
-        raise InvalidGraph("no", details=said)
+        requests.append((pool, graph))
+        raise InvalidGraph("no", details=comfy_error)
 
     farm.validator.validate = validate
     async with farm.client.post("/jobs", json=RENDER) as response:
         problem = await response.json()
     assert (response.status, problem["code"]) == (400, "invalid_graph")
-    assert {"error": problem["error"], "node_errors": problem["node_errors"]} == said
+    assert {"error": problem["error"], "node_errors": problem["node_errors"]} == comfy_error
     referring = {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}
     job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring}]}
     await farm.submit(job)
-    assert asked == [("default", GRAPH)]
+    assert requests == [("default", GRAPH)]
 
 
 async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm: Farm) -> None:
     async with farm.client.post("/artifacts?name=cat.png", data=b"meow") as response:
         artifact = (await response.json())["id"]
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     async def validate(pool: str, graph: Any) -> None:
-        asked.append(graph["1"]["inputs"]["image"])
+        requests.append(graph["1"]["inputs"]["image"])
 
     farm.validator.validate = validate
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact}"}}}
     job = {"kind": "render", "workflow": graph}
     await farm.submit(job)
-    assert asked == [f"moyin/{sha256(b'meow').hexdigest()}.png"]
+    assert requests == [f"moyin/{sha256(b'meow').hexdigest()}.png"]
     async with farm.other.post("/jobs", json=job) as response:
         problem = await response.json()
     assert (response.status, problem["code"]) == (400, "input_not_found")

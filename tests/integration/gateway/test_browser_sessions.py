@@ -29,7 +29,7 @@ async def accounts_beside(farm: Farm, valkey_server: ValkeyServer) -> AsyncItera
 
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
-    """A browser, whose cookies are sent to every port of the host."""
+    """Return a client that sends its cookies to every port of the host, as browsers do."""
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=jar, headers=OWN_PAGE) as session:
         yield session
@@ -46,7 +46,7 @@ async def status(browser: aiohttp.ClientSession, path: str, method: str = "GET")
         return response.status
 
 
-async def test_a_member_who_signed_in_is_known_to_the_gateway_and_its_page(
+async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
     farm: Farm, accounts_beside: AccountsApp, browser: aiohttp.ClientSession
 ) -> None:
     member = await accounts_beside.member(await accounts_beside.organisation())
@@ -65,7 +65,7 @@ async def test_a_member_who_signed_in_is_known_to_the_gateway_and_its_page(
     renewal = f"{accounts_beside.url}/accounts/session/renew"
     assert await status(browser, renewal, "POST") == 200
     assert await status(browser, "/comfy/session/end", "POST") == 303
-    assert [one.key for one in browser.cookie_jar] == []
+    assert [item.key for item in browser.cookie_jar] == []
     assert await status(browser, "/jobs") == 401
 
 

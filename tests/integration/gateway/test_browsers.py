@@ -53,12 +53,12 @@ async def test_every_answer_keeps_browsers_from_guessing_and_framing(
     gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
     good = {"authorization": f"Bearer {gateway.api_key}"}
-    for asked, headers, status in (
+    for call, headers, status in (
         (path, good, 200),
         (path, {}, 401),
         (f"{path}/no/such/thing", good, 404),
     ):
-        async with client.get(asked, headers=headers) as response:
+        async with client.get(call, headers=headers) as response:
             assert response.status == status
             assert response.headers.getall("x-content-type-options") == ["nosniff"]
             assert response.headers.getall("x-frame-options") == ["DENY"]

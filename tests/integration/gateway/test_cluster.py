@@ -29,7 +29,7 @@ async def member(farm: Farm) -> aiohttp.ClientSession:
 
 
 async def test_members_see_load_and_operators_everything(farm: Farm) -> None:
-    farm.pools_say.summaries = {"fast": POOL}
+    farm.scripted_pools.summaries = {"fast": POOL}
     status, cluster = await get(farm.client, "/cluster")
     assert status == 200
     default, fast = cluster["pools"]
@@ -49,13 +49,13 @@ async def test_members_see_load_and_operators_everything(farm: Farm) -> None:
 
 
 async def test_events_follow_changes(farm: Farm) -> None:
-    farm.pools_say.summaries = {"fast": POOL}
+    farm.scripted_pools.summaries = {"fast": POOL}
     async with await member(farm) as session, session.get("/cluster/events") as response:
         assert response.content_type == "text/event-stream"
         assert await read_queued(response) == 2
         # Members do not see renderers, so this is no change for them.
-        farm.pools_say.summaries = {"fast": replace(POOL, renderers=())}
-        farm.pools_say.summaries = {"fast": replace(POOL, waiting=5)}
+        farm.scripted_pools.summaries = {"fast": replace(POOL, renderers=())}
+        farm.scripted_pools.summaries = {"fast": replace(POOL, waiting=5)}
         assert await read_queued(response) == 5
 
 

@@ -1,4 +1,4 @@
-"""The overview's stream: its viewers share every query, and see the sums of their own tenant only."""
+"""Tests that viewers of the overview share queries, and see only their own tenant's sums."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
     clock = farm.clock = Clock()
 
     async def count_queries(viewers: int) -> Counter[str]:
-        """Return the queries of three readings that ``viewers`` with a key each follow."""
+        """Return the database queries of three readings for ``viewers`` connected clients."""
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(viewing(farm, key)) for key in keys]
@@ -165,7 +165,7 @@ async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
         ((JOBS_READ, TEXT), {"cluster", "usage"}),
     ],
 )
-async def test_what_the_scopes_do_not_allow_is_left_out(
+async def test_data_beyond_the_callers_scopes_is_omitted(
     farm: Farm, scopes: tuple[str, ...], names: set[str]
 ) -> None:
     seen = set[str]()
@@ -173,7 +173,7 @@ async def test_what_the_scopes_do_not_allow_is_left_out(
         while not seen >= names:
             seen.add((await viewer.read())[0])
         # Seen only after another reading, before which everything else has come.
-        farm.pools_say.summaries = {"fast": POOL}
+        farm.scripted_pools.summaries = {"fast": POOL}
         name, data = await viewer.read()
         while name != "cluster" or not data["pools"][1]["is_responding"]:
             seen.add(name)

@@ -61,8 +61,8 @@ async def test_a_token_follows_its_job_and_no_other(
         text = await response.text()
     assert re.findall(r"^id: (.*)$", text, re.M) == [frame["id"] for frame in story[2:]]
     async with page.ws_connect(f"/jobs/{job}/ws?token={token}&after={story[1]['id']}") as socket:
-        told = [json.loads(message.data)["id"] async for message in socket]
-    assert (told, socket.close_code) == ([frame["id"] for frame in story[2:]], 1000)
+        events = [json.loads(message.data)["id"] async for message in socket]
+    assert (events, socket.close_code) == ([frame["id"] for frame in story[2:]], 1000)
     for path in (f"/jobs/{other}/events", f"/jobs/{other}/preview", "/jobs/none/events"):
         assert await refusal(page, f"{path}?token={token}") == (404, "job_not_found"), path
     async with page.ws_connect(f"/jobs/{other}/ws?token={token}") as socket:
@@ -91,8 +91,8 @@ async def test_wrong_and_expired_tokens_are_refused(
         async with farm.client.post(
             f"/jobs/{job}/token", json={"expires_in": expires_in}
         ) as response:
-            told = await response.json()
-            assert (response.status, told["field"]) == (400, "expires_in"), expires_in
+            body = await response.json()
+            assert (response.status, body["field"]) == (400, "expires_in"), expires_in
     _, key = await KeyStore(farm.database).create("other tenant", "k")
     async with farm.session(key) as stranger, stranger.post(f"/jobs/{job}/token") as response:
         assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
@@ -208,7 +208,7 @@ async def test_previews_are_events_for_clients_that_request_them(
         text = ""
         while "event: preview" not in text or not text.endswith("\n\n"):
             text += (await stream.content.readany()).decode()
-        block = next(one for one in text.split("\n\n") if "event: preview" in one)
+        block = next(item for item in text.split("\n\n") if "event: preview" in item)
         assert "id:" not in block, "nobody can resume after a preview"
         data = json.loads(block.partition("data: ")[2])
         assert (data["step"], data["node"], data["media_type"]) == (0, "7", "image/png")

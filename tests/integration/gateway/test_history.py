@@ -79,7 +79,7 @@ async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) 
     swatch = (await farm.submit(body))["id"]
     await call(farm.client, "POST", f"/jobs/{swatch}/cancel")
     created = (await farm.show(fast))["created_at"].replace("+00:00", "Z")
-    for query, found in {
+    for query, result in {
         "status=queued,cancelled": [swatch, fast, chat],
         "status=queued&status=cancelled&kind=render": [swatch, fast],
         "pool=fast": [fast],
@@ -91,7 +91,7 @@ async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) 
         f"created_after={created}": [swatch, fast],
         f"created_before={created}": [chat],
     }.items():
-        assert await list_ids(farm.client, query) == found, query
+        assert await list_ids(farm.client, query) == result, query
         assert await list_ids(farm.other, query) == [], query
     for query, field in {
         "state=queued": "state",

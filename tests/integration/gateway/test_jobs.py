@@ -34,12 +34,12 @@ async def frames(
             return []
         assert response.content_type == "text/event-stream"
         text = await response.text()
-    found = []
+    results = []
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if line[:1] != ":")
         if "event" in fields:
-            found.append(fields)
-    return found
+            results.append(fields)
+    return results
 
 
 async def test_a_submitted_job_is_shown(farm: Farm) -> None:
@@ -60,9 +60,9 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
 
 
 async def test_pages_and_filters(farm: Farm) -> None:
-    made = [(await farm.submit(CHAT))["id"] for _ in range(5)]
+    jobs = [(await farm.submit(CHAT))["id"] for _ in range(5)]
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    made.append((await farm.submit(render))["id"])
+    jobs.append((await farm.submit(render))["id"])
     seen: list[str] = []
     cursor = ""
     while True:
@@ -72,9 +72,9 @@ async def test_pages_and_filters(farm: Farm) -> None:
         if page["next_cursor"] is None:
             break
         cursor = "&cursor=" + page["next_cursor"].replace("+", "%2B")
-    assert seen == made[::-1]
+    assert seen == jobs[::-1]
     async with farm.client.get("/jobs?kind=render&status=queued") as response:
-        assert [job["id"] for job in (await response.json())["jobs"]] == [made[-1]]
+        assert [job["id"] for job in (await response.json())["jobs"]] == [jobs[-1]]
     async with farm.client.get("/jobs?status=failed") as response:
         assert (await response.json())["jobs"] == []
 
@@ -83,7 +83,7 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
     first, second, beyond = [(await farm.submit(render))["id"] for _ in range(3)]
     soon = Duration(mean=4.0, variance=1.0)
-    farm.pools_say.places["default"] = {
+    farm.scripted_pools.places["default"] = {
         second: QueuePlace(position=1),
         first: QueuePlace(position=2, starts_in=soon, ends_in=soon + soon),
     }
@@ -145,23 +145,23 @@ async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
     story = await frames(working_farm.client, job["id"])
     async with working_farm.client.ws_connect(f"/jobs/{job['id']}/ws") as socket:
-        told = [json.loads(message.data) async for message in socket]
+        events = [json.loads(message.data) async for message in socket]
     assert socket.close_code == 1000
-    assert [(m["id"], m["type"]) for m in told] == [(f["id"], f["event"]) for f in story]
-    known, path = told[-2]["id"], f"/jobs/{job['id']}"
+    assert [(m["id"], m["type"]) for m in events] == [(f["id"], f["event"]) for f in story]
+    known, path = events[-2]["id"], f"/jobs/{job['id']}"
     resumed: list[dict[str, Any]] = [
         {"params": {"after": known}},
         {"params": {"last_event_id": known}},
         {"headers": {"Last-Event-ID": known}},
-        {"headers": {"Last-Event-ID": known}, "params": {"last_event_id": told[0]["id"]}},
+        {"headers": {"Last-Event-ID": known}, "params": {"last_event_id": events[0]["id"]}},
     ]
     for options in resumed:
         async with working_farm.client.ws_connect(f"{path}/ws", **options) as socket:
-            assert [json.loads(m.data)["id"] async for m in socket] == [told[-1]["id"]]
+            assert [json.loads(m.data)["id"] async for m in socket] == [events[-1]["id"]]
     for options in resumed[1:]:
         async with working_farm.client.get(f"{path}/events", **options) as response:
             text = await response.text()
-        assert text.count("id: ") == 1 and f"id: {told[-1]['id']}\n" in text
+        assert text.count("id: ") == 1 and f"id: {events[-1]['id']}\n" in text
 
 
 async def test_a_stream_ends_when_the_events_are_lost(

@@ -68,9 +68,9 @@ def in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
     """
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(serving()) as given,
+        portal.wrap_async_context_manager(serving()) as served,
     ):
-        yield given
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def accounts_app(
         async with accounts_serving(configured) as accounts:
             yield f"{accounts.url}/accounts/openapi.json", await _bearers(accounts)
 
-    with in_thread(serving) as given:
-        yield given
+    with in_thread(serving) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 await settled(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
-    with in_thread(serving_models) as given:
-        yield given
+    with in_thread(serving_models) as served:
+        yield served
 
 
 @asynccontextmanager
@@ -181,8 +181,8 @@ def gateway_app(
         yield f"{farm.url}/openapi.json", {"owner": farm.key}
         await farm.close()
 
-    with in_thread(serving) as given:
-        yield given
+    with in_thread(serving) as served:
+        yield served
 
 
 def violations(
@@ -202,12 +202,12 @@ def violations(
         path_parameters: values for every valid request.
     """
     url, owners = app
-    found, sent = [], 0
+    problems, request_count = [], 0
     # Its default of ten seconds is too short on a busy machine.
     parsed: Any = schemathesis.openapi.from_url(url, timeout=120).get_all_operations()
-    operations = [one.ok() for one in parsed]
+    operations = [item.ok() for item in parsed]
     # What is there is deleted last.
-    for operation in sorted(operations, key=lambda one: one.method == "delete"):
+    for operation in sorted(operations, key=lambda item: item.method == "delete"):
         if operation.path != only if only else operation.path in left_out:
             continue
         modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
@@ -221,13 +221,13 @@ def violations(
             @EXAMPLES
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: Any) -> None:
-                nonlocal sent
+                nonlocal request_count
                 names = case.path_parameters.keys()
                 case.path_parameters.update(path_parameters)
                 good = (known or {}).items()
                 case.path_parameters.update({n: value for n, value in good if n in names})
                 for bearer in bearers() if bearers is not None else owners.values():
-                    sent += 1
+                    request_count += 1
                     headers = {"authorization": f"Bearer {bearer}"}
                     case.call_and_validate(headers=headers, checks=CHECKS, timeout=60)
 
@@ -236,19 +236,21 @@ def violations(
             except Unsatisfiable:
                 continue  # there is nothing to do wrong
             except (FailureGroup, Failure) as error:
-                found.append(f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}")
-    assert sent, f"nothing was asked of {only or url}"
-    return found, sent
+                problems.append(f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}")
+    assert request_count, f"nothing was asked of {only or url}"
+    return problems, request_count
 
 
 def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    found, sent = violations(accounts_app, "/logout")
+    problems, request_count = violations(accounts_app, "/logout")
     more, sent_more = violations(
         accounts_app, only="/logout", bearers=lambda: _new_player(accounts_app[0])
     )
-    assert not (found + more), "\n\n".join(found + more)
-    sent += sent_more
-    measured(f"schemathesis: {sent} requests to accounts, 0 errors, 0 undocumented answers")
+    assert not (problems + more), "\n\n".join(problems + more)
+    request_count += sent_more
+    measured(
+        f"schemathesis: {request_count} requests to accounts, 0 errors, 0 undocumented answers"
+    )
 
 
 def _new_player(description: str) -> Iterable[str]:
@@ -263,9 +265,11 @@ STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/ev
 
 
 def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    found, sent = violations(gateway_app, *STREAMS)
-    assert not found, "\n\n".join(found)
-    measured(f"schemathesis: {sent} requests to the gateway, 0 errors, 0 undocumented answers")
+    problems, request_count = violations(gateway_app, *STREAMS)
+    assert not problems, "\n\n".join(problems)
+    measured(
+        f"schemathesis: {request_count} requests to the gateway, 0 errors, 0 undocumented answers"
+    )
 
 
 def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
@@ -280,14 +284,14 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
         != "cancelled"
     ):
         time.sleep(0.05)
-    told = 0
+    total_requests = 0
     for path in STREAMS:
         # The stream of the cluster never ends.
         jobs: list[dict[str, Any]] = [{"job_id": ended}, {}] if "{job_id}" in path else []
         for job in jobs:
-            found, sent = violations(gateway_app, only=path, **job)
-            assert not found, "\n\n".join(found)
-            told += sent
+            problems, request_count = violations(gateway_app, only=path, **job)
+            assert not problems, "\n\n".join(problems)
+            total_requests += request_count
         live_path = address + path.format(job_id=waiting)
         with httpx.stream("GET", live_path, headers=headers, timeout=60) as live:
             assert live.status_code == 200
@@ -296,7 +300,9 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
             assert any(line.startswith("event: ") for line in lines)
             if path == "/cluster/events":
                 ClusterBody.model_validate_json(next(lines).removeprefix("data: "), strict=True)
-    measured(f"schemathesis: {told} requests to event streams, 0 errors, 0 undocumented answers")
+    measured(
+        f"schemathesis: {total_requests} requests to event streams, 0 errors, 0 undocumented answers"
+    )
 
 
 def _render(address: str, headers: dict[str, str]) -> str:
@@ -314,9 +320,11 @@ def test_existing_resources_match_the_description(
     known = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    found, sent = violations(gateway_app, *STREAMS, known=known)
-    assert not found, "\n\n".join(found)
-    measured(f"schemathesis: {sent} requests for what is there, 0 errors, 0 undocumented answers")
+    problems, request_count = violations(gateway_app, *STREAMS, known=known)
+    assert not problems, "\n\n".join(problems)
+    measured(
+        f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
+    )
 
 
 def _create_resources(address: str, headers: dict[str, str]) -> dict[str, str]:
@@ -342,9 +350,7 @@ def _create_resources(address: str, headers: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("app", ["gateway_app", "models_app", "accounts_app"])
-def test_a_route_asks_for_a_key_where_the_description_says_so(
-    app: str, request: pytest.FixtureRequest
-) -> None:
+def test_routes_require_a_key_as_documented(app: str, request: pytest.FixtureRequest) -> None:
     url, _ = request.getfixturevalue(app)
     described = httpx.get(url, timeout=60).json()
     base = url.removesuffix("/openapi.json")
@@ -361,11 +367,11 @@ def test_a_route_asks_for_a_key_where_the_description_says_so(
                     wrong.append((method, path, answer.status_code))
     # Of these the proof is in the body.
     assert [
-        one for one in wrong if one[1] not in ("/refresh", "/password/reset", "/comfy/session")
+        item for item in wrong if item[1] not in ("/refresh", "/password/reset", "/comfy/session")
     ] == []
 
 
 def test_models(models_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    found, sent = violations(models_app)
-    assert not found, "\n\n".join(found)
-    measured(f"schemathesis: {sent} requests to models, 0 errors, 0 undocumented answers")
+    problems, request_count = violations(models_app)
+    assert not problems, "\n\n".join(problems)
+    measured(f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers")

@@ -25,9 +25,9 @@ CHAT: dict[str, Any] = {
 HISTORY, QUICKSTART, TEMPLATES = "docs/history.md", "docs/quickstart.md", "docs/templates.md"
 
 
-async def run(farm: Farm, page: str, name: str, **more: Any) -> str:
+async def run(farm: Farm, page: str, name: str, **kwargs: Any) -> str:
     return await asyncio.to_thread(
-        run_shell_example, page, name, url=farm.url, KEY=farm.key, **more
+        run_shell_example, page, name, url=farm.url, KEY=farm.key, **kwargs
     )
 
 

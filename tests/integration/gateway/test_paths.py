@@ -107,8 +107,8 @@ async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[s
                 headers=headers,
                 body=b"x",
             )
-            told = (answer.status, answer.code)
-            assert told in ((403, "path_refused"), (404, "route_not_found")), (name, told)
+            result = (answer.status, answer.code)
+            assert result in ((403, "path_refused"), (404, "route_not_found")), (name, result)
     after = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
     assert after.body == before.body
     assert _written(gateway) == []
@@ -144,8 +144,10 @@ async def test_an_uploads_name_is_a_name(
     else:
         assert (answer.status, answer.code) == (400, "invalid_request"), answer
     target = f"/artifacts?name=..%2f..%2f{EVIL}.txt"
-    kept = await ask(gateway.ports.door, target, method="POST", headers=headers, body=b"x")
-    assert (kept.status, f'"name":"{EVIL}.txt"' in kept.body.decode()) == (201, True), kept
+    response = await ask(gateway.ports.door, target, method="POST", headers=headers, body=b"x")
+    assert (response.status, f'"name":"{EVIL}.txt"' in response.body.decode()) == (201, True), (
+        response
+    )
     assert _written(gateway) == []
 
 

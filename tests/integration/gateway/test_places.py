@@ -255,13 +255,13 @@ async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) 
     await eventually(lambda: _have_begun(api, held), 120)
     first = await api.list_jobs()
     stages = {job_id: _STAGES[first[job_id]["status"]] for job_id in ours}
-    asked = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
-    asked += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
+    sampled_ids = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
+    sampled_ids += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
     running, queue, prompts, by_grpc = await asyncio.gather(
         api.list_jobs(status="running"),
         api.list_queue(),
         api.list_prompts(),
-        api.get_by_grpc(asked),
+        api.get_by_grpc(sampled_ids),
     )
     # Events are published after the row is written, and a stream must not miss any.
     await eventually(
@@ -333,7 +333,7 @@ def _check_places(
 
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:
     """Return the ids that the `/queue` of each ComfyUI shows, by the path of its socket."""
-    found: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
     for path in stack.data.glob("comfyui/run/*/comfyui.sock"):
         # The path of a socket may have 107 characters.
         folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
@@ -348,5 +348,5 @@ async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:
             continue  # the socket of a process that has ended
         finally:
             os.close(folder)
-        found[str(path)] = [row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]]
-    return found
+        results[str(path)] = [row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]]
+    return results

@@ -46,7 +46,7 @@ async def farm(
     tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
 ) -> AsyncIterator[Farm]:
     farm = Farm(tmp_path, temporal_server, valkey_server, Services())
-    farm.pools_say = Pools()
+    farm.scripted_pools = Pools()
     await farm.open()
     yield farm
     await farm.close()

@@ -51,17 +51,19 @@ class SentSecrets:
 
 
 class Session:
-    def __init__(self, told: SentSecrets, session: aiohttp.ClientSession, keys: KeyStore) -> None:
-        self.told = told
+    def __init__(
+        self, sent_secrets: SentSecrets, session: aiohttp.ClientSession, keys: KeyStore
+    ) -> None:
+        self.sent_secrets = sent_secrets
         self.session = session
         self.keys = keys
 
     async def key(self, where: str) -> str:
         """Return a valid key that is used in one place only."""
-        return self.told.note(where, (await self.keys.create("admin", where))[1])
+        return self.sent_secrets.note(where, (await self.keys.create("admin", where))[1])
 
-    async def call(self, method: str, path: str, *statuses: int, **more: Any) -> Any:
-        async with self.session.request(method, path, allow_redirects=False, **more) as response:
+    async def call(self, method: str, path: str, *statuses: int, **kwargs: Any) -> Any:
+        async with self.session.request(method, path, allow_redirects=False, **kwargs) as response:
             text = await response.text()
             assert response.status in (statuses or (200,)), (method, path, response.status, text)
             return json.loads(text) if text[:1] in ("{", "[") else text
@@ -100,7 +102,7 @@ async def test_no_log_holds_a_secret(
         "Valkey's password": gateway.valkey_password,
         "Ray's token": gateway.layout.ray_token.read_text().strip(),
     }.items():
-        client.told.note(where, secret)
+        client.sent_secrets.note(where, secret)
     for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _jobs, _grpc):
         await say(client)
     marker = secrets.token_hex(12)
@@ -116,22 +118,24 @@ async def test_no_log_holds_a_secret(
     assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
     leaks = [
         where
-        for where, part in client.told.parts.items()
+        for where, part in client.sent_secrets.parts.items()
         if part.encode() in logged or part.encode() in syslog
     ]
     assert leaks == []
-    measured(f"{len(client.told.parts)} secrets are in none of {len(logged):,} bytes of logs")
+    measured(
+        f"{len(client.sent_secrets.parts)} secrets are in none of {len(logged):,} bytes of logs"
+    )
 
 
 async def _keys(client: Session) -> None:
-    call, key, told = client.call, client.key, client.told
+    call, key, sent_secrets = client.call, client.key, client.sent_secrets
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
         bearer = await key(f"header of {path}")
         await call("GET", path, headers={"authorization": f"Bearer {bearer}"})
         await call("GET", path, headers={"x-api-key": await key(f"x-api-key of {path}")})
-        wrong = f"moyin_00aa11bb_{told.new(f'wrong key for {path}')}"
+        wrong = f"moyin_00aa11bb_{sent_secrets.new(f'wrong key for {path}')}"
         await call("GET", path, 401, headers={"x-api-key": wrong})
-        basic = {"authorization": f"Basic {told.new(f'basic for {path}')}"}
+        basic = {"authorization": f"Basic {sent_secrets.new(f'basic for {path}')}"}
         await call("GET", path, 401, headers=basic)
         # Where no key belongs: it is refused there, and still a good one.
         for name in ("api_key", "key", "token"):
@@ -139,18 +143,18 @@ async def _keys(client: Session) -> None:
     for path in ("/queue", "/api/queue", "/comfy/api/queue"):
         await call("GET", f"{path}?a=1&api_key={await key(f'api_key at {path}')}")
         for name in ("api_key", "key", "token"):
-            wrong = told.new(f"wrong {name} at {path}")
+            wrong = sent_secrets.new(f"wrong {name} at {path}")
             await call("GET", f"{path}?{name}={wrong}", 401)
     bearer = await key("header of a path with a key")
-    sent = {"authorization": f"Bearer {bearer}"}
-    await call("GET", f"/jobs/{await key('path')}", 404, headers=sent)
+    request_headers = {"authorization": f"Bearer {bearer}"}
+    await call("GET", f"/jobs/{await key('path')}", 404, headers=request_headers)
 
 
 async def _cookies(client: Session) -> None:
     form, body = await client.key("form"), await client.key("JSON of a sign-in")
     await client.call("POST", "/comfy/session", 303, data={"key": form})
     await client.call("POST", "/comfy/session", json={"key": body})
-    wrong = client.told.new("wrong key in a form")
+    wrong = client.sent_secrets.new("wrong key in a form")
     await client.call("POST", "/comfy/session", 401, data={"key": wrong})
     cookie = {"cookie": f"moyin_session={await client.key('cookie')}"}
     await client.call("GET", "/comfy/api/queue", headers=cookie)
@@ -161,11 +165,14 @@ async def _cookies(client: Session) -> None:
 
 
 async def _sockets(client: Session) -> None:
-    good, wrong = await client.key("socket of a job"), client.told.new("wrong key of a socket")
+    good, wrong = (
+        await client.key("socket of a job"),
+        client.sent_secrets.new("wrong key of a socket"),
+    )
     paths = [
         f"/jobs/none/ws?api_key={good}",
         f"/jobs/none/ws?api_key={wrong}",
-        f"/jobs/none/ws?token={client.told.new('wrong event token of a socket')}",
+        f"/jobs/none/ws?token={client.sent_secrets.new('wrong event token of a socket')}",
         f"/ws?clientId=x&api_key={await client.key('ComfyUIs socket')}",
         f"/comfy/ws?api_key={await client.key('the pages socket')}",
     ]
@@ -175,32 +182,39 @@ async def _sockets(client: Session) -> None:
 
 
 async def _tokens(client: Session) -> None:
-    call, told = client.call, client.told
-    mail = {"email": f"{secrets.token_hex(8)}@example.com", "password": told.new("password")}
+    call, sent_secrets = client.call, client.sent_secrets
+    mail = {
+        "email": f"{secrets.token_hex(8)}@example.com",
+        "password": sent_secrets.new("password"),
+    }
     player = await call("POST", "/accounts/register", 201, json=mail)
     for turn in range(2):
-        access = told.note(f"access token {turn}", player["access_token"])
-        refresh = told.note(f"refresh token {turn}", player["refresh_token"])
+        access = sent_secrets.note(f"access token {turn}", player["access_token"])
+        refresh = sent_secrets.note(f"refresh token {turn}", player["refresh_token"])
         await call("GET", "/accounts/me", headers={"authorization": f"Bearer {access}"})
         await call("GET", f"/api/queue?api_key={access}", 403)
         creator = Identity(owner="studio", key_id="nobody")
-        signed = create_event_token(told.gateway.settings.signing_key(), creator, "none", 300)
-        token = told.note(f"event token {turn}", signed)
+        signed = create_event_token(
+            sent_secrets.gateway.settings.signing_key(), creator, "none", 300
+        )
+        token = sent_secrets.note(f"event token {turn}", signed)
         await call("GET", f"/jobs/none/events?token={token}", 401)
         await call("POST", "/comfy/session", json={"key": access})
         await call("GET", "/comfy/session", headers={"cookie": f"moyin_session={access}"})
-        forged = told.note(f"forged token {turn}", f"{access[:-43]}{secrets.token_hex(16)}abc")
+        forged = sent_secrets.note(
+            f"forged token {turn}", f"{access[:-43]}{secrets.token_hex(16)}abc"
+        )
         await call("GET", "/jobs", 401, headers={"authorization": f"Bearer {forged}"})
         if turn == 0:
             player = await call("POST", "/accounts/refresh", json={"refresh_token": refresh})
     await call("POST", "/accounts/refresh", 401, json={"refresh_token": refresh[:-1]})
-    ours = create_service_token(told.gateway.settings.signing_key(), "admin", "jobs")
-    told.note("a service's token", ours)
+    ours = create_service_token(sent_secrets.gateway.settings.signing_key(), "admin", "jobs")
+    sent_secrets.note("a service's token", ours)
     await call("GET", "/jobs", headers={"authorization": f"Bearer {ours}"})
 
 
 async def _passwords(client: Session) -> None:
-    call, new = client.call, client.told.new
+    call, new = client.call, client.sent_secrets.new
     mail, password = f"{secrets.token_hex(8)}@example.com", new("first password")
     await call("POST", "/accounts/register", 201, json={"email": mail, "password": password})
     signed_in = await call("POST", "/accounts/login", json={"email": mail, "password": password})
@@ -222,45 +236,53 @@ async def _passwords(client: Session) -> None:
 
 
 async def _links(client: Session) -> None:
-    bearer = {"authorization": f"Bearer {client.told.gateway.api_key}"}
-    kept = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer)
+    bearer = {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"}
+    artifact = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer)
     for where, key in {
-        "link": client.told.gateway.settings.signing_key(),
+        "link": client.sent_secrets.gateway.settings.signing_key(),
         "wrong link": secrets.token_bytes(32),
     }.items():
-        link = create_file_link(key, "admin", kept["id"], "a.txt", 60)
-        client.told.note(where, link.split("/")[3])
+        link = create_file_link(key, "admin", artifact["id"], "a.txt", 60)
+        client.sent_secrets.note(where, link.split("/")[3])
         await client.call("GET", link, 200 if where == "link" else 401)
 
 
 async def _jobs(client: Session) -> None:
     """Submit jobs with secrets in the URLs that they call, and in graphs that call other hosts."""
-    told, bearer = client.told, {"authorization": f"Bearer {client.told.gateway.api_key}"}
+    sent_secrets, bearer = (
+        client.sent_secrets,
+        {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"},
+    )
     secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer)
-    told.note("webhooks' secret", secret["secret"])
+    sent_secrets.note("webhooks' secret", secret["secret"])
     async with _receiver() as (url, called):
         body = {
             "kind": "http",
-            "request": {"method": "GET", "path": f"/v1/models?secret={told.new('path of a job')}"},
-            "webhook": f"{url}?token={told.new('address of a webhook')}",
+            "request": {
+                "method": "GET",
+                "path": f"/v1/models?secret={sent_secrets.new('path of a job')}",
+            },
+            "webhook": f"{url}?token={sent_secrets.new('address of a webhook')}",
         }
         await client.call("POST", "/jobs", 202, json=body, headers=bearer)
         await asyncio.wait_for(called.wait(), 60)
-    graph = {"1": {"class_type": "NoSuchNode", "inputs": {"text": told.new("prompt")}}}
-    extra = {"api_key_comfy_org": told.new("ComfyUI's account")}
+    graph = {"1": {"class_type": "NoSuchNode", "inputs": {"text": sent_secrets.new("prompt")}}}
+    extra = {"api_key_comfy_org": sent_secrets.new("ComfyUI's account")}
     prompt = {"prompt": graph, "extra_data": extra}
     await client.call("POST", "/prompt", 200, 400, json=prompt, headers=bearer)
     model = {
         "model": "claude-haiku-5-5",
-        "messages": [{"role": "user", "content": told.new("text")}],
+        "messages": [{"role": "user", "content": sent_secrets.new("text")}],
     }
     answers = (400, 402, 403, 404, 429, 502, 503)
     await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer)
 
 
 async def _grpc(client: Session) -> None:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{client.told.gateway.ports.grpc}") as channel:
-        for key in (await client.key("gRPC"), client.told.new("wrong key of gRPC")):
+    async with grpc.aio.insecure_channel(
+        f"127.0.0.1:{client.sent_secrets.gateway.ports.grpc}"
+    ) as channel:
+        for key in (await client.key("gRPC"), client.sent_secrets.new("wrong key of gRPC")):
             metadata = [("application", "gateway"), ("x-api-key", key)]
             with pytest.raises(grpc.aio.AioRpcError):
                 await MoyinStub(channel).GetJob(pb.GetJobRequest(id="none"), metadata=metadata)

@@ -129,8 +129,8 @@ async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession)
 async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSession) -> None:
     _, job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
     async with session.ws_connect(f"/jobs/{job['id']}/ws") as socket:
-        told = [json.loads(message.data) async for message in socket]
-    assert told[-1]["type"] == "succeeded"
+        events = [json.loads(message.data) async for message in socket]
+    assert events[-1]["type"] == "succeeded"
 
 
 async def test_a_cancel_reaches_the_running_prompt_and_only_that(
@@ -140,14 +140,16 @@ async def test_a_cancel_reaches_the_running_prompt_and_only_that(
     _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
     _, other = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
     await _until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
-    asked = time.monotonic()
+    sent_at = time.monotonic()
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
         assert answer.status == 202
     cancelled = await _until(session, victim["id"], lambda job: job["status"] in FINAL)
     assert cancelled["status"] == "cancelled"
     spared = await _until(session, other["id"], lambda job: job["status"] in FINAL)
     assert spared["status"] == "succeeded"
-    measured(f"cancelled and the next one done {time.monotonic() - asked:.1f} s after the request")
+    measured(
+        f"cancelled and the next one done {time.monotonic() - sent_at:.1f} s after the request"
+    )
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
         assert (answer.status, (await answer.json())["code"]) == (409, "job_finished")
 
@@ -187,8 +189,8 @@ async def test_an_answer_has_one_request_id_and_keeps_the_clients(
         async with session.get(path, headers={"x-request-id": "shot-12"}) as answer:
             assert answer.headers.getall("x-request-id") == ["shot-12"]
         async with session.get(path, headers={"x-request-id": "{bad}"}) as answer:
-            [made] = answer.headers.getall("x-request-id")
-            assert made != "{bad}"
+            [generated_id] = answer.headers.getall("x-request-id")
+            assert generated_id != "{bad}"
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/v1/chat/completions", "/v1/messages"])

@@ -85,18 +85,18 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
 
 
 def _server() -> str:
-    found = str(_DEBIAN) if _DEBIAN.exists() else shutil.which("rabbitmq-server")
-    if found is None:
+    result = str(_DEBIAN) if _DEBIAN.exists() else shutil.which("rabbitmq-server")
+    if result is None:
         pytest.fail(
             "there is no RabbitMQ here, and its intake can't be tested: see scripts/rabbitmq.sh"
         )
-    return found
+    return result
 
 
 def _mapper() -> str:
-    found = shutil.which("epmd") or next(
+    result = shutil.which("epmd") or next(
         (str(path) for path in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None
     )
-    if found is None:
+    if result is None:
         pytest.fail("Erlang's epmd is not where it is looked for: see scripts/rabbitmq.sh")
-    return found
+    return result

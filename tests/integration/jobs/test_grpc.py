@@ -98,9 +98,9 @@ async def test_a_job_is_cancelled_retried_and_deleted(
             assert (again.id, again.status, again.attempts) == (job.id, pb.JOB_STATUS_QUEUED, 2)
     await stub.DeleteJob(pb.DeleteJobRequest(id=job.id), metadata=key)
     for request in (pb.GetJobRequest(id=job.id), pb.DeleteJobRequest(id=job.id)):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await _call(stub, request, key)
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert exc_info.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_jobs_are_listed_by_filters_and_pages(
@@ -109,13 +109,13 @@ async def test_jobs_are_listed_by_filters_and_pages(
     mark = uuid4().hex
     job = {"kind": "http", "request": {"path": "/v1/models"}, "metadata": {"grpc list+&": mark}}
     submit = pb.SubmitJobRequest(job_json=json.dumps(job))
-    made = [await stub.SubmitJob(submit, metadata=key) for _ in range(3)]
-    for one in made:
-        watching = stub.WatchJob(pb.WatchJobRequest(id=one.id), metadata=key)
+    jobs = [await stub.SubmitJob(submit, metadata=key) for _ in range(3)]
+    for item in jobs:
+        watching = stub.WatchJob(pb.WatchJobRequest(id=item.id), metadata=key)
         assert [event.type async for event in watching][-1] == "succeeded"
     request = pb.ListJobsRequest(
         status=[pb.JOB_STATUS_SUCCEEDED, pb.JOB_STATUS_FAILED], kind="http", limit=2,
-        metadata={"grpc list+&": mark}, created_after=made[0].created_at,
+        metadata={"grpc list+&": mark}, created_after=jobs[0].created_at,
     )  # fmt: skip
     listed: list[pb.Job] = []
     while True:
@@ -125,7 +125,7 @@ async def test_jobs_are_listed_by_filters_and_pages(
         if not page.next_cursor:
             break
         request.cursor = page.next_cursor
-    assert [one.id for one in listed] == [one.id for one in reversed(made)]
+    assert [item.id for item in listed] == [item.id for item in reversed(jobs)]
     # The same page over HTTP.
     query = {"metadata.grpc list+&": mark, "status": "succeeded"}
     headers = {"authorization": f"Bearer {gateway.api_key}"}
@@ -135,7 +135,7 @@ async def test_jobs_are_listed_by_filters_and_pages(
     ):
         page_body = await response.json()
     assert [to_job_message(body) for body in page_body["jobs"]] == listed
-    none = pb.ListJobsRequest(metadata={"grpc list+&": mark}, created_before=made[0].created_at)
+    none = pb.ListJobsRequest(metadata={"grpc list+&": mark}, created_before=jobs[0].created_at)
     assert not (await stub.ListJobs(none, metadata=key)).jobs
 
 
@@ -154,14 +154,14 @@ async def test_health_checks_need_no_key(gateway: RunningStack) -> None:
             watching = health.Watch(health_pb2.HealthCheckRequest(service=service))
             assert (await anext(aiter(watching))).status == status
             watching.cancel()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await health.Check(health_pb2.HealthCheckRequest(service="models"))
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        assert exc_info.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await health.Check(
                 health_pb2.HealthCheckRequest(), metadata=[("application", "models")]
             )
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert exc_info.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_channel_that_checks_health_sends_its_calls(
@@ -199,8 +199,8 @@ def test_reflection_describes_the_services(gateway: RunningStack) -> None:
 async def test_a_watch_ends_soon_after_its_key(
     gateway: RunningStack, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
 ) -> None:
-    made = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
-    [text] = [word for word in made if word.startswith("moyin_")]
+    key_output = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
+    [text] = [word for word in key_output if word.startswith("moyin_")]
     job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6262)})
     job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
     own = [APP, ("authorization", f"Bearer {text}")]
@@ -209,12 +209,12 @@ async def test_a_watch_ends_soon_after_its_key(
         await anext(aiter(watching))
         await asyncio.to_thread(gateway.run, "keys", "revoke", text.split("_")[1])
         began = asyncio.get_running_loop().time()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             async with asyncio.timeout(10):
                 async for _ in watching:
                     continue
         measured(f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key")
-        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert exc_info.value.code() is grpc.StatusCode.UNAUTHENTICATED
     finally:
         await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
 
@@ -287,28 +287,30 @@ async def test_errors_keep_their_codes(
     status: grpc.StatusCode,
     code: str,
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(grpc.aio.AioRpcError) as exc_info:
         await _call(stub, request_, [*(metadata or key), ("x-request-id", "grpc-test-1")])
-    assert caught.value.code() is status
-    trailers = dict(caught.value.trailing_metadata() or ())
-    told = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
-    assert told.code == status.value[0]
-    reason, asked = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
-    assert told.details[0].Unpack(reason) and told.details[1].Unpack(asked)
-    assert (reason.reason, asked.request_id) == (code, "grpc-test-1")
+    assert exc_info.value.code() is status
+    trailers = dict(exc_info.value.trailing_metadata() or ())
+    status_details = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert status_details.code == status.value[0]
+    reason, request_info = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    assert status_details.details[0].Unpack(reason) and status_details.details[1].Unpack(
+        request_info
+    )
+    assert (reason.reason, request_info.request_id) == (code, "grpc-test-1")
 
 
 async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinStub) -> None:
     ports = gateway.ports
     ours = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
-    found = {
+    results = {
         (connection.laddr.ip, connection.laddr.port)
         for process in find_processes(str(gateway.data))
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ours
     }
-    assert ports.grpc in {port for _, port in found}
-    assert {ip.removeprefix("::ffff:") for ip, _ in found} == {"127.0.0.1"}
+    assert ports.grpc in {port for _, port in results}
+    assert {ip.removeprefix("::ffff:") for ip, _ in results} == {"127.0.0.1"}
 
 
 async def _call(stub: MoyinStub, request: Any, metadata: list[tuple[str, str]]) -> None:

@@ -84,10 +84,10 @@ class RabbitQueue:
 
     async def _drain(self, name: str) -> list[Any]:
         queue = await self._channel.get_queue(name)
-        found = []
+        results = []
         while (message := await queue.get(fail=False, no_ack=True)) is not None:
-            found.append(message)
-        return found
+            results.append(message)
+        return results
 
 
 class StreamQueue:
@@ -141,7 +141,7 @@ async def queue(
     await queue.close()
 
 
-async def test_kill_9_loses_no_job_and_makes_none_twice_and_poison_holds_nothing_up(
+async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_nothing(
     working_farm: Farm, queue: Queue
 ) -> None:
     calls: Counter[str] = Counter()

@@ -208,7 +208,7 @@ async def test_cancelled_render_is_covered_until_its_run_is_booked(
     assert await desk.amounts() == (2, 5)
 
 
-async def test_retry_reserves_what_remains(desk: BudgetedJobs) -> None:
+async def test_retry_reserves_the_remaining_amount(desk: BudgetedJobs) -> None:
     job_id = await desk.submit()
     await desk.end(job_id, JobStatus.FAILED)
     await desk.settle()

@@ -248,7 +248,7 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
     await eventually(lambda: renderer.cancelled)
 
 
-async def test_an_attempt_that_has_no_workflow_yet_is_not_cancelled_with_the_one_before(
+async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
     renderer: Renderer,
 ) -> None:
     """The cancellation is written to the row; the previous attempt's workflow does not get it."""

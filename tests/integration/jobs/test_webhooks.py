@@ -54,8 +54,8 @@ async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
 
 async def secret(farm: Farm) -> str:
     async with farm.client.get("/jobs/webhook-secret") as response:
-        found: str = (await response.json())["secret"]
-        return found
+        result: str = (await response.json())["secret"]
+        return result
 
 
 async def test_the_webhook_of_the_end_is_signed(
@@ -64,10 +64,10 @@ async def test_the_webhook_of_the_end_is_signed(
     hook, url = receiver
     job = await working_farm.submit({**CHAT, "webhook": url, "metadata": {"a": "b"}})
     headers, body = await asyncio.wait_for(hook.got.get(), 20)
-    told = Webhook(await secret(working_farm)).verify(body, headers)
-    assert told["type"] == "job.succeeded"
-    assert (told["data"]["id"], told["data"]["metadata"]) == (job["id"], {"a": "b"})
-    assert told["data"]["status"] == "succeeded"
+    payload = Webhook(await secret(working_farm)).verify(body, headers)
+    assert payload["type"] == "job.succeeded"
+    assert (payload["data"]["id"], payload["data"]["metadata"]) == (job["id"], {"a": "b"})
+    assert payload["data"]["status"] == "succeeded"
     async with working_farm.other.get("/jobs/webhook-secret") as response:
         others = (await response.json())["secret"]
     with pytest.raises(WebhookVerificationError):
@@ -107,13 +107,13 @@ async def test_slow_receivers_do_not_delay_other_webhooks(
     """There are more slow receivers than a worker has concurrent activities."""
     hook, url = receiver
     hook.open.clear()
-    told = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
+    job_ids = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
     await eventually(lambda: hook.got.qsize() >= CONCURRENCY, 180)
     job = await working_farm.submit(CHAT)
     assert (await working_farm.until(job["id"]))["status"] == "succeeded"
     assert hook.answered == 0
     hook.open.set()
-    await eventually(lambda: hook.answered >= len(told), 180)
+    await eventually(lambda: hook.answered >= len(job_ids), 180)
 
 
 @pytest.mark.parametrize("temporal_goes", [False, True])

@@ -41,8 +41,8 @@ async def proxy_server(upstream: str) -> AsyncIterator[ProxyServer]:
         yield proxy_server
 
 
-def route(*upstreams: str, **more: Any) -> dict[str, Any]:
-    return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **more}
+def route(*upstreams: str, **kwargs: Any) -> dict[str, Any]:
+    return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **kwargs}
 
 
 async def test_a_request_crosses_whole(proxy_server: ProxyServer, service: Service) -> None:
@@ -169,8 +169,11 @@ async def test_a_trusted_proxy_is_believed_about_the_client(
     upstream: str, service: Service
 ) -> None:
     async with proxy_serving(route(upstream), trusted_proxies="127.0.0.0/8") as proxy_server:
-        told = {"x-forwarded-for": "6.6.6.6, 203.0.113.7", "x-forwarded-proto": "https"}
-        async with proxy_server.client.get("/assets/x", headers=told) as response:
+        forwarded_headers = {
+            "x-forwarded-for": "6.6.6.6, 203.0.113.7",
+            "x-forwarded-proto": "https",
+        }
+        async with proxy_server.client.get("/assets/x", headers=forwarded_headers) as response:
             assert response.status == 200
     seen = service.seen[0].headers
     assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("203.0.113.7", "https")
@@ -196,17 +199,17 @@ async def test_a_slow_reader_slows_the_service_down(
 async def test_a_slow_service_slows_the_sender_down(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    chunks, given = 1_500, 0
+    chunks, sent_chunks = 1_500, 0
 
     async def body() -> AsyncIterator[bytes]:
-        nonlocal given
+        nonlocal sent_chunks
         for _ in range(chunks):
             yield CHUNK
-            given += 1
+            sent_chunks += 1
 
     sending = asyncio.create_task(_text(proxy_server.client.put("/assets/drain", data=body())))
-    await _at_rest(lambda: given)
-    assert 0 < given < chunks / 2
+    await _at_rest(lambda: sent_chunks)
+    assert 0 < sent_chunks < chunks / 2
     service.go_on.set()
     assert await sending == str(chunks * len(CHUNK))
 
@@ -238,7 +241,7 @@ async def test_a_client_that_disconnects_ends_the_upstream_call(
 
 
 @pytest.mark.parametrize(
-    ("location", "told"),
+    ("location", "forwarded_location"),
     [
         ("/login", "/assets/login"),
         ("{upstream}/login?a=1", "/assets/login?a=1"),
@@ -247,21 +250,21 @@ async def test_a_client_that_disconnects_ends_the_upstream_call(
     ],
 )
 async def test_redirects_lead_back_to_the_gateway(
-    proxy_server: ProxyServer, upstream: str, location: str, told: str
+    proxy_server: ProxyServer, upstream: str, location: str, forwarded_location: str
 ) -> None:
     query = {"to": location.format(upstream=upstream)}
     async with proxy_server.client.get(
         "/assets/moved", params=query, allow_redirects=False
     ) as response:
-        assert (response.status, response.headers["location"]) == (302, told)
+        assert (response.status, response.headers["location"]) == (302, forwarded_location)
 
 
 async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxyServer) -> None:
-    knowing = {
+    aware_headers = {
         **route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
         "proxy_redirect": False,
     }
-    proxy_server.routes(knowing)
+    proxy_server.routes(aware_headers)
     query = {"to": "/assets/x?y"}
     async with proxy_server.client.get(
         "/assets/moved", params=query, allow_redirects=False
@@ -270,7 +273,7 @@ async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxySe
 
 
 @pytest.mark.parametrize(
-    ("location", "told"),
+    ("location", "forwarded_location"),
     [
         (b"/caf\xe9", b"/assets/caf\xe9"),
         (b"https://elsewhere.example/\xff", b"https://elsewhere.example/\xff"),
@@ -279,7 +282,7 @@ async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxySe
     ],
 )
 async def test_a_redirect_that_is_no_good_url_is_passed_on(
-    proxy_server: ProxyServer, location: bytes, told: bytes
+    proxy_server: ProxyServer, location: bytes, forwarded_location: bytes
 ) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -292,7 +295,9 @@ async def test_a_redirect_that_is_no_good_url_is_passed_on(
     proxy_server.routes(route(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
     async with proxy_server.client.get("/assets/x", allow_redirects=False) as response:
         assert response.status == 302
-        assert [v for name, v in response.raw_headers if name.lower() == b"location"] == [told]
+        assert [v for name, v in response.raw_headers if name.lower() == b"location"] == [
+            forwarded_location
+        ]
     server.close()
 
 
@@ -328,7 +333,7 @@ async def test_the_last_servers_response_is_passed_on(
                 assert response.status == 200
 
 
-async def test_a_short_answer_that_breaks_off_is_asked_for_again(
+async def test_a_short_truncated_answer_is_requested_again(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     async with proxy_server.client.get("/assets/broken?length=1000") as response:
@@ -520,8 +525,8 @@ async def test_a_tenant_s_limit_is_exact_in_all_replicas(
             async with client.get("/assets/x", headers=headers) as response:
                 return response.status
 
-        asked = [get(proxy_server.client, "ann-key") for proxy_server in (one, two) * 8]
-        assert Counter(await asyncio.gather(*asked)) == {200: 5, 429: 11}
+        calls = [get(proxy_server.client, "ann-key") for proxy_server in (one, two) * 8]
+        assert Counter(await asyncio.gather(*calls)) == {200: 5, 429: 11}
         assert await get(one.client, "eve-key") == 200
     for meter in meters:
         await meter.close()
@@ -559,7 +564,7 @@ async def _is(status: Any, wanted: int) -> bool:
 
 
 async def _at_rest(value: Any, seconds: float = 0.3) -> int:
-    """Return the value once it has not changed for some time."""
+    """Wait until the value has not changed for some time, and return it."""
     last, since = value(), time.monotonic()
     while time.monotonic() - since < seconds:
         await asyncio.sleep(0.02)

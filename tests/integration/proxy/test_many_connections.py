@@ -69,8 +69,8 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
         await socket.send_str(str(number))
         return await socket.receive_str()
 
-    said = await asyncio.gather(*(say(n, socket) for n, socket in enumerate(sockets)))
-    assert [one.partition(": ")[2] for one in said] == [str(n) for n in range(MANY)]
+    answer = await asyncio.gather(*(say(n, socket) for n, socket in enumerate(sockets)))
+    assert [item.partition(": ")[2] for item in answer] == [str(n) for n in range(MANY)]
     answered = time.monotonic()
     # Who holds nothing is served beside them.
     async with proxy_server.client.get("/chat/x") as response:

@@ -37,8 +37,8 @@ async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
         for path in PUBLIC:
             for host in HOSTS:
                 async with stranger.get(path, headers={"host": host}) as response:
-                    told = await response.json()
-                    assert (response.status, told["code"]) == (401, "missing_api_key"), path
+                    body = await response.json()
+                    assert (response.status, body["code"]) == (401, "missing_api_key"), path
             async with stranger.get(
                 path, headers={"host": "gateway.studio"}, allow_redirects=False
             ) as response:

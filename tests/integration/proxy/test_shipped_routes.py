@@ -56,9 +56,9 @@ async def test_nothing_else_of_api_is_taken_and_errors_have_ollamas_shape(
         aiohttp.ClientSession(gateway.url) as stranger,
         stranger.get("/api/tags") as response,
     ):
-        told = await response.json()
-        assert (response.status, told["code"]) == (401, "missing_api_key")
-        assert isinstance(told["error"], str)
+        body = await response.json()
+        assert (response.status, body["code"]) == (401, "missing_api_key")
+        assert isinstance(body["error"], str)
 
 
 async def test_no_request_is_smuggled_into_another_connection(

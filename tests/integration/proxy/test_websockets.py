@@ -92,13 +92,15 @@ async def test_a_server_that_shuts_down_is_skipped(
 
     well = proxy_server.proxy.route_table.routes[0].upstreams[0].url
     async with await asyncio.start_server(going, "127.0.0.1", 0) as server:
-        leaving = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving, well]})
+        closing_server_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        proxy_server.routes(
+            {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url, well]}
+        )
         for _ in range(2):
             async with proxy_server.client.ws_connect("/chat/socket") as socket:
                 await socket.send_str("hi")
                 assert await socket.receive_str() == "one: hi"
         # Alone, it is heard.
-        proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving]})
+        proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url]})
         async with proxy_server.client.ws_connect("/chat/socket") as socket:
             assert "rejected the WebSocket: status 503" in str((await socket.receive()).extra)

@@ -41,8 +41,8 @@ async def models_stay_loaded_and_nobody_starves(
     for job_id in held:
         await farm.renderer_of(pool, job_id)
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
-    asked = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
-    jobs = [await farm.submit(loading(model), owner=owner) for owner, model in asked]
+    submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
+    jobs = [await farm.submit(loading(model), owner=owner) for owner, model in submissions]
     await eventually(lambda: _waits(pool, len(jobs)), 180)
     for job_id in held:
         await farm.cancel(job_id)
@@ -53,11 +53,11 @@ async def models_stay_loaded_and_nobody_starves(
         Load(
             renders=tuple(
                 PendingRender(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})
-                for n, (owner, model) in enumerate(asked)
+                for n, (owner, model) in enumerate(submissions)
             ),
-            seconds={str(n): 1.0 for n in range(len(asked))},
+            seconds={str(n): 1.0 for n in range(len(submissions))},
         ),
-        Farm(actors=2, window=len(asked)),
+        Farm(actors=2, window=len(submissions)),
     )
     took = time.monotonic() - began
     measured(
@@ -75,8 +75,10 @@ async def models_stay_loaded_and_nobody_starves(
 async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
     """Return the start of the job in ComfyUI in ms, and whether it loaded the model of node 3."""
     output = from_json(await farm.blobs.get((await farm.result(job_id)).output))
-    said = dict(output["record"]["messages"])
-    return said["execution_start"]["timestamp"], "3" not in said["execution_cached"]["nodes"]
+    messages = dict(output["record"]["messages"])
+    return messages["execution_start"]["timestamp"], "3" not in messages["execution_cached"][
+        "nodes"
+    ]
 
 
 async def _waits(pool: Any, count: int) -> bool:

@@ -83,8 +83,8 @@ async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured)
 
     async def all_busy() -> dict[str, Any] | None:
         status: dict[str, Any] = await pool.status.remote()
-        at_work = [a for a in status["actors"].values() if a["renderer"]["running"]]
-        return status if len(at_work) == NODES and len(status["placing"]) == 1 else None
+        busy_actors = [a for a in status["actors"].values() if a["renderer"]["running"]]
+        return status if len(busy_actors) == NODES and len(status["placing"]) == 1 else None
 
     status = await eventually(all_busy, 180)
     assert status["waiting"] == 2

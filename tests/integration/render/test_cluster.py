@@ -268,10 +268,10 @@ async def _empty(pool: Any) -> bool:
 
 async def _failure(farm: RenderFarm, job_id: str) -> str | None:
     """Return the error code of the job's activity, or None."""
-    with pytest.raises(WorkflowFailureError) as caught:
+    with pytest.raises(WorkflowFailureError) as exc_info:
         await farm.result(job_id)
-    assert isinstance(caught.value.cause, ActivityError)
-    error = caught.value.cause.cause
+    assert isinstance(exc_info.value.cause, ActivityError)
+    error = exc_info.value.cause.cause
     assert isinstance(error, ApplicationError)
     return error.type
 

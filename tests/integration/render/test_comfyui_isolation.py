@@ -105,13 +105,13 @@ async def hostile(
         await renderer.close()
 
 
-async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **more: Any) -> Any:
+async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
     """Run an attempt, and return its findings."""
-    return finding((await done(renderer, attempt(code, given), **more)).values)
+    return finding((await done(renderer, attempt(code, given), **kwargs)).values)
 
 
-async def done(renderer: ComfyRenderer, graph: dict[str, Any], **more: Any) -> RenderSucceeded:
-    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **more))
+async def done(renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any) -> RenderSucceeded:
+    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **kwargs))
 
 
 async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
@@ -152,13 +152,13 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
         Path(f"/proc/{os.getpid()}/environ"),
     ]
     assert sum(path.exists() for path in private) > 10, "they are there"
-    found = await tried(hostile, _READ, [str(path) for path in private])
+    result = await tried(hostile, _READ, [str(path) for path in private])
     # Folders on the way to what it may read, with nothing else in them.
-    shown = {path: names for path, names in found.items() if names and isinstance(names, str)}
+    shown = {path: names for path, names in result.items() if names and isinstance(names, str)}
     assert {path: text for path, text in shown.items() if SECRET in text or "tenant" in text} == {}
     assert set(shown) <= {"/proc/1/environ"}, "of the first process in the sandbox"
-    assert found.get(str(stack)) in (None, ["comfyui"])
-    assert found.get(str(hostile._folder.path)) in (None, ["base"])
+    assert result.get(str(stack)) in (None, ["comfyui"])
+    assert result.get(str(hostile._folder.path)) in (None, ["base"])
     late.joinpath("output.png").unlink()
     late.rmdir()
 
@@ -176,9 +176,9 @@ found = {
     "devices": sorted(os.listdir("/dev")),
 }
 """
-    found = await tried(hostile, code)
-    assert SECRET not in str(found)
-    assert found["count"] < 5 < len(psutil.pids())
+    result = await tried(hostile, code)
+    assert SECRET not in str(result)
+    assert result["count"] < 5 < len(psutil.pids())
     allowed = {
         *(
             "core",
@@ -195,7 +195,7 @@ found = {
         ),
         *("tty", "urandom", "zero"),
     }
-    assert set(found["devices"]) <= allowed
+    assert set(result["devices"]) <= allowed
 
 
 async def test_it_writes_nowhere_but_in_its_own_folders(
@@ -286,11 +286,11 @@ found = {
     },
 }
 """
-    found = await tried(hostile, code)
-    assert {way for way, went in found["ways"].items() if went} == set()
-    assert found["capabilities"] == ["0" * 16] * 4
-    assert (found["no_new_privileges"], found["filtered"]) == ("1", "2")
-    assert "0" not in [number for ids in found["ids"] for number in ids]
+    result = await tried(hostile, code)
+    assert {way for way, went in result["ways"].items() if went} == set()
+    assert result["capabilities"] == ["0" * 16] * 4
+    assert (result["no_new_privileges"], result["filtered"]) == ("1", "2")
+    assert "0" not in [number for ids in result["ids"] for number in ids]
     pid = (await hostile.status()).pid
     assert pid is not None
     assert 0 not in psutil.Process(pid).uids(), "not to the kernel either"
@@ -435,11 +435,11 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 
 async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRenderer) -> None:
     files = await given_input(hostile, b"the next tenant's input")
-    asked = [
+    requests = [
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
     ]
-    first, second = [asyncio.create_task(_last(hostile, request)) for request in asked]
+    first, second = [asyncio.create_task(_last(hostile, request)) for request in requests]
     assert finding((await first).values) == []
     assert (await second).files
 
@@ -557,13 +557,13 @@ async def test_a_process_that_is_killed_takes_its_sandbox_along(hostile: ComfyRe
 
 
 def _addresses() -> list[Any]:
-    found = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
-    return [a for a in found if a.family == socket.AF_INET]
+    results = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
+    return [a for a in results if a.family == socket.AF_INET]
 
 
 async def _untouched(renderer: ComfyRenderer) -> list[str]:
-    """Return the files that a harmless prompt sees in its folders."""
+    """Return the files that the next prompt finds in its folders, to detect leftovers."""
     await done(renderer, picture())
-    found: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
-    assert found, "the bridge at least"
-    return found
+    result: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
+    assert result, "the bridge at least"
+    return result

@@ -123,8 +123,8 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
 
     async def saved(tenant: str, note: str) -> bytes:
         extra = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
-        asked = replace(request(graph), extra_data=extra)
-        [*_, done] = [event async for event in renderer.render(asked)]
+        render_request = replace(request(graph), extra_data=extra)
+        [*_, done] = [event async for event in renderer.render(render_request)]
         assert isinstance(done, RenderSucceeded)
         return await blobs.get(done.files[0].sha256)
 
@@ -199,17 +199,19 @@ async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
     body = await renderer.validate(graph)
     assert body is not None
     assert body["error"]["type"] == type_
-    with pytest.raises(InvalidGraph, match=names) as caught:
+    with pytest.raises(InvalidGraph, match=names) as exc_info:
         await events(renderer, graph)
-    assert caught.value.details == body
+    assert exc_info.value.details == body
     assert "error" not in await renderer.validate(picture())
 
 
 async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     """Checks that ComfyUI agrees: within the bounds a value is valid, outside it is not."""
     graph = picture()
-    told = (await renderer.validate(graph))["free"]
-    [(node, inputs)] = [(node, found) for node, found in told.items() if "width" in found]
+    unchecked_inputs = (await renderer.validate(graph))["free"]
+    [(node, inputs)] = [
+        (node, result) for node, result in unchecked_inputs.items() if "width" in result
+    ]
     kind, least, most = inputs["width"]
     assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
     for value, valid in ((least, True), (most, True), (least - 1, False), (most + 1, False)):
@@ -230,10 +232,10 @@ async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
 
 
 async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
-    with pytest.raises(RenderFailed, match=r"node 3 \(TestSyncError\) failed") as caught:
+    with pytest.raises(RenderFailed, match=r"node 3 \(TestSyncError\) failed") as exc_info:
         await events(renderer, failing())
-    assert caught.value.details["node_id"] == "3"
-    assert caught.value.details["node_type"] == "TestSyncError"
+    assert exc_info.value.details["node_id"] == "3"
+    assert exc_info.value.details["node_type"] == "TestSyncError"
 
 
 async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -> None:
@@ -244,9 +246,9 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
         "inputs": {"input1": ["1", 0], "input2": ["1", 0]},
     }
     graph["2"]["inputs"]["images"] = ["3", 0]
-    with pytest.raises(RenderFailed, match="cycle") as caught:
+    with pytest.raises(RenderFailed, match="cycle") as exc_info:
         await events(renderer, graph)
-    assert caught.value.details["node_id"] == "3"
+    assert exc_info.value.details["node_id"] == "3"
     assert len((await finished(renderer, picture())).files) == 1
 
 
@@ -289,9 +291,13 @@ async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> No
 async def test_an_input_file_is_loaded_from_the_store(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    made = (await finished(renderer, picture(0xFF0000))).files[0]
+    picture_file = (await finished(renderer, picture(0xFF0000))).files[0]
     artifact = Artifact(
-        id="art_1", name="red.png", media_type="image/png", size=made.size, sha256=made.sha256
+        id="art_1",
+        name="red.png",
+        media_type="image/png",
+        size=picture_file.size,
+        sha256=picture_file.sha256,
     )
     name = make_input_name(artifact)
     graph = picture()
@@ -318,9 +324,9 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     pid = (await renderer.status()).pid
     assert pid is not None
     os.kill(pid, 9)
-    with pytest.raises(WorkerLost) as caught:
+    with pytest.raises(WorkerLost) as exc_info:
         await task
-    assert "ended" not in caught.value.details, "no fault of the prompt's"
+    assert "ended" not in exc_info.value.details, "no fault of the prompt's"
     assert (await finished(renderer, picture())).files
     status = await renderer.status()
     assert status.pid not in (None, pid)
@@ -396,11 +402,11 @@ async def _a_name_that_is_used_again_is_each_prompts_own_file(
     await eventually(lambda: all(ExecutionFinished() in events for events in seen))
     may_store.set()
     await asyncio.gather(*tasks)
-    found = []
+    results = []
     for *_, done in seen:
         assert isinstance(done, RenderSucceeded)
-        found.append((await blobs.get(done.files[0].sha256)).decode())
-    assert found == texts
+        results.append((await blobs.get(done.files[0].sha256)).decode())
+    assert results == texts
     left = [*folder.writable, folder.done]
     assert not [p for place in left for p in place.rglob("*") if p.is_file()]
 
@@ -426,9 +432,9 @@ async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer)
 async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     """The process still answers HTTP, but the thread that executes prompts is dead."""
     pid = (await renderer.status()).pid
-    with pytest.raises(WorkerLost, match="executes prompts has ended") as caught:
+    with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:
         await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
-    assert caught.value.details == {"ended": "comfyui"}
+    assert exc_info.value.details == {"ended": "comfyui"}
     assert (await finished(renderer, picture())).files
     assert (await renderer.status()).pid != pid
 

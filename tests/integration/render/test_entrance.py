@@ -49,8 +49,10 @@ async def test_every_tenant_gets_in_while_another_floods_the_queue(
     temporal_server: TemporalServer,
 ) -> None:
     client = await _client(temporal_server)
-    asked = [("flood", 2)] * 40 + [("small", 3)] * 3 + [("urgent", 1)] * 3 + [("patient", 5)] * 2
-    order = await _enter(client, asked)
+    submissions = (
+        [("flood", 2)] * 40 + [("small", 3)] * 3 + [("urgent", 1)] * 3 + [("patient", 5)] * 2
+    )
+    order = await _enter(client, submissions)
     last = {owner: len(order) - order[::-1].index(owner) for owner in set(order)}
     assert last["urgent"] <= 10
     assert last["small"] <= 15
@@ -72,7 +74,7 @@ async def _client(server: TemporalServer) -> Client:
     ).get_client()
 
 
-async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
+async def _enter(client: Client, submissions: list[tuple[str, int]]) -> list[str]:
     """Let waiting jobs enter, and return their owners in that order."""
     async with Worker(
         client, task_queue=_QUEUE, workflows=[Enter], workflow_runner=UnsandboxedWorkflowRunner()
@@ -85,7 +87,7 @@ async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
                 task_queue=_QUEUE,
                 priority=get_job_priority(_launch(owner, priority)),
             )
-            for number, (owner, priority) in enumerate(asked)
+            for number, (owner, priority) in enumerate(submissions)
         ]
         await _scheduled(handles)
         entrance = Entrance()
@@ -96,7 +98,7 @@ async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
             max_concurrent_activities=1,
         ):
             await asyncio.gather(*(handle.result() for handle in handles))
-    assert sorted(entrance.order) == sorted(owner for owner, _ in asked)
+    assert sorted(entrance.order) == sorted(owner for owner, _ in submissions)
     return entrance.order
 
 

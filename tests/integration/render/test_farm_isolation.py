@@ -91,11 +91,11 @@ async def _tried(farm: RenderFarm, code: str, given: Any = None) -> Any:
 
 def _list_servers() -> list[tuple[str, int]]:
     """Return the addresses of all listening servers on this machine."""
-    found = psutil.net_connections("inet4")
+    result = psutil.net_connections("inet4")
     mine = [a.address for many in psutil.net_if_addrs().values() for a in many if a.family == 2]
     return [
         (host, c.laddr.port)
-        for c in found
+        for c in result
         if c.status == psutil.CONN_LISTEN and c.laddr
         for host in (mine if c.laddr.ip == "0.0.0.0" else [c.laddr.ip])
     ]

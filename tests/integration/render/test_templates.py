@@ -58,8 +58,8 @@ def until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> 
         job: Job = http.get(f"/jobs/{job_id}").json()
         return job if condition(job) else None
 
-    found: Job = eventually_blocking(done, 240)
-    return found
+    result: Job = eventually_blocking(done, 240)
+    return result
 
 
 def done(http: httpx.Client, body: Mapping[str, Any]) -> Job:
@@ -154,11 +154,11 @@ def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     job = done(http, {**swatch(), "batch": batch})
     assert sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
     assert (job["steps"], job["progress"]["value"], job["progress"]["max"]) == (4, 4, 4)
-    told = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
-    assert told[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
+    children = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
+    assert children[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
     assert [c["artifacts"][0]["id"] for c in job["children"]] == [a["id"] for a in job["artifacts"]]
     listed = http.get("/jobs?limit=200").json()["jobs"]
-    assert [one["id"] for one in listed].count(job["id"]) == 1
+    assert [item["id"] for item in listed].count(job["id"]) == 1
 
 
 def test_a_retried_batch_continues_after_its_finished_children(
@@ -209,23 +209,23 @@ def test_openai_s_sdk_gets_pictures(
     gateway: RunningStack, sdk: openai.OpenAI, measured: Measured
 ) -> None:
     began = time.monotonic()
-    made = sdk.images.generate(
+    picture_file = sdk.images.generate(
         model="swatch", prompt="x", n=2, size="16x24", response_format="b64_json"
     )
     measured(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
-    assert made.data is not None
-    pictures = [base64.b64decode(one.b64_json or "") for one in made.data]
-    assert [size(one) for one in pictures] == [(16, 24)] * 2
+    assert picture_file.data is not None
+    pictures = [base64.b64decode(item.b64_json or "") for item in picture_file.data]
+    assert [size(item) for item in pictures] == [(16, 24)] * 2
     assert pictures[0] != pictures[1]
 
-    [one] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
-    assert one.url is not None
-    assert one.url.startswith(f"{gateway.url}/artifacts/signed/")
+    [item] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
+    assert item.url is not None
+    assert item.url.startswith(f"{gateway.url}/artifacts/signed/")
     # No key: the address is enough for this one file, and any other is not.
-    answer = httpx.get(one.url)
+    answer = httpx.get(item.url)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert size(answer.content) == (8, 8)
-    head, _, name = one.url.rpartition("/")
+    head, _, name = item.url.rpartition("/")
     altered = httpx.get(f"{head[:-4]}AAAA/{name}")
     assert (altered.status_code, altered.json()["code"]) == (401, "invalid_token")
 
@@ -249,9 +249,9 @@ def test_openai_sdk_gets_errors_in_its_own_format(
     kind: type[openai.APIStatusError],
     param: str,
 ) -> None:
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind) as exc_info:
         sdk.images.generate(**{"model": "swatch", "prompt": "x", **members})
-    assert caught.value.param == param
+    assert exc_info.value.param == param
 
 
 def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> None:
@@ -265,13 +265,13 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
     assert (job["metadata"], len(job["artifacts"])) == ({"user": "soon"}, 1)
 
     # Too long for the client: told once, and not rendered again by the SDK's retries.
-    with pytest.raises(openai.InternalServerError) as caught:
+    with pytest.raises(openai.InternalServerError) as exc_info:
         sdk.images.generate(
             model="swatch", prompt="x", user="late", extra_headers={"x-moyin-timeout": "0.001"}
         )
-    assert (caught.value.status_code, caught.value.code) == (504, "backend_timeout")
+    assert (exc_info.value.status_code, exc_info.value.code) == (504, "backend_timeout")
     late = [job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}]
-    assert [job["id"] for job in late] == [caught.value.response.headers["x-moyin-job"]]
+    assert [job["id"] for job in late] == [exc_info.value.response.headers["x-moyin-job"]]
     assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
 
 
@@ -342,7 +342,7 @@ def test_an_equal_graph_is_rendered_once_for_its_tenant(
         assert done(rival, body)["cached"] is True
 
 
-def test_a_node_that_says_when_it_has_changed_is_always_asked(http: httpx.Client) -> None:
+def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> None:
     graph = picture(next(_colors))
     graph["3"] = {
         "class_type": "TestIsChangedWithConstants",
@@ -364,11 +364,11 @@ def test_a_failure_is_not_kept(http: httpx.Client) -> None:
 
 
 def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Path) -> None:
-    told = gateway.run(
+    process = gateway.run(
         "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
         "-o", str(tmp_path),
     ).stdout.split()  # fmt: skip
-    assert size(Path(told[-1]).read_bytes()) == (16, 8)
+    assert size(Path(process[-1]).read_bytes()) == (16, 8)
     refused = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
     assert refused.stderr.startswith("error: invalid_request: inputs.")
 
@@ -378,9 +378,9 @@ def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> Non
     folder.mkdir()
     try:
         (folder / "bad.json").write_text('{"name": "bad", "title": "Bad", "graph": {"1": 5}}')
-        told = gateway.run("doctor", check=False)
-        assert told.returncode != 0
-        assert "bad.json: graph.1: must be an object" in " ".join(told.stdout.split())
+        process = gateway.run("doctor", check=False)
+        assert process.returncode != 0
+        assert "bad.json: graph.1: must be an object" in " ".join(process.stdout.split())
     finally:
         shutil.rmtree(folder)
 
@@ -453,7 +453,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
 ) -> None:
     variables: dict[str, Any] = {"client": sdk}
     exec(read_example("docs/templates.md", "images", "python"), variables)
-    pictures = [httpx.get(one.url).content for one in variables["made"].data]
+    pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
     assert [size(picture) for picture in pictures] == [(512, 512)] * 2
 
     # Scales the picture instead of painting in it, which needs a model.
@@ -473,7 +473,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         example = read_example("docs/templates.md", "edits", "python")
         assert '"house.png"' in example
         exec(example.replace('"house.png"', repr(str(house))), variables)
-        edited = [httpx.get(one.url).content for one in variables["made"].data]
+        edited = [httpx.get(variable.url).content for variable in variables["made"].data]
         assert [size(picture) for picture in edited] == [(4, 4)] * 2
     finally:
         shutil.rmtree(file.parent)

@@ -1,4 +1,4 @@
-"""Makes problems that need a server, a sandbox or an installation, for `moyin doctor` to find."""
+"""Tests that `moyin doctor` finds problems that need a server, a sandbox or an installation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOBODY = 65534
 
 @pytest.fixture
 def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An environment with a data folder of its own, in which the ports are free."""
+    """Return environment variables with a new data folder and free ports."""
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("MOYIN_", "RAY_"))}
     yield {
         **inherited,
@@ -57,7 +57,7 @@ def examine(
 def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """A container can be so: no namespaces, a small disk, and files of another user."""
+    """Simulates a container without namespaces, with a small disk and another user's files."""
     data, config = tmp_path / "data", tmp_path / "config" / "moyin"
     data.mkdir()
     config.mkdir(parents=True)
@@ -78,18 +78,20 @@ def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
     ]  # fmt: skip
     status, checks = examine(environ, inside=sandbox)
     assert status == 1
-    found = {name: (check["verdict"], check["found"]) for name, check in checks.items()}
+    results = {name: (check["verdict"], check["found"]) for name, check in checks.items()}
     advice = {name: check["advice"] for name, check in checks.items()}
 
-    assert found["data folder"][0] == "fail"
-    assert "MB are free, but 512 MB are needed" in f"{found['data folder']} {advice['data folder']}"
+    assert results["data folder"][0] == "fail"
+    assert (
+        "MB are free, but 512 MB are needed" in f"{results['data folder']} {advice['data folder']}"
+    )
     assert "free some space" in advice["data folder"]
-    assert found["disk"] == ("warn", "0.1 GiB free")
-    assert found["memory"] == ("warn", "1.0 GiB of 2.0 GiB available")
-    assert found["secret files"][0] == "fail"
-    assert found["secret files"][1].endswith("profiles.toml cannot be read")
+    assert results["disk"] == ("warn", "0.1 GiB free")
+    assert results["memory"] == ("warn", "1.0 GiB of 2.0 GiB available")
+    assert results["secret files"][0] == "fail"
+    assert results["secret files"][1].endswith("profiles.toml cannot be read")
     assert "sudo chown -R" in advice["secret files"]
-    assert found["isolation"] == ("fail", "pools default will not start")
+    assert results["isolation"] == ("fail", "pools default will not start")
     assert "namespaces" in advice["isolation"]
     assert "isolation: files" in advice["isolation"]
 

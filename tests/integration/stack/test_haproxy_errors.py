@@ -84,12 +84,12 @@ async def test_a_head_request_gets_the_headers(nowhere: Ports, http: aiohttp.Cli
 async def test_a_request_without_a_good_id_gets_one(
     nowhere: Ports, http: aiohttp.ClientSession
 ) -> None:
-    for given in (None, "a b", "x" * 129, "a;b", ""):
-        headers = {} if given is None else {"x-request-id": given}
+    for request_id in (None, "a b", "x" * 129, "a;b", ""):
+        headers = {} if request_id is None else {"x-request-id": request_id}
         async with http.get(f"http://127.0.0.1:{nowhere.http}/jobs", headers=headers) as answer:
             named = answer.headers["x-request-id"]
             assert (await answer.json(content_type=None))["request_id"] == named
-        assert re.fullmatch("[0-9a-f]{32}", named), given
+        assert re.fullmatch("[0-9a-f]{32}", named), request_id
 
 
 async def test_a_long_path_is_cut(nowhere: Ports, http: aiohttp.ClientSession) -> None:
@@ -153,14 +153,14 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
             )
             client.messages.create(model="auto", max_tokens=9, messages=messages)
 
-    told = await asyncio.gather(
+    responses = await asyncio.gather(
         asyncio.to_thread(by_openai), asyncio.to_thread(by_anthropic), return_exceptions=True
     )
     assert sorted(sent) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
-    assert isinstance(told[0], openai.InternalServerError)
-    assert (told[0].status_code, told[0].code) == (503, "service_unavailable")
-    assert isinstance(told[1], anthropic.APIStatusError)
-    assert told[1].status_code == 503 and told[1].request_id
+    assert isinstance(responses[0], openai.InternalServerError)
+    assert (responses[0].status_code, responses[0].code) == (503, "service_unavailable")
+    assert isinstance(responses[1], anthropic.APIStatusError)
+    assert responses[1].status_code == 503 and responses[1].request_id
 
 
 @pytest.mark.parametrize("application", [None, "gateway"])

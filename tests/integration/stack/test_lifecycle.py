@@ -107,7 +107,7 @@ def test_rays_dashboard_asks_for_the_token(stack: RunningStack) -> None:
     assert refused.value.code == 401
 
 
-def test_valkey_asks_for_the_password_which_the_apps_have(stack: RunningStack) -> None:
+def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) -> None:
     with (
         redis.Redis(port=stack.ports.valkey) as stranger,
         pytest.raises(redis.AuthenticationError),
@@ -149,7 +149,7 @@ def test_valkeys_password_is_shown_nowhere(stack: RunningStack) -> None:
     assert [name for name, text in shown.items() if password in text] == []
 
 
-async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: RunningStack) -> None:
+async def test_the_namespace_keeps_jobs_for_the_configured_time(stack: RunningStack) -> None:
     client = await Client.connect(stack.settings.temporal_address, namespace="moyin")
     described = await client.workflow_service.describe_namespace(
         DescribeNamespaceRequest(namespace="moyin")
@@ -204,13 +204,13 @@ def test_killing_the_supervisor_ends_all_and_up_starts_again(
     assert _get(f"{stack.url}/valkey")["valkey"]
 
 
-def test_an_up_right_after_the_kill_sweeps_what_is_still_ending(stack: RunningStack) -> None:
+def test_up_right_after_a_kill_ends_the_remaining_processes(stack: RunningStack) -> None:
     stack.kill_supervisor()
     stack.run("up")
     assert _get(f"{stack.url}/")
 
 
-def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_order(
+def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_order(
     stack: RunningStack, tmp_path: Path
 ) -> None:
     other = _stack(tmp_path)
@@ -258,8 +258,8 @@ def test_an_app_that_cannot_start_is_one_clear_line_and_nothing_stays(tmp_path: 
     other = _stack(tmp_path, broken=True)
     refused = other.run("up", check=False)
     assert refused.returncode == 1
-    told = refused.stderr.strip().splitlines()[-1]
-    assert told.startswith("error: app tiny cannot start: ")
-    assert "this app is broken on purpose" in told
+    error_line = refused.stderr.strip().splitlines()[-1]
+    assert error_line.startswith("error: app tiny cannot start: ")
+    assert "this app is broken on purpose" in error_line
     assert other.processes() == []
     assert other.run("status", check=False).returncode == 1

@@ -140,14 +140,14 @@ def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
 
 def _answers(head: Head) -> set[str]:
     """Return the responses of every kind of path, and check each of them."""
-    found = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
+    results = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
         with pytest.raises(grpc.RpcError) as raised:
             metadata = (("application", "gateway"),)
             stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=30)
-    found.add(raised.value.code().name)
-    return found
+    results.add(raised.value.code().name)
+    return results
 
 
 def _request(port: int, probe: Probe) -> str:
@@ -185,11 +185,11 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    left = [found for found in psutil.process_iter() if _belongs(found, folder)]
-    for found in left:
+    left = [item for item in psutil.process_iter() if _belongs(item, folder)]
+    for item in left:
         # One that ended by itself meanwhile.
         with suppress(psutil.NoSuchProcess):
-            found.kill()
+            item.kill()
     psutil.wait_procs(left, timeout=10)
 
 

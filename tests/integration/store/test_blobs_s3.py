@@ -96,13 +96,13 @@ async def test_known_content_becomes_a_new_artifact_without_an_upload(
 
 async def test_writes_of_other_processes_are_visible(blobs: BlobStore, url: str) -> None:
     neighbour = await blobs.put(b"there before")
-    said = "written elsewhere"
-    digest = await BlobStore(f"s3://{BUCKET}/elsewhere").put(said.encode())
+    content = "written elsewhere"
+    digest = await BlobStore(f"s3://{BUCKET}/elsewhere").put(content.encode())
     assert not await blobs.exists(digest)
     with pytest.raises(FileNotFoundError):
         await blobs.get(digest)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-X", "dev", "-W", "error", "-c", WRITE, url, said,
+        sys.executable, "-X", "dev", "-W", "error", "-c", WRITE, url, content,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     output, complaints = await process.communicate()
@@ -110,7 +110,7 @@ async def test_writes_of_other_processes_are_visible(blobs: BlobStore, url: str)
     # Its connections are closed: nobody warns at its end.
     assert b"Unclosed" not in complaints and b"Warning" not in complaints, complaints.decode()
     assert await blobs.exists(digest)
-    assert await blobs.get(digest) == said.encode()
+    assert await blobs.get(digest) == content.encode()
     assert await blobs.exists(neighbour)
 
 
@@ -154,11 +154,11 @@ async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.Monk
 async def test_cancelled_calls_close_their_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, left = asyncio.Event(), asyncio.Event()
+    requested, left = asyncio.Event(), asyncio.Event()
 
     async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        asked.set()
+        requested.set()
         await reader.read()
         left.set()
         writer.close()
@@ -166,7 +166,7 @@ async def test_cancelled_calls_close_their_connection(
     async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_port(server)}")
         getting = asyncio.create_task(BlobStore(url).get("0" * 64))
-        await asked.wait()
+        await requested.wait()
         getting.cancel()
         # Left alone it would hold the connection for ten seconds.
         async with asyncio.timeout(5):
@@ -202,15 +202,17 @@ async def test_the_gateway_while_the_server_is_away_and_back(
     async with farm.client.post("/artifacts", data=data) as response:
         assert response.status == 201
         address = (await response.json())["url"]
-    asked = {"range": "bytes=1000-999999"}
-    async with farm.client.get(address, headers=asked) as response:
+    headers = {"range": "bytes=1000-999999"}
+    async with farm.client.get(address, headers=headers) as response:
         assert (response.status, await response.read()) == (206, data[1000:1_000_000])
     s3_server.kill()
     try:
         for method, path, body in (("GET", address, None), ("POST", "/artifacts", data)):
             async with farm.client.request(method, path, data=body) as response:
-                told = await response.json()
-                assert (response.status, told["code"]) == (503, "service_unavailable"), told
+                response_body = await response.json()
+                assert (response.status, response_body["code"]) == (503, "service_unavailable"), (
+                    response_body
+                )
                 assert int(response.headers["retry-after"]) > 0
     finally:
         s3_server.start()

@@ -34,9 +34,9 @@ async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, val
     assert await store.add("a", "ada", b"first")
     assert not await store.add("a", "ada", b"second")
     await store.add_second_answer("a", "answer")
-    found = await store.get("a")
-    assert found is not None
-    assert (found.comparison, found.second) == (b"first", "answer")
+    stored = await store.get("a")
+    assert stored is not None
+    assert (stored.comparison, stored.second) == (b"first", "answer")
     assert 0 < await valkey.ttl("moyin:judge:a") <= DAY
     await store.remove("a")
     await store.remove("a")
@@ -50,9 +50,9 @@ async def test_no_text_is_stored_in_valkey_unencrypted(
     """Valkey's files contain deleted values, too."""
     await store.add("a", "ada", b"codename Bluebird")
     await store.add_second_answer("a", "Bluebird flies")
-    kept = await valkey.hgetall("moyin:judge:a")
-    assert kept.keys() == {b"owner", b"comparison", b"second"}
-    assert not any(b"Bluebird" in value for value in kept.values())
+    stored = await valkey.hgetall("moyin:judge:a")
+    assert stored.keys() == {b"owner", b"comparison", b"second"}
+    assert not any(b"Bluebird" in value for value in stored.values())
     # What was written for another comparison, or under another secret, is none of this one.
     await valkey.copy("moyin:judge:a", "moyin:judge:b")
     assert await store.get("b") is None

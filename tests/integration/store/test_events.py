@@ -119,8 +119,8 @@ async def test_a_slow_watcher_is_cut_and_the_others_are_not(
 async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(
     store: EventStore, hub: EventHub
 ) -> None:
-    told = [(EventType.PROGRESS, {"n": n}) for n in range(900)]
-    await store.publish_all("a", told)
+    published_events = [(EventType.PROGRESS, {"n": n}) for n in range(900)]
+    await store.publish_all("a", published_events)
     async with hub.subscribe("a", None) as events:
         assert await take(events, 900) == list(range(900))
         await publish(store, "a", range(900, 903))

@@ -128,8 +128,8 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
         await jobs.create(
             NewJob(id=ids[0], owner="ann", kind="render", spec=spec, heads=(), has_chosen_id=True)
         )
-    pruned = await Pruner(database, blobs).run_deleted(now() + timedelta(hours=1))
-    assert pruned.files == 2, "the output and the picture; other jobs have the spec"
+    pruned_count = await Pruner(database, blobs).run_deleted(now() + timedelta(hours=1))
+    assert pruned_count.files == 2, "the output and the picture; other jobs have the spec"
     assert await blobs.exists(spec) and not await blobs.exists(picture.sha256)
 
 
@@ -150,13 +150,13 @@ async def test_a_rare_word_is_found_among_many_jobs(
     assert ([job.id for job in page], cursor) == ([ids[0]], None)
     # More matches than are sorted: the pages compare rows.
     monkeypatch.setattr(job_filter, "MAX_SCANNED", 10)
-    found, cursor = [], None
+    results, cursor = [], None
     while True:
         page, cursor = await jobs.list_page("ann", JobFilter(search="hay"), limit=7, cursor=cursor)
-        found += [job.id for job in page]
+        results += [job.id for job in page]
         if cursor is None:
             break
-    assert found == ids[:0:-1]
+    assert results == ids[:0:-1]
 
 
 async def test_a_page_and_its_cursor_are_read_in_one_statement(

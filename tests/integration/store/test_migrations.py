@@ -80,12 +80,12 @@ def test_an_interrupted_migration_of_postgresql_is_completed_later(
 ) -> None:
     url = postgres.url(postgres.new())
     migrate(url, "0012")
-    left = statements_before
+    remaining_statements = statements_before
 
     def interrupt(statement: str) -> None:
-        nonlocal left
-        left -= "usage" in statement or "pg_index" in statement
-        if not left:
+        nonlocal remaining_statements
+        remaining_statements -= "usage" in statement or "pg_index" in statement
+        if not remaining_statements:
             raise InterruptedError
 
     with _before_each_statement(interrupt), pytest.raises(InterruptedError):
@@ -142,17 +142,17 @@ async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> Non
 
 async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
     labels = ({"client": "acme", "run no. 1": "a/b"}, {"client": "acme"}, {"client": "other"})
-    for number, given in enumerate(labels):
+    for number, labels_of_job in enumerate(labels):
         heads = ((StepKind.RENDER, "default"),)
         await jobs.create(
             NewJob(
                 id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=heads,
-                metadata=given,
+                metadata=labels_of_job,
             )
         )  # fmt: skip
 
-    async def found(**asked: str) -> list[str]:
-        return [job.id for job in (await jobs.list_page("ann", JobFilter(metadata=asked)))[0]]
+    async def found(**filters: str) -> list[str]:
+        return [job.id for job in (await jobs.list_page("ann", JobFilter(metadata=filters)))[0]]
 
     assert await found(client="acme") == ["job-1", "job-0"]
     assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]

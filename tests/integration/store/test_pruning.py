@@ -24,17 +24,17 @@ async def test_many_prune_at_once(
     monkeypatch.setattr(blob_references, "CHUNK", 3)
     databases = [Database(database_url) for _ in range(3)]
     await databases[0].ensure_schema()
-    past = PastJobs(databases[0], tmp_path / "blobs")
+    past_jobs = PastJobs(databases[0], tmp_path / "blobs")
     for index in range(30):
-        await past.job(graph=str(index % 7), picture=str(index % 5).encode())
-    young = await past.job(days=1, graph="0", picture=b"0")
-    past.age()
+        await past_jobs.job(graph=str(index % 7), picture=str(index % 5).encode())
+    young = await past_jobs.job(days=1, graph="0", picture=b"0")
+    past_jobs.age()
 
     async def prune(database: Database) -> int:
-        return sum([part.jobs async for part in Pruner(database, past.blobs).run(BEFORE)])
+        return sum([part.jobs async for part in Pruner(database, past_jobs.blobs).run(BEFORE)])
 
     assert sum(await asyncio.gather(*map(prune, databases))) == 30
-    assert (await past.existing_ids(), len(past.files())) == ({young}, 3)
+    assert (await past_jobs.existing_ids(), len(past_jobs.files())) == ({young}, 3)
     for database in databases:
         await database.close()
 
@@ -52,11 +52,11 @@ async def test_the_pruning_lock_excludes_other_connections(database_url: str) ->
 async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:
     database = Database(database_url)
     await database.ensure_schema()
-    past = PastJobs(database, tmp_path / "blobs")
-    old = [await past.job(graph=str(index)) for index in range(3)]
-    young = await past.job(days=1, graph="0")
-    kept = past.files()
-    past.age()
+    past_jobs = PastJobs(database, tmp_path / "blobs")
+    old = [await past_jobs.job(graph=str(index)) for index in range(3)]
+    young = await past_jobs.job(days=1, graph="0")
+    remaining_files = past_jobs.files()
+    past_jobs.age()
     environ = {
         **os.environ,
         "MOYIN_DATABASE_URL": database_url,
@@ -73,12 +73,12 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
 
     assert run("--dry-run") == "3 jobs and 0 batches ended at least 30 days ago\n"
     assert run().strip() == "", "nobody said that it may"
-    assert past.files() == kept
+    assert past_jobs.files() == remaining_files
     # Of three graphs one is the young job's as well, as is the picture.
     assert run("--yes").startswith("deleted 3 jobs, 0 batches and 5 files, ")
     assert run("--yes").startswith("deleted 0 jobs, 0 batches and 0 files, ")
     for job in old:
         with pytest.raises(JobNotFound):
-            await past.jobs.get("ada", job)
-    assert (await past.jobs.get("ada", young)).artifacts
+            await past_jobs.jobs.get("ada", job)
+    assert (await past_jobs.jobs.get("ada", young)).artifacts
     await database.close()

@@ -95,7 +95,7 @@ async def test_a_tenant_counts_once_though_it_learns_while_levels_are_read(
             return rows
 
         monkeypatch.setattr(database, "read", reading)
-        found = await store.list_levels()
-        assert len(found) == len({str(one) for one in found})
+        result = await store.list_levels()
+        assert len(result) == len({str(item) for item in result})
     finally:
         await database.close()

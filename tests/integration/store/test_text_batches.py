@@ -63,11 +63,11 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
         # Half of the runners begin with the other batch, so that they lock both in turn.
         order = ids if int(name) % 2 else ids[::-1]
         while True:
-            found = {}
+            results = {}
             for batch_id in order:
-                found[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
-                claimed[batch_id] += [line.number for line in found[batch_id]]
-            group = [answered(b, line.number) for b, some in found.items() for line in some]
+                results[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
+                claimed[batch_id] += [line.number for line in results[batch_id]]
+            group = [answered(b, line.number) for b, some in results.items() for line in some]
             if not group:
                 return
             assert await lines.finish(group) == []

@@ -138,15 +138,15 @@ async def test_sums_by_groups_and_price_classes(
     sums = await recorded.reports.sum_calls(
         CallFilter(owner="ada"), [GroupBy.DAY, GroupBy.KEY], classes
     )
-    found = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in sums}
-    assert {key: item.calls for key, item in found.items()} == {
+    vectors = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in sums}
+    assert {key: item.calls for key, item in vectors.items()} == {
         ("2026-11-20", 0, False, True): 2,
         ("2026-11-20", 1, False, True): 1,
         ("2026-11-20", 0, True, True): 1,
         ("2026-11-20", 0, False, False): 1,
         ("2026-11-21", 0, False, True): 1,
     }
-    both = found["2026-11-20", 0, False, True]
+    both = vectors["2026-11-20", 0, False, True]
     assert (both.input_tokens, both.cached_tokens, both.output_tokens) == (200, 80, 14)
     assert both.cost_usd == Decimal("0.000000002")
     assert {item.group[1] for item in sums} == {"k1"}

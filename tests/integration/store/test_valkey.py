@@ -37,10 +37,10 @@ async def test_no_cancellation_is_lost_whenever_it_comes(valkey_server: ValkeySe
 
 
 async def test_sending_to_a_server_that_does_not_read_times_out() -> None:
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        client = _client(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0?protocol=2", 0.3)
+    with socket.socket() as silent_server:
+        silent_server.bind(("127.0.0.1", 0))
+        silent_server.listen()
+        client = _client(f"redis://127.0.0.1:{silent_server.getsockname()[1]}/0?protocol=2", 0.3)
         with pytest.raises(RedisTimeoutError):
             await client.set("large", bytes(64 * 1024 * 1024))
         await client.aclose()

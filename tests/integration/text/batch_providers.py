@@ -81,8 +81,8 @@ class Provider:
     def _split(self, batch_id: str) -> tuple[list[str], list[str]]:
         """Return the custom ids of a batch that get an answer, and those that get none."""
         ids = list(self.batches[batch_id])
-        kept = 0 if batch_id in self.cancelled else len(ids) - self.unanswered
-        return ids[:kept], ids[kept:]
+        answer_count = 0 if batch_id in self.cancelled else len(ids) - self.unanswered
+        return ids[:answer_count], ids[answer_count:]
 
     def _drop(self, request: web.Request) -> None:
         if self.loses_answer:

@@ -186,8 +186,8 @@ async def serving(
             signals=store,
             count=judged.append,
         )
-        found = config.routing.judge
-        judge.set_rules(None if found is None else found.to_rules())
+        result = config.routing.judge
+        judge.set_rules(None if result is None else result.to_rules())
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:

@@ -72,109 +72,116 @@ class _MatrixCase:
     client: Client
     picture_url: str
 
-    async def ask(self, wish: RequestedFeatures, *, stream: bool) -> ReceivedAnswer:
-        heard = await self.client.ask(_MODELS[self.backend], wish, stream=stream)
-        if heard is None:
+    async def ask(self, features: RequestedFeatures, *, stream: bool) -> ReceivedAnswer:
+        answer = await self.client.ask(_MODELS[self.backend], features, stream=stream)
+        if answer is None:
             raise _NotExpressible
-        return heard
+        return answer
 
-    def ended(self, heard: ReceivedAnswer, how: str) -> None:
+    def ended(self, answer: ReceivedAnswer, how: str) -> None:
         expected = _REASONS[self.protocol][how]
         # A back end that does not tell which stop string it met leaves a plain end.
         if how == "stop" and self.backend == "Ollama":
             expected = _REASONS[self.protocol]["end"]
-        assert heard.reason == expected, heard
-        assert heard.prompt == PROMPT, heard
-        assert heard.output > 0, heard
+        assert answer.reason == expected, answer
+        assert answer.prompt == PROMPT, answer
+        assert answer.output > 0, answer
 
 
 class _NotExpressible(Exception):
     """Raised if the client's protocol cannot express a feature."""
 
 
-async def _text(seat: _MatrixCase, stream: bool) -> None:
-    heard = await seat.ask(RequestedFeatures(history=True), stream=stream)
-    assert heard.text == "Be brief. After 3 turns STOP: hello", heard
-    seat.ended(heard, "end")
+async def _text(case: _MatrixCase, stream: bool) -> None:
+    answer = await case.ask(RequestedFeatures(history=True), stream=stream)
+    assert answer.text == "Be brief. After 3 turns STOP: hello", answer
+    case.ended(answer, "end")
 
 
-async def _whole_text(seat: _MatrixCase, stream: bool) -> None:
-    await _text(seat, False)
+async def _whole_text(case: _MatrixCase, stream: bool) -> None:
+    await _text(case, False)
 
 
-async def _streamed_text(seat: _MatrixCase, stream: bool) -> None:
-    await _text(seat, True)
+async def _streamed_text(case: _MatrixCase, stream: bool) -> None:
+    await _text(case, True)
 
 
-async def _tools(seat: _MatrixCase, stream: bool) -> None:
-    wish = RequestedFeatures(text="weather?", tools=True)
-    heard = await seat.ask(wish, stream=stream)
-    assert heard.calls == [PARIS], heard
-    seat.ended(heard, "tools")
-    end = await seat.ask(replace(wish, heard=heard, results=("sunny",)), stream=stream)
+async def _tools(case: _MatrixCase, stream: bool) -> None:
+    features = RequestedFeatures(text="weather?", tools=True)
+    answer = await case.ask(features, stream=stream)
+    assert answer.calls == [PARIS], answer
+    case.ended(answer, "tools")
+    end = await case.ask(
+        replace(features, previous_answer=answer, results=("sunny",)), stream=stream
+    )
     assert (end.text, end.calls) == ("sunny", []), end
 
 
-async def _parallel(seat: _MatrixCase, stream: bool) -> None:
-    wish = RequestedFeatures(text="weather of both?", tools=True)
-    heard = await seat.ask(wish, stream=stream)
-    assert heard.calls == [PARIS, ROME], heard
-    seat.ended(heard, "tools")
-    end = await seat.ask(replace(wish, heard=heard, results=("sunny", "rain")), stream=stream)
+async def _parallel(case: _MatrixCase, stream: bool) -> None:
+    features = RequestedFeatures(text="weather of both?", tools=True)
+    answer = await case.ask(features, stream=stream)
+    assert answer.calls == [PARIS, ROME], answer
+    case.ended(answer, "tools")
+    end = await case.ask(
+        replace(features, previous_answer=answer, results=("sunny", "rain")), stream=stream
+    )
     assert end.text == "sunny and rain", end
 
 
-async def _vision(seat: _MatrixCase, stream: bool) -> None:
-    assert (await seat.ask(RequestedFeatures(picture=PICTURE), stream=stream)).text == SEEN
+async def _vision(case: _MatrixCase, stream: bool) -> None:
+    assert (await case.ask(RequestedFeatures(picture=PICTURE), stream=stream)).text == SEEN
 
 
-async def _vision_url(seat: _MatrixCase, stream: bool) -> None:
-    assert (await seat.ask(RequestedFeatures(picture=seat.picture_url), stream=stream)).text == SEEN
+async def _vision_url(case: _MatrixCase, stream: bool) -> None:
+    assert (await case.ask(RequestedFeatures(picture=case.picture_url), stream=stream)).text == SEEN
 
 
-async def _schema(seat: _MatrixCase, stream: bool) -> None:
+async def _schema(case: _MatrixCase, stream: bool) -> None:
     assert (
-        await seat.ask(RequestedFeatures(schema=True), stream=stream)
+        await case.ask(RequestedFeatures(has_schema=True), stream=stream)
     ).text == '{"city": "Paris"}'
 
 
-async def _any_json(seat: _MatrixCase, stream: bool) -> None:
-    assert (await seat.ask(RequestedFeatures(json=True), stream=stream)).text == '{"any": "shape"}'
+async def _any_json(case: _MatrixCase, stream: bool) -> None:
+    assert (
+        await case.ask(RequestedFeatures(wants_json=True), stream=stream)
+    ).text == '{"any": "shape"}'
 
 
-async def _stop(seat: _MatrixCase, stream: bool) -> None:
-    heard = await seat.ask(RequestedFeatures(stop="STOP"), stream=stream)
-    assert heard.text.endswith("turns "), heard
-    seat.ended(heard, "stop")
+async def _stop(case: _MatrixCase, stream: bool) -> None:
+    answer = await case.ask(RequestedFeatures(stop="STOP"), stream=stream)
+    assert answer.text.endswith("turns "), answer
+    case.ended(answer, "stop")
 
 
-async def _thinking(seat: _MatrixCase, stream: bool) -> None:
-    heard = await seat.ask(RequestedFeatures(thinking=True), stream=stream)
-    assert heard.thinking == THOUGHT, heard
-    assert heard.text.endswith("hello"), heard
+async def _thinking(case: _MatrixCase, stream: bool) -> None:
+    answer = await case.ask(RequestedFeatures(thinking=True), stream=stream)
+    assert answer.thinking == THOUGHT, answer
+    assert answer.text.endswith("hello"), answer
 
 
-async def _forced(seat: _MatrixCase, stream: bool) -> None:
-    heard = await seat.ask(RequestedFeatures(tools=True, forced=True), stream=stream)
-    assert heard.calls == [PARIS], heard
+async def _forced(case: _MatrixCase, stream: bool) -> None:
+    answer = await case.ask(RequestedFeatures(tools=True, forces_tool=True), stream=stream)
+    assert answer.calls == [PARIS], answer
 
 
-async def _single(seat: _MatrixCase, stream: bool) -> None:
-    heard = await seat.ask(
-        RequestedFeatures(text="weather of both?", tools=True, single=True), stream=stream
+async def _single(case: _MatrixCase, stream: bool) -> None:
+    answer = await case.ask(
+        RequestedFeatures(text="weather of both?", tools=True, allows_single_tool_call=True),
+        stream=stream,
     )
-    assert heard.calls == [PARIS], heard
+    assert answer.calls == [PARIS], answer
 
 
-async def _seed(seat: _MatrixCase, stream: bool) -> None:
-    assert (await seat.ask(RequestedFeatures(seed=0), stream=stream)).text == "seed 0"
+async def _seed(case: _MatrixCase, stream: bool) -> None:
+    assert (await case.ask(RequestedFeatures(seed=0), stream=stream)).text == "seed 0"
 
 
-async def _cached(seat: _MatrixCase, stream: bool) -> None:
-    heard = await seat.ask(RequestedFeatures(), stream=stream)
-    if heard.cached is None:
+async def _cached(case: _MatrixCase, stream: bool) -> None:
+    answer = await case.ask(RequestedFeatures(), stream=stream)
+    if answer.cached is None:
         raise _NotExpressible
-    assert heard.cached == (0 if seat.backend == "Ollama" else CACHED), heard
+    assert answer.cached == (0 if case.backend == "Ollama" else CACHED), answer
 
 
 FEATURES: Mapping[str, Callable[[_MatrixCase, bool], Awaitable[None]]] = {
@@ -205,38 +212,38 @@ async def run(folder: Path) -> Matrix:
     async with (
         WireServer().running() as server,
         serving(folder, *_backends(server.url)) as models_app,
-        clients(models_app.url, models_app.api_key) as speaking,
+        clients(models_app.url, models_app.api_key) as protocol_clients,
     ):
-        for protocol, client in speaking.items():
+        for protocol, client in protocol_clients.items():
             for backend in BACKENDS:
-                seat = _MatrixCase(
+                case = _MatrixCase(
                     protocol=protocol,
                     backend=backend,
                     client=client,
                     picture_url=f"{server.url}/picture.png",
                 )
-                matrix[protocol, backend] = {name: await _cell(seat, name) for name in FEATURES}
+                matrix[protocol, backend] = {name: await _cell(case, name) for name in FEATURES}
     return matrix
 
 
-async def _cell(seat: _MatrixCase, name: str) -> Cell:
-    whole, streamed = [await _once(seat, name, stream) for stream in (False, True)]
-    assert whole == streamed, f"{seat.protocol} to {seat.backend}, {name}: {whole} or {streamed}"
+async def _cell(case: _MatrixCase, name: str) -> Cell:
+    whole, streamed = [await _once(case, name, stream) for stream in (False, True)]
+    assert whole == streamed, f"{case.protocol} to {case.backend}, {name}: {whole} or {streamed}"
     return whole
 
 
-async def _once(seat: _MatrixCase, name: str, stream: bool) -> Cell:
+async def _once(case: _MatrixCase, name: str, stream: bool) -> Cell:
     try:
-        await FEATURES[name](seat, stream)
+        await FEATURES[name](case, stream)
     except Refused as refused:
-        where = f"{seat.protocol} to {seat.backend}, {name}: {refused}"
+        where = f"{case.protocol} to {case.backend}, {name}: {refused}"
         assert refused.status == 400, where
         assert refused.field is not None, where
         return Cell(field=refused.field)
     except _NotExpressible:
         return Cell()
     except AssertionError as error:
-        raise AssertionError(f"{seat.protocol} to {seat.backend}, {name}: {error}") from error
+        raise AssertionError(f"{case.protocol} to {case.backend}, {name}: {error}") from error
     return Cell(passed=True)
 
 

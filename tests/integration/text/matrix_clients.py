@@ -47,27 +47,27 @@ class _OpenAI:
         self._sdk = sdk
 
     async def ask(
-        self, model: str, wish: RequestedFeatures, *, stream: bool
+        self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
-        body: dict[str, Any] = {"model": model, "messages": self._messages(wish)}
-        if wish.tools:
+        body: dict[str, Any] = {"model": model, "messages": self._messages(features)}
+        if features.tools:
             function = {"name": "weather", "parameters": SCHEMA}
             body["tools"] = [{"type": "function", "function": function}]
-        if wish.forced:
+        if features.forces_tool:
             body["tool_choice"] = "required"
-        if wish.single:
+        if features.allows_single_tool_call:
             body["parallel_tool_calls"] = False
-        if wish.schema:
+        if features.has_schema:
             schema = {"name": "city", "schema": SCHEMA}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if wish.json:
+        if features.wants_json:
             body["response_format"] = {"type": "json_object"}
-        if wish.stop is not None:
-            body["stop"] = [wish.stop]
-        if wish.thinking:
+        if features.stop is not None:
+            body["stop"] = [features.stop]
+        if features.thinking:
             body["reasoning_effort"] = "low"
-        if wish.seed is not None:
-            body["seed"] = wish.seed
+        if features.seed is not None:
+            body["seed"] = features.seed
         try:
             if not stream:
                 return self._whole(await self._sdk.chat.completions.create(**body))
@@ -77,30 +77,32 @@ class _OpenAI:
         except openai.APIStatusError as error:
             raise Refused(error.status_code, str(error.code), error.param) from None
 
-    def _messages(self, wish: RequestedFeatures) -> list[Any]:
+    def _messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
-        if wish.history:
+        if features.history:
             messages += [{"role": "system", "content": SYSTEM}]
             messages += [{"role": role, "content": text} for role, text in HISTORY]
-        content: Any = wish.text
-        if wish.picture is not None:
-            url = wish.picture
+        content: Any = features.text
+        if features.picture is not None:
+            url = features.picture
             if isinstance(url, bytes):
                 url = f"data:image/png;base64,{base64.b64encode(url).decode()}"
             content = [
-                {"type": "text", "text": wish.text},
+                {"type": "text", "text": features.text},
                 {"type": "image_url", "image_url": {"url": url}},
             ]
         messages.append({"role": "user", "content": content})
-        if wish.heard is not None:
-            messages.append(wish.heard.said)
-            for call, result in zip(wish.heard.said["tool_calls"], wish.results, strict=True):
+        if features.previous_answer is not None:
+            messages.append(features.previous_answer.message)
+            for call, result in zip(
+                features.previous_answer.message["tool_calls"], features.results, strict=True
+            ):
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
         return messages
 
     def _whole(self, answer: Any) -> ReceivedAnswer:
         message = answer.choices[0].message
-        heard = ReceivedAnswer(
+        received_answer = ReceivedAnswer(
             text=message.content or "",
             thinking=getattr(message, "reasoning_content", ""),
             calls=[
@@ -108,26 +110,26 @@ class _OpenAI:
                 for call in message.tool_calls or ()
             ],
             reason=answer.choices[0].finish_reason,
-            said=message.to_dict(),
+            message=message.to_dict(),
         )
-        self._count(heard, answer.usage)
-        return heard
+        self._count(received_answer, answer.usage)
+        return received_answer
 
     async def _streamed(self, events: Any) -> ReceivedAnswer:
-        heard = ReceivedAnswer()
+        answer = ReceivedAnswer()
         calls: list[dict[str, Any]] = []
         async for chunk in events:
             if chunk.usage is not None:
-                self._count(heard, chunk.usage)
+                self._count(answer, chunk.usage)
             for choice in chunk.choices:
-                heard.text += choice.delta.content or ""
-                heard.thinking += getattr(choice.delta, "reasoning_content", None) or ""
-                heard.reason = choice.finish_reason or heard.reason
+                answer.text += choice.delta.content or ""
+                answer.thinking += getattr(choice.delta, "reasoning_content", None) or ""
+                answer.reason = choice.finish_reason or answer.reason
                 for call in choice.delta.tool_calls or ():
                     if call.index == len(calls):
                         calls.append({"id": call.id, "name": call.function.name, "arguments": ""})
                     calls[call.index]["arguments"] += call.function.arguments or ""
-        heard.calls = [(call["name"], json.loads(call["arguments"])) for call in calls]
+        answer.calls = [(call["name"], json.loads(call["arguments"])) for call in calls]
         tools = [
             {
                 "id": call["id"],
@@ -136,12 +138,12 @@ class _OpenAI:
             }
             for call in calls
         ]
-        heard.said = {"role": "assistant", "content": heard.text, "tool_calls": tools}
-        return heard
+        answer.message = {"role": "assistant", "content": answer.text, "tool_calls": tools}
+        return answer
 
-    def _count(self, heard: ReceivedAnswer, usage: Any) -> None:
-        heard.prompt, heard.output = usage.prompt_tokens, usage.completion_tokens
-        heard.cached = usage.prompt_tokens_details.cached_tokens
+    def _count(self, answer: ReceivedAnswer, usage: Any) -> None:
+        answer.prompt, answer.output = usage.prompt_tokens, usage.completion_tokens
+        answer.cached = usage.prompt_tokens_details.cached_tokens
 
 
 class _Anthropic:
@@ -149,28 +151,28 @@ class _Anthropic:
         self._sdk = sdk
 
     async def ask(
-        self, model: str, wish: RequestedFeatures, *, stream: bool
+        self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
-        if wish.seed is not None or wish.json:
+        if features.seed is not None or features.wants_json:
             return None
         body: dict[str, Any] = {
             "model": model,
             "max_tokens": 4000,
-            "messages": self._messages(wish),
+            "messages": self._messages(features),
         }
-        if wish.history:
+        if features.history:
             body["system"] = SYSTEM
-        if wish.tools:
+        if features.tools:
             body["tools"] = [{"name": "weather", "input_schema": SCHEMA}]
-        if wish.forced:
+        if features.forces_tool:
             body["tool_choice"] = {"type": "any"}
-        if wish.single:
+        if features.allows_single_tool_call:
             body["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": True}
-        if wish.schema:
+        if features.has_schema:
             body["output_config"] = {"format": {"type": "json_schema", "schema": SCHEMA}}
-        if wish.stop is not None:
-            body["stop_sequences"] = [wish.stop]
-        if wish.thinking:
+        if features.stop is not None:
+            body["stop_sequences"] = [features.stop]
+        if features.thinking:
             body["thinking"] = {"type": "enabled", "budget_tokens": 2000}
         try:
             if not stream:
@@ -179,36 +181,38 @@ class _Anthropic:
                 return self._heard(await events.get_final_message())
         except anthropic.APIStatusError as error:
             assert isinstance(error.body, dict)
-            told = error.body["error"]
-            raise Refused(error.status_code, told["code"], told.get("field")) from None
+            response_body = error.body["error"]
+            raise Refused(
+                error.status_code, response_body["code"], response_body.get("field")
+            ) from None
 
-    def _messages(self, wish: RequestedFeatures) -> list[Any]:
+    def _messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
-        if wish.history:
+        if features.history:
             messages += [{"role": role, "content": text} for role, text in HISTORY]
-        content: list[Any] = [{"type": "text", "text": wish.text}]
-        if isinstance(wish.picture, bytes):
-            data = base64.b64encode(wish.picture).decode()
+        content: list[Any] = [{"type": "text", "text": features.text}]
+        if isinstance(features.picture, bytes):
+            data = base64.b64encode(features.picture).decode()
             source = {"type": "base64", "media_type": "image/png", "data": data}
             content.append({"type": "image", "source": source})
-        elif wish.picture is not None:
-            content.append({"type": "image", "source": {"type": "url", "url": wish.picture}})
+        elif features.picture is not None:
+            content.append({"type": "image", "source": {"type": "url", "url": features.picture}})
         messages.append({"role": "user", "content": content})
-        if wish.heard is not None:
-            uses = [block for block in wish.heard.said if block.type == "tool_use"]
-            messages.append({"role": "assistant", "content": wish.heard.said})
+        if features.previous_answer is not None:
+            uses = [block for block in features.previous_answer.message if block.type == "tool_use"]
+            messages.append({"role": "assistant", "content": features.previous_answer.message})
             results = [
                 {"type": "tool_result", "tool_use_id": use.id, "content": result}
-                for use, result in zip(uses, wish.results, strict=True)
+                for use, result in zip(uses, features.results, strict=True)
             ]
             messages.append({"role": "user", "content": results})
         return messages
 
     def _heard(self, message: Any) -> ReceivedAnswer:
         usage = message.usage
-        heard = ReceivedAnswer(
+        answer = ReceivedAnswer(
             reason=message.stop_reason,
-            said=message.content,
+            message=message.content,
             prompt=usage.input_tokens + usage.cache_read_input_tokens,
             cached=usage.cache_read_input_tokens,
             output=usage.output_tokens,
@@ -216,12 +220,12 @@ class _Anthropic:
         for block in message.content:
             match block.type:
                 case "text":
-                    heard.text += block.text
+                    answer.text += block.text
                 case "thinking":
-                    heard.thinking += block.thinking
+                    answer.thinking += block.thinking
                 case "tool_use":
-                    heard.calls.append((block.name, block.input))
-        return heard
+                    answer.calls.append((block.name, block.input))
+        return answer
 
 
 class _Ollama:
@@ -229,30 +233,36 @@ class _Ollama:
         self._sdk = sdk
 
     async def ask(
-        self, model: str, wish: RequestedFeatures, *, stream: bool
+        self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
-        if wish.forced or wish.single or isinstance(wish.picture, str):
+        if (
+            features.forces_tool
+            or features.allows_single_tool_call
+            or isinstance(features.picture, str)
+        ):
             return None
-        body: dict[str, Any] = {"model": model, "messages": self._messages(wish)}
+        body: dict[str, Any] = {"model": model, "messages": self._messages(features)}
         options: dict[str, Any] = {}
-        if wish.tools:
+        if features.tools:
             function = {"name": "weather", "parameters": SCHEMA}
             body["tools"] = [{"type": "function", "function": function}]
-        if wish.schema or wish.json:
-            body["format"] = SCHEMA if wish.schema else "json"
-        if wish.stop is not None:
-            options["stop"] = [wish.stop]
-        if wish.seed is not None:
-            options["seed"] = wish.seed
-        if wish.thinking:
+        if features.has_schema or features.wants_json:
+            body["format"] = SCHEMA if features.has_schema else "json"
+        if features.stop is not None:
+            options["stop"] = [features.stop]
+        if features.seed is not None:
+            options["seed"] = features.seed
+        if features.thinking:
             body["think"] = True
         body |= {"options": options, "stream": stream}
         try:
             return self._heard([piece async for piece in self._chat(body)])
         except ollama.ResponseError as error:
             # Of an error the SDK keeps the sentence only.
-            told = (await self._sdk._client.post("/api/chat", json=body)).json()
-            raise Refused(error.status_code, told["code"], told.get("field")) from None
+            response_body = (await self._sdk._client.post("/api/chat", json=body)).json()
+            raise Refused(
+                error.status_code, response_body["code"], response_body.get("field")
+            ) from None
 
     async def _chat(self, body: dict[str, Any]) -> AsyncIterator[Any]:
         # The SDK's own types keep four members of a tool's schema and drop the rest.
@@ -263,36 +273,38 @@ class _Ollama:
         else:
             yield await self._sdk._request(*ask, json=body)
 
-    def _messages(self, wish: RequestedFeatures) -> list[Any]:
+    def _messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
-        if wish.history:
+        if features.history:
             messages += [{"role": "system", "content": SYSTEM}]
             messages += [{"role": role, "content": text} for role, text in HISTORY]
-        turn: dict[str, Any] = {"role": "user", "content": wish.text}
-        if isinstance(wish.picture, bytes):
+        turn: dict[str, Any] = {"role": "user", "content": features.text}
+        if isinstance(features.picture, bytes):
             turn["images"] = [base64.b64encode(PICTURE).decode()]
         messages.append(turn)
-        if wish.heard is not None:
-            messages.append(wish.heard.said)
+        if features.previous_answer is not None:
+            messages.append(features.previous_answer.message)
             messages += [
                 {"role": "tool", "tool_name": name, "content": result}
-                for (name, _), result in zip(wish.heard.calls, wish.results, strict=True)
+                for (name, _), result in zip(
+                    features.previous_answer.calls, features.results, strict=True
+                )
             ]
         return messages
 
     def _heard(self, pieces: list[Any]) -> ReceivedAnswer:
-        heard = ReceivedAnswer()
-        made: list[Any] = []
+        answer = ReceivedAnswer()
+        tool_calls: list[Any] = []
         for piece in pieces:
-            heard.text += piece.message.content or ""
-            heard.thinking += piece.message.thinking or ""
-            made += piece.message.tool_calls or ()
-        heard.calls = [(call.function.name, dict(call.function.arguments)) for call in made]
+            answer.text += piece.message.content or ""
+            answer.thinking += piece.message.thinking or ""
+            tool_calls += piece.message.tool_calls or ()
+        answer.calls = [(call.function.name, dict(call.function.arguments)) for call in tool_calls]
         last = pieces[-1]
-        heard.reason = last.done_reason
-        heard.prompt, heard.output = last.prompt_eval_count, last.eval_count
+        answer.reason = last.done_reason
+        answer.prompt, answer.output = last.prompt_eval_count, last.eval_count
         calls = [
-            {"function": {"name": name, "arguments": arguments}} for name, arguments in heard.calls
+            {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]
-        heard.said = {"role": "assistant", "content": heard.text, "tool_calls": calls}
-        return heard
+        answer.message = {"role": "assistant", "content": answer.text, "tool_calls": calls}
+        return answer

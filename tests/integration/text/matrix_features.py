@@ -14,29 +14,30 @@ class RequestedFeatures:
     """The features that a client requests.
 
     Attributes:
-        tools: offer one tool; ``forced``: require its call; ``single``: allow one call at a time.
-        picture: ``bytes``, or a URL.
-        json: any JSON; ``schema``: JSON that matches a schema.
+        tools: offer one tool; `forces_tool` requires its call.
+        allows_single_tool_call: at most one tool call at a time.
+        picture: the content of a picture, or its URL.
+        wants_json: the answer must be JSON; with `has_schema`, JSON that matches a schema.
     """
 
     text: str = "hi"
     history: bool = False
     tools: bool = False
-    forced: bool = False
-    single: bool = False
+    forces_tool: bool = False
+    allows_single_tool_call: bool = False
     picture: bytes | str | None = None
-    schema: bool = False
-    json: bool = False
+    has_schema: bool = False
+    wants_json: bool = False
     stop: str | None = None
     thinking: bool = False
     seed: int | None = None
     results: tuple[str, ...] = ()
-    heard: ReceivedAnswer | None = None
+    previous_answer: ReceivedAnswer | None = None
 
 
 @dataclass(kw_only=True)
 class ReceivedAnswer:
-    """An answer; ``said`` is the message that the client sends back to continue."""
+    """An answer; ``message`` is the message that the client sends back to continue."""
 
     text: str = ""
     thinking: str = ""
@@ -45,7 +46,7 @@ class ReceivedAnswer:
     prompt: int = 0
     cached: int | None = None
     output: int = 0
-    said: Any = None
+    message: Any = None
 
 
 class Refused(Exception):
@@ -60,7 +61,7 @@ class Refused(Exception):
 
 class Client(Protocol):
     async def ask(
-        self, model: str, wish: RequestedFeatures, *, stream: bool
+        self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
         """Send a request and return the answer, or None if the protocol cannot express it.
 

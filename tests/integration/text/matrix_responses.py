@@ -26,26 +26,26 @@ class ResponsesClient:
         self._sdk = sdk
 
     async def ask(
-        self, model: str, wish: RequestedFeatures, *, stream: bool
+        self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
         # The Responses API has neither of them.
-        if wish.stop is not None or wish.seed is not None:
+        if features.stop is not None or features.seed is not None:
             return None
-        body: dict[str, Any] = {"model": model, "input": self._items(wish), "store": False}
-        if wish.history:
+        body: dict[str, Any] = {"model": model, "input": self._items(features), "store": False}
+        if features.history:
             body["instructions"] = SYSTEM
-        if wish.tools:
+        if features.tools:
             body["tools"] = [{"type": "function", "name": "weather", "parameters": SCHEMA}]
-        if wish.forced:
+        if features.forces_tool:
             body["tool_choice"] = "required"
-        if wish.single:
+        if features.allows_single_tool_call:
             body["parallel_tool_calls"] = False
-        if wish.schema:
+        if features.has_schema:
             form = {"type": "json_schema", "name": "city", "schema": SCHEMA}
             body["text"] = {"format": form}
-        if wish.json:
+        if features.wants_json:
             body["text"] = {"format": {"type": "json_object"}}
-        if wish.thinking:
+        if features.thinking:
             body["reasoning"] = {"effort": "low"}
         try:
             if not stream:
@@ -57,49 +57,54 @@ class ResponsesClient:
             raise Refused(error.status_code, str(error.code), error.param) from None
         return self._streamed(events)
 
-    def _items(self, wish: RequestedFeatures) -> list[Any]:
+    def _items(self, features: RequestedFeatures) -> list[Any]:
         items: list[Any] = []
-        if wish.history:
+        if features.history:
             items += [{"role": role, "content": text} for role, text in HISTORY]
-        content: list[Any] = [{"type": "input_text", "text": wish.text}]
-        if wish.picture is not None:
-            url = wish.picture
+        content: list[Any] = [{"type": "input_text", "text": features.text}]
+        if features.picture is not None:
+            url = features.picture
             if isinstance(url, bytes):
                 url = f"data:image/png;base64,{base64.b64encode(url).decode()}"
             content.append({"type": "input_image", "image_url": url, "detail": "auto"})
         items.append({"role": "user", "content": content})
-        if wish.heard is not None:
-            items += wish.heard.said
-            calls = [item for item in wish.heard.said if item["type"] == "function_call"]
+        if features.previous_answer is not None:
+            items += features.previous_answer.message
+            calls = [
+                item for item in features.previous_answer.message if item["type"] == "function_call"
+            ]
             items += [
                 {"type": "function_call_output", "call_id": call["call_id"], "output": result}
-                for call, result in zip(calls, wish.results, strict=True)
+                for call, result in zip(calls, features.results, strict=True)
             ]
         return items
 
     def _streamed(self, events: list[Any]) -> ReceivedAnswer:
         """Return the final response, which must be consistent with the events before it."""
-        heard = self._heard(events[-1].response)
+        answer = self._heard(events[-1].response)
         made = [event.item.to_dict() for event in events if event.type.endswith("output_item.done")]
-        assert made == heard.said, events
-        for kind, text in (("output_text", heard.text), ("reasoning_summary_text", heard.thinking)):
+        assert made == answer.message, events
+        for kind, text in (
+            ("output_text", answer.text),
+            ("reasoning_summary_text", answer.thinking),
+        ):
             deltas = [event.delta for event in events if event.type == f"response.{kind}.delta"]
             assert "".join(deltas) == text, events
-        return heard
+        return answer
 
     def _heard(self, response: Response) -> ReceivedAnswer:
         assert response.usage is not None
-        heard = ReceivedAnswer(
+        answer = ReceivedAnswer(
             text=response.output_text,
             reason=response.status,
-            said=[item.to_dict() for item in response.output],
+            message=[item.to_dict() for item in response.output],
             prompt=response.usage.input_tokens,
             cached=response.usage.input_tokens_details.cached_tokens,
             output=response.usage.output_tokens,
         )
         for item in response.output:
             if item.type == "reasoning":
-                heard.thinking += "".join(part.text for part in item.summary)
+                answer.thinking += "".join(part.text for part in item.summary)
             elif item.type == "function_call":
-                heard.calls.append((item.name, json.loads(item.arguments)))
-        return heard
+                answer.calls.append((item.name, json.loads(item.arguments)))
+        return answer

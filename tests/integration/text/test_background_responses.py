@@ -84,9 +84,9 @@ def test_a_stream_is_resumed_after_any_number(client: openai.OpenAI) -> None:
     for after in (0, 2, len(events) - 2):
         again = client.responses.retrieve(response.id, stream=True, starting_after=after)
         assert list(again) == events[after + 1 :]
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.responses.retrieve(response.id, extra_query={"starting_after": 1})
-    assert caught.value.param == "starting_after"
+    assert exc_info.value.param == "starting_after"
 
 
 def test_a_response_is_cancelled_and_cannot_be_continued(client: openai.OpenAI) -> None:
@@ -96,9 +96,9 @@ def test_a_response_is_cancelled_and_cannot_be_continued(client: openai.OpenAI) 
     cancelled = client.responses.cancel(running.id)
     assert cancelled.status == "cancelled"
     assert client.responses.cancel(running.id).status == "cancelled"
-    with pytest.raises(openai.BadRequestError, match="cancelled") as caught:
+    with pytest.raises(openai.BadRequestError, match="cancelled") as exc_info:
         client.responses.create(model=MODEL, input="?", previous_response_id=running.id)
-    assert caught.value.param == "previous_response_id"
+    assert exc_info.value.param == "previous_response_id"
 
 
 def test_a_repeat_under_one_key_is_one_response(client: openai.OpenAI) -> None:
@@ -108,9 +108,9 @@ def test_a_repeat_under_one_key_is_one_response(client: openai.OpenAI) -> None:
     ended = _ended(client, first.id)
     again = client.responses.create(**call, input="hi", extra_headers=key)
     assert again == ended
-    with pytest.raises(openai.APIStatusError) as caught:
+    with pytest.raises(openai.APIStatusError) as exc_info:
         client.responses.create(**call, input="ho", extra_headers=key)
-    assert caught.value.code == "idempotency_key_reused"
+    assert exc_info.value.code == "idempotency_key_reused"
 
 
 def test_deletion_cancels_the_job(client: openai.OpenAI, gateway: RunningStack) -> None:
@@ -134,11 +134,11 @@ def test_mistakes_are_refused(client: openai.OpenAI) -> None:
     }
     for field, members in wrong.items():
         call: dict[str, Any] = {"model": MODEL, "input": "hi", "background": True, **members}
-        with pytest.raises(openai.APIStatusError) as caught:
+        with pytest.raises(openai.APIStatusError) as exc_info:
             client.responses.create(**call)
-        assert caught.value.status_code in (400, 404), field
+        assert exc_info.value.status_code in (400, 404), field
         if field != "model":
-            assert caught.value.param == field
+            assert exc_info.value.param == field
     whole = client.responses.create(model=MODEL, input="hi", max_output_tokens=4)
     with pytest.raises(openai.BadRequestError, match="background"):
         client.responses.cancel(whole.id)
@@ -177,5 +177,5 @@ def _ended(client: openai.OpenAI, response_id: str) -> Response:
         shown = client.responses.retrieve(response_id)
         return None if shown.status in ("queued", "in_progress") else shown
 
-    found: Response = eventually_blocking(ended, 180)
-    return found
+    result: Response = eventually_blocking(ended, 180)
+    return result

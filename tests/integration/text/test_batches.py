@@ -49,7 +49,7 @@ class Model:
     """Answers with the prompt; fails ``failures[prompt]`` times first."""
 
     def __init__(self) -> None:
-        self.asked = Counter[str]()
+        self.calls_by_text = Counter[str]()
         self.failures = Counter[str]()
         self.refused: set[str] = set()
         self.free = asyncio.Event()
@@ -75,7 +75,7 @@ class Model:
 
     async def _chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
-        self.asked[text] += 1
+        self.calls_by_text[text] += 1
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -147,14 +147,14 @@ class Farm:
         )
 
     async def until(
-        self, batch: Batch, is_there: Callable[[Batch], bool] = lambda found: found.status in ENDED
+        self, batch: Batch, is_there: Callable[[Batch], bool] = lambda state: state.status in ENDED
     ) -> Batch:
         async def find() -> Batch | None:
-            found = await self.client.batches.retrieve(batch.id)
-            return found if is_there(found) else None
+            state = await self.client.batches.retrieve(batch.id)
+            return state if is_there(state) else None
 
-        found: Batch = await eventually(find, 180)
-        return found
+        state: Batch = await eventually(find, 180)
+        return state
 
     async def read(self, file_id: str | None) -> list[dict[str, Any]]:
         assert file_id is not None
@@ -242,18 +242,16 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
     assert ended.status == "completed" and ended.request_counts is not None
     counts = ended.request_counts
     assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
-    output = {found["custom_id"]: found for found in await farm.read(ended.output_file_id)}
+    output = {item["custom_id"]: item for item in await farm.read(ended.output_file_id)}
     answer = output["line-4"]["response"]
     assert answer["status_code"] == 200 and output["line-4"]["error"] is None
     assert answer["body"]["choices"][0]["message"]["content"] == "text 4"
-    errors = {
-        found["custom_id"]: found["response"] for found in await farm.read(ended.error_file_id)
-    }
+    errors = {item["custom_id"]: item["response"] for item in await farm.read(ended.error_file_id)}
     assert errors.keys() == {"line-2", "line-3"} and output.keys() & errors.keys() == set()
     assert errors["line-2"]["status_code"] == 404
     assert errors["line-2"]["body"]["error"]["code"] == "model_not_found"
     assert errors["line-3"]["body"]["error"]["code"] == "backend_rejected"
-    assert farm.model.asked["text 1"] == 1 and farm.model.asked["text 4"] == 3
+    assert farm.model.calls_by_text["text 1"] == 1 and farm.model.calls_by_text["text 4"] == 3
     # Half of the back end's places.
     assert 1 <= farm.model.most <= 4
     entry = await farm.app.ledger.get("ada", answer["request_id"])
@@ -280,13 +278,13 @@ async def test_invalid_files_fail_before_any_line_runs(
     assert ended.status == "failed" and ended.errors is not None and ended.errors.data is not None
     [error] = ended.errors.data
     assert (error.code, error.line, error.param) == (code, number, param)
-    assert ended.failed_at is not None and farm.model.asked.total() == 0
+    assert ended.failed_at is not None and farm.model.calls_by_text.total() == 0
 
 
 async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     farm.model.free.clear()
     batch = await farm.create(*(line(number) for number in range(1, 101)))
-    await farm.until(batch, lambda found: found.status == "in_progress")
+    await farm.until(batch, lambda state: state.status == "in_progress")
     await eventually(lambda: farm.model.running == 4)
     assert (await farm.client.batches.cancel(batch.id)).status == "cancelling"
     farm.model.free.set()
@@ -295,12 +293,12 @@ async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     output = await farm.read(ended.output_file_id)
     errors = await farm.read(ended.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 100
-    assert {found["error"]["code"] for found in errors} == {"batch_cancelled"}
-    assert farm.model.asked.total() == len(output)
-    with pytest.raises(openai.ConflictError) as caught:
+    assert {state["error"]["code"] for state in errors} == {"batch_cancelled"}
+    assert farm.model.calls_by_text.total() == len(output)
+    with pytest.raises(openai.ConflictError) as exc_info:
         completed = await farm.until(await farm.create(line(1)))
         await farm.client.batches.cancel(completed.id)
-    assert caught.value.code == "batch_finished"
+    assert exc_info.value.code == "batch_finished"
 
 
 async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) -> None:
@@ -315,7 +313,7 @@ async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) ->
     output = await farm.read(ended.output_file_id)
     errors = await farm.read(ended.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 50
-    assert {found["error"]["code"] for found in errors} == {"batch_expired"}
+    assert {error["error"]["code"] for error in errors} == {"batch_expired"}
 
 
 async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
@@ -323,11 +321,11 @@ async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
     await LimitStore(farm.app.database).set(limit)
     ended = await farm.until(await farm.create(line(1), line(2)))
     assert ended.status == "completed" and ended.output_file_id is None
-    errors = [found["response"] for found in await farm.read(ended.error_file_id)]
+    errors = [item["response"] for item in await farm.read(ended.error_file_id)]
     assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
         (402, "budget_exceeded")
     }
-    assert farm.model.asked.total() == 0
+    assert farm.model.calls_by_text.total() == 0
 
 
 async def test_vectors_and_lists(farm: Farm) -> None:
@@ -338,21 +336,21 @@ async def test_vectors_and_lists(farm: Farm) -> None:
     assert answer["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
     second = await farm.create(line(1))
     page = await farm.client.batches.list(limit=1)
-    assert [found.id for found in page.data] == [second.id] and page.has_more
-    assert [found.id async for found in farm.client.batches.list(limit=1)] == [second.id, first.id]
+    assert [item.id for item in page.data] == [second.id] and page.has_more
+    assert [item.id async for item in farm.client.batches.list(limit=1)] == [second.id, first.id]
     for wrong, field in (
         ({"input_file_id": "file-none"}, "input_file_id"),
         ({"endpoint": "/v1/models"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
     ):
-        given = {
+        batch_input = {
             "input_file_id": first.input_file_id,
             "endpoint": "/v1/embeddings",
             "completion_window": "24h",
         }
-        with pytest.raises(openai.BadRequestError) as caught:
-            await farm.client.post("/batches", body={**given, **wrong}, cast_to=object)
-        assert caught.value.param == field
+        with pytest.raises(openai.BadRequestError) as exc_info:
+            await farm.client.post("/batches", body={**batch_input, **wrong}, cast_to=object)
+        assert exc_info.value.param == field
     with pytest.raises(openai.NotFoundError):
         await farm.client.batches.retrieve("batch_none")
     with pytest.raises(openai.NotFoundError):

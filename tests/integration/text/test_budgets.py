@@ -83,9 +83,9 @@ async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> Asy
     await database.close()
 
 
-def hello(**more: Any) -> dict[str, Any]:
+def hello(**kwargs: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Tell me a long story."}]
-    return {"model": "smollm2", "messages": messages, "max_tokens": 8, **more}
+    return {"model": "smollm2", "messages": messages, "max_tokens": 8, **kwargs}
 
 
 async def test_calls_at_the_same_time_never_overshoot_a_budget(

@@ -98,7 +98,7 @@ async def test_anthropic_whole_and_streamed(
     assert final.usage.output_tokens == 8
 
 
-async def test_auto_takes_the_free_local_model_and_says_so(
+async def test_auto_chooses_the_free_local_model_and_reports_it(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
     raw = await openai_client.chat.completions.with_raw_response.create(
@@ -113,13 +113,13 @@ async def test_auto_takes_the_free_local_model_and_says_so(
     assert raw.headers["x-moyin-cost-usd"] == "0"
 
 
-async def test_auto_goes_to_the_cloud_for_what_the_local_model_cannot_do(
+async def test_auto_uses_the_cloud_for_abilities_that_the_local_model_lacks(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
     long: Any = {"role": "user", "content": "word " * 2500}
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         await openai_client.chat.completions.create(model="smollm2", messages=[long])
-    assert caught.value.code == "context_too_long"
+    assert exc_info.value.code == "context_too_long"
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     raw = await openai_client.chat.completions.with_raw_response.create(
         model="auto", messages=[HELLO], max_tokens=3, tools=[tool]

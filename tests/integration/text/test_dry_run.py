@@ -66,12 +66,12 @@ def _backends(url: str) -> list[dict[str, Any]]:
 
 async def _dry_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     async with http.post(f"/v1/route?protocol={call.protocol}", json=call.body) as response:
-        told = await response.json()
+        body = await response.json()
     if response.status != 200:
-        return (told["code"],)
-    if told["chosen"] is None:
-        return (told["error"]["code"],)
-    return told["chosen"]["backend"], told["chosen"]["model"]
+        return (body["code"],)
+    if body["chosen"] is None:
+        return (body["error"]["code"],)
+    return body["chosen"]["backend"], body["chosen"]["model"]
 
 
 async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
@@ -79,8 +79,8 @@ async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
         text = await response.text()
     if response.status == 200:
         return response.headers["x-moyin-backend"], response.headers["x-moyin-model"]
-    told = json.loads(text)
-    inner = told["error"] if isinstance(told.get("error"), dict) else told
+    body = json.loads(text)
+    inner = body["error"] if isinstance(body.get("error"), dict) else body
     return (inner["code"],)
 
 
@@ -98,9 +98,9 @@ async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
         outcomes: Counter[tuple[str, ...]] = Counter()
         for number in range(CALLS):
             call = calls.draw()
-            sent = len(server.asked)
+            sent = len(server.requests)
             named = await _dry_run(http, call)
-            assert len(server.asked) == sent, "a dry run calls no back end"
+            assert len(server.requests) == sent, "a dry run calls no back end"
             assert named == await _real_run(http, call), f"{number}: {call}"
             outcomes[named] += 1
     # The calls are of many kinds: all back ends answer some, and several refusals occur.

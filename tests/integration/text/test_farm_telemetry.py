@@ -66,9 +66,9 @@ async def test_calls_and_breakers_are_in_the_metrics(
 async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
     body = {"model": "auto", "max_tokens": 4, "messages": HELLO}
     async with session.post("/v1/route", json=body) as response:
-        told = await response.json()
-    assert told["chosen"] == {"backend": "local", "model": "smollm2-135m"}
-    assert {one["reason"] for one in told["refused"]} == {"its health check fails"}
+        response_body = await response.json()
+    assert response_body["chosen"] == {"backend": "local", "model": "smollm2-135m"}
+    assert {item["reason"] for item in response_body["refused"]} == {"its health check fails"}
 
 
 @dataclass

@@ -33,7 +33,7 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 
 @asynccontextmanager
 async def farm(
-    folder: Path, upstreams: dict[str, Upstream], **more: Any
+    folder: Path, upstreams: dict[str, Upstream], **kwargs: Any
 ) -> AsyncIterator[ModelsApp]:
     """Run one back end per kind and a working one; ``<kind>-or-fine`` falls back to that."""
     async with AsyncExitStack() as stack:
@@ -41,7 +41,7 @@ async def farm(
         backends = []
         for kind, upstream in upstreams.items():
             url = (await stack.enter_async_context(upstream.running())).url
-            backends.append(backend(kind, url, **more))
+            backends.append(backend(kind, url, **kwargs))
         spare = backend("openai", fine.url) | {"name": "fine"}
         spare["models"] = [{"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}]
         aliases: dict[str, Any] = {f"{kind}-or-fine": [f"m-{kind}", "fine"] for kind in upstreams}
@@ -163,7 +163,7 @@ async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
             assert code_of(path, text) == "backend_timeout"
 
 
-async def test_a_stream_that_begins_late_is_begun_elsewhere(tmp_path: Path) -> None:
+async def test_a_stream_that_begins_late_is_retried_on_another_back_end(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
     async with farm(tmp_path, upstreams, first_byte_s=0.1) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
@@ -177,8 +177,8 @@ async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> 
     async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
             closed(models_app, kind)
-            wish: dict[str, Any] = {"x-moyin-timeout": "0.2"}
-            response, text = await ask(models_app, path, f"{kind}-or-fine", **wish)
+            headers: dict[str, Any] = {"x-moyin-timeout": "0.2"}
+            response, text = await ask(models_app, path, f"{kind}-or-fine", **headers)
             assert response.status == 504, (kind, path, text)
 
 
@@ -208,11 +208,11 @@ async def test_breaker_states_are_reported(tmp_path: Path) -> None:
                 response, text = await ask(models_app, path, f"m-{kind}")
                 assert (response.status, code_of(path, text)) == (503, "service_unavailable")
                 assert int(response.headers["retry-after"]) >= 1
-            assert upstream.asked == 3
+            assert upstream.request_count == 3
             clock.now += 2
             await ask(models_app, "messages", f"m-{kind}")
             assert states == [was, now.OPEN, now.HALF_OPEN, now.OPEN]
-            assert upstream.asked == 4
+            assert upstream.request_count == 4
             models_app.text_router.fleet.runtimes[kind].breaker.succeed()
             assert states[-1] is now.CLOSED
 
@@ -237,7 +237,7 @@ async def test_some_faults_open_the_breaker_at_once(
             assert models_app.telemetry.states[kind][-1] is BreakerState.OPEN, kind
             response, _ = await ask(models_app, "messages", f"m-{kind}")
             assert seconds - 3 <= int(response.headers["retry-after"]) <= seconds, kind
-            assert upstream.asked == 1, kind
+            assert upstream.request_count == 1, kind
 
 
 async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
@@ -259,10 +259,10 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
                 response = await http.post(f"{models_app.url}/v1/{path}", json=body)
                 assert b"Hi" in await response.content.readany(), (kind, path)
                 response.close()
-                left = time.monotonic()
+                left_at = time.monotonic()
                 async with asyncio.timeout(5):
                     await upstream.left.wait()
-            longest = max(longest, time.monotonic() - left)
+            longest = max(longest, time.monotonic() - left_at)
             entry = await booked(models_app, request_id)
             assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
             assert entry.cost_usd > 0
@@ -301,7 +301,7 @@ async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
     async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(10):
         while None in (runtime.is_up for runtime in models_app.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        assert [upstream.asked for upstream in upstreams.values()] == [0, 0, 0]
+        assert [upstream.request_count for upstream in upstreams.values()] == [0, 0, 0]
 
 
 async def booked(models_app: ModelsApp, request_id: str) -> Any:
@@ -338,13 +338,13 @@ async def test_bad_input(
         url = f"{models_app.url}/v1/{path}"
         headers = {"x-api-key": models_app.api_key}
         async with http.post(url, data=body, headers=headers) as response:
-            told = await response.json()
+            response_body = await response.json()
             assert response.status == status
-            assert told["request_id"] == response.headers["x-request-id"]
+            assert response_body["request_id"] == response.headers["x-request-id"]
         async with http.post(url, data=body) as response:
             assert response.status == 401
-    error = told["error"]
+    error = response_body["error"]
     assert error["code"] == code
     assert error["type"] in ("invalid_request_error", "not_found_error")
     assert error.get("field" if path == "messages" else "param") == field
-    assert (told.get("type") == "error") == (path == "messages")
+    assert (response_body.get("type") == "error") == (path == "messages")

@@ -38,18 +38,22 @@ class Client:
             http.request(method, self._url + path, json=body) as response,
         ):
             text = await response.text()
-            told = await response.json(content_type=None) if text else None
-            return response.status, told, {k.lower(): v for k, v in response.headers.items()}
+            response_body = await response.json(content_type=None) if text else None
+            return (
+                response.status,
+                response_body,
+                {k.lower(): v for k, v in response.headers.items()},
+            )
 
     async def chat(self) -> str:
-        status, told, headers = await self.call("POST", "chat/completions", CHAT)
-        assert status == 200, told
+        status, body, headers = await self.call("POST", "chat/completions", CHAT)
+        assert status == 200, body
         return headers["x-request-id"]
 
-    async def rate(self, request_id: str, **more: Any) -> tuple[int, Any]:
-        body = {"request_id": request_id, **more}
-        status, told, _ = await self.call("POST", "feedback", body)
-        return status, told
+    async def rate(self, request_id: str, **kwargs: Any) -> tuple[int, Any]:
+        body = {"request_id": request_id, **kwargs}
+        status, response_body, _ = await self.call("POST", "feedback", body)
+        return status, response_body
 
 
 async def key_for(folder: Path, owner: str, *scopes: str) -> str:
@@ -76,9 +80,9 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         )
 
         async def p_good(client: Client, model: str) -> float:
-            _, told, _ = await client.call("POST", "route", CHAT)
-            (one,) = (c for c in told["candidates"] if c["model"] == model)
-            return float(one["quality"]["p_good"])
+            _, body, _ = await client.call("POST", "route", CHAT)
+            (item,) = (c for c in body["candidates"] if c["model"] == model)
+            return float(item["quality"]["p_good"])
 
         request = await ada.chat()
         before = await p_good(ada, "qwen3-8b")
@@ -89,7 +93,7 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         assert await p_good(ada, "qwen3-8b") < before
         assert await p_good(bob, "qwen3-8b") == before
         _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
+        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"code": 1.0}
         assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
         assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
@@ -118,23 +122,23 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
         )
         request = await ada.chat()
         for score in (-0.1, 1.1, "1", True, None):
-            status, told = await ada.rate(request, score=score)
+            status, body = await ada.rate(request, score=score)
             assert status == 400, score
         assert (await ada.rate(request, score=2))[1]["field"] == "score"
         assert (await ada.rate("", score=1))[1]["field"] == "request_id"
         assert (await ada.rate(request, score=1, comment="x" * 2_001))[1]["field"] == "comment"
         assert (await ada.rate(request, score=1, stars=5))[1]["field"] == "stars"
         for more in ({}, {"score": 1, "better_request_id": "x"}, {"better_request_id": request}):
-            status, told = await ada.rate(request, **more)
-            assert (status, told["code"]) == (400, "invalid_request"), more
+            status, body = await ada.rate(request, **more)
+            assert (status, body["code"]) == (400, "invalid_request"), more
         unknown = await ada.rate("unknown", score=1)
         foreign = await bob.rate(request, score=1)
-        for status, told in (unknown, foreign):
-            assert (status, told["code"]) == (404, "request_not_found")
+        for status, body in (unknown, foreign):
+            assert (status, body["code"]) == (404, "request_not_found")
         assert (await ada.rate(request, score=1))[0] == 200
         assert (await ada.rate(request, score=1))[0] == 200
-        status, told = await ada.rate(request, score=0)
-        assert (status, told["code"]) == (409, "feedback_given")
+        status, body = await ada.rate(request, score=0)
+        assert (status, body["code"]) == (409, "feedback_given")
 
 
 async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_path: Path) -> None:
@@ -154,7 +158,7 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
             {"request_id": request, "learned": True, "scores": {request: 1.0}},
         )
         _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
+        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"unknown": 1.0}
         assert shown["calibration"] == []
         bob = Client(models_app, await key_for(tmp_path, "bob"))
@@ -176,9 +180,9 @@ async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
             ("GET", "quality", None),
             ("POST", "quality/reset", None),
         ):
-            status, told, _ = await client.call(method, path, body)
+            status, response_body, _ = await client.call(method, path, body)
             refused = status == 403
-            assert refused is (path not in allowed), (path, status, told)
+            assert refused is (path not in allowed), (path, status, response_body)
 
 
 async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
@@ -201,10 +205,10 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
         assert (await moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
         assert '"frozen": true' in (await moyin(models_app, "quality", "export"))[1]
-        told = (await moyin(models_app, "feedback", request, "--score", "0.5"))[1]
-        assert told.startswith("stored, but not learned, because learning is frozen")
+        stderr = (await moyin(models_app, "feedback", request, "--score", "0.5"))[1]
+        assert stderr.startswith("stored, but not learned, because learning is frozen")
         assert (await moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
         assert (await moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
         assert '"models": {}' in (await moyin(models_app, "quality", "export"))[1]
-        status, _, told = await moyin(models_app, "feedback", "unknown", "--score", "1")
-        assert (status, told.partition(":")[2].strip()[:17]) == (1, "request_not_found")
+        status, _, stderr = await moyin(models_app, "feedback", "unknown", "--score", "1")
+        assert (status, stderr.partition(":")[2].strip()[:17]) == (1, "request_not_found")

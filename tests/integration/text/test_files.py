@@ -87,9 +87,9 @@ async def test_a_file_is_stored_listed_read_and_deleted(studio: Studio) -> None:
     deleted = await client.files.delete(stored.id)
     assert deleted.deleted and deleted.id == stored.id
     for call in (client.files.retrieve, client.files.content, client.files.delete):
-        with pytest.raises(openai.NotFoundError) as caught:
+        with pytest.raises(openai.NotFoundError) as exc_info:
             await call(stored.id)
-        assert caught.value.code == "stored_file_not_found"
+        assert exc_info.value.code == "stored_file_not_found"
     assert [file async for file in client.files.list()] == []
 
 
@@ -104,8 +104,8 @@ async def test_lists_are_paged_filtered_and_ordered(studio: Studio) -> None:
     assert [file.id for file in page.data] == [ids[2], ids[1]] and page.has_more
     assert [file.id async for file in client.files.list(limit=1)] == ids[::-1]
     assert [file.id async for file in client.files.list(limit=1, order="asc")] == ids
-    found = [file.id async for file in client.files.list(purpose="user_data", limit=1)]
-    assert found == [ids[2], ids[0]]
+    results = [file.id async for file in client.files.list(purpose="user_data", limit=1)]
+    assert results == [ids[2], ids[0]]
 
 
 async def test_a_file_belongs_to_one_tenant(studio: Studio) -> None:
@@ -117,11 +117,11 @@ async def test_a_file_belongs_to_one_tenant(studio: Studio) -> None:
             with pytest.raises(openai.NotFoundError):
                 await call(stored.id)
         part: Any = {"type": "input_file", "file_id": stored.id}
-        with pytest.raises(openai.BadRequestError) as caught:
+        with pytest.raises(openai.BadRequestError) as exc_info:
             await other.responses.create(
                 model="claude", input=[{"role": "user", "content": [part]}]
             )
-        assert caught.value.param == "input.0.content.0.file_id"
+        assert exc_info.value.param == "input.0.content.0.file_id"
         with pytest.raises(openai.NotFoundError):
             await other.files.list(after=stored.id)
     assert not studio.claude.calls
@@ -159,9 +159,9 @@ async def test_a_wrong_field_is_named(
 
 async def test_a_file_that_is_empty_missing_or_too_large_is_refused(studio: Studio) -> None:
     client = studio.client
-    with pytest.raises(openai.BadRequestError, match="empty") as caught:
+    with pytest.raises(openai.BadRequestError, match="empty") as exc_info:
         await client.files.create(file=("a.txt", b""), purpose="batch")
-    assert caught.value.param == "file"
+    assert exc_info.value.param == "file"
     # Its client would send for longer than the server listens.
     url = httpx.URL(studio.models_app.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -219,9 +219,9 @@ async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: S
     await client.responses.create(model="claude", input="And?", previous_response_id=first.id)
     assert studio.claude.calls[-1]["messages"][0]["content"] == blocks
     await client.files.delete(pdf.id)
-    with pytest.raises(openai.BadRequestError, match=pdf.id) as caught:
+    with pytest.raises(openai.BadRequestError, match=pdf.id) as exc_info:
         await client.responses.create(model="claude", input="?", previous_response_id=first.id)
-    assert caught.value.param == "previous_response_id"
+    assert exc_info.value.param == "previous_response_id"
 
 
 @pytest.mark.parametrize("model", ["claude", "gpt"])
@@ -278,7 +278,7 @@ async def test_a_choice_is_explained_with_files(studio: Studio) -> None:
             assert answer.json()["needs"]["vision"] is True
 
 
-async def test_a_job_may_have_files_that_need_translation(studio: Studio) -> None:
+async def test_a_deferred_call_may_contain_files_that_must_be_converted(studio: Studio) -> None:
     stored = await studio.client.files.create(file=("a.txt", b"it rains"), purpose="user_data")
     part = {"type": "file", "file": {"file_id": stored.id}}
     headers = {
@@ -313,10 +313,10 @@ async def test_members_that_no_model_reads_are_refused_by_name(studio: Studio) -
     client = studio.client
     archive = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
     part: Any = {"type": "input_file", "file_id": archive.id}
-    with pytest.raises(openai.BadRequestError, match="application/zip") as caught:
+    with pytest.raises(openai.BadRequestError, match="application/zip") as exc_info:
         await client.responses.create(model="claude", input=[{"role": "user", "content": [part]}])
-    assert caught.value.code == "unsupported_feature"
-    assert caught.value.param == "input.0.content.0.file_id"
+    assert exc_info.value.code == "unsupported_feature"
+    assert exc_info.value.param == "input.0.content.0.file_id"
     missing: Any = {"type": "file", "file": {"file_id": "file-" + "0" * 32}}
     with pytest.raises(openai.BadRequestError) as gone:
         await client.chat.completions.create(

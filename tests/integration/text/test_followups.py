@@ -24,25 +24,25 @@ async def test_two_replicas_notice_each_others_follow_ups(
     async with Upstream(FINE).running() as up:
         houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))
         async with (
-            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as one,
+            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as item,
             serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as two,
         ):
             # The same key at both, as behind one address.
-            first, second = Client(one, one.api_key), Client(two, one.api_key)
+            first, second = Client(item, item.api_key), Client(two, item.api_key)
 
             async def settle() -> None:
-                for replica in (one, two):
+                for replica in (item, two):
                     assert replica.shared_answers is not None
                     await replica.learning.flush()
                     await replica.shared_answers.process_batch()
                     await replica.learning.flush()
 
             async def ask(client: Client, *more: str) -> str:
-                said = [
+                messages = [
                     {"role": role, "content": text}
                     for role, text in zip(("assistant", "user"), more, strict=False)
                 ]
-                body = {**CHAT, "messages": ASK + said}
+                body = {**CHAT, "messages": ASK + messages}
                 status, _, headers = await client.call("POST", "chat/completions", body)
                 assert status == 200
                 await settle()
@@ -51,10 +51,10 @@ async def test_two_replicas_notice_each_others_follow_ups(
             answered = await ask(first)
             again = await ask(second)
             await ask(first, "func", "That is wrong")
-            _, told, _ = await first.call("GET", "quality/export")
-            signals = {(one["request_id"], one["source"]) for one in told["signals"]}
+            _, exported, _ = await first.call("GET", "quality/export")
+            signals = {(item["request_id"], item["source"]) for item in exported["signals"]}
             assert signals == {(answered, "regenerated"), (again, "corrected")}
-            assert all(one["kind"] == "code" for one in told["signals"])
+            assert all(item["kind"] == "code" for item in exported["signals"])
 
 
 @pytest.fixture

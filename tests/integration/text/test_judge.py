@@ -46,10 +46,10 @@ from pathlib import Path
 from tests.integration.text.fixtures import serving
 
 async def main():
-    told = json.loads(sys.argv[1])
-    folder, backends = Path(told.pop("folder")), told.pop("backends")
-    told["temporal"] = tuple(told["temporal"])
-    async with serving(folder, *backends, **told) as models_app:
+    options = json.loads(sys.argv[1])
+    folder, backends = Path(options.pop("folder")), options.pop("backends")
+    options["temporal"] = tuple(options["temporal"])
+    async with serving(folder, *backends, **options) as models_app:
         print(json.dumps([models_app.url, models_app.api_key]), flush=True)
         await asyncio.Event().wait()
 
@@ -66,18 +66,18 @@ class Models:
     """
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.worse = ANSWERED
         self.verdict: str | None = None
         self.hold: asyncio.Event | None = None
         self.url = ""
 
     def count(self, model: str) -> int:
-        return sum(one["model"] == model for one in self.asked)
+        return sum(request["model"] == model for request in self.requests)
 
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.json()
-        self.asked.append(body)
+        self.requests.append(body)
         text = f"by {body['model']}"
         if body.get("stream"):
             return _streamed(body["model"], text)
@@ -127,7 +127,7 @@ def _streamed(model: str, text: str) -> web.Response:
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {"choices": [], "usage": usage},
     ]
-    lines = [f"data: {json.dumps({'id': '1', 'model': model, **one})}\n\n" for one in events]
+    lines = [f"data: {json.dumps({'id': '1', 'model': model, **event})}\n\n" for event in events]
     return web.Response(
         text="".join([*lines, "data: [DONE]\n\n"]), content_type="text/event-stream"
     )
@@ -200,14 +200,14 @@ async def place(
 
 
 async def p_good(client: Caller, model: str) -> float:
-    _, told, _ = await client.call("POST", "route", CHAT)
-    (one,) = (c for c in told["candidates"] if c["model"] == model)
+    _, body, _ = await client.call("POST", "route", CHAT)
+    (one,) = (c for c in body["candidates"] if c["model"] == model)
     return float(one["quality"]["p_good"])
 
 
 async def chat(client: Caller, **changes: Any) -> str:
-    status, told, headers = await client.call("POST", "chat/completions", {**CHAT, **changes})
-    assert status == 200, told
+    status, body, headers = await client.call("POST", "chat/completions", {**CHAT, **changes})
+    assert status == 200, body
     assert headers["x-moyin-model"] == ANSWERED
     return headers["x-request-id"]
 
@@ -271,9 +271,9 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         written = b"".join(event.SerializeToString() for event in history.events)
         assert job.encode() in written
         assert b"Bluebird" not in written
-        kept = [str(row) for table in ("quality_signals", "quality_decisions", "usage", "jobs")
+        stored_rows = [str(row) for table in ("quality_signals", "quality_decisions", "usage", "jobs")
                 for row in place.query(f"SELECT * FROM {table}")]  # fmt: skip
-        assert not any("Bluebird" in row for row in kept)
+        assert not any("Bluebird" in row for row in stored_rows)
         assert place.query("SELECT id FROM jobs") == []
 
 
@@ -312,9 +312,18 @@ async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
 ) -> None:
     """After kill -9 of a replica during the judge's call, only one replica calls it again."""
     models.hold = asyncio.Event()
-    told = {"folder": str(place.folder), "backends": house(models.url), **place.options()}
+    process_options = {
+        "folder": str(place.folder),
+        "backends": house(models.url),
+        **place.options(),
+    }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", APP, json.dumps(told), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-c",
+        APP,
+        json.dumps(process_options),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
     url, key = json.loads(await process.stdout.readline())
@@ -372,7 +381,7 @@ async def test_turning_the_judge_off_deletes_its_comparisons(
         assert place.signals() == []
 
 
-async def test_above_the_budget_nothing_is_asked(place: JudgeServers, models: Models) -> None:
+async def test_no_call_is_made_above_the_budget(place: JudgeServers, models: Models) -> None:
     async with place.app(models, usd_per_month=0.001) as models_app:
         await chat(Caller(models_app, models_app.api_key))
         await ended(models_app, Outcome.BUDGET)

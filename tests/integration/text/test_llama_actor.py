@@ -47,8 +47,15 @@ def cluster() -> Iterator[None]:
 
 
 def spec(**changes: Any) -> LlamaSpec:
-    given = {"gguf": None, "alias": "smollm2", "context": 512, "parallel": 1, "cpus": 1, "gpus": 0}
-    return LlamaSpec(**{**given, **changes})
+    options = {
+        "gguf": None,
+        "alias": "smollm2",
+        "context": 512,
+        "parallel": 1,
+        "cpus": 1,
+        "gpus": 0,
+    }
+    return LlamaSpec(**{**options, **changes})
 
 
 async def found(endpoints: LlamaEndpoints, seconds: float = 60) -> Endpoint:

@@ -51,8 +51,8 @@ async def test_ollamas_sdk_whole_and_streamed(models_app: ModelsApp, model: str)
     for last in (whole, pieces[-1]):
         assert (last.done_reason, last.eval_count) == ("length", 8)
         assert (last.prompt_eval_count or 0) > 8
-    told = await client.generate(model=model, prompt="Say hello.", options=ask["options"])
-    assert told.response == whole.message.content
+    body = await client.generate(model=model, prompt="Say hello.", options=ask["options"])
+    assert body.response == whole.message.content
     await client.close()
 
 

@@ -16,11 +16,11 @@ from tests.integration.text.wires.script import PICTURE
 async def test_every_cell_passes_or_is_refused_by_name(tmp_path: Path) -> None:
     matrix = await run(tmp_path)
     assert len(matrix) == 4 * len(BACKENDS)
-    for seat, cells in matrix.items():
+    for case, cells in matrix.items():
         # What every protocol can express, every back end does. Responses have no stop sequences.
         for name in list(FEATURES)[:8]:
-            can_express = (seat[0], name) != ("Responses", "stop")
-            assert cells[name].passed is can_express, (seat, name)
+            can_express = (case[0], name) != ("Responses", "stop")
+            assert cells[name].passed is can_express, (case, name)
     assert PAGE.read_text() == page(matrix), "run `make docs`"
 
 
@@ -38,20 +38,20 @@ async def test_features_that_the_model_lacks_are_refused_by_name(
 ) -> None:
     plain = {"name": "m", "context": 9000, "price": {"input": 0, "output": 0}}
     backend = {"name": "b", "type": "ollama", "hosts": ["http://127.0.0.1:9"], "models": [plain]}
-    wishes = [
+    requests = [
         RequestedFeatures(tools=True),
         RequestedFeatures(picture=PICTURE),
-        RequestedFeatures(schema=True),
+        RequestedFeatures(has_schema=True),
         RequestedFeatures(thinking=True),
     ]
     async with (
         serving(tmp_path, backend) as models_app,
-        clients(models_app.url, models_app.api_key) as speaking,
+        clients(models_app.url, models_app.api_key) as protocol_clients,
     ):
-        for wish, field in zip(wishes, fields, strict=True):
-            with pytest.raises(Refused) as caught:
-                await speaking[protocol].ask("m", wish, stream=False)
-            refused = caught.value
+        for request, field in zip(requests, fields, strict=True):
+            with pytest.raises(Refused) as exc_info:
+                await protocol_clients[protocol].ask("m", request, stream=False)
+            refused = exc_info.value
             assert (refused.status, refused.code, refused.field) == (
                 400,
                 "unsupported_feature",

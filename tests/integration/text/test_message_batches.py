@@ -38,7 +38,7 @@ RESULT: TypeAdapter[Any] = TypeAdapter(MessageBatchIndividualResponse)
 class Studio(Farm):
     """A farm whose back ends are Anthropic and OpenAI with batch APIs, and Anthropic without.
 
-    A call costs 1,000 tokens at 10 USD per million and 100 at 20: 0.012 USD.
+    A call costs 0.012 USD: 1,000 input tokens at 10 USD per million, and 100 output tokens at 20.
     """
 
     claude: AnthropicProvider
@@ -58,11 +58,11 @@ class Studio(Farm):
         async with self.open_anthropic() as client:
 
             async def find() -> MessageBatch | None:
-                found = await client.messages.batches.retrieve(batch_id)
-                return found if found.processing_status == "ended" else None
+                batch_state = await client.messages.batches.retrieve(batch_id)
+                return batch_state if batch_state.processing_status == "ended" else None
 
-            found: MessageBatch = await eventually(find, 180)
-            return found
+            batch_state: MessageBatch = await eventually(find, 180)
+            return batch_state
 
     async def read_results(self, batch_id: str) -> dict[str, Any]:
         """Return the results by custom id; check each against the types of Anthropic's package."""
@@ -96,11 +96,11 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
         for provider in (claude, gpt, plain):
             await stack.enter_async_context(provider.running())
 
-        def backend(name: str, kind: str, url: str, **more: Any) -> dict[str, Any]:
+        def backend(name: str, kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
             model = {"name": name, "upstream": f"{name}-up", "context": 100_000, "price": price}
             return {
                 "name": f"at-{name}", "type": kind, "base_url": url, "retries": 0,
-                "api_key_env": "LLAMA_KEY", "models": [model], **more,
+                "api_key_env": "LLAMA_KEY", "models": [model], **kwargs,
             }  # fmt: skip
 
         app = await stack.enter_async_context(
@@ -122,19 +122,19 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
         yield studio
 
 
-def ask(number: int, text: str = "hello", model: str = "plain", **more: Any) -> Any:
+def ask(number: int, text: str = "hello", model: str = "plain", **kwargs: Any) -> Any:
     messages = [{"role": "user", "content": f"{text} {number}"}]
-    params = {"model": model, "max_tokens": 9, "messages": messages, **more}
+    params = {"model": model, "max_tokens": 9, "messages": messages, **kwargs}
     return {"custom_id": f"request-{number}", "params": params}
 
 
-def chat(number: int, text: str = "hello", model: str = "gpt", **more: Any) -> dict[str, Any]:
+def chat(number: int, text: str = "hello", model: str = "gpt", **kwargs: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"{text} {number}"}]
     return {
         "custom_id": f"request-{number}",
         "method": "POST",
         "url": "/v1/chat/completions",
-        "body": {"model": model, "messages": messages, **more},
+        "body": {"model": model, "messages": messages, **kwargs},
     }
 
 
@@ -152,11 +152,11 @@ async def test_requests_are_answered_and_results_are_read(studio: Studio) -> Non
         assert ended.ended_at is not None and ended.archived_at is None
         results = [result async for result in await client.messages.batches.results(created.id)]
         assert len(results) == 41
-    found = await studio.read_results(created.id)
-    message = found["request-7"].message
+    outcome = await studio.read_results(created.id)
+    message = outcome["request-7"].message
     assert message.content[0].text == ANSWER and message.model == "plain-up"
-    assert found["request-40"].error.error.type == "invalid_request_error"
-    assert found["request-41"].error.error.type == "not_found_error"
+    assert outcome["request-40"].error.error.type == "invalid_request_error"
+    assert outcome["request-41"].error.error.type == "not_found_error"
     assert sum(await studio.costs()) == 39 * Decimal("0.012")
     async with httpx.AsyncClient(timeout=60, headers={"x-api-key": studio.app.api_key}) as http:
         assert ended.results_url is not None
@@ -254,7 +254,7 @@ async def test_a_chat_runs_natively_in_its_own_and_in_another_format(studio: Stu
     assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
 
 
-async def test_a_batch_whose_answer_was_lost_is_not_sent_again(studio: Studio) -> None:
+async def test_a_batch_is_not_sent_again_after_the_response_was_lost(studio: Studio) -> None:
     for provider in ("claude", "gpt"):
         sent: Any = getattr(studio, provider)
         sent.loses_answer = True

@@ -134,7 +134,7 @@ async def test_a_tenant_sees_its_permitted_models_without_prices(
 async def test_operators_see_back_ends_and_what_their_tokens_cost(models_app: ModelsApp) -> None:
     _, body = await get(models_app, "models", models_app.api_key)
     shown = {model["id"]: model["backends"] for model in body["data"]}
-    assert [one["name"] for one in shown["work"]] == ["at-house", "at-cloud"]
+    assert [item["name"] for item in shown["work"]] == ["at-house", "at-cloud"]
     assert shown["house"][0]["usd_per_million_tokens"] == {"input": "3", "output": "7"}
     hourly = shown["gpu"][0]["usd_per_million_tokens"]
     assert float(hourly["output"]) > float(hourly["input"]) > 0

@@ -44,8 +44,8 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def ask(http: aiohttp.ClientSession, path: str, **more: Any) -> tuple[Any, dict[str, Any]]:
-    body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, **more}
+async def ask(http: aiohttp.ClientSession, path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, **kwargs}
     async with http.post(f"/v1/{path}", json=body) as response:
         return response, await response.json()
 
@@ -77,7 +77,7 @@ async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
     response, refused = await ask(http, "chat/completions", messages=[long], tools=[tool])
     assert response.status == 400, "the model behind the bridge has a smaller context"
     assert refused["error"]["code"] == "backend_rejected"
-    assert [asked["options"]["num_ctx"] for asked in bridge.requests] == [4096, 8192]
+    assert [request["options"]["num_ctx"] for request in bridge.requests] == [4096, 8192]
     assert bridge.requests[1]["tools"][0]["function"]["parameters"] == SCHEMA
 
 
@@ -96,6 +96,6 @@ async def test_a_client_that_leaves_cancels_upstream(
     async with http.post("/v1/chat/completions", json={**body, "stream": True}) as response:
         await response.content.read(500)
         response.close()
-    left = time.monotonic()
+    left_at = time.monotonic()
     await asyncio.wait_for(bridge.cut.wait(), 1)
-    measured(f"upstream cancelled {time.monotonic() - left:.2f} s after the client left")
+    measured(f"upstream cancelled {time.monotonic() - left_at:.2f} s after the client left")

@@ -36,7 +36,7 @@ async def test_a_streamed_request_unloads_the_model(tmp_path: Path) -> None:
                 async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as response:
                     assert response.status == 200
                     assert json.loads(await response.read())["done_reason"] == "unload"
-        assert upstream.asked == 6
+        assert upstream.request_count == 6
 
 
 async def test_the_sdk_before_another_server(tmp_path: Path) -> None:

@@ -97,9 +97,10 @@ async def test_a_request_is_sent_without_unsupported_features(
         answer = await client.post(path, json={**body, "model": "lenient"})
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-moyin-route"] == "free; without thinking and tools"
-        _, asked = server.asked[-1]
+        _, request_body = server.requests[-1]
         assert (
-            not {"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"} & asked.keys()
+            not {"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"}
+            & request_body.keys()
         )
         shown = await client.post(f"route?protocol={protocol}", json={**body, "model": "lenient"})
         assert shown.json()["omitted"] == ["thinking", "tools"]
@@ -113,7 +114,7 @@ async def test_a_request_is_sent_without_unsupported_features(
         answer = await client.post(path, json={**body, "model": "both"})
         assert answer.headers["x-moyin-route"] == "free; without thinking"
         assert answer.headers["x-moyin-model"] == "able"
-        assert len(server.asked[-1][1]["tools"]) == 1
+        assert len(server.requests[-1][1]["tools"]) == 1
 
 
 _REASONING = {"reasoning_effort", "reasoning", "thinking", "think"}
@@ -123,8 +124,8 @@ _REASONING = {"reasoning_effort", "reasoning", "thinking", "think"}
 async def test_a_request_that_insists_on_a_tool_is_refused(tmp_path: Path, protocol: str) -> None:
     path, body = REQUESTS[protocol]
     async with calling(tmp_path) as (client, _):
-        forced = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
-        answer = await client.post(path, json=forced)
+        forced_call = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
+        answer = await client.post(path, json=forced_call)
         assert answer.status_code == 400 and "tools" in answer.text
 
 
@@ -133,13 +134,13 @@ async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path)
     async with calling(tmp_path) as (client, server):
         answer = await client.post("messages", json={**body, "model": "plain"})
         assert answer.status_code == 200, answer.text
-        assert "reasoning_effort" not in server.asked[-1][1]
+        assert "reasoning_effort" not in server.requests[-1][1]
         stream = await client.post("messages", json={**body, "model": "plain", "stream": True})
         assert "message_stop" in stream.text
-        assert "reasoning_effort" not in server.asked[-1][1]
+        assert "reasoning_effort" not in server.requests[-1][1]
 
 
-async def test_responses_continue_and_show_what_was_used(tmp_path: Path) -> None:
+async def test_responses_continue_and_show_the_usage(tmp_path: Path) -> None:
     path, body = REQUESTS["responses"]
     async with calling(tmp_path) as (client, _):
         first = (await client.post(path, json={**body, "model": "lenient"})).json()

@@ -51,9 +51,9 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
     await runner.cleanup()
 
 
-async def run(models_app: ModelsApp, page: str, name: str, **more: Any) -> str:
+async def run(models_app: ModelsApp, page: str, name: str, **kwargs: Any) -> str:
     return await asyncio.to_thread(
-        run_shell_example, page, name, url=models_app.url, **({"KEY": models_app.api_key} | more)
+        run_shell_example, page, name, url=models_app.url, **({"KEY": models_app.api_key} | kwargs)
     )
 
 
@@ -164,8 +164,8 @@ async def test_a_batch_of_anthropic(farm: Farm) -> None:
     client, batch = variables["client"], variables["batch"]
 
     async def has_ended() -> bool:
-        found = await asyncio.to_thread(client.messages.batches.retrieve, batch.id)
-        return bool(found.processing_status == "ended")
+        batch_state = await asyncio.to_thread(client.messages.batches.retrieve, batch.id)
+        return bool(batch_state.processing_status == "ended")
 
     await eventually(has_ended, 180)
     assert await asyncio.to_thread(execute, later + second, variables) == "first succeeded\n"

@@ -16,12 +16,12 @@ from tests.integration.text.fixtures import local, serving, settled
 SECRET = "The launch code of the studio's next film is forty-two. " * 40
 
 
-async def asked(url: str, key: str, **more: Any) -> dict[str, Any]:
+async def complete(url: str, key: str, **kwargs: Any) -> dict[str, Any]:
     body = {
         "model": "smollm2",
         "messages": [{"role": "user", "content": SECRET}],
         "max_tokens": 2,
-        **more,
+        **kwargs,
     }
     headers = {"authorization": f"Bearer {key}"}
     async with (
@@ -48,8 +48,8 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
 ) -> None:
     async with serving(tmp_path, local(llama)) as models_app:
         await settled(models_app)
-        await asked(models_app.url, models_app.api_key, **members)
-        answer = await asked(models_app.url, await other_key(tmp_path), **members)
+        await complete(models_app.url, models_app.api_key, **members)
+        answer = await complete(models_app.url, await other_key(tmp_path), **members)
         prompt = answer["usage"]["prompt_tokens"]
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
         # All of it was read anew: the time tells no more than the figure.
@@ -60,6 +60,6 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
 async def test_where_one_tenant_is_alone_prompts_may_be_reused(llama: str, tmp_path: Path) -> None:
     async with serving(tmp_path, {**local(llama), "prompt_cache": True}) as models_app:
         await settled(models_app)
-        await asked(models_app.url, models_app.api_key)
-        answer = await asked(models_app.url, models_app.api_key)
+        await complete(models_app.url, models_app.api_key)
+        answer = await complete(models_app.url, models_app.api_key)
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 400

@@ -57,7 +57,7 @@ async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsA
 
 
 @pytest.fixture
-async def speaking(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
+async def protocol_clients(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     yield client
@@ -73,7 +73,7 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
 async def test_embeddings_for_both_kinds_of_client(
-    models_app: ModelsApp, speaking: ollama.AsyncClient, wires: WireServer, model: str
+    models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wires: WireServer, model: str
 ) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
@@ -85,25 +85,25 @@ async def test_embeddings_for_both_kinds_of_client(
     assert [row.embedding for row in one.data] == [[4.5, 4.5, 4.5]]
     assert [row.embedding for row in two.data] == [[1.5, 1.5], [2.5, 2.5]]
     assert one.usage.total_tokens == PROMPT
-    three = await speaking.embed(model=model, input=["a", "bc"], dimensions=1)
+    three = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
     assert [list(row) for row in three.embeddings] == [[1.5], [2.5]]
     assert three.prompt_eval_count == PROMPT
     if model == "llama-vectors":
-        assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.asked)
+        assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.requests)
 
 
 async def test_chat_and_vectors_do_not_take_each_others_models(models_app: ModelsApp) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
-        with pytest.raises(openai.BadRequestError, match="embeddings") as caught:
+        with pytest.raises(openai.BadRequestError, match="embeddings") as exc_info:
             await client.embeddings.create(model="gpt", input="x")
-        assert caught.value.param == "model"
+        assert exc_info.value.param == "model"
         with pytest.raises(openai.BadRequestError, match="chat"):
             await client.chat.completions.create(model="gpt-vectors", messages=[HELLO])
-        with pytest.raises(openai.BadRequestError, match="input") as caught:
+        with pytest.raises(openai.BadRequestError, match="input") as exc_info:
             await client.embeddings.create(model="llama-vectors", input=[[1, 2]])
-        assert caught.value.param == "input"
+        assert exc_info.value.param == "input"
 
 
 async def test_tokens_are_counted_by_the_backend_or_estimated(
@@ -122,40 +122,45 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
             await client.messages.count_tokens(model="nobody", **ask)
 
 
-async def test_model_routes_of_ollamas_client(speaking: ollama.AsyncClient) -> None:
-    listed = await speaking.list()
+async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClient) -> None:
+    listed = await protocol_clients.list()
     names = {f"{name}:latest" for name in ("auto", "gpt", "llama", "claude")}
     assert names <= {model.model for model in listed.models}
-    shown = await speaking.show("llama")
+    shown = await protocol_clients.show("llama")
     assert shown.capabilities == ["completion", "tools", "vision"]
     assert (shown.modelinfo or {})["moyin.context_length"] == 9000
-    assert (await speaking.show("gpt-vectors")).capabilities == ["embedding"]
-    with pytest.raises(ollama.ResponseError) as caught:
-        await speaking.show("nobody")
-    assert caught.value.status_code == 404
-    assert {model.model for model in (await speaking.ps()).models} >= names - {"auto:latest"}
+    assert (await protocol_clients.show("gpt-vectors")).capabilities == ["embedding"]
+    with pytest.raises(ollama.ResponseError) as exc_info:
+        await protocol_clients.show("nobody")
+    assert exc_info.value.status_code == 404
+    assert {model.model for model in (await protocol_clients.ps()).models} >= names - {
+        "auto:latest"
+    }
 
 
 @pytest.mark.parametrize("model", ["gpt", "claude", "llama"])
 async def test_generate_whole_streamed_and_with_a_picture(
-    speaking: ollama.AsyncClient, model: str
+    protocol_clients: ollama.AsyncClient, model: str
 ) -> None:
     ask: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
-    whole = await speaking.generate(**ask)
+    whole = await protocol_clients.generate(**ask)
     assert whole.response == "Brief. After 1 turns STOP: hello"
-    pieces = [piece async for piece in await speaking.generate(**ask, stream=True)]
+    pieces = [piece async for piece in await protocol_clients.generate(**ask, stream=True)]
     assert "".join(piece.response or "" for piece in pieces) == whole.response
     assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
-    seen = await speaking.generate(model=model, prompt="look", images=[PICTURE])
+    seen = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
     assert seen.response == SEEN
 
 
 async def test_a_request_that_only_loads_is_answered_at_once(
-    speaking: ollama.AsyncClient, wires: WireServer
+    protocol_clients: ollama.AsyncClient, wires: WireServer
 ) -> None:
-    for loaded in (await speaking.generate(model="gpt"), await speaking.chat(model="gpt")):
+    for loaded in (
+        await protocol_clients.generate(model="gpt"),
+        await protocol_clients.chat(model="gpt"),
+    ):
         assert (loaded.done, loaded.done_reason) == (True, "load")
-    assert wires.asked == []
+    assert wires.requests == []
 
 
 async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
@@ -171,14 +176,14 @@ async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
         assert (await response.json())["done"] is True
         assert response.headers["x-moyin-cost-usd"] == "0"
     options = {"min_p": 0.1, "num_ctx": 8192}
-    assert wires.asked == [("/api/chat", {**body, "model": "up", "options": options})]
+    assert wires.requests == [("/api/chat", {**body, "model": "up", "options": options})]
     async with http.post("/v1/ollama/api/chat", json={**body, "model": "gpt"}) as response:
-        told = await response.json()
-    assert (response.status, told["code"], told["field"]) == (
+        response_body = await response.json()
+    assert (response.status, response_body["code"], response_body["field"]) == (
         *(400, "unsupported_feature"),
         "options.min_p",
     )
-    assert told["request_id"] == response.headers["x-request-id"]
+    assert response_body["request_id"] == response.headers["x-request-id"]
 
 
 async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> None:
@@ -187,9 +192,9 @@ async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> No
     async with http.get("/v1/ollama/api/version") as response:
         assert (await response.json())["version"].count(".") == 2
     async with http.post("/v1/ollama/api/search", json={"model": "x"}) as response:
-        told = await response.json()
-    assert (response.status, told["code"]) == (404, "route_not_found")
-    assert isinstance(told["error"], str)
+        body = await response.json()
+    assert (response.status, body["code"]) == (404, "route_not_found")
+    assert isinstance(body["error"], str)
 
 
 async def test_a_picture_that_is_none_is_named(
@@ -207,7 +212,7 @@ async def test_a_picture_that_is_none_is_named(
         async with http.post("/v1/chat/completions", json=body) as response:
             error = (await response.json())["error"]
             assert (response.status, error["code"], error["param"]) == (400, code, "messages")
-    assert wires.asked == []
+    assert wires.requests == []
 
 
 async def test_unknown_members_are_passed_through(
@@ -219,8 +224,8 @@ async def test_unknown_members_are_passed_through(
     async with http.post("/v1/chat/completions", data=json.dumps(body)) as response:
         answer = await response.json()
     assert answer["choices"][0]["message"]["content"] == SEEN
-    ((_, asked),) = wires.asked
-    assert (asked["n"], asked["user"]) == (1, "ada")
+    ((_, request_body),) = wires.requests
+    assert (request_body["n"], request_body["user"]) == (1, "ada")
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages", "ollama/api/chat", "route"])
@@ -241,8 +246,10 @@ async def test_compressed_bodies_are_decoded_or_refused(
         assert response.status == status, text
         if code is None:
             continue
-        told = json.loads(text)
-        error = told["error"] if path in ("chat/completions", "messages") else told
+        response_body = json.loads(text)
+        error = (
+            response_body["error"] if path in ("chat/completions", "messages") else response_body
+        )
         assert error["code"] == code
         assert status != 415 or response.headers["accept-encoding"] == "gzip, deflate"
 
@@ -267,11 +274,11 @@ async def test_a_job_that_can_not_be_is_refused_at_once(
     code: str,
 ) -> None:
     body = {"model": model, "messages": [HELLO], "max_tokens": 5, "input": "x"}
-    wish = {"prefer": "wait=5, Respond-Async; q=1", **headers}
-    async with http.post(f"/v1/{path}", json=body, headers=wish) as response:
-        told = await response.json()
+    request_headers = {"prefer": "wait=5, Respond-Async; q=1", **headers}
+    async with http.post(f"/v1/{path}", json=body, headers=request_headers) as response:
+        response_body = await response.json()
     assert response.status == status
-    error = told["error"]
-    assert (told if path.startswith("ollama") else error)["code"] == code
+    error = response_body["error"]
+    assert (response_body if path.startswith("ollama") else error)["code"] == code
     for name in headers:
-        assert name in json.dumps(told)
+        assert name in json.dumps(response_body)

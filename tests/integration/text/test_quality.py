@@ -35,7 +35,7 @@ CLAUDE = BEGUN["anthropic"] + (
 def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the back ends and other rules of serve_config.yaml; llama.cpp runs without Ray."""
     config = load_serve_config(Path("serve_config.yaml"), Ports())
-    (app,) = (one for one in config["applications"] if one["name"] == "models")
+    (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])
     small, cloud = rules.pop("backends")
     server = {"type": "openai", "base_url": f"{llama}/v1", "api_key_env": "LLAMA_KEY"}
@@ -77,24 +77,24 @@ async def test_hard_requests_go_to_claude_and_routes_explain_why(
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
         for model in ("auto", "fast"):
-            status, out, told = await moyin(models_app, "chat", SORT, "--model", model)
-            assert (status, out) == (0, "Hi\n"), told
-            assert "claude-haiku-5-5" in told
-            assert "better; claude-haiku-5-5: code, p_good 0." in told
-            why, request = told.splitlines()
+            status, out, stderr = await moyin(models_app, "chat", SORT, "--model", model)
+            assert (status, out) == (0, "Hi\n"), stderr
+            assert "claude-haiku-5-5" in stderr
+            assert "better; claude-haiku-5-5: code, p_good 0." in stderr
+            why, request = stderr.splitlines()
             assert why.endswith("of smollm2-135m")
             assert request.startswith("request ")
-        assert claude.asked == 2
+        assert claude.request_count == 2
 
 
 async def test_easy_requests_use_the_local_model_and_explain_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
-        status, _, told = await moyin(models_app, "chat", HELLO)
+        status, _, stderr = await moyin(models_app, "chat", HELLO)
         assert status == 0
-        assert "free; smollm2-135m: greeting, p_good " in told
-        assert claude.asked == 0
+        assert "free; smollm2-135m: greeting, p_good " in stderr
+        assert claude.request_count == 0
 
 
 async def test_the_command_line_explains_a_choice(
@@ -109,12 +109,12 @@ async def test_the_command_line_explains_a_choice(
         status, out, _ = await moyin(
             models_app, "route", SORT, "--json", "--usd-per-bad-answer", "0"
         )
-        told = json.loads(out)
-        assert (told["quality"], told["chosen"]["model"]) == (None, "smollm2-135m")
-        status, _, told = await moyin(models_app, "route", SORT, "--quality", "1")
+        body = json.loads(out)
+        assert (body["quality"], body["chosen"]["model"]) == (None, "smollm2-135m")
+        status, _, body = await moyin(models_app, "route", SORT, "--quality", "1")
         assert status == 1
-        assert told.startswith("quality_unreachable: no model under this name reaches p_good 1")
-        assert claude.asked == 0
+        assert body.startswith("quality_unreachable: no model under this name reaches p_good 1")
+        assert claude.request_count == 0
 
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -150,7 +150,7 @@ async def test_headers_count_in_every_protocol(
         status, text, _ = await ask(SORT, x_moyin_quality="1")
         assert status == 400
         assert "the best is 'claude-opus-5-5'" in text
-        assert claude.asked == 0
+        assert claude.request_count == 0
         status, text, headers = await ask(HELLO)
         assert status == 200, text
         assert headers["x-moyin-route"].startswith("free; smollm2-135m: greeting")
@@ -165,12 +165,12 @@ async def test_embedder_of_the_configuration_reads_prompts(
         aliases = rules.pop("aliases")
         rules["routing"] = {**rules.get("routing", {}), "embedder": "wordllama"}
         async with serving(tmp_path, *backends, rules=rules, **aliases) as models_app:
-            status, _, told = await moyin(models_app, "chat", SORT, "--model", "auto")
-            assert status == 0, told
+            status, _, stderr = await moyin(models_app, "chat", SORT, "--model", "auto")
+            assert status == 0, stderr
             await models_app.learning.flush()
-            (request_id,) = re.findall(r"request (\S+)", told)
+            (request_id,) = re.findall(r"request (\S+)", stderr)
             decision = await models_app.learning.find_decision("ada", request_id)
-    assert decision is not None, told
+    assert decision is not None, stderr
     features = question_from_json(decision.question).features
     meaning = [number for number in features if number >= FIRST_MEANING_FEATURE]
     assert len(meaning) == MEANING_DIMENSIONS

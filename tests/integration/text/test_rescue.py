@@ -36,8 +36,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def writer(url: str, name: str, price: float) -> dict[str, Any]:
-    made = house(url, name, price)
-    return {**made, "models": [{**made["models"][0], "schema": True}]}
+    backends = house(url, name, price)
+    return {**backends, "models": [{**backends["models"][0], "schema": True}]}
 
 
 @pytest.mark.parametrize("path", sorted(FORMATS))

@@ -62,9 +62,9 @@ def test_errors_are_immediate_and_in_the_protocols_format(gateway: RunningStack)
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="gpt-2", messages=[HELLO], extra_headers=SOON)  # type: ignore[list-item]
-        with pytest.raises(openai.BadRequestError) as caught:
+        with pytest.raises(openai.BadRequestError) as exc_info:
             client.chat.completions.create(model="auto", messages=[], extra_headers=SOON)
-        assert caught.value.param == "messages"
+        assert exc_info.value.param == "messages"
 
 
 def _finished(http: httpx.Client, job: str) -> dict[str, Any]:

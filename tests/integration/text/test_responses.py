@@ -87,7 +87,7 @@ async def test_a_cached_answer_is_a_response_of_its_own(
         await call(models_app, "DELETE", f"/{_response(text, stream)['id']}")
         second, again = await call(models_app, "POST", "", body)
         assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
-        assert upstream.asked == 1
+        assert upstream.request_count == 1
         original, cached = _response(text, stream), _response(again, stream)
         assert cached["id"] != original["id"]
         # The ids of its items contain the response's.

@@ -57,45 +57,45 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
         Upstream(FINE).running() as upstream,
         serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as models_app,
     ):
-        response, told = await post(models_app, f"route?protocol={protocol}", BODIES[protocol])
+        response, body = await post(models_app, f"route?protocol={protocol}", BODIES[protocol])
         assert response.status == 200
-        assert told["needs"]["max_tokens"] == 5
-        assert told["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
-        best, second = told["candidates"]
+        assert body["needs"]["max_tokens"] == 5
+        assert body["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
+        best, second = body["candidates"]
         assert (best["loses_by_usd"], second["backend"]) == (0, "house")
         assert best["reasons"] == [{"code": best["reason"]}]
         assert second["reasons"][0]["code"] in ("answers_worse", "costs_more", "takes_longer")
-        for candidate in told["candidates"]:
+        for candidate in body["candidates"]:
             expected = candidate["expected"]
             assert candidate["score_usd"] == pytest.approx(
                 float(expected["cost_usd"])
                 + 0.001 * expected["seconds"]
                 + candidate["quality"]["risk_usd"]
             )
-        _, told = await post(
+        _, body = await post(
             models_app,
             "route",
             BODIES[protocol],
             **{"x-moyin-protocol": protocol, "x-moyin-residency": "on-premises"},
         )
-        assert told["chosen"] == {"backend": "house", "model": "m-openai"}
-        (out,) = told["refused"]
+        assert body["chosen"] == {"backend": "house", "model": "m-openai"}
+        (out,) = body["refused"]
         assert (out["backend"], out["reason"]) == ("claude", "not allowed: data would go to cloud")
         assert out["reasons"] == [{"code": "residency_not_allowed", "residency": "cloud"}]
-        assert upstream.asked == 0
+        assert upstream.request_count == 0
 
 
 async def test_an_invalid_query_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path, house("http://127.0.0.1:9")) as models_app:
-        response, told = await post(models_app, "route?protocol=gopher", BODIES["openai"])
-        assert (response.status, told["field"]) == (400, "protocol")
-        response, told = await post(models_app, "route", {"model": "auto"})
-        assert (response.status, told["field"]) == (400, "messages")
-        response, told = await post(models_app, "route", {**BODIES["openai"], "model": "gpt-2"})
-        assert (response.status, told["code"]) == (404, "model_not_found")
-        _, told = await post(models_app, "route", {**BODIES["openai"], "max_tokens": 10**6})
-        assert told["chosen"] is None
-        assert told["error"]["code"] == "context_too_long"
+        response, body = await post(models_app, "route?protocol=gopher", BODIES["openai"])
+        assert (response.status, body["field"]) == (400, "protocol")
+        response, body = await post(models_app, "route", {"model": "auto"})
+        assert (response.status, body["field"]) == (400, "messages")
+        response, body = await post(models_app, "route", {**BODIES["openai"], "model": "gpt-2"})
+        assert (response.status, body["code"]) == (404, "model_not_found")
+        _, body = await post(models_app, "route", {**BODIES["openai"], "max_tokens": 10**6})
+        assert body["chosen"] is None
+        assert body["error"]["code"] == "context_too_long"
 
 
 async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
@@ -106,17 +106,19 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
     ):
         response, _ = await post(models_app, "chat/completions", BODIES["openai"])
         assert response.headers["x-moyin-backend"] == "house"
-        asked = {**BODIES["openai"], "model": "claude-haiku-5-5"}
-        response, told = await post(models_app, "chat/completions", asked)
-        assert (response.status, told["error"]["code"]) == (403, "model_not_allowed")
-        wish = {"x-moyin-residency": "mars"}
-        response, told = await post(models_app, "messages", BODIES["anthropic"], **wish)
+        body = {**BODIES["openai"], "model": "claude-haiku-5-5"}
+        response, response_body = await post(models_app, "chat/completions", body)
+        assert (response.status, response_body["error"]["code"]) == (403, "model_not_allowed")
+        residency_header = {"x-moyin-residency": "mars"}
+        response, response_body = await post(
+            models_app, "messages", BODIES["anthropic"], **residency_header
+        )
         assert response.status == 400
         assert (
-            told["error"]["message"]
+            response_body["error"]["message"]
             == "no back end processes data in 'mars'; use one or more of: cloud, on-premises"
         )
-        assert upstream.asked == 1
+        assert upstream.request_count == 1
 
 
 async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path) -> None:
@@ -125,11 +127,13 @@ async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path)
         Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
         serving(tmp_path, house(up.url), cloud(up.url)) as models_app,
     ):
-        wish = {"x-moyin-residency": "on-premises"}
-        response, told = await post(models_app, "messages/count_tokens", body, **wish)
-        assert (response.headers["x-moyin-estimated"], up.asked) == ("true", 0)
-        response, told = await post(models_app, "messages/count_tokens", body)
-        assert (told, up.asked) == ({"input_tokens": 9}, 1)
+        residency_header = {"x-moyin-residency": "on-premises"}
+        response, response_body = await post(
+            models_app, "messages/count_tokens", body, **residency_header
+        )
+        assert (response.headers["x-moyin-estimated"], up.request_count) == ("true", 0)
+        response, response_body = await post(models_app, "messages/count_tokens", body)
+        assert (response_body, up.request_count) == ({"input_tokens": 9}, 1)
 
 
 @pytest.mark.parametrize("kind", ["image", "document"])
@@ -140,24 +144,24 @@ async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path,
         Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
         serving(tmp_path, cloud(up.url)) as models_app,
     ):
-        asked = {"model": "auto", "messages": [turn]}
-        response, told = await post(models_app, "messages/count_tokens", asked)
-        assert (response.headers["x-moyin-estimated"], up.asked) == ("true", 0)
-        assert told["input_tokens"] > 0
+        body = {"model": "auto", "messages": [turn]}
+        response, response_body = await post(models_app, "messages/count_tokens", body)
+        assert (response.headers["x-moyin-estimated"], up.request_count) == ("true", 0)
+        assert response_body["input_tokens"] > 0
 
 
 async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
     turn = {"role": "user", "content": [{"type": "document", "source": source}]}
     async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as models_app:
-        asked = {"model": "auto", "max_tokens": 5, "messages": [turn]}
-        response, told = await post(models_app, "messages", asked)
-        assert (response.status, told["error"]["type"], up.asked) == (
+        body = {"model": "auto", "max_tokens": 5, "messages": [turn]}
+        response, response_body = await post(models_app, "messages", body)
+        assert (response.status, response_body["error"]["type"], up.request_count) == (
             400,
             "invalid_request_error",
             0,
         )
-        assert "documents by URL" in told["error"]["message"]
+        assert "documents by URL" in response_body["error"]["message"]
 
 
 async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
@@ -167,9 +171,9 @@ async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
 
 @pytest.fixture
 async def store(valkey_server: ValkeyServer) -> AsyncIterator[ResponseCache]:
-    kept = ResponseCache(valkey_server.url)
-    yield kept
-    await kept.close()
+    cache = ResponseCache(valkey_server.url)
+    yield cache
+    await cache.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -198,12 +202,12 @@ async def test_an_alias_may_keep_answers(
         assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
         assert first.content_type == second.content_type
         if stream:
-            told, _, cost = again.rpartition(": x-moyin-cost-usd=")
-            assert (cost, text.startswith(told)) == ("0\n\n", True)
+            headers, _, cost = again.rpartition(": x-moyin-cost-usd=")
+            assert (cost, text.startswith(headers)) == ("0\n\n", True)
         else:
             assert text == again
             assert second.headers["x-moyin-cost-usd"] == "0"
-        assert upstream.asked == 1
+        assert upstream.request_count == 1
         entry = await booked(models_app, second.headers["x-request-id"])
         assert (entry.backend, entry.cost_usd, entry.output_tokens) == ("cache", 0, 1)
 
@@ -231,8 +235,8 @@ def response(text: str) -> CachedResponse:
 async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: ResponseCache) -> None:
     for number in range(5):
         await store.put("ada", f"d{number}", response(str(number)), ttl=60, entries=3)
-    kept = [await store.get("ada", f"d{number}") for number in range(5)]
-    assert kept == [None, None, *(response(str(number)) for number in (2, 3, 4))]
+    cached_answers = [await store.get("ada", f"d{number}") for number in range(5)]
+    assert cached_answers == [None, None, *(response(str(number)) for number in (2, 3, 4))]
     assert await store.get("eve", "d4") is None
 
 
@@ -243,7 +247,7 @@ async def test_answers_expire(store: ResponseCache) -> None:
     assert await store.get("ada", "short") is None
 
 
-async def test_an_outage_of_the_cache_is_a_miss_and_is_not_asked_again_at_once() -> None:
+async def test_a_cache_outage_is_a_miss_and_pauses_lookups() -> None:
     store = ResponseCache("redis://127.0.0.1:9/0")
     assert await store.get("ada", "x") is None
     await store.close()
@@ -284,15 +288,15 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
             async with asyncio.timeout(5):
                 while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-            _, told = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
-            first, second = told["candidates"]
+            _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
+            first, second = body["candidates"]
             assert (first["backend"], first["state"]) == ("ollama-1", "resident")
             assert (second["backend"], second["state"]) == ("ollama-0", "absent")
             assert second["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
             assert runtimes["ollama-1"].slots.try_acquire("ada")
-            _, told = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
-            states = {one["backend"]: one for one in told["candidates"]}
+            _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
+            states = {item["backend"]: item for item in body["candidates"]}
             assert states["ollama-1"]["state"] == "busy"
             assert states["ollama-1"]["expected"]["waiting_seconds"] > 0
             runtimes["ollama-1"].slots.release("ada")

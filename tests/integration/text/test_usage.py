@@ -121,9 +121,12 @@ async def test_usage_is_summed_and_compared_with_the_dearest_model(
     assert "owner" not in groups["dear"]
     dearest = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
     assert dearest == DEAREST
-    _, past = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve)
-    assert (past["total"]["calls"], past["groups"]) == (0, [])
-    assert (past["from"], past["to"]) == ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z")
+    _, past_usage = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve)
+    assert (past_usage["total"]["calls"], past_usage["groups"]) == (0, [])
+    assert (past_usage["from"], past_usage["to"]) == (
+        "2026-01-01T00:00:00Z",
+        "2026-02-01T00:00:00Z",
+    )
 
 
 async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve: str) -> None:

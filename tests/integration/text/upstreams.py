@@ -46,7 +46,7 @@ class Upstream:
         self.answer = answer
         self.later = later
         self.holds = holds
-        self.asked = 0
+        self.request_count = 0
         self.url = ""
         self.left = asyncio.Event()
 
@@ -62,7 +62,7 @@ class Upstream:
         if head.startswith(b"GET"):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
         else:
-            self.asked += 1
+            self.request_count += 1
             if self.answer is not None:
                 writer.write(self.answer.encode())
             if self.answer is None or self.holds:
@@ -76,7 +76,7 @@ class Upstream:
         writer.close()
 
 
-def backend(kind: str, url: str, **more: Any) -> dict[str, Any]:
+def backend(kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
     """Return a back end of this kind with one model, ``m-<kind>``, and without retries."""
     places: dict[str, dict[str, Any]] = {
         "openai": {"base_url": f"{url}/v1"},
@@ -85,4 +85,4 @@ def backend(kind: str, url: str, **more: Any) -> dict[str, Any]:
     }
     model: dict[str, Any] = {"name": f"m-{kind}", "upstream": "m", "context": 8000}
     model["price"] = {"input": 1, "output": 1}
-    return {"name": kind, "type": kind, "models": [model], "retries": 0, **places[kind], **more}
+    return {"name": kind, "type": kind, "models": [model], "retries": 0, **places[kind], **kwargs}

@@ -38,12 +38,12 @@ class ScriptedGateway:
 
         class Handler(BaseHTTPRequestHandler):
             def _answer(self) -> None:
-                sent = self._read_body()
+                sent_body = self._read_body()
                 key = self.headers.get("authorization")
                 try:
-                    body: Any = json.loads(sent) if sent else None
+                    body: Any = json.loads(sent_body) if sent_body else None
                 except ValueError:
-                    body = sent
+                    body = sent_body
                 scripted.requests.append((self.command, self.path, body, key))
                 route = f"{self.command.replace('HEAD', 'GET')} {urlsplit(self.path).path}"
                 if route not in scripted.routes:

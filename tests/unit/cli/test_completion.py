@@ -58,7 +58,7 @@ def _list_commands(name: str, command: Any) -> list[tuple[str, Any]]:
     if not children:
         return [(name, command)]
     return [
-        found
+        item
         for child_name, child in children.items()
-        for found in _list_commands(f"{name} {child_name}".strip(), child)
+        for item in _list_commands(f"{name} {child_name}".strip(), child)
     ]

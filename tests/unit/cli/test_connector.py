@@ -292,9 +292,11 @@ async def test_absolute_request_urls_are_rejected(
 
 
 def test_only_the_frontend_page_gets_the_cookie() -> None:
-    sent = {"host": "127.0.0.1", "cookie": "moyin_session=other"}
-    assert build_upstream_headers(sent, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
-    assert "cookie" not in build_upstream_headers(sent, KEY, "/api/queue")
+    request_headers = {"host": "127.0.0.1", "cookie": "moyin_session=other"}
+    assert (
+        build_upstream_headers(request_headers, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
+    )
+    assert "cookie" not in build_upstream_headers(request_headers, KEY, "/api/queue")
 
 
 async def test_unreachable_gateway_is_reported_to_the_client() -> None:
@@ -355,5 +357,5 @@ async def test_the_command_ends_in_peace(
         process.send_signal(number)
         closed = await socket.receive()
         assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 1001)
-    _, told = await process.communicate()
-    assert (process.returncode, told.decode()) == (0, "")
+    _, stderr = await process.communicate()
+    assert (process.returncode, stderr.decode()) == (0, "")

@@ -16,8 +16,8 @@ from moyin.errors import JobNotFound
 Stub = tuple[GatewayClient, dict[str, Any]]
 
 
-def _job(status: str = "succeeded", **more: Any) -> dict[str, Any]:
-    return {"id": "j1", "status": status, "artifacts": [], "error": None, **more}
+def _job(status: str = "succeeded", **kwargs: Any) -> dict[str, Any]:
+    return {"id": "j1", "status": status, "artifacts": [], "error": None, **kwargs}
 
 
 async def _events(request: web.Request, *frames: str) -> web.StreamResponse:
@@ -117,9 +117,9 @@ async def test_artifacts_never_overwrite_files_or_leave_the_folder(
             {"url": "/artifacts/a", "name": "../../etc/passwd"},
         ]
     )
-    saved = await save_artifacts(gateway, job, tmp_path / "out")
-    assert [path.name for path in saved] == ["x.png", "x-1.png", "_.._etc_passwd"]
-    assert all(path.parent == tmp_path / "out" for path in saved)
+    saved_paths = await save_artifacts(gateway, job, tmp_path / "out")
+    assert [path.name for path in saved_paths] == ["x.png", "x-1.png", "_.._etc_passwd"]
+    assert all(path.parent == tmp_path / "out" for path in saved_paths)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        path.name for path in saved
+        path.name for path in saved_paths
     )

@@ -41,9 +41,9 @@ class FakeGateway:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
-        asked = await request.json()
+        body = await request.json()
         lines = [
-            {"model": asked["model"], "message": {"role": "assistant", "content": text}}
+            {"model": body["model"], "message": {"role": "assistant", "content": text}}
             for text in ("one ", "two", "")
         ]
         lines[-1]["done"] = True
@@ -154,18 +154,18 @@ async def test_refusals_have_ollamas_format(fake: Fake, url: str, headers: dict[
         aiohttp.ClientSession(url) as session,
         session.get("/api/tags", headers=headers) as response,
     ):
-        told = await response.json()
-        assert (response.status, told["code"]) == (403, "cross_site_request")
-        assert isinstance(told["error"], str)
+        body = await response.json()
+        assert (response.status, body["code"]) == (403, "cross_site_request")
+        assert isinstance(body["error"], str)
     assert fake[0].requests == []
 
 
 async def test_a_gateway_that_is_down_is_an_error_for_the_sdk() -> None:
     connector = OllamaConnector(Profile(url="http://127.0.0.1:9", api_key=KEY))
     async with connector.serve(0) as url, ollama.AsyncClient(url) as client:
-        with pytest.raises(ollama.ResponseError, match="no response from the gateway") as caught:
+        with pytest.raises(ollama.ResponseError, match="no response from the gateway") as exc_info:
             await client.list()
-    assert caught.value.status_code == 502
+    assert exc_info.value.status_code == 502
 
 
 def test_the_command_reports_a_missing_key(
@@ -188,5 +188,5 @@ async def test_the_command_serves_until_it_is_interrupted(fake: Fake, tmp_path: 
     async with ollama.AsyncClient(line.split(" at ")[1].split()[0]) as client:
         assert (await client.list()).models
     process.send_signal(signal.SIGTERM)
-    _, told = await process.communicate()
-    assert (process.returncode, told.decode()) == (0, "")
+    _, stderr = await process.communicate()
+    assert (process.returncode, stderr.decode()) == (0, "")

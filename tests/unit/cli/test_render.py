@@ -10,8 +10,8 @@ from moyin.errors import StackError
 
 
 def test_inputs_are_parsed_as_json_if_possible() -> None:
-    given = ["width=512", "prompt=a = b", "on=true", 'text="5"', "empty="]
-    assert dict(map(_parse_input, given)) == {
+    arguments = ["width=512", "prompt=a = b", "on=true", 'text="5"', "empty="]
+    assert dict(map(_parse_input, arguments)) == {
         "width": 512, "prompt": "a = b", "on": True, "text": "5", "empty": "",
     }  # fmt: skip
     with pytest.raises(StackError, match="NAME=VALUE"):

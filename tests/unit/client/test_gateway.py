@@ -128,10 +128,10 @@ async def test_a_refused_job_raises_the_type_of_the_reported_code(
     field: str | None,
 ) -> None:
     scripted.status, scripted.body, scripted.headers = status, problem, {"retry-after": "7"}
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind) as exc_info:
         await client.submit_job(JOB, identity=ADA)
-    assert getattr(caught.value, "field", None) == field
-    assert getattr(caught.value, "retry_after", None) in (5, 7)
+    assert getattr(exc_info.value, "field", None) == field
+    assert getattr(exc_info.value, "retry_after", None) in (5, 7)
 
 
 async def test_waiting_for_a_job_survives_broken_streams(
@@ -201,9 +201,9 @@ async def test_every_shape_of_error_gives_its_code(
     scripted: Gateway, client: GatewayClient, body: Any, code: str | None, message: str
 ) -> None:
     scripted.status, scripted.body = 404, body
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(RequestRefused) as exc_info:
         await client.call("GET", "/x")
-    assert (caught.value.reported_code, caught.value.message) == (code, message)
+    assert (exc_info.value.reported_code, exc_info.value.message) == (code, message)
 
 
 async def test_a_refused_graph_names_its_nodes(scripted: Gateway, client: GatewayClient) -> None:
@@ -231,9 +231,9 @@ async def test_a_file_larger_than_the_limit_is_not_read(
 
 async def test_an_absent_gateway_is_reported() -> None:
     async with GatewayClient("http://127.0.0.1:9", api_key="k") as client:
-        with pytest.raises(GatewayUnreachable) as caught:
+        with pytest.raises(GatewayUnreachable) as exc_info:
             await client.submit_job(JOB)
-        assert caught.value.url == "http://127.0.0.1:9"
+        assert exc_info.value.url == "http://127.0.0.1:9"
 
 
 def test_an_event_joins_its_lines_and_separates_its_comment() -> None:

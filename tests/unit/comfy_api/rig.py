@@ -88,7 +88,7 @@ class Rig:
         self,
         *,
         owner: str = OWNER,
-        begun: bool = False,
+        is_running: bool = False,
         graph: Mapping[str, Any] = GRAPH,
         client: str = CLIENT,
         **submitted: Any,
@@ -111,7 +111,7 @@ class Rig:
             **{"key_id": "k", "comfyui": True, **submitted},
         )
         job, _ = await self.jobs.create(new)
-        if begun:
+        if is_running:
             await self.jobs.start(job.id, 1)
         return job
 

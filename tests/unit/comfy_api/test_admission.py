@@ -50,8 +50,8 @@ def admission(**rules: PoolRules) -> GraphAdmission:
 
 
 def caller(owner: str = "ann", **limits: Any) -> Identity:
-    found = (Limit(subject=f"owner:{owner}", **limits),) if limits else ()
-    return Identity(owner=owner, key_id="k", limits=found)
+    result = (Limit(subject=f"owner:{owner}", **limits),) if limits else ()
+    return Identity(owner=owner, key_id="k", limits=result)
 
 
 def graph(kind: str, **inputs: Any) -> dict[str, Any]:

@@ -94,13 +94,13 @@ async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
 
 
 async def test_only_the_owner_finds_an_output(rig: Rig) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     file = output(job.id)
     result = await rig.result(record(files=(file,)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
-    found = await rig.files.find_file(ADA, file.name)
-    assert (found.sha256, found.name) == (file.sha256, file.name.filename)
-    assert await rig.files.find_file(ADA, file.name) == found, "under the same id"
+    outcome = await rig.files.find_file(ADA, file.name)
+    assert (outcome.sha256, outcome.name) == (file.sha256, file.name.filename)
+    assert await rig.files.find_file(ADA, file.name) == outcome, "under the same id"
     other = ComfyFileName(filename="q.png", subfolder=job.id)
     elsewhere = ComfyFileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
     for caller, name in ((BOB, file.name), (ADA, other), (ADA, elsewhere), (ADA, CAT)):
@@ -120,7 +120,7 @@ async def test_an_output_without_a_subfolder_is_the_newest_of_the_caller(rig: Ri
     plain = ComfyFileName(filename="p_00001_.png")
     with pytest.raises(ArtifactNotFound):
         await rig.files.find_file(ADA, plain)
-    jobs = [await rig.job(begun=True, key_id=key, client=key) for key in ("k", "k", "other")]
+    jobs = [await rig.job(is_running=True, key_id=key, client=key) for key in ("k", "k", "other")]
     first, second, colleagues = [
         await finish(rig, job, d) for job, d in zip(jobs, "123", strict=True)
     ]
@@ -144,8 +144,8 @@ async def test_an_output_without_a_subfolder_is_the_newest_of_the_caller(rig: Ri
 
 async def test_a_person_finds_the_newest_output_of_all_own_keys(rig: Rig) -> None:
     plain = ComfyFileName(filename="p_00001_.png")
-    jobs = [await rig.job(begun=True, key_id=key, user="u") for key in ("k1", "k2")]
-    jobs.append(await rig.job(begun=True, key_id="k3"))
+    jobs = [await rig.job(is_running=True, key_id=key, user="u") for key in ("k1", "k2")]
+    jobs.append(await rig.job(is_running=True, key_id="k3"))
     for job, digit in zip(jobs, "123", strict=True):
         await finish(rig, job, digit)
     session = Identity(owner=OWNER, key_id="ses_1", user="u")
@@ -154,7 +154,7 @@ async def test_a_person_finds_the_newest_output_of_all_own_keys(rig: Rig) -> Non
 
 async def test_outputs_of_other_tenants_and_uploads_are_never_the_newest(rig: Rig) -> None:
     plain = ComfyFileName(filename="p_00001_.png")
-    bobs = await rig.job(owner="bob", begun=True)
+    bobs = await rig.job(owner="bob", is_running=True)
     await finish(rig, bobs, "1")
     with pytest.raises(ArtifactNotFound):
         await rig.files.find_file(ADA, plain, CLIENT)
@@ -170,7 +170,7 @@ async def test_outputs_of_other_tenants_and_uploads_are_never_the_newest(rig: Ri
 
 
 async def test_outputs_of_a_running_prompt_are_found(rig: Rig) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     file = output(job.id)
     rig.frames.files[job.id, file.name.path] = file
     assert (await rig.files.find_file(ADA, file.name)).sha256 == file.sha256
@@ -179,23 +179,23 @@ async def test_outputs_of_a_running_prompt_are_found(rig: Rig) -> None:
 
 
 async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     file = replace(output(job.id), sha256=await rig.blobs.put(b"png"))
-    pruned = output(job.id, "q_00001_.png")
-    result = await rig.result(record(files=(file, pruned)))
+    pruned_file = output(job.id, "q_00001_.png")
+    result = await rig.result(record(files=(file, pruned_file)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
     await rig.files.add_upload(OWNER, CAT, content("1"), overwrite=False)
     earlier = f"{job.id}/p_00001_.png [output]"
     gone = f"{job.id}/q_00001_.png [output]"
-    found = await rig.files.find_in_texts(
+    outcome = await rig.files.find_in_texts(
         OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"]
     )
-    assert {text: artifact.sha256 for text, artifact in found.items()} == {
+    assert {text: artifact.sha256 for text, artifact in outcome.items()} == {
         "sub/cat.png": "1" * 64,
         earlier: file.sha256,
     }
     # The output has an artifact row now, so that a job may reference it.
-    graph = {"1": {"inputs": {"image": f"artifact:{found[earlier].id}"}}}
-    assert (await rig.files.find_referenced(OWNER, graph)).keys() == {found[earlier].id}
+    graph = {"1": {"inputs": {"image": f"artifact:{outcome[earlier].id}"}}}
+    assert (await rig.files.find_referenced(OWNER, graph)).keys() == {outcome[earlier].id}
     with pytest.raises(InputNotFound):
         await rig.files.find_referenced("bob", graph)

@@ -44,10 +44,10 @@ async def receive(client: Client) -> tuple[str, dict[str, Any]]:
     return message["type"], message["data"]
 
 
-def status_message(remaining: int, **more: Any) -> tuple[str, dict[str, Any]]:
+def status_message(remaining: int, **kwargs: Any) -> tuple[str, dict[str, Any]]:
     return "status", {
         "status": {"exec_info": {"queue_remaining": remaining}},
-        **more,
+        **kwargs,
     }
 
 
@@ -56,7 +56,7 @@ def build_end_message(job: Job) -> tuple[str, dict[str, Any]]:
 
 
 async def test_a_client_receives_a_status_and_then_its_prompts_messages_in_order(rig: Rig) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     async with rig.client() as client:
         assert await receive(client) == status_message(1, sid=CLIENT)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
@@ -71,7 +71,7 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
 ) -> None:
     # The test ends the wait, however slow it is.
     monkeypatch.setattr(notifier, "_START_WAIT_SECONDS", 60.0)
-    job, other = await rig.job(), await rig.job(begun=True)
+    job, other = await rig.job(), await rig.job(is_running=True)
     get, reads = rig.prompts.get, asyncio.Semaphore(0)
 
     async def count_read(owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
@@ -133,7 +133,7 @@ async def test_frames_that_wait_for_a_start_do_not_end_the_connection(
 async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
     rig: Rig,
 ) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     success = {"prompt_id": job.id, "timestamp": 5}
     result = await rig.result(record(messages=(("execution_success", success),)))
     async with rig.client() as client:
@@ -151,7 +151,7 @@ async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
 
 
 async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: Rig) -> None:
-    job, other = await rig.job(begun=True), await rig.job()
+    job, other = await rig.job(is_running=True), await rig.job()
     async with rig.client() as client:
         await receive(client)
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -187,7 +187,7 @@ async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: 
 async def test_counting_the_queue_does_not_delay_messages(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     count_started, count_may_finish = asyncio.Event(), asyncio.Event()
     count = rig.prompts.count_open
 
@@ -213,7 +213,7 @@ async def test_counting_the_queue_does_not_delay_messages(
 async def test_an_outdated_count_is_not_sent_after_an_end(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     first, count_started, count_may_finish = True, asyncio.Event(), asyncio.Event()
     count = rig.prompts.count_open
 
@@ -246,9 +246,9 @@ async def test_history_waits_until_the_client_has_been_notified_of_the_end(
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.notifier._NOTIFY_WAIT", timedelta(seconds=60))
     events = rig.events()
-    earlier = await rig.job(begun=True)
+    earlier = await rig.job(is_running=True)
     old = await rig.jobs.finish(earlier.id, 1, JobStatus.CANCELLED, None)
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     assert old is not None
     async with rig.client(events) as client:
         await receive(client)
@@ -267,7 +267,7 @@ async def test_history_waits_until_the_client_has_been_notified_of_the_end(
 
 async def test_the_wait_for_a_lost_notification_is_short(rig: Rig) -> None:
     events = rig.events()
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     async with rig.client(events) as client:
         await receive(client)
         done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -277,7 +277,7 @@ async def test_the_wait_for_a_lost_notification_is_short(rig: Rig) -> None:
 
 
 async def test_an_end_that_the_stream_lost_is_sent_by_a_tick(rig: Rig) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     async with rig.client(rig.events(tick=0.05)) as client:
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
         kinds = [(await receive(client))[0]]
@@ -292,7 +292,7 @@ async def test_an_end_that_the_stream_lost_is_sent_by_a_tick(rig: Rig) -> None:
 async def test_an_end_before_the_connection_is_not_repeated(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, job = await rig.job(begun=True), await rig.job(begun=True)
+    before, job = await rig.job(is_running=True), await rig.job(is_running=True)
     await rig.jobs.finish(before.id, 1, JobStatus.CANCELLED, None)
     list_ended_since, ticks = rig.prompts.list_ended_since, asyncio.Semaphore(0)
 
@@ -308,17 +308,17 @@ async def test_an_end_before_the_connection_is_not_repeated(
             for _ in range(4):
                 await ticks.acquire()
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        told = await receive(client)
-        while told != build_end_message(job):
-            assert told[1].get("prompt_id") != before.id
-            told = await receive(client)
+        events = await receive(client)
+        while events != build_end_message(job):
+            assert events[1].get("prompt_id") != before.id
+            events = await receive(client)
 
 
 @pytest.mark.parametrize("error", [OSError("gone"), ServiceUnavailable("S3 is away")])
 async def test_an_end_is_sent_once_the_artifact_store_is_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     read_record, errors = rig.files.read_record, [error, error]
 
     async def flaky(job: Job) -> PromptRecord | None:
@@ -342,7 +342,7 @@ async def test_an_end_is_sent_once_the_artifact_store_is_back(
 async def test_an_end_whose_first_attempt_fails_late_is_sent_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     read_record, list_ended_since = rig.files.read_record, rig.prompts.list_ended_since
     reads, may_fail, checks = 0, asyncio.Event(), asyncio.Semaphore(0)
 
@@ -379,7 +379,7 @@ async def test_an_end_whose_first_attempt_fails_late_is_sent_again(
 async def test_a_client_stays_connected_while_the_database_is_unavailable(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
 
     async def fail(*_: Any, **__: Any) -> list[Job]:
         raise OperationalError("select", {}, Exception("no connection"))
@@ -396,7 +396,7 @@ async def test_a_client_stays_connected_while_the_database_is_unavailable(
 async def test_the_final_message_is_sent_although_counting_fails(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
 
     async def fail(*_: Any) -> int:
@@ -424,7 +424,7 @@ async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
 
 
 async def test_previews_come_in_the_format_that_the_client_understands(rig: Rig) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     shown = Frame(kind=FrameKind.BINARY, prompt=job.id, body=_DETAILED)
     async with rig.client() as client:
         await receive(client)
@@ -438,7 +438,7 @@ async def test_previews_come_in_the_format_that_the_client_understands(rig: Rig)
 
 
 async def test_output_pictures_are_read_from_the_artifact_store(rig: Rig) -> None:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     head, picture = _PLAIN[:8], _PLAIN[8:]
     store_upload = Frame(
         kind=FrameKind.BLOB, prompt=job.id, body=head, blob=await rig.blobs.put(picture)
@@ -452,7 +452,7 @@ async def test_output_pictures_are_read_from_the_artifact_store(rig: Rig) -> Non
 
 
 async def test_a_client_that_connects_late_receives_the_running_state(rig: Rig) -> None:
-    job, waiting = await rig.job(begun=True), await rig.job()
+    job, waiting = await rig.job(is_running=True), await rig.job()
     rig.frames.earlier = [
         text_frame(job, "executing", node="1"),
         text_frame(job, "executing", node="2"),
@@ -468,7 +468,7 @@ async def test_a_client_that_connects_late_receives_the_running_state(rig: Rig) 
 
 
 async def test_the_executing_node_is_derived_from_progress_when_its_start_is_old(rig: Rig) -> None:
-    job, between = await rig.job(begun=True), await rig.job(begun=True)
+    job, between = await rig.job(is_running=True), await rig.job(is_running=True)
     nodes = {"1": {"state": "finished"}, "2.0": {"state": "running", "display_node_id": "2"}}
     rig.frames.earlier = [
         text_frame(job, "progress_state", nodes=nodes),

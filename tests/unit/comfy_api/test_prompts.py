@@ -131,7 +131,7 @@ def prompts(
 
 
 async def ended(rig: Rig, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
-    job = await rig.job(begun=True)
+    job = await rig.job(is_running=True)
     results = [await rig.result(record())] if status is JobStatus.SUCCEEDED else []
     done = await rig.jobs.finish(job.id, 1, status, None, results=results)
     assert done is not None
@@ -200,7 +200,7 @@ async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
 async def test_the_queue_lists_running_and_waiting_prompts(
     prompts: ComfyPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting, running = await rig.job(), await rig.job(begun=True)
+    waiting, running = await rig.job(), await rig.job(is_running=True)
     await rig.job(owner="bob")
     queue = await prompts.list_queue(OWNER)
     assert [row[1:3] for row in queue["queue_running"]] == [[running.id, GRAPH]]
@@ -215,7 +215,7 @@ async def test_the_queue_lists_running_and_waiting_prompts(
 async def test_the_queue_shows_places_and_estimates(
     prompts: ComfyPrompts, rig: Rig, places: dict[str, QueuePlace]
 ) -> None:
-    running, waiting, unknown = await rig.job(begun=True), await rig.job(), await rig.job()
+    running, waiting, unknown = await rig.job(is_running=True), await rig.job(), await rig.job()
     soon = Duration(mean=2.0)
     places[running.id] = QueuePlace(ends_in=soon)
     places[waiting.id] = QueuePlace(position=1, starts_in=soon, ends_in=soon + soon)
@@ -251,7 +251,7 @@ async def test_responses_with_large_graphs_are_limited_in_size(
     large = {"1": {"class_type": "SaveImage", "inputs": {"text": "x" * 400_000}}}
     done = []
     for _ in range(12):
-        job = await rig.job(begun=True, graph=large)
+        job = await rig.job(is_running=True, graph=large)
         results = [await rig.result(record())]
         assert await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=results)
         done.append(job.id)
@@ -289,7 +289,7 @@ async def test_deleting_history_hides_prompts_and_keeps_their_jobs(
     prompts: ComfyPrompts, rig: Rig
 ) -> None:
     first, second, third = [(await ended(rig)).id for _ in range(3)]
-    running = await rig.job(begun=True)
+    running = await rig.job(is_running=True)
     await prompts.hide_from_history(BOB, [first])
     await prompts.hide_from_history(ADA, [first, running.id, str(uuid.uuid4())])
     assert list(await prompts.list_history(OWNER)) == [second, third]
@@ -303,8 +303,8 @@ async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
     prompts: ComfyPrompts, rig: Rig
 ) -> None:
     waiting = [(await rig.job()).id for _ in range(3)]
-    running = (await rig.job(begun=True)).id
-    foreign = await rig.job(owner="bob", begun=True)
+    running = (await rig.job(is_running=True)).id
+    foreign = await rig.job(owner="bob", is_running=True)
 
     async def open_ids() -> set[str]:
         return {job.id for job in await rig.prompts.list_open(OWNER)}
@@ -326,7 +326,7 @@ async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
 async def jobs_by_kind(rig: Rig) -> dict[str, str]:
     """Return the ids of waiting and running jobs, by submitter and client."""
     ids = {}
-    for begun, state in ((False, "waits"), (True, "runs")):
+    for is_running, state in ((False, "waits"), (True, "runs")):
         submissions: dict[str, dict[str, Any]] = {
             "own": {},
             "own, another client": {"client": "editor"},
@@ -336,14 +336,14 @@ async def jobs_by_kind(rig: Rig) -> dict[str, str]:
             "another tenant's": {"owner": "bob"},
         }
         for name, submitted in submissions.items():
-            job = await rig.job(begun=begun, **submitted)
+            job = await rig.job(is_running=is_running, **submitted)
             ids[f"{name} {state}"] = job.id
     return ids
 
 
 async def _left(rig: Rig, jobs_by_kind: Mapping[str, str]) -> set[str]:
-    found = [*await rig.prompts.list_open(OWNER), *await rig.prompts.list_open("bob")]
-    ids = {job.id for job in found}
+    results = [*await rig.prompts.list_open(OWNER), *await rig.prompts.list_open("bob")]
+    ids = {job.id for job in results}
     return {name for name, job_id in jobs_by_kind.items() if job_id in ids}
 
 
@@ -397,7 +397,7 @@ async def test_clearing_the_history_affects_only_the_callers_own_prompts(
 async def test_an_interrupt_spares_prompts_that_have_been_executed(
     prompts: ComfyPrompts, rig: Rig, executed: set[str]
 ) -> None:
-    stored, running = await rig.job(begun=True), await rig.job(begun=True)
+    stored, running = await rig.job(is_running=True), await rig.job(is_running=True)
     executed.add(stored.id)
     await prompts.interrupt(ADA, None)
     await prompts.interrupt(ADA, stored.id)

@@ -27,17 +27,17 @@ def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
 
 
 async def messages_of(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> list[Message]:
-    sent: list[Message] = []
+    messages: list[Message] = []
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        messages.append(message)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b""}
 
     scope = {"type": kind, "path": path, "method": "GET", "headers": [(b"x-request-id", b"r1")]}
     await ServeErrorMiddleware(app)(scope, receive, send)
-    return sent
+    return messages
 
 
 async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
@@ -103,19 +103,19 @@ async def test_missing_response_means_a_lost_replica() -> None:
 
 
 async def test_exception_gets_a_response_and_reaches_the_server() -> None:
-    sent: list[Message] = []
+    messages: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise ValueError("secret")
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        messages.append(message)
 
     scope = {"type": "http", "path": "/jobs", "headers": []}
     with pytest.raises(ValueError, match="secret"):
         await ServeErrorMiddleware(app)(scope, _nothing, send)
-    assert sent[0]["status"] == 500
-    problem = json.loads(sent[1]["body"])
+    assert messages[0]["status"] == 500
+    problem = json.loads(messages[1]["body"])
     assert problem["code"] == "internal_error" and "secret" not in str(problem)
 
 
@@ -161,14 +161,14 @@ async def test_configured_origin_may_read_the_error() -> None:
     [middleware] = new_cors_middleware("https://play.example")
     inner = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
     app: Any = middleware.cls(inner, *middleware.args, **middleware.kwargs)
-    sent: list[Message] = []
+    messages: list[Message] = []
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        messages.append(message)
 
     origin = [(b"origin", b"https://play.example")]
     await app({"type": "http", "method": "GET", "path": "/jobs", "headers": origin}, _nothing, send)
-    assert (b"access-control-allow-origin", b"https://play.example") in sent[0]["headers"]
+    assert (b"access-control-allow-origin", b"https://play.example") in messages[0]["headers"]
 
 
 async def _nothing() -> Message:

@@ -33,10 +33,10 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         observer=NoObserver(),
         public=frozenset({"/x"}),
     )
-    sent: list[Message] = []
+    messages: list[Message] = []
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        messages.append(message)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b""}
@@ -46,7 +46,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         "headers": [(b"host", b"gateway")], "scheme": "http", "http_version": "1.1",
     }  # fmt: skip
     await gatekeeper(scope, receive, send)
-    start, body = sent
+    start, body = messages
     return start["status"], dict(start["headers"]), json.loads(body["body"])
 
 

@@ -59,13 +59,13 @@ def test_valid_value_keeps_its_type(
         ("string", {"image": True}, "cat.png", "must be the id of an artifact"),
     ],
 )
-def test_invalid_value_error_states_what_is_valid(
+def test_invalid_value_error_states_the_valid_values(
     kind: str, members: dict[str, Any], given: Any, problem: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parameter(kind, **members).check_value(given, "inputs.x")
-    assert caught.value.field == "inputs.x"
-    assert problem in caught.value.message
+    assert exc_info.value.field == "inputs.x"
+    assert problem in exc_info.value.message
 
 
 def test_only_an_object_is_a_reference() -> None:

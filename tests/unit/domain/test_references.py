@@ -46,16 +46,16 @@ def test_references_are_replaced_by_earlier_outputs(payload: object, expected: o
     ],
 )
 def test_error_names_unresolved_reference(payload: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         resolve_references(payload, OUTPUTS)
-    assert payload in caught.value.message
+    assert payload in exc_info.value.message
 
 
 def test_step_may_only_refer_to_earlier_steps() -> None:
     check_references({"a": ["${steps.0.text}"]}, 1)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         check_references({"a": ["${steps.1.text}"]}, 1)
-    assert caught.value.field == "steps.1"
+    assert exc_info.value.field == "steps.1"
     with pytest.raises(InvalidRequest):
         check_references({"a": [f"${{steps.{'9' * 5_000}.text}}"]}, 1)
 

@@ -19,15 +19,15 @@ def weigh(*schemas: Any) -> None:
 
 def bound(*schemas: Any) -> tuple[str, str | None]:
     """Return the name of the exceeded bound; also check the error."""
-    with pytest.raises(SchemaTooLarge) as caught:
+    with pytest.raises(SchemaTooLarge) as exc_info:
         weigh(*schemas)
-    error = caught.value
+    error = exc_info.value
     assert f"{error.details['limit']:,}" in error.message or "refer" in error.message
     assert error.field is not None and error.message.startswith(error.field)
     return error.details["bound"], error.field
 
 
-def of(*names: str, **members: Any) -> dict[str, Any]:
+def object_schema(*names: str, **members: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {name: {"type": "string"} for name in names}, **members}
 
 
@@ -47,10 +47,10 @@ class Node(BaseModel):
         {},
         True,
         None,
-        of("a", "b", required=["a"], additionalProperties=False),
+        object_schema("a", "b", required=["a"], additionalProperties=False),
         Node.model_json_schema(),
         {"enum": [f"country {n}" for n in range(200)]},
-        {"anyOf": [of(f"a{n}") for n in range(100)]},
+        {"anyOf": [object_schema(f"a{n}") for n in range(100)]},
         {"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 50},
         matching("^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"),
         matching(r"^((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)$"),
@@ -69,7 +69,7 @@ def test_common_schemas_are_accepted(schema: Any) -> None:
 
 
 def test_tools_of_an_agent_are_accepted() -> None:
-    weigh(*(of(*(f"argument_{n}" for n in range(15))) for _ in range(100)))
+    weigh(*(object_schema(*(f"argument_{n}" for n in range(15))) for _ in range(100)))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_tools_of_an_agent_are_accepted() -> None:
         ({"enum": ["x" * 30 + str(n) for n in range(190)]}, "characters"),
         ({"anyOf": [{"const": n} for n in range(201)]}, "alternatives"),
         ({"anyOf": [{"enum": [f"{a}{n}" for n in range(70)]} for a in "abc"]}, "alternatives"),
-        (of(*(f"p{n}" for n in range(257))), "properties"),
-        ({"allOf": [of(*(f"{a}{n}" for n in range(90))) for a in "abc"]}, "properties"),
-        (of(a={"description": "x" * 300_000}), "bytes"),
+        (object_schema(*(f"p{n}" for n in range(257))), "properties"),
+        ({"allOf": [object_schema(*(f"{a}{n}" for n in range(90))) for a in "abc"]}, "properties"),
+        (object_schema(a={"description": "x" * 300_000}), "bytes"),
         (matching("a" * 257), "pattern"),
         (matching("^(a?){100}b$"), "repeats"),
         (matching("^((((a?){9}){9}){9}){9}$"), "repeats"),
@@ -128,9 +128,12 @@ def test_directly_recursive_schema_is_refused(schema: Any) -> None:
 def test_depth_and_number_are_bounded() -> None:
     deep: Any = {"type": "integer"}
     for _ in range(40):
-        deep = of(items=deep)
+        deep = object_schema(items=deep)
     assert bound(deep)[0] == "depth"
-    many = {"type": "object", "properties": {f"p{n}": of(*map(str, range(40))) for n in range(99)}}
+    many = {
+        "type": "object",
+        "properties": {f"p{n}": object_schema(*map(str, range(40))) for n in range(99)},
+    }
     assert bound(many)[0] == "nodes"
 
 

@@ -25,15 +25,15 @@ def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
 
 
 def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
-    made = template(
+    new_template = template(
         "a ${inputs.prompt}, ${inputs.n} ${inputs.on}",
         n={"type": "integer"},
         on={"type": "boolean", "default": True},
     )
-    graph = fill_template(made, {"prompt": "cat", "n": 3})
+    graph = fill_template(new_template, {"prompt": "cat", "n": 3})
     assert graph["1"]["inputs"] == {"text": "a cat, 3 true", "all": "cat"}
     assert graph["2"]["inputs"] == {"n": 3, "on": True}
-    assert made.graph["2"]["inputs"]["n"] == "${inputs.n}"
+    assert new_template.graph["2"]["inputs"]["n"] == "${inputs.n}"
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
     ],
 )
 def test_error_names_the_invalid_input(inputs: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         fill_template(template(), inputs, "steps.1.")
-    assert caught.value.field == f"steps.1.{field}"
+    assert exc_info.value.field == f"steps.1.{field}"
 
 
 _NASTY = st.text("${}steps.0txinpu:[]\"'a ", max_size=30) | st.sampled_from(
@@ -59,8 +59,8 @@ _NASTY = st.text("${}steps.0txinpu:[]\"'a ", max_size=30) | st.sampled_from(
 
 @given(_NASTY, _NASTY)
 def test_client_text_is_unchanged_after_resolving(a: str, b: str) -> None:
-    made = template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
-    graph = fill_template(made, {"prompt": a, "b": b})
+    new_template = template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
+    graph = fill_template(new_template, {"prompt": a, "b": b})
     assert not references.has_references(graph)
     seen = references.resolve_references(graph, OUTPUTS)
     assert seen["1"]["inputs"] == {"text": f"<{a}{b}> ${{x}}", "all": a}
@@ -68,7 +68,7 @@ def test_client_text_is_unchanged_after_resolving(a: str, b: str) -> None:
 
 
 def test_reference_object_resolves_to_typed_output() -> None:
-    made = template(
+    new_template = template(
         "${inputs.n}: ${inputs.prompt}!", n={"type": "integer"},
         image={"type": "string", "format": "image"},
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_reference_object_resolves_to_typed_output() -> None:
         "n": {"from": "steps.0.body.n"},
         "image": {"from": "steps.0.artifacts.0"},
     }
-    seen = references.resolve_references(fill_template(made, inputs), OUTPUTS)
+    seen = references.resolve_references(fill_template(new_template, inputs), OUTPUTS)
     assert seen["1"]["inputs"]["text"] == "3: said!"
     assert seen["2"]["inputs"] == {"n": 3, "image": OUTPUTS[0]["artifacts"][0]}
 

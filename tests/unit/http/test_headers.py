@@ -10,9 +10,9 @@ from moyin.http.headers import build_file_headers, parse_byte_range, prefers_asy
 
 @given(st.text(alphabet="bytes=-0123456789 ,x"), st.integers(0, 1000))
 def test_byte_range_lies_inside_the_content(header: str, size: int) -> None:
-    found = parse_byte_range(header, size)
-    if found is not None:
-        assert 0 <= found[0] <= found[1] <= size
+    result = parse_byte_range(header, size)
+    if result is not None:
+        assert 0 <= result[0] <= result[1] <= size
 
 
 def test_only_safe_media_types_are_shown_inline() -> None:

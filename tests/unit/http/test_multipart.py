@@ -39,7 +39,7 @@ async def test_a_form_is_encoded_again_and_again() -> None:
         assert len(body) == encoded.length
         head = f"content-type: {encoded.content_type}\r\n\r\n".encode()
         parts: Any = BytesParser(policy=HTTP).parsebytes(head + body).get_payload()
-        found = [
+        results = [
             (
                 part.get_param("name", header="content-disposition"),
                 part.get_filename(),
@@ -47,7 +47,7 @@ async def test_a_form_is_encoded_again_and_again() -> None:
             )
             for part in parts
         ]
-        assert found == [
+        assert results == [
             ("model", None, b"whisper-1"),
             ("include[]", None, b"a"),
             ("include[]", None, b"b"),

@@ -70,17 +70,17 @@ def test_body_with_too_many_values_is_refused_unparsed(
 def test_error_names_invalid_field(
     codec: ProtocolCodec, changes: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         codec.parse(json.dumps({**GOOD, **changes}).encode())
-    assert caught.value.field == field
-    assert caught.value.message.startswith(field)
+    assert exc_info.value.field == field
+    assert exc_info.value.message.startswith(field)
 
 
 @pytest.mark.parametrize("codec", BOTH, ids=["openai", "anthropic"])
 def test_error_names_missing_member(codec: ProtocolCodec) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         codec.parse(b'{"model": "m", "max_tokens": 5}')
-    assert caught.value.field == "messages"
+    assert exc_info.value.field == "messages"
 
 
 @pytest.mark.parametrize("codec", BOTH, ids=["openai", "anthropic"])
@@ -97,6 +97,6 @@ def test_implausible_token_count_is_zero(value: Any) -> None:
 
 
 def test_error_about_several_fields_is_plain() -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         validate(FeedbackBody, {"request_id": "r"})
-    assert caught.value.message == "exactly one of 'score' and 'better_request_id' is required"
+    assert exc_info.value.message == "exactly one of 'score' and 'better_request_id' is required"

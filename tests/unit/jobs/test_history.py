@@ -90,9 +90,9 @@ class Rig:
         self.history = JobHistory(self.service, self.jobs)
 
     async def submit(
-        self, body: Any = RENDER, *, caller: Identity = ANN, ends: bool = False, **more: Any
+        self, body: Any = RENDER, *, caller: Identity = ANN, ends: bool = False, **kwargs: Any
     ) -> str:
-        data = json.dumps({**body, **more}).encode()
+        data = json.dumps({**body, **kwargs}).encode()
         job, _ = await self.service.submit_request(caller, data, TEMPLATES.find, now=NOW)
         if ends:
             await self.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None)
@@ -139,7 +139,7 @@ async def test_delete_by_a_filter_skips_open_jobs(
     label = {"project": "old"}
     for _ in range(5):
         await rig.submit(metadata=label, ends=True)
-    kept = {
+    remaining = {
         await rig.submit(metadata=label),
         await rig.submit(metadata={"project": "new"}, ends=True),
     }
@@ -151,7 +151,7 @@ async def test_delete_by_a_filter_skips_open_jobs(
     result = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
     assert (result.matched, result.done, result.skipped) == (6, 5, 1)
     assert result.next_cursor is None
-    assert await rig.list_ids() == kept
+    assert await rig.list_ids() == remaining
     assert await rig.list_ids("bob") == {other}
 
 
@@ -216,9 +216,9 @@ async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
 async def test_a_filter_without_conditions_is_refused(rig: Rig, dry_run: bool) -> None:
     job = await rig.submit()
     for change in (rig.history.delete_matching, rig.history.cancel_matching):
-        with pytest.raises(InvalidRequest) as caught:
+        with pytest.raises(InvalidRequest) as exc_info:
             await change(ANN, JobFilter(), dry_run=dry_run, cursor=None)
-        assert caught.value.field == "filter"
+        assert exc_info.value.field == "filter"
     assert (await rig.jobs.find(job)).status is JobStatus.QUEUED
 
 
@@ -296,11 +296,11 @@ async def test_the_spec_of_a_polled_job_is_read_once(rig: Rig, tmp_path: Path) -
 async def test_a_submitted_text_is_found_and_deleted_by_a_search(rig: Rig) -> None:
     message = {"role": "user", "content": "夕焼けの海 at dusk"}
     chat = {"kind": "chat", "request": {"model": "m", "messages": [message]}}
-    found = await rig.submit(chat, ends=True)
+    result = await rig.submit(chat, ends=True)
     other = await rig.submit(metadata={"note": "dusk"}, ends=True)
     where = JobFilter(search="Dusk 夕焼け")
     counted = await rig.history.delete_matching(ANN, where, dry_run=True, cursor=None)
     assert (counted.matched, counted.done) == (1, 0)
     deleted = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
     assert (deleted.matched, deleted.done, deleted.next_cursor) == (1, 1, None)
-    assert await rig.list_ids() == {other} and found != other
+    assert await rig.list_ids() == {other} and result != other

@@ -58,9 +58,9 @@ def test_the_strictest_limit_gives_the_best_priority(identity: Identity, best: i
 )
 async def test_a_better_priority_than_allowed_is_refused(jobs: Jobs, body: dict[str, Any]) -> None:
     jobs.caller = MEMBER
-    with pytest.raises(PriorityNotAllowed, match="your best priority is 2") as caught:
+    with pytest.raises(PriorityNotAllowed, match="your best priority is 2") as exc_info:
         await jobs.submit({**body, "priority": 1})
-    assert (caught.value.field, caught.value.details["best_priority"]) == ("priority", 2)
+    assert (exc_info.value.field, exc_info.value.details["best_priority"]) == ("priority", 2)
     job, _ = await jobs.submit({**body, "priority": 2})
     assert job.priority == 2
 
@@ -87,9 +87,9 @@ async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: Jobs) ->
     spec = JobSpec(
         kind="render", steps=(Step(kind=StepKind.RENDER, payload={}, pool="default"),), priority=2
     )
-    with pytest.raises(PriorityNotAllowed) as caught:
+    with pytest.raises(PriorityNotAllowed) as exc_info:
         await jobs.service.submit(limited(3), spec, validated=True, priority_field="front")
-    assert caught.value.field == "front"
+    assert exc_info.value.field == "front"
 
 
 async def test_a_deferred_call_gets_a_priority_that_its_caller_may_use(jobs: Jobs) -> None:

@@ -18,8 +18,8 @@ GRAPH: dict[str, Any] = {
 }
 
 
-def collect(*steps: Step, **more: Any) -> list[str]:
-    return collect_text(JobSpec(kind="pipeline", steps=steps, **more)).splitlines()
+def collect(*steps: Step, **kwargs: Any) -> list[str]:
+    return collect_text(JobSpec(kind="pipeline", steps=steps, **kwargs)).splitlines()
 
 
 def test_graphs_templates_and_metadata_are_searched() -> None:

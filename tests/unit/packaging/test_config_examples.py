@@ -38,14 +38,14 @@ def update_user_config(app: Any, changes: dict[str, Any]) -> None:
 
 
 def test_every_example_is_checked() -> None:
-    found = {
+    results = {
         (block.page, block.name)
         for page in list_pages()
         for block in list_blocks(page)
         if block.mark == "tested" and (block.name or "").startswith("config-")
     }
     checked = {(page, name) for page, names in CHECKED.items() for name in names}
-    assert {(page, name) for page, name in found if page != ELSEWHERE} == checked
+    assert {(page, name) for page, name in results if page != ELSEWHERE} == checked
 
 
 CHECKED = {

@@ -35,7 +35,7 @@ def _tokens(page: Path) -> list[Token]:
 @cache
 def _anchors(page: Path) -> frozenset[str]:
     """Return the anchors that GitHub gives the page's headings."""
-    found: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     anchors = set()
     parsed = _MARKDOWN.parse(page.read_text())
     for opening, inline in pairwise(parsed):
@@ -43,8 +43,8 @@ def _anchors(page: Path) -> frozenset[str]:
             continue
         text = "".join(child.content for child in inline.children or [])
         slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
-        anchors.add(f"{slug}-{found[slug]}" if found[slug] else slug)
-        found[slug] += 1
+        anchors.add(f"{slug}-{results[slug]}" if results[slug] else slug)
+        results[slug] += 1
     return frozenset(anchors)
 
 

@@ -17,13 +17,13 @@ _EXTRAS = _PROJECT["optional-dependencies"]
 
 
 def _locked(name: str) -> dict[str, set[Version]]:
-    found: dict[str, set[Version]] = {}
+    results: dict[str, set[Version]] = {}
     for line in (ROOT / name).read_text().splitlines():
         requirement = Requirement(line)
         [pin] = requirement.specifier
         assert pin.operator == "==", line
-        found.setdefault(canonicalize_name(requirement.name), set()).add(Version(pin.version))
-    return found
+        results.setdefault(canonicalize_name(requirement.name), set()).add(Version(pin.version))
+    return results
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ def test_every_promise_names_a_test_that_exists() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     for row in rows:
         file = ""
-        for found in _NAMED.finditer(row):
+        for item in _NAMED.finditer(row):
             # Without a file: in the one before.
-            file = found["file"] or file
-            named.setdefault(file, set()).add(found["test"])
+            file = item["file"] or file
+            named.setdefault(file, set()).add(item["test"])
         assert file or row.startswith(_HEADS), row
     missing = {
         f"{file}::{test}" for file, tests in named.items() for test in tests - _tests(ROOT / file)
@@ -32,4 +32,4 @@ def test_every_promise_names_a_test_that_exists() -> None:
 
 def _tests(path: Path) -> set[str]:
     body = ast.parse(path.read_text()).body if path.is_file() else []
-    return {one.name for one in body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return {item.name for item in body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)}

@@ -60,13 +60,13 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 async def call(proxy: Proxy, identity: Identity) -> int:
     """Call the route and return the response's status."""
-    sent: list[Any] = []
+    messages: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        messages.append(message)
 
     scope = {
         "type": "http", "method": "POST", "path": "/slow/x", "raw_path": b"/slow/x",
@@ -74,7 +74,7 @@ async def call(proxy: Proxy, identity: Identity) -> int:
         "moyin": RequestContext(request_id="r", identity=identity),
     }  # fmt: skip
     await proxy(scope, receive, send)
-    status: int = sent[0]["status"]
+    status: int = messages[0]["status"]
     return status
 
 

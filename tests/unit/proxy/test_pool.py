@@ -21,13 +21,13 @@ def clock() -> Clock:
     return Clock()
 
 
-def pool(clock: Clock, *weights: int, **more: object) -> UpstreamPool:
+def pool(clock: Clock, *weights: int, **kwargs: object) -> UpstreamPool:
     members = [
         PoolMember(Upstream(url=f"http://{i}", weight=weight), clock)
         for i, weight in enumerate(weights)
     ]
     upstreams = tuple(member.upstream for member in members)
-    return UpstreamPool(Route(name="r", upstreams=upstreams, **more), members)  # type: ignore[arg-type]
+    return UpstreamPool(Route(name="r", upstreams=upstreams, **kwargs), members)  # type: ignore[arg-type]
 
 
 def urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
@@ -73,7 +73,7 @@ def test_a_failing_member_is_skipped_until_its_breaker_closes(clock: Clock) -> N
     assert "0" in urls(two, 2)
 
 
-def test_when_all_members_fail_the_next_due_is_tried_unless_it_is_the_only_one(
+def test_when_all_members_fail_the_next_one_is_tried_unless_there_is_only_one(
     clock: Clock,
 ) -> None:
     one, two = pool(clock, 1), pool(clock, 1, 1)

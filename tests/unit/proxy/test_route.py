@@ -11,8 +11,8 @@ from moyin.proxy.route import PathRewrite, Route, RouteTable, Upstream
 UP = (Upstream(url="http://10.0.0.1:80/base"),)
 
 
-def route(name: str, **more: object) -> Route:
-    return Route(name=name, upstreams=UP, **more)  # type: ignore[arg-type]
+def route(name: str, **kwargs: object) -> Route:
+    return Route(name=name, upstreams=UP, **kwargs)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def test_redirects_are_translated_for_the_client(location: str, translated: str)
 def test_redirects_keep_the_prefix_of_a_service_that_knows_it(
     location: str, translated: str
 ) -> None:
-    knowing = route("a", prefix="/a", proxy_redirect=False)
-    assert to_public_location(knowing, UP[0].url, location) == translated
+    rewriting_route = route("a", prefix="/a", proxy_redirect=False)
+    assert to_public_location(rewriting_route, UP[0].url, location) == translated
 
 
 def test_api_keys_are_removed_from_queries() -> None:

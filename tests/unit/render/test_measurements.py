@@ -83,7 +83,7 @@ def test_loading_models_takes_as_long_as_it_did_for_other_shapes() -> None:
     assert _estimate(measured, "other", load=1.0).mean == 3.0, "twice the scheduler's estimate"
 
 
-def test_loading_of_a_tiny_file_says_little_about_that_of_large_ones() -> None:
+def test_loading_a_tiny_file_barely_changes_the_estimate_for_large_ones() -> None:
     measured = _measured(*[4.0] * 10)
     measured.record(_render(14.0, load_seconds=10.0), 10.0)
     # The render took a second longer than usual, and should have loaded for a hundredth of one.
@@ -92,7 +92,7 @@ def test_loading_of_a_tiny_file_says_little_about_that_of_large_ones() -> None:
     assert 10.0 < _estimate(measured, "other", load=10.0).mean < 13.0
 
 
-def test_shape_that_was_only_measured_while_loading_is_not_taken_to_be_faster() -> None:
+def test_shape_measured_only_with_loading_is_not_estimated_as_faster() -> None:
     assert _estimate(_measured(9.0, load_seconds=5.0)).mean == 9.0
 
 
@@ -119,7 +119,7 @@ def test_cost_is_the_default_until_a_render_is_measured() -> None:
     assert _tariff(_measured(1, 2)).estimate_cost("a", 1) == 2
 
 
-def test_shape_costs_what_its_own_renders_did_and_others_what_all_did() -> None:
+def test_cost_estimate_of_a_shape_uses_its_own_renders_or_else_all_renders() -> None:
     measured = _measured(*range(1, 11), shape="short")
     measured.record(_render(100, "long", pictures=2))
     measured.record(_render(90, "long", load_seconds=50, pictures=4))

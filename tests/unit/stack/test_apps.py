@@ -27,13 +27,13 @@ class Serve:
         self.failing_checks = 0  # number of /readyz responses without Temporal
         self.reasons: list[str] = []  # reported once each, before the apps run
 
-    def __call__(self, method: str, url: str, **more: Any) -> tuple[int, bytes]:
+    def __call__(self, method: str, url: str, **kwargs: Any) -> tuple[int, bytes]:
         if method == "PUT":
             if self.failing_submissions:
                 self.failing_submissions -= 1
                 return self.failure
             if self.status == 200:
-                self.deployed.append(json.loads(more["body"]))
+                self.deployed.append(json.loads(kwargs["body"]))
             return self.status, self.body
         if url.endswith("/readyz"):
             checks = (
@@ -43,8 +43,8 @@ class Serve:
             return (503 if checks else 200), json.dumps({"checks": checks}).encode()
         if self.reasons:
             part = {"status": "UPDATING", "message": self.reasons.pop(0)}
-            found = {"status": "DEPLOYING", "message": "", "deployments": {"X": part}}
-            return 200, json.dumps({"applications": {"x": found}}).encode()
+            results = {"status": "DEPLOYING", "message": "", "deployments": {"X": part}}
+            return 200, json.dumps({"applications": {"x": results}}).encode()
         running = {app["name"]: {"status": "RUNNING"} for app in self.deployed[-1]["applications"]}
         return 200, json.dumps({"applications": running}).encode()
 
@@ -221,14 +221,14 @@ def test_validation_that_times_out_is_reported(
 def test_pools_with_strict_isolation_are_named(tmp_path: Path) -> None:
     render = "deployments.render.builder:build"
     path = tmp_path / "serve_config.yaml"
-    found = [
+    results = [
         {"import_path": render},
         {"import_path": render, "args": {"pool": "own", "comfyui": {"isolation": "strict"}}},
         {"import_path": render, "args": {"pool": "open", "comfyui": {"isolation": "files"}}},
         {"import_path": render, "args": {"pool": "fast", "comfyui": None}},
         {"import_path": "deployments.gateway.builder:build"},
     ]
-    path.write_text(yaml.safe_dump({"applications": found}))
+    path.write_text(yaml.safe_dump({"applications": results}))
     assert apps.find_isolated_pools(path) == ["default", "own", "fast"]
     path.write_text("applications: [1]")
     assert apps.find_isolated_pools(path) == []

@@ -1,4 +1,4 @@
-"""Makes the likeliest problems of a machine, and tests that `moyin doctor` names and mends them.
+"""Tests that `moyin doctor` finds and fixes the most likely problems of a machine.
 
 Those that need a server or a sandbox are in tests/integration/stack/test_doctor.py.
 """
@@ -74,8 +74,8 @@ def test_taken_port() -> None:
         server.bind(("127.0.0.1", base))
         server.listen()
         options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
-        found, advice = problem(services.check_ports(options))
-    assert found.startswith(f"port {base} (door) is in use by")
+        finding, advice = problem(services.check_ports(options))
+    assert finding.startswith(f"port {base} (door) is in use by")
     choice, _, free = advice.partition(" (`moyin up --port-base ")
     assert choice == (
         "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
@@ -100,15 +100,15 @@ def test_missing_comfyui() -> None:
 
 def test_broken_app_configuration(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("applications: [")
-    found, advice = problem(configuration.check_serve_config(Options.read()))
-    assert found == f"{config} is not valid"
+    finding, advice = problem(configuration.check_serve_config(Options.read()))
+    assert finding == f"{config} is not valid"
     assert advice
 
 
 def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    found, advice = problem(configuration.check_model_keys(Options.read()), CheckVerdict.WARN)
-    assert found == "missing for claude (ANTHROPIC_API_KEY), other (OTHER_KEY)"
+    finding, advice = problem(configuration.check_model_keys(Options.read()), CheckVerdict.WARN)
+    assert finding == "missing for claude (ANTHROPIC_API_KEY), other (OTHER_KEY)"
     assert "set the variable before `moyin up`" in advice
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
     monkeypatch.setenv("OTHER_KEY", "k")
@@ -116,8 +116,8 @@ def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_model_file(tmp_path: Path) -> None:
-    found, advice = problem(configuration.check_model_files(Options.read()))
-    assert found == f"{tmp_path / 'model.gguf'} is missing"
+    finding, advice = problem(configuration.check_model_files(Options.read()))
+    assert finding == f"{tmp_path / 'model.gguf'} is missing"
     assert "put the file there" in advice
     (tmp_path / "model.gguf").touch()
     assert configuration.check_model_files(Options.read()).verdict == CheckVerdict.OK
@@ -130,8 +130,8 @@ def test_clock_that_went_back() -> None:
     log = options.layout.get_log_path("ray")
     log.touch()
     os.utime(log, (time.time() + 7200,) * 2)
-    found, advice = problem(machine.check_clock(options))
-    assert "s behind the files of the last run" in found
+    finding, advice = problem(machine.check_clock(options))
+    assert "s behind the files of the last run" in finding
     assert "timedatectl set-ntp true" in advice
 
 
@@ -143,8 +143,8 @@ def test_database_of_a_newer_version() -> None:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('9999')")
         connection.commit()
-    found, advice = problem(data.check_database(options))
-    assert found.startswith("revision 9999 is newer")
+    finding, advice = problem(data.check_database(options))
+    assert finding.startswith("revision 9999 is newer")
     assert "update Moyin" in advice
 
 
@@ -160,8 +160,8 @@ def test_shared_database_that_is_not_migrated(
 def test_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql+asyncpg://moyin@127.0.0.1:{free_port_base()}/moyin"
     monkeypatch.setenv("MOYIN_DATABASE_URL", url)
-    found, advice = problem(data.check_database(Options.read()))
-    assert found.startswith("cannot be read")
+    finding, advice = problem(data.check_database(Options.read()))
+    assert finding.startswith("cannot be read")
     assert "MOYIN_DATABASE_URL" in advice
 
 
@@ -170,8 +170,8 @@ def test_other_version_of_ray(tmp_path: Path) -> None:
     folder = tmp_path / "ray-2.9.3.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.9.3\n")
-    found = check_ray_with(sys.executable, f"{ROOT}:{tmp_path}")
-    assert found == "fail: 2.9.3, but Moyin needs 2.60"
+    finding = check_ray_with(sys.executable, f"{ROOT}:{tmp_path}")
+    assert finding == "fail: 2.9.3, but Moyin needs 2.60"
 
 
 def test_ray_of_another_environment(tmp_path: Path) -> None:
@@ -179,9 +179,9 @@ def test_ray_of_another_environment(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv")
     packages = [path for path in sys.path if path.endswith("site-packages")]
     python = str(tmp_path / "venv" / "bin" / "python")
-    found = check_ray_with(python, ":".join([str(ROOT), *packages]))
+    finding = check_ray_with(python, ":".join([str(ROOT), *packages]))
     program = Path(sys.executable).with_name("ray")
-    assert found == f"warn: {metadata.version('ray')}, {program}"
+    assert finding == f"warn: {metadata.version('ray')}, {program}"
 
 
 def check_ray_with(python: str, packages: str) -> str:
@@ -212,7 +212,7 @@ def test_old_python_is_refused_by_make(tmp_path: Path, version: str) -> None:
 
 
 def find_python(version: str) -> Path:
-    """Return the program of a Python version that pyenv installed here, or skip the test."""
+    """Return the path of a Python interpreter that pyenv installed, or skip the test."""
     for path in Path.home().glob(f".pyenv/versions/{version}.*/bin/python"):
         return path
     pytest.skip(f"Python {version} is not installed")
@@ -224,8 +224,8 @@ def test_driver_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         'echo "NVIDIA-SMI has failed because it couldn\'t communicate with the NVIDIA driver."; exit 9',
     )
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    found, advice = problem(machine.check_gpu(Options.read()), CheckVerdict.WARN)
-    assert found.startswith("nvidia-smi lists none: NVIDIA-SMI has failed")
+    finding, advice = problem(machine.check_gpu(Options.read()), CheckVerdict.WARN)
+    assert finding.startswith("nvidia-smi lists none: NVIDIA-SMI has failed")
     assert "install or load NVIDIA's driver" in advice
 
 
@@ -250,8 +250,8 @@ def test_shares_that_do_not_fit_on_a_card(
     config.write_text("applications:\n" + pool.format("3, min_actors: 2"))
     assert configuration.check_shares(Options.read()).verdict == CheckVerdict.OK
     config.write_text("applications:\n" + pool.format(3))
-    found, advice = problem(configuration.check_shares(Options.read()), CheckVerdict.WARN)
-    assert found == "GPUs: 2, without room for fast (gpus: 0.6)"
+    finding, advice = problem(configuration.check_shares(Options.read()), CheckVerdict.WARN)
+    assert finding == "GPUs: 2, without room for fast (gpus: 0.6)"
     assert "lower `gpus`" in advice
 
 
@@ -261,8 +261,8 @@ def test_files_with_secrets_are_closed(tmp_path: Path) -> None:
     options.layout.ray_token.write_text("token")
     options.layout.ray_token.chmod(0o644)
     options.layout.profile.touch(0o600)
-    found, advice = problem(data.check_secret_files(options), CheckVerdict.WARN)
-    assert found == f"{options.layout.ray_token} is open to other users"
+    finding, advice = problem(data.check_secret_files(options), CheckVerdict.WARN)
+    assert finding == f"{options.layout.ray_token} is open to other users"
     assert advice == f"run `chmod 600 {options.layout.ray_token}`"
     result = mend_one(options, "secret files")
     assert (result.verdict, result.fixed) == (CheckVerdict.OK, True)
@@ -277,8 +277,8 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.check_api_key(options).found == "valid"
     before = read_profile(options.layout.profile, {})
     asyncio.run(revoke(options, before.api_key))
-    found, advice = problem(data.check_api_key(options))
-    assert found == f"that in {options.layout.profile} is unknown, expired or revoked"
+    finding, advice = problem(data.check_api_key(options))
+    assert finding == f"that in {options.layout.profile} is unknown, expired or revoked"
     assert "moyin keys create admin" in advice
     result = mend_one(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)
@@ -306,8 +306,8 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
     assert services.check_processes(options).found == "none runs"
     left = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
     try:
-        found, advice = problem(services.check_processes(options), CheckVerdict.WARN)
-        assert found == f"left over by a supervisor that was killed: sleep ({left.pid})"
+        finding, advice = problem(services.check_processes(options), CheckVerdict.WARN)
+        assert finding == f"left over by a supervisor that was killed: sleep ({left.pid})"
         assert "moyin down" in advice
         result = mend_one(options, "processes")
         assert (result.found, result.fixed) == ("none runs", True)
@@ -332,8 +332,8 @@ def test_part_of_a_running_stack_that_is_down() -> None:
     finally:
         lock.release()
     assert down.name == "temporal runs"
-    found, advice = problem(down)
-    assert found == "backing off: ended with status 1"
+    finding, advice = problem(down)
+    assert finding == "backing off: ended with status 1"
     assert "`moyin logs temporal`" in advice
     assert up.verdict == CheckVerdict.OK
 
@@ -356,10 +356,10 @@ def test_server_that_is_down(
     port = free_port_base()
     monkeypatch.setenv(variable, value.format(port))
     [result] = services.check_servers(Options.read())
-    found, advice = problem(result)
+    finding, advice = problem(result)
     assert result.name == name
-    assert found.startswith(f"{words} 127.0.0.1:{port}")
-    assert "secret" not in found
+    assert finding.startswith(f"{words} 127.0.0.1:{port}")
+    assert "secret" not in finding
     assert variable in advice
 
 
@@ -377,7 +377,7 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
 
 
 def mend_one(options: Options, name: str) -> CheckResult:
-    """Run the checks with their fixes until that of this name, and return its result."""
+    """Run the checks and their fixes up to the check ``name``, and return its result."""
     steps: list[str] = []
     result = next(result for result in mend(options, steps.append) if result.name == name)
     assert steps[-1].startswith(f"{name}: ")

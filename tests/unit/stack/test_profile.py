@@ -29,11 +29,11 @@ def test_saving_again_makes_a_public_file_private(tmp_path: Path) -> None:
 def test_environment_overrides_the_profile(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     write_profile(path, PROFILE)
-    found = read_profile(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
-    assert found == Profile(url="https://farm.example", api_key="other")
+    result = read_profile(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
+    assert result == Profile(url="https://farm.example", api_key="other")
 
 
-def test_missing_url_error_says_how_to_start(tmp_path: Path) -> None:
+def test_missing_url_error_explains_how_to_start(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="start Moyin with `moyin up`"):
         read_profile(tmp_path / "profile.toml", {})
 

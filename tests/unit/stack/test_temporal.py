@@ -23,27 +23,27 @@ def test_gomaxprocs_of_the_environment_wins(tmp_path: Path) -> None:
     assert _environ(tmp_path, GOMAXPROCS="3")["GOMAXPROCS"] == "3"
 
 
-def _environ(folder: Path, **given: str) -> dict[str, str]:
-    options = Options.read({"MOYIN_DATA": str(folder), **given}, port_base=20_000)
+def _environ(folder: Path, **kwargs: str) -> dict[str, str]:
+    options = Options.read({"MOYIN_DATA": str(folder), **kwargs}, port_base=20_000)
     return dict(temporal.create_service(options).environ)
 
 
 def test_unused_indexes_are_dropped(tmp_path: Path) -> None:
-    kept = ["by_status", "by_workflow_id", "by_temporal_namespace_division", "default_idx"]
+    kept_indexes = ["by_status", "by_workflow_id", "by_temporal_namespace_division", "default_idx"]
     spare = ["by_keyword_01", "by_bool_03", "by_temporal_keyword_02", "by_batcher_user"]
     path = tmp_path / "temporal.db"
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE executions_visibility (a)")
         database.execute("CREATE TABLE executions (a)")
         database.execute("CREATE INDEX by_int_01 ON executions (a)")
-        for name in (*kept, *spare):
+        for name in (*kept_indexes, *spare):
             database.execute(f"CREATE INDEX {name} ON executions_visibility (a)")
         database.commit()
     temporal.drop_unused_indexes(path)
     temporal.drop_unused_indexes(path)
     with closing(sqlite3.connect(path)) as database:
-        found = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
-        assert {name for (name,) in found} == {*kept, "by_int_01"}
+        result = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        assert {name for (name,) in result} == {*kept_indexes, "by_int_01"}
 
 
 def test_unreadable_database_is_logged_and_left_alone(

@@ -85,12 +85,12 @@ def test_names_are_safe_and_different_on_every_system() -> None:
 def test_archives_are_bounded() -> None:
     Archive([new_file("a.png", size=MAX_BYTES)])
     Archive([new_file("a.png")] * MAX_FILES)
-    with pytest.raises(ArchiveTooLarge) as caught:
+    with pytest.raises(ArchiveTooLarge) as exc_info:
         Archive([new_file("a.png")] * (MAX_FILES + 1))
-    assert caught.value.details == {"max_files": MAX_FILES}
-    with pytest.raises(ArchiveTooLarge) as caught:
+    assert exc_info.value.details == {"max_files": MAX_FILES}
+    with pytest.raises(ArchiveTooLarge) as exc_info:
         Archive([new_file("a.png", size=MAX_BYTES), new_file("b.png")])
-    assert caught.value.details == {"max_bytes": MAX_BYTES}
+    assert exc_info.value.details == {"max_bytes": MAX_BYTES}
 
 
 def test_the_largest_archive_needs_no_zip64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,17 @@ async def test_an_index_finds_favourites_among_many_files(database: Database) ->
     """Without the index, each page would read all files of the owner to find a few favourites."""
 
     def plan(connection: sa.Connection, where: ArtifactFilter) -> str:
-        asked: list[Any] = []
+        requests: list[Any] = []
 
         def record(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-            asked.append((statement, parameters))
+            requests.append((statement, parameters))
 
         sa.event.listen(connection, "before_cursor_execute", record)
         fetch_page(connection, where.build_query("ann", "sqlite"), limit=9, cursor=None)
         sa.event.remove(connection, "before_cursor_execute", record)
-        statement, parameters = next(one for one in asked if "FROM artifacts" in one[0])
+        statement, parameters = next(
+            request for request in requests if "FROM artifacts" in request[0]
+        )
         steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         return "\n".join(step.detail for step in steps)
 

@@ -44,8 +44,8 @@ async def test_a_deleted_file_is_hidden_but_a_batch_still_finds_it(files: FileSt
     await files.add(file(1))
     await files.delete("ada", "file-1")
     assert await files.find("ada", "file-1") is None
-    found = await files.find("ada", "file-1", with_deleted=True)
-    assert found is not None and found.sha256 == "a" * 64
+    result = await files.find("ada", "file-1", with_deleted=True)
+    assert result is not None and result.sha256 == "a" * 64
     with pytest.raises(StoredFileNotFound, match="may have been deleted"):
         await files.delete("ada", "file-1")
 
@@ -74,9 +74,9 @@ async def test_pages_follow_each_other_in_either_order(files: FileStore) -> None
 
 async def test_a_tenants_files_are_bounded(files: FileStore) -> None:
     await files.add(file(1, size=60))
-    with pytest.raises(FileStorageFull) as caught:
+    with pytest.raises(FileStorageFull) as exc_info:
         await files.add(file(2, size=41))
-    assert caught.value.details == {"used_bytes": 60, "max_bytes": 100}
+    assert exc_info.value.details == {"used_bytes": 60, "max_bytes": 100}
     await files.add(file(3, owner="bob", size=90))
     await files.delete("ada", "file-1")
     await files.add(file(2, size=41))

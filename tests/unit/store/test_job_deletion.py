@@ -103,9 +103,9 @@ async def test_only_ended_jobs_of_the_owner_are_deleted(rig: Rig) -> None:
     assert (list(deletion.deleted), list(deletion.still_open)) == ([ended.id], [running.id])
     with pytest.raises(JobNotFound):
         await rig.jobs.get("ada", ended.id)
-    for kept in (running, other):
-        assert (await rig.jobs.get(kept.owner, kept.id)).id == kept.id
-        await rig.artifacts.get(kept.owner, derive_step_artifact_id(kept.id, 0, 0))
+    for kept_job in (running, other):
+        assert (await rig.jobs.get(kept_job.owner, kept_job.id)).id == kept_job.id
+        await rig.artifacts.get(kept_job.owner, derive_step_artifact_id(kept_job.id, 0, 0))
     assert list((await rig.jobs.delete("ada", [ended.id])).deleted) == []
 
 

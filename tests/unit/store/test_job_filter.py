@@ -278,7 +278,7 @@ async def test_searches_for_many_words_compare_fewer_rows(
 async def test_words_are_deleted_with_their_job(jobs: Jobs, database: Database) -> None:
     for _ in range(2):
         await jobs.add(text="secret")
-    [job, kept], _ = await jobs.store.list_page("ada")
+    [job, kept_job], _ = await jobs.store.list_page("ada")
     await jobs.store.delete("ada", [job.id])
 
     def read(connection: sa.Connection) -> tuple[Any, ...]:
@@ -288,7 +288,7 @@ async def test_words_are_deleted_with_their_job(jobs: Jobs, database: Database) 
         connection.execute(sa.text(check))
         return tuple(words), find_job_ids(connection, "ada", "secret", 9)
 
-    assert await database.write(read) == ((kept.id,), [kept.id])
+    assert await database.write(read) == ((kept_job.id,), [kept_job.id])
 
 
 def test_a_text_is_bounded_and_words_of_owners_differ() -> None:

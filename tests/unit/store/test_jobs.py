@@ -178,13 +178,13 @@ async def test_a_step_is_recorded_once_with_its_artifacts(
     assert await store.start(job.id, 1)
     for _ in range(2):
         assert await store.record_step(job.id, 1, step(job.id, 1))
-    found = await store.get("ada", job.id)
-    assert found.results == (step(job.id, 1),)
-    assert found.cost_usd == Decimal("0.125")
+    stored_job = await store.get("ada", job.id)
+    assert stored_job.results == (step(job.id, 1),)
+    assert stored_job.cost_usd == Decimal("0.125")
     artifacts = ArtifactStore(database)
-    assert (await artifacts.get("ada", found.artifacts[0].id)).name == "a.png"
+    assert (await artifacts.get("ada", stored_job.artifacts[0].id)).name == "a.png"
     with pytest.raises(ArtifactNotFound):
-        await artifacts.get("bob", found.artifacts[0].id)
+        await artifacts.get("bob", stored_job.artifacts[0].id)
 
 
 async def test_only_the_first_final_status_counts(store: JobStore) -> None:
@@ -193,9 +193,9 @@ async def test_only_the_first_final_status_counts(store: JobStore) -> None:
     assert not await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     assert not await store.start(job.id, 1)
     assert not await store.record_step(job.id, 1, step(job.id, 0))
-    found = await store.get("ada", job.id)
-    assert (found.status, found.error) == (JobStatus.SUCCEEDED, None)
-    assert found.finished_at is not None
+    stored_job = await store.get("ada", job.id)
+    assert (stored_job.status, stored_job.error) == (JobStatus.SUCCEEDED, None)
+    assert stored_job.finished_at is not None
 
 
 async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: JobStore) -> None:
@@ -236,7 +236,7 @@ async def test_the_sweeper_finds_ended_jobs_without_webhook(store: JobStore) -> 
 
 
 async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
-    made = [(await store.create(new_job()))[0].id for _ in range(5)]
+    jobs = [(await store.create(new_job()))[0].id for _ in range(5)]
     await store.create(new_job(owner="bob"))
     seen: list[str] = []
     cursor = None
@@ -245,7 +245,7 @@ async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
         seen += [job.id for job in page]
         if cursor is None:
             break
-    assert seen == made[::-1]
+    assert seen == jobs[::-1]
 
 
 @pytest.mark.parametrize(
@@ -263,10 +263,10 @@ async def test_pages_can_be_filtered(store: JobStore) -> None:
     job, _ = await store.create(new_job(kind="chat"))
     await store.create(new_job())
     await store.start(job.id, 1)
-    found, _ = await store.list_page("ada", JobFilter(statuses=(JobStatus.RUNNING,)))
-    assert [j.id for j in found] == [job.id]
-    found, _ = await store.list_page("ada", JobFilter(kind="chat"))
-    assert [j.id for j in found] == [job.id]
+    page, _ = await store.list_page("ada", JobFilter(statuses=(JobStatus.RUNNING,)))
+    assert [j.id for j in page] == [job.id]
+    page, _ = await store.list_page("ada", JobFilter(kind="chat"))
+    assert [j.id for j in page] == [job.id]
 
 
 async def test_progress_is_recorded_while_the_job_is_open(store: JobStore) -> None:
@@ -335,8 +335,8 @@ async def test_a_retried_render_waits_again(store: JobStore, database: Database)
 async def test_a_job_without_a_recorded_start_runs_after_its_first_step(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     await store.record_step(job.id, 1, step(job.id, 0))
-    found = await store.find(job.id)
-    assert (found.status, found.started_at is None) == (JobStatus.RUNNING, False)
+    stored_job = await store.find(job.id)
+    assert (stored_job.status, stored_job.started_at is None) == (JobStatus.RUNNING, False)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ async def test_a_key_authenticates_its_owner_until_revoked(database: Database) -
 async def test_no_key_is_created_for_a_reserved_owner(database: Database) -> None:
     """Such a key could spend the budget of the judge."""
     keys = KeyStore(database)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         await keys.create("moyin:judge", "")
-    assert caught.value.field == "owner"
+    assert exc_info.value.field == "owner"
     assert await keys.list_all() == []
     await keys.create("moyin", "a studio of that name")
 

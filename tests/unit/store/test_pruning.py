@@ -80,10 +80,10 @@ class PastJobs:
             size=len(picture),
             sha256=await self.blobs.put(picture),
         )
-        told: dict[str, Any] = {"artifacts": [f"artifact:{artifact.id}"]}
+        step_output: dict[str, Any] = {"artifacts": [f"artifact:{artifact.id}"]}
         if preview is not None:
-            told["record"] = {"files": [{"sha256": await self.blobs.put(preview)}]}
-        output = await self.blobs.put(to_json(told))
+            step_output["record"] = {"files": [{"sha256": await self.blobs.put(preview)}]}
+        output = await self.blobs.put(to_json(step_output))
         result = StepResult(index=0, output=output, artifacts=(artifact,))
         await self.jobs.record_step(job_id, 1, result)
         if days is not None:
@@ -112,10 +112,10 @@ class PastJobs:
 
     async def prune(self) -> PruneResult:
         self.age()
-        gone = PruneResult()
+        pruned_total = PruneResult()
         async for part in self.pruner.run(BEFORE):
-            gone += part
-        return gone
+            pruned_total += part
+        return pruned_total
 
     def files(self) -> set[str]:
         return {file.name for file in self._folder.rglob("*") if file.is_file()}
@@ -126,161 +126,165 @@ class PastJobs:
 
 
 @pytest.fixture
-async def past(database: Database, tmp_path: Path) -> PastJobs:
+async def past_jobs(database: Database, tmp_path: Path) -> PastJobs:
     return PastJobs(database, tmp_path / "blobs")
 
 
-async def test_old_jobs_are_deleted_with_their_files(past: PastJobs) -> None:
-    old = [await past.job(), await past.job(status=JobStatus.FAILED)]
-    assert await past.pruner.count_prunable(BEFORE) == 2
+async def test_old_jobs_are_deleted_with_their_files(past_jobs: PastJobs) -> None:
+    old = [await past_jobs.job(), await past_jobs.job(status=JobStatus.FAILED)]
+    assert await past_jobs.pruner.count_prunable(BEFORE) == 2
     # Both have the same graph and picture, and each has an output.
-    assert len(past.files()) == 4
-    gone = await past.prune()
-    assert (gone.jobs, gone.files) == (2, 4)
-    assert gone.size > 0
-    assert past.files() == set()
-    assert await past.pruner.count_prunable(BEFORE) == 0
+    assert len(past_jobs.files()) == 4
+    pruned_total = await past_jobs.prune()
+    assert (pruned_total.jobs, pruned_total.files) == (2, 4)
+    assert pruned_total.size > 0
+    assert past_jobs.files() == set()
+    assert await past_jobs.pruner.count_prunable(BEFORE) == 0
     for job in old:
         with pytest.raises(JobNotFound):
-            await past.jobs.get("ada", job)
+            await past_jobs.jobs.get("ada", job)
         with pytest.raises(ArtifactNotFound):
-            await past.artifacts.get("ada", derive_step_artifact_id(job, 0, 0))
+            await past_jobs.artifacts.get("ada", derive_step_artifact_id(job, 0, 0))
 
 
-async def test_running_and_recent_jobs_stay(past: PastJobs) -> None:
-    young = [await past.job(days=None), await past.job(days=29), await past.job(days=0)]
-    before = past.files()
-    assert await past.prune() == PruneResult()
-    assert (await past.existing_ids(), past.files()) == (set(young), before)
+async def test_running_and_recent_jobs_stay(past_jobs: PastJobs) -> None:
+    young = [
+        await past_jobs.job(days=None),
+        await past_jobs.job(days=29),
+        await past_jobs.job(days=0),
+    ]
+    before = past_jobs.files()
+    assert await past_jobs.prune() == PruneResult()
+    assert (await past_jobs.existing_ids(), past_jobs.files()) == (set(young), before)
 
 
-async def test_a_file_stays_while_something_refers_to_it(past: PastJobs) -> None:
-    await past.job(graph="same", picture=b"same picture")
-    await past.job(graph="another", picture=b"uploaded, too")
-    young = await past.job(days=1, graph="same", picture=b"same picture")
-    upload = await past.upload(b"uploaded, too")
-    gone = await past.prune()
+async def test_a_file_stays_while_something_refers_to_it(past_jobs: PastJobs) -> None:
+    await past_jobs.job(graph="same", picture=b"same picture")
+    await past_jobs.job(graph="another", picture=b"uploaded, too")
+    young = await past_jobs.job(days=1, graph="same", picture=b"same picture")
+    upload = await past_jobs.upload(b"uploaded, too")
+    pruned_total = await past_jobs.prune()
     # The outputs of both, and the other graph.
-    assert (gone.jobs, gone.files) == (2, 3)
-    assert await past.existing_ids() == {young}
-    for artifact in (await past.jobs.get("ada", young)).artifacts:
-        assert await past.blobs.exists(artifact.sha256)
-    assert await past.blobs.exists(upload)
-    spec = (await past.jobs.get("ada", young)).spec
-    assert await past.blobs.exists(spec)
+    assert (pruned_total.jobs, pruned_total.files) == (2, 3)
+    assert await past_jobs.existing_ids() == {young}
+    for artifact in (await past_jobs.jobs.get("ada", young)).artifacts:
+        assert await past_jobs.blobs.exists(artifact.sha256)
+    assert await past_jobs.blobs.exists(upload)
+    spec = (await past_jobs.jobs.get("ada", young)).spec
+    assert await past_jobs.blobs.exists(spec)
 
 
-async def test_a_recently_renewed_file_stays(past: PastJobs) -> None:
-    await past.job(picture=b"popular")
-    past.age()
-    again = await past.blobs.put(b"popular")
-    async for _ in past.pruner.run(BEFORE):
+async def test_a_recently_renewed_file_stays(past_jobs: PastJobs) -> None:
+    await past_jobs.job(picture=b"popular")
+    past_jobs.age()
+    again = await past_jobs.blobs.put(b"popular")
+    async for _ in past_jobs.pruner.run(BEFORE):
         pass
-    assert await past.blobs.exists(again)
+    assert await past_jobs.blobs.exists(again)
 
 
-async def test_the_body_of_a_deferred_request_is_deleted(past: PastJobs) -> None:
-    body = await past.blobs.put(b"a long body")
+async def test_the_body_of_a_deferred_request_is_deleted(past_jobs: PastJobs) -> None:
+    body = await past_jobs.blobs.put(b"a long body")
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
-    await past.job(step=Step(kind=StepKind.HTTP, payload=payload))
-    await past.prune()
-    assert past.files() == set()
+    await past_jobs.job(step=Step(kind=StepKind.HTTP, payload=payload))
+    await past_jobs.prune()
+    assert past_jobs.files() == set()
 
 
-async def test_other_files_of_a_render_are_deleted(past: PastJobs) -> None:
+async def test_other_files_of_a_render_are_deleted(past_jobs: PastJobs) -> None:
     for status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-        await past.job(status=status, preview=b"preview of " + status.encode())
-    gone = await past.prune()
-    assert (gone.jobs, past.files()) == (2, set())
+        await past_jobs.job(status=status, preview=b"preview of " + status.encode())
+    pruned_total = await past_jobs.prune()
+    assert (pruned_total.jobs, past_jobs.files()) == (2, set())
 
 
-async def test_files_of_a_job_that_waits_long_stay(past: PastJobs) -> None:
-    body = await past.blobs.put(b"every night the same")
+async def test_files_of_a_job_that_waits_long_stay(past_jobs: PastJobs) -> None:
+    body = await past_jobs.blobs.put(b"every night the same")
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
     step = Step(kind=StepKind.HTTP, payload=payload)
-    await past.job(step=step, preview=b"seen")
-    waits = await past.job(days=None, step=step)
-    late = await past.job(days=1, preview=b"seen")
+    await past_jobs.job(step=step, preview=b"seen")
+    waits = await past_jobs.job(days=None, step=step)
+    late = await past_jobs.job(days=1, preview=b"seen")
     for job in (waits, late):
-        await past.change(job, created_at=NOW - timedelta(days=50))
-    assert (await past.prune()).jobs == 1
-    assert await past.blobs.exists(body)
-    assert await past.blobs.exists(hashlib.sha256(b"seen").hexdigest())
+        await past_jobs.change(job, created_at=NOW - timedelta(days=50))
+    assert (await past_jobs.prune()).jobs == 1
+    assert await past_jobs.blobs.exists(body)
+    assert await past_jobs.blobs.exists(hashlib.sha256(b"seen").hexdigest())
 
 
-async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past: PastJobs) -> None:
-    old = await past.job(picture=b"of the old one")
+async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past_jobs: PastJobs) -> None:
+    old = await past_jobs.job(picture=b"of the old one")
     picture = derive_step_artifact_id(old, 0, 0)
     graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
-    await past.job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
-    assert (await past.prune()).jobs == 1
+    await past_jobs.job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
+    assert (await past_jobs.prune()).jobs == 1
     with pytest.raises(ArtifactNotFound):
-        await past.artifacts.get("ada", picture)
-    found = await past.artifacts.get_even_if_deleted("ada", picture)
-    assert await past.blobs.get(found.sha256) == b"of the old one"
+        await past_jobs.artifacts.get("ada", picture)
+    result = await past_jobs.artifacts.get_even_if_deleted("ada", picture)
+    assert await past_jobs.blobs.get(result.sha256) == b"of the old one"
 
 
 async def test_a_job_retried_during_pruning_keeps_its_files(
-    past: PastJobs, monkeypatch: pytest.MonkeyPatch
+    past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await past.job(graph="same")
-    retried = await past.job(graph="same", status=JobStatus.FAILED)
-    spare = past.pruner._references.find_unreferenced_files
+    await past_jobs.job(graph="same")
+    retried = await past_jobs.job(graph="same", status=JobStatus.FAILED)
+    spare = past_jobs.pruner._references.find_unreferenced_files
 
     async def slowly(*arguments: Any) -> set[str]:
-        found = await spare(*arguments)
-        await past.jobs.reopen("ada", retried)
-        return found
+        result = await spare(*arguments)
+        await past_jobs.jobs.reopen("ada", retried)
+        return result
 
-    monkeypatch.setattr(past.pruner._references, "find_unreferenced_files", slowly)
-    gone = await past.prune()
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", slowly)
+    pruned_total = await past_jobs.prune()
     # The output of the other job; both share the graph and the picture.
-    assert (gone.jobs, gone.files) == (1, 1)
-    job = await past.jobs.get("ada", retried)
+    assert (pruned_total.jobs, pruned_total.files) == (1, 1)
+    job = await past_jobs.jobs.get("ada", retried)
     for digest in (job.spec, job.results[0].output, job.artifacts[0].sha256):
-        assert await past.blobs.exists(digest)
+        assert await past_jobs.blobs.exists(digest)
 
 
 async def test_concurrent_pruners_leave_no_files(
-    past: PastJobs, monkeypatch: pytest.MonkeyPatch
+    past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blob_references, "CHUNK", 1)
     for _ in range(4):
-        await past.job(graph="same", picture=b"same")
-    past.age()
-    other = Pruner(past.database, past.blobs)
-    first, second = other.run(BEFORE), past.pruner.run(BEFORE)
-    spare, gone = past.pruner._references.find_unreferenced_files, []
+        await past_jobs.job(graph="same", picture=b"same")
+    past_jobs.age()
+    other = Pruner(past_jobs.database, past_jobs.blobs)
+    first, second = other.run(BEFORE), past_jobs.pruner.run(BEFORE)
+    spare, pruned_total = past_jobs.pruner._references.find_unreferenced_files, []
 
     async def late(*arguments: Any) -> set[str]:
-        found = await spare(*arguments)
-        gone.append(await anext(first))
-        return found
+        result = await spare(*arguments)
+        pruned_total.append(await anext(first))
+        return result
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
-    monkeypatch.setattr(past.pruner._references, "find_unreferenced_files", late)
-    gone += [await anext(second), await anext(second)]
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", late)
+    pruned_total += [await anext(second), await anext(second)]
     for run in (first, second):
-        gone += [part async for part in run]
-    assert [part.jobs for part in gone] == [1, 0, 1, 0, 1, 1, 0, 0]
-    assert sum(part.files for part in gone) == 6
-    assert (await past.existing_ids(), past.files()) == (set(), set())
+        pruned_total += [part async for part in run]
+    assert [part.jobs for part in pruned_total] == [1, 0, 1, 0, 1, 1, 0, 0]
+    assert sum(part.files for part in pruned_total) == 6
+    assert (await past_jobs.existing_ids(), past_jobs.files()) == (set(), set())
 
 
 async def test_many_jobs_are_deleted_in_chunks(
-    past: PastJobs, monkeypatch: pytest.MonkeyPatch
+    past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "JOBS_PER_SCAN", 5)
     monkeypatch.setattr(blob_references, "CHUNK", 2)
     monkeypatch.setattr(blob_references, "PAGE", 3)
     for index in range(8):
-        await past.job(graph=str(index % 2), picture=str(index % 3).encode())
-    young = await past.job(days=1, graph="0", picture=b"1")
-    past.age()
-    parts = [part.jobs async for part in past.pruner.run(BEFORE)]
+        await past_jobs.job(graph=str(index % 2), picture=str(index % 3).encode())
+    young = await past_jobs.job(days=1, graph="0", picture=b"1")
+    past_jobs.age()
+    parts = [part.jobs async for part in past_jobs.pruner.run(BEFORE)]
     assert parts == [2, 2, 1, 2, 1]
-    assert await past.existing_ids() == {young}
-    assert len(past.files()) == 3, "its own"
+    assert await past_jobs.existing_ids() == {young}
+    assert len(past_jobs.files()) == 3, "its own"
 
 
 class SlowPruner(Pruner):
@@ -307,29 +311,29 @@ class CountingDatabase(Database):
 
 
 async def test_deleted_files_go_although_jobs_stay(
-    past: PastJobs, monkeypatch: pytest.MonkeyPatch
+    past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
-    batches = PastBatches(past)
-    kept = await batches.file("kept", b"kept")
+    batches = PastBatches(past_jobs)
+    kept_file = await batches.file("kept", b"kept")
     gone = await batches.file("deleted", b"deleted", deleted_days=1.1)
     new = await batches.file("new", b"new", deleted_days=0.9)
     preview = await batches.file("preview", b"preview", deleted_days=2)
-    job = await past.job(preview=b"preview")
-    await past.change(job, created_at=NOW - timedelta(days=41))
-    past.age()
+    job = await past_jobs.job(preview=b"preview")
+    await past_jobs.change(job, created_at=NOW - timedelta(days=41))
+    past_jobs.age()
 
     async def is_gone() -> bool:
-        return not await past.blobs.exists(gone)
+        return not await past_jobs.blobs.exists(gone)
 
-    task = asyncio.create_task(past.pruner.keep_pruning(0))
+    task = asyncio.create_task(past_jobs.pruner.keep_pruning(0))
     await eventually(is_gone)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert await batches.names() == ["kept", "new"]
-    for digest in (kept, new, preview):
-        assert await past.blobs.exists(digest)
-    assert await past.existing_ids() == {job}
+    for digest in (kept_file, new, preview):
+        assert await past_jobs.blobs.exists(digest)
+    assert await past_jobs.existing_ids() == {job}
 
 
 async def test_only_one_replica_prunes_at_a_time(
@@ -356,10 +360,10 @@ async def test_only_one_replica_prunes_at_a_time(
 class PastBatches:
     """Creates files and ended batches, and makes them appear older."""
 
-    def __init__(self, past: PastJobs) -> None:
-        self.past = past
-        self.files = FileStore(past.database)
-        self.batches = TextBatchStore(past.database)
+    def __init__(self, past_jobs: PastJobs) -> None:
+        self.past = past_jobs
+        self.files = FileStore(past_jobs.database)
+        self.batches = TextBatchStore(past_jobs.database)
 
     async def file(self, name: str, content: bytes, *, deleted_days: float | None = None) -> str:
         file = StoredFile(
@@ -399,29 +403,29 @@ class PastBatches:
         return sorted(await self.past.database.fetch_values(sa.select(file_rows.c.id)))
 
 
-async def test_old_batches_go_with_their_results_and_files_when_they_were_deleted(
-    past: PastJobs,
+async def test_old_and_deleted_batches_are_pruned_with_their_results_and_files(
+    past_jobs: PastJobs,
 ) -> None:
-    batches = PastBatches(past)
+    batches = PastBatches(past_jobs)
     days = [NOW - timedelta(days=n) for n in (20, 40)]
     result = await batches.file("output", b"results")
-    kept = await batches.file("input", b"input")
-    shared = await batches.file("gone", b"picture", deleted_days=40)
+    input_file = await batches.file("input", b"input")
+    shared_file = await batches.file("gone", b"picture", deleted_days=40)
     again = await batches.file("gone-too", b"input", deleted_days=40)
     unused = await batches.file("deleted", b"unused", deleted_days=40)
     new = await batches.file("new", b"new", deleted_days=20)
     open_input = await batches.file("open-input", b"open", deleted_days=40)
-    await past.job(days=10, picture=b"picture")
+    await past_jobs.job(days=10, picture=b"picture")
     ended = {"status": "completed", "ended_at": days[1], "output_file_id": "output"}
     await batches.batch("batch_old", "input", **ended)
     await batches.batch("batch_new", "input", status="cancelled", ended_at=days[0])
     await batches.batch("batch_open", "open-input")
-    assert await past.pruner.count_prunable_batches(BEFORE) == 1
-    gone = await past.prune()
-    assert (gone.batches, gone.files) == (1, 2)
+    assert await past_jobs.pruner.count_prunable_batches(BEFORE) == 1
+    pruned_total = await past_jobs.prune()
+    assert (pruned_total.batches, pruned_total.files) == (1, 2)
     assert await batches.names() == ["input", "new", "open-input"]
-    assert [await past.blobs.exists(b) for b in (result, unused)] == [False, False]
-    for digest in (kept, shared, again, new, open_input):
-        assert await past.blobs.exists(digest)
+    assert [await past_jobs.blobs.exists(b) for b in (result, unused)] == [False, False]
+    for digest in (input_file, shared_file, again, new, open_input):
+        assert await past_jobs.blobs.exists(digest)
     assert await batches.batches.find("batch_old") is None
     assert await batches.batches.find("batch_new") is not None

@@ -65,11 +65,11 @@ def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> Non
         "import asyncio, sys; from moyin.store.sql import Database; "
         f"asyncio.run(Database({url!r}).ensure_schema()); print('alembic' in sys.modules)"
     )
-    said = [
+    statements = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
-    assert [done.stdout.strip() for done in said] == ["True", "False"]
+    assert [done.stdout.strip() for done in statements] == ["True", "False"]
 
 
 def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
         "attempts": 1, "priority": 3, "metadata": "{}", "dispatched": 1,
         "created_at": "2026-01-01 00:00:00.000000", "started_at": "2026-01-01 00:00:01.000000",
     }  # fmt: skip
-    begun = "2026-01-01 00:01:00.000000"
+    began_at = "2026-01-01 00:01:00.000000"
     rows: dict[str, dict[str, Any]] = {
         "waiting": {"kind": "render", "status": "running", "begun_at": None},
-        "rendering": {"kind": "render", "status": "running", "begun_at": begun},
+        "rendering": {"kind": "render", "status": "running", "begun_at": began_at},
         "ended": {"kind": "render", "status": "succeeded", "begun_at": None},
         "pipeline": {"kind": "pipeline", "status": "running", "begun_at": None},
     }
@@ -129,6 +129,6 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
         assert connection.execute(query).fetchall() == [
             ("ended", "succeeded", fixed["started_at"], None),
             ("pipeline", "running", fixed["started_at"], None),
-            ("rendering", "running", begun, None),
+            ("rendering", "running", began_at, None),
             ("waiting", "queued", None, None),
         ]

@@ -72,8 +72,8 @@ async def test_items_are_found_with_their_proofs(stored: StoredResponses) -> Non
         await stored.add(answer(number))
     await stored.add(answer(3, owner="bob"))
     known = {"rs_1": "resp_1", "rs_2": "resp_2", "rs_3": "resp_3", "msg_9": "resp_1"}
-    found = await stored.find_items("ada", known)
-    assert {name: item["encrypted_content"] for name, item in found.items()} == {
+    result = await stored.find_items("ada", known)
+    assert {name: item["encrypted_content"] for name, item in result.items()} == {
         "rs_1": "proof 1",
         "rs_2": "proof 2",
     }

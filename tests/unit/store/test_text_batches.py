@@ -95,7 +95,9 @@ def lines(database: Database) -> BatchLineStore:
     return BatchLineStore(database)
 
 
-async def begun(batches: TextBatchStore, lines: BatchLineStore, count: int, **changes: Any) -> None:
+async def start_batch(
+    batches: TextBatchStore, lines: BatchLineStore, count: int, **changes: Any
+) -> None:
     await batches.create(batch(**changes))
     await lines.add("batch_1", [line(number) for number in range(1, count + 1)])
     await lines.add("batch_1", [line(1)])
@@ -136,7 +138,7 @@ async def test_pages_go_forwards_and_backwards(database: Database) -> None:
 
     async def ids(**options: Any) -> tuple[list[str], bool]:
         page, more = await batches.list_page("ada", BatchDialect.OPENAI, **options)
-        return [found.id.removeprefix("batch_") for found in page], more
+        return [item.id.removeprefix("batch_") for item in page], more
 
     assert await ids(limit=2) == (["5", "4"], True)
     assert await ids(limit=3, after="batch_4") == (["3", "2", "1"], False)
@@ -149,7 +151,7 @@ async def test_pages_go_forwards_and_backwards(database: Database) -> None:
 async def test_a_claimed_line_is_run_by_no_other_runner(
     batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
-    await begun(batches, lines, 5)
+    await start_batch(batches, lines, 5)
     assert [x.number for x in await lines.claim("batch_1", "one", 2)] == [1, 2]
     assert [x.number for x in await lines.claim("batch_1", "two", 9)] == [3, 4, 5]
     assert await lines.claim("batch_1", "one", 9, running=[1, 2]) == []
@@ -167,14 +169,14 @@ async def test_a_claimed_line_is_run_by_no_other_runner(
 async def test_a_line_has_one_result_and_is_charged_once(
     database: Database, batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
-    await begun(batches, lines, 3)
+    await start_batch(batches, lines, 3)
     assert await lines.finish([answer(1), answer(2, "model_not_found")]) == []
     assert await lines.finish([answer(1), answer(3)]) == [answer(1)]
     stored = await batches.get("ada", "batch_1")
     assert (stored.total, stored.completed, stored.failed) == (3, 2, 1)
     rows = await database.fetch_values(sa.select(usage.c.request_id).order_by(usage.c.request_id))
     assert rows == ["batch_1-1", "batch_1-3"]
-    results = [found.result for found in await lines.list_page("batch_1", 0, 10)]
+    results = [item.result for item in await lines.list_page("batch_1", 0, 10)]
     assert [r and r.error_code for r in results] == [None, "model_not_found", None]
     assert [x.number for x in await lines.list_page("batch_1", 1, 1)] == [2]
 
@@ -182,7 +184,7 @@ async def test_a_line_has_one_result_and_is_charged_once(
 async def test_an_answer_that_comes_too_late_is_charged_as_incomplete(
     database: Database, batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
-    await begun(batches, lines, 1)
+    await start_batch(batches, lines, 1)
     first, second = replace(answer(1), run="first"), replace(answer(1), run="second")
     assert await lines.finish([first]) == []
     # The answer to the first commit may be lost, which is no other run.
@@ -197,13 +199,13 @@ async def test_pages_of_large_results_are_short(
     batches: TextBatchStore, lines: BatchLineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_lines, "_PAGE_BYTES", 20)
-    await begun(batches, lines, 6)
+    await start_batch(batches, lines, 6)
     large = answer(3)
     large = replace(large, result=replace(large.result, body=b"x" * 50))
     await lines.finish([answer(1), answer(2), large, answer(4), answer(5)])
     pages, after = [], 0
     while page := await lines.list_page("batch_1", after, 2):
-        pages.append([found.number for found in page])
+        pages.append([item.number for item in page])
         after = pages[-1][-1]
     assert pages == [[1, 2], [3], [4, 5], [6]]
 
@@ -211,7 +213,7 @@ async def test_pages_of_large_results_are_short(
 async def test_the_results_are_files_and_the_lines_are_deleted(
     database: Database, batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
-    await begun(batches, lines, 2)
+    await start_batch(batches, lines, 2)
     await lines.finish([answer(1)])
     assert not await batches.seal("batch_1")
     await lines.finish([answer(2)])
@@ -227,7 +229,7 @@ async def test_the_results_are_files_and_the_lines_are_deleted(
 async def test_a_cancelled_batch_waits_for_its_running_lines(
     batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
-    await begun(batches, lines, 3)
+    await start_batch(batches, lines, 3)
     await lines.claim("batch_1", "one", 1)
     assert (await batches.cancel("ada", "batch_1")).status is BatchStatus.CANCELLING
     assert (await batches.cancel("ada", "batch_1")).status is BatchStatus.CANCELLING
@@ -245,7 +247,7 @@ async def test_a_cancelled_batch_waits_for_its_running_lines(
 async def test_an_expired_batch_begins_no_line(
     batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
-    await begun(batches, lines, 2, expires_at=now() - timedelta(seconds=1))
+    await start_batch(batches, lines, 2, expires_at=now() - timedelta(seconds=1))
     assert await lines.claim("batch_1", "one", 1) == []
     assert await batches.seal("batch_1")
     ended = await batches.finish("batch_1", output=None, errors=output("file-e"))
@@ -277,7 +279,7 @@ async def test_the_sweeper_finds_batches_without_a_workflow(batches: TextBatchSt
 async def test_a_batch_is_locked_while_its_lines_are_claimed_or_written(
     batches: TextBatchStore, lines: BatchLineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await begun(batches, lines, 1)
+    await start_batch(batches, lines, 1)
     statements: list[str] = []
 
     def note(self: sa.Connection, statement: Any, *args: Any, **options: Any) -> Any:

@@ -110,4 +110,4 @@ async def test_concurrent_updates_are_all_kept(database: Database) -> None:
         *(files.write(ANN, "new", b"%d" % n, overwrite=False) for n in range(5)),
         return_exceptions=True,
     )
-    assert sum(isinstance(one, FileExists) for one in made) == 4
+    assert sum(isinstance(item, FileExists) for item in made) == 4

@@ -50,7 +50,7 @@ def test_full_disk_loses_lines_and_raises_nothing(
     opened = Path.open
     # A full disk fails at a write, not when a file is opened.
     monkeypatch.setattr(
-        Path, "open", lambda self, *args, **more: opened(Path("/dev/full"), *args, **more)
+        Path, "open", lambda self, *args, **kwargs: opened(Path("/dev/full"), *args, **kwargs)
     )
     log.close()
     log.write(b"lost\n")

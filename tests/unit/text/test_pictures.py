@@ -51,9 +51,9 @@ async def test_a_pictures_type_is_detected_by_its_content(
     host: str, pictures: PictureFetcher
 ) -> None:
     wanted = [f"{host}a.png", f"{host}there", f"{host}a.png"]
-    found = await pictures.fetch(wanted)
-    assert set(found) == set(wanted)
-    image = found[f"{host}there"]
+    result = await pictures.fetch(wanted)
+    assert set(result) == set(wanted)
+    image = result[f"{host}there"]
     assert (image.media_type, image.url) == ("image/png", None)
     assert base64.b64decode(image.data or "") == PNG
 
@@ -70,9 +70,9 @@ async def test_a_pictures_type_is_detected_by_its_content(
 async def test_a_file_that_is_no_picture_is_reported(
     host: str, pictures: PictureFetcher, place: str, why: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=why) as caught:
+    with pytest.raises(InvalidRequest, match=why) as exc_info:
         await pictures.fetch([f"{host}{place}"])
-    assert caught.value.field == "messages"
+    assert exc_info.value.field == "messages"
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ async def test_a_file_that_is_no_picture_is_reported(
     ],
 )
 async def test_private_networks_stay_private(pictures: PictureFetcher, url: str) -> None:
-    with pytest.raises((AddressNotAllowed, InvalidRequest)) as caught:
+    with pytest.raises((AddressNotAllowed, InvalidRequest)) as exc_info:
         await pictures.fetch([url])
-    assert caught.value.field == "messages"
+    assert exc_info.value.field == "messages"
 
 
 async def test_a_redirect_does_not_lead_inside(host: str, pictures: PictureFetcher) -> None:
@@ -112,13 +112,13 @@ async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str
 async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
     host: str, pictures: PictureFetcher, url: str
 ) -> None:
-    for asked in (url, f"{host}nobody"):
-        with pytest.raises(InvalidRequest, match="absolute") as caught:
-            await pictures.fetch([asked])
-        assert caught.value.field == "messages"
+    for picture_url in (url, f"{host}nobody"):
+        with pytest.raises(InvalidRequest, match="absolute") as exc_info:
+            await pictures.fetch([picture_url])
+        assert exc_info.value.field == "messages"
 
 
-async def test_loopback_is_private_unless_an_operator_says_otherwise(host: str) -> None:
+async def test_loopback_is_private_unless_an_operator_allows_it(host: str) -> None:
     pictures = PictureFetcher(AllowedNetworks())
     with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{host}a.png"])

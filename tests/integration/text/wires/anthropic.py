@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Said, WireRequest
+from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, WireAnswer, WireRequest
 
 KNOWN = frozenset(
     {
@@ -37,12 +37,12 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
         turns=len(body["messages"]),
         text=" ".join(block["text"] for block in blocks if block["type"] == "text"),
         tools=tuple(t["name"] for t in body.get("tools") or () if t["input_schema"] == SCHEMA),
-        forced=choice["type"] in ("any", "tool"),
-        single=bool(choice.get("disable_parallel_tool_use")),
+        forces_tool=choice["type"] in ("any", "tool"),
+        allows_single_tool_call=bool(choice.get("disable_parallel_tool_use")),
         results=tuple(_result(block) for block in blocks if block["type"] == "tool_result"),
         images=tuple(base64.b64decode(source["data"]) for source in images),
-        schema=form.get("schema") == SCHEMA,
-        json=False,
+        has_schema=form.get("schema") == SCHEMA,
+        wants_json=False,
         stop=tuple(body.get("stop_sequences") or ()),
         thinking=(body.get("thinking") or {}).get("type") in ("enabled", "adaptive"),
         seed=None,
@@ -63,11 +63,11 @@ def _usage(output: int) -> dict[str, Any]:
     }
 
 
-def _end(said: Said) -> dict[str, Any]:
-    reason = "stop_sequence" if said.stopped_by is not None else "end_turn"
+def _end(answer: WireAnswer) -> dict[str, Any]:
+    reason = "stop_sequence" if answer.stopped_by is not None else "end_turn"
     return {
-        "stop_reason": "tool_use" if said.calls else reason,
-        "stop_sequence": said.stopped_by,
+        "stop_reason": "tool_use" if answer.calls else reason,
+        "stop_sequence": answer.stopped_by,
     }
 
 
@@ -84,20 +84,20 @@ def _message(content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, 
     }
 
 
-def whole(said: Said) -> dict[str, Any]:
+def whole(answer: WireAnswer) -> dict[str, Any]:
     content: list[dict[str, Any]] = []
-    if said.thinking:
-        content.append({"type": "thinking", "thinking": said.thinking, "signature": "signed"})
-    if said.text:
-        content.append({"type": "text", "text": said.text})
-    for number, (name, arguments) in enumerate(said.calls):
+    if answer.thinking:
+        content.append({"type": "thinking", "thinking": answer.thinking, "signature": "signed"})
+    if answer.text:
+        content.append({"type": "text", "text": answer.text})
+    for number, (name, arguments) in enumerate(answer.calls):
         content.append(
             {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": arguments}
         )
-    return _message(content, _usage(said.tokens)) | _end(said)
+    return _message(content, _usage(answer.tokens)) | _end(answer)
 
 
-def pieces(said: Said) -> Iterator[bytes]:
+def pieces(answer: WireAnswer) -> Iterator[bytes]:
     def event(kind: str, **members: Any) -> bytes:
         body = json.dumps({"type": kind, **members})
         return f"event: {kind}\ndata: {body}\n\n".encode()
@@ -105,26 +105,26 @@ def pieces(said: Said) -> Iterator[bytes]:
     yield event("message_start", message=_message([], _usage(1)))
     index = 0
     blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
-    if said.thinking:
-        thought = {"type": "thinking_delta", "thinking": said.thinking}
+    if answer.thinking:
+        thought = {"type": "thinking_delta", "thinking": answer.thinking}
         signature = {"type": "signature_delta", "signature": "signed"}
         empty = {"type": "thinking", "thinking": "", "signature": ""}
         blocks.append((empty, [thought, signature]))
-    if said.text:
-        words = [{"type": "text_delta", "text": word} for word in said.words]
+    if answer.text:
+        words = [{"type": "text_delta", "text": word} for word in answer.words]
         blocks.append(({"type": "text", "text": ""}, words))
-    for number, (name, arguments) in enumerate(said.calls):
+    for number, (name, arguments) in enumerate(answer.calls):
         text = json.dumps(arguments)
-        begun = {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": {}}
+        first_block = {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": {}}
         pieces = [
             {"type": "input_json_delta", "partial_json": piece} for piece in (text[:4], text[4:])
         ]
-        blocks.append((begun, pieces))
+        blocks.append((first_block, pieces))
     for index, (block, deltas) in enumerate(blocks):
         yield event("content_block_start", index=index, content_block=block)
         for delta in deltas:
             yield event("content_block_delta", index=index, delta=delta)
         yield event("content_block_stop", index=index)
-    usage = {"output_tokens": said.tokens}
-    yield event("message_delta", delta=_end(said), usage=usage)
+    usage = {"output_tokens": answer.tokens}
+    yield event("message_delta", delta=_end(answer), usage=usage)
     yield event("message_stop")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.integration.text.wires.script import PROMPT, SCHEMA, Said, WireRequest
+from tests.integration.text.wires.script import PROMPT, SCHEMA, WireAnswer, WireRequest
 
 KNOWN = frozenset(
     {"model", "messages", "tools", "format", "think", "options", "stream", "keep_alive"}
@@ -34,12 +34,12 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
             for tool in body.get("tools") or ()
             if tool["function"]["parameters"] == SCHEMA
         ),
-        forced=False,
-        single=False,
+        forces_tool=False,
+        allows_single_tool_call=False,
         results=tuple(m["content"] for m in messages if m["role"] == "tool"),
         images=tuple(base64.b64decode(i) for m in messages for i in m.get("images") or ()),
-        schema=body.get("format") == SCHEMA,
-        json=body.get("format") == "json",
+        has_schema=body.get("format") == SCHEMA,
+        wants_json=body.get("format") == "json",
         stop=tuple(options.get("stop") or ()),
         thinking=bool(body.get("think")),
         seed=options.get("seed"),
@@ -47,7 +47,7 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
 
 
 def _message(
-    said: Said, text: str, thinking: str = "", *, calls: bool = False, chat: bool = True
+    answer: WireAnswer, text: str, thinking: str = "", *, calls: bool = False, chat: bool = True
 ) -> dict[str, Any]:
     head = {"model": "up", "created_at": "2026-01-01T00:00:00Z"}
     if not chat:
@@ -55,27 +55,27 @@ def _message(
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
-    if calls and said.calls:
+    if calls and answer.calls:
         message["tool_calls"] = [
-            {"function": {"name": name, "arguments": arguments}} for name, arguments in said.calls
+            {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]
     return {**head, "message": message}
 
 
-def _end(said: Said) -> dict[str, Any]:
-    counts = {"prompt_eval_count": PROMPT, "eval_count": said.tokens}
+def _end(answer: WireAnswer) -> dict[str, Any]:
+    counts = {"prompt_eval_count": PROMPT, "eval_count": answer.tokens}
     return {"done": True, "done_reason": "stop", **counts}
 
 
-def whole(said: Said, *, chat: bool = True) -> dict[str, Any]:
-    return _message(said, said.text, said.thinking, calls=True, chat=chat) | _end(said)
+def whole(answer: WireAnswer, *, chat: bool = True) -> dict[str, Any]:
+    return _message(answer, answer.text, answer.thinking, calls=True, chat=chat) | _end(answer)
 
 
-def pieces(said: Said, *, chat: bool = True) -> Iterator[bytes]:
-    pieces = [_message(said, "", said.thinking, chat=chat)] if said.thinking else []
-    pieces += [_message(said, word, chat=chat) for word in (said.words if said.text else ())]
-    if said.calls:
-        pieces.append(_message(said, "", calls=True))
+def pieces(answer: WireAnswer, *, chat: bool = True) -> Iterator[bytes]:
+    pieces = [_message(answer, "", answer.thinking, chat=chat)] if answer.thinking else []
+    pieces += [_message(answer, word, chat=chat) for word in (answer.words if answer.text else ())]
+    if answer.calls:
+        pieces.append(_message(answer, "", calls=True))
     for piece in pieces:
         yield json.dumps({**piece, "done": False}).encode() + b"\n"
-    yield json.dumps(_message(said, "", chat=chat) | _end(said)).encode() + b"\n"
+    yield json.dumps(_message(answer, "", chat=chat) | _end(answer)).encode() + b"\n"

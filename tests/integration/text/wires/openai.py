@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Said, WireRequest
+from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, WireAnswer, WireRequest
 
 KNOWN = frozenset(
     {
@@ -41,80 +41,80 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
             for tool in body.get("tools") or ()
             if tool["function"]["parameters"] == SCHEMA
         ),
-        forced=choice == "required" or isinstance(choice, dict),
-        single=body.get("parallel_tool_calls") is False,
+        forces_tool=choice == "required" or isinstance(choice, dict),
+        allows_single_tool_call=body.get("parallel_tool_calls") is False,
         results=tuple(m["content"] for m in messages if m["role"] == "tool"),
         images=tuple(_image(p["image_url"]["url"]) for p in parts if p["type"] == "image_url"),
-        schema=form.get("type") == "json_schema" and form["json_schema"]["schema"] == SCHEMA,
-        json=form.get("type") == "json_object",
+        has_schema=form.get("type") == "json_schema" and form["json_schema"]["schema"] == SCHEMA,
+        wants_json=form.get("type") == "json_object",
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         thinking=body.get("reasoning_effort", "none") != "none",
         seed=body.get("seed"),
     )
 
 
-def _calls(said: Said) -> list[dict[str, Any]]:
+def _calls(answer: WireAnswer) -> list[dict[str, Any]]:
     return [
         {
             "id": f"call_{number}",
             "type": "function",
             "function": {"name": name, "arguments": json.dumps(arguments)},
         }
-        for number, (name, arguments) in enumerate(said.calls)
+        for number, (name, arguments) in enumerate(answer.calls)
     ]
 
 
-def _usage(said: Said) -> dict[str, Any]:
+def _usage(answer: WireAnswer) -> dict[str, Any]:
     return {
         "prompt_tokens": PROMPT,
-        "completion_tokens": said.tokens,
-        "total_tokens": PROMPT + said.tokens,
+        "completion_tokens": answer.tokens,
+        "total_tokens": PROMPT + answer.tokens,
         "prompt_tokens_details": {"cached_tokens": CACHED},
     }
 
 
-def whole(said: Said) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": said.text or None}
-    if said.thinking:
-        message["reasoning_content"] = said.thinking
-    if said.calls:
-        message["tool_calls"] = _calls(said)
-    reason = "tool_calls" if said.calls else "stop"
+def whole(answer: WireAnswer) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text or None}
+    if answer.thinking:
+        message["reasoning_content"] = answer.thinking
+    if answer.calls:
+        message["tool_calls"] = _calls(answer)
+    reason = "tool_calls" if answer.calls else "stop"
     choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
-    if said.stopped_by is not None:
-        choice["stop_reason"] = said.stopped_by  # as vLLM does
+    if answer.stopped_by is not None:
+        choice["stop_reason"] = answer.stopped_by  # as vLLM does
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 1,
         "model": "up",
         "choices": [choice],
-        "usage": _usage(said),
+        "usage": _usage(answer),
     }
 
 
-def pieces(said: Said, *, usage: bool) -> Iterator[bytes]:
+def pieces(answer: WireAnswer, *, usage: bool) -> Iterator[bytes]:
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "up"}
 
     def chunk(delta: Mapping[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        if reason is not None and said.stopped_by is not None:
-            choice["stop_reason"] = said.stopped_by
+        if reason is not None and answer.stopped_by is not None:
+            choice["stop_reason"] = answer.stopped_by
         return b"data: " + json.dumps(head | {"choices": [choice]}).encode() + b"\n\n"
 
     yield chunk({"role": "assistant", "content": ""})
-    if said.thinking:
-        yield chunk({"reasoning_content": said.thinking})
-    for word in said.words if said.text else ():
+    if answer.thinking:
+        yield chunk({"reasoning_content": answer.thinking})
+    for word in answer.words if answer.text else ():
         yield chunk({"content": word})
-    for index, call in enumerate(_calls(said)):
+    for index, call in enumerate(_calls(answer)):
         arguments = call["function"]["arguments"]
-        begun = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
-        yield chunk({"tool_calls": [begun]})
+        first_delta = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
+        yield chunk({"tool_calls": [first_delta]})
         for piece in (arguments[:4], arguments[4:]):
             yield chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
-    yield chunk({}, "tool_calls" if said.calls else "stop")
+    yield chunk({}, "tool_calls" if answer.calls else "stop")
     if usage:
-        total = head | {"choices": [], "usage": _usage(said)}
+        total = head | {"choices": [], "usage": _usage(answer)}
         yield b"data: " + json.dumps(total).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"

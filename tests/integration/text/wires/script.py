@@ -32,19 +32,19 @@ class WireRequest:
     turns: int
     text: str
     tools: tuple[str, ...]
-    forced: bool
-    single: bool
+    forces_tool: bool
+    allows_single_tool_call: bool
     results: tuple[str, ...]
     images: tuple[bytes, ...]
-    schema: bool
-    json: bool
+    has_schema: bool
+    wants_json: bool
     stop: tuple[str, ...]
     thinking: bool
     seed: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class WireAnswer:
     text: str
     calls: tuple[tuple[str, dict[str, Any]], ...]
     thinking: str
@@ -60,26 +60,26 @@ class Said:
         return len(self.text.split()) + len(self.calls) + len(self.thinking.split())
 
 
-def say(asked: WireRequest) -> Said:
+def say(request: WireRequest) -> WireAnswer:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
-    if asked.results:
-        text = " and ".join(asked.results)
-    elif asked.tools and (asked.forced or "weather" in asked.text):
-        many = "both" in asked.text and not asked.single
+    if request.results:
+        text = " and ".join(request.results)
+    elif request.tools and (request.forces_tool or "weather" in request.text):
+        many = "both" in request.text and not request.allows_single_tool_call
         cities = ("Paris", "Rome") if many else ("Paris",)
-        text, calls = "", tuple((asked.tools[0], {"city": city}) for city in cities)
-    elif asked.images:
-        text = " ".join(hashlib.sha256(image).hexdigest()[:8] for image in asked.images)
-    elif asked.schema:
+        text, calls = "", tuple((request.tools[0], {"city": city}) for city in cities)
+    elif request.images:
+        text = " ".join(hashlib.sha256(image).hexdigest()[:8] for image in request.images)
+    elif request.has_schema:
         text = '{"city": "Paris"}'
-    elif asked.json:
+    elif request.wants_json:
         text = '{"any": "shape"}'
-    elif asked.seed is not None:
-        text = f"seed {asked.seed}"
+    elif request.seed is not None:
+        text = f"seed {request.seed}"
     else:
-        text = f"{asked.system} After {asked.turns} turns STOP: hello"
-    stopped_by = next((stop for stop in asked.stop if stop in text), None)
+        text = f"{request.system} After {request.turns} turns STOP: hello"
+    stopped_by = next((stop for stop in request.stop if stop in text), None)
     if stopped_by is not None:
         text = text.partition(stopped_by)[0]
-    thinking = THOUGHT if asked.thinking else ""
-    return Said(text=text, calls=calls, thinking=thinking, stopped_by=stopped_by)
+    thinking = THOUGHT if request.thinking else ""
+    return WireAnswer(text=text, calls=calls, thinking=thinking, stopped_by=stopped_by)

@@ -22,12 +22,12 @@ class WireServer:
 
     Attributes:
         url: the URL without a path.
-        asked: path and body of every request, in order.
+        requests: path and body of every request, in order.
     """
 
     def __init__(self) -> None:
         self.url = ""
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[WireServer]:
@@ -68,7 +68,7 @@ class WireServer:
 
     async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()
-        self.asked.append((request.path, body))
+        self.requests.append((request.path, body))
         if known is not None and (unknown := body.keys() - known):
             text = json.dumps({"error": {"message": f"unknown: {sorted(unknown)}"}})
             raise web.HTTPBadRequest(text=text, content_type="application/json")
@@ -76,26 +76,26 @@ class WireServer:
 
     async def _openai(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request, openai.KNOWN)
-        said = say(openai.asked_of(body))
+        answer = say(openai.asked_of(body))
         if not body.get("stream"):
-            return web.json_response(openai.whole(said))
+            return web.json_response(openai.whole(answer))
         wants = (body.get("stream_options") or {}).get("include_usage", False)
-        return await _stream(request, "text/event-stream", openai.pieces(said, usage=wants))
+        return await _stream(request, "text/event-stream", openai.pieces(answer, usage=wants))
 
     async def _anthropic(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request, anthropic.KNOWN)
-        said = say(anthropic.asked_of(body))
+        answer = say(anthropic.asked_of(body))
         if not body.get("stream"):
-            return web.json_response(anthropic.whole(said))
-        return await _stream(request, "text/event-stream", anthropic.pieces(said))
+            return web.json_response(anthropic.whole(answer))
+        return await _stream(request, "text/event-stream", anthropic.pieces(answer))
 
     async def _ollama(self, request: web.Request) -> web.StreamResponse:
         chat = request.path == "/api/chat"
         body = await self._body(request, ollama.KNOWN if chat else ollama.GENERATE_KNOWN)
-        said = say(ollama.asked_of(body) if chat else ollama.asked_to_generate(body))
+        answer = say(ollama.asked_of(body) if chat else ollama.asked_to_generate(body))
         if body.get("stream") is False:
-            return web.json_response(ollama.whole(said, chat=chat))
-        return await _stream(request, "application/x-ndjson", ollama.pieces(said, chat=chat))
+            return web.json_response(ollama.whole(answer, chat=chat))
+        return await _stream(request, "application/x-ndjson", ollama.pieces(answer, chat=chat))
 
     async def _count(self, request: web.Request) -> web.Response:
         await self._body(request, anthropic.KNOWN - {"max_tokens", "stream"})

@@ -87,6 +87,6 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
         database = Database(settings.sql_url)
         _, text = await KeyStore(database).create("admin", "operator")
         operator = await parts.authenticator.authenticate(text)
-        made = await parts.organisations.create_organisation(by(operator), "studio")
-        yield Studio(parts, database, operator, made.id)
+        organisation_id = await parts.organisations.create_organisation(by(operator), "studio")
+        yield Studio(parts, database, operator, organisation_id.id)
         await database.close()

@@ -104,18 +104,20 @@ async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
 async def test_a_member_can_be_invited_again(studio: Studio) -> None:
     organisations, sign_in = studio.parts.organisations, studio.parts.sign_in
     _, admin = await studio.member()
-    made, first = await organisations.add_member(
+    organisation_id, first = await organisations.add_member(
         by(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
     )
-    user, second = await organisations.invite_member(by(admin), studio.organisation, made.id)
-    assert user.id == made.id
+    user, second = await organisations.invite_member(
+        by(admin), studio.organisation, organisation_id.id
+    )
+    assert user.id == organisation_id.id
     with pytest.raises(InvalidToken):
         await sign_in.reset_password(str(first), PASSWORD, "")
     await sign_in.reset_password(str(second), PASSWORD, "")
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
     assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
     # Without a mail server, only an invitation can replace a forgotten password.
-    _, third = await organisations.invite_member(by(admin), studio.organisation, made.id)
+    _, third = await organisations.invite_member(by(admin), studio.organisation, organisation_id.id)
     await sign_in.reset_password(str(third), "another password", "")
     with pytest.raises(InvalidCredentials):
         await sign_in.sign_in("new@example.com", PASSWORD, "")
@@ -159,12 +161,12 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
     begin = transactions.begin
 
     @asynccontextmanager
-    async def late(identity: Identity, **rest: Any) -> AsyncIterator[Transaction]:
+    async def late(identity: Identity, **kwargs: Any) -> AsyncIterator[Transaction]:
         monkeypatch.setattr(transactions, "begin", begin)
         await organisations.change_member(
             by(admin), studio.organisation, someone.user.id, role=Role.ADMIN
         )
-        async with begin(identity, **rest) as transaction:
+        async with begin(identity, **kwargs) as transaction:
             yield transaction
 
     monkeypatch.setattr(transactions, "begin", late)
@@ -255,6 +257,6 @@ async def test_a_key_without_named_scopes_gets_the_default_ones(
     )
     assert key.scopes == {"jobs:read"}
     _, narrow = await _key_of(studio, admin, [KEYS])
-    with pytest.raises(InvalidRequest, match="scopes must be set") as caught:
+    with pytest.raises(InvalidRequest, match="scopes must be set") as exc_info:
         await _key_of(studio, narrow)
-    assert caught.value.field == "scopes"
+    assert exc_info.value.field == "scopes"

@@ -231,10 +231,10 @@ async def test_concurrent_provider_sign_ins_create_one_account(
     find_by_sign_in, others = users.find_by_sign_in, iter([verified(provider, "eve")])
 
     async def late(issuer: str, subject: str) -> object:
-        found = await find_by_sign_in(issuer, subject)
+        result = await find_by_sign_in(issuer, subject)
         for other in others:
             assert (await sign_in.sign_in_verified(other)).user.email == "eve@example.com"
-        return found
+        return result
 
     monkeypatch.setattr(users, "find_by_sign_in", late)
     second = await sign_in.sign_in_verified(verified(provider, "eve"))

@@ -76,8 +76,8 @@ async def test_incomplete_provider_metadata_is_an_outage(
     open_id: OpenIdSignIn, metadata: dict[str, object], keys: dict[str, object]
 ) -> None:
     async def configuration(request: web.Request) -> web.Response:
-        found = {"issuer": issuer, "jwks_uri": f"{issuer}/keys", **metadata}
-        return web.json_response(found)
+        results = {"issuer": issuer, "jwks_uri": f"{issuer}/keys", **metadata}
+        return web.json_response(results)
 
     async def key_set(request: web.Request) -> web.Response:
         return web.json_response(keys)

@@ -45,7 +45,7 @@ async def test_a_full_queue_refuses_work() -> None:
 
 async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None:
     inside, most, go_on = 0, 0, threading.Event()
-    lock, begun = threading.Lock(), asyncio.Queue[None]()
+    lock, starts = threading.Lock(), asyncio.Queue[None]()
     loop = asyncio.get_running_loop()
 
     class Held(PasswordHasher):
@@ -56,25 +56,25 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
             with lock:
                 inside += 1
                 most = max(most, inside)
-            loop.call_soon_threadsafe(begun.put_nowait, None)
+            loop.call_soon_threadsafe(starts.put_nowait, None)
             go_on.wait()
             with lock:
                 inside -= 1
             return "hashed"
 
     passwords = PasswordService(Held())
-    leaving = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
-    for _ in leaving:
-        await begun.get()
+    cancelled_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
+    for _ in cancelled_tasks:
+        await starts.get()
     staying = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
-    for task in leaving:
+    for task in cancelled_tasks:
         task.cancel()
     # After a few turns of the loop, waiting tasks would have begun if they could.
     for _ in range(20):
         await asyncio.sleep(0)
-    held = begun.qsize()
+    held = starts.qsize()
     go_on.set()
-    for task in leaving:
+    for task in cancelled_tasks:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert await asyncio.gather(*staying) == ["hashed"] * 2
@@ -82,12 +82,12 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
 
 
 async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
-    go_on, loop, begun = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
+    go_on, loop, starts = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
 
     class Held(PasswordHasher):
         def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
             if password == "slow":
-                loop.call_soon_threadsafe(begun.put_nowait, None)
+                loop.call_soon_threadsafe(starts.put_nowait, None)
                 go_on.wait()
             return QUICK.verify(hash, password)
 
@@ -97,7 +97,7 @@ async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
         asyncio.create_task(passwords.verify(known, "slow", account=str(n))) for n in range(66)
     ]
     for _ in range(2):
-        await begun.get()
+        await starts.get()
     with pytest.raises(Overloaded):
         await passwords.verify(known, "right", account="ann")
     assert await passwords.verify(known, "right", account="ann", trusted=True)
@@ -131,10 +131,10 @@ def check(
     ],
 )  # fmt: skip
 def test_weak_passwords_are_refused(password: str) -> None:
-    with pytest.raises(WeakPassword) as caught:
+    with pytest.raises(WeakPassword) as exc_info:
         check(password)
-    assert (caught.value.code, caught.value.field) == ("weak_password", "new_password")
-    assert password.casefold() not in caught.value.message.casefold()
+    assert (exc_info.value.code, exc_info.value.field) == ("weak_password", "new_password")
+    assert password.casefold() not in exc_info.value.message.casefold()
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ class Scene:
             token = create_event_token(_SIGNING_KEY, creator, "j", 60)
             held[token] = verify_event_token(_SIGNING_KEY, token)
             names[token] = f"token of the {names[credential]}"
-        found = await self.studio.parts.authenticator.recheck(held)
-        return {names[credential] for credential in found}
+        result = await self.studio.parts.authenticator.recheck(held)
+        return {names[credential] for credential in result}
 
     async def execute(self, statement: sa.Executable) -> None:
         async with self.studio.database.writing() as connection:
@@ -70,8 +70,8 @@ async def _rotate(scene: Scene) -> None:
 
 
 async def _expire(scene: Scene) -> None:
-    past = now() - timedelta(seconds=1)
-    await scene.execute(api_keys.update().values(expires_at=past))
+    past_time = now() - timedelta(seconds=1)
+    await scene.execute(api_keys.update().values(expires_at=past_time))
 
 
 async def _sign_out(scene: Scene) -> None:
@@ -80,8 +80,8 @@ async def _sign_out(scene: Scene) -> None:
 
 
 async def _idle(scene: Scene) -> None:
-    past = now() - timedelta(seconds=1)
-    await scene.execute(sessions.update().values(expires_at=past))
+    past_time = now() - timedelta(seconds=1)
+    await scene.execute(sessions.update().values(expires_at=past_time))
 
 
 async def _shut_out(scene: Scene) -> None:
@@ -97,7 +97,7 @@ async def _other_role(scene: Scene) -> None:
 
 
 async def _nothing(scene: Scene) -> None:
-    """Let the access token expire while the session stays open."""
+    """Do nothing: the access token expires by itself while the session stays valid."""
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ async def test_a_credential_is_valid_until_its_key_or_session_ends(
     everything = {"session", "key", "token of the session", "token of the key"}
     assert await scene.valid() == everything
     await change(scene)
-    found = await scene.valid()
-    assert found == valid | {f"token of the {name}" for name in valid}
+    result = await scene.valid()
+    assert result == valid | {f"token of the {name}" for name in valid}
 
 
 async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> None:
@@ -130,9 +130,9 @@ async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> 
     await _other_role(scene)
     limit = Limit(subject=f"key:{scene.key_id}", concurrent_requests=0)
     await scene.studio.parts.api_keys.set_limit(by(scene.admin), limit)
-    found = (await recheck(held))[scene.key]
-    assert (found.scopes, found.limits) == ({JOBS_READ}, (limit,))
-    assert not found.has_scope(JOBS_WRITE)
+    result = (await recheck(held))[scene.key]
+    assert (result.scopes, result.limits) == ({JOBS_READ}, (limit,))
+    assert not result.has_scope(JOBS_WRITE)
 
 
 async def test_deleting_a_signing_key_ends_connections_of_its_tokens(scene: Scene) -> None:

@@ -21,13 +21,17 @@ class TwoRequestMeter:
     """A meter that admits two requests, and records admissions and settlements."""
 
     def __init__(self) -> None:
-        self.asked: list[list[Any]] = []
+        self.admissions: list[list[Any]] = []
         self.settled: list[list[Any]] = []
 
     async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
-        self.asked.append(arguments)
-        left = 2 - len(self.asked)
-        return [1, 2, left, 60_000] if left >= 0 else [0, 0, b"requests", 60_000, 2]
+        self.admissions.append(arguments)
+        remaining_requests = 2 - len(self.admissions)
+        return (
+            [1, 2, remaining_requests, 60_000]
+            if remaining_requests >= 0
+            else [0, 0, b"requests", 60_000, 2]
+        )
 
     def settle(self, admission: Any, keys: list[str], arguments: list[Any]) -> None:
         self.settled.append(arguments)
@@ -56,17 +60,17 @@ def middleware(meter: Any = None) -> AuthorizationMiddleware:
 async def ask(
     app: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
 ) -> Any:
-    sent: list[Any] = []
+    messages: list[Any] = []
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        messages.append(message)
 
     async def receive() -> Any:
         return {"type": "http.request"}
 
     context = RequestContext(request_id="r", identity=identity)
     await app({"type": kind, "path": path, "moyin": context}, receive, send)
-    return dict(sent[0]["headers"])
+    return dict(messages[0]["headers"])
 
 
 def caller(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
@@ -87,7 +91,7 @@ async def test_callers_without_limits_are_not_counted() -> None:
     meter = TwoRequestMeter()
     for who in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
         assert await ask(middleware(meter), "/", who) == {b"a": b"b"}
-    assert meter.asked == []
+    assert meter.admissions == []
 
 
 async def test_a_limited_request_is_counted_once_and_has_limit_headers() -> None:
@@ -98,13 +102,13 @@ async def test_a_limited_request_is_counted_once_and_has_limit_headers() -> None
     await ask(middleware(meter), "/", limited)
     with pytest.raises(RateLimited):
         await ask(middleware(meter), "/", limited)
-    assert len(meter.asked) == 3
+    assert len(meter.admissions) == 3
 
 
 async def test_a_priced_call_reserves_and_settles_its_cost() -> None:
     meter = TwoRequestMeter()
     await ask(middleware(meter), "/priced", caller("*", limits=(LIMIT,)))
-    assert [arguments[2] for arguments in meter.asked] == [500_000_000]
+    assert [arguments[2] for arguments in meter.admissions] == [500_000_000]
     assert [arguments[1] for arguments in meter.settled] == [200_000_000]
 
 
@@ -112,7 +116,7 @@ async def test_an_unpriced_response_on_a_priced_path_counts_as_a_request() -> No
     meter = TwoRequestMeter()
     headers = await ask(middleware(meter), "/cached", caller("*", limits=(LIMIT,)))
     assert headers[b"ratelimit-remaining"] == b"1"
-    assert [arguments[2] for arguments in meter.asked] == [0]
+    assert [arguments[2] for arguments in meter.admissions] == [0]
 
 
 async def test_a_failed_app_releases_its_reservation() -> None:

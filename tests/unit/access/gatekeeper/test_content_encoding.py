@@ -70,16 +70,16 @@ class Client:
             }
             for start in starts
         ]
-        sent: list[Any] = []
+        messages: list[Any] = []
 
         async def receive() -> Any:
             return self.unread.pop(0) if self.unread else {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            sent.append(message)
+            messages.append(message)
 
         await self.app(scope, receive, send)
-        return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])
+        return messages[0]["status"], dict(messages[0]["headers"]), json.loads(messages[1]["body"])
 
 
 async def read_whole(receive: Receive) -> bytes:

@@ -36,7 +36,7 @@ def scope(
     kind: str = "http",
     **headers: str,
 ) -> Scope:
-    made: Scope = {
+    new_scope: Scope = {
         "type": kind,
         "path": path,
         "scheme": "http",
@@ -44,12 +44,12 @@ def scope(
         "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
     }
     if kind == "http":
-        made["method"] = method
-    return made
+        new_scope["method"] = method
+    return new_scope
 
 
-def with_headers(headers: dict[str, str], **given: str) -> Scope:
-    return scope(**given, **headers)
+def with_headers(headers: dict[str, str], **scope_members: str) -> Scope:
+    return scope(**scope_members, **headers)
 
 
 @pytest.mark.parametrize(
@@ -78,38 +78,38 @@ def test_the_key_of_a_request_is_found(
 
 @pytest.mark.parametrize("name", ["api_key", "api%5Fkey"])
 def test_the_key_is_removed_from_the_query(name: str) -> None:
-    asked = scope(query=f"filename=a%20b.png&{name}=secret&type=output")
-    assert TAKEN.extract(asked) == "secret"
-    assert asked["query_string"] == b"filename=a%20b.png&type=output"
+    request_scope = scope(query=f"filename=a%20b.png&{name}=secret&type=output")
+    assert TAKEN.extract(request_scope) == "secret"
+    assert request_scope["query_string"] == b"filename=a%20b.png&type=output"
 
 
 def test_the_query_key_is_removed_even_if_a_header_has_another() -> None:
-    asked = scope(query="api_key=secret", x_api_key="good")
-    assert TAKEN.extract(asked) == "good"
-    assert asked["query_string"] == b""
+    request_scope = scope(query="api_key=secret", x_api_key="good")
+    assert TAKEN.extract(request_scope) == "good"
+    assert request_scope["query_string"] == b""
 
 
 @pytest.mark.parametrize("query", ["key=c", "token=c", "api_key=c"])
 def test_a_query_key_is_ignored_on_other_paths(query: str) -> None:
-    asked = scope(path="/jobs", query=query)
-    assert TAKEN.extract(asked) is None
-    assert asked["query_string"] == query.encode()
+    request_scope = scope(path="/jobs", query=query)
+    assert TAKEN.extract(request_scope) is None
+    assert request_scope["query_string"] == query.encode()
 
 
 def test_a_websocket_of_a_proxied_service_may_have_a_key_in_its_query() -> None:
-    asked = scope("/svc", query="a=1&api_key=c", kind="websocket")
-    assert TAKEN.extract(asked) == "c"
-    assert asked["query_string"] == b"a=1&api_key=c", "the proxy removes it"
+    request_scope = scope("/svc", query="a=1&api_key=c", kind="websocket")
+    assert TAKEN.extract(request_scope) == "c"
+    assert request_scope["query_string"] == b"a=1&api_key=c", "the proxy removes it"
     assert TAKEN.extract(scope("/svc", query="token=c", kind="websocket")) is None
     assert TAKEN.extract(scope("/svc", query="api_key=c")) is None
     assert TAKEN.extract(scope("/jobs/j/ws", query="api_key=c", kind="websocket")) is None
 
 
 def test_an_event_token_is_found_and_removed_on_its_paths_only() -> None:
-    asked = scope("/jobs/j/events", query="after=1&%74oken=t&tokens=2")
-    assert TAKEN.extract_event_token(asked) == "t"
-    assert asked["query_string"] == b"after=1&tokens=2"
-    assert TAKEN.extract(asked) is None
+    request_scope = scope("/jobs/j/events", query="after=1&%74oken=t&tokens=2")
+    assert TAKEN.extract_event_token(request_scope) == "t"
+    assert request_scope["query_string"] == b"after=1&tokens=2"
+    assert TAKEN.extract(request_scope) is None
     other = scope("/jobs", query="token=t")
     assert TAKEN.extract_event_token(other) is None
     assert CredentialFinder().extract_event_token(scope("/jobs/j/events", query="token=t")) is None
@@ -145,13 +145,13 @@ def test_a_cookie_is_accepted_from_own_pages_only(
     headers: dict[str, str], fine: bool, kind: str
 ) -> None:
     socket = {"kind": "websocket"} if kind == "websocket" else {"method": kind}
-    sent = {"host": "gateway.example:8000", "cookie": "moyin_session=d", **headers}
-    asked = with_headers(sent, **socket)
+    request_headers = {"host": "gateway.example:8000", "cookie": "moyin_session=d", **headers}
+    request_scope = with_headers(request_headers, **socket)
     if fine:
-        assert TAKEN.extract(asked) == "d"
+        assert TAKEN.extract(request_scope) == "d"
     else:
         with pytest.raises(CrossSiteRequest):
-            TAKEN.extract(asked)
+            TAKEN.extract(request_scope)
 
 
 def test_reads_and_header_keys_need_no_origin() -> None:

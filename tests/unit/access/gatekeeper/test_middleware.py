@@ -43,7 +43,7 @@ class Recorder:
 
     @property
     def seen(self) -> list[tuple[str, str, int]]:
-        return [(one.service, one.method, one.status) for one in self.all]
+        return [(item.service, item.method, item.status) for item in self.all]
 
     def observe(self, seen: Observation) -> None:
         self.all.append(seen)
@@ -121,19 +121,19 @@ class Client:
         ]
         if kind == "websocket":
             waiting = [{"type": "websocket.connect"}]
-        sent: list[Any] = []
+        messages: list[Any] = []
 
         async def receive() -> Any:
             return waiting.pop(0)
 
         async def send(message: Any) -> None:
-            sent.append(message)
+            messages.append(message)
 
         await self.app(scope, receive, send)
-        start = next((m for m in sent if m["type"] == "http.response.start"), None)
-        body = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
-        found = {k.decode(): v.decode() for k, v in start["headers"]} if start else {}
-        return (start["status"] if start else 0), found, body, sent
+        start = next((m for m in messages if m["type"] == "http.response.start"), None)
+        body = b"".join(m.get("body", b"") for m in messages if m["type"] == "http.response.body")
+        response_headers = {k.decode(): v.decode() for k, v in start["headers"]} if start else {}
+        return (start["status"] if start else 0), response_headers, body, messages
 
 
 @pytest.fixture
@@ -148,9 +148,9 @@ BEARER = {"authorization": "Bearer good"}
     "headers", [BEARER, {"x-api-key": "good"}, {"authorization": "bearer good"}]
 )
 async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) -> None:
-    status, found, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
+    status, response_headers, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
     assert (status, body) == (200, b"5ada")
-    assert len(found["x-request-id"]) == 32
+    assert len(response_headers["x-request-id"]) == 32
     assert client.metrics.seen == [("echo", "POST", 200)]
 
 
@@ -166,12 +166,12 @@ async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) 
 async def test_a_missing_or_wrong_key_is_401(
     client: Client, headers: dict[str, str], code: str
 ) -> None:
-    status, found, body, _ = await client.call(headers=headers)
+    status, response_headers, body, _ = await client.call(headers=headers)
     problem = json.loads(body)
     assert (status, problem["status"], problem["code"]) == (401, 401, code)
-    assert found["content-type"] == "application/problem+json"
-    assert found["www-authenticate"].startswith("Bearer")
-    assert problem["request_id"] == found["x-request-id"]
+    assert response_headers["content-type"] == "application/problem+json"
+    assert response_headers["www-authenticate"].startswith("Bearer")
+    assert problem["request_id"] == response_headers["x-request-id"]
 
 
 async def test_public_paths_need_no_key_and_have_no_owner(client: Client) -> None:
@@ -182,10 +182,10 @@ async def test_public_paths_need_no_key_and_have_no_owner(client: Client) -> Non
 
 
 async def test_a_valid_request_id_is_kept(client: Client) -> None:
-    _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "shot-12.a"})
-    assert found["x-request-id"] == "shot-12.a"
-    _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "a b\n"})
-    assert found["x-request-id"] != "a b\n"
+    _, response_headers, _, _ = await client.call(headers={**BEARER, "x-request-id": "shot-12.a"})
+    assert response_headers["x-request-id"] == "shot-12.a"
+    _, response_headers, _, _ = await client.call(headers={**BEARER, "x-request-id": "a b\n"})
+    assert response_headers["x-request-id"] != "a b\n"
 
 
 async def test_a_declared_body_over_the_limit_is_refused_without_reading_it(client: Client) -> None:
@@ -287,9 +287,9 @@ async def test_the_access_log_has_caller_and_request_but_no_secret(client: Clien
     await client.call("/known", headers=BEARER, query=b"api_key=good")
     [seen] = client.metrics.all
     line = format_access_line(seen)
-    told = json.loads(line)
-    assert (told["owner"], told["key"], told["status"]) == ("ada", "k1", 400)
-    assert (told["path"], told["code"]) == ("/known", "invalid_request")
+    log_entry = json.loads(line)
+    assert (log_entry["owner"], log_entry["key"], log_entry["status"]) == ("ada", "k1", 400)
+    assert (log_entry["path"], log_entry["code"]) == ("/known", "invalid_request")
     assert "good" not in line
 
 
@@ -383,7 +383,7 @@ async def test_a_body_that_is_too_slow_ends_the_request(
     monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
     monkeypatch.setattr(disconnect, "_BODY_PAUSE_SECONDS", 0.1)
     monkeypatch.setattr(disconnect, "_BODY_BYTES_PER_SECOND", 1e6)
-    sent: list[Any] = []
+    messages: list[Any] = []
 
     async def receive() -> Any:
         nonlocal crumbs
@@ -398,12 +398,15 @@ async def test_a_body_that_is_too_slow_ends_the_request(
         }
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        messages.append(message)
 
     gatekeeper = behind_gatekeeper(echo, Recorder())
     await asyncio.wait_for(gatekeeper(post_scope(), receive, send), 30)
-    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (408, "body_too_slow")
-    assert (b"connection", b"close") in sent[0]["headers"]
+    assert (messages[0]["status"], json.loads(messages[1]["body"])["code"]) == (
+        408,
+        "body_too_slow",
+    )
+    assert (b"connection", b"close") in messages[0]["headers"]
 
 
 async def test_an_app_that_reads_slowly_does_not_end_the_request(
@@ -411,7 +414,7 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
 ) -> None:
     monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
     monkeypatch.setattr(disconnect, "_BODY_PAUSE_SECONDS", 0.05)
-    pieces, sent = [b"a", b"b", b"c"], list[Any]()
+    pieces, messages = [b"a", b"b", b"c"], list[Any]()
 
     async def receive() -> Any:
         piece = pieces.pop(0)
@@ -425,10 +428,10 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
         await send({"type": "http.response.body", "body": b""})
 
     async def send(message: Any) -> None:
-        sent.append(message)
+        messages.append(message)
 
     await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(post_scope(), receive, send), 30)
-    assert sent[0]["status"] == 200
+    assert messages[0]["status"] == 200
 
 
 def post_scope() -> Scope:
@@ -454,8 +457,8 @@ async def test_the_app_does_not_see_a_query_key() -> None:
     assert [scope["query_string"] for scope in seen] == [b"a=1"]
     refused, _, body, _ = await client.call("/view", query=b"a=1&api_key=nogood")
     assert refused == 401
-    told = f"{sent} {body!r} {[format_access_line(one) for one in recorder.all]}"
-    assert "good" not in told.replace("no", "")
+    all_output = f"{sent} {body!r} {[format_access_line(item) for item in recorder.all]}"
+    assert "good" not in all_output.replace("no", "")
     assert (await client.call("/other", query=b"api_key=good"))[0] == 401
 
 

@@ -190,15 +190,15 @@ async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
 
 
 class CountingKeys(StaticAuthenticator):
-    """Counts rechecks; fails them while ``away`` is set."""
+    """Records the number of credentials in each recheck; fails while ``away`` is set."""
 
     def __init__(self) -> None:
         super().__init__({"good": ANN})
-        self.asked: list[int] = []
+        self.recheck_sizes: list[int] = []
         self.away = False
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        self.asked.append(len(credentials))
+        self.recheck_sizes.append(len(credentials))
         if self.away:
             raise ServiceUnavailable("the database is away")
         return await super().recheck(credentials)
@@ -224,7 +224,7 @@ async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
     for line in lines:
         monitor.add("good", ANN, line)
     await monitor.recheck()
-    assert keys.asked == [1]
+    assert keys.recheck_sizes == [1]
     keys.identities.clear()
     await monitor.recheck()
     assert all(line.ended for line in lines)
@@ -245,8 +245,8 @@ async def test_connections_continue_while_the_database_is_unavailable() -> None:
 async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
     class Broken(CountingKeys):
         async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-            self.asked.append(len(credentials))
-            if len(self.asked) == 1:
+            self.recheck_sizes.append(len(credentials))
+            if len(self.recheck_sizes) == 1:
                 raise ZeroDivisionError
             twice.set()
             return {}

@@ -47,8 +47,8 @@ def test_log_lines_are_redacted_with_their_exceptions() -> None:
     try:
         raise ValueError(f"no such key: moyin_00aa11bb_{SECRET}")
     except ValueError as error:
-        caught = (ValueError, error, error.__traceback__)
-    record = logging.LogRecord("moyin.x", logging.ERROR, "f", 1, "Bearer %s", (SECRET,), caught)
+        exc_info = (ValueError, error, error.__traceback__)
+    record = logging.LogRecord("moyin.x", logging.ERROR, "f", 1, "Bearer %s", (SECRET,), exc_info)
     line = JsonFormatter().format(record)
     assert SECRET not in line
     assert json.loads(line)["message"] == "Bearer …"

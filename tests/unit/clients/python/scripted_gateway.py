@@ -48,12 +48,12 @@ def answer(value: Any, status: int = 200) -> Reply:
 
 
 def problem(
-    status: int, code: str, *, headers: Mapping[str, str] | None = None, **more: Any
+    status: int, code: str, *, headers: Mapping[str, str] | None = None, **kwargs: Any
 ) -> Reply:
     """Return an error as docs/reference/errors.md describes it."""
     body = {
         "type": "about:blank", "title": "Some Error", "status": status, "detail": f"wrong: {code}",
-        "instance": "/jobs", "code": code, "request_id": "req_7", **more,
+        "instance": "/jobs", "code": code, "request_id": "req_7", **kwargs,
     }  # fmt: skip
     return Reply(
         status=status,

@@ -158,7 +158,7 @@ def test_the_gateway_takes_queries_of_usage() -> None:
     assert (parsed.group_by, parsed.since, parsed.until) == (["day", "key"], NOON, NOON)
 
 
-def test_it_imports_only_what_it_declares() -> None:
+def test_the_client_imports_only_declared_dependencies() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
     assert names == {"httpx"}

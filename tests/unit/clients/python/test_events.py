@@ -20,8 +20,8 @@ from tests.unit.clients.python.scripted_gateway import (
 EVENTS = "/jobs/j1/events"
 
 
-def status(name: str, event_id: str | None, **more: Any) -> bytes:
-    return event(name, {"id": "j1", "status": name, "attempt": 1, **more}, event_id)
+def status(name: str, event_id: str | None, **kwargs: Any) -> bytes:
+    return event(name, {"id": "j1", "status": name, "attempt": 1, **kwargs}, event_id)
 
 
 RUNNING = status("running", "2-0")
@@ -48,7 +48,7 @@ async def test_events_are_typed_by_their_kind(client: AnyClient, gateway: Script
         ),
     )  # fmt: skip
     events = await client.collect("events", "j1")
-    assert [(one.type, one.id) for one in events] == [
+    assert [(item.type, item.id) for item in events] == [
         ("queued", "1-0"), ("progress", "2-0"), ("step", "3-0"), ("novelty", "4-0"),
         ("succeeded", "9-0"),
     ]  # fmt: skip
@@ -73,7 +73,7 @@ async def test_a_broken_stream_resumes_after_the_last_whole_event(
         stream(SUCCEEDED),
     )  # fmt: skip
     events = await client.collect("events", "j1", last_event_id="0-0")
-    assert [one.id for one in events] == ["1-0", "2-0", "9-0"]
+    assert [event.id for event in events] == ["1-0", "2-0", "9-0"]
     assert [seen.headers["last-event-id"] for seen in gateway.seen] == ["0-0", "1-0", "2-0"]
     assert len(pauses.seconds) == 2
 
@@ -85,7 +85,7 @@ async def test_a_dead_gateway_is_waited_for(
     steps = [gateway.stop, lambda: None, gateway.start]
     pauses.on_pause = lambda: steps.pop(0)()
     events = await client.collect("events", "j1")
-    assert [one.id for one in events] == ["2-0", "9-0"]
+    assert [event.id for event in events] == ["2-0", "9-0"]
     assert steps == []
     assert [seen.headers.get("last-event-id") for seen in gateway.seen] == [None, "2-0"]
 
@@ -100,7 +100,7 @@ async def test_errors_that_pass_are_waited_for(
         stream(RUNNING + slow),
         stream(SUCCEEDED),
     )  # fmt: skip
-    assert [one.id for one in await client.collect("events", "j1")] == ["2-0", "9-0"]
+    assert [item.id for item in await client.collect("events", "j1")] == ["2-0", "9-0"]
     assert pauses.seconds[0] == 3
 
 
@@ -117,7 +117,7 @@ async def test_an_event_without_id_does_not_move_the_cursor(
 ) -> None:
     last = status("succeeded", None)
     gateway.script("GET", EVENTS, stream(RUNNING, last, breaks=True), stream(last))
-    assert [one.id for one in await client.collect("events", "j1")] == ["2-0", None, None]
+    assert [item.id for item in await client.collect("events", "j1")] == ["2-0", None, None]
     assert gateway.seen[1].headers["last-event-id"] == "2-0"
 
 
@@ -129,18 +129,18 @@ async def test_other_errors_end_the_stream(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, reply: Reply
 ) -> None:
     gateway.script("GET", EVENTS, reply)
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.collect("events", "j1")
-    assert caught.value.code == "job_not_found"
+    assert exc_info.value.code == "job_not_found"
     assert pauses.seconds == []
 
 
 async def test_only_failures_in_a_row_count(client: AnyClient, gateway: ScriptedGateway) -> None:
     broken = [stream(status("running", f"2-{n}"), breaks=True) for n in range(6)]
     gateway.script("GET", EVENTS, *broken, LOST, LOST, LOST, LOST)
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.collect("events", "j1")
-    assert caught.value.code == "connection_failed"
+    assert exc_info.value.code == "connection_failed"
     # Four tries in a row; the last stream with an event is the first of them.
     assert len(gateway.seen) == 9
 
@@ -162,7 +162,7 @@ async def test_a_stream_goes_on_after_a_retry_of_the_job(
         stream(status("succeeded", None)),
     )  # fmt: skip
     events = await client.collect("events", "j1")
-    assert [(one.type, one.id) for one in events] == [
+    assert [(event.type, event.id) for event in events] == [
         ("failed", "3-0"), ("queued", "4-0"), ("succeeded", None),
     ]  # fmt: skip
     assert gateway.seen[1].headers["last-event-id"] == "4-0"
@@ -212,7 +212,7 @@ async def test_previews_are_typed_and_never_cursors(
         stream(SUCCEEDED),
     )  # fmt: skip
     events = await client.collect("events", "j1", previews=True)
-    assert [(one.type, one.id) for one in events] == [
+    assert [(item.type, item.id) for item in events] == [
         ("running", "2-0"), ("preview", None), ("preview", None), ("succeeded", "9-0"),
     ]  # fmt: skip
     assert events[1].data == Preview(
@@ -227,11 +227,11 @@ async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
 ) -> None:
     gateway.script("GET", EVENTS, stream(SUCCEEDED, event("preview", SEEN)))
     events = await client.collect("events", "j1", previews=True)
-    assert [one.type for one in events] == ["succeeded", "preview"]
+    assert [item.type for item in events] == ["succeeded", "preview"]
     assert (len(gateway.seen), pauses.seconds) == (1, [])
 
 
-async def test_previews_come_only_when_asked_for(
+async def test_previews_are_sent_only_on_request(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", EVENTS, stream(SUCCEEDED))
@@ -251,9 +251,9 @@ async def test_the_newest_preview_is_a_picture_or_none(
     assert await client.call("preview", "j1") is None
     picture = await client.call("preview", "j1")
     assert picture == Picture(content=b"picture", media_type="image/jpeg")
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.call("preview", "j1")
-    assert caught.value.code == "job_not_found"
+    assert exc_info.value.code == "job_not_found"
 
 
 async def test_a_token_for_a_page_is_created(client: AnyClient, gateway: ScriptedGateway) -> None:

@@ -75,9 +75,9 @@ async def test_a_failed_download_leaves_the_file_as_it_was(
     gateway.script("GET", "/artifacts/art_1", broken, problem(404, "artifact_not_found"))
     target = tmp_path / "a.png"
     target.write_bytes(b"old")
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.call("download", "art_1", target)
-    assert caught.value.code == "artifact_not_found"
+    assert exc_info.value.code == "artifact_not_found"
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -119,9 +119,9 @@ async def test_other_errors_are_raised_at_once(
         "POST", "/jobs",
         problem(status, "some_code", field="steps.0.request", node_errors={"3": "bad"}),
     )  # fmt: skip
-    with pytest.raises(MoyinError, match="wrong: some_code") as caught:
+    with pytest.raises(MoyinError, match="wrong: some_code") as exc_info:
         await client.call("submit", CHAT)
-    error = caught.value
+    error = exc_info.value
     assert (error.status, error.code, error.field) == (status, "some_code", "steps.0.request")
     assert (error.request_id, error.retry_after) == ("req_7", None)
     assert error.details == {"node_errors": {"3": "bad"}}
@@ -134,9 +134,9 @@ async def test_a_passing_error_is_raised_after_the_last_try(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses, status: int
 ) -> None:
     gateway.script("GET", "/jobs/j1", *[problem(status, "passing")] * 4)
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.call("job", "j1")
-    assert (caught.value.status, caught.value.code) == (status, "passing")
+    assert (exc_info.value.status, exc_info.value.code) == (status, "passing")
     assert (len(gateway.seen), len(pauses.seconds)) == (4, 3)
 
 
@@ -154,9 +154,9 @@ async def test_a_lost_gateway_is_an_error_without_status(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", "/jobs/j1", *[LOST] * 4)
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.call("job", "j1")
-    assert (caught.value.status, caught.value.code) == (None, "connection_failed")
+    assert (exc_info.value.status, exc_info.value.code) == (None, "connection_failed")
 
 
 async def test_a_job_is_parsed_with_members_that_are_new(
@@ -200,18 +200,18 @@ async def test_a_response_that_is_not_a_job_is_an_error(
     gateway.script("GET", "/jobs/j1", answer(None))
     gateway.script("GET", "/jobs/j2", Reply(body=body))
     for job_id in ("j1", "j2"):
-        with pytest.raises(MoyinError) as caught:
+        with pytest.raises(MoyinError) as exc_info:
             await client.call("job", job_id)
-        assert caught.value.code == "malformed_response"
+        assert exc_info.value.code == "malformed_response"
 
 
 async def test_an_error_of_another_server_has_its_status(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
     gateway.script("GET", "/jobs/j1", Reply(status=418, body=b"<h1>teapot</h1>"))
-    with pytest.raises(MoyinError, match="418") as caught:
+    with pytest.raises(MoyinError, match="418") as exc_info:
         await client.call("job", "j1")
-    assert (caught.value.status, caught.value.code) == (418, "http_error")
+    assert (exc_info.value.status, exc_info.value.code) == (418, "http_error")
 
 
 async def test_pages_are_read_to_the_end(client: AnyClient, gateway: ScriptedGateway) -> None:
@@ -270,9 +270,9 @@ async def test_a_repeated_change_that_was_made_already_returns_the_job(
     gateway.script("POST", f"/jobs/j1/{method}", LOST, problem(409, code), problem(409, code))
     gateway.script("GET", "/jobs/j1", answer({"id": "j1", "status": "cancelled"}))
     assert (await client.call(method, "j1")).status == "cancelled"
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.call(method, "j1")
-    assert caught.value.code == code
+    assert exc_info.value.code == code
 
 
 async def test_a_repeated_deletion_succeeds(client: AnyClient, gateway: ScriptedGateway) -> None:
@@ -281,9 +281,9 @@ async def test_a_repeated_deletion_succeeds(client: AnyClient, gateway: Scripted
     gateway.script("DELETE", "/jobs/j1", LOST, missing, limited, missing)
     await client.call("delete", "j1")
     # A limit does not hide that there was no such job.
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         await client.call("delete", "j1")
-    assert caught.value.code == "job_not_found"
+    assert exc_info.value.code == "job_not_found"
 
 
 async def test_many_jobs_are_changed_until_no_cursor_is_left(
@@ -348,8 +348,8 @@ async def test_an_error_in_the_format_of_openai_has_the_same_members(
 ) -> None:
     error = {"message": "no", "type": "x", "code": "invalid_request", "param": "group_by"}
     gateway.script("GET", "/v1/usage", answer({"error": error}, 400))
-    with pytest.raises(MoyinError, match=r"^no$") as caught:
+    with pytest.raises(MoyinError, match=r"^no$") as exc_info:
         await client.call("usage", group_by="day")
-    assert (caught.value.code, caught.value.field, caught.value.details) == (
+    assert (exc_info.value.code, exc_info.value.field, exc_info.value.details) == (
         "invalid_request", "group_by", {},
     )  # fmt: skip

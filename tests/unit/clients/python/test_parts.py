@@ -86,9 +86,9 @@ def test_only_passing_errors_are_sent_again(error: MoyinError, is_sent_again: bo
     else:
         with pytest.raises(MoyinError):
             policy.pause_after(error, 1)
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         policy.pause_after(error, 3)
-    assert caught.value is error
+    assert exc_info.value is error
 
 
 @pytest.mark.parametrize(

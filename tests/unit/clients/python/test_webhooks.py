@@ -53,9 +53,9 @@ def test_names_of_headers_ignore_case_and_one_of_several_signatures_is_enough() 
          "empty signature", "no signature", "no headers"],
 )  # fmt: skip
 def test_a_webhook_that_is_not_signed_is_refused(headers: Mapping[str, str], body: bytes) -> None:
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         verify_webhook(SECRET, headers, body)
-    assert (caught.value.status, caught.value.code) == (None, "invalid_webhook")
+    assert (exc_info.value.status, exc_info.value.code) == (None, "invalid_webhook")
 
 
 def test_an_old_webhook_is_refused_unless_it_is_tolerated() -> None:
@@ -72,6 +72,6 @@ def test_a_secret_that_is_none_is_an_error_of_the_caller() -> None:
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"no", b'{"type": "x", "timestamp": "y"}'])
 def test_signed_nonsense_is_malformed(body: bytes) -> None:
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         verify_webhook(SECRET, sign(body=body), body)
-    assert caught.value.code == "malformed_response"
+    assert exc_info.value.code == "malformed_response"

@@ -14,7 +14,7 @@ SOURCES = Path(__file__).parents[4] / "clients" / "typescript" / "src"
 STALE = "run `scripts/typescript_client.sh generate`"
 
 
-def test_the_document_is_what_the_apps_describe() -> None:
+def test_the_document_matches_the_apps_descriptions() -> None:
     assert FILE.read_text() == render(), STALE
 
 
@@ -43,7 +43,7 @@ def test_it_has_the_methods_of_the_python_client() -> None:
     assert methods == {_to_camel_case(name) for name in python} - {"close"}
 
 
-def test_a_page_has_methods_of_the_client_and_calls_only_what_tokens_open() -> None:
+def test_a_page_calls_only_routes_that_accept_event_tokens() -> None:
     names = r"^  (?:async )?([a-z]\w+)\("
     page = (SOURCES / "page.ts").read_text()
     methods = set(re.findall(names, page, re.MULTILINE)) - {"constructor", "url"}

@@ -119,12 +119,12 @@ def test_a_job_is_pending_until_it_begins() -> None:
 
 
 def test_a_summary_prefers_a_saved_file_to_a_preview() -> None:
-    preview, saved = {"filename": "t", "type": "temp"}, {"filename": "o", "type": "output"}
-    outputs = {"1": {"images": [preview, saved], "text": ["a word"]}}
+    preview, output = {"filename": "t", "type": "temp"}, {"filename": "o", "type": "output"}
+    outputs = {"1": {"images": [preview, output], "text": ["a word"]}}
     prompt_spec = spec(extra_data={"extra_pnginfo": {"workflow": {"id": "w"}}})
     body = response.build_job_summary(job(), prompt_spec, record(STARTED, **outputs))
     assert body["outputs_count"] == 2
-    assert body["preview_output"] == {"nodeId": "1", "mediaType": "images", **saved}
+    assert body["preview_output"] == {"nodeId": "1", "mediaType": "images", **output}
     assert (body["workflow_id"], body["execution_start_time"]) == ("w", 7)
     assert "execution_error" not in body
 

@@ -75,8 +75,8 @@ def test_accepted_paths_stay_within_the_folder(text: str) -> None:
 
 
 def test_a_listing_contains_one_folder() -> None:
-    def names(**more: bool) -> object:
-        flags = {"recurse": False, "full_info": False, "split": False, **more}
+    def names(**kwargs: bool) -> object:
+        flags = {"recurse": False, "full_info": False, "split": False, **kwargs}
         return list_folder(FILES, "workflows", **flags)
 
     assert names() == ["a.json"]

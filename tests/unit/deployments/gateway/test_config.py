@@ -9,8 +9,8 @@ from deployments.gateway.config import GatewayConfig
 from moyin.proxy.route import BalancingPolicy
 
 
-def route(**more: Any) -> dict[str, Any]:
-    return {"name": "a", "prefix": "/a", "upstreams": ["http://10.0.0.1:9"], **more}
+def route(**kwargs: Any) -> dict[str, Any]:
+    return {"name": "a", "prefix": "/a", "upstreams": ["http://10.0.0.1:9"], **kwargs}
 
 
 def test_a_route_with_every_setting() -> None:
@@ -77,6 +77,6 @@ def test_gateway_upstream_gets_the_gateways_address() -> None:
 def test_an_invalid_route_is_rejected_and_its_field_named(
     routes: list[dict[str, Any]], field: str
 ) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as exc_info:
         GatewayConfig.model_validate({"routes": routes})
-    assert field in {".".join(map(str, error["loc"])) for error in caught.value.errors()}
+    assert field in {".".join(map(str, error["loc"])) for error in exc_info.value.errors()}

@@ -81,14 +81,14 @@ def test_an_alias_may_judge() -> None:
     ],
 )
 def test_error_names_the_field(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as exc_info:
         config(
             {**JUDGE, **changes},
             all={},
             most={"models": ["small", "claude-opus-5-5", "brief-one"]},
             brief={"models": ["brief-one"]},
         )
-    error = caught.value.errors()[0]
+    error = exc_info.value.errors()[0]
     assert message in f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
 
 

@@ -35,13 +35,13 @@ class FakeJudge:
         return self._spent
 
 
-def row(request_id: str, score: float, **more: Any) -> SignalRow:
+def row(request_id: str, score: float, **kwargs: Any) -> SignalRow:
     values: dict[str, Any] = {
         "owner": "ada", "request_id": request_id, "key_id": "", "source": "judge", "model": "m",
         "question": None, "score": score, "weight": 0.5, "p_good": 0.5,
         "created_at": datetime.now(UTC),
     }  # fmt: skip
-    return SignalRow(**(values | more))
+    return SignalRow(**(values | kwargs))
 
 
 def test_pair_counts_once_and_a_tie_agrees() -> None:

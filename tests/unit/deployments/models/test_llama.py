@@ -19,10 +19,10 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     replies: list[Any] = []
 
     async def reply() -> tuple[str, str]:
-        found = replies.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return str(found), "key"
+        result = replies.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return str(result), "key"
 
     actor = SimpleNamespace(get_endpoint=SimpleNamespace(remote=reply))
     monkeypatch.setattr(llama, "find_or_start", lambda *_: actor)

@@ -100,16 +100,16 @@ async def tenant_key(tmp_path: Path) -> str:
     return key
 
 
-async def test_hosts_serve_what_they_have_pulled(
+async def test_hosts_serve_the_models_that_they_have_pulled(
     models_app: ModelsApp, host: FakeOllamaHost
 ) -> None:
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
     host.models["nomic:latest"] = ["embedding"]
     await discovered(models_app, "qwen3:8b", "nomic")
     fleet = models_app.text_router.fleet
-    (found,) = fleet.catalog.find_deployments("qwen3:8b")
-    assert (found.model.tools, found.model.thinking, found.model.vision) == (True, True, False)
-    assert (found.model.context, found.model.schema) == (8192, True)
+    (result,) = fleet.catalog.find_deployments("qwen3:8b")
+    assert (result.model.tools, result.model.thinking, result.model.vision) == (True, True, False)
+    assert (result.model.context, result.model.schema) == (8192, True)
     (vectors,) = fleet.catalog.find_deployments("nomic:latest")
     assert (vectors.model.embeddings, vectors.model.chat) == (True, False)
     for name in ("smollm2", "smollm2:latest", "gpu/smollm2"):
@@ -152,7 +152,10 @@ async def test_discovered_model_does_not_take_the_name_of_a_configured_one(
     async with serving(tmp_path, backend(host, models=listed, discover=True)) as models_app:
         await discovered(models_app, "qwen:7b")
         catalog = models_app.text_router.fleet.catalog
-        assert [one.model.upstream for one in catalog.deployments] == ["qwen3:32b", "qwen:7b"]
+        assert [deployment.model.upstream for deployment in catalog.deployments] == [
+            "qwen3:32b",
+            "qwen:7b",
+        ]
 
 
 async def test_lists_have_tags_sizes_and_details(
@@ -177,7 +180,7 @@ async def test_lists_have_tags_sizes_and_details(
     await client._client.aclose()
 
 
-async def test_alias_shows_only_what_available_models_can_do(models_app: ModelsApp) -> None:
+async def test_alias_shows_only_abilities_of_available_models(models_app: ModelsApp) -> None:
     for name in ("auto", "any"):
         _, (shown,) = await call(models_app, "POST", "api/show", {"model": name})
         assert shown["capabilities"] == ["completion"]

@@ -83,10 +83,10 @@ def test_messages_of_the_input_have_lists_of_parts(role: str) -> None:
 
 
 def test_database_errors_tell_clients_to_try_again(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ServiceUnavailable) as caught, _storage_errors():
+    with pytest.raises(ServiceUnavailable) as exc_info, _storage_errors():
         raise OperationalError("SELECT", {"input": "secret prompt"}, Exception("away"))
-    assert caught.value.retry_after
-    assert "secret" not in caught.value.message + caplog.text
+    assert exc_info.value.retry_after
+    assert "secret" not in exc_info.value.message + caplog.text
 
 
 class _Router:
@@ -111,17 +111,17 @@ async def test_only_a_batchs_answer_is_sent_without_being_stored(is_line: bool) 
     scope: Scope = {"headers": [], "moyin": RequestContext(request_id="r", identity=identity)}
     if is_line:
         set_background(scope, lambda entry: None)
-    sent: list[Message] = []
+    messages: list[Message] = []
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b'{"model":"m","input":"hi"}'}
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        messages.append(message)
 
     if is_line:
         await route(scope, receive, send)
-        assert b"resp_7" in sent[-1]["body"]
+        assert b"resp_7" in messages[-1]["body"]
     else:
         with pytest.raises(ServiceUnavailable):
             await route(scope, receive, send)

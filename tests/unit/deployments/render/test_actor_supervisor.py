@@ -403,10 +403,10 @@ class HangingLedger(RecordingLedger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = asyncio.Event()
+        self.was_called = asyncio.Event()
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
-        self.asked.set()
+        self.was_called.set()
         await asyncio.Event().wait()
 
 
@@ -418,7 +418,7 @@ async def test_lost_actor_gets_no_renders_while_the_database_hangs(cluster: Clus
     supervisor.start()
     await eventually(lambda: bool(pool.renderers))
     actor.failure = WorkerLost("the actor has died")
-    await ledger.asked.wait()
+    await ledger.was_called.wait()
     assert list(pool.renderers) == []
     await supervisor.remove_idle_actors()
 

@@ -29,8 +29,8 @@ def test_lost_actors_poison_a_render_only_after_five() -> None:
 
 
 def test_only_failures_and_not_outages_are_counted() -> None:
-    away = ServiceUnavailable("ComfyUI is not running yet")
-    assert after(*[away] * 50) == FailureCounts()
+    unavailable_error = ServiceUnavailable("ComfyUI is not running yet")
+    assert after(*[unavailable_error] * 50) == FailureCounts()
     bug = ValueError("a bug")
     assert after(*[bug] * 5).allows_retry(bug)
     assert not after(*[bug] * 6).allows_retry(bug)

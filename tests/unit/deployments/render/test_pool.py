@@ -340,7 +340,7 @@ async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
     a = FakeRenderer()
     a.held.clear()
     pool.add_renderer("a", a, status())
-    begun, waiting = render(pool, request()), render(pool, request())
+    running_render, waiting = render(pool, request()), render(pool, request())
     await settle()
     pool.close()
     with pytest.raises(ServiceUnavailable):
@@ -348,7 +348,7 @@ async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
     with pytest.raises(ServiceUnavailable):
         await render(pool, request())
     a.held.set()
-    await begun
+    await running_render
     assert (len(a.started), pool.waiting_renders) == (1, 0)
 
 
@@ -437,12 +437,12 @@ async def test_models_that_ran_out_of_memory_go_to_the_larger_pool() -> None:
     a.failure = OutOfMemory("node 3 failed", details={"node_id": "3"})
     pool.add_renderer("a", a, status())
     models = {"checkpoints/big": 10**9}
-    with pytest.raises(OutOfMemory) as caught:
+    with pytest.raises(OutOfMemory) as exc_info:
         await render(pool, request(models))
-    assert caught.value.details == {"node_id": "3", "pool": "large"}
-    with pytest.raises(OutOfMemory) as caught:
+    assert exc_info.value.details == {"node_id": "3", "pool": "large"}
+    with pytest.raises(OutOfMemory) as exc_info:
         await render(pool, request(models))
-    assert caught.value.details["pool"] == "large"
+    assert exc_info.value.details["pool"] == "large"
     assert len(a.started) == 1, "the second was not sent to a renderer"
     a.failure = None
     await render(pool, request({"checkpoints/other": 10**9}))

@@ -214,9 +214,9 @@ async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
     )
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact.id}"}}}
     await bench.artifacts.add(artifact, owner="bob")
-    with pytest.raises(ApplicationError) as caught:
+    with pytest.raises(ApplicationError) as exc_info:
         await bench.run(graph)
-    assert (caught.value.type, caught.value.non_retryable) == ("artifact_not_found", True)
+    assert (exc_info.value.type, exc_info.value.non_retryable) == ("artifact_not_found", True)
     assert bench.renderer.started == []
 
     own = Artifact(
@@ -232,26 +232,26 @@ async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
 
 async def test_lost_renderer_is_retried_and_invalid_graph_is_not(bench: Bench) -> None:
     bench.renderer.failure = WorkerLost("gone")
-    with pytest.raises(ApplicationError) as caught:
+    with pytest.raises(ApplicationError) as exc_info:
         await bench.run(GRAPH)
-    assert (caught.value.type, caught.value.non_retryable) == ("worker_lost", False)
+    assert (exc_info.value.type, exc_info.value.non_retryable) == ("worker_lost", False)
     bench.renderer.failure = InvalidGraph("no such node", details={"error": {}})
-    with pytest.raises(ApplicationError) as caught:
+    with pytest.raises(ApplicationError) as exc_info:
         await bench.run(GRAPH)
-    assert (caught.value.type, caught.value.non_retryable) == ("invalid_graph", True)
+    assert (exc_info.value.type, exc_info.value.non_retryable) == ("invalid_graph", True)
 
 
 async def test_failure_counts_reach_the_next_attempt(bench: Bench) -> None:
     bench.renderer.failure = WorkerLost("status -9", details={"ended": "comfyui"})
     beats: list[Any] = []
     bench.environment.on_heartbeat = lambda *details: beats.append(details)
-    with pytest.raises(ApplicationError) as caught:
+    with pytest.raises(ApplicationError) as exc_info:
         await bench.run(GRAPH)
-    assert (caught.value.type, caught.value.non_retryable) == ("worker_lost", False)
+    assert (exc_info.value.type, exc_info.value.non_retryable) == ("worker_lost", False)
     bench.environment.info = replace(bench.environment.info, heartbeat_details=beats[-1])
-    with pytest.raises(ApplicationError, match="status -9") as caught:
+    with pytest.raises(ApplicationError, match="status -9") as exc_info:
         await bench.run(GRAPH)
-    assert (caught.value.type, caught.value.non_retryable) == ("render_poisoned", True)
+    assert (exc_info.value.type, exc_info.value.non_retryable) == ("render_poisoned", True)
 
 
 async def test_internal_error_hides_its_message_and_is_retried_six_times(bench: Bench) -> None:
@@ -260,10 +260,10 @@ async def test_internal_error_hides_its_message_and_is_retried_six_times(bench: 
     bench.environment.on_heartbeat = lambda *details: beats.append(details)
     non_retryable = []
     for _ in range(6):
-        with pytest.raises(ApplicationError) as caught:
+        with pytest.raises(ApplicationError) as exc_info:
             await bench.run(GRAPH)
-        assert "secret" not in caught.value.message
-        non_retryable.append(caught.value.non_retryable)
+        assert "secret" not in exc_info.value.message
+        non_retryable.append(exc_info.value.non_retryable)
         bench.environment.info = replace(bench.environment.info, heartbeat_details=beats[-1])
     assert non_retryable == [False] * 5 + [True]
 
@@ -331,8 +331,8 @@ async def test_record_of_an_interrupted_prompt_is_stored(
         await task
     record = (await bench.jobs.find(JOB)).record
     assert record is not None
-    kept = json.loads(await bench.blobs.get(record))["record"]
-    assert from_plain(PromptRecord, kept) == bench.renderer.interrupted
+    stored_record = json.loads(await bench.blobs.get(record))["record"]
+    assert from_plain(PromptRecord, stored_record) == bench.renderer.interrupted
 
 
 async def test_waiting_step_sends_heartbeats(bench: Bench) -> None:

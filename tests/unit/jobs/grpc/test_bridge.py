@@ -73,9 +73,9 @@ async def bridge() -> AsyncIterator[GrpcBridge]:
 async def test_an_error_response_is_read_whole_unless_it_is_too_large(
     bridge: GrpcBridge, size: str, code: str
 ) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(Fault) as exc_info:
         await bridge.get_job(pb.GetJobRequest(id=size), ())
-    assert (caught.value.status, caught.value.code) == (grpc.StatusCode.NOT_FOUND, code)
+    assert (exc_info.value.status, exc_info.value.code) == (grpc.StatusCode.NOT_FOUND, code)
 
 
 async def submit(bridge: GrpcBridge, value: str) -> object:
@@ -91,9 +91,9 @@ async def watch(bridge: GrpcBridge, value: str) -> object:
 async def test_a_field_with_control_characters_is_refused(
     bridge: GrpcBridge, call: Callable[[GrpcBridge, str], Awaitable[object]], field: str, value: str
 ) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(Fault) as exc_info:
         await call(bridge, value)
-    fault = (caught.value.status, caught.value.code, caught.value.field)
+    fault = (exc_info.value.status, exc_info.value.code, exc_info.value.field)
     assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
 
 
@@ -101,18 +101,18 @@ async def test_a_field_with_control_characters_is_refused(
 async def test_an_app_without_the_calls_names_the_app_that_has_them(
     call: Callable[[GrpcBridge, str], Awaitable[object]],
 ) -> None:
-    with pytest.raises(Fault, match="application: gateway") as caught:
+    with pytest.raises(Fault, match="application: gateway") as exc_info:
         await call(RefusingBridge(), "1")
-    assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED
+    assert exc_info.value.status is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_stream_whose_key_was_revoked_ends_unauthenticated(bridge: GrpcBridge) -> None:
     request = pb.ChatRequest(model="auto", messages=[pb.ChatMessage(role="user", content="x")])
     for stream in (bridge.watch_job(pb.WatchJobRequest(id="1"), ()), bridge.chat(request, ())):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(Fault) as exc_info:
             async for _ in stream:
                 continue
-        fault = (caught.value.status, caught.value.code)
+        fault = (exc_info.value.status, exc_info.value.code)
         assert fault == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
 
 
@@ -148,15 +148,15 @@ async def test_a_page_of_large_jobs_fits_into_a_message(
 
 async def test_a_gateway_that_does_not_respond_is_not_ready(bridge: GrpcBridge) -> None:
     assert await bridge.is_ready()
-    away = GrpcBridge("http://127.0.0.1:9")
-    assert not await away.is_ready()
-    await away.close()
+    unreachable_bridge = GrpcBridge("http://127.0.0.1:9")
+    assert not await unreachable_bridge.is_ready()
+    await unreachable_bridge.close()
     with pytest.raises(Fault):
         await RefusingBridge().is_ready()
 
 
 async def test_filters_that_do_not_fit_into_a_request_are_refused(bridge: GrpcBridge) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(Fault) as exc_info:
         await bridge.list_jobs(pb.ListJobsRequest(metadata={"a": "x" * 12_000}), ())
-    fault = (caught.value.status, caught.value.code, caught.value.field)
+    fault = (exc_info.value.status, exc_info.value.code, exc_info.value.field)
     assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", "request")

@@ -47,9 +47,9 @@ async def test_health_check_returns_the_state(service: str, ready: bool, status:
 @pytest.mark.parametrize("service", ["moyin.v1.moyin", "grpc.health.v1.Health", "x" * 10_000])
 async def test_an_unknown_service_is_not_found(service: str) -> None:
     gateway = Gateway()
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(Fault) as exc_info:
         await HealthMonitor(gateway.is_ready).check(ask(service))
-    assert (caught.value.status, gateway.reads) == (grpc.StatusCode.NOT_FOUND, 0)
+    assert (exc_info.value.status, gateway.reads) == (grpc.StatusCode.NOT_FOUND, 0)
 
 
 async def test_many_checks_read_the_state_once() -> None:
@@ -125,8 +125,8 @@ async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = HealthMonitor(Gateway().is_ready)
     async with aclosing(monitor.watch(ask())) as first:
         await anext(first)
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(Fault) as exc_info:
             await anext(monitor.watch(ask()))
-        assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED
+        assert exc_info.value.status is grpc.StatusCode.UNIMPLEMENTED
     async with aclosing(monitor.watch(ask())) as second:
         assert (await anext(second)).status == SERVING

@@ -58,9 +58,9 @@ def test_a_chat_request_becomes_a_streamed_body() -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "1", pytest.param("[" * 100_000, id="deep")])
 def test_bad_json_is_named(text: str) -> None:
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(Fault) as exc_info:
         to_chat_body(pb.ChatRequest(model="m", extra_json=text))
-    assert (caught.value.status, caught.value.field) == (
+    assert (exc_info.value.status, exc_info.value.field) == (
         grpc.StatusCode.INVALID_ARGUMENT, "extra_json",
     )  # fmt: skip
 
@@ -140,9 +140,9 @@ def test_a_list_request_that_cannot_be_sent_is_refused() -> None:
     late = pb.ListJobsRequest(created_before=Timestamp(seconds=2**60))
     unknown = pb.ListJobsRequest.FromString(b"\xfa\x07\x01x")
     for request, field in ((late, "created_before"), (unknown, "request")):
-        with pytest.raises(Fault) as caught:
+        with pytest.raises(Fault) as exc_info:
             to_jobs_query(request)
-        fault = (caught.value.status, caught.value.field)
+        fault = (exc_info.value.status, exc_info.value.field)
         assert fault == (grpc.StatusCode.INVALID_ARGUMENT, field)
 
 

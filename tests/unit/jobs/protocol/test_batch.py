@@ -106,6 +106,6 @@ def test_a_large_batch_is_stored_as_one_graph_and_small_patches() -> None:
 def test_an_invalid_batch_names_its_field(
     batch: dict[str, Any], job: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse(batch, **job)
-    assert caught.value.field == field, caught.value.message
+    assert exc_info.value.field == field, exc_info.value.message

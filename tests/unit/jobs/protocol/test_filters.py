@@ -71,9 +71,9 @@ def test_all_parameters_become_conditions() -> None:
     ],
 )
 def test_an_invalid_parameter_is_named(parameters: list[tuple[str, str]], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_jobs_query(parameters)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_an_invalid_parameter_is_named(parameters: list[tuple[str, str]], field:
     ],
 )
 def test_an_invalid_parameter_of_artifacts_is_named(name: str, value: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_artifacts_query([(name, value)])
-    assert caught.value.field == name
+    assert exc_info.value.field == name
 
 
 def test_a_bulk_request_has_the_same_filter() -> None:
@@ -119,7 +119,7 @@ def test_a_bulk_request_has_the_same_filter() -> None:
     ],
 )
 def test_an_invalid_bulk_request_is_refused(body: bytes, field: Any) -> None:
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         parse_bulk_request(body)
-    assert caught.value.field == field
-    assert caught.value.code in ("invalid_request", "invalid_json")
+    assert exc_info.value.field == field
+    assert exc_info.value.code in ("invalid_request", "invalid_json")

@@ -102,9 +102,9 @@ def test_any_body_is_parsed_or_refused_with_its_field(body: Any) -> None:
 @pytest.mark.parametrize("labels", [{"a\0": "b"}, {"a": "b\0"}])
 def test_metadata_with_nul_is_refused(labels: dict[str, str]) -> None:
     body = {"kind": "http", "request": {"path": "/x"}, "metadata": labels}
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_job(json.dumps(body).encode(), NOW)
-    assert (caught.value.field or "").startswith("metadata")
+    assert (exc_info.value.field or "").startswith("metadata")
 
 
 def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
@@ -131,9 +131,9 @@ def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
 )
 def test_an_invalid_render_names_its_field(step: dict[str, Any], field: str) -> None:
     shelf = read_templates([SHIPPED_FOLDER])
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as exc_info:
         parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, shelf.find)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_a_template_takes_inputs_from_earlier_steps() -> None:
@@ -147,6 +147,6 @@ def test_a_template_takes_inputs_from_earlier_steps() -> None:
     steps = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
     assert steps[1].payload["caption"]["inputs"]["source"] == "${steps.0.text:string}"
     body["steps"] = [render, CHAT]
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as exc_info:
         parse_job(json.dumps(body).encode(), NOW, shelf.find)
-    assert caught.value.field == "steps.0"
+    assert exc_info.value.field == "steps.0"

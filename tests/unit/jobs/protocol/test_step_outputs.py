@@ -65,10 +65,10 @@ def rendering(value: str) -> dict[str, Any]:
 def test_output_that_the_earlier_step_never_has_is_refused(
     earlier: dict[str, Any], later: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse(earlier, later)
-    assert caught.value.field == field
-    assert caught.value.message.startswith(f"{field}: ${{steps.0.")
+    assert exc_info.value.field == field
+    assert exc_info.value.message.startswith(f"{field}: ${{steps.0.")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_output_that_the_earlier_step_may_have_is_accepted(
 
 def test_the_kind_of_the_named_step_counts() -> None:
     parse(CHAT, RENDER, asking("${steps.0.text}"))
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse(CHAT, RENDER, asking("${steps.0.text} ${steps.1.text}"))
-    assert "${steps.1.text}: a render has no text" in caught.value.message
-    assert "body.outputs" in caught.value.message
+    assert "${steps.1.text}: a render has no text" in exc_info.value.message
+    assert "body.outputs" in exc_info.value.message

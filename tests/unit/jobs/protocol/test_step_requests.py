@@ -49,9 +49,9 @@ def test_a_request_has_the_route_of_its_protocol_and_no_stream(
 def test_an_invalid_request_names_its_member(
     protocol: str, request_: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         check_chat_request(ChatProtocol(protocol), request_, "request")
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -22,28 +22,28 @@ Bench = Any
 
 
 def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
-    left = times
+    remaining_failures = times
 
     def act(_: StepInput) -> None:
-        nonlocal left
-        if left:
-            left -= 1
+        nonlocal remaining_failures
+        if remaining_failures:
+            remaining_failures -= 1
             raise error
 
     return act
 
 
 def held() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
-    """Return a step that sends heartbeats, and two events: it has started, and release it."""
-    begun, released = asyncio.Event(), asyncio.Event()
+    """Return a step that sends heartbeats, its start event, and the event that ends it."""
+    has_begun, released = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
-        begun.set()
+        has_begun.set()
         while not released.is_set():
             activity.heartbeat()
             await asyncio.sleep(0.05)
 
-    return lambda _: wait(), begun, released
+    return lambda _: wait(), has_begun, released
 
 
 async def test_three_steps_run_in_order_and_each_is_recorded(bench: Bench) -> None:
@@ -116,9 +116,9 @@ async def test_the_message_of_a_bug_is_not_shown(bench: Bench) -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 async def test_a_job_can_be_cancelled_during_a_step(bench: Bench, index: int) -> None:
-    bench.script.on[index], begun, _ = held()
+    bench.script.on[index], has_begun, _ = held()
     handle = await bench.start()
-    await begun.wait()
+    await has_begun.wait()
     await handle.cancel()
     outcome = await handle.result()
     assert outcome.status is JobStatus.CANCELLED
@@ -288,12 +288,12 @@ async def test_finished_children_are_not_run_again(batch: Bench) -> None:
 
 
 async def test_a_cancelled_batch_keeps_finished_children_and_cancels_the_rest(batch: Bench) -> None:
-    begun = []
+    started_steps = []
     for index in (1, 2, 3):
         batch.script.on[index], event, _ = held()
-        begun.append(event)
+        started_steps.append(event)
     handle = await batch.start(steps=FOUR, parallel=True)
-    for event in begun:
+    for event in started_steps:
         await event.wait()
     await eventually(lambda: "record 0" in batch.script.log)
     await handle.cancel()

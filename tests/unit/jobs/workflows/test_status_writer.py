@@ -182,9 +182,9 @@ async def test_a_result_that_cannot_be_recorded_is_left_to_the_workflow(
 async def test_a_step_of_an_ended_attempt_does_not_run(bench: Bench) -> None:
     step = await bench.job()
     await bench.jobs.finish(step.job_id, 1, JobStatus.CANCELLED, None)
-    with pytest.raises(ApplicationError) as caught:
+    with pytest.raises(ApplicationError) as exc_info:
         await bench.run(step)
-    assert (caught.value.type, caught.value.non_retryable, bench.runs) == (SUPERSEDED, True, 0)
+    assert (exc_info.value.type, exc_info.value.non_retryable, bench.runs) == (SUPERSEDED, True, 0)
 
 
 async def test_a_render_that_waits_is_queued_until_it_is_marked(bench: Bench) -> None:
@@ -205,9 +205,9 @@ async def test_a_render_that_waits_is_queued_until_it_is_marked(bench: Bench) ->
 async def test_a_waiting_render_of_an_ended_attempt_does_not_run(bench: Bench) -> None:
     step = await bench.job()
     await bench.jobs.finish(step.job_id, 1, JobStatus.CANCELLED, None)
-    with pytest.raises(ApplicationError) as caught:
+    with pytest.raises(ApplicationError) as exc_info:
         await bench.run(step, starts_at_once=False)
-    assert (caught.value.type, bench.runs) == (SUPERSEDED, 0)
+    assert (exc_info.value.type, bench.runs) == (SUPERSEDED, 0)
 
 
 async def test_a_worker_lost_while_the_render_waits_leaves_it_queued(bench: Bench) -> None:
@@ -234,9 +234,9 @@ async def test_a_step_of_a_superseded_attempt_records_nothing(bench: Bench, step
         await bench.jobs.finish(step.job_id, 1, JobStatus.FAILED, error)
         await bench.jobs.reopen("ann", step.job_id)
 
-    with pytest.raises(ApplicationError) as caught:
+    with pytest.raises(ApplicationError) as exc_info:
         await bench.run(step, work=retry_job)
-    assert (caught.value.type, caught.value.non_retryable) == (SUPERSEDED, True)
+    assert (exc_info.value.type, exc_info.value.non_retryable) == (SUPERSEDED, True)
     job = await bench.jobs.find(step.job_id)
     assert (job.status, job.attempts, job.results) == (JobStatus.QUEUED, 2, ())
 

@@ -69,14 +69,14 @@ async def test_a_batch_cancelled_before_its_check_has_all_lines_in_its_results(
         gateway=cast(Any, None),
         max_line_bytes=1000,
     )
-    environment, given = ActivityEnvironment(), TextBatchInput(batch_id="batch_1")
-    assert await environment.run(activities.batch_prepare, given) == BatchStatus.CANCELLING
-    assert await environment.run(activities.batch_finish, given) == BatchStatus.CANCELLED
+    environment, batch_input = ActivityEnvironment(), TextBatchInput(batch_id="batch_1")
+    assert await environment.run(activities.batch_prepare, batch_input) == BatchStatus.CANCELLING
+    assert await environment.run(activities.batch_finish, batch_input) == BatchStatus.CANCELLED
     ended = await batches.get("ada", "batch_1")
     file_id = ended.error_file_id if is_openai else ended.output_file_id
     assert ended.total == 2 and file_id is not None
-    found = await files.find("ada", file_id)
-    assert found is not None
-    results = [from_json(line) for line in (await blobs.get(found.sha256)).splitlines()]
+    outcome = await files.find("ada", file_id)
+    assert outcome is not None
+    results = [from_json(line) for line in (await blobs.get(outcome.sha256)).splitlines()]
     assert [result["custom_id"] for result in results] == ["a", "b"]
     await database.close()

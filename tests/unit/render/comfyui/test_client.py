@@ -32,9 +32,9 @@ async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
     async with ComfyClient(address, "c", HostPathFilter({})) as client:
-        with pytest.raises(RenderFailed, match="exceed the limit of 8,388,608 bytes") as caught:
+        with pytest.raises(RenderFailed, match="exceed the limit of 8,388,608 bytes") as exc_info:
             await client.get_prompt_state("huge")
-        assert not caught.value.retryable
+        assert not exc_info.value.retryable
         assert (await client.get_prompt_state("small")).entry is not None
     await runner.cleanup()
     assert requests == [

@@ -74,9 +74,9 @@ def test_interrupted_installation_is_completed_by_the_next(
     settings: Settings, pip: Pip, step: int
 ) -> None:
     pip.fails_at = step
-    with pytest.raises(StackError, match="no space left") as caught:
+    with pytest.raises(StackError, match="no space left") as exc_info:
         install(settings, lambda _: None)
-    assert caught.value.message.count("line") < 20
+    assert exc_info.value.message.count("line") < 20
     with pytest.raises(StackError):
         find_comfyui(settings)
     pip.fails_at = None

@@ -37,7 +37,7 @@ def test_a_busy_process_is_killed_when_the_pipe_is_closed() -> None:
         assert process.wait(60) == -signal.SIGKILL
 
 
-def test_a_process_ends_whose_pipe_was_closed_before() -> None:
+def test_a_process_ends_if_its_pipe_was_already_closed() -> None:
     child_end, parent_end = os.pipe()
     os.close(parent_end)
     with _start(child_end) as process:

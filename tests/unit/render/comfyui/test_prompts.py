@@ -132,7 +132,7 @@ async def test_last_event_asks_for_a_poll() -> None:
     assert watched.should_poll.is_set()
 
 
-def test_prompt_has_begun_after_its_start_event() -> None:
+def test_prompt_is_running_after_its_start_event() -> None:
     watched = prompt()
     watched.process_event(progress(0.5))
     assert not watched.has_begun

@@ -134,8 +134,8 @@ async def test_inputs_of_concurrent_renders_stay_within_the_limit(
     folder = tmp_path / "run"
     for first in range(0, len(requests), 8):
         await asyncio.gather(*map(bench.renderer.prepare, requests[first : first + 8]))
-    kept = sum(path.stat().st_size for path in folder.rglob("staging/*"))
-    assert 0 < kept <= 40 * 1000
+    staged_bytes = sum(path.stat().st_size for path in folder.rglob("staging/*"))
+    assert 0 < staged_bytes <= 40 * 1000
 
 
 async def test_strict_comfyui_does_not_start_without_confinement(

@@ -96,8 +96,11 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
     every = {"--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--new-session"}
     assert every - set(words) == absent
     assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(words)
-    shared = mounts(words, "--bind")
-    assert (str(pipes) in shared, shared.get("/dev/shm") == "/dev/shm") == (sharing, sharing)
+    shared_mounts = mounts(words, "--bind")
+    assert (str(pipes) in shared_mounts, shared_mounts.get("/dev/shm") == "/dev/shm") == (
+        sharing,
+        sharing,
+    )
     assert ("/etc/hosts" in mounts(words, "--ro-bind")) == (network is Network.HOST)
 
 

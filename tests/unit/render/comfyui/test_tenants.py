@@ -56,7 +56,7 @@ async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
 
 
 @pytest.mark.parametrize(
-    ("class_type", "shared"),
+    ("class_type", "shared_between_tenants"),
     [
         ("Latent", True),
         ("Seed", True),
@@ -66,10 +66,14 @@ async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
         ("Broken", False),
     ],
 )
-async def test_nodes_that_reveal_the_graph_are_not_shared(class_type: str, shared: bool) -> None:
+async def test_nodes_that_reveal_the_graph_are_not_shared(
+    class_type: str, shared_between_tenants: bool
+) -> None:
     ann, bob = [{MOYIN_KEY: {"tenant": name}} for name in ("ann", "bob")]
     assert await signed(class_type, ann) == await signed(class_type, ann)
-    assert (await signed(class_type, ann) == await signed(class_type, bob)) == shared
+    assert (
+        await signed(class_type, ann) == await signed(class_type, bob)
+    ) == shared_between_tenants
 
 
 async def test_signature_without_a_tenant_or_node() -> None:

@@ -134,9 +134,9 @@ def test_truncated_video_has_a_poster_if_its_first_frame_is_complete(tmp_path: P
     ],
 )  # fmt: skip
 def test_video_without_readable_frame_is_refused(tmp_path: Path, make: Callable[[], bytes]) -> None:
-    with pytest.raises(worker.ConversionError, match="not a readable video") as caught:
+    with pytest.raises(worker.ConversionError, match="not a readable video") as exc_info:
         convert(tmp_path, make())
-    assert caught.value.kind == "unreadable"
+    assert exc_info.value.kind == "unreadable"
     assert not (tmp_path / "target").exists()
 
 
@@ -173,10 +173,10 @@ def test_video_with_too_many_pixels_is_not_decoded(
 ) -> None:
     with pytest.raises(
         worker.ConversionError, match="400 x 320 pixels; only videos of at most 100,000"
-    ) as caught:
+    ) as exc_info:
         convert(tmp_path, make_video(container, codec, size=(400, 320), colors=(RED,)))
-    assert caught.value.kind == "large"
-    assert caught.value.details == {"width": 400, "height": 320, "max_pixels": 100_000}
+    assert exc_info.value.kind == "large"
+    assert exc_info.value.details == {"width": 400, "height": 320, "max_pixels": 100_000}
 
 
 def test_server_without_a_decoder_refuses_videos(
@@ -184,9 +184,9 @@ def test_server_without_a_decoder_refuses_videos(
 ) -> None:
     video = make_video()
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(worker.ConversionError, match="no video decoder") as caught:
+    with pytest.raises(worker.ConversionError, match="no video decoder") as exc_info:
         convert(tmp_path, video)
-    assert caught.value.kind == "unfit"
+    assert exc_info.value.kind == "unfit"
 
 
 async def test_largest_video_is_converted_within_the_memory_limit(

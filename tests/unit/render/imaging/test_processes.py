@@ -92,9 +92,9 @@ async def test_picture_with_too_many_pixels_is_refused(
 ) -> None:
     with pytest.raises(
         PictureTooLarge, match="9900 x 9900 pixels; only pictures of at most 67,108,864"
-    ) as caught:
+    ) as exc_info:
         await convert(processes, tmp_path, plain((9900, 9900)))
-    assert caught.value.details == {"width": 9900, "height": 9900, "max_pixels": 8192 * 8192}
+    assert exc_info.value.details == {"width": 9900, "height": 9900, "max_pixels": 8192 * 8192}
     # The picture was not decoded.
     assert peak_mib(processes.idle_pids[0]) < 200
 

@@ -133,7 +133,7 @@ def test_huge_picture_is_not_decoded(converter: Converter, action: str) -> None:
     huge, small = png("1", (1000, 101)), png()
     with pytest.raises(
         worker.ConversionError, match="1000 x 101 pixels; only pictures of at most 100,000"
-    ) as caught:
+    ) as exc_info:
         match action:
             case "preview":
                 converter.preview(huge)
@@ -141,4 +141,4 @@ def test_huge_picture_is_not_decoded(converter: Converter, action: str) -> None:
                 converter.channel(huge, "a")
             case _:
                 converter.apply_mask(small, huge)
-    assert caught.value.details == {"width": 1000, "height": 101, "max_pixels": 100_000}
+    assert exc_info.value.details == {"width": 1000, "height": 101, "max_pixels": 100_000}

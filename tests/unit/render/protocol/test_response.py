@@ -63,7 +63,7 @@ def test_successful_entry_raises_nothing() -> None:
     raise_for_failure(entry({}, SUCCESS))
 
 
-def test_success_is_what_the_messages_report() -> None:
+def test_success_is_determined_by_the_messages() -> None:
     """If the execution fails between nodes, ComfyUI's status is still that of the last node."""
     cycle = {
         "node_id": "4",
@@ -94,10 +94,10 @@ def test_node_error_has_node_and_message_without_traceback() -> None:
         "traceback": ["/home/somebody/…"],
         "current_inputs": {},
     }
-    with pytest.raises(OutOfMemory) as caught:
+    with pytest.raises(OutOfMemory) as exc_info:
         raise_for_failure(entry({}, ("execution_error", data), status="error"))
-    assert caught.value.message == "node 3 (KSampler) failed: out of memory"
-    assert caught.value.details == {
+    assert exc_info.value.message == "node 3 (KSampler) failed: out of memory"
+    assert exc_info.value.details == {
         "node_id": "3",
         "node_type": "KSampler",
         "exception_type": "torch.OutOfMemoryError",

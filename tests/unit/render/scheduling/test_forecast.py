@@ -27,17 +27,18 @@ def _render(name: str, shape: str, model: str = "") -> PendingRender:
 
 
 def _window(renderers: int, *renders: PendingRender) -> Window:
-    made = Window(RULES)
+    render_window = Window(RULES)
     for number in range(renderers):
-        made.add_renderer(str(number), ["m"], 0.0)
+        render_window.add_renderer(str(number), ["m"], 0.0)
     for render in renders:
-        made.add(render)
-    return made
+        render_window.add(render)
+    return render_window
 
 
-def _times(made: Window, now: float = 0.0) -> list[tuple[float | None, float | None]]:
+def _times(render_window: Window, now: float = 0.0) -> list[tuple[float | None, float | None]]:
     return [
-        (_mean(expected.starts_in), _mean(expected.ends_in)) for expected in made.forecast(now, 99)
+        (_mean(expected.starts_in), _mean(expected.ends_in))
+        for expected in render_window.forecast(now, 99)
     ]
 
 
@@ -46,66 +47,70 @@ def _mean(duration: Duration | None) -> float | None:
 
 
 def test_renders_wait_for_those_before_them() -> None:
-    made = _window(1, *(_render(str(number), "s") for number in range(3)))
-    made.measured = _measured(3.0)
-    assert _times(made) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
+    render_window = _window(1, *(_render(str(number), "s") for number in range(3)))
+    render_window.measured = _measured(3.0)
+    assert _times(render_window) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
     spread = [
-        expected.starts_in.variance for expected in made.forecast(0.0, 9) if expected.starts_in
+        expected.starts_in.variance
+        for expected in render_window.forecast(0.0, 9)
+        if expected.starts_in
     ]
     assert spread[0] == 0.0 < spread[1] < spread[2]
 
 
 def test_several_renderers_share_the_queue() -> None:
-    made = _window(2, *(_render(str(number), "s") for number in range(4)))
-    made.measured = _measured(3.0)
-    assert [starts for starts, _ in _times(made)] == [0.0, 0.0, 3.0, 3.0]
+    render_window = _window(2, *(_render(str(number), "s") for number in range(4)))
+    render_window.measured = _measured(3.0)
+    assert [starts for starts, _ in _times(render_window)] == [0.0, 0.0, 3.0, 3.0]
 
 
 def test_first_render_waits_for_the_rest_of_the_running_one() -> None:
-    made = _window(1, _render("1", "s", "m"), _render("2", "s", "m"))
-    made.measured = _measured(10.0)
-    choice = made.choose_assignment(0.0)
+    render_window = _window(1, _render("1", "s", "m"), _render("2", "s", "m"))
+    render_window.measured = _measured(10.0)
+    choice = render_window.choose_assignment(0.0)
     assert choice is not None
-    made.begin_render(choice, 0.0)
-    assert _times(made, 4.0) == [(6.0, 16.0)]
-    [running] = made.list_running(4.0)
+    render_window.begin_render(choice, 0.0)
+    assert _times(render_window, 4.0) == [(6.0, 16.0)]
+    [running] = render_window.list_running(4.0)
     assert running.pending.id == "1" and running.starts_in is None
     assert running.ends_in is not None and running.ends_in.mean == 6.0
-    made.end_render("0", 8.0)
-    assert made.list_running(8.0) == []
+    render_window.end_render("0", 8.0)
+    assert render_window.list_running(8.0) == []
 
 
 def test_loading_other_models_is_part_of_a_render() -> None:
-    made = _window(1, _render("1", "s", "other"), _render("2", "s", "other"))
-    made.measured = _measured(3.0)
-    assert _times(made) == [(0.0, 4.0), (4.0, 7.0)]
+    render_window = _window(1, _render("1", "s", "other"), _render("2", "s", "other"))
+    render_window.measured = _measured(3.0)
+    assert _times(render_window) == [(0.0, 4.0), (4.0, 7.0)]
 
 
 def test_times_are_unknown_without_measurements() -> None:
-    made = _window(1, _render("1", "s"), _render("2", "s"))
-    assert _times(made) == [(0.0, None), (None, None)], "only an idle renderer's time is known"
-    made.measured = _measured(3.0, shape="other")
-    assert _times(made) == [(0.0, None), (3.0, None)], "from the pool's other renders"
+    render_window = _window(1, _render("1", "s"), _render("2", "s"))
+    assert _times(render_window) == [(0.0, None), (None, None)], (
+        "only an idle renderer's time is known"
+    )
+    render_window.measured = _measured(3.0, shape="other")
+    assert _times(render_window) == [(0.0, None), (3.0, None)], "from the pool's other renders"
 
 
 def test_times_are_unknown_without_renderers() -> None:
-    made = _window(0, _render("1", "s"))
-    made.measured = _measured(3.0)
-    assert _times(made) == [(None, None)]
+    render_window = _window(0, _render("1", "s"))
+    render_window.measured = _measured(3.0)
+    assert _times(render_window) == [(None, None)]
 
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_busy_renderer_of_an_earlier_pool_is_taken_to_have_just_begun(busy: bool) -> None:
-    made = _window(1, _render("1", "s"))
-    made.measured = _measured(3.0)
+    render_window = _window(1, _render("1", "s"))
+    render_window.measured = _measured(3.0)
     if busy:
-        made.mark_busy("0")
-    assert _times(made) == [(3.0, 6.0) if busy else (0.0, 3.0)]
+        render_window.mark_busy("0")
+    assert _times(render_window) == [(3.0, 6.0) if busy else (0.0, 3.0)]
 
 
 def test_scheduler_uses_its_window_although_that_is_empty() -> None:
-    made = Window(measured=_measured(3.0))
-    assert RenderScheduler(made).measured is made.measured
+    render_window = Window(measured=_measured(3.0))
+    assert RenderScheduler(render_window).measured is render_window.measured
 
 
 @pytest.mark.parametrize(("owners", "expected"), [(20, 256), (300, 170), (4000, 12)])

@@ -131,11 +131,11 @@ async def test_cancelled_render_leaves_its_renderer_to_the_next(harness: Harness
 
 
 async def test_render_cancelled_while_the_scheduler_closes_is_cancelled(harness: Harness) -> None:
-    leaving, staying = harness.start(pending("leaving")), harness.start(pending("staying"))
+    cancelled_render, staying = harness.start(pending("leaving")), harness.start(pending("staying"))
     await settle()
     harness.scheduler.close()
-    leaving.cancel()
-    ended = await asyncio.gather(leaving, staying, return_exceptions=True)
+    cancelled_render.cancel()
+    ended = await asyncio.gather(cancelled_render, staying, return_exceptions=True)
     assert [type(error) for error in ended] == [asyncio.CancelledError, ServiceUnavailable]
     harness.scheduler.add_renderer("a")
     await settle()

@@ -34,9 +34,9 @@ def test_every_render_is_rendered_once(load: Load, outcome: Outcome) -> None:
 
 
 def test_model_changes_stay_near_the_minimum(load: Load, outcome: Outcome) -> None:
-    found, bound = fewest_changes(load, FARM.actors, outcome.makespan)
-    assert bound <= found <= outcome.changes
-    assert outcome.changes <= 2 * found, "changing takes no longer than a render here"
+    result, bound = fewest_changes(load, FARM.actors, outcome.makespan)
+    assert bound <= result <= outcome.changes
+    assert outcome.changes <= 2 * result, "changing takes no longer than a render here"
     plain = fifo(load, FARM)
     assert outcome.changes <= 0.25 * plain.changes
     assert outcome.makespan < plain.makespan

@@ -42,26 +42,26 @@ def window(
     weights: dict[str, float] | None = None,
 ) -> Window:
     """Return a window with one renderer per entry of ``loaded``, which is the renderer's model."""
-    made = Window(RULES, OwnerFairShare(weights))
+    render_window = Window(RULES, OwnerFairShare(weights))
     for number, model in enumerate(loaded):
-        made.add_renderer(str(number), [model] if model else [], 0.0)
+        render_window.add_renderer(str(number), [model] if model else [], 0.0)
     for render in renders:
-        made.add(render)
-    return made
+        render_window.add(render)
+    return render_window
 
 
-def served(made: Window, now: float, seconds: float = 1.0) -> list[str]:
+def served(render_window: Window, now: float, seconds: float = 1.0) -> list[str]:
     """Return the order in which all renders are served, if each takes ``seconds``."""
     order = []
-    while len(made):
-        choice = made.choose_assignment(now)
+    while len(render_window):
+        choice = render_window.choose_assignment(now)
         if choice is not None:
-            made.begin_render(choice, now)
+            render_window.begin_render(choice, now)
             order.append(choice.pending.id)
-            made.record_render_seconds(seconds)
+            render_window.record_render_seconds(seconds)
         now += seconds
         if choice is not None:
-            made.mark_free(choice.slot.name, now)
+            render_window.mark_free(choice.slot.name, now)
     return order
 
 
@@ -106,10 +106,10 @@ def test_every_render_is_served_once(loaded: list[str], renders: list[PendingRen
 def test_renderer_changes_models_only_for_a_reason(
     loaded: list[str], renders: list[PendingRender], now: float
 ) -> None:
-    made = window(loaded, renders)
-    choice = made.choose_assignment(now)
+    render_window = window(loaded, renders)
+    choice = render_window.choose_assignment(now)
     if choice is None:
-        assert made.must_choose_again
+        assert render_window.must_choose_again
         return
     render, family = choice.pending, choice.slot.family
     if RULES.compute_due_time(render) <= now or render.family in ("", family) or not family:
@@ -178,21 +178,21 @@ def test_unloaded_models_go_to_the_least_needed_renderer() -> None:
 
 
 def test_render_waits_shortly_for_the_busy_renderer_with_its_model() -> None:
-    made = window(["a", "b"], [pending("1", "a"), pending("2", "a", arrived=1)])
-    first = made.choose_assignment(0.0)
+    render_window = window(["a", "b"], [pending("1", "a"), pending("2", "a", arrived=1)])
+    first = render_window.choose_assignment(0.0)
     assert first is not None
-    made.begin_render(first, 0.0)
-    assert made.choose_assignment(0.0) is None
-    assert made.must_choose_again
+    render_window.begin_render(first, 0.0)
+    assert render_window.choose_assignment(0.0) is None
+    assert render_window.must_choose_again
     assert _assignment(
-        made.choose_assignment(RULES.estimate_load_seconds(first.pending, first.slot) + 2)
+        render_window.choose_assignment(RULES.estimate_load_seconds(first.pending, first.slot) + 2)
     ) == ("2", "1")
 
 
 def test_renderer_keeps_its_models_until_the_patience_of_others_ends() -> None:
     renders = [pending(f"a-{n}", "a", arrived=n) for n in range(50)]
-    made = window(["a"], [*renders, pending("b", "b", owner="bob")])
-    order = served(made, 0.0)
+    render_window = window(["a"], [*renders, pending("b", "b", owner="bob")])
+    order = served(render_window, 0.0)
     assert 5 <= order.index("b") <= 7, "5 s of patience, at one a second"
 
 
@@ -203,14 +203,16 @@ def test_render_with_a_near_deadline_goes_first() -> None:
 
 
 def test_next_render_of_a_busy_renderer_is_peeked() -> None:
-    made = window(["a"], [pending("1", "a"), pending("2", "a", arrived=1), pending("3", "b")])
-    choice = made.choose_assignment(0.0)
+    render_window = window(
+        ["a"], [pending("1", "a"), pending("2", "a", arrived=1), pending("3", "b")]
+    )
+    choice = render_window.choose_assignment(0.0)
     assert choice is not None
-    made.begin_render(choice, 0.0)
-    upcoming = made.peek_next("0", 0.0)
+    render_window.begin_render(choice, 0.0)
+    upcoming = render_window.peek_next("0", 0.0)
     assert upcoming is not None
     assert upcoming.id == "2"
-    assert made.peek_next("missing", 0.0) is None
+    assert render_window.peek_next("missing", 0.0) is None
 
 
 def _assignment(choice: Assignment | None) -> tuple[str, str]:
@@ -238,15 +240,15 @@ def test_forecast_has_every_render_once_and_changes_nothing(
         pending(str(n), model, owner=owner, priority=priority, arrived=n, deadline=deadline)
         for n, (model, owner, priority, deadline) in enumerate(renders)
     ]
-    made = window(loaded, waiting)
-    first = _forecast(made)
+    render_window = window(loaded, waiting)
+    first = _forecast(render_window)
     assert sorted(first) == sorted(render.id for render in waiting)
-    assert _forecast(made) == first
-    choice = made.choose_assignment(0.0)
+    assert _forecast(render_window) == first
+    choice = render_window.choose_assignment(0.0)
     if choice is not None:
         assert choice.pending.id == first[0]
-        made.begin_render(choice, 0.0)
-        assert sorted(_forecast(made)) == sorted(first[1:])
+        render_window.begin_render(choice, 0.0)
+        assert sorted(_forecast(render_window)) == sorted(first[1:])
 
 
 def test_forecast_is_the_order_in_which_renders_begin() -> None:
@@ -255,18 +257,18 @@ def test_forecast_is_the_order_in_which_renders_begin() -> None:
         for n in range(3)
         for owner, priority in (("ann", 3), ("bob", 3), ("eve", 1))
     ]
-    made = window(["a"], waiting)
-    order = _forecast(made)
+    render_window = window(["a"], waiting)
+    order = _forecast(render_window)
     assert order[:3] == ["eve0", "eve1", "eve2"]
-    assert _forecast(made, 2) == order[:2]
-    assert order == served(made, 0.0, made.mean_seconds)
+    assert _forecast(render_window, 2) == order[:2]
+    assert order == served(render_window, 0.0, render_window.mean_seconds)
 
 
-def test_forecast_of_a_pool_without_renderers_is_that_of_one_that_gets_a_renderer() -> None:
+def test_forecast_of_an_empty_pool_assumes_one_renderer() -> None:
     waiting = [pending("late", arrived=2.0), pending("first", priority=1), pending("early")]
-    made = window([], waiting)
-    assert _forecast(made) == ["first", "early", "late"]
+    render_window = window([], waiting)
+    assert _forecast(render_window) == ["first", "early", "late"]
 
 
-def _forecast(made: Window, limit: int = 99) -> list[str]:
-    return [expected.pending.id for expected in made.forecast(0.0, limit)]
+def _forecast(render_window: Window, limit: int = 99) -> list[str]:
+    return [expected.pending.id for expected in render_window.forecast(0.0, limit)]

@@ -96,6 +96,6 @@ def test_call_that_did_not_reach_the_server_is_not_billed(
     cause: Exception, kind: type[BackendError], may_be_billed: bool
 ) -> None:
     request = httpx2.Request("POST", "https://claude.example/v1/messages")
-    with pytest.raises(kind) as caught, _translate_errors():
+    with pytest.raises(kind) as exc_info, _translate_errors():
         raise anthropic.APITimeoutError(cast(Any, request)) from cause
-    assert caught.value.may_be_billed is may_be_billed
+    assert exc_info.value.may_be_billed is may_be_billed

@@ -60,16 +60,16 @@ WHOLE = {
 async def backend(kind: str, answer: str, later: str = "") -> AsyncIterator[FakeBackend]:
     async with Upstream(answer, later).running() as upstream:
         url = upstream.url
-        made: AnthropicBackend | OllamaBackend | OpenAIBackend
+        backend: AnthropicBackend | OllamaBackend | OpenAIBackend
         match kind:
             case "anthropic":
-                made = AnthropicBackend(Endpoint(url=url, key="k"), connections=4)
+                backend = AnthropicBackend(Endpoint(url=url, key="k"), connections=4)
             case "ollama":
-                made = OllamaBackend(url, contexts={"up": 4096}, connections=4)
+                backend = OllamaBackend(url, contexts={"up": 4096}, connections=4)
             case _:
-                made = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=4)
-        yield cast(FakeBackend, made)
-        await made.close()
+                backend = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=4)
+        yield cast(FakeBackend, backend)
+        await backend.close()
 
 
 def json_answer(body: str) -> str:

@@ -41,9 +41,9 @@ async def fail(client: HttpClient, *, stream: bool) -> None:
 async def test_error_with_incomplete_body_keeps_its_status(stream: bool) -> None:
     head = "HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 99\r\n\r\n"
     async with client_of(Upstream(head + '{"error"')) as client:
-        with pytest.raises(Overloaded) as caught:
+        with pytest.raises(Overloaded) as exc_info:
             await fail(client, stream=stream)
-    assert caught.value.retry_after == 7
+    assert exc_info.value.retry_after == 7
     async with client_of(Upstream(head.replace("429", "500"))) as client:
         with pytest.raises(BackendUnavailable, match="status 500"):
             await fail(client, stream=stream)

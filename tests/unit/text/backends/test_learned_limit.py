@@ -54,7 +54,7 @@ class Server:
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 4, 8])
-def test_limit_becomes_what_the_server_runs_at_a_time(parallel: int) -> None:
+def test_limit_converges_to_the_servers_parallelism(parallel: int) -> None:
     server = Server(parallel)
     for _ in range(6):
         server.fill()
@@ -62,7 +62,7 @@ def test_limit_becomes_what_the_server_runs_at_a_time(parallel: int) -> None:
     assert server.slots.limit == parallel
 
 
-def test_limit_is_tried_again_more_and_more_seldom_and_grows_with_the_server() -> None:
+def test_a_higher_limit_is_tried_at_growing_intervals() -> None:
     server = Server(1)
     tried = []
     for _ in range(100):
@@ -85,7 +85,7 @@ def test_limit_never_exceeds_the_number_of_connections() -> None:
     assert server.slots.limit == 3
 
 
-def test_one_late_token_does_not_refute_what_was_proven() -> None:
+def test_one_late_token_does_not_lower_a_confirmed_limit() -> None:
     server = Server(2)
     for _ in range(4):
         server.fill()

@@ -73,10 +73,10 @@ async def test_a_host_that_fails_keeps_its_models(host: FakeOllamaHost) -> None:
     backend = OllamaBackend(host.url, contexts={}, connections=2, models=models)
     await backend.refresh_models()
     await backend.close()
-    gone = OllamaBackend("http://127.0.0.1:9", contexts={}, connections=2, models=models)
+    missing_host = OllamaBackend("http://127.0.0.1:9", contexts={}, connections=2, models=models)
     with pytest.raises(BackendUnavailable):
-        await gone.refresh_models()
-    await gone.close()
+        await missing_host.refresh_models()
+    await missing_host.close()
     assert models.find("smollm2") is not None
 
 

@@ -74,6 +74,6 @@ def test_missing_vector_is_a_backend_error() -> None:
 
 
 def test_ignored_dimensions_are_refused() -> None:
-    with pytest.raises(UnsupportedFeature, match="dimensions must be 2") as caught:
+    with pytest.raises(UnsupportedFeature, match="dimensions must be 2") as exc_info:
         validate_embeddings(ANSWER, EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3))
-    assert caught.value.field == "dimensions"
+    assert exc_info.value.field == "dimensions"

@@ -55,11 +55,11 @@ async def test_lines_are_found_again_where_they_were(blobs: BlobStore, end: byte
     total, errors, added, sha256 = await check(blobs, content)
     assert (total, errors) == (3, [])
     assert [(x.number, x.custom_id) for x in added] == [(1, "a"), (2, "b"), (4, "ü")]
-    found = [
+    results = [
         BatchLine(number=x.number, custom_id=x.custom_id, start=x.start, size=x.size) for x in added
     ]
-    assert await read_lines(blobs, sha256, found) == [part.strip() for part in lines if part]
-    assert await read_lines(blobs, sha256, found[1:2]) == [line("b", 90)]
+    assert await read_lines(blobs, sha256, results) == [part.strip() for part in lines if part]
+    assert await read_lines(blobs, sha256, results[1:2]) == [line("b", 90)]
 
 
 async def test_errors_name_their_lines(blobs: BlobStore) -> None:

@@ -51,7 +51,7 @@ def body(**changes: Any) -> bytes:
     return to_json({"model": "chat", "max_tokens": 9, "messages": messages, **changes})
 
 
-def test_a_line_from_which_tools_would_be_left_out_is_run_by_a_single_call() -> None:
+def test_a_line_whose_tools_would_be_omitted_is_run_as_a_single_call() -> None:
     lines = new_lines(omit=frozenset({"tools"}))
     assert lines.choose(new_batch(), body()) is not None
     assert lines.choose(new_batch(), body(tools=[TOOL])) is None
@@ -77,10 +77,10 @@ def test_an_answer_that_the_clients_protocol_cannot_express_is_booked() -> None:
         ],
         "usage": {"prompt_tokens": 1000, "completion_tokens": 500},
     }  # fmt: skip
-    found = RemoteResult(custom_id="x-1", outcome=RemoteOutcome.ANSWERED, body=answer)
+    outcome = RemoteResult(custom_id="x-1", outcome=RemoteOutcome.ANSWERED, body=answer)
     deployment, api = lines.find_deployment("b0", "m0"), lines.get_api("b0")
     assert deployment is not None and api is not None
-    decoded = lines.decode(new_batch(), 1, body(tools=[TOOL]), found, deployment, api)
+    decoded = lines.decode(new_batch(), 1, body(tools=[TOOL]), outcome, deployment, api)
     assert decoded is not None
     result, [entry] = decoded
     assert result.error_code is not None and entry.error == result.error_code

@@ -52,7 +52,7 @@ class FakeCaller:
     def __init__(self) -> None:
         self.errors: dict[int, list[MoyinError]] = {}
         self.errors_cost = False
-        self.asked = Counter[int]()
+        self.calls_by_number = Counter[int]()
         self.bodies: dict[int, bytes] = {}
         self.free = asyncio.Event()
         self.free.set()
@@ -60,7 +60,7 @@ class FakeCaller:
     async def call(
         self, endpoint: str, body: bytes, *, number: int, request_id: str, identity: Identity
     ) -> LineOutcome:
-        self.asked[number] += 1
+        self.calls_by_number[number] += 1
         self.bodies[number] = body
         await self.free.wait()
         entry = UsageEntry(
@@ -168,7 +168,7 @@ async def test_two_replicas_run_each_line_once(rig: Rig) -> None:
     await rig.begin(30)
     states = await asyncio.gather(rig.runner.work("batch_1", ADA), rig.other.work("batch_1", ADA))
     assert WorkState.DONE in states
-    assert rig.caller.asked == {number: 1 for number in range(1, 31)}
+    assert rig.caller.calls_by_number == {number: 1 for number in range(1, 31)}
     assert rig.caller.bodies[7] == b'{"number":7}'
     assert (await rig.show()).completed == 30
     assert await rig.count_charged() == {f"batch_1-{n}": 1 for n in range(1, 31)}
@@ -185,7 +185,7 @@ async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
     batch = await rig.show()
     assert (batch.completed, batch.failed) == (2, 2)
-    assert rig.caller.asked == {1: 21, 2: 5, 3: 5, 4: 1}
+    assert rig.caller.calls_by_number == {1: 21, 2: 5, 3: 5, 4: 1}
     codes = {
         line.number: line.result and line.result.error_code
         for line in await rig.lines.list_page("batch_1", 0, 9)
@@ -198,15 +198,15 @@ async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
     await rig.begin(10)
     rig.caller.free.clear()
     working = asyncio.create_task(rig.runner.work("batch_1", ADA))
-    await eventually(lambda: rig.caller.asked.total() == 4)
+    await eventually(lambda: rig.caller.calls_by_number.total() == 4)
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
     # They count as running for all replicas, and the window of this one is full.
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
-    assert rig.caller.asked.total() == 4
+    assert rig.caller.calls_by_number.total() == 4
     rig.caller.free.set()
     assert await rig.other.work("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.asked.total() == 10
+    assert rig.caller.calls_by_number.total() == 10
     assert (await rig.show()).completed == 10
 
 
@@ -219,7 +219,7 @@ async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig
         await rig.runner.work("batch_1", ADA)
     rig.caller.free.set()
     assert await rig.other.work("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.asked == {number: 2 for number in range(1, 5)}
+    assert rig.caller.calls_by_number == {number: 2 for number in range(1, 5)}
     assert await rig.count_charged() == {f"batch_1-{n}": 1 for n in range(1, 5)}
 
 
@@ -232,7 +232,7 @@ async def test_cancelled_lines_stop_waiting_for_another_try(
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.batches.cancel("ada", "batch_1")
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.asked.total() == 4
+    assert rig.caller.calls_by_number.total() == 4
     assert await rig.batches.seal("batch_1")
     batch = await rig.show()
     assert batch.status is BatchStatus.CANCELLING and batch.completed == 0
@@ -258,7 +258,7 @@ async def test_results_wait_while_the_database_is_away(
 
     monkeypatch.setattr(rig.lines, "finish", failing)
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.asked.total() == 2 and (await rig.show()).completed == 2
+    assert rig.caller.calls_by_number.total() == 2 and (await rig.show()).completed == 2
 
 
 @pytest.mark.parametrize("is_over", [False, True])
@@ -282,7 +282,7 @@ async def test_lines_whose_release_failed_run_again(
 
     async def failing(*args: Any, **options: Any) -> LineOutcome:
         outcome = await call(*args, **options)
-        if rig.caller.asked[2] == 1 and options["number"] == 2:
+        if rig.caller.calls_by_number[2] == 1 and options["number"] == 2:
             raise RuntimeError("a bug")
         return outcome
 
@@ -292,14 +292,14 @@ async def test_lines_whose_release_failed_run_again(
     monkeypatch.setattr(rig.caller, "call", failing)
     monkeypatch.setattr(rig.lines, "release", release)
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.asked == {1: 1, 2: 2} and (await rig.show()).completed == 2
+    assert rig.caller.calls_by_number == {1: 1, 2: 2} and (await rig.show()).completed == 2
 
 
 async def test_a_line_is_not_paid_for_twice_when_an_error_follows_its_answer(rig: Rig) -> None:
     await rig.begin(1)
     rig.caller.errors, rig.caller.errors_cost = {1: [ServiceUnavailable("x")]}, True
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
-    assert rig.caller.asked == {1: 1} and (await rig.show()).failed == 1
+    assert rig.caller.calls_by_number == {1: 1} and (await rig.show()).failed == 1
     assert await rig.count_charged() == {"batch_1-1": 1}
 
 
@@ -333,7 +333,7 @@ async def test_a_replica_does_not_claim_its_running_lines_when_its_lease_has_end
     await rig.lines.renew_runner(rig.runner.id, -1)
     rig.window = 8
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
-    assert rig.caller.asked.total() == 4
+    assert rig.caller.calls_by_number.total() == 4
     # Nor does another, since whoever claims is alive.
     assert (await rig.lines.count("batch_1")).running == 4
 
@@ -372,10 +372,10 @@ async def test_no_line_begins_while_the_replica_stops(
     claim, claimed, proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **options: Any) -> list[BatchLine]:
-        found = await claim(*args, **options)
+        result = await claim(*args, **options)
         claimed.set()
         await proceed.wait()
-        return found
+        return result
 
     monkeypatch.setattr(rig.lines, "claim", slow)
     monkeypatch.setattr(runner_module, "_CLOSE_SECONDS", 30.0)
@@ -387,5 +387,5 @@ async def test_no_line_begins_while_the_replica_stops(
     await closing
     with pytest.raises(ServiceUnavailable, match="stopping"):
         await working
-    assert not rig.caller.asked
+    assert not rig.caller.calls_by_number
     assert (await rig.lines.count("batch_1")).running == 0

@@ -120,7 +120,7 @@ class Queue:
 
 
 class JudgeRig:
-    """A router in which the small model answers, because bad answers cost little here.
+    """A router with three models; the small one answers, because bad answers are cheap here.
 
     Haiku is the better model, and Opus is the judge. The back ends use an API format that no client
     here uses, so that every request is translated.
@@ -145,8 +145,8 @@ class JudgeRig:
             backend: runtime(backend, self.backends[model])
             for backend, model in (("local", SMALL), ("haiku", HAIKU), ("opus", OPUS))
         }
-        for one in runtimes.values():
-            one.pass_through = None
+        for value in runtimes.values():
+            value.pass_through = None
         self.runtimes = runtimes
         # Opus only judges here.
         aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
@@ -212,12 +212,12 @@ class JudgeRig:
         """Start the comparison of the latest sample."""
         return await self.starter.start(self.sampler.samples.get_nowait())
 
-    async def sampled(self, *args: Any, **more: Any) -> Outcome:
+    async def sampled(self, *args: Any, **kwargs: Any) -> Outcome:
         """Send a request and start the comparison of its answer."""
-        await self.ask(*args, **more)
+        await self.ask(*args, **kwargs)
         return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
 
-    async def started(self, **more: Any) -> str:
-        """Return the id of a comparison that was just started."""
-        assert await self.sampled(**more) is Outcome.STARTED
+    async def started(self, **kwargs: Any) -> str:
+        """Start a comparison, and return its id."""
+        assert await self.sampled(**kwargs) is Outcome.STARTED
         return self.queue.started[-1]

@@ -68,16 +68,19 @@ async def test_the_judge_sees_both_answers_and_no_name() -> None:
 async def test_the_operator_pays_and_not_the_tenant() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    tenant = [one.owner for one in rig.ledger]
+    tenant = [item.owner for item in rig.ledger]
     await rig.judge.fetch_second_answer(name)
     await rig.judge.fetch_verdict(name)
     assert tenant == ["ada"]
     booked = rig.ledger[1:]
-    assert [(one.owner, one.model) for one in booked] == [(JUDGE_OWNER, HAIKU), (JUDGE_OWNER, OPUS)]
-    assert rig.budget.booked == sum((one.cost_usd for one in booked), Decimal(0)) > 0
-    one = decode(Comparison, rig.store.stored[name])
+    assert [(item.owner, item.model) for item in booked] == [
+        (JUDGE_OWNER, HAIKU),
+        (JUDGE_OWNER, OPUS),
+    ]
+    assert rig.budget.booked == sum((item.cost_usd for item in booked), Decimal(0)) > 0
+    item = decode(Comparison, rig.store.stored[name])
     # Each call sets its worst case aside, no more than was foreseen, and gives the rest back.
-    assert rig.budget.booked < sum(rig.budget.reserved) <= one.most_usd
+    assert rig.budget.booked < sum(rig.budget.reserved) <= item.most_usd
     assert rig.budget.released == 2
 
 
@@ -183,9 +186,9 @@ async def test_tenants_have_priority_over_the_judge() -> None:
     name = await rig.started()
     slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
     assert slots.try_acquire("ada")
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded) as exc_info:
         await rig.judge.fetch_second_answer(name)
-    assert caught.value.retryable and caught.value.retry_after
+    assert exc_info.value.retryable and exc_info.value.retry_after
     slots.release("ada")
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
 

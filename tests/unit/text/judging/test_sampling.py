@@ -1,4 +1,4 @@
-"""Tests that answers are sampled for the judge without any effect on the client."""
+"""Tests that sampling answers for the judge has no effect on the client."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> N
         "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         "ollama": {"format": "json", "max_tokens": None},
     }
-    asked = schemas[codec.api_format.value]
-    name = await rig.started(codec=codec, stream=True, **asked)
+    requested_schema = schemas[codec.api_format.value]
+    name = await rig.started(codec=codec, stream=True, **requested_schema)
     assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
 
 
 async def test_sampling_does_not_change_the_answer() -> None:
     rig, plain = JudgeRig(), JudgeRig()
     plain.router.sampler = None
-    answers = [await one.ask() for one in (rig, plain)]
-    texts = [from_json(one.body)["choices"][0]["message"]["content"] for one in answers]
+    answers = [await answer.ask() for answer in (rig, plain)]
+    texts = [from_json(answer.body)["choices"][0]["message"]["content"] for answer in answers]
     assert texts == ["mine", "mine"]
     assert answers[0].headers == answers[1].headers
 
@@ -122,8 +122,8 @@ async def test_embeddings_are_never_sampled() -> None:
     rig = JudgeRig()
     catalog = rig.router.fleet.catalog
     deployments = tuple(
-        replace(one, model=replace(one.model, embeddings=True, chat=None))
-        for one in catalog.deployments
+        replace(deployment, model=replace(deployment.model, embeddings=True, chat=None))
+        for deployment in catalog.deployments
     )
     rig.router.fleet = replace(rig.router.fleet, catalog=replace(catalog, deployments=deployments))
     call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')

@@ -28,13 +28,13 @@ CODECS: list[ProtocolCodec] = [
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
+def body_for(codec: ProtocolCodec, **kwargs: Any) -> bytes:
     content: dict[str, Any] = {"prompt": "hello"}
     if not isinstance(codec, OllamaGenerateCodec | OpenAICompletionsCodec):
         content = {"messages": MESSAGES}
     if isinstance(codec, AnthropicCodec):
         content["max_tokens"] = 9
-    return json.dumps({"model": "m", **content, **more}).encode()
+    return json.dumps({"model": "m", **content, **kwargs}).encode()
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda one: type(one).__name__)

@@ -103,9 +103,9 @@ def test_upstream_request_matches_anthropics_format() -> None:
     ],
 )
 def test_unsupported_sampling_is_refused_by_name(sampling: Sampling, field: str) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_upstream(replace(FULL, sampling=sampling))
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_json_without_a_schema_is_refused() -> None:
@@ -131,9 +131,9 @@ def test_tool_arguments_must_be_an_object(arguments: str) -> None:
     ],
 )
 def test_untranslatable_member_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_domain(parse(**changes))
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_system_messages_in_the_conversation_join_the_system_prompt() -> None:
@@ -228,9 +228,9 @@ def test_arguments_for_a_closed_call_interrupt_the_stream() -> None:
 
 def test_invalid_tool_arguments_are_a_model_error() -> None:
     broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
-    with pytest.raises(InvalidToolCall) as caught:
+    with pytest.raises(InvalidToolCall) as exc_info:
         chat_response_to_client(broken)
-    body = render_error(caught.value, "r1", "/v1/messages")
+    body = render_error(exc_info.value, "r1", "/v1/messages")
     assert body.status == 422
     assert json.loads(body.body)["error"] == {
         "type": "api_error",
@@ -278,9 +278,9 @@ def test_tap_passes_all_bytes_and_reads_usage() -> None:
 )
 def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> None:
     for feed in (StreamTap().feed, StreamReader().feed):
-        with pytest.raises(StreamInterrupted) as caught:
+        with pytest.raises(StreamInterrupted) as exc_info:
             feed(piece)
-        assert "secret" not in caught.value.message
+        assert "secret" not in exc_info.value.message
 
 
 def test_only_protocol_headers_are_forwarded() -> None:
@@ -306,20 +306,20 @@ def test_needs_include_every_required_ability() -> None:
     ],
 )
 def test_error_names_untranslatable_member(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_domain(parse(**changes))
-    assert caught.value.field == field
+    assert exc_info.value.field == field
     # Anthropic's SDK reads this to fall back to the whole conversation.
-    threads = caught.value.details.get("unsupported")
+    threads = exc_info.value.details.get("unsupported")
     assert threads == (["thread"] if field == "thread" else None)
 
 
 @pytest.mark.parametrize("name", ["seed", "frequency_penalty", "presence_penalty"])
 def test_error_names_unsupported_sampling(name: str) -> None:
     sampling = replace(FULL.sampling, **{name: 1})
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_upstream(replace(FULL, sampling=sampling))
-    assert caught.value.field == name
+    assert exc_info.value.field == name
     if name == "seed":
         with pytest.raises(UnsupportedFeature):
             chat_request_to_upstream(replace(FULL, sampling=replace(FULL.sampling, seed=0)))
@@ -360,11 +360,11 @@ def test_pictures_by_url_are_inlined_at_any_depth() -> None:
     image = Image(media_type="image/gif", data="R0k=")
     inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
     assert inlined.picture_urls == ()
-    sent = json.loads(inlined.to_upstream("m", {}))
+    body = json.loads(inlined.to_upstream("m", {}))
     gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
-    assert sent["messages"][0]["content"][0]["source"] == gif
-    assert sent["messages"][0]["content"][1]["content"][0]["source"] == gif
-    assert sent["future"] == 1
+    assert body["messages"][0]["content"][0]["source"] == gif
+    assert body["messages"][0]["content"][1]["content"][0]["source"] == gif
+    assert body["future"] == 1
 
 
 def test_count_request_needs_no_max_tokens() -> None:
@@ -613,9 +613,9 @@ def test_refused_keywords_move_into_descriptions() -> None:
 
 def test_unsupported_strict_tool_is_refused_by_name() -> None:
     tool = Tool(name="f", schema={"type": "object"}, strict=True)
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_upstream(replace(FULL, tools=(tool,)))
-    assert caught.value.field == "tools"
+    assert exc_info.value.field == "tools"
 
 
 @pytest.mark.parametrize(
@@ -635,9 +635,9 @@ def test_unsupported_strict_tool_is_refused_by_name() -> None:
     ids=["any", "map", "types", "anything", "true", "definitions"],
 )
 def test_unsupported_response_schema_is_refused_by_name(schema: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_upstream(replace(FULL, output=OutputFormat(schema=schema)))
-    assert caught.value.field == "response_format"
+    assert exc_info.value.field == "response_format"
 
 
 def test_strict_tool_without_parameters_has_a_closed_schema() -> None:
@@ -674,9 +674,9 @@ def test_supported_pattern_is_kept(pattern: str, checked: bool) -> None:
 )
 def test_incomplete_picture_source_is_refused(source: dict[str, Any]) -> None:
     block = {"type": "image", "source": source}
-    with pytest.raises(InvalidRequest, match="requires") as caught:
+    with pytest.raises(InvalidRequest, match="requires") as exc_info:
         parse(messages=[{"role": "user", "content": [block]}])
-    assert caught.value.field == "messages.0.content.0.source"
+    assert exc_info.value.field == "messages.0.content.0.source"
 
 
 def test_attachment_bytes_include_the_schema() -> None:

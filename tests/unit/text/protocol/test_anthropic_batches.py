@@ -77,12 +77,12 @@ def test_requests_are_read_one_by_one_whatever_is_in_their_strings() -> None:
     ],
 )
 def test_a_wrong_body_is_refused_by_its_field(body: bytes, field: str | None) -> None:
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         list(read(body))
     if field is not None:
-        assert caught.value.field == field
+        assert exc_info.value.field == field
     elif b'"requests": [{}]' not in body:
-        assert isinstance(caught.value, InvalidJson)
+        assert isinstance(exc_info.value, InvalidJson)
 
 
 def test_the_number_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,14 +106,14 @@ def test_a_request_that_is_longer_than_a_line_may_be_is_refused(
     size = len(to_json(large))
     body = to_json({"requests": [small, large]})
     assert len(list(read(body, size))) == 2
-    with pytest.raises(BodyTooLarge, match="at most") as caught:
+    with pytest.raises(BodyTooLarge, match="at most") as exc_info:
         list(read(body, size - 1))
-    assert caught.value.field == "requests.1"
+    assert exc_info.value.field == "requests.1"
     # The line of the first has more bytes than it has in the body.
     short = b'{"requests":[{"custom_id":"a","params":{"n":1e15}}]}'
-    with pytest.raises(BodyTooLarge) as caught:
+    with pytest.raises(BodyTooLarge) as exc_info:
         list(read(short, len(b'{"custom_id":"a","params":{"n":1e15}}')))
-    assert caught.value.field == "requests.0"
+    assert exc_info.value.field == "requests.0"
     monkeypatch.setattr(batches, "_MAX_SKELETON", 100)
     assert len(list(read(body, size))) == 2
     for long in (

@@ -164,6 +164,6 @@ def test_a_failure_without_the_error_of_its_call_shows_that_of_the_job(answer: s
 
 
 def test_a_response_in_the_background_must_be_stored() -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         require_storable(parse(store=False))
-    assert caught.value.field == "store"
+    assert exc_info.value.field == "store"

@@ -38,8 +38,8 @@ def test_turns_contain_only_text_parts() -> None:
         {"type": "text", "text": "and now?"},
     ]
     messages = [{"role": "user", "content": blocks}]
-    found = turns(AnthropicCodec(), messages=messages, max_tokens=5)
-    assert found == (("tool", "42"), ("user", "and now?"))
+    result = turns(AnthropicCodec(), messages=messages, max_tokens=5)
+    assert result == (("tool", "42"), ("user", "and now?"))
     messages = [{"role": "user", "content": blocks[:1]}]
     assert turns(AnthropicCodec(), messages=messages, max_tokens=5) == (("tool", "42"),)
 

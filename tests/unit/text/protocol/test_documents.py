@@ -57,9 +57,9 @@ def test_text_has_the_name_of_its_file() -> None:
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04\xff", b"RIFF\xff\xff\xff\xffWAVE"])
 def test_members_that_no_model_reads_are_refused(content: bytes) -> None:
-    with pytest.raises(UnsupportedFeature, match=r"f: models read .* not") as caught:
+    with pytest.raises(UnsupportedFeature, match=r"f: models read .* not") as exc_info:
         read_file(content, name="a.bin", declared=None, field="f")
-    assert caught.value.field == "f"
+    assert exc_info.value.field == "f"
     with pytest.raises(InvalidRequest, match="f must be base64"):
         read_encoded_file("data:application/zip;base64,%%%", name=None, field="f")
 
@@ -97,9 +97,9 @@ def test_a_chats_file_with_content_is_translated_and_one_by_id_is_not() -> None:
     for file in ({"file_id": "file-of-theirs"}, {"file_data": "https://x.y/a.pdf"}, {}):
         call = parse(file)
         assert call.derive_needs().has_external_content
-        with pytest.raises(UnsupportedFeature) as caught:
+        with pytest.raises(UnsupportedFeature) as exc_info:
             call.to_domain("m")
-        assert caught.value.field == "messages.0.content.0"
+        assert exc_info.value.field == "messages.0.content.0"
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_a_response_without_its_file_is_refused(
     part: dict[str, Any], error: type[Exception], field: str | None
 ) -> None:
     body = {"model": "m", "input": [{"role": "user", "content": [part]}]}
-    with pytest.raises(error) as caught:
+    with pytest.raises(error) as exc_info:
         ResponsesCodec().parse(to_json(body))
     path = "input.0.content.0" if field is None else f"input.0.content.0.{field}"
-    assert getattr(caught.value, "field", None) == path
+    assert getattr(exc_info.value, "field", None) == path
 
 
 def test_a_documents_bytes_count_for_the_budget() -> None:

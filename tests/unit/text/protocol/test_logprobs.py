@@ -94,15 +94,15 @@ async def test_streamed_ollama_answer_contains_logprobs(name: str, backend: Olla
     events = [json.loads(line) for line in lines if line.startswith("{")]
     if name == "openai":
         tokens = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
-        found = [token["content"] for token in tokens if token]
+        results = [token["content"] for token in tokens if token]
     elif name == "responses":
         kinds = ("response.output_text.delta", "response.output_text.done")
-        found = [event["logprobs"] for event in events if event["type"] in kinds]
+        results = [event["logprobs"] for event in events if event["type"] in kinds]
         assert read_client_logprobs(name, events[-1]["response"]) == EXPECTED
-        assert len(found) == 2
+        assert len(results) == 2
     else:
-        found = [event["logprobs"] for event in events if "logprobs" in event]
-    assert found and all(tokens == EXPECTED for tokens in found)
+        results = [event["logprobs"] for event in events if "logprobs" in event]
+    assert results and all(tokens == EXPECTED for tokens in results)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -110,9 +110,9 @@ def test_logprobs_are_requested_from_openai_and_refused_for_claude(name: str) ->
     request = to_domain(name)
     body = to_openai(request, stream=False)
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         to_anthropic(request)
-    assert caught.value.field == "logprobs"
+    assert exc_info.value.field == "logprobs"
 
 
 def test_openai_answers_contain_logprobs() -> None:
@@ -142,6 +142,6 @@ def test_answers_without_logprobs_have_null_or_no_member() -> None:
 )
 @pytest.mark.parametrize("name", ["openai", "chat", "generate"])
 def test_impossible_numbers_of_alternatives_are_refused(name: str, members: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         to_domain(name, **members)
-    assert caught.value.field == "top_logprobs"
+    assert exc_info.value.field == "top_logprobs"

@@ -133,9 +133,9 @@ def test_context_window_fits_prompt_and_answer(
     ],
 )
 def test_unsupported_tool_choice_is_refused_by_name(choice: ToolChoice, field: str) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_upstream(replace(PLAIN, tool_choice=choice), context=8192, stream=False)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_tool_choice_none_omits_tools() -> None:
@@ -197,9 +197,9 @@ def test_options_become_sampling_or_are_refused_by_name() -> None:
         ({"options": {"mirostat": 1}}, "options.mirostat"),
         ({"suffix": "end"}, "suffix"),
     ):
-        with pytest.raises(UnsupportedFeature) as caught:
+        with pytest.raises(UnsupportedFeature) as exc_info:
             chat_request_to_domain(parse(**changes), "m")
-        assert caught.value.field == field
+        assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_options_become_sampling_or_are_refused_by_name() -> None:
     ],
 )
 def test_error_names_invalid_message(messages: list[Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         chat_request_to_domain(parse(messages=messages), "m")
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_generate_becomes_a_chat_of_one_turn() -> None:
@@ -284,9 +284,9 @@ def test_generate_stream_is_valid_for_the_sdk() -> None:
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
 def test_invalid_tool_arguments_are_a_model_error(arguments: str) -> None:
     use = ToolUse(id="c", name="f", arguments=arguments)
-    with pytest.raises(InvalidToolCall) as caught:
+    with pytest.raises(InvalidToolCall) as exc_info:
         tool_call_to_client(0, use)
-    assert caught.value.details == {"tool": "f", "arguments": arguments}
+    assert exc_info.value.details == {"tool": "f", "arguments": arguments}
     writer = StreamWriter(encode_chat_content, "m")
     writer.write(ToolStarted(index=0, id="c", name="f"))
     writer.write(ToolArguments(index=0, fragment=arguments))
@@ -298,17 +298,17 @@ def test_invalid_tool_arguments_are_a_model_error(arguments: str) -> None:
 
 @pytest.mark.parametrize("line", [b"nope\n", b"3\n", b'{"error":"secret of the server"}\n'])
 def test_malformed_line_interrupts_without_leaking_its_text(line: bytes) -> None:
-    with pytest.raises(StreamInterrupted) as caught:
+    with pytest.raises(StreamInterrupted) as exc_info:
         StreamTap("m").feed(line)
-    assert "secret" not in caught.value.message
+    assert "secret" not in exc_info.value.message
 
 
 def test_only_changed_members_are_rewritten() -> None:
     raw = b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
     call = OllamaChatCodec().parse(raw)
     assert call.to_upstream("m", {}) is raw
-    sent = json.loads(call.to_upstream("up", {"options": {"num_ctx": 4096, "x": 1}}))
-    assert sent == {**json.loads(raw), "model": "up", "options": {"num_ctx": 7, "x": 1}}
+    body = json.loads(call.to_upstream("up", {"options": {"num_ctx": 4096, "x": 1}}))
+    assert body == {**json.loads(raw), "model": "up", "options": {"num_ctx": 7, "x": 1}}
 
 
 def test_needs_include_every_required_ability() -> None:

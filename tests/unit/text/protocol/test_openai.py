@@ -62,16 +62,16 @@ from tests.unit.text.protocol.conversations import ANSWERS, FULL
 @pytest.mark.parametrize("n", [1025, 10**19])
 def test_number_of_answers_is_bounded(n: int) -> None:
     """A larger number would exceed the range in which limits can count."""
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         OpenAICodec().parse(to_json({**SMALL, "n": n}))
-    assert caught.value.field == "n"
+    assert exc_info.value.field == "n"
 
 
 def test_one_wrong_value_of_many_is_one_problem() -> None:
     """Otherwise building an error for each value of each union branch blocks the event loop."""
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as exc_info:
         wire.EmbeddingBody.model_validate({"model": "m", "input": [1] * 100 + ["a"]})
-    assert caught.value.error_count() <= 4
+    assert exc_info.value.error_count() <= 4
 
 
 SMALL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -142,9 +142,9 @@ def test_failed_tool_result_with_picture_is_translated() -> None:
     ],
 )
 def test_untranslatable_member_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_domain(parse(**changes))
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_harmless_and_empty_members_are_dropped() -> None:
@@ -255,9 +255,9 @@ def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
 )
 def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> None:
     for feed in (StreamTap(hide_usage=True).feed, StreamReader().feed):
-        with pytest.raises(StreamInterrupted) as caught:
+        with pytest.raises(StreamInterrupted) as exc_info:
             feed(piece)
-        assert "secret" not in caught.value.message
+        assert "secret" not in exc_info.value.message
 
 
 def test_numeric_tool_call_id_becomes_text() -> None:
@@ -285,9 +285,9 @@ def test_unchanged_request_keeps_its_bytes() -> None:
 def test_only_model_and_include_usage_change() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
     call = OpenAICodec().parse(json.dumps(data).encode())
-    sent = json.loads(call.to_upstream("other", {}))
+    body = json.loads(call.to_upstream("other", {}))
     expected = {"stream_options": {"x": 1, "include_usage": True}}
-    assert sent == {**data, "model": "other", **expected}
+    assert body == {**data, "model": "other", **expected}
 
 
 def test_needs_include_every_required_ability() -> None:
@@ -317,15 +317,15 @@ def test_needs_include_every_required_ability() -> None:
 def test_untranslatable_nested_member_is_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         chat_request_to_domain(parse(**changes))
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_tool_choice_without_tools_is_refused() -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         chat_request_to_domain(parse(tool_choice="required"))
-    assert caught.value.field == "tool_choice"
+    assert exc_info.value.field == "tool_choice"
 
 
 def test_cache_markers_and_signed_thinking_reach_claude() -> None:
@@ -422,10 +422,10 @@ def test_pictures_by_url_are_inlined() -> None:
     image = Image(media_type="image/gif", data="R0k=")
     inlined = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
     assert inlined.picture_urls == ()
-    sent = json.loads(inlined.to_upstream("m", {}))
-    assert sent["min_p"] == 0.1
+    body = json.loads(inlined.to_upstream("m", {}))
+    assert body["min_p"] == 0.1
     gif = {"url": "data:image/gif;base64,R0k=", "detail": "low"}
-    assert [part["image_url"] for part in sent["messages"][0]["content"]] == [
+    assert [part["image_url"] for part in body["messages"][0]["content"]] == [
         *(gif, {"url": urls[1], "detail": "low"}),
         *(gif, gif),
     ]
@@ -440,9 +440,9 @@ def test_embedding_input_is_normalised_to_a_list(given: Any, inputs: list[Any]) 
     assert call.body.inputs == inputs
     assert call.derive_needs().embeddings
     if isinstance(inputs[0], list):
-        with pytest.raises(UnsupportedFeature) as caught:
+        with pytest.raises(UnsupportedFeature) as exc_info:
             call.to_domain("m")
-        assert caught.value.field == "input"
+        assert exc_info.value.field == "input"
 
 
 def test_embeddings_round_trip_as_base64_and_numbers() -> None:

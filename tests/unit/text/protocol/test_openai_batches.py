@@ -41,13 +41,13 @@ BATCH = TextBatch(
 FORMAT = OpenAIBatchFormat()
 
 
-def given(**changes: Any) -> dict[str, Any]:
+def batch_body(**changes: Any) -> dict[str, Any]:
     body = {"input_file_id": "f", "endpoint": "/v1/responses", "completion_window": "24h"}
     return {**body, **changes}
 
 
 def test_a_new_batch_has_its_submitters_rights() -> None:
-    body = validate(CreateBatch, given(metadata={"a": "b"}))
+    body = validate(CreateBatch, batch_body(metadata={"a": "b"}))
     caller = Identity(owner="ada", key_id="k", user="u", scopes=frozenset({"text"}))
     batch = body.to_domain(caller)
     assert batch.id.startswith("batch_") and batch.submitter == caller
@@ -71,9 +71,9 @@ def test_a_new_batch_has_its_submitters_rights() -> None:
     ],
 )
 def test_invalid_members_are_named(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        validate(CreateBatch, given(**changes))
-    assert caught.value.field == field
+    with pytest.raises(InvalidRequest) as exc_info:
+        validate(CreateBatch, batch_body(**changes))
+    assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_lines_are_checked() -> None:
         ({"body": {"input": "x"}}, "missing_required_parameter", "body.model"),
         ({"body": {"model": "m", "background": True}}, "unsupported_parameter", "body.background"),
     ):
-        with pytest.raises(InvalidLine) as caught:
+        with pytest.raises(InvalidLine) as exc_info:
             check(**changes)
-        assert (caught.value.line_code, caught.value.field) == (code, field)
+        assert (exc_info.value.line_code, exc_info.value.field) == (code, field)
 
 
-def test_results_expire_when_the_client_says() -> None:
+def test_results_expire_at_the_requested_time() -> None:
     assert compute_output_expiry(BATCH, NOW) is None
     bounded = replace(BATCH, output_expires_after=3_600)
     assert compute_output_expiry(bounded, NOW) == NOW + timedelta(hours=1)

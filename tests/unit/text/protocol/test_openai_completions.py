@@ -119,9 +119,9 @@ def test_back_ends_of_the_same_format_get_the_same_bytes() -> None:
     assert changed == {**call.data, "model": "up", "cache_prompt": False}
 
 
-def test_streams_are_asked_for_their_usage() -> None:
-    asked = json.loads(parse(stream=True).to_upstream("m", {}))
-    assert asked["stream_options"] == {"include_usage": True}
+def test_streams_are_requested_with_usage() -> None:
+    body = json.loads(parse(stream=True).to_upstream("m", {}))
+    assert body["stream_options"] == {"include_usage": True}
 
 
 def test_needs_count_prompts_and_answers() -> None:
@@ -173,9 +173,9 @@ def test_streams_are_valid_for_the_sdk(include_usage: bool) -> None:
     assert all("usage" not in event for event in events)
 
 
-def event(text: str, index: int = 0, reason: str | None = None, **more: Any) -> bytes:
+def event(text: str, index: int = 0, reason: str | None = None, **kwargs: Any) -> bytes:
     choice = {"text": text, "index": index, "finish_reason": reason, "logprobs": None}
-    body = {"id": "c", "object": "text_completion", "choices": [choice], **more}
+    body = {"id": "c", "object": "text_completion", "choices": [choice], **kwargs}
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
@@ -221,7 +221,9 @@ def test_answers_without_usage_get_the_estimate() -> None:
     assert CODEC.count_output_bytes(body) == 6
     raw = json.dumps(body).encode()
     assert CODEC.add_missing_members(raw, body, None) is raw
-    told = json.loads(CODEC.add_missing_members(raw, body, Usage(input_tokens=3, output_tokens=2)))
-    assert told["usage"]["total_tokens"] == 5
+    response_body = json.loads(
+        CODEC.add_missing_members(raw, body, Usage(input_tokens=3, output_tokens=2))
+    )
+    assert response_body["usage"]["total_tokens"] == 5
     with pytest.raises(BackendUnavailable):
         CODEC.require_answer_member({"data": []})

@@ -54,11 +54,11 @@ def test_same_idempotency_key_gives_the_same_seeds() -> None:
 
 
 def test_openai_members_become_template_inputs() -> None:
-    made = job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
-    assert made["inputs"] == {
+    image_job = job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
+    assert image_job["inputs"] == {
         "prompt": "a cat", "seed": 12, "width": 640, "height": 480, "quality": "high",
     }  # fmt: skip
-    assert (made["template"], made["metadata"], "batch" in made) == (
+    assert (image_job["template"], image_job["metadata"], "batch" in image_job) == (
         "swatch",
         {"user": "u1"},
         False,
@@ -102,9 +102,9 @@ def test_default_options_need_no_input() -> None:
 def test_unsupported_member_is_refused_by_name(
     members: dict[str, Any], takes: dict[str, dict[str, Any]], field: str
 ) -> None:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as exc_info:
         job(takes, **members)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_job_errors_use_the_clients_field_names() -> None:
@@ -151,9 +151,9 @@ def test_pictures_of_an_edit_go_to_the_templates_inputs() -> None:
 def test_pictures_without_an_input_are_refused(
     accepted: dict[str, dict[str, Any]], field: str
 ) -> None:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as exc_info:
         assign_pictures(edit(file("image"), file("image"), file("mask")), "t", accepted)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,6 @@ def test_pictures_without_an_input_are_refused(
     ],
 )
 def test_bad_edits(files: list[str], fields: dict[str, str], field: str) -> None:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(RequestError) as exc_info:
         edit(*map(file, files), **fields)
-    assert caught.value.field == field
+    assert exc_info.value.field == field

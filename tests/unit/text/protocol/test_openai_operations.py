@@ -55,10 +55,10 @@ PARSERS: Any = {"moderation": parse_moderation, "rerank": parse_rerank, "speech"
     ],
 )
 def test_bad_members_are_named(kind: str, body: dict[str, Any], field: str) -> None:
-    with pytest.raises(MoyinError) as caught:
+    with pytest.raises(MoyinError) as exc_info:
         PARSERS[kind](json.dumps(body).encode())
-    assert caught.value.field == field
-    assert isinstance(caught.value, InvalidRequest | UnsupportedFeature)
+    assert exc_info.value.field == field
+    assert isinstance(exc_info.value, InvalidRequest | UnsupportedFeature)
 
 
 def test_members_pass_to_the_back_end() -> None:
@@ -134,9 +134,9 @@ def repeat(received: MultipartForm, **fields: str) -> MultipartForm:
 )
 def test_seconds_are_those_of_the_back_end_or_of_the_file(data: Any, usage: int) -> None:
     request = TranscriptionRequest(form(file("file"), model="m"), 11.5)
-    found = request.read_usage(data)
-    assert found.quantity == usage
-    assert found.is_estimated is (usage == 12)
+    result = request.read_usage(data)
+    assert result.quantity == usage
+    assert result.is_estimated is (usage == 12)
 
 
 def test_a_forged_length_neither_avoids_the_reservation_nor_inflates_the_estimate() -> None:
@@ -162,9 +162,9 @@ def test_a_forged_length_neither_avoids_the_reservation_nor_inflates_the_estimat
     ],
 )
 def test_bad_transcriptions(received: MultipartForm, field: str) -> None:
-    with pytest.raises((InvalidRequest, UnsupportedFeature)) as caught:
+    with pytest.raises((InvalidRequest, UnsupportedFeature)) as exc_info:
         TranscriptionRequest(received, None)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -181,9 +181,9 @@ def test_bad_transcriptions(received: MultipartForm, field: str) -> None:
     ],
 )
 def test_bad_edits(received: MultipartForm, field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         ImageEditRequest(received)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_pictures_that_were_made_are_billed() -> None:

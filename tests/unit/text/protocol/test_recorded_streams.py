@@ -307,7 +307,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in TAPS])
-def test_the_sdk_of_openai_reads_what_a_forwarded_stream_says(provider: str) -> None:
+def test_openais_sdk_reads_a_forwarded_stream(provider: str) -> None:
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
     received = forward(_tap(provider, hide_usage=False), [STREAMS[provider]])
     for event in received.split(b"\n\n"):
@@ -344,7 +344,7 @@ CLIENTS: dict[str, tuple[ProtocolCodec, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("protocol", CLIENTS)
 @pytest.mark.parametrize("provider", PROVIDERS)
-async def test_each_client_gets_what_the_stream_says(provider: str, protocol: str) -> None:
+async def test_each_client_gets_the_content_of_the_stream(provider: str, protocol: str) -> None:
     codec, body = CLIENTS[protocol]
     request = codec.parse(json.dumps({"model": "m", "stream": True, **body}).encode())
     expected, pieces = EXPECTED[provider], cut(STREAMS[provider], 2)
@@ -368,12 +368,12 @@ def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
     for seed in range(CUTS):
         chance = random.Random(seed)
         deltas: list[Delta] = [Started(id="a", model="m")]
-        begun = [ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)]
+        starts = [ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)]
         left = {index: list(fragments) for index, fragments in pieces.items()}
-        while begun or any(left.values()):
+        while starts or any(left.values()):
             index = chance.randrange(len(calls))
-            if begun and index >= len(calls) - len(begun):
-                deltas.append(begun.pop(0))
+            if starts and index >= len(calls) - len(starts):
+                deltas.append(starts.pop(0))
             elif left[index]:
                 deltas.append(ToolArguments(index=index, fragment=left[index].pop(0)))
         deltas.append(Finished(stop=StopReason.TOOL_USE, usage=Usage(output_tokens=9)))
@@ -424,9 +424,9 @@ async def test_an_event_that_is_no_json_ends_all_streams_alike() -> None:
     """Translated and forwarded streams fail alike, and the router tries another back end."""
     broken = b"data: {nope}\n\n"
     for provider in ("openai", "anthropic"):
-        with pytest.raises(Exception) as caught:
+        with pytest.raises(Exception) as exc_info:
             await read(provider, [broken])
-        assert getattr(caught.value, "code", "") in ("stream_interrupted", "backend_unavailable")
+        assert getattr(exc_info.value, "code", "") in ("stream_interrupted", "backend_unavailable")
     for tap in (OpenAITap(hide_usage=True), AnthropicTap()):
         with pytest.raises(StreamInterrupted):
             tap.feed(broken)

@@ -214,9 +214,9 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
 
 
 def test_two_tools_of_one_name_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="'weather'") as caught:
+    with pytest.raises(InvalidRequest, match="'weather'") as exc_info:
         parse(tools=[WEATHER, WEATHER])
-    assert caught.value.field == "tools.1.name"
+    assert exc_info.value.field == "tools.1.name"
 
 
 def test_the_answer_that_the_client_gets_is_found_among_several() -> None:
@@ -252,9 +252,9 @@ def test_custom_tool_call_is_read_back_as_json() -> None:
 def test_forged_proof_is_refused(proof: dict[str, Any]) -> None:
     content = to_json({"text": "", "signature": None, "redacted": None} | proof)
     item = {"type": "reasoning", "encrypted_content": base64.urlsafe_b64encode(content).decode()}
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse(input=[item])
-    assert caught.value.field == "input.0.encrypted_content"
+    assert exc_info.value.field == "input.0.encrypted_content"
 
 
 @pytest.mark.parametrize(
@@ -393,9 +393,9 @@ def test_allowed_tools_hide_the_others() -> None:
     ],
 )
 def test_invalid_request_names_the_field(members: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse(**members)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -412,9 +412,9 @@ def test_invalid_request_names_the_field(members: dict[str, Any], field: str) ->
     ],
 )
 def test_nothing_is_dropped_in_silence(members: dict[str, Any], field: str) -> None:
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         parse(**members)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_broken_stream_ends_with_an_error_event() -> None:

@@ -227,7 +227,7 @@ def test_unverified_scores_have_a_wider_spread() -> None:
     assert known("phi4").kinds["code"].spread > known("qwen3:8b").kinds["code"].spread
 
 
-def test_claude_after_the_last_measured_one_is_better_by_the_line_up_in_each_kind() -> None:
+def test_a_newer_claude_is_rated_above_the_last_measured_one_in_each_kind() -> None:
     measured, now = known("claude-3-5-sonnet"), known("claude-haiku-5-5")
     for kind in ("mathematics", "code", "reasoning"):
         gain = now.kinds[kind].mean - measured.kinds[kind].mean
@@ -263,7 +263,7 @@ def test_texts_that_were_not_summarised_count_against_a_model() -> None:
     assert gemma.mean < known("ministral:3b").kinds["summary"].mean
 
 
-def test_claude_in_summaries_is_better_than_its_measured_one_as_the_line_up_says() -> None:
+def test_a_newer_claude_is_rated_above_the_measured_one_in_summaries() -> None:
     measured, now = known("claude-haiku-4-5"), known("claude-haiku-5-5")
     gain = now.kinds["summary"].mean - measured.kinds["summary"].mean
     assert gain == pytest.approx(now.mean - measured.mean)

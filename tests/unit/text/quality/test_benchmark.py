@@ -73,11 +73,11 @@ def test_no_fold_is_scored_with_its_own_constants() -> None:
 
 def test_scored_fold_does_not_influence_its_constants() -> None:
     def rows(contrary: frozenset[int]) -> tuple[Row, ...]:
-        made = random.Random(1)
+        generator = random.Random(1)
         table = []
         for number in range(200):
-            word = made.choice(("Integrate", "Name"))
-            weak, strong = float(made.random() < 0.6), float(made.random() < 0.8)
+            word = generator.choice(("Integrate", "Name"))
+            weak, strong = float(generator.random() < 0.6), float(generator.random() < 0.8)
             if number in contrary:
                 weak, strong = 1.0 - weak, 1.0 - strong
             subject = "college_mathematics" if word == "Integrate" else "miscellaneous"

@@ -103,12 +103,12 @@ def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
     assert question_from_json(json.loads(json.dumps(question_to_json(question)))) == question
     estimator = Estimator()
     estimator.learn("studio", signal(question, 0.0))
-    saved = json.loads(json.dumps(estimator.get_state("studio").to_json()))
-    memory = TenantState.from_json(saved).models["llama3.1:8b"]
+    saved_state = json.loads(json.dumps(estimator.get_state("studio").to_json()))
+    memory = TenantState.from_json(saved_state).models["llama3.1:8b"]
     weights = memory.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
     assert any(weights)
     # A question of before the embedder was switched on, or of after it was switched off.
-    estimator.replace_state("studio", TenantState.from_json(saved))
+    estimator.replace_state("studio", TenantState.from_json(saved_state))
     estimator.learn("studio", signal(ask(PHYSICIAN), 0.0, key="grace"))
     now = estimator.get_state("studio").models["llama3.1:8b"]
     assert now.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS] == weights
@@ -120,9 +120,9 @@ def test_missing_package_is_reported_with_its_field(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EmbedderNotInstalled, match=r"pip install 'moyin\[embedder\]'"):
         find_package_folder("wordllama")
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ValidationError) as exc_info:
         RoutingConfig.model_validate({"embedder": "wordllama"})
-    (error,) = caught.value.errors()
+    (error,) = exc_info.value.errors()
     assert error["loc"] == ("embedder",)
     assert "'wordllama' is not installed here" in error["msg"]
 
@@ -132,6 +132,6 @@ def test_unknown_embedder_error_lists_the_supported_ones() -> None:
         RoutingConfig.model_validate({"embedder": "bert"})
 
 
-def test_nothing_is_loaded_or_imported_unless_asked_for() -> None:
+def test_nothing_is_loaded_or_imported_without_configuration() -> None:
     assert RoutingConfig().embedder is None
     assert "wordllama" not in sys.modules, "importing it configures the root logger"

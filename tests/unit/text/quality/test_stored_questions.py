@@ -78,10 +78,10 @@ def test_earlier_learning_counts_and_fades() -> None:
     estimator = Estimator()
     for number in range(40):
         estimator.learn("studio", signal(earlier(ask(TEXT)), 0.0, key=f"key-{number}"))
-    saved = json.dumps(estimator.get_state("studio").to_json())
+    saved_state = json.dumps(estimator.get_state("studio").to_json())
 
     def chance(after: float) -> float:
-        loaded = TenantState.from_json(json.loads(saved))
+        loaded = TenantState.from_json(json.loads(saved_state))
         loaded.models["llama3.1:8b"].fade(after)
         estimator.replace_state("studio", loaded)
         return estimator.estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
@@ -94,10 +94,12 @@ def test_earlier_learning_counts_and_fades() -> None:
 
 
 def test_feature_numbers_are_stable() -> None:
-    # Whoever rebuilds the levels of kinds sorts them anew; the weights of a kind are then still its own.
+    # Stored weights refer to kinds by number, so the numbers must not depend on the order of the table.
     assert set(KIND_NUMBER) == set(KIND_DIFFICULTY)
-    first = "greeting extraction writing summary knowledge chat translation medicine law finance"
-    kinds = [*first.split(), "reasoning", "code", "mathematics"]
+    first_kinds = (
+        "greeting extraction writing summary knowledge chat translation medicine law finance"
+    )
+    kinds = [*first_kinds.split(), "reasoning", "code", "mathematics"]
     assert list(KIND_NUMBER.items())[:13] == [(kind, 16 + n) for n, kind in enumerate(kinds)]
     languages = "en de fr es it pt nl ru pl tr sv zh ja ko ar he hi th el other"
     assert list(LANGUAGES)[:20] == languages.split()

@@ -87,7 +87,9 @@ def fleet(
     deployments: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object
 ) -> Fleet:
     runtimes = {
-        one.backend: runtime(one.backend, limit=limit) for one in deployments if one.configured
+        deployment.backend: runtime(deployment.backend, limit=limit)
+        for deployment in deployments
+        if deployment.configured
     }
     aliases: dict[str, Alias] = parts.pop("aliases", {})  # type: ignore[assignment]
     catalog = Catalog(deployments=tuple(deployments), aliases=aliases)
@@ -95,6 +97,6 @@ def fleet(
 
 
 def route(
-    of: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
+    models: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
 ) -> CompiledRoute:
-    return of.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)
+    return models.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)

@@ -36,7 +36,7 @@ class RecordedLedger(list[UsageEntry]):
 
 
 class Rig:
-    """A router with fake back ends that cost 0, 1, 2 … in the given order."""
+    """A router with fake back ends, whose prices are 0, 1, 2 and so on."""
 
     def __init__(
         self,

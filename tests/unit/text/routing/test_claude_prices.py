@@ -102,7 +102,7 @@ def test_a_tariff_needs_rising_dates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "of"),
+    ("model", "base_model"),
     [
         ("claude-haiku-4-5-20251001", "claude-haiku-4-5"),
         ("claude-opus-5-5", "claude-opus-5-5"),
@@ -110,8 +110,8 @@ def test_a_tariff_needs_rising_dates() -> None:
         ("claude-haiku-4-5-latest", None),
     ],
 )
-def test_a_snapshot_costs_what_its_model_does(model: str, of: str | None) -> None:
-    assert find_claude_tariff(model) is (None if of is None else CLAUDE_TARIFFS[of])
+def test_a_snapshot_has_the_price_of_its_model(model: str, base_model: str | None) -> None:
+    assert find_claude_tariff(model) is (None if base_model is None else CLAUDE_TARIFFS[base_model])
 
 
 @given(st.integers(0, 10**18))

@@ -38,7 +38,7 @@ OLLAMA = {
 
 def shipped() -> dict[str, Any]:
     config = load_serve_config(ROOT / "serve_config.yaml", Ports())
-    (app,) = (one for one in config["applications"] if one["name"] == "models")
+    (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules: dict[str, Any] = app["deployments"][0]["user_config"]
     return rules
 
@@ -96,7 +96,10 @@ def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
     results = decide_all([*public_mix(), *prompts()], tmp_path, more=())
-    assert {model(one) for _, candidates in results for one in candidates} >= {SMALL, HAIKU}
+    assert {model(candidate) for _, candidates in results for candidate in candidates} >= {
+        SMALL,
+        HAIKU,
+    }
     assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
 
 
@@ -105,10 +108,13 @@ def test_estimate_of_arithmetic_matches_the_models_report(
 ) -> None:
     # GSM8K 89.8 %, less for optimism; a third of these questions is not recognised as arithmetic.
     expected = [
-        one.forecast.estimate.p
+        result.forecast.estimate.p
         for name, results in decisions
-        for one in results
-        if name == "arithmetic" and model(one) == LOCAL and one.forecast and one.forecast.estimate
+        for result in results
+        if name == "arithmetic"
+        and model(result) == LOCAL
+        and result.forecast
+        and result.forecast.estimate
     ]
     assert len(expected) == 25
     assert 0.8 < sum(expected) / len(expected) < 0.898
@@ -118,12 +124,18 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
     decisions: Decisions,
 ) -> None:
     def expected(candidates: list[Candidate]) -> tuple[int, float]:
-        forecasts = [one.forecast for one in candidates if one.forecast is not None]
-        bad = sum(1 - one.estimate.p for one in forecasts if one.estimate is not None)
-        return sum(one.cost_pico for one in forecasts), bad
+        forecasts = [
+            candidate.forecast for candidate in candidates if candidate.forecast is not None
+        ]
+        bad = sum(
+            1 - candidate.estimate.p for candidate in forecasts if candidate.estimate is not None
+        )
+        return sum(candidate.cost_pico for candidate in forecasts), bad
 
     cost, bad = expected([best for _, (best, *_) in decisions])
-    haikus = [one for _, results in decisions for one in results if model(one) == HAIKU]
+    haikus = [
+        candidate for _, results in decisions for candidate in results if model(candidate) == HAIKU
+    ]
     haiku_cost, haiku_bad = expected(haikus)
     assert bad <= 1.2 * haiku_bad
     assert cost <= 0.7 * haiku_cost

@@ -83,65 +83,67 @@ POLICIES = {"ada": TenantPolicy(residency=frozenset({HOME}))}
 class Server(FakeBackend):
     """A fake back end that counts tokens like its provider and records its own bill."""
 
-    def __init__(self, of: ModelDeployment, trace: Mapping[str, TraceRequest]) -> None:
+    def __init__(self, deployment: ModelDeployment, trace: Mapping[str, TraceRequest]) -> None:
         super().__init__()
-        self._deployment = of
+        self._deployment = deployment
         self._trace = trace
         self.billed: dict[str, Usage] = {}
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        asked = self._trace[request.user or ""]
-        usage = self.billed[asked.id] = true_usage(asked, self._deployment)
+        traced = self._trace[request.user or ""]
+        usage = self.billed[traced.id] = true_usage(traced, self._deployment)
         return ChatResponse(
-            id=asked.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
+            id=traced.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
         )
 
 
-def true_usage(asked: TraceRequest, of: ModelDeployment) -> Usage:
-    cached = round(asked.prompt * asked.kind.cached) if of.residency == "cloud" else 0
+def true_usage(request: TraceRequest, deployment: ModelDeployment) -> Usage:
+    cached = round(request.prompt * request.kind.cached) if deployment.residency == "cloud" else 0
     return Usage(
-        input_tokens=asked.prompt - cached, cached_tokens=cached, output_tokens=asked.output
+        input_tokens=request.prompt - cached, cached_tokens=cached, output_tokens=request.output
     )
 
 
-def cost(asked: TraceRequest, of: ModelDeployment) -> int:
-    return of.model.tariff.get_price_on(DAY).compute_pico_cost(true_usage(asked, of))
+def cost(request: TraceRequest, deployment: ModelDeployment) -> int:
+    return deployment.model.tariff.get_price_on(DAY).compute_pico_cost(
+        true_usage(request, deployment)
+    )
 
 
-def meets_constraints(asked: TraceRequest, of: ModelDeployment) -> bool:
+def meets_constraints(request: TraceRequest, deployment: ModelDeployment) -> bool:
     """Return True if a model meets the constraints of a request, computed without the router."""
-    kind, model = asked.kind, of.model
-    at_home = asked.at_home or asked.owner == "ada"
+    kind, model = request.kind, deployment.model
+    at_home = request.at_home or request.owner == "ada"
     return (
-        (of.residency == HOME or not at_home)
+        (deployment.residency == HOME or not at_home)
         and model.quality >= (3 if kind.alias == "smart" else 0)
         and (model.tools or not kind.tools)
         and (model.vision or not kind.vision)
         and (model.schema or not kind.schema)
-        and body_tokens(asked) + (kind.limit or 0) <= model.context
+        and body_tokens(request) + (kind.limit or 0) <= model.context
     )
 
 
-def body_tokens(asked: TraceRequest) -> int:
+def body_tokens(request: TraceRequest) -> int:
     """Return the router's estimate of a request's tokens before the call."""
-    return codec_of(asked).parse(body_of(asked)).derive_needs().prompt_tokens
+    return codec_of(request).parse(body_of(request)).derive_needs().prompt_tokens
 
 
-def codec_of(asked: TraceRequest) -> ProtocolCodec:
-    return AnthropicCodec() if asked.kind.cached else OpenAICodec()
+def codec_of(request: TraceRequest) -> ProtocolCodec:
+    return AnthropicCodec() if request.kind.cached else OpenAICodec()
 
 
-def body_of(asked: TraceRequest) -> bytes:
-    kind = asked.kind
+def body_of(request: TraceRequest) -> bytes:
+    kind = request.kind
     if kind.cached:
-        return marked_body_of(asked)
-    content: object = "x" * asked.bytes_
+        return marked_body_of(request)
+    content: object = "x" * request.bytes_
     if kind.vision:
         picture = {"type": "image_url", "image_url": {"url": _PICTURE}}
         content = [{"type": "text", "text": content}, picture]
     body: dict[str, object] = {
         "model": kind.alias,
-        "user": asked.id,
+        "user": request.id,
         "messages": [{"role": "user", "content": content}],
     }
     if kind.limit is not None:
@@ -153,15 +155,15 @@ def body_of(asked: TraceRequest) -> bytes:
     return json.dumps(body).encode()
 
 
-def marked_body_of(asked: TraceRequest) -> bytes:
+def marked_body_of(request: TraceRequest) -> bytes:
     """Return a body in Anthropic's format, which can mark a prompt for caching."""
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
-        "model": asked.kind.alias,
+        "model": request.kind.alias,
         "max_tokens": 4_096,
-        "metadata": {"user_id": asked.id},
+        "metadata": {"user_id": request.id},
         "tools": [{"name": "grep", "input_schema": {"type": "object"}}],
-        "system": [{"type": "text", "text": "x" * asked.bytes_, **mark}],
+        "system": [{"type": "text", "text": "x" * request.bytes_, **mark}],
         "messages": [{"role": "user", "content": "go on"}],
     }
     return json.dumps(body).encode()
@@ -172,9 +174,12 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     cards: tuple[tuple[str, str], tuple[str, str]], measured: Measured
 ) -> None:
     all_deployments = offers_of(*cards)
-    trace = {asked.id: asked for asked in requests()}
+    trace = {request.id: request for request in requests()}
     assert len(trace) >= 2_000
-    servers = {of.backend: Server(of, trace) for of in all_deployments}
+    servers = {
+        model_deployment.backend: Server(model_deployment, trace)
+        for model_deployment in all_deployments
+    }
     runtimes = {
         name: BackendRuntime(
             name=name, backend=server, pass_through=None, timeout=60, breaker=Breaker(lambda: 0.0)
@@ -188,25 +193,35 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     )
     ledger = RecordedLedger()
     router = Router(fleet, ledger)
-    deployments = {of.backend: of for of in all_deployments}
-    spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
-    for asked in trace.values():
-        context = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
-        codec = codec_of(asked)
-        await router.answer(codec, codec.parse(body_of(asked)), context)
+    deployments = {
+        model_deployment.backend: model_deployment for model_deployment in all_deployments
+    }
+    spent = oracle = chosen_for = best_for = claude_cost = cheapest_claude = sonnet = 0
+    for request in trace.values():
+        context = RoutingContext(
+            request_id=request.id, owner=request.owner, headers=request.headers
+        )
+        codec = codec_of(request)
+        await router.answer(codec, codec.parse(body_of(request)), context)
         entry = ledger[-1]
         chosen = deployments[entry.backend]
-        assert meets_constraints(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
-        able = [of for of in all_deployments if meets_constraints(asked, of)]
-        spent += cost(asked, chosen)
-        oracle += min(cost(asked, of) for of in able)
-        if clouds := [of for of in able if of.residency == "cloud"]:
-            clauded += cost(asked, chosen)
-            cheapest_claude += min(cost(asked, of) for of in clouds)
-            sonnet += cost(asked, deployments["claude-sonnet-5-5"])
+        assert meets_constraints(request, chosen), f"{request.kind.name} went to {chosen.backend}"
+        able = [
+            model_deployment
+            for model_deployment in all_deployments
+            if meets_constraints(request, model_deployment)
+        ]
+        spent += cost(request, chosen)
+        oracle += min(cost(request, model_deployment) for model_deployment in able)
+        if clouds := [
+            model_deployment for model_deployment in able if model_deployment.residency == "cloud"
+        ]:
+            claude_cost += cost(request, chosen)
+            cheapest_claude += min(cost(request, model_deployment) for model_deployment in clouds)
+            sonnet += cost(request, deployments["claude-sonnet-5-5"])
             if len(clouds) < len(able):
-                chosen_for += cost(asked, chosen)
-                best_for += min(cost(asked, of) for of in able)
+                chosen_for += cost(request, chosen)
+                best_for += min(cost(request, model_deployment) for model_deployment in able)
 
     # The ledger, the providers' bills and the money agree, to the token.
     assert [entry.request_id for entry in ledger] == list(trace)
@@ -224,9 +239,9 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         f"money, cards at {'/'.join(cards[0])} and {'/'.join(cards[1])} USD per million: "
         f"{len(trace)} requests for {pico_to_usd(spent):.4f} USD, {share:.2%} above an oracle that knows "
         f"every length ({chosen_for / best_for - 1 if best_for else 0:.2%} where house and cloud "
-        f"could both answer); where data may leave the house {1 - clauded / cheapest_claude:.0%} below "
-        f"the cheapest able Claude model, {1 - clauded / sonnet:.0%} below Sonnet for all"
+        f"could both answer); where data may leave the house {1 - claude_cost / cheapest_claude:.0%} below "
+        f"the cheapest able Claude model, {1 - claude_cost / sonnet:.0%} below Sonnet for all"
     )
     assert oracle <= spent <= oracle * 1.05
     assert chosen_for <= best_for * 1.05
-    assert clauded < cheapest_claude
+    assert claude_cost < cheapest_claude

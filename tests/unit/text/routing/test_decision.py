@@ -39,8 +39,8 @@ HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
-def choose(of: Fleet, needs: Needs = HI, **how: Any) -> list[Candidate]:
-    return rank_candidates(route(of, **how), needs, UsageHistory(), always_weigh=True)
+def choose(models: Fleet, needs: Needs = HI, **kwargs: Any) -> list[Candidate]:
+    return rank_candidates(route(models, **kwargs), needs, UsageHistory(), always_weigh=True)
 
 
 def names(candidates: Sequence[Candidate]) -> list[str]:
@@ -117,7 +117,9 @@ def test_a_second_of_waiting_has_a_price() -> None:
         assert names(candidates)[0] == best
     assert candidates[0].reason == "soonest"
     waits = {
-        one.deployment.backend: one.forecast.waiting_seconds for one in candidates if one.forecast
+        candidate.deployment.backend: candidate.forecast.waiting_seconds
+        for candidate in candidates
+        if candidate.forecast
     }
     assert waits["claude"] == 0 < waits["local"]
 
@@ -156,10 +158,10 @@ def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
         latency.record(
             prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
         )
-    (shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
-    assert shared.forecast is not None
+    (choice_shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
+    assert choice_shared.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
-    assert shared.forecast.cost_pico == pytest.approx(alone.forecast.cost_pico / 8, rel=0.15)
+    assert choice_shared.forecast.cost_pico == pytest.approx(alone.forecast.cost_pico / 8, rel=0.15)
 
 
 def test_slow_latency_measurements_fade() -> None:
@@ -197,8 +199,8 @@ def test_back_end_without_a_key_is_never_a_candidate() -> None:
 
 def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
-    of = fleet([deployment("a"), deployment("cloud", configured=False, context=10**6)])
-    error = build_no_candidate_error(route(of), needs)
+    models = fleet([deployment("a"), deployment("cloud", configured=False, context=10**6)])
+    error = build_no_candidate_error(route(models), needs)
     assert isinstance(error, ContextTooLong)
     assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
     assert error.field == "messages"
@@ -240,32 +242,34 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
     ids=["tenant", "everybody", "alias", "header"],
 )
 def test_residency_rules_exclude_back_ends(parts: dict[str, Any], how: dict[str, Any]) -> None:
-    of = fleet([CLOUD, AT_HOME], **parts)
-    assert names(choose(of, HI, **how)) == ["local"]
+    models = fleet([CLOUD, AT_HOME], **parts)
+    assert names(choose(models, HI, **how)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
-    assert not choose(of, needs, **how)
-    error = build_no_candidate_error(route(of, **how), needs)
+    assert not choose(models, needs, **how)
+    error = build_no_candidate_error(route(models, **how), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
 
 def test_header_never_widens_the_tenants_residency() -> None:
-    of = fleet(
+    models = fleet(
         [CLOUD, AT_HOME], policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))}
     )
-    assert not choose(of, HI, residency=("cloud",))
+    assert not choose(models, HI, residency=("cloud",))
     assert isinstance(
-        build_no_candidate_error(route(of, residency=("cloud",)), HI), ModelNotAllowed
+        build_no_candidate_error(route(models, residency=("cloud",)), HI), ModelNotAllowed
     )
-    assert names(choose(of, HI, owner="eve")) == ["local", "claude"]
+    assert names(choose(models, HI, owner="eve")) == ["local", "claude"]
 
 
 def test_tenant_may_use_only_its_allowed_names() -> None:
-    of = fleet([AT_HOME, CLOUD], policies={"ada": TenantPolicy(names=frozenset({"local-model"}))})
-    assert names(choose(of, HI, name="local-model")) == ["local"]
+    models = fleet(
+        [AT_HOME, CLOUD], policies={"ada": TenantPolicy(names=frozenset({"local-model"}))}
+    )
+    assert names(choose(models, HI, name="local-model")) == ["local"]
     for name in ("auto", "claude-model", "local/local-model"):
         with pytest.raises(ModelNotAllowed):
-            choose(of, HI, name=name)
+            choose(models, HI, name=name)
 
 
 def test_preferences_are_read_from_headers() -> None:
@@ -293,22 +297,22 @@ def test_preferences_are_read_from_headers() -> None:
     ],
 )
 def test_invalid_preference_is_rejected(name: bytes, value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_preferences([(name, value)], frozenset({"cloud"}))
-    assert caught.value.field == name.decode()
+    assert exc_info.value.field == name.decode()
 
 
 def test_compiled_route_is_cached_for_the_day() -> None:
-    of = fleet([CLOUD])
-    first = route(of)
-    assert route(of) is first
-    assert route(of, owner="eve") is first
+    models = fleet([CLOUD])
+    first = route(models)
+    assert route(models) is first
+    assert route(models, owner="eve") is first
     assert CLOUD.api_format is not None
-    assert of.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first
+    assert models.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first
 
 
 @pytest.mark.parametrize(
-    ("deployments", "worth", "busy", "told", "code"),
+    ("deployments", "worth", "busy", "explanation_text", "code"),
     [
         (
             [deployment("a"), deployment("b", create_flat_tariff(Decimal(1), Decimal(1)))],
@@ -334,26 +338,29 @@ def test_compiled_route_is_cached_for_the_day() -> None:
         ),
     ],
 )
-def test_explanation_says_why_a_candidate_lost(
-    deployments: list[ModelDeployment], worth: float, busy: bool, told: str, code: str
+def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
+    deployments: list[ModelDeployment], worth: float, busy: bool, explanation_text: str, code: str
 ) -> None:
-    of = fleet(deployments, usd_per_second=worth)
+    models = fleet(deployments, usd_per_second=worth)
     if busy:
-        of.runtimes["b"].slots.try_acquire("ada")
-    winner, loser = choose(of)
-    assert explain_loss(loser, winner, worth) == told
+        models.runtimes["b"].slots.try_acquire("ada")
+    winner, loser = choose(models)
+    assert explain_loss(loser, winner, worth) == explanation_text
     [reason] = list_losses(loser, winner, worth)
     # All numbers of the words are parameters, too.
-    assert (reason.code, [str(value) in told for value in reason.parameters.values()]) == (
+    assert (
+        reason.code,
+        [str(value) in explanation_text for value in reason.parameters.values()],
+    ) == (
         code,
         [True] * len(reason.parameters),
     )
 
 
 def test_slower_candidate_loses_by_its_seconds() -> None:
-    of = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
-    of.runtimes["b"].slots.try_acquire("ada")
-    winner, loser = choose(of)
+    models = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
+    models.runtimes["b"].slots.try_acquire("ada")
+    winner, loser = choose(models)
     assert loser.forecast is not None
     assert (
         explain_loss(loser, winner, 0.001) == f"takes {loser.forecast.waiting_seconds:.2f} s longer"
@@ -404,8 +411,8 @@ POLICIES = st.sampled_from([{}, {"ada": TenantPolicy(residency=frozenset({"on-pr
 def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     deployments: list[ModelDeployment], needs: Needs, policies: dict[str, TenantPolicy]
 ) -> None:
-    of = fleet(deployments, policies=policies)
-    candidates, out = choose(of, needs), list_exclusions(route(of), needs)
+    models = fleet(deployments, policies=policies)
+    candidates, out = choose(models, needs), list_exclusions(route(models), needs)
     assert len(candidates) + len(out) == len(deployments)
     for candidate in candidates:
         assert candidate.deployment.configured
@@ -414,7 +421,7 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
         assert not policies or candidate.deployment.residency == "on-premises"
     assert all(exclusion.reason and exclusion.code for exclusion in out)
     if not candidates:
-        assert build_no_candidate_error(route(of), needs).message
+        assert build_no_candidate_error(route(models), needs).message
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
@@ -444,7 +451,9 @@ CATALOG = Catalog(
     ],
 )
 def test_auto_aliases_models_and_qualified_names_are_found(name: str, candidates: str) -> None:
-    assert "".join(one.backend for one in CATALOG.find_deployments(name)) == candidates
+    assert (
+        "".join(deployment.backend for deployment in CATALOG.find_deployments(name)) == candidates
+    )
 
 
 def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
@@ -475,9 +484,9 @@ def test_many_names_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_unknown_name_is_not_found() -> None:
-    with pytest.raises(ModelNotFound) as caught:
+    with pytest.raises(ModelNotFound) as exc_info:
         CATALOG.find_deployments("gpt-2")
-    assert caught.value.field == "model"
+    assert exc_info.value.field == "model"
 
 
 def test_catalog_lists_every_name_once() -> None:
@@ -493,26 +502,28 @@ def test_the_table_of_prices_is_dated() -> None:
     assert date(2026, 10, 1) < PRICES_CHECKED_ON
 
 
-@pytest.mark.parametrize("asked", ["llama", "llama:latest", "b/llama:latest"])
+@pytest.mark.parametrize("requested_name", ["llama", "llama:latest", "b/llama:latest"])
 @pytest.mark.parametrize("name", ["llama", "llama:latest"])
-def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
+def test_a_name_without_a_tag_is_the_latest(name: str, requested_name: str) -> None:
     model = Model(name=name, upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(
         deployments=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
     )
-    assert [deployment.model.name for deployment in catalog.find_deployments(asked)] == [name]
+    assert [deployment.model.name for deployment in catalog.find_deployments(requested_name)] == [
+        name
+    ]
     assert (
         catalog.find_deployments("work:latest")
         == catalog.find_deployments("auto:latest")
         == catalog.deployments
     )
-    assert catalog.is_group_name("work:latest") and not catalog.is_group_name(asked)
+    assert catalog.is_group_name("work:latest") and not catalog.is_group_name(requested_name)
     for unknown in ("llama:7b", "other:latest", ":latest"):
         with pytest.raises(ModelNotFound):
             catalog.find_deployments(unknown)
 
 
-def test_latest_tag_does_not_change_what_a_tenant_may_use() -> None:
+def test_latest_tag_does_not_change_tenant_permissions() -> None:
     model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(deployments=(ModelDeployment(backend="b", model=model, configured=False),))
     policies = {"ada": TenantPolicy(names=frozenset({"llama"}))}

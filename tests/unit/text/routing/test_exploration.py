@@ -52,7 +52,7 @@ async def ask(
     return answer_headers[b"x-moyin-model"].decode(), answer_headers[b"x-moyin-route"].decode()
 
 
-async def test_a_model_that_may_be_better_is_tried_and_the_route_says_so() -> None:
+async def test_a_model_that_may_be_better_is_explored_and_the_route_shows_it() -> None:
     model, route = await ask(small_router())
     assert model == "qwen3-14b"
     assert route.startswith("trying; qwen3-14b: code, p_good 0.")

@@ -43,16 +43,17 @@ class Gateway:
         self._count = 0
 
     def ask(
-        self, *said: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
+        self, *texts: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
     ) -> list[tuple[str, str]]:
         """Send a conversation; return the new signals as pairs of request and source.
 
         The texts alternate between the user and the assistant.
         """
         self._count += 1
-        roles = [U if place % 2 == 0 else A for place in range(len(said))]
+        roles = [U if place % 2 == 0 else A for place in range(len(texts))]
         messages: list[Any] = [
-            {"role": one, "content": text} for one, text in zip(roles, said, strict=True)
+            {"role": candidate, "content": text}
+            for candidate, text in zip(roles, texts, strict=True)
         ]
         if role == "tool":
             call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -75,7 +76,7 @@ class Gateway:
             candidates = rank_candidates(
                 names, parsed.derive_needs(), UsageHistory(), always_weigh=True, quality=quality
             )
-            (small,) = (one for one in candidates if one.deployment is SMALL)
+            (small,) = (candidate for candidate in candidates if candidate.deployment is SMALL)
             self.follow_ups.remember_answer(Conversation(context, parsed), quality, small, self.now)
         self.now += 20
         return [(request, signal.source) for request, signal in self.learning.signals[before:]]

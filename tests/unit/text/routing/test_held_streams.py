@@ -32,9 +32,9 @@ CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries
 
 def with_cache(gateway: Streams) -> Memory:
     """Enable the answer cache."""
-    kept, fleet = Memory(), gateway.router.fleet
-    gateway.router = Router(fleet, gateway.ledger, cache=kept, estimator=Estimator())
-    return kept
+    cache, fleet = Memory(), gateway.router.fleet
+    gateway.router = Router(fleet, gateway.ledger, cache=cache, estimator=Estimator())
+    return cache
 
 
 async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
@@ -120,7 +120,7 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     assert call_task.cancelled()
     assert gateway.small.closed_early == 1
     assert [runtime.load for runtime in runtimes.values()] == [0, 0]
-    assert sorted((one.model, one.complete) for one in gateway.ledger) == [
+    assert sorted((item.model, item.complete) for item in gateway.ledger) == [
         ("claude-haiku-5-5", False),
         ("smollm2-135m", False),
     ]

@@ -19,7 +19,7 @@ def record(estimator: LatencyEstimator, first_token_seconds: float) -> None:
         )
 
 
-def test_host_that_was_never_measured_is_expected_to_be_faster_than_its_peers() -> None:
+def test_unmeasured_host_is_expected_to_be_faster_than_its_peers() -> None:
     peers: list[LatencyEstimator] = []
     first, second, third = (LatencyEstimator(SLOW, lambda: 0.0, lambda: peers) for _ in range(3))
     peers.extend((first, second, third))

@@ -69,9 +69,9 @@ class Replica:
             self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
         )
         fleet = router(SMALL, HAIKU).fleet
-        found = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
-        (answered,) = (one for one in found if one.deployment is by)
-        self.learning.record_decision(owner, request_id, quality, found, answered, self.now)
+        result = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
+        (answered,) = (item for item in result if item.deployment is by)
+        self.learning.record_decision(owner, request_id, quality, result, answered, self.now)
 
     async def rate(self, request_id: str, score: float, **who: str) -> Any:
         return await self.feedback.submit(
@@ -508,7 +508,7 @@ async def test_loading_shared_levels_blocks_no_request(
 ) -> None:
     monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
     replica, threads = Replica(database), list[threading.Thread]()
-    reading, go, shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    reading, go, levels_shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def levels() -> list[Any]:
         reading.set()
@@ -521,12 +521,12 @@ async def test_loading_shared_levels_blocks_no_request(
 
     monkeypatch.setattr(replica.store, "list_levels", levels)
     monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
-    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: shared.set())
+    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: levels_shared.set())
     await replica.learning.start()
     await reading.wait()
     async with asyncio.timeout(30):
         await replica.learning.get_tenant_state("ada")
     go.set()
-    await shared.wait()
+    await levels_shared.wait()
     assert threads != [threading.current_thread()]
     await replica.learning.close()

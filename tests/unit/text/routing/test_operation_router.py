@@ -185,9 +185,9 @@ async def test_an_answer_is_recorded_with_its_units() -> None:
 
 async def test_error_without_a_suitable_model_explains_the_configuration() -> None:
     rig = Rig(speaker())
-    with pytest.raises(OperationNotConfigured, match=r"abilities: \[moderation\]") as caught:
+    with pytest.raises(OperationNotConfigured, match=r"abilities: \[moderation\]") as exc_info:
         await rig.call(moderation(model="nothing"))
-    assert caught.value.field == "model"
+    assert exc_info.value.field == "model"
 
 
 @pytest.mark.parametrize(
@@ -392,17 +392,17 @@ async def test_a_stream_that_is_closed_unread_frees_the_slot() -> None:
 
 async def test_a_cancelled_call_is_recorded() -> None:
     rig, budget = Rig(moderator("a", 1)), Budget()
-    begun = asyncio.Event()
+    has_begun = asyncio.Event()
 
     class Silent(FakeOperations):
         async def open(self, request: OpenRequest) -> FakeResponse:
-            begun.set()
+            has_begun.set()
             await asyncio.Event().wait()
             raise AssertionError
 
     rig.fleet.runtimes["a"].operations = Silent([])
     call = asyncio.create_task(rig.call(moderation(), budget=budget))
-    await begun.wait()
+    await has_begun.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

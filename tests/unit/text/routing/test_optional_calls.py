@@ -56,7 +56,7 @@ async def test_a_server_with_chats_only_gets_a_chat(stream: bool) -> None:
     assert [entry.complete for entry in rig.ledger] == [True, True]
 
 
-async def test_a_server_without_the_model_is_asked_again() -> None:
+async def test_a_missing_model_is_not_recorded_as_a_missing_call() -> None:
     backend = Missing()
     rig = Rig(backend)
     with pytest.raises(ModelNotFound):

@@ -10,13 +10,13 @@ HARD = [["small", 0, 0.2, 0.1], ["large", 2_000_000, 0.9, 0.8]]
 
 
 def test_higher_price_of_bad_answers_means_fewer_of_them() -> None:
-    free, middle, dear = simulate_prices([EASY, HARD], (0.0, 0.01, 1.0))
+    free, middle, expensive = simulate_prices([EASY, HARD], (0.0, 0.01, 1.0))
     assert (free.cost_usd, free.models) == (0, {"small": 2})
     assert free.bad_answers == pytest.approx(0.85)
     assert (middle.cost_usd, middle.models) == (0.002, {"small": 1, "large": 1})
     assert middle.bad_answers == pytest.approx(0.15)
-    assert (dear.cost_usd, dear.models) == (0.003, {"large": 2})
-    assert dear.bad_answers == pytest.approx(0.11)
+    assert (expensive.cost_usd, expensive.models) == (0.003, {"large": 2})
+    assert expensive.bad_answers == pytest.approx(0.11)
 
 
 def test_no_decisions_give_empty_scenarios() -> None:

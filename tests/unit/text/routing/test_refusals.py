@@ -35,7 +35,7 @@ def streamed() -> list[bytes]:
     deltas += [{"refusal": word} for word in ("I can't", " help with that.")]
     chunks: list[dict[str, Any]] = [{"choices": [{"delta": delta}]} for delta in deltas]
     chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-    return [b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks] + [
+    return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks] + [
         b"data: [DONE]\n\n"
     ]
 
@@ -59,6 +59,6 @@ def test_clients_of_other_protocols_read_a_refusal_as_text() -> None:
     answer = chat_response_to_domain(WHOLE)
     assert (answer.text, answer.stop) == (NO, StopReason.REFUSAL)
     deltas = StreamReader().feed(b"".join(streamed()))
-    text = "".join(one.text for one in deltas if isinstance(one, TextDelta))
-    (end,) = (one for one in deltas if isinstance(one, Finished))
+    text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    (end,) = (delta for delta in deltas if isinstance(delta, Finished))
     assert (text, end.stop) == (NO, StopReason.REFUSAL)

@@ -23,13 +23,13 @@ def explain(rig: Rig, **changes: object) -> Explanation:
     return rig.router.explain(codec, codec.parse(rig.body(**changes)), context)
 
 
-def of(*gaps: Any) -> Rig:
+def rig_with_gaps(*gaps: Any) -> Rig:
     """Return a router with Anthropic back ends, each with an unsupported feature or None."""
     return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
 
 
 async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None:
-    rig = of(SEED, None)
+    rig = rig_with_gaps(SEED, None)
     explanation = explain(rig)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
     [exclusion] = explanation.exclusions
@@ -43,11 +43,11 @@ async def test_a_back_end_with_a_gap_is_explained_as_it_is_passed_over() -> None
 
 @pytest.mark.parametrize("gaps", [(SEED, ARGUMENTS), (ARGUMENTS, SEED), (SEED,)])
 async def test_the_error_of_a_dry_run_is_that_of_the_call(gaps: Any) -> None:
-    rig = of(*gaps)
+    rig = rig_with_gaps(*gaps)
     error = explain(rig).error
-    with pytest.raises(type(gaps[0])) as caught:
+    with pytest.raises(type(gaps[0])) as exc_info:
         await rig.ask()
-    assert error is not None and error.code == caught.value.code == gaps[0].code
+    assert error is not None and error.code == exc_info.value.code == gaps[0].code
 
 
 async def test_a_back_end_that_is_down_may_have_no_gap() -> None:

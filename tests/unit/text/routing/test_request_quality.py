@@ -27,9 +27,11 @@ SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 
 
-def known(name: str, backend: str, **more: Any) -> ModelDeployment:
-    made = deployment(backend, model=name, context=200_000, **more)
-    fields = {field: getattr(made, field) for field in ModelDeployment.__dataclass_fields__}
+def known(name: str, backend: str, **kwargs: Any) -> ModelDeployment:
+    new_deployment = deployment(backend, model=name, context=200_000, **kwargs)
+    fields = {
+        field: getattr(new_deployment, field) for field in ModelDeployment.__dataclass_fields__
+    }
     return ModelDeployment(**{**fields, "ability": look_up_ability(name)})
 
 
@@ -39,23 +41,23 @@ OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-opus-5-5
 
 
 def router(*deployments: ModelDeployment, **rules: Any) -> Router:
-    runtimes = {name: runtime(name) for name in {one.backend for one in deployments}}
+    runtimes = {name: runtime(name) for name in {deployment.backend for deployment in deployments}}
     catalog = Catalog(deployments=deployments, aliases=rules.pop("aliases", {}))
     fleet = Fleet(catalog=catalog, runtimes=runtimes, **({"usd_per_bad_answer": 0.003} | rules))
     return Router(fleet, RecordedLedger(), estimator=Estimator())
 
 
 def explain(
-    of: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
+    rig: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> Explanation:
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=headers)
-    return of.explain(codec, codec.parse(json.dumps(body).encode()), context)
+    return rig.explain(codec, codec.parse(json.dumps(body).encode()), context)
 
 
-def chosen(*arguments: Any, **more: Any) -> str:
-    return explain(*arguments, **more).candidates[0].deployment.model.name
+def chosen(*arguments: Any, **kwargs: Any) -> str:
+    return explain(*arguments, **kwargs).candidates[0].deployment.model.name
 
 
 def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:
@@ -90,8 +92,14 @@ def test_model_name_selects_that_model() -> None:
     hosts = router(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
     explanation = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
     assert explanation.quality is None
-    assert [one.deployment.backend for one in explanation.candidates] == ["local", "other"]
-    assert all(one.forecast and one.forecast.estimate is None for one in explanation.candidates)
+    assert [candidate.deployment.backend for candidate in explanation.candidates] == [
+        "local",
+        "other",
+    ]
+    assert all(
+        candidate.forecast and candidate.forecast.estimate is None
+        for candidate in explanation.candidates
+    )
 
 
 def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +113,8 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
     def cost(model: str = "auto", *headers: tuple[bytes, bytes]) -> float:
         rules = {"policies": {"ada": TenantPolicy(usd_per_bad_answer=0.2)}}
         aliases = {"own": Alias(usd_per_bad_answer=0.1), "plain": Alias()}
-        of = router(SMALL, HAIKU, aliases=aliases, **rules)
-        quality = explain(of, SORT, *headers, model=model).quality
+        rig = router(SMALL, HAIKU, aliases=aliases, **rules)
+        quality = explain(rig, SORT, *headers, model=model).quality
         return 0.0 if quality is None else quality.usd_per_bad_answer
 
     assert (cost(), cost("plain"), cost("own")) == (0.2, 0.2, 0.1)
@@ -117,7 +125,9 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
 def test_floor_excludes_models_below_it() -> None:
     three = router(SMALL, HAIKU, OPUS)
     explanation = explain(three, HELLO, (FLOOR, b"0.99"))
-    assert "smollm2-135m" not in {one.deployment.model.name for one in explanation.candidates}
+    assert "smollm2-135m" not in {
+        candidate.deployment.model.name for candidate in explanation.candidates
+    }
     (out,) = explanation.exclusions
     assert out.deployment is SMALL
     assert out.reason.startswith("p_good 0.9")
@@ -186,14 +196,14 @@ def test_explanation_compares_p_good() -> None:
     assert easy.reason == "free"
 
 
-async def test_route_header_says_why() -> None:
+async def test_route_header_contains_the_reason() -> None:
     routes = {}
     for prompt in (SORT, HELLO):
-        of = router(SMALL, HAIKU)
+        rig = router(SMALL, HAIKU)
         codec = OpenAICodec()
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
         context = RoutingContext(request_id="r", owner="ada", headers=())
-        answer = await of.answer(codec, codec.parse(json.dumps(body).encode()), context)
+        answer = await rig.answer(codec, codec.parse(json.dumps(body).encode()), context)
         routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
     word, _, rest = routes[SORT].partition("; ")
     assert word == "better"
@@ -203,14 +213,14 @@ async def test_route_header_says_why() -> None:
 
 
 def test_hosts_of_one_model_are_estimated_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     estimate = estimators.Estimator.estimate
 
     def counting(self: Estimator, tenant: str, model: str, *rest: Any) -> Any:
-        asked.append(model)
+        requests.append(model)
         return estimate(self, tenant, model, *rest)
 
     monkeypatch.setattr(estimators.Estimator, "estimate", counting)
     hosts = [known("smollm2-135m", f"host{number}") for number in range(4)]
     explain(router(*hosts, HAIKU), SORT)
-    assert sorted(asked) == ["claude-haiku-5-5", "smollm2-135m"]
+    assert sorted(requests) == ["claude-haiku-5-5", "smollm2-135m"]

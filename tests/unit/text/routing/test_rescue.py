@@ -45,7 +45,7 @@ class Budget:
 
 
 class Gateway:
-    """A gateway whose small model answers first, as bad answers cost little; Claude is better."""
+    """A gateway whose small model answers first; Claude, the better model, replaces bad answers."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
@@ -53,8 +53,8 @@ class Gateway:
         self.claude = FakeBackend(make_text_response(second), api_format=ApiFormat.OLLAMA)
         self.ledger = RecordedLedger()
         runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
-        for one in runtimes.values():
-            one.pass_through = None
+        for value in runtimes.values():
+            value.pass_through = None
         catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": RescuePolicy.CHECKED, **rules}
         fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)
@@ -82,7 +82,7 @@ async def test_answer_violating_its_schema_is_rescued_and_both_calls_are_recorde
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert route.endswith(" of smollm2-135m")
     assert from_json(answer.body)["choices"][0]["message"]["content"] == GOOD
-    assert [(one.model, one.complete) for one in gateway.ledger] == [
+    assert [(item.model, item.complete) for item in gateway.ledger] == [
         ("smollm2-135m", True),
         ("claude-haiku-5-5", True),
     ]
@@ -109,8 +109,8 @@ async def test_rescue_policy_decides_which_faults_are_rescued(
     policy: RescuePolicy, format: bool, first: str, rescued: bool
 ) -> None:
     gateway = Gateway(first=first, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)})
-    asked: dict[str, Any] = {"response_format": FORMAT} if format else {}
-    model, _, _ = await gateway.ask(model="own", **asked)
+    members: dict[str, Any] = {"response_format": FORMAT} if format else {}
+    model, _, _ = await gateway.ask(model="own", **members)
     assert (model == "claude-haiku-5-5") is rescued
 
 

@@ -72,9 +72,11 @@ class Streams(Gateway):
             fleet, self.ledger, estimator=Estimator(), learning=cast(Any, self.learning)
         )
 
-    async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
+    async def stream(
+        self, codec: ProtocolCodec | None = None, **kwargs: Any
+    ) -> tuple[str, str, str]:
         """Send a request for a stream, and return the model, the route and the whole body."""
-        model, route, answer = await self.ask(codec, **{"stream": True, **more})
+        model, route, answer = await self.ask(codec, **{"stream": True, **kwargs})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
         self.learning.background.run_tasks()
@@ -91,14 +93,14 @@ def raw(*texts: str, finish: str = "stop") -> list[bytes]:
     ]
 
 
-async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None:
+async def test_prose_instead_of_requested_json_never_reaches_the_client() -> None:
     gateway = Streams()
     model, route, body = await gateway.stream(response_format=FORMAT)
     assert model == "claude-haiku-5-5"
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert "Sure!" not in body
     assert "true" in body
-    assert [(one.model, one.complete) for one in gateway.ledger] == [
+    assert [(item.model, item.complete) for item in gateway.ledger] == [
         ("smollm2-135m", False),
         ("claude-haiku-5-5", True),
     ]
@@ -210,7 +212,7 @@ async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
     gateway = Streams(first="")
     model, route, _ = await gateway.stream()
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
-    assert [one.complete for one in gateway.ledger] == [True, True]
+    assert [item.complete for item in gateway.ledger] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ async def test_first_stream_continues_when_the_better_model_fails() -> None:
     model, _, body = await gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert all(word in body for word in BAD.split())
-    assert [one.complete for one in gateway.ledger if one.model == "smollm2-135m"] == [True]
+    assert [item.complete for item in gateway.ledger if item.model == "smollm2-135m"] == [True]
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -334,7 +336,7 @@ async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     assert call_task.cancelled()
     assert slow.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
-    assert [one.complete for one in gateway.ledger] == [False]
+    assert [item.complete for item in gateway.ledger] == [False]
 
 
 async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:

@@ -155,9 +155,9 @@ async def test_call_waits_for_a_free_slot() -> None:
     await asyncio.sleep(0.01)
     runtime = rig.runtimes[0]
     assert (len(held.requests), runtime.load, runtime.health.waiting) == (1, 1, 1)
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
-    assert caught.value.retry_after is not None and caught.value.retry_after >= 1
+    assert exc_info.value.retry_after is not None and exc_info.value.retry_after >= 1
     held.let_go.set()
     assert (await first).body is (await second).body is RAW
     assert (runtime.load, runtime.health.waiting) == (0, 0)
@@ -247,11 +247,11 @@ async def test_only_a_share_of_requests_is_hedged() -> None:
     routes = []
     async with asyncio.timeout(10):
         for number in range(6):
-            asked = asyncio.create_task(rig.ask(stream=True))
+            tool_response = asyncio.create_task(rig.ask(stream=True))
             if number % 2 == 0:
                 await asyncio.sleep(0.03)
                 slow.let_go.set()
-            answer = await asked
+            answer = await tool_response
             routes.append(dict(answer.headers)[b"x-moyin-route"])
             await drained(answer)
             slow.let_go.clear()
@@ -324,13 +324,13 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
 
 
 async def test_missing_file_does_not_open_the_breaker() -> None:
-    lacking = FakeBackend(error=error_from_status(404, "file_1 not found", None))
-    rig = Rig(lacking, runtime={"retries": 1})
+    missing_model_backend = FakeBackend(error=error_from_status(404, "file_1 not found", None))
+    rig = Rig(missing_model_backend, runtime={"retries": 1})
     for _ in range(4):
-        with pytest.raises(ModelNotFound) as caught:
+        with pytest.raises(ModelNotFound) as exc_info:
             await rig.ask()
-        assert "file_1" not in caught.value.message
-    assert len(lacking.requests) == 4, "asking again does not help"
+        assert "file_1" not in exc_info.value.message
+    assert len(missing_model_backend.requests) == 4, "asking again does not help"
     assert rig.runtimes[0].is_ready
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
 
@@ -343,11 +343,14 @@ async def test_missing_model_falls_back() -> None:
 
 async def test_repeatedly_missing_model_is_tried_last() -> None:
     clock = Clock()
-    lacking, able = FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW)
-    rig = Rig(lacking, able, runtime={"clock": clock})
+    missing_model_backend, able = (
+        FakeBackend(error=error_from_status(404, "", None)),
+        FakeBackend(raw=RAW),
+    )
+    rig = Rig(missing_model_backend, able, runtime={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
-    assert len(lacking.requests) == 3
+    assert len(missing_model_backend.requests) == 3
     assert rig.runtimes[0].is_ready, "its other models are there"
     codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
@@ -356,47 +359,47 @@ async def test_repeatedly_missing_model_is_tried_last() -> None:
     assert explain_loss(other, best, 0.0) == "its back end reports that it lacks the model"
     # It may be pulled at any time.
     clock.now += 2.1
-    lacking.error, lacking.raw = None, RAW
+    missing_model_backend.error, missing_model_backend.raw = None, RAW
     assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b0"
     rig.runtimes[1].is_up = False
     assert dict((await rig.ask()).headers)[b"x-moyin-route"] == b"free"
 
 
 async def test_only_available_back_end_is_tried_despite_a_missing_model() -> None:
-    lacking = FakeBackend(error=error_from_status(404, "", None))
-    rig = Rig(lacking, FakeBackend(raw=RAW))
+    missing_model_backend = FakeBackend(error=error_from_status(404, "", None))
+    rig = Rig(missing_model_backend, FakeBackend(raw=RAW))
     for _ in range(3):
         await rig.ask()
     rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
-    assert len(lacking.requests) == 4
+    assert len(missing_model_backend.requests) == 4
 
 
 async def test_invented_file_ids_do_not_demote_a_model() -> None:
-    lacking = FakeBackend(error=error_from_status(404, "", None))
-    rig = Rig(lacking, FakeBackend(raw=RAW))
+    missing_model_backend = FakeBackend(error=error_from_status(404, "", None))
+    rig = Rig(missing_model_backend, FakeBackend(raw=RAW))
     file = {"type": "file", "file": {"file_id": "made-up"}}
     for _ in range(5):
         await rig.ask(messages=[{"role": "user", "content": [file]}])
-    assert len(lacking.requests) == 5
+    assert len(missing_model_backend.requests) == 5
 
 
 @pytest.mark.parametrize(("demanded", "expected"), [(None, 1), (7, 7)])
 async def test_error_of_an_overloaded_back_end_always_has_retry_after(
     demanded: float | None, expected: float
 ) -> None:
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded) as exc_info:
         await Rig(FakeBackend(error=Overloaded("x", retry_after=demanded))).ask()
-    assert caught.value.retry_after == expected
+    assert exc_info.value.retry_after == expected
 
 
 async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
-    lacking, failing = (
+    missing_model_backend, failing = (
         FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(error=Overloaded("x")),
     )
-    for backends in ((lacking, failing), (failing, lacking)):
+    for backends in ((missing_model_backend, failing), (failing, missing_model_backend)):
         with pytest.raises(Overloaded):
             await Rig(*backends).ask()
 
@@ -405,9 +408,9 @@ async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
     """A client retries after a 503, but rarely after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.runtimes[1].is_up = False
-    with pytest.raises(ServiceUnavailable) as caught:
+    with pytest.raises(ServiceUnavailable) as exc_info:
         await rig.ask()
-    assert caught.value.retry_after
+    assert exc_info.value.retry_after
     rig.runtimes[1].is_up = True
     assert (await rig.ask()).body is RAW
 

@@ -193,16 +193,16 @@ async def test_an_unknown_model() -> None:
 async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     backend = FakeBackend(raw=RAW, error=BackendUnavailable("x"))
     rig = Rig(backend)
-    heard: list[tuple[str, bool]] = []
+    events: list[tuple[str, bool]] = []
     (runtime,) = rig.runtimes
-    await runtime.check_health(lambda name, up: heard.append((name, up)))
+    await runtime.check_health(lambda name, up: events.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert not backend.requests
     backend.error = None
-    await runtime.check_health(lambda name, up: heard.append((name, up)))
+    await runtime.check_health(lambda name, up: events.append((name, up)))
     assert (await rig.ask()).body is RAW
-    assert heard == [("b0", False), ("b0", True)]
+    assert events == [("b0", False), ("b0", True)]
 
 
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
@@ -227,9 +227,9 @@ UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_c
 async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> None:
     able = FakeBackend(error=Overloaded("x", retry_after=7))
     rig = Rig(able, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
-    assert caught.value.retry_after == 7
+    assert exc_info.value.retry_after == 7
     # From now on its breaker is open, and only the other one is asked.
     with pytest.raises(ServiceUnavailable) as usage:
         await rig.ask()
@@ -263,8 +263,8 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
 
 
 async def test_error_body_with_status_200_is_a_failure() -> None:
-    said = b'{"error": {"message": "out of credits", "code": 402}}'
-    rig = Rig(FakeBackend(raw=said), FakeBackend(raw=RAW))
+    body = b'{"error": {"message": "out of credits", "code": 402}}'
+    rig = Rig(FakeBackend(raw=body), FakeBackend(raw=RAW))
     assert (await rig.ask()).body is RAW
 
 

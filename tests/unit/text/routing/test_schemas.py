@@ -58,11 +58,11 @@ async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
 ) -> None:
     backend = FakeBackend(raw=RAW)
     rig = Rig(backend, abilities=ABLE)
-    with pytest.raises(SchemaTooLarge) as caught:
+    with pytest.raises(SchemaTooLarge) as exc_info:
         await rig.ask(codec, **members)
-    assert caught.value.field == field
+    assert exc_info.value.field == field
     kind = ("values", 400) if "tools" in members else ("repeats", 16)
-    assert caught.value.details == dict(zip(("bound", "limit"), kind, strict=True))
+    assert exc_info.value.details == dict(zip(("bound", "limit"), kind, strict=True))
     assert not backend.requests and not rig.runtimes[0].load
 
 
@@ -79,9 +79,9 @@ async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
 async def test_own_servers_get_no_grammars(member: str) -> None:
     rig = Rig(FakeBackend(raw=RAW))
     grammar: dict[str, Any] = {member: 'root ::= (("a"?){100}){100}'}
-    with pytest.raises(UnsupportedFeature) as caught:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         await rig.ask(**grammar)
-    assert caught.value.field == member
+    assert exc_info.value.field == member
 
 
 async def test_usual_schemas_reach_every_back_end() -> None:

@@ -67,7 +67,10 @@ class Gateway(Replica):
     ) -> list[tuple[str, str]]:
         """Send a request; return request and source of the recorded signals."""
         roles = ["user", "assistant"] * len(texts)
-        messages = [{"role": one, "content": text} for one, text in zip(roles, texts, strict=False)]
+        messages = [
+            {"role": candidate, "content": text}
+            for candidate, text in zip(roles, texts, strict=False)
+        ]
         call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
         names, before = route(self.fleet, model), len(self.learning._signals)
@@ -80,7 +83,7 @@ class Gateway(Replica):
             candidates = rank_candidates(
                 names, needs, UsageHistory(), always_weigh=True, quality=quality
             )
-            (small,) = (one for one in candidates if one.deployment is SMALL)
+            (small,) = (candidate for candidate in candidates if candidate.deployment is SMALL)
             self.learning.record_decision("ada", request_id, quality, candidates, small, self.now)
             self.follow_ups.remember_answer(Conversation(context, call), quality, small, self.now)
         await self.shared_answers.process_batch()
@@ -94,10 +97,10 @@ class Gateway(Replica):
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    made = Database(f"sqlite:///{tmp_path}/moyin.db")
-    await made.ensure_schema()
-    yield made
-    await made.close()
+    database = Database(f"sqlite:///{tmp_path}/moyin.db")
+    await database.ensure_schema()
+    yield database
+    await database.close()
 
 
 async def later(*replicas: Gateway) -> None:

@@ -43,8 +43,8 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
     sent = [event | {"choices": [choice]}, *([zero] if states_zero else [])]
 
     async def upstream() -> AsyncGenerator[bytes, None]:
-        for one in sent:
-            yield b"data: " + json.dumps(one).encode() + b"\n\n"
+        for item in sent:
+            yield b"data: " + json.dumps(item).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
     tap = StreamTap(hide_usage=not include_usage)

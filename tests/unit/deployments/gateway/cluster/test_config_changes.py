@@ -1,4 +1,4 @@
-"""Tests what is recorded of a configuration, and what of it has changed."""
+"""Tests the recorded part of a configuration, and the comparison of two configurations."""
 
 from __future__ import annotations
 

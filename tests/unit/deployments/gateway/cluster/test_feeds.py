@@ -68,7 +68,7 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
     await feeds.close()
 
 
-async def test_what_is_not_included_is_not_read() -> None:
+async def test_excluded_sections_are_not_read() -> None:
     sources = Sources()
     feeds = sources.build_feeds()
     assert await view(feeds, "ann") == {"cluster": _CLUSTER}

@@ -70,7 +70,7 @@ def test_actors_of_pools_and_model_servers_share_a_gpu() -> None:
     assert cluster.nodes[1].gpus == []
 
 
-def test_queue_includes_what_waits_in_temporal() -> None:
+def test_queue_includes_renders_that_wait_in_temporal() -> None:
     reading = ClusterReading(
         pools={"p": pool("p", waiting=2, running=1, oldest_wait=5.0)},
         backlogs={"p": Backlog(count=7, oldest_wait=60.0)},

@@ -302,8 +302,8 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
     for number in range(3):
         url = await upload(client, b"%d" % number)
         uploaded = await store.get("ann", url.rpartition("/")[2])
-        made = replace(uploaded, id=f"art_{3 - number:032x}", name="a.txt")
-        await store.add(made, owner="ann", job_id=JOB)
+        artifact = replace(uploaded, id=f"art_{3 - number:032x}", name="a.txt")
+        await store.add(artifact, owner="ann", job_id=JOB)
     link = (await client.post("/artifacts/archive", json={"job": JOB})).json()
     assert link["url"].endswith(f"/{JOB}.zip")
     response = await client.get(link["url"], headers={"x-owner": ""})
