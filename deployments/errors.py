@@ -56,7 +56,7 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 def render_stream_error(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
-    """Render ``error`` as a stream's last event, or return None if ``media_type`` has no events."""
+    """Render ``error`` as the last event of a stream; None if ``media_type`` is no stream of events."""
     if path in _OLLAMA_PATHS:
         return (
             render_ollama_error_event(error, request_id)

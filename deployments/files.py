@@ -58,7 +58,7 @@ async def receive_upload(request: Request, part: str) -> AsyncIterator[Upload]:
 async def store_upload(
     blobs: BlobStore, upload: Upload, artifact_id: str, *, name: str | None, declared: str | None
 ) -> Artifact:
-    """Store the content of an upload and return its artifact; the caller must store the row.
+    """Store the content of an upload and return its artifact; the caller must insert the artifact's row.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.

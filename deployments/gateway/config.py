@@ -68,7 +68,11 @@ class UpstreamConfig(_StrictModel):
         return url.rstrip("/")
 
     def to_upstream(self, gateway_url: str) -> Upstream:
-        """Return the upstream for the route table, with ``gateway_url`` in place of ``door``."""
+        """Return the upstream for the route table.
+
+        A URL that begins with ``door`` leads to one of Moyin's own apps; ``gateway_url`` replaces
+        this word.
+        """
         url = self.url
         if _is_gateway(url):
             url = gateway_url.rstrip("/") + url.removeprefix(_GATEWAY)

@@ -418,7 +418,11 @@ def _new_deployment(
 
 
 def _find_ability(model: ModelSettings) -> Ability | None:
-    """Return the ability by ``like``, else by the model's names, else by its tier, else None."""
+    """Return the expected quality of a model's answers; None if it is unknown.
+
+    It is that of the known model in ``like``, else that of a known model with the same name, else
+    that of the quality tier.
+    """
     if model.like is not None:
         return look_up_ability(model.like)
     known = look_up_ability(model.upstream or model.name) or look_up_ability(model.name)

@@ -22,7 +22,7 @@ _RUNS_PER_TRANSACTION = 100
 
 
 class RunBookkeeper:
-    """Records runs when a render ends, and runs without an attempt when an actor reports them.
+    """Records the runs of each render when it ends, and other runs when an actor reports them.
 
     Each actor keeps its ended runs until they are settled, even across restarts of the pool. If an
     actor is lost with its node, its runs are recorded with their last known duration.

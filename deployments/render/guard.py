@@ -27,7 +27,7 @@ class LimitReader(Protocol):
 
 
 class RenderGuard:
-    """Checks graphs against the pool's rules just before they render, without asking ComfyUI.
+    """Checks graphs against the pool's rules just before they render, without a request to ComfyUI.
 
     The gateway has checked the graph before, but without the values that earlier steps of the job
     produce.

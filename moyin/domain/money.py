@@ -71,7 +71,7 @@ class Rates:
         )
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest possible cost of the tokens in picodollars, cached or not."""
+        """Return the highest possible cost in picodollars, whether or not prompt tokens are cached."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
 
@@ -116,7 +116,7 @@ class Price:
         return next(fitting, last).rates
 
     def compute_pico_cost(self, usage: Usage) -> int:
-        """Return the cost of a call in picodollars; cached tokens count for the band, too."""
+        """Return the cost of a call in picodollars; all prompt tokens, cached or not, select the band."""
         if len(self.bands) == 1:
             return self.bands[0].rates.compute_pico_cost(usage)
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)

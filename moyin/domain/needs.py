@@ -121,7 +121,7 @@ class Model:
         return True
 
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return the reasons why this model cannot answer, such as ``no vision``, or nothing."""
+        """Return why this model cannot answer, such as ``no vision``; empty if it can answer."""
         return tuple(
             f"context of {self.context} tokens" if name == "context" else f"no {name}"
             for name in self.list_lacks(needs)

@@ -46,8 +46,8 @@ class Parameter:
 
     Attributes:
         default: the value if the client sends none; None means that the input is required.
-        image: True if the value must be the id of an artifact; `moyin.jobs.file_names` has replaced
-            the names of uploads by ids before.
+        image: True if the value must be the id of an artifact. Clients may also send the name of an
+            upload, which `moyin.jobs.file_names` replaces by an id before the check.
     """
 
     name: str

@@ -50,7 +50,7 @@ def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
 
 
 def build_archive_headers(name: str, size: int) -> Mapping[str, str]:
-    """Return the headers of a response with an archive, which browsers save and nobody caches."""
+    """Return the headers of a response with an archive, which browsers save as a file and caches do not store."""
     return {
         "cache-control": "private, no-store",
         "content-disposition": f"attachment; {_format_file_name(name)}",

@@ -61,7 +61,7 @@ class EncodedForm:
     Text fields come first, because servers that read a body as a stream need them before the files.
 
     Args:
-        replaced: text fields that are sent once, with these values.
+        replaced: text fields whose values replace those that the client sent.
     """
 
     def __init__(self, form: MultipartForm, replaced: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class Archive:
-    """A ZIP archive of stored files, which are stored as they are, since pictures are compressed.
+    """A ZIP archive of artifacts, not compressed again, because most of them are pictures.
 
     Args:
         files: the files, in the order of the archive.
@@ -55,7 +55,7 @@ class Archive:
         )
 
     async def read_chunks(self, blobs: BlobStore) -> AsyncGenerator[bytes, None]:
-        """Yield the archive, with one chunk of a file in memory.
+        """Yield the archive in chunks, with at most one chunk of a file in memory.
 
         Raises:
             FileNotFoundError: the content of a file was deleted meanwhile.
@@ -68,14 +68,14 @@ class Archive:
                 with archive.open(entry, "w") as target:
                     size = file.artifact.size
                     async for chunk in blobs.read_chunks(file.artifact.sha256, end=size):
-                        # Its checksum is computed here.
+                        # `write` also computes the checksum, which takes processor time.
                         await asyncio.to_thread(target.write, chunk)
                         yield written.take()
         yield written.take()
 
 
 class _Written:
-    """Holds what `zipfile` has written until it is sent."""
+    """A file object that holds the bytes that `zipfile` writes until they are sent."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -85,19 +85,19 @@ class _Written:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing, as `zipfile` requires this method."""
+        """Do nothing; `zipfile` requires this method."""
 
     def close(self) -> None:
-        """Do nothing: what was written is taken afterwards."""
+        """Do nothing; the last bytes are taken after `zipfile` has closed the file."""
 
     def take(self) -> bytes:
-        """Return what was written since the last call."""
+        """Return and remove the bytes that were written since the last call."""
         data, self._pieces = b"".join(self._pieces), []
         return data
 
 
 def choose_names(files: Sequence[StoredArtifact]) -> list[str]:
-    """Return a name for each file: without folders, and different also where cases are not told apart."""
+    """Return a file name without folders for each file, unique even if letter case is ignored."""
     names: list[str] = []
     taken: set[str] = set()
     counts: dict[str, int] = {}

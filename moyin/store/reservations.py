@@ -1,7 +1,8 @@
-"""Stores what budgets reserve for the renders of jobs, until the actual cost replaces it.
+"""Stores the money that budgets reserve for the renders of jobs, until the actual cost replaces it.
 
-A reservation is written in the transaction that adds its job and ended in the one that ends the
-job; each cost is added in the one that books the run. So a crash of any process loses none.
+A reservation is inserted in the same transaction as its job, and ended in the same transaction as
+the job. The cost of a run is added in the transaction that books the run. So the crash of a process
+loses neither reservations nor costs.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class TextPruner:
         return await self._database.fetch_all(query)
 
     async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
-        """Return those digests that files which are not deleted refer to."""
+        """Return those of the digests to which a file refers that is not deleted."""
         query = sa.select(files.c.sha256).where(
             files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
         )

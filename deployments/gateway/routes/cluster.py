@@ -140,7 +140,10 @@ def cluster_routes(
 
 
 def _select_allowed(request: Request, include: Sequence[Included]) -> list[Included]:
-    """Return what the caller may see of ``include``; the stream ends when the caller may no longer."""
+    """Return the requested parts of the stream that the caller's scopes permit.
+
+    The stream ends when the caller loses one of these scopes.
+    """
     request_context = context(request.scope)
     caller = request_context.caller
     for scope in (OPERATOR, ORG_ADMIN, TEXT):

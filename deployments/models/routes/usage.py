@@ -106,7 +106,7 @@ def new_usage_routes(
 
 
 async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -> str:
-    """Return the usage of this month by day as JSON without budgets, which are those of a caller."""
+    """Return this month's usage by day as JSON, without budgets, which belong to single callers."""
     start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     query = UsageQuery.model_validate({"from": start, "group_by": [GroupBy.DAY]})
     report = await report_usage(reports, fleet, owner, query)

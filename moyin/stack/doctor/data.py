@@ -72,7 +72,8 @@ def check_database(options: Options) -> CheckResult:
             "update Moyin, or restore a backup of the database",
         )
     if revision != newest and options.settings.database_url:
-        return fail("database", f"revision {revision or 'none'} of {newest}", "run `moyin migrate`")
+        found = f"at revision {revision}" if revision is not None else "has no tables yet"
+        return fail("database", f"{found}; this Moyin needs revision {newest}", "run `moyin migrate`")
     return ok("database", f"revision {newest}" if revision == newest else "`moyin up` migrates it")
 
 

@@ -19,7 +19,7 @@ _RAY_SERIES = "2.60"
 
 
 def check_ray() -> CheckResult:
-    """Check that Ray is the tested version, and that the program `ray` is of this environment."""
+    """Check that Ray is the tested version, and that the program `ray` belongs to this Python."""
     version = metadata.version("ray")
     if not version.startswith(f"{_RAY_SERIES}."):
         return fail(

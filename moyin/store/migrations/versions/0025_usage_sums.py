@@ -1,7 +1,7 @@
-"""Widen the index of a tenant's calls by what reports sum, so that they read no rows of the table.
+"""Add the columns that reports sum to the index of a tenant's calls, so that they read only it.
 
 PostgreSQL builds the index while calls are recorded, outside of a transaction. An interrupted
-migration can be run again: what exists already is kept.
+migration can be run again: indexes that exist already are kept.
 """
 
 import sqlalchemy as sa
