@@ -157,7 +157,7 @@ class FleetBuilder:
         for runtime in runtimes.values():
             runtime.slots.background_share = config.batches.share
         routing = config.routing
-        highest = routing.max_usd_per_bad_answer
+        max_usd = routing.max_usd_per_bad_answer
         aliases = {name: alias.to_alias() for name, alias in config.aliases.items()}
         return Fleet(
             catalog=Catalog(deployments=tuple(deployments), aliases=aliases),
@@ -168,7 +168,7 @@ class FleetBuilder:
             rescue=routing.rescue,
             hold_streams=routing.hold_streams,
             explore=routing.explore,
-            max_usd_per_bad_answer=math.inf if highest is None else highest,
+            max_usd_per_bad_answer=math.inf if max_usd is None else max_usd,
             hedging=to_hedging(routing.hedge),
             timeout=routing.timeout_s,
             embed=None if routing.embedder is None else load_embedder(routing.embedder),

@@ -47,9 +47,9 @@ class RunBookkeeper:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 for start in range(0, len(runs), _RUNS_PER_TRANSACTION):
-                    some = runs[start : start + _RUNS_PER_TRANSACTION]
-                    await self._book_in_time(some)
-                    booked.update(run.id for run in some)
+                    batch = runs[start : start + _RUNS_PER_TRANSACTION]
+                    await self._book_in_time(batch)
+                    booked.update(run.id for run in batch)
         except (SQLAlchemyError, OSError) as error:
             _log.warning("%d runs of renders are booked later: %s", len(runs) - len(booked), error)
         return booked
@@ -81,18 +81,18 @@ class RunBookkeeper:
         Returns:
             The ids of the recorded runs, which the actor may forget.
         """
-        reported = {run.id: run for run in runs}
+        reported_runs = {run.id: run for run in runs}
         for run_id, run in self._reported.pop(actor, {}).items():
-            if run_id not in reported:
+            if run_id not in reported_runs:
                 self._lost[run_id] = run if run.is_ended else _assume_lost(run)
-        if reported:
-            self._reported[actor] = reported
-        ended = [run for run in runs if run.is_ended]
-        booked = await self.book([*ended, *self._lost.values()])
+        if reported_runs:
+            self._reported[actor] = reported_runs
+        ended_runs = [run for run in runs if run.is_ended]
+        booked = await self.book([*ended_runs, *self._lost.values()])
         for run_id in booked:
             self._lost.pop(run_id, None)
-            reported.pop(run_id, None)
-        return [run.id for run in ended if run.id in booked]
+            reported_runs.pop(run_id, None)
+        return [run.id for run in ended_runs if run.id in booked]
 
 
 def _assume_lost(run: RenderRun) -> RenderRun:

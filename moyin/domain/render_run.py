@@ -89,8 +89,8 @@ class RenderTariff:
         """
         if self.price is None or self.price.is_free:
             return Decimal(0)
-        usual = self.shapes.get(shape) or RenderEstimate(seconds=self.seconds, pictures=pictures)
-        return max(self.price.compute_cost(usual.seconds, usual.pictures), _NANO_USD)
+        estimate = self.shapes.get(shape) or RenderEstimate(seconds=self.seconds, pictures=pictures)
+        return max(self.price.compute_cost(estimate.seconds, estimate.pictures), _NANO_USD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

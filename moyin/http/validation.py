@@ -104,9 +104,9 @@ def validate(shape: type[M], data: Mapping[str, Any]) -> M:
         return shape.model_validate(data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        found = [(_build_path(problem, data), problem["msg"]) for problem in problems]
+        field_problems = [(_build_path(problem, data), problem["msg"]) for problem in problems]
         # In a union, the branch with the deepest error is the one that the client meant.
-        path, message = max(found, key=lambda pair: pair[0].count("."))
+        path, message = max(field_problems, key=lambda pair: pair[0].count("."))
         message = message.removeprefix("Value error, ")
         raise InvalidRequest(
             f"{path}: {message}" if path else message, field=path or None

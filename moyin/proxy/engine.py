@@ -148,7 +148,7 @@ class Proxy:
                 f"the proxy does not forward the method {scope['method']}", field="method"
             )
         try:
-            if (deferral := self._deferral_for(route, request, scope)) is not None:
+            if (deferral := self._find_deferral(route, request, scope)) is not None:
                 # The route's limits apply when the job sends the request, not now.
                 await respond_with_job(deferral, scope, receive, send, path=raw_path)
             else:
@@ -200,7 +200,9 @@ class Proxy:
                 upstream_path=path_and_query, headers=headers, sticky=sticky,
             ).forward()  # fmt: skip
 
-    def _deferral_for(self, route: Route, request: RequestContext, scope: Scope) -> Deferral | None:
+    def _find_deferral(
+        self, route: Route, request: RequestContext, scope: Scope
+    ) -> Deferral | None:
         """Return the object that turns the request into a job; None to forward it now."""
         deferral, identity = self._deferral, request.identity
         # Jobs call the gateway by its own address, where routes for other hosts do not match.

@@ -34,9 +34,9 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
     path = _strip_prefix(route, raw_path)
     if route.rewrite is None:
         return path
-    rewritten = route.rewrite(path)
+    rewritten_path = route.rewrite(path)
     # Without a leading slash the path would become a part of the upstream's host or port.
-    return rewritten if rewritten.startswith("/") else f"/{rewritten}"
+    return rewritten_path if rewritten_path.startswith("/") else f"/{rewritten_path}"
 
 
 def read_leniently(path: str) -> str | None:

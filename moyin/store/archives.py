@@ -60,8 +60,8 @@ class Archive:
         Raises:
             FileNotFoundError: the content of a file was deleted meanwhile.
         """
-        written = _Written()
-        with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+        buffer = _WriteBuffer()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, file in self._files:
                 entry = zipfile.ZipInfo(name, file.created_at.timetuple()[:6])
                 entry.external_attr = 0o644 << 16
@@ -70,11 +70,11 @@ class Archive:
                     async for chunk in blobs.read_chunks(file.artifact.sha256, end=size):
                         # `write` also computes the checksum, which takes processor time.
                         await asyncio.to_thread(target.write, chunk)
-                        yield written.take()
-        yield written.take()
+                        yield buffer.take_bytes()
+        yield buffer.take_bytes()
 
 
-class _Written:
+class _WriteBuffer:
     """A file object that holds the bytes that `zipfile` writes until they are sent."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class _Written:
     def close(self) -> None:
         """Do nothing; the last bytes are taken after `zipfile` has closed the file."""
 
-    def take(self) -> bytes:
+    def take_bytes(self) -> bytes:
         """Return and remove the bytes that were written since the last call."""
         data, self._pieces = b"".join(self._pieces), []
         return data
@@ -99,16 +99,16 @@ class _Written:
 def choose_names(files: Sequence[StoredArtifact]) -> list[str]:
     """Return a file name without folders for each file, unique even if letter case is ignored."""
     names: list[str] = []
-    taken: set[str] = set()
+    used_names: set[str] = set()
     counts: dict[str, int] = {}
     for file in files:
         plain = _sanitize(file.artifact.name, file.artifact.media_type)
         name, first = plain, _fold(plain)
-        while _fold(name) in taken:
+        while _fold(name) in used_names:
             counts[first] = counts.get(first, 1) + 1
             path = PurePosixPath(plain)
             name = f"{path.stem} ({counts[first]}){path.suffix}"
-        taken.add(_fold(name))
+        used_names.add(_fold(name))
         names.append(name)
     return names
 

@@ -173,12 +173,12 @@ class JobStore:
 
         def fetch(connection: sa.Connection) -> tuple[Sequence[Row], str | None]:
             page = where.fetch_page(connection, owner, limit=limit, cursor=cursor)
-            listed = (
+            page_jobs = (
                 sa.select(jobs)
                 .where(jobs.c.id.in_(page.ids))
                 .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
             )
-            return connection.execute(listed).mappings().all(), page.next_cursor
+            return connection.execute(page_jobs).mappings().all(), page.next_cursor
 
         rows, next_cursor = await self._database.read(fetch)
         return [parse_job(row) for row in rows], next_cursor

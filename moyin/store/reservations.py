@@ -91,9 +91,9 @@ def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: date
         .scalar_subquery()
     )
     booked = reservations.c.booked_nano + nano_usd
-    matters = reservations.c.ended | (booked > reservations.c.counted_nano)
+    must_count = reservations.c.ended | (booked > reservations.c.counted_nano)
     due_at = sa.case(
-        (matters, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
+        (must_count, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
         else_=reservations.c.due_at,
     )
     change = reservations.update().where(reservations.c.id == newest)

@@ -64,12 +64,12 @@ class SessionStore:
         The second use of a token ends the session, since the token must have been stolen. A token
         that is unknown or was used before, or whose session has ended, raises `InvalidToken`.
         """
-        used = compute_digest(presented)
+        digest = compute_digest(presented)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
-            row = await _find_session(connection, used)
+            row = await _find_session(connection, digest)
             if row is not None:
-                if await _mark_used(connection, used):
+                if await _mark_used(connection, digest):
                     await connection.execute(
                         sessions.update()
                         .where(sessions.c.id == row.id)
@@ -96,8 +96,8 @@ class SessionStore:
         async with self._database.writing() as connection:
             row = await _find_session(connection, digest)
             if row is not None and row.used_at is None:
-                extended = sessions.update().where(sessions.c.id == row.id)
-                await connection.execute(extended.values(expires_at=expires_at))
+                extension = sessions.update().where(sessions.c.id == row.id)
+                await connection.execute(extension.values(expires_at=expires_at))
                 return Session(id=row.id, user_id=row.user_id, expires_at=expires_at)
             if row is not None:
                 await connection.execute(_build_revocation(sessions.c.id == row.id))
@@ -239,12 +239,12 @@ class SessionStore:
 
     async def reset_password(self, presented: str, password: str) -> None:
         """Set a password hash by a reset token and end all sessions, or raise `InvalidToken`."""
-        used = password_resets.c.digest == compute_digest(presented)
+        has_digest = password_resets.c.digest == compute_digest(presented)
         # Locks the user before the token, as all transactions do that lock both.
         holder = (
             sa.select(users.c.id)
             .join(password_resets, password_resets.c.user_id == users.c.id)
-            .where(used)
+            .where(has_digest)
             .with_for_update(key_share=True, of=users)
         )
         statement = password_resets.update().where(_is_valid_reset(presented)).values(used_at=now())
@@ -305,7 +305,7 @@ def _select_open(session_id: str) -> sa.Select[Any]:
     )
 
 
-async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | None:
+async def _find_session(connection: Transaction, digest: str) -> sa.Row[Any] | None:
     """Return the session of a refresh token's digest, or None if it has ended."""
     query = (
         sa.select(
@@ -314,7 +314,7 @@ async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | Non
         .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
         .join(users, users.c.id == sessions.c.user_id)
         .where(
-            refresh_tokens.c.digest == used,
+            refresh_tokens.c.digest == digest,
             sessions.c.revoked_at.is_(None),
             users.c.disabled_at.is_(None),
         )
@@ -324,11 +324,11 @@ async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | Non
     return row if expires_at is not None and expires_at > now() else None
 
 
-async def _mark_used(connection: Transaction, used: str) -> bool:
+async def _mark_used(connection: Transaction, digest: str) -> bool:
     """Mark a refresh token as used and return True, or return False if it was used already."""
     statement = (
         refresh_tokens.update()
-        .where(refresh_tokens.c.digest == used, refresh_tokens.c.used_at.is_(None))
+        .where(refresh_tokens.c.digest == digest, refresh_tokens.c.used_at.is_(None))
         .values(used_at=now())
     )
     return (await connection.execute(statement)).rowcount == 1

@@ -152,11 +152,11 @@ class UserdataStore:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
         others = query.where(_in_scope(scope), userdata.c.path != path)
         row: Any = (await connection.execute(others)).one()
-        files, used = row
-        if files >= self._max_files or used + size > self._max_bytes:
+        files, used_bytes = row
+        if files >= self._max_files or used_bytes + size > self._max_bytes:
             raise UserStorageFull(
                 f"a user may store {self._max_files} files of {self._max_bytes} bytes in total; delete some",
-                details={"files": files, "bytes": int(used)},
+                details={"files": files, "bytes": int(used_bytes)},
             )
 
 

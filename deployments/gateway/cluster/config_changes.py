@@ -55,14 +55,16 @@ def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
     """Compare each configuration with the one before it; ``recorded`` begins with the newest."""
     changes = []
     for after, before in pairwise(recorded):
-        found = sorted(find_differences(before.values, after.values), key=lambda item: item.path)
-        if not found:
+        differences = sorted(
+            find_differences(before.values, after.values), key=lambda item: item.path
+        )
+        if not differences:
             continue  # Only the order of routes has changed.
         changes.append(
             ConfigChangeBody(
                 applied_at=after.applied_at,
-                differences=found[:_MAX_DIFFERENCES],
-                more=max(0, len(found) - _MAX_DIFFERENCES),
+                differences=differences[:_MAX_DIFFERENCES],
+                more=max(0, len(differences) - _MAX_DIFFERENCES),
             )
         )
     return ConfigChangesBody(changes=changes)

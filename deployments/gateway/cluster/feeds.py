@@ -13,7 +13,7 @@ from deployments.gateway.cluster.snapshot import restrict_cluster
 from moyin.system.bounded import BoundedDict
 
 # With this pause, a replica spends at most a hundredth of its time on the sums of a tenant.
-_USAGE_REST = 100.0
+_USAGE_PAUSE_FACTOR = 100.0
 _MAX_TENANTS = 1_000
 _MAX_VIEWS = 128
 # Returns JSON for one tenant, or for all if it is None; the result is None if the source does not respond.
@@ -36,13 +36,13 @@ class _TenantReadings:
         interval: float,
         clock: Callable[[], float],
         *,
-        rest: float = 0.0,
+        pause_factor: float = 0.0,
         shows_old: bool = False,
     ) -> None:
         self._read = read
         self._interval = interval
         self._clock = clock
-        self._rest = rest
+        self._pause_factor = pause_factor
         self._shows_old = shows_old
         self._readings: BoundedDict[str | None, SharedReading[str | None]]
         self._readings = BoundedDict(_MAX_TENANTS)
@@ -57,7 +57,7 @@ class _TenantReadings:
             reading = SharedReading(
                 lambda: self._read(tenant),
                 interval=self._interval,
-                rest=self._rest,
+                pause_factor=self._pause_factor,
                 shows_old=self._shows_old,
                 clock=self._clock,
             )
@@ -97,7 +97,7 @@ class ClusterFeeds:
             Included.BACKENDS: _TenantReadings(read_backends, backends_seconds, clock),
             # A sum takes tenths of a second, in which an overview would have an empty part.
             Included.USAGE: _TenantReadings(
-                read_usage, usage_seconds, clock, rest=_USAGE_REST, shows_old=True
+                read_usage, usage_seconds, clock, pause_factor=_USAGE_PAUSE_FACTOR, shows_old=True
             ),
         }
         self._shown: ClusterBody | None = None

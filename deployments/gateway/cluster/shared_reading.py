@@ -20,7 +20,7 @@ class SharedReading(Generic[ValueT]):
     Args:
         read: returns the present value; None stands for a source that does not respond.
         interval: the seconds between two readings.
-        rest: minimum pause between two readings, as a multiple of the duration of a reading.
+        pause_factor: minimum pause between two readings, as a multiple of the duration of a reading.
         shows_old: whether a new client first gets the last value, even if that is out of date.
         clock: returns the present monotonic time in seconds.
     """
@@ -30,13 +30,13 @@ class SharedReading(Generic[ValueT]):
         read: Callable[[], Awaitable[ValueT]],
         *,
         interval: float,
-        rest: float = 0.0,
+        pause_factor: float = 0.0,
         shows_old: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
         self._interval = interval
-        self._rest = rest
+        self._pause_factor = pause_factor
         self._shows_old = shows_old
         self._clock = clock
         self._value: ValueT
@@ -73,7 +73,7 @@ class SharedReading(Generic[ValueT]):
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _refresh(self) -> ValueT:
-        began = self._clock()
+        started_at = self._clock()
         try:
             value = await self._read()
         finally:
@@ -83,6 +83,6 @@ class SharedReading(Generic[ValueT]):
             self._value = value
             self._version += 1
         now = self._clock()
-        pause = max(self._interval, self._rest * (now - began))
+        pause = max(self._interval, self._pause_factor * (now - started_at))
         self._fresh_until = now + (min(pause, _RETRY_SECONDS) if value is None else pause)
         return self._value

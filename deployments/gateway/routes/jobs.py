@@ -58,11 +58,11 @@ def job_routes(
         aliases = {} if body.template is None else (await templates.snapshot()).aliases
         return body.to_domain(aliases)
 
-    async def view_queue(shown: Sequence[Job]) -> QueueView:
+    async def view_queue(listed_jobs: Sequence[Job]) -> QueueView:
         """Return the current time, and the queue places if any of the jobs is an open render."""
-        has_open = any(job.render_steps and not job.status.is_final for job in shown)
-        known = await places.read() if has_open else {}
-        return QueueView(now=datetime.now(UTC), places=known)
+        has_open = any(job.render_steps and not job.status.is_final for job in listed_jobs)
+        known_places = await places.read() if has_open else {}
+        return QueueView(now=datetime.now(UTC), places=known_places)
 
     @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
     async def submit(
@@ -90,15 +90,15 @@ def job_routes(
         although `next_cursor` is not null.
         """
         query = parse_jobs_query(request.query_params.multi_items())
-        listed, next_cursor = await jobs.list_page(
+        page_jobs, next_cursor = await jobs.list_page(
             context(request.scope).owner,
             await to_filter(query),
             limit=query.limit,
             cursor=query.cursor,
         )
-        queue = await view_queue(listed)
+        queue = await view_queue(page_jobs)
         return wire.JobPage(
-            jobs=[render_job(job, queue) for job in listed], next_cursor=next_cursor
+            jobs=[render_job(job, queue) for job in page_jobs], next_cursor=next_cursor
         )
 
     @router.post("/jobs/cancel", summary="Cancel jobs by a filter", openapi_extra=_BULK_BODY)

@@ -137,7 +137,9 @@ class OllamaRoute(CallRoute):
         """Load or unload the model that a request names; return False if the router must do it."""
         fleet = self._text_router.fleet
         deployments = fleet.find_allowed_deployments(call.model, caller.owner)
-        hosts = [one for one in deployments if one.api_format is ApiFormat.OLLAMA]
+        hosts = [
+            deployment for deployment in deployments if deployment.api_format is ApiFormat.OLLAMA
+        ]
         body = cast(ParsedChatRequest | ParsedGenerateRequest, call).body
         if not body.unloads_model:
             # The router raises the error for a model that the tenant may not use. Some of several

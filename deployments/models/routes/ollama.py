@@ -181,7 +181,9 @@ def _find_single_file(deployments: Iterable[ModelDeployment]) -> ModelFile | Non
     deployments = list(deployments)
     if len({deployment.model.name for deployment in deployments}) != 1:
         return None
-    return next((one.file for one in deployments if one.file is not None), None)
+    return next(
+        (deployment.file for deployment in deployments if deployment.file is not None), None
+    )
 
 
 def _describe_features(deployments: Sequence[ModelDeployment]) -> dict[str, Any]:
@@ -214,7 +216,9 @@ def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
     # models.
     capabilities += ["embedding"] if any(_is_embedding_model(model) for model in models) else []
     capabilities += [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
-    inserts = any(one.file and "insert" in one.file.capabilities for one in deployments)
+    inserts = any(
+        deployment.file and "insert" in deployment.file.capabilities for deployment in deployments
+    )
     return [*capabilities, *(["insert"] if inserts else ())]
 
 

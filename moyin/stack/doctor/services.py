@@ -41,7 +41,7 @@ def check_ports(options: Options) -> CheckResult:
     if state is not None:
         return ok("ports", f"held by this stack ({state.phase})")
     try:
-        require_free(options.ports, skip=options.unused_ports)
+        require_free(options.ports, ignored_ports=options.unused_ports)
     except StackError as error:
         problem, _, advice = error.message.partition(": ")
         base = find_free_base()

@@ -10,8 +10,8 @@ from alembic import op
 revision = "0025"
 down_revision = "0024"
 
-_NARROW = ("ix_usage_owner_created_at_id", ("owner", "created_at", "id"))
-_WIDE = (
+_PLAIN_INDEX = ("ix_usage_owner_created_at_id", ("owner", "created_at", "id"))
+_SUMS_INDEX = (
     "ix_usage_sums",
     (
         "owner", "created_at", "id", "complete", "unit", "model", "input_tokens", "cached_tokens",
@@ -21,11 +21,11 @@ _WIDE = (
 
 
 def upgrade() -> None:
-    _replace(_NARROW, _WIDE)
+    _replace(_PLAIN_INDEX, _SUMS_INDEX)
 
 
 def downgrade() -> None:
-    _replace(_WIDE, _NARROW)
+    _replace(_SUMS_INDEX, _PLAIN_INDEX)
 
 
 def _replace(old: tuple[str, tuple[str, ...]], new: tuple[str, tuple[str, ...]]) -> None:
