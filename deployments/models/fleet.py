@@ -205,11 +205,11 @@ class FleetBuilder:
                 yield _new_deployment(plan, model, context=model.context)
             return
         host = self._host_models[plan.url]
-        for listed in config.models:
-            file = host.find(listed.upstream or listed.name)
-            context = listed.context or (file.context if file is not None else None)
+        for listed_model in config.models:
+            file = host.find(listed_model.upstream or listed_model.name)
+            context = listed_model.context or (file.context if file is not None else None)
             if context is not None:
-                yield _new_deployment(plan, listed, context=context, file=file)
+                yield _new_deployment(plan, listed_model, context=context, file=file)
         if config.is_discovering:
             # A configured model keeps its name, even if another model on the disk has the same
             # name.
@@ -425,10 +425,10 @@ def _find_ability(model: ModelSettings) -> Ability | None:
     """
     if model.like is not None:
         return look_up_ability(model.like)
-    known = look_up_ability(model.upstream or model.name) or look_up_ability(model.name)
-    if known is None and "quality" in model.model_fields_set:
+    known_ability = look_up_ability(model.upstream or model.name) or look_up_ability(model.name)
+    if known_ability is None and "quality" in model.model_fields_set:
         return create_tier_ability(model.quality)
-    return known
+    return known_ability
 
 
 def _find_key_variable(config: BackendConfig) -> str:

@@ -194,7 +194,7 @@ class ActorSupervisor:
         _log.info("removing actor %s, which is idle and not needed", name)
         self._tasks.pop(name).cancel()
         self.statuses.pop(name, None)
-        self.losses.forget(name)
+        self.losses.remove_actor(name)
         self._mark_placed(name)
         self._pool.remove_renderer(name)
         task = asyncio.create_task(self._renderers.pop(name).retire())
@@ -240,7 +240,7 @@ class ActorSupervisor:
             if name not in self._names:
                 self._renderers.pop(name, None)
                 self._failed.discard(name)
-                self.losses.forget(name)
+                self.losses.remove_actor(name)
                 del self._tasks[name]
                 return
             await asyncio.sleep(_WATCH_SECONDS)

@@ -36,7 +36,7 @@ class RunBookkeeper:
         self._lost: dict[str, RenderRun] = {}
         # Transactions that did not end in time; later ones wait for them. A transaction of SQLite
         # that waits for another process cannot be cancelled, and ends only after half a minute.
-        self._late: set[asyncio.Task[None]] = set()
+        self._late_tasks: set[asyncio.Task[None]] = set()
 
     async def book(self, runs: Sequence[RenderRun]) -> set[str]:
         """Record ended runs, and return the ids of the runs that the database stored in time.
@@ -56,19 +56,19 @@ class RunBookkeeper:
 
     async def _book_in_time(self, runs: Sequence[RenderRun]) -> None:
         """Record runs; a cancellation by the caller's timeout does not wait for the database."""
-        if self._late:
-            await asyncio.wait(self._late)
+        if self._late_tasks:
+            await asyncio.wait(self._late_tasks)
         task = asyncio.create_task(self._ledger.book(runs))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             task.cancel()
-            self._late.add(task)
+            self._late_tasks.add(task)
             task.add_done_callback(self._end_late)
             raise
 
     def _end_late(self, task: asyncio.Task[None]) -> None:
-        self._late.discard(task)
+        self._late_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("runs of renders are booked later: %s", error)
 

@@ -97,8 +97,8 @@ class Pool:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         # States of prompts with an attempt in progress, of finished prompts, and of abandoned prompts. An
         # attempt will fetch the result of an abandoned prompt, so finished prompts must not evict it.
-        self._active: dict[str, _PromptState] = {}
-        self._past: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
+        self._active_states: dict[str, _PromptState] = {}
+        self._past_states: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
         self._abandoned: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
         self._inherited: BoundedDict[str, tuple[str, RenderResult]]
         self._inherited = BoundedDict(_REMEMBERED_RESULTS)
@@ -146,7 +146,7 @@ class Pool:
     @property
     def abandoned_renderers(self) -> frozenset[str]:
         """The names of renderers with a prompt that was unfinished when its last attempt ended."""
-        states = chain(self._active.values(), self._abandoned.values())
+        states = chain(self._active_states.values(), self._abandoned.values())
         return frozenset(
             state.abandoned_renderer for state in states if state.abandoned_renderer is not None
         )
@@ -188,7 +188,7 @@ class Pool:
 
     def is_followed(self, name: str) -> bool:
         """Return True if an attempt is waiting for a prompt on the renderer."""
-        return any(state.followed_renderer == name for state in self._active.values())
+        return any(state.followed_renderer == name for state in self._active_states.values())
 
     def inherit_results(self, name: str, results: Mapping[str, RenderResult]) -> None:
         """Store the results of a renderer that is about to be removed, for later attempts."""
@@ -338,9 +338,9 @@ class Pool:
         """Keep the prompt's state with the active ones during an attempt, then with past ones."""
         prompt_id = request.prompt_id
         state = self._find_state(prompt_id) or _PromptState()
-        self._past.pop(prompt_id, None)
+        self._past_states.pop(prompt_id, None)
         self._abandoned.pop(prompt_id, None)
-        self._active[prompt_id] = state
+        self._active_states[prompt_id] = state
         state.request = request
         state.attempts += 1
         try:
@@ -349,17 +349,17 @@ class Pool:
             state.attempts -= 1
             if not state.attempts:
                 state.request = None
-                del self._active[prompt_id]
+                del self._active_states[prompt_id]
                 if state.abandoned_renderer is not None:
                     self._abandoned[prompt_id] = state
                 elif state.latest_renderer is not None:
-                    self._past[prompt_id] = state
+                    self._past_states[prompt_id] = state
 
     def _find_state(self, prompt_id: str) -> _PromptState | None:
         return (
-            self._active.get(prompt_id)
+            self._active_states.get(prompt_id)
             or self._abandoned.get(prompt_id)
-            or self._past.get(prompt_id)
+            or self._past_states.get(prompt_id)
         )
 
     def _is_foreign_prompt(self, prompt_id: str) -> bool:
@@ -399,7 +399,7 @@ class Pool:
     def _prepare_next(self, name: str) -> None:
         """Make the renderer fetch the input files of its probable next render in advance."""
         pending, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
-        state = None if pending is None else self._active.get(pending.id)
+        state = None if pending is None else self._active_states.get(pending.id)
         request = None if state is None else state.request
         if renderer is None or request is None or not request.files or name in self._preparing:
             return
@@ -411,7 +411,7 @@ class Pool:
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
         """Follow a prompt that an earlier attempt has sent, without a lease of the renderer."""
-        self._active[request.prompt_id].is_unleased = True
+        self._active_states[request.prompt_id].is_unleased = True
         return await self._follow_prompt(name, request, callbacks)
 
     async def _follow_prompt(
@@ -423,7 +423,7 @@ class Pool:
             raise WorkerLost(
                 f"renderer {name!r} was removed before it rendered prompt {request.prompt_id}; try again"
             )
-        state = self._active[request.prompt_id]
+        state = self._active_states[request.prompt_id]
         state.latest_renderer = name
         state.abandoned_renderer = None
         state.is_executed = False

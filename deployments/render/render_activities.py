@@ -95,10 +95,10 @@ class RenderActivities:
         request = await self._build_request(step, graph, spec.comfyui or ComfyPrompt())
         await self._guard.check_render(step.owner, step_spec.pool, request.graph, request.files)
         key = self._result_cache.compute_key(spec, step_spec, request)
-        cached = await self._result_cache.find(step.owner, key, request) if key else None
-        if cached is not None:
+        cached_result = await self._result_cache.find(step.owner, key, request) if key else None
+        if cached_result is not None:
             await self._services.status_writer.mark_started(step)
-            success, record = cached
+            success, record = cached_result
             success = _select_files(success, step_spec.outputs)
             step_result = await self._save_result(step, _CACHE_BACKEND, success, record, ())
             return replace(step_result, cached=True)

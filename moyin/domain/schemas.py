@@ -83,8 +83,8 @@ def drop_expensive_patterns(schema: Any, bounds: SchemaBounds = _BOUNDS) -> Any:
     """
     if isinstance(schema, list):
         items = [drop_expensive_patterns(item, bounds) for item in schema]
-        is_same = all(new is old for new, old in zip(items, schema, strict=True))
-        return schema if is_same else items
+        is_unchanged = all(new is old for new, old in zip(items, schema, strict=True))
+        return schema if is_unchanged else items
     if not isinstance(schema, Mapping):
         return schema
     members = {
@@ -92,8 +92,10 @@ def drop_expensive_patterns(schema: Any, bounds: SchemaBounds = _BOUNDS) -> Any:
         for name, value in schema.items()
         if name != "pattern" or not isinstance(value, str) or _is_cheap(value, bounds)
     }
-    is_same = len(members) == len(schema) and all(members[name] is schema[name] for name in members)
-    return schema if is_same else members
+    is_unchanged = len(members) == len(schema) and all(
+        members[name] is schema[name] for name in members
+    )
+    return schema if is_unchanged else members
 
 
 def _is_cheap(pattern: str, bounds: SchemaBounds) -> bool:

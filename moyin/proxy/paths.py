@@ -47,8 +47,8 @@ def read_leniently(path: str) -> str | None:
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
-    lenient = _SLASHES.sub("/", _PARAMETERS.sub("", _decode(path)))
-    return None if lenient == path else lenient
+    lenient_path = _SLASHES.sub("/", _PARAMETERS.sub("", _decode(path)))
+    return None if lenient_path == path else lenient_path
 
 
 def _strip_prefix(route: Route, raw_path: str) -> str:

@@ -132,13 +132,13 @@ class UpstreamPool:
             sticky: the header value that ties the client to one upstream, if any.
             tried_members: the members that have already failed for this request.
         """
-        usable = [m for m in self.members if m.is_usable and m not in tried_members]
-        if not usable:
+        usable_members = [m for m in self.members if m.is_usable and m not in tried_members]
+        if not usable_members:
             return self._find_first_to_recover(tried_members)
         if sticky is not None:
-            member = max(usable, key=lambda m: _rendezvous_hash(sticky, m))
+            member = max(usable_members, key=lambda m: _rendezvous_hash(sticky, m))
         else:
-            member = choose_member(self.route.balance, usable, self._turn)
+            member = choose_member(self.route.balance, usable_members, self._turn)
             self._turn += 1
         member.breaker.admit()
         return member
@@ -167,23 +167,28 @@ class UpstreamPool:
         )
 
 
-def choose_member(policy: BalancingPolicy, usable: Sequence[PoolMember], turn: int) -> PoolMember:
+def choose_member(
+    policy: BalancingPolicy, usable_members: Sequence[PoolMember], turn: int
+) -> PoolMember:
     """Return the member that the policy selects for the request number ``turn``."""
     if policy is BalancingPolicy.LEAST_CONNECTIONS:
         # Rotate first. Otherwise, the first member would get every request when traffic is low.
-        order = [*usable[turn % len(usable) :], *usable[: turn % len(usable)]]
+        order = [
+            *usable_members[turn % len(usable_members) :],
+            *usable_members[: turn % len(usable_members)],
+        ]
         return min(order, key=lambda m: (m.active + 1) / m.upstream.weight)
     if policy is BalancingPolicy.WEIGHTED:
-        return _choose_smooth_weighted(usable)
-    return usable[turn % len(usable)]
+        return _choose_smooth_weighted(usable_members)
+    return usable_members[turn % len(usable_members)]
 
 
-def _choose_smooth_weighted(usable: Sequence[PoolMember]) -> PoolMember:
+def _choose_smooth_weighted(usable_members: Sequence[PoolMember]) -> PoolMember:
     """Choose by smooth weighted round robin, which avoids bursts on the heaviest member."""
-    for member in usable:
+    for member in usable_members:
         member.credit += member.upstream.weight
-    chosen_member = max(usable, key=lambda m: m.credit)
-    chosen_member.credit -= sum(m.upstream.weight for m in usable)
+    chosen_member = max(usable_members, key=lambda m: m.credit)
+    chosen_member.credit -= sum(m.upstream.weight for m in usable_members)
     return chosen_member
 
 

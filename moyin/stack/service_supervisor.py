@@ -115,17 +115,17 @@ class ServiceSupervisor:
             return f"{self._service.command[0]} cannot be run: {error.strerror}"
         self.part.pid = child.pid
         exit_task = asyncio.create_task(child.wait())
-        became_ready = asyncio.create_task(self._wait_until_ready())
+        ready_task = asyncio.create_task(self._wait_until_ready())
         fault_task = asyncio.create_task(self._wait_for_fault(child.pid))
         try:
             await asyncio.wait(
-                {exit_task, became_ready, fault_task}, return_when=asyncio.FIRST_COMPLETED
+                {exit_task, ready_task, fault_task}, return_when=asyncio.FIRST_COMPLETED
             )
-            if became_ready.done() and not exit_task.done():
-                failure = became_ready.exception()
+            if ready_task.done() and not exit_task.done():
+                failure = ready_task.exception()
                 if isinstance(failure, StackError | TimeoutError):
                     return str(failure)
-                became_ready.result()
+                ready_task.result()
             await asyncio.wait({exit_task, fault_task}, return_when=asyncio.FIRST_COMPLETED)
             if not exit_task.done():
                 return fault_task.result()
@@ -136,9 +136,9 @@ class ServiceSupervisor:
         finally:
             self.ready.clear()
             fault_task.cancel()
-            became_ready.cancel()
+            ready_task.cancel()
             with suppress(asyncio.CancelledError, StackError, TimeoutError):
-                await became_ready
+                await ready_task
             await asyncio.gather(fault_task, return_exceptions=True)
             await child.stop(self._service.stop_seconds)
             exit_task.cancel()

@@ -103,12 +103,12 @@ def choose_names(files: Sequence[StoredArtifact]) -> list[str]:
     counts: dict[str, int] = {}
     for file in files:
         plain = _sanitize(file.artifact.name, file.artifact.media_type)
-        name, first = plain, _fold(plain)
-        while _fold(name) in used_names:
+        name, first = plain, _fold_case(plain)
+        while _fold_case(name) in used_names:
             counts[first] = counts.get(first, 1) + 1
             path = PurePosixPath(plain)
             name = f"{path.stem} ({counts[first]}){path.suffix}"
-        used_names.add(_fold(name))
+        used_names.add(_fold_case(name))
         names.append(name)
     return names
 
@@ -118,5 +118,5 @@ def _sanitize(name: str, media_type: str) -> str:
     return f"_{clean}" if _DEVICE.fullmatch(clean) else clean
 
 
-def _fold(name: str) -> str:
+def _fold_case(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())

@@ -304,7 +304,7 @@ class ArtifactStore:
 
 
 def insert_artifacts(
-    connection: sa.Connection, new: Iterable[Artifact], *, owner: str, job_id: str | None
+    connection: sa.Connection, new_artifacts: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
     """Insert the metadata of artifacts in the caller's transaction; skip ids that exist already."""
     rows = {
@@ -319,7 +319,7 @@ def insert_artifacts(
             "blake3": artifact.blake3,
             "created_at": now(),
         }
-        for artifact in new
+        for artifact in new_artifacts
     }
     if rows:
         connection.execute(_INSERT[connection.dialect.name], list(rows.values()))

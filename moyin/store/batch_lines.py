@@ -192,7 +192,7 @@ class BatchLineStore:
         )
         await self._database.write(lambda c: c.execute(change))
 
-    async def finish(self, finished: Sequence[FinishedLine]) -> list[FinishedLine]:
+    async def finish(self, finished_lines: Sequence[FinishedLine]) -> list[FinishedLine]:
         """Write the results, the counts of their batches and the usage in one transaction.
 
         A result is not written if its line has a result already or its batch has ended. The usage
@@ -206,8 +206,8 @@ class BatchLineStore:
             unwritten: list[FinishedLine] = []
             usage: list[dict[str, Any]] = []
             # In one order, since two writers that lock batches in different ones would deadlock.
-            for batch_id in sorted({item.batch_id for item in finished}):
-                group = {i.result.number: i for i in finished if i.batch_id == batch_id}
+            for batch_id in sorted({item.batch_id for item in finished_lines}):
+                group = {i.result.number: i for i in finished_lines if i.batch_id == batch_id}
                 written_numbers = _write_results(connection, batch_id, group)
                 for number, item in sorted(group.items()):
                     if number not in written_numbers:

@@ -102,11 +102,11 @@ class FileStore:
             query = query.where(files.c.purpose == purpose)
         place = sa.tuple_(files.c.created_at, files.c.id)
         if after is not None:
-            last = await self.find(owner, after, with_deleted=True)
-            if last is None:
+            last_file = await self.find(owner, after, with_deleted=True)
+            if last_file is None:
                 raise StoredFileNotFound(f"after: there is no file {after[:80]!r}")
             position = sa.tuple_(
-                sa.literal(last.created_at, files.c.created_at.type), sa.literal(last.id)
+                sa.literal(last_file.created_at, files.c.created_at.type), sa.literal(last_file.id)
             )
             query = query.where(place < position if newest_first else place > position)
         order = (files.c.created_at, files.c.id)

@@ -116,19 +116,19 @@ class ReservationStore:
         )
         return [_parse(row) for row in await self._database.fetch_all(query)]
 
-    async def mark_counted(self, due: DueReservation) -> bool:
+    async def mark_counted(self, reservation: DueReservation) -> bool:
         """Record that budgets count the amount; return False if it has changed meanwhile."""
         moment = now()
         change = (
             reservations.update()
             .where(
-                reservations.c.id == due.reservation.id,
-                reservations.c.booked_nano == due.booked,
-                reservations.c.ended.is_(due.ended),
+                reservations.c.id == reservation.reservation.id,
+                reservations.c.booked_nano == reservation.booked,
+                reservations.c.ended.is_(reservation.ended),
             )
-            .values(counted_nano=due.amount, due_at=None)
+            .values(counted_nano=reservation.amount, due_at=None)
         )
-        if due.ended:
+        if reservation.ended:
             change = change.values(settled_at=moment)
         return await self._database.execute(change) > 0
 

@@ -58,13 +58,13 @@ class SessionStore:
                 return None
             return session, await _insert(connection, session)
 
-    async def rotate_refresh_token(self, presented: str) -> tuple[Session, str]:
+    async def rotate_refresh_token(self, presented_token: str) -> tuple[Session, str]:
         """Extend the session of a refresh token, and return it with the next refresh token.
 
         The second use of a token ends the session, since the token must have been stolen. A token
         that is unknown or was used before, or whose session has ended, raises `InvalidToken`.
         """
-        digest = compute_digest(presented)
+        digest = compute_digest(presented_token)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
             row = await _find_session(connection, digest)
@@ -83,7 +83,7 @@ class SessionStore:
             field="refresh_token",
         )
 
-    async def renew(self, presented: str) -> Session:
+    async def renew(self, presented_token: str) -> Session:
         """Extend the session of a refresh token that stays valid, and return it.
 
         Browsers keep this token in a cookie that no script can read, and all their tabs share it.
@@ -91,7 +91,7 @@ class SessionStore:
         and so end the session. A token that was rotated has left the cookie, so its use here ends
         the session as in `rotate_refresh_token`, and raises `InvalidToken`.
         """
-        digest = compute_digest(presented)
+        digest = compute_digest(presented_token)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
             row = await _find_session(connection, digest)
@@ -146,12 +146,12 @@ class SessionStore:
             if (await connection.execute(statement)).rowcount == 0:
                 raise NotFound(f"you have no open session {session_id}")
 
-    async def revoke_by_refresh_token(self, presented: str) -> None:
+    async def revoke_by_refresh_token(self, presented_token: str) -> None:
         """End the session of a refresh token, if there is one."""
-        holder = sa.select(refresh_tokens.c.session_id).where(
-            refresh_tokens.c.digest == compute_digest(presented)
+        session_of_token = sa.select(refresh_tokens.c.session_id).where(
+            refresh_tokens.c.digest == compute_digest(presented_token)
         )
-        await self._database.execute(_build_revocation(sessions.c.id.in_(holder)))
+        await self._database.execute(_build_revocation(sessions.c.id.in_(session_of_token)))
 
     async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
         """End all sessions of a user."""
@@ -229,28 +229,30 @@ class SessionStore:
         statement = password_resets.delete().where(password_resets.c.user_id == user_id)
         await self._database.execute(statement, within=within)
 
-    async def find_user_by_reset_token(self, presented: str) -> str:
+    async def find_user_by_reset_token(self, presented_token: str) -> str:
         """Return the id of the user of a valid reset token, or raise `InvalidToken`."""
-        query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented))
+        query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented_token))
         user_id: str | None = await self._database.fetch_value(query)
         if user_id is None:
             raise _invalid_reset_token()
         return user_id
 
-    async def reset_password(self, presented: str, password: str) -> None:
+    async def reset_password(self, presented_token: str, password: str) -> None:
         """Set a password hash by a reset token and end all sessions, or raise `InvalidToken`."""
-        has_digest = password_resets.c.digest == compute_digest(presented)
+        has_digest = password_resets.c.digest == compute_digest(presented_token)
         # Locks the user before the token, as all transactions do that lock both.
-        holder = (
+        user_of_token = (
             sa.select(users.c.id)
             .join(password_resets, password_resets.c.user_id == users.c.id)
             .where(has_digest)
             .with_for_update(key_share=True, of=users)
         )
-        statement = password_resets.update().where(_is_valid_reset(presented)).values(used_at=now())
+        statement = (
+            password_resets.update().where(_is_valid_reset(presented_token)).values(used_at=now())
+        )
         # One transaction, so that no session continues that was opened with the old password.
         async with self._database.writing() as connection:
-            user_id = (await connection.execute(holder)).scalar()
+            user_id = (await connection.execute(user_of_token)).scalar()
             if (await connection.execute(statement)).rowcount == 0:
                 raise _invalid_reset_token()
             await connection.execute(
@@ -279,9 +281,9 @@ async def is_session_open(connection: Transaction, session_id: str) -> bool:
     return (await connection.execute(_select_open(session_id))).first() is not None
 
 
-def _is_valid_reset(presented: str) -> sa.ColumnElement[bool]:
+def _is_valid_reset(presented_token: str) -> sa.ColumnElement[bool]:
     return sa.and_(
-        password_resets.c.digest == compute_digest(presented),
+        password_resets.c.digest == compute_digest(presented_token),
         password_resets.c.used_at.is_(None),
         password_resets.c.expires_at > now(),
     )

@@ -133,8 +133,8 @@ def _has_ended(before: datetime) -> sa.ColumnElement[bool]:
 
 def _is_deletable(before: datetime) -> sa.ColumnElement[bool]:
     """Return the SQL condition for hidden files that no open batch reads."""
-    is_read = sa.exists().where(
+    is_read_by_batch = sa.exists().where(
         text_batches.c.input_file_id == files.c.id, text_batches.c.status.in_(_OPEN)
     )
     has_expired = sa.and_(files.c.expires_at < before, files.c.expires_at < now())
-    return sa.and_(sa.or_(files.c.deleted_at <= before, has_expired), sa.not_(is_read))
+    return sa.and_(sa.or_(files.c.deleted_at <= before, has_expired), sa.not_(is_read_by_batch))

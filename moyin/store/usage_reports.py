@@ -135,10 +135,10 @@ class UsageReports:
         page = [parse_entry(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return page, None
-        last = rows[limit - 1]
+        last_row = rows[limit - 1]
         created_at = page[-1].created_at
         assert created_at is not None
-        return page, encode_cursor(created_at, last["id"])
+        return page, encode_cursor(created_at, last_row["id"])
 
     async def sum_calls(
         self, calls: CallFilter, group_by: Sequence[GroupBy], classes: PriceClasses

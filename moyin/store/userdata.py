@@ -84,7 +84,7 @@ class UserdataStore:
             except IntegrityError:
                 # A concurrent writer has created the file, so the next attempt finds it.
                 continue
-        raise _contended(path)
+        raise _new_conflict_error(path)
 
     async def update(
         self, scope: UserdataScope, path: str, change: Callable[[bytes | None], bytes]
@@ -114,7 +114,7 @@ class UserdataStore:
                     return
             except IntegrityError:
                 continue
-        raise _contended(path)
+        raise _new_conflict_error(path)
 
     async def move(
         self, scope: UserdataScope, path: str, to: str, *, overwrite: bool = True
@@ -207,7 +207,7 @@ def _parse_file(row: Mapping[Any, Any]) -> UserFile:
     )
 
 
-def _contended(path: str) -> FileExists:
+def _new_conflict_error(path: str) -> FileExists:
     return FileExists(f"file {path!r} is being written by other requests; try again")
 
 

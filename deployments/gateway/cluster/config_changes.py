@@ -76,7 +76,7 @@ def find_differences(before: Any, after: Any, path: str = "") -> Iterator[Differ
     Objects are compared member by member. Lists of objects with names are compared by these names,
     so that a changed order makes no difference.
     """
-    before, after = _by_name(before), _by_name(after)
+    before, after = _index_by_name(before), _index_by_name(after)
     # An empty list is compared with a list of named objects as if it were an empty object.
     if before == [] and isinstance(after, Mapping):
         before = {}
@@ -90,7 +90,7 @@ def find_differences(before: Any, after: Any, path: str = "") -> Iterator[Differ
         yield DifferenceBody(path=path, before=before, after=after)
 
 
-def _by_name(value: Any) -> Any:
+def _index_by_name(value: Any) -> Any:
     if isinstance(value, list) and value and all(_has_name(item) for item in value):
         return {item["name"]: item for item in value}
     return value

@@ -100,7 +100,7 @@ class ClusterFeeds:
                 read_usage, usage_seconds, clock, pause_factor=_USAGE_PAUSE_FACTOR, shows_old=True
             ),
         }
-        self._shown: ClusterBody | None = None
+        self._formatted_cluster: ClusterBody | None = None
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
 
     def follow(
@@ -123,8 +123,8 @@ class ClusterFeeds:
 
         The JSON is computed once for all clients with the same rights.
         """
-        if cluster is not self._shown:
-            self._shown = cluster
+        if cluster is not self._formatted_cluster:
+            self._formatted_cluster = cluster
             self._views.clear()
         key = None if pools is None else tuple(pools)
         view = self._views.get(key)

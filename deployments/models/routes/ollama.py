@@ -133,8 +133,10 @@ def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
 
 def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     """Return the memory use and the expiry time of a loaded model, as `/api/ps` shows them."""
-    loaded = fleet.runtimes[deployment.backend].loaded
-    report = loaded.get_report(deployment.model.upstream) if loaded is not None else {}
+    loaded_models = fleet.runtimes[deployment.backend].loaded
+    report = (
+        loaded_models.get_report(deployment.model.upstream) if loaded_models is not None else {}
+    )
     return {
         "size_vram": 0,
         "context_length": deployment.model.context,
@@ -216,10 +218,10 @@ def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
     # models.
     capabilities += ["embedding"] if any(_is_embedding_model(model) for model in models) else []
     capabilities += [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
-    inserts = any(
+    has_insert = any(
         deployment.file and "insert" in deployment.file.capabilities for deployment in deployments
     )
-    return [*capabilities, *(["insert"] if inserts else ())]
+    return [*capabilities, *(["insert"] if has_insert else ())]
 
 
 def _is_embedding_model(model: Model) -> bool:

@@ -58,8 +58,8 @@ def new_ollama_host_routes(
     async def pull(request: Request) -> Response:
         data = parse_object(await request.body())
         body = validate(wire.PullBody, data)
-        is_named = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
-        if not is_named and _is_known(text_router, request, body.name_of_model):
+        names_host = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
+        if not names_host and _is_known(text_router, request, body.name_of_model):
             return _answer_pulled(body)
         if not _is_operator(request):
             raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
