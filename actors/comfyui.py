@@ -127,17 +127,17 @@ class ComfyUIActor:
         immediately.
         """
         renderer = await self._get_or_start_renderer()
-        held: tuple[RenderRun | PromptRecord, ...] = ()
+        held_events: tuple[RenderRun | PromptRecord, ...] = ()
         try:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
                     if isinstance(event, RenderRun | PromptRecord):
-                        held = (*held, event)
+                        held_events = (*held_events, event)
                     else:
-                        yield (*held, event)
-                        held = ()
+                        yield (*held_events, event)
+                        held_events = ()
         except MoyinError as error:
-            yield (*held, RenderFailure(error=error))
+            yield (*held_events, RenderFailure(error=error))
 
     async def prepare(self, request: RenderRequest) -> None:
         await (await self._get_or_start_renderer()).prepare(request)

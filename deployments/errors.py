@@ -56,7 +56,7 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 def render_stream_error(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
-    """Render ``error`` as a stream's last event, or return None if ``media_type`` has no events."""
+    """Render ``error`` as the last event of a stream; None if ``media_type`` is no stream of events."""
     if path in _OLLAMA_PATHS:
         return (
             render_ollama_error_event(error, request_id)
@@ -134,17 +134,20 @@ class _ReplaceableResponse:
             or _find_request_id(self._scope["headers"])
             or uuid.uuid4().hex
         )
-        rendered = render_error(error, request_id, self._scope["path"])
+        error_body = render_error(error, request_id, self._scope["path"])
         start = [
-            (b"content-length", str(len(rendered.body)).encode()),
+            (b"content-length", str(len(error_body.body)).encode()),
             (b"x-request-id", request_id.encode("latin-1")),
-            *((name.encode(), value.encode("latin-1")) for name, value in rendered.headers.items()),
+            *(
+                (name.encode(), value.encode("latin-1"))
+                for name, value in error_body.headers.items()
+            ),
             *SECURITY_HEADERS,
         ]
         await self._send(
-            {"type": "http.response.start", "status": rendered.status, "headers": start}
+            {"type": "http.response.start", "status": error_body.status, "headers": start}
         )
-        await self._send({"type": "http.response.body", "body": rendered.body})
+        await self._send({"type": "http.response.body", "body": error_body.body})
 
 
 async def _drop_message() -> None:

@@ -58,7 +58,7 @@ async def receive_upload(request: Request, part: str) -> AsyncIterator[Upload]:
 async def store_upload(
     blobs: BlobStore, upload: Upload, artifact_id: str, *, name: str | None, declared: str | None
 ) -> Artifact:
-    """Store the content of an upload and return its artifact; the caller must store the row.
+    """Store the content of an upload and return its artifact; the caller must insert the artifact's row.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
@@ -133,12 +133,12 @@ def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> 
     headers = dict(build_file_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    requested = _requested_range(request, headers, artifact.size)
-    start, end = requested or (0, artifact.size)
-    if requested is not None and start == end:
+    byte_range = _requested_range(request, headers, artifact.size)
+    start, end = byte_range or (0, artifact.size)
+    if byte_range is not None and start == end:
         return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
     status = 200
-    if requested is not None:
+    if byte_range is not None:
         status = 206
         headers["content-range"] = f"bytes {start}-{end - 1}/{artifact.size}"
     headers["content-length"] = str(end - start)

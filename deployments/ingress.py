@@ -30,10 +30,10 @@ def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **option
     )
 
     async def render_exception(request: Request, error: Exception) -> Response:
-        rendered = errors(
+        error_body = errors(
             _to_moyin_error(error, request), context(request.scope).request_id, request.url.path
         )
-        return to_response(rendered)
+        return to_response(error_body)
 
     app.add_middleware(_UnhandledErrorMiddleware, errors=errors)
     app.add_middleware(SecurityHeadersMiddleware)
@@ -59,8 +59,8 @@ class SecurityHeadersMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message["headers"] = list(message.get("headers", ()))
-                present = {name.lower() for name, _ in headers}
-                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in present]
+                present_names = {name.lower() for name, _ in headers}
+                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in present_names]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -90,8 +90,10 @@ class _UnhandledErrorMiddleware:
             if started:
                 raise
             request_id = context(scope).request_id
-            rendered = self._errors(_to_public_error(error, request_id), request_id, scope["path"])
-            await to_response(rendered)(scope, receive, send)
+            error_body = self._errors(
+                _to_public_error(error, request_id), request_id, scope["path"]
+            )
+            await to_response(error_body)(scope, receive, send)
 
 
 def _to_public_error(error: Exception, request_id: str) -> MoyinError:
@@ -138,8 +140,8 @@ class _NulCharacterMiddleware:
         elif scope["type"] == "websocket":
             await WebSocketClose(WS_1008_POLICY_VIOLATION, error.message)(scope, receive, send)
         else:
-            rendered = self._errors(error, context(scope).request_id, scope["path"])
-            await to_response(rendered)(scope, receive, send)
+            error_body = self._errors(error, context(scope).request_id, scope["path"])
+            await to_response(error_body)(scope, receive, send)
 
 
 def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
@@ -153,10 +155,10 @@ def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
             return RouteNotFound(f"there is no route {request.method} {request.url.path}")
         return InvalidRequest(str(error.detail))
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return InvalidJson(f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
+    first_error = error.errors()[0]
+    if first_error["type"] == "json_invalid":
+        return InvalidJson(f"the body is not JSON: {first_error.get('ctx', {}).get('error', '')}")
     # The first part of the location is "body", "query" or "path".
-    field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    message = first["msg"].removeprefix("Value error, ")
+    field = ".".join(str(part) for part in first_error["loc"][1:]) or str(first_error["loc"][0])
+    message = first_error["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field}: {message}", field=field)

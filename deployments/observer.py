@@ -132,10 +132,12 @@ class RequestObserver:
                     _log.exception("publishing the app's metrics failed; trying again in a second")
 
     def _count_requests(self, batch: Sequence[Observation]) -> None:
-        totals = Counter((seen.service, seen.method, seen.status) for seen in batch)
+        totals = Counter(
+            (observation.service, observation.method, observation.status) for observation in batch
+        )
         for (service, method, status), count in totals.items():
             self._requests.inc(count, {"service": service, "method": method, "status": str(status)})
-        self._seconds.add(((seen.service,), seen.seconds) for seen in batch)
+        self._seconds.add(((observation.service,), observation.seconds) for observation in batch)
 
     def _write_access_lines(self, batch: Iterable[Observation]) -> None:
         if self._is_logging:

@@ -107,12 +107,12 @@ def document_security(
     for path, methods in document["paths"].items():
         example = _PATH_PARAMETER.sub("x", path)
         for method, operation in methods.items():
-            extra = extra_schemes(method.upper(), example)
-            schemes |= extra
+            extra_security = extra_schemes(method.upper(), example)
+            schemes |= extra_security
             if is_public(example):
                 operation["security"] = []
-            elif extra:
-                operation["security"] = _require_any({**_KEY_SCHEMES, **extra})
+            elif extra_security:
+                operation["security"] = _require_any({**_KEY_SCHEMES, **extra_security})
     document.setdefault("components", {})["securitySchemes"] = schemes
 
 

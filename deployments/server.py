@@ -47,12 +47,12 @@ def limit_memory(limit_mib: int) -> None:
 def _watch_memory(limit_mib: int) -> None:
     process, pause = psutil.Process(), threading.Event()
     while not pause.wait(_MEMORY_CHECK_SECONDS):
-        used = process.memory_info().rss
-        if used > limit_mib * _MIB:
+        used_bytes = process.memory_info().rss
+        if used_bytes > limit_mib * _MIB:
             _log.critical(
                 "this replica uses %d MiB of memory, more than MOYIN_REPLICA_MEMORY_MIB=%d; ending its "
                 "process",
-                used // _MIB,
+                used_bytes // _MIB,
                 limit_mib,
             )
             # `os._exit` skips exit handlers and the interpreter's clean-up, which might need more

@@ -110,21 +110,21 @@ def _check_pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 yield f"applications.{number}.name: must be 'render-{pool}' for the pool {pool!r}"
     if not pools:
         return  # A stack for text only has no pools, although its gateway names the default pool.
-    known = f"the pools are {', '.join(map(str, pools))}"
+    pool_list = f"the pools are {', '.join(map(str, pools))}"
     for number, app in enumerate(apps):
         args, path = app.get("args") or {}, f"applications.{number}.args"
-        named = (
+        named_pools = (
             args.get("pools", [_DEFAULT_POOL])
             if app["import_path"] in _POOL_USER_BUILDERS
             else None
         )
         # `_check_app` reports a value that is not a list.
-        for pool in named if isinstance(named, list) else []:
+        for pool in named_pools if isinstance(named_pools, list) else []:
             if pool not in pools:
-                yield f"{path}.pools: there is no pool {pool!r}; {known}"
-        larger = args.get("larger_pool") if app["import_path"] == _RENDER_BUILDER else None
-        if larger is not None and larger not in pools:
-            yield f"{path}.larger_pool: there is no pool {larger!r}; {known}"
+                yield f"{path}.pools: there is no pool {pool!r}; {pool_list}"
+        larger_pool = args.get("larger_pool") if app["import_path"] == _RENDER_BUILDER else None
+        if larger_pool is not None and larger_pool not in pools:
+            yield f"{path}.larger_pool: there is no pool {larger_pool!r}; {pool_list}"
 
 
 def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
@@ -158,10 +158,10 @@ def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> I
     for number, deployment in enumerate(app.get("deployments") or []):
         place = f"{path}.deployments.{number}"
         if deployment["name"] not in bound:
-            known = ", ".join(sorted(bound))
+            deployment_names = ", ".join(sorted(bound))
             yield (
                 f"{place}.name: there is no deployment {deployment['name']!r}; the app's deployments "
-                f"are {known}"
+                f"are {deployment_names}"
             )
             continue
         if "user_config" not in deployment:
@@ -193,13 +193,13 @@ def _find_unknown_keys(path: str, value: Any, annotation: Any) -> Iterator[str]:
     for position, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
         if not isinstance(item, dict):
             continue
-        here = path if position is None else f"{path}{position}."
+        item_path = path if position is None else f"{path}{position}."
         for key, inner in item.items():
             field = model.model_fields.get(key)
             if field is None:
-                yield f"{here}{key}: unknown key"
+                yield f"{item_path}{key}: unknown key"
             else:
-                yield from _find_unknown_keys(f"{here}{key}.", inner, field.annotation)
+                yield from _find_unknown_keys(f"{item_path}{key}.", inner, field.annotation)
 
 
 def _find_models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -197,14 +197,14 @@ def _create_secret(path: Path) -> bytes:
     If several processes create the file at the same time, all of them return the same secret.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    temporary_path = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(secrets.token_hex(32).encode())
     try:
-        os.link(scratch, path)
+        os.link(temporary_path, path)
     except FileExistsError:
         pass
     finally:
-        scratch.unlink()
+        temporary_path.unlink()
     return path.read_bytes()

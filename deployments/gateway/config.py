@@ -68,7 +68,11 @@ class UpstreamConfig(_StrictModel):
         return url.rstrip("/")
 
     def to_upstream(self, gateway_url: str) -> Upstream:
-        """Return the upstream for the route table, with ``gateway_url`` in place of ``door``."""
+        """Return the upstream for the route table.
+
+        A URL that begins with ``door`` leads to one of Moyin's own apps; ``gateway_url`` replaces
+        this word.
+        """
         url = self.url
         if _is_gateway(url):
             url = gateway_url.rstrip("/") + url.removeprefix(_GATEWAY)
@@ -171,8 +175,8 @@ class RouteConfig(_StrictModel):
                     f"prefix {self.prefix} belongs to the gateway: choose another, or add hosts"
                 )
         for path in self.paths:
-            taken = _OTHER_APPS if self.hosts else _RESERVED_SEGMENTS - {"api"}
-            if _first_segment(path) in taken:
+            reserved_segments = _OTHER_APPS if self.hosts else _RESERVED_SEGMENTS - {"api"}
+            if _first_segment(path) in reserved_segments:
                 raise ValueError(f"path {path} belongs to the gateway: choose another")
         if len({upstream.url for upstream in self.upstreams}) < len(self.upstreams):
             raise ValueError("upstreams: two have the same url; every url must be different")
@@ -188,7 +192,7 @@ class RouteConfig(_StrictModel):
     def to_route(self, gateway_url: str) -> Route:
         """Return the route for the route table, with ``gateway_url`` in place of ``door``."""
         limits = self.limits
-        limited = limits.requests_per_minute or limits.concurrent_requests
+        has_limits = limits.requests_per_minute or limits.concurrent_requests
         return Route(
             name=self.name,
             upstreams=tuple(upstream.to_upstream(gateway_url) for upstream in self.upstreams),
@@ -209,7 +213,7 @@ class RouteConfig(_StrictModel):
                 requests_per_minute=limits.requests_per_minute,
                 concurrent_requests=limits.concurrent_requests,
             )
-            if limited
+            if has_limits
             else None,
             max_concurrent=limits.concurrent,
             respond_async=self.async_,

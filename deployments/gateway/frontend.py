@@ -46,11 +46,11 @@ class FrontendFiles:
         self._index = ""
         self._policy = ""
 
-    async def get_page(self, *, renews: bool) -> Response:
+    async def get_page(self, *, renews_session: bool) -> Response:
         """Return ComfyUI's page, or a page that explains how to install the frontend.
 
         Args:
-            renews: True to make the page renew its session, which otherwise expires in minutes.
+            renews_session: True to make the page renew its session, which otherwise expires in minutes.
         """
         if await self._load_folders() is None:
             missing = render_plain_page(
@@ -60,7 +60,7 @@ class FrontendFiles:
             )
             return HTMLResponse(missing.html, 503, missing.headers)
         headers = {"content-security-policy": self._policy, "cache-control": "no-store"}
-        page = add_renewal(self._index) if renews else self._index
+        page = add_renewal(self._index) if renews_session else self._index
         return HTMLResponse(page, headers=headers)
 
     async def get_file(self, path: str, scope: Scope) -> Response:
@@ -70,9 +70,13 @@ class FrontendFiles:
             RouteNotFound: the frontend has no file at this path.
         """
         folders = await self._load_folders()
-        first, _, rest = path.partition("/")
+        first_segment, _, remaining_path = path.partition("/")
         if folders is not None and path != "index.html":
-            files, name = (folders[first], rest) if first in folders else (folders[""], path)
+            files, name = (
+                (folders[first_segment], remaining_path)
+                if first_segment in folders
+                else (folders[""], path)
+            )
             try:
                 response = (
                     Response(self._rebased_files[path], media_type=mimetypes.guess_type(path)[0])

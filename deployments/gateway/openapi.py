@@ -41,7 +41,7 @@ def build_document(
     is_public: Callable[[str], bool],
     accepts_event_token: Callable[[str, str], bool],
 ) -> dict[str, Any]:
-    """Return the app's OpenAPI document, with the schemas of jobs that it accepts and of events.
+    """Return the app's OpenAPI document, with the schemas of job requests and of events.
 
     Args:
         is_public: returns True if the route of a path needs no key.

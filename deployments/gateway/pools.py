@@ -190,8 +190,8 @@ class PoolValidator:
         Raises:
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
         """
-        if (known := self._cache.find(pool, graph, targets)) is not None:
-            return known
+        if (cached_result := self._cache.find(pool, graph, targets)) is not None:
+            return cached_result
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             return {}
         try:
@@ -209,25 +209,25 @@ class PoolValidator:
             self._actors.clear()
             self._paused_until[pool] = time.monotonic() + self._pause
             return {}
-        unchecked = result.pop("free", None)
+        unchecked_inputs = result.pop("free", None)
         if result.get("error"):
             message = result["error"].get("message") or "ComfyUI rejects this graph; see details"
             raise InvalidGraph(message, details=result)
-        if unchecked is not None:
-            self._cache.store(pool, graph, targets, result, unchecked)
+        if unchecked_inputs is not None:
+            self._cache.store(pool, graph, targets, result, unchecked_inputs)
         return result
 
     async def _next_renderer(self, pool: str) -> Any:
         """Return the next running renderer's actor; raise ServiceUnavailable if none is up."""
-        known = self._renderers.get(pool)
-        if known is None or time.monotonic() > known.expires_at:
+        cycle = self._renderers.get(pool)
+        if cycle is None or time.monotonic() > cycle.expires_at:
             names = await (await self._handles.fetch(pool)).list_renderers.remote()
             if not names:
                 raise ServiceUnavailable(f"no renderer of pool {pool!r} is up")
             actors = [await self._renderer_actor(name) for name in names]
-            known = _RendererCycle(time.monotonic() + _RENDERERS_SECONDS, itertools.cycle(actors))
-            self._renderers[pool] = known
-        return next(known.actors)
+            cycle = _RendererCycle(time.monotonic() + _RENDERERS_SECONDS, itertools.cycle(actors))
+            self._renderers[pool] = cycle
+        return next(cycle.actors)
 
     async def _renderer_actor(self, name: str) -> Any:
         if name not in self._actors:

@@ -80,17 +80,17 @@ async def open_workers(
         ValueError: the URL of a broker, or the library for it, is missing.
     """
     brokers = [_new_broker(source, environment) for source in args.sources]
-    async with AsyncExitStack() as closing:
-        services = await closing.enter_async_context(open_job_services(settings))
+    async with AsyncExitStack() as exit_stack:
+        services = await exit_stack.enter_async_context(open_job_services(settings))
         jobs, events = services.jobs, services.events
         hub = EventHub(settings.redis_url)
-        closing.push_async_callback(hub.close)
+        exit_stack.push_async_callback(hub.close)
         launcher = JobLauncher(jobs=jobs, temporal=services.temporal)
-        closing.push_async_callback(launcher.close)
+        exit_stack.push_async_callback(launcher.close)
         meter = create_meter(settings)
-        closing.push_async_callback(meter.close)
+        exit_stack.push_async_callback(meter.close)
         node_info = NodeInfoCache(pool_client)
-        closing.push_async_callback(node_info.close)
+        exit_stack.push_async_callback(node_info.close)
         files = ComfyFiles(
             uploads=UploadStore(services.database),
             artifacts=services.artifacts,

@@ -225,12 +225,12 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         services.images,
         PictureRenderer(services.images, services.image_settings, services.public_url),
     )
-    hot: dict[str, ASGIApp] = {**calls, **operations}
+    hot_routes: dict[str, ASGIApp] = {**calls, **operations}
     guard = AuthorizationMiddleware(
-        _HotPathRouter(hot, fastapi),
+        _HotPathRouter(hot_routes, fastapi),
         scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
         meter=services.meter,
-        priced=frozenset(f"{_PREFIX}{path}" for path in hot),
+        priced=frozenset(f"{_PREFIX}{path}" for path in hot_routes),
     )
 
     def body_limit_of(scope: Scope) -> int | None:

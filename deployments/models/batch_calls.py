@@ -65,19 +65,19 @@ class BatchLineCaller:
         try:
             await self._call_route(endpoint, scope, body, response)
         except MoyinError as error:
-            rendered = render_error(error, request_id, endpoint)
-            failed = LineResult(
+            error_body = render_error(error, request_id, endpoint)
+            failure_result = LineResult(
                 number=number,
-                http_status=rendered.status,
-                body=rendered.body,
+                http_status=error_body.status,
+                body=error_body.body,
                 error_code=error.code,
             )
-            return LineOutcome(result=failed, error=error, usage=usage)
+            return LineOutcome(result=failure_result, error=error, usage=usage)
         finally:
             if admission is not None:
                 admission.release()
-        answered = LineResult(number=number, http_status=response.status, body=response.body)
-        return LineOutcome(result=answered, usage=usage)
+        answer_result = LineResult(number=number, http_status=response.status, body=response.body)
+        return LineOutcome(result=answer_result, usage=usage)
 
     async def _call_route(
         self, endpoint: str, scope: Scope, body: bytes, response: _Response

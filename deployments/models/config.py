@@ -75,12 +75,12 @@ def _normalize_url(url: str) -> str:
 
 
 def _check_headers(headers: dict[str, str]) -> dict[str, str]:
-    lowered = {name.lower(): value for name, value in headers.items()}
-    if secret := next((name for name in lowered if name in _SECRET_HEADERS), None):
+    lowercase_headers = {name.lower(): value for name, value in headers.items()}
+    if secret := next((name for name in lowercase_headers if name in _SECRET_HEADERS), None):
         raise ValueError(f"{secret} must not be set here: use 'api_key_env' and 'auth_header'")
-    for name in lowered:
+    for name in lowercase_headers:
         _check_not_fixed(name)
-    return lowered
+    return lowercase_headers
 
 
 def _check_not_fixed(name: str) -> str:
@@ -522,9 +522,9 @@ class ModelsConfig(StrictModel):
         for alias, target in self.aliases.items():
             if alias in models:
                 raise ValueError(f"aliases: {alias!r} is the name of a model; choose another name")
-            if names_are_known and (unknown := set(target.models) - models):
+            if names_are_known and (unknown_names := set(target.models) - models):
                 raise ValueError(
-                    f"aliases.{alias}.models: no back end has a model {sorted(unknown)[0]!r}; add it to one"
+                    f"aliases.{alias}.models: no back end has a model {sorted(unknown_names)[0]!r}; add it to one"
                 )
         self._check_references(models | set(self.aliases) | {AUTO})
         return self
@@ -541,18 +541,18 @@ class ModelsConfig(StrictModel):
         rules = {f"aliases.{name}": alias.residency for name, alias in self.aliases.items()}
         rules |= {f"tenants.{name}": tenant.residency for name, tenant in self.tenants.items()}
         for rule, residency in rules.items():
-            if unknown := set(residency) - places:
+            if unknown_names := set(residency) - places:
                 raise ValueError(
-                    f"{rule}.residency: no back end has the residency {sorted(unknown)[0]!r}; name another"
+                    f"{rule}.residency: no back end has the residency {sorted(unknown_names)[0]!r}; name another"
                 )
         for tenant, restrictions in self.tenants.items():
             if is_internal_owner(tenant):
                 raise ValueError(
                     f"tenants.{tenant}: names that begin with 'moyin:' are reserved for Moyin"
                 )
-            if not self._discovers_models and (unknown := set(restrictions.models) - names):
+            if not self._discovers_models and (unknown_names := set(restrictions.models) - names):
                 raise ValueError(
-                    f"tenants.{tenant}.models: there is no model or alias {sorted(unknown)[0]!r}; name another"
+                    f"tenants.{tenant}.models: there is no model or alias {sorted(unknown_names)[0]!r}; name another"
                 )
         if self.routing.judge is not None:
             check_judge_config(

@@ -195,7 +195,7 @@ class Models(MoyinCalls):
         return describe_backends(fleet, recent, tenant).model_dump_json(ensure_ascii=True)
 
     async def read_usage(self, tenant: str | None) -> str:
-        """Return the usage of this month by day, of a tenant or of all if it is None, as JSON."""
+        """Return this month's usage by day as JSON, of all tenants if ``tenant`` is None."""
         return await report_month(self._services.reports, self._text_router.fleet, tenant)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ class FleetBuilder:
         for runtime in runtimes.values():
             runtime.slots.background_share = config.batches.share
         routing = config.routing
-        highest = routing.max_usd_per_bad_answer
+        max_usd = routing.max_usd_per_bad_answer
         aliases = {name: alias.to_alias() for name, alias in config.aliases.items()}
         return Fleet(
             catalog=Catalog(deployments=tuple(deployments), aliases=aliases),
@@ -168,7 +168,7 @@ class FleetBuilder:
             rescue=routing.rescue,
             hold_streams=routing.hold_streams,
             explore=routing.explore,
-            max_usd_per_bad_answer=math.inf if highest is None else highest,
+            max_usd_per_bad_answer=math.inf if max_usd is None else max_usd,
             hedging=to_hedging(routing.hedge),
             timeout=routing.timeout_s,
             embed=None if routing.embedder is None else load_embedder(routing.embedder),
@@ -205,11 +205,11 @@ class FleetBuilder:
                 yield _new_deployment(plan, model, context=model.context)
             return
         host = self._host_models[plan.url]
-        for listed in config.models:
-            file = host.find(listed.upstream or listed.name)
-            context = listed.context or (file.context if file is not None else None)
+        for listed_model in config.models:
+            file = host.find(listed_model.upstream or listed_model.name)
+            context = listed_model.context or (file.context if file is not None else None)
             if context is not None:
-                yield _new_deployment(plan, listed, context=context, file=file)
+                yield _new_deployment(plan, listed_model, context=context, file=file)
         if config.is_discovering:
             # A configured model keeps its name, even if another model on the disk has the same
             # name.
@@ -418,13 +418,17 @@ def _new_deployment(
 
 
 def _find_ability(model: ModelSettings) -> Ability | None:
-    """Return the ability by ``like``, else by the model's names, else by its tier, else None."""
+    """Return the expected quality of a model's answers; None if it is unknown.
+
+    It is that of the known model in ``like``, else that of a known model with the same name, else
+    that of the quality tier.
+    """
     if model.like is not None:
         return look_up_ability(model.like)
-    known = look_up_ability(model.upstream or model.name) or look_up_ability(model.name)
-    if known is None and "quality" in model.model_fields_set:
+    known_ability = look_up_ability(model.upstream or model.name) or look_up_ability(model.name)
+    if known_ability is None and "quality" in model.model_fields_set:
         return create_tier_ability(model.quality)
-    return known
+    return known_ability
 
 
 def _find_key_variable(config: BackendConfig) -> str:

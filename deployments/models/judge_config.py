@@ -100,15 +100,17 @@ def check_judge_config(
         raise ValueError(
             f"routing.judge.model: no model or alias {judge.model!r}; name a configured model"
         )
-    able = [model for model in judges if model.schema_ and not model.embeddings]
-    if not able:
+    suitable_models = [model for model in judges if model.schema_ and not model.embeddings]
+    if not suitable_models:
         raise ValueError(
             f"routing.judge.model: no model of {judge.model!r} has 'schema: true'; name a model that has it"
         )
-    needed = judge.max_answer_tokens + INSTRUCTION_TOKENS + MAX_VERDICT_TOKENS
-    if all(model.context is not None and model.context <= needed for model in able):
+    required_tokens = judge.max_answer_tokens + INSTRUCTION_TOKENS + MAX_VERDICT_TOKENS
+    if all(
+        model.context is not None and model.context <= required_tokens for model in suitable_models
+    ):
         raise ValueError(
-            f"routing.judge.model: the context of {judge.model!r} must be above {needed} tokens, so "
+            f"routing.judge.model: the context of {judge.model!r} must be above {required_tokens} tokens, so "
             "that a conversation and two answers fit; choose another model or lower "
             "routing.judge.max_answer_tokens"
         )
@@ -118,15 +120,15 @@ def check_judge_config(
             f"routing.judge.model: there must be two chat models besides {judge.model!r} to compare, "
             "because a judge never judges its own answers"
         )
-    second = judge.second
-    if second is None:
+    second_model = judge.second
+    if second_model is None:
         return
-    if names_are_known and second not in chat_models:
+    if names_are_known and second_model not in chat_models:
         raise ValueError(
-            f"routing.judge.second: no chat model {second!r}; name a configured model or omit it"
+            f"routing.judge.second: no chat model {second_model!r}; name a configured model or omit it"
         )
-    if any(model.name == second for model in judges):
+    if any(model.name == second_model for model in judges):
         raise ValueError(
-            f"routing.judge.second: {second!r} would judge its own answers; choose a model other than "
+            f"routing.judge.second: {second_model!r} would judge its own answers; choose a model other than "
             f"those of {judge.model!r}"
         )

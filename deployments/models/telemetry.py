@@ -39,8 +39,8 @@ _CALL_LABELS = (
     "moyin_backend",
 )
 # Bucket boundaries as OpenTelemetry's conventions advise.
-_TOKEN_BOUNDS = tuple(float(4**power) for power in range(14))
-_DURATION_BOUNDS = tuple(0.01 * 2**power for power in range(14))
+_TOKEN_BOUNDS = tuple(float(4**exponent) for exponent in range(14))
+_DURATION_BOUNDS = tuple(0.01 * 2**exponent for exponent in range(14))
 _FIRST_TOKEN_BOUNDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
@@ -124,24 +124,24 @@ class CallTelemetry:
             _export_spans(calls)
 
     def _export_metrics(self, calls: Iterable[CallRecord]) -> None:
-        tokens, seconds, firsts, per_token = [], [], [], []
+        token_samples, duration_samples, first_token_samples, per_token_samples = [], [], [], []
         for call in calls:
             labels = (call.operation, call.provider, call.requested_model, call.model, call.backend)
             usage = call.usage
-            seconds.append(((*labels, call.error or ""), call.seconds))
+            duration_samples.append(((*labels, call.error or ""), call.seconds))
             if usage.prompt_tokens:
-                tokens.append(((*labels, "input"), float(usage.prompt_tokens)))
+                token_samples.append(((*labels, "input"), float(usage.prompt_tokens)))
             if usage.output_tokens:
-                tokens.append(((*labels, "output"), float(usage.output_tokens)))
+                token_samples.append(((*labels, "output"), float(usage.output_tokens)))
             if call.first_token_seconds is not None:
-                firsts.append((labels, call.first_token_seconds))
+                first_token_samples.append((labels, call.first_token_seconds))
                 if call.error is None and usage.output_tokens > 1:
                     generation = call.seconds - call.first_token_seconds
-                    per_token.append((labels, generation / (usage.output_tokens - 1)))
-        self._tokens.add(tokens)
-        self._duration.add(seconds)
-        self._first_token.add(firsts)
-        self._per_token.add(per_token)
+                    per_token_samples.append((labels, generation / (usage.output_tokens - 1)))
+        self._tokens.add(token_samples)
+        self._duration.add(duration_samples)
+        self._first_token.add(first_token_samples)
+        self._per_token.add(per_token_samples)
 
 
 class JudgeMetrics:

@@ -160,8 +160,8 @@ class ActorSupervisor:
         missing = self._scale.count_needed(waiting, self._pool.mean_render_seconds) - len(
             self._tasks
         )
-        unused = [n for n in self._names if n not in self._tasks and n not in self._retiring]
-        for name in unused[: max(0, missing)]:
+        unused_names = [n for n in self._names if n not in self._tasks and n not in self._retiring]
+        for name in unused_names[: max(0, missing)]:
             self._start_supervising(name)
         names = list(self._tasks)
         idle_seconds = [self._idle_seconds(name) for name in names]
@@ -169,9 +169,9 @@ class ActorSupervisor:
             self._remove_actor(names[position])
 
     def _count_actors(self) -> ActorCounts:
-        placing = self.placing_seconds
-        for name in placing.keys() - self._logged_waits:
-            if placing[name] > _PLACEMENT_SECONDS:
+        seconds_by_name = self.placing_seconds
+        for name in seconds_by_name.keys() - self._logged_waits:
+            if seconds_by_name[name] > _PLACEMENT_SECONDS:
                 self._logged_waits.add(name)
                 _log.info("actor %s is waiting for a node with %s", name, self._spec.resources)
         ready = sum(self._pool.has_renderer(name) for name in self._tasks)
@@ -180,7 +180,9 @@ class ActorSupervisor:
         elif self.unready_since is None:
             self.unready_since = time.time()
         return ActorCounts(
-            ready=ready, starting=len(self._tasks) - ready - len(placing), placing=len(placing)
+            ready=ready,
+            starting=len(self._tasks) - ready - len(seconds_by_name),
+            placing=len(seconds_by_name),
         )
 
     def _start_supervising(self, name: str) -> None:
@@ -192,7 +194,7 @@ class ActorSupervisor:
         _log.info("removing actor %s, which is idle and not needed", name)
         self._tasks.pop(name).cancel()
         self.statuses.pop(name, None)
-        self.losses.forget(name)
+        self.losses.remove_actor(name)
         self._mark_placed(name)
         self._pool.remove_renderer(name)
         task = asyncio.create_task(self._renderers.pop(name).retire())
@@ -238,7 +240,7 @@ class ActorSupervisor:
             if name not in self._names:
                 self._renderers.pop(name, None)
                 self._failed.discard(name)
-                self.losses.forget(name)
+                self.losses.remove_actor(name)
                 del self._tasks[name]
                 return
             await asyncio.sleep(_WATCH_SECONDS)
@@ -283,8 +285,8 @@ class ActorSupervisor:
             _log.info("removing an actor that has died already: %s", error)
         else:
             runs = status.runs
-            settled = await self._bookkeeper.settle(name, runs)
-            if status.running or len(settled) < len(runs):
+            settled_ids = await self._bookkeeper.settle(name, runs)
+            if status.running or len(settled_ids) < len(runs):
                 return
         await renderer.retire()
 

@@ -22,7 +22,7 @@ _RUNS_PER_TRANSACTION = 100
 
 
 class RunBookkeeper:
-    """Records runs when a render ends, and runs without an attempt when an actor reports them.
+    """Records the runs of each render when it ends, and other runs when an actor reports them.
 
     Each actor keeps its ended runs until they are settled, even across restarts of the pool. If an
     actor is lost with its node, its runs are recorded with their last known duration.
@@ -36,7 +36,7 @@ class RunBookkeeper:
         self._lost: dict[str, RenderRun] = {}
         # Transactions that did not end in time; later ones wait for them. A transaction of SQLite
         # that waits for another process cannot be cancelled, and ends only after half a minute.
-        self._late: set[asyncio.Task[None]] = set()
+        self._late_tasks: set[asyncio.Task[None]] = set()
 
     async def book(self, runs: Sequence[RenderRun]) -> set[str]:
         """Record ended runs, and return the ids of the runs that the database stored in time.
@@ -47,28 +47,28 @@ class RunBookkeeper:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 for start in range(0, len(runs), _RUNS_PER_TRANSACTION):
-                    some = runs[start : start + _RUNS_PER_TRANSACTION]
-                    await self._book_in_time(some)
-                    booked.update(run.id for run in some)
+                    batch = runs[start : start + _RUNS_PER_TRANSACTION]
+                    await self._book_in_time(batch)
+                    booked.update(run.id for run in batch)
         except (SQLAlchemyError, OSError) as error:
             _log.warning("%d runs of renders are booked later: %s", len(runs) - len(booked), error)
         return booked
 
     async def _book_in_time(self, runs: Sequence[RenderRun]) -> None:
         """Record runs; a cancellation by the caller's timeout does not wait for the database."""
-        if self._late:
-            await asyncio.wait(self._late)
+        if self._late_tasks:
+            await asyncio.wait(self._late_tasks)
         task = asyncio.create_task(self._ledger.book(runs))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             task.cancel()
-            self._late.add(task)
+            self._late_tasks.add(task)
             task.add_done_callback(self._end_late)
             raise
 
     def _end_late(self, task: asyncio.Task[None]) -> None:
-        self._late.discard(task)
+        self._late_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("runs of renders are booked later: %s", error)
 
@@ -81,18 +81,18 @@ class RunBookkeeper:
         Returns:
             The ids of the recorded runs, which the actor may forget.
         """
-        reported = {run.id: run for run in runs}
+        reported_runs = {run.id: run for run in runs}
         for run_id, run in self._reported.pop(actor, {}).items():
-            if run_id not in reported:
+            if run_id not in reported_runs:
                 self._lost[run_id] = run if run.is_ended else _assume_lost(run)
-        if reported:
-            self._reported[actor] = reported
-        ended = [run for run in runs if run.is_ended]
-        booked = await self.book([*ended, *self._lost.values()])
+        if reported_runs:
+            self._reported[actor] = reported_runs
+        ended_runs = [run for run in runs if run.is_ended]
+        booked = await self.book([*ended_runs, *self._lost.values()])
         for run_id in booked:
             self._lost.pop(run_id, None)
-            reported.pop(run_id, None)
-        return [run.id for run in ended if run.id in booked]
+            reported_runs.pop(run_id, None)
+        return [run.id for run in ended_runs if run.id in booked]
 
 
 def _assume_lost(run: RenderRun) -> RenderRun:

@@ -224,8 +224,8 @@ def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
 
 def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
     """Return a digest of the configuration, which determines the pool's nodes and models."""
-    relevant = args.model_dump(exclude=_PRICE_ARGS)
-    return hashlib.sha256(to_json([read_comfyui_version(settings), relevant])).hexdigest()
+    relevant_args = args.model_dump(exclude=_PRICE_ARGS)
+    return hashlib.sha256(to_json([read_comfyui_version(settings), relevant_args])).hexdigest()
 
 
 def _find_models_folder(args: RenderArgs, settings: Settings) -> Path:

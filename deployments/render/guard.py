@@ -27,7 +27,7 @@ class LimitReader(Protocol):
 
 
 class RenderGuard:
-    """Checks graphs against the pool's rules just before they render, without asking ComfyUI.
+    """Checks graphs against the pool's rules just before they render, without a request to ComfyUI.
 
     The gateway has checked the graph before, but without the values that earlier steps of the job
     produce.
@@ -116,8 +116,8 @@ class MemoryGuard:
         """Raise OutOfMemory if the request's models are too large or ran out of memory before."""
         if self._larger_pool is None or not request.models:
             return
-        needed = max(request.models.values()) * _MEMORY_OVERHEAD
-        is_too_large = self._available_bytes is not None and needed > self._available_bytes
+        required_bytes = max(request.models.values()) * _MEMORY_OVERHEAD
+        is_too_large = self._available_bytes is not None and required_bytes > self._available_bytes
         if is_too_large or frozenset(request.models) in self._failed:
             raise OutOfMemory(
                 f"the render's models need more memory than the actors of its pool have; it is sent to "

@@ -35,7 +35,7 @@ class LossLog:
             self.record(name)
         self._pids[name] = pid
 
-    def forget(self, name: str) -> None:
+    def remove_actor(self, name: str) -> None:
         """Delete the records of an actor that was removed."""
         self._losses.pop(name, None)
         self._pids.pop(name, None)

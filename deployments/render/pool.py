@@ -55,9 +55,9 @@ class _PromptState:
     Attributes:
         attempts: number of calls of `Pool.render` for this prompt that are in progress.
         request: latest request, or None if no attempt is in progress.
-        sent_to: name of the renderer that last received the prompt, also after the prompt's end.
-        followed_on: name of the renderer whose events an attempt is reading, if any.
-        abandoned_on: name of the renderer that still ran the prompt when the last attempt ended.
+        latest_renderer: name of the renderer that last received the prompt, also after the prompt's end.
+        followed_renderer: name of the renderer whose events an attempt is reading, if any.
+        abandoned_renderer: name of the renderer that still ran the prompt when the last attempt ended.
         is_unleased: True if the prompt may run without a lease. Its renderer is then busy although
             the scheduler did not assign the prompt.
         is_executed: True if ComfyUI has executed the prompt, whose files may not be stored yet.
@@ -67,9 +67,9 @@ class _PromptState:
 
     attempts: int = 0
     request: RenderRequest | None = None
-    sent_to: str | None = None
-    followed_on: str | None = None
-    abandoned_on: str | None = None
+    latest_renderer: str | None = None
+    followed_renderer: str | None = None
+    abandoned_renderer: str | None = None
     is_unleased: bool = False
     is_executed: bool = False
     measured_run: str | None = None
@@ -97,8 +97,8 @@ class Pool:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         # States of prompts with an attempt in progress, of finished prompts, and of abandoned prompts. An
         # attempt will fetch the result of an abandoned prompt, so finished prompts must not evict it.
-        self._active: dict[str, _PromptState] = {}
-        self._past: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
+        self._active_states: dict[str, _PromptState] = {}
+        self._past_states: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
         self._abandoned: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
         self._inherited: BoundedDict[str, tuple[str, RenderResult]]
         self._inherited = BoundedDict(_REMEMBERED_RESULTS)
@@ -146,8 +146,10 @@ class Pool:
     @property
     def abandoned_renderers(self) -> frozenset[str]:
         """The names of renderers with a prompt that was unfinished when its last attempt ended."""
-        states = chain(self._active.values(), self._abandoned.values())
-        return frozenset(state.abandoned_on for state in states if state.abandoned_on is not None)
+        states = chain(self._active_states.values(), self._abandoned.values())
+        return frozenset(
+            state.abandoned_renderer for state in states if state.abandoned_renderer is not None
+        )
 
     def add_renderer(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
         """Add a renderer that accepts renders, or update its state from its ``status``."""
@@ -155,8 +157,10 @@ class Pool:
         self._draining.discard(name)
         self._memory.set_available_memory(status.memory)
         # An earlier replica may have sent running prompts that this pool did not send.
-        foreign = [prompt_id for prompt_id in status.running if self._is_foreign_prompt(prompt_id)]
-        self._scheduler.add_renderer(name, foreign, status.models)
+        foreign_prompts = [
+            prompt_id for prompt_id in status.running if self._is_foreign_prompt(prompt_id)
+        ]
+        self._scheduler.add_renderer(name, foreign_prompts, status.models)
 
     def remove_renderer(self, name: str) -> None:
         """Remove a renderer; do nothing if the pool does not have it."""
@@ -184,7 +188,7 @@ class Pool:
 
     def is_followed(self, name: str) -> bool:
         """Return True if an attempt is waiting for a prompt on the renderer."""
-        return any(state.followed_on == name for state in self._active.values())
+        return any(state.followed_renderer == name for state in self._active_states.values())
 
     def inherit_results(self, name: str, results: Mapping[str, RenderResult]) -> None:
         """Store the results of a renderer that is about to be removed, for later attempts."""
@@ -248,7 +252,7 @@ class Pool:
             callbacks = _AttemptCallbacks(
                 on_progress, on_record, on_run, on_start, lambda: None, measure
             )
-            if is_retry or state.sent_to is not None:
+            if is_retry or state.latest_renderer is not None:
                 holder = await self._find_renderer(prompt_id)
                 if holder is not None:
                     return holder, await self._reattach(holder, request, callbacks)
@@ -265,8 +269,8 @@ class Pool:
             self._memory.check_memory(request)
             async with self._scheduler.lease(pending) as lease:
                 # Another attempt may have sent the prompt to a renderer during the wait.
-                if state.followed_on is not None:
-                    holder = state.followed_on
+                if state.followed_renderer is not None:
+                    holder = state.followed_renderer
                     lease.release()
                     return holder, await self._reattach(holder, request, callbacks)
                 self._prepare_next(lease.name)
@@ -289,10 +293,10 @@ class Pool:
             WorkerLost: the renderer does not respond.
         """
         state = self._find_state(prompt_id)
-        if state is None or state.sent_to is None:
+        if state is None or state.latest_renderer is None:
             return None
-        state.abandoned_on = None
-        renderer = self._renderers.get(state.sent_to)
+        state.abandoned_renderer = None
+        renderer = self._renderers.get(state.latest_renderer)
         return None if renderer is None else await renderer.cancel(prompt_id)
 
     async def find_ended_runs(self, prompt_id: str) -> list[RenderRun]:
@@ -302,7 +306,7 @@ class Pool:
             WorkerLost: the renderer does not respond.
         """
         state = self._find_state(prompt_id)
-        renderer = None if state is None else self._renderers.get(state.sent_to or "")
+        renderer = None if state is None else self._renderers.get(state.latest_renderer or "")
         if renderer is None:
             return []
         runs = (await renderer.status()).runs
@@ -334,9 +338,9 @@ class Pool:
         """Keep the prompt's state with the active ones during an attempt, then with past ones."""
         prompt_id = request.prompt_id
         state = self._find_state(prompt_id) or _PromptState()
-        self._past.pop(prompt_id, None)
+        self._past_states.pop(prompt_id, None)
         self._abandoned.pop(prompt_id, None)
-        self._active[prompt_id] = state
+        self._active_states[prompt_id] = state
         state.request = request
         state.attempts += 1
         try:
@@ -345,22 +349,22 @@ class Pool:
             state.attempts -= 1
             if not state.attempts:
                 state.request = None
-                del self._active[prompt_id]
-                if state.abandoned_on is not None:
+                del self._active_states[prompt_id]
+                if state.abandoned_renderer is not None:
                     self._abandoned[prompt_id] = state
-                elif state.sent_to is not None:
-                    self._past[prompt_id] = state
+                elif state.latest_renderer is not None:
+                    self._past_states[prompt_id] = state
 
     def _find_state(self, prompt_id: str) -> _PromptState | None:
         return (
-            self._active.get(prompt_id)
+            self._active_states.get(prompt_id)
             or self._abandoned.get(prompt_id)
-            or self._past.get(prompt_id)
+            or self._past_states.get(prompt_id)
         )
 
     def _is_foreign_prompt(self, prompt_id: str) -> bool:
         state = self._find_state(prompt_id)
-        return state is None or state.sent_to is None or state.is_unleased
+        return state is None or state.latest_renderer is None or state.is_unleased
 
     async def _find_renderer(self, prompt_id: str) -> str | None:
         """Return the name of the renderer that has the prompt or its result; None if none has."""
@@ -387,15 +391,15 @@ class Pool:
         state.measured_run = run.id
         # Actors of earlier versions do not measure the loading of models.
         loaded = getattr(run, "load_seconds", 0.0)
-        measured = MeasuredRender(
+        measured_render = MeasuredRender(
             shape=shape, seconds=run.seconds, load_seconds=loaded, pictures=run.pictures
         )
-        self._scheduler.measured.record(measured, load_seconds)
+        self._scheduler.measured.record(measured_render, load_seconds)
 
     def _prepare_next(self, name: str) -> None:
         """Make the renderer fetch the input files of its probable next render in advance."""
         pending, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
-        state = None if pending is None else self._active.get(pending.id)
+        state = None if pending is None else self._active_states.get(pending.id)
         request = None if state is None else state.request
         if renderer is None or request is None or not request.files or name in self._preparing:
             return
@@ -407,7 +411,7 @@ class Pool:
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
         """Follow a prompt that an earlier attempt has sent, without a lease of the renderer."""
-        self._active[request.prompt_id].is_unleased = True
+        self._active_states[request.prompt_id].is_unleased = True
         return await self._follow_prompt(name, request, callbacks)
 
     async def _follow_prompt(
@@ -419,11 +423,11 @@ class Pool:
             raise WorkerLost(
                 f"renderer {name!r} was removed before it rendered prompt {request.prompt_id}; try again"
             )
-        state = self._active[request.prompt_id]
-        state.sent_to = name
-        state.abandoned_on = None
+        state = self._active_states[request.prompt_id]
+        state.latest_renderer = name
+        state.abandoned_renderer = None
         state.is_executed = False
-        state.followed_on = state.followed_on or name
+        state.followed_renderer = state.followed_renderer or name
         is_cancelled = False
         last_run: RenderRun | None = None
         try:
@@ -452,9 +456,9 @@ class Pool:
         except OutOfMemory as error:
             raise self._memory.record_failure(request, error) from error
         finally:
-            if state.followed_on == name:
-                state.followed_on = None
-            state.abandoned_on = name if is_cancelled else None
+            if state.followed_renderer == name:
+                state.followed_renderer = None
+            state.abandoned_renderer = name if is_cancelled else None
             state.is_unleased = is_cancelled
         raise WorkerLost(
             f"renderer {name!r} ended prompt {request.prompt_id} without a result; try again"

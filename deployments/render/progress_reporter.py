@@ -94,12 +94,12 @@ class ProgressReporter:
         await self._started.wait()
         try:
             if self._has_started:
-                await self._try_until_marked()
+                await self._retry_until_marked()
                 await self._write_rows()
         finally:
             self._marked.set()
 
-    async def _try_until_marked(self) -> None:
+    async def _retry_until_marked(self) -> None:
         """Mark the job as running; publish progress even while the database is unavailable."""
         while True:
             try:

@@ -95,13 +95,13 @@ class RenderActivities:
         request = await self._build_request(step, graph, spec.comfyui or ComfyPrompt())
         await self._guard.check_render(step.owner, step_spec.pool, request.graph, request.files)
         key = self._result_cache.compute_key(spec, step_spec, request)
-        cached = await self._result_cache.find(step.owner, key, request) if key else None
-        if cached is not None:
+        cached_result = await self._result_cache.find(step.owner, key, request) if key else None
+        if cached_result is not None:
             await self._services.status_writer.mark_started(step)
-            done, record = cached
-            done = _select_files(done, step_spec.outputs)
-            saved = await self._save_result(step, _CACHE_BACKEND, done, record, ())
-            return replace(saved, cached=True)
+            success, record = cached_result
+            success = _select_files(success, step_spec.outputs)
+            step_result = await self._save_result(step, _CACHE_BACKEND, success, record, ())
+            return replace(step_result, cached=True)
         reporter = ProgressReporter(
             self._services.jobs,
             self._services.events,
@@ -121,7 +121,7 @@ class RenderActivities:
         pending = _to_pending_render(step, spec, request)
         try:
             async with reporter:
-                backend, done = await self._pool.render(
+                backend, success = await self._pool.render(
                     request,
                     pending,
                     on_progress,
@@ -145,10 +145,10 @@ class RenderActivities:
         await self._bookkeeper.book(runs)
         record = records[-1] if records else None
         if key:
-            result = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
+            result = CachedRender(prompt_id=request.prompt_id, done=success, record=record)
             await self._result_cache.store(step.owner, key, result)
-        done = _select_files(done, step_spec.outputs)
-        return await self._save_result(step, backend, done, record, runs, pending.shape)
+        success = _select_files(success, step_spec.outputs)
+        return await self._save_result(step, backend, success, record, runs, pending.shape)
 
     async def _build_request(
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
@@ -217,7 +217,7 @@ class RenderActivities:
         self,
         step: StepInput,
         backend: str,
-        done: RenderSucceeded,
+        success: RenderSucceeded,
         record: PromptRecord | None,
         runs: Sequence[RenderRun],
         shape: str | None = None,
@@ -230,11 +230,11 @@ class RenderActivities:
                 size=file.size,
                 sha256=file.sha256,
             )
-            for ordinal, file in enumerate(done.files)
+            for ordinal, file in enumerate(success.files)
         )
         output = await save_output(
             self._services.blobs,
-            body={"outputs": _collect_outputs(done, artifacts)},
+            body={"outputs": _collect_outputs(success, artifacts)},
             artifacts=artifacts,
             record=record,
         )
@@ -285,22 +285,22 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
     )
 
 
-def _select_files(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
+def _select_files(success: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
     """Remove files of nodes that are not in ``outputs``, unless that would remove all files."""
     if not outputs:
-        return done
-    return replace(done, files=tuple(file for file in done.files if file.node in outputs))
+        return success
+    return replace(success, files=tuple(file for file in success.files if file.node in outputs))
 
 
 def _collect_outputs(
-    done: RenderSucceeded, artifacts: tuple[Artifact, ...]
+    success: RenderSucceeded, artifacts: tuple[Artifact, ...]
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the outputs by node and slot, as in ComfyUI's history; files are ``artifact:<id>``."""
     outputs: dict[str, dict[str, list[Any]]] = {}
-    for file, artifact in zip(done.files, artifacts, strict=True):
+    for file, artifact in zip(success.files, artifacts, strict=True):
         slot = outputs.setdefault(file.node, {}).setdefault(file.slot, [])
         slot.append(f"artifact:{artifact.id}")
-    for node, values in done.values.items():
+    for node, values in success.values.items():
         for name, items in values.items():
             outputs.setdefault(node, {}).setdefault(name, []).extend(items)
     return outputs

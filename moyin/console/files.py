@@ -48,7 +48,7 @@ class ConsoleFile:
 
 
 class ConsoleFiles:
-    """Holds the built files in memory; until the console is built, every request looks again."""
+    """Holds the built files in memory; until the console is built, every request searches the folder."""
 
     def __init__(self, folder: Path = BUILT_FOLDER) -> None:
         self._folder = folder

@@ -84,16 +84,16 @@ def detect_media_type(declared: str | None, head: bytes) -> str:
         )
     if plain not in (UNKNOWN_MEDIA_TYPE, "application/x-www-form-urlencoded"):
         return plain
-    for offset, signature, detected in _SIGNATURES:
+    for offset, signature, detected_type in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
-            return detected
+            return detected_type
     return UNKNOWN_MEDIA_TYPE
 
 
 def sanitize_file_name(name: str | None, media: str) -> str:
     """Return the file name without folders and control characters; if none is left, a new name."""
-    last = PurePosixPath((name or "").replace("\\", "/")).name
-    clean = "".join(character for character in last if character.isprintable()).strip(". ")
+    file_name = PurePosixPath((name or "").replace("\\", "/")).name
+    clean = "".join(character for character in file_name if character.isprintable()).strip(". ")
     if not clean:
         return f"upload{mimetypes.guess_extension(media) or '.bin'}"
     if len(clean) <= _MAX_NAME_LENGTH:

@@ -76,7 +76,7 @@ class ModelBackend(Protocol):
 
 
 class PassThroughBackend(Protocol):
-    """The interface of a back end that forwards a client's bytes, with `ModelBackend`'s errors."""
+    """The interface of a back end that forwards a client's bytes; errors are as in `ModelBackend`."""
 
     @property
     def api_format(self) -> ApiFormat: ...
@@ -90,7 +90,7 @@ class PassThroughBackend(Protocol):
         """True if files such as PDFs can be sent; otherwise a translation keeps only their text."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return members to add where the client set none; objects are merged one level deep."""
+        """Return members to add to a request unless the client has set them, or members of them."""
 
     @property
     def overrides(self) -> Mapping[str, Any]:
@@ -133,10 +133,14 @@ class OpenResponse(Protocol):
         """The media type with its parameters, as the back end sent it."""
 
     async def read(self) -> bytes:
-        """Return the whole body; raise the errors of `ModelBackend` before the first byte."""
+        """Read and return the whole body.
+
+        If the connection fails, raise the same errors that `ModelBackend` raises for failures
+        before the first byte.
+        """
 
     def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it arrives; raise StreamInterrupted if it breaks off."""
+        """Yield the body as it arrives; raise StreamInterrupted if the connection fails."""
 
     def close(self) -> None:
         """Close the connection unless the body was read to its end."""
@@ -146,4 +150,7 @@ class OperationBackend(Protocol):
     """The interface of a back end for the calls in `moyin.domain.operation.Operation`."""
 
     async def open(self, request: OpenRequest) -> OpenResponse:
-        """Send a request and return its response; errors are as in `ModelBackend`."""
+        """Send a request and return its response, whose body is not read yet.
+
+        Raise the same errors that `ModelBackend` raises for failures before the first byte.
+        """

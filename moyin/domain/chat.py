@@ -150,7 +150,7 @@ class Reasoning:
 
     Attributes:
         budget: the maximum number of tokens of reasoning.
-        effort: a level of the provider, such as ``high``.
+        effort: the provider's name for the amount of reasoning, such as ``high``.
         adaptive: True if the model decides how much it reasons.
     """
 

@@ -66,7 +66,15 @@ class RendererSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelServerSummary:
-    """The state of one llama.cpp server's actor; the attributes are those of `RendererSummary`."""
+    """The state of one llama.cpp server's actor.
+
+    Attributes:
+        name: the name of the actor.
+        model: the name of the model that the server runs.
+        node_id: the Ray node of the actor.
+        gpu_indexes: the numbers of those GPUs of the node that the actor uses, fully or in part.
+        gpus: the number of GPUs that Ray reserves for the actor.
+    """
 
     name: str
     model: str

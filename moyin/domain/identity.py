@@ -80,7 +80,7 @@ def is_session_id(key_id: str) -> bool:
 
 
 def is_internal_owner(owner: str) -> bool:
-    """Return True if the owner is a part of Moyin; no tenant may have such a name."""
+    """Return True if the name is reserved for Moyin's own services, so that no tenant may have it."""
     return owner.startswith("moyin:")
 
 

@@ -166,10 +166,12 @@ class StepResult:
         cached: True if the result comes from an earlier job.
         gpu_seconds: for a render, the seconds for which it occupied its renderer; None for other
             steps, and for renders of versions of Moyin that did not measure it.
-        load_seconds: the part of ``gpu_seconds`` in which models were loaded; None as above.
+        load_seconds: the part of ``gpu_seconds`` in which models were loaded; None if ``gpu_seconds``
+            is None.
         shape: for a render that was executed, the shape of its graph
             (`moyin.render.protocol.shape`), from which later renders are estimated; None otherwise.
-        pictures: the pictures that such a render stored, without previews; None otherwise.
+        pictures: for a render that was executed, the number of pictures that it stored, without
+            previews; None otherwise.
     """
 
     index: int

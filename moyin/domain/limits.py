@@ -94,7 +94,8 @@ class JobReservation:
     Attributes:
         id: the id of the reservation in the budgets.
         owner: the tenant.
-        subjects: the keys, users and tenants whose budgets count it, as in `Limit`.
+        subjects: the keys, users and tenants from whose budgets the money is reserved, each written
+            as ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
         usd: the estimated cost in US dollars.
         day: the UTC day, as ``2026-11-28``.
         month: the UTC month, as ``2026-11``.

@@ -58,22 +58,22 @@ class Rates:
 
     def __post_init__(self) -> None:
         rates = (self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.output)
-        object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
+        object.__setattr__(self, "_pico", tuple(map(_to_pico_rate, rates)))
 
     def compute_pico_cost(self, usage: Usage) -> int:
-        read, cached, written, written_1h, out = self._pico
+        input_rate, cache_read_rate, cache_write_rate, cache_write_1h_rate, output_rate = self._pico
         return (
-            usage.input_tokens * read
-            + usage.cached_tokens * cached
-            + usage.cache_write_tokens * written
-            + usage.cache_write_1h_tokens * written_1h
-            + usage.output_tokens * out
+            usage.input_tokens * input_rate
+            + usage.cached_tokens * cache_read_rate
+            + usage.cache_write_tokens * cache_write_rate
+            + usage.cache_write_1h_tokens * cache_write_1h_rate
+            + usage.output_tokens * output_rate
         )
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest possible cost of the tokens in picodollars, cached or not."""
-        *prompt_rates, out = self._pico
-        return prompt_tokens * max(prompt_rates) + output_tokens * out
+        """Return the highest possible cost in picodollars, whether or not prompt tokens are cached."""
+        *prompt_rates, output_rate = self._pico
+        return prompt_tokens * max(prompt_rates) + output_tokens * output_rate
 
     @property
     def is_free(self) -> bool:
@@ -104,33 +104,39 @@ class Price:
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_free", all(band.rates.is_free for band in self.bands))
         limits = [band.up_to for band in self.bands]
-        finite = [limit for limit in limits[:-1] if limit is not None]
-        if not limits or limits[-1] is not None or len(finite) != len(limits) - 1:
+        finite_limits = [limit for limit in limits[:-1] if limit is not None]
+        if not limits or limits[-1] is not None or len(finite_limits) != len(limits) - 1:
             raise ValueError("the last price band must have no up_to, and all others must have one")
-        if finite != sorted(set(finite)):
-            raise ValueError(f"price bands must be in ascending order of up_to, not {finite}")
+        if finite_limits != sorted(set(finite_limits)):
+            raise ValueError(
+                f"price bands must be in ascending order of up_to, not {finite_limits}"
+            )
 
     def select_rates(self, prompt_tokens: int) -> Rates:
-        *limited, last = self.bands
-        fitting = (b for b in limited if b.up_to is not None and prompt_tokens <= b.up_to)
-        return next(fitting, last).rates
+        *limited_bands, last_band = self.bands
+        fitting_bands = (
+            b for b in limited_bands if b.up_to is not None and prompt_tokens <= b.up_to
+        )
+        return next(fitting_bands, last_band).rates
 
     def compute_pico_cost(self, usage: Usage) -> int:
-        """Return the cost of a call in picodollars; cached tokens count for the band, too."""
+        """Return the cost of a call in picodollars; all prompt tokens, cached or not, select the band."""
         if len(self.bands) == 1:
             return self.bands[0].rates.compute_pico_cost(usage)
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``."""
-        highest, reached = 0, 0
+        highest_cost, shortest_prompt = 0, 0
         for band in self.bands:
-            if reached > prompt_tokens:
+            if shortest_prompt > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
-            highest = max(highest, band.rates.compute_max_pico_cost(tokens, output_tokens))
-            reached = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
-        return highest
+            highest_cost = max(
+                highest_cost, band.rates.compute_max_pico_cost(tokens, output_tokens)
+            )
+            shortest_prompt = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
+        return highest_cost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,15 +194,15 @@ def pico_to_usd(pico: int) -> Decimal:
 
 def format_usd(pico: int) -> str:
     """Format picodollars as US dollars, such as ``0.25``, without exponent or trailing zeros."""
-    whole, rest = divmod(pico, PICO_PER_USD)
-    return f"{whole}.{rest:012d}".rstrip("0") if rest else str(whole)
+    dollars, remainder = divmod(pico, PICO_PER_USD)
+    return f"{dollars}.{remainder:012d}".rstrip("0") if remainder else str(dollars)
 
 
-def _pico(rate: Decimal) -> int:
-    scaled = rate * _PICO_PER_RATE
-    if scaled < 0 or scaled != scaled.to_integral_value():
+def _to_pico_rate(rate: Decimal) -> int:
+    pico_rate = rate * _PICO_PER_RATE
+    if pico_rate < 0 or pico_rate != pico_rate.to_integral_value():
         raise ValueError(f"the price {rate} must be at least 0 and have at most six decimals")
-    return int(scaled)
+    return int(pico_rate)
 
 
 def _to_usd_per_million(usd_per_token: Decimal) -> Decimal:

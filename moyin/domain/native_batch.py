@@ -38,7 +38,8 @@ class NativeBatch:
         backend: the configured name of the back end.
         model: the configured name of the model.
         remote_id: the back end's id of the batch; None until it is known.
-        due_at: the time of the next step; a replica that begins a step moves it into the future.
+        due_at: the time from which a replica may begin the next step. A replica that begins the step
+            sets a later time, so that no other replica begins it, too.
         state: members that only some statuses have: ``since`` (when sending began), ``lost_at``
             (when its id was found to be missing), ``count`` (of its lines) and ``is_cancelled``.
     """

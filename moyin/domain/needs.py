@@ -121,7 +121,7 @@ class Model:
         return True
 
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return the reasons why this model cannot answer, such as ``no vision``, or nothing."""
+        """Return why this model cannot answer, such as ``no vision``; empty if it can answer."""
         return tuple(
             f"context of {self.context} tokens" if name == "context" else f"no {name}"
             for name in self.list_lacks(needs)
@@ -129,12 +129,12 @@ class Model:
 
     def list_lacks(self, needs: Needs) -> list[str]:
         """Return what this model lacks: ``context``, ``chat`` or ``embeddings``, and abilities."""
-        lacks = [ability for ability in self._missing if getattr(needs, ability)]
+        missing_abilities = [ability for ability in self._missing if getattr(needs, ability)]
         if not self._has_call(needs):
-            lacks.insert(0, "embeddings" if needs.embeddings else "chat")
+            missing_abilities.insert(0, "embeddings" if needs.embeddings else "chat")
         if needs.context > self.context and self.takes_prompts:
-            lacks.insert(0, "context")
-        return lacks
+            missing_abilities.insert(0, "context")
+        return missing_abilities
 
     def _has_call(self, needs: Needs) -> bool | None:
         return self.embeddings if needs.embeddings else self.chat

@@ -46,8 +46,8 @@ class Parameter:
 
     Attributes:
         default: the value if the client sends none; None means that the input is required.
-        image: True if the value must be the id of an artifact; `moyin.jobs.file_names` has replaced
-            the names of uploads by ids before.
+        image: True if the value must be the id of an artifact. Clients may also send the name of an
+            upload, which `moyin.jobs.file_names` replaces by an id before the check.
     """
 
     name: str
@@ -76,20 +76,20 @@ class Parameter:
         """
         if self.image:
             return self._parse_artifact_id(value, field)
-        typed = self._to_type(value)
-        if typed is None:
+        typed_value = self._to_type(value)
+        if typed_value is None:
             raise self._new_invalid_error(field, f"must be {_ARTICLE[self.type]}")
-        if self.choices and typed not in self.choices:
-            listed = ", ".join(json.dumps(choice) for choice in self.choices)
-            raise self._new_invalid_error(field, f"must be one of {listed}")
+        if self.choices and typed_value not in self.choices:
+            choice_list = ", ".join(json.dumps(choice) for choice in self.choices)
+            raise self._new_invalid_error(field, f"must be one of {choice_list}")
         problem = (
-            self._find_text_problem(typed)
-            if isinstance(typed, str)
-            else self._find_number_problem(typed)
+            self._find_text_problem(typed_value)
+            if isinstance(typed_value, str)
+            else self._find_number_problem(typed_value)
         )
         if problem is not None:
             raise self._new_invalid_error(field, problem)
-        return typed
+        return typed_value
 
     def to_reference(self, value: Mapping[str, Any], field: str) -> str:
         """Translate ``{"from": "steps.0.text"}`` to a reference such as ``${steps.0.text:string}``."""

@@ -91,9 +91,9 @@ def escape_references(payload: Any) -> Any:
 
 
 def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
-    whole = _REFERENCE.fullmatch(text)
-    if whole:
-        return _look_up(whole, outputs)
+    full_match = _REFERENCE.fullmatch(text)
+    if full_match:
+        return _look_up(full_match, outputs)
     replaced = _REFERENCE.sub(lambda match: str(_look_up(match, outputs)), text)
     return replaced.replace("$${", "${")
 

@@ -53,7 +53,9 @@ class MeasuredRender:
 
     Attributes:
         shape: the shape of its graph (`moyin.render.protocol.shape`).
-        seconds, load_seconds, pictures: as in `RenderRun`.
+        seconds: how long the render took, including model loading.
+        load_seconds: the part of ``seconds`` in which nodes that load model files were executed.
+        pictures: the number of stored pictures without previews.
     """
 
     shape: str
@@ -87,8 +89,8 @@ class RenderTariff:
         """
         if self.price is None or self.price.is_free:
             return Decimal(0)
-        usual = self.shapes.get(shape) or RenderEstimate(seconds=self.seconds, pictures=pictures)
-        return max(self.price.compute_cost(usual.seconds, usual.pictures), _NANO_USD)
+        estimate = self.shapes.get(shape) or RenderEstimate(seconds=self.seconds, pictures=pictures)
+        return max(self.price.compute_cost(estimate.seconds, estimate.pictures), _NANO_USD)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,10 +110,10 @@ class RenderRun:
     Attributes:
         id: 32 hexadecimal digits, which ensure that the run is booked only once.
         account: None if the pool has no price.
-        seconds: the time, including the loading of models, from the prompt's submission to an idle
-            ComfyUI until its end, or until now.
+        seconds: how long the run has taken, from handing the prompt to an idle ComfyUI until the
+            prompt ended (until now if it still runs); includes model loading.
         load_seconds: the part of ``seconds`` in which nodes that load model files were executed.
-        pictures: the stored pictures without previews, if the run was successful.
+        pictures: the number of stored pictures without previews; 0 unless the run was successful.
         error: the code of the error that ended the run, or None.
         is_ended: False while the prompt runs.
     """

@@ -83,8 +83,8 @@ def drop_expensive_patterns(schema: Any, bounds: SchemaBounds = _BOUNDS) -> Any:
     """
     if isinstance(schema, list):
         items = [drop_expensive_patterns(item, bounds) for item in schema]
-        is_same = all(new is old for new, old in zip(items, schema, strict=True))
-        return schema if is_same else items
+        is_unchanged = all(new is old for new, old in zip(items, schema, strict=True))
+        return schema if is_unchanged else items
     if not isinstance(schema, Mapping):
         return schema
     members = {
@@ -92,8 +92,10 @@ def drop_expensive_patterns(schema: Any, bounds: SchemaBounds = _BOUNDS) -> Any:
         for name, value in schema.items()
         if name != "pattern" or not isinstance(value, str) or _is_cheap(value, bounds)
     }
-    is_same = len(members) == len(schema) and all(members[name] is schema[name] for name in members)
-    return schema if is_same else members
+    is_unchanged = len(members) == len(schema) and all(
+        members[name] is schema[name] for name in members
+    )
+    return schema if is_unchanged else members
 
 
 def _is_cheap(pattern: str, bounds: SchemaBounds) -> bool:
@@ -204,8 +206,8 @@ class _SchemaChecker:
         field, totals = self._field, self._totals
         totals.check_limit(field, "alternatives", alternatives, "the alternatives at one place")
         totals.check_limit(field, "properties", properties, "the properties of one object")
-        measured = self._measured[key] = (max(alternatives, 1), properties)
-        return measured
+        measurement = self._measured[key] = (max(alternatives, 1), properties)
+        return measurement
 
     def _measure_reference(self, reference: str) -> tuple[int, int]:
         if not reference.startswith("#"):
@@ -223,8 +225,8 @@ class _SchemaChecker:
         return self._measure_schema(value)
 
 
-def _add_pairs(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
-    return left[0] + right[0], left[1] + right[1]
+def _add_pairs(pair: tuple[int, int], other_pair: tuple[int, int]) -> tuple[int, int]:
+    return pair[0] + other_pair[0], pair[1] + other_pair[1]
 
 
 def _list_names(members: Any) -> tuple[str, ...]:
@@ -285,10 +287,10 @@ def _count_expanded_repeats(pattern: str) -> int:
     In ``(a?b{2}){3}`` the two repetitions of the group count three times. Alternatives in a
     repeated group are counted in the same way.
     """
-    # The costs of the open groups, outermost first. `last` is the cost of the last element, which a
+    # The costs of the open groups, outermost first. `last_cost` is the cost of the last element, which a
     # repetition may follow: None for a character or a class.
     groups: list[_PatternCost] = [_PatternCost()]
-    last: _PatternCost | None = None
+    last_cost: _PatternCost | None = None
     at = 0
     while at < len(pattern):
         sign = pattern[at]
@@ -296,16 +298,16 @@ def _count_expanded_repeats(pattern: str) -> int:
         if sign == "(":
             groups.append(_PatternCost())
         elif sign == ")" and len(groups) > 1:
-            last = groups.pop()
-            groups[-1] += last
+            last_cost = groups.pop()
+            groups[-1] += last_cost
         elif sign == "|":
             groups[-1] += _PatternCost(choices=1)
         elif repeat is not None or sign in "?*+":
-            more = _compute_repetition_cost(last, *_parse_repeat_range(sign, repeat))
-            groups[-1] += more
-            last = (last or _PatternCost()) + more
+            added_cost = _compute_repetition_cost(last_cost, *_parse_repeat_range(sign, repeat))
+            groups[-1] += added_cost
+            last_cost = (last_cost or _PatternCost()) + added_cost
         else:
-            last = None
+            last_cost = None
         at = repeat.end() if repeat is not None else _find_next_index(pattern, at)
     return sum(group.repeats for group in groups)
 
@@ -314,16 +316,23 @@ def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, i
     """Return the minimum and maximum of a repetition; ``*`` and ``+`` have a maximum of two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
-    least = int(repeat[1] or 0)
-    return least, max(least, int(repeat[2] or 0))
+    minimum = int(repeat[1] or 0)
+    return minimum, max(minimum, int(repeat[2] or 0))
 
 
-def _compute_repetition_cost(last: _PatternCost | None, least: int, most: int) -> _PatternCost:
+def _compute_repetition_cost(
+    element: _PatternCost | None, minimum: int, maximum: int
+) -> _PatternCost:
     """Return the cost that a repetition adds to the element before it."""
-    if last is None:
-        return _PatternCost(repeats=-(-most // _CHEAP_REPEATS), nested=max(most - least, 1))
-    more = (last.nested + last.choices) * max(most - 1, 0) + last.choices + most - least
-    return _PatternCost(repeats=more, nested=more)
+    if element is None:
+        return _PatternCost(repeats=-(-maximum // _CHEAP_REPEATS), nested=max(maximum - minimum, 1))
+    added_repeats = (
+        (element.nested + element.choices) * max(maximum - 1, 0)
+        + element.choices
+        + maximum
+        - minimum
+    )
+    return _PatternCost(repeats=added_repeats, nested=added_repeats)
 
 
 def _find_next_index(pattern: str, at: int) -> int:

@@ -108,9 +108,9 @@ def _check_input(parameter: Parameter, inputs: Mapping[str, Any], field: str) ->
 
 def _fill_value(value: Any, values: Mapping[str, Scalar]) -> Any:
     if isinstance(value, str):
-        whole = _INPUT.fullmatch(value)
-        if whole:
-            return _escape_value(values[whole[1]])
+        full_match = _INPUT.fullmatch(value)
+        if full_match:
+            return _escape_value(values[full_match[1]])
         return _fill_text(value, values) if _INPUT.search(value) else value
     if isinstance(value, Mapping):
         return {key: _fill_value(item, values) for key, item in value.items()}

@@ -50,7 +50,7 @@ def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
 
 
 def build_archive_headers(name: str, size: int) -> Mapping[str, str]:
-    """Return the headers of a response with an archive, which browsers save and nobody caches."""
+    """Return the headers of a response with an archive, which browsers save as a file and caches do not store."""
     return {
         "cache-control": "private, no-store",
         "content-disposition": f"attachment; {_format_file_name(name)}",
@@ -80,13 +80,13 @@ def parse_byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     match = _RANGE.fullmatch((header or "").strip())
     if match is None or match.group(1, 2) == ("", ""):
         return None
-    first, last = match.group(1, 2)
-    if first == "":
-        length = min(int(last), size)
+    start_text, end_text = match.group(1, 2)
+    if start_text == "":
+        length = min(int(end_text), size)
         return size - length, size
-    start = int(first)
-    if last != "" and int(last) < start:
+    start = int(start_text)
+    if end_text != "" and int(end_text) < start:
         return None
     if start >= size:
         return size, size
-    return start, size if last == "" else min(int(last) + 1, size)
+    return start, size if end_text == "" else min(int(end_text) + 1, size)

@@ -61,7 +61,7 @@ class EncodedForm:
     Text fields come first, because servers that read a body as a stream need them before the files.
 
     Args:
-        replaced: text fields that are sent once, with these values.
+        replaced: text fields whose values replace those that the client sent.
     """
 
     def __init__(self, form: MultipartForm, replaced: Mapping[str, str]) -> None:
@@ -74,20 +74,20 @@ class EncodedForm:
             f'{start}content-disposition: form-data; name="{_escape(name)}"\r\n\r\n{value}\r\n'
             for name, value in (*replaced.items(), *fields)
         ).encode()
-        self._heads = [
+        self._part_headers = [
             f'{start}content-disposition: form-data; name="{_escape(file.field)}"; '
             f'filename="{_escape(file.name)}"\r\n'
             f"content-type: {file.content_type or 'application/octet-stream'}\r\n\r\n".encode()
             for file in form.files
         ]
         self._end = f"--{boundary}--\r\n".encode()
-        sizes = (len(h) + f.size + 2 for h, f in zip(self._heads, form.files, strict=True))
+        sizes = (len(h) + f.size + 2 for h, f in zip(self._part_headers, form.files, strict=True))
         self.length = len(self._fields) + sum(sizes) + len(self._end)
 
     async def iterate(self) -> AsyncIterator[bytes]:
         """Yield the body in pieces of at most 256 KiB."""
         yield self._fields
-        for head, file in zip(self._heads, self._files, strict=True):
+        for head, file in zip(self._part_headers, self._files, strict=True):
             yield head
             async for piece in file.iterate():
                 yield piece

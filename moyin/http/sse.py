@@ -33,10 +33,10 @@ class FrameSplitter:
         buffer = self._rest + piece if self._rest else piece
         if b"\r" in buffer:
             buffer = _normalise_line_ends(buffer)
-        *whole, self._rest = buffer.split(b"\n\n")
+        *events, self._rest = buffer.split(b"\n\n")
         if len(self._rest) > _MAX_FRAME_BYTES:
             raise StreamInterrupted("the back end sent an event of more than 16 MiB in its stream")
-        return [Frame(raw + b"\n\n", _extract_data(raw)) for raw in whole if raw]
+        return [Frame(raw + b"\n\n", _extract_data(raw)) for raw in events if raw]
 
     def end(self) -> list[Frame]:
         """Return the last event if its blank line was missing, and drop other remaining bytes."""

@@ -98,15 +98,15 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return data
 
 
-def validate(shape: type[M], data: Mapping[str, Any]) -> M:
+def validate(model: type[M], data: Mapping[str, Any]) -> M:
     """Validate a parsed body as a pydantic model; raise InvalidRequest with the invalid field."""
     try:
-        return shape.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        found = [(_build_path(problem, data), problem["msg"]) for problem in problems]
+        field_problems = [(_build_path(problem, data), problem["msg"]) for problem in problems]
         # In a union, the branch with the deepest error is the one that the client meant.
-        path, message = max(found, key=lambda pair: pair[0].count("."))
+        path, message = max(field_problems, key=lambda pair: pair[0].count("."))
         message = message.removeprefix("Value error, ")
         raise InvalidRequest(
             f"{path}: {message}" if path else message, field=path or None
@@ -249,13 +249,15 @@ def arguments_to_text(value: Any) -> str:
 def _build_path(problem: ErrorDetails, data: Any) -> str:
     """Return the path of an invalid field, without the names of union branches that pydantic adds."""
     value, path = data, []
-    *inner, last = problem["loc"] or ("",)
+    *inner, last_part = problem["loc"] or ("",)
     for part in inner:
         if _has_member(value, part):
             value = value[part]
             path.append(str(part))
-    if _has_member(value, last) or (problem["type"] == "missing" and isinstance(last, str)):
-        path.append(str(last))
+    if _has_member(value, last_part) or (
+        problem["type"] == "missing" and isinstance(last_part, str)
+    ):
+        path.append(str(last_part))
     if problem["type"].startswith("union_tag"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return ".".join(path)

@@ -91,7 +91,7 @@ class Proxy:
 
     def configure(self, table: RouteTable) -> None:
         """Use ``table`` for all further requests; requests in flight keep their old route."""
-        previous = self._runtimes
+        previous_runtime = self._runtimes
         counts = self._in_flight
         # Keep the counts of removed routes, which may be added again while old requests are open.
         busy = {name: count for name, count in counts.items() if count.count}
@@ -99,11 +99,13 @@ class Proxy:
         self._in_flight = busy | current
         if self._session is not None:
             self._runtimes = {
-                route.name: self._new_runtime(self._session, route, previous.get(route.name))
+                route.name: self._new_runtime(
+                    self._session, route, previous_runtime.get(route.name)
+                )
                 for route in table.routes
             }
         self._table = table
-        for runtime in previous.values():
+        for runtime in previous_runtime.values():
             runtime.health_checks.cancel()
 
     async def close(self) -> None:
@@ -133,13 +135,13 @@ class Proxy:
             request.require(required_scope)
         raw_path = _raw_path(scope)
         path = to_upstream_path(route, raw_path)
-        lenient = read_leniently(scope["path"])
+        lenient_path = read_leniently(scope["path"])
         if (
-            lenient is not None
-            and self._table.match(get_header(scope, b"host") or "", lenient) != route
+            lenient_path is not None
+            and self._table.match(get_header(scope, b"host") or "", lenient_path) != route
         ):
             raise InvalidRequest(
-                f"some servers read the path as {lenient}, which belongs to another route: write "
+                f"some servers read the path as {lenient_path}, which belongs to another route: write "
                 "the path without parameters (;) and repeated slashes",
                 field="path",
             )
@@ -148,7 +150,7 @@ class Proxy:
                 f"the proxy does not forward the method {scope['method']}", field="method"
             )
         try:
-            if (deferral := self._deferral_for(route, request, scope)) is not None:
+            if (deferral := self._find_deferral(route, request, scope)) is not None:
                 # The route's limits apply when the job sends the request, not now.
                 await respond_with_job(deferral, scope, receive, send, path=raw_path)
             else:
@@ -200,7 +202,9 @@ class Proxy:
                 upstream_path=path_and_query, headers=headers, sticky=sticky,
             ).forward()  # fmt: skip
 
-    def _deferral_for(self, route: Route, request: RequestContext, scope: Scope) -> Deferral | None:
+    def _find_deferral(
+        self, route: Route, request: RequestContext, scope: Scope
+    ) -> Deferral | None:
         """Return the object that turns the request into a job; None to forward it now."""
         deferral, identity = self._deferral, request.identity
         # Jobs call the gateway by its own address, where routes for other hosts do not match.
@@ -212,10 +216,14 @@ class Proxy:
         return deferral if is_deferred else None
 
     def _new_runtime(
-        self, session: aiohttp.ClientSession, route: Route, previous: _RouteRuntime | None
+        self, session: aiohttp.ClientSession, route: Route, previous_runtime: _RouteRuntime | None
     ) -> _RouteRuntime:
-        known = {m.upstream.url: m for m in previous.pool.members} if previous is not None else {}
-        pool = UpstreamPool.build(route, known, self._in_flight[route.name])
+        known_members = (
+            {m.upstream.url: m for m in previous_runtime.pool.members}
+            if previous_runtime is not None
+            else {}
+        )
+        pool = UpstreamPool.build(route, known_members, self._in_flight[route.name])
         checks = asyncio.get_running_loop().create_task(run_health_checks(session, pool))
         signer = IdentitySigner(self._signing_key, route.name)
         return _RouteRuntime(session, pool, signer, checks)

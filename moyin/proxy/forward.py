@@ -88,15 +88,15 @@ class HttpExchange:
         message = await _receive_part(self.receive)
         self._body = message.get("body") or None
         self._has_more_body = message.get("more_body", False)
-        tried: list[PoolMember] = []
+        tried_members: list[PoolMember] = []
         failure: MoyinError | None = None
-        while len(tried) <= self.pool.route.retries:
-            member = self.pool.pick_member(self.sticky, tried)
+        while len(tried_members) <= self.pool.route.retries:
+            member = self.pool.pick_member(self.sticky, tried_members)
             if member is None:
                 break
-            tried.append(member)
+            tried_members.append(member)
             try:
-                await self._send_request(member, tried)
+                await self._send_request(member, tried_members)
             except _AttemptFailed as failed:
                 failure = failed.error
                 if not failed.retryable:
@@ -105,7 +105,7 @@ class HttpExchange:
                 return
         raise failure or self.pool.new_unavailable_error()
 
-    async def _send_request(self, member: PoolMember, tried: Sequence[PoolMember]) -> None:
+    async def _send_request(self, member: PoolMember, tried_members: Sequence[PoolMember]) -> None:
         with self._track_attempt(member):
             async with self.session.request(
                 self._method,
@@ -116,28 +116,28 @@ class HttpExchange:
                 allow_redirects=False,
                 skip_auto_headers=_SKIPPED_HEADERS,
             ) as response:
-                await self._send_response(member, response, tried)
+                await self._send_response(member, response, tried_members)
 
     @contextmanager
     def _track_attempt(self, member: PoolMember) -> Iterator[None]:
         """Count the open request, report its outcome to the breaker, and convert errors."""
         breaker, name = member.breaker, self.pool.route.name
         member.active += 1
-        self._probe_succeeded = reported = False
+        self._probe_succeeded = is_reported = False
         try:
             yield
             if not self._probe_succeeded:
                 breaker.succeed()
-            reported = True
+            is_reported = True
         except _AttemptFailed:
             breaker.fail()
-            reported = True
+            is_reported = True
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if self._client_error is not None:
                 raise self._client_error from error
             breaker.fail()
-            reported = True
+            is_reported = True
             _log.warning(
                 "route %s: the upstream %s failed: %s",
                 name, member.upstream.url, type(error).__name__,
@@ -150,7 +150,7 @@ class HttpExchange:
             raise _AttemptFailed(_to_backend_error(error, name), retryable=retryable) from error
         finally:
             member.active -= 1
-            if not reported and not self._probe_succeeded:
+            if not is_reported and not self._probe_succeeded:
                 breaker.abandon()
 
     def _is_retryable(self, error: Exception) -> bool:
@@ -158,14 +158,23 @@ class HttpExchange:
         if self._body_streamed:
             return False
         # Without a connection the upstream has received nothing, so every method is safe to retry.
-        not_sent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-        return not_sent or self._method in _SAFE_METHODS
+        was_not_sent = isinstance(
+            error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError
+        )
+        return was_not_sent or self._method in _SAFE_METHODS
 
     async def _send_response(
-        self, member: PoolMember, response: aiohttp.ClientResponse, tried: Sequence[PoolMember]
+        self,
+        member: PoolMember,
+        response: aiohttp.ClientResponse,
+        tried_members: Sequence[PoolMember],
     ) -> None:
         retryable = self._method in _SAFE_METHODS and not self._body_streamed
-        if response.status in RETRYABLE_STATUSES and retryable and self.pool.can_retry(tried):
+        if (
+            response.status in RETRYABLE_STATUSES
+            and retryable
+            and self.pool.can_retry(tried_members)
+        ):
             name = self.pool.route.name
             message = f"the service {name!r} responded with status {response.status}"
             error = BackendUnavailable(message, retry_after=RETRY_AFTER_SECONDS)

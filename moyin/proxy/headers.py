@@ -82,7 +82,7 @@ def build_request_headers(
     """
     _reject_ambiguous_length(scope)
     is_websocket = scope["type"] == "websocket"
-    forwarded = []
+    forwarded_headers = []
     for name, value in _end_to_end_headers(scope["headers"]):
         if name in _NOT_FORWARDED or not is_forwardable(name):
             continue
@@ -92,20 +92,20 @@ def build_request_headers(
             continue
         if name == "cookie" and not (value := remove_session_cookie(value)):
             continue
-        forwarded.append((name, value))
-    forwarded += [
+        forwarded_headers.append((name, value))
+    forwarded_headers += [
         ("x-request-id", request_id),
         ("x-forwarded-proto", _web_scheme(scope, address)),
         ("x-forwarded-host", get_header(scope, b"host") or ""),
         ("via", _VIA),
     ]
     if address:
-        forwarded.append(("x-forwarded-for", address))
+        forwarded_headers.append(("x-forwarded-for", address))
     if prefix:
-        forwarded.append(("x-forwarded-prefix", prefix))
+        forwarded_headers.append(("x-forwarded-prefix", prefix))
     if not pass_credentials:
-        forwarded += identity.items()
-    return forwarded
+        forwarded_headers += identity.items()
+    return forwarded_headers
 
 
 def build_response_headers(
@@ -119,7 +119,7 @@ def build_response_headers(
     """
     pairs = [(name.lower(), value) for name, value in headers]
     hop_by_hop = _hop_by_hop_names(pairs)
-    returned = []
+    returned_headers = []
     for name, value in pairs:
         plain = name.decode("latin-1")
         if plain in hop_by_hop or plain in _SET_BY_SERVER:
@@ -134,8 +134,8 @@ def build_response_headers(
         if name == b"location" and location is not None:
             # Restores bytes that are not UTF-8.
             value = location.encode(errors="surrogateescape")
-        returned.append((name, value))
-    return returned
+        returned_headers.append((name, value))
+    return returned_headers
 
 
 def _end_to_end_headers(headers: RawHeaders) -> Iterator[tuple[str, str]]:
@@ -150,11 +150,11 @@ def _end_to_end_headers(headers: RawHeaders) -> Iterator[tuple[str, str]]:
 
 def _hop_by_hop_names(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
     """Return the names of the known hop-by-hop headers and of those that ``Connection`` lists."""
-    listed = [value for name, value in pairs if name == b"connection"]
-    if not listed or listed == [b"keep-alive"]:
+    connection_values = [value for name, value in pairs if name == b"connection"]
+    if not connection_values or connection_values == [b"keep-alive"]:
         return _HOP_BY_HOP
-    named = b",".join(listed).decode("latin-1").lower().split(",")
-    return _HOP_BY_HOP | {name.strip() for name in named}
+    connection_names = b",".join(connection_values).decode("latin-1").lower().split(",")
+    return _HOP_BY_HOP | {name.strip() for name in connection_names}
 
 
 def _reject_ambiguous_length(scope: Scope) -> None:
@@ -173,9 +173,9 @@ def _is_moyin_credential(name: str, value: str) -> bool:
 def _web_scheme(scope: Scope, address: str) -> str:
     """Return the client's scheme, which a trusted proxy reports if it has terminated TLS."""
     peer = (scope.get("client") or ("", 0))[0]
-    forwarded = get_header(scope, b"x-forwarded-proto")
-    if address and address != peer and forwarded in ("http", "https"):
-        return forwarded
+    forwarded_scheme = get_header(scope, b"x-forwarded-proto")
+    if address and address != peer and forwarded_scheme in ("http", "https"):
+        return forwarded_scheme
     return {"ws": "http", "wss": "https"}.get(scope["scheme"], str(scope["scheme"]))
 
 

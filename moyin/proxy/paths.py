@@ -34,9 +34,9 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
     path = _strip_prefix(route, raw_path)
     if route.rewrite is None:
         return path
-    rewritten = route.rewrite(path)
+    rewritten_path = route.rewrite(path)
     # Without a leading slash the path would become a part of the upstream's host or port.
-    return rewritten if rewritten.startswith("/") else f"/{rewritten}"
+    return rewritten_path if rewritten_path.startswith("/") else f"/{rewritten_path}"
 
 
 def read_leniently(path: str) -> str | None:
@@ -47,8 +47,8 @@ def read_leniently(path: str) -> str | None:
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
-    lenient = _SLASHES.sub("/", _PARAMETERS.sub("", _decode(path)))
-    return None if lenient == path else lenient
+    lenient_path = _SLASHES.sub("/", _PARAMETERS.sub("", _decode(path)))
+    return None if lenient_path == path else lenient_path
 
 
 def _strip_prefix(route: Route, raw_path: str) -> str:

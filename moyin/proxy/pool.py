@@ -123,36 +123,38 @@ class UpstreamPool:
         finally:
             self._in_flight.count -= 1
 
-    def pick_member(self, sticky: str | None, tried: Collection[PoolMember]) -> PoolMember | None:
+    def pick_member(
+        self, sticky: str | None, tried_members: Collection[PoolMember]
+    ) -> PoolMember | None:
         """Return the member that the request is sent to next, or None if all have been tried.
 
         Args:
             sticky: the header value that ties the client to one upstream, if any.
-            tried: the members that have already failed for this request.
+            tried_members: the members that have already failed for this request.
         """
-        usable = [m for m in self.members if m.is_usable and m not in tried]
-        if not usable:
-            return self._first_to_recover(tried)
+        usable_members = [m for m in self.members if m.is_usable and m not in tried_members]
+        if not usable_members:
+            return self._find_first_to_recover(tried_members)
         if sticky is not None:
-            member = max(usable, key=lambda m: _rendezvous_hash(sticky, m))
+            member = max(usable_members, key=lambda m: _rendezvous_hash(sticky, m))
         else:
-            member = choose_member(self.route.balance, usable, self._turn)
+            member = choose_member(self.route.balance, usable_members, self._turn)
             self._turn += 1
         member.breaker.admit()
         return member
 
-    def can_retry(self, tried: Collection[PoolMember]) -> bool:
-        """Return True if the request may be sent to another member after those in ``tried``."""
-        if len(tried) > self.route.retries:
+    def can_retry(self, tried_members: Collection[PoolMember]) -> bool:
+        """Return True if the request may be sent to another member after those in ``tried_members``."""
+        if len(tried_members) > self.route.retries:
             return False
-        return any(m.is_usable and m not in tried for m in self.members)
+        return any(m.is_usable and m not in tried_members for m in self.members)
 
-    def _first_to_recover(self, tried: Collection[PoolMember]) -> PoolMember | None:
+    def _find_first_to_recover(self, tried_members: Collection[PoolMember]) -> PoolMember | None:
         """Return the untried member whose breaker closes first, as it may have recovered."""
         if len(self.members) == 1:
             return None
-        untried = [m for m in self.members if m.is_up and m not in tried]
-        return min(untried, key=lambda m: m.breaker.retry_after, default=None)
+        untried_members = [m for m in self.members if m.is_up and m not in tried_members]
+        return min(untried_members, key=lambda m: m.breaker.retry_after, default=None)
 
     def new_unavailable_error(self) -> ServiceUnavailable:
         """Return the error for a client whose request no member can serve."""
@@ -165,24 +167,29 @@ class UpstreamPool:
         )
 
 
-def choose_member(policy: BalancingPolicy, usable: Sequence[PoolMember], turn: int) -> PoolMember:
+def choose_member(
+    policy: BalancingPolicy, usable_members: Sequence[PoolMember], turn: int
+) -> PoolMember:
     """Return the member that the policy selects for the request number ``turn``."""
     if policy is BalancingPolicy.LEAST_CONNECTIONS:
         # Rotate first. Otherwise, the first member would get every request when traffic is low.
-        order = [*usable[turn % len(usable) :], *usable[: turn % len(usable)]]
+        order = [
+            *usable_members[turn % len(usable_members) :],
+            *usable_members[: turn % len(usable_members)],
+        ]
         return min(order, key=lambda m: (m.active + 1) / m.upstream.weight)
     if policy is BalancingPolicy.WEIGHTED:
-        return _choose_smooth_weighted(usable)
-    return usable[turn % len(usable)]
+        return _choose_smooth_weighted(usable_members)
+    return usable_members[turn % len(usable_members)]
 
 
-def _choose_smooth_weighted(usable: Sequence[PoolMember]) -> PoolMember:
+def _choose_smooth_weighted(usable_members: Sequence[PoolMember]) -> PoolMember:
     """Choose by smooth weighted round robin, which avoids bursts on the heaviest member."""
-    for member in usable:
+    for member in usable_members:
         member.credit += member.upstream.weight
-    chosen = max(usable, key=lambda m: m.credit)
-    chosen.credit -= sum(m.upstream.weight for m in usable)
-    return chosen
+    chosen_member = max(usable_members, key=lambda m: m.credit)
+    chosen_member.credit -= sum(m.upstream.weight for m in usable_members)
+    return chosen_member
 
 
 def _rendezvous_hash(value: str, member: PoolMember) -> bytes:

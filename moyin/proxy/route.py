@@ -129,9 +129,9 @@ class RouteTable:
     def match(self, host: str, path: str) -> Route | None:
         """Return the route for a ``Host`` header and a decoded path, or None if none matches."""
         for key in (normalize_host(host), None):
-            exact = self._exact.get(key)
-            if exact is not None and path in exact:
-                return exact[path]
+            exact_route = self._exact.get(key)
+            if exact_route is not None and path in exact_route:
+                return exact_route[path]
             for prefix, route in self._prefixes.get(key, ()):
                 if path.startswith(prefix) and (path[len(prefix) :][:1] in ("", "/")):
                     return route

@@ -63,12 +63,12 @@ async def _connect_upstream(
     sticky: str | None,
 ) -> tuple[PoolMember, _UpstreamSocket]:
     """Open a WebSocket to an upstream of the pool, and try other members if that fails."""
-    tried: list[PoolMember] = []
-    while len(tried) <= pool.route.retries:
-        member = pool.pick_member(sticky, tried)
+    tried_members: list[PoolMember] = []
+    while len(tried_members) <= pool.route.retries:
+        member = pool.pick_member(sticky, tried_members)
         if member is None:
             break
-        tried.append(member)
+        tried_members.append(member)
         try:
             async with asyncio.timeout(pool.route.timeouts.first_byte):
                 upstream = await session.ws_connect(
@@ -80,7 +80,7 @@ async def _connect_upstream(
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
         except aiohttp.WSServerHandshakeError as error:
-            if error.status not in RETRYABLE_STATUSES or not pool.can_retry(tried):
+            if error.status not in RETRYABLE_STATUSES or not pool.can_retry(tried_members):
                 member.breaker.abandon()
                 # The service itself rejected the handshake, so another upstream would do the same.
                 raise BackendUnavailable(
@@ -99,7 +99,7 @@ async def _connect_upstream(
         else:
             member.breaker.succeed()
             return member, upstream
-    if not tried:
+    if not tried_members:
         raise pool.new_unavailable_error()
     raise BackendUnavailable(
         f"the service {pool.route.name!r} could not be reached; try again",

@@ -119,7 +119,7 @@ def find_config_problems(path: Path) -> list[str]:
     log that they reject it. The validation imports Ray, so it runs in a child process.
     """
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "deployments.validate", str(path)],
             capture_output=True,
             text=True,
@@ -129,9 +129,9 @@ def find_config_problems(path: Path) -> list[str]:
     except subprocess.TimeoutExpired:
         # Not raised, because `up` adds the problems to the reason of another failure.
         return [f"{path} could not be validated within {_VALIDATE_SECONDS:g} seconds"]
-    if done.returncode == 0:
+    if process.returncode == 0:
         return []
-    return done.stdout.splitlines() or [_get_last_line_of_body(done.stderr.encode())]
+    return process.stdout.splitlines() or [_get_last_line_of_body(process.stderr.encode())]
 
 
 async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
@@ -240,8 +240,8 @@ async def _wait_for_gateway(
         )
         if status in (200, 404) or (status and not has_gateway):
             return
-        if failed := _list_failed_checks(body):
-            text += f", which waits for {', '.join(failed)}"
+        if failed_checks := _list_failed_checks(body):
+            text += f", which waits for {', '.join(failed_checks)}"
         if text != last_text:
             on_progress(last_text := text)
         await asyncio.sleep(_GATEWAY_POLL_SECONDS)

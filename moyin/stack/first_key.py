@@ -37,7 +37,7 @@ async def create_first_key(settings: Settings) -> None:
 
 
 async def replace_first_key(settings: Settings) -> None:
-    """Write a new API key of the operator into the profile, whose old one is not valid."""
+    """Replace the profile's API key, which is no longer valid, by a new key of the operator."""
     path = Layout(settings.data).profile
     url = read_profile(path, {}).url
     database = Database(settings.sql_url)

@@ -49,7 +49,7 @@ def start_stack(options: Options, on_state: Callable[[StackState], None]) -> Sta
     if not any(find_processes(options.stack_id)):
         # The supervisor checks the ports too, but takes a second to start.
         try:
-            require_free(options.ports, skip=options.unused_ports)
+            require_free(options.ports, ignored_ports=options.unused_ports)
         except StackError:
             options.layout.remove_runtime_files()
             raise

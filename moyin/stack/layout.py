@@ -67,8 +67,8 @@ class Layout:
     @property
     def ray_logs(self) -> Path:
         """The folder of Ray's logs, of the running stack or of the last run."""
-        live = self.ray / "session_latest" / "logs"
-        return live if live.is_dir() else self.logs / "ray"
+        live_logs = self.ray / "session_latest" / "logs"
+        return live_logs if live_logs.is_dir() else self.logs / "ray"
 
     def list_app_logs(self, app: str) -> list[Path]:
         """Return the logs of an app's replicas; the last is the newest with the app's own lines."""
@@ -86,10 +86,10 @@ class Layout:
 
     def remove_runtime_files(self) -> None:
         """Remove the files of a running stack, and move Ray's logs to the data folder."""
-        live, saved = self.ray / "session_latest" / "logs", self.logs / "ray"
-        if live.is_dir():
-            shutil.rmtree(saved, ignore_errors=True)
-            shutil.move(live.resolve(), saved)
+        live_logs, saved_logs = self.ray / "session_latest" / "logs", self.logs / "ray"
+        if live_logs.is_dir():
+            shutil.rmtree(saved_logs, ignore_errors=True)
+            shutil.move(live_logs.resolve(), saved_logs)
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def prepare(self) -> None:

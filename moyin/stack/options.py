@@ -63,12 +63,12 @@ class Options:
     @property
     def unused_ports(self) -> frozenset[str]:
         """The names of the ports that no process of this stack opens."""
-        unused = set()
+        unused_names = set()
         if not self.runs_valkey:
-            unused.add("valkey")
+            unused_names.add("valkey")
         if not self.runs_temporal:
-            unused |= {"temporal", "temporal_ui"}
-        return frozenset(unused)
+            unused_names |= {"temporal", "temporal_ui"}
+        return frozenset(unused_names)
 
     @classmethod
     def read(

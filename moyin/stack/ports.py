@@ -20,8 +20,8 @@ _WORKER_PORTS = range(10002, 20000)
 _BASES = range(20_000, 32_000, 250)
 
 
-def _port(default: int, offset: int, about: str) -> int:
-    value: int = field(default=default, metadata={"offset": offset, "about": about})
+def _port(default: int, offset: int, description: str) -> int:
+    value: int = field(default=default, metadata={"offset": offset, "about": description})
     return value
 
 
@@ -85,32 +85,32 @@ class Ports:
             yield f"{_PREFIX}{item.name.upper()}", int(str(item.default)), item.metadata["about"]
 
     def _validate(self) -> None:
-        seen: dict[int, str] = {}
+        names_by_port: dict[int, str] = {}
         for name, port in self.items():
             if not 0 < port < 65536 - REPLICA_PORTS:
                 raise StackError(
                     f"port {port} ({name}) is out of range: set {_PREFIX}{name.upper()} to a "
                     f"number from 1 to {65535 - REPLICA_PORTS}"
                 )
-            last = port + REPLICA_PORTS - 1 if name == "replicas" else port
-            if port < _WORKER_PORTS.stop and last >= _WORKER_PORTS.start:
+            last_port = port + REPLICA_PORTS - 1 if name == "replicas" else port
+            if port < _WORKER_PORTS.stop and last_port >= _WORKER_PORTS.start:
                 raise StackError(
                     f"port {port} ({name}) conflicts with the ports of Ray's workers, "
                     f"{_WORKER_PORTS[0]} to {_WORKER_PORTS[-1]}: set {_PREFIX}{name.upper()} to "
                     "another port"
                 )
-            if port in seen:
+            if port in names_by_port:
                 raise StackError(
-                    f"port {port} is set for both {seen[port]} and {name}: set "
+                    f"port {port} is set for both {names_by_port[port]} and {name}: set "
                     f"{_PREFIX}{name.upper()} to another port"
                 )
-            seen[port] = name
+            names_by_port[port] = name
 
 
-def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
-    """Raise `StackError` if a port of the stack, except those in ``skip``, is in use."""
+def require_free(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -> None:
+    """Raise `StackError` if a port of the stack, except those in ``ignored_ports``, is in use."""
     for name, port in ports.items():
-        if name not in skip and not _is_free(port):
+        if name not in ignored_ports and not _is_free(port):
             raise StackError(
                 f"port {port} ({name}) is in use by {_describe_owner(port)}: "
                 f"stop that process, set {_PREFIX}{name.upper()}, or move all ports with {_PREFIX}BASE"

@@ -114,32 +114,34 @@ class ServiceSupervisor:
         except OSError as error:
             return f"{self._service.command[0]} cannot be run: {error.strerror}"
         self.part.pid = child.pid
-        ended = asyncio.create_task(child.wait())
-        became_ready = asyncio.create_task(self._wait_until_ready())
-        fault = asyncio.create_task(self._wait_for_fault(child.pid))
+        exit_task = asyncio.create_task(child.wait())
+        ready_task = asyncio.create_task(self._wait_until_ready())
+        fault_task = asyncio.create_task(self._wait_for_fault(child.pid))
         try:
-            await asyncio.wait({ended, became_ready, fault}, return_when=asyncio.FIRST_COMPLETED)
-            if became_ready.done() and not ended.done():
-                failure = became_ready.exception()
+            await asyncio.wait(
+                {exit_task, ready_task, fault_task}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if ready_task.done() and not exit_task.done():
+                failure = ready_task.exception()
                 if isinstance(failure, StackError | TimeoutError):
                     return str(failure)
-                became_ready.result()
-            await asyncio.wait({ended, fault}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                return fault.result()
-            status = ended.result()
+                ready_task.result()
+            await asyncio.wait({exit_task, fault_task}, return_when=asyncio.FIRST_COMPLETED)
+            if not exit_task.done():
+                return fault_task.result()
+            status = exit_task.result()
             if status >= 0:
                 return f"its process exited with status {status}"
             return f"its process was killed by signal {-status}"
         finally:
             self.ready.clear()
-            fault.cancel()
-            became_ready.cancel()
+            fault_task.cancel()
+            ready_task.cancel()
             with suppress(asyncio.CancelledError, StackError, TimeoutError):
-                await became_ready
-            await asyncio.gather(fault, return_exceptions=True)
+                await ready_task
+            await asyncio.gather(fault_task, return_exceptions=True)
             await child.stop(self._service.stop_seconds)
-            ended.cancel()
+            exit_task.cancel()
             self.part.pid = None
             self._set_status(PartStatus.STOPPED, self.part.detail)
 

@@ -63,7 +63,7 @@ class Supervisor:
         count = await asyncio.to_thread(end_processes, self._options.stack_id)
         if count:
             _log.warning("ended %d processes of an earlier supervisor", count)
-        require_free(self._options.ports, skip=self._options.unused_ports)
+        require_free(self._options.ports, ignored_ports=self._options.unused_ports)
         if self._options.runs_valkey:
             valkey.write_config(self._options)
         ray.prepare_files(self._options)

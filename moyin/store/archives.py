@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class Archive:
-    """A ZIP archive of stored files, which are stored as they are, since pictures are compressed.
+    """A ZIP archive of artifacts, not compressed again, because most of them are pictures.
 
     Args:
         files: the files, in the order of the archive.
@@ -55,27 +55,27 @@ class Archive:
         )
 
     async def read_chunks(self, blobs: BlobStore) -> AsyncGenerator[bytes, None]:
-        """Yield the archive, with one chunk of a file in memory.
+        """Yield the archive in chunks, with at most one chunk of a file in memory.
 
         Raises:
             FileNotFoundError: the content of a file was deleted meanwhile.
         """
-        written = _Written()
-        with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+        buffer = _WriteBuffer()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, file in self._files:
                 entry = zipfile.ZipInfo(name, file.created_at.timetuple()[:6])
                 entry.external_attr = 0o644 << 16
                 with archive.open(entry, "w") as target:
                     size = file.artifact.size
                     async for chunk in blobs.read_chunks(file.artifact.sha256, end=size):
-                        # Its checksum is computed here.
+                        # `write` also computes the checksum, which takes processor time.
                         await asyncio.to_thread(target.write, chunk)
-                        yield written.take()
-        yield written.take()
+                        yield buffer.take_bytes()
+        yield buffer.take_bytes()
 
 
-class _Written:
-    """Holds what `zipfile` has written until it is sent."""
+class _WriteBuffer:
+    """A file object that holds the bytes that `zipfile` writes until they are sent."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -85,30 +85,30 @@ class _Written:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing, as `zipfile` requires this method."""
+        """Do nothing; `zipfile` requires this method."""
 
     def close(self) -> None:
-        """Do nothing: what was written is taken afterwards."""
+        """Do nothing; the last bytes are taken after `zipfile` has closed the file."""
 
-    def take(self) -> bytes:
-        """Return what was written since the last call."""
+    def take_bytes(self) -> bytes:
+        """Return and remove the bytes that were written since the last call."""
         data, self._pieces = b"".join(self._pieces), []
         return data
 
 
 def choose_names(files: Sequence[StoredArtifact]) -> list[str]:
-    """Return a name for each file: without folders, and different also where cases are not told apart."""
+    """Return a file name without folders for each file, unique even if letter case is ignored."""
     names: list[str] = []
-    taken: set[str] = set()
+    used_names: set[str] = set()
     counts: dict[str, int] = {}
     for file in files:
         plain = _sanitize(file.artifact.name, file.artifact.media_type)
-        name, first = plain, _fold(plain)
-        while _fold(name) in taken:
+        name, first = plain, _fold_case(plain)
+        while _fold_case(name) in used_names:
             counts[first] = counts.get(first, 1) + 1
             path = PurePosixPath(plain)
             name = f"{path.stem} ({counts[first]}){path.suffix}"
-        taken.add(_fold(name))
+        used_names.add(_fold_case(name))
         names.append(name)
     return names
 
@@ -118,5 +118,5 @@ def _sanitize(name: str, media_type: str) -> str:
     return f"_{clean}" if _DEVICE.fullmatch(clean) else clean
 
 
-def _fold(name: str) -> str:
+def _fold_case(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())

@@ -233,12 +233,12 @@ class ArtifactStore:
         def fetch(connection: sa.Connection) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
             query = where.build_query(owner, connection.dialect.name)
             page = fetch_page(connection, query, limit=limit, cursor=cursor)
-            listed = (
+            page_artifacts = (
                 sa.select(artifacts)
                 .where(artifacts.c.id.in_(page.ids))
                 .order_by(artifacts.c.created_at.desc(), artifacts.c.id.desc())
             )
-            return connection.execute(listed).mappings().all(), page.next_cursor
+            return connection.execute(page_artifacts).mappings().all(), page.next_cursor
 
         rows, next_cursor = await self._database.read(fetch)
         return [_parse_stored_artifact(row) for row in rows], next_cursor
@@ -249,11 +249,13 @@ class ArtifactStore:
             artifacts.c.id.in_(ids), artifacts.c.owner == owner, artifacts.c.deleted_at.is_(None)
         )
         rows = await self._database.fetch_all(query)
-        found = {row["id"]: _parse_stored_artifact(row) for row in rows}
-        missing = next((artifact_id for artifact_id in ids if artifact_id not in found), None)
+        found_artifacts = {row["id"]: _parse_stored_artifact(row) for row in rows}
+        missing = next(
+            (artifact_id for artifact_id in ids if artifact_id not in found_artifacts), None
+        )
         if missing is not None:
             raise _not_found(missing)
-        return [found[artifact_id] for artifact_id in ids]
+        return [found_artifacts[artifact_id] for artifact_id in ids]
 
     async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
         """Set or clear an artifact's favourite mark; raise `ArtifactNotFound` if none exists."""
@@ -302,7 +304,7 @@ class ArtifactStore:
 
 
 def insert_artifacts(
-    connection: sa.Connection, new: Iterable[Artifact], *, owner: str, job_id: str | None
+    connection: sa.Connection, new_artifacts: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
     """Insert the metadata of artifacts in the caller's transaction; skip ids that exist already."""
     rows = {
@@ -317,7 +319,7 @@ def insert_artifacts(
             "blake3": artifact.blake3,
             "created_at": now(),
         }
-        for artifact in new
+        for artifact in new_artifacts
     }
     if rows:
         connection.execute(_INSERT[connection.dialect.name], list(rows.values()))

@@ -157,15 +157,15 @@ class BatchLineStore:
                 .limit(limit)
                 .with_for_update(skip_locked=True, of=lines)
             )
-            found = [BatchLine(**row) for row in connection.execute(query).mappings()]
-            if found:
-                numbers = [line.number for line in found]
+            claimed_lines = [BatchLine(**row) for row in connection.execute(query).mappings()]
+            if claimed_lines:
+                numbers = [line.number for line in claimed_lines]
                 connection.execute(
                     lines.update()
                     .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers))
                     .values(runner=runner)
                 )
-            return found
+            return claimed_lines
 
         return await self._database.write(write)
 
@@ -192,7 +192,7 @@ class BatchLineStore:
         )
         await self._database.write(lambda c: c.execute(change))
 
-    async def finish(self, finished: Sequence[FinishedLine]) -> list[FinishedLine]:
+    async def finish(self, finished_lines: Sequence[FinishedLine]) -> list[FinishedLine]:
         """Write the results, the counts of their batches and the usage in one transaction.
 
         A result is not written if its line has a result already or its batch has ended. The usage
@@ -203,21 +203,21 @@ class BatchLineStore:
         """
 
         def write(connection: sa.Connection) -> list[FinishedLine]:
-            refused: list[FinishedLine] = []
+            unwritten: list[FinishedLine] = []
             usage: list[dict[str, Any]] = []
             # In one order, since two writers that lock batches in different ones would deadlock.
-            for batch_id in sorted({item.batch_id for item in finished}):
-                group = {i.result.number: i for i in finished if i.batch_id == batch_id}
-                written = _write_results(connection, batch_id, group)
+            for batch_id in sorted({item.batch_id for item in finished_lines}):
+                group = {i.result.number: i for i in finished_lines if i.batch_id == batch_id}
+                written_numbers = _write_results(connection, batch_id, group)
                 for number, item in sorted(group.items()):
-                    if number not in written:
-                        refused.append(item)
+                    if number not in written_numbers:
+                        unwritten.append(item)
                         # Nothing changes if it was written, but the answer to the commit was lost.
                         item = replace(item, usage=tuple(_end_early(e) for e in item.usage))
                     usage += _build_usage_rows(item)
             if usage:
                 insert_usage_rows(usage, connection)
-            return refused
+            return unwritten
 
         return await self._database.write(write)
 
@@ -254,23 +254,23 @@ class BatchLineStore:
         The page has up to ``limit`` lines. It has fewer if their results are large, but at least
         one if any is left.
         """
-        of_batch = (lines.c.batch_id == batch_id, lines.c.number > after)
+        conditions = (lines.c.batch_id == batch_id, lines.c.number > after)
         sizes = (
             sa.select(lines.c.number, sa.func.coalesce(sa.func.length(lines.c.body), 0))
-            .where(*of_batch)
+            .where(*conditions)
             .order_by(lines.c.number)
             .limit(limit)
         )
 
         def read(connection: sa.Connection) -> Sequence[sa.RowMapping]:
-            last = after
-            left = _PAGE_BYTES
+            last_number = after
+            bytes_left = _PAGE_BYTES
             for number, size in connection.execute(sizes):
-                left -= size
-                if left < 0 and last > after:
+                bytes_left -= size
+                if bytes_left < 0 and last_number > after:
                     break
-                last = number
-            query = sa.select(lines).where(*of_batch, lines.c.number <= last)
+                last_number = number
+            query = sa.select(lines).where(*conditions, lines.c.number <= last_number)
             return connection.execute(query.order_by(lines.c.number)).mappings().all()
 
         return [_parse_line(row) for row in await self._database.read(read)]
@@ -294,12 +294,12 @@ def _write_results(
     connection: sa.Connection, batch_id: str, group: Mapping[int, FinishedLine]
 ) -> set[int]:
     """Write the results of lines that have none, and return their numbers."""
-    unsealed = sa.select(batches.c.id).where(
+    unsealed_batch = sa.select(batches.c.id).where(
         batches.c.id == batch_id, batches.c.finalizing_at.is_(None)
     )
     # The lock prevents the sealing of the batch. It is exclusive, since the counts are changed below:
     # two writers with a shared lock could deadlock.
-    if connection.execute(unsealed.with_for_update()).first() is None:
+    if connection.execute(unsealed_batch.with_for_update()).first() is None:
         return set()
     query = sa.select(lines.c.number).where(
         lines.c.batch_id == batch_id, lines.c.number.in_(list(group)), _PENDING
@@ -322,12 +322,13 @@ def _write_results(
             for result in results
         ],
     )
-    failed = sum(result.status is LineStatus.FAILED for result in results)
+    failed_count = sum(result.status is LineStatus.FAILED for result in results)
     connection.execute(
         batches.update()
         .where(batches.c.id == batch_id)
         .values(
-            completed=batches.c.completed + len(results) - failed, failed=batches.c.failed + failed
+            completed=batches.c.completed + len(results) - failed_count,
+            failed=batches.c.failed + failed_count,
         )
     )
     return numbers

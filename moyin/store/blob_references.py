@@ -76,8 +76,8 @@ class BlobReferences:
         """Return the digests of all blobs that the jobs in ``rows`` refer to, by job id."""
         nested = await self.gather(self.read_nested_files, rows)
         files = {
-            row["id"]: {*iterate_direct_files(row), *more}
-            for row, more in zip(rows, nested, strict=True)
+            row["id"]: {*iterate_direct_files(row), *nested_digests}
+            for row, nested_digests in zip(rows, nested, strict=True)
         }
         for chunk in split_into_chunks(list(files)):
             query = sa.select(artifacts.c.job_id, artifacts.c.sha256).where(
@@ -131,17 +131,17 @@ class BlobReferences:
             keeps_jobs: True if jobs that ended before ``before`` are not deleted.
             hidden: the ids of artifacts that are deleted at the same time.
         """
-        deletable = set().union(*files.values())
+        deletable_digests = set().union(*files.values())
         async for row in self._iterate_rows(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
             if row["id"] not in hidden and (row["job_id"] not in files or row["id"] in inputs):
-                deletable.discard(row["sha256"])
+                deletable_digests.discard(row["sha256"])
         is_read = (_was_created_by if keeps_jobs else _was_open_at)(before).label("is_read")
         async for row in self._iterate_rows(jobs.c.id, *REFERENCE_COLUMNS, is_read):
             if row["id"] not in files:
-                deletable.difference_update(iterate_direct_files(row))
+                deletable_digests.difference_update(iterate_direct_files(row))
                 if row["is_read"]:
-                    deletable.difference_update(await self.read_nested_files(row))
-        return deletable - await find_file_blobs(self._database, deletable)
+                    deletable_digests.difference_update(await self.read_nested_files(row))
+        return deletable_digests - await find_file_blobs(self._database, deletable_digests)
 
     async def _iterate_rows(
         self, key: sa.Column[Any], *columns: Any
@@ -166,11 +166,11 @@ class BlobReferences:
         """Call ``call`` for all items, a few of them concurrently, and return the results."""
         limit = asyncio.Semaphore(_CONCURRENCY)
 
-        async def limited(item: T) -> R:
+        async def call_limited(item: T) -> R:
             async with limit:
                 return await call(item)
 
-        return await asyncio.gather(*map(limited, items))
+        return await asyncio.gather(*map(call_limited, items))
 
 
 def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:

@@ -44,8 +44,8 @@ def remove_canceller(connection: sa.Connection, job_id: str, attempt: int, entry
     """Remove the entry of a request that has failed, if the attempt is still open."""
     entries = _lock_entries(connection, job_id, attempt)
     if entries is not None:
-        rest = [entry for entry in entries if entry["id"] != entry_id]
-        _write(connection, job_id, attempt, rest)
+        remaining_entries = [entry for entry in entries if entry["id"] != entry_id]
+        _write(connection, job_id, attempt, remaining_entries)
 
 
 def _lock_entries(connection: sa.Connection, job_id: str, attempt: int) -> list[Any] | None:

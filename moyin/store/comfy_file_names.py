@@ -61,9 +61,9 @@ class UploadStore:
             try:
                 await self._database.write(put)
             except IntegrityError:
-                found = await self.find(owner, [name])
-                if name in found:
-                    return found[name]
+                found_artifacts = await self.find(owner, [name])
+                if name in found_artifacts:
+                    return found_artifacts[name]
                 # The artifact with the name was deleted in between.
             else:
                 return artifact
@@ -75,10 +75,10 @@ class UploadStore:
         self, owner: str, names: Collection[ComfyFileName]
     ) -> dict[ComfyFileName, Artifact]:
         """Return the artifacts with these names, by name; names without an artifact are missing."""
-        remaining = list(names)
+        remaining_names = list(names)
         artifacts_by_name: dict[ComfyFileName, Artifact] = {}
-        for start in range(0, len(remaining), _CHUNK):
-            part = remaining[start : start + _CHUNK]
+        for start in range(0, len(remaining_names), _CHUNK):
+            part = remaining_names[start : start + _CHUNK]
             query = (
                 sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename, artifacts)
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)

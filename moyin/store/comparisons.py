@@ -72,8 +72,8 @@ class ComparisonStore:
             for name in (_OPEN, _build_open_key(owner)):
                 pipeline.zremrangebyscore(name, "-inf", time.time())
                 pipeline.zcard(name)
-            _, of_all, _, of_owner = await pipeline.execute()
-        return bool(of_all < self._capacity and of_owner < self._capacity_per_tenant)
+            _, total_count, _, owner_count = await pipeline.execute()
+        return bool(total_count < self._capacity and owner_count < self._capacity_per_tenant)
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
         """Store a comparison for a day; return False if the id exists already."""

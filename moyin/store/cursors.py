@@ -44,8 +44,8 @@ async def fetch_page(
     rows = await database.fetch_all(query.limit(page.limit + 1))
     if len(rows) <= page.limit:
         return rows, None
-    last = rows[page.limit - 1]
-    return rows[: page.limit], encode_cursor(ensure_utc(last["created_at"]), last["id"])
+    last_row = rows[page.limit - 1]
+    return rows[: page.limit], encode_cursor(ensure_utc(last_row["created_at"]), last_row["id"])
 
 
 def build_search_condition(text: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:

@@ -38,19 +38,19 @@ class DeletionPruner:
         while True:
             deleted = await self._database.fetch_all(_select_deleted_jobs(before))
             inputs = await self._references.collect_open_inputs()
-            hidden = await self._fetch_hidden_artifacts(before, inputs)
-            if not deleted and not hidden:
+            hidden_artifacts = await self._fetch_hidden_artifacts(before, inputs)
+            if not deleted and not hidden_artifacts:
                 return result
             nested = await self._references.gather(self._references.read_nested_files, deleted)
-            digests = {*hidden.values(), *(file for files in nested for file in files)}
+            digests = {*hidden_artifacts.values(), *(file for files in nested for file in files)}
             for row in deleted:
                 digests.update(iterate_direct_files(row))
-            unused = await self._references.find_unreferenced_files(
-                {"": digests}, inputs, before, keeps_jobs=True, hidden=hidden
+            unused_digests = await self._references.find_unreferenced_files(
+                {"": digests}, inputs, before, keeps_jobs=True, hidden=hidden_artifacts
             )
-            result += await self._references.delete_files(unused, before)
+            result += await self._references.delete_files(unused_digests, before)
             ids = [row["id"] for row in deleted]
-            await self._database.write(partial(_forget_deleted, ids, list(hidden)))
+            await self._database.write(partial(_forget_deleted, ids, list(hidden_artifacts)))
 
     async def _fetch_hidden_artifacts(
         self, before: datetime, inputs: Collection[str]
@@ -59,9 +59,9 @@ class DeletionPruner:
 
         Artifacts that open jobs use are left out.
         """
-        hidden: dict[str, str] = {}
+        hidden_artifacts: dict[str, str] = {}
         after = ""
-        while len(hidden) < JOBS_PER_SCAN:
+        while len(hidden_artifacts) < JOBS_PER_SCAN:
             query = (
                 sa.select(artifacts.c.id, artifacts.c.sha256)
                 .where(artifacts.c.deleted_at < before, artifacts.c.id > after)
@@ -69,11 +69,13 @@ class DeletionPruner:
                 .limit(PAGE)
             )
             page = await self._database.fetch_all(query)
-            hidden.update((row["id"], row["sha256"]) for row in page if row["id"] not in inputs)
+            hidden_artifacts.update(
+                (row["id"], row["sha256"]) for row in page if row["id"] not in inputs
+            )
             if len(page) < PAGE:
                 break
             after = page[-1]["id"]
-        return hidden
+        return hidden_artifacts
 
     async def free_ids(self, before: datetime) -> None:
         """Delete the rows of deleted jobs without files, so that their ids can be used again."""
@@ -106,8 +108,8 @@ def _forget_deleted(
 ) -> None:
     """Record that the files of deleted jobs are gone, and delete the rows of hidden artifacts."""
     for chunk in split_into_chunks(list(job_ids)):
-        cleaned = deleted_jobs.update().where(deleted_jobs.c.id.in_(chunk))
-        connection.execute(cleaned.values(cleaned=True, results=[], spec="", record=None))
+        update = deleted_jobs.update().where(deleted_jobs.c.id.in_(chunk))
+        connection.execute(update.values(cleaned=True, results=[], spec="", record=None))
     for chunk in split_into_chunks(artifact_ids):
         # Unless it was restored meanwhile.
         is_hidden = artifacts.c.deleted_at.is_not(None)

@@ -43,16 +43,16 @@ class FileStore:
         """
 
         def write(connection: sa.Connection) -> None:
-            used = connection.execute(
+            used_bytes = connection.execute(
                 sa.select(sa.func.coalesce(sa.func.sum(files.c.size), 0)).where(
                     files.c.owner == file.owner, _is_kept()
                 )
             ).scalar_one()
-            if used + file.size > self._max_bytes:
+            if used_bytes + file.size > self._max_bytes:
                 raise FileStorageFull(
-                    f"your files have {used} bytes together, and at most {self._max_bytes} are "
+                    f"your files have {used_bytes} bytes together, and at most {self._max_bytes} are "
                     "stored: delete files that you no longer need",
-                    details={"used_bytes": int(used), "max_bytes": self._max_bytes},
+                    details={"used_bytes": int(used_bytes), "max_bytes": self._max_bytes},
                 )
             insert_files(connection, file)
 
@@ -60,10 +60,10 @@ class FileStore:
 
     async def get(self, owner: str, file_id: str) -> StoredFile:
         """Return a file of the tenant, or raise `StoredFileNotFound`."""
-        found = await self.find(owner, file_id)
-        if found is None:
+        file = await self.find(owner, file_id)
+        if file is None:
             raise StoredFileNotFound(f"there is no file {file_id[:80]!r}: it may have been deleted")
-        return found
+        return file
 
     async def find(
         self, owner: str, file_id: str, *, with_deleted: bool = False
@@ -102,11 +102,11 @@ class FileStore:
             query = query.where(files.c.purpose == purpose)
         place = sa.tuple_(files.c.created_at, files.c.id)
         if after is not None:
-            last = await self.find(owner, after, with_deleted=True)
-            if last is None:
+            last_file = await self.find(owner, after, with_deleted=True)
+            if last_file is None:
                 raise StoredFileNotFound(f"after: there is no file {after[:80]!r}")
             position = sa.tuple_(
-                sa.literal(last.created_at, files.c.created_at.type), sa.literal(last.id)
+                sa.literal(last_file.created_at, files.c.created_at.type), sa.literal(last_file.id)
             )
             query = query.where(place < position if newest_first else place > position)
         order = (files.c.created_at, files.c.id)

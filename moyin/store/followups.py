@@ -82,9 +82,9 @@ class FollowUpStore:
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
         """Store values by name, which expire after ``seconds``."""
-        packed = _pack(text for pair in values.items() for text in pair)
+        packed_pairs = _pack(text for pair in values.items() for text in pair)
         try:
-            await self._put(args=[packed, _PREFIX, seconds])
+            await self._put(args=[packed_pairs, _PREFIX, seconds])
         except (RedisError, OSError) as error:
             self._pause(error)
 

@@ -40,21 +40,23 @@ def delete_ended_jobs(connection: sa.Connection, owner: str, job_ids: Sequence[s
         .with_for_update()
     )
     statuses = {row.id: row.status for row in connection.execute(query) if row.owner == owner}
-    ended = [job_id for job_id, status in statuses.items() if status not in OPEN_STATUSES]
-    still_open = [job_id for job_id, status in statuses.items() if status in OPEN_STATUSES]
-    if not ended:
-        return Deletion(deleted=(), still_open=still_open)
+    ended_ids = [job_id for job_id, status in statuses.items() if status not in OPEN_STATUSES]
+    open_ids = [job_id for job_id, status in statuses.items() if status in OPEN_STATUSES]
+    if not ended_ids:
+        return Deletion(deleted=(), still_open=open_ids)
     moment = sa.literal(now(), deleted_jobs.c.deleted_at.type)
     # Where an id was used again in spite of its deletion, the later job counts.
-    connection.execute(deleted_jobs.delete().where(deleted_jobs.c.id.in_(ended)))
-    kept = sa.select(*(jobs.c[name] for name in _KEPT_COLUMNS), moment).where(jobs.c.id.in_(ended))
-    connection.execute(deleted_jobs.insert().from_select([*_KEPT_COLUMNS, "deleted_at"], kept))
+    connection.execute(deleted_jobs.delete().where(deleted_jobs.c.id.in_(ended_ids)))
+    kept_rows = sa.select(*(jobs.c[name] for name in _KEPT_COLUMNS), moment).where(
+        jobs.c.id.in_(ended_ids)
+    )
+    connection.execute(deleted_jobs.insert().from_select([*_KEPT_COLUMNS, "deleted_at"], kept_rows))
     outputs = artifacts.update().where(
-        artifacts.c.job_id.in_(ended), artifacts.c.deleted_at.is_(None)
+        artifacts.c.job_id.in_(ended_ids), artifacts.c.deleted_at.is_(None)
     )
     connection.execute(outputs.values(job_id=None, deleted_at=moment))
-    connection.execute(jobs.delete().where(jobs.c.id.in_(ended)))
-    return Deletion(deleted=ended, still_open=still_open)
+    connection.execute(jobs.delete().where(jobs.c.id.in_(ended_ids)))
+    return Deletion(deleted=ended_ids, still_open=open_ids)
 
 
 def is_deleted(connection: sa.Connection, job_id: str) -> bool:

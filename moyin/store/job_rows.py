@@ -127,26 +127,26 @@ class Launch:
     children: int | None = None
 
 
-def build_row(new: NewJob) -> dict[str, Any]:
+def build_row(new_job: NewJob) -> dict[str, Any]:
     """Return the table row of a job that is submitted now."""
     moment = now()
     return {
-        **{name: getattr(new, name) for name in _NEW_JOB_COLUMNS},
+        **{name: getattr(new_job, name) for name in _NEW_JOB_COLUMNS},
         "status": JobStatus.QUEUED.value,
-        "heads": [[kind.value, pool] for kind, pool in new.heads],
+        "heads": [[kind.value, pool] for kind, pool in new_job.heads],
         "results": [],
-        "progress": to_plain(Progress(max=new.children or 1)),
+        "progress": to_plain(Progress(max=new_job.children or 1)),
         "error": None,
         "attempts": 1,
-        "metadata": dict(new.metadata),
-        "templates": list(new.templates) or None,
+        "metadata": dict(new_job.metadata),
+        "templates": list(new_job.templates) or None,
         "dispatched": False,
         "render_nano_usd": 0,
-        "reserved": new.reservation is not None,
+        "reserved": new_job.reservation is not None,
         "created_at": moment,
         "queued_at": moment,
-        "user_id": new.user,
-        "scopes": " ".join(sorted(new.scopes)),
+        "user_id": new_job.user,
+        "scopes": " ".join(sorted(new_job.scopes)),
         **dict.fromkeys(_INITIALLY_NULL),
     }
 

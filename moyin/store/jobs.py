@@ -82,7 +82,7 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, new: NewJob) -> tuple[Job, bool]:
+    async def create(self, new_job: NewJob) -> tuple[Job, bool]:
         """Insert a job, or find the job that an earlier identical request has created.
 
         Two requests of an owner are identical if they have the same idempotency key and
@@ -96,25 +96,25 @@ class JobStore:
             PromptIdTaken: the id belongs to another job, of any owner, or to a deleted job.
             TooManyJobs: a limit on open jobs is exceeded.
         """
-        row, words = build_row(new), join_words(new.owner, new.text)
+        row, words = build_row(new_job), join_words(new_job.owner, new_job.text)
 
         def create(connection: sa.Connection) -> None:
             connection.execute(_INSERT, row)
             if words:
-                connection.execute(_INSERT_WORDS, {"job_id": new.id, "words": words})
+                connection.execute(_INSERT_WORDS, {"job_id": new_job.id, "words": words})
             # After the insertion, which waits for a deletion of the same id.
-            if new.has_chosen_id and is_deleted(connection, new.id):
+            if new_job.has_chosen_id and is_deleted(connection, new_job.id):
                 raise PromptIdTaken(
-                    f"prompt_id {new.id!r} was used by a deleted prompt; use a new id or omit it",
+                    f"prompt_id {new_job.id!r} was used by a deleted prompt; use a new id or omit it",
                     field="prompt_id",
                 )
-            enforce_open_job_limits(connection, new.limits)
-            insert_reservation(connection, new.id, new.reservation, row["created_at"])
+            enforce_open_job_limits(connection, new_job.limits)
+            insert_reservation(connection, new_job.id, new_job.reservation, row["created_at"])
 
         try:
             await self._database.write(create)
         except IntegrityError:
-            return await self._get_repeated(new), False
+            return await self._get_repeated(new_job), False
         return parse_job(row), True
 
     async def get(self, owner: str, job_id: str) -> Job:
@@ -133,14 +133,14 @@ class JobStore:
         row = await self._fetch_row_by_idempotency_key(owner, idempotency_key)
         return None if row is None else parse_job(row)
 
-    async def find_repeated(self, new: NewJob) -> Job | None:
-        """Return the job that an earlier request, identical to ``new``, has created, if any.
+    async def find_repeated(self, new_job: NewJob) -> Job | None:
+        """Return the job that an earlier request, identical to ``new_job``, has created, if any.
 
         Raises:
             IdempotencyMismatch, PromptIdTaken: as `create`.
         """
         try:
-            return await self._get_repeated(new)
+            return await self._get_repeated(new_job)
         except JobNotFound:
             return None
 
@@ -173,12 +173,12 @@ class JobStore:
 
         def fetch(connection: sa.Connection) -> tuple[Sequence[Row], str | None]:
             page = where.fetch_page(connection, owner, limit=limit, cursor=cursor)
-            listed = (
+            page_jobs = (
                 sa.select(jobs)
                 .where(jobs.c.id.in_(page.ids))
                 .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
             )
-            return connection.execute(listed).mappings().all(), page.next_cursor
+            return connection.execute(page_jobs).mappings().all(), page.next_cursor
 
         rows, next_cursor = await self._database.read(fetch)
         return [parse_job(row) for row in rows], next_cursor
@@ -376,20 +376,20 @@ class JobStore:
         await self._database.write(reopen)
         return await self.find(job_id)
 
-    async def _get_repeated(self, new: NewJob) -> Job:
-        """Return the job that an earlier request, identical to ``new``, has created."""
+    async def _get_repeated(self, new_job: NewJob) -> Job:
+        """Return the job that an earlier request, identical to ``new_job``, has created."""
         row = None
-        if new.idempotency_key is not None:
-            row = await self._fetch_row_by_idempotency_key(new.owner, new.idempotency_key)
+        if new_job.idempotency_key is not None:
+            row = await self._fetch_row_by_idempotency_key(new_job.owner, new_job.idempotency_key)
         if row is None:
-            job = await self.find(new.id)
-            if (job.owner, job.spec) != (new.owner, new.spec):
+            job = await self.find(new_job.id)
+            if (job.owner, job.spec) != (new_job.owner, new_job.spec):
                 raise PromptIdTaken(
-                    f"prompt_id {new.id!r} is used by another prompt; use a new id or omit it",
+                    f"prompt_id {new_job.id!r} is used by another prompt; use a new id or omit it",
                     field="prompt_id",
                 )
             return job
-        if row["fingerprint"] != new.fingerprint:
+        if row["fingerprint"] != new_job.fingerprint:
             raise IdempotencyMismatch(
                 "Idempotency-Key was already used for a different request; use a new key",
                 field="Idempotency-Key",

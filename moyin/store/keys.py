@@ -113,22 +113,22 @@ class KeyStore:
             raise _not_found(key_id)
         return text
 
-    async def verify(self, presented: str) -> Identity:
+    async def verify(self, presented_key: str) -> Identity:
         """Return the identity of a valid key, without its limits, or raise `InvalidKey`."""
-        key_id = _parse_id(presented)
+        key_id = _parse_id(presented_key)
         if key_id is not None:
             query = _select_with_user(key_id)
             row = await self._database.fetch_first(query)
-            digest = compute_digest(presented)
+            digest = compute_digest(presented_key)
             if row is not None and _is_active(row) and _matches(row, digest):
                 if (ensure_utc(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
                     await self._record_use(row["id"])
                 return _parse_identity(row, _compute_secret_id(digest))
         raise InvalidKey("the API key is unknown, expired or revoked; create a new key")
 
-    async def verify_all(self, presented: Iterable[str]) -> Mapping[str, Identity]:
-        """Return the identities of the valid keys among the texts ``presented``, by text."""
-        ids = {text: key_id for text in presented if (key_id := _parse_id(text)) is not None}
+    async def verify_all(self, presented_keys: Iterable[str]) -> Mapping[str, Identity]:
+        """Return the identities of the valid keys among the texts ``presented_keys``, by text."""
+        ids = {text: key_id for text in presented_keys if (key_id := _parse_id(text)) is not None}
         live = await self._fetch_active(set(ids.values()))
         digests = {text: compute_digest(text) for text in ids}
         return {
@@ -252,9 +252,9 @@ def _parse_key(row: Mapping[Any, Any]) -> ApiKey:
     )
 
 
-def _parse_id(presented: str) -> str | None:
+def _parse_id(presented_key: str) -> str | None:
     """Return the id in a key's text, or None if the text has another format."""
-    parts = presented.split("_", 2)
+    parts = presented_key.split("_", 2)
     # isalnum excludes NUL characters, which PostgreSQL rejects with an error.
     is_key = len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum()
     return parts[1] if is_key else None

@@ -48,11 +48,11 @@ def enforce_open_job_limits(connection: sa.Connection, applicable: Sequence[Limi
     only one writer, and on PostgreSQL a lock is taken for each subject.
     """
     # Sorted, so that concurrent transactions acquire the locks in the same order.
-    limited = sorted(
+    limited_subjects = sorted(
         (limit for limit in applicable if limit.open_jobs is not None),
         key=lambda limit: limit.subject,
     )
-    for limit in limited:
+    for limit in limited_subjects:
         kind, _, name = limit.subject.partition(":")
         if connection.dialect.name == "postgresql":
             connection.execute(

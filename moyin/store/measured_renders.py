@@ -41,7 +41,7 @@ async def list_measured_renders(database: Database, pool: str) -> list[MeasuredR
         .order_by(newest.c.created_at.desc(), newest.c.id)
         .limit(_MAX_RENDERS)
     )
-    measured = [
+    measured_renders = [
         MeasuredRender(
             shape=result["shape"],
             seconds=result["gpu_seconds"],
@@ -53,4 +53,4 @@ async def list_measured_renders(database: Database, pool: str) -> list[MeasuredR
         # Results from the cache have no shape. A render may have needed another pool's memory.
         if result.get("shape") and (result["backend"] or "").rpartition("-")[0] == f"comfyui-{pool}"
     ]
-    return measured[:_MAX_RENDERS][::-1]
+    return measured_renders[:_MAX_RENDERS][::-1]

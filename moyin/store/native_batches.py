@@ -100,7 +100,7 @@ class NativeBatchStore:
         )
 
     async def make_due(self, native: NativeBatch) -> None:
-        """Make the first step due of a native batch that `add` has added."""
+        """Let any replica begin the first step of a native batch that `add` has added."""
         change = natives.update().where(_is_unchanged(native)).values(due_at=now())
         await self._database.write(lambda c: c.execute(change))
 

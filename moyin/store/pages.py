@@ -57,46 +57,46 @@ def fetch_page(
     if query.scanned is None:
         rows = _fetch_ordered(connection, query, older, limit + 1)
         return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else None)
-    [indexed] = query.ranges
+    [index_conditions] = query.ranges
     columns = query.table.c
-    most = max(1, MAX_SCANNED // query.values_per_row)
+    max_rows = max(1, MAX_SCANNED // query.values_per_row)
     window = (
         sa.select(
             *columns,
             sa.func.row_number().over(order_by=_newest_first(columns)).label(_NUMBER),
         )
-        .where(*indexed, *older)
+        .where(*index_conditions, *older)
         .order_by(*_newest_first(columns))
-        .limit(most)
+        .limit(max_rows)
         .subquery()
     )
     is_match = sa.case((sa.and_(sa.true(), *query.scanned(window.c)), 1), else_=0)
-    judged = sa.select(
+    scanned_rows = sa.select(
         window.c.created_at, window.c.id, window.c[_NUMBER], is_match.label(_IS_MATCH)
     ).subquery()
     # The last row that is scanned comes with the matching ones: in another statement, rows that are
     # deleted meanwhile would move it.
-    found = (
-        sa.select(judged)
-        .where(sa.or_(judged.c[_IS_MATCH] == 1, judged.c[_NUMBER] == most))
-        .order_by(*_newest_first(judged.c))
+    page_rows = (
+        sa.select(scanned_rows)
+        .where(sa.or_(scanned_rows.c[_IS_MATCH] == 1, scanned_rows.c[_NUMBER] == max_rows))
+        .order_by(*_newest_first(scanned_rows.c))
         .limit(limit + 2)
     )
-    rows, last = list[_Position](), None
-    for created_at, row_id, number, is_matching in connection.execute(found):
+    rows, last_position = list[_Position](), None
+    for created_at, row_id, number, is_matching in connection.execute(page_rows):
         position = ensure_utc(created_at), row_id
         if is_matching:
             rows.append(position)
-        if number == most:
-            last = position
-    return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else last)
+        if number == max_rows:
+            last_position = position
+    return _build_page(rows[:limit], rows[limit - 1] if len(rows) > limit else last_position)
 
 
 def count_rows(connection: sa.Connection, query: PageQuery) -> int:
     """Return the number of rows in the index ranges of a query."""
     counts = [
-        sa.select(sa.func.count()).select_from(query.table).where(*indexed)
-        for indexed in query.ranges
+        sa.select(sa.func.count()).select_from(query.table).where(*index_conditions)
+        for index_conditions in query.ranges
     ]
     return sum(int(connection.execute(count).scalar_one()) for count in counts)
 
@@ -108,25 +108,29 @@ def _fetch_ordered(
     columns = query.table.c
     branches = [
         sa.select(columns.created_at, columns.id)
-        .where(*indexed, *older)
+        .where(*index_conditions, *older)
         .order_by(*_newest_first(columns))
         .limit(limit)
-        for indexed in query.ranges
+        for index_conditions in query.ranges
     ]
     if len(branches) == 1:
         return _fetch_positions(connection, branches[0])
-    union = sa.union_all(*(branch.subquery().select() for branch in branches)).subquery()
-    merged = sa.select(union.c.created_at, union.c.id).order_by(*_newest_first(union.c))
-    return _fetch_positions(connection, merged.limit(limit))
+    all_rows = sa.union_all(*(branch.subquery().select() for branch in branches)).subquery()
+    ordered_rows = sa.select(all_rows.c.created_at, all_rows.c.id).order_by(
+        *_newest_first(all_rows.c)
+    )
+    return _fetch_positions(connection, ordered_rows.limit(limit))
 
 
 def _fetch_positions(connection: sa.Connection, query: sa.Select[Any]) -> list[_Position]:
     return [(ensure_utc(created_at), row_id) for created_at, row_id in connection.execute(query)]
 
 
-def _build_page(rows: Sequence[_Position], last: _Position | None) -> Page:
+def _build_page(rows: Sequence[_Position], last_position: _Position | None) -> Page:
     ids = [row_id for _, row_id in rows]
-    return Page(ids=ids, next_cursor=None if last is None else encode_cursor(*last))
+    return Page(
+        ids=ids, next_cursor=None if last_position is None else encode_cursor(*last_position)
+    )
 
 
 def _newest_first(columns: Any) -> tuple[sa.UnaryExpression[Any], sa.UnaryExpression[Any]]:

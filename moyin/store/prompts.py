@@ -53,14 +53,14 @@ class PromptStore:
             offset: the number of renders to skip, or None for the newest renders.
             newest_first: whether the order, in which ``offset`` counts, begins with the newest.
         """
-        descending = newest_first or offset is None
+        is_descending = newest_first or offset is None
         columns = (jobs.c.finished_at, jobs.c.id)
         query = (
             sa.select(jobs)
             .where(
                 _is_render_of(owner), jobs.c.status.not_in(OPEN_STATUSES), jobs.c.hidden.is_(False)
             )
-            .order_by(*(c.desc() if descending else c for c in columns))
+            .order_by(*(c.desc() if is_descending else c for c in columns))
             .limit(limit)
             .offset(offset or 0)
         )

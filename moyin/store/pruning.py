@@ -78,13 +78,15 @@ class Pruner:
                 # Jobs that were retried meanwhile are in `kept`; others may have deleted the rest.
                 deleted = [job for job in chunk if job not in kept]
                 references.subtract(file for job in deleted for file in files[job])
-                unused = {
+                unused_digests = {
                     file
                     for job in deleted
                     for file in files[job]
                     if file in deletable and not references[file]
                 }
-                yield PruneResult(jobs=count) + await self._references.delete_files(unused, before)
+                yield PruneResult(jobs=count) + await self._references.delete_files(
+                    unused_digests, before
+                )
 
         async def find_unreferenced(digests: Collection[str]) -> set[str]:
             inputs = await self._references.collect_open_inputs()
@@ -92,9 +94,9 @@ class Pruner:
                 {"": set(digests)}, inputs, before
             )
 
-        pruned = await TextPruner(self._database, find_unreferenced).run(before)
-        result = await self._references.delete_files(pruned.blobs, before)
-        if result := result + PruneResult(batches=pruned.batches):
+        pruned_text = await TextPruner(self._database, find_unreferenced).run(before)
+        result = await self._references.delete_files(pruned_text.blobs, before)
+        if result := result + PruneResult(batches=pruned_text.batches):
             yield result
         await self._deletions.free_ids(before)
 
@@ -172,8 +174,8 @@ def _delete_jobs(
     outputs = artifacts.c.job_id.in_(deleted)
     ids = connection.execute(sa.select(artifacts.c.id).where(outputs)).scalars()
     for part in split_into_chunks([artifact for artifact in ids if artifact in inputs]):
-        used = artifacts.update().where(artifacts.c.id.in_(part))
-        connection.execute(used.values(job_id=None, deleted_at=now()))
+        update = artifacts.update().where(artifacts.c.id.in_(part))
+        connection.execute(update.values(job_id=None, deleted_at=now()))
     connection.execute(artifacts.delete().where(outputs))
     connection.execute(jobs.delete().where(jobs.c.id.in_(deleted)))
     return len(deleted), {job for job, ended in rows if not ended}

@@ -204,13 +204,13 @@ class QualityStore:
         row = await self._database.fetch_first(query)
         return None if row is None else SavedState(**row)
 
-    async def save_state(self, owner: str, saved: SavedState) -> None:
+    async def save_state(self, owner: str, saved_state: SavedState) -> None:
         """Save the owner's state unless one with a higher number is saved."""
         values = {
-            "state": dict(saved.state),
-            "number": saved.number,
+            "state": dict(saved_state.state),
+            "number": saved_state.number,
             "updated_at": now(),
-            "levels": dict(saved.levels) if saved.levels else None,
+            "levels": dict(saved_state.levels) if saved_state.levels else None,
         }
         await self._database.write(partial(_save, owner, values))
 

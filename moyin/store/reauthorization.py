@@ -41,8 +41,10 @@ class ReauthorizedTransactions:
         """
         async with self._database.writing() as transaction:
             # A transaction that disables the user waits for this one, to revoke its new keys, too.
-            if locked := {identity.user, target_user} - {None}:
-                rows = sa.select(users.c.id).where(users.c.id.in_(locked)).order_by(users.c.id)
+            if locked_users := {identity.user, target_user} - {None}:
+                rows = (
+                    sa.select(users.c.id).where(users.c.id.in_(locked_users)).order_by(users.c.id)
+                )
                 await transaction.execute(rows.with_for_update(key_share=True))
             if not await _is_valid(transaction, identity):
                 raise InvalidKey(

@@ -39,15 +39,15 @@ class RenderLedger:
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
         """Book the runs that have an account; keep the longer of two measurements of a run."""
-        priced = [(run, run.account) for run in runs if run.account is not None]
-        if not priced:
+        priced_runs = [(run, run.account) for run in runs if run.account is not None]
+        if not priced_runs:
             return
         # In the same order everywhere, so that transactions do not wait for each other in a circle.
-        priced.sort(key=lambda item: (item[1].job_id, item[0].id))
+        priced_runs.sort(key=lambda item: (item[1].job_id, item[0].id))
         booked_at = now()
 
         def book_all(connection: sa.Connection) -> None:
-            for run, account in priced:
+            for run, account in priced_runs:
                 _book(connection, run, account, booked_at)
 
         await self._database.write(book_all)

@@ -1,7 +1,8 @@
-"""Stores what budgets reserve for the renders of jobs, until the actual cost replaces it.
+"""Stores the money that budgets reserve for the renders of jobs, until the actual cost replaces it.
 
-A reservation is written in the transaction that adds its job and ended in the one that ends the
-job; each cost is added in the one that books the run. So a crash of any process loses none.
+A reservation is inserted in the same transaction as its job, and ended in the same transaction as
+the job. The cost of a run is added in the transaction that books the run. So the crash of a process
+loses neither reservations nor costs.
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: date
         .scalar_subquery()
     )
     booked = reservations.c.booked_nano + nano_usd
-    matters = reservations.c.ended | (booked > reservations.c.counted_nano)
+    must_count = reservations.c.ended | (booked > reservations.c.counted_nano)
     due_at = sa.case(
-        (matters, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
+        (must_count, sa.func.coalesce(reservations.c.due_at, sa.bindparam("moment", moment))),
         else_=reservations.c.due_at,
     )
     change = reservations.update().where(reservations.c.id == newest)
@@ -115,19 +116,19 @@ class ReservationStore:
         )
         return [_parse(row) for row in await self._database.fetch_all(query)]
 
-    async def mark_counted(self, due: DueReservation) -> bool:
+    async def mark_counted(self, reservation: DueReservation) -> bool:
         """Record that budgets count the amount; return False if it has changed meanwhile."""
         moment = now()
         change = (
             reservations.update()
             .where(
-                reservations.c.id == due.reservation.id,
-                reservations.c.booked_nano == due.booked,
-                reservations.c.ended.is_(due.ended),
+                reservations.c.id == reservation.reservation.id,
+                reservations.c.booked_nano == reservation.booked,
+                reservations.c.ended.is_(reservation.ended),
             )
-            .values(counted_nano=due.amount, due_at=None)
+            .values(counted_nano=reservation.amount, due_at=None)
         )
-        if due.ended:
+        if reservation.ended:
             change = change.values(settled_at=moment)
         return await self._database.execute(change) > 0
 

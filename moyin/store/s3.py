@@ -68,10 +68,12 @@ async def call_method(
     from botocore.exceptions import BotoCoreError
     from botocore.parsers import ResponseParserError
 
-    work = getattr(files, f"_{method}")(*args, **kwargs)
+    coroutine = getattr(files, f"_{method}")(*args, **kwargs)
     try:
         async with asyncio.timeout(seconds):
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, files.loop))
+            return await asyncio.wrap_future(
+                asyncio.run_coroutine_threadsafe(coroutine, files.loop)
+            )
     except FileNotFoundError as error:
         if not _bucket_is_missing(error):
             raise

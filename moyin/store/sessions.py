@@ -58,18 +58,18 @@ class SessionStore:
                 return None
             return session, await _insert(connection, session)
 
-    async def rotate_refresh_token(self, presented: str) -> tuple[Session, str]:
+    async def rotate_refresh_token(self, presented_token: str) -> tuple[Session, str]:
         """Extend the session of a refresh token, and return it with the next refresh token.
 
         The second use of a token ends the session, since the token must have been stolen. A token
         that is unknown or was used before, or whose session has ended, raises `InvalidToken`.
         """
-        used = compute_digest(presented)
+        digest = compute_digest(presented_token)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
-            row = await _find_session(connection, used)
+            row = await _find_session(connection, digest)
             if row is not None:
-                if await _mark_used(connection, used):
+                if await _mark_used(connection, digest):
                     await connection.execute(
                         sessions.update()
                         .where(sessions.c.id == row.id)
@@ -83,7 +83,7 @@ class SessionStore:
             field="refresh_token",
         )
 
-    async def renew(self, presented: str) -> Session:
+    async def renew(self, presented_token: str) -> Session:
         """Extend the session of a refresh token that stays valid, and return it.
 
         Browsers keep this token in a cookie that no script can read, and all their tabs share it.
@@ -91,13 +91,13 @@ class SessionStore:
         and so end the session. A token that was rotated has left the cookie, so its use here ends
         the session as in `rotate_refresh_token`, and raises `InvalidToken`.
         """
-        digest = compute_digest(presented)
+        digest = compute_digest(presented_token)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
             row = await _find_session(connection, digest)
             if row is not None and row.used_at is None:
-                extended = sessions.update().where(sessions.c.id == row.id)
-                await connection.execute(extended.values(expires_at=expires_at))
+                extension = sessions.update().where(sessions.c.id == row.id)
+                await connection.execute(extension.values(expires_at=expires_at))
                 return Session(id=row.id, user_id=row.user_id, expires_at=expires_at)
             if row is not None:
                 await connection.execute(_build_revocation(sessions.c.id == row.id))
@@ -146,12 +146,12 @@ class SessionStore:
             if (await connection.execute(statement)).rowcount == 0:
                 raise NotFound(f"you have no open session {session_id}")
 
-    async def revoke_by_refresh_token(self, presented: str) -> None:
+    async def revoke_by_refresh_token(self, presented_token: str) -> None:
         """End the session of a refresh token, if there is one."""
-        holder = sa.select(refresh_tokens.c.session_id).where(
-            refresh_tokens.c.digest == compute_digest(presented)
+        session_of_token = sa.select(refresh_tokens.c.session_id).where(
+            refresh_tokens.c.digest == compute_digest(presented_token)
         )
-        await self._database.execute(_build_revocation(sessions.c.id.in_(holder)))
+        await self._database.execute(_build_revocation(sessions.c.id.in_(session_of_token)))
 
     async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
         """End all sessions of a user."""
@@ -229,28 +229,30 @@ class SessionStore:
         statement = password_resets.delete().where(password_resets.c.user_id == user_id)
         await self._database.execute(statement, within=within)
 
-    async def find_user_by_reset_token(self, presented: str) -> str:
+    async def find_user_by_reset_token(self, presented_token: str) -> str:
         """Return the id of the user of a valid reset token, or raise `InvalidToken`."""
-        query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented))
+        query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented_token))
         user_id: str | None = await self._database.fetch_value(query)
         if user_id is None:
             raise _invalid_reset_token()
         return user_id
 
-    async def reset_password(self, presented: str, password: str) -> None:
+    async def reset_password(self, presented_token: str, password: str) -> None:
         """Set a password hash by a reset token and end all sessions, or raise `InvalidToken`."""
-        used = password_resets.c.digest == compute_digest(presented)
+        has_digest = password_resets.c.digest == compute_digest(presented_token)
         # Locks the user before the token, as all transactions do that lock both.
-        holder = (
+        user_of_token = (
             sa.select(users.c.id)
             .join(password_resets, password_resets.c.user_id == users.c.id)
-            .where(used)
+            .where(has_digest)
             .with_for_update(key_share=True, of=users)
         )
-        statement = password_resets.update().where(_is_valid_reset(presented)).values(used_at=now())
+        statement = (
+            password_resets.update().where(_is_valid_reset(presented_token)).values(used_at=now())
+        )
         # One transaction, so that no session continues that was opened with the old password.
         async with self._database.writing() as connection:
-            user_id = (await connection.execute(holder)).scalar()
+            user_id = (await connection.execute(user_of_token)).scalar()
             if (await connection.execute(statement)).rowcount == 0:
                 raise _invalid_reset_token()
             await connection.execute(
@@ -279,9 +281,9 @@ async def is_session_open(connection: Transaction, session_id: str) -> bool:
     return (await connection.execute(_select_open(session_id))).first() is not None
 
 
-def _is_valid_reset(presented: str) -> sa.ColumnElement[bool]:
+def _is_valid_reset(presented_token: str) -> sa.ColumnElement[bool]:
     return sa.and_(
-        password_resets.c.digest == compute_digest(presented),
+        password_resets.c.digest == compute_digest(presented_token),
         password_resets.c.used_at.is_(None),
         password_resets.c.expires_at > now(),
     )
@@ -305,7 +307,7 @@ def _select_open(session_id: str) -> sa.Select[Any]:
     )
 
 
-async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | None:
+async def _find_session(connection: Transaction, digest: str) -> sa.Row[Any] | None:
     """Return the session of a refresh token's digest, or None if it has ended."""
     query = (
         sa.select(
@@ -314,7 +316,7 @@ async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | Non
         .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
         .join(users, users.c.id == sessions.c.user_id)
         .where(
-            refresh_tokens.c.digest == used,
+            refresh_tokens.c.digest == digest,
             sessions.c.revoked_at.is_(None),
             users.c.disabled_at.is_(None),
         )
@@ -324,11 +326,11 @@ async def _find_session(connection: Transaction, used: str) -> sa.Row[Any] | Non
     return row if expires_at is not None and expires_at > now() else None
 
 
-async def _mark_used(connection: Transaction, used: str) -> bool:
+async def _mark_used(connection: Transaction, digest: str) -> bool:
     """Mark a refresh token as used and return True, or return False if it was used already."""
     statement = (
         refresh_tokens.update()
-        .where(refresh_tokens.c.digest == used, refresh_tokens.c.used_at.is_(None))
+        .where(refresh_tokens.c.digest == digest, refresh_tokens.c.used_at.is_(None))
         .values(used_at=now())
     )
     return (await connection.execute(statement)).rowcount == 1

@@ -66,17 +66,17 @@ class SigningKeyStore:
         row = await self._database.read(lambda c: c.execute(query).first())
         if row is None:
             return await self.add()
-        private = self._required_cipher.decrypt(row.private.encode())
-        return SigningKey(kid=row.kid, key=Ed25519PrivateKey.from_private_bytes(private))
+        private_key = self._required_cipher.decrypt(row.private.encode())
+        return SigningKey(kid=row.kid, key=Ed25519PrivateKey.from_private_bytes(private_key))
 
     async def add(self, *, within: Transaction | None = None) -> SigningKey:
         """Create a key pair, which signs all new tokens; older pairs still verify tokens."""
         pair = SigningKey(kid=generate_id("sig"), key=Ed25519PrivateKey.generate())
         public = base64.urlsafe_b64encode(pair.key.public_key().public_bytes_raw())
-        latest = sa.select(sa.func.max(signing_keys.c.created_at))
+        latest_created_at = sa.select(sa.func.max(signing_keys.c.created_at))
         async with self._database.within(within) as connection:
             # Later than all other pairs, even if another machine's clock was ahead.
-            before = ensure_utc((await connection.execute(latest)).scalar())
+            before = ensure_utc((await connection.execute(latest_created_at)).scalar())
             moment = now() if before is None else max(now(), before + timedelta(microseconds=1))
             await connection.execute(
                 signing_keys.insert().values(
@@ -103,5 +103,5 @@ class SigningKeyStore:
 
 
 def _create_cipher(secret: bytes) -> Fernet:
-    derived = HKDF(SHA256(), length=32, salt=None, info=b"moyin signing keys").derive(secret)
-    return Fernet(base64.urlsafe_b64encode(derived))
+    derived_key = HKDF(SHA256(), length=32, salt=None, info=b"moyin signing keys").derive(secret)
+    return Fernet(base64.urlsafe_b64encode(derived_key))

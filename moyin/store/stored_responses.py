@@ -64,7 +64,7 @@ class StoredResponses:
     async def add(self, stored: StoredResponse) -> None:
         """Store an answer, unless one with its id is stored already."""
         self._added += 1
-        deletes = self._added % _DELETION_INTERVAL == 1 % _DELETION_INTERVAL
+        is_deletion_due = self._added % _DELETION_INTERVAL == 1 % _DELETION_INTERVAL
         row = {
             "id": stored.id,
             "owner": stored.owner,
@@ -77,7 +77,7 @@ class StoredResponses:
 
         def write(connection: sa.Connection) -> None:
             connection.execute(_INSERT[connection.dialect.name], row)
-            if deletes:
+            if is_deletion_due:
                 connection.execute(responses.delete().where(responses.c.created_at < now() - _KEPT))
                 connection.execute(self._delete_excess(stored.owner))
 
@@ -89,10 +89,10 @@ class StoredResponses:
         Raises:
             ResponseNotFound: the tenant has none with this id.
         """
-        found = await self.find(owner, response_id)
-        if found is None:
+        stored = await self.find(owner, response_id)
+        if stored is None:
             raise _missing(response_id)
-        return found
+        return stored
 
     async def find(self, owner: str, response_id: str) -> StoredResponse | None:
         """Return an answer; None if the tenant has none with this id."""

@@ -70,10 +70,10 @@ class TextBatchStore:
         self, owner: str, batch_id: str, *, dialect: BatchDialect | None = None
     ) -> TextBatch:
         """Return a batch of the tenant, or raise `BatchNotFound`."""
-        found = await self.find(batch_id)
-        if found is None or found.owner != owner or dialect not in (None, found.dialect):
+        batch = await self.find(batch_id)
+        if batch is None or batch.owner != owner or dialect not in (None, batch.dialect):
             raise _not_found(batch_id)
-        return found
+        return batch
 
     async def find(self, batch_id: str) -> TextBatch | None:
         """Return a batch of any tenant, or None."""
@@ -253,9 +253,9 @@ class TextBatchStore:
         The status is ``cancelled`` if that was requested, ``expired`` if lines were not run, and
         otherwise ``completed``. A batch that has ended already is left unchanged.
         """
-        of_batch = text_batch_lines.c.batch_id == batch_id
+        is_of_batch = text_batch_lines.c.batch_id == batch_id
         pending = sa.select(
-            sa.exists().where(of_batch, text_batch_lines.c.status == LineStatus.PENDING.value)
+            sa.exists().where(is_of_batch, text_batch_lines.c.status == LineStatus.PENDING.value)
         )
 
         def write(connection: sa.Connection) -> Mapping[Any, Any] | None:
@@ -279,13 +279,13 @@ class TextBatchStore:
                     error_file_id=None if errors is None else errors.id,
                 )
             )
-            connection.execute(text_batch_lines.delete().where(of_batch))
+            connection.execute(text_batch_lines.delete().where(is_of_batch))
             return connection.execute(query).mappings().one()
 
-        ended = await self._database.write(write)
-        if ended is None:
+        ended_batch = await self._database.write(write)
+        if ended_batch is None:
             raise _not_found(batch_id)
-        return _parse_batch(ended)
+        return _parse_batch(ended_batch)
 
 
 def _not_found(batch_id: str) -> BatchNotFound:

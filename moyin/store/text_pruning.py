@@ -55,10 +55,10 @@ class TextPruner:
             The digests of blobs that nothing refers to any more.
         """
         digests: set[str] = set()
-        while found := await self._fetch_files(before):
-            kept = await self._find_kept([row["sha256"] for row in found], before)
-            digests.update(row["sha256"] for row in found if row["sha256"] not in kept)
-            delete = files.delete().where(files.c.id.in_([row["id"] for row in found]))
+        while rows := await self._fetch_files(before):
+            kept_digests = await self._find_kept([row["sha256"] for row in rows], before)
+            digests.update(row["sha256"] for row in rows if row["sha256"] not in kept_digests)
+            delete = files.delete().where(files.c.id.in_([row["id"] for row in rows]))
             await self._database.execute(delete)
         unused = await self._find_unreferenced(digests) if digests else ()
         return frozenset(unused)
@@ -102,7 +102,7 @@ class TextPruner:
         return await self._database.fetch_all(query)
 
     async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
-        """Return those digests that files which are not deleted refer to."""
+        """Return those of the digests to which a file refers that is not deleted."""
         query = sa.select(files.c.sha256).where(
             files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
         )
@@ -117,12 +117,14 @@ async def count_prunable_batches(database: Database, before: datetime) -> int:
 
 async def find_file_blobs(database: Database, digests: Collection[str]) -> set[str]:
     """Return those of the digests that a file refers to, even a file hidden from its owner."""
-    found: set[str] = set()
-    listed = list(digests)
-    for start in range(0, len(listed), _CHUNK):
-        query = sa.select(files.c.sha256).where(files.c.sha256.in_(listed[start : start + _CHUNK]))
-        found.update(await database.fetch_values(query))
-    return found
+    found_digests: set[str] = set()
+    digest_list = list(digests)
+    for start in range(0, len(digest_list), _CHUNK):
+        query = sa.select(files.c.sha256).where(
+            files.c.sha256.in_(digest_list[start : start + _CHUNK])
+        )
+        found_digests.update(await database.fetch_values(query))
+    return found_digests
 
 
 def _has_ended(before: datetime) -> sa.ColumnElement[bool]:
@@ -131,8 +133,8 @@ def _has_ended(before: datetime) -> sa.ColumnElement[bool]:
 
 def _is_deletable(before: datetime) -> sa.ColumnElement[bool]:
     """Return the SQL condition for hidden files that no open batch reads."""
-    is_read = sa.exists().where(
+    is_read_by_batch = sa.exists().where(
         text_batches.c.input_file_id == files.c.id, text_batches.c.status.in_(_OPEN)
     )
-    expired = sa.and_(files.c.expires_at < before, files.c.expires_at < now())
-    return sa.and_(sa.or_(files.c.deleted_at <= before, expired), sa.not_(is_read))
+    has_expired = sa.and_(files.c.expires_at < before, files.c.expires_at < now())
+    return sa.and_(sa.or_(files.c.deleted_at <= before, has_expired), sa.not_(is_read_by_batch))

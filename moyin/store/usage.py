@@ -178,18 +178,18 @@ class UsageLedger:
             for entry in reversed(self._waiting)
             if entry.request_id == request_id and entry.owner == owner
         ]
-        if (written := await self.get(owner, request_id, since)) is not None:
-            candidates.append(written)
+        if (written_entry := await self.get(owner, request_id, since)) is not None:
+            candidates.append(written_entry)
         return max(candidates, key=lambda entry: entry.complete, default=None)
 
     async def _write_until_closed(self) -> None:
         pause = _FLUSH_SECONDS
-        closed = False
-        while not closed:
+        is_closing = False
+        while not is_closing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._closing.wait()
-            closed = self._closing.is_set()
+            is_closing = self._closing.is_set()
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 
     async def _write_waiting(self) -> bool:

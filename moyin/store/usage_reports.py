@@ -135,10 +135,10 @@ class UsageReports:
         page = [parse_entry(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return page, None
-        last = rows[limit - 1]
+        last_row = rows[limit - 1]
         created_at = page[-1].created_at
         assert created_at is not None
-        return page, encode_cursor(created_at, last["id"])
+        return page, encode_cursor(created_at, last_row["id"])
 
     async def sum_calls(
         self, calls: CallFilter, group_by: Sequence[GroupBy], classes: PriceClasses
@@ -198,7 +198,9 @@ def _build_summing(
 
 def _parse_sum(row: Sequence[Any], groups: int) -> UsageSum:
     band, is_embedding, is_complete, unit, *sums = row[groups:]
-    calls, read, cached, written, quantity, loading, nano = map(int, sums)
+    calls, input_tokens, cached_tokens, output_tokens, quantity, load_milliseconds, cost_nano = map(
+        int, sums
+    )
     return UsageSum(
         group=tuple(row[:groups]),
         band=band,
@@ -206,12 +208,12 @@ def _parse_sum(row: Sequence[Any], groups: int) -> UsageSum:
         is_complete=is_complete,
         unit=unit,
         calls=calls,
-        input_tokens=read,
-        cached_tokens=cached,
-        output_tokens=written,
+        input_tokens=input_tokens,
+        cached_tokens=cached_tokens,
+        output_tokens=output_tokens,
         quantity=quantity,
-        load_milliseconds=loading,
-        cost_usd=nano_to_usd(nano),
+        load_milliseconds=load_milliseconds,
+        cost_usd=nano_to_usd(cost_nano),
     )
 
 

@@ -84,7 +84,7 @@ class UserdataStore:
             except IntegrityError:
                 # A concurrent writer has created the file, so the next attempt finds it.
                 continue
-        raise _contended(path)
+        raise _new_conflict_error(path)
 
     async def update(
         self, scope: UserdataScope, path: str, change: Callable[[bytes | None], bytes]
@@ -114,7 +114,7 @@ class UserdataStore:
                     return
             except IntegrityError:
                 continue
-        raise _contended(path)
+        raise _new_conflict_error(path)
 
     async def move(
         self, scope: UserdataScope, path: str, to: str, *, overwrite: bool = True
@@ -152,11 +152,11 @@ class UserdataStore:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
         others = query.where(_in_scope(scope), userdata.c.path != path)
         row: Any = (await connection.execute(others)).one()
-        files, used = row
-        if files >= self._max_files or used + size > self._max_bytes:
+        files, used_bytes = row
+        if files >= self._max_files or used_bytes + size > self._max_bytes:
             raise UserStorageFull(
                 f"a user may store {self._max_files} files of {self._max_bytes} bytes in total; delete some",
-                details={"files": files, "bytes": int(used)},
+                details={"files": files, "bytes": int(used_bytes)},
             )
 
 
@@ -207,7 +207,7 @@ def _parse_file(row: Mapping[Any, Any]) -> UserFile:
     )
 
 
-def _contended(path: str) -> FileExists:
+def _new_conflict_error(path: str) -> FileExists:
     return FileExists(f"file {path!r} is being written by other requests; try again")
 
 

@@ -148,7 +148,7 @@ class UserStore:
         Args:
             trusted: the issuers whose identities are not deleted.
         """
-        existing = sa.select(sign_ins).where(
+        existing_sign_in = sa.select(sign_ins).where(
             sign_ins.c.issuer == issuer, sign_ins.c.subject == subject
         )
         others = sign_ins.c.issuer.not_in([other for other in trusted if other != issuer])
@@ -157,7 +157,7 @@ class UserStore:
             await connection.execute(
                 users.update().where(users.c.id == user_id).values(password=None)
             )
-            if (await connection.execute(existing)).first() is not None:
+            if (await connection.execute(existing_sign_in)).first() is not None:
                 return
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id, others))
             await connection.execute(

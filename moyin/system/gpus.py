@@ -43,20 +43,20 @@ async def read_gpus(devices: str | None) -> tuple[GpuReading, ...]:
 
 def parse_gpus(output: str, devices: str) -> tuple[GpuReading, ...]:
     """Return the cards of ``devices`` from nvidia-smi's lines of comma-separated values."""
-    wanted = {device.strip() for device in devices.split(",")}
+    wanted_devices = {device.strip() for device in devices.split(",")}
     readings = []
     for line in output.splitlines():
         values = [value.strip() for value in line.split(",")]
         if len(values) != len(_FIELDS.split(",")) or not values[0].isdecimal():
             continue
-        index, uuid, name, used, total, temperature = values
-        if index in wanted or uuid in wanted:
+        index, uuid, name, used_memory, total_memory, temperature = values
+        if index in wanted_devices or uuid in wanted_devices:
             readings.append(
                 GpuReading(
                     index=int(index),
                     name=name,
-                    memory_used=_parse_number(used, _MIB),
-                    memory_total=_parse_number(total, _MIB),
+                    memory_used=_parse_number(used_memory, _MIB),
+                    memory_total=_parse_number(total_memory, _MIB),
                     temperature=_parse_number(temperature),
                 )
             )

@@ -47,7 +47,7 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
     Raises:
         OSError, subprocess.CalledProcessError: pip can't read its settings.
     """
-    listed = subprocess.run(
+    pip_config = subprocess.run(
         [str(python), "-m", "pip", "--disable-pip-version-check", "config", "list"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -55,7 +55,7 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
         check=True,
         env=environ,
     ).stdout
-    settings = _translate(listed)
+    settings = _translate(pip_config)
     if "SSL_CERT_FILE" not in settings:
         # pip trusts the machine's certificates, uv by itself only those in its program.
         settings["UV_SYSTEM_CERTS"] = "1"
@@ -63,11 +63,11 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, **settings, **own}
 
 
-def _translate(listed: str) -> dict[str, str]:
+def _translate(config_lines: str) -> dict[str, str]:
     """Translate the output of ``pip config list``: lines such as ``global.timeout='60'``."""
     variables = {}
     # pip reads its environment variables last.
-    for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
+    for line in sorted(config_lines.splitlines(), key=lambda line: line.startswith(":env:")):
         name, _, value = line.partition("=")
         section, _, setting = name.rpartition(".")
         variable = _VARIABLES.get(setting)

@@ -188,7 +188,11 @@ class Slots:
         self._begin_waiting()
 
     def set_limit(self, limit: int) -> None:
-        """Change the limit. Calls that are running already end as usual."""
+        """Set the maximum number of concurrent calls.
+
+        After a reduction, running calls continue, and no call begins until fewer than ``limit``
+        calls are running.
+        """
         self.limit = limit
         self._begin_waiting()
 

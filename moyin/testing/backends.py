@@ -55,8 +55,8 @@ def split_into_deltas(response: ChatResponse) -> list[Delta]:
                     deltas.append(ThinkingDelta(signature=part.signature, redacted=part.redacted))
             case ToolUse():
                 deltas.append(ToolStarted(index=tools, id=part.id, name=part.name))
-                half = len(part.arguments) // 2
-                for fragment in (part.arguments[:half], part.arguments[half:]):
+                middle = len(part.arguments) // 2
+                for fragment in (part.arguments[:middle], part.arguments[middle:]):
                     deltas.append(ToolArguments(index=tools, fragment=fragment))
                 tools += 1
     finished = Finished(

@@ -46,7 +46,7 @@ class PermissiveGraphGuard:
         return True
 
 
-class NothingHeld:
+class EmptyReservation:
     """An implementation of `moyin.jobs.ports.HeldReservation` that holds no money."""
 
     reservation: JobReservation | None = None
@@ -59,8 +59,8 @@ class FreeBudgets:
 
     async def reserve(
         self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
-    ) -> NothingHeld:
-        return NothingHeld()
+    ) -> EmptyReservation:
+        return EmptyReservation()
 
 
 class InMemoryNamedFiles:

@@ -42,7 +42,7 @@ def browser_session_routes(
         _set_cookies(
             response, build_cookies(request.scope, token, result.refresh_token, max(0, seconds))
         )
-        return _build_body(await authenticator.authenticate(token), token, renewable=True)
+        return _build_body(await authenticator.authenticate(token), token, is_renewable=True)
 
     @router.post("/session", name="sign_in")
     async def sign_browser_in(
@@ -54,7 +54,7 @@ def browser_session_routes(
             secret = body.api_key.strip()
             identity, cookies = await browsers.sign_in(request.scope, secret)
             _set_cookies(response, cookies)
-            return _build_body(identity, secret, renewable=False)
+            return _build_body(identity, secret, is_renewable=False)
         if body.refresh_token is not None:
             result = await sign_in.refresh_session(body.refresh_token)
         else:
@@ -87,8 +87,10 @@ def browser_session_routes(
     async def list_sessions(request: Request) -> wire.SessionList:
         """List where you are signed in, the last used first."""
         user, current = callers.require_session(request)
-        opened = await sessions.list_open(user)
-        return wire.SessionList(sessions=[build_open_session(one, current) for one in opened])
+        open_sessions = await sessions.list_open(user)
+        return wire.SessionList(
+            sessions=[build_open_session(open_session, current) for open_session in open_sessions]
+        )
 
     @router.delete("/sessions/{session}", status_code=204, name="end_other")
     async def end_session(session: str, request: Request) -> None:
@@ -105,9 +107,9 @@ def _set_cookies(response: Response, cookies: list[str]) -> None:
         response.headers.append("set-cookie", cookie)
 
 
-def _build_body(identity: Identity, secret: str, *, renewable: bool) -> wire.BrowserSession:
+def _build_body(identity: Identity, secret: str, *, is_renewable: bool) -> wire.BrowserSession:
     return wire.BrowserSession(
         **build_identity(identity).model_dump(),
         expires_in=get_cookie_lifetime(secret),
-        renewable=renewable,
+        renewable=is_renewable,
     )

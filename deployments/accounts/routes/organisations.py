@@ -40,11 +40,11 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         request: Request, page: RequestedPage, search: SearchText = ""
     ) -> wire.OrganisationList:
         """List your organisation. Operators get all organisations, newest first."""
-        listed, cursor = await organisations.list_organisations(
+        page_items, cursor = await organisations.list_organisations(
             callers.resolve_caller(request), search=search, page=page
         )
         return wire.OrganisationList(
-            organisations=[build_organisation(o) for o in listed], next_cursor=cursor
+            organisations=[build_organisation(o) for o in page_items], next_cursor=cursor
         )
 
     @router.get("/organisations/{organisation}", name="show")

@@ -168,7 +168,7 @@ class LinksBody(_Body):
 
 
 class DifferenceBody(_Body):
-    """A value that a configuration changed; null stands for none."""
+    """A value that differs between two configurations; a missing value is null."""
 
     path: str = Field(description="Where the value stands, such as `routes.shop.retries`.")
     before: Any = None
@@ -184,6 +184,9 @@ class ConfigChangeBody(_Body):
 
 
 class ConfigChangesBody(_Body):
-    """The last configurations of the gateway, the newest first, without the first of all."""
+    """The changes of the gateway's latest configurations, newest first.
+
+    The first configuration has no entry, because there is none before it.
+    """
 
     changes: list[ConfigChangeBody]

@@ -1,4 +1,4 @@
-"""Records each configuration that the gateway begins to use, and says what it changed."""
+"""Records each configuration that the gateway begins to use, and lists the changed values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _RECORD_SECONDS = 5.0
 
 
 class ConfigRecorder:
-    """Records configurations with the pools and the versions of packages; none of it is secret.
+    """Records the gateway's configurations, each with the pools and the versions of packages.
+
+    The recorded values contain no secrets.
 
     Attributes:
         store: the recorded configurations.
@@ -33,10 +35,10 @@ class ConfigRecorder:
         self.store = ConfigHistory(database)
 
     async def record(self, config: GatewayConfig) -> None:
-        """Record a configuration in force, unless another replica has.
+        """Record the configuration in use, unless another replica has recorded it already.
 
-        Without a database, the replica works nevertheless, and the next change is compared with an
-        older one.
+        If the database is unavailable, the configuration is not recorded and the replica continues.
+        The next recorded configuration is then compared with an older one.
         """
         values = config.model_dump(mode="json", by_alias=True)
         values |= {"pools": self._pools, "versions": read_versions()}
@@ -50,26 +52,32 @@ class ConfigRecorder:
 
 
 def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
-    """Return what each configuration but the oldest changed; they are sorted, the newest first."""
+    """Compare each configuration with the one before it; ``recorded`` begins with the newest."""
     changes = []
     for after, before in pairwise(recorded):
-        found = sorted(find_differences(before.values, after.values), key=lambda item: item.path)
-        if not found:
+        differences = sorted(
+            find_differences(before.values, after.values), key=lambda item: item.path
+        )
+        if not differences:
             continue  # Only the order of routes has changed.
         changes.append(
             ConfigChangeBody(
                 applied_at=after.applied_at,
-                differences=found[:_MAX_DIFFERENCES],
-                more=max(0, len(found) - _MAX_DIFFERENCES),
+                differences=differences[:_MAX_DIFFERENCES],
+                more=max(0, len(differences) - _MAX_DIFFERENCES),
             )
         )
     return ConfigChangesBody(changes=changes)
 
 
 def find_differences(before: Any, after: Any, path: str = "") -> Iterator[DifferenceBody]:
-    """Yield the values that differ: of objects by their members, of lists of named objects by name."""
-    before, after = _by_name(before), _by_name(after)
-    # An empty list beside one of named objects has none of them.
+    """Yield the values that differ, each with its path.
+
+    Objects are compared member by member. Lists of objects with names are compared by these names,
+    so that a changed order makes no difference.
+    """
+    before, after = _index_by_name(before), _index_by_name(after)
+    # An empty list is compared with a list of named objects as if it were an empty object.
     if before == [] and isinstance(after, Mapping):
         before = {}
     if after == [] and isinstance(before, Mapping):
@@ -82,7 +90,7 @@ def find_differences(before: Any, after: Any, path: str = "") -> Iterator[Differ
         yield DifferenceBody(path=path, before=before, after=after)
 
 
-def _by_name(value: Any) -> Any:
+def _index_by_name(value: Any) -> Any:
     if isinstance(value, list) and value and all(_has_name(item) for item in value):
         return {item["name"]: item for item in value}
     return value

@@ -1,4 +1,4 @@
-"""Contains the readings that all viewers of the cluster share, and the frames that show them."""
+"""Reads the cluster, the back ends and the usage once for all clients that follow them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from deployments.gateway.cluster.shared_reading import SharedReading
 from deployments.gateway.cluster.snapshot import restrict_cluster
 from moyin.system.bounded import BoundedDict
 
-# So a replica computes sums of a tenant for at most a hundredth of the time.
-_USAGE_REST = 100.0
+# With this pause, a replica spends at most a hundredth of its time on the sums of a tenant.
+_USAGE_PAUSE_FACTOR = 100.0
 _MAX_TENANTS = 1_000
 _MAX_VIEWS = 128
 # Returns JSON for one tenant, or for all if it is None; the result is None if the source does not respond.
@@ -21,14 +21,14 @@ ReadForTenant = Callable[[str | None], Awaitable[str | None]]
 
 
 class Included(StrEnum):
-    """What the stream of the cluster includes if the client asks for it."""
+    """The optional parts of the cluster's event stream, which a client requests by name."""
 
     BACKENDS = "backends"
     USAGE = "usage"
 
 
 class _TenantReadings:
-    """Shares a reading for each tenant among the viewers of that tenant only."""
+    """Reads a source once per tenant, and shares the result among the clients of that tenant."""
 
     def __init__(
         self,
@@ -36,25 +36,28 @@ class _TenantReadings:
         interval: float,
         clock: Callable[[], float],
         *,
-        rest: float = 0.0,
+        pause_factor: float = 0.0,
         shows_old: bool = False,
     ) -> None:
         self._read = read
         self._interval = interval
         self._clock = clock
-        self._rest = rest
+        self._pause_factor = pause_factor
         self._shows_old = shows_old
         self._readings: BoundedDict[str | None, SharedReading[str | None]]
         self._readings = BoundedDict(_MAX_TENANTS)
 
     def follow(self, tenant: str | None) -> AsyncGenerator[str | None, None]:
-        """Yield the JSON for a tenant, or for all if it is None, and each one that differs."""
+        """Yield the current JSON of a tenant, and then each JSON that differs from the last one.
+
+        If ``tenant`` is None, the JSON is that of all tenants together.
+        """
         reading = self._readings.get(tenant)
         if reading is None:
             reading = SharedReading(
                 lambda: self._read(tenant),
                 interval=self._interval,
-                rest=self._rest,
+                pause_factor=self._pause_factor,
                 shows_old=self._shows_old,
                 clock=self._clock,
             )
@@ -68,13 +71,13 @@ class _TenantReadings:
 
 
 class ClusterFeeds:
-    """Shares what a replica reads of the cluster, the back ends and the usage among all viewers.
+    """Shares readings of the cluster, the back ends and the usage among all clients of a replica.
 
     Args:
-        read_cluster: returns what operators see.
+        read_cluster: returns the body of ``GET /cluster`` for operators.
         read_backends: returns the body of ``GET /v1/backends``.
-        read_usage: returns the usage of this month by day.
-        cluster_seconds, backends_seconds, usage_seconds: the times between two readings.
+        read_usage: returns the body of ``GET /v1/usage`` for this month by day.
+        cluster_seconds, backends_seconds, usage_seconds: the seconds between two readings.
         clock: returns the present monotonic time in seconds.
     """
 
@@ -94,21 +97,22 @@ class ClusterFeeds:
             Included.BACKENDS: _TenantReadings(read_backends, backends_seconds, clock),
             # A sum takes tenths of a second, in which an overview would have an empty part.
             Included.USAGE: _TenantReadings(
-                read_usage, usage_seconds, clock, rest=_USAGE_REST, shows_old=True
+                read_usage, usage_seconds, clock, pause_factor=_USAGE_PAUSE_FACTOR, shows_old=True
             ),
         }
-        self._shown: ClusterBody | None = None
+        self._formatted_cluster: ClusterBody | None = None
         self._views: BoundedDict[tuple[str, ...] | None, str] = BoundedDict(_MAX_VIEWS)
 
     def follow(
         self, tenant: str | None, included: Iterable[Included]
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
-        """Yield the cluster and what is included, with its name, whenever it has changed.
+        """Yield the cluster and the included parts at first, and then each one that has changed.
 
-        After 15 seconds without a change, None is yielded.
+        Each value is yielded with its name: ``cluster``, or that of the part. After 15 seconds
+        without a change, None is yielded.
 
         Args:
-            tenant: whose back ends and usage are included; None stands for all tenants.
+            tenant: the tenant whose back ends and usage are yielded; None means all tenants.
         """
         streams: dict[str, AsyncGenerator[ClusterBody | str | None, None]]
         streams = {name: self._tenants[name].follow(tenant) for name in included}
@@ -117,10 +121,10 @@ class ClusterFeeds:
     def format_cluster(self, cluster: ClusterBody, pools: Sequence[str] | None) -> str:
         """Return the JSON for operators, or for tenants that may use ``pools``.
 
-        It is made once for all viewers with the same rights.
+        The JSON is computed once for all clients with the same rights.
         """
-        if cluster is not self._shown:
-            self._shown = cluster
+        if cluster is not self._formatted_cluster:
+            self._formatted_cluster = cluster
             self._views.clear()
         key = None if pools is None else tuple(pools)
         view = self._views.get(key)

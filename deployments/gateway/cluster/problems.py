@@ -42,7 +42,7 @@ class ProblemFinder:
     """Finds problems in each reading, and remembers when each present problem was first seen."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], datetime] = {}
+        self._first_seen: dict[tuple[str, str], datetime] = {}
 
     def find(
         self, cluster: ClusterBody, reading: ClusterReading, routes: Sequence[UpstreamPool]
@@ -55,11 +55,11 @@ class ProblemFinder:
             *_check_backends(reading.backends),
             *_check_routes(routes),
         ]
-        seen, self._seen = self._seen, {}
+        first_seen, self._first_seen = self._first_seen, {}
         problems = []
         for finding in findings:
             key = (finding.code, finding.subject)
-            since = self._seen[key] = finding.since or seen.get(key, now)
+            since = self._first_seen[key] = finding.since or first_seen.get(key, now)
             problems.append(
                 ProblemBody(
                     code=finding.code,

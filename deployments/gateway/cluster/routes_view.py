@@ -32,7 +32,7 @@ def build_links(settings: Settings) -> LinksBody:
 
 
 def read_versions() -> dict[str, str]:
-    """Return the versions of the packages whose change operators look for."""
+    """Return the versions of Moyin, Ray and Temporal's SDK, whose updates operators track."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 

@@ -1,4 +1,4 @@
-"""Contains `SharedReading`, which shares the newest value of a source among all viewers."""
+"""Contains `SharedReading`, which shares the newest value of a source among all clients."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ ValueT = TypeVar("ValueT")
 
 
 class SharedReading(Generic[ValueT]):
-    """Reads a source at most once per interval, however many clients look, and never unasked.
+    """Reads a source while clients need its value, at most once per interval for all of them.
 
-    Viewers hold no queue: each one asks for the newest value when it is ready for the next.
+    Clients have no queue: a client requests the newest value when it is ready for the next one.
 
     Args:
         read: returns the present value; None stands for a source that does not respond.
         interval: the seconds between two readings.
-        rest: how many times the duration of a reading must pass before the next one.
-        shows_old: whether a new viewer sees the last value until there is a new one.
+        pause_factor: minimum pause between two readings, as a multiple of the duration of a reading.
+        shows_old: whether a new client first gets the last value, even if that is out of date.
         clock: returns the present monotonic time in seconds.
     """
 
@@ -30,13 +30,13 @@ class SharedReading(Generic[ValueT]):
         read: Callable[[], Awaitable[ValueT]],
         *,
         interval: float,
-        rest: float = 0.0,
+        pause_factor: float = 0.0,
         shows_old: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
         self._interval = interval
-        self._rest = rest
+        self._pause_factor = pause_factor
         self._shows_old = shows_old
         self._clock = clock
         self._value: ValueT
@@ -50,11 +50,11 @@ class SharedReading(Generic[ValueT]):
             return self._value
         if self._reading is None:
             self._reading = asyncio.create_task(self._refresh())
-        # Shielded, because a viewer that disconnects must not end the reading of the others.
+        # Shielded, because a client that disconnects must not end a reading that others wait for.
         return await asyncio.shield(self._reading)
 
     async def follow(self) -> AsyncGenerator[ValueT, None]:
-        """Yield the present value, and then each one that differs from the one before."""
+        """Yield the current value, and then each new value that differs from the last one."""
         version = -1
         if self._shows_old and self._version and self._value is not None:
             version = self._version
@@ -73,16 +73,16 @@ class SharedReading(Generic[ValueT]):
             await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _refresh(self) -> ValueT:
-        began = self._clock()
+        started_at = self._clock()
         try:
             value = await self._read()
         finally:
             self._reading = None
-        # An equal value is dropped, so that viewers get changes only.
+        # An equal value is dropped, so that clients get changes only.
         if not self._version or value != self._value:
             self._value = value
             self._version += 1
         now = self._clock()
-        pause = max(self._interval, self._rest * (now - began))
+        pause = max(self._interval, self._pause_factor * (now - started_at))
         self._fresh_until = now + (min(pause, _RETRY_SECONDS) if value is None else pause)
         return self._value

@@ -120,7 +120,7 @@ def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]
 
 
 def _to_fraction(gpus: float, count: int) -> float:
-    """Return the share of each GPU; an actor with several GPUs has all of each."""
+    """Return the share of each of its ``count`` GPUs that an actor uses; 1 for several GPUs."""
     return min(1.0, gpus / count)
 
 
@@ -141,16 +141,16 @@ def _build_node(
     resources, node_id = node["Resources"], node["NodeID"]
     gpus = []
     for index in range(int(resources.get("GPU", 0))):
-        taken, card = shares.get((node_id, index), []), cards.get((node_id, index))
+        gpu_shares, card = shares.get((node_id, index), []), cards.get((node_id, index))
         gpus.append(
             GpuBody(
                 index=index,
                 name=None if card is None else card.name,
-                free=round(max(0.0, 1.0 - sum(share.fraction for share in taken)), 4),
+                free=round(max(0.0, 1.0 - sum(share.fraction for share in gpu_shares)), 4),
                 memory_used_bytes=None if card is None else card.memory_used,
                 memory_total_bytes=None if card is None else card.memory_total,
                 temperature_celsius=None if card is None else card.temperature,
-                shares=taken,
+                shares=gpu_shares,
             )
         )
     return NodeBody(

@@ -53,7 +53,7 @@ class ClusterReading:
         backlogs: the renders that wait in Temporal, by pool.
         servers: the llama.cpp servers.
         backends: the back ends for text; None if the models app does not respond.
-        checks: True by service if it responds.
+        checks: True if a service responds, by the name of the service.
         applications: the status of each app of Ray Serve.
         disk_free: the free bytes of the disk of the data folder.
         rejected_configs: the apps that rejected their newest configuration.
@@ -168,7 +168,9 @@ async def read_backends(tenant: str | None) -> str | None:
 
 
 async def read_usage(tenant: str | None) -> str | None:
-    """Return the usage of this month by day, of a tenant or of all if it is None, as ``GET /v1/usage``.
+    """Return this month's usage by day, as the body of ``GET /v1/usage``.
+
+    If ``tenant`` is None, it is the usage of all tenants.
 
     The result is None if the models app does not respond.
     """

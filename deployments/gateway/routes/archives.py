@@ -55,18 +55,18 @@ def archive_routes(
         """
         owner = context(request.scope).owner
         options = validate(wire.ArchiveRequest, parse_object(await request.body()))
-        chosen = ArchivedFiles(
+        selection = ArchivedFiles(
             artifact_ids=list(dict.fromkeys(options.artifacts)), job_id=options.job
         )
         if options.job is not None:
             await jobs.get(owner, options.job)
-        files = await _find_archived_files(artifacts, owner, chosen)
+        files = await _find_archived_files(artifacts, owner, selection)
         if not files:
             raise InvalidRequest("the job has no files yet", field="job")
         name = _name_archive(options.name or options.job)
         expires_at = now() + timedelta(seconds=options.expires_in)
         return wire.ArchiveBody(
-            url=create_archive_link(signing_key, owner, chosen, name, ttl_s=options.expires_in),
+            url=create_archive_link(signing_key, owner, selection, name, ttl_s=options.expires_in),
             expires_at=expires_at.replace(microsecond=0),
             files=len(files),
             size=Archive(files).size,
@@ -76,8 +76,8 @@ def archive_routes(
     @router.get(_ARCHIVE_PATH, response_class=StreamingResponse, responses=_ARCHIVE_RESPONSES)
     async def download_archive(request: Request, token: str, name: str) -> Response:
         """Download the files of a signed link as one ZIP archive until the link expires."""
-        owner, chosen = verify_archive_link(signing_key, token)
-        archive = Archive(await _find_archived_files(artifacts, owner, chosen))
+        owner, selection = verify_archive_link(signing_key, token)
+        archive = Archive(await _find_archived_files(artifacts, owner, selection))
         headers = dict(build_archive_headers(_name_archive(name), archive.size))
         if request.method == "HEAD":
             return Response(headers=headers)
@@ -87,16 +87,16 @@ def archive_routes(
 
 
 async def _find_archived_files(
-    artifacts: ArtifactStore, owner: str, chosen: ArchivedFiles
+    artifacts: ArtifactStore, owner: str, selection: ArchivedFiles
 ) -> list[StoredArtifact]:
     """Return the files of an archive; those of a job in the order in which they were made."""
-    if chosen.job_id is None:
-        return await artifacts.list_by_ids(owner, chosen.artifact_ids)
+    if selection.job_id is None:
+        return await artifacts.list_by_ids(owner, selection.artifact_ids)
     # One more than an archive may have, which `Archive` refuses.
-    listed, _ = await artifacts.list_page(
-        owner, ArtifactFilter(job_id=chosen.job_id), limit=MAX_FILES + 1
+    job_files, _ = await artifacts.list_page(
+        owner, ArtifactFilter(job_id=selection.job_id), limit=MAX_FILES + 1
     )
-    return listed[::-1]
+    return job_files[::-1]
 
 
 def _name_archive(name: str | None) -> str:

@@ -61,13 +61,13 @@ def artifact_routes(
         """
         query = parse_artifacts_query(request.query_params.multi_items())
         aliases = {} if query.template is None else (await templates.snapshot()).aliases
-        listed, next_cursor = await artifacts.list_page(
+        page_items, next_cursor = await artifacts.list_page(
             context(request.scope).owner,
             query.to_domain(aliases),
             limit=query.limit,
             cursor=query.cursor,
         )
-        bodies = [render_stored_artifact(stored) for stored in listed]
+        bodies = [render_stored_artifact(stored) for stored in page_items]
         return wire.ArtifactPage(artifacts=bodies, next_cursor=next_cursor)
 
     @router.post("/artifacts", status_code=201, openapi_extra=_UPLOAD)

@@ -118,7 +118,7 @@ def cluster_routes(
         tenant = None if is_operator else caller.owner
 
         async def format_events() -> AsyncGenerator[str, None]:
-            prefix, previous = _RETRY, None
+            prefix, previous_value = _RETRY, None
             async with aclosing(feeds.follow(tenant, included)) as changes:
                 async for change in changes:
                     if change is None:
@@ -128,9 +128,9 @@ def cluster_routes(
                     if isinstance(value, ClusterBody):
                         pools = None if is_operator else await admission.list_pools(caller)
                         value = feeds.format_cluster(value, pools)
-                        if value == previous:
+                        if value == previous_value:
                             continue
-                        previous = value
+                        previous_value = value
                     yield f"{prefix}event: {name}\ndata: {value or 'null'}\n\n"
                     prefix = ""
 
@@ -140,7 +140,10 @@ def cluster_routes(
 
 
 def _select_allowed(request: Request, include: Sequence[Included]) -> list[Included]:
-    """Return what the caller may see of ``include``; the stream ends when the caller may no longer."""
+    """Return the requested parts of the stream that the caller's scopes permit.
+
+    The stream ends when the caller loses one of these scopes.
+    """
     request_context = context(request.scope)
     caller = request_context.caller
     for scope in (OPERATOR, ORG_ADMIN, TEXT):

@@ -32,8 +32,10 @@ def console_routes(console: ConsoleFiles) -> APIRouter:
         if file is not None:
             return _file_response(file, request)
         # An address of a page may contain a dot, too, such as that of a job with a wrong id.
-        first, _, rest = path.partition("/")
-        if path != "index.html" and ("." in first or (first == "assets" and rest)):
+        first_segment, _, remaining_path = path.partition("/")
+        if path != "index.html" and (
+            "." in first_segment or (first_segment == "assets" and remaining_path)
+        ):
             raise RouteNotFound(f"the console has no file {path}")
         return await _page_response(console)
 
@@ -61,8 +63,8 @@ def _file_response(file: ConsoleFile, request: Request) -> Response:
     }
     if file.gzipped is not None:
         headers["vary"] = "accept-encoding"
-    known = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}
-    if file.etag in known:
+    known_tags = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}
+    if file.etag in known_tags:
         return Response(status_code=304, headers=headers)
     content = file.content
     if file.gzipped is not None and _accepts_gzip(request):

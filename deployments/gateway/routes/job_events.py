@@ -139,10 +139,10 @@ def job_event_routes(
         Previews are kept only while a client follows the job with `?previews=true`, or calls this
         at least every fifteen seconds.
         """
-        found = await previews.find(await get_readable_job(request.scope, job_id))
-        if found is None:
+        preview = await previews.find(await get_readable_job(request.scope, job_id))
+        if preview is None:
             raise PreviewNotFound(f"job {job_id!r} has no preview now")
-        media_type, picture = found
+        media_type, picture = preview
         return Response(picture, media_type=media_type, headers=_PREVIEW_HEADERS)
 
     @router.post(

@@ -58,11 +58,11 @@ def job_routes(
         aliases = {} if body.template is None else (await templates.snapshot()).aliases
         return body.to_domain(aliases)
 
-    async def view_queue(shown: Sequence[Job]) -> QueueView:
+    async def view_queue(listed_jobs: Sequence[Job]) -> QueueView:
         """Return the current time, and the queue places if any of the jobs is an open render."""
-        has_open = any(job.render_steps and not job.status.is_final for job in shown)
-        known = await places.read() if has_open else {}
-        return QueueView(now=datetime.now(UTC), places=known)
+        has_open = any(job.render_steps and not job.status.is_final for job in listed_jobs)
+        known_places = await places.read() if has_open else {}
+        return QueueView(now=datetime.now(UTC), places=known_places)
 
     @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
     async def submit(
@@ -90,15 +90,15 @@ def job_routes(
         although `next_cursor` is not null.
         """
         query = parse_jobs_query(request.query_params.multi_items())
-        listed, next_cursor = await jobs.list_page(
+        page_jobs, next_cursor = await jobs.list_page(
             context(request.scope).owner,
             await to_filter(query),
             limit=query.limit,
             cursor=query.cursor,
         )
-        queue = await view_queue(listed)
+        queue = await view_queue(page_jobs)
         return wire.JobPage(
-            jobs=[render_job(job, queue) for job in listed], next_cursor=next_cursor
+            jobs=[render_job(job, queue) for job in page_jobs], next_cursor=next_cursor
         )
 
     @router.post("/jobs/cancel", summary="Cancel jobs by a filter", openapi_extra=_BULK_BODY)
@@ -188,7 +188,7 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
         "/templates", response_model=template_wire.TemplateList, responses=_UNCHANGED, name="page"
     )
     async def list_templates(
-        known: Annotated[str | None, Header(alias="If-None-Match")] = None,
+        known_etag: Annotated[str | None, Header(alias="If-None-Match")] = None,
     ) -> Response:
         """List all templates, each with the JSON Schema of its inputs."""
         snapshot = await templates.snapshot()
@@ -196,7 +196,7 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
         body = template_wire.TemplateList(
             templates=[to_response_body(t) for t in snapshot.templates]
         )
-        return _cacheable_response(body, hashlib.sha256(digests.encode()).hexdigest(), known)
+        return _cacheable_response(body, hashlib.sha256(digests.encode()).hexdigest(), known_etag)
 
     @router.get(
         "/templates/{name}",
@@ -205,11 +205,11 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
         name="show",
     )
     async def get_template(
-        name: str, known: Annotated[str | None, Header(alias="If-None-Match")] = None
+        name: str, known_etag: Annotated[str | None, Header(alias="If-None-Match")] = None
     ) -> Response:
         """Return a template by its name or an alias."""
         template = await templates.get(name)
-        return _cacheable_response(to_response_body(template), template.digest, known)
+        return _cacheable_response(to_response_body(template), template.digest, known_etag)
 
     return router
 
@@ -227,10 +227,10 @@ def validate_idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def _cacheable_response(body: BaseModel, digest: str, known: str | None) -> Response:
+def _cacheable_response(body: BaseModel, digest: str, known_etag: str | None) -> Response:
     """Return the body, or status 304 if the client's ``If-None-Match`` names the digest."""
     tag = f'"{digest[:32]}"'
     headers = {"etag": tag, "cache-control": "private, no-cache"}
-    if known is not None and (tag in known or known.strip() == "*"):
+    if known_etag is not None and (tag in known_etag or known_etag.strip() == "*"):
         return Response(status_code=304, headers=headers)
     return Response(body.model_dump_json(), media_type="application/json", headers=headers)

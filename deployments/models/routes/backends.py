@@ -137,7 +137,11 @@ def _group_deployments(fleet: Fleet, owner: str | None) -> Mapping[str, list[Mod
     allowed = None
     if owner is not None:
         names = fleet.list_names(owner)
-        allowed = {id(one) for name in names for one in fleet.find_allowed_deployments(name, owner)}
+        allowed = {
+            id(deployment)
+            for name in names
+            for deployment in fleet.find_allowed_deployments(name, owner)
+        }
     groups: dict[str, list[ModelDeployment]] = {}
     for deployment in fleet.catalog.deployments:
         if allowed is None or id(deployment) in allowed:
@@ -169,7 +173,10 @@ def _describe_backend(
         status=_describe_status(runtime, deployments[0]),
         breaker=None if runtime is None else runtime.breaker.state,
         retry_after_seconds=0.0 if runtime is None else round(runtime.breaker.retry_after, 1),
-        models=[_describe_model(fleet, runtime, one, prices=is_operator) for one in deployments],
+        models=[
+            _describe_model(fleet, runtime, deployment, prices=is_operator)
+            for deployment in deployments
+        ],
         load=load,
         recent=recent,
     )

@@ -126,9 +126,9 @@ class BackgroundResponses:
         def encode(event: tuple[str, dict[str, Any]]) -> bytes:
             nonlocal number
             name, members = event
-            numbered = {"type": name, "sequence_number": number, **members}
+            numbered_event = {"type": name, "sequence_number": number, **members}
             number += 1
-            return encode_event(numbered, name=name) if number - 1 > after else b""
+            return encode_event(numbered_event, name=name) if number - 1 > after else b""
 
         try:
             yield b"".join(map(encode, build_first_events(stored.response)))

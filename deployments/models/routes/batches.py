@@ -55,12 +55,12 @@ def new_batch_routes(batches: TextBatchStore, files: FileStore, runner: BatchRun
     ) -> dict[str, Any]:
         owner = context(request.scope).owner
         try:
-            page, more = await batches.list_page(
+            page, has_more = await batches.list_page(
                 owner, BatchDialect.OPENAI, limit=limit, after=after
             )
         except BatchNotFound as error:
             raise InvalidRequest(f"after: {error.message}", field="after") from None
-        return render_batch_page(page, more)
+        return render_batch_page(page, has_more)
 
     @router.get("/{batch_id}", summary="Show a batch")
     async def get_batch(batch_id: str, request: Request) -> dict[str, Any]:

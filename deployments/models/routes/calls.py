@@ -137,7 +137,9 @@ class OllamaRoute(CallRoute):
         """Load or unload the model that a request names; return False if the router must do it."""
         fleet = self._text_router.fleet
         deployments = fleet.find_allowed_deployments(call.model, caller.owner)
-        hosts = [one for one in deployments if one.api_format is ApiFormat.OLLAMA]
+        hosts = [
+            deployment for deployment in deployments if deployment.api_format is ApiFormat.OLLAMA
+        ]
         body = cast(ParsedChatRequest | ParsedGenerateRequest, call).body
         if not body.unloads_model:
             # The router raises the error for a model that the tenant may not use. Some of several
@@ -147,16 +149,19 @@ class OllamaRoute(CallRoute):
             # Other tenants use the models behind the name, too.
             return bool(deployments)
         pairs = [(fleet.runtimes[host.backend], host.model.upstream) for host in hosts]
-        loaded = [pair for pair in pairs if pair[0].has_loaded(pair[1])]
+        loaded_pairs = [pair for pair in pairs if pair[0].has_loaded(pair[1])]
         deadline = asyncio.get_running_loop().time() + _UNLOAD_SECONDS
         errors = await asyncio.gather(
-            *(self._unload(call, runtime, upstream, deadline) for runtime, upstream in loaded),
+            *(
+                self._unload(call, runtime, upstream, deadline)
+                for runtime, upstream in loaded_pairs
+            ),
             return_exceptions=True,
         )
         for error in errors:
             if error is not None:
                 raise error
-        return bool(loaded) or len(hosts) < len(deployments)
+        return bool(loaded_pairs) or len(hosts) < len(deployments)
 
     async def _unload(
         self, call: ParsedRequest, runtime: BackendRuntime, upstream: str, deadline: float

@@ -43,8 +43,8 @@ def new_count_tokens_routes(text_router: Router) -> APIRouter:
         if count is not None:
             return Response(count, media_type="application/json")
         estimate = to_json({"input_tokens": call.derive_needs().prompt_tokens})
-        estimated = {"x-moyin-estimated": "true"}
-        return Response(estimate, media_type="application/json", headers=estimated)
+        estimate_headers = {"x-moyin-estimated": "true"}
+        return Response(estimate, media_type="application/json", headers=estimate_headers)
 
     return router
 

@@ -141,18 +141,18 @@ def _list_chat_models(text_router: Router) -> set[str]:
 
 
 def _describe_ability(text_router: Router, name: str) -> dict[str, Any]:
-    known = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
-    if known is None:
-        unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
-        return {"model": name, "source": "nothing is known", **unknown}
+    estimate = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
+    if estimate is None:
+        unknown_members: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
+        return {"model": name, "source": "nothing is known", **unknown_members}
     return {
         "model": name,
-        "ability": known.mean,
-        "spread": known.spread,
-        "source": known.source,
+        "ability": estimate.mean,
+        "spread": estimate.spread,
+        "source": estimate.source,
         "kinds": {
             kind: {"ability": ability.mean, "spread": ability.spread, "source": ability.source}
-            for kind, ability in known.kinds.items()
+            for kind, ability in estimate.kinds.items()
         },
     }
 

@@ -160,6 +160,6 @@ def _new_pictures_response(job: Mapping[str, Any], data: list[dict[str, str]]) -
 
 def _new_error_response(request: Request, error: MoyinError, job_id: str) -> Response:
     """Render the error of a job, with a header that prevents retries by OpenAI's SDKs."""
-    rendered = render_error(error, context(request.scope).request_id, request.url.path)
+    error_body = render_error(error, context(request.scope).request_id, request.url.path)
     headers = {"x-should-retry": "false", "x-moyin-job": job_id, "location": f"/jobs/{job_id}"}
-    return Response(rendered.body, rendered.status, {**rendered.headers, **headers})
+    return Response(error_body.body, error_body.status, {**error_body.headers, **headers})

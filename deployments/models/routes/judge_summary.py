@@ -48,19 +48,19 @@ async def summarize_verdicts(
     if rules is None and not scores:
         return None
     # Thousands of hashes take milliseconds, too long for the event loop.
-    total, agreed = await asyncio.to_thread(count_agreements, caller.owner, scores)
+    total, agreements = await asyncio.to_thread(count_agreements, caller.owner, scores)
     counts: dict[str, Any] = {
         "share": 0.0 if rules is None else rules.share,
         "judged": total,
-        "agreed": agreed,
+        "agreed": agreements,
     }
     if judge is None or rules is None or not caller.has_scope(OPERATOR):
         return counts
     try:
-        spent = float(await judge.get_spending())
+        spent_usd = float(await judge.get_spending())
     except ServiceUnavailable:
-        spent = None
-    return {**counts, "spent_usd": spent, "usd_per_month": float(rules.usd_per_month)}
+        spent_usd = None
+    return {**counts, "spent_usd": spent_usd, "usd_per_month": float(rules.usd_per_month)}
 
 
 def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
@@ -76,4 +76,4 @@ def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[i
         for request_id, score in by_id.items()
         if (other := derive_comparison_id(owner, request_id)) in by_id
     ]
-    return len(pairs), sum(first >= second for first, second in pairs)
+    return len(pairs), sum(first_score >= second_score for first_score, second_score in pairs)

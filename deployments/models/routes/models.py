@@ -119,7 +119,7 @@ def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dic
     states = {_describe_status(fleet, deployment) for deployment in deployments}
     # An alias has the abilities of the models that can answer, not of models whose API key is
     # missing.
-    models = [one.model for one in fleet.find_callable_deployments(name, owner)]
+    models = [deployment.model for deployment in fleet.find_callable_deployments(name, owner)]
     body: dict[str, Any] = {
         "id": name,
         "object": "model",

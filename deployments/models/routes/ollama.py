@@ -133,8 +133,10 @@ def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
 
 def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     """Return the memory use and the expiry time of a loaded model, as `/api/ps` shows them."""
-    loaded = fleet.runtimes[deployment.backend].loaded
-    report = loaded.get_report(deployment.model.upstream) if loaded is not None else {}
+    loaded_models = fleet.runtimes[deployment.backend].loaded
+    report = (
+        loaded_models.get_report(deployment.model.upstream) if loaded_models is not None else {}
+    )
     return {
         "size_vram": 0,
         "context_length": deployment.model.context,
@@ -181,7 +183,9 @@ def _find_single_file(deployments: Iterable[ModelDeployment]) -> ModelFile | Non
     deployments = list(deployments)
     if len({deployment.model.name for deployment in deployments}) != 1:
         return None
-    return next((one.file for one in deployments if one.file is not None), None)
+    return next(
+        (deployment.file for deployment in deployments if deployment.file is not None), None
+    )
 
 
 def _describe_features(deployments: Sequence[ModelDeployment]) -> dict[str, Any]:
@@ -214,8 +218,10 @@ def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
     # models.
     capabilities += ["embedding"] if any(_is_embedding_model(model) for model in models) else []
     capabilities += [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
-    inserts = any(one.file and "insert" in one.file.capabilities for one in deployments)
-    return [*capabilities, *(["insert"] if inserts else ())]
+    has_insert = any(
+        deployment.file and "insert" in deployment.file.capabilities for deployment in deployments
+    )
+    return [*capabilities, *(["insert"] if has_insert else ())]
 
 
 def _is_embedding_model(model: Model) -> bool:

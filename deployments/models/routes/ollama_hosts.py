@@ -58,8 +58,8 @@ def new_ollama_host_routes(
     async def pull(request: Request) -> Response:
         data = parse_object(await request.body())
         body = validate(wire.PullBody, data)
-        is_named = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
-        if not is_named and _is_known(text_router, request, body.name_of_model):
+        names_host = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
+        if not names_host and _is_known(text_router, request, body.name_of_model):
             return _answer_pulled(body)
         if not _is_operator(request):
             raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
@@ -146,8 +146,10 @@ class _Hosts:
 
     def split_name(self, name: str) -> tuple[str | None, str]:
         """Split ``<host>/<model>`` into the host's name, None if missing, and the model's name."""
-        host, slash, rest = name.partition("/")
-        return (host, rest) if slash and rest and host in self._runtimes else (None, name)
+        host, slash, model_name = name.partition("/")
+        return (
+            (host, model_name) if slash and model_name and host in self._runtimes else (None, name)
+        )
 
     def forward_request(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
@@ -196,17 +198,17 @@ class _Hosts:
             if isinstance(runtime.backend, OllamaBackend)
         }
 
-    def _choose_host(self, request: Request, named: str | None) -> BackendRuntime:
+    def _choose_host(self, request: Request, host_name: str | None) -> BackendRuntime:
         runtimes = self._runtimes
-        name = request.headers.get(HOST_HEADER) or named
+        name = request.headers.get(HOST_HEADER) or host_name
         if name is None and len(runtimes) == 1:
             return next(iter(runtimes.values()))
         if name is None or name not in runtimes:
-            known = ", ".join(runtimes) or "none is configured"
+            host_names = ", ".join(runtimes) or "none is configured"
             problem = "is missing" if name is None else f"there is no Ollama host {name!r}"
             raise InvalidRequest(
                 f"{HOST_HEADER}: {problem}; name a host in this header or before the model's name, "
-                f"as in 'host/model'; the hosts: {known}",
+                f"as in 'host/model'; the hosts: {host_names}",
                 field=HOST_HEADER,
             )
         return runtimes[name]

@@ -83,32 +83,32 @@ class ResponsesRoute(CallRoute):
         """
         data = parse_object(body)
         with _storage_errors():
-            resolved = await self._resolve_references(data, context(scope).owner)
-        if resolved is not data:
-            data, body = resolved, to_json(resolved)
+            resolved_data = await self._resolve_references(data, context(scope).owner)
+        if resolved_data is not data:
+            data, body = resolved_data, to_json(resolved_data)
         files = NO_FILES
         owner = context(scope).owner
         if FILE_ID_MARKER in body:
             references = tuple(find_response_references(data.get("input")))
             files = await self._prompt_files.read(owner, references)
-        previous = data.get("previous_response_id")
-        if not isinstance(previous, str):
+        previous_id = data.get("previous_response_id")
+        if not isinstance(previous_id, str):
             return self._responses_codec.parse_continuation(body, data, (), files)
         # Errors in the client's own items are reported with the client's numbering.
         self._responses_codec.parse_continuation(body, data, (), files)
         try:
-            if not _RESPONSE_ID.fullmatch(previous):
+            if not _RESPONSE_ID.fullmatch(previous_id):
                 raise ResponseNotFound("previous_response_id must be the id of a response, resp_…")
             with _storage_errors():
-                require_ended((await self._background.get(scope, previous)).response)
-                earlier = await self._stored.list_items(owner, previous)
+                require_ended((await self._background.get(scope, previous_id)).response)
+                earlier_items = await self._stored.list_items(owner, previous_id)
         except ResponseNotFound as error:
             raise PreviousResponseNotFound(error.message, field="previous_response_id") from None
-        references = tuple(find_response_references(earlier, is_earlier=True))
+        references = tuple(find_response_references(earlier_items, is_earlier=True))
         if references:
             references += tuple(find_response_references(data.get("input")))
             files = await self._prompt_files.read(owner, references)
-        return self._responses_codec.parse_continuation(body, data, earlier, files)
+        return self._responses_codec.parse_continuation(body, data, earlier_items, files)
 
     async def _resolve_references(self, data: dict[str, Any], owner: str) -> dict[str, Any]:
         """Replace references to items by the items; the Vercel AI SDK sends such references.
@@ -127,13 +127,13 @@ class ResponsesRoute(CallRoute):
         if not references or not isinstance(items, list):
             return data
         matches = {item_id: _ITEM_ID.fullmatch(item_id) for item_id in references.values()}
-        known = {item_id: f"resp_{found[1]}" for item_id, found in matches.items() if found}
-        if len(known) > _MAX_REFERENCES:
+        response_ids = {item_id: f"resp_{match[1]}" for item_id, match in matches.items() if match}
+        if len(response_ids) > _MAX_REFERENCES:
             raise InvalidRequest(
                 f"input: at most {_MAX_REFERENCES} items may be item_references", field="input"
             )
-        found_items = await self._stored.find_items(owner, known)
-        resolved = list(items)
+        found_items = await self._stored.find_items(owner, response_ids)
+        resolved_items = list(items)
         for number, item_id in references.items():
             if item_id not in found_items:
                 raise InvalidRequest(
@@ -141,8 +141,8 @@ class ResponsesRoute(CallRoute):
                     "itself (store: false in the AI SDK)",
                     field=f"input.{number}.id",
                 )
-            resolved[number] = found_items[item_id]
-        return {**data, "input": resolved}
+            resolved_items[number] = found_items[item_id]
+        return {**data, "input": resolved_items}
 
     async def answer_call(
         self, call: ParsedRequest, scope: Scope, receive: Receive, send: Send
@@ -186,16 +186,16 @@ class ResponsesRoute(CallRoute):
         The response with the original id may have been deleted or never stored.
         """
         if call.is_streamed:
-            last = [frame for frame in FrameSplitter().feed(body) if frame.data][-1]
-            response = parse_event(last)["response"]
+            last_frame = [frame for frame in FrameSplitter().feed(body) if frame.data][-1]
+            response = parse_event(last_frame)["response"]
         else:
             response = from_json(body)
         with _storage_errors():
-            first = await self._stored.find(context(scope).owner, response["id"])
+            stored_original = await self._stored.find(context(scope).owner, response["id"])
         old, new = (name.removeprefix("resp_") for name in (response["id"], new_id("resp")))
-        proofs = {} if first is None else first.proofs
-        renewed = from_json(to_json(response).replace(old.encode(), new.encode()))
-        call.record.add(renewed, {name.replace(old, new): p for name, p in proofs.items()})
+        proofs = {} if stored_original is None else stored_original.proofs
+        renewed_response = from_json(to_json(response).replace(old.encode(), new.encode()))
+        call.record.add(renewed_response, {name.replace(old, new): p for name, p in proofs.items()})
         return body.replace(old.encode(), new.encode())
 
     async def _save_answer(
@@ -327,17 +327,17 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
         `stream` follows a response in the background by its events, after the one with the
         number `starting_after`.
         """
-        found = await background.get(request.scope, response_id)
+        stored_response = await background.get(request.scope, response_id)
         if not stream:
             if starting_after is not None:
                 raise InvalidRequest("starting_after requires stream=true", field="starting_after")
-            return JSONResponse(found.response)
-        if not found.response["background"]:
+            return JSONResponse(stored_response.response)
+        if not stored_response.response["background"]:
             raise InvalidRequest(
                 "only responses with background: true can be streamed again", field="stream"
             )
         after = -1 if starting_after is None else starting_after
-        return EventStreamResponse(background.follow(request.scope, found, after))
+        return EventStreamResponse(background.follow(request.scope, stored_response, after))
 
     @router.post("/{response_id}/cancel", summary="Cancel a response in the background")
     async def cancel_response(response_id: str, request: Request) -> Mapping[str, Any]:
@@ -359,8 +359,8 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
         order: Literal["asc", "desc"] = "desc",
     ) -> Mapping[str, Any]:
         """List the items of the request itself, without those of the responses that it continued."""
-        found = await stored.get(context(request.scope).owner, response_id)
-        items = _name_items(found)
+        stored_response = await stored.get(context(request.scope).owner, response_id)
+        items = _name_items(stored_response)
         if order == "desc":
             items.reverse()
         if after is not None:

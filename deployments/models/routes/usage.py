@@ -106,7 +106,7 @@ def new_usage_routes(
 
 
 async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -> str:
-    """Return the usage of this month by day as JSON without budgets, which are those of a caller."""
+    """Return this month's usage by day as JSON, without budgets, which belong to single callers."""
     start = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     query = UsageQuery.model_validate({"from": start, "group_by": [GroupBy.DAY]})
     report = await report_usage(reports, fleet, owner, query)
@@ -126,7 +126,7 @@ async def report_usage(
         Overloaded: too many other reports are waiting.
     """
     since, until = query.resolve_period(now())
-    dearest = UsageComparison(fleet, owner)
+    comparison = UsageComparison(fleet, owner)
     calls = CallFilter(
         owner=owner,
         key_id=query.key,
@@ -136,9 +136,9 @@ async def report_usage(
         since=since,
         until=until,
     )
-    sums = await reports.sum_calls(calls, query.group_by, dearest.classes)
+    sums = await reports.sum_calls(calls, query.group_by, comparison.classes)
     # Thousands of groups take milliseconds, too long for the event loop.
-    return await asyncio.to_thread(_build_report, query, (since, until), sums, dearest)
+    return await asyncio.to_thread(_build_report, query, (since, until), sums, comparison)
 
 
 def _resolve_owner(request: Request, owner: str | None) -> str | None:
@@ -175,16 +175,16 @@ def _build_report(
     query: UsageQuery,
     period: tuple[datetime, datetime],
     sums: Sequence[UsageSum],
-    dearest: UsageComparison,
+    comparison: UsageComparison,
 ) -> UsageReport:
     since, until = period
-    models = dearest.choose(sums)
+    models = comparison.choose(sums)
     return UsageReport(
         since=since,
         until=until,
         group_by=query.group_by,
-        total=UsageBody.model_validate(_add_up(sums, dearest, models)),
-        groups=_build_groups(query, sums, dearest, models),
+        total=UsageBody.model_validate(_add_up(sums, comparison, models)),
+        groups=_build_groups(query, sums, comparison, models),
         dearest=DearestBody(
             chat=_describe_model(models.get(False)),
             embeddings=_describe_model(models.get(True)),
@@ -196,7 +196,7 @@ def _build_report(
 def _build_groups(
     query: UsageQuery,
     sums: Sequence[UsageSum],
-    dearest: UsageComparison,
+    comparison: UsageComparison,
     models: Mapping[bool, PricedModel],
 ) -> list[GroupBody]:
     members = defaultdict[tuple[str | None, ...], list[UsageSum]](list)
@@ -211,7 +211,7 @@ def _build_groups(
     names = [name.value for name in query.group_by]
     groups = [
         GroupBody.model_validate(
-            {**dict(zip(names, values, strict=True)), **_add_up(items, dearest, models)}
+            {**dict(zip(names, values, strict=True)), **_add_up(items, comparison, models)}
         )
         for values, items in members.items()
     ]
@@ -219,10 +219,10 @@ def _build_groups(
 
 
 def _add_up(
-    sums: Iterable[UsageSum], dearest: UsageComparison, models: Mapping[bool, PricedModel]
+    sums: Iterable[UsageSum], comparison: UsageComparison, models: Mapping[bool, PricedModel]
 ) -> dict[str, Any]:
     sums = list(sums)
-    pico = dearest.compute_pico_cost(sums, models)
+    pico = comparison.compute_pico_cost(sums, models)
     renders = [item for item in sums if item.unit == Unit.GPU_MILLISECONDS]
     return {
         "calls": sum(item.calls for item in sums),

@@ -16,7 +16,7 @@ OnStep = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Fix:
-    """How a problem is mended, and the check that tells whether it was."""
+    """A function that mends a problem, and the check to repeat afterwards."""
 
     check: Callable[[Options], CheckResult]
     repair: Callable[[Options, OnStep], object]
@@ -71,7 +71,7 @@ def run_checks(options: Options) -> Iterator[CheckResult]:
 
 
 def mend(options: Options, on_step: OnStep) -> Iterator[CheckResult]:
-    """Run all checks, mend each problem that has a fix, and yield the results after that.
+    """Run all checks, mend each problem that has a fix, and yield the final results.
 
     The function ``on_step`` is called with a line of text before each step.
     """

@@ -23,19 +23,19 @@ T = TypeVar("T")
 def check_secret_files(options: Options) -> CheckResult:
     """Check that this user can read all files with secrets, and that other users cannot."""
     files = list(_list_secret_files(options))
-    unreadable = [str(path) for path in files if not os.access(path, os.R_OK)]
-    if unreadable:
+    unreadable_paths = [str(path) for path in files if not os.access(path, os.R_OK)]
+    if unreadable_paths:
         return fail(
             "secret files",
-            f"{', '.join(unreadable)} cannot be read",
+            f"{', '.join(unreadable_paths)} cannot be read",
             f'another user ran Moyin here: `sudo chown -R "$USER" {options.layout.data}`',
         )
-    exposed = [str(path) for path in files if _read_mode(path) & _OPEN_TO_OTHERS]
-    if exposed:
-        names = " ".join(exposed)
+    exposed_paths = [str(path) for path in files if _read_mode(path) & _OPEN_TO_OTHERS]
+    if exposed_paths:
+        names = " ".join(exposed_paths)
         return warn(
             "secret files",
-            f"{', '.join(exposed)} is open to other users",
+            f"{', '.join(exposed_paths)} is open to other users",
             f"run `chmod 600 {names}`",
             fix="set the mode 600",
         )
@@ -72,7 +72,10 @@ def check_database(options: Options) -> CheckResult:
             "update Moyin, or restore a backup of the database",
         )
     if revision != newest and options.settings.database_url:
-        return fail("database", f"revision {revision or 'none'} of {newest}", "run `moyin migrate`")
+        found = f"at revision {revision}" if revision is not None else "has no tables yet"
+        return fail(
+            "database", f"{found}; this Moyin needs revision {newest}", "run `moyin migrate`"
+        )
     return ok("database", f"revision {newest}" if revision == newest else "`moyin up` migrates it")
 
 

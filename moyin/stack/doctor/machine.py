@@ -33,12 +33,12 @@ def check_clock(options: Options) -> CheckResult:
     layout = options.layout
     files = [layout.state, layout.temporal_db, *layout.logs.glob("*.log")]
     newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-    behind = newest - time.time()
-    if behind <= _MAX_CLOCK_SECONDS:
+    clock_lag = newest - time.time()
+    if clock_lag <= _MAX_CLOCK_SECONDS:
         return ok("clock", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
     return fail(
         "clock",
-        f"{behind:,.0f} s behind the files of the last run",
+        f"{clock_lag:,.0f} s behind the files of the last run",
         "set the clock (`timedatectl set-ntp true`): tokens, links and timers depend on it",
     )
 
@@ -83,7 +83,7 @@ def check_gpu(options: Options) -> CheckResult:
     if tool is not None:
         return warn(
             "gpu",
-            f"nvidia-smi lists none: {_ask_driver(tool)}",
+            f"nvidia-smi lists none: {_read_driver_message(tool)}",
             "install or load NVIDIA's driver for this kernel (`dmesg | grep -i nvidia` shows what "
             "is wrong), then restart Moyin",
         )
@@ -108,10 +108,10 @@ def has_nvidia_card(devices: Path = _PCI_DEVICES) -> bool:
     return False
 
 
-def _ask_driver(tool: str) -> str:
+def _read_driver_message(tool: str) -> str:
     """Return the first line of nvidia-smi's output, which says what is wrong."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [tool, "-L"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -123,4 +123,4 @@ def _ask_driver(tool: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return type(error).__name__
-    return next((line.strip() for line in done.stdout.splitlines() if line.strip()), "no output")
+    return next((line.strip() for line in process.stdout.splitlines() if line.strip()), "no output")

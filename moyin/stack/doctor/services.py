@@ -1,4 +1,4 @@
-"""Checks what runs: ports, processes that a crash left, the running stack, and servers elsewhere."""
+"""Checks the ports, processes left by a crash, the running stack, and servers outside the stack."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_ports(options: Options) -> CheckResult:
     if state is not None:
         return ok("ports", f"held by this stack ({state.phase})")
     try:
-        require_free(options.ports, skip=options.unused_ports)
+        require_free(options.ports, ignored_ports=options.unused_ports)
     except StackError as error:
         problem, _, advice = error.message.partition(": ")
         base = find_free_base()
@@ -70,7 +70,7 @@ def check_running_parts(options: Options) -> Iterator[CheckResult]:
 
 
 def check_servers(options: Options) -> Iterator[CheckResult]:
-    """Check that servers respond that the settings name, instead of the stack's own."""
+    """Check that the servers respond which the settings name instead of the stack's own."""
     if not options.runs_temporal:
         yield asyncio.run(_check_temporal(options.settings.temporal_address))
     if not options.runs_valkey:

@@ -19,7 +19,7 @@ _RAY_SERIES = "2.60"
 
 
 def check_ray() -> CheckResult:
-    """Check that Ray is the tested version, and that the program `ray` is of this environment."""
+    """Check that Ray is the tested version, and that the program `ray` belongs to this Python."""
     version = metadata.version("ray")
     if not version.startswith(f"{_RAY_SERIES}."):
         return fail(
@@ -46,8 +46,8 @@ def check_comfyui(options: Options) -> CheckResult:
         installation = find_comfyui(options.settings)
     except StackError as error:
         # A ComfyUI of the user's own is not replaced.
-        is_ours = options.settings.comfyui_home is None
-        fix = "install it, which takes some minutes and 2 GiB" if is_ours else ""
+        has_default_home = options.settings.comfyui_home is None
+        fix = "install it, which takes some minutes and 2 GiB" if has_default_home else ""
         return warn("comfyui", "none", error.message, fix=fix)
     return ok("comfyui", str(installation.home))
 

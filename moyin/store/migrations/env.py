@@ -31,8 +31,8 @@ def _run(connection: sa.Connection) -> None:
 
 def _require_known_revision() -> None:
     """Raise `StackError` if the schema revision of the database is unknown."""
-    known = {script.revision for script in context.script.walk_revisions()}
-    for revision in set(context.get_context().get_current_heads()) - known:
+    known_revisions = {script.revision for script in context.script.walk_revisions()}
+    for revision in set(context.get_context().get_current_heads()) - known_revisions:
         raise StackError(
             f"the database has the schema revision {revision!r}, which this version of Moyin does not "
             "know, since a newer version or a development version created it; use that version or a "

@@ -81,4 +81,4 @@ def test_port_in_use_error_names_service_process_and_setting(taken: int) -> None
 
 def test_ports_of_external_services_are_not_checked(taken: int) -> None:
     ports = Ports.read({"MOYIN_PORT_VALKEY": str(taken)}, base=free_port_base())
-    require_free(ports, skip=frozenset({"valkey"}))
+    require_free(ports, ignored_ports=frozenset({"valkey"}))

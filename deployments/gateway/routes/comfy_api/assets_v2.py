@@ -51,11 +51,11 @@ def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) 
                 blobs, upload, artifact_id, name=upload.fields.get("file_path") or upload.name,
                 declared=upload.fields.get("content_type") or upload.declared,
             )  # fmt: skip
-            stored, new = await assets.add(
+            stored, is_new = await assets.add(
                 owner, artifact, expected=upload.fields.get("expected_hash")
             )
-        response.status_code = 201 if new else 200
-        return new_presenter(request, retention).to_asset_body(stored, new=new)
+        response.status_code = 201 if is_new else 200
+        return new_presenter(request, retention).to_asset_body(stored, new=is_new)
 
     @router.post("/from-hash", status_code=201, name="from_hash")
     async def create_from_hash(request: Request, body: wire.FromHash) -> wire.AssetBody:

@@ -137,7 +137,7 @@ def frontend_routes(
             await node_info.fetch_nodes()
         except ServiceUnavailable:
             return _html_response(pages.render_waiting_page(), 503)
-        return await frontend.get_page(renews=identity.is_session)
+        return await frontend.get_page(renews_session=identity.is_session)
 
     @router.get(RENEWAL_PATH, include_in_schema=False)
     async def get_renewal_script() -> Response:

@@ -107,7 +107,7 @@ def server_info_routes(
     @router.get("/internal/folder_paths", name="folder_paths")
     async def list_folder_paths() -> dict[str, list[str]]:
         """Return the names of the model folders, without their paths on the machines."""
-        folders: list[str] = await _fetch_merged_or(node_info, "/models", merge_lists, [])
+        folders: list[str] = await _fetch_merged(node_info, "/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
 
     return router
@@ -120,7 +120,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     @router.get("/extensions", name="extensions")
     async def list_extensions() -> list[str]:
         """List the scripts that the frontend and the node packages add to the page."""
-        return await _fetch_merged_or(node_info, "/extensions", merge_lists, [])
+        return await _fetch_merged(node_info, "/extensions", merge_lists, [])
 
     @router.get(
         "/extensions/{path:path}",
@@ -145,24 +145,24 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     @router.get("/workflow_templates", name="workflow_templates")
     async def list_workflow_templates() -> dict[str, Any]:
         """Return the example graphs of node packages by package."""
-        return await _fetch_merged_or(node_info, "/workflow_templates", merge_objects, {})
+        return await _fetch_merged(node_info, "/workflow_templates", merge_objects, {})
 
     @router.get("/global_subgraphs", name="global_subgraphs")
     async def list_subgraphs() -> dict[str, Any]:
         """Return the subgraphs that node packages provide."""
-        return await _fetch_merged_or(node_info, "/global_subgraphs", merge_objects, {})
+        return await _fetch_merged(node_info, "/global_subgraphs", merge_objects, {})
 
     @router.get("/global_subgraphs/{id}", name="global_subgraph")
     async def get_subgraph(id: str) -> Any:
         """Return a subgraph, or null if no subgraph has this id."""
         path = f"/global_subgraphs/{quote(id, safe='')}"
-        subgraphs = await _fetch_merged_or(node_info, path, list, [None])
+        subgraphs = await _fetch_merged(node_info, path, list, [None])
         return subgraphs[0]
 
     @router.get("/i18n", name="translations")
     async def get_translations() -> dict[str, Any]:
         """Return the translations that node packages provide."""
-        return await _fetch_merged_or(node_info, "/i18n", merge_objects, {})
+        return await _fetch_merged(node_info, "/i18n", merge_objects, {})
 
     @router.get("/node_replacements", name="node_replacements")
     async def list_node_replacements() -> dict[str, Any]:
@@ -187,7 +187,7 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     async def list_model_folders(request: Request, pool: _Pool = None) -> list[str]:
         """List the model folders."""
         pools = await select_pools(request, pool)
-        return await _fetch_merged_or(node_info, "/models", merge_lists, [], pools)
+        return await _fetch_merged(node_info, "/models", merge_lists, [], pools)
 
     @router.get("/models/{folder}", name="model_files")
     async def list_model_files(request: Request, folder: str, pool: _Pool = None) -> list[str]:
@@ -198,13 +198,13 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     @router.get("/embeddings", name="embeddings")
     async def list_embeddings() -> list[str]:
         """List the textual inversions (embeddings) that any pool has."""
-        return await _fetch_merged_or(node_info, "/embeddings", merge_lists, [])
+        return await _fetch_merged(node_info, "/embeddings", merge_lists, [])
 
     @router.get("/experiment/models", name="model_folders_v2")
     async def list_model_folders_v2() -> list[dict[str, Any]]:
         """List the model folders in the format of newer frontends."""
         return remove_folder_paths(
-            await _fetch_merged_or(node_info, "/experiment/models", merge_lists, [])
+            await _fetch_merged(node_info, "/experiment/models", merge_lists, [])
         )
 
     @router.get("/experiment/models/{folder}", name="model_files_v2")
@@ -234,7 +234,7 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
     return router
 
 
-async def _fetch_merged_or(
+async def _fetch_merged(
     node_info: NodeInfoCache,
     path: str,
     merge: Callable[[list[Any]], T],

@@ -61,8 +61,8 @@ def settings_routes(files: UserdataStore) -> APIRouter:
 
     async def save_changes(request: Request, changes: Mapping[str, Any]) -> None:
         def merge_changes(before: bytes | None) -> bytes:
-            known = {} if before is None else _parse_settings(before)
-            return json.dumps({**known, **changes}, indent=4).encode()
+            current_settings = {} if before is None else _parse_settings(before)
+            return json.dumps({**current_settings, **changes}, indent=4).encode()
 
         await files.update(
             get_userdata_scope(context(request.scope).caller), SETTINGS_FILE, merge_changes

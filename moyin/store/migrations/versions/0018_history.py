@@ -29,8 +29,10 @@ _CONDITIONS = {
 
 
 def upgrade() -> None:
-    is_again = _is_postgresql() or None
-    op.add_column("jobs", sa.Column("templates", sa.JSON, nullable=True), if_not_exists=is_again)
+    if_not_exists = _is_postgresql() or None
+    op.add_column(
+        "jobs", sa.Column("templates", sa.JSON, nullable=True), if_not_exists=if_not_exists
+    )
     op.create_table(
         "deleted_jobs",
         sa.Column("id", sa.String(36), primary_key=True),
@@ -40,13 +42,13 @@ def upgrade() -> None:
         sa.Column("results", sa.JSON, nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("cleaned", sa.Boolean, nullable=False, server_default=sa.false()),
-        if_not_exists=is_again,
+        if_not_exists=if_not_exists,
     )
     op.create_index(
         "ix_deleted_jobs_cleaned_deleted_at",
         "deleted_jobs",
         ["cleaned", "deleted_at"],
-        if_not_exists=is_again,
+        if_not_exists=if_not_exists,
     )
     # Files that are deleted later free their names themselves.
     op.execute(

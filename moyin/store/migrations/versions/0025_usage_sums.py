@@ -1,7 +1,7 @@
-"""Widen the index of a tenant's calls by what reports sum, so that they read no rows of the table.
+"""Add the columns that reports sum to the index of a tenant's calls, so that they read only it.
 
 PostgreSQL builds the index while calls are recorded, outside of a transaction. An interrupted
-migration can be run again: what exists already is kept.
+migration can be run again: indexes that exist already are kept.
 """
 
 import sqlalchemy as sa
@@ -10,8 +10,8 @@ from alembic import op
 revision = "0025"
 down_revision = "0024"
 
-_NARROW = ("ix_usage_owner_created_at_id", ("owner", "created_at", "id"))
-_WIDE = (
+_PLAIN_INDEX = ("ix_usage_owner_created_at_id", ("owner", "created_at", "id"))
+_SUMS_INDEX = (
     "ix_usage_sums",
     (
         "owner", "created_at", "id", "complete", "unit", "model", "input_tokens", "cached_tokens",
@@ -21,11 +21,11 @@ _WIDE = (
 
 
 def upgrade() -> None:
-    _replace(_NARROW, _WIDE)
+    _replace(_PLAIN_INDEX, _SUMS_INDEX)
 
 
 def downgrade() -> None:
-    _replace(_WIDE, _NARROW)
+    _replace(_SUMS_INDEX, _PLAIN_INDEX)
 
 
 def _replace(old: tuple[str, tuple[str, ...]], new: tuple[str, tuple[str, ...]]) -> None:

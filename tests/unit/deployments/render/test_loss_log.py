@@ -18,5 +18,5 @@ def test_losses_of_ten_minutes_count() -> None:
     assert (log.count("a"), log.count("b")) == (2, 0)
     now[0] = 700
     assert log.count("a") == 1
-    log.forget("a")
+    log.remove_actor("a")
     assert log.count("a") == 0

@@ -103,7 +103,7 @@ async def test_an_expensive_source_rests_longer() -> None:
         clock.now += 3
         return readings
 
-    monitor = SharedReading(read, interval=60, rest=100, clock=clock)
+    monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
     assert await monitor.get() == 1
     clock.now += 299
     assert await monitor.get() == 1
@@ -119,7 +119,7 @@ async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
         clock.now += 30
         return answers.pop(0)
 
-    monitor = SharedReading(read, interval=60, rest=100, clock=clock)
+    monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
     assert await monitor.get() is None
     clock.now += 4
     assert await monitor.get() is None
