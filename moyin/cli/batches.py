@@ -1,4 +1,4 @@
-"""Implements ``moyin batches``, which runs files of text requests below interactive ones."""
+"""Implements ``moyin batches``, which runs files of text requests at low priority."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def print_table(
     """Print a table with a heading to a terminal, or tab-separated lines into a pipe.
 
     A terminal shows times without fractions of a second and without their zone, which is UTC. If
-    it is too narrow for the table, it shows the cells of each line below each other.
+    the terminal is too narrow for the table, the cells of each line stand below each other.
     ``right`` names the columns that are aligned to the right, such as numbers.
     """
     if not out.is_terminal:
@@ -101,7 +101,7 @@ def print_table(
 
 
 def _fit_columns(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int] | None:
-    """Return the widths of a table's columns that break no word, or None if there are none.
+    """Return column widths that break no word, or None if the terminal is too narrow.
 
     The first column is not broken at all, since users copy its ids into other commands.
     """

@@ -66,7 +66,7 @@ class RequestRefused(MoyinError):
         )
 
     def to_typed_error(self) -> MoyinError:
-        """Return the error type of `moyin.errors` for the reported code, or else ServiceUnavailable."""
+        """Return the `moyin.errors` exception for the reported code, or ServiceUnavailable."""
         kind = ERROR_TYPES.get(self.reported_code or "")
         if kind is None:
             return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)

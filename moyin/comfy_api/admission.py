@@ -20,7 +20,7 @@ _MAX_REPORTED = 1_000
 
 
 class GraphAdmission:
-    """Implements `moyin.jobs.ports.GraphGuard` by checks against the pools' nodes and rules."""
+    """Checks graphs against the nodes and rules of the pools and the limits of the caller."""
 
     def __init__(self, node_info: NodeInfoCache) -> None:
         self._node_info = node_info
@@ -59,7 +59,7 @@ class GraphAdmission:
         return pool
 
     async def list_nodes(self, caller: Identity, pool: str | None = None) -> Mapping[str, Any]:
-        """Return the ``/object_info`` of the nodes that the caller may use, which is read-only.
+        """Return the ``/object_info`` of the nodes that the caller may use. Do not modify it.
 
         Args:
             pool: only the nodes of this pool; None for all pools.

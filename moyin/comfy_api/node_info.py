@@ -130,7 +130,9 @@ class NodeInfoCache:
         return rules
 
     async def fetch_tariff(self, pool: str) -> RenderTariff:
-        """Return the prices of a pool's renders, and estimates of their times and pictures.
+        """Return a pool's render prices and estimates.
+
+        The estimates are the duration of a render and its number of pictures.
 
         Raises:
             ServiceUnavailable: the pool has not reported its prices yet.

@@ -334,7 +334,7 @@ class PromptNotifier:
                 _log.warning(_STORE_WARNING, error)
 
     async def _send_missed_ends(self) -> None:
-        """Send the ends that were not sent, of jobs that ended at least one interval ago."""
+        """Send the end of each job that ended an interval or more ago, if it was not sent then."""
         # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
         overdue = now() - timedelta(seconds=self._shared.tick)

@@ -107,7 +107,7 @@ class RenderBudgets:
 
 
 def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
-    """Yield the index, the pool, the shape and the estimated pictures of each render."""
+    """Yield the index, pool, shape and estimated number of pictures of each render."""
     base = spec.base
     hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
     total = sum(hashes.values())

@@ -161,7 +161,7 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step; for later children of a batch, only the nodes that differ."""
+    """Return the graph of a step; for a batch's later children, only nodes that differ."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload

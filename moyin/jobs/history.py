@@ -41,8 +41,7 @@ class BulkResult:
         matched: the number of jobs that match the filter.
         done: the number of jobs that were cancelled or deleted.
         skipped: the number of matching jobs that could not be changed: deleting skips jobs that
-            have
-            not ended, and cancelling skips jobs that have.
+            have not ended, and cancelling skips jobs that have ended.
         next_cursor: the position where another request continues, or None if all jobs were checked.
     """
 

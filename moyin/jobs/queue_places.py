@@ -22,7 +22,7 @@ ListPlaces = Callable[[str], Awaitable[Mapping[str, QueuePlace]]]
 
 @dataclass(slots=True)
 class _PoolQueue:
-    """The latest places of a pool, and the times of the latest call and of its response.
+    """The latest queue places that a pool returned, and the times of its latest call and response.
 
     ``is_slow`` is True if a reader has waited for the present call without getting a response.
     """

@@ -1,4 +1,4 @@
-"""Collects the text of a job's request that a search for jobs matches (`moyin.store.job_words`)."""
+"""Collects the searchable text of a job's request, for the index of `moyin.store.job_words`."""
 
 from __future__ import annotations
 

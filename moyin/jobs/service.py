@@ -144,9 +144,9 @@ class JobService:
             fingerprint: the request's fingerprint; if None, that of ``spec`` is computed.
             job_id: a lower-case UUID that the client chose.
             validated: True if the pool and the graphs have been checked already.
-            priority_field: the request's field with the priority. If None, the request names no
-                priority, and a priority of ``spec`` that is not permitted becomes the best
-                permitted.
+            priority_field: the request's field that sets the priority, or None if no field does.
+                Without such a field, a forbidden priority of ``spec`` is replaced by the best
+                permitted priority.
 
         Returns:
             The job, and True unless an earlier request with the same key created it.

@@ -29,10 +29,10 @@ _OVERTIME = 0.25
 class RenderMeasurements:
     """Holds the latest successful renders of a pool, grouped by the shape of their graphs.
 
-    The duration of a render that loads models is estimated from other renders that did so. In the
-    methods, ``load_seconds`` is the time for loading models that the scheduler estimates for the
-    render, or 0 if the renderer has the models loaded. Costs are estimated from all renders of a
-    shape.
+    The duration of a render that loads models is estimated from other renders that loaded models.
+    In the methods, ``load_seconds`` is the time for loading models that the scheduler estimates for
+    the render, or 0 if the renderer has the models loaded. Costs are estimated from all renders of
+    a shape.
 
     Args:
         earlier: successful renders from before the pool's start, the oldest first.
@@ -117,7 +117,7 @@ class RenderMeasurements:
         return loaded, others
 
     def _compute_load_factor(self) -> float:
-        """Return by what the scheduler's estimates of loading must be multiplied.
+        """Return the factor by which to multiply the scheduler's estimates of loading times.
 
         The factor is a ratio of sums, because a single measurement may be wrong by seconds.
         """

@@ -1595,7 +1595,7 @@ export interface components {
             message: string;
             request_id: string;
         };
-        /** @description The submitted request of a job, without the members that the job itself has. */
+        /** @description The request as the client submitted it, without the fields that `JobBody` already contains. */
         SubmittedJob: {
             /** @description One for each step, or for a batch one for all children, whose `graph` is that of the first. */
             steps: components["schemas"]["SubmittedStep"][];

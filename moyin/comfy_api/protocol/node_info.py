@@ -63,7 +63,7 @@ def filter_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Ma
 
 
 def remove_input_folder_choices(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the nodes without those choices that are input files of tenants on the renderer."""
+    """Return the nodes without the choices that are input files of tenants on the renderer."""
     return {name: _remove_input_folder_choices(node) for name, node in nodes.items()}
 
 

@@ -44,7 +44,7 @@ def is_superseded(error: BaseException) -> bool:
 
 
 def find_larger_pool(error: BaseException) -> str | None:
-    """Return the render pool with more memory that a render's error names, or None."""
+    """Return the pool with more memory that the error of a render suggests, or None."""
     for cause in _iterate_causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
             pool = _get_details(cause).get("pool")

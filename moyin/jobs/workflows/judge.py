@@ -119,7 +119,7 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
-        """Store an answer of the second model; return `Outcome.ANSWERED`, or why there is none."""
+        """Store the second model's answer; return `Outcome.ANSWERED`, or why it did not answer."""
         async with send_heartbeats(), _raise_application_errors(calls_model=True):
             return await self._judge.fetch_second_answer(comparison_id)
 

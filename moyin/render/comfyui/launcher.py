@@ -69,7 +69,7 @@ def change_user(user: int, groups: list[int]) -> None:
     if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset failed to drop the capabilities")
     if os.getresuid() != (user, user, user) or "CapEff:\t0000000000000000" not in _read_status():
-        raise OSError(f"the process could not change to user id {user} without capabilities")
+        raise OSError(f"could not switch to user id {user} and drop all capabilities")
 
 
 def die_with_parent(parent: int) -> None:
@@ -116,7 +116,7 @@ def lower_limit(kind: int, value: int) -> None:
 
 
 def listen_on(descriptor: int) -> None:
-    """Make ComfyUI's server, the first one of this process, listen on the inherited socket."""
+    """Make the first server that this process starts, ComfyUI's, use the inherited socket."""
     from aiohttp import web
 
     listening = socket.socket(fileno=descriptor)

@@ -162,7 +162,7 @@ def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
 
 
 def _get_version(file: BinaryIO) -> _Version:
-    """Return the time, size and inode of a file, of which one changes with each new version."""
+    """Return a file's time, size and inode number; at least one differs in each new version."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

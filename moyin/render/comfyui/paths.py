@@ -61,7 +61,7 @@ class HostPathFilter:
 
     @classmethod
     def for_process(cls, options: ComfyOptions) -> HostPathFilter:
-        """Create the object for the process that runs with these options."""
+        """Create the filter for the process that runs with these options."""
         folder = options.folder
         base = folder / "base"
         environment = options.python.parent.parent
@@ -115,7 +115,7 @@ class HostPathFilter:
         return frame if text is None else replace_frame_text(frame, self.hide_known(text))
 
     def hide_in_state(self, state: Any) -> Any:
-        """Replace all paths in the error messages of the JSON of a `PromptState`."""
+        """Replace all paths in the error messages of ``state``, the JSON of a `PromptState`."""
         messages = _find_error_messages(state)
         for index, message in enumerate(messages):
             if isinstance(message, list) and len(message) == 2 and message[0] == _ERROR_EVENT:

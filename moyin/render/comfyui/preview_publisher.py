@@ -32,7 +32,7 @@ class PreviewPublisher:
             self._publishing = asyncio.create_task(self._publish())
 
     def stop(self) -> None:
-        """Stop publishing."""
+        """Stop publishing previews."""
         if self._publishing is not None:
             self._publishing.cancel()
 

@@ -101,7 +101,7 @@ class RunningPrompt:
             self._notify_urgently()
 
     async def follow(self) -> AsyncGenerator[RenderEvent, None]:
-        """Yield the present progress, then all later events, which `Renderer.render` describes."""
+        """Yield the present progress, then all later events of the prompt until it has ended."""
         sent_progress: RenderProgress | None = None
         sent_started = sent_executed = sent_record = sent_runs = False
         while True:
@@ -141,7 +141,7 @@ class RunningPrompt:
         return self._result is not None or self._error is not None
 
     async def _wait_for_urgent(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for an urgent event, and return whether one has happened."""
+        """Wait up to ``seconds`` for news that can't be delayed; return whether there is any."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await self._urgent.wait()

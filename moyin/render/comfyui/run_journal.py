@@ -1,4 +1,4 @@
-"""Measures how long prompts occupy ComfyUI, and keeps the measurements until they are booked."""
+"""Measures how long prompts occupy ComfyUI, and keeps the runs until their cost is recorded."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class _Measurement:
 class RunJournal:
     """Records the runs of one renderer's prompts.
 
-    A run is reported as ended when its prompt has ended, because its result or error is unknown
-    before. Its measured time ends earlier, because storing the files does not occupy the GPU.
+    A run counts as ended only when its prompt has ended, because the result or error is unknown
+    before. The measured time ends earlier, because storing the files does not occupy the GPU.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,7 +101,7 @@ class RunJournal:
         return self._ended.get(prompt_id, ())
 
     def list_unsettled(self) -> tuple[RenderRun, ...]:
-        """Return the priced runs that are still open, or that have ended and are not booked."""
+        """Return the runs with a price that are still open, or whose cost is not recorded yet."""
         open_runs = (
             RenderRun(
                 id=run.id,
@@ -118,7 +118,7 @@ class RunJournal:
         return (*self._unsettled.values(), *open_runs)
 
     def settle(self, run_ids: Iterable[str]) -> None:
-        """Forget the runs with these ids, because they have been booked."""
+        """Drop the runs with these ids, because their cost has been recorded."""
         for run_id in run_ids:
             self._unsettled.pop(run_id, None)
 

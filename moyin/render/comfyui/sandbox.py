@@ -103,7 +103,7 @@ class Mounts:
         ]
 
     def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
-        """Return the parents of the paths that must be created, because no mount contains them."""
+        """Return the parent folders of ``paths`` that no mount has, so they must be created."""
         mounted = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
         return {
@@ -213,7 +213,7 @@ def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
 
 
 def _follow_links(path: Path) -> Iterator[Path]:
-    """Yield the folders of all targets in a chain of links, such as those of uv and pyenv."""
+    """Yield the folder of each target in a chain of links; uv and pyenv create such chains."""
     for _ in range(_MAX_LINK_CHAIN):
         if not path.is_symlink():
             return

@@ -57,7 +57,7 @@ class WrittenFiles:
         remove_tree(self._folder.done / prompt_id)
 
     def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
-        """Open an output file of a prompt, or of the earlier prompt from whose cache it comes.
+        """Open an output file of a prompt; a cached file belongs to an earlier prompt.
 
         Returns None if the file is missing, not regular, or outside the folder of its type.
         """

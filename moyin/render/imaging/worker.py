@@ -74,8 +74,8 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
     Args:
         task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality``,
-            ``channels`` and perhaps the largest ``width``), ``poster`` (of a video, as ``preview``),
-            ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
+            ``channels`` and perhaps the largest ``width``), ``poster`` (a preview of a video's
+            first frame), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
         limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
 
     Raises:

@@ -109,7 +109,7 @@ def find_file_names(graph: Mapping[str, Any]) -> set[str]:
 
 
 def find_file_texts(value: Any) -> set[str]:
-    """Return the strings in ``value``, of any depth, that look like names of uploaded files."""
+    """Return the strings in ``value``, at any depth, that look like names of uploaded files."""
     return {text for text in _find_strings(value) if _FILE.search(text) and len(text) < 512}
 
 

@@ -83,9 +83,11 @@ class OrderingRules:
         bytes_per_second: speed at which renderers load models, in bytes per second.
         wait_factor: a render whose models no renderer has loaded waits at most this many times the
             load time of the models, even if all renderers have work for their loaded models.
-        imbalance_factor: a renderer switches to the models of a longer queue when the two queues,
-            in seconds of work per renderer, differ by this many times the load time.
-        min_limit_seconds: lower bound in seconds of the two limits that the factors define.
+        imbalance_factor: a renderer switches to the models of another queue when that queue has
+            more work than its own, by this many times the load time. Work is counted in seconds per
+            renderer.
+        min_limit_seconds: smallest value in seconds of the limits that ``wait_factor`` and
+            ``imbalance_factor`` define.
     """
 
     ageing_seconds: float = 300.0
@@ -100,7 +102,7 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
     def compute_max_imbalance(self, load_seconds: float) -> float:
-        """Return by how many seconds of work two queues may differ before a renderer switches."""
+        """Return the difference of two queues, in seconds of work, at which a renderer switches."""
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
     def compute_due_time(self, pending: PendingRender) -> float:
@@ -140,7 +142,7 @@ class OwnerFairShare:
         self._present = 0.0
 
     def copy(self) -> OwnerFairShare:
-        """Return a copy whose owners a forecast can charge without changing this object."""
+        """Return a copy, so that a forecast can charge owners without changing this object."""
         copy = OwnerFairShare(self._weights)
         copy._served.update(self._served)
         copy._present = self._present

@@ -88,7 +88,7 @@ class RenderScheduler:
 
     @property
     def running(self) -> int:
-        """The number of renderers that execute a render, including an earlier scheduler's."""
+        """The number of busy renderers, including those with renders of an earlier scheduler."""
         return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
 
     @property

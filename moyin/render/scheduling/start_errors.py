@@ -1,4 +1,4 @@
-"""Learns how much later than forecast renders start, because later renders may overtake them."""
+"""Learns how much later renders start than forecast, because later renders may overtake them."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@
 1. A render that is due (`OrderingRules.compute_due_time`) begins first, on the free renderer with
    the lowest cost. This prevents starvation.
 2. A renderer *switches* to other models: those with the longest queue per renderer that has them
-   loaded. It switches in three cases: it has no models loaded; no waiting render uses its models,
-   and the renderers with the other models are not about to empty their queue; or their queue is
-   longer than its own by many times the load time of the models.
+   loaded. It switches if (a) it has no models loaded, (b) no waiting render uses its models and the
+   renderers of the other models will be busy for longer than a switch takes, or (c) the other queue
+   has more work than its own, by several times the load time.
 3. A renderer begins a render that uses its loaded models. These renders are ordered by class after
    ageing, then by fair share of the owners, then by arrival.
 
@@ -208,7 +208,7 @@ class Window:
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
-        """Return the first waiting render, if any, that needs no models or the renderer's."""
+        """Return the first waiting render that needs no models or the renderer's models, if any."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
         firsts = [self._find_first(family, now) for family in families]
@@ -357,7 +357,7 @@ class Window:
         return Assignment(pending, self._find_cheapest_slot(pending, suiting))
 
     def _estimate_delay(self, family: str, leaving: int = 0) -> float:
-        """Return the seconds until the family's renderers will have emptied its queue."""
+        """Return the seconds until the queue is empty if ``leaving_count`` renderers leave it."""
         if family not in self._queues:
             return 0.0
         holders = self._renderer_counts[family] - leaving
@@ -366,7 +366,7 @@ class Window:
     def _find_cheapest_slot(
         self, pending: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
-        """Return the renderer with the least to load; break ties by demand and by idle time."""
+        """Return the renderer with the shortest load time; prefer models with little demand."""
         return min(
             slots,
             key=lambda slot: (

@@ -43,7 +43,7 @@ class TemplateSnapshot:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """A mapping from each template's aliases, and from its name itself, to its name."""
+        """A mapping from each template's aliases and from its name to its name."""
         return {alias: template.name for alias, template in self.names.items()}
 
     def find(self, name: str, field: str) -> Template:
@@ -110,7 +110,7 @@ class TemplateCatalog:
 
 
 def list_template_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the folder of Moyin's own templates, if enabled, and the folder of the operator's."""
+    """Return the folders of Moyin's templates, if these are enabled, and of the operator's."""
     own = settings.templates or settings.data / "templates"
     return (SHIPPED_FOLDER, own) if settings.shipped_templates else (own,)
 

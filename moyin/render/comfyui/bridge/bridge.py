@@ -141,7 +141,7 @@ def find_unchecked_inputs(
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the inputs that ComfyUI checks only for their type and range, by node id.
 
-    Each input has its type, its minimum and its maximum.
+    The list of each input has the input's type, minimum and maximum.
     """
     free: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
@@ -204,7 +204,7 @@ def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
 
 
 def _overrides(node_class: Any, *names: str) -> bool:
-    """Return whether a node class or a base outside ``comfy_api`` defines one of the names."""
+    """Return whether the class, or a base class outside ``comfy_api``, defines one of ``names``."""
     return any(
         name in vars(base)
         for base in node_class.__mro__

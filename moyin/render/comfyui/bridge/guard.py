@@ -181,7 +181,7 @@ def _explain_kind(kind: str) -> str:
 
 
 def get_moyin_data(extra_data: Any) -> Mapping[str, Any]:
-    """Return Moyin's member of a prompt's ``extra_data``, or an empty mapping."""
+    """Return the member ``moyin`` of a prompt's ``extra_data``, or an empty mapping."""
     data = extra_data.get(MOYIN_KEY) if isinstance(extra_data, Mapping) else None
     return data if isinstance(data, Mapping) else _EMPTY
 

@@ -76,7 +76,7 @@ class Refusal(NamedTuple):
 
 
 def derive_rules(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
-    """Derive the rules of a node's inputs from its ``/object_info``; numbers have no rule."""
+    """Derive the rule of each input from the node's ``/object_info``; numbers have no rule."""
     rules = {}
     writes_files = bool(node.get("output_node"))
     outputs = [kind for kind in node.get("output") or () if isinstance(kind, str)]
@@ -142,7 +142,7 @@ def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
 
 
 def leads_outside(text: str) -> bool:
-    """Return whether a text in any encoding is a path that leads out of its folder.
+    """Return whether a text, decoded in any usual way, is a path that leads out of its folder.
 
     Such a path is absolute, contains ``..``, begins with a drive, a home folder or a URL scheme, or
     ends with the name of one of ComfyUI's folders in brackets.
