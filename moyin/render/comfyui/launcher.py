@@ -42,8 +42,12 @@ def main() -> None:
         change_user(options["user"], options["groups"])
         # Start Python again, because during this start it has run code of installed packages as
         # root.
-        rest = {name: value for name, value in options.items() if name not in ("user", "groups")}
-        os.execv(sys.executable, [sys.executable, __file__, json.dumps(rest), *sys.argv[2:]])
+        other_options = {
+            name: value for name, value in options.items() if name not in ("user", "groups")
+        }
+        os.execv(
+            sys.executable, [sys.executable, __file__, json.dumps(other_options), *sys.argv[2:]]
+        )
     if "parent" in options:
         die_with_parent(options["parent"])
     die_with_pipe(options["alive"])
@@ -110,8 +114,8 @@ def limit_resources(file_bytes: int, threads: int | None) -> None:
 
 def lower_limit(kind: int, value: int) -> None:
     """Set a resource limit unless a lower limit is set."""
-    _, present = resource.getrlimit(kind)
-    if present == resource.RLIM_INFINITY or present > value:
+    _, present_limit = resource.getrlimit(kind)
+    if present_limit == resource.RLIM_INFINITY or present_limit > value:
         resource.setrlimit(kind, (value, value))
 
 

@@ -39,9 +39,9 @@ class PreviewPublisher:
     async def _publish(self) -> None:
         while self._newest is not None:
             frame, self._newest = self._newest, None
-            parsed = parse_preview(frame) if len(frame) <= _MAX_BYTES else None
-            if parsed is not None:
-                metadata, media_type, picture = parsed
+            parsed_preview = parse_preview(frame) if len(frame) <= _MAX_BYTES else None
+            if parsed_preview is not None:
+                metadata, media_type, picture = parsed_preview
                 node = str(metadata.get("node_id") or "")[:_MAX_NODE_ID]
                 preview = Preview(step=self._step, node=node, media_type=media_type)
                 await self._store.publish(self._job_id, preview, picture)

@@ -76,25 +76,25 @@ class RunJournal:
         runs = self._open.pop(prompt_id, [])
         for run in runs:
             self._end(run)
-        last = len(runs) - 1
-        ended = tuple(
+        last_index = len(runs) - 1
+        ended_runs = tuple(
             RenderRun(
                 id=run.id,
                 prompt_id=prompt_id,
                 account=run.account,
                 seconds=self._measure_seconds(run),
                 load_seconds=self._measure_loading(run),
-                pictures=pictures if number == last else 0,
-                error=error if number == last else StepFailed.code,
+                pictures=pictures if number == last_index else 0,
+                error=error if number == last_index else StepFailed.code,
             )
             for number, run in enumerate(runs)
         )
-        if ended:
-            self._ended[prompt_id] = ended
-        for ended_run in ended:
+        if ended_runs:
+            self._ended[prompt_id] = ended_runs
+        for ended_run in ended_runs:
             if ended_run.account is not None:
                 self._unsettled[ended_run.id] = ended_run
-        return ended
+        return ended_runs
 
     def list_ended(self, prompt_id: str) -> tuple[RenderRun, ...]:
         """Return the runs of a prompt that has ended recently, or nothing for any other prompt."""
@@ -129,8 +129,8 @@ class RunJournal:
     def _measure_loading(self, run: _Measurement) -> float:
         if run.loading_since is None:
             return run.loaded_seconds
-        until = self._clock() if run.ended_at is None else run.ended_at
-        return run.loaded_seconds + until - run.loading_since
+        end_time = self._clock() if run.ended_at is None else run.ended_at
+        return run.loaded_seconds + end_time - run.loading_since
 
     def _measure_seconds(self, run: _Measurement) -> float:
         return (self._clock() if run.ended_at is None else run.ended_at) - run.begun_at

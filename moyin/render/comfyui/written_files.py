@@ -73,9 +73,9 @@ class WrittenFiles:
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
             for candidate in _candidate_paths(parts, origin):
-                opened = _open_below(root, candidate)
-                if opened is not None:
-                    return opened
+                opened_file = _open_below(root, candidate)
+                if opened_file is not None:
+                    return opened_file
         return None
 
     def _move_to_done(self, name: str) -> None:

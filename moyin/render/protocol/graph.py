@@ -57,21 +57,21 @@ def find_artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     return set(_find_references(_list_inputs(graph)))
 
 
-def make_missing_error(graph: Mapping[str, Any], missing: str) -> InputNotFound:
-    """Return an error that lists the inputs that refer to the artifact with the id ``missing``."""
+def make_missing_error(graph: Mapping[str, Any], missing_id: str) -> InputNotFound:
+    """Return an error that lists the inputs that refer to the artifact with the id ``missing_id``."""
     refused = [
         RefusedInput(node_id, str(node.get("class_type")), name, NOT_YOUR_FILE)
         for node_id, node in graph.items()
         if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
         for name, value in node["inputs"].items()
-        if missing in _find_references(value)
+        if missing_id in _find_references(value)
     ]
     if not refused:
-        return InputNotFound(f"the graph refers to artifact {missing!r}, which does not exist")
-    first = refused[0]
+        return InputNotFound(f"the graph refers to artifact {missing_id!r}, which does not exist")
+    first_input = refused[0]
     return InputNotFound(
-        f"node {first.node!r} ({first.class_type}), input {first.input!r}: {NOT_YOUR_FILE}",
-        field=f"{first.node}.inputs.{first.input}",
+        f"node {first_input.node!r} ({first_input.class_type}), input {first_input.input!r}: {NOT_YOUR_FILE}",
+        field=f"{first_input.node}.inputs.{first_input.input}",
         details=make_refusal_body(refused),
     )
 

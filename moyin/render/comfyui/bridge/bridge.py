@@ -143,7 +143,7 @@ def find_unchecked_inputs(
 
     The list of each input has the input's type, minimum and maximum.
     """
-    free: dict[str, dict[str, list[Any]]] = {}
+    inputs_by_node: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
         node_class = classes.get(content["class_type"])
         # These methods of old and new nodes check the inputs of a node in any way, so that none of
@@ -155,8 +155,8 @@ def find_unchecked_inputs(
         except Exception:
             continue  # the inputs may be malformed, since ComfyUI does not check unused nodes
         if inputs:
-            free[node] = inputs
-    return free
+            inputs_by_node[node] = inputs
+    return inputs_by_node
 
 
 def _list_simple_inputs(
@@ -183,10 +183,10 @@ def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
             queue.history.pop(read_id, None)
         entry = queue.history.get(prompt_id)
         waiting = (*queue.currently_running.values(), *queue.queue)
-        queued = any(item[1] == prompt_id for item in waiting)
+        is_queued = any(item[1] == prompt_id for item in waiting)
     if entry is not None:
         entry = {name: value for name, value in entry.items() if name != "prompt"}
-    return {"queued": queued, "entry": entry}
+    return {"queued": is_queued, "entry": entry}
 
 
 def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:

@@ -237,12 +237,12 @@ def _get_first_folder(path: str) -> str:
 def _decode_forms(text: str) -> Iterator[str]:
     """Yield the forms into which a node or a library may decode the text."""
     for _ in range(4):
-        plain = text if text.isascii() else _to_ascii_forms(text)
-        yield plain.translate(_SLASHES).strip()
-        decoded = unquote(text)
-        if decoded == text:
+        ascii_text = text if text.isascii() else _to_ascii_forms(text)
+        yield ascii_text.translate(_SLASHES).strip()
+        decoded_text = unquote(text)
+        if decoded_text == text:
             return
-        text = decoded
+        text = decoded_text
 
 
 def _to_ascii_forms(text: str) -> str:
