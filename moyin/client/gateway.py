@@ -358,8 +358,8 @@ def _new_session() -> aiohttp.ClientSession:
 
 async def _read_start(response: aiohttp.ClientResponse) -> bytes:
     """Return the first 64 KiB of an error response's body."""
-    pieces, left = [], _LARGEST_ERROR
-    while left and (piece := await response.content.read(left)):
+    pieces, bytes_left = [], _LARGEST_ERROR
+    while bytes_left and (piece := await response.content.read(bytes_left)):
         pieces.append(piece)
-        left -= len(piece)
+        bytes_left -= len(piece)
     return b"".join(pieces)

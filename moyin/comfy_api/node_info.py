@@ -118,14 +118,14 @@ class NodeInfoCache:
                 content = (await self._pool_responses.fetch(pool, RULES_PATH, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             content = None
-        known = self._rules.get(pool)
-        if content is None or (known is not None and known[0] == content):
-            return PoolRules() if known is None else known[1]
+        cached = self._rules.get(pool)
+        if content is None or (cached is not None and cached[0] == content):
+            return PoolRules() if cached is None else cached[1]
         try:
             rules = decode(PoolRules, content)
         except ValueError:
             _log.warning("render pool %s returned malformed rules; its last rules apply", pool)
-            return PoolRules() if known is None else known[1]
+            return PoolRules() if cached is None else cached[1]
         self._rules[pool] = (content, rules)
         return rules
 
@@ -145,14 +145,14 @@ class NodeInfoCache:
             raise ServiceUnavailable(message, retry_after=5) from error
         if content is None:
             raise ServiceUnavailable(message, retry_after=5)
-        known = self._tariffs.get(pool)
-        if known is None or known[0] != content:
+        cached = self._tariffs.get(pool)
+        if cached is None or cached[0] != content:
             try:
-                known = (content, decode(RenderTariff, content))
+                cached = (content, decode(RenderTariff, content))
             except ValueError as error:
                 raise ServiceUnavailable(message, retry_after=5) from error
-            self._tariffs[pool] = known
-        return known[1]
+            self._tariffs[pool] = cached
+        return cached[1]
 
     async def fetch_input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
         """Return the rules for the inputs of a pool's nodes, or None if the nodes are unknown.
@@ -161,10 +161,10 @@ class NodeInfoCache:
         ``classes``. A new report would cost a ComfyUI process half a second, and its content
         changes only when the pool's processes restart.
         """
-        known = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
-        if known is None or not classes <= known[1].keys():
-            known = await self._cached_inventory(pool)
-        return None if known is None else known[1]
+        cached = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
+        if cached is None or not classes <= cached[1].keys():
+            cached = await self._cached_inventory(pool)
+        return None if cached is None else cached[1]
 
     async def fetch_merged(
         self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
@@ -207,15 +207,15 @@ class NodeInfoCache:
         pools = self.pools if pools is None else pools
         if len(pools) == 1:
             return pools[0]
-        with_nodes: list[str] = []
+        pools_with_nodes: list[str] = []
         deadline = time.monotonic() + self._start
         for pool in pools:
             inventory = await self._wait_for_inventory(pool, deadline)
             if inventory is not None and supports_graph(inventory, graph):
                 return pool
             if inventory is not None and supports_node_classes(inventory, graph):
-                with_nodes.append(pool)
-        return with_nodes[0] if with_nodes else pools[0]
+                pools_with_nodes.append(pool)
+        return pools_with_nodes[0] if pools_with_nodes else pools[0]
 
     async def close(self) -> None:
         """Cancel the requests to pools that are still in progress."""
@@ -223,9 +223,9 @@ class NodeInfoCache:
 
     async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
         """Return the result of ``merge``, and cache the result until ``source`` changes."""
-        known = self._merged.get(key)
-        if known is not None and known[0] == source:
-            merged: T = known[1]
+        cached = self._merged.get(key)
+        if cached is not None and cached[0] == source:
+            merged: T = cached[1]
             return merged
         try:
             merged = await asyncio.to_thread(merge)
@@ -249,14 +249,14 @@ class NodeInfoCache:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        answers = {
+        answers_by_pool = {
             p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
         }
-        if not answers:
+        if not answers_by_pool:
             raise ServiceUnavailable(
                 "no render pool has reported its nodes or models yet; try again", retry_after=5
             )
-        contents = {pool: a.value for pool, a in answers.items() if a.value is not None}
+        contents = {pool: a.value for pool, a in answers_by_pool.items() if a.value is not None}
         if not contents:
             raise NotFound(f"no render pool has a file or response for {path}")
         return contents
@@ -268,10 +268,10 @@ class NodeInfoCache:
             ServiceUnavailable: the pool is still starting at the deadline.
         """
         while True:
-            left = max(0.0, deadline - time.monotonic())
+            seconds_left = max(0.0, deadline - time.monotonic())
             try:
-                async with asyncio.timeout(left):
-                    answer = await self._pool_responses.fetch(pool, NODES_PATH)
+                async with asyncio.timeout(seconds_left):
+                    response = await self._pool_responses.fetch(pool, NODES_PATH)
                 break
             except (PoolStarting, TimeoutError):
                 if time.monotonic() >= deadline:
@@ -282,12 +282,12 @@ class NodeInfoCache:
                     ) from None
             except ServiceUnavailable:
                 return None
-            await asyncio.sleep(min(_POLL_SECONDS, left))
-        known = await self._parse_cached(pool, answer)
-        if known is None:
+            await asyncio.sleep(min(_POLL_SECONDS, seconds_left))
+        parsed = await self._parse_cached(pool, response)
+        if parsed is None:
             return None
         rules = await self.fetch_rules(pool)
-        return {name: node for name, node in known[0].items() if rules.permits_node(name)}
+        return {name: node for name, node in parsed[0].items() if rules.permits_node(name)}
 
     async def _cached_inventory(
         self, pool: str, fresh: float | None = None, patience: float | None = None
@@ -295,19 +295,19 @@ class NodeInfoCache:
         """Return a pool's inventory and input rules, or None if they are not available in time."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                answer = await self._pool_responses.fetch(pool, NODES_PATH, fresh, patience)
+                response = await self._pool_responses.fetch(pool, NODES_PATH, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse_cached(pool, answer)
+        return await self._parse_cached(pool, response)
 
     async def _parse_cached(
-        self, pool: str, answer: CachedResponse
+        self, pool: str, response: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
         """Parse a pool's ``/object_info`` unless the same content has been parsed before."""
-        content = answer.value
-        known = self._inventories.get(pool)
-        if content is None or (known is not None and known[0] == content):
-            return None if known is None else known[1:]
+        content = response.value
+        cached = self._inventories.get(pool)
+        if content is None or (cached is not None and cached[0] == content):
+            return None if cached is None else cached[1:]
         try:
             inventory, inputs = await asyncio.to_thread(_parse_nodes, content)
         except ValueError:

@@ -140,8 +140,8 @@ class PromptNotifier:
 
     async def wait_until_notified(self, job: Job) -> None:
         """Wait until the end of the job has been sent, but no longer than half a second."""
-        earliest = max(self._connected_at, now() - _NOTIFY_WAIT)
-        if job.finished_at is None or job.finished_at < earliest:
+        earliest_end = max(self._connected_at, now() - _NOTIFY_WAIT)
+        if job.finished_at is None or job.finished_at < earliest_end:
             return
         if self._ends_sent.get(_attempt_key(job)):
             return
@@ -151,33 +151,33 @@ class PromptNotifier:
             await asyncio.sleep(_OVERTAKE_SECONDS)
 
     async def _run_registered(self) -> None:
-        newest = await self._newest_frames()
-        after = newest[-1].id if newest else None
-        async with self._shared.hub.subscribe(self._channel, after) as watch:
+        newest_frames = await self._newest_frames()
+        after_id = newest_frames[-1].id if newest_frames else None
+        async with self._shared.hub.subscribe(self._channel, after_id) as subscription:
             await self.send(
                 "status", {"status": await self._read_queue_status(), "sid": self._client_id}
             )
-            await self._send_running(newest)
+            await self._send_running(newest_frames)
             tasks = [
-                asyncio.create_task(self._forward_frames(watch)),
+                asyncio.create_task(self._forward_frames(subscription)),
                 asyncio.create_task(self._send_periodically()),
                 asyncio.create_task(self._send_queue_changes()),
             ]
             try:
                 # A task ends only by an error, for example because the client has disconnected.
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                done_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done_tasks:
                     task.result()
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _forward_frames(self, watch: Subscription[Frame]) -> None:
+    async def _forward_frames(self, subscription: Subscription[Frame]) -> None:
         while True:
-            for frame in await watch.next():
+            for frame in await subscription.next():
                 try:
-                    await self._process_frame(frame, watch)
+                    await self._process_frame(frame, subscription)
                 except _STORE_ERRORS as error:
                     # If the frame announced a prompt's end, `_send_missed_ends` sends the end
                     # later.
@@ -201,23 +201,23 @@ class PromptNotifier:
             )
             return []
 
-    async def _send_running(self, newest: list[Frame]) -> None:
+    async def _send_running(self, newest_frames: list[Frame]) -> None:
         """Send the state of the running prompts to the client, which has just connected."""
         for job in await self._shared.prompts.list_running(self._channel):
-            latest = {}
-            for frame in newest:
+            latest_messages = {}
+            for frame in newest_frames:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
-                    latest[from_json(frame.body)["type"]] = frame.body
-            if "executing" not in latest and "progress_state" in latest:
+                    latest_messages[from_json(frame.body)["type"]] = frame.body
+            if "executing" not in latest_messages and "progress_state" in latest_messages:
                 # No frame that was read tells which node is running, so derive it from the
                 # progress.
-                latest |= _derive_executing(job.id, latest["progress_state"])
+                latest_messages |= _derive_executing(job.id, latest_messages["progress_state"])
             for kind in _STATE_TYPES:
-                if kind in latest:
+                if kind in latest_messages:
                     async with self._send_lock:
-                        await self._send_raw(latest[kind].decode())
+                        await self._send_raw(latest_messages[kind].decode())
 
-    async def _process_frame(self, frame: Frame, watch: Subscription[Frame]) -> None:
+    async def _process_frame(self, frame: Frame, subscription: Subscription[Frame]) -> None:
         if frame.kind is FrameKind.STATUS:
             await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
@@ -229,12 +229,12 @@ class PromptNotifier:
             return
         elif frame.kind is FrameKind.TEXT:
             if frame.body.startswith(_START):
-                await self._wait_until_running(frame.prompt, watch)
+                await self._wait_until_running(frame.prompt, subscription)
             await self._send_text(frame)
         else:
             await self._send_preview(frame)
 
-    async def _wait_until_running(self, prompt_id: str, watch: Subscription[Frame]) -> None:
+    async def _wait_until_running(self, prompt_id: str, subscription: Subscription[Frame]) -> None:
         """Wait until the queue shows the prompt as running, before its first message is sent.
 
         A frame may arrive before the pool's worker has written the status to the job's row. The
@@ -242,7 +242,7 @@ class PromptNotifier:
         """
         with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
             async with asyncio.timeout(_START_WAIT_SECONDS):
-                while not watch.is_half_full:
+                while not subscription.is_half_full:
                     jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
                     if all(job.status is not JobStatus.QUEUED for job in jobs):
                         return
@@ -319,8 +319,8 @@ class PromptNotifier:
                 continue
             async with self._send_lock:
                 # `_send_end` may have sent a newer count while this task waited for the lock.
-                latest = self._shared.counts.latest_count(self._owner, count)
-                await self._send_unlocked("status", {"status": _build_status(latest)})
+                latest_count = self._shared.counts.latest_count(self._owner, count)
+                await self._send_unlocked("status", {"status": _build_status(latest_count)})
 
     async def _send_periodically(self) -> None:
         """Send the queue's length and the missed ends of prompts at regular intervals."""
@@ -337,11 +337,11 @@ class PromptNotifier:
         """Send the end of each job that ended an interval or more ago, if it was not sent then."""
         # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
-        overdue = now() - timedelta(seconds=self._shared.tick)
+        overdue_before = now() - timedelta(seconds=self._shared.tick)
         for job in await self._shared.prompts.list_ended_since(
             self._channel, self._ends_checked_until
         ):
-            if job.finished_at is not None and job.finished_at <= overdue:
+            if job.finished_at is not None and job.finished_at <= overdue_before:
                 await self._send_end(job)
                 if not self._ends_sent.get(_attempt_key(job)):
                     # Another task is sending the end. It may fail, so check the job again.
@@ -364,10 +364,10 @@ def _build_status(remaining: int) -> dict[str, Any]:
 def _derive_executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:
     """Return the ``executing`` message implied by ``progress_state``, or an empty dictionary."""
     nodes = from_json(progress)["data"].get("nodes", {})
-    running = [node for node, state in nodes.items() if state.get("state") == "running"]
-    if not running:
+    running_nodes = [node for node, state in nodes.items() if state.get("state") == "running"]
+    if not running_nodes:
         return {}
-    node = running[-1]
+    node = running_nodes[-1]
     display_node = nodes[node].get("display_node_id", node)
     data = {"node": node, "display_node": display_node, "prompt_id": prompt_id}
     return {"executing": to_json({"type": "executing", "data": data})}

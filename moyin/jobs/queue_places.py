@@ -64,22 +64,22 @@ class QueuePlaces:
                 queue.called_at = now
                 queue.call = asyncio.create_task(self._refresh(pool, queue))
         # Do not wait for a pool that has responded recently, or whose present call is slow.
-        awaited = [
+        awaited_queues = [
             queue
             for queue in self._queues.values()
             if queue.call is not None
             and not queue.is_slow
             and now - queue.received_at >= _INTERVAL_SECONDS
         ]
-        if awaited:
-            calls = [queue.call for queue in awaited if queue.call is not None]
+        if awaited_queues:
+            calls = [queue.call for queue in awaited_queues if queue.call is not None]
             await asyncio.wait(calls, timeout=self._wait)
-            for queue in awaited:
+            for queue in awaited_queues:
                 queue.is_slow = queue.call is not None
-        oldest = self._clock() - _MAX_AGE_SECONDS
+        oldest_time = self._clock() - _MAX_AGE_SECONDS
         places: dict[str, QueuePlace] = {}
         for queue in self._queues.values():
-            if queue.received_at >= oldest:
+            if queue.received_at >= oldest_time:
                 places.update(queue.places)
         return places
 

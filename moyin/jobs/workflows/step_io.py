@@ -90,12 +90,12 @@ async def send_heartbeats(
         every: the seconds between heartbeats, until `Heartbeat.use_shortest_interval` is called.
     """
     heartbeat = Heartbeat(every, activity.info().heartbeat_details)
-    sending = asyncio.create_task(_send_repeatedly(heartbeat))
+    heartbeat_task = asyncio.create_task(_send_repeatedly(heartbeat))
     try:
         yield heartbeat
     finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        heartbeat_task.cancel()
+        await asyncio.gather(heartbeat_task, return_exceptions=True)
 
 
 async def _send_repeatedly(heartbeat: Heartbeat) -> None:
