@@ -61,9 +61,9 @@ class NodeInfoCache:
 
     Args:
         folder: the folder in which the pools' nodes are stored for the next start, or None.
-        fresh: the seconds for which a cached response is used without a new request.
-        patience: the seconds to wait for a new response before an older one is used.
-        start: the seconds that a submission waits for the nodes of a pool that is starting.
+        fresh_seconds: the seconds for which a cached response is used without a new request.
+        wait_seconds: the seconds to wait for a new response before an older one is used.
+        start_seconds: the seconds that a submission waits for the nodes of a pool that is starting.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class NodeInfoCache:
         pool_client: PoolClient,
         *,
         folder: Path | None = None,
-        fresh: float = FRESH_RESPONSE_SECONDS,
-        patience: float = MAX_REFRESH_WAIT_SECONDS,
-        start: float = _START_SECONDS,
+        fresh_seconds: float = FRESH_RESPONSE_SECONDS,
+        wait_seconds: float = MAX_REFRESH_WAIT_SECONDS,
+        start_seconds: float = _START_SECONDS,
     ) -> None:
         self._pool_client = pool_client
-        self._start = start
+        self._start = start_seconds
         self._pool_responses = PoolResponseCache(
-            pool_client, folder=folder, fresh=fresh, patience=patience
+            pool_client, folder=folder, fresh_seconds=fresh_seconds, wait_seconds=wait_seconds
         )
         # The first item of each entry is the source from which the second item was computed.
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
@@ -115,7 +115,9 @@ class NodeInfoCache:
         """Return the operator's rules for a pool, or default rules if the pool does not respond."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._pool_responses.fetch(pool, RULES_PATH, patience=0.0)).value
+                content = (
+                    await self._pool_responses.fetch(pool, RULES_PATH, wait_seconds=0.0)
+                ).value
         except (ServiceUnavailable, TimeoutError):
             content = None
         cached = self._rules.get(pool)
@@ -175,10 +177,12 @@ class NodeInfoCache:
             ServiceUnavailable: no pool has responded yet.
             NotFound: no pool has a response for this path.
         """
-        found = await self._fetch_responses(path, self.pools if pools is None else pools)
-        responses = list(found.values())
+        bodies_by_pool = await self._fetch_responses(path, self.pools if pools is None else pools)
+        responses = list(bodies_by_pool.values())
         return await self._merge_cached(
-            (path, *found), responses, lambda: merge([from_json(content) for content in responses])
+            (path, *bodies_by_pool),
+            responses,
+            lambda: merge([from_json(content) for content in responses]),
         )
 
     async def fetch_first(self, path: str) -> bytes:
@@ -249,14 +253,14 @@ class NodeInfoCache:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        answers_by_pool = {
+        cached_by_pool = {
             p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
         }
-        if not answers_by_pool:
+        if not cached_by_pool:
             raise ServiceUnavailable(
                 "no render pool has reported its nodes or models yet; try again", retry_after=5
             )
-        contents = {pool: a.value for pool, a in answers_by_pool.items() if a.value is not None}
+        contents = {pool: a.value for pool, a in cached_by_pool.items() if a.value is not None}
         if not contents:
             raise NotFound(f"no render pool has a file or response for {path}")
         return contents
@@ -290,12 +294,14 @@ class NodeInfoCache:
         return {name: node for name, node in parsed[0].items() if rules.permits_node(name)}
 
     async def _cached_inventory(
-        self, pool: str, fresh: float | None = None, patience: float | None = None
+        self, pool: str, fresh_seconds: float | None = None, wait_seconds: float | None = None
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return a pool's inventory and input rules, or None if they are not available in time."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                response = await self._pool_responses.fetch(pool, NODES_PATH, fresh, patience)
+                response = await self._pool_responses.fetch(
+                    pool, NODES_PATH, fresh_seconds, wait_seconds
+                )
         except (ServiceUnavailable, TimeoutError):
             return None
         return await self._parse_cached(pool, response)

@@ -110,9 +110,9 @@ class PromptNotifier:
     """
 
     def __init__(
-        self, shared: PromptNotifiers, owner: str, client_id: str, send: SendMessage
+        self, notifiers: PromptNotifiers, owner: str, client_id: str, send: SendMessage
     ) -> None:
-        self._shared = shared
+        self._notifiers = notifiers
         self._owner = owner
         self._client_id = client_id
         self._channel = build_channel_name(owner, client_id)
@@ -135,7 +135,7 @@ class PromptNotifier:
         Raises:
             SlowConsumer: the client reads its messages too slowly.
         """
-        with self._shared.register(self._channel, self):
+        with self._notifiers.register(self._channel, self):
             await self._run_registered()
 
     async def wait_until_notified(self, job: Job) -> None:
@@ -153,7 +153,7 @@ class PromptNotifier:
     async def _run_registered(self) -> None:
         newest_frames = await self._newest_frames()
         after_id = newest_frames[-1].id if newest_frames else None
-        async with self._shared.hub.subscribe(self._channel, after_id) as subscription:
+        async with self._notifiers.hub.subscribe(self._channel, after_id) as subscription:
             await self.send(
                 "status", {"status": await self._read_queue_status(), "sid": self._client_id}
             )
@@ -193,7 +193,7 @@ class PromptNotifier:
 
     async def _newest_frames(self) -> list[Frame]:
         try:
-            return await self._shared.frames.list_newest(self._channel, _MAX_EARLIER_FRAMES)
+            return await self._notifiers.frames.list_newest(self._channel, _MAX_EARLIER_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning(
                 "cannot read the earlier messages of a ComfyUI client from Valkey: %s",
@@ -203,7 +203,7 @@ class PromptNotifier:
 
     async def _send_running(self, newest_frames: list[Frame]) -> None:
         """Send the state of the running prompts to the client, which has just connected."""
-        for job in await self._shared.prompts.list_running(self._channel):
+        for job in await self._notifiers.prompts.list_running(self._channel):
             latest_messages = {}
             for frame in newest_frames:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
@@ -222,7 +222,7 @@ class PromptNotifier:
             await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
         elif frame.kind is FrameKind.END:
-            for job in await self._shared.prompts.get(self._owner, [frame.prompt], hidden=True):
+            for job in await self._notifiers.prompts.get(self._owner, [frame.prompt], hidden=True):
                 await self._send_end(job)
         elif frame.prompt in self._ended:
             # ComfyUI may send messages for a moment after a prompt has been cancelled.
@@ -243,7 +243,7 @@ class PromptNotifier:
         with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
             async with asyncio.timeout(_START_WAIT_SECONDS):
                 while not subscription.is_half_full:
-                    jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
+                    jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], hidden=True)
                     if all(job.status is not JobStatus.QUEUED for job in jobs):
                         return
                     await asyncio.sleep(_START_POLL_SECONDS)
@@ -251,7 +251,7 @@ class PromptNotifier:
     async def _resume_if_retried(self, prompt_id: str) -> None:
         """Forward the messages of an ended prompt again if its job has been retried."""
         if prompt_id in self._ended:
-            jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
+            jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], hidden=True)
             if any(not job.status.is_final for job in jobs):
                 del self._ended[prompt_id]
 
@@ -268,7 +268,7 @@ class PromptNotifier:
         body = frame.body
         if frame.kind is FrameKind.BLOB:
             try:
-                body += await self._shared.blobs.get(frame.blob)
+                body += await self._notifiers.blobs.get(frame.blob)
             except FileNotFoundError:
                 _log.warning(
                     "a preview of prompt %s is not sent, because its blob has been deleted",
@@ -287,7 +287,7 @@ class PromptNotifier:
         self._ends_sent[_attempt_key(job)] = False
         self._ended[job.id] = None
         try:
-            record = await self._shared.files.read_record(job)
+            record = await self._notifiers.files.read_record(job)
         except BaseException:
             # `_send_missed_ends` tries again later.
             del self._ends_sent[_attempt_key(job)]
@@ -313,21 +313,21 @@ class PromptNotifier:
                 continue
             self._queue_changed.clear()
             try:
-                count = await self._shared.counts.count_now(self._owner)
+                count = await self._notifiers.counts.count_now(self._owner)
             except _STORE_ERRORS as error:
                 _log.warning(_STORE_WARNING, error)
                 continue
             async with self._send_lock:
                 # `_send_end` may have sent a newer count while this task waited for the lock.
-                latest_count = self._shared.counts.latest_count(self._owner, count)
+                latest_count = self._notifiers.counts.latest_count(self._owner, count)
                 await self._send_unlocked("status", {"status": _build_status(latest_count)})
 
     async def _send_periodically(self) -> None:
         """Send the queue's length and the missed ends of prompts at regular intervals."""
         while True:
-            await asyncio.sleep(self._shared.tick)
+            await asyncio.sleep(self._notifiers.tick)
             try:
-                count = await self._shared.counts.count_recent(self._owner, self._shared.tick)
+                count = await self._notifiers.counts.count_recent(self._owner, self._notifiers.tick)
                 await self.send("status", {"status": _build_status(count)})
                 await self._send_missed_ends()
             except _STORE_ERRORS as error:
@@ -337,8 +337,8 @@ class PromptNotifier:
         """Send the end of each job that ended an interval or more ago, if it was not sent then."""
         # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
-        overdue_before = now() - timedelta(seconds=self._shared.tick)
-        for job in await self._shared.prompts.list_ended_since(
+        overdue_before = now() - timedelta(seconds=self._notifiers.tick)
+        for job in await self._notifiers.prompts.list_ended_since(
             self._channel, self._ends_checked_until
         ):
             if job.finished_at is not None and job.finished_at <= overdue_before:
@@ -350,7 +350,7 @@ class PromptNotifier:
         self._ends_checked_until = checked_until
 
     async def _read_queue_status(self) -> dict[str, Any]:
-        return _build_status(await self._shared.counts.count_now(self._owner))
+        return _build_status(await self._notifiers.counts.count_now(self._owner))
 
 
 def _attempt_key(job: Job) -> tuple[str, int]:

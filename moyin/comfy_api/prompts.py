@@ -226,8 +226,8 @@ class ComfyPrompts:
         *,
         states: Sequence[str],
         workflow_id: str | None,
-        by_duration: bool,
-        ascending: bool,
+        sorts_by_duration: bool,
+        is_ascending: bool,
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
@@ -244,8 +244,8 @@ class ComfyPrompts:
                 j for j, digest in zip(selected_jobs, digests, strict=True) if digest == workflow
             ]
         selected_jobs.sort(
-            key=_execution_seconds if by_duration else _creation_time,
-            reverse=not ascending,
+            key=_execution_seconds if sorts_by_duration else _creation_time,
+            reverse=not is_ascending,
         )
         page = selected_jobs[offset : offset + (limit or _DEFAULT_ENTRIES)]
         summaries = await self._build_bodies(page, response.build_job_summary)

@@ -49,12 +49,12 @@ class QueuePlaces:
         pools: Sequence[str],
         *,
         clock: Callable[[], float] = time.monotonic,
-        wait: float = _WAIT_SECONDS,
+        wait_seconds: float = _WAIT_SECONDS,
     ) -> None:
         self._list_places = list_places
         self._queues = {pool: _PoolQueue() for pool in pools}
         self._clock = clock
-        self._wait = wait
+        self._wait = wait_seconds
 
     async def read(self) -> Mapping[str, QueuePlace]:
         """Return the places by job id; jobs of pools that do not respond are missing."""

@@ -157,7 +157,11 @@ class JobStatusWriter:
         earlier_results: tuple[StepResult, ...] = ()
         if step.index:
             job = await self._jobs.find(step.job_id)
-            earlier_results = tuple(before for before in job.results if before.index < step.index)
+            earlier_results = tuple(
+                earlier_result
+                for earlier_result in job.results
+                if earlier_result.index < step.index
+            )
         return JobOutcome(
             job_id=step.job_id,
             owner=step.owner,

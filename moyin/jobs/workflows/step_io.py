@@ -80,16 +80,16 @@ class Heartbeat:
 
 @asynccontextmanager
 async def send_heartbeats(
-    every: float = HEARTBEAT_INTERVAL.total_seconds(),
+    interval: float = HEARTBEAT_INTERVAL.total_seconds(),
 ) -> AsyncIterator[Heartbeat]:
     """Send heartbeats of the current activity while the block runs.
 
     Heartbeats repeat the details of the earlier try until `Heartbeat.details` is set.
 
     Args:
-        every: the seconds between heartbeats, until `Heartbeat.use_shortest_interval` is called.
+        interval: the seconds between heartbeats, until `Heartbeat.use_shortest_interval` is called.
     """
-    heartbeat = Heartbeat(every, activity.info().heartbeat_details)
+    heartbeat = Heartbeat(interval, activity.info().heartbeat_details)
     heartbeat_task = asyncio.create_task(_send_repeatedly(heartbeat))
     try:
         yield heartbeat

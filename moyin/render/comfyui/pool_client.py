@@ -94,17 +94,17 @@ class PoolResponseCache:
 
     Args:
         folder: folder of the cached responses on disk, or None to cache in memory only.
-        fresh: seconds until a cached response is too old to be returned without a new request.
-        patience: seconds to wait for a new response before an older cached one is returned.
+        fresh_seconds: seconds until a cached response is too old to be returned without a new request.
+        wait_seconds: seconds to wait for a new response before an older cached one is returned.
     """
 
     def __init__(
-        self, client: PoolClient, *, folder: Path | None, fresh: float, patience: float
+        self, client: PoolClient, *, folder: Path | None, fresh_seconds: float, wait_seconds: float
     ) -> None:
         self._client = client
         self._folder = folder
-        self._fresh = fresh
-        self._patience = patience
+        self._fresh = fresh_seconds
+        self._patience = wait_seconds
         self._responses: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_RESPONSES)
         self._files: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_FILE_RESPONSES)
         self._loading: dict[tuple[str, str], asyncio.Task[CachedResponse]] = {}
@@ -116,17 +116,21 @@ class PoolResponseCache:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def fetch(
-        self, pool: str, path: str, fresh: float | None = None, patience: float | None = None
+        self,
+        pool: str,
+        path: str,
+        fresh_seconds: float | None = None,
+        wait_seconds: float | None = None,
     ) -> CachedResponse:
         """Return the pool's response to GET ``path``, from the cache if it is fresh.
 
-        The arguments ``fresh`` and ``patience`` override those of the constructor. Raises
+        The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the constructor. Raises
         `PoolStarting` or `ServiceUnavailable` if no response is available.
         """
         cache = self._choose_cache(path)
         cached = cache.get((pool, path))
-        fresh = self._fresh if fresh is None else fresh
-        if cached is not None and time.monotonic() - cached.received_at < fresh:
+        fresh_seconds = self._fresh if fresh_seconds is None else fresh_seconds
+        if cached is not None and time.monotonic() - cached.received_at < fresh_seconds:
             return cached
         task = self._loading.get((pool, path))
         if task is None:
@@ -135,7 +139,7 @@ class PoolResponseCache:
             task.add_done_callback(lambda _: self._loading.pop((pool, path), None))
         if cached is None:
             return await asyncio.shield(task)
-        await asyncio.wait([task], timeout=self._patience if patience is None else patience)
+        await asyncio.wait([task], timeout=self._patience if wait_seconds is None else wait_seconds)
         return task.result() if task.done() else cached
 
     def _choose_cache(self, path: str) -> BoundedDict[tuple[str, str], CachedResponse]:

@@ -25,7 +25,7 @@ class PreviewPublisher:
         self._newest: bytes | None = None
         self._publishing: asyncio.Task[None] | None = None
 
-    def offer(self, frame: bytes) -> None:
+    def schedule_frame(self, frame: bytes) -> None:
         """Schedule the picture in a binary frame for publication; a newer picture replaces it."""
         self._newest = frame
         if self._publishing is None or self._publishing.done():

@@ -460,7 +460,7 @@ class ComfyRenderer:
         self._enqueue_for_relay(prompt_id, frame)
         prompt = self._find_active(prompt_id)
         if prompt is not None and prompt.previews is not None:
-            prompt.previews.offer(frame)
+            prompt.previews.schedule_frame(frame)
 
     def _enqueue_for_relay(self, prompt_id: str | None, message: EventMessage | bytes) -> None:
         prompt = self._find_active(prompt_id)

@@ -80,11 +80,13 @@ def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
     """Return the body of ComfyUI's ``POST /prompt`` for a graph that fails validation."""
     nodes: dict[str, Any] = {}
     for refusal in refused:
-        named = f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
+        input_and_reason = (
+            f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
+        )
         error = {
             "type": "custom_validation_failed",
             "message": "Custom validation failed for node",
-            "details": named,
+            "details": input_and_reason,
             "extra_info": {"input_name": refusal.input} if refusal.input else {},
         }
         node_error = {"errors": [], "dependent_outputs": [], "class_type": refusal.class_type}

@@ -329,7 +329,7 @@ class Farm:
 
         artifacts = ArtifactStore(self.database)
         meter = RequestMeter(self._valkey.url)
-        node_info = NodeInfoCache(self.pools_say, fresh=0.0)
+        node_info = NodeInfoCache(self.pools_say, fresh_seconds=0.0)
         admission = GraphAdmission(node_info)
         prompts = PromptStore(self.database)
         files = ComfyFiles(
@@ -369,7 +369,7 @@ class Farm:
             backends_seconds=0.1, usage_seconds=0.1, clock=lambda: self.clock(),
         )  # fmt: skip
         places = QueuePlaces(self.pools_say.list_places, self.pools_say.pools)
-        feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
+        feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet_seconds=0.5)
         farm_events = PromptNotifiers(
             prompts=prompts,
             files=files,
