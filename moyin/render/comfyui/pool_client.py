@@ -79,9 +79,9 @@ class CachedResponse:
     """A pool's response to a GET request, as the cache holds it.
 
     Attributes:
-            value: body of the response, or None if the path does not exist.
-            received_at: monotonic time of the response, or minus infinity if it was read from disk.
-            version: fingerprint of the pool's configuration.
+        value: body of the response, or None if the path does not exist.
+        received_at: monotonic time of the response, or minus infinity if it was read from disk.
+        version: fingerprint of the pool's configuration.
     """
 
     value: bytes | None
