@@ -61,8 +61,8 @@ def list_entries(
 
     async def work(gateway: GatewayClient) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
-        async with aclosing(_read_entries(gateway, search, after, before)) as found:
-            async for entry in found:
+        async with aclosing(_read_entries(gateway, search, after, before)) as matches:
+            async for entry in matches:
                 entries.append(entry)
                 if len(entries) == limit:
                     break
@@ -89,8 +89,8 @@ def export(
     async def work(gateway: GatewayClient) -> None:
         if form is ExportFormat.CSV:
             print_csv(_COLUMNS, ())
-        async with aclosing(_read_entries(gateway, search, after, before)) as found:
-            async for entry in found:
+        async with aclosing(_read_entries(gateway, search, after, before)) as matches:
+            async for entry in matches:
                 await asyncio.to_thread(_write_entry, entry, form)
 
     with_gateway(work)
@@ -107,19 +107,19 @@ async def _read_entries(
     gateway: GatewayClient, search: str | None, after: datetime | None, before: datetime | None
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the matching entries, newest first; this function filters, not the gateway."""
-    words = None if search is None else search.casefold()
-    first, end = (None if time is None else time.replace(tzinfo=UTC) for time in (after, before))
+    search_text = None if search is None else search.casefold()
+    start, end = (None if time is None else time.replace(tzinfo=UTC) for time in (after, before))
     last_id = None
     while True:
         path = build_path("/accounts/audit", {"limit": _MAX_PAGE, "before": last_id})
         entries = (await gateway.call("GET", path))["entries"]
         for entry in entries:
             at = datetime.fromisoformat(entry["at"])
-            if first is not None and at < first:
+            if start is not None and at < start:
                 return
             is_in_time = end is None or at < end
             text = json.dumps(list(entry.values()), ensure_ascii=False).casefold()
-            if is_in_time and (words is None or words in text):
+            if is_in_time and (search_text is None or search_text in text):
                 yield entry
         if len(entries) < _MAX_PAGE:
             return

@@ -1,4 +1,4 @@
-"""Implements ``moyin batches``, which runs files of text requests below interactive ones."""
+"""Implements ``moyin batches``, which runs files of text requests at low priority."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def submit(
     path = endpoint or _read_endpoint(file)
 
     async def work(gateway: GatewayClient) -> None:
-        uploaded = await gateway.post_form(_FILES, file, {"purpose": "batch"})
-        body = {"input_file_id": uploaded["id"], "endpoint": path, "completion_window": "24h"}
+        uploaded_file = await gateway.post_form(_FILES, file, {"purpose": "batch"})
+        body = {"input_file_id": uploaded_file["id"], "endpoint": path, "completion_window": "24h"}
         batch = await gateway.call("POST", _BATCHES, {**body, "metadata": metadata})
         out.print(batch["id"])
         if wait:
@@ -137,44 +137,44 @@ def results(
 
 async def _follow(gateway: GatewayClient, batch_id: str) -> None:
     """Print the progress until the batch ends."""
-    shown = ""
+    last_line = ""
     while True:
         batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
         counts = batch["request_counts"]
-        done = counts["completed"] + counts["failed"]
-        line = f"{batch['status']} {done}/{counts['total']}, {counts['failed']} failed"
-        if line != shown:
+        done_count = counts["completed"] + counts["failed"]
+        line = f"{batch['status']} {done_count}/{counts['total']}, {counts['failed']} failed"
+        if line != last_line:
             errors.print(line)
-            shown = line
+            last_line = line
         if batch["status"] in _ENDED:
             break
         await asyncio.sleep(_POLL_SECONDS)
     for problem in (batch["errors"] or {}).get("data", ()):
-        where = "" if problem["line"] is None else f"line {problem['line']}: "
-        errors.print(f"{where}{problem['code']}: {problem['message']}")
+        line_prefix = "" if problem["line"] is None else f"line {problem['line']}: "
+        errors.print(f"{line_prefix}{problem['code']}: {problem['message']}")
     if batch["status"] != "completed":
         raise typer.Exit(JOB_DID_NOT_SUCCEED)
 
 
 def _build_row(batch: dict[str, Any]) -> tuple[str, ...]:
     counts = batch["request_counts"]
-    created = datetime.fromtimestamp(batch["created_at"], UTC)
+    created_at = datetime.fromtimestamp(batch["created_at"], UTC)
     return (
         batch["id"],
         batch["status"],
         str(counts["total"]),
         str(counts["completed"]),
         str(counts["failed"]),
-        f"{created:%Y-%m-%d %H:%M:%S}",
+        f"{created_at:%Y-%m-%d %H:%M:%S}",
     )
 
 
 def _read_endpoint(file: Path) -> str:
     """Return the url of the first line of a file."""
     with file.open("rb") as lines:
-        first = lines.readline()
+        first_line = lines.readline()
     try:
-        url = json.loads(first)["url"]
+        url = json.loads(first_line)["url"]
     except (ValueError, KeyError, TypeError):
         url = None
     if not isinstance(url, str):

@@ -91,8 +91,8 @@ class Connector:
             try:
                 await web.TCPSite(runner, _HOST, port).start()
             except OSError as error:
-                in_use = error.errno == errno.EADDRINUSE
-                problem = "is in use" if in_use else f"cannot be opened ({error.strerror})"
+                is_in_use = error.errno == errno.EADDRINUSE
+                problem = "is in use" if is_in_use else f"cannot be opened ({error.strerror})"
                 raise StackError(f"port {port} {problem}: choose another with --port") from error
             yield f"http://{_HOST}:{runner.addresses[0][1]}"
         finally:
@@ -210,16 +210,16 @@ async def _relay_messages(
     client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse
 ) -> None:
     """Relay messages in both directions until one end closes, then close the other end, too."""
-    copying = [
+    copy_tasks = [
         asyncio.create_task(_copy_messages(client, upstream)),
         asyncio.create_task(_copy_messages(upstream, client)),
     ]
     try:
-        await asyncio.wait(copying, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(copy_tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in copying:
+        for task in copy_tasks:
             task.cancel()
-        results = await asyncio.gather(*copying, return_exceptions=True)
+        results = await asyncio.gather(*copy_tasks, return_exceptions=True)
     for result in results:
         # A broken connection is a normal end, but any other exception is a bug.
         if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):
@@ -268,24 +268,24 @@ def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> C
     Requests of ComfyUI's frontend also have the key in a cookie, because the gateway serves the
     frontend's page only to browsers with a cookie.
     """
-    forwarded = CIMultiDict(
+    forwarded_headers = CIMultiDict(
         (name, value)
         for name, value in _drop_hop_by_hop(headers).items()
         if name.lower() not in _LOCAL_HEADERS
         and not name.lower().startswith(_LOCAL_HEADER_PREFIXES)
     )
-    forwarded["Authorization"] = f"Bearer {key}"
+    forwarded_headers["Authorization"] = f"Bearer {key}"
     if path.startswith(PAGE_PATH):
-        forwarded["Cookie"] = f"{SESSION_COOKIE}={key}"
-    return forwarded
+        forwarded_headers["Cookie"] = f"{SESSION_COOKIE}={key}"
+    return forwarded_headers
 
 
 def _drop_hop_by_hop(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """Remove hop-by-hop headers, which include those named in Connection (RFC 9110, 7.6)."""
     pairs = CIMultiDict(headers)
-    named = ",".join(pairs.getall("connection", [])).lower().split(",")
-    dropped = _HOP_BY_HOP | {name.strip() for name in named}
-    return CIMultiDict((n, value) for n, value in pairs.items() if n.lower() not in dropped)
+    named_headers = ",".join(pairs.getall("connection", [])).lower().split(",")
+    dropped_headers = _HOP_BY_HOP | {name.strip() for name in named_headers}
+    return CIMultiDict((n, value) for n, value in pairs.items() if n.lower() not in dropped_headers)
 
 
 def _is_loopback(host: str) -> bool:

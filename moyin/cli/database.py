@@ -60,15 +60,15 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
     try:
         await database.ensure_schema()
         pruner = Pruner(database, BlobStore(settings.blobs_url))
-        due = await pruner.count_prunable(before)
+        job_count = await pruner.count_prunable(before)
         batches = await pruner.count_prunable_batches(before)
-        summary = f"{due:,} jobs and {batches:,} batches ended at least {days} days ago"
+        summary = f"{job_count:,} jobs and {batches:,} batches ended at least {days} days ago"
         if dry_run:
             out.print(summary)
             return
-        if not is_confirmed and (due or batches):
+        if not is_confirmed and (job_count or batches):
             typer.confirm(f"{summary}. Delete them with their files?", abort=True, err=True)
-        deleted = PruneResult()
+        deleted_total = PruneResult()
         with Progress(
             TextColumn("jobs deleted"),
             BarColumn(),
@@ -78,13 +78,13 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
             transient=True,
             disable=not errors.is_terminal,
         ) as progress:
-            task = progress.add_task("", total=due)
+            task = progress.add_task("", total=job_count)
             async for batch in pruner.run(before):
-                deleted += batch
+                deleted_total += batch
                 progress.advance(task, batch.jobs)
-        size = decimal(deleted.size)
+        size = decimal(deleted_total.size)
         out.print(
-            f"deleted {deleted.jobs:,} jobs, {deleted.batches:,} batches and {deleted.files:,} files, "
+            f"deleted {deleted_total.jobs:,} jobs, {deleted_total.batches:,} batches and {deleted_total.files:,} files, "
             f"{size}"
         )
     finally:

@@ -66,10 +66,10 @@ async def _stream_with_retries(gateway: GatewayClient) -> Answer:
 def _print_addresses() -> None:
     options = Options.read()
     state = launch.read_running_state(options)
-    loaded = load_profile()
-    addresses = state.addresses if state is not None else {"gateway": loaded.url}
+    profile = load_profile()
+    addresses = state.addresses if state is not None else {"gateway": profile.url}
     out.print("\n[bold]Your stack[/]")
-    pairs = [*addresses.items(), ("api key", loaded.api_key)]
+    pairs = [*addresses.items(), ("api key", profile.api_key)]
     if state is not None:
         pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", stop_command())]
     print_pairs(pairs)

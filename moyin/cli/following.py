@@ -52,12 +52,12 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
 async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Path) -> list[Path]:
     """Download the job's artifacts into a folder, without overwriting files, and return the paths."""
     await asyncio.to_thread(create_folder, folder)
-    saved = []
+    saved_paths = []
     for artifact in job["artifacts"]:
         target = choose_target(folder, artifact["name"])
         await gateway.download(artifact["url"], target)
-        saved.append(target)
-    return saved
+        saved_paths.append(target)
+    return saved_paths
 
 
 def create_folder(folder: Path) -> None:

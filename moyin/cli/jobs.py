@@ -188,8 +188,8 @@ def _change(
         return await change_jobs(gateway, f"/jobs/{action}", where, dry_run=counts_only)
 
     if not dry_run and not is_confirmed:
-        matched = with_gateway(lambda gateway: work(gateway, counts_only=True))["matched"]
-        question = f"{matched:,} jobs match. {action.capitalize()} them?"
+        matched_count = with_gateway(lambda gateway: work(gateway, counts_only=True))["matched"]
+        question = f"{matched_count:,} jobs match. {action.capitalize()} them?"
         typer.confirm(question, abort=True, err=True)
     return with_gateway(lambda gateway: work(gateway, counts_only=dry_run))
 
@@ -200,8 +200,8 @@ def _print_counts(counts: dict[str, Any], as_json: bool, done: str, skipped: str
     elif counts["dry_run"]:
         out.print(f"{counts['matched']:,} jobs match")
     else:
-        rest = f"; {counts['skipped']:,} {skipped}" if counts["skipped"] else ""
-        out.print(f"{done} {counts['done']:,} of {counts['matched']:,} jobs{rest}")
+        skipped_note = f"; {counts['skipped']:,} {skipped}" if counts["skipped"] else ""
+        out.print(f"{done} {counts['done']:,} of {counts['matched']:,} jobs{skipped_note}")
     if counts["skipped"]:
         raise typer.Exit(SOME_SKIPPED)
 
@@ -214,5 +214,5 @@ def _format_percent(job: dict[str, Any]) -> str:
     progress = job["progress"]
     if job["status"] == "succeeded":
         return "100%"
-    within = progress["value"] / (progress["max"] or 1)
-    return f"{(progress['step'] + within) / max(1, job['steps']):.0%}"
+    step_share = progress["value"] / (progress["max"] or 1)
+    return f"{(progress['step'] + step_share) / max(1, job['steps']):.0%}"

@@ -65,8 +65,10 @@ def create(
     if is_remote():
         if owner is not None:
             raise StackError("with a profile, keys belong to your own tenant: omit OWNER")
-        created = remote_keys.create_key(name=name, scopes=scope, expires_at=expires_at, user=user)
-        _print_secret(created, as_json)
+        created_key = remote_keys.create_key(
+            name=name, scopes=scope, expires_at=expires_at, user=user
+        )
+        _print_secret(created_key, as_json)
         return
     if owner is None or not owner.strip():
         raise StackError("OWNER is empty: name the tenant that owns everything the key creates")
@@ -167,10 +169,10 @@ def _list_stored_keys() -> list[dict[str, Any]]:
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
     """Warn of scopes that no app of Moyin requires, because they are probably mistyped."""
-    known = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
-    for scope in sorted({word for text in scopes for word in text.split()} - known):
-        similar = get_close_matches(scope, known, n=1, cutoff=0.8)
-        hint = f" (did you mean {similar[0]}?)" if similar else ""
+    known_scopes = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
+    for scope in sorted({word for text in scopes for word in text.split()} - known_scopes):
+        similar_scopes = get_close_matches(scope, known_scopes, n=1, cutoff=0.8)
+        hint = f" (did you mean {similar_scopes[0]}?)" if similar_scopes else ""
         errors.print(
             f"note: no app of Moyin requires the scope {scope!r}{hint}; a proxy route may",
             markup=False,

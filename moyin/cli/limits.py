@@ -59,9 +59,11 @@ def set_limits(
 
     async def work(gateway: GatewayClient) -> Any:
         # Send the other limits, too, because the route replaces all limits of the subject.
-        present = await gateway.call("GET", _build_path(subject))
-        merged = {name: value for name, value in present.items() if name != "subject"} | changes
-        body = {name: value for name, value in merged.items() if value is not None}
+        present_limits = await gateway.call("GET", _build_path(subject))
+        merged_limits = {
+            name: value for name, value in present_limits.items() if name != "subject"
+        } | changes
+        body = {name: value for name, value in merged_limits.items() if value is not None}
         return await gateway.call("PUT", _build_path(subject), body)
 
     limit = with_gateway(work)

@@ -115,11 +115,11 @@ def _change(user: str, body: dict[str, Any], organisation: str | None, as_json: 
         path = await _find_member(gateway, organisation, user)
         return await gateway.call("PATCH", path, body)
 
-    changed = with_gateway(work)
+    changed_member = with_gateway(work)
     if as_json:
-        print_json(changed)
+        print_json(changed_member)
     else:
-        print_records((), [_build_row(changed)])
+        print_records((), [_build_row(changed_member)])
 
 
 async def _find_member(gateway: GatewayClient, organisation: str | None, user: str) -> str:
@@ -127,10 +127,10 @@ async def _find_member(gateway: GatewayClient, organisation: str | None, user: s
     path = f"{await resolve_path(gateway, organisation)}/members"
     if "@" in user:
         members = (await gateway.call("GET", path))["members"]
-        matching = (m["id"] for m in members if (m["email"] or "").lower() == user.lower())
-        if (found := next(matching, None)) is None:
+        matching_ids = (m["id"] for m in members if (m["email"] or "").lower() == user.lower())
+        if (member_id := next(matching_ids, None)) is None:
             raise typer.BadParameter(f"no member has the email {user}", param_hint="USER")
-        user = str(found)
+        user = str(member_id)
     return f"{path}/{quote(user, safe='')}"
 
 

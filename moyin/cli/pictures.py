@@ -84,8 +84,8 @@ def encode_picture(picture: Image, protocol: PictureProtocol) -> Iterator[str]:
     for start in range(0, len(data), _KITTY_CHUNK):
         # q=2 disables replies, because nothing would read them. m=1 means that more chunks follow.
         control = "a=T,f=100,q=2," if start == 0 else ""
-        more = int(start + _KITTY_CHUNK < len(data))
-        yield f"\x1b_G{control}m={more};{data[start : start + _KITTY_CHUNK]}\x1b\\"
+        has_more = int(start + _KITTY_CHUNK < len(data))
+        yield f"\x1b_G{control}m={has_more};{data[start : start + _KITTY_CHUNK]}\x1b\\"
 
 
 def _load_thumbnail(path: Path) -> Image | None:
@@ -112,7 +112,7 @@ def _query_terminal() -> bytes:
     # A background process would be suspended if it changed the terminal's settings.
     if not os.isatty(reader) or os.tcgetpgrp(reader) != os.getpgrp():
         return b""
-    saved = termios.tcgetattr(reader)
+    saved_attributes = termios.tcgetattr(reader)
     reply = b""
     try:
         tty.setcbreak(reader, termios.TCSADRAIN)
@@ -125,7 +125,7 @@ def _query_terminal() -> bytes:
                 break
             reply += piece
     finally:
-        termios.tcsetattr(reader, termios.TCSADRAIN, saved)
+        termios.tcsetattr(reader, termios.TCSADRAIN, saved_attributes)
     return reply
 
 

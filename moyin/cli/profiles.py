@@ -45,14 +45,14 @@ def add(
     argument. Profiles are stored in ~/.config/moyin/profiles.toml, which only you can read.
     """
     path = find_profiles_file(os.environ)
-    named = read_named_profiles(path)
+    named_profiles = read_named_profiles(path)
     profile = Profile(url=require_http_url(url, "URL"), api_key="")
     _warn_of_plain_http(profile.url)
     profile = replace(profile, api_key=_read_key())
     if check:
         run_with(profile, lambda gateway: gateway.call("GET", "/accounts/whoami"))
-    profiles = {**named.profiles, require_profile_name(name): profile}
-    write_named_profiles(path, replace(named, profiles=profiles))
+    profiles = {**named_profiles.profiles, require_profile_name(name): profile}
+    write_named_profiles(path, replace(named_profiles, profiles=profiles))
     out.print(f"{name} is stored; use it with `moyin --profile {name}`, or always: "
               f"`moyin profiles use {name}`")  # fmt: skip
 
@@ -62,15 +62,21 @@ def list_profiles(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the profiles without their keys; `*` marks the profile in use."""
-    named = read_named_profiles(find_profiles_file(os.environ))
-    used = find_profile_name()
-    urls = {LOCAL: "", **{name: profile.url for name, profile in sorted(named.profiles.items())}}
+    named_profiles = read_named_profiles(find_profiles_file(os.environ))
+    used_name = find_profile_name()
+    urls = {
+        LOCAL: "",
+        **{name: profile.url for name, profile in sorted(named_profiles.profiles.items())},
+    }
     if as_json:
-        print_json([{"name": n, "url": url, "used": n == used} for n, url in urls.items()])
+        print_json([{"name": n, "url": url, "used": n == used_name} for n, url in urls.items()])
         return
     print_table(
         ("name", "url", "used"),
-        ((n, url or "the stack on this machine", "*" * (n == used)) for n, url in urls.items()),
+        (
+            (n, url or "the stack on this machine", "*" * (n == used_name))
+            for n, url in urls.items()
+        ),
     )
 
 
@@ -78,12 +84,12 @@ def list_profiles(
 def use(name: Name) -> None:
     """Make a profile the default; --profile and MOYIN_PROFILE override it. `local`: this machine."""
 
-    def choose(named: NamedProfiles) -> NamedProfiles:
+    def choose_profile(named_profiles: NamedProfiles) -> NamedProfiles:
         if name != LOCAL:
-            named.get(name)
-        return replace(named, default=name)
+            named_profiles.get(name)
+        return replace(named_profiles, default=name)
 
-    _change(choose)
+    _change(choose_profile)
     out.print(f"{name} is used from now on")
 
 
@@ -91,14 +97,14 @@ def use(name: Name) -> None:
 def remove(name: Name) -> None:
     """Remove a profile with its key. The key stays valid until `moyin keys revoke`."""
 
-    def drop(named: NamedProfiles) -> NamedProfiles:
-        named.get(name)
+    def drop_profile(named_profiles: NamedProfiles) -> NamedProfiles:
+        named_profiles.get(name)
         return NamedProfiles(
-            default=LOCAL if named.default == name else named.default,
-            profiles={n: profile for n, profile in named.profiles.items() if n != name},
+            default=LOCAL if named_profiles.default == name else named_profiles.default,
+            profiles={n: profile for n, profile in named_profiles.profiles.items() if n != name},
         )
 
-    _change(drop)
+    _change(drop_profile)
     out.print(f"{name} removed")
 
 

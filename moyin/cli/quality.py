@@ -91,8 +91,8 @@ def feedback(
     as_json: AsJson = False,
 ) -> None:
     """Rate an answer, so that the router learns from it."""
-    given = {"score": score, "better_request_id": better, "comment": comment}
-    body = {name: value for name, value in given.items() if value is not None}
+    rating = {"score": score, "better_request_id": better, "comment": comment}
+    body = {name: value for name, value in rating.items() if value is not None}
     result = with_gateway(
         lambda gateway: gateway.call("POST", "/v1/feedback", {"request_id": request_id, **body})
     )
@@ -116,8 +116,8 @@ def _describe_judge(judge: dict[str, Any]) -> str:
     text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
         return text
-    spent = "?" if judge["spent_usd"] is None else f"${judge['spent_usd']:.4f}"
-    return f"{text}, {spent} of ${judge['usd_per_month']:g} spent"
+    spent_text = "?" if judge["spent_usd"] is None else f"${judge['spent_usd']:.4f}"
+    return f"{text}, {spent_text} of ${judge['usd_per_month']:g} spent"
 
 
 def _build_model_row(model: dict[str, Any]) -> tuple[str, ...]:

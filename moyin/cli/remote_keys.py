@@ -22,13 +22,13 @@ def create_key(
     *, name: str, scopes: Sequence[str] | None, expires_at: datetime | None, user: str | None
 ) -> dict[str, Any]:
     """Create a key for the caller or a service account; return it with its secret in ``key``."""
-    given = {
+    key_fields = {
         "name": name,
         "scopes": scopes or None,
         "expires_at": None if expires_at is None else expires_at.isoformat(),
         "user": user,
     }
-    body = {name: value for name, value in given.items() if value is not None}
+    body = {name: value for name, value in key_fields.items() if value is not None}
     return dict(with_gateway(lambda gateway: gateway.call("POST", _PATH, body)))
 
 

@@ -117,9 +117,11 @@ async def submit_and_follow(
     job = await gateway.call("POST", "/jobs", body)
     if prints_id:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
-    done = await follow(gateway, job["id"])
-    if done["error"]:
-        errors.print(f"[red]{done['error']['code']}: {done['error']['message']}[/]", markup=True)
-    elif done["status"] != "succeeded":
-        errors.print(f"[yellow]the job is {done['status']}[/]")
-    return done
+    ended_job = await follow(gateway, job["id"])
+    if ended_job["error"]:
+        errors.print(
+            f"[red]{ended_job['error']['code']}: {ended_job['error']['message']}[/]", markup=True
+        )
+    elif ended_job["status"] != "succeeded":
+        errors.print(f"[yellow]the job is {ended_job['status']}[/]")
+    return ended_job

@@ -45,7 +45,7 @@ def _warn_if_unknown(name: str) -> None:
         return  # The configuration was not deployed by `moyin`.
     try:
         config = load_serve_config(path, options.ports)
-        known = {
+        known_routes = {
             str(route["name"])
             for app in config["applications"]
             for deployment in app.get("deployments") or ()
@@ -53,6 +53,6 @@ def _warn_if_unknown(name: str) -> None:
         }
     except (StackError, AttributeError, LookupError, TypeError):
         return  # `moyin deploy` reports an invalid configuration.
-    if name not in known:
-        names = ", ".join(sorted(known)) or "none"
+    if name not in known_routes:
+        names = ", ".join(sorted(known_routes)) or "none"
         errors.print(f"note: {path} has no route {name!r}; its routes: {names}", markup=False)

@@ -50,13 +50,13 @@ def wrap_text(text: Text, width: int) -> Iterator[Text]:
     """
     for paragraph in text.split("\n", allow_blank=True) or [text]:
         indent = " " * (len(paragraph.plain) - len(paragraph.plain.lstrip()))
-        breaks, column = [], 0
+        break_offsets, column = [], 0
         for word in _WORD.finditer(paragraph.plain):
             if column and column + cell_len(word[0].rstrip()) > width:
-                breaks.append(word.start())
+                break_offsets.append(word.start())
                 column = len(indent)
             column += cell_len(word[0])
-        for number, line in enumerate(paragraph.divide(breaks)):
+        for number, line in enumerate(paragraph.divide(break_offsets)):
             line.rstrip()
             yield Text(indent) + line if number else line
 
@@ -74,7 +74,7 @@ def print_table(
     """Print a table with a heading to a terminal, or tab-separated lines into a pipe.
 
     A terminal shows times without fractions of a second and without their zone, which is UTC. If
-    it is too narrow for the table, it shows the cells of each line below each other.
+    the terminal is too narrow for the table, the cells of each line stand below each other.
     ``right`` names the columns that are aligned to the right, such as numbers.
     """
     if not out.is_terminal:
@@ -101,25 +101,25 @@ def print_table(
 
 
 def _fit_columns(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int] | None:
-    """Return the widths of a table's columns that break no word, or None if there are none.
+    """Return column widths that break no word, or None if the terminal is too narrow.
 
     The first column is not broken at all, since users copy its ids into other commands.
     """
     cells = list(zip(columns or [""] * len(rows[0] if rows else ()), *rows, strict=True))
-    wide = [max(Text(str(cell)).cell_len for cell in column) for column in cells]
-    narrow = [
+    full_widths = [max(Text(str(cell)).cell_len for cell in column) for column in cells]
+    minimum_widths = [
         max((cell_len(word) for cell in column for word in str(cell).split()), default=0)
         for column in cells
     ]
-    widths = [*wide[:1], *narrow[1:]]
-    rest = out.width - sum(widths) - 2 * (len(widths) - 1)
-    if rest < 0:
+    widths = [*full_widths[:1], *minimum_widths[1:]]
+    spare_width = out.width - sum(widths) - 2 * (len(widths) - 1)
+    if spare_width < 0:
         return None
     # Columns that lack little come first, so that most cells stay on one line.
-    for number in sorted(range(len(widths)), key=lambda n: wide[n] - widths[n]):
-        added = min(wide[number] - widths[number], rest)
-        widths[number] += added
-        rest -= added
+    for number in sorted(range(len(widths)), key=lambda n: full_widths[n] - widths[n]):
+        added_width = min(full_widths[number] - widths[number], spare_width)
+        widths[number] += added_width
+        spare_width -= added_width
     return widths
 
 
@@ -167,9 +167,9 @@ def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
     """Print pairs of a name and a value in two aligned columns."""
     pairs = list(pairs)
     width = max((len(name) for name, _ in pairs), default=0)
-    beside = max(out.width - indent - width - 2, _MIN_TEXT_WIDTH)
+    value_width = max(out.width - indent - width - 2, _MIN_TEXT_WIDTH)
     for name, value in pairs:
-        lines = wrap_text(Text(value), beside) if out.is_terminal else [Text(value)]
+        lines = wrap_text(Text(value), value_width) if out.is_terminal else [Text(value)]
         for number, line in enumerate(lines):
             label = "" if number else name
             out.print(Text.assemble(" " * indent, (f"{label:<{width}}", "dim"), "  ", line))

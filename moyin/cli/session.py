@@ -52,8 +52,8 @@ def load_profile() -> Profile:
         StackError: MOYIN_URL is not the URL of the named profile.
     """
     url, key = os.environ.get("MOYIN_URL"), os.environ.get("MOYIN_API_KEY")
-    by_variables = bool(url and key) and _selected_name.get() is None
-    if by_variables or (name := find_profile_name()) == LOCAL:
+    is_set_by_variables = bool(url and key) and _selected_name.get() is None
+    if is_set_by_variables or (name := find_profile_name()) == LOCAL:
         return read_profile(Layout(Settings().data).profile, os.environ)
     profile = read_named_profiles(find_profiles_file(os.environ)).get(name)
     if url and url.rstrip("/") != profile.url:
@@ -88,8 +88,8 @@ def run_with(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) ->
 
 def build_path(path: str, parameters: Mapping[str, Any]) -> str:
     """Return a path with query parameters; omit None, and repeat a parameter for a list's items."""
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return f"{path}?{urlencode(given, doseq=True)}" if given else path
+    set_parameters = {name: value for name, value in parameters.items() if value is not None}
+    return f"{path}?{urlencode(set_parameters, doseq=True)}" if set_parameters else path
 
 
 def send(method: str, path: str, body: Any = None) -> None:

@@ -16,17 +16,19 @@ _ROWS = 6
 
 def encode_sixels(picture: Image) -> Iterator[str]:
     """Yield a picture's control sequence with at most 255 colours; transparency becomes black."""
-    flat = picture.convert("RGBA")
+    flat_picture = picture.convert("RGBA")
     # Transparent pixels may have any colour, so paint them black.
-    flat.paste((0, 0, 0, 255), mask=flat.getchannel("A").point(lambda alpha: 255 - alpha))
-    indexed = flat.convert("RGB").quantize(_COLOURS)
-    width, height = indexed.size
-    palette = indexed.getpalette() or []
+    flat_picture.paste(
+        (0, 0, 0, 255), mask=flat_picture.getchannel("A").point(lambda alpha: 255 - alpha)
+    )
+    indexed_picture = flat_picture.convert("RGB").quantize(_COLOURS)
+    width, height = indexed_picture.size
+    palette = indexed_picture.getpalette() or []
     yield f'\x1bPq"1;1;{width};{height}'
     for index in range(len(palette) // 3):
         red, green, blue = (round(value / 2.55) for value in palette[3 * index : 3 * index + 3])
         yield f"#{index};2;{red};{green};{blue}"
-    pixels = indexed.tobytes()
+    pixels = indexed_picture.tobytes()
     for top in range(0, height, _ROWS):
         yield from _encode_band(pixels, width, top, min(top + _ROWS, height))
     yield "\x1b\\"
@@ -47,8 +49,8 @@ def _encode_columns(columns: Mapping[int, int]) -> str:
     """Return the characters of a colour's columns, with run-length encoding."""
     pieces, position = [], 0
     # Adjacent columns with equal masks have the same difference between column and rank.
-    ranked = ((x - rank, columns[x], x) for rank, x in enumerate(sorted(columns)))
-    for (_, mask), run in groupby(ranked, key=lambda item: item[:2]):
+    ranked_columns = ((x - rank, columns[x], x) for rank, x in enumerate(sorted(columns)))
+    for (_, mask), run in groupby(ranked_columns, key=lambda item: item[:2]):
         xs = [x for *_, x in run]
         pieces += [_repeat("?", xs[0] - position), _repeat(chr(63 + mask), len(xs))]
         position = xs[-1] + 1

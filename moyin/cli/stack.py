@@ -71,10 +71,10 @@ def up(
 def down() -> None:
     """Stop all services and wait until every process has ended."""
     options = Options.read()
-    started = time.monotonic()
+    started_at = time.monotonic()
     with errors.status("stopping …") if errors.is_terminal else nullcontext():
         was_running = launch.stop_stack(options)
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started_at
     out.print(f"Moyin is down after {seconds:.1f} s" if was_running else "Moyin was not running")
 
 
@@ -87,13 +87,13 @@ def deploy(
     ] = None,
 ) -> None:
     """Deploy the app configuration; hot-reloadable settings apply without downtime."""
-    running = Options.read()
-    state = launch.read_running_state(running)
+    running_options = Options.read()
+    state = launch.read_running_state(running_options)
     if state is None:
         raise StackError("Moyin is not running: `moyin up` starts it and deploys the apps")
     ports = Ports(**state.ports)
     if config is None and "MOYIN_SERVE_CONFIG" not in os.environ:
-        config = apps.read_last_deployed_path(running)
+        config = apps.read_last_deployed_path(running_options)
     options = Options.read({**os.environ, **ports.to_environ()}, serve_config=config)
     with errors.status("deploying …") if errors.is_terminal else nullcontext() as spinner:
         apps.load_serve_config(options.serve_config, ports)
@@ -123,10 +123,10 @@ def status(
         out.print('{"phase": "stopped"}' if as_json else "Moyin is not running")
         raise typer.Exit(1)
     if as_json:
-        plain = to_plain(state)
+        plain_state = to_plain(state)
         if memory:
-            plain["memory"] = measure_memory(options)
-        print_json(plain)
+            plain_state["memory"] = measure_memory(options)
+        print_json(plain_state)
     else:
         print_state(options, state)
         if memory:
@@ -176,9 +176,12 @@ def logs(
     if not path.is_file():
         paths = layout.list_app_logs(name)
         if not paths:
-            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.list_apps_with_logs()}
+            known_names = {
+                *(p.stem for p in layout.logs.glob("*.log")),
+                *layout.list_apps_with_logs(),
+            }
             raise StackError(
-                f"there is no log {name!r}; available: {', '.join(sorted(known)) or 'none yet'}"
+                f"there is no log {name!r}; available: {', '.join(sorted(known_names)) or 'none yet'}"
             )
         path = paths[-1]
     for line in read_last_lines(path, lines):
@@ -194,10 +197,13 @@ def ray_env() -> None:
 
 
 def _print_memory(options: Options) -> None:
-    used = measure_memory(options)
+    memory_by_service = measure_memory(options)
     out.print("[dim]memory[/]")
-    shown = [*sorted(used.items(), key=lambda item: -item[1]), ("together", sum(used.values()))]
-    print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
+    rows = [
+        *sorted(memory_by_service.items(), key=lambda item: -item[1]),
+        ("together", sum(memory_by_service.values())),
+    ]
+    print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in rows), indent=4)
 
 
 def _follow_log(path: Path) -> None:

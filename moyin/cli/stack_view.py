@@ -137,11 +137,11 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
         label = Text.assemble(
             (f"{check.verdict:<4}", _VERDICT_COLOURS[check.verdict]), f"  {check.name:<{width}}  "
         )
-        beside = max(out.width - len(label), _MIN_TEXT_WIDTH)
-        found = f"{check.found} (mended)" if check.fixed else check.found
-        lines = list(wrap_text(Text(found), beside))
+        text_width = max(out.width - len(label), _MIN_TEXT_WIDTH)
+        found_text = f"{check.found} (mended)" if check.fixed else check.found
+        lines = list(wrap_text(Text(found_text), text_width))
         if check.verdict is not CheckVerdict.OK:
-            lines += wrap_text(Text(f"→ {check.advice}", style="bold"), beside)
+            lines += wrap_text(Text(f"→ {check.advice}", style="bold"), text_width)
         for line in lines:
             out.print(label + line)
             label = Text(" " * len(label))
@@ -150,9 +150,9 @@ def print_checks(checks: Sequence[CheckResult]) -> None:
         f"\n{_count(counts[CheckVerdict.FAIL], 'problem')}, "
         f"{_count(counts[CheckVerdict.WARN], 'warning')}"
     )
-    if mendable := [f"{check.name} ({check.fix})" for check in checks if check.fix]:
+    if mendable_checks := [f"{check.name} ({check.fix})" for check in checks if check.fix]:
         out.print("`moyin doctor --fix` mends:")
-        for text in mendable:
+        for text in mendable_checks:
             out.print(f"  {text}", markup=False)
 
 

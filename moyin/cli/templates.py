@@ -71,12 +71,12 @@ def show(
 
 
 def _build_input_rows(schema: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    required = schema.get("required", ())
+    required_names = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
         kind = "file (artifact id)" if field.get("format") == "image" else field["type"]
-        default = "required" if name in required else field.get("default")
-        about = field.get("description") or field.get("title")
-        yield name, kind, default, _describe_values(field), about
+        default = "required" if name in required_names else field.get("default")
+        description = field.get("description") or field.get("title")
+        yield name, kind, default, _describe_values(field), description
 
 
 def _describe_values(field: Mapping[str, Any]) -> str:

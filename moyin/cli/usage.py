@@ -207,8 +207,8 @@ def _add_empty_days(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if not groups:
         return []
     by_day = {group["day"]: group for group in groups}
-    first, last = date.fromisoformat(min(by_day)), date.fromisoformat(max(by_day))
-    days = ((first + timedelta(n)).isoformat() for n in range((last - first).days + 1))
+    first_day, last_day = date.fromisoformat(min(by_day)), date.fromisoformat(max(by_day))
+    days = ((first_day + timedelta(n)).isoformat() for n in range((last_day - first_day).days + 1))
     return [by_day.get(day, {"day": day, **_EMPTY}) for day in days]
 
 
@@ -219,7 +219,7 @@ def _build_plain_row(names: Sequence[str], group: dict[str, Any]) -> list[str]:
 
 
 def _build_row(names: Sequence[str], group: dict[str, Any], *, shows_units: bool) -> list[str]:
-    dearest = group["dearest_cost_usd"]
+    dearest_cost = group["dearest_cost_usd"]
     return [
         *(escape(group[name] or _UNNAMED.get(name, "unknown")) for name in names),
         f"{group['calls']:,}",
@@ -227,7 +227,7 @@ def _build_row(names: Sequence[str], group: dict[str, Any], *, shows_units: bool
         *(shorten_number(group[f"{kind}_tokens"]) for kind in ("input", "cached", "output")),
         *((_describe_units(group.get("units", {})),) if shows_units else ()),
         format_cost(group["cost_usd"]),
-        "" if dearest is None else format_cost(dearest),
+        "" if dearest_cost is None else format_cost(dearest_cost),
     ]
 
 
@@ -236,9 +236,9 @@ def _describe_units(units: dict[str, int]) -> str:
 
 
 def _build_call_row(call: dict[str, Any]) -> list[str]:
-    model, requested = call["model"], call["requested_model"]
-    if requested not in (None, model, f"{call['backend']}/{model}"):
-        model = f"{requested} > {model}"
+    model, requested_model = call["model"], call["requested_model"]
+    if requested_model not in (None, model, f"{call['backend']}/{model}"):
+        model = f"{requested_model} > {model}"
     if call.get("unit") is not None:
         model += f" ({call['quantity']:,} {call['unit']})"
     status = call["status"] if call["status"] != "failed" else call["error"]
@@ -260,10 +260,10 @@ def _describe_total(report: dict[str, Any]) -> str:
         return text
     # Both sums include the cost of renders, because routing does not affect it.
     renders = Decimal(total.get("render_cost_usd", "0"))
-    cost, dearest = (Decimal(total[f"{name}cost_usd"]) - renders for name in ("", "dearest_"))
+    cost, dearest_cost = (Decimal(total[f"{name}cost_usd"]) - renders for name in ("", "dearest_"))
     models = dict.fromkeys(m["model"] for m in report["dearest"].values() if m is not None)
     text += f"; on {escape(' and '.join(models))} {format_cost(total['dearest_cost_usd'])}"
-    return f"{text}: [bold]{1 - cost / dearest:.0%}[/] saved" if cost < dearest else text
+    return f"{text}: [bold]{1 - cost / dearest_cost:.0%}[/] saved" if cost < dearest_cost else text
 
 
 def _print_budgets(budgets: list[dict[str, Any]] | None) -> None:
@@ -292,16 +292,16 @@ def draw_bar(value: Decimal, highest: Decimal) -> str:
     eighths = max(round(value / highest * _BAR_WIDTH * 8), 1)
     if not out.encoding.startswith("utf"):
         return "#" * max(round(eighths / 8), 1)
-    whole, rest = divmod(eighths, 8)
-    return _EIGHTHS[-1] * whole + (_EIGHTHS[rest - 1] if rest else "")
+    whole_blocks, rest = divmod(eighths, 8)
+    return _EIGHTHS[-1] * whole_blocks + (_EIGHTHS[rest - 1] if rest else "")
 
 
 def shorten_number(value: int) -> str:
     """Return a number with three digits and a unit, such as 812, 12.3k or 4.06M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if value >= size:
-            scaled = value / size
-            return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f}{unit}"
+            scaled_value = value / size
+            return f"{scaled_value:.{max(0, 3 - len(str(int(scaled_value))))}f}{unit}"
     return str(value)
 
 

@@ -42,31 +42,33 @@ class RequestRefused(MoyinError):
     """
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        decoded = _parse_members(body)
-        members = decoded or {}
-        inner = members.get("error", {})
-        if not isinstance(inner, dict):
-            inner = {"message": str(inner)}
+        parsed_body = _parse_members(body)
+        members = parsed_body or {}
+        error_body = members.get("error", {})
+        if not isinstance(error_body, dict):
+            error_body = {"message": str(error_body)}
         # Moyin's own routes have the code at the top level, beside ComfyUI's members for an invalid
         # graph.
-        code = members.get("code") or inner.get("code") or inner.get("type")
+        code = members.get("code") or error_body.get("code") or error_body.get("type")
         self.status = status
         self.body = body
         self.reported_code = code if isinstance(code, str) else None
-        self.detail = str(members.get("detail") or inner.get("message") or members.get("message")
+        self.detail = str(members.get("detail") or error_body.get("message") or members.get("message")
                           or f"the gateway answered with status {status}")  # fmt: skip
         self.request_id = headers.get("x-request-id", "")
         message = "; ".join([self.detail, *_describe_node_errors(members)])
-        text = "" if decoded is not None else body.decode(errors="replace")[:300].strip()
-        after = headers.get("retry-after", "")
+        text = "" if parsed_body is not None else body.decode(errors="replace")[:300].strip()
+        retry_header = headers.get("retry-after", "")
         super().__init__(
             text or message,
-            field=members.get("field") or inner.get("param"),
-            retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
+            field=members.get("field") or error_body.get("param"),
+            retry_after=float(retry_header)
+            if retry_header.isdecimal() and len(retry_header) < 6
+            else None,
         )
 
     def to_typed_error(self) -> MoyinError:
-        """Return the error type of `moyin.errors` for the reported code, or else ServiceUnavailable."""
+        """Return the `moyin.errors` exception for the reported code, or ServiceUnavailable."""
         kind = ERROR_TYPES.get(self.reported_code or "")
         if kind is None:
             return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)

@@ -200,7 +200,7 @@ class GatewayClient:
 
         Raises:
             StepFailed: the file is larger than 64 MiB.
-            MoyinError: the gateway refused the request; the error has the type of its code.
+            MoyinError: the gateway refused the request; the subclass matches the error code.
             ServiceUnavailable: the gateway is unavailable.
         """
         try:
@@ -253,7 +253,7 @@ class GatewayClient:
     ) -> AcceptedJob:
         """Submit a job; the mapping ``job`` is the body of ``POST /jobs``.
 
-        Raises `MoyinError` with the type of the code that the gateway reports.
+        Raises the `MoyinError` subclass that matches the error code in the gateway's response.
         """
         headers = {"content-type": "application/json"}
         if idempotency_key is not None:
@@ -287,7 +287,7 @@ class GatewayClient:
         The job has ended when the gateway closes the stream after a final event.
 
         Raises:
-            MoyinError: the gateway refused the request; the error has the type of its code.
+            MoyinError: the gateway refused the request; the subclass matches the error code.
             GatewayUnreachable: the stream broke more often than ``max_reconnects`` allows.
         """
         headers: dict[str, str] = {}
@@ -358,8 +358,8 @@ def _new_session() -> aiohttp.ClientSession:
 
 async def _read_start(response: aiohttp.ClientResponse) -> bytes:
     """Return the first 64 KiB of an error response's body."""
-    pieces, left = [], _LARGEST_ERROR
-    while left and (piece := await response.content.read(left)):
+    pieces, bytes_left = [], _LARGEST_ERROR
+    while bytes_left and (piece := await response.content.read(bytes_left)):
         pieces.append(piece)
-        left -= len(piece)
+        bytes_left -= len(piece)
     return b"".join(pieces)

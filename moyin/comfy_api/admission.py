@@ -20,16 +20,16 @@ _MAX_REPORTED = 1_000
 
 
 class GraphAdmission:
-    """Implements `moyin.jobs.ports.GraphGuard` by checks against the pools' nodes and rules."""
+    """Checks graphs against the nodes and rules of the pools and the limits of the caller."""
 
     def __init__(self, node_info: NodeInfoCache) -> None:
         self._node_info = node_info
 
     async def list_pools(self, caller: Identity) -> Sequence[str]:
         """Return the pools that run the caller's jobs, in the configured order."""
-        permitted = filter_permitted_pools(caller.limits, self._node_info.pools)
-        rules = {pool: await self._node_info.fetch_rules(pool) for pool in permitted}
-        return [pool for pool in permitted if rules[pool].serves_tenant(caller.owner)]
+        permitted_pools = filter_permitted_pools(caller.limits, self._node_info.pools)
+        rules = {pool: await self._node_info.fetch_rules(pool) for pool in permitted_pools}
+        return [pool for pool in permitted_pools if rules[pool].serves_tenant(caller.owner)]
 
     async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         """Return the first of the caller's pools that has the nodes and files of the graph.
@@ -59,7 +59,7 @@ class GraphAdmission:
         return pool
 
     async def list_nodes(self, caller: Identity, pool: str | None = None) -> Mapping[str, Any]:
-        """Return the ``/object_info`` of the nodes that the caller may use, which is read-only.
+        """Return the ``/object_info`` of the nodes that the caller may use. Do not modify it.
 
         Args:
             pool: only the nodes of this pool; None for all pools.
@@ -73,8 +73,8 @@ class GraphAdmission:
         else:
             pools = [await self.require_pool(caller, pool)]
         nodes: Mapping[str, Any] = await self._node_info.fetch_nodes(pools) if pools else {}
-        bounds = [(limit.allowed_nodes, limit.denied_nodes) for limit in caller.limits]
-        if all(bound == (None, None) for bound in bounds):
+        node_limits = [(limit.allowed_nodes, limit.denied_nodes) for limit in caller.limits]
+        if all(node_limit == (None, None) for node_limit in node_limits):
             return nodes
         return filter_nodes(nodes, lambda name: _is_permitted(caller, name))
 
@@ -93,33 +93,33 @@ class GraphAdmission:
             InputNotFound: an input names a file that the caller does not have.
         """
         rules = await self._node_info.fetch_rules(pool)
-        denied = list(islice(_find_denied_nodes(caller, rules, graph), _MAX_REPORTED))
-        if denied:
-            first = denied[0]
+        denied_nodes = list(islice(_find_denied_nodes(caller, rules, graph), _MAX_REPORTED))
+        if denied_nodes:
+            first_refusal = denied_nodes[0]
             raise NodeNotAllowed(
-                f"node {first.node!r}: {first.reason}",
-                field=f"{first.node}.class_type",
-                details=make_refusal_body(denied),
+                f"node {first_refusal.node!r}: {first_refusal.reason}",
+                field=f"{first_refusal.node}.class_type",
+                details=make_refusal_body(denied_nodes),
             )
         classes = {
             str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
         }
         inputs = await self._node_info.fetch_input_rules(pool, classes)
-        known = inputs or {}
+        known_inputs = inputs or {}
         refused_inputs = (
             RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
             for refusal in find_refusals(
-                graph, lambda name: known.get(name, _NO_RULES), own.__contains__
+                graph, lambda name: known_inputs.get(name, _NO_RULES), own.__contains__
             )
             if rules.checks_input(refusal.class_type, refusal.input)
         )
-        refused = list(islice(refused_inputs, _MAX_REPORTED))
-        if refused:
-            first = refused[0]
+        reported_inputs = list(islice(refused_inputs, _MAX_REPORTED))
+        if reported_inputs:
+            first_refusal = reported_inputs[0]
             raise InputNotFound(
-                f"node {first.node!r} ({first.class_type}): {first.input}: {first.reason}",
-                field=f"{first.node}.inputs.{first.input}",
-                details=make_refusal_body(refused),
+                f"node {first_refusal.node!r} ({first_refusal.class_type}): {first_refusal.input}: {first_refusal.reason}",
+                field=f"{first_refusal.node}.inputs.{first_refusal.input}",
+                details=make_refusal_body(reported_inputs),
             )
         return inputs is not None
 

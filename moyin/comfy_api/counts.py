@@ -22,23 +22,23 @@ class OpenPromptCounts:
 
     async def count_now(self, owner: str) -> int:
         """Query and return the count, which includes all changes before the call."""
-        started = time.monotonic()
+        started_at = time.monotonic()
         count = await self._prompts.count_open(owner)
-        known = self._known.get(owner)
-        if known is None or known[0] <= started:
-            self._known[owner] = (started, count)
+        cached = self._known.get(owner)
+        if cached is None or cached[0] <= started_at:
+            self._known[owner] = (started_at, count)
         return self._known[owner][1]
 
     def latest_count(self, owner: str, default: int) -> int:
         """Return the result of the latest query, or ``default`` if no result is cached."""
-        known = self._known.get(owner)
-        return default if known is None else known[1]
+        cached = self._known.get(owner)
+        return default if cached is None else cached[1]
 
     async def count_recent(self, owner: str, max_age: float) -> int:
         """Return a count that is at most ``max_age`` seconds old."""
-        known = self._known.get(owner)
-        if known is not None and time.monotonic() - known[0] < max_age:
-            return known[1]
+        cached = self._known.get(owner)
+        if cached is not None and time.monotonic() - cached[0] < max_age:
+            return cached[1]
         if owner not in self._queries:
             self._queries[owner] = asyncio.create_task(self.count_now(owner))
             self._queries[owner].add_done_callback(lambda _: self._queries.pop(owner, None))

@@ -39,18 +39,18 @@ def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
     Raises:
         InvalidRequest: the name is invalid or leads out of its folder.
     """
-    annotated = _ANNOTATED_NAME.fullmatch(filename)
-    if annotated:
-        filename, kind = annotated.group(1, 2)
+    annotation = _ANNOTATED_NAME.fullmatch(filename)
+    if annotation:
+        filename, kind = annotation.group(1, 2)
     if kind not in _TYPES:
         raise InvalidRequest("type must be input, output or temp", field="type")
     path = posixpath.join(subfolder, filename)
-    normalized = posixpath.normpath(path)
+    normalized_path = posixpath.normpath(path)
     if (
         not filename
         or filename.endswith("/")
         or path.startswith("/")
-        or normalized == "."
+        or normalized_path == "."
         or ".." in path.split("/")
         or "\\" in path
         or not path.isprintable()
@@ -60,8 +60,8 @@ def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
             f"the file name must be a relative path without .. or \\, up to {_MAX_LENGTH} characters",
             field="filename",
         )
-    folder, _, last = normalized.rpartition("/")
-    return ComfyFileName(filename=last, subfolder=folder, type=kind)
+    folder, _, last_segment = normalized_path.rpartition("/")
+    return ComfyFileName(filename=last_segment, subfolder=folder, type=kind)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -91,8 +91,10 @@ class ComfyFiles:
         if upload is not None:
             return upload
         if not name.subfolder and name.type != "input":
-            preferred = build_submitter_condition(caller, client_id)
-            output = await self.artifacts.find_newest_output(owner, name.filename, preferred)
+            preferred_condition = build_submitter_condition(caller, client_id)
+            output = await self.artifacts.find_newest_output(
+                owner, name.filename, preferred_condition
+            )
         else:
             output = await self._find_output(owner, name)
         if output is None:
@@ -149,9 +151,9 @@ class ComfyFiles:
         stem, suffix = _split_suffix(name.filename)
         for number in range(_MAX_RENAMES):
             candidate = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
-            stored = await self.uploads.put(owner, candidate, artifact, replace=overwrite)
-            if stored.sha256 == artifact.sha256:
-                return candidate, stored
+            stored_artifact = await self.uploads.put(owner, candidate, artifact, replace=overwrite)
+            if stored_artifact.sha256 == artifact.sha256:
+                return candidate, stored_artifact
         raise InvalidRequest(
             f"too many files are named {name.filename!r}: choose another name", field="filename"
         )

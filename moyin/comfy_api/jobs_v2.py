@@ -41,8 +41,8 @@ class ComfyJobs:
             IdempotencyMismatch: the key was used before; ``details`` name the first job.
             MoyinError: the job is not accepted.
         """
-        job, created = await self.service.submit(caller, spec, idempotency_key=key)
-        if not created:
+        job, is_new = await self.service.submit(caller, spec, idempotency_key=key)
+        if not is_new:
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for job {job.id}: use a new key for each job",
                 field="Idempotency-Key",
@@ -65,8 +65,8 @@ class ComfyJobs:
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's render jobs, newest first, and the next page's cursor."""
-        where = JobFilter(kind=_RENDER, metadata=labels)
-        return await self.jobs.list_page(owner, where, limit=limit, cursor=cursor)
+        job_filter = JobFilter(kind=_RENDER, metadata=labels)
+        return await self.jobs.list_page(owner, job_filter, limit=limit, cursor=cursor)
 
     async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the job's finished steps."""
@@ -94,13 +94,13 @@ class ComfyJobs:
             spec = decode(JobSpec, await self.blobs.get(job.spec))
         except FileNotFoundError:
             raise JobNotFound(f"the graph of job {job.id} has been deleted") from None
-        submitted = spec.steps[0].payload if spec.base is None else spec.base
-        graph: Mapping[str, Any] = references.resolve_references(submitted, ())
+        submitted_graph = spec.steps[0].payload if spec.base is None else spec.base
+        graph: Mapping[str, Any] = references.resolve_references(submitted_graph, ())
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
         """Yield the job's current state and then every change, up to its final status."""
-        newest = await self.feed.get_newest_id(job.id)
+        newest_id = await self.feed.get_newest_id(job.id)
         # Read the job after the position, so that a change in between may be sent twice, but not
         # missed.
         state = _ChangeTracker(await self.jobs.find(job.id), presenter)
@@ -108,7 +108,7 @@ class ComfyJobs:
             yield message
         if state.job.status.is_final:
             return
-        async with aclosing(self.feed.follow(state.job, newest)) as feed:
+        async with aclosing(self.feed.follow(state.job, newest_id)) as feed:
             async for events in feed:
                 if not events:
                     yield None
@@ -154,9 +154,9 @@ class _ChangeTracker:
     def file_events(self, outputs: list[Mapping[str, Any]]) -> list[SseEvent]:
         """Return events with the output files that the client has not received yet."""
         files = self._presenter.to_output_bodies(self.job, outputs)
-        new = [file for file in files if file.id not in self._files]
-        self._files.update(file.id for file in new)
-        return [("output", file) for file in new]
+        new_files = [file for file in files if file.id not in self._files]
+        self._files.update(file.id for file in new_files)
+        return [("output", file) for file in new_files]
 
     def final_events(self) -> list[SseEvent]:
         """Return an event with the job's status, if the status is final."""

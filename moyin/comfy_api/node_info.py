@@ -61,9 +61,9 @@ class NodeInfoCache:
 
     Args:
         folder: the folder in which the pools' nodes are stored for the next start, or None.
-        fresh: the seconds for which a cached response is used without a new request.
-        patience: the seconds to wait for a new response before an older one is used.
-        start: the seconds that a submission waits for the nodes of a pool that is starting.
+        fresh_seconds: the seconds for which a cached response is used without a new request.
+        wait_seconds: the seconds to wait for a new response before an older one is used.
+        start_seconds: the seconds that a submission waits for the nodes of a pool that is starting.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class NodeInfoCache:
         pool_client: PoolClient,
         *,
         folder: Path | None = None,
-        fresh: float = FRESH_RESPONSE_SECONDS,
-        patience: float = MAX_REFRESH_WAIT_SECONDS,
-        start: float = _START_SECONDS,
+        fresh_seconds: float = FRESH_RESPONSE_SECONDS,
+        wait_seconds: float = MAX_REFRESH_WAIT_SECONDS,
+        start_seconds: float = _START_SECONDS,
     ) -> None:
         self._pool_client = pool_client
-        self._start = start
+        self._start = start_seconds
         self._pool_responses = PoolResponseCache(
-            pool_client, folder=folder, fresh=fresh, patience=patience
+            pool_client, folder=folder, fresh_seconds=fresh_seconds, wait_seconds=wait_seconds
         )
         # The first item of each entry is the source from which the second item was computed.
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
@@ -115,22 +115,26 @@ class NodeInfoCache:
         """Return the operator's rules for a pool, or default rules if the pool does not respond."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._pool_responses.fetch(pool, RULES_PATH, patience=0.0)).value
+                content = (
+                    await self._pool_responses.fetch(pool, RULES_PATH, wait_seconds=0.0)
+                ).value
         except (ServiceUnavailable, TimeoutError):
             content = None
-        known = self._rules.get(pool)
-        if content is None or (known is not None and known[0] == content):
-            return PoolRules() if known is None else known[1]
+        cached = self._rules.get(pool)
+        if content is None or (cached is not None and cached[0] == content):
+            return PoolRules() if cached is None else cached[1]
         try:
             rules = decode(PoolRules, content)
         except ValueError:
             _log.warning("render pool %s returned malformed rules; its last rules apply", pool)
-            return PoolRules() if known is None else known[1]
+            return PoolRules() if cached is None else cached[1]
         self._rules[pool] = (content, rules)
         return rules
 
     async def fetch_tariff(self, pool: str) -> RenderTariff:
-        """Return the prices of a pool's renders, and estimates of their times and pictures.
+        """Return a pool's render prices and estimates.
+
+        The estimates are the duration of a render and its number of pictures.
 
         Raises:
             ServiceUnavailable: the pool has not reported its prices yet.
@@ -143,14 +147,14 @@ class NodeInfoCache:
             raise ServiceUnavailable(message, retry_after=5) from error
         if content is None:
             raise ServiceUnavailable(message, retry_after=5)
-        known = self._tariffs.get(pool)
-        if known is None or known[0] != content:
+        cached = self._tariffs.get(pool)
+        if cached is None or cached[0] != content:
             try:
-                known = (content, decode(RenderTariff, content))
+                cached = (content, decode(RenderTariff, content))
             except ValueError as error:
                 raise ServiceUnavailable(message, retry_after=5) from error
-            self._tariffs[pool] = known
-        return known[1]
+            self._tariffs[pool] = cached
+        return cached[1]
 
     async def fetch_input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
         """Return the rules for the inputs of a pool's nodes, or None if the nodes are unknown.
@@ -159,10 +163,10 @@ class NodeInfoCache:
         ``classes``. A new report would cost a ComfyUI process half a second, and its content
         changes only when the pool's processes restart.
         """
-        known = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
-        if known is None or not classes <= known[1].keys():
-            known = await self._cached_inventory(pool)
-        return None if known is None else known[1]
+        cached = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
+        if cached is None or not classes <= cached[1].keys():
+            cached = await self._cached_inventory(pool)
+        return None if cached is None else cached[1]
 
     async def fetch_merged(
         self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
@@ -173,10 +177,12 @@ class NodeInfoCache:
             ServiceUnavailable: no pool has responded yet.
             NotFound: no pool has a response for this path.
         """
-        found = await self._fetch_responses(path, self.pools if pools is None else pools)
-        responses = list(found.values())
+        bodies_by_pool = await self._fetch_responses(path, self.pools if pools is None else pools)
+        responses = list(bodies_by_pool.values())
         return await self._merge_cached(
-            (path, *found), responses, lambda: merge([from_json(content) for content in responses])
+            (path, *bodies_by_pool),
+            responses,
+            lambda: merge([from_json(content) for content in responses]),
         )
 
     async def fetch_first(self, path: str) -> bytes:
@@ -205,15 +211,15 @@ class NodeInfoCache:
         pools = self.pools if pools is None else pools
         if len(pools) == 1:
             return pools[0]
-        with_nodes: list[str] = []
+        pools_with_nodes: list[str] = []
         deadline = time.monotonic() + self._start
         for pool in pools:
             inventory = await self._wait_for_inventory(pool, deadline)
             if inventory is not None and supports_graph(inventory, graph):
                 return pool
             if inventory is not None and supports_node_classes(inventory, graph):
-                with_nodes.append(pool)
-        return with_nodes[0] if with_nodes else pools[0]
+                pools_with_nodes.append(pool)
+        return pools_with_nodes[0] if pools_with_nodes else pools[0]
 
     async def close(self) -> None:
         """Cancel the requests to pools that are still in progress."""
@@ -221,9 +227,9 @@ class NodeInfoCache:
 
     async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
         """Return the result of ``merge``, and cache the result until ``source`` changes."""
-        known = self._merged.get(key)
-        if known is not None and known[0] == source:
-            merged: T = known[1]
+        cached = self._merged.get(key)
+        if cached is not None and cached[0] == source:
+            merged: T = cached[1]
             return merged
         try:
             merged = await asyncio.to_thread(merge)
@@ -247,14 +253,14 @@ class NodeInfoCache:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        answers = {
+        cached_by_pool = {
             p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
         }
-        if not answers:
+        if not cached_by_pool:
             raise ServiceUnavailable(
                 "no render pool has reported its nodes or models yet; try again", retry_after=5
             )
-        contents = {pool: a.value for pool, a in answers.items() if a.value is not None}
+        contents = {pool: a.value for pool, a in cached_by_pool.items() if a.value is not None}
         if not contents:
             raise NotFound(f"no render pool has a file or response for {path}")
         return contents
@@ -266,10 +272,10 @@ class NodeInfoCache:
             ServiceUnavailable: the pool is still starting at the deadline.
         """
         while True:
-            left = max(0.0, deadline - time.monotonic())
+            seconds_left = max(0.0, deadline - time.monotonic())
             try:
-                async with asyncio.timeout(left):
-                    answer = await self._pool_responses.fetch(pool, NODES_PATH)
+                async with asyncio.timeout(seconds_left):
+                    response = await self._pool_responses.fetch(pool, NODES_PATH)
                 break
             except (PoolStarting, TimeoutError):
                 if time.monotonic() >= deadline:
@@ -280,32 +286,34 @@ class NodeInfoCache:
                     ) from None
             except ServiceUnavailable:
                 return None
-            await asyncio.sleep(min(_POLL_SECONDS, left))
-        known = await self._parse_cached(pool, answer)
-        if known is None:
+            await asyncio.sleep(min(_POLL_SECONDS, seconds_left))
+        parsed = await self._parse_cached(pool, response)
+        if parsed is None:
             return None
         rules = await self.fetch_rules(pool)
-        return {name: node for name, node in known[0].items() if rules.permits_node(name)}
+        return {name: node for name, node in parsed[0].items() if rules.permits_node(name)}
 
     async def _cached_inventory(
-        self, pool: str, fresh: float | None = None, patience: float | None = None
+        self, pool: str, fresh_seconds: float | None = None, wait_seconds: float | None = None
     ) -> tuple[PoolInventory, InputRules] | None:
         """Return a pool's inventory and input rules, or None if they are not available in time."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                answer = await self._pool_responses.fetch(pool, NODES_PATH, fresh, patience)
+                response = await self._pool_responses.fetch(
+                    pool, NODES_PATH, fresh_seconds, wait_seconds
+                )
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse_cached(pool, answer)
+        return await self._parse_cached(pool, response)
 
     async def _parse_cached(
-        self, pool: str, answer: CachedResponse
+        self, pool: str, response: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
         """Parse a pool's ``/object_info`` unless the same content has been parsed before."""
-        content = answer.value
-        known = self._inventories.get(pool)
-        if content is None or (known is not None and known[0] == content):
-            return None if known is None else known[1:]
+        content = response.value
+        cached = self._inventories.get(pool)
+        if content is None or (cached is not None and cached[0] == content):
+            return None if cached is None else cached[1:]
         try:
             inventory, inputs = await asyncio.to_thread(_parse_nodes, content)
         except ValueError:

@@ -110,9 +110,9 @@ class PromptNotifier:
     """
 
     def __init__(
-        self, shared: PromptNotifiers, owner: str, client_id: str, send: SendMessage
+        self, notifiers: PromptNotifiers, owner: str, client_id: str, send: SendMessage
     ) -> None:
-        self._shared = shared
+        self._notifiers = notifiers
         self._owner = owner
         self._client_id = client_id
         self._channel = build_channel_name(owner, client_id)
@@ -135,13 +135,13 @@ class PromptNotifier:
         Raises:
             SlowConsumer: the client reads its messages too slowly.
         """
-        with self._shared.register(self._channel, self):
+        with self._notifiers.register(self._channel, self):
             await self._run_registered()
 
     async def wait_until_notified(self, job: Job) -> None:
         """Wait until the end of the job has been sent, but no longer than half a second."""
-        earliest = max(self._connected_at, now() - _NOTIFY_WAIT)
-        if job.finished_at is None or job.finished_at < earliest:
+        earliest_end = max(self._connected_at, now() - _NOTIFY_WAIT)
+        if job.finished_at is None or job.finished_at < earliest_end:
             return
         if self._ends_sent.get(_attempt_key(job)):
             return
@@ -151,33 +151,33 @@ class PromptNotifier:
             await asyncio.sleep(_OVERTAKE_SECONDS)
 
     async def _run_registered(self) -> None:
-        newest = await self._newest_frames()
-        after = newest[-1].id if newest else None
-        async with self._shared.hub.subscribe(self._channel, after) as watch:
+        newest_frames = await self._newest_frames()
+        after_id = newest_frames[-1].id if newest_frames else None
+        async with self._notifiers.hub.subscribe(self._channel, after_id) as subscription:
             await self.send(
                 "status", {"status": await self._read_queue_status(), "sid": self._client_id}
             )
-            await self._send_running(newest)
+            await self._send_running(newest_frames)
             tasks = [
-                asyncio.create_task(self._forward_frames(watch)),
+                asyncio.create_task(self._forward_frames(subscription)),
                 asyncio.create_task(self._send_periodically()),
                 asyncio.create_task(self._send_queue_changes()),
             ]
             try:
                 # A task ends only by an error, for example because the client has disconnected.
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                done_tasks, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done_tasks:
                     task.result()
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _forward_frames(self, watch: Subscription[Frame]) -> None:
+    async def _forward_frames(self, subscription: Subscription[Frame]) -> None:
         while True:
-            for frame in await watch.next():
+            for frame in await subscription.next():
                 try:
-                    await self._process_frame(frame, watch)
+                    await self._process_frame(frame, subscription)
                 except _STORE_ERRORS as error:
                     # If the frame announced a prompt's end, `_send_missed_ends` sends the end
                     # later.
@@ -193,7 +193,7 @@ class PromptNotifier:
 
     async def _newest_frames(self) -> list[Frame]:
         try:
-            return await self._shared.frames.list_newest(self._channel, _MAX_EARLIER_FRAMES)
+            return await self._notifiers.frames.list_newest(self._channel, _MAX_EARLIER_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning(
                 "cannot read the earlier messages of a ComfyUI client from Valkey: %s",
@@ -201,40 +201,40 @@ class PromptNotifier:
             )
             return []
 
-    async def _send_running(self, newest: list[Frame]) -> None:
+    async def _send_running(self, newest_frames: list[Frame]) -> None:
         """Send the state of the running prompts to the client, which has just connected."""
-        for job in await self._shared.prompts.list_running(self._channel):
-            latest = {}
-            for frame in newest:
+        for job in await self._notifiers.prompts.list_running(self._channel):
+            latest_messages = {}
+            for frame in newest_frames:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
-                    latest[from_json(frame.body)["type"]] = frame.body
-            if "executing" not in latest and "progress_state" in latest:
+                    latest_messages[from_json(frame.body)["type"]] = frame.body
+            if "executing" not in latest_messages and "progress_state" in latest_messages:
                 # No frame that was read tells which node is running, so derive it from the
                 # progress.
-                latest |= _derive_executing(job.id, latest["progress_state"])
+                latest_messages |= _derive_executing(job.id, latest_messages["progress_state"])
             for kind in _STATE_TYPES:
-                if kind in latest:
+                if kind in latest_messages:
                     async with self._send_lock:
-                        await self._send_raw(latest[kind].decode())
+                        await self._send_raw(latest_messages[kind].decode())
 
-    async def _process_frame(self, frame: Frame, watch: Subscription[Frame]) -> None:
+    async def _process_frame(self, frame: Frame, subscription: Subscription[Frame]) -> None:
         if frame.kind is FrameKind.STATUS:
             await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
         elif frame.kind is FrameKind.END:
-            for job in await self._shared.prompts.get(self._owner, [frame.prompt], hidden=True):
+            for job in await self._notifiers.prompts.get(self._owner, [frame.prompt], hidden=True):
                 await self._send_end(job)
         elif frame.prompt in self._ended:
             # ComfyUI may send messages for a moment after a prompt has been cancelled.
             return
         elif frame.kind is FrameKind.TEXT:
             if frame.body.startswith(_START):
-                await self._wait_until_running(frame.prompt, watch)
+                await self._wait_until_running(frame.prompt, subscription)
             await self._send_text(frame)
         else:
             await self._send_preview(frame)
 
-    async def _wait_until_running(self, prompt_id: str, watch: Subscription[Frame]) -> None:
+    async def _wait_until_running(self, prompt_id: str, subscription: Subscription[Frame]) -> None:
         """Wait until the queue shows the prompt as running, before its first message is sent.
 
         A frame may arrive before the pool's worker has written the status to the job's row. The
@@ -242,8 +242,8 @@ class PromptNotifier:
         """
         with contextlib.suppress(TimeoutError, *_STORE_ERRORS):
             async with asyncio.timeout(_START_WAIT_SECONDS):
-                while not watch.is_half_full:
-                    jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
+                while not subscription.is_half_full:
+                    jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], hidden=True)
                     if all(job.status is not JobStatus.QUEUED for job in jobs):
                         return
                     await asyncio.sleep(_START_POLL_SECONDS)
@@ -251,7 +251,7 @@ class PromptNotifier:
     async def _resume_if_retried(self, prompt_id: str) -> None:
         """Forward the messages of an ended prompt again if its job has been retried."""
         if prompt_id in self._ended:
-            jobs = await self._shared.prompts.get(self._owner, [prompt_id], hidden=True)
+            jobs = await self._notifiers.prompts.get(self._owner, [prompt_id], hidden=True)
             if any(not job.status.is_final for job in jobs):
                 del self._ended[prompt_id]
 
@@ -268,7 +268,7 @@ class PromptNotifier:
         body = frame.body
         if frame.kind is FrameKind.BLOB:
             try:
-                body += await self._shared.blobs.get(frame.blob)
+                body += await self._notifiers.blobs.get(frame.blob)
             except FileNotFoundError:
                 _log.warning(
                     "a preview of prompt %s is not sent, because its blob has been deleted",
@@ -287,7 +287,7 @@ class PromptNotifier:
         self._ends_sent[_attempt_key(job)] = False
         self._ended[job.id] = None
         try:
-            record = await self._shared.files.read_record(job)
+            record = await self._notifiers.files.read_record(job)
         except BaseException:
             # `_send_missed_ends` tries again later.
             del self._ends_sent[_attempt_key(job)]
@@ -313,35 +313,35 @@ class PromptNotifier:
                 continue
             self._queue_changed.clear()
             try:
-                count = await self._shared.counts.count_now(self._owner)
+                count = await self._notifiers.counts.count_now(self._owner)
             except _STORE_ERRORS as error:
                 _log.warning(_STORE_WARNING, error)
                 continue
             async with self._send_lock:
                 # `_send_end` may have sent a newer count while this task waited for the lock.
-                latest = self._shared.counts.latest_count(self._owner, count)
-                await self._send_unlocked("status", {"status": _build_status(latest)})
+                latest_count = self._notifiers.counts.latest_count(self._owner, count)
+                await self._send_unlocked("status", {"status": _build_status(latest_count)})
 
     async def _send_periodically(self) -> None:
         """Send the queue's length and the missed ends of prompts at regular intervals."""
         while True:
-            await asyncio.sleep(self._shared.tick)
+            await asyncio.sleep(self._notifiers.tick)
             try:
-                count = await self._shared.counts.count_recent(self._owner, self._shared.tick)
+                count = await self._notifiers.counts.count_recent(self._owner, self._notifiers.tick)
                 await self.send("status", {"status": _build_status(count)})
                 await self._send_missed_ends()
             except _STORE_ERRORS as error:
                 _log.warning(_STORE_WARNING, error)
 
     async def _send_missed_ends(self) -> None:
-        """Send the ends that were not sent, of jobs that ended at least one interval ago."""
+        """Send the end of each job that ended an interval or more ago, if it was not sent then."""
         # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
-        overdue = now() - timedelta(seconds=self._shared.tick)
-        for job in await self._shared.prompts.list_ended_since(
+        overdue_before = now() - timedelta(seconds=self._notifiers.tick)
+        for job in await self._notifiers.prompts.list_ended_since(
             self._channel, self._ends_checked_until
         ):
-            if job.finished_at is not None and job.finished_at <= overdue:
+            if job.finished_at is not None and job.finished_at <= overdue_before:
                 await self._send_end(job)
                 if not self._ends_sent.get(_attempt_key(job)):
                     # Another task is sending the end. It may fail, so check the job again.
@@ -350,7 +350,7 @@ class PromptNotifier:
         self._ends_checked_until = checked_until
 
     async def _read_queue_status(self) -> dict[str, Any]:
-        return _build_status(await self._shared.counts.count_now(self._owner))
+        return _build_status(await self._notifiers.counts.count_now(self._owner))
 
 
 def _attempt_key(job: Job) -> tuple[str, int]:
@@ -364,10 +364,10 @@ def _build_status(remaining: int) -> dict[str, Any]:
 def _derive_executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:
     """Return the ``executing`` message implied by ``progress_state``, or an empty dictionary."""
     nodes = from_json(progress)["data"].get("nodes", {})
-    running = [node for node, state in nodes.items() if state.get("state") == "running"]
-    if not running:
+    running_nodes = [node for node, state in nodes.items() if state.get("state") == "running"]
+    if not running_nodes:
         return {}
-    node = running[-1]
+    node = running_nodes[-1]
     display_node = nodes[node].get("display_node_id", node)
     data = {"node": node, "display_node": display_node, "prompt_id": prompt_id}
     return {"executing": to_json({"type": "executing", "data": data})}

@@ -144,10 +144,12 @@ class ComfyPrompts:
     ) -> dict[str, Any]:
         """Return the response body of ``/history``: entries from ``offset``, or the newest ones."""
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
-        newest = offset is None or offset < 0
-        jobs = await self.prompts.list_ended(owner, limit=limit, offset=None if newest else offset)
+        wants_newest = offset is None or offset < 0
+        jobs = await self.prompts.list_ended(
+            owner, limit=limit, offset=None if wants_newest else offset
+        )
         entries = await self._history_entries(jobs)
-        return dict(reversed(entries.items())) if newest else entries
+        return dict(reversed(entries.items())) if wants_newest else entries
 
     async def get_history(self, owner: str, prompt_id: str) -> dict[str, Any]:
         """Return the response body of ``/history/{id}``, which is empty until the prompt ends."""
@@ -184,8 +186,10 @@ class ComfyPrompts:
                 caller.owner, build_submitter_condition(caller, client_id)
             )
         else:
-            selected = set(ids)
-            jobs = [job for job in await self.prompts.list_open(caller.owner) if job.id in selected]
+            selected_ids = set(ids)
+            jobs = [
+                job for job in await self.prompts.list_open(caller.owner) if job.id in selected_ids
+            ]
         await self._cancel(caller, [job.id for job in jobs if job.started_at is None])
 
     async def interrupt(
@@ -206,15 +210,15 @@ class ComfyPrompts:
                 caller.owner, build_submitter_condition(caller, client_id)
             )
             ids = [job.id for job in jobs if job.started_at is not None]
-        executed = await self.find_executed(ids) if ids else ()
-        await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
+        executed_ids = await self.find_executed(ids) if ids else ()
+        await self._cancel(caller, [job_id for job_id in ids if job_id not in executed_ids])
 
     async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
         """Cancel waiting and running prompts; return True if the tenant has one of them."""
         jobs = await self.prompts.get(caller.owner, ids)
-        unfinished = [job.id for job in jobs if not job.status.is_final]
-        await self._cancel(caller, unfinished)
-        return bool(unfinished)
+        unfinished_ids = [job.id for job in jobs if not job.status.is_final]
+        await self._cancel(caller, unfinished_ids)
+        return bool(unfinished_ids)
 
     async def list_jobs(
         self,
@@ -222,8 +226,8 @@ class ComfyPrompts:
         *,
         states: Sequence[str],
         workflow_id: str | None,
-        by_duration: bool,
-        ascending: bool,
+        sorts_by_duration: bool,
+        is_ascending: bool,
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
@@ -232,26 +236,26 @@ class ComfyPrompts:
             *await self.prompts.list_open(owner),
             *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),
         ]
-        selected = [job for job in jobs if not states or response.job_state(job) in states]
+        selected_jobs = [job for job in jobs if not states or response.job_state(job) in states]
         if workflow_id is not None:
             workflow = _digest(workflow_id)
-            digests = await asyncio.gather(*map(self._workflow_digest, selected))
-            selected = [
-                j for j, digest in zip(selected, digests, strict=True) if digest == workflow
+            digests = await asyncio.gather(*map(self._workflow_digest, selected_jobs))
+            selected_jobs = [
+                j for j, digest in zip(selected_jobs, digests, strict=True) if digest == workflow
             ]
-        selected.sort(
-            key=_execution_seconds if by_duration else _creation_time,
-            reverse=not ascending,
+        selected_jobs.sort(
+            key=_execution_seconds if sorts_by_duration else _creation_time,
+            reverse=not is_ascending,
         )
-        page = selected[offset : offset + (limit or _DEFAULT_ENTRIES)]
+        page = selected_jobs[offset : offset + (limit or _DEFAULT_ENTRIES)]
         summaries = await self._build_bodies(page, response.build_job_summary)
         return {
             "jobs": summaries,
             "pagination": {
                 "offset": offset,
                 "limit": limit,
-                "total": len(selected),
-                "has_more": offset + len(summaries) < len(selected),
+                "total": len(selected_jobs),
+                "has_more": offset + len(summaries) < len(selected_jobs),
             },
         }
 
@@ -275,13 +279,13 @@ class ComfyPrompts:
     ) -> Mapping[str, Any]:
         """Validate a graph; return ComfyUI's response, which is empty if the pool is down."""
         artifacts = await self.files.find_referenced(caller.owner, graph)
-        by_id = {
+        names_by_id = {
             artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
         }
-        by_text = {text: make_input_name(artifact) for text, artifact in files.items()}
-        renamed = replace_inputs(graph, by_id, by_text)
-        own = {*by_id.values(), *by_text.values()}
-        if not await self.guard.check_graph(caller, pool, renamed, own):
+        names_by_text = {text: make_input_name(artifact) for text, artifact in files.items()}
+        renamed = replace_inputs(graph, names_by_id, names_by_text)
+        own_names = {*names_by_id.values(), *names_by_text.values()}
+        if not await self.guard.check_graph(caller, pool, renamed, own_names):
             return {}
         return await self.validator.validate(pool, renamed, targets)
 
@@ -291,17 +295,17 @@ class ComfyPrompts:
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                newest = await self.feed.get_newest_id(job_id)
+                newest_event_id = await self.feed.get_newest_id(job_id)
                 try:
-                    return await self.service.cancel(caller, job_id), newest
+                    return await self.service.cancel(caller, job_id), newest_event_id
                 except JobFinished:
                     return None
 
-        cancelled = await asyncio.gather(*map(cancel, ids))
+        cancelled_jobs = await asyncio.gather(*map(cancel, ids))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
-                for job, newest in filter(None, cancelled):
-                    await self.feed.wait_for_end(job, newest)
+                for job, newest_event_id in filter(None, cancelled_jobs):
+                    await self.feed.wait_for_end(job, newest_event_id)
 
     async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
         entries = await self._build_bodies(jobs, response.build_history_entry)
@@ -319,27 +323,27 @@ class ComfyPrompts:
 
     async def _workflow_digest(self, job: Job) -> bytes:
         """Return a digest of the job's workflow id, or no bytes if the job has no workflow id."""
-        known = self._workflows.get(job.spec)
-        if known is None:
+        cached = self._workflows.get(job.spec)
+        if cached is None:
             spec, _ = await self._read_spec(job)
             workflow_id = response.build_job_summary(job, spec, None).get("workflow_id")
-            known = b"" if workflow_id is None else _digest(str(workflow_id))
-            self._workflows[job.spec] = known
-        return known
+            cached = b"" if workflow_id is None else _digest(str(workflow_id))
+            self._workflows[job.spec] = cached
+        return cached
 
     async def _read_spec(self, job: Job) -> tuple[JobSpec | None, int]:
         """Return the job's spec and its size in bytes, or None and 0 if the spec was deleted."""
-        known = self._specs.get(job.spec)
-        if known is None:
+        cached = self._specs.get(job.spec)
+        if cached is None:
             try:
                 async with self._blob_reads:
                     content = await self.blobs.get(job.spec)
-                    known = decode(JobSpec, content), len(content)
+                    cached = decode(JobSpec, content), len(content)
             except FileNotFoundError:
                 return None, 0
             if len(content) <= _MAX_CACHED_BYTES:
-                self._specs[job.spec] = known
-        return known
+                self._specs[job.spec] = cached
+        return cached
 
 
 async def _read_within_limit(
@@ -347,11 +351,11 @@ async def _read_within_limit(
 ) -> list[T]:
     """Return the results of ``read`` for the first jobs, as many as fit into one response."""
     results: list[T] = []
-    left = _MAX_RESPONSE_BYTES
-    for first in range(0, len(jobs), _MAX_PARALLEL):
-        for result, size in await asyncio.gather(*map(read, jobs[first : first + _MAX_PARALLEL])):
-            left -= size
-            if left < 0 and results:
+    bytes_left = _MAX_RESPONSE_BYTES
+    for start in range(0, len(jobs), _MAX_PARALLEL):
+        for result, size in await asyncio.gather(*map(read, jobs[start : start + _MAX_PARALLEL])):
+            bytes_left -= size
+            if bytes_left < 0 and results:
                 return results
             results.append(result)
     return results

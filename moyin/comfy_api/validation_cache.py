@@ -123,7 +123,7 @@ def _is_within_bounds(value: Any, kind: str, minimum: Any, maximum: Any) -> bool
 def _digest(value: Any) -> str | None:
     """Return a digest of the value, or None if JSON cannot represent the value."""
     try:
-        plain = to_json(value, inf_nan_mode="constants")
+        json_value = to_json(value, inf_nan_mode="constants")
     except ValueError:
         return None
-    return hashlib.blake2b(plain, digest_size=16).hexdigest()
+    return hashlib.blake2b(json_value, digest_size=16).hexdigest()

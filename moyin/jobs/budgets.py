@@ -107,7 +107,7 @@ class RenderBudgets:
 
 
 def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
-    """Yield the index, the pool, the shape and the estimated pictures of each render."""
+    """Yield the index, pool, shape and estimated number of pictures of each render."""
     base = spec.base
     hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
     total = sum(hashes.values())
@@ -120,11 +120,11 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
             continue
         # Hash the nodes that all children of a batch share only once, because there may be many of
         # both.
-        changed = apply_batch_patch({name: base[name] for name in step.payload}, step.payload)
-        others = total - sum(hashes[name] for name in changed)
-        shape = combine_hashes([others, *map(hash_node, changed.values())])
-        own = PictureCounts.from_graph(changed)
-        yield index, step.pool, shape, PictureCounts(*map(max, counts, own)).estimate()
+        changed_nodes = apply_batch_patch({name: base[name] for name in step.payload}, step.payload)
+        other_hashes = total - sum(hashes[name] for name in changed_nodes)
+        shape = combine_hashes([other_hashes, *map(hash_node, changed_nodes.values())])
+        own_counts = PictureCounts.from_graph(changed_nodes)
+        yield index, step.pool, shape, PictureCounts(*map(max, counts, own_counts)).estimate()
 
 
 class BudgetSettler:
@@ -171,12 +171,12 @@ class BudgetSettler:
         """
         if not await self._store.list_due():
             return 0
-        async with self._database.advisory_lock("render-budgets") as acquired:
-            if not acquired:
+        async with self._database.advisory_lock("render-budgets") as is_acquired:
+            if not is_acquired:
                 return 0
-            due = await self._store.list_due()
-            ended = []
-            for item in due:
+            due_reservations = await self._store.list_due()
+            ended_reservations = []
+            for item in due_reservations:
                 await self._counter.recount(
                     item.reservation,
                     item.amount,
@@ -186,6 +186,6 @@ class BudgetSettler:
                 # If the row has changed, another run was booked meanwhile, and the next round
                 # counts it.
                 if await self._store.mark_counted(item) and item.ended:
-                    ended.append(item.reservation)
-            await self._counter.forget(ended)
-        return len(due)
+                    ended_reservations.append(item.reservation)
+            await self._counter.forget(ended_reservations)
+        return len(due_reservations)

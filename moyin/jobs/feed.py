@@ -22,16 +22,16 @@ class JobFeed:
     """Streams the events of jobs from Valkey, and reads a job's end from SQL if Valkey fails.
 
     Args:
-        quiet: seconds without an event after which the job's row is read from SQL.
+        quiet_seconds: seconds without an event after which the job's row is read from SQL.
     """
 
     def __init__(
-        self, *, jobs: JobStore, events: EventStore, hub: EventHub, quiet: float = 5.0
+        self, *, jobs: JobStore, events: EventStore, hub: EventHub, quiet_seconds: float = 5.0
     ) -> None:
         self._jobs = jobs
         self._events = events
         self._hub = hub
-        self._quiet = quiet
+        self._quiet = quiet_seconds
 
     def follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
         """Yield the job's events in batches as they arrive, until the job has ended.
@@ -82,10 +82,10 @@ class JobFeed:
         self, job: Job, after: str | None
     ) -> AsyncGenerator[list[JobEvent], None]:
         # The events of a finished job either arrive at once, or Valkey has none.
-        quiet = self._quiet / 10 if job.status.is_final else self._quiet
+        quiet_seconds = self._quiet / 10 if job.status.is_final else self._quiet
         async with self._hub.subscribe(job.id, after) as subscription:
             while True:
-                batch = await subscription.next(quiet)
+                batch = await subscription.next(quiet_seconds)
                 if not batch:
                     job = await self._jobs.find(job.id)
                     if job.status.is_final:

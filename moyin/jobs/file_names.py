@@ -51,19 +51,23 @@ class FileNames:
 
     async def replace_in_graphs(self, owner: str, spec: JobSpec) -> JobSpec:
         """Replace the names in graphs that the client sent, but not in graphs of templates."""
-        own = [step for step in spec.steps if _has_client_graph(step)]
-        inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own]
-        if own and spec.base is not None:
+        own_steps = [step for step in spec.steps if _has_client_graph(step)]
+        inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own_steps]
+        if own_steps and spec.base is not None:
             inputs.append(list(_iterate_inputs(spec.base, False)))
         texts = {
-            raw: str(references.resolve_references(raw, ()))
-            for raw in find_file_texts(inputs)
-            if not references.has_references(raw)
+            raw_text: str(references.resolve_references(raw_text, ()))
+            for raw_text in find_file_texts(inputs)
+            if not references.has_references(raw_text)
         }
         if not texts:
             return spec
         files = await self._files.find_in_texts(owner, set(texts.values()))
-        ids = {raw: f"artifact:{files[text].id}" for raw, text in texts.items() if text in files}
+        ids = {
+            raw_text: f"artifact:{files[text].id}"
+            for raw_text, text in texts.items()
+            if text in files
+        }
         if not ids:
             return spec
         steps = tuple(

@@ -67,8 +67,8 @@ class GraphChecker:
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return
-        offered = await self._guard.list_pools(caller)
-        pools = [pool for pool in self._pools if pool in offered]
+        offered_pools = await self._guard.list_pools(caller)
+        pools = [pool for pool in self._pools if pool in offered_pools]
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
                 continue
@@ -86,8 +86,8 @@ class GraphChecker:
         """Return the job with forbidden default pools replaced by the first permitted pool."""
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
-        offered = await self._guard.list_pools(submitter)
-        pools = [pool for pool in self._pools if pool in offered]
+        offered_pools = await self._guard.list_pools(submitter)
+        pools = [pool for pool in self._pools if pool in offered_pools]
         is_restricted = len(pools) < len(self._pools)
         steps = []
         for index, step in enumerate(spec.steps):
@@ -101,7 +101,7 @@ class GraphChecker:
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
         """Check every graph of the job, and let ComfyUI validate the representative graphs."""
-        representative = set(select_representative_steps(spec))
+        representative_indexes = set(select_representative_steps(spec))
         artifacts: dict[str, Artifact] = {}
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
@@ -124,7 +124,11 @@ class GraphChecker:
                 raise
             # Graphs with references are not validated, because the values are unknown until earlier
             # steps run.
-            if is_known and index in representative and not references.has_references(full_graph):
+            if (
+                is_known
+                and index in representative_indexes
+                and not references.has_references(full_graph)
+            ):
                 graph = references.resolve_references(full_graph, ())
                 await self._validator.validate(step.pool, _replace_artifacts(graph, artifacts))
 
@@ -148,9 +152,9 @@ class GraphChecker:
                     field=_find_artifact_field(step, artifact_id),
                 )
             artifacts[artifact_id] = artifact
-        own = {make_input_name(artifact) for artifact in artifacts.values()}
-        named = _replace_artifacts(graph, artifacts)
-        return await self._guard.check_graph(submitter, step.pool, named, own)
+        own_names = {make_input_name(artifact) for artifact in artifacts.values()}
+        graph_with_files = _replace_artifacts(graph, artifacts)
+        return await self._guard.check_graph(submitter, step.pool, graph_with_files, own_names)
 
 
 def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
@@ -161,7 +165,7 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step; for later children of a batch, only the nodes that differ."""
+    """Return the graph of a step; for a batch's later children, only nodes that differ."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
@@ -178,11 +182,11 @@ def select_representative_steps(spec: JobSpec) -> list[int]:
     if spec.base is None:
         return list(range(len(spec.steps)))
     indexes = [0, len(spec.steps) - 1]
-    seen: set[tuple[str, bytes]] = set()
+    covered_values: set[tuple[str, bytes]] = set()
     for index, step in enumerate(spec.steps):
         pairs = {(n, to_json(v)) for n, v in step.inputs.items() if not n.endswith("seed")}
-        if pairs - seen:
-            seen |= pairs
+        if pairs - covered_values:
+            covered_values |= pairs
             indexes.append(index)
     return sorted(set(indexes))[:_MAX_VALIDATED]
 
@@ -205,8 +209,8 @@ def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
         InvalidRequest: the class of a node refers to an earlier step.
     """
     if not references.has_references(graph):
-        resolved: Mapping[str, Any] = references.resolve_references(graph, ())
-        return resolved
+        resolved_graph: Mapping[str, Any] = references.resolve_references(graph, ())
+        return resolved_graph
     nodes = {}
     for node_id, node in graph.items():
         if references.has_references(node["class_type"]):
@@ -215,10 +219,10 @@ def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
                 field=f"workflow.{node_id[:64]}.class_type",
             )
         inputs = node.get("inputs", {})
-        fixed = {
+        fixed_graph = {
             name: value for name, value in inputs.items() if not references.has_references(value)
         }
-        nodes[node_id] = {**node, "inputs": references.resolve_references(fixed, ())}
+        nodes[node_id] = {**node, "inputs": references.resolve_references(fixed_graph, ())}
     return nodes
 
 

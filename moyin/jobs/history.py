@@ -41,8 +41,7 @@ class BulkResult:
         matched: the number of jobs that match the filter.
         done: the number of jobs that were cancelled or deleted.
         skipped: the number of matching jobs that could not be changed: deleting skips jobs that
-            have
-            not ended, and cancelling skips jobs that have.
+            have not ended, and cancelling skips jobs that have ended.
         next_cursor: the position where another request continues, or None if all jobs were checked.
     """
 
@@ -100,17 +99,18 @@ class JobHistory:
         """
 
         async def cancel(job_ids: Sequence[str]) -> int:
-            done = 0
+            cancelled_count = 0
             for start in range(0, len(job_ids), _CONCURRENT_CANCELLATIONS):
-                part = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
+                job_ids_part = job_ids[start : start + _CONCURRENT_CANCELLATIONS]
                 results = await asyncio.gather(
-                    *(self._try_cancel(caller, job_id) for job_id in part), return_exceptions=True
+                    *(self._try_cancel(caller, job_id) for job_id in job_ids_part),
+                    return_exceptions=True,
                 )
                 for result in results:
                     if isinstance(result, BaseException):
                         raise result
-                    done += result
-            return done
+                    cancelled_count += result
+            return cancelled_count
 
         _require_condition(where)
         statuses = tuple(
@@ -155,18 +155,20 @@ class JobHistory:
         if dry_run and where.is_indexed and cursor is None:
             count = await self._jobs.count(owner, where)
             return BulkResult(matched=count, done=0, skipped=0, next_cursor=None)
-        matched = done = 0
+        matched_count = done_count = 0
         size, limit = (_COUNTED_PER_QUERY, MAX_COUNTED) if dry_run else (_CHUNK, MAX_CHANGED)
         with self._lock_tenant(owner):
             for _ in range(_MAX_PAGES):
                 page = await self._jobs.list_ids(owner, where, limit=size, cursor=cursor)
-                matched, cursor = matched + len(page.ids), page.next_cursor
+                matched_count, cursor = matched_count + len(page.ids), page.next_cursor
                 if page.ids and not dry_run:
-                    done += await change(page.ids)
-                if cursor is None or matched >= limit:
+                    done_count += await change(page.ids)
+                if cursor is None or matched_count >= limit:
                     break
-        skipped = 0 if dry_run else matched - done
-        return BulkResult(matched=matched, done=done, skipped=skipped, next_cursor=cursor)
+        skipped = 0 if dry_run else matched_count - done_count
+        return BulkResult(
+            matched=matched_count, done=done_count, skipped=skipped, next_cursor=cursor
+        )
 
     @contextmanager
     def _lock_tenant(self, owner: str) -> Iterator[None]:

@@ -152,9 +152,9 @@ class ImageJobs:
     ) -> None:
         """Wait for a disconnected client's submission, and cancel its job if ``cancel`` is True."""
         try:
-            accepted = await submission
+            accepted_job = await submission
             if cancel:
-                await self.gateway.cancel_job(accepted.location, identity=identity)
+                await self.gateway.cancel_job(accepted_job.location, identity=identity)
         except errors.JobFinished:
             return
         except errors.MoyinError as error:

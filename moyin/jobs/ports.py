@@ -71,8 +71,8 @@ class GraphGuard(Protocol):
     ) -> bool:
         """Check the nodes and file names of a graph.
 
-        The ``field`` of both errors is the node's place in the graph, and their ``details`` are a
-        body in the form of ComfyUI's validation errors.
+        Both errors have the node's place in the graph as ``field``. Their ``details`` have the form
+        of ComfyUI's validation errors.
 
         Args:
             own: the names of the caller's files in the graph.
@@ -91,12 +91,12 @@ class NamedFiles(Protocol):
     """The interface that finds files by the names that ComfyUI's clients use."""
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return the owner's files by the texts that name them, and leave out other texts."""
+        """Return the owner's file for each text that names one, as a mapping by text."""
         ...
 
 
 class HeldReservation(Protocol):
-    """The interface of money that is reserved for a job that is not accepted yet."""
+    """The interface of a reservation in budgets for a job that is not accepted yet."""
 
     @property
     def reservation(self) -> JobReservation | None:

@@ -70,8 +70,8 @@ class PreviewFeed:
                     while True:
                         await self._store.watch(job_id)
                         deadline = asyncio.get_running_loop().time() + _RENEWAL_SECONDS
-                        while (left := deadline - asyncio.get_running_loop().time()) > 0:
-                            if previews := await subscription.next(left):
+                        while (seconds_left := deadline - asyncio.get_running_loop().time()) > 0:
+                            if previews := await subscription.next(seconds_left):
                                 yield _to_event(job_id, previews[-1])
 
 

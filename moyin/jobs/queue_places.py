@@ -22,7 +22,7 @@ ListPlaces = Callable[[str], Awaitable[Mapping[str, QueuePlace]]]
 
 @dataclass(slots=True)
 class _PoolQueue:
-    """The latest places of a pool, and the times of the latest call and of its response.
+    """The latest queue places that a pool returned, and the times of its latest call and response.
 
     ``is_slow`` is True if a reader has waited for the present call without getting a response.
     """
@@ -49,12 +49,12 @@ class QueuePlaces:
         pools: Sequence[str],
         *,
         clock: Callable[[], float] = time.monotonic,
-        wait: float = _WAIT_SECONDS,
+        wait_seconds: float = _WAIT_SECONDS,
     ) -> None:
         self._list_places = list_places
         self._queues = {pool: _PoolQueue() for pool in pools}
         self._clock = clock
-        self._wait = wait
+        self._wait = wait_seconds
 
     async def read(self) -> Mapping[str, QueuePlace]:
         """Return the places by job id; jobs of pools that do not respond are missing."""
@@ -64,22 +64,22 @@ class QueuePlaces:
                 queue.called_at = now
                 queue.call = asyncio.create_task(self._refresh(pool, queue))
         # Do not wait for a pool that has responded recently, or whose present call is slow.
-        awaited = [
+        awaited_queues = [
             queue
             for queue in self._queues.values()
             if queue.call is not None
             and not queue.is_slow
             and now - queue.received_at >= _INTERVAL_SECONDS
         ]
-        if awaited:
-            calls = [queue.call for queue in awaited if queue.call is not None]
+        if awaited_queues:
+            calls = [queue.call for queue in awaited_queues if queue.call is not None]
             await asyncio.wait(calls, timeout=self._wait)
-            for queue in awaited:
+            for queue in awaited_queues:
                 queue.is_slow = queue.call is not None
-        oldest = self._clock() - _MAX_AGE_SECONDS
+        oldest_time = self._clock() - _MAX_AGE_SECONDS
         places: dict[str, QueuePlace] = {}
         for queue in self._queues.values():
-            if queue.received_at >= oldest:
+            if queue.received_at >= oldest_time:
                 places.update(queue.places)
         return places
 

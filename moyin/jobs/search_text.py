@@ -1,4 +1,4 @@
-"""Collects the text of a job's request that a search for jobs matches (`moyin.store.job_words`)."""
+"""Collects the searchable text of a job's request, for the index of `moyin.store.job_words`."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def _iterate_members(value: Any, depth: int) -> Iterator[str]:
 
 
 def _iterate_graph(nodes: Iterable[Any]) -> Iterator[str]:
-    seen = 0
+    input_count = 0
     for node in nodes:
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         if isinstance(inputs, Mapping):
             yield from _iterate_strings(inputs.values())
-            seen += len(inputs)
-        if seen > _MAX_INPUTS:
+            input_count += len(inputs)
+        if input_count > _MAX_INPUTS:
             return
 
 

@@ -144,9 +144,9 @@ class JobService:
             fingerprint: the request's fingerprint; if None, that of ``spec`` is computed.
             job_id: a lower-case UUID that the client chose.
             validated: True if the pool and the graphs have been checked already.
-            priority_field: the request's field with the priority. If None, the request names no
-                priority, and a priority of ``spec`` that is not permitted becomes the best
-                permitted.
+            priority_field: the request's field that sets the priority, or None if no field does.
+                Without such a field, a forbidden priority of ``spec`` is replaced by the best
+                permitted priority.
 
         Returns:
             The job, and True unless an earlier request with the same key created it.
@@ -176,7 +176,7 @@ class JobService:
             spec = await self._names.replace_in_graphs(submitter.owner, spec)
             spec = await self._graphs.check_new_job(submitter, spec)
         prompt = spec.comfyui
-        new = NewJob(
+        new_job = NewJob(
             id=job_id or str(uuid.uuid4()),
             owner=submitter.owner,
             key_id=submitter.key_id,
@@ -201,27 +201,31 @@ class JobService:
             has_chosen_id=job_id is not None,
             text=collect_text(spec),
         )
-        job, is_new = await self._create(submitter, spec, new)
+        job, is_new = await self._create(submitter, spec, new_job)
         if is_new:
-            await self._publish_and_start(job, new.launch)
+            await self._publish_and_start(job, new_job.launch)
         return job, is_new
 
-    async def _create(self, submitter: Identity, spec: JobSpec, new: NewJob) -> tuple[Job, bool]:
+    async def _create(
+        self, submitter: Identity, spec: JobSpec, new_job: NewJob
+    ) -> tuple[Job, bool]:
         """Insert the job with its reservation, or find the job of an earlier identical request."""
         try:
-            held = await self._budgets.reserve(submitter, spec)
+            held_budget = await self._budgets.reserve(submitter, spec)
         except (BudgetExceeded, ServiceUnavailable):
             # Look for the first job before money is reserved, because a repeated request costs
             # nothing.
-            if (repeated := await self._jobs.find_repeated(new)) is not None:
-                return repeated, False
+            if (repeated_job := await self._jobs.find_repeated(new_job)) is not None:
+                return repeated_job, False
             raise
         is_new = False
         try:
-            job, is_new = await self._jobs.create(replace(new, reservation=held.reservation))
+            job, is_new = await self._jobs.create(
+                replace(new_job, reservation=held_budget.reservation)
+            )
         finally:
             if not is_new:
-                held.release()
+                held_budget.release()
         return job, is_new
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
@@ -263,29 +267,31 @@ class JobService:
             NodeNotAllowed: a graph has a node that the caller must no longer use.
             BudgetExceeded: a budget does not cover the estimated cost of the remaining renders.
         """
-        ended = await self._jobs.get(caller.owner, job_id)
-        if ended.priority < caller.best_priority:
-            raise _new_priority_error(ended.priority, caller.best_priority, None)
-        spec = await self.load_spec(ended) if ended.status.is_final else None
+        ended_job = await self._jobs.get(caller.owner, job_id)
+        if ended_job.priority < caller.best_priority:
+            raise _new_priority_error(ended_job.priority, caller.best_priority, None)
+        spec = await self.load_spec(ended_job) if ended_job.status.is_final else None
         if spec is None:
             # Without its spec, the job will fail before it costs anything.
             job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         else:
             await self._graphs.check_retried_job(caller, spec)
-            job = await self._reopen(caller, ended, spec)
+            job = await self._reopen(caller, ended_job, spec)
         await self._publish_and_start(job)
         return job
 
-    async def _reopen(self, caller: Identity, ended: Job, spec: JobSpec) -> Job:
-        done = {result.index for result in ended.results}
-        held = await self._budgets.reserve(caller, spec, done)
+    async def _reopen(self, caller: Identity, ended_job: Job, spec: JobSpec) -> Job:
+        done_indexes = {result.index for result in ended_job.results}
+        held_budget = await self._budgets.reserve(caller, spec, done_indexes)
         is_reopened = False
         try:
-            job = await self._jobs.reopen(caller.owner, ended.id, caller.limits, held.reservation)
+            job = await self._jobs.reopen(
+                caller.owner, ended_job.id, caller.limits, held_budget.reservation
+            )
             is_reopened = True
         finally:
             if not is_reopened:
-                held.release()
+                held_budget.release()
         return job
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
@@ -315,8 +321,8 @@ class JobService:
 
         Specs are cached, because clients poll their jobs.
         """
-        if (cached := self._specs.get(job.spec)) is not None:
-            return decode(JobSpec, cached)
+        if (cached_content := self._specs.get(job.spec)) is not None:
+            return decode(JobSpec, cached_content)
         encoded = bytearray()
         try:
             async with aclosing(self._blobs.read_chunks(job.spec)) as chunks:
@@ -408,19 +414,19 @@ def _measure_depth(value: Any) -> int:
 
 def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
     """Return the spec with a permitted priority; raise if the client named a forbidden one."""
-    best = submitter.best_priority
-    if spec.priority >= best:
+    best_priority = submitter.best_priority
+    if spec.priority >= best_priority:
         return spec
     if field is not None:
-        raise _new_priority_error(spec.priority, best, field)
-    return replace(spec, priority=best)
+        raise _new_priority_error(spec.priority, best_priority, field)
+    return replace(spec, priority=best_priority)
 
 
-def _new_priority_error(priority: int, best: int, field: str | None) -> PriorityNotAllowed:
+def _new_priority_error(priority: int, best_priority: int, field: str | None) -> PriorityNotAllowed:
     return PriorityNotAllowed(
-        f"you must not use priority {priority}: your best priority is {best}",
+        f"you must not use priority {priority}: your best priority is {best_priority}",
         field=field,
-        details={"limit": "best_priority", "best_priority": best},
+        details={"limit": "best_priority", "best_priority": best_priority},
     )
 
 

@@ -58,8 +58,8 @@ class StepResponse:
             StepFailed: the content is not JSON, or is nested too deeply.
         """
         try:
-            plain = json.dumps({"body": json.loads(self.content)}, ensure_ascii=False)
-            return from_json(plain.encode(errors="replace"))["body"]
+            json_text = json.dumps({"body": json.loads(self.content)}, ensure_ascii=False)
+            return from_json(json_text.encode(errors="replace"))["body"]
         except (ValueError, RecursionError):
             raise StepFailed(
                 f"the service's response of type {self.media_type} is not valid JSON"
@@ -102,17 +102,19 @@ class StepClient:
             BackendUnavailable, BackendTimeout: the request may succeed later.
         """
         check_step_path(path, field="path")
-        allowed = {k: v for k, v in (headers or {}).items() if k.lower() not in _RESERVED_HEADERS}
-        for name, value in allowed.items():
+        allowed_headers = {
+            k: v for k, v in (headers or {}).items() if k.lower() not in _RESERVED_HEADERS
+        }
+        for name, value in allowed_headers.items():
             if _CONTROL.search(value):
                 # For example, the text of an earlier step may contain line breaks.
                 raise StepFailed(f"the header {name} must not contain control characters")
-        allowed["idempotency-key"] = idempotency_key
-        data = _encode_body(body, allowed)
+        allowed_headers["idempotency-key"] = idempotency_key
+        data = _encode_body(body, allowed_headers)
         try:
             # Sent exactly as it was checked, without another percent-encoding.
             async with self._gateway.open(
-                method, path, data, headers=allowed, identity=identity, is_encoded=True
+                method, path, data, headers=allowed_headers, identity=identity, is_encoded=True
             ) as response:
                 content = await read_up_to(response, self._max_response_bytes)
         except BodyTooLong:

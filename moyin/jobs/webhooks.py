@@ -99,8 +99,10 @@ def derive_webhook_secret(signing_key: bytes, owner: str) -> str:
     Secrets are derived instead of stored: every process with the signing key computes the same
     secret, and no tenant can compute the secret of another.
     """
-    derived = hmac.new(signing_key, b"moyin/webhook/" + owner.encode(), hashlib.sha256).digest()
-    return _PREFIX + base64.b64encode(derived).decode()
+    derived_bytes = hmac.new(
+        signing_key, b"moyin/webhook/" + owner.encode(), hashlib.sha256
+    ).digest()
+    return _PREFIX + base64.b64encode(derived_bytes).decode()
 
 
 def build_signature_headers(
@@ -113,8 +115,8 @@ def build_signature_headers(
         timestamp: the time of this delivery, in Unix seconds.
     """
     key = base64.b64decode(secret.removeprefix(_PREFIX))
-    signed = f"{message_id}.{timestamp}.".encode() + body
-    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    signed_content = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.new(key, signed_content, hashlib.sha256).digest()
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),

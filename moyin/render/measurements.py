@@ -29,10 +29,10 @@ _OVERTIME = 0.25
 class RenderMeasurements:
     """Holds the latest successful renders of a pool, grouped by the shape of their graphs.
 
-    The duration of a render that loads models is estimated from other renders that did so. In the
-    methods, ``load_seconds`` is the time for loading models that the scheduler estimates for the
-    render, or 0 if the renderer has the models loaded. Costs are estimated from all renders of a
-    shape.
+    The duration of a render that loads models is estimated from other renders that loaded models.
+    In the methods, ``load_seconds`` is the time for loading models that the scheduler estimates for
+    the render, or 0 if the renderer has the models loaded. Costs are estimated from all renders of
+    a shape.
 
     Args:
         earlier: successful renders from before the pool's start, the oldest first.
@@ -48,10 +48,12 @@ class RenderMeasurements:
 
     def record(self, render: MeasuredRender, load_seconds: float = 0.0) -> None:
         """Add a successful render."""
-        _, others = self._split_seconds(render.shape)
-        if load_seconds > 0 and others:
-            measured = max(0.0, render.seconds - sum(others) / len(others))
-            self._loads.append((measured, load_seconds))
+        _, other_seconds = self._split_seconds(render.shape)
+        if load_seconds > 0 and other_seconds:
+            measured_load_seconds = max(
+                0.0, render.seconds - sum(other_seconds) / len(other_seconds)
+            )
+            self._loads.append((measured_load_seconds, load_seconds))
         renders = self._shapes.get(render.shape) or deque(maxlen=_RENDERS_PER_SHAPE)
         renders.append(render)
         # Stored again, so that the least recently rendered shape is dropped first.
@@ -101,28 +103,36 @@ class RenderMeasurements:
     def _list_seconds(self, shape: str | None, load_seconds: float) -> list[float]:
         if shape is None:
             return list(self._seconds)
-        loaded, others = self._split_seconds(shape)
-        if load_seconds > 0 and not loaded:
-            load = load_seconds * self._compute_load_factor()
-            return [seconds + load for seconds in others]
-        return loaded if load_seconds > 0 else others or loaded
+        seconds_with_loading, seconds_without_loading = self._split_seconds(shape)
+        if load_seconds > 0 and not seconds_with_loading:
+            extra_seconds = load_seconds * self._compute_load_factor()
+            return [seconds + extra_seconds for seconds in seconds_without_loading]
+        return (
+            seconds_with_loading
+            if load_seconds > 0
+            else seconds_without_loading or seconds_with_loading
+        )
 
     def _split_seconds(self, shape: str) -> tuple[list[float], list[float]]:
         """Return the times of the shape's renders that loaded models, and of the others."""
-        loaded: list[float] = []
-        others: list[float] = []
+        seconds_with_loading: list[float] = []
+        seconds_without_loading: list[float] = []
         for render in self._shapes.get(shape, ()):
             has_loaded = render.load_seconds > _LOADING_SHARE * render.seconds
-            (loaded if has_loaded else others).append(render.seconds)
-        return loaded, others
+            (seconds_with_loading if has_loaded else seconds_without_loading).append(render.seconds)
+        return seconds_with_loading, seconds_without_loading
 
     def _compute_load_factor(self) -> float:
-        """Return by what the scheduler's estimates of loading must be multiplied.
+        """Return the factor by which to multiply the scheduler's estimates of loading times.
 
         The factor is a ratio of sums, because a single measurement may be wrong by seconds.
         """
-        estimated = sum(estimate for _, estimate in self._loads)
-        return sum(measured for measured, _ in self._loads) / estimated if estimated else 1.0
+        estimated_seconds = sum(estimate for _, estimate in self._loads)
+        return (
+            sum(measured_seconds for measured_seconds, _ in self._loads) / estimated_seconds
+            if estimated_seconds
+            else 1.0
+        )
 
 
 def _get_high_quantile(seconds: Sequence[float]) -> float:
@@ -133,5 +143,5 @@ def _summarise(samples: Sequence[float]) -> Duration | None:
     if not samples:
         return None
     mean = sum(samples) / len(samples)
-    squares = sum((value - mean) ** 2 for value in samples) + (_PRIOR_ERROR * mean) ** 2
-    return Duration(mean=mean, variance=squares / len(samples))
+    squared_errors = sum((value - mean) ** 2 for value in samples) + (_PRIOR_ERROR * mean) ** 2
+    return Duration(mean=mean, variance=squared_errors / len(samples))

@@ -159,7 +159,7 @@ class SubmittedStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """The submitted request of a job, without the members that the job itself has."""
+    """The request as the client submitted it, without the fields that `JobBody` already contains."""
 
     steps: tuple[SubmittedStep, ...] = ()
     deadline: datetime | None = None

@@ -32,12 +32,12 @@ def merge_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def merge_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
     """Concatenate lists without duplicates; objects with the same ``name`` are duplicates."""
     merged: list[Any] = []
-    known: set[Any] = set()
+    seen_keys: set[Any] = set()
     for items in lists:
         for item in items:
             key = item.get("name") if isinstance(item, Mapping) else item
-            if key not in known:
-                known.add(key)
+            if key not in seen_keys:
+                seen_keys.add(key)
                 merged.append(item)
     return merged
 
@@ -63,7 +63,7 @@ def filter_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Ma
 
 
 def remove_input_folder_choices(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the nodes without those choices that are input files of tenants on the renderer."""
+    """Return the nodes without the choices that are input files of tenants on the renderer."""
     return {name: _remove_input_folder_choices(node) for name, node in nodes.items()}
 
 
@@ -73,14 +73,14 @@ def remove_folder_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, 
 
 
 def _remove_input_folder_choices(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    changed = None
+    changed_node = None
     for kind, name, spec in _iterate_inputs(node):
         choices = _get_choices(spec)
         if choices is not None and any(map(_is_in_input_folder, choices)):
-            changed = copy.deepcopy(dict(node)) if changed is None else changed
-            others = [choice for choice in choices if not _is_in_input_folder(choice)]
-            _set_choices(changed["input"][kind][name], others)
-    return node if changed is None else changed
+            changed_node = copy.deepcopy(dict(node)) if changed_node is None else changed_node
+            other_choices = [choice for choice in choices if not _is_in_input_folder(choice)]
+            _set_choices(changed_node["input"][kind][name], other_choices)
+    return node if changed_node is None else changed_node
 
 
 def _is_in_input_folder(choice: Any) -> bool:
@@ -91,18 +91,18 @@ def _set_upload_choices(node: Mapping[str, Any], files: Sequence[str]) -> Mappin
     uploads = [(kind, name) for kind, name, spec in _iterate_inputs(node) if _is_upload_input(spec)]
     if not uploads:
         return node
-    changed = copy.deepcopy(dict(node))
+    changed_node = copy.deepcopy(dict(node))
     for kind, name in uploads:
-        _set_choices(changed["input"][kind][name], list(files))
-    return changed
+        _set_choices(changed_node["input"][kind][name], list(files))
+    return changed_node
 
 
-def _add_choices(node: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    other_specs = {(kind, name): spec for kind, name, spec in _iterate_inputs(other)}
+def _add_choices(node: Mapping[str, Any], other_node: Mapping[str, Any]) -> None:
+    other_specs = {(kind, name): spec for kind, name, spec in _iterate_inputs(other_node)}
     for kind, name, spec in _iterate_inputs(node):
-        choices, more = _get_choices(spec), _get_choices(other_specs.get((kind, name)))
-        if choices is not None and more:
-            _set_choices(spec, merge_lists((choices, more)))
+        choices, other_choices = _get_choices(spec), _get_choices(other_specs.get((kind, name)))
+        if choices is not None and other_choices:
+            _set_choices(spec, merge_lists((choices, other_choices)))
 
 
 def _iterate_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:

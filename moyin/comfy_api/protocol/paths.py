@@ -27,11 +27,11 @@ def to_server_path(path: str) -> str | None:
     """Return the API path of ``/comfy/api/…`` or ``/comfy/ws``, or None for all other paths."""
     if not path.startswith(PAGE_PATH):
         return None
-    below_page = path[len(PAGE_PATH) :]
-    if below_page.startswith(_PAGE_EXTENSIONS):
+    page_subpath = path[len(PAGE_PATH) :]
+    if page_subpath.startswith(_PAGE_EXTENSIONS):
         return None
-    if below_page == _WEBSOCKET or below_page.startswith(_API_PREFIXES):
-        return f"/{below_page}"
+    if page_subpath == _WEBSOCKET or page_subpath.startswith(_API_PREFIXES):
+        return f"/{page_subpath}"
     return None
 
 
@@ -45,6 +45,6 @@ def is_page_file(path: str) -> bool:
 def is_comfyui_path(path: str) -> bool:
     """Return True if the path belongs to ComfyUI's API, like ``/api/jobs`` but not ``/jobs``."""
     path = to_server_path(path) or path
-    below_api = path.startswith("/api/")
-    first = path.removeprefix("/api").strip("/").partition("/")[0]
-    return first in API_FIRST_SEGMENTS and (below_api or first != "jobs")
+    is_below_api = path.startswith("/api/")
+    first_segment = path.removeprefix("/api").strip("/").partition("/")[0]
+    return first_segment in API_FIRST_SEGMENTS and (is_below_api or first_segment != "jobs")

@@ -42,15 +42,15 @@ def build_queue_row(job: Job, spec: JobSpec | None, place: QueuePlace | None = N
     estimated times.
     """
     prompt = spec.comfyui if spec is not None else None
-    extra: dict[str, Any] = dict(prompt.extra_data) if prompt is not None else {}
+    extra_data: dict[str, Any] = dict(prompt.extra_data) if prompt is not None else {}
     if prompt is not None and prompt.client_id is not None:
-        extra["client_id"] = prompt.client_id
-    extra["create_time"] = _to_milliseconds(job.created_at)
+        extra_data["client_id"] = prompt.client_id
+    extra_data["create_time"] = _to_milliseconds(job.created_at)
     if place is not None:
-        shown = render_job(job, QueueView(now=job.created_at, places={job.id: place}))
-        extra["moyin"] = shown.model_dump(mode="json", include={"position", "eta"})
+        job_body = render_job(job, QueueView(now=job.created_at, places={job.id: place}))
+        extra_data["moyin"] = job_body.model_dump(mode="json", include={"position", "eta"})
     outputs = list(prompt.outputs) if prompt is not None else []
-    return [queue_number(job, prompt), job.id, _resolve_graph(spec), extra, outputs]
+    return [queue_number(job, prompt), job.id, _resolve_graph(spec), extra_data, outputs]
 
 
 def build_history_entry(
@@ -119,15 +119,15 @@ def build_job_summary(
     job: Job, spec: JobSpec | None, record: PromptRecord | None
 ) -> dict[str, Any]:
     """Return a job's entry in ``/api/jobs``, without members whose value is unknown."""
-    number, _, _, extra, _ = build_queue_row(job, spec)
+    number, _, _, extra_data, _ = build_queue_row(job, spec)
     count, preview = _summarize_outputs(record.outputs if record is not None else {})
-    info = extra.get("extra_pnginfo")
+    info = extra_data.get("extra_pnginfo")
     workflow = info.get("workflow") if isinstance(info, Mapping) else None
     summary: dict[str, Any] = {
         "id": job.id,
         "status": job_state(job),
         "priority": number,
-        "create_time": extra["create_time"],
+        "create_time": extra_data["create_time"],
         "execution_start_time": _find_start_time(job, record),
         "outputs_count": count,
         "preview_output": preview,
@@ -142,9 +142,9 @@ def build_job_summary(
 
 def build_job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> dict[str, Any]:
     """Return the response body of ``/api/jobs/{id}``."""
-    _, _, graph, extra, _ = build_queue_row(job, spec)
+    _, _, graph, extra_data, _ = build_queue_row(job, spec)
     detail = build_job_summary(job, spec, record) | {
-        "workflow": {"prompt": graph, "extra_data": extra}
+        "workflow": {"prompt": graph, "extra_data": extra_data}
     }
     if not job.status.is_final:
         return detail
@@ -163,8 +163,8 @@ def _resolve_graph(spec: JobSpec | None) -> Any:
 
 
 def _build_messages(job: Job, record: PromptRecord | None) -> list[list[Any]]:
-    recorded = record.messages if record is not None else ()
-    messages = [[name, data] for name, data in recorded if name not in _END_MESSAGES]
+    recorded_messages = record.messages if record is not None else ()
+    messages = [[name, data] for name, data in recorded_messages if name not in _END_MESSAGES]
     return [*messages, list(build_end_message(job, record))]
 
 
@@ -197,9 +197,9 @@ def _summarize_outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] 
         for item in items
         if isinstance(item, Mapping)
     ]
-    displayable = [item for slot, item in items_by_slot if slot in _DISPLAYABLE_SLOTS]
-    displayable.sort(key=lambda item: item.get("type") != "output")
-    return len(items_by_slot), displayable[0] if displayable else None
+    displayable_items = [item for slot, item in items_by_slot if slot in _DISPLAYABLE_SLOTS]
+    displayable_items.sort(key=lambda item: item.get("type") != "output")
+    return len(items_by_slot), displayable_items[0] if displayable_items else None
 
 
 def _to_milliseconds(moment: datetime) -> int:

@@ -90,13 +90,13 @@ def list_folder(
         UserFileNotFound: the folder does not exist.
     """
     prefix = f"{folder}/"
-    below = [file for file in files if file.path.startswith(prefix)]
-    if not below:
+    files_below = [file for file in files if file.path.startswith(prefix)]
+    if not files_below:
         raise UserFileNotFound(f"you have no folder with the path {folder!r}")
-    listed = [file for file in below if recurse or "/" not in file.path[len(prefix) :]]
+    listed_files = [file for file in files_below if recurse or "/" not in file.path[len(prefix) :]]
     if full_info:
-        return [build_file_entry(file, prefix) for file in listed]
-    names = [file.path.removeprefix(prefix) for file in listed]
+        return [build_file_entry(file, prefix) for file in listed_files]
+    names = [file.path.removeprefix(prefix) for file in listed_files]
     return [[name, *name.split("/")] for name in names] if split else names
 
 
@@ -111,10 +111,12 @@ def list_folder_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any
     if any(file.path == folder for file in all_files):
         raise InvalidRequest(f"{folder!r} is a file: name a folder", field="path")
     prefix = f"{folder}/" if folder else ""
-    below = [file for file in all_files if file.path.startswith(prefix)]
-    if folder and not below:
+    files_below = [file for file in all_files if file.path.startswith(prefix)]
+    if folder and not files_below:
         raise UserFileNotFound(f"you have no folder with the path {folder!r}")
-    folders = sorted({parent for file in below for parent in _iterate_folders(file.path, prefix)})
+    folders = sorted(
+        {parent for file in files_below for parent in _iterate_folders(file.path, prefix)}
+    )
     entries: list[dict[str, Any]] = [
         {"name": _last_segment(path), "path": path, "type": "directory"} for path in folders
     ]
@@ -126,17 +128,17 @@ def list_folder_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any
             "size": file.size,
             "modified": file.modified.timestamp(),
         }
-        for file in below
+        for file in files_below
     ]
     return sorted(entries, key=lambda entry: (entry["type"] == "file", entry["name"].lower()))
 
 
 def _iterate_folders(path: str, prefix: str) -> Iterator[str]:
     """Yield the folders on the path from ``prefix`` to the file."""
-    end = path.find("/", len(prefix))
-    while end != -1:
-        yield path[:end]
-        end = path.find("/", end + 1)
+    slash_index = path.find("/", len(prefix))
+    while slash_index != -1:
+        yield path[:slash_index]
+        slash_index = path.find("/", slash_index + 1)
 
 
 def _last_segment(path: str) -> str:

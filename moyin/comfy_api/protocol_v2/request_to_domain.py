@@ -80,6 +80,6 @@ def parse_label_filters(query: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _invalid_request(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    return InvalidRequest(f"{field or 'the body'}: {first['msg']}", field=field or None)
+    first_error = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in first_error["loc"])
+    return InvalidRequest(f"{field or 'the body'}: {first_error['msg']}", field=field or None)

@@ -116,11 +116,11 @@ class GrpcBridge:
         clients.
         """
         page = await self._list_page(request, metadata)
-        while (fitting := _count_fitting_jobs(page)) < len(page.jobs):
-            smaller = pb.ListJobsRequest()
-            smaller.CopyFrom(request)
-            smaller.limit = fitting
-            page = await self._list_page(smaller, metadata)
+        while (fitting_count := _count_fitting_jobs(page)) < len(page.jobs):
+            smaller_request = pb.ListJobsRequest()
+            smaller_request.CopyFrom(request)
+            smaller_request.limit = fitting_count
+            page = await self._list_page(smaller_request, metadata)
         return page
 
     async def _list_page(
@@ -260,8 +260,10 @@ class MoyinCalls(HealthCalls):
 
 def _count_fitting_jobs(page: pb.ListJobsResponse) -> int:
     """Return how many of a page's first jobs fit into a message, but at least 1."""
-    ends = accumulate(job.ByteSize() for job in page.jobs)
-    return max(sum(end <= _MAX_PAGE_BYTES for end in ends), min(len(page.jobs), 1))
+    end_offsets = accumulate(job.ByteSize() for job in page.jobs)
+    return max(
+        sum(end_offset <= _MAX_PAGE_BYTES for end_offset in end_offsets), min(len(page.jobs), 1)
+    )
 
 
 def _to_header_value(value: str, field: str) -> str:

@@ -124,9 +124,9 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     """Convert an error event that ended a stream to a fault.
 
     Args:
-        status: the HTTP status that determines the gRPC status. This is the status of a broken
-            stream,
-            or of a new request if the caller lost access during the stream.
+        status: the HTTP status that determines the gRPC status. It is the status for broken
+            streams, unless the caller lost access during the stream; then it is the status that a
+            new request gets.
         body: the data of the error event.
     """
     refusal = RequestRefused(status, headers, body)

@@ -71,13 +71,13 @@ class HealthMonitor:
             raise Fault(grpc.StatusCode.UNIMPLEMENTED, "overloaded", message)
         self._watchers += 1
         try:
-            sent = None
+            sent_status = None
             while True:
                 is_known = request.service in _SERVICES
                 status = await self._read_status() if is_known else _Status.SERVICE_UNKNOWN
-                if status != sent:
+                if status != sent_status:
                     yield _Status(status=status)
-                    sent = status
+                    sent_status = status
                 await asyncio.sleep(self._interval)
         finally:
             self._watchers -= 1

@@ -97,10 +97,10 @@ def to_job_event(event_id: str, kind: str, text: str) -> pb.JobEvent:
     event = pb.JobEvent(id=event_id, type=kind, data_json=text)
     name = EVENT_FIELDS.get(kind)
     if name is not None:
-        data, typed = json.loads(text), getattr(event, name)
-        fill_message(typed, data)
-        if isinstance(typed, pb.StatusEvent):
-            fill_message(typed.job, data)
+        data, typed_body = json.loads(text), getattr(event, name)
+        fill_message(typed_body, data)
+        if isinstance(typed_body, pb.StatusEvent):
+            fill_message(typed_body.job, data)
     return event
 
 
@@ -141,9 +141,9 @@ def _to_status_name(number: int) -> str:
     return str(number) if value is None else value.name.removeprefix(_STATUS).lower()
 
 
-def _format_time(stamp: Timestamp, field: str) -> str:
+def _format_time(timestamp: Timestamp, field: str) -> str:
     try:
-        return str(stamp.ToJsonString())
+        return str(timestamp.ToJsonString())
     except ValueError:
         raise new_field_fault(field, "must be a time between the years 1 and 9999") from None
 
@@ -171,6 +171,6 @@ def _parse_json_field(text: str, field: str, kind: type[Any]) -> Any:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
-        expected = "object" if kind is dict else "list"
-        raise new_field_fault(field, f"must be a JSON {expected}", "invalid_json")
+        expected_type = "object" if kind is dict else "list"
+        raise new_field_fault(field, f"must be a JSON {expected_type}", "invalid_json")
     return value

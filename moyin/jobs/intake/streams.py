@@ -74,12 +74,12 @@ class StreamBroker:
             with _raise_broker_lost():
                 await self._ensure_group(client)
             session = _StreamSession(self, client, self._consumer)
-            keeping = asyncio.create_task(session.keep_alive())
+            keep_alive_task = asyncio.create_task(session.keep_alive())
             try:
                 yield session
             finally:
-                keeping.cancel()
-                await asyncio.gather(keeping, return_exceptions=True)
+                keep_alive_task.cancel()
+                await asyncio.gather(keep_alive_task, return_exceptions=True)
         finally:
             await client.aclose()
 
@@ -102,13 +102,15 @@ class _StreamSession:
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Yield entries without end; entries of silent workers come before new ones."""
         while True:
-            free = self._broker.concurrency - len(self._held)
-            if free <= 0:
+            free_count = self._broker.concurrency - len(self._held)
+            if free_count <= 0:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
             with _raise_broker_lost():
-                entries = await self._claim_entries(free) or await self._read_new_entries(free)
+                entries = await self._claim_entries(free_count) or await self._read_new_entries(
+                    free_count
+                )
             for entry, fields, count in entries:
                 self._held.add(entry)
                 yield Delivery(
@@ -134,12 +136,18 @@ class _StreamSession:
         broker = self._broker
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)
-            held: list[Any] = list(self._held)
+            held_entries: list[Any] = list(self._held)
             # Ignored here, because `deliveries` reports the same outage.
             with suppress(RedisError, OSError):
-                if held:
+                if held_entries:
                     await self._client.xclaim(
-                        broker.stream, broker.group, self._consumer, 0, held, idle=0, justid=True
+                        broker.stream,
+                        broker.group,
+                        self._consumer,
+                        0,
+                        held_entries,
+                        idle=0,
+                        justid=True,
                     )
                 await self._delete_idle_consumers()
 
@@ -165,17 +173,17 @@ class _StreamSession:
 
     async def _claim_entries(self, count: int) -> list[_Entry]:
         broker = self._broker
-        claimed: Any = await self._client.xautoclaim(
+        claim_reply: Any = await self._client.xautoclaim(
             broker.stream, broker.group, self._consumer, broker.claim_ms, count=count
         )
-        entries = [(entry, fields) for entry, fields in claimed[1] if entry not in self._held]
+        entries = [(entry, fields) for entry, fields in claim_reply[1] if entry not in self._held]
         if not entries:
             return []
-        pending: Any = await self._client.xpending_range(
+        pending_entries: Any = await self._client.xpending_range(
             broker.stream, broker.group, entries[0][0], entries[-1][0], len(entries) + len(self._held),
             consumername=self._consumer,
         )  # fmt: skip
-        counts = {item["message_id"]: item["times_delivered"] for item in pending}
+        counts = {item["message_id"]: item["times_delivered"] for item in pending_entries}
         return [(entry, fields, counts.get(entry, 1)) for entry, fields in entries]
 
     async def _delete_idle_consumers(self) -> None:

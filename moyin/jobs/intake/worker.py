@@ -103,9 +103,9 @@ class IntakeWorker:
 
     async def _handle_delivery(self, session: Session, delivery: Delivery) -> None:
         try:
-            accepted = await self._accept_delivery(delivery)
-            ended = await _retry_until_done(lambda: self._wait_for_end(accepted))
-            result = await _retry_until_done(lambda: self._build_result(ended, delivery))
+            accepted_job = await self._accept_delivery(delivery)
+            ended_job = await _retry_until_done(lambda: self._wait_for_end(accepted_job))
+            result = await _retry_until_done(lambda: self._build_result(ended_job, delivery))
         except MoyinError as error:
             _log.warning(
                 "intake %s: message %r becomes a dead letter: %s",
@@ -115,7 +115,7 @@ class IntakeWorker:
             )
             await session.dead_letter(delivery, error.code, error.message)
         else:
-            await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
+            await session.complete(delivery, f"{ended_job.id}-{ended_job.attempts}", result)
 
     async def _accept_delivery(self, delivery: Delivery) -> Job:
         """Return the job of a message, and submit the job if it does not exist yet.
@@ -145,9 +145,9 @@ class IntakeWorker:
             raise InvalidRequest("message_id must not contain NUL characters", field="message_id")
         key = f"{self._name}:{delivery.message_id}"
         if len(key) > _MAX_KEY:
-            longest = _MAX_KEY - len(self._name) - 1
+            max_length = _MAX_KEY - len(self._name) - 1
             raise InvalidRequest(
-                f"message_id must have at most {longest} characters", field="message_id"
+                f"message_id must have at most {max_length} characters", field="message_id"
             )
         if delivery.count > self._max_deliveries:
             raise InvalidRequest(
@@ -183,8 +183,10 @@ class IntakeWorker:
         return job
 
     async def _build_result(self, job: Job, delivery: Delivery) -> bytes:
-        detail = render_job_detail(job, await self._service.load_outputs(job))
-        return to_json({"message_id": delivery.message_id, "job": detail.model_dump(mode="json")})
+        job_detail = render_job_detail(job, await self._service.load_outputs(job))
+        return to_json(
+            {"message_id": delivery.message_id, "job": job_detail.model_dump(mode="json")}
+        )
 
 
 async def _retry_until_done(work: Callable[[], Awaitable[T]]) -> T:

@@ -188,8 +188,8 @@ def _parse_key(key: str) -> tuple[str, str]:
 
 
 def _new_unknown_key_error(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
-    listed = ", ".join(valid_keys[:20]) or "none"
+    listed_keys = ", ".join(valid_keys[:20]) or "none"
     return InvalidRequest(
-        f"{key[:64]!r} is not an input that a batch can vary; valid keys: {listed}",
+        f"{key[:64]!r} is not an input that a batch can vary; valid keys: {listed_keys}",
         field=f"batch.sweep.{key[:64]}",
     )

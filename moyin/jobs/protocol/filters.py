@@ -220,11 +220,11 @@ def describe_query(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _validate_query(shape: type[M], members: dict[str, Any]) -> M:
-    known = shape.model_fields
+    known_fields = shape.model_fields
     for name in members:
-        if name not in known:
+        if name not in known_fields:
             raise InvalidRequest(
-                f"{name[:64]} is not a query parameter of this route; valid ones: {', '.join(known)}",
+                f"{name[:64]} is not a query parameter of this route; valid ones: {', '.join(known_fields)}",
                 field=name[:64],
             )
     return validate(shape, members)

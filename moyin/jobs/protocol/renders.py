@@ -40,8 +40,10 @@ def translate_render_step(
     if step.template is None:
         return _build_step_from_graph(step, prefix, pool)
     template = templates(step.template, f"{prefix}template")
-    unfilled = _build_step_from_template(step, template, prefix, pool)
-    return replace(unfilled, payload=fill_template(template, unfilled.inputs, prefix))
+    step_without_graph = _build_step_from_template(step, template, prefix, pool)
+    return replace(
+        step_without_graph, payload=fill_template(template, step_without_graph.inputs, prefix)
+    )
 
 
 def translate_render_batch(
@@ -49,11 +51,11 @@ def translate_render_batch(
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
     """Return the graph of a batch, and the children as steps with patches of that graph."""
     if job.template is None:
-        first = _build_step_from_graph(job, "", job.pool)
-        return build_batch_steps(batch, first, None)
+        step_without_batch = _build_step_from_graph(job, "", job.pool)
+        return build_batch_steps(batch, step_without_batch, None)
     template = templates(job.template, "template")
-    first = _build_step_from_template(job, template, "", job.pool)
-    return build_batch_steps(batch, first, template)
+    step_without_batch = _build_step_from_template(job, template, "", job.pool)
+    return build_batch_steps(batch, step_without_batch, template)
 
 
 def _build_step_from_template(

@@ -123,11 +123,11 @@ def _to_step(
 
 
 def _to_invalid_request(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = _join_field_path(first["loc"])
-    if first["type"].startswith("union_tag"):
+    first_error = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = _join_field_path(first_error["loc"])
+    if first_error["type"].startswith("union_tag"):
         field = f"{field}.kind" if field else "kind"
-    return InvalidRequest(f"{field or 'the body'}: {first['msg']}", field=field or None)
+    return InvalidRequest(f"{field or 'the body'}: {first_error['msg']}", field=field or None)
 
 
 def _join_field_path(location: Sequence[int | str]) -> str:

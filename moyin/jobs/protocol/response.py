@@ -101,9 +101,9 @@ def render_job_detail(
         for result, output in zip(job.results, outputs, strict=True)
     ]
     children = None if job.children is None else _render_children(job, spec)
-    submitted = None if spec is None else _render_submitted(job.id, spec)
+    submitted_job = None if spec is None else _render_submitted(job.id, spec)
     return wire.JobDetail(
-        **_collect_members(job, queue), outputs=bodies, children=children, submitted=submitted
+        **_collect_members(job, queue), outputs=bodies, children=children, submitted=submitted_job
     )
 
 
@@ -228,8 +228,8 @@ def _render_step(graph: str, step: Step, is_batch: bool) -> wire.SubmittedStep:
                 name: value if name.lower() in _SHOWN_HEADERS else _HIDDEN
                 for name, value in (request["headers"] or {}).items()
             }
-            path, mark, _ = str(request["path"]).partition("?")
-            request["path"] = path + (f"?{_HIDDEN}" if mark else "")
+            path, question_mark, _ = str(request["path"]).partition("?")
+            request["path"] = path + (f"?{_HIDDEN}" if question_mark else "")
             return wire.SubmittedStep(kind=step.kind.value, request=request)
 
 

@@ -115,12 +115,15 @@ def check_step_path(path: str, *, field: str) -> None:
             f"{field} must not contain spaces or control characters; write a space as %20",
             field=field,
         )
-    plain = _decode_path(urlsplit(path).path)
-    if "\\" in plain or "\0" in plain or {".", ".."} & set(plain.split("/")):
+    decoded_path = _decode_path(urlsplit(path).path)
+    if "\\" in decoded_path or "\0" in decoded_path or {".", ".."} & set(decoded_path.split("/")):
         raise InvalidRequest(f"{field} must not contain . or .. segments", field=field)
     # Ignore empty segments and a missing first slash, because servers treat these differently.
-    compact = "/" + "/".join(part for part in plain.lower().split("/") if part)
-    if any(compact == route or compact.startswith(f"{route}/") for route in _FORBIDDEN_ROUTES):
+    normalized_path = "/" + "/".join(part for part in decoded_path.lower().split("/") if part)
+    if any(
+        normalized_path == route or normalized_path.startswith(f"{route}/")
+        for route in _FORBIDDEN_ROUTES
+    ):
         raise InvalidRequest(
             f"{field} must not lead to /accounts or to a route that creates jobs", field=field
         )
@@ -129,8 +132,8 @@ def check_step_path(path: str, *, field: str) -> None:
 def _decode_path(path: str) -> str:
     """Return a path without percent-encoding, even if it was encoded several times."""
     for _ in range(len(path)):
-        plain = unquote(path)
-        if plain == path:
+        decoded_path = unquote(path)
+        if decoded_path == path:
             break
-        path = plain
+        path = decoded_path
     return path

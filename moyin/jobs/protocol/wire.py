@@ -300,7 +300,7 @@ class SubmittedStep(BaseModel):
 
 
 class SubmittedJob(BaseModel):
-    """The submitted request of a job, without the members that the job itself has."""
+    """The request as the client submitted it, without the fields that `JobBody` already contains."""
 
     steps: list[SubmittedStep] = Field(
         description="One for each step, or for a batch one for all children, whose `graph` is that of "

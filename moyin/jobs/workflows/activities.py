@@ -65,7 +65,7 @@ class JobActivities:
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
-        """Write the checkpoint of a step, which its own activity failed to write.
+        """Write the checkpoint of a step whose own activity failed to write it.
 
         Returns False if the attempt is over.
         """

@@ -95,7 +95,7 @@ class TemporalConnection:
         raise _new_unavailable_error()
 
     def report_outage(self, error: Exception) -> ServiceUnavailable:
-        """Return the exception for an error, and let requests of the next second fail at once."""
+        """Return the error to raise after a failed call; calls in the next second fail at once."""
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
         return _new_unavailable_error()

@@ -44,7 +44,7 @@ def is_superseded(error: BaseException) -> bool:
 
 
 def find_larger_pool(error: BaseException) -> str | None:
-    """Return the render pool with more memory that a render's error names, or None."""
+    """Return the pool with more memory that the error of a render suggests, or None."""
     for cause in _iterate_causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
             pool = _get_details(cause).get("pool")
@@ -90,12 +90,12 @@ def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobE
         children: the number of all children.
     """
     child_errors = {index: to_job_error(failures[index]) for index in sorted(failures)}
-    first, error = next(iter(child_errors.items()))
+    first_index, error = next(iter(child_errors.items()))
     return JobError(
         code=error.code,
-        message=f"{len(failures)} of {children} children failed; child {first}: {error.message}",
+        message=f"{len(failures)} of {children} children failed; child {first_index}: {error.message}",
         details={
-            "step": first,
+            "step": first_index,
             "children": {
                 str(index): {"code": child_error.code, "message": child_error.message}
                 for index, child_error in child_errors.items()
@@ -106,17 +106,17 @@ def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobE
 
 def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
     """Yield a failure and its causes, the outermost first; skip Temporal's `ActivityError`."""
-    current: BaseException | None = error
-    while current is not None:
-        if not isinstance(current, ActivityError):
-            yield current
-        current = current.cause if isinstance(current, FailureError) else current.__cause__
+    cause: BaseException | None = error
+    while cause is not None:
+        if not isinstance(cause, ActivityError):
+            yield cause
+        cause = cause.cause if isinstance(cause, FailureError) else cause.__cause__
 
 
 def _get_details(error: ApplicationError) -> dict[str, Any]:
-    first = error.details[0] if error.details else None
-    inner = first.get("details") if isinstance(first, dict) else None
-    return dict(inner) if isinstance(inner, dict) else {}
+    first_detail = error.details[0] if error.details else None
+    inner_details = first_detail.get("details") if isinstance(first_detail, dict) else None
+    return dict(inner_details) if isinstance(inner_details, dict) else {}
 
 
 def _get_timeout_code(error: TimeoutError) -> str:

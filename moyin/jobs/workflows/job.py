@@ -67,7 +67,7 @@ class WebhookWorkflow:
     @workflow.run
     async def run(self, webhook: WebhookInput) -> bool:
         """Deliver the webhook and return True; return False if a later attempt has begun."""
-        delivered: bool = await workflow.execute_activity(
+        was_delivered: bool = await workflow.execute_activity(
             "deliver_webhook",
             webhook,
             result_type=bool,
@@ -76,7 +76,7 @@ class WebhookWorkflow:
             schedule_to_close_timeout=policies.WEBHOOK_LIMIT,
             retry_policy=policies.WEBHOOK,
         )
-        return delivered
+        return was_delivered
 
 
 @workflow.defn(name="JobWorkflow")
@@ -126,8 +126,10 @@ class JobWorkflow:
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
             # An activity that is cancelled by the deadline reports a cancellation.
             if deadline.expired():
-                late = DeadlineExceeded(f"the job had not finished by its deadline, {job.deadline}")
-                return _build_outcome(job, JobStatus.FAILED, to_job_error(late))
+                deadline_error = DeadlineExceeded(
+                    f"the job had not finished by its deadline, {job.deadline}"
+                )
+                return _build_outcome(job, JobStatus.FAILED, to_job_error(deadline_error))
             cause = error.__cause__ if isinstance(error, _StepFailed) else error
             assert cause is not None
             if is_cancelled_exception(cause):
@@ -138,31 +140,31 @@ class JobWorkflow:
 
     async def _run_steps(self, job: JobInput) -> tuple[StepResult, ...]:
         """Run the unfinished steps in order and return the results of all steps."""
-        done = {result.index: result for result in job.done}
+        results_by_index = {result.index: result for result in job.done}
         for index in range(len(job.steps)):
-            if index in done:
+            if index in results_by_index:
                 continue
-            earlier = tuple(done[i].output for i in range(index))
-            is_first = len(done) == len(job.done)
+            earlier = tuple(results_by_index[i].output for i in range(index))
+            is_first = len(results_by_index) == len(job.done)
             try:
                 step = await _run_step(job, index, earlier, is_first)
             except FailureError as error:
                 if is_superseded(error):
                     raise _AttemptSuperseded from error
                 raise _StepFailed(index) from error
-            done[index] = step.result
+            results_by_index[index] = step.result
             if _is_last(job, index):
                 self._is_end_recorded = step.recorded
                 break
             await _record_step(job, step)
-        return tuple(done[index] for index in sorted(done))
+        return tuple(results_by_index[index] for index in sorted(results_by_index))
 
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
         """Run the unfinished children of a batch concurrently, and return no results.
 
         The results are only in the job's row, because a batch may have many children.
         """
-        done = {result.index for result in job.done}
+        done_indexes = {result.index for result in job.done}
         failures: dict[int, FailureError] = {}
 
         async def run_child(index: int) -> None:
@@ -177,7 +179,9 @@ class JobWorkflow:
                 return
             await _record_step(job, step)
 
-        children = [run_child(index) for index in range(len(job.steps)) if index not in done]
+        children = [
+            run_child(index) for index in range(len(job.steps)) if index not in done_indexes
+        ]
         # If the job is cancelled or superseded, every child ends with the same exception.
         for result in await asyncio.gather(*children, return_exceptions=True):
             if isinstance(result, BaseException):
@@ -219,20 +223,20 @@ async def _run_step(
         try:
             return await _run_step_in_pool(pools[-1], job, index, earlier, is_first)
         except ActivityError as error:
-            larger = find_larger_pool(error)
-            if larger is None or larger in pools:
+            larger_pool = find_larger_pool(error)
+            if larger_pool is None or larger_pool in pools:
                 raise
-            pools.append(larger)
+            pools.append(larger_pool)
 
 
 async def _run_step_in_pool(
     pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepOutcome:
     """Run the activity of a step; a render runs in the render pool ``pool``."""
-    head = job.steps[index]
-    is_render = head.kind is StepKind.RENDER
-    done: StepOutcome = await workflow.execute_activity(
-        f"{head.kind.value}_step",
+    routing = job.steps[index]
+    is_render = routing.kind is StepKind.RENDER
+    step_outcome: StepOutcome = await workflow.execute_activity(
+        f"{routing.kind.value}_step",
         StepInput(
             job_id=job.job_id,
             owner=job.owner,
@@ -249,9 +253,9 @@ async def _run_step_in_pool(
         start_to_close_timeout=policies.RENDER_TIMEOUT if is_render else policies.CALL_TIMEOUT,
         schedule_to_close_timeout=policies.STEP_LIMIT,
         retry_policy=policies.RENDER if is_render else policies.CALL,
-        summary=f"step {index}: {head.kind.value}",
+        summary=f"step {index}: {routing.kind.value}",
     )
-    return done
+    return step_outcome
 
 
 def _is_last(job: JobInput, index: int) -> bool:

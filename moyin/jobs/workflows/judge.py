@@ -60,8 +60,8 @@ class JudgeWorkflow:
         except (FailureError, asyncio.CancelledError) as error:
             is_cancelled = is_cancelled_exception(error)
             outcome = Outcome.CANCELLED if is_cancelled else Outcome.FAILED
-        end = JudgeEnd(comparison_id=comparison_id, outcome=outcome)
-        await run_to_completion(_run_store_activity("judge_close", end))
+        judge_end = JudgeEnd(comparison_id=comparison_id, outcome=outcome)
+        await run_to_completion(_run_store_activity("judge_close", judge_end))
         return outcome
 
     async def _compare(self, comparison_id: str) -> Outcome:
@@ -119,7 +119,7 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
-        """Store an answer of the second model; return `Outcome.ANSWERED`, or why there is none."""
+        """Store the second model's answer; return `Outcome.ANSWERED`, or why it did not answer."""
         async with send_heartbeats(), _raise_application_errors(calls_model=True):
             return await self._judge.fetch_second_answer(comparison_id)
 
@@ -127,10 +127,10 @@ class JudgeActivities:
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
         """Request a verdict from the judge model."""
         async with send_heartbeats(), _raise_application_errors(calls_model=True):
-            decision = await self._judge.fetch_verdict(comparison_id)
-        if isinstance(decision, Outcome):
-            return JudgeVerdict(outcome=decision)
-        return JudgeVerdict(given=decision.given, other=decision.other)
+            verdict = await self._judge.fetch_verdict(comparison_id)
+        if isinstance(verdict, Outcome):
+            return JudgeVerdict(outcome=verdict)
+        return JudgeVerdict(given=verdict.given, other=verdict.other)
 
     @activity.defn
     async def judge_record(self, record: JudgeRecord) -> str:
@@ -215,6 +215,6 @@ async def _raise_application_errors(*, calls_model: bool = False) -> AsyncIterat
             next_retry_delay=None if delay is None else timedelta(seconds=delay),
         ) from None
     except Exception as error:
-        name, trace = type(error).__name__, "".join(format_tb(error.__traceback__))
-        _log.error("an activity of JudgeWorkflow failed with a bug, %s:\n%s", name, trace)
+        name, traceback_text = type(error).__name__, "".join(format_tb(error.__traceback__))
+        _log.error("an activity of JudgeWorkflow failed with a bug, %s:\n%s", name, traceback_text)
         raise ApplicationError(name, type=MoyinError.code, non_retryable=calls_model) from None

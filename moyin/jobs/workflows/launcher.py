@@ -63,19 +63,19 @@ class JobLauncher:
     async def cancel(self, job_id: str, attempt: int) -> bool:
         client = await self._temporal.get_client()
         try:
-            described = await client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
-            if described.status is not WorkflowExecutionStatus.RUNNING:
+            description = await client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
+            if description.status is not WorkflowExecutionStatus.RUNNING:
                 return False
             # With the run id, a next attempt that is already running is not cancelled. Cancelling a
             # closed run has no effect.
-            handle = client.get_workflow_handle(job_id, run_id=described.run_id)
+            handle = client.get_workflow_handle(job_id, run_id=description.run_id)
             await handle.cancel(rpc_timeout=RPC_TIMEOUT)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
             raise self._temporal.report_outage(error) from error
         # An earlier attempt's workflow may still be running; it is about to end.
-        run_attempt: Any = await described.memo_value("attempt", None)
+        run_attempt: Any = await description.memo_value("attempt", None)
         return bool(run_attempt == attempt)
 
     async def notify(self, job_id: str, attempt: int) -> None:
@@ -109,12 +109,12 @@ class JobLauncher:
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
         """Raise ServiceUnavailable if the workflow of an earlier attempt of the job still runs."""
         try:
-            described = await client.get_workflow_handle(launch.job_id).describe(
+            description = await client.get_workflow_handle(launch.job_id).describe(
                 rpc_timeout=RPC_TIMEOUT
             )
         except RPCError as error:
             raise self._temporal.report_outage(error) from error
-        attempt: Any = await described.memo_value("attempt", None)
+        attempt: Any = await description.memo_value("attempt", None)
         if attempt != launch.attempt:
             raise ServiceUnavailable(
                 f"attempt {attempt} of job {launch.job_id} has not ended yet", retry_after=1

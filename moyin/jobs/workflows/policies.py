@@ -57,12 +57,12 @@ JUDGE_LIMIT = timedelta(hours=23)
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work`` and return its result; if cancelled, finish ``work`` and then raise."""
     task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
+    cancellation: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+            cancellation = error
+    if cancellation is not None:
+        raise cancellation
     return task.result()

@@ -116,15 +116,15 @@ class JobStatusWriter:
                 )
                 # Read last, because the earlier try may still be running and may record its result
                 # meanwhile.
-                recorded = await self._find_recorded_result(step)
+                recorded_result = await self._find_recorded_result(step)
                 break
             except (SQLAlchemyError, OSError) as error:
                 # Wait for the database here: no work has been done yet, so waiting costs nothing.
                 _log.warning("job %s waits for the SQL database: %s", step.job_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
-        if recorded is None and not is_open:
+        if recorded_result is None and not is_open:
             raise _new_superseded_error()
-        return recorded
+        return recorded_result
 
     async def _find_recorded_result(self, step: StepInput) -> StepResult | None:
         if activity.info().attempt == 1:
@@ -154,16 +154,20 @@ class JobStatusWriter:
 
     async def _build_success_outcome(self, step: StepInput, result: StepResult) -> JobOutcome:
         """Return the outcome of a job whose last step has the result."""
-        earlier: tuple[StepResult, ...] = ()
+        earlier_results: tuple[StepResult, ...] = ()
         if step.index:
             job = await self._jobs.find(step.job_id)
-            earlier = tuple(before for before in job.results if before.index < step.index)
+            earlier_results = tuple(
+                earlier_result
+                for earlier_result in job.results
+                if earlier_result.index < step.index
+            )
         return JobOutcome(
             job_id=step.job_id,
             owner=step.owner,
             attempt=step.attempt,
             status=JobStatus.SUCCEEDED,
-            results=(*earlier, result),
+            results=(*earlier_results, result),
         )
 
 

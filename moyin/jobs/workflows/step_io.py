@@ -80,22 +80,22 @@ class Heartbeat:
 
 @asynccontextmanager
 async def send_heartbeats(
-    every: float = HEARTBEAT_INTERVAL.total_seconds(),
+    interval: float = HEARTBEAT_INTERVAL.total_seconds(),
 ) -> AsyncIterator[Heartbeat]:
     """Send heartbeats of the current activity while the block runs.
 
     Heartbeats repeat the details of the earlier try until `Heartbeat.details` is set.
 
     Args:
-        every: the seconds between heartbeats, until `Heartbeat.use_shortest_interval` is called.
+        interval: the seconds between heartbeats, until `Heartbeat.use_shortest_interval` is called.
     """
-    heartbeat = Heartbeat(every, activity.info().heartbeat_details)
-    sending = asyncio.create_task(_send_repeatedly(heartbeat))
+    heartbeat = Heartbeat(interval, activity.info().heartbeat_details)
+    heartbeat_task = asyncio.create_task(_send_repeatedly(heartbeat))
     try:
         yield heartbeat
     finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        heartbeat_task.cancel()
+        await asyncio.gather(heartbeat_task, return_exceptions=True)
 
 
 async def _send_repeatedly(heartbeat: Heartbeat) -> None:

@@ -175,9 +175,9 @@ class TextBatchActivities:
         """Let replicas of the models app run lines; return ``done`` if none are left to run."""
         async with send_heartbeats(), _raise_application_errors():
             loop = asyncio.get_running_loop()
-            until = loop.time() + _WORK_SECONDS
+            end_time = loop.time() + _WORK_SECONDS
             state = "more"
-            while state == "more" and loop.time() < until:
+            while state == "more" and loop.time() < end_time:
                 state = await self._run_lines(batch_input.batch_id)
             return state
 

@@ -67,7 +67,8 @@ class StepInput:
 
     Attributes:
         earlier: the sha256 of the outputs of earlier steps, by index.
-        begins: the number of the attempt if this step is its first one, or else None.
+        begins: the number of the attempt if this step is the first one of the attempt, or else
+            None.
         attempt: the number of the job's attempt.
         last: True if the job succeeds when this step is done.
     """
@@ -98,7 +99,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """The result of `JobWorkflow`; if the job succeeded, ``results`` has those of all steps."""
+    """The result of `JobWorkflow`; if the job succeeded, ``results`` has all steps' results."""
 
     job_id: str
     owner: str

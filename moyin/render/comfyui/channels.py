@@ -23,19 +23,19 @@ class ProcessChannels:
     """
 
     def __init__(self, folder: Path) -> None:
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as open_files:
             # A socket's path may have at most 107 characters, so it must not contain the folder's
             # path.
             self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-            opened.callback(os.close, self._folder)
+            open_files.callback(os.close, self._folder)
             self.address = f"/proc/self/fd/{self._folder}/{_SOCKET_NAME}"
             (folder / _SOCKET_NAME).unlink(missing_ok=True)
-            listening = opened.enter_context(socket.socket(socket.AF_UNIX))
+            listening = open_files.enter_context(socket.socket(socket.AF_UNIX))
             listening.bind(self.address)
             (folder / _SOCKET_NAME).chmod(0o600)
             listening.listen(_BACKLOG)
             self.alive, self._parent_end = os.pipe()
-            opened.pop_all()
+            open_files.pop_all()
             self.listening = listening.detach()
 
     def close_child_ends(self) -> None:

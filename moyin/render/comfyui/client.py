@@ -241,7 +241,7 @@ def _parse(model: type[ModelT], response: Any) -> ModelT:
     try:
         return model.model_validate(response)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = f"ComfyUI's {model.__name__} response is malformed: {field}: {first['msg']}"
+        first_error = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first_error["loc"])
+        message = f"ComfyUI's {model.__name__} response is malformed: {field}: {first_error['msg']}"
         raise WorkerLost(message) from error

@@ -120,8 +120,8 @@ class ComfySupervisor:
                 _log.warning("ComfyUI is stopped and started again: %s", self.error)
             finally:
                 self._clear_session()
-                may_be_cause = self.error is not None and not await session.was_killed()
-                self._on_loss(self.error or "the process was stopped", may_be_cause)
+                prompt_may_be_cause = self.error is not None and not await session.was_killed()
+                self._on_loss(self.error or "the process was stopped", prompt_may_be_cause)
 
 
 def _make_unavailable_error() -> ServiceUnavailable:

@@ -92,8 +92,8 @@ class ProcessFolder:
 
     def _nodes(self) -> list[Path]:
         """Return the configured node packages, and the custom node that is part of ComfyUI."""
-        shipped = self._options.home / "custom_nodes" / _SHIPPED_NODES
-        return [*([shipped] if shipped.exists() else []), *self._options.custom_nodes]
+        shipped_node = self._options.home / "custom_nodes" / _SHIPPED_NODES
+        return [*([shipped_node] if shipped_node.exists() else []), *self._options.custom_nodes]
 
     def _write_bridge(self) -> None:
         package = self.base / "custom_nodes" / BRIDGE

@@ -46,15 +46,15 @@ class InputFiles:
 
         Other threads may add files at the same time.
         """
-        staged: list[tuple[float, int, Path]] = []
+        staged_files: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():
             # A copy in progress has a temporary name, which may disappear before `stat`.
             if not path.name.startswith("."):
                 stat = path.stat()
-                staged.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in staged)
+                staged_files.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in staged_files)
         needed_paths = {self._find_staged(name) for name in needed}
-        for _, size, path in sorted(staged):
+        for _, size, path in sorted(staged_files):
             if total <= self._limit:
                 return
             if path not in needed_paths:
@@ -69,15 +69,15 @@ class InputFiles:
         """
         self.remove_placed_files()
         for name in names:
-            staged = self._find_staged(name)
-            placed = self._folder.inputs / staged.name
+            staged_file = self._find_staged(name)
+            placed_file = self._folder.inputs / staged_file.name
             try:
-                os.link(staged, placed)
+                os.link(staged_file, placed_file)
             except FileNotFoundError:
                 raise
             except OSError:
-                shutil.copyfile(staged, placed)  # the file system has no hard links
-                placed.chmod(0o644)
+                shutil.copyfile(staged_file, placed_file)  # the file system has no hard links
+                placed_file.chmod(0o644)
 
     def remove_placed_files(self) -> None:
         """Remove all files from the process's input folder (blocking)."""

@@ -42,8 +42,12 @@ def main() -> None:
         change_user(options["user"], options["groups"])
         # Start Python again, because during this start it has run code of installed packages as
         # root.
-        rest = {name: value for name, value in options.items() if name not in ("user", "groups")}
-        os.execv(sys.executable, [sys.executable, __file__, json.dumps(rest), *sys.argv[2:]])
+        other_options = {
+            name: value for name, value in options.items() if name not in ("user", "groups")
+        }
+        os.execv(
+            sys.executable, [sys.executable, __file__, json.dumps(other_options), *sys.argv[2:]]
+        )
     if "parent" in options:
         die_with_parent(options["parent"])
     die_with_pipe(options["alive"])
@@ -69,7 +73,7 @@ def change_user(user: int, groups: list[int]) -> None:
     if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset failed to drop the capabilities")
     if os.getresuid() != (user, user, user) or "CapEff:\t0000000000000000" not in _read_status():
-        raise OSError(f"the process could not change to user id {user} without capabilities")
+        raise OSError(f"could not switch to user id {user} and drop all capabilities")
 
 
 def die_with_parent(parent: int) -> None:
@@ -110,13 +114,13 @@ def limit_resources(file_bytes: int, threads: int | None) -> None:
 
 def lower_limit(kind: int, value: int) -> None:
     """Set a resource limit unless a lower limit is set."""
-    _, present = resource.getrlimit(kind)
-    if present == resource.RLIM_INFINITY or present > value:
+    _, present_limit = resource.getrlimit(kind)
+    if present_limit == resource.RLIM_INFINITY or present_limit > value:
         resource.setrlimit(kind, (value, value))
 
 
 def listen_on(descriptor: int) -> None:
-    """Make ComfyUI's server, the first one of this process, listen on the inherited socket."""
+    """Make the first server that this process starts, ComfyUI's, use the inherited socket."""
     from aiohttp import web
 
     listening = socket.socket(fileno=descriptor)

@@ -38,9 +38,9 @@ class ModelSizes:
 
     async def measure(self, models: Collection[str]) -> dict[str, int]:
         """Return the size in bytes of each model by its name, ``<kind>/<file name>``."""
-        unknown = [model for model in models if model not in self._sizes]
-        if unknown:
-            for model, size in await asyncio.to_thread(self._measure_all, unknown):
+        unmeasured_models = [model for model in models if model not in self._sizes]
+        if unmeasured_models:
+            for model, size in await asyncio.to_thread(self._measure_all, unmeasured_models):
                 self._sizes[model] = size
         return {model: self._sizes[model] for model in models}
 

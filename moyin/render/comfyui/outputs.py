@@ -80,32 +80,32 @@ class OutputStore:
         """
         try:
             async with self._store_lock:
-                stored = await self._store_all(prompt_id, entry)
+                stored_files = await self._store_all(prompt_id, entry)
         finally:
             await asyncio.to_thread(self._written.discard_files, prompt_id)
-        if stored is None:
+        if stored_files is None:
             return None
-        files = tuple(file for file, _ in stored)
-        rendered = tuple(
-            _to_rendered_file(file, output.node, output.slot) for file, output in stored
+        files = tuple(file for file, _ in stored_files)
+        rendered_files = tuple(
+            _to_rendered_file(file, output.node, output.slot) for file, output in stored_files
         )
         record = replace(to_prompt_record(entry, prompt_id), files=files)
-        done = RenderSucceeded(files=rendered, values=collect_values(entry))
+        done = RenderSucceeded(files=rendered_files, values=collect_values(entry))
         return StoredResult(record=record, done=done)
 
     async def _store_all(
         self, prompt_id: str, entry: HistoryEntry
     ) -> list[tuple[PromptFile, NodeOutputFile]] | None:
-        stored = []
-        remaining = self._limit
+        stored_files = []
+        remaining_bytes = self._limit
         for output in list_output_files(entry):
-            file = await self._store(prompt_id, output.file, remaining)
+            file = await self._store(prompt_id, output.file, remaining_bytes)
             if file is not None:
-                remaining -= file.size
-                stored.append((file, output))
+                remaining_bytes -= file.size
+                stored_files.append((file, output))
             elif has_succeeded(entry):
                 return None
-        return stored
+        return stored_files
 
     async def collect_node_output(
         self, prompt_id: str, output: Mapping[str, Any]
@@ -121,17 +121,17 @@ class OutputStore:
         Raises `RenderFailed` if the file has more than ``limit`` bytes.
         """
         name = make_unique_name(output, prompt_id)
-        known, version = self._stored.get(output, (None, None))
+        known_file, version = self._stored.get(output, (None, None))
         file = await asyncio.to_thread(self._written.open_file, output, prompt_id)
         try:
             if (
-                known is not None
+                known_file is not None
                 and (file is None or _get_version(file) == version)
                 # The blob may have been pruned since an earlier prompt stored the file, perhaps
                 # weeks ago.
-                and (known.name == name or await self._blobs.renew(known.sha256))
+                and (known_file.name == name or await self._blobs.renew(known_file.sha256))
             ):
-                return replace(known, name=name)
+                return replace(known_file, name=name)
             if file is None:
                 return None
             version = _get_version(file)
@@ -144,9 +144,11 @@ class OutputStore:
             if file is not None:
                 file.close()
         media_type = _guess_media_type(output.filename)
-        stored = PromptFile(name=name, media_type=media_type, size=blob.size, sha256=blob.sha256)
-        self._stored[output] = (stored, version)
-        return stored
+        stored_file = PromptFile(
+            name=name, media_type=media_type, size=blob.size, sha256=blob.sha256
+        )
+        self._stored[output] = (stored_file, version)
+        return stored_file
 
 
 def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
@@ -162,12 +164,12 @@ def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
 
 
 def _get_version(file: BinaryIO) -> _Version:
-    """Return the time, size and inode of a file, of which one changes with each new version."""
+    """Return a file's time, size and inode number; at least one differs in each new version."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _guess_media_type(name: str) -> str:
     suffix = PurePosixPath(name).suffix.lower()
-    guessed = _MEDIA_TYPES.get(suffix) or mimetypes.guess_type(name)[0]
-    return guessed or "application/octet-stream"
+    guessed_type = _MEDIA_TYPES.get(suffix) or mimetypes.guess_type(name)[0]
+    return guessed_type or "application/octet-stream"

@@ -38,34 +38,36 @@ class HostPathFilter:
     """Replaces paths of the machine in the texts that one ComfyUI process sends.
 
     Args:
-        known: a mapping from known folders to the names that replace them.
+        known_folders: a mapping from known folders to the names that replace them.
     """
 
-    def __init__(self, known: Mapping[Path, str]) -> None:
+    def __init__(self, known_folders: Mapping[Path, str]) -> None:
         names: dict[str, str] = {}
-        for folder, name in known.items():
-            for spelling in (folder, folder.absolute(), _resolve(folder)):
-                if spelling.is_absolute() and spelling != Path(spelling.anchor):
-                    names.setdefault(str(spelling), name)
-        self._names = names | {_escape(spelling): name for spelling, name in names.items()}
-        longest = sorted(self._names, key=len, reverse=True)
+        for folder, name in known_folders.items():
+            for path_form in (folder, folder.absolute(), _resolve(folder)):
+                if path_form.is_absolute() and path_form != Path(path_form.anchor):
+                    names.setdefault(str(path_form), name)
+        self._names = names | {_escape(path_form): name for path_form, name in names.items()}
+        longest_first = sorted(self._names, key=len, reverse=True)
         # Patterns that begin with a slash make the search fast. The lookahead ensures that the
         # match ends at the end of a folder's name.
-        folders = "|".join(re.escape(path[1:]) for path in longest)
-        self._known = re.compile(rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest else "(?!)")
-        tops = "|".join(re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()}))
-        rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
+        folders = "|".join(re.escape(path[1:]) for path in longest_first)
+        self._known = re.compile(
+            rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest_first else "(?!)"
+        )
+        top_names = "|".join(re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()}))
+        path_rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
         # `file:///…` is the only kind of URL that names a file of this machine.
-        self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{tops}){rest}")
-        self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{tops})(?:/[^'\"\n\\]*)?(?P=quote)")
+        self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{top_names}){path_rest}")
+        self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{top_names})(?:/[^'\"\n\\]*)?(?P=quote)")
 
     @classmethod
     def for_process(cls, options: ComfyOptions) -> HostPathFilter:
-        """Create the object for the process that runs with these options."""
+        """Create the filter for the process that runs with these options."""
         folder = options.folder
         base = folder / "base"
         environment = options.python.parent.parent
-        known = {
+        known_folders = {
             options.home: "<comfyui>",
             **{base / name: f"<{name}>" for name in ("input", "output", "temp", "user", "scratch")},
             **{path: f"<custom_nodes>/{path.name}" for path in options.custom_nodes},
@@ -79,7 +81,7 @@ class HostPathFilter:
             _resolve(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
-        return cls(known)
+        return cls(known_folders)
 
     def hide_known(self, text: str) -> str:
         """Replace the known folders in a text."""
@@ -115,7 +117,7 @@ class HostPathFilter:
         return frame if text is None else replace_frame_text(frame, self.hide_known(text))
 
     def hide_in_state(self, state: Any) -> Any:
-        """Replace all paths in the error messages of the JSON of a `PromptState`."""
+        """Replace all paths in the error messages of ``state``, the JSON of a `PromptState`."""
         messages = _find_error_messages(state)
         for index, message in enumerate(messages):
             if isinstance(message, list) and len(message) == 2 and message[0] == _ERROR_EVENT:

@@ -76,9 +76,9 @@ class PoolClient(Protocol):
 
 @dataclass(slots=True)
 class CachedResponse:
-    """A cached response.
+    """A pool's response to a GET request, as the cache holds it.
 
-    Attributes:
+    Attributes:
         value: body of the response, or None if the path does not exist.
         received_at: monotonic time of the response, or minus infinity if it was read from disk.
         version: fingerprint of the pool's configuration.
@@ -94,17 +94,17 @@ class PoolResponseCache:
 
     Args:
         folder: folder of the cached responses on disk, or None to cache in memory only.
-        fresh: seconds until a cached response is too old to be returned without a new request.
-        patience: seconds to wait for a new response before an older cached one is returned.
+        fresh_seconds: seconds until a cached response is too old to be returned without a new request.
+        wait_seconds: seconds to wait for a new response before an older cached one is returned.
     """
 
     def __init__(
-        self, client: PoolClient, *, folder: Path | None, fresh: float, patience: float
+        self, client: PoolClient, *, folder: Path | None, fresh_seconds: float, wait_seconds: float
     ) -> None:
         self._client = client
         self._folder = folder
-        self._fresh = fresh
-        self._patience = patience
+        self._fresh = fresh_seconds
+        self._patience = wait_seconds
         self._responses: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_RESPONSES)
         self._files: BoundedDict[tuple[str, str], CachedResponse] = BoundedDict(_MAX_FILE_RESPONSES)
         self._loading: dict[tuple[str, str], asyncio.Task[CachedResponse]] = {}
@@ -116,65 +116,72 @@ class PoolResponseCache:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def fetch(
-        self, pool: str, path: str, fresh: float | None = None, patience: float | None = None
+        self,
+        pool: str,
+        path: str,
+        fresh_seconds: float | None = None,
+        wait_seconds: float | None = None,
     ) -> CachedResponse:
         """Return the pool's response to GET ``path``, from the cache if it is fresh.
 
-        The arguments ``fresh`` and ``patience`` override those of the constructor. Raises
+        The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the constructor. Raises
         `PoolStarting` or `ServiceUnavailable` if no response is available.
         """
-        answers = self._choose_cache(path)
-        known = answers.get((pool, path))
-        fresh = self._fresh if fresh is None else fresh
-        if known is not None and time.monotonic() - known.received_at < fresh:
-            return known
+        cache = self._choose_cache(path)
+        cached = cache.get((pool, path))
+        fresh_seconds = self._fresh if fresh_seconds is None else fresh_seconds
+        if cached is not None and time.monotonic() - cached.received_at < fresh_seconds:
+            return cached
         task = self._loading.get((pool, path))
         if task is None:
             task = asyncio.create_task(self._request(pool, path))
             self._loading[pool, path] = task
             task.add_done_callback(lambda _: self._loading.pop((pool, path), None))
-        if known is None:
+        if cached is None:
             return await asyncio.shield(task)
-        await asyncio.wait([task], timeout=self._patience if patience is None else patience)
-        return task.result() if task.done() else known
+        await asyncio.wait([task], timeout=self._patience if wait_seconds is None else wait_seconds)
+        return task.result() if task.done() else cached
 
     def _choose_cache(self, path: str) -> BoundedDict[tuple[str, str], CachedResponse]:
         return self._files if path.startswith(_FILE_PATHS) else self._responses
 
     async def _request(self, pool: str, path: str) -> CachedResponse:
-        key, answers = (pool, path), self._choose_cache(path)
-        before = answers.get(key)
+        key, cache = (pool, path), self._choose_cache(path)
+        cached = cache.get(key)
         try:
             response = await self._client.get(pool, path)
         except ServiceUnavailable:
             # An unreachable pool's configuration is unknown, so assume that the cached response is
             # valid.
-            before = before or await self._read_from_disk(pool, path)
-            if before is None:
+            cached = cached or await self._read_from_disk(pool, path)
+            if cached is None:
                 raise
-            answer = replace(before, received_at=time.monotonic())
+            new_response = replace(cached, received_at=time.monotonic())
         else:
-            answer = await self._merge_response(pool, path, before, response)
-        if answers is self._files and len(answer.value or b"") > _MAX_CACHED_FILE_BYTES:
-            answers.pop(key, None)
+            new_response = await self._merge_response(pool, path, cached, response)
+        if cache is self._files and len(new_response.value or b"") > _MAX_CACHED_FILE_BYTES:
+            cache.pop(key, None)
         else:
-            answers[key] = answer
-        return answer
+            cache[key] = new_response
+        return new_response
 
     async def _merge_response(
-        self, pool: str, path: str, before: CachedResponse | None, response: PoolResponse
+        self, pool: str, path: str, cached: CachedResponse | None, response: PoolResponse
     ) -> CachedResponse:
         """Return the new response, or the cached one if no renderer is up, or raise an error."""
         if response.state == "up":
-            answer = CachedResponse(response.content, time.monotonic(), response.version)
-            if before is None or replace(before, received_at=answer.received_at) != answer:
-                await self._write_to_disk(pool, path, answer)
-            return answer
-        before = before or await self._read_from_disk(pool, path)
-        if before is not None and before.version == response.version:
+            new_response = CachedResponse(response.content, time.monotonic(), response.version)
+            if (
+                cached is None
+                or replace(cached, received_at=new_response.received_at) != new_response
+            ):
+                await self._write_to_disk(pool, path, new_response)
+            return new_response
+        cached = cached or await self._read_from_disk(pool, path)
+        if cached is not None and cached.version == response.version:
             # Mark the cached response as fresh, because a new request would find no renderer
             # either.
-            return replace(before, received_at=time.monotonic())
+            return replace(cached, received_at=time.monotonic())
         self._choose_cache(path).pop((pool, path), None)
         error = PoolStarting if response.state == "starting" else ServiceUnavailable
         raise error(f"pool {pool!r} has no running renderer; try again", retry_after=5)
@@ -189,11 +196,11 @@ class PoolResponseCache:
             return None
         return CachedResponse(content, float("-inf"), version.decode(errors="replace"))
 
-    async def _write_to_disk(self, pool: str, path: str, answer: CachedResponse) -> None:
+    async def _write_to_disk(self, pool: str, path: str, response: CachedResponse) -> None:
         file = self._find_file(pool, path)
-        if file is not None and answer.value is not None:
+        if file is not None and response.value is not None:
             try:
-                content = answer.version.encode() + b"\n" + answer.value
+                content = response.version.encode() + b"\n" + response.value
                 await asyncio.to_thread(_write, file, content)
             except OSError as error:
                 _log.warning("pool %s: the response to %s is not cached: %s", pool, path, error)

@@ -25,23 +25,23 @@ class PreviewPublisher:
         self._newest: bytes | None = None
         self._publishing: asyncio.Task[None] | None = None
 
-    def offer(self, frame: bytes) -> None:
+    def schedule_frame(self, frame: bytes) -> None:
         """Schedule the picture in a binary frame for publication; a newer picture replaces it."""
         self._newest = frame
         if self._publishing is None or self._publishing.done():
             self._publishing = asyncio.create_task(self._publish())
 
     def stop(self) -> None:
-        """Stop publishing."""
+        """Stop publishing previews."""
         if self._publishing is not None:
             self._publishing.cancel()
 
     async def _publish(self) -> None:
         while self._newest is not None:
             frame, self._newest = self._newest, None
-            parsed = parse_preview(frame) if len(frame) <= _MAX_BYTES else None
-            if parsed is not None:
-                metadata, media_type, picture = parsed
+            parsed_preview = parse_preview(frame) if len(frame) <= _MAX_BYTES else None
+            if parsed_preview is not None:
+                metadata, media_type, picture = parsed_preview
                 node = str(metadata.get("node_id") or "")[:_MAX_NODE_ID]
                 preview = Preview(step=self._step, node=node, media_type=media_type)
                 await self._store.publish(self._job_id, preview, picture)

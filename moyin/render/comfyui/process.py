@@ -172,15 +172,15 @@ class ComfyProcess:
 
     async def _watch(self) -> int:
         assert self._process.stdout is not None
-        pump = asyncio.create_task(self._copy_output(self._process.stdout.fileno()))
+        copy_task = asyncio.create_task(self._copy_output(self._process.stdout.fileno()))
         try:
             await _wait_for_exit(self._process.pid)
             status = self._process.wait()
             # With a timeout, because a grandchild process may hold the pipe open for ever.
-            await asyncio.wait([pump], timeout=0.5)
+            await asyncio.wait([copy_task], timeout=0.5)
         finally:
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
+            copy_task.cancel()
+            await asyncio.gather(copy_task, return_exceptions=True)
             self._process.stdout.close()
             self._log.close()
             self._channels.close()
@@ -243,13 +243,15 @@ def _build_sandbox_command(
 ) -> list[str]:
     """Return the command that runs bubblewrap, or raise `StackError` if none works."""
     user = choose_user_id(options)
-    unreadable = None if user is None else find_unreadable_file(user, find_shared_folders(options))
-    if unreadable is not None:
+    unreadable_file = (
+        None if user is None else find_unreadable_file(user, find_shared_folders(options))
+    )
+    if unreadable_file is not None:
         _log.warning(
             "ComfyUI's user id %s can't read %s: run `chmod -R a+rX` on its folder, or set "
             "MOYIN_COMFYUI_UID to the owner of the files",
             user,
-            unreadable,
+            unreadable_file,
         )
     return [str(require_confinement()), *build_bubblewrap_options(options, folder, env)]
 
@@ -266,8 +268,8 @@ def _read_sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> 
 
 @contextlib.contextmanager
 def _open_pipe() -> Iterator[tuple[IO[str], IO[str]]]:
-    reading, writing = os.pipe()
-    with os.fdopen(reading) as source, os.fdopen(writing, "w") as target:
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end) as source, os.fdopen(write_end, "w") as target:
         yield source, target
 
 

@@ -77,13 +77,13 @@ async def _run_in_thread(work: Callable[..., None], *arguments: Any) -> None:
 
     A cancelled task can't stop its thread, which would move files while the next prompt executes.
     """
-    working = asyncio.create_task(asyncio.to_thread(work, *arguments))
+    thread_task = asyncio.create_task(asyncio.to_thread(work, *arguments))
     try:
-        await asyncio.shield(working)
+        await asyncio.shield(thread_task)
     except asyncio.CancelledError:
-        while not working.done():
+        while not thread_task.done():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([working])
-        if not working.cancelled() and (error := working.exception()) is not None:
+                await asyncio.wait([thread_task])
+        if not thread_task.cancelled() and (error := thread_task.exception()) is not None:
             _log.warning("the files of a cancelled prompt could not be moved: %s", error)
         raise

@@ -101,25 +101,25 @@ class RunningPrompt:
             self._notify_urgently()
 
     async def follow(self) -> AsyncGenerator[RenderEvent, None]:
-        """Yield the present progress, then all later events, which `Renderer.render` describes."""
+        """Yield the present progress, then all later events of the prompt until it has ended."""
         sent_progress: RenderProgress | None = None
-        sent_started = sent_executed = sent_record = sent_runs = False
+        has_sent_started = has_sent_executed = has_sent_record = has_sent_runs = False
         while True:
-            changed = self._changed
-            if self._is_started and not sent_started:
-                sent_started = True
+            change_event = self._changed
+            if self._is_started and not has_sent_started:
+                has_sent_started = True
                 self._urgent.clear()
                 yield ExecutionStarted()
                 continue
-            if self._is_executed and not sent_executed:
-                sent_executed = True
+            if self._is_executed and not has_sent_executed:
+                has_sent_executed = True
                 yield ExecutionFinished()
-            if self._is_over and not sent_runs:
-                sent_runs = True
+            if self._is_over and not has_sent_runs:
+                has_sent_runs = True
                 for run in self.runs:
                     yield run
-            if self.record is not None and not sent_record and self._is_over:
-                sent_record = True
+            if self.record is not None and not has_sent_record and self._is_over:
+                has_sent_record = True
                 yield self.record
             if self._error is not None:
                 # A copy, because each follower that raises the error adds its own traceback.
@@ -127,21 +127,21 @@ class RunningPrompt:
             if self._result is not None:
                 yield self._result
                 return
-            if not sent_executed and self._progress() != sent_progress:
+            if not has_sent_executed and self._progress() != sent_progress:
                 # Delayed before the event, because a small picture finishes within the delay.
                 if await self._wait_for_urgent(_EVENT_SECONDS):
                     continue
                 sent_progress = self._progress()
                 yield sent_progress
             elif not self._is_over:
-                await changed.wait()
+                await change_event.wait()
 
     @property
     def _is_over(self) -> bool:
         return self._result is not None or self._error is not None
 
     async def _wait_for_urgent(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for an urgent event, and return whether one has happened."""
+        """Wait up to ``seconds`` for news that can't be delayed; return whether there is any."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await self._urgent.wait()

@@ -68,8 +68,10 @@ class Relay:
             message.type in _END_EVENTS or is_last_event(message)
         ):
             return
-        queued = len(self._queue)
-        if queued >= _QUEUE_SIZE or (queued >= _BATCH_SIZE and self._is_droppable(message)):
+        queue_length = len(self._queue)
+        if queue_length >= _QUEUE_SIZE or (
+            queue_length >= _BATCH_SIZE and self._is_droppable(message)
+        ):
             if not self._is_droppable(message):
                 _log.warning(
                     "an event of prompt %s is dropped, because its queue is full", self._prompt_id
@@ -102,10 +104,10 @@ class Relay:
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_SIZE))]
             frames = [frame for message in batch for frame in await self._to_frames(message)]
-            fitting = [frame for frame in frames if len(frame.body) <= _MAX_FRAME_BYTES]
-            if len(fitting) < len(frames):
+            small_frames = [frame for frame in frames if len(frame.body) <= _MAX_FRAME_BYTES]
+            if len(small_frames) < len(frames):
                 _log.info("a frame of prompt %s exceeds 1 MiB and is dropped", self._prompt_id)
-            await self._frames.publish(self._channel, *fitting)
+            await self._frames.publish(self._channel, *small_frames)
 
     async def _to_frames(self, message: EventMessage | bytes) -> list[Frame]:
         if isinstance(message, bytes):

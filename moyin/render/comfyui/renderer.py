@@ -113,7 +113,7 @@ class ComfyRenderer:
         """Stop ComfyUI; running prompts fail with `WorkerLost`."""
         await self._supervisor.close()
         tasks = [task for _, task in self._active_prompts.values()]
-        self._end_submitted_prompts("the renderer was closed", may_be_cause=False)
+        self._end_submitted_prompts("the renderer was closed", prompt_may_be_cause=False)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -234,14 +234,14 @@ class ComfyRenderer:
             self._remove_active(prompt)
             prompt.succeed(result.done)
         except WorkerLost as error:
-            hangs = isinstance(error, NoResponse) and prompt.is_submitted
-            if hangs and await self._supervisor.replace_hanging_session():
+            is_hanging = isinstance(error, NoResponse) and prompt.is_submitted
+            if is_hanging and await self._supervisor.replace_hanging_session():
                 # Not an error of the render, because the prompt may not be the cause: a disk may
                 # hang, for example.
                 self._fail(prompt, error)
                 return
-            may_be_cause = prompt.is_submitted and not await self._supervisor.was_killed()
-            self._fail(prompt, _make_loss_error(error.message) if may_be_cause else error)
+            prompt_may_be_cause = prompt.is_submitted and not await self._supervisor.was_killed()
+            self._fail(prompt, _make_loss_error(error.message) if prompt_may_be_cause else error)
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
@@ -313,8 +313,8 @@ class ComfyRenderer:
                 continue
             result = await self._collect(prompt, entry)
             if result is not None:
-                repeatable = not _find_classes(prompt.request.graph) & session.volatile
-                return replace(result, done=replace(result.done, repeatable=repeatable))
+                is_repeatable = not _find_classes(prompt.request.graph) & session.volatile
+                return replace(result, done=replace(result.done, repeatable=is_repeatable))
             # Retry without ComfyUI's cache, which names files that no longer exist.
         raise StepFailed("an output file that ComfyUI reports does not exist")
 
@@ -325,8 +325,8 @@ class ComfyRenderer:
         while True:
             session = await self._supervisor.wait_for_session()
             await self._fetch_inputs(request)
-            holding = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
-            async with holding as is_present:
+            lock_context = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
+            async with lock_context as is_present:
                 if is_present:
                     yield session
             # Otherwise the process was replaced, and the folder of the next process is empty.
@@ -359,8 +359,8 @@ class ComfyRenderer:
             async with self._trim_lock:
                 needed = {
                     name
-                    for active, _ in self._active_prompts.values()
-                    for name in active.request.files
+                    for active_prompt, _ in self._active_prompts.values()
+                    for name in active_prompt.request.files
                 }
                 needed.update(request.files)
                 await asyncio.to_thread(self._inputs.trim_staged, needed)
@@ -460,7 +460,7 @@ class ComfyRenderer:
         self._enqueue_for_relay(prompt_id, frame)
         prompt = self._find_active(prompt_id)
         if prompt is not None and prompt.previews is not None:
-            prompt.previews.offer(frame)
+            prompt.previews.schedule_frame(frame)
 
     def _enqueue_for_relay(self, prompt_id: str | None, message: EventMessage | bytes) -> None:
         prompt = self._find_active(prompt_id)
@@ -469,8 +469,8 @@ class ComfyRenderer:
 
     def _find_active(self, prompt_id: str | None) -> RunningPrompt | None:
         """Return the active prompt with this id, or the executing prompt if the id is None."""
-        active = self._active_prompts.get(prompt_id or self._executing or "")
-        return None if active is None else active[0]
+        active_prompt = self._active_prompts.get(prompt_id or self._executing or "")
+        return None if active_prompt is None else active_prompt[0]
 
     @asynccontextmanager
     async def _run_session(self) -> AsyncIterator[Session]:
@@ -495,13 +495,14 @@ class ComfyRenderer:
         models = find_model_files(from_json(self._options.warm_up))
         return _sort_by_size(await ModelSizes(self._options.models).measure(models))
 
-    def _end_submitted_prompts(self, reason: str, may_be_cause: bool) -> None:
+    def _end_submitted_prompts(self, reason: str, prompt_may_be_cause: bool) -> None:
         """End the prompts that were submitted to a lost process with `WorkerLost`."""
         for prompt, task in list(self._active_prompts.values()):
             if prompt.is_submitted:
                 message = f"ComfyUI was lost during the render: {reason}"
                 self._fail(
-                    prompt, _make_loss_error(message) if may_be_cause else WorkerLost(message)
+                    prompt,
+                    _make_loss_error(message) if prompt_may_be_cause else WorkerLost(message),
                 )
                 task.cancel()
 

@@ -1,4 +1,4 @@
-"""Measures how long prompts occupy ComfyUI, and keeps the measurements until they are booked."""
+"""Measures how long prompts occupy ComfyUI, and keeps the runs until their cost is recorded."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class _Measurement:
 class RunJournal:
     """Records the runs of one renderer's prompts.
 
-    A run is reported as ended when its prompt has ended, because its result or error is unknown
-    before. Its measured time ends earlier, because storing the files does not occupy the GPU.
+    A run counts as ended only when its prompt has ended, because the result or error is unknown
+    before. The measured time ends earlier, because storing the files does not occupy the GPU.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,32 +76,32 @@ class RunJournal:
         runs = self._open.pop(prompt_id, [])
         for run in runs:
             self._end(run)
-        last = len(runs) - 1
-        ended = tuple(
+        last_index = len(runs) - 1
+        ended_runs = tuple(
             RenderRun(
                 id=run.id,
                 prompt_id=prompt_id,
                 account=run.account,
                 seconds=self._measure_seconds(run),
                 load_seconds=self._measure_loading(run),
-                pictures=pictures if number == last else 0,
-                error=error if number == last else StepFailed.code,
+                pictures=pictures if number == last_index else 0,
+                error=error if number == last_index else StepFailed.code,
             )
             for number, run in enumerate(runs)
         )
-        if ended:
-            self._ended[prompt_id] = ended
-        for ended_run in ended:
+        if ended_runs:
+            self._ended[prompt_id] = ended_runs
+        for ended_run in ended_runs:
             if ended_run.account is not None:
                 self._unsettled[ended_run.id] = ended_run
-        return ended
+        return ended_runs
 
     def list_ended(self, prompt_id: str) -> tuple[RenderRun, ...]:
         """Return the runs of a prompt that has ended recently, or nothing for any other prompt."""
         return self._ended.get(prompt_id, ())
 
     def list_unsettled(self) -> tuple[RenderRun, ...]:
-        """Return the priced runs that are still open, or that have ended and are not booked."""
+        """Return the runs with a price that are still open, or whose cost is not recorded yet."""
         open_runs = (
             RenderRun(
                 id=run.id,
@@ -118,7 +118,7 @@ class RunJournal:
         return (*self._unsettled.values(), *open_runs)
 
     def settle(self, run_ids: Iterable[str]) -> None:
-        """Forget the runs with these ids, because they have been booked."""
+        """Drop the runs with these ids, because their cost has been recorded."""
         for run_id in run_ids:
             self._unsettled.pop(run_id, None)
 
@@ -129,8 +129,8 @@ class RunJournal:
     def _measure_loading(self, run: _Measurement) -> float:
         if run.loading_since is None:
             return run.loaded_seconds
-        until = self._clock() if run.ended_at is None else run.ended_at
-        return run.loaded_seconds + until - run.loading_since
+        end_time = self._clock() if run.ended_at is None else run.ended_at
+        return run.loaded_seconds + end_time - run.loading_since
 
     def _measure_seconds(self, run: _Measurement) -> float:
         return (self._clock() if run.ended_at is None else run.ended_at) - run.begun_at

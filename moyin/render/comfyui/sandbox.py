@@ -85,8 +85,8 @@ class Mounts:
             lines.append((path, ["--ro-bind", str(source), str(path)]))
         for path, source in self.write.items():
             lines.append((path, ["--bind", str(source), str(path)]))
-        hidden = {path for path in self.hide if self._would_be_visible(path)}
-        for path in hidden:
+        hidden_folders = {path for path in self.hide if self._would_be_visible(path)}
+        for path in hidden_folders:
             lines.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
         for path in self.devices:
             lines.append((path, ["--dev-bind", str(path), str(path)]))
@@ -98,25 +98,25 @@ class Mounts:
         return [
             *("--proc", "/proc", "--dev", "/dev"),
             *(word for _, words in lines for word in words),
-            *(word for path in sorted(hidden) for word in ("--remount-ro", str(path))),
+            *(word for path in sorted(hidden_folders) for word in ("--remount-ro", str(path))),
             *("--remount-ro", "/dev", "--remount-ro", "/"),
         ]
 
     def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
-        """Return the parents of the paths that must be created, because no mount contains them."""
-        mounted = {*self.read, *self.write, Path("/dev"), Path("/proc")}
+        """Return the parent folders of ``paths`` that no mount has, so they must be created."""
+        mounted_paths = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
         return {
             path
             for path in parents
-            if not any(path.is_relative_to(mount) for mount in mounted)
+            if not any(path.is_relative_to(mount) for mount in mounted_paths)
             # A hidden folder is empty, so the folders within it must be created.
             or any(hidden in path.parents for hidden in self.hide if self._would_be_visible(hidden))
-        } - mounted
+        } - mounted_paths
 
     def _would_be_visible(self, path: Path) -> bool:
         return path.is_dir() and any(
-            path != shown and path.is_relative_to(shown) for shown in self.read
+            path != mounted_path and path.is_relative_to(mounted_path) for mounted_path in self.read
         )
 
 
@@ -145,8 +145,8 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
         return options.uid
     uid = _FIRST_UID + zlib.crc32(str(options.folder).encode()) % _UID_COUNT
     for line in uid_map.read_text().splitlines():
-        first, _, count = map(int, line.split())
-        if first <= uid < first + count:
+        first_id, _, count = map(int, line.split())
+        if first_id <= uid < first_id + count:
             return uid
     return _NOBODY_UID
 
@@ -198,12 +198,12 @@ def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
 
     Libraries such as safetensors write files that only their owner may read.
     """
-    seen = 0
+    file_count = 0
     for folder in folders:
         for parent, _, files in os.walk(folder):
             for name in files:
-                seen += 1
-                if seen > _MAX_FILES:
+                file_count += 1
+                if file_count > _MAX_FILES:
                     return None
                 with contextlib.suppress(OSError):
                     info = Path(parent, name).stat()
@@ -213,7 +213,7 @@ def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
 
 
 def _follow_links(path: Path) -> Iterator[Path]:
-    """Yield the folders of all targets in a chain of links, such as those of uv and pyenv."""
+    """Yield the folder of each target in a chain of links; uv and pyenv create such chains."""
     for _ in range(_MAX_LINK_CHAIN):
         if not path.is_symlink():
             return
@@ -231,8 +231,8 @@ def _build_mounts(
             mounts.links[path] = str(path.readlink())
         elif path.exists():
             mounts.read[path] = path
-    online = _ETC_NETWORK_NAMES if options.network is Network.HOST else ()
-    for name in (*_ETC_NAMES, *online):
+    network_names = _ETC_NETWORK_NAMES if options.network is Network.HOST else ()
+    for name in (*_ETC_NAMES, *network_names):
         path = Path("/etc") / name
         if path.exists():
             # The DNS resolver's file and the time zone's file may be links to any folder.
@@ -240,11 +240,13 @@ def _build_mounts(
     for path in folder.etc.iterdir():
         mounts.read[Path("/etc") / path.name] = path
     _mount_folders(mounts, find_interpreter_folders(options.python, env))
-    libraries = [Path(path) for path in env.get("LD_LIBRARY_PATH", "").split(":") if path]
-    _mount_folders(mounts, [path for path in libraries if path.is_absolute() and path.is_dir()])
-    shared = find_shared_folders(options)
-    _mount_folders(mounts, [options.home, *shared, *options.readable], required=True)
-    mounts.read |= _find_link_targets(shared, mounts)
+    library_folders = [Path(path) for path in env.get("LD_LIBRARY_PATH", "").split(":") if path]
+    _mount_folders(
+        mounts, [path for path in library_folders if path.is_absolute() and path.is_dir()]
+    )
+    shared_folders = find_shared_folders(options)
+    _mount_folders(mounts, [options.home, *shared_folders, *options.readable], required=True)
+    mounts.read |= _find_link_targets(shared_folders, mounts)
     mounts.hide |= {options.home / name for name in _PERSONAL_FOLDERS}
     mounts.read[folder.base] = folder.base
     for path in folder.writable:
@@ -253,12 +255,12 @@ def _build_mounts(
     if mps_folder:
         mounts.write[Path(mps_folder)] = Path(mps_folder)
         mounts.write[Path("/dev/shm")] = Path("/dev/shm")
-    mounted = [*mounts.read, *mounts.write]
+    mounted_paths = [*mounts.read, *mounts.write]
     for name in _TEMPORARY_FOLDERS:
         path = Path(name)
         # Create no mount point within a writable mount: bubblewrap would create it outside the
         # sandbox, too.
-        if not any(other.is_relative_to(path) for other in mounted):
+        if not any(other.is_relative_to(path) for other in mounted_paths):
             mounts.write[path] = folder.scratch
     return mounts
 
@@ -280,20 +282,20 @@ def _mount_folders(mounts: Mounts, paths: Iterable[Path], *, required: bool = Fa
 
 def _is_visible(mounts: Mounts, path: Path) -> bool:
     """Return whether the path is visible in the sandbox through a mount of an outer folder."""
-    if any(path.is_relative_to(hidden) for hidden in mounts.hide):
+    if any(path.is_relative_to(hidden_folder) for hidden_folder in mounts.hide):
         return path in mounts.read
-    return any(path.is_relative_to(shown) for shown in mounts.read)
+    return any(path.is_relative_to(mounted_path) for mounted_path in mounts.read)
 
 
 def _find_link_targets(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
     """Return the targets of links that lead out of the mounts, such as models on other disks."""
     targets: dict[Path, Path] = {}
-    seen = 0
+    file_count = 0
     for folder in folders:
         for parent, names, files in os.walk(folder):
             for name in (*names, *files):
-                seen += 1
-                if seen > _MAX_FILES:
+                file_count += 1
+                if file_count > _MAX_FILES:
                     return targets
                 path = Path(parent, name)
                 if not path.is_symlink() or not path.exists():

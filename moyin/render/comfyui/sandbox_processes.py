@@ -48,19 +48,19 @@ class SandboxProcesses:
         """Kill the processes that are not exempt, or raise `WorkerLost` if one survives."""
         deadline = time.monotonic() + _KILL_TIMEOUT_SECONDS
         while self._list_inner_ids() - self._known_inner_ids:
-            strays = [
+            new_processes = [
                 p for p in self._list_processes() if p.pid not in self._exempt_ids and _is_alive(p)
             ]
-            if not strays:
+            if not new_processes:
                 # The remaining processes are zombies, which ComfyUI has not reaped yet.
                 self._known_inner_ids = self._list_inner_ids()
                 return
             if time.monotonic() > deadline:
-                pids = ", ".join(str(stray.pid) for stray in strays)
+                pids = ", ".join(str(process.pid) for process in new_processes)
                 raise WorkerLost(f"processes that a prompt has started can't be killed: {pids}")
-            for stray in strays:
+            for process in new_processes:
                 with contextlib.suppress(psutil.Error):
-                    stray.kill()
+                    process.kill()
             time.sleep(_PAUSE_SECONDS)
 
     def _list_processes(self) -> list[psutil.Process]:

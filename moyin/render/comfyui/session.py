@@ -98,19 +98,19 @@ class Session:
                     lambda message: on_event(paths.hide_in_event(message)),
                     lambda frame: on_binary(paths.hide_in_frame(frame)),
                 )
-                reading = asyncio.create_task(stream.run())
+                reading_task = asyncio.create_task(stream.run())
                 try:
                     await _run_first_prompts(process, client, stream, options)
                     written = WrittenFiles(folder)
                     await asyncio.to_thread(process.exempt_present_processes)
                     await asyncio.to_thread(written.remove_unclaimed)
-                    total = await client.read_total_memory()
-                    memory = None if total is None else int(total * options.share)
+                    total_memory = await client.read_total_memory()
+                    memory = None if total_memory is None else int(total_memory * options.share)
                     volatile = await client.list_volatile_classes()
                     yield cls(process, client, written, is_idle, memory, volatile)
                 finally:
-                    reading.cancel()
-                    await asyncio.gather(reading, return_exceptions=True)
+                    reading_task.cancel()
+                    await asyncio.gather(reading_task, return_exceptions=True)
         finally:
             await process.stop()
 
@@ -137,17 +137,17 @@ class Session:
 
     async def wait_until_broken(self) -> str:
         """Wait until the process has ended or hangs, and return the reason."""
-        marked_broken = asyncio.create_task(self._was_marked_broken.wait())
-        executor_dead = asyncio.create_task(self._wait_until_executor_is_dead())
+        broken_task = asyncio.create_task(self._was_marked_broken.wait())
+        executor_task = asyncio.create_task(self._wait_until_executor_is_dead())
         try:
             await asyncio.wait(
-                [self._process.exited, marked_broken, executor_dead],
+                [self._process.exited, broken_task, executor_task],
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            for task in (marked_broken, executor_dead):
+            for task in (broken_task, executor_task):
                 task.cancel()
-            await asyncio.gather(marked_broken, executor_dead, return_exceptions=True)
+            await asyncio.gather(broken_task, executor_task, return_exceptions=True)
         if self._process.exited.done():
             return f"its process ended with status {self._process.exited.result()}"
         if self._was_marked_broken.is_set():
@@ -178,25 +178,25 @@ async def _run_first_prompts(
     options: ComfyOptions,
 ) -> None:
     seconds = options.start_timeout
-    rendering = asyncio.create_task(_warm_up(client, stream, options.warm_up))
+    rendering_task = asyncio.create_task(_warm_up(client, stream, options.warm_up))
     try:
         await asyncio.wait(
-            [rendering, process.exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            [rendering_task, process.exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
         )
         if process.exited.done():
             status = process.exited.result()
             raise StackError(
                 f"ComfyUI ended with status {status}:\n{process.read_last_log_lines()}"
             )
-        if not rendering.done():
+        if not rendering_task.done():
             raise StackError(
                 f"ComfyUI has not rendered a prompt within its start_timeout of {seconds:g} s:\n"
                 f"{process.read_last_log_lines()}"
             )
-        await rendering
+        await rendering_task
     finally:
-        rendering.cancel()
-        await asyncio.gather(rendering, return_exceptions=True)
+        rendering_task.cancel()
+        await asyncio.gather(rendering_task, return_exceptions=True)
 
 
 async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) -> None:

@@ -57,7 +57,7 @@ class WrittenFiles:
         remove_tree(self._folder.done / prompt_id)
 
     def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
-        """Open an output file of a prompt, or of the earlier prompt from whose cache it comes.
+        """Open an output file of a prompt; a cached file belongs to an earlier prompt.
 
         Returns None if the file is missing, not regular, or outside the folder of its type.
         """
@@ -73,9 +73,9 @@ class WrittenFiles:
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
             for candidate in _candidate_paths(parts, origin):
-                opened = _open_below(root, candidate)
-                if opened is not None:
-                    return opened
+                opened_file = _open_below(root, candidate)
+                if opened_file is not None:
+                    return opened_file
         return None
 
     def _move_to_done(self, name: str) -> None:

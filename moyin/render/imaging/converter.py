@@ -152,9 +152,11 @@ class PictureConverter:
     ) -> ConvertedPicture:
         parts = (_VERSION, source.sha256, *(str(value) for value in task.values()))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        cached = None if self._cache is None else await self._cache.get(owner, digest)
-        if cached is not None:
-            return ConvertedPicture(media_type=media_type, size=len(cached), content=cached)
+        cached_content = None if self._cache is None else await self._cache.get(owner, digest)
+        if cached_content is not None:
+            return ConvertedPicture(
+                media_type=media_type, size=len(cached_content), content=cached_content
+            )
         async with self._run_task(owner, source, task) as target:
             size = (await anyio.Path(target).stat()).st_size
             if size > _CACHED_BYTES:

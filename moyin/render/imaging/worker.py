@@ -74,8 +74,8 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
     Args:
         task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality``,
-            ``channels`` and perhaps the largest ``width``), ``poster`` (of a video, as ``preview``),
-            ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
+            ``channels`` and perhaps the largest ``width``), ``poster`` (a preview of a video's
+            first frame), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
         limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
 
     Raises:
@@ -339,8 +339,10 @@ def _die_with_parent(parent: int) -> None:
 
 def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
     # Raise the limit for each task, because the kernel counts the processor time of all tasks.
-    used = math.ceil(time.process_time())
-    resource.setrlimit(resource.RLIMIT_CPU, (used + limits["seconds"], resource.RLIM_INFINITY))
+    used_seconds = math.ceil(time.process_time())
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (used_seconds + limits["seconds"], resource.RLIM_INFINITY)
+    )
     try:
         convert(json.loads(line), limits)
     except ConversionError as problem:

@@ -57,21 +57,21 @@ def find_artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     return set(_find_references(_list_inputs(graph)))
 
 
-def make_missing_error(graph: Mapping[str, Any], missing: str) -> InputNotFound:
-    """Return an error that lists the inputs that refer to the artifact with the id ``missing``."""
+def make_missing_error(graph: Mapping[str, Any], missing_id: str) -> InputNotFound:
+    """Return an error that lists the inputs that refer to the artifact with the id ``missing_id``."""
     refused = [
         RefusedInput(node_id, str(node.get("class_type")), name, NOT_YOUR_FILE)
         for node_id, node in graph.items()
         if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
         for name, value in node["inputs"].items()
-        if missing in _find_references(value)
+        if missing_id in _find_references(value)
     ]
     if not refused:
-        return InputNotFound(f"the graph refers to artifact {missing!r}, which does not exist")
-    first = refused[0]
+        return InputNotFound(f"the graph refers to artifact {missing_id!r}, which does not exist")
+    first_input = refused[0]
     return InputNotFound(
-        f"node {first.node!r} ({first.class_type}), input {first.input!r}: {NOT_YOUR_FILE}",
-        field=f"{first.node}.inputs.{first.input}",
+        f"node {first_input.node!r} ({first_input.class_type}), input {first_input.input!r}: {NOT_YOUR_FILE}",
+        field=f"{first_input.node}.inputs.{first_input.input}",
         details=make_refusal_body(refused),
     )
 
@@ -80,11 +80,13 @@ def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
     """Return the body of ComfyUI's ``POST /prompt`` for a graph that fails validation."""
     nodes: dict[str, Any] = {}
     for refusal in refused:
-        named = f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
+        input_and_reason = (
+            f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
+        )
         error = {
             "type": "custom_validation_failed",
             "message": "Custom validation failed for node",
-            "details": named,
+            "details": input_and_reason,
             "extra_info": {"input_name": refusal.input} if refusal.input else {},
         }
         node_error = {"errors": [], "dependent_outputs": [], "class_type": refusal.class_type}
@@ -109,7 +111,7 @@ def find_file_names(graph: Mapping[str, Any]) -> set[str]:
 
 
 def find_file_texts(value: Any) -> set[str]:
-    """Return the strings in ``value``, of any depth, that look like names of uploaded files."""
+    """Return the strings in ``value``, at any depth, that look like names of uploaded files."""
     return {text for text in _find_strings(value) if _FILE.search(text) and len(text) < 512}
 
 

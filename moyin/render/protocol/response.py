@@ -65,12 +65,12 @@ def make_unique_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
     from ComfyUI's cache is in the folder of an earlier prompt, whose id is replaced by a digest
     because it may belong to another tenant.
     """
-    first, _, rest = file.subfolder.partition("/")
-    if first == prompt_id:
+    first_folder, _, subfolders = file.subfolder.partition("/")
+    if first_folder == prompt_id:
         subfolder = file.subfolder
-    elif _UUID.fullmatch(first):
-        origin = hashlib.sha256(first.encode()).hexdigest()[:8]
-        subfolder = "/".join(part for part in (prompt_id, origin, rest) if part)
+    elif _UUID.fullmatch(first_folder):
+        origin = hashlib.sha256(first_folder.encode()).hexdigest()[:8]
+        subfolder = "/".join(part for part in (prompt_id, origin, subfolders) if part)
     else:
         subfolder = "/".join(part for part in (prompt_id, file.subfolder) if part)
     return ComfyFileName(filename=file.filename, subfolder=subfolder, type=file.type)

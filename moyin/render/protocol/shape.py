@@ -76,8 +76,8 @@ class PictureCounts(NamedTuple):
         for node in graph.values():
             if not isinstance(node, Mapping):
                 continue
-            found = node.get("inputs")
-            inputs = found if isinstance(found, Mapping) else {}
+            node_inputs = node.get("inputs")
+            inputs = node_inputs if isinstance(node_inputs, Mapping) else {}
             counts = cls(
                 saves=counts.saves + ("Save" in str(node.get("class_type"))),
                 batch=max(counts.batch, _read_count(inputs, "batch_size")),

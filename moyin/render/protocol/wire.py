@@ -38,7 +38,7 @@ class HistoryEntry(_Model):
 
 
 class PromptState(_Model):
-    """The state of a prompt in ComfyUI, which is ``queued`` (or running) or has an ``entry``."""
+    """The state of a prompt: ``queued`` while it waits or runs, then it has an ``entry``."""
 
     queued: bool
     entry: HistoryEntry | None = None

@@ -44,8 +44,8 @@ class PendingRender:
     family: str = field(init=False)
 
     def __post_init__(self) -> None:
-        largest = max(self.models, key=lambda name: (self.models[name], name), default="")
-        object.__setattr__(self, "family", largest)
+        largest_model = max(self.models, key=lambda name: (self.models[name], name), default="")
+        object.__setattr__(self, "family", largest_model)
 
 
 @dataclass(slots=True)
@@ -83,9 +83,11 @@ class OrderingRules:
         bytes_per_second: speed at which renderers load models, in bytes per second.
         wait_factor: a render whose models no renderer has loaded waits at most this many times the
             load time of the models, even if all renderers have work for their loaded models.
-        imbalance_factor: a renderer switches to the models of a longer queue when the two queues,
-            in seconds of work per renderer, differ by this many times the load time.
-        min_limit_seconds: lower bound in seconds of the two limits that the factors define.
+        imbalance_factor: a renderer switches to the models of another queue when that queue has
+            more work than its own, by this many times the load time. Work is counted in seconds per
+            renderer.
+        min_limit_seconds: smallest value in seconds of the limits that ``wait_factor`` and
+            ``imbalance_factor`` define.
     """
 
     ageing_seconds: float = 300.0
@@ -100,25 +102,27 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
     def compute_max_imbalance(self, load_seconds: float) -> float:
-        """Return by how many seconds of work two queues may differ before a renderer switches."""
+        """Return the difference of two queues, in seconds of work, at which a renderer switches."""
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
     def compute_due_time(self, pending: PendingRender) -> float:
         """Return the time after which no render that entered later can overtake ``pending``."""
-        due = pending.entered + pending.priority * self.ageing_seconds
+        due_time = pending.entered + pending.priority * self.ageing_seconds
         if pending.deadline is None:
-            return due
-        return min(due, pending.deadline - self.deadline_margin_seconds)
+            return due_time
+        return min(due_time, pending.deadline - self.deadline_margin_seconds)
 
     def compute_rank(self, pending: PendingRender, now: float) -> int:
         """Return the class of a render after ageing, from 1 (first) to 5 (last)."""
-        aged = int(max(0.0, now - pending.entered) // self.ageing_seconds)
-        return max(1, pending.priority - aged)
+        gained_classes = int(max(0.0, now - pending.entered) // self.ageing_seconds)
+        return max(1, pending.priority - gained_classes)
 
     def estimate_load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
         """Return how many seconds the renderer needs to load the render's models."""
-        missing = sum(size for name, size in pending.models.items() if name not in slot.models)
-        return missing / self.bytes_per_second
+        missing_bytes = sum(
+            size for name, size in pending.models.items() if name not in slot.models
+        )
+        return missing_bytes / self.bytes_per_second
 
 
 class OwnerFairShare:
@@ -140,7 +144,7 @@ class OwnerFairShare:
         self._present = 0.0
 
     def copy(self) -> OwnerFairShare:
-        """Return a copy whose owners a forecast can charge without changing this object."""
+        """Return a copy, so that a forecast can charge owners without changing this object."""
         copy = OwnerFairShare(self._weights)
         copy._served.update(self._served)
         copy._present = self._present
@@ -180,8 +184,8 @@ class ScalingPolicy:
 
         The time limit is ``patience``, and a render takes ``mean_seconds`` on average.
         """
-        wanted = math.ceil(waiting * mean_seconds / self.patience)
-        return max(self.minimum, min(self.maximum, wanted))
+        needed_count = math.ceil(waiting * mean_seconds / self.patience)
+        return max(self.minimum, min(self.maximum, needed_count))
 
     def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
         """Return the indexes of renderers to remove, in descending order; none while renders wait.
@@ -190,10 +194,10 @@ class ScalingPolicy:
         """
         if waiting:
             return []
-        spare = len(idle_seconds) - self.minimum
+        removable_count = len(idle_seconds) - self.minimum
         idle = [
             position
             for position, seconds in enumerate(idle_seconds)
             if seconds is not None and seconds >= self.idle
         ]
-        return idle[::-1][: max(0, spare)]
+        return idle[::-1][: max(0, removable_count)]

@@ -88,7 +88,7 @@ class RenderScheduler:
 
     @property
     def running(self) -> int:
-        """The number of renderers that execute a render, including an earlier scheduler's."""
+        """The number of busy renderers, including those with renders of an earlier scheduler."""
         return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
 
     @property
@@ -137,9 +137,9 @@ class RenderScheduler:
     def close(self) -> None:
         """Reject all waiting and new renders; present leases stay valid."""
         self._is_closed = True
-        for granted in self._pending_leases.values():
-            if not granted.done():
-                granted.set_exception(_make_closed_error())
+        for lease_future in self._pending_leases.values():
+            if not lease_future.done():
+                lease_future.set_exception(_make_closed_error())
 
     @asynccontextmanager
     async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
@@ -150,20 +150,24 @@ class RenderScheduler:
         if self._is_closed:
             raise _make_closed_error()
         pending = replace(pending, entered=self._clock())
-        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._pending_leases[id(pending)] = granted
+        lease_future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._pending_leases[id(pending)] = lease_future
         self._window.add(pending)
         self._assign()
         try:
-            lease = await granted
+            lease = await lease_future
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled() and granted.exception() is None:
-                granted.result().release()
+            if (
+                lease_future.done()
+                and not lease_future.cancelled()
+                and lease_future.exception() is None
+            ):
+                lease_future.result().release()
             raise
         finally:
             self._pending_leases.pop(id(pending), None)
             self._window.remove(pending)
-            self._start_errors.forget(pending.id)
+            self._start_errors.drop_forecast(pending.id)
         try:
             yield lease
         finally:
@@ -191,8 +195,8 @@ class RenderScheduler:
     def _assign(self) -> None:
         now = self._clock()
         while (choice := self._window.choose_assignment(now)) is not None:
-            granted = self._pending_leases.pop(id(choice.pending))
-            if granted.done():
+            lease_future = self._pending_leases.pop(id(choice.pending))
+            if lease_future.done():
                 self._window.remove(choice.pending)
                 continue
             name = choice.slot.name
@@ -201,7 +205,7 @@ class RenderScheduler:
             self._waits.record(now - choice.pending.arrived, now)
             self._leased[name] = time.monotonic()
             load_seconds = choice.slot.load_seconds
-            granted.set_result(Lease(name, load_seconds, partial(self._release, name)))
+            lease_future.set_result(Lease(name, load_seconds, partial(self._release, name)))
         if self._window.must_choose_again and self._next_check is None:
             loop = asyncio.get_running_loop()
             self._next_check = loop.call_later(_CHECK_SECONDS, self._check)

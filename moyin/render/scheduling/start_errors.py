@@ -1,4 +1,4 @@
-"""Learns how much later than forecast renders start, because later renders may overtake them."""
+"""Learns how much later renders start than forecast, because later renders may overtake them."""
 
 from __future__ import annotations
 
@@ -40,40 +40,46 @@ class StartErrors:
         # Selects the forecast that is kept for a render; all of its forecasts are equally likely.
         self._random = random.Random(0)
 
-    def widen_forecasts(self, expected: Sequence[Expectation], now: float) -> list[Expectation]:
+    def widen_forecasts(self, expectations: Sequence[Expectation], now: float) -> list[Expectation]:
         """Return the forecasts with realistic variances; remember them until the renders start."""
         factors: dict[int, float] = {}
-        widened = []
-        for position, item in enumerate(expected, start=1):
+        widened_forecasts = []
+        for position, item in enumerate(expectations, start=1):
             if item.starts_in is None:
-                widened.append(item)
+                widened_forecasts.append(item)
                 continue
             group = int(math.log2(position))
             if group not in factors:
                 factors[group] = self._compute_factor(group)
-            mean, seen = item.starts_in.mean, self._forecasts.get(item.pending.id, (0,))[0] + 1
+            mean, forecast_count = (
+                item.starts_in.mean,
+                self._forecasts.get(item.pending.id, (0,))[0] + 1,
+            )
             p90 = max(
                 item.starts_in.p90, (mean + _OFFSET_SECONDS) * factors[group] - _OFFSET_SECONDS
             )
             starts_in = Duration.from_p90(mean, p90)
-            added = Duration(mean=0.0, variance=starts_in.variance - item.starts_in.variance)
-            ends_in = None if item.ends_in is None else item.ends_in + added
-            widened.append(replace(item, starts_in=starts_in, ends_in=ends_in))
-            if self._random.random() < 1 / seen:
-                self._forecasts[item.pending.id] = (seen, group, mean, now)
+            added_error = Duration(mean=0.0, variance=starts_in.variance - item.starts_in.variance)
+            ends_in = None if item.ends_in is None else item.ends_in + added_error
+            widened_forecasts.append(replace(item, starts_in=starts_in, ends_in=ends_in))
+            if self._random.random() < 1 / forecast_count:
+                self._forecasts[item.pending.id] = (forecast_count, group, mean, now)
             else:
-                self._forecasts[item.pending.id] = (seen, *self._forecasts[item.pending.id][1:])
-        return widened
+                self._forecasts[item.pending.id] = (
+                    forecast_count,
+                    *self._forecasts[item.pending.id][1:],
+                )
+        return widened_forecasts
 
     def record_start(self, render_id: str, now: float) -> None:
         """Compute the score of the forecast that was remembered for a render, which starts now."""
-        remembered = self._forecasts.pop(render_id, None)
-        if remembered is not None:
-            _, group, mean, made_at = remembered
-            score = (now - made_at + _OFFSET_SECONDS) / (mean + _OFFSET_SECONDS)
+        earlier_forecast = self._forecasts.pop(render_id, None)
+        if earlier_forecast is not None:
+            _, group, mean, forecast_at = earlier_forecast
+            score = (now - forecast_at + _OFFSET_SECONDS) / (mean + _OFFSET_SECONDS)
             self._scores.setdefault(group, deque(maxlen=_MAX_SCORES)).append(score)
 
-    def forget(self, render_id: str) -> None:
+    def drop_forecast(self, render_id: str) -> None:
         """Drop the forecast of a render that is no longer waiting."""
         self._forecasts.pop(render_id, None)
 

@@ -5,9 +5,9 @@
 1. A render that is due (`OrderingRules.compute_due_time`) begins first, on the free renderer with
    the lowest cost. This prevents starvation.
 2. A renderer *switches* to other models: those with the longest queue per renderer that has them
-   loaded. It switches in three cases: it has no models loaded; no waiting render uses its models,
-   and the renderers with the other models are not about to empty their queue; or their queue is
-   longer than its own by many times the load time of the models.
+   loaded. It switches if (a) it has no models loaded, (b) no waiting render uses its models and the
+   renderers of the other models will be busy for longer than a switch takes, or (c) the other queue
+   has more work than its own, by several times the load time.
 3. A renderer begins a render that uses its loaded models. These renders are ordered by class after
    ageing, then by fair share of the owners, then by arrival.
 
@@ -208,11 +208,11 @@ class Window:
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
-        """Return the first waiting render, if any, that needs no models or the renderer's."""
+        """Return the first waiting render that needs no models or the renderer's models, if any."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
-        firsts = [self._find_first(family, now) for family in families]
-        return min(firsts, key=lambda first: self._make_sort_key(first, now), default=None)
+        first_renders = [self._find_first(family, now) for family in families]
+        return min(first_renders, key=lambda render: self._make_sort_key(render, now), default=None)
 
     def forecast(self, now: float, limit: int) -> list[Expectation]:
         """Forecast the next ``limit`` renders in their order, assuming that no others arrive.
@@ -220,47 +220,57 @@ class Window:
         A render is assumed to take the mean duration of its shape, or of the pool if its shape has
         not been measured. A pool without renderers is assumed to get one, at an unknown time.
         """
-        began, is_known = now, bool(self._slots)
-        usual = self.measured.estimate_any_shape()
-        trial = self._copy_for_forecast(now)
+        began, is_time_known = now, bool(self._slots)
+        pool_duration = self.measured.estimate_any_shape()
+        window_copy = self._copy_for_forecast(now)
         # The variance of the time at which each renderer becomes free, by renderer.
         variances: dict[str, float] = {}
-        busy: list[tuple[float, str]] = []
-        for name, slot in trial._slots.items():
-            if name not in trial._free:
+        busy_until: list[tuple[float, str]] = []
+        for name, slot in window_copy._slots.items():
+            if name not in window_copy._free:
                 remaining = self._estimate_remaining(slot, now)
-                is_known = is_known and remaining is not None
-                rest = remaining or Duration(mean=max(0.0, slot.began + self.mean_seconds - now))
-                variances[name] = rest.variance
-                busy.append((now + rest.mean, name))
-        heapq.heapify(busy)
-        order: list[Expectation] = []
-        while trial._pending and len(order) < limit:
-            choice = trial.choose_assignment(now)
+                is_time_known = is_time_known and remaining is not None
+                remaining_time = remaining or Duration(
+                    mean=max(0.0, slot.began + self.mean_seconds - now)
+                )
+                variances[name] = remaining_time.variance
+                busy_until.append((now + remaining_time.mean, name))
+        heapq.heapify(busy_until)
+        expectations: list[Expectation] = []
+        while window_copy._pending and len(expectations) < limit:
+            choice = window_copy.choose_assignment(now)
             if choice is not None:
                 name = choice.slot.name
-                trial.begin_render(choice, now)
+                window_copy.begin_render(choice, now)
                 starts_in = Duration(mean=now - began, variance=variances.get(name, 0.0))
-                own = self.measured.estimate(choice.pending.shape, choice.slot.load_seconds)
-                taken = own or usual or Duration(mean=self.mean_seconds)
-                order.append(
+                shape_duration = self.measured.estimate(
+                    choice.pending.shape, choice.slot.load_seconds
+                )
+                assumed_duration = (
+                    shape_duration or pool_duration or Duration(mean=self.mean_seconds)
+                )
+                expectations.append(
                     Expectation(
                         pending=choice.pending,
-                        starts_in=starts_in if is_known else None,
-                        ends_in=starts_in + own if is_known and own is not None else None,
+                        starts_in=starts_in if is_time_known else None,
+                        ends_in=starts_in + shape_duration
+                        if is_time_known and shape_duration is not None
+                        else None,
                     )
                 )
                 # Once a render of unknown duration has begun, only an idle renderer's time is known.
-                is_known = is_known and (own is not None or usual is not None)
-                variances[name] = starts_in.variance + taken.variance
-                heapq.heappush(busy, (now + taken.mean, name))
-            elif busy:
-                now, name = heapq.heappop(busy)
-                trial.mark_free(name, now)
+                is_time_known = is_time_known and (
+                    shape_duration is not None or pool_duration is not None
+                )
+                variances[name] = starts_in.variance + assumed_duration.variance
+                heapq.heappush(busy_until, (now + assumed_duration.mean, name))
+            elif busy_until:
+                now, name = heapq.heappop(busy_until)
+                window_copy.mark_free(name, now)
             else:
                 # No renderer takes a render of other models yet, so continue with a later time.
                 now += self._rules.min_limit_seconds
-        return order
+        return expectations
 
     def list_running(self, now: float) -> list[Expectation]:
         """Return the renders that the window has assigned to renderers and that have not ended."""
@@ -277,17 +287,17 @@ class Window:
         ]
 
     def _copy_for_forecast(self, now: float) -> Window:
-        trial = Window(self._rules, self._fair_share.copy())
-        trial.mean_seconds = self.mean_seconds
+        window_copy = Window(self._rules, self._fair_share.copy())
+        window_copy.mean_seconds = self.mean_seconds
         for slot in self._slots.values():
-            trial._slots[slot.name] = replace(slot)
-        trial._renderer_counts.update(self._renderer_counts)
-        trial._free = {name: trial._slots[name] for name in self._free}
-        if not trial._slots:
-            trial.add_renderer("", (), now)
+            window_copy._slots[slot.name] = replace(slot)
+        window_copy._renderer_counts.update(self._renderer_counts)
+        window_copy._free = {name: window_copy._slots[name] for name in self._free}
+        if not window_copy._slots:
+            window_copy.add_renderer("", (), now)
         for pending in self._pending.values():
-            trial.add(pending)
-        return trial
+            window_copy.add(pending)
+        return window_copy
 
     def _estimate_remaining(self, slot: RendererSlot, now: float) -> Duration | None:
         """Return the remaining time of a busy renderer; None if no render has been measured."""
@@ -318,12 +328,12 @@ class Window:
     def _choose_switch(self, now: float) -> Assignment | None:
         slowest_first = sorted(filter(None, self._queues), key=self._estimate_delay, reverse=True)
         # The renderer that has been free for the longest time, by family.
-        free = {slot.family: slot for slot in reversed(self._free.values())}
+        free_slots = {slot.family: slot for slot in reversed(self._free.values())}
         for family in slowest_first:
-            if family in free:
+            if family in free_slots:
                 continue
             oldest = min(self._queues[family].list_heads(), key=lambda head: head.entered)
-            slots = [s for s in free.values() if self._should_switch(s, oldest, now)]
+            slots = [s for s in free_slots.values() if self._should_switch(s, oldest, now)]
             if slots:
                 pending = self._find_first(family, now)
                 return Assignment(pending, self._find_cheapest_slot(pending, slots))
@@ -333,40 +343,48 @@ class Window:
         family, rules = oldest.family, self._rules
         if not slot.family:
             return True
-        load = rules.estimate_load_seconds(oldest, slot)
+        load_seconds = rules.estimate_load_seconds(oldest, slot)
         if slot.family in self._queues:
             if not self._renderer_counts[family]:
-                return now - oldest.entered > rules.compute_max_wait(load)
-            difference = self._estimate_delay(family) - self._estimate_delay(slot.family, leaving=1)
-            return difference > rules.compute_max_imbalance(load)
+                return now - oldest.entered > rules.compute_max_wait(load_seconds)
+            difference = self._estimate_delay(family) - self._estimate_delay(
+                slot.family, leaving_count=1
+            )
+            return difference > rules.compute_max_imbalance(load_seconds)
         if not self._renderer_counts[family] or self._estimate_delay(
             family
-        ) > rules.compute_max_imbalance(load):
+        ) > rules.compute_max_imbalance(load_seconds):
             return True
         # Switch anyway if the renderers that have these models are busy with long renders.
         latest_begin = max(s.began for s in self._slots.values() if s.family == family)
-        return now - max(latest_begin, oldest.entered, slot.free_since) > load
+        return now - max(latest_begin, oldest.entered, slot.free_since) > load_seconds
 
     def _choose_for_loaded_models(self, now: float) -> Assignment | None:
         families = {slot.family for slot in self._free.values()} | {""}
-        firsts = [self._find_first(family, now) for family in families if family in self._queues]
-        if not firsts:
+        first_renders = [
+            self._find_first(family, now) for family in families if family in self._queues
+        ]
+        if not first_renders:
             return None
-        pending = min(firsts, key=lambda first: self._make_sort_key(first, now))
-        suiting = [s for s in self._free.values() if pending.family in ("", s.family)]
-        return Assignment(pending, self._find_cheapest_slot(pending, suiting))
+        pending = min(first_renders, key=lambda render: self._make_sort_key(render, now))
+        suitable_slots = [s for s in self._free.values() if pending.family in ("", s.family)]
+        return Assignment(pending, self._find_cheapest_slot(pending, suitable_slots))
 
-    def _estimate_delay(self, family: str, leaving: int = 0) -> float:
-        """Return the seconds until the family's renderers will have emptied its queue."""
+    def _estimate_delay(self, family: str, leaving_count: int = 0) -> float:
+        """Return the seconds until the queue is empty if ``leaving_count`` renderers leave it."""
         if family not in self._queues:
             return 0.0
-        holders = self._renderer_counts[family] - leaving
-        return self._queues[family].count * self.mean_seconds / holders if holders > 0 else math.inf
+        renderer_count = self._renderer_counts[family] - leaving_count
+        return (
+            self._queues[family].count * self.mean_seconds / renderer_count
+            if renderer_count > 0
+            else math.inf
+        )
 
     def _find_cheapest_slot(
         self, pending: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
-        """Return the renderer with the least to load; break ties by demand and by idle time."""
+        """Return the renderer with the shortest load time; prefer models with little demand."""
         return min(
             slots,
             key=lambda slot: (

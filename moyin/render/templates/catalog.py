@@ -43,15 +43,15 @@ class TemplateSnapshot:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """A mapping from each template's aliases, and from its name itself, to its name."""
+        """A mapping from each template's aliases and from its name to its name."""
         return {alias: template.name for alias, template in self.names.items()}
 
     def find(self, name: str, field: str) -> Template:
         """Return the template that a request names in ``field``, or raise `InvalidRequest`."""
         template = self.names.get(name)
         if template is None:
-            similar = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)
-            hint = f"; similar names: {', '.join(similar)}" if similar else ""
+            similar_names = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)
+            hint = f"; similar names: {', '.join(similar_names)}" if similar_names else ""
             raise InvalidRequest(f"there is no template {name[:64]!r}{hint}", field=field)
         return template
 
@@ -110,9 +110,9 @@ class TemplateCatalog:
 
 
 def list_template_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the folder of Moyin's own templates, if enabled, and the folder of the operator's."""
-    own = settings.templates or settings.data / "templates"
-    return (SHIPPED_FOLDER, own) if settings.shipped_templates else (own,)
+    """Return the folders of Moyin's templates, if these are enabled, and of the operator's."""
+    operator_folder = settings.templates or settings.data / "templates"
+    return (SHIPPED_FOLDER, operator_folder) if settings.shipped_templates else (operator_folder,)
 
 
 def create_catalog(settings: Settings) -> TemplateCatalog:
@@ -129,7 +129,7 @@ def read_templates(
     """
     last_valid = {} if last_valid is None else last_valid
     problems: list[str] = []
-    chosen: dict[str, tuple[Path, Template]] = {}
+    chosen_templates: dict[str, tuple[Path, Template]] = {}
     files = list(_list_files(folders))
     for path in files:
         try:
@@ -138,17 +138,17 @@ def read_templates(
             problems.append(f"{path}: {error}")
         if path in last_valid:
             template = last_valid[path]
-            other = chosen.get(template.name)
-            if other is not None and other[0].parent == path.parent:
+            other_file = chosen_templates.get(template.name)
+            if other_file is not None and other_file[0].parent == path.parent:
                 problems.append(
-                    f"{path}: name: {other[0].name} also has the name {template.name!r}"
+                    f"{path}: name: {other_file[0].name} also has the name {template.name!r}"
                 )
             else:
-                chosen[template.name] = (path, template)
+                chosen_templates[template.name] = (path, template)
     for path in last_valid.keys() - set(files):
         del last_valid[path]
-    names = {name: template for name, (_, template) in chosen.items()}
-    for path, template in chosen.values():
+    names = {name: template for name, (_, template) in chosen_templates.items()}
+    for path, template in chosen_templates.values():
         for alias in template.aliases:
             owner = names.get(alias)
             if owner is not None and owner is not template:
@@ -156,7 +156,7 @@ def read_templates(
             else:
                 names[alias] = template
     return TemplateSnapshot(
-        templates=tuple(template for _, (_, template) in sorted(chosen.items())),
+        templates=tuple(template for _, (_, template) in sorted(chosen_templates.items())),
         names=names,
         problems=tuple(problems),
     )
@@ -175,8 +175,8 @@ def _parse_file(path: Path) -> Any:
         raise InvalidTemplate(f"the file: must have at most {_MAX_BYTES:,} bytes")
     try:
         # JSON is not parsed as YAML 1.1, which reads some of JSON's numbers as text.
-        load = json.loads if path.suffix == ".json" else yaml.safe_load
-        return load(path.read_text())
+        parse = json.loads if path.suffix == ".json" else yaml.safe_load
+        return parse(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         message = " ".join(str(error).split())

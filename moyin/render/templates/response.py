@@ -26,12 +26,12 @@ def to_template(data: Any) -> Template:
     try:
         file = wire.TemplateFile.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidTemplate(f"{field or 'the file'}: {first['msg']}") from None
+        first_error = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first_error["loc"])
+        raise InvalidTemplate(f"{field or 'the file'}: {first_error['msg']}") from None
     _check_graph(file)
     parameters = {name: _to_parameter(name, schema) for name, schema in file.inputs.items()}
-    plain = file.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    file_data = file.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return Template(
         name=file.name,
         title=file.title,
@@ -39,10 +39,10 @@ def to_template(data: Any) -> Template:
         aliases=file.aliases,
         pool=file.pool,
         parameters=parameters,
-        schema=_make_schema(plain.get("inputs", {}), parameters),
+        schema=_make_schema(file_data.get("inputs", {}), parameters),
         graph=file.graph,
         outputs=file.outputs,
-        digest=hashlib.sha256(to_json(plain)).hexdigest(),
+        digest=hashlib.sha256(to_json(file_data)).hexdigest(),
     )
 
 
@@ -73,9 +73,9 @@ def _make_schema(
 def _to_parameter(name: str, schema: wire.InputSchema) -> Parameter:
     """Convert the schema of an input to a parameter, or raise `InvalidTemplate`."""
     field = f"inputs.{name}"
-    numeric = schema.type in ("integer", "number")
+    is_numeric = schema.type in ("integer", "number")
     for member in ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"):
-        if getattr(schema, member) is not None and not numeric:
+        if getattr(schema, member) is not None and not is_numeric:
             raise InvalidTemplate(
                 f"{field}.{member}: must be absent, because the type is {schema.type}, not a number"
             )
@@ -121,7 +121,7 @@ def _check_values(parameter: Parameter, schema: wire.InputSchema, field: str) ->
 
 
 def _check_graph(file: wire.TemplateFile) -> None:
-    used: set[str] = set()
+    used_inputs: set[str] = set()
     for node_id, node in file.graph.items():
         field = f"graph.{node_id[:64]}"
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
@@ -132,8 +132,8 @@ def _check_graph(file: wire.TemplateFile) -> None:
         inputs = node.get("inputs", {})
         if not isinstance(inputs, dict):
             raise InvalidTemplate(f"{field}.inputs: must be an object")
-        outside = {key: value for key, value in node.items() if key != "inputs"}
-        if any(find_placeholders(outside)):
+        other_members = {key: value for key, value in node.items() if key != "inputs"}
+        if any(find_placeholders(other_members)):
             raise InvalidTemplate(f"{field}: must contain ${{inputs.<name>}} only in its inputs")
         for name, value in inputs.items():
             for placeholder in find_placeholders(value):
@@ -141,10 +141,10 @@ def _check_graph(file: wire.TemplateFile) -> None:
                     raise InvalidTemplate(
                         f"{field}.inputs.{name[:64]}: the template has no input {placeholder!r}"
                     )
-                used.add(placeholder)
-    unused = file.inputs.keys() - used
-    if unused:
-        unused_input = min(unused)
+                used_inputs.add(placeholder)
+    unused_inputs = file.inputs.keys() - used_inputs
+    if unused_inputs:
+        unused_input = min(unused_inputs)
         raise InvalidTemplate(
             f"inputs.{unused_input}: no node of the graph contains ${{inputs.{unused_input}}}"
         )

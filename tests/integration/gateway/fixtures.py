@@ -330,7 +330,7 @@ class Farm:
 
         artifacts = ArtifactStore(self.database)
         meter = RequestMeter(self._valkey.url)
-        node_info = NodeInfoCache(self.scripted_pools, fresh=0.0)
+        node_info = NodeInfoCache(self.scripted_pools, fresh_seconds=0.0)
         admission = GraphAdmission(node_info)
         prompts = PromptStore(self.database)
         files = ComfyFiles(
@@ -370,7 +370,7 @@ class Farm:
             backends_seconds=0.1, usage_seconds=0.1, clock=lambda: self.clock(),
         )  # fmt: skip
         places = QueuePlaces(self.scripted_pools.list_places, self.scripted_pools.pools)
-        feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
+        feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet_seconds=0.5)
         farm_events = PromptNotifiers(
             prompts=prompts,
             files=files,

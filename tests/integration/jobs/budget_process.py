@@ -94,7 +94,7 @@ async def open_service(
         frames = FrameStore(redis_url)
         closing.push_async_callback(frames.close)
         artifacts, blobs = ArtifactStore(database), BlobStore(blobs_url)
-        node_info = NodeInfoCache(Pools(), start=0)
+        node_info = NodeInfoCache(Pools(), start_seconds=0)
         closing.push_async_callback(node_info.close)
         files = ComfyFiles(
             uploads=UploadStore(database),

@@ -77,7 +77,7 @@ async def test_the_lists_of_one_pool_leave_the_merged_ones_as_they_are() -> None
 
 async def test_an_old_response_is_served_while_a_new_one_is_fetched() -> None:
     pools = FakePools(a=["1"], b=None)
-    node_info = NodeInfoCache(pools, fresh=0.0, patience=0.01)
+    node_info = NodeInfoCache(pools, fresh_seconds=0.0, wait_seconds=0.01)
     assert await merged_list(node_info) == ["1"]
     pools.responses["a"] = ["2"]
     pools.may_respond.clear()
@@ -93,7 +93,7 @@ async def test_an_old_response_is_served_while_a_new_one_is_fetched() -> None:
 
 async def test_the_response_of_a_pool_that_went_down_stays_cached() -> None:
     pools = FakePools(a=["1"])
-    node_info = NodeInfoCache(pools, fresh=0.0)
+    node_info = NodeInfoCache(pools, fresh_seconds=0.0)
     assert await merged_list(node_info) == ["1"]
     del pools.responses["a"]
     assert await merged_list(node_info) == ["1"]
@@ -199,14 +199,14 @@ async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start(
     pools = FakePools(b=one_node("Load"))
     pools.states["a"] = "starting"
     with pytest.raises(ServiceUnavailable, match="'a' is starting") as refused:
-        await NodeInfoCache(pools, start=0.01).choose_pool(graph("Load", "x"))
+        await NodeInfoCache(pools, start_seconds=0.01).choose_pool(graph("Load", "x"))
     assert refused.value.retry_after
 
 
 async def test_a_slow_pool_is_not_skipped() -> None:
     pools = FakePools(a=one_node("Load"), b=one_node("Load"))
     pools.may_respond.clear()
-    node_info, impatient = NodeInfoCache(pools), NodeInfoCache(pools, start=0.05)
+    node_info, impatient = NodeInfoCache(pools), NodeInfoCache(pools, start_seconds=0.05)
     waiting = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
         await impatient.choose_pool(graph("Load", "x"))
@@ -225,13 +225,13 @@ async def test_a_pool_that_is_down_and_never_responded_is_skipped() -> None:
 async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> None:
     pools = FakePools(a=one_node("Load"), b=one_node("Load"))
     folder = tmp_path / "nodes"
-    node_info = NodeInfoCache(pools, fresh=0.0, folder=folder)
+    node_info = NodeInfoCache(pools, fresh_seconds=0.0, folder=folder)
     assert await node_info.choose_pool(graph("Load", "x")) == "a"
     pools.states["a"] = "starting"
     assert await node_info.choose_pool(graph("Load", "x")) == "a", "the configuration is the same"
     pools.versions["a"] = "2"
     waiting = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
-    restarted = NodeInfoCache(pools, start=0.05, folder=folder)
+    restarted = NodeInfoCache(pools, start_seconds=0.05, folder=folder)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
         await restarted.choose_pool(graph("Load", "x"))
     assert not waiting.done()
@@ -243,7 +243,7 @@ async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> 
 async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
     load = {"input": {"required": {"image": [[], {"image_upload": True}]}}}
     pools = FakePools(a={"Load": load})
-    node_info = NodeInfoCache(pools, fresh=0.0)
+    node_info = NodeInfoCache(pools, fresh_seconds=0.0)
     for _ in range(3):
         known = await node_info.fetch_input_rules("a", {"Load"})
         assert known is not None and known["Load"]["image"].kind == "file"
@@ -259,7 +259,7 @@ TARIFF = {"price": {"usd_per_gpu_hour": "3600"}, "seconds": 2.0, "shapes": {}}
 
 async def test_tariff_of_a_pool_that_went_down_stays_known(tmp_path: Path) -> None:
     pools = FakePools(a=TARIFF, b=None)
-    node_info = NodeInfoCache(pools, folder=tmp_path, fresh=0.0)
+    node_info = NodeInfoCache(pools, folder=tmp_path, fresh_seconds=0.0)
     assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2
     del pools.responses["a"]
     assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2

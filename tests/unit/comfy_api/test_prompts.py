@@ -262,8 +262,8 @@ async def test_responses_with_large_graphs_are_limited_in_size(
         OWNER,
         states=(),
         workflow_id=None,
-        by_duration=False,
-        ascending=True,
+        sorts_by_duration=False,
+        is_ascending=True,
         limit=None,
         offset=0,
     )
@@ -412,14 +412,14 @@ async def test_jobs_are_listed_by_state_and_page(prompts: ComfyPrompts, rig: Rig
 
     async def list_ids(**requested: Any) -> tuple[list[str], dict[str, Any]]:
         plain = {
-            "states": (), "workflow_id": None, "by_duration": False, "ascending": True,
+            "states": (), "workflow_id": None, "sorts_by_duration": False, "is_ascending": True,
             "limit": None, "offset": 0,
         }  # fmt: skip
         body = await prompts.list_jobs(OWNER, **{**plain, **requested})
         return [job["id"] for job in body["jobs"]], body["pagination"]
 
     assert (await list_ids())[0] == [done.id, failed.id, waiting.id]
-    assert (await list_ids(ascending=False))[0] == [waiting.id, failed.id, done.id]
+    assert (await list_ids(is_ascending=False))[0] == [waiting.id, failed.id, done.id]
     assert (await list_ids(states=("failed", "pending")))[0] == [failed.id, waiting.id]
     assert (await list_ids(workflow_id="w"))[0] == []
     ids, pagination = await list_ids(limit=1, offset=1)
@@ -445,7 +445,7 @@ async def test_workflows_of_many_jobs_are_read_in_parallel_and_cached(
 
     monkeypatch.setattr(rig.blobs, "get", get)
     requested: Any = {
-        "states": (), "workflow_id": "w", "by_duration": False, "ascending": True,
+        "states": (), "workflow_id": "w", "sorts_by_duration": False, "is_ascending": True,
         "limit": None, "offset": 0,
     }  # fmt: skip
     body = await prompts.list_jobs(OWNER, **requested)

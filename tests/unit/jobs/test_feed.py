@@ -68,7 +68,7 @@ class Events:
 
 def feed(job: Job, hub: Hub, events: Events | None = None) -> JobFeed:
     parts: Any = {"jobs": Jobs(job), "hub": hub, "events": events or Events()}
-    return JobFeed(**parts, quiet=0.05)
+    return JobFeed(**parts, quiet_seconds=0.05)
 
 
 async def followed_events(feed: JobFeed, job: Job) -> list[JobEvent]:

@@ -22,7 +22,7 @@ class Pools:
         self.hanging: set[str] = set()
         self.released = asyncio.Event()
         self.now = 0.0
-        self.queue = QueuePlaces(self.list_places, ("a", "b"), clock=self.clock, wait=0.1)
+        self.queue = QueuePlaces(self.list_places, ("a", "b"), clock=self.clock, wait_seconds=0.1)
 
     def clock(self) -> float:
         return self.now

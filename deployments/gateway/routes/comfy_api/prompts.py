@@ -140,7 +140,7 @@ def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
             )
         return await prompts.list_jobs(
             context(request.scope).owner, states=states, workflow_id=workflow_id,
-            by_duration=sort_by == "execution_duration", ascending=sort_order == "asc", limit=limit,
+            sorts_by_duration=sort_by == "execution_duration", is_ascending=sort_order == "asc", limit=limit,
             offset=offset,
         )  # fmt: skip
 

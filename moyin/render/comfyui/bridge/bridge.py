@@ -141,9 +141,9 @@ def find_unchecked_inputs(
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the inputs that ComfyUI checks only for their type and range, by node id.
 
-    Each input has its type, its minimum and its maximum.
+    The list of each input has the input's type, minimum and maximum.
     """
-    free: dict[str, dict[str, list[Any]]] = {}
+    inputs_by_node: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
         node_class = classes.get(content["class_type"])
         # These methods of old and new nodes check the inputs of a node in any way, so that none of
@@ -155,8 +155,8 @@ def find_unchecked_inputs(
         except Exception:
             continue  # the inputs may be malformed, since ComfyUI does not check unused nodes
         if inputs:
-            free[node] = inputs
-    return free
+            inputs_by_node[node] = inputs
+    return inputs_by_node
 
 
 def _list_simple_inputs(
@@ -183,10 +183,10 @@ def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
             queue.history.pop(read_id, None)
         entry = queue.history.get(prompt_id)
         waiting = (*queue.currently_running.values(), *queue.queue)
-        queued = any(item[1] == prompt_id for item in waiting)
+        is_queued = any(item[1] == prompt_id for item in waiting)
     if entry is not None:
         entry = {name: value for name, value in entry.items() if name != "prompt"}
-    return {"queued": queued, "entry": entry}
+    return {"queued": is_queued, "entry": entry}
 
 
 def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
@@ -204,7 +204,7 @@ def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
 
 
 def _overrides(node_class: Any, *names: str) -> bool:
-    """Return whether a node class or a base outside ``comfy_api`` defines one of the names."""
+    """Return whether the class, or a base class outside ``comfy_api``, defines one of ``names``."""
     return any(
         name in vars(base)
         for base in node_class.__mro__

@@ -133,11 +133,13 @@ def _check_values(
     if is_denied(class_type, patterns):
         raise NotAllowed(_make_denial(class_type))
     input_rules = rules.get_rules(class_type)
-    for name, written in inputs.items():
+    for name, written_value in inputs.items():
         rule = find_rule(input_rules, name)
         # ComfyUI passes a list with a value for each execution of the node.
-        held = () if is_link(written) and rule.kind == DATA else values.get(name) or ()
-        if all(allows_value(rule, value, _is_own_file) for value in held):
+        resolved_values = (
+            () if is_link(written_value) and rule.kind == DATA else values.get(name) or ()
+        )
+        if all(allows_value(rule, value, _is_own_file) for value in resolved_values):
             continue
         if not _is_exempt(class_type, name, patterns):
             raise NotAllowed(f"{class_type}, input {name}: {_explain_kind(rule.kind)}")
@@ -181,7 +183,7 @@ def _explain_kind(kind: str) -> str:
 
 
 def get_moyin_data(extra_data: Any) -> Mapping[str, Any]:
-    """Return Moyin's member of a prompt's ``extra_data``, or an empty mapping."""
+    """Return the member ``moyin`` of a prompt's ``extra_data``, or an empty mapping."""
     data = extra_data.get(MOYIN_KEY) if isinstance(extra_data, Mapping) else None
     return data if isinstance(data, Mapping) else _EMPTY
 

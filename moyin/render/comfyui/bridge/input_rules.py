@@ -76,7 +76,7 @@ class Refusal(NamedTuple):
 
 
 def derive_rules(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
-    """Derive the rules of a node's inputs from its ``/object_info``; numbers have no rule."""
+    """Derive the rule of each input from the node's ``/object_info``; numbers have no rule."""
     rules = {}
     writes_files = bool(node.get("output_node"))
     outputs = [kind for kind in node.get("output") or () if isinstance(kind, str)]
@@ -142,7 +142,7 @@ def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
 
 
 def leads_outside(text: str) -> bool:
-    """Return whether a text in any encoding is a path that leads out of its folder.
+    """Return whether a text, decoded in any usual way, is a path that leads out of its folder.
 
     Such a path is absolute, contains ``..``, begins with a drive, a home folder or a URL scheme, or
     ends with the name of one of ComfyUI's folders in brackets.
@@ -237,12 +237,12 @@ def _get_first_folder(path: str) -> str:
 def _decode_forms(text: str) -> Iterator[str]:
     """Yield the forms into which a node or a library may decode the text."""
     for _ in range(4):
-        plain = text if text.isascii() else _to_ascii_forms(text)
-        yield plain.translate(_SLASHES).strip()
-        decoded = unquote(text)
-        if decoded == text:
+        ascii_text = text if text.isascii() else _to_ascii_forms(text)
+        yield ascii_text.translate(_SLASHES).strip()
+        decoded_text = unquote(text)
+        if decoded_text == text:
             return
-        text = decoded
+        text = decoded_text
 
 
 def _to_ascii_forms(text: str) -> str:

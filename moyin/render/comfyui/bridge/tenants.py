@@ -40,7 +40,7 @@ def wrap_signature(signature: Callable[..., Any], classes: Mapping[str, Any]) ->
 
     The wrapper adds the tenant to the signatures of nodes whose results reveal the graph.
     """
-    reveals: dict[str, bool] = {}
+    reveals_graph: dict[str, bool] = {}
 
     @functools.wraps(signature)
     async def get_immediate_node_signature(
@@ -49,9 +49,9 @@ def wrap_signature(signature: Callable[..., Any], classes: Mapping[str, Any]) ->
         parts = await signature(self, dynprompt, node_id, *args, **kwargs)
         if dynprompt.has_node(node_id):
             class_type = dynprompt.get_node(node_id)["class_type"]
-            if class_type not in reveals:
-                reveals[class_type] = _reveals_graph(classes[class_type])
-            if reveals[class_type]:
+            if class_type not in reveals_graph:
+                reveals_graph[class_type] = _reveals_graph(classes[class_type])
+            if reveals_graph[class_type]:
                 parts = [*parts, ("moyin_tenant", _tenant.get())]
         return parts
 
@@ -62,10 +62,12 @@ def _reveals_graph(node_class: Any) -> bool:
     if getattr(node_class, "OUTPUT_NODE", False):
         return True
     try:
-        hidden = node_class.INPUT_TYPES().get("hidden") or {}
+        hidden_inputs = node_class.INPUT_TYPES().get("hidden") or {}
         kinds = [
             _get_first(kind)
-            for kind in (hidden.values() if isinstance(hidden, Mapping) else hidden)
+            for kind in (
+                hidden_inputs.values() if isinstance(hidden_inputs, Mapping) else hidden_inputs
+            )
         ]
         return any(str(getattr(kind, "value", kind)) in _REVEALING_INPUTS for kind in kinds)
     except Exception:

@@ -51,11 +51,11 @@ async def test_the_newest_frame_is_published_and_those_in_between_are_not(
     monkeypatch.setattr("moyin.render.comfyui.preview_publisher.asyncio.sleep", sleep)
     store = Store()
     previews = publisher(store)
-    previews.offer(named(JPEG, node_id="3"))
+    previews.schedule_frame(named(JPEG, node_id="3"))
     for _ in range(5):
         await _turn()
     for number in range(9):
-        previews.offer(plain(PNG + b"%d" % number))
+        previews.schedule_frame(plain(PNG + b"%d" % number))
         await _turn()
     first = Preview(step=2, node="3", media_type="image/jpeg")
     assert store.published == [("j", first, JPEG)]
@@ -70,12 +70,12 @@ async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:
     store = Store()
     for frame in (plain(JPEG + bytes(256 * 1024)), plain(b"<html>"), named(b"", node_id="1"), b""):
         previews = publisher(store)
-        previews.offer(frame)
+        previews.schedule_frame(frame)
         await _turn()
         await _turn()
         previews.stop()
     previews = publisher(store)
-    previews.offer(plain(JPEG))
+    previews.schedule_frame(plain(JPEG))
     await eventually(lambda: len(store.published) == 1, 10)
     previews.stop()
 

@@ -67,6 +67,6 @@ def test_cancelled_render_is_not_scored() -> None:
     errors = StartErrors()
     for number in range(40):
         errors.widen_forecasts([_forecast(str(number), 8.0)], 0.0)
-        errors.forget(str(number))
+        errors.drop_forecast(str(number))
         errors.record_start(str(number), 0.0)
     assert _p90(errors) == pytest.approx(18.0)
