@@ -180,7 +180,7 @@ class BudgetSettler:
                 await self._counter.recount(
                     item.reservation,
                     item.amount,
-                    counted=item.settled or 0,
+                    counted_nano_usd=item.settled or 0,
                     is_open=not item.ended,
                 )
                 # If the row has changed, another run was booked meanwhile, and the next round

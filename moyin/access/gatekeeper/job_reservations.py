@@ -25,13 +25,13 @@ class JobReservationCounter:
         self._recount = connection.register_script(script.read_text())
 
     async def recount(
-        self, reservation: JobReservation, nano_usd: int, *, counted: int, is_open: bool
+        self, reservation: JobReservation, nano_usd: int, *, counted_nano_usd: int, is_open: bool
     ) -> None:
         """Set the amount that the budgets count for a reservation; a repetition has no effect.
 
         Args:
             nano_usd: the amount to count, in billionths of a US dollar.
-            counted: the amount that the budgets count so far, used if Valkey does not know it.
+            counted_nano_usd: the amount that the budgets count so far, used if Valkey does not know it.
             is_open: True if the amount is still reserved and not spent.
 
         Raises:
@@ -40,7 +40,7 @@ class JobReservationCounter:
         arguments: list[str | int] = [
             reservation.id,
             nano_usd,
-            counted,
+            counted_nano_usd,
             int(is_open),
             reservation.day,
             reservation.month,
