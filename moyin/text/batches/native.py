@@ -121,10 +121,10 @@ class NativeBatches:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _add_plan(self, batch: TextBatch) -> NativeBatch:
-        moment = now()
+        created_at = now()
         plan = NativeBatch(
             id=get_plan_id(batch.id), batch_id=batch.id, backend="", model=PLAN,
-            status=NativeStatus.ASSIGNED, created_at=moment, due_at=moment,
+            status=NativeStatus.ASSIGNED, created_at=created_at, due_at=created_at,
         )  # fmt: skip
         await self._store.add(plan)
         return plan

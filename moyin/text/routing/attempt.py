@@ -101,7 +101,7 @@ class Attempt:
             billed = self._find_billed_usage(error)
             if billed is None:
                 self._record_call(Usage(), error.code)
-                call.note_failure(self._build_entry(Usage(), pico=0, error=error.code))
+                call.note_failure(self._build_entry(Usage(), pico_cost=0, error=error.code))
             else:
                 is_known = self._usage_so_far is not None
                 self.record(billed, error=error.code, charges_budget=is_known)
@@ -150,17 +150,17 @@ class Attempt:
                 for one answer, so that several such estimates could exceed it.
         """
         call, target = self.call, self.target
-        pico = target.get_price().compute_pico_cost(usage)
-        entry = self._build_entry(usage, pico=pico, error=error)
+        pico_cost = target.get_price().compute_pico_cost(usage)
+        entry = self._build_entry(usage, pico_cost=pico_cost, error=error)
         call.record(entry)
         if charges_budget and call.context.budget is not None:
             call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
         seconds = self._record_call(usage, error)
         if error is None and target.latency.should_record():
             self._record_latency(usage, seconds)
-        return format_usd(pico).encode()
+        return format_usd(pico_cost).encode()
 
-    def _build_entry(self, usage: Usage, *, pico: int, error: str | None) -> UsageEntry:
+    def _build_entry(self, usage: Usage, *, pico_cost: int, error: str | None) -> UsageEntry:
         call, target = self.call, self.target
         return build_usage_entry(
             call.context,
@@ -168,7 +168,7 @@ class Attempt:
             target.runtime.name,
             target.deployment.model.name,
             usage,
-            pico=pico,
+            pico_cost=pico_cost,
             error=error,
         )
 
@@ -358,10 +358,10 @@ class Attempt:
         pieces = source.iterate_pieces()
         try:
             if self.runtime.first_byte_timeout is None:
-                first = await anext(pieces)
+                first_piece = await anext(pieces)
             else:
                 async with asyncio.timeout(self.runtime.first_byte_timeout):
-                    first = await anext(pieces)
+                    first_piece = await anext(pieces)
         except BaseException as error:
             # The model may have generated tokens before the first bytes for the client, because
             # Ollama's clients receive a tool call as a whole.
@@ -381,7 +381,7 @@ class Attempt:
         self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at
         self._record_first_byte()
         stream = MeteredStream(
-            call, source, first, pieces, finish=self._finish_stream, transcript=transcript
+            call, source, first_piece, pieces, finish=self._finish_stream, transcript=transcript
         )
         if call.hold is not StreamHold.NONE:
             try:

@@ -59,8 +59,8 @@ def put_trial_first(candidates: list[Candidate], quality: RequestQuality) -> lis
 
     The others keep their order, so that a failed trial falls back to the normal choice.
     """
-    tried = choose_trial(candidates, quality)
-    if tried is None:
+    trial = choose_trial(candidates, quality)
+    if trial is None:
         return candidates
-    first = Candidate(target=tried.target, reason=TRIAL_REASON, forecast=tried.forecast)
-    return [first, *(candidate for candidate in candidates if candidate is not tried)]
+    trial_candidate = Candidate(target=trial.target, reason=TRIAL_REASON, forecast=trial.forecast)
+    return [trial_candidate, *(candidate for candidate in candidates if candidate is not trial)]

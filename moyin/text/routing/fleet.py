@@ -119,8 +119,10 @@ class Fleet:
             ModelNotFound: the name is unknown.
         """
         allowed = self.find_allowed_deployments(name, owner)
-        configured = tuple(one for one in allowed if one.configured)
-        available = tuple(one for one in configured if self.get_health(one.backend).is_up)
+        configured = tuple(deployment for deployment in allowed if deployment.configured)
+        available = tuple(
+            deployment for deployment in configured if self.get_health(deployment.backend).is_up
+        )
         return available or configured or allowed
 
     def list_names(self, owner: str) -> tuple[str, ...]:
@@ -205,7 +207,7 @@ class Fleet:
             chooses_model=self.catalog.is_group_name(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,
-            omit=_find_omitted_abilities(alias, targets),
+            omitted_abilities=_find_omitted_abilities(alias, targets),
         )
 
     def _resolve_bad_answer_cost(self, alias: Alias, policy: TenantPolicy) -> float:
@@ -218,9 +220,11 @@ class Fleet:
 
 def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
     """Return the abilities that no target has, and that the alias or all targets allow to omit."""
-    allowed = set(alias.omit)
+    allowed = set(alias.omitted_abilities)
     if targets:
-        allowed |= frozenset.intersection(*(target.deployment.omit for target in targets))
+        allowed |= frozenset.intersection(
+            *(target.deployment.omitted_abilities for target in targets)
+        )
     return frozenset(
         ability
         for ability in allowed
