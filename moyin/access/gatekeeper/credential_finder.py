@@ -90,7 +90,8 @@ class CredentialFinder:
 def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:
     """Raise `CrossSiteRequest` if a browser sent the request for a page of another site.
 
-    Without ``requires_origin``, requests without an origin, which no browser sends, are accepted.
+    Args:
+        requires_origin: False to accept requests without an origin, which no browser sends.
     """
     site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
     if site is not None:

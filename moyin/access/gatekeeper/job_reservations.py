@@ -31,7 +31,8 @@ class JobReservationCounter:
 
         Args:
             nano_usd: the amount to count, in billionths of a US dollar.
-            counted_nano_usd: the amount that the budgets count so far, used if Valkey does not know it.
+            counted_nano_usd: the amount that the budgets count so far, used if Valkey does not know
+                it.
             is_open: True if the amount is still reserved and not spent.
 
         Raises:

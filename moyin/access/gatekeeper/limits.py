@@ -203,7 +203,7 @@ class Admission:
 
     @property
     def leases(self) -> list[str]:
-        """The Valkey keys in which running requests are counted, one per limit on them."""
+        """The Valkey keys that count running requests, one per limit of concurrent requests."""
         return [
             key
             for key, limit in zip(self._keys[2::4], self._limits, strict=True)
@@ -255,8 +255,7 @@ class Admission:
         """Return what `reserve` reserved in budgets, for a job that keeps the reservation.
 
         The caller must not release such an admission unless the job is rejected. The result is None
-        if nothing was reserved, because Valkey was unavailable and the settings allow requests
-        then.
+        if nothing was reserved, because the settings allow requests while Valkey is unavailable.
         """
         if not self._is_held:
             return None

@@ -72,7 +72,10 @@ class EndpointFinder(Protocol):
 
     @property
     def known_endpoint(self) -> Endpoint | None:
-        """The endpoint that `find` returned last; None before the first and after `invalidate_endpoint`."""
+        """The endpoint that `find` returned last.
+
+        It is None before the first call of `find` and after `invalidate_endpoint`.
+        """
 
     async def find(self) -> Endpoint:
         """Return the server's current endpoint.
@@ -82,7 +85,7 @@ class EndpointFinder(Protocol):
         """
 
     def invalidate_endpoint(self) -> None:
-        """Drop the known endpoint after a failed call, so that the next call finds it again."""
+        """Drop the known endpoint after a failed request, so that `find` looks it up again."""
 
 
 class FixedEndpoint:

@@ -53,8 +53,8 @@ class LearnedLimit:
     take them. If a call produces its first token while all calls that were sent earlier still run,
     the server runs all of them. If the first token comes late, and only after another call has
     ended, the call has waited. When calls wait for a slot, be it in the background or not, the
-    limit doubles until it was too high once. From then on it grows by one, a minute after it was
-    too high, and then after twice as long each time.
+    limit doubles until it was too high once. From then on it grows by one at a time: a minute
+    after it was too high, and after twice as long each time it was too high again.
 
     Args:
         slots: slots of the server; their limit is set to 1 at first.

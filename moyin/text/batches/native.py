@@ -89,8 +89,8 @@ class NativeBatches:
                 natively, because such a batch does not stop at the limit.
 
         Returns:
-            True once the lines for native batches are chosen, so that single calls may run the
-            others.
+            True once the lines for native batches are chosen. Single calls may then run the
+            remaining lines.
         """
         rows = await self._store.list_open(batch.id)
         is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()

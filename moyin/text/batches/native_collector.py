@@ -65,7 +65,10 @@ class NativeCollector:
     async def poll(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, *, is_open: bool
     ) -> None:
-        """Collect the results if the back end's batch has ended; cancel it if our batch is over."""
+        """Collect the results if the back end's batch has ended.
+
+        A running batch is cancelled if the client's batch is over.
+        """
         assert native.remote_id is not None, "a running native batch must have an id"
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         try:

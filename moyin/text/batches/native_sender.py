@@ -114,7 +114,8 @@ class NativeSender:
         """Find a sent native batch whose id was lost; send it again if the back end has none.
 
         Args:
-            is_open: False if the batch is over, so that released lines are not run.
+            is_open: False if the client's batch is over. Its lines are then not run, even if the
+                native batch releases them.
         """
         if "lost_at" not in native.state:
             native = replace(native, state={**native.state, "lost_at": now().isoformat()})
@@ -145,7 +146,7 @@ class NativeSender:
     async def _find_remote_batch(
         self, native: NativeBatch, api: BatchApi, known_ids: Collection[str]
     ) -> tuple[RemoteBatch | None, bool]:
-        """Return the back end's matching batch or None, and whether a running batch may match."""
+        """Return the back end's matching batch or None, and True if a running batch may match."""
         may_run = False
         since = datetime.fromisoformat(native.state["since"])
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS

@@ -32,7 +32,7 @@ _PART_BYTES = 8 * 1024 * 1024
 
 @dataclass(kw_only=True, slots=True)
 class NativeWork:
-    """The batch, its input file and its format, as the steps of its native batches need them."""
+    """The data for the steps of native batches: a batch, its input file and its format."""
 
     batch: TextBatch
     format: BatchFormat

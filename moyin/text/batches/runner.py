@@ -56,7 +56,7 @@ _CLOSE_SECONDS = 8.0
 
 
 class WorkState(StrEnum):
-    """Whether a batch has lines left to run or to wait for (``more``) or not (``done``)."""
+    """State of a batch: ``more`` if lines are left to run or to wait for, else ``done``."""
 
     MORE = "more"
     DONE = "done"
@@ -69,8 +69,8 @@ class LineOutcome:
     Attributes:
         result: the answer or the error, as a client would have received it.
         error: the error; None for an answer.
-        usage: the ledger entries of complete calls, which are written together with the result,
-            even if the result is a later error. Failed calls are in the ledger already.
+        usage: the ledger entries of the complete calls, also if the result is an error. They are
+            written together with the result. Failed calls are in the ledger already.
     """
 
     result: LineResult

@@ -155,10 +155,10 @@ class ProtocolCodec(Protocol):
 
     @property
     def request_fields_by_ability(self) -> Mapping[str, tuple[str, ...]]:
-        """The members that make a request need an ability (`OMITTABLE_ABILITIES`)."""
+        """The request fields that require an ability, by each of the `OMITTABLE_ABILITIES`."""
 
     def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
-        """Return a request of this call with another body; ``data`` is valid as the first one was."""
+        """Return ``request`` with ``data`` as its body, which must be valid."""
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         """Return the client's headers (lower-case names) that the back end needs, too."""

@@ -232,7 +232,7 @@ class Estimator:
     def merge_state(
         self, tenant: str, learned: TenantState, base: TenantState | None = None
     ) -> None:
-        """Merge into the tenant's state what another replica has learned since ``base``."""
+        """Add to the tenant's state what another replica has learned since the state ``base``."""
         self.replace_state(tenant, self.get_state(tenant).merge_with(learned, base))
 
     def reset(self, tenant: str) -> None:

@@ -322,7 +322,7 @@ def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
 
 
 def _compute_demand_difficulty(cues: Set[str]) -> float:
-    """Return the logits of the most difficult and of the easiest demand, added up."""
+    """Return the sum of the difficulties of the hardest and the easiest demand, in logits."""
     difficulties = [DEMAND_DIFFICULTY[word] for word in cues & _DEMAND_WORDS]
     return max(0.0, *difficulties) + min(0.0, *difficulties) if difficulties else 0.0
 

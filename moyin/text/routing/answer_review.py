@@ -304,7 +304,8 @@ async def _replace_answer(
 def _occupies_last_slot(answer: Answer, answered: Candidate, other: Candidate) -> bool:
     """Return True if a running stream holds the last slot at another candidate's back end.
 
-    The other candidate then cannot be called, because the stream must stay open until then.
+    The other candidate then cannot be called, because the stream must stay open until the other
+    candidate has answered.
     """
     runtime = other.target.runtime
     is_running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete

@@ -48,12 +48,12 @@ _ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """Single call of a target for a request; `run` may be called once.
+    """One call to a back end for a chat or embedding request; `run` may be called only once.
 
     Attributes:
         reason: the reason why this target was chosen, for the header ``x-moyin-route``.
-        lease: the call's slot at the back end. A streamed answer releases it at the end of the
-            stream; otherwise the caller releases it.
+        lease: the back-end slot that the call holds. A streamed answer releases it when it ends;
+            for other answers the caller releases it.
     """
 
     call: RoutedCall
@@ -146,8 +146,8 @@ class Attempt:
 
         Args:
             error: the code of the error that ended the answer early, if there was one.
-            charges_budget: False for the estimate of a failed call: the budget has reserved money
-                for one answer, so that several such estimates could exceed it.
+            charges_budget: False to leave the budgets unchanged, for the estimated usage of a
+                failed call. The budgets have reserved money for one answer only.
         """
         call, target = self.call, self.target
         pico_cost = target.get_price().compute_pico_cost(usage)

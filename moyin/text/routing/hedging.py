@@ -42,9 +42,10 @@ async def race_calls(
     """Run one or two calls, return the answer that begins first, and cancel the other call.
 
     Args:
-        first_call: the call that starts immediately. A call returns None if the breaker of its back end
-            rejects the request; the other call then continues.
-        start_second_call: starts the other call. It is used if the first call has not begun to answer in time.
+        first_call: the call that starts immediately. A call returns None if the breaker of its back
+            end rejects the request; the other call then continues.
+        start_second_call: starts the other call. It is used if the first call has not begun to
+            answer in time.
         delay_seconds: seconds after which the second call may start.
         may_start_second: returns False to prevent the second call.
 

@@ -75,11 +75,11 @@ class _QueuedDecision:
 
 
 class QualityLearner:
-    """Background service that writes decisions and signals, and learns from those of all replicas.
+    """Stores routing decisions and signals, and updates estimates from all replicas' signals.
 
     A tenant's learned state is loaded with its first request and saved every minute. While the
-    database is unavailable, estimates do not change, and rows wait in a bounded queue. When the
-    queue is full, new rows are dropped, because they are statistics and not accounts.
+    database is unavailable, estimates do not change, and rows wait in a bounded queue. New rows
+    are dropped when the queue is full; they are statistics, so no billing data is lost.
 
     Attributes:
         background: queue of the tasks that learn from requests and answers.

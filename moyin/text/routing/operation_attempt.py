@@ -67,11 +67,14 @@ def compute_pico_cost(
 # Not frozen, because `run` sets its times.
 @dataclass(kw_only=True, slots=True)
 class OperationAttempt:
-    """Single call of a target for an operation; `run` may be called once.
+    """One call to a back end for an operation such as embeddings or speech.
+
+    `run` may be called only once.
 
     Attributes:
         reason: the reason why this target was chosen, for the header ``x-moyin-route``.
-        lease: the call's slot. A streamed answer releases it at its end, otherwise the caller.
+        lease: the back-end slot that the call holds. A streamed answer releases it when it ends;
+            for other answers the caller releases it.
     """
 
     request: OperationRequest
@@ -236,8 +239,8 @@ class OperationAttempt:
 
         Args:
             error: the code of the error that ended the answer early, if there was one.
-            charges_budget: False for the estimate of a failed call, because the budget has reserved
-                money for one answer only.
+            charges_budget: False to leave the budgets unchanged, for the estimated usage of a
+                failed call. The budgets have reserved money for one answer only.
         """
         context, target, operation = self.context, self.target, self.request.operation
         if error is not None:

@@ -68,7 +68,8 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
     Only one request at a time is parsed, so that a body of any size needs little memory.
 
     Raises:
-        BodyTooLarge: a request has more than ``max_request_bytes``, or the rest of the body is long.
+        BodyTooLarge: a request has more than ``max_request_bytes``, or the rest of the body is too
+            long.
         InvalidJson: the body is not JSON.
         InvalidRequest: a member is invalid; the error names it. Earlier requests were yielded.
         UnsupportedFeature: the body has a member that Moyin does not support.
@@ -245,7 +246,7 @@ def _check_skeleton_size(size: int) -> None:
 
 
 def _check_skeleton(skeleton: bytes, count: int) -> None:
-    """Check the body of a new batch, in which the number 0 stands for each request."""
+    """Check the body of a new batch without its requests; each is replaced by the number 0."""
     try:
         data = from_json(skeleton, allow_inf_nan=False)
     except ValueError as error:

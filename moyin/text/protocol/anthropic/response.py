@@ -40,7 +40,11 @@ WIRE_STOP_REASONS = {
 
 
 def usage_to_domain(usage: Any, *, earlier: Usage | None = None) -> Usage:
-    """Translate the ``usage`` of a response or an event; ``earlier`` supplies missing counts."""
+    """Translate the ``usage`` of a response or an event.
+
+    Args:
+        earlier: usage of an earlier event, from which missing counts are taken.
+    """
     earlier_usage = earlier or Usage()
     if not isinstance(usage, Mapping):
         return earlier_usage

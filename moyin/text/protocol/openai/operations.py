@@ -87,7 +87,7 @@ class OperationRequest(Protocol):
         """
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
-        """Return a JSON response with the members that the vendor's document requires.
+        """Return a JSON response with the members that the vendor's API reference requires.
 
         Args:
             raw: the response, which is returned unchanged if no member is missing.
@@ -105,7 +105,7 @@ def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any])
 
 
 def read_token_usage(data: Mapping[str, Any] | None) -> Usage:
-    """Return the token counts of a response, whichever API's member names it uses."""
+    """Return the token counts of a response in the format of OpenAI or of another vendor."""
     usage = (data or {}).get("usage")
     if not isinstance(usage, Mapping):
         return Usage()

@@ -199,7 +199,11 @@ def _read_model(form: MultipartForm) -> str:
 def _require_files(
     form: MultipartForm, names: tuple[str, ...], *, max_count: int
 ) -> tuple[FormFile, ...]:
-    """Return the files of the fields ``names``; raise InvalidRequest if none or over ``max_count``."""
+    """Return the files of the fields ``names``.
+
+    Raises:
+        InvalidRequest: there is no file, an empty file, or more than ``max_count`` files.
+    """
     files, field = form.find_files(*names), names[0]
     if not files:
         raise InvalidRequest(

@@ -74,7 +74,8 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
 def _rename_items(answer: Mapping[str, Any], response_id: str) -> list[dict[str, Any]]:
     """Return the output items of a job's answer with ids that belong to the stored response.
 
-    Item ids contain the id of their response, by which they are found; the job's own is not stored.
+    The id of an item contains the id of its response, by which the item is found. The response
+    that the job received is not stored.
     """
     old_id, new_id = (name.removeprefix("resp_") for name in (answer["id"], response_id))
     return [item | {"id": item["id"].replace(old_id, new_id)} for item in answer["output"]]

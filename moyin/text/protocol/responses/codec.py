@@ -162,8 +162,8 @@ class ResponsesCodec:
     """The codec of ``POST /v1/responses``.
 
     Args:
-        record: the answers of the request, which number the error event of a broken stream; None
-            for requests that are not streamed.
+        record: the answers of the request, from which the event of a broken stream gets its
+            sequence number; None for requests that are not streamed.
     """
 
     api_format = ApiFormat.RESPONSES
