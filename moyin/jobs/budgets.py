@@ -187,5 +187,5 @@ class BudgetSettler:
                 # counts it.
                 if await self._store.mark_counted(item) and item.ended:
                     ended.append(item.reservation)
-            await self._counter.forget(ended)
+            await self._counter.delete_amounts(ended)
         return len(due)

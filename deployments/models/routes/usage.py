@@ -136,7 +136,7 @@ async def report_usage(
         since=since,
         until=until,
     )
-    sums = await reports.sum_calls(calls, query.group_by, dearest.classes)
+    sums = await reports.sum_calls(calls, query.group_by, dearest.price_classes)
     # Thousands of groups take milliseconds, too long for the event loop.
     return await asyncio.to_thread(_build_report, query, (since, until), sums, dearest)
 
@@ -178,7 +178,7 @@ def _build_report(
     dearest: UsageComparison,
 ) -> UsageReport:
     since, until = period
-    models = dearest.choose(sums)
+    models = dearest.choose_models(sums)
     return UsageReport(
         since=since,
         until=until,

@@ -73,8 +73,8 @@ class PasswordService:
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):
-            matches = await queue.run(self._verify, password_hash or self._dummy_hash, password)
-        return matches and password_hash is not None
+            is_correct = await queue.run(self._verify, password_hash or self._dummy_hash, password)
+        return is_correct and password_hash is not None
 
     def _select_queue(self, trusted: bool) -> _WorkQueue:
         return self._trusted if trusted else self._untrusted

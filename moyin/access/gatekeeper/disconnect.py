@@ -104,8 +104,8 @@ class DisconnectWatcher:
         if self._receive_started_at is None:
             return now - self._last_received > _UNREAD_SECONDS
         pause = now - self._receive_started_at
-        allowed = _BODY_PAUSE_SECONDS + self._received_bytes / _BODY_BYTES_PER_SECOND
-        return pause > _BODY_PAUSE_SECONDS or self._waited_seconds + pause > allowed
+        allowed_seconds = _BODY_PAUSE_SECONDS + self._received_bytes / _BODY_BYTES_PER_SECOND
+        return pause > _BODY_PAUSE_SECONDS or self._waited_seconds + pause > allowed_seconds
 
     def _cancel(self) -> None:
         if self.task is not None:

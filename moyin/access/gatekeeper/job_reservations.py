@@ -51,7 +51,7 @@ class JobReservationCounter:
         except RedisError as error:
             raise _new_outage_error() from error
 
-    async def forget(self, reservations: Sequence[JobReservation]) -> None:
+    async def delete_amounts(self, reservations: Sequence[JobReservation]) -> None:
         """Delete the amounts of ended jobs, which Valkey keeps for repetitions of `recount`.
 
         Raises:

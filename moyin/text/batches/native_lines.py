@@ -141,11 +141,11 @@ class NativeLines:
                 usage = response.usage
                 answer = request.encode_response(response)
         except MoyinError as malformed:
-            failed = self._build_failed_result(batch, number, malformed)
+            failed_result = self._build_failed_result(batch, number, malformed)
             if usage is None:
-                return failed, ()
+                return failed_result, ()
             entry = _build_entry(batch, number, request.model, deployment, usage, malformed.code)
-            return failed, (entry,)
+            return failed_result, (entry,)
         entry = _build_entry(batch, number, request.model, deployment, usage)
         return LineResult(number=number, http_status=200, body=answer), (entry,)
 

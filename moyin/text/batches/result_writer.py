@@ -129,10 +129,10 @@ class ResultWriter:
             finished.batch_id,
             type(error).__name__,
         )
-        failed = LineResult(
+        error_result = LineResult(
             number=finished.result.number,
             http_status=500,
             body=to_json(_INTERNAL),
             error_code=MoyinError.code,
         )
-        return replace(finished, result=failed, usage=())
+        return replace(finished, result=error_result, usage=())

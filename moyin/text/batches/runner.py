@@ -182,7 +182,7 @@ class BatchRunner:
             ) from error
         finally:
             self._running_calls[batch_id] -= 1
-            self._forget_idle(batch_id)
+            self._drop_if_idle(batch_id)
 
     async def close(self) -> None:
         """Let running lines end for some seconds, and release the others."""
@@ -296,13 +296,13 @@ class BatchRunner:
 
     def _end_line(self, open_batch: _OpenBatch, task: asyncio.Task[None]) -> None:
         open_batch.running.pop(task, None)
-        self._forget_idle(open_batch.batch.id)
+        self._drop_if_idle(open_batch.batch.id)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error(
                 "a line of batch %s was not run to its end", open_batch.batch.id, exc_info=error
             )
 
-    def _forget_idle(self, batch_id: str) -> None:
+    def _drop_if_idle(self, batch_id: str) -> None:
         """Drop the state of a batch that has no running line and no running call of `work`."""
         open_batch = self._open.get(batch_id)
         if self._running_calls[batch_id] <= 0:

@@ -67,5 +67,5 @@ def _detect_script(sample: str) -> str:
             counts[name] += 1
     if counts["ja"] and counts["ja"] * 8 >= counts["zh"]:
         return "ja"
-    best = max(counts, key=counts.__getitem__)
-    return best if counts[best] else "other"
+    most_frequent = max(counts, key=counts.__getitem__)
+    return most_frequent if counts[most_frequent] else "other"

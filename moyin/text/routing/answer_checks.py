@@ -235,11 +235,11 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 
 def _matches_enum(value: Any, schema: Mapping[str, Any]) -> bool:
-    allowed = schema.get("enum")
+    allowed_values = schema.get("enum")
     if (
-        isinstance(allowed, list)
-        and len(allowed) <= _MAX_ENUM_VALUES
-        and not any(_are_equal_in_json(value, option) for option in allowed)
+        isinstance(allowed_values, list)
+        and len(allowed_values) <= _MAX_ENUM_VALUES
+        and not any(_are_equal_in_json(value, option) for option in allowed_values)
     ):
         return False
     return "const" not in schema or _are_equal_in_json(value, schema["const"])

@@ -120,41 +120,43 @@ class AnswerReviewer:
             reserved: US dollars reserved for the request; None if spending is not limited.
             try_candidate: calls another candidate.
         """
-        answered, answer = first_answer
+        answering_candidate, answer = first_answer
         if call.quality is None or not call.quality.is_estimated:
             return answer
         # If the route allows trials, follow-ups to every answer must be detected.
         if call.is_learned_from or (route.explore and not call.context.is_background):
-            self._defer_decision(call, candidates, answered)
+            self._defer_decision(call, candidates, answering_candidate)
         better_candidates: list[Candidate] = []
         if may_rescue(route.rescue, call):
-            later_candidates = candidates[candidates.index(answered) + 1 :]
+            later_candidates = candidates[candidates.index(answering_candidate) + 1 :]
             better_candidates = [
                 candidate
                 for candidate in later_candidates
-                if has_higher_quality(candidate, answered)
+                if has_higher_quality(candidate, answering_candidate)
             ]
         if not better_candidates:
-            self._defer_check(call, answered, answer)
+            self._defer_check(call, answering_candidate, answer)
             return answer
         fault = find_answer_fault(call, answer)
         if fault is None:
-            self._check_after_stream(call, answered, answer)
+            self._check_after_stream(call, answering_candidate, answer)
             return answer
-        self._record_fault(call, answered, fault)
+        self._record_fault(call, answering_candidate, fault)
         if not should_rescue(route.rescue, call, fault):
             return answer
         # An answer is replaced only once.
         call.hold = StreamHold.NONE
         for candidate in better_candidates:
-            if _occupies_last_slot(answer, answered, candidate):
+            if _occupies_last_slot(answer, answering_candidate, candidate):
                 continue
             remaining = call.deadline - asyncio.get_running_loop().time()
             if not can_afford(
                 call, candidate, first_answer, reserved=reserved, remaining=remaining
             ):
                 continue
-            comparison = describe_choice([candidate, answered], call.quality).partition("; ")[2]
+            comparison = describe_choice([candidate, answering_candidate], call.quality).partition(
+                "; "
+            )[2]
             reason = f"rescue after {fault}; {comparison}"
             try:
                 better_answer = await _replace_answer(
@@ -301,7 +303,7 @@ async def _replace_answer(
     return better_answer
 
 
-def _occupies_last_slot(answer: Answer, answered: Candidate, other: Candidate) -> bool:
+def _occupies_last_slot(answer: Answer, answering_candidate: Candidate, other: Candidate) -> bool:
     """Return True if a running stream holds the last slot at another candidate's back end.
 
     The other candidate then cannot be called, because the stream must stay open until the other
@@ -309,4 +311,4 @@ def _occupies_last_slot(answer: Answer, answered: Candidate, other: Candidate) -
     """
     runtime = other.target.runtime
     is_running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
-    return is_running and runtime is answered.target.runtime and runtime.slots.is_full
+    return is_running and runtime is answering_candidate.target.runtime and runtime.slots.is_full

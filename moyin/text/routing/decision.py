@@ -252,14 +252,18 @@ def build_no_candidate_error(
     if quality is not None and (error := _build_quality_error(route, needs, quality)) is not None:
         return error
     exclusions = list_exclusions(route, needs)
-    allowed = [exclusion for exclusion in exclusions if exclusion.is_allowed]
-    if exclusions and not allowed:
+    allowed_exclusions = [exclusion for exclusion in exclusions if exclusion.is_allowed]
+    if exclusions and not allowed_exclusions:
         return ModelNotAllowed(
             "data-residency rules exclude every back end for this model", field="model"
         )
-    configured_exclusions = [exclusion for exclusion in allowed if exclusion.deployment.configured]
+    configured_exclusions = [
+        exclusion for exclusion in allowed_exclusions if exclusion.deployment.configured
+    ]
     if not configured_exclusions and not route.targets:
-        return _build_not_configured_error([exclusion.deployment for exclusion in allowed])
+        return _build_not_configured_error(
+            [exclusion.deployment for exclusion in allowed_exclusions]
+        )
     retry_seconds = [
         exclusion.retry_after for exclusion in configured_exclusions if not exclusion.missing
     ]
@@ -288,14 +292,14 @@ def _build_quality_error(
     bounds = {
         target.model.name: quality.estimate(target.deployment).low for target in capable_targets
     }
-    best = max(bounds, key=lambda name: bounds[name])
+    best_model = max(bounds, key=lambda name: bounds[name])
     # Rounded down, so that a request that demands exactly this number succeeds.
-    best_p_good = math.floor(bounds[best] * 100) / 100
+    best_p_good = math.floor(bounds[best_model] * 100) / 100
     return QualityUnreachable(
         f"no model under this name reaches p_good {quality.floor:g} for this request; the best is "
-        f"{best!r} with {best_p_good:.2f}",
+        f"{best_model!r} with {best_p_good:.2f}",
         field="x-moyin-quality",
-        details={"best": best, "p_good": best_p_good, "kind": quality.question.kind},
+        details={"best": best_model, "p_good": best_p_good, "kind": quality.question.kind},
     )
 
 

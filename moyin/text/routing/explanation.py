@@ -97,19 +97,25 @@ def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> 
     """Return a short text that explains why ``loser`` ranks behind ``winner``."""
     if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
         return "its back end reports that it lacks the model"
-    forecast, best = loser.forecast, winner.forecast
-    assert forecast is not None and best is not None, (
+    loser_forecast, winner_forecast = loser.forecast, winner.forecast
+    assert loser_forecast is not None and winner_forecast is not None, (
         "explain_loss: both candidates must have forecasts"
     )
     reasons = []
-    if forecast.cost_pico > best.cost_pico:
-        reasons.append(f"costs {format_usd(forecast.cost_pico - best.cost_pico)} USD more")
-    if usd_per_second > 0 and forecast.seconds > best.seconds:
-        reasons.append(f"takes {forecast.seconds - best.seconds:.2f} s longer")
-    if forecast.estimate is not None and best.estimate is not None and forecast.risk > best.risk:
+    if loser_forecast.cost_pico > winner_forecast.cost_pico:
         reasons.append(
-            f"answers worse: p_good {format_probability(forecast.estimate.low)}"
-            f" against {format_probability(best.estimate.low)}"
+            f"costs {format_usd(loser_forecast.cost_pico - winner_forecast.cost_pico)} USD more"
+        )
+    if usd_per_second > 0 and loser_forecast.seconds > winner_forecast.seconds:
+        reasons.append(f"takes {loser_forecast.seconds - winner_forecast.seconds:.2f} s longer")
+    if (
+        loser_forecast.estimate is not None
+        and winner_forecast.estimate is not None
+        and loser_forecast.risk > winner_forecast.risk
+    ):
+        reasons.append(
+            f"answers worse: p_good {format_probability(loser_forecast.estimate.low)}"
+            f" against {format_probability(winner_forecast.estimate.low)}"
         )
     if reasons:
         return " and ".join(reasons)
@@ -126,13 +132,20 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     The value is one word. If quality was weighed, the compared estimates follow, for example
     ``better; claude-haiku-5-5: code, p_good 0.91 against 0.22 of smollm2-135m``.
     """
-    best = candidates[0]
-    if quality is None or best.forecast is None or best.forecast.estimate is None:
-        return best.reason
-    name, low = best.deployment.model.name, best.forecast.estimate.low
-    text = f"{best.reason}; {name}: {quality.question.kind}, p_good {format_probability(low)}"
-    if best.reason == TRIAL_REASON:
-        text += f" to {format_probability(best.forecast.estimate.high)}"
+    best_candidate = candidates[0]
+    if (
+        quality is None
+        or best_candidate.forecast is None
+        or best_candidate.forecast.estimate is None
+    ):
+        return best_candidate.reason
+    name, lower_bound_of_best = (
+        best_candidate.deployment.model.name,
+        best_candidate.forecast.estimate.low,
+    )
+    text = f"{best_candidate.reason}; {name}: {quality.question.kind}, p_good {format_probability(lower_bound_of_best)}"
+    if best_candidate.reason == TRIAL_REASON:
+        text += f" to {format_probability(best_candidate.forecast.estimate.high)}"
     other_candidates = [
         other for other in candidates[1:] if other.deployment.model.name != name and other.forecast
     ]
@@ -141,7 +154,7 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     # For `better`, the rival is the candidate that would win by cost and time alone.
     compared_candidate = (
         min(other_candidates, key=_get_score_without_risk)
-        if best.reason == "better"
+        if best_candidate.reason == "better"
         else other_candidates[0]
     )
     assert (

@@ -28,19 +28,21 @@ def compute_trial_share(route: CompiledRoute, quality: RequestQuality | None) ->
 
 def choose_trial(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
     """Return the candidate that a trial would call; None if it is the first one already."""
-    available = [
+    available_candidates = [
         candidate for candidate in candidates if candidate.target.model_breaker.ready
     ] or candidates
     options = []
-    for candidate in available:
+    for candidate in available_candidates:
         forecast = candidate.forecast
         if forecast is None or forecast.estimate is None:
             return None
         options.append((forecast.score - forecast.risk, forecast.estimate))
     if not options:
         return None
-    best = available[choose_at_upper_bound(options, quality.usd_per_bad_answer)]
-    return None if best is candidates[0] else best
+    best_candidate = available_candidates[
+        choose_at_upper_bound(options, quality.usd_per_bad_answer)
+    ]
+    return None if best_candidate is candidates[0] else best_candidate
 
 
 def choose_at_upper_bound(

@@ -118,12 +118,16 @@ class Fleet:
         Raises:
             ModelNotFound: the name is unknown.
         """
-        allowed = self.find_allowed_deployments(name, owner)
-        configured = tuple(deployment for deployment in allowed if deployment.configured)
-        available = tuple(
-            deployment for deployment in configured if self.get_health(deployment.backend).is_up
+        allowed_deployments = self.find_allowed_deployments(name, owner)
+        configured_deployments = tuple(
+            deployment for deployment in allowed_deployments if deployment.configured
         )
-        return available or configured or allowed
+        available_deployments = tuple(
+            deployment
+            for deployment in configured_deployments
+            if self.get_health(deployment.backend).is_up
+        )
+        return available_deployments or configured_deployments or allowed_deployments
 
     def list_names(self, owner: str) -> tuple[str, ...]:
         """Return the names of the aliases and models that a tenant may use."""
@@ -220,13 +224,13 @@ class Fleet:
 
 def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
     """Return the abilities that no target has, and that the alias or all targets allow to omit."""
-    allowed = set(alias.omitted_abilities)
+    allowed_abilities = set(alias.omitted_abilities)
     if targets:
-        allowed |= frozenset.intersection(
+        allowed_abilities |= frozenset.intersection(
             *(target.deployment.omitted_abilities for target in targets)
         )
     return frozenset(
         ability
-        for ability in allowed
+        for ability in allowed_abilities
         if not any(getattr(target.model, ability) for target in targets)
     )

@@ -48,7 +48,7 @@ class _PastAnswer:
         ability: ability of the model that answered, in logits.
         p_good: predicted probability that the answer is good.
         at: time when the request arrived, in seconds since 1970.
-        shared: True if other replicas can find the answer too.
+        is_shared: True if other replicas can find the answer too.
     """
 
     owner: str
@@ -58,7 +58,7 @@ class _PastAnswer:
     question: Question
     p_good: float
     at: float
-    shared: bool = False
+    is_shared: bool = False
 
 
 class FollowUpDetector:
@@ -118,7 +118,7 @@ class FollowUpDetector:
         )
         fingerprint, previous = conversation.compute_fingerprints(self._secret)
         if self._shared_answers is not None:
-            answer.shared = self._shared_answers.queue_answer(
+            answer.is_shared = self._shared_answers.queue_answer(
                 fingerprint, previous, context.request_id, answer.ability, answer.at
             )
         self._answers[fingerprint] = answer
@@ -153,7 +153,7 @@ class FollowUpDetector:
         )
         evidence, past_answer = self._find_evidence(query)
         record = partial(self._record_signal, query, evidence, past_answer)
-        is_local = past_answer is not None and not past_answer.shared
+        is_local = past_answer is not None and not past_answer.is_shared
         if shared_answers is None or is_local or not shared_answers.queue_query(query, record):
             record()
         return evidence is not None and evidence is not CONTINUED

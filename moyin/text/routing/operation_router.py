@@ -211,15 +211,17 @@ def _rank_candidates(
     Args:
         usage: the highest possible usage, because tokens are not known before the call.
     """
-    ready = [target for target in targets if target.runtime.is_ready]
+    ready_targets = [target for target in targets if target.runtime.is_ready]
     costs = {
         id(target): compute_pico_cost(target, operation, usage, _EXPECTED_SECONDS)
-        for target in ready
+        for target in ready_targets
     }
-    ready.sort(key=lambda t: (not t.model_breaker.ready, costs[id(t)], t.runtime.load, t.position))
+    ready_targets.sort(
+        key=lambda t: (not t.model_breaker.ready, costs[id(t)], t.runtime.load, t.position)
+    )
     return [
-        _Candidate(target=target, reason=_describe_rank(target, is_only=len(ready) == 1))
-        for target in ready
+        _Candidate(target=target, reason=_describe_rank(target, is_only=len(ready_targets) == 1))
+        for target in ready_targets
     ]
 
 

@@ -50,11 +50,11 @@ class UsageComparison:
         )
 
     @property
-    def classes(self) -> PriceClasses:
+    def price_classes(self) -> PriceClasses:
         """The price classes by which calls must be summed; all calls of a class have one price."""
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
-    def choose(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
+    def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
         """Return the most expensive models of the sums: for embeddings (True) and chats (False).
 
         A key is missing if no model for such calls has a price.

@@ -128,7 +128,7 @@ def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.Em
     texts = tuple(text for text in body.inputs if isinstance(text, str))
     if len(texts) != len(body.inputs):
         raise UnsupportedFeature(
-            "input: token numbers require a back end with OpenAI's API: send text", field="input"
+            "input: token ids require a back end with OpenAI's API: send text", field="input"
         )
     for name, value in body.extras.items():
         if value:

@@ -332,11 +332,11 @@ def _read_part_text(part: Part) -> str:
 
 def _convert_tools(body: wire.ResponseBody) -> Iterator[Tool]:
     choice = body.tool_choice
-    allowed = (
+    allowed_names = (
         {tool.name for tool in choice.tools} if isinstance(choice, wire.AllowedTools) else None
     )
     for name, offered_tool in list_tools(body).items():
-        if allowed is None or name in allowed:
+        if allowed_names is None or name in allowed_names:
             yield _convert_tool(name, offered_tool.tool)
 
 
