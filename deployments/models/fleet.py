@@ -406,7 +406,7 @@ def _new_deployment(
             gpu=model.gpu_rate,
         ),
         family=plan.config.name,
-        omit=model.omit,
+        omitted_abilities=model.omit,
         residency=plan.config.residency,
         api_format=_API_FORMATS[plan.config.type],
         configured=plan.key is not None,

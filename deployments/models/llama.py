@@ -97,7 +97,7 @@ class LlamaEndpoints:
         await asyncio.to_thread(ray.kill, actor, no_restart=False)
         return True
 
-    def forget(self) -> None:
+    def invalidate_endpoint(self) -> None:
         """Discard the known endpoint, so that the next request looks it up again."""
         self.known_endpoint = None
 

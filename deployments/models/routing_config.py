@@ -101,9 +101,13 @@ class AliasConfig(StrictModel):
         return {"models": value} if isinstance(value, list | tuple) else value
 
     def to_alias(self) -> Alias:
-        settings = {name: value for name, value in self if name not in ("hedge", "cache")}
-        cache = None if self.cache is None else self.cache.to_caching()
-        return Alias(**settings, hedging=to_hedging(self.hedge), cache=cache)
+        settings = {name: value for name, value in self if name not in ("hedge", "cache", "omit")}
+        return Alias(
+            **settings,
+            hedging=to_hedging(self.hedge),
+            cache=None if self.cache is None else self.cache.to_caching(),
+            omitted_abilities=self.omit,
+        )
 
 
 class TenantConfig(StrictModel):

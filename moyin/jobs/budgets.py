@@ -180,12 +180,12 @@ class BudgetSettler:
                 await self._counter.recount(
                     item.reservation,
                     item.amount,
-                    counted=item.settled or 0,
+                    counted_nano_usd=item.settled or 0,
                     is_open=not item.ended,
                 )
                 # If the row has changed, another run was booked meanwhile, and the next round
                 # counts it.
                 if await self._store.mark_counted(item) and item.ended:
                     ended_reservations.append(item.reservation)
-            await self._counter.forget(ended_reservations)
+            await self._counter.delete_amounts(ended_reservations)
         return len(due_reservations)

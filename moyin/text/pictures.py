@@ -52,8 +52,8 @@ class PictureFetcher:
             AddressNotAllowed: a URL resolves to an address that is not public.
             UnsupportedFeature: the request has more than 20 picture URLs.
         """
-        wanted = tuple(dict.fromkeys(urls))
-        if len(wanted) > _MAX_PICTURES:
+        distinct_urls = tuple(dict.fromkeys(urls))
+        if len(distinct_urls) > _MAX_PICTURES:
             raise UnsupportedFeature(
                 f"a request may have at most {_MAX_PICTURES} picture URLs; send further pictures as base64",
                 field=_FIELD,
@@ -61,7 +61,7 @@ class PictureFetcher:
         budget = _ByteBudget(_MAX_BYTES_TOTAL)
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._fetch_one(url, budget)) for url in wanted]
+                tasks = [group.create_task(self._fetch_one(url, budget)) for url in distinct_urls]
         except TimeoutError:
             raise InvalidRequest(
                 f"the pictures could not be fetched within {_TIMEOUT_SECONDS:.0f} seconds; send them as base64",
@@ -69,7 +69,7 @@ class PictureFetcher:
             ) from None
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return dict(zip(wanted, (task.result() for task in tasks), strict=True))
+        return dict(zip(distinct_urls, (task.result() for task in tasks), strict=True))
 
     async def close(self) -> None:
         await self._session.close()

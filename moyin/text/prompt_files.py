@@ -72,15 +72,15 @@ class PromptFiles:
                 field=references[_MAX_FILES].field,
                 details={"max_files": _MAX_FILES},
             )
-        found = [await self._find(owner, reference) for reference in by_id.values()]
-        size = sum(file.size for file in found)
+        stored_files = [await self._find(owner, reference) for reference in by_id.values()]
+        size = sum(file.size for file in stored_files)
         if size > _MAX_BYTES:
             raise BodyTooLarge(
                 f"the files of the request have {size} bytes; the limit is {_MAX_BYTES}",
                 field=references[-1].field,
                 details={"max_bytes": _MAX_BYTES},
             )
-        return {file.id: await self._read(file, by_id[file.id]) for file in found}
+        return {file.id: await self._read(file, by_id[file.id]) for file in stored_files}
 
     async def embed_in_chat(
         self, owner: str, data: Mapping[str, Any], body: bytes

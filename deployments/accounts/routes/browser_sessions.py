@@ -49,7 +49,7 @@ def browser_session_routes(
         body: wire.SignInBrowser, request: Request, response: Response
     ) -> wire.BrowserSession:
         """Sign this browser in, on all pages of this host, by cookies that no script can read."""
-        require_same_origin(request.scope, required=False)
+        require_same_origin(request.scope, requires_origin=False)
         if body.api_key is not None:
             secret = body.api_key.strip()
             identity, cookies = await browsers.sign_in(request.scope, secret)

@@ -136,7 +136,7 @@ async def report_usage(
         since=since,
         until=until,
     )
-    sums = await reports.sum_calls(calls, query.group_by, comparison.classes)
+    sums = await reports.sum_calls(calls, query.group_by, comparison.price_classes)
     # Thousands of groups take milliseconds, too long for the event loop.
     return await asyncio.to_thread(_build_report, query, (since, until), sums, comparison)
 
@@ -178,7 +178,7 @@ def _build_report(
     comparison: UsageComparison,
 ) -> UsageReport:
     since, until = period
-    models = comparison.choose(sums)
+    models = comparison.choose_models(sums)
     return UsageReport(
         since=since,
         until=until,

@@ -131,8 +131,8 @@ class ApiKeyService:
                     "user must be the id of a service account of your organisation", field="user"
                 )
             user_scopes = ROLE_SCOPES[user.role]
-        granted = _select_default_scopes(user_scopes) if scopes is None else frozenset(scopes)
-        require_grantable(identity, granted)
+        key_scopes = _select_default_scopes(user_scopes) if scopes is None else frozenset(scopes)
+        require_grantable(identity, key_scopes)
         async with self._transactions.begin(identity) as transaction:
             if (end := await _get_caller_key_expiry(transaction, identity)) is not None:
                 if expires_at is not None and expires_at > end:
@@ -144,12 +144,12 @@ class ApiKeyService:
             key_id, text = await self._keys.create(
                 identity.owner,
                 name,
-                scopes=granted,
+                scopes=key_scopes,
                 user=user_id or identity.user,
                 expires_at=expires_at,
                 within=transaction,
             )
-            details = {"name": name, "scopes": sorted(granted)}
+            details = {"name": name, "scopes": sorted(key_scopes)}
             event = caller.create_audit_event("key.create", identity.owner, key_id, details)
             await self._audit.write(event, within=transaction)
         return await self._keys.get(key_id), text

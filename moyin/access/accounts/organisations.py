@@ -99,7 +99,7 @@ class OrganisationService:
                 role=role,
                 within=transaction,
             )
-            token = await self._sign_in.create_invitation(user, within=transaction)
+            token = await self._sign_in.create_invitation(user, transaction=transaction)
             event = caller.create_audit_event(
                 "member.create", organisation, user.id, {"role": role}
             )
@@ -128,7 +128,7 @@ class OrganisationService:
                 raise InvalidRequest(
                     f"user {user_id!r} is disabled; set disabled to false before you invite the user"
                 )
-            token = await self._sign_in.create_invitation(user, within=transaction)
+            token = await self._sign_in.create_invitation(user, transaction=transaction)
             event = caller.create_audit_event("member.invite", organisation, user_id)
             await self._audit.write(event, within=transaction)
         return user, self._sign_in.send_invitation(user, token)

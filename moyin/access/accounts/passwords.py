@@ -73,8 +73,8 @@ class PasswordService:
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):
-            matches = await queue.run(self._verify, password_hash or self._dummy_hash, password)
-        return matches and password_hash is not None
+            is_correct = await queue.run(self._verify, password_hash or self._dummy_hash, password)
+        return is_correct and password_hash is not None
 
     def _select_queue(self, trusted: bool) -> _WorkQueue:
         return self._trusted if trusted else self._untrusted
@@ -96,7 +96,7 @@ class _WorkQueue:
     def __init__(self, concurrency: int, queue_size: int) -> None:
         self._slots = asyncio.Semaphore(concurrency)
         self._capacity = concurrency + queue_size
-        self._admitted = 0
+        self._admitted_count = 0
         self._accounts: Counter[str] = Counter()
 
     @contextmanager
@@ -120,14 +120,14 @@ class _WorkQueue:
 
     async def run(self, work: Callable[..., T], *arguments: str) -> T:
         """Run ``work`` in a thread if the queue is not full; otherwise raise `Overloaded`."""
-        if self._admitted >= self._capacity:
+        if self._admitted_count >= self._capacity:
             raise _overloaded()
-        self._admitted += 1
+        self._admitted_count += 1
         try:
             async with self._slots:
                 return await _run_in_thread(work, *arguments)
         finally:
-            self._admitted -= 1
+            self._admitted_count -= 1
 
 
 def _overloaded() -> Overloaded:
@@ -142,18 +142,18 @@ async def _run_in_thread(work: Callable[..., T], *arguments: str) -> T:
     A thread cannot be stopped. If a cancellation freed the slot at once, clients that disconnect
     early could start any number of threads.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    thread_task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     cancelled: asyncio.CancelledError | None = None
-    while not running.done():
+    while not thread_task.done():
         try:
-            await asyncio.wait([running])
+            await asyncio.wait([thread_task])
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
         # Marks the exception as retrieved, since no caller is left to receive it.
-        running.exception()
+        thread_task.exception()
         raise cancelled
-    return running.result()
+    return thread_task.result()
 
 
 def require_strong_password(password: str, *, email: str | None, name: str, field: str) -> None:
@@ -181,7 +181,7 @@ def require_strong_password(password: str, *, email: str | None, name: str, fiel
 
 def _consists_mostly_of(words: list[str], password: str) -> bool:
     """Return True if the password contains ``words`` and few other characters."""
-    rest = password.casefold()
+    other_characters = password.casefold()
     for word in sorted(words, key=len, reverse=True):
-        rest = rest.replace(word, "")
-    return rest != password.casefold() and len(rest) < _MIN_OTHER_CHARACTERS
+        other_characters = other_characters.replace(word, "")
+    return other_characters != password.casefold() and len(other_characters) < _MIN_OTHER_CHARACTERS

@@ -148,21 +148,21 @@ class SignInService:
         user = await self._users.find_by_email(email)
         user_id = None if user is None else user.id
         attempt = await self._attempt_limits.admit_sign_in(email, user_id, address, device_token)
-        stored = None if user is None or user.disabled_at is not None else user.password
-        matches = await self._passwords.verify(
-            stored, password, account=email, trusted=attempt.is_trusted
+        stored_hash = None if user is None or user.disabled_at is not None else user.password
+        is_correct = await self._passwords.verify(
+            stored_hash, password, account=email, trusted=attempt.is_trusted
         )
-        if not matches or user is None or stored is None:
+        if not is_correct or user is None or stored_hash is None:
             raise InvalidCredentials("the email or the password is wrong")
         await self._attempt_limits.record_success(attempt)
-        rehashed = None
-        if self._passwords.needs_rehash(stored):
-            rehashed = await self._passwords.hash(password, trusted=attempt.is_trusted)
+        new_hash = None
+        if self._passwords.needs_rehash(stored_hash):
+            new_hash = await self._passwords.hash(password, trusted=attempt.is_trusted)
         # The password may have been changed since it was verified.
-        opened = await self._sessions.open_by_password(user.id, stored, rehashed)
-        if opened is None:
+        session_and_token = await self._sessions.open_by_password(user.id, stored_hash, new_hash)
+        if session_and_token is None:
             raise InvalidCredentials("the email or the password is wrong")
-        return await self._issue_tokens(*opened)
+        return await self._issue_tokens(*session_and_token)
 
     async def sign_in_verified(self, verified: VerifiedIdentity) -> SignInResult:
         """Begin a session of a person whose identity an OpenID provider has verified.
@@ -211,24 +211,26 @@ class SignInService:
         else:
             await self._sessions.revoke(session)
 
-    async def change_password(self, user_id: str, session: str, current: str, new: str) -> None:
+    async def change_password(
+        self, user_id: str, session: str, current_password: str, new_password: str
+    ) -> None:
         """Set a new password and end all sessions of the user except ``session``.
 
         Raises:
-            InvalidCredentials: ``current`` is wrong, or the session has ended.
-            WeakPassword: ``new`` is easy to guess.
+            InvalidCredentials: ``current_password`` is wrong, or the session has ended.
+            WeakPassword: ``new_password`` is easy to guess.
         """
         user = await self._users.get(user_id)
         async with self._attempt_limits.count_password_change(user_id):
             if user.password is not None and not await self._passwords.verify(
-                user.password, current, trusted=True
+                user.password, current_password, trusted=True
             ):
                 raise InvalidCredentials("the current password is wrong", field="current_password")
         await self._passwords.require_strong(
-            new, email=user.email, name=user.name, field="new_password", trusted=True
+            new_password, email=user.email, name=user.name, field="new_password", trusted=True
         )
-        hashed = await self._passwords.hash(new, trusted=True)
-        if not await self._sessions.change_password(user_id, session, user.password, hashed):
+        new_hash = await self._passwords.hash(new_password, trusted=True)
+        if not await self._sessions.change_password(user_id, session, user.password, new_hash):
             raise InvalidCredentials("the current password is wrong", field="current_password")
 
     async def request_password_reset(self, email: str, address: str) -> None:
@@ -244,9 +246,11 @@ class SignInService:
             token = await self._sessions.create_reset_token(user.id, _RESET_LIFETIME)
             self._mail_in_background(user, *_RESET_MAIL, token)
 
-    async def create_invitation(self, user: User, *, within: Transaction) -> str:
+    async def create_invitation(self, user: User, *, transaction: Transaction) -> str:
         """Create a token that sets the password of a user, and invalidate earlier tokens."""
-        return await self._sessions.create_reset_token(user.id, _INVITATION_LIFETIME, within=within)
+        return await self._sessions.create_reset_token(
+            user.id, _INVITATION_LIFETIME, within=transaction
+        )
 
     def send_invitation(self, user: User, token: str) -> str | None:
         """Mail the token of an invitation, or return it if no mail server is configured."""

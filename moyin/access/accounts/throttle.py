@@ -194,7 +194,7 @@ class Throttle:
 
     async def _dispatch(self, slot_key: str, queue: _WaitQueue, rate: AttemptRate) -> None:
         """Admit the waiting attempts of one key at its rate, until none waits."""
-        take_newest = True
+        takes_newest = True
         try:
             while queue.waiting:
                 wait_ms = await self._next_slot(
@@ -205,10 +205,10 @@ class Throttle:
                     continue
                 waiting = [attempt for attempt in queue.waiting if not attempt.done()]
                 if waiting:
-                    chosen = waiting[-1] if take_newest else waiting[0]
-                    take_newest = not take_newest
-                    chosen.set_result(None)
-                    queue.waiting.pop(chosen, None)
+                    next_attempt = waiting[-1] if takes_newest else waiting[0]
+                    takes_newest = not takes_newest
+                    next_attempt.set_result(None)
+                    queue.waiting.pop(next_attempt, None)
         except RedisError as error:
             for attempt in queue.waiting:
                 if not attempt.done():

@@ -47,11 +47,16 @@ class TrustedProxies:
         peer = (scope.get("client") or ("", 0))[0]
         if not self._blocks:
             return _get_peer_address(peer)
-        forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")
-        hops = [*(part.strip() for part in forwarded.decode("latin-1").split(",")), peer]
-        for hop in reversed(hops):
+        forwarded_addresses = b",".join(
+            value for key, value in scope["headers"] if key == b"x-forwarded-for"
+        )
+        addresses = [
+            *(part.strip() for part in forwarded_addresses.decode("latin-1").split(",")),
+            peer,
+        ]
+        for text in reversed(addresses):
             try:
-                address = ipaddress.ip_address(hop)
+                address = ipaddress.ip_address(text)
             except ValueError:
                 return ""
             if not any(address in block for block in self._blocks):

@@ -35,14 +35,14 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
             raise new_too_large_error(limit)
         # The server enforces Content-Length, so the bytes need not be counted.
         return receive
-    received = 0
+    received_bytes = 0
 
     async def receive_counted() -> Message:
-        nonlocal received
+        nonlocal received_bytes
         message = await receive()
         if message["type"] == "http.request":
-            received += len(message.get("body", b""))
-            if received > limit:
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > limit:
                 raise new_too_large_error(limit)
         return message
 
@@ -67,14 +67,14 @@ async def drain_body(receive: Receive) -> bool:
     If the result is False, the caller must close the connection, which cannot be reused after half
     a request and would stay open until the client has sent everything.
     """
-    received = 0
+    received_bytes = 0
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):
-            while received <= _DRAIN_BYTES:
+            while received_bytes <= _DRAIN_BYTES:
                 message = await receive()
                 if not message.get("more_body", False):
                     return True
-                received += len(message.get("body", b""))
+                received_bytes += len(message.get("body", b""))
     except (TimeoutError, MoyinError):
         # The body did not arrive in time, or exceeds its limit.
         return False

@@ -50,7 +50,7 @@ class BrowserSessions:
             CrossSiteRequest: the page of another site sent the request.
             InvalidKey: the key is not valid, or is a token of Moyin's services.
         """
-        require_same_origin(scope, required=False)
+        require_same_origin(scope, requires_origin=False)
         if not _SECRET.fullmatch(secret):
             raise InvalidKey(
                 "the API key has invalid characters; check that it was copied completely"
@@ -76,7 +76,7 @@ class BrowserSessions:
         Raises `CrossSiteRequest` if the page of another site sent the request. An API key in the
         cookie stays valid.
         """
-        require_same_origin(scope, required=False)
+        require_same_origin(scope, requires_origin=False)
         identity = await self.find_identity(scope)
         if identity is not None and identity.is_session:
             await self._end_session(identity.key_id)

@@ -51,8 +51,8 @@ def decode_body(
             field=_FIELD,
             details={"accepted": list(ACCEPTED_ENCODINGS)},
         )
-    hidden = (b"content-encoding", b"content-length")
-    headers = [(name, text) for name, text in scope["headers"] if name not in hidden]
+    removed_names = (b"content-encoding", b"content-length")
+    headers = [(name, text) for name, text in scope["headers"] if name not in removed_names]
     decoder = _BodyDecoder(receive, window_bits, limit)
     return {**scope, "headers": headers}, decoder.receive
 

@@ -87,10 +87,11 @@ class CredentialFinder:
         return _extract_parameter(scope, _TOKEN_PARAMETER, self._event_token)
 
 
-def require_same_origin(scope: Scope, *, required: bool = True) -> None:
+def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:
     """Raise `CrossSiteRequest` if a browser sent the request for a page of another site.
 
-    Without ``required``, requests without an origin, which no browser sends, are accepted.
+    Args:
+        requires_origin: False to accept requests without an origin, which no browser sends.
     """
     site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
     if site is not None:
@@ -100,7 +101,7 @@ def require_same_origin(scope: Scope, *, required: bool = True) -> None:
             origin, get_header(scope, b"host") or "", scope.get("scheme", "http")
         )
     else:
-        is_allowed = not required
+        is_allowed = not requires_origin
     if not is_allowed:
         raise CrossSiteRequest(
             "a request with a session cookie must come from one of the gateway's own pages; "
@@ -121,9 +122,9 @@ def get_cookie(scope: Scope, cookie: str) -> str | None:
 
 def remove_session_cookie(value: str) -> str:
     """Return a Cookie header's value without Moyin's cookies, or "" if no other cookie is left."""
-    pairs = (pair.strip() for pair in value.split(";"))
-    others = (p for p in pairs if p and p.partition("=")[0].strip() not in _OWN_COOKIES)
-    return "; ".join(others)
+    cookies = (pair.strip() for pair in value.split(";"))
+    other_cookies = (p for p in cookies if p and p.partition("=")[0].strip() not in _OWN_COOKIES)
+    return "; ".join(other_cookies)
 
 
 def _extract_parameter(scope: Scope, name: str, is_allowed: RequestPredicate | None) -> str | None:
@@ -147,15 +148,15 @@ def _remove_parameter(query: str, name: str) -> str:
 
 def _is_own_origin(origin: str, host: str, scheme: str) -> bool:
     """Return True if the Origin header has the request's host; the scheme may differ."""
-    parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", host):
+    origin_address = urlsplit(origin)
+    if origin_address.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", host):
         return False
     try:
-        own = urlsplit(f"//{host}")
-        origin_port = parts.port or _PORTS[parts.scheme]
+        own_address = urlsplit(f"//{host}")
+        origin_port = origin_address.port or _PORTS[origin_address.scheme]
         # A proxy that terminates TLS changes the scheme. Behind it, a host without a port has the
         # origin's default port.
-        own_port = own.port or _PORTS[parts.scheme]
+        own_port = own_address.port or _PORTS[origin_address.scheme]
     except ValueError:
         return False
-    return (parts.hostname, origin_port) == (own.hostname, own_port)
+    return (origin_address.hostname, origin_port) == (own_address.hostname, own_port)

@@ -46,7 +46,7 @@ class DisconnectWatcher:
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)
         # Only the time for which the app awaits the body counts, since the app may read it slowly.
-        self._receive_began: float | None = None
+        self._receive_started_at: float | None = None
         self._last_received = self._loop.time()
         self._waited_seconds = 0.0
         self._received_bytes = 0
@@ -56,18 +56,18 @@ class DisconnectWatcher:
     @property
     def is_receiving(self) -> bool:
         """True while the app awaits a part of the body."""
-        return self._receive_began is not None
+        return self._receive_started_at is not None
 
     async def receive(self) -> Message:
         """Return the next ASGI message of the request."""
-        began = self._receive_began = self._loop.time()
+        started_at = self._receive_started_at = self._loop.time()
         message = await self._receive()
-        self._receive_began = None
+        self._receive_started_at = None
         if not message.get("more_body", False):
             self.is_complete = True
         else:
             self._last_received = self._loop.time()
-            self._waited_seconds += self._last_received - began
+            self._waited_seconds += self._last_received - started_at
             self._received_bytes += len(message.get("body", b""))
         return message
 
@@ -101,11 +101,11 @@ class DisconnectWatcher:
 
     def _is_too_slow(self) -> bool:
         now = self._loop.time()
-        if self._receive_began is None:
+        if self._receive_started_at is None:
             return now - self._last_received > _UNREAD_SECONDS
-        pause = now - self._receive_began
-        allowed = _BODY_PAUSE_SECONDS + self._received_bytes / _BODY_BYTES_PER_SECOND
-        return pause > _BODY_PAUSE_SECONDS or self._waited_seconds + pause > allowed
+        pause = now - self._receive_started_at
+        allowed_seconds = _BODY_PAUSE_SECONDS + self._received_bytes / _BODY_BYTES_PER_SECOND
+        return pause > _BODY_PAUSE_SECONDS or self._waited_seconds + pause > allowed_seconds
 
     def _cancel(self) -> None:
         if self.task is not None:

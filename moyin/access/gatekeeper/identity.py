@@ -130,14 +130,16 @@ class KeyAuthenticator:
         """
         identity = verify_event_token(self._signing_key, token)
         try:
-            valid = await self._add_limits(await self._filter_event_tokens({token: identity}))
+            valid_tokens = await self._add_limits(
+                await self._filter_event_tokens({token: identity})
+            )
         except (SQLAlchemyError, OSError) as error:
             raise _cannot_verify() from error
-        if token not in valid:
+        if token not in valid_tokens:
             raise InvalidKey(
                 "the API key or session that created this event token has ended, or the key was rotated"
             )
-        return valid[token]
+        return valid_tokens[token]
 
     async def _filter_event_tokens(self, tokens: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """Return those ``tokens`` whose creator's secret or session is valid and may read jobs.
@@ -148,13 +150,15 @@ class KeyAuthenticator:
         sessions = {i.key_id for i in tokens.values() if i.is_session}
         secrets = {(i.key_id, i.secret_id) for i in tokens.values() if not i.is_session}
         keys = await self._keys.find_active(secrets)
-        valid = {secret for secret, identity in keys.items() if identity.has_scope(JOBS_READ)}
+        valid_secrets = {
+            secret for secret, identity in keys.items() if identity.has_scope(JOBS_READ)
+        }
         if sessions and self._sessions is not None:
-            valid |= {(key_id, "") for key_id in await self._sessions.filter_open(sessions)}
+            valid_secrets |= {(key_id, "") for key_id in await self._sessions.filter_open(sessions)}
         return {
             token: identity
             for token, identity in tokens.items()
-            if (identity.key_id, identity.secret_id) in valid
+            if (identity.key_id, identity.secret_id) in valid_secrets
         }
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
@@ -168,19 +172,23 @@ class KeyAuthenticator:
             SQLAlchemyError, OSError: the database is unavailable.
         """
         tokens = {text: identity for text, identity in credentials.items() if identity.job}
-        others = {text: identity for text, identity in credentials.items() if not identity.job}
-        sessions = {text: identity for text, identity in others.items() if identity.is_session}
-        valid: dict[str, Identity] = dict(
-            await self._keys.verify_all(text for text in others if text not in sessions)
+        other_credentials = {
+            text: identity for text, identity in credentials.items() if not identity.job
+        }
+        sessions = {
+            text: identity for text, identity in other_credentials.items() if identity.is_session
+        }
+        valid_identities: dict[str, Identity] = dict(
+            await self._keys.verify_all(text for text in other_credentials if text not in sessions)
         )
         if tokens:
-            valid.update(await self._filter_event_tokens(tokens))
+            valid_identities.update(await self._filter_event_tokens(tokens))
         if sessions and self._sessions is not None and self._tokens is not None:
             open_ids = await self._sessions.filter_open({i.key_id for i in sessions.values()})
             for credential, identity in sessions.items():
                 if identity.key_id in open_ids and await self._tokens.has_known_key(credential):
-                    valid[credential] = identity
-        return await self._add_limits(valid)
+                    valid_identities[credential] = identity
+        return await self._add_limits(valid_identities)
 
     async def _add_limits(self, identities: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """Return the identities with their current limits."""

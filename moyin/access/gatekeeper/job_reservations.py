@@ -25,13 +25,14 @@ class JobReservationCounter:
         self._recount = connection.register_script(script.read_text())
 
     async def recount(
-        self, reservation: JobReservation, nano_usd: int, *, counted: int, is_open: bool
+        self, reservation: JobReservation, nano_usd: int, *, counted_nano_usd: int, is_open: bool
     ) -> None:
         """Set the amount that the budgets count for a reservation; a repetition has no effect.
 
         Args:
             nano_usd: the amount to count, in billionths of a US dollar.
-            counted: the amount that the budgets count so far, used if Valkey does not know it.
+            counted_nano_usd: the amount that the budgets count so far, used if Valkey does not know
+                it.
             is_open: True if the amount is still reserved and not spent.
 
         Raises:
@@ -40,7 +41,7 @@ class JobReservationCounter:
         arguments: list[str | int] = [
             reservation.id,
             nano_usd,
-            counted,
+            counted_nano_usd,
             int(is_open),
             reservation.day,
             reservation.month,
@@ -50,7 +51,7 @@ class JobReservationCounter:
         except RedisError as error:
             raise _new_outage_error() from error
 
-    async def forget(self, reservations: Sequence[JobReservation]) -> None:
+    async def delete_amounts(self, reservations: Sequence[JobReservation]) -> None:
         """Delete the amounts of ended jobs, which Valkey keeps for repetitions of `recount`.
 
         Raises:

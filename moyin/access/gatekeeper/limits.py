@@ -82,9 +82,9 @@ class RequestMeter:
         self._settle = self._redis.register_script((folder / "settle.lua").read_text())
         self._rates_fail_open = rates_fail_open
         self._budgets_fail_open = budgets_fail_open
-        self._held: set[Admission] = set()
-        self._renewing: asyncio.Task[None] | None = None
-        self._settling: set[asyncio.Task[None]] = set()
+        self._held_admissions: set[Admission] = set()
+        self._renewal_task: asyncio.Task[None] | None = None
+        self._settlement_tasks: set[asyncio.Task[None]] = set()
 
     async def admit(
         self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
@@ -96,10 +96,10 @@ class RequestMeter:
 
     async def close(self) -> None:
         """Wait until ended requests are settled, then close the connections."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-        await asyncio.gather(*self._settling, return_exceptions=True)
+        if self._renewal_task is not None:
+            self._renewal_task.cancel()
+            await asyncio.gather(self._renewal_task, return_exceptions=True)
+        await asyncio.gather(*self._settlement_tasks, return_exceptions=True)
         await self._redis.aclose()
 
     async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
@@ -117,16 +117,16 @@ class RequestMeter:
 
     def start_renewing(self, admission: Admission) -> None:
         """Renew the lease of a request until `settle` is called for it."""
-        self._held.add(admission)
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._renew_while_held())
+        self._held_admissions.add(admission)
+        if self._renewal_task is None or self._renewal_task.done():
+            self._renewal_task = asyncio.create_task(self._renew_while_held())
 
     def settle(self, admission: Admission, keys: list[str], arguments: list[Any]) -> None:
         """Release a request's lease and the unused part of its reservation, in the background."""
-        self._held.discard(admission)
+        self._held_admissions.discard(admission)
         task = asyncio.create_task(self._settle_with_retries(keys, arguments))
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
+        self._settlement_tasks.add(task)
+        task.add_done_callback(self._settlement_tasks.discard)
 
     async def _settle_with_retries(self, keys: list[str], arguments: list[Any]) -> None:
         for pause in (*_SETTLE_PAUSES, None):
@@ -144,17 +144,17 @@ class RequestMeter:
                 await asyncio.sleep(pause)
 
     async def _renew_while_held(self) -> None:
-        while self._held:
+        while self._held_admissions:
             await asyncio.sleep(_RENEW_SECONDS)
             try:
                 # Valkey's clock is used, as in the scripts, because the clocks of replicas may
                 # differ.
                 seconds, _ = await self._redis.time()
-                until = 1000 * (seconds + int(_LEASE_SECONDS))
+                expires_ms = 1000 * (seconds + int(_LEASE_SECONDS))
                 async with self._redis.pipeline(transaction=False) as pipeline:
-                    for admission in self._held:
+                    for admission in self._held_admissions:
                         for key in admission.leases:
-                            pipeline.zadd(key, {admission.lease: until}, xx=True)
+                            pipeline.zadd(key, {admission.lease: expires_ms}, xx=True)
                             pipeline.pexpire(key, int(2000 * _LEASE_SECONDS))
                     await pipeline.execute()
             except RedisError as error:
@@ -189,8 +189,8 @@ class Admission:
             for limit in self._limits
             for kind in ("requests", "tokens", "leases", "money")
         ]
-        self._held = False
-        self._spent = self._tokens = self._tokens_reserved = 0
+        self._is_held = False
+        self._spent_nano_usd = self._spent_tokens = self._reserved_tokens = 0
         self._period = ("", "")
         self.is_reserved = False
         self.headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -203,7 +203,7 @@ class Admission:
 
     @property
     def leases(self) -> list[str]:
-        """The Valkey keys in which running requests are counted, one per limit on them."""
+        """The Valkey keys that count running requests, one per limit of concurrent requests."""
         return [
             key
             for key, limit in zip(self._keys[2::4], self._limits, strict=True)
@@ -221,20 +221,22 @@ class Admission:
         self.is_reserved = True
         if not self._limits:
             return
-        nano = int((usd * _NANO).to_integral_value(ROUND_CEILING))
+        nano_usd = int((usd * _NANO).to_integral_value(ROUND_CEILING))
         now = datetime.now(UTC)
         self._period = (f"{now:%Y-%m-%d}", f"{now:%Y-%m}")
         lease_ms = int(_LEASE_SECONDS * 1000)
-        arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
+        arguments: list[Any] = [self.lease, lease_ms, nano_usd, tokens, *self._period]
         for limit in self._limits:
             arguments += _build_script_arguments(limit)
-        limits_spending = nano > 0 and any(limit.has_budget for limit in self._limits)
+        limits_spending = nano_usd > 0 and any(limit.has_budget for limit in self._limits)
         reply = asyncio.ensure_future(self._meter.run_admission_script(self._keys, arguments))
         try:
             # Shielded, because a cancelled request may have been counted and must then be released.
-            admitted, *rest = await asyncio.shield(reply)
+            admitted, *details = await asyncio.shield(reply)
         except asyncio.CancelledError:
-            reply.add_done_callback(lambda done: self._release_cancelled(done, tokens))
+            reply.add_done_callback(
+                lambda finished_reply: self._release_cancelled(finished_reply, tokens)
+            )
             raise
         except RedisError as error:
             self._hold_after_timeout(error)
@@ -245,18 +247,17 @@ class Admission:
                 "limits and budgets cannot be checked at the moment; try again", retry_after=1
             ) from error
         if not admitted:
-            raise self._create_error(*rest)
-        self.headers = _build_headers(*rest)
+            raise self._create_error(*details)
+        self.headers = _build_headers(*details)
         self._hold(tokens)
 
     def build_job_reservation(self, usd: Decimal) -> JobReservation | None:
         """Return what `reserve` reserved in budgets, for a job that keeps the reservation.
 
         The caller must not release such an admission unless the job is rejected. The result is None
-        if nothing was reserved, because Valkey was unavailable and the settings allow requests
-        then.
+        if nothing was reserved, because the settings allow requests while Valkey is unavailable.
         """
-        if not self._held:
+        if not self._is_held:
             return None
         day, month = self._period
         return JobReservation(
@@ -270,21 +271,23 @@ class Admission:
 
     def record(self, usd: Decimal, tokens: int) -> None:
         """Add to the actual cost of the request, in US dollars and tokens."""
-        self._spent += int((usd * _NANO).to_integral_value(ROUND_CEILING))
-        self._tokens += tokens
+        self._spent_nano_usd += int((usd * _NANO).to_integral_value(ROUND_CEILING))
+        self._spent_tokens += tokens
 
     def release(self) -> None:
         """Release the lease and the unused part of the reservation; call this when the request ends."""
-        if not self._held:
+        if not self._is_held:
             return
-        self._held = False
-        tokens = self._tokens - self._tokens_reserved
-        self._meter.settle(self, self._keys, [self.lease, self._spent, tokens, *self._period])
+        self._is_held = False
+        tokens = self._spent_tokens - self._reserved_tokens
+        self._meter.settle(
+            self, self._keys, [self.lease, self._spent_nano_usd, tokens, *self._period]
+        )
 
     def _hold(self, tokens: int) -> None:
         leases = self.leases
-        self._tokens_reserved = tokens
-        self._held = bool(leases) or self.limits_spending
+        self._reserved_tokens = tokens
+        self._is_held = bool(leases) or self.limits_spending
         if leases:
             self._meter.start_renewing(self)
 
@@ -308,13 +311,13 @@ class Admission:
     def _create_error(
         self,
         index: int,
-        exceeded: bytes,
+        limit_kind: bytes,
         wait_ms: int,
         number: int,
         booked: bytes = b"0",
         reserved: bytes = b"0",
     ) -> LimitExceeded:
-        kind, limit = exceeded.decode(), self._limits[index]
+        kind, limit = limit_kind.decode(), self._limits[index]
         subject = limit.subject.partition(":")[0]
         message = f"{_MESSAGES[kind].format(limit=number)} (limit of the {subject})"
         if kind in ("day", "month"):

@@ -129,7 +129,7 @@ class Gatekeeper:
                 method=scope.get("method", "WEBSOCKET"),
                 path=scope["path"],
                 status=request.status,
-                seconds=time.perf_counter() - request.began,
+                seconds=time.perf_counter() - request.started_at,
                 owner=identity.owner if identity else None,
                 key_id=identity.key_id if identity else None,
                 code=request.code,

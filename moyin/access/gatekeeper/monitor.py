@@ -66,7 +66,7 @@ class CredentialMonitor:
         self._verifier = verifier
         self._interval = interval
         self._credentials: dict[str, _WatchedCredential] = {}
-        self._running: asyncio.Task[None] | None = None
+        self._verification_task: asyncio.Task[None] | None = None
 
     def add(self, credential: str, identity: Identity, connection: Connection) -> None:
         """Monitor a connection that was authenticated with ``credential``.
@@ -75,33 +75,33 @@ class CredentialMonitor:
         """
         if identity.service is not None:
             return
-        watched = self._credentials.get(credential)
-        if watched is None:
-            watched = self._credentials[credential] = _WatchedCredential(identity)
-        watched.connections.add(connection)
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._verify_periodically())
+        watched_credential = self._credentials.get(credential)
+        if watched_credential is None:
+            watched_credential = self._credentials[credential] = _WatchedCredential(identity)
+        watched_credential.connections.add(connection)
+        if self._verification_task is None or self._verification_task.done():
+            self._verification_task = asyncio.create_task(self._verify_periodically())
 
     def discard(self, credential: str, connection: Connection) -> None:
         """Stop monitoring a connection that has ended."""
-        watched = self._credentials.get(credential)
-        if watched is not None:
-            watched.connections.discard(connection)
-            if not watched.connections:
+        watched_credential = self._credentials.get(credential)
+        if watched_credential is not None:
+            watched_credential.connections.discard(connection)
+            if not watched_credential.connections:
                 del self._credentials[credential]
 
     async def recheck(self) -> None:
         """Verify all credentials once, and end the connections that are no longer allowed."""
-        to_check = iter(
+        unchecked = iter(
             [
-                (credential, watched.identity)
-                for credential, watched in self._credentials.items()
-                if any(connection.can_end for connection in watched.connections)
+                (credential, watched_credential.identity)
+                for credential, watched_credential in self._credentials.items()
+                if any(connection.can_end for connection in watched_credential.connections)
             ]
         )
-        while batch := dict(islice(to_check, _BATCH)):
+        while batch := dict(islice(unchecked, _BATCH)):
             try:
-                valid = await self._verifier.recheck(batch)
+                valid_identities = await self._verifier.recheck(batch)
             except (SQLAlchemyError, OSError, MoyinError) as error:
                 # The connections continue, just as cached credentials are accepted during an
                 # outage.
@@ -109,17 +109,19 @@ class CredentialMonitor:
                     "could not verify the credentials of open connections: %s", type(error).__name__
                 )
                 return
-            self._end_invalid(batch, valid)
+            self._end_invalid(batch, valid_identities)
 
-    def _end_invalid(self, credentials: Iterable[str], valid: Mapping[str, Identity]) -> None:
+    def _end_invalid(
+        self, credentials: Iterable[str], valid_identities: Mapping[str, Identity]
+    ) -> None:
         for credential in credentials:
-            watched = self._credentials.get(credential)
-            if watched is None:
+            watched_credential = self._credentials.get(credential)
+            if watched_credential is None:
                 continue
-            identity = valid.get(credential)
+            identity = valid_identities.get(credential)
             if identity is not None:
-                watched.identity = identity
-            for connection in list(watched.connections):
+                watched_credential.identity = identity
+            for connection in list(watched_credential.connections):
                 error = (
                     _credential_ended() if identity is None else connection.find_refusal(identity)
                 )

@@ -56,10 +56,10 @@ class Request:
         self._send = send
         self._adds_request_id = adds_request_id
         self._context: RequestContext | None = None
-        self.began = time.perf_counter()
+        self.started_at = time.perf_counter()
         self.progress = ResponseProgress(self._kind)
-        self._start: Message | None = None  # held until the rest of the request body is read
-        self._closes = False  # whether the connection closes after the response
+        self._held_start: Message | None = None  # held until the rest of the request body is read
+        self._closes_connection = False  # whether the connection closes after the response
         self.status = 499  # 499 remains if the client disconnects before a status is sent
         self.code: str | None = None
         self._watcher: DisconnectWatcher | None = None
@@ -67,7 +67,7 @@ class Request:
         self.identity: Identity | None = None
         self._monitor: CredentialMonitor | None = None
         self._task: asyncio.Task[object] | None = None
-        self._ended: MoyinError | None = None
+        self._end_error: MoyinError | None = None
 
     @property
     def context(self) -> RequestContext:
@@ -92,16 +92,16 @@ class Request:
         except asyncio.CancelledError:
             if not self._revoke_cancellation():
                 raise
-            if self._ended is not None:
-                await self._end_stream(handler, scope, receive, self._ended)
+            if self._end_error is not None:
+                await self._end_stream(handler, scope, receive, self._end_error)
             elif self._watcher is not None and self._watcher.was_too_slow:
                 await self._send_error(handler, scope, receive, _body_too_slow())
         except MoyinError as error:
             await self._send_error(handler, scope, receive, error)
         except Exception:
             _log.exception("request %s raised an unexpected error", self.request_id)
-            internal = MoyinError(f"an internal error occurred in request {self.request_id}")
-            await self._send_error(handler, scope, receive, internal)
+            internal_error = MoyinError(f"an internal error occurred in request {self.request_id}")
+            await self._send_error(handler, scope, receive, internal_error)
         finally:
             if self._watcher is not None:
                 self._watcher.close()
@@ -128,7 +128,7 @@ class Request:
     @property
     def can_end(self) -> bool:
         """True if this is a WebSocket or a started stream, and `end` was not called yet."""
-        return self._ended is None and self.progress.is_under_way
+        return self._end_error is None and self.progress.is_under_way
 
     def find_refusal(self, identity: Identity) -> MoyinError | None:
         """Return the error with which to end the request; None if ``identity`` may continue it."""
@@ -138,8 +138,10 @@ class Request:
                     f"the limit of {limit.subject} no longer allows requests; ask an administrator"
                 )
         try:
-            for required in self.context.required_scopes:
-                RequestContext(request_id=self.request_id, identity=identity).require(required)
+            for required_scope in self.context.required_scopes:
+                RequestContext(request_id=self.request_id, identity=identity).require(
+                    required_scope
+                )
         except MoyinError as error:
             return error
         return None
@@ -147,18 +149,18 @@ class Request:
     def end(self, error: MoyinError) -> None:
         """Cancel the app; `run` then sends ``error`` to the client in the connection's protocol."""
         if self._task is not None:
-            self._ended = error
+            self._end_error = error
             self._task.cancel()
 
     def _revoke_cancellation(self) -> bool:
         """Revoke a cancellation by the gatekeeper; return False if the server cancelled the request."""
-        is_own = self._watcher is not None and self._watcher.has_cancelled
-        if is_own and self._watcher is not None:
+        is_by_gatekeeper = self._watcher is not None and self._watcher.has_cancelled
+        if is_by_gatekeeper and self._watcher is not None:
             self._watcher.uncancel()
-        if self._ended is not None and self._task is not None:
+        if self._end_error is not None and self._task is not None:
             self._task.uncancel()
-            is_own = True
-        return is_own
+            is_by_gatekeeper = True
+        return is_by_gatekeeper
 
     # This is not a coroutine function, because that would create a second coroutine per message.
     def send(self, message: Message) -> Awaitable[None]:
@@ -168,7 +170,7 @@ class Request:
         whole request body.
         """
         self.progress.record(message)
-        if self._start is not None:
+        if self._held_start is not None:
             return self._send_held(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
@@ -178,10 +180,10 @@ class Request:
                     (b"x-request-id", self.request_id.encode()),
                 ]
             watcher = self._watcher
-            if self._closes:
+            if self._closes_connection:
                 message = self._add_close_header(message)
             elif watcher is not None and not watcher.is_complete and has_body(self._scope):
-                self._start = message
+                self._held_start = message
                 return _do_nothing()
         elif message["type"] == "websocket.accept":
             self.status = 101
@@ -189,7 +191,7 @@ class Request:
 
     async def _send_held(self, message: Message) -> None:
         """Send the held start message and then ``message``."""
-        start, self._start = self._start, None
+        start, self._held_start = self._held_start, None
         assert start is not None
         if not message.get("more_body", False):
             await self._drain_body(self._watcher)
@@ -204,10 +206,10 @@ class Request:
         if isinstance(receive, DisconnectWatcher):
             receive = None if receive.is_receiving else receive.receive
         if receive is None or expects_continue(self._scope) or not await drain_body(receive):
-            self._closes = True
+            self._closes_connection = True
 
     def _add_close_header(self, start: Message) -> Message:
-        if self._closes:
+        if self._closes_connection:
             start["headers"] = [*start.get("headers", ()), (b"connection", b"close")]
         return start
 
@@ -215,10 +217,10 @@ class Request:
         self, handler: RequestHandler, scope: Scope, receive: Receive, error: MoyinError
     ) -> None:
         """End a started stream or WebSocket with an error in its own protocol."""
-        last = handler.render_stream_end(error, self, scope["path"])
-        if self._kind == "http" and last is not None:
+        last_event = handler.render_stream_end(error, self, scope["path"])
+        if self._kind == "http" and last_event is not None:
             self.code = error.code
-            await self._send({"type": "http.response.body", "body": last, "more_body": False})
+            await self._send({"type": "http.response.body", "body": last_event, "more_body": False})
         else:
             await self._send_error(handler, scope, receive, error)
 
@@ -228,15 +230,15 @@ class Request:
         self.code = error.code
         if self._kind == "websocket":
             await self._close_socket(receive, error)
-        elif self.progress.has_started and self._start is None:
+        elif self.progress.has_started and self._held_start is None:
             # The status was already sent, so the server closes the connection on this exception.
             _log.error("request %s failed after its response began: %s", self.request_id, error)
             raise error
         else:
             start, body = handler.render_error(error, self.request_id, scope)
-            self._start = None
+            self._held_start = None
             if isinstance(error, BodyTooSlow):
-                self._closes = True
+                self._closes_connection = True
             elif self._watcher is None and has_body(scope):
                 # The request was rejected before its body was read.
                 await self._drain_body(receive)

@@ -21,25 +21,25 @@ class ResponseProgress:
     def __init__(self, kind: str) -> None:
         self._is_socket = kind == "websocket"
         self.has_started = False
-        self._finished = False
+        self._is_finished = False
         self._headers: RawHeaders = ()
-        self._last = b""
+        self._last_body = b""
 
     def record(self, message: Message) -> None:
         """Record a message that the app sends; called for every message, so it must be fast."""
         kind = message["type"]
         if kind == "http.response.body":
             if message.get("more_body", False):
-                self._last = message.get("body") or self._last
+                self._last_body = message.get("body") or self._last_body
             else:
-                self._finished = True
+                self._is_finished = True
         elif kind == "http.response.start":
             self.has_started = True
             self._headers = message.get("headers", ())
         elif kind == "websocket.accept":
             self.has_started = True
         elif kind == "websocket.close":
-            self._finished = True
+            self._is_finished = True
 
     @property
     def is_under_way(self) -> bool:
@@ -47,7 +47,7 @@ class ResponseProgress:
 
         Responses with a Content-Length are not streams, because they end soon anyway.
         """
-        if self._finished:
+        if self._is_finished:
             return False
         return self._is_socket or (self.has_started and self._header(b"content-length") is None)
 
@@ -59,7 +59,7 @@ class ResponseProgress:
         content_type = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()
         media_type = content_type.decode("latin-1")
         boundaries = _BOUNDARIES.get(media_type, ())
-        is_complete = not self._last or self._last.endswith(boundaries)
+        is_complete = not self._last_body or self._last_body.endswith(boundaries)
         return media_type if boundaries and is_complete else None
 
     def _header(self, name: bytes) -> bytes | None:

@@ -116,7 +116,7 @@ class AnthropicBackend:
         reader = EventReader()
         with _translate_errors():
             events = await self._get_sdk().messages.create(**arguments, stream=True)
-        started = False
+        has_started = False
         try:
             async with events, aclosing(iterate_until_deadline(deadline, aiter(events))) as pieces:
                 async for event in pieces:
@@ -126,10 +126,10 @@ class AnthropicBackend:
                             "the back end sent an event that is not a JSON object"
                         )
                     for delta in reader.feed(event.to_dict(mode="json")):
-                        started = True
+                        has_started = True
                         yield delta
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
-            raise _translate_stream_error(error, started=started) from None
+            raise _translate_stream_error(error, has_started=has_started) from None
         if not reader.is_finished:
             raise StreamInterrupted("the back end ended the stream without the event message_stop")
 
@@ -179,13 +179,13 @@ def _new_no_embeddings_error() -> UnsupportedFeature:
 
 def _build_sdk_arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
     body = chat_request_to_upstream(request)
-    untyped = {name: body.pop(name) for name in _UNTYPED_PARAMETERS if name in body}
-    remaining = deadline - asyncio.get_running_loop().time()
-    return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}
+    untyped_parameters = {name: body.pop(name) for name in _UNTYPED_PARAMETERS if name in body}
+    seconds_left = deadline - asyncio.get_running_loop().time()
+    return {**body, "extra_body": untyped_parameters or None, "timeout": max(seconds_left, 0.001)}
 
 
-def _translate_stream_error(error: Exception, *, started: bool) -> MoyinError:
-    if started:
+def _translate_stream_error(error: Exception, *, has_started: bool) -> MoyinError:
+    if has_started:
         is_timeout = isinstance(error, TimeoutError | httpx2.TimeoutException)
         return StreamInterrupted(
             "the back end's response exceeded the timeout and was cut off"

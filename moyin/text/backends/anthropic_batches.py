@@ -96,9 +96,11 @@ class AnthropicBatches:
     async def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
     ) -> AsyncGenerator[RemoteBatch, None]:
-        after = ""
+        page_parameter = ""
         while True:
-            pieces = self._http.download(f"{_PATH}?limit={_PAGE}{after}", deadline, _HEADERS)
+            pieces = self._http.download(
+                f"{_PATH}?limit={_PAGE}{page_parameter}", deadline, _HEADERS
+            )
             async with aclosing(pieces):
                 page = parse_object(b"".join([piece async for piece in pieces]))
             batches = page.get("data")
@@ -112,7 +114,7 @@ class AnthropicBatches:
                     yield batch
             if not page.get("has_more") or not batches:
                 return
-            after = f"&after_id={quote(batches[-1]['id'])}"
+            page_parameter = f"&after_id={quote(batches[-1]['id'])}"
 
     async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:
         pieces = self._http.download(f"{_PATH}/{quote(batch_id)}", deadline, _HEADERS)
@@ -138,11 +140,11 @@ async def _join_requests(
     file: anyio.AsyncFile[bytes], size: int, start: bytes, end: bytes
 ) -> AsyncIterator[bytes]:
     yield start
-    left = size
+    bytes_left = size
     while chunk := await file.read(_CHUNK):
-        left -= len(chunk)
+        bytes_left -= len(chunk)
         # JSON has no line breaks within strings.
-        yield (chunk if left else chunk[:-1]).replace(b"\n", b",")
+        yield (chunk if bytes_left else chunk[:-1]).replace(b"\n", b",")
     yield end
 
 

@@ -65,7 +65,7 @@ class RemoteResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payload:
-    """The requests of a new batch in a local file, as `BatchApi.encode_request` encodes them.
+    """A local file with the requests of a new batch, one line per request.
 
     Attributes:
         key: unique id of the batch, chosen by Moyin.
@@ -84,7 +84,7 @@ class BatchApi(Protocol):
 
     Attributes:
         chat_path: the path of the call to which chat requests are translated.
-        identifies_by_key: True if the back end reports the key with which a batch was sent.
+        identifies_by_key: True if the back end stores and reports the key of each `Payload`.
         max_requests, max_bytes: the largest batch that the back end accepts.
     """
 
@@ -116,11 +116,12 @@ class BatchApi(Protocol):
     def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
     ) -> AsyncGenerator[RemoteBatch, None]:
-        """Yield the back end's batches that may be the one sent with ``key``, whose id was lost.
+        """Yield the back end's batches that may be a sent batch whose id was lost.
 
         Args:
-            count: the number of requests in the lost batch.
-            since: the earliest time at which it may have been sent.
+            key: the key of the sent `Payload`.
+            count: the number of requests in the sent batch.
+            since: the earliest time at which the batch may have been sent.
         """
 
     async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:

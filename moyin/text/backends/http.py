@@ -72,7 +72,10 @@ class EndpointFinder(Protocol):
 
     @property
     def known_endpoint(self) -> Endpoint | None:
-        """The endpoint that `find` returned last; None before the first and after `forget`."""
+        """The endpoint that `find` returned last.
+
+        It is None before the first call of `find` and after `invalidate_endpoint`.
+        """
 
     async def find(self) -> Endpoint:
         """Return the server's current endpoint.
@@ -81,8 +84,8 @@ class EndpointFinder(Protocol):
             BackendUnavailable: no server is running.
         """
 
-    def forget(self) -> None:
-        """Drop the known endpoint after a failed call, so that the next call finds it again."""
+    def invalidate_endpoint(self) -> None:
+        """Drop the known endpoint after a failed request, so that `find` looks it up again."""
 
 
 class FixedEndpoint:
@@ -94,7 +97,7 @@ class FixedEndpoint:
     async def find(self) -> Endpoint:
         return self.known_endpoint
 
-    def forget(self) -> None:
+    def invalidate_endpoint(self) -> None:
         return None
 
 
@@ -260,12 +263,12 @@ class HttpClient:
         except BodyTooLong:
             raise BackendUnavailable(f"the back end's response to {path} exceeds 256 MiB") from None
         except TimeoutError:
-            self._endpoints.forget()
+            self._endpoints.invalidate_endpoint()
             raise BackendTimeout(
                 f"the back end did not respond to {path} within the timeout"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
-            self._endpoints.forget()
+            self._endpoints.invalidate_endpoint()
             raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
     @asynccontextmanager
@@ -293,7 +296,7 @@ class HttpClient:
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
-            self._endpoints.forget()
+            self._endpoints.invalidate_endpoint()
             raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
         try:
             yield RawResponse(
@@ -347,7 +350,7 @@ class HttpClient:
         try:
             if response.status == 401:
                 # After a restart another process may own the port.
-                self._endpoints.forget()
+                self._endpoints.invalidate_endpoint()
             raise _build_error(response, await _read_error_body(response))
         finally:
             response.close()
@@ -375,14 +378,14 @@ class HttpClient:
                 allow_redirects=False,
             )
         except aiohttp.ConnectionTimeoutError:
-            self._endpoints.forget()
+            self._endpoints.invalidate_endpoint()
             raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
         except TimeoutError:
             raise BackendTimeout(
                 f"the back end did not respond to {path} within the timeout"
             ) from None
         except (aiohttp.ClientError, ConnectionError):
-            self._endpoints.forget()
+            self._endpoints.invalidate_endpoint()
             raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
     def _build_headers(

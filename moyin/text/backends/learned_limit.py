@@ -32,7 +32,7 @@ class TrackedCall:
     """
 
     kind: tuple[str, int] = ("", 0)
-    began: float = 0.0
+    sent_at: float = 0.0
     running: int = 1
     on_first_token: Callable[[TrackedCall, float], None] | None = None
 
@@ -53,8 +53,8 @@ class LearnedLimit:
     take them. If a call produces its first token while all calls that were sent earlier still run,
     the server runs all of them. If the first token comes late, and only after another call has
     ended, the call has waited. When calls wait for a slot, be it in the background or not, the
-    limit doubles until it was too high once. From then on it grows by one, a minute after it was
-    too high, and then after twice as long each time.
+    limit doubles until it was too high once. From then on it grows by one at a time: a minute
+    after it was too high, and after twice as long each time it was too high again.
 
     Args:
         slots: slots of the server; their limit is set to 1 at first.
@@ -74,8 +74,8 @@ class LearnedLimit:
         self._was_too_high = False
         self._pause = _MIN_PAUSE_SECONDS
         self._grows_after = 0.0
-        self._ends: deque[float] = deque(maxlen=_RECENT_ENDS)
-        self._usual: dict[tuple[str, int], float] = {}
+        self._end_times: deque[float] = deque(maxlen=_RECENT_ENDS)
+        self._usual_seconds: dict[tuple[str, int], float] = {}
         slots.set_limit(1)
         slots.on_full = self._raise_limit
 
@@ -94,45 +94,52 @@ class LearnedLimit:
             )
         finally:
             self._running -= 1
-            self._ends.append(self._clock())
+            self._end_times.append(self._clock())
 
     def _record_first_token(self, call: TrackedCall, seconds_ago: float) -> None:
-        at = self._clock() - seconds_ago
-        waited, usual = at - call.began, self._usual.get(call.kind)
-        if not any(call.began < end <= at for end in self._ends):
-            self._usual[call.kind] = (
-                waited if usual is None else usual + (waited - usual) * _NEWEST_WEIGHT
+        arrived_at = self._clock() - seconds_ago
+        waited_seconds, usual_seconds = (
+            arrived_at - call.sent_at,
+            self._usual_seconds.get(call.kind),
+        )
+        if not any(call.sent_at < end <= arrived_at for end in self._end_times):
+            self._usual_seconds[call.kind] = (
+                waited_seconds
+                if usual_seconds is None
+                else usual_seconds + (waited_seconds - usual_seconds) * _NEWEST_WEIGHT
             )
             self._confirm_concurrency(call.running)
-        elif usual is not None and waited > 2 * usual + _MARGIN_SECONDS:
+        elif usual_seconds is not None and waited_seconds > 2 * usual_seconds + _MARGIN_SECONDS:
             self.record_waiting(call)
 
     def record_waiting(self, call: TrackedCall) -> None:
         """Record that a call waited in the server's queue, or was refused by a full queue."""
-        running = call.running
+        running_calls = call.running
         self._late_calls += 1
-        if running < 2 or (running <= self._confirmed_limit and self._late_calls < _MAX_LATE_CALLS):
+        if running_calls < 2 or (
+            running_calls <= self._confirmed_limit and self._late_calls < _MAX_LATE_CALLS
+        ):
             return
         limit = self._slots.limit
-        if limit is not None and running <= limit:
-            self._slots.set_limit(running - 1)
+        if limit is not None and running_calls <= limit:
+            self._slots.set_limit(running_calls - 1)
             self._was_too_high = True
-            self._confirmed_limit = min(self._confirmed_limit, running - 1)
+            self._confirmed_limit = min(self._confirmed_limit, running_calls - 1)
             self._late_calls = 0
             self._grows_after = self._clock() + self._pause
             self._pause = min(2 * self._pause, _MAX_PAUSE_SECONDS)
 
-    def _confirm_concurrency(self, running: int) -> None:
-        if running < self._confirmed_limit:
+    def _confirm_concurrency(self, running_calls: int) -> None:
+        if running_calls < self._confirmed_limit:
             return
         self._late_calls = 0
-        if running == self._confirmed_limit:
+        if running_calls == self._confirmed_limit:
             return
-        self._confirmed_limit = running
+        self._confirmed_limit = running_calls
         self._pause = _MIN_PAUSE_SECONDS
         limit = self._slots.limit
-        if limit is not None and limit < running:
-            self._slots.set_limit(min(running, self._max_limit))
+        if limit is not None and limit < running_calls:
+            self._slots.set_limit(min(running_calls, self._max_limit))
         if self._slots.is_awaited:
             self._raise_limit()
 
@@ -141,13 +148,13 @@ class LearnedLimit:
 
         Background calls may not use all slots, so with them alone fewer running calls suffice.
         """
-        limit, usable = self._slots.limit, self._slots.usable
+        limit, usable_slots = self._slots.limit, self._slots.usable
         if (
             limit is not None
-            and usable is not None
-            and usable <= self._confirmed_limit
+            and usable_slots is not None
+            and usable_slots <= self._confirmed_limit
             and limit < self._max_limit
             and self._clock() >= self._grows_after
         ):
-            higher = limit + 1 if self._was_too_high else 2 * limit
-            self._slots.set_limit(min(higher, self._max_limit))
+            raised_limit = limit + 1 if self._was_too_high else 2 * limit
+            self._slots.set_limit(min(raised_limit, self._max_limit))

@@ -180,35 +180,35 @@ class OllamaBackend:
         context = self._find_context(request.model)
         body = chat_request_to_upstream(request, context=context, stream=True)
         objects = self._get_sdk().request_chat_stream(body)
-        tools, started = 0, False
+        tool_count, has_started = 0, False
         try:
             async with (
                 aclosing(objects),
                 aclosing(iterate_until_deadline(deadline, objects)) as pieces,
             ):
                 async for piece in pieces:
-                    if not started:
-                        started = True
+                    if not has_started:
+                        has_started = True
                         yield Started(
                             id=create_response_id(), model=str(piece.model or request.model)
                         )
                     deltas = message_to_deltas(
                         piece.message.model_dump(),
-                        tools_before=tools,
+                        tools_before=tool_count,
                         logprobs=[token.model_dump() for token in piece.logprobs or ()],
                     )
-                    tools += len(piece.message.tool_calls or ())
+                    tool_count += len(piece.message.tool_calls or ())
                     for delta in deltas:
                         yield delta
                     if piece.done:
-                        final = piece.model_dump()
+                        last_object = piece.model_dump()
                         yield Finished(
-                            stop=read_stop_reason(final, used_tools=tools > 0),
-                            usage=usage_to_domain(final),
+                            stop=read_stop_reason(last_object, used_tools=tool_count > 0),
+                            usage=usage_to_domain(last_object),
                         )
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
-            raise _translate_stream_error(error, started=started) from None
+            raise _translate_stream_error(error, has_started=has_started) from None
         raise StreamInterrupted('the Ollama server ended the stream without "done": true')
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
@@ -226,11 +226,13 @@ class OllamaBackend:
         Models with the same weights share the memory, but the server names only one of them.
         """
         entries = await list_resident_models(self._http)
-        resident: dict[str, Mapping[str, Any]] = {}
+        models_by_name: dict[str, Mapping[str, Any]] = {}
         for name, entry in entries.items():
-            for shared in (name, *self._models.find_names_sharing_weights(frozenset({name}))):
-                resident[shared] = resident[shared.removesuffix(DEFAULT_TAG)] = entry
-        return resident
+            for model_name in (name, *self._models.find_names_sharing_weights(frozenset({name}))):
+                models_by_name[model_name] = models_by_name[
+                    model_name.removesuffix(DEFAULT_TAG)
+                ] = entry
+        return models_by_name
 
     async def refresh_models(self) -> bool:
         """Reload the list of models on the host's disk; return True if it changed."""
@@ -293,8 +295,8 @@ def _measure_prompt(request: ChatRequest) -> int:
     return sum(texts)
 
 
-def _translate_stream_error(error: Exception, *, started: bool) -> Exception:
-    if started:
+def _translate_stream_error(error: Exception, *, has_started: bool) -> Exception:
+    if has_started:
         return StreamInterrupted("the Ollama server closed the connection during its response")
     try:
         with _translate_errors():

@@ -65,29 +65,29 @@ class HostModels:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
         """
         entries = _parse_entries(await http.get("/api/tags", _SECONDS))
-        known = self.files or {}
-        limit = asyncio.Semaphore(_PARALLEL_REQUESTS)
+        known_files = self.files or {}
+        semaphore = asyncio.Semaphore(_PARALLEL_REQUESTS)
 
-        described: dict[str, ModelFile | None] = {}
+        new_files: dict[str, ModelFile | None] = {}
 
         async def describe(entry: Mapping[str, Any]) -> None:
-            file = known.get(entry["name"])
+            file = known_files.get(entry["name"])
             if file is None or not _is_same(file, entry):
-                async with limit:
+                async with semaphore:
                     file = await _request_file(http, entry) or file
-            described[entry["name"]] = file
+            new_files[entry["name"]] = file
 
         with suppress(TimeoutError):
             async with asyncio.timeout(_REFRESH_SECONDS):
                 await asyncio.gather(*map(describe, entries))
         names = [entry["name"] for entry in entries]
-        found = {name: described.get(name, known.get(name)) for name in names}
-        files = {name: file for name, file in found.items() if file is not None}
-        undescribed = frozenset(names) - files.keys()
-        for name in undescribed - self._undescribed:
+        files_or_none = {name: new_files.get(name, known_files.get(name)) for name in names}
+        files = {name: file for name, file in files_or_none.items() if file is not None}
+        undescribed_names = frozenset(names) - files.keys()
+        for name in undescribed_names - self._undescribed:
             _log.warning("an Ollama host does not describe its model %r, so it is left out", name)
-        self._undescribed = undescribed
-        has_changed = self.files is None or files != known
+        self._undescribed = undescribed_names
+        has_changed = self.files is None or files != known_files
         self.files = files
         return has_changed
 
@@ -117,38 +117,38 @@ async def _request_file(http: HttpClient, entry: Mapping[str, Any]) -> ModelFile
     name = entry["name"]
     try:
         deadline = asyncio.get_running_loop().time() + _SECONDS
-        shown = from_json(await http.post("/api/show", to_json({"model": name}), deadline))
-        return _build_file(entry, shown)
+        details = from_json(await http.post("/api/show", to_json({"model": name}), deadline))
+        return _build_file(entry, details)
     except (MoyinError, ValueError, KeyError, TypeError, AttributeError):
         # The model may have been removed meanwhile; if not, the next refresh tries again.
         return None
 
 
-def _build_file(entry: Mapping[str, Any], shown: Mapping[str, Any]) -> ModelFile:
-    description = {name: shown[name] for name in _DESCRIPTION if shown.get(name)}
+def _build_file(entry: Mapping[str, Any], details: Mapping[str, Any]) -> ModelFile:
+    description = {name: details[name] for name in _DESCRIPTION if details.get(name)}
     if len(to_json(description)) > _MAX_DESCRIPTION_BYTES:
         description = {"model_info": _shorten_info(description.get("model_info") or {})}
-    weights = _WEIGHTS.search(str(shown.get("modelfile") or ""))
+    weights = _WEIGHTS.search(str(details.get("modelfile") or ""))
     return ModelFile(
         name=entry["name"],
         digest=str(entry.get("digest") or ""),
         size=int(entry.get("size") or 0),
         modified_at=str(entry.get("modified_at") or ""),
-        capabilities=frozenset(map(str, shown.get("capabilities") or ("completion",))),
-        context=_find_context(shown),
+        capabilities=frozenset(map(str, details.get("capabilities") or ("completion",))),
+        context=_find_context(details),
         # `parent_model` is a path on the host if the model was created from a file.
-        details={**(shown.get("details") or entry.get("details") or {}), "parent_model": ""},
+        details={**(details.get("details") or entry.get("details") or {}), "parent_model": ""},
         description=description,
         weights=weights[1] if weights else "",
     )
 
 
-def _find_context(shown: Mapping[str, Any]) -> int | None:
+def _find_context(details: Mapping[str, Any]) -> int | None:
     """Return the context length in tokens: the Modelfile's ``num_ctx``, else the trained length."""
-    parameter = _CONTEXT_PARAMETER.search(str(shown.get("parameters") or ""))
+    parameter = _CONTEXT_PARAMETER.search(str(details.get("parameters") or ""))
     if parameter:
         return int(parameter[1]) or None
-    info = shown.get("model_info") or {}
+    info = details.get("model_info") or {}
     architecture = info.get("general.architecture")
     length = info.get(f"{architecture}.context_length")
     return length if isinstance(length, int) and length > 0 else None

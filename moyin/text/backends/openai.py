@@ -98,9 +98,9 @@ class OpenAIBackend:
             credentials=lambda key: build_credentials(auth_header, key),
             connections=connections,
         )
-        known = endpoints.known_endpoint
+        endpoint = endpoints.known_endpoint
         self.batches = OpenAIBatches(
-            self._http, renames_max_tokens=known is not None and _is_openai(known.url)
+            self._http, renames_max_tokens=endpoint is not None and _is_openai(endpoint.url)
         )
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
@@ -183,8 +183,8 @@ class OpenAIBackend:
         if not self.reads_files:
             refuse_documents(request, self._owned_by)
         body = chat_request_to_upstream(request, stream=stream)
-        known = self._endpoints.known_endpoint
-        if known is not None and _is_openai(known.url) and "max_tokens" in body:
+        endpoint = self._endpoints.known_endpoint
+        if endpoint is not None and _is_openai(endpoint.url) and "max_tokens" in body:
             # OpenAI's reasoning models, also on Azure, reject `max_tokens`; other servers know only `max_tokens`.
             body["max_completion_tokens"] = body.pop("max_tokens")
         return {**body, **self._build_server_members(request), **self.overrides}
@@ -196,7 +196,7 @@ class OpenAIBackend:
             UnsupportedFeature: the request sets a sampling option that the server lacks.
         """
         names = _SAMPLING_OPTION_NAMES.get(self._owned_by, {})
-        extras: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         for name in ("min_p", "repeat_penalty"):
             value = getattr(request.sampling, name)
             if value is None:
@@ -205,10 +205,10 @@ class OpenAIBackend:
                 raise UnsupportedFeature(
                     f"the chosen back end does not support {name}; omit it", field=name
                 )
-            extras[names[name]] = value
+            members[names[name]] = value
         if names and request.reasoning is not None and not request.reasoning.enabled:
-            extras |= _NO_THINKING
-        return extras
+            members |= _NO_THINKING
+        return members
 
 
 def _is_openai(url: str) -> bool:

@@ -101,21 +101,21 @@ class OpenAIBatches:
     async def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
     ) -> AsyncGenerator[RemoteBatch, None]:
-        oldest = since.timestamp() - _CLOCK_MARGIN_SECONDS
-        after = ""
+        oldest_time = since.timestamp() - _CLOCK_MARGIN_SECONDS
+        page_parameter = ""
         while True:
-            page = await self._get(f"/batches?limit={_PAGE}{after}", deadline)
+            page = await self._get(f"/batches?limit={_PAGE}{page_parameter}", deadline)
             batches = page.get("data")
             if not isinstance(batches, list):
                 raise new_malformed_response_error()
             for data in batches:
-                if data.get("created_at", 0) < oldest:
+                if data.get("created_at", 0) < oldest_time:
                     return
                 if (data.get("metadata") or {}).get(_KEY_MEMBER) == key:
                     yield _parse_batch(data)
             if not page.get("has_more") or not batches:
                 return
-            after = f"&after={quote(batches[-1]['id'])}"
+            page_parameter = f"&after={quote(batches[-1]['id'])}"
 
     async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:
         return _parse_batch(await self._get(f"/batches/{quote(batch_id)}", deadline))

@@ -80,11 +80,13 @@ async def read_lines(blobs: BlobStore, sha256: str, lines: Sequence[BatchLine]) 
         FileNotFoundError: the file's blob was deleted.
     """
     contents: list[bytes] = []
-    for span in _group_neighbours(lines):
-        start, end = span[0].start, span[-1].start + span[-1].size
+    for neighbours in _group_neighbours(lines):
+        start, end = neighbours[0].start, neighbours[-1].start + neighbours[-1].size
         pieces = [piece async for piece in blobs.read_chunks(sha256, start=start, end=end)]
         content = b"".join(pieces)
-        contents += [content[line.start - start : line.start - start + line.size] for line in span]
+        contents += [
+            content[line.start - start : line.start - start + line.size] for line in neighbours
+        ]
     return contents
 
 
@@ -99,19 +101,19 @@ class _Checker:
     def __init__(self, batch_format: BatchFormat, endpoint: str) -> None:
         self._format = batch_format
         self._endpoint = endpoint
-        self._seen: dict[str, int] = {}
+        self._numbers_by_id: dict[str, int] = {}
         self.errors: list[BatchError] = []
 
     def check(self, part: Sequence[_RawLine]) -> list[NewLine]:
-        valid = []
+        valid_lines = []
         for line in part:
             try:
                 custom_id = self._format.check_line(line.content, self._endpoint)
-                first = self._seen.setdefault(custom_id, line.number)
-                if first != line.number:
+                first_number = self._numbers_by_id.setdefault(custom_id, line.number)
+                if first_number != line.number:
                     raise InvalidLine(
                         "duplicate_custom_id",
-                        f"line {first} has the same custom_id; it must be unique",
+                        f"line {first_number} has the same custom_id; it must be unique",
                         "custom_id",
                     )
             except InvalidLine as error:
@@ -124,7 +126,7 @@ class _Checker:
                     )
                 )
                 continue
-            valid.append(
+            valid_lines.append(
                 NewLine(
                     number=line.number,
                     custom_id=custom_id,
@@ -132,7 +134,7 @@ class _Checker:
                     size=len(line.content),
                 )
             )
-        return valid
+        return valid_lines
 
 
 async def _read_parts(
@@ -161,8 +163,8 @@ async def _read_raw_lines(
         pieces.append(chunk)
         size += len(chunk)
         if b"\n" in chunk:
-            *lines, rest = b"".join(pieces).split(b"\n")
-            pieces, size = [rest], len(rest)
+            *lines, line_start = b"".join(pieces).split(b"\n")
+            pieces, size = [line_start], len(line_start)
             for content in lines:
                 number += 1
                 if len(content) > bounds.max_line_bytes:
@@ -180,10 +182,10 @@ def _strip_line(number: int, start: int, content: bytes) -> _RawLine | None:
     """Return a line without white space at its ends, or None if nothing is left."""
     if number == 1 and content.startswith(_BOM):
         start, content = start + len(_BOM), content[len(_BOM) :]
-    stripped = content.lstrip()
-    start += len(content) - len(stripped)
-    stripped = stripped.rstrip()
-    return _RawLine(number, start, stripped) if stripped else None
+    stripped_content = content.lstrip()
+    start += len(content) - len(stripped_content)
+    stripped_content = stripped_content.rstrip()
+    return _RawLine(number, start, stripped_content) if stripped_content else None
 
 
 def _group_neighbours(lines: Sequence[BatchLine]) -> list[list[BatchLine]]:

@@ -89,8 +89,8 @@ class NativeBatches:
                 natively, because such a batch does not stop at the limit.
 
         Returns:
-            True once the lines for native batches are chosen, so that single calls may run the
-            others.
+            True once the lines for native batches are chosen. Single calls may then run the
+            remaining lines.
         """
         rows = await self._store.list_open(batch.id)
         is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()
@@ -121,10 +121,10 @@ class NativeBatches:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _add_plan(self, batch: TextBatch) -> NativeBatch:
-        moment = now()
+        created_at = now()
         plan = NativeBatch(
             id=get_plan_id(batch.id), batch_id=batch.id, backend="", model=PLAN,
-            status=NativeStatus.ASSIGNED, created_at=moment, due_at=moment,
+            status=NativeStatus.ASSIGNED, created_at=created_at, due_at=created_at,
         )  # fmt: skip
         await self._store.add(plan)
         return plan

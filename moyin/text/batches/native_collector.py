@@ -65,7 +65,10 @@ class NativeCollector:
     async def poll(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, *, is_open: bool
     ) -> None:
-        """Collect the results if the back end's batch has ended; cancel it if our batch is over."""
+        """Collect the results if the back end's batch has ended.
+
+        A running batch is cancelled if the client's batch is over.
+        """
         assert native.remote_id is not None, "a running native batch must have an id"
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         try:
@@ -115,14 +118,14 @@ class NativeCollector:
             return
         lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)
         contents = await read_lines(self._blobs, work.input.sha256, lines)
-        finished = await run_in_thread_with_pause(
+        finished_lines = await run_in_thread_with_pause(
             self._decode_results, work, native, api, group, list(zip(lines, contents, strict=True))
         )
-        refused = await self._lines.finish(finished) if finished else []
+        refused_lines = await self._lines.finish(finished_lines) if finished_lines else []
         if self._on_result is not None:
-            ignored = {item.result.number for item in refused}
-            for item in finished:
-                if item.result.number not in ignored:
+            refused_numbers = {item.result.number for item in refused_lines}
+            for item in finished_lines:
+                if item.result.number not in refused_numbers:
                     self._on_result(item.result)
 
     def _decode_results(
@@ -136,13 +139,15 @@ class NativeCollector:
         deployment = self._native_lines.find_deployment(native.backend, native.model)
         if deployment is None:
             raise ServiceUnavailable(f"the model {native.model!r} is no longer configured")
-        finished = []
+        finished_lines = []
         for line, content in lines:
             body = work.format.read_body(content)
-            found = self._native_lines.decode(
+            decoded = self._native_lines.decode(
                 work.batch, line.number, body, group[line.number], deployment, api
             )
-            if found is not None:
-                result, usage = found
-                finished.append(FinishedLine(batch_id=native.batch_id, result=result, usage=usage))
-        return finished
+            if decoded is not None:
+                result, usage = decoded
+                finished_lines.append(
+                    FinishedLine(batch_id=native.batch_id, result=result, usage=usage)
+                )
+        return finished_lines

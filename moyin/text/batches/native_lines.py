@@ -111,7 +111,7 @@ class NativeLines:
         batch: TextBatch,
         number: int,
         body: bytes,
-        found: RemoteResult,
+        remote_result: RemoteResult,
         deployment: ModelDeployment,
         api: BatchApi,
     ) -> tuple[LineResult, tuple[UsageEntry, ...]] | None:
@@ -121,29 +121,31 @@ class NativeLines:
             None if a single call must run the line, because the back end failed.
         """
         codec = _CODECS[batch.endpoint]
-        if found.outcome is RemoteOutcome.UNANSWERED:
+        if remote_result.outcome is RemoteOutcome.UNANSWERED:
             return None
-        if found.outcome is RemoteOutcome.FAILED:
-            if found.status not in _REJECTED_STATUSES:
+        if remote_result.outcome is RemoteOutcome.FAILED:
+            if remote_result.status not in _REJECTED_STATUSES:
                 return None
-            error = BackendRejected(f"the back end refused the request: {_read_message(found)}")
+            error = BackendRejected(
+                f"the back end refused the request: {_read_message(remote_result)}"
+            )
             return self._build_failed_result(batch, number, error), ()
         request = codec.parse(body)
         usage: Usage | None = None
         try:
             if deployment.api_format is codec.api_format:
-                answer, usage = _read_forwarded(codec, found.body)
+                answer, usage = _read_forwarded(codec, remote_result.body)
             else:
-                response = api.read_chat(found.body)
+                response = api.read_chat(remote_result.body)
                 # The answer is billed even if the client's protocol cannot express it.
                 usage = response.usage
                 answer = request.encode_response(response)
         except MoyinError as malformed:
-            failed = self._build_failed_result(batch, number, malformed)
+            failed_result = self._build_failed_result(batch, number, malformed)
             if usage is None:
-                return failed, ()
+                return failed_result, ()
             entry = _build_entry(batch, number, request.model, deployment, usage, malformed.code)
-            return failed, (entry,)
+            return failed_result, (entry,)
         entry = _build_entry(batch, number, request.model, deployment, usage)
         return LineResult(number=number, http_status=200, body=answer), (entry,)
 
@@ -217,7 +219,7 @@ def _build_entry(
         deployment.backend,
         deployment.model.name,
         usage,
-        pico=deployment.batch_tariff.get_price_on(today()).compute_pico_cost(usage),
+        pico_cost=deployment.batch_tariff.get_price_on(today()).compute_pico_cost(usage),
         error=error,
     )
 
@@ -229,7 +231,7 @@ def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[byte
     return codec.add_missing_members(to_json(answer), answer, None), codec.read_usage(answer)
 
 
-def _read_message(found: RemoteResult) -> str:
-    error = found.body.get("error")
+def _read_message(remote_result: RemoteResult) -> str:
+    error = remote_result.body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
-    return str(message or f"HTTP status {found.status}")[:_MAX_MESSAGE]
+    return str(message or f"HTTP status {remote_result.status}")[:_MAX_MESSAGE]

@@ -48,14 +48,16 @@ class NativePlanner:
     async def divide(self, work: NativeWork, plan: NativeBatch) -> None:
         """Choose the lines that back ends run natively, and create their native batches."""
         groups: dict[tuple[str, str], _Group] = {}
-        after = 0
-        while page := await self._store.list_free_lines(work.batch.id, after, PAGE):
+        last_number = 0
+        while page := await self._store.list_free_lines(work.batch.id, last_number, PAGE):
             for part in split_lines(page):
                 contents = await read_lines(self._blobs, work.input.sha256, part)
-                chosen = await run_in_thread_with_pause(self._choose_lines, work, part, contents)
-                for key, found in chosen.items():
-                    await self._assign_lines(work, groups, key, found)
-            after = page[-1].number
+                lines_by_target = await run_in_thread_with_pause(
+                    self._choose_lines, work, part, contents
+                )
+                for key, chosen_lines in lines_by_target.items():
+                    await self._assign_lines(work, groups, key, chosen_lines)
+            last_number = page[-1].number
         for group in groups.values():
             await self._store.make_due(group.native)
         await self._store.save(replace(plan, status=NativeStatus.DONE))
@@ -66,10 +68,10 @@ class NativePlanner:
         """Return the number and the size in bytes of the chosen lines, by back end and model."""
         chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(page, contents, strict=True):
-            found = self._native_lines.choose(work.batch, work.format.read_body(content))
-            if found is None:
+            choice = self._native_lines.choose(work.batch, work.format.read_body(content))
+            if choice is None:
                 continue
-            target, native_line = found
+            target, native_line = choice
             assert target.runtime.batch_api is not None
             size = len(encode_line(target.runtime.batch_api, "x" * 64, native_line))
             key = (target.runtime.name, target.model.name)
@@ -81,13 +83,13 @@ class NativePlanner:
         work: NativeWork,
         groups: dict[tuple[str, str], _Group],
         key: tuple[str, str],
-        found: Sequence[tuple[int, int]],
+        chosen_lines: Sequence[tuple[int, int]],
     ) -> None:
         api = self._native_lines.get_api(key[0])
         if api is None:
             return
         numbers: list[int] = []
-        for number, size in found:
+        for number, size in chosen_lines:
             group = groups.get(key)
             limit = min(api.max_requests, _MAX_LINES)
             if group is not None and (group.count >= limit or group.size + size > api.max_bytes):

@@ -86,12 +86,12 @@ class NativeSender:
             if payload is None:
                 await abandon(self._store, native, "it has no lines")
                 return
-            sending = replace(
+            sent_batch = replace(
                 native,
                 status=NativeStatus.SENDING,
                 state={"since": datetime.now(UTC).isoformat(), "count": payload.count},
             )
-            await self._store.save(sending, due_in=LEASE_SECONDS)
+            await self._store.save(sent_batch, due_in=LEASE_SECONDS)
             deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
             try:
                 remote = await api.submit(payload, deadline)
@@ -106,24 +106,25 @@ class NativeSender:
                     native.id, native.backend, error.message,
                 )  # fmt: skip
                 pause = max(error.retry_after or 0.0, self._retry_seconds)
-                await self._store.save(sending, due_in=pause)
+                await self._store.save(sent_batch, due_in=pause)
                 return
-        await self._record_remote_id(sending, remote)
+        await self._record_remote_id(sent_batch, remote)
 
     async def recover(self, native: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
         """Find a sent native batch whose id was lost; send it again if the back end has none.
 
         Args:
-            is_open: False if the batch is over, so that released lines are not run.
+            is_open: False if the client's batch is over. Its lines are then not run, even if the
+                native batch releases them.
         """
         if "lost_at" not in native.state:
             native = replace(native, state={**native.state, "lost_at": now().isoformat()})
         lost_at = datetime.fromisoformat(native.state["lost_at"])
         is_late = now() > lost_at + _SEARCH_PERIOD
         await self._store.save(native, due_in=LEASE_SECONDS)
-        known = await self._store.list_remote_ids(native.backend)
+        known_ids = await self._store.list_remote_ids(native.backend)
         try:
-            remote, may_run = await self._find_remote_batch(native, api, known)
+            remote, may_run = await self._find_remote_batch(native, api, known_ids)
         except Exception as error:
             # The search may fail every time, for example if the back end has no batch API.
             if not is_late:
@@ -139,18 +140,18 @@ class NativeSender:
             # Releasing the lines of a running batch would get them answered twice.
             await self._store.save(native, due_in=self._get_poll_seconds())
         else:
-            again = replace(native, status=NativeStatus.ASSIGNED, state={})
-            await self._store.save(again)
+            unsent_batch = replace(native, status=NativeStatus.ASSIGNED, state={})
+            await self._store.save(unsent_batch)
 
     async def _find_remote_batch(
-        self, native: NativeBatch, api: BatchApi, known: Collection[str]
+        self, native: NativeBatch, api: BatchApi, known_ids: Collection[str]
     ) -> tuple[RemoteBatch | None, bool]:
-        """Return the back end's matching batch or None, and whether a running batch may match."""
+        """Return the back end's matching batch or None, and True if a running batch may match."""
         may_run = False
         since = datetime.fromisoformat(native.state["since"])
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         async for remote in api.find_submitted(native.id, native.state["count"], since, deadline):
-            if remote.id in known:
+            if remote.id in known_ids:
                 continue
             match = api.identifies_by_key or await self._matches_native_batch(native, api, remote)
             if match:
@@ -173,28 +174,28 @@ class NativeSender:
 
     async def _record_remote_id(self, native: NativeBatch, remote: RemoteBatch) -> None:
         """Record the id that the back end gave a native batch."""
-        running = replace(native, status=NativeStatus.RUNNING, remote_id=remote.id)
-        await self._store.save(running, due_in=self._get_poll_seconds())
+        running_batch = replace(native, status=NativeStatus.RUNNING, remote_id=remote.id)
+        await self._store.save(running_batch, due_in=self._get_poll_seconds())
         _log.info("native batch %s is %s at %s", native.id, remote.id, native.backend)
 
     async def _write_payload(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path
     ) -> Payload | None:
         """Write the requests of a native batch to a file; return None if it has no requests."""
-        written = _PayloadContent()
-        after = 0
-        while page := await self._store.list_lines(native, after, PAGE):
+        content = _PayloadContent()
+        last_number = 0
+        while page := await self._store.list_lines(native, last_number, PAGE):
             for part in split_lines(page):
                 contents = await read_lines(self._blobs, work.input.sha256, part)
                 lines = list(zip(part, contents, strict=True))
                 await run_in_thread_with_pause(
-                    self._write_part, work, native, api, lines, path, written
+                    self._write_part, work, native, api, lines, path, content
                 )
-            after = page[-1].number
-        if not written.count:
+            last_number = page[-1].number
+        if not content.count:
             return None
         return Payload(
-            key=native.id, path=written.path, file=path, size=written.size, count=written.count
+            key=native.id, path=content.path, file=path, size=content.size, count=content.count
         )
 
     def _write_part(
@@ -204,21 +205,21 @@ class NativeSender:
         api: BatchApi,
         lines: Sequence[tuple[BatchLine, bytes]],
         path: Path,
-        written: _PayloadContent,
+        payload_content: _PayloadContent,
     ) -> None:
         """Append the requests of ``lines`` to the payload file."""
         with path.open("ab") as file:
             for line, content in lines:
-                found = self._native_lines.encode(
+                encoded_line = self._native_lines.encode(
                     work.batch, work.format.read_body(content), native.backend, native.model
                 )
                 # A line that can no longer be encoded gets no result, and is released later.
-                if found is not None:
-                    written.size += file.write(
-                        encode_line(api, native.get_custom_id(line.number), found)
+                if encoded_line is not None:
+                    payload_content.size += file.write(
+                        encode_line(api, native.get_custom_id(line.number), encoded_line)
                     )
-                    written.count += 1
-                    written.path = found.path
+                    payload_content.count += 1
+                    payload_content.path = encoded_line.path
 
     @property
     def _retry_seconds(self) -> float:

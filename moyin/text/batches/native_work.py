@@ -32,7 +32,7 @@ _PART_BYTES = 8 * 1024 * 1024
 
 @dataclass(kw_only=True, slots=True)
 class NativeWork:
-    """The batch, its input file and its format, as the steps of its native batches need them."""
+    """The data for the steps of native batches: a batch, its input file and its format."""
 
     batch: TextBatch
     format: BatchFormat
@@ -47,9 +47,9 @@ async def abandon(store: NativeBatchStore, native: NativeBatch, reason: str) -> 
 
 async def finish(store: NativeBatchStore, native: NativeBatch) -> None:
     """Release the lines without a result, and record that the native batch is done."""
-    released = await store.release(native)
-    if released:
-        _log.info("native batch %s gives %d lines back", native.id, released)
+    released_count = await store.release(native)
+    if released_count:
+        _log.info("native batch %s gives %d lines back", native.id, released_count)
     await store.save(replace(native, status=NativeStatus.DONE))
 
 
@@ -59,9 +59,9 @@ async def run_in_thread_with_pause(work: Callable[P, T], *args: P.args, **kwargs
     The pause leaves processor time for other requests.
     """
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    started_at = loop.time()
     result = await asyncio.to_thread(work, *args, **kwargs)
-    await asyncio.sleep(loop.time() - began)
+    await asyncio.sleep(loop.time() - started_at)
     return result
 
 

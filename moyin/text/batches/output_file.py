@@ -43,12 +43,12 @@ async def write_results(
 
 
 async def _write_pages(batch: TextBatch, lines: BatchLineStore, paths: dict[str, Path]) -> None:
-    after = 0
+    last_number = 0
     with ExitStack() as stack:
         output, errors = (stack.enter_context(path.open("wb")) for path in paths.values())
-        while page := await lines.list_page(batch.id, after, _PAGE):
+        while page := await lines.list_page(batch.id, last_number, _PAGE):
             await asyncio.to_thread(_write_page, batch, page, output, errors)
-            after = page[-1].number
+            last_number = page[-1].number
 
 
 def _write_page(

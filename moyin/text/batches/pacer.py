@@ -19,11 +19,11 @@ class Pacer:
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._sleep = sleep
-        self._begun = 0
+        self._started_lines = 0
 
     async def wait(self) -> None:
         """Wait until another line may start."""
-        self._begun += 1
-        if self._begun > _LINES:
-            self._begun = 1
+        self._started_lines += 1
+        if self._started_lines > _LINES:
+            self._started_lines = 1
             await self._sleep(_PAUSE_SECONDS)

@@ -44,54 +44,54 @@ class ResultWriter:
     ) -> None:
         self._lines = lines
         self._on_written = on_written
-        self._waiting: list[tuple[FinishedLine, asyncio.Future[None]]] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._waiting_lines: list[tuple[FinishedLine, asyncio.Future[None]]] = []
+        self._writing_task: asyncio.Task[None] | None = None
 
     async def write(self, finished: FinishedLine) -> None:
         """Write a result, and return once it is in the database."""
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((finished, written))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_waiting())
-        await asyncio.shield(written)
+        written_event: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_lines.append((finished, written_event))
+        if self._writing_task is None or self._writing_task.done():
+            self._writing_task = asyncio.create_task(self._write_waiting())
+        await asyncio.shield(written_event)
 
     async def close(self) -> None:
         """Write all remaining results, giving up after a few failed attempts."""
-        if self._writing is not None and not self._writing.done():
-            _, pending = await asyncio.wait([self._writing], timeout=4 * _RETRY_SECONDS)
+        if self._writing_task is not None and not self._writing_task.done():
+            _, pending = await asyncio.wait([self._writing_task], timeout=4 * _RETRY_SECONDS)
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
             if pending:
                 _log.error(
                     "%d results of batches were not written; their lines run again",
-                    len(self._waiting),
+                    len(self._waiting_lines),
                 )
 
     async def _write_waiting(self) -> None:
-        while self._waiting:
+        while self._waiting_lines:
             await asyncio.sleep(_GATHER_SECONDS)
-            group = self._waiting[: self._count_group()]
+            group = self._waiting_lines[: self._count_group()]
             await self._write_group([finished for finished, _ in group])
-            del self._waiting[: len(group)]
-            for _, written in group:
-                if not written.done():
-                    written.set_result(None)
+            del self._waiting_lines[: len(group)]
+            for _, written_event in group:
+                if not written_event.done():
+                    written_event.set_result(None)
 
     def _count_group(self) -> int:
         """Return the number of results to write in the next transaction, at least one."""
         size = 0
-        for count, (finished, _) in enumerate(self._waiting[:_GROUP]):
+        for count, (finished, _) in enumerate(self._waiting_lines[:_GROUP]):
             size += len(finished.result.body)
             if count and size > _GROUP_BYTES:
                 return count
-        return min(len(self._waiting), _GROUP)
+        return min(len(self._waiting_lines), _GROUP)
 
     async def _write_group(self, group: list[FinishedLine]) -> None:
         is_replaced = False
         while True:
             try:
-                refused = await self._lines.finish(group)
+                refused_lines = await self._lines.finish(group)
                 break
             except (SQLAlchemyError, OSError) as error:
                 # The error's text contains the statement's parameters, which are answers.
@@ -107,16 +107,18 @@ class ResultWriter:
                     return
                 else:
                     group, is_replaced = [self._replace_invalid(group[0], error)], True
-        for finished in refused:
+        for finished in refused_lines:
             _log.warning(
                 "line %d of batch %s had a result already; another answer was thrown away",
                 finished.result.number,
                 finished.batch_id,
             )
         if self._on_written is not None:
-            written = {id(finished) for finished in group} - {id(finished) for finished in refused}
+            written_ids = {id(finished) for finished in group} - {
+                id(finished) for finished in refused_lines
+            }
             for finished in group:
-                if id(finished) in written:
+                if id(finished) in written_ids:
                     self._on_written(finished.result)
 
     def _replace_invalid(self, finished: FinishedLine, error: Exception) -> FinishedLine:
@@ -127,10 +129,10 @@ class ResultWriter:
             finished.batch_id,
             type(error).__name__,
         )
-        failed = LineResult(
+        error_result = LineResult(
             number=finished.result.number,
             http_status=500,
             body=to_json(_INTERNAL),
             error_code=MoyinError.code,
         )
-        return replace(finished, result=failed, usage=())
+        return replace(finished, result=error_result, usage=())

@@ -56,7 +56,7 @@ _CLOSE_SECONDS = 8.0
 
 
 class WorkState(StrEnum):
-    """Whether a batch has lines left to run or to wait for (``more``) or not (``done``)."""
+    """State of a batch: ``more`` if lines are left to run or to wait for, else ``done``."""
 
     MORE = "more"
     DONE = "done"
@@ -69,8 +69,8 @@ class LineOutcome:
     Attributes:
         result: the answer or the error, as a client would have received it.
         error: the error; None for an answer.
-        usage: the ledger entries of complete calls, which are written together with the result,
-            even if the result is a later error. Failed calls are in the ledger already.
+        usage: the ledger entries of the complete calls, also if the result is an error. They are
+            written together with the result. Failed calls are in the ledger already.
     """
 
     result: LineResult
@@ -97,9 +97,9 @@ class _OpenBatch:
     identity: Identity
     # Line numbers by the task that runs the line.
     running: dict[asyncio.Task[None], int] = field(default_factory=dict)
-    claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
+    claim_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     # Set when the batch is over, so that lines waiting for another attempt give up.
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    end_event: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class BatchRunner:
@@ -140,8 +140,8 @@ class BatchRunner:
         self._writer = ResultWriter(lines, on_result)
         self._open: dict[str, _OpenBatch] = {}
         # Number of running calls of `work`, by batch.
-        self._working: Counter[str] = Counter()
-        self._renewing: asyncio.Task[None] | None = None
+        self._running_calls: Counter[str] = Counter()
+        self._renewal_task: asyncio.Task[None] | None = None
         self._is_closing = False
 
     async def work(
@@ -157,20 +157,22 @@ class BatchRunner:
             ServiceUnavailable: the replica is stopping, or the database is unavailable.
         """
         self._start_renewing()
-        self._working[batch_id] += 1
+        self._running_calls[batch_id] += 1
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
+        end_time = loop.time() + seconds
         try:
             while True:
                 state = await self._fill_window(batch_id, identity)
-                remaining = until - loop.time()
+                remaining = end_time - loop.time()
                 if state is WorkState.DONE or remaining <= 0:
                     return state
                 open_batch = self._open.get(batch_id)
-                running = () if open_batch is None else tuple(open_batch.running)
+                running_tasks = () if open_batch is None else tuple(open_batch.running)
                 pause = min(_IDLE_SECONDS, remaining)
-                if running:
-                    await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                if running_tasks:
+                    await asyncio.wait(
+                        running_tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED
+                    )
                 else:
                     await asyncio.sleep(pause)
         except (SQLAlchemyError, OSError) as error:
@@ -179,36 +181,36 @@ class BatchRunner:
                 "the database or the artifact store is unavailable", retry_after=1
             ) from error
         finally:
-            self._working[batch_id] -= 1
-            self._forget_idle(batch_id)
+            self._running_calls[batch_id] -= 1
+            self._drop_if_idle(batch_id)
 
     async def close(self) -> None:
         """Let running lines end for some seconds, and release the others."""
         self._is_closing = True
         loop = asyncio.get_running_loop()
-        until = loop.time() + _CLOSE_SECONDS
+        end_time = loop.time() + _CLOSE_SECONDS
         tasks: list[asyncio.Task[None]] = []
         open_batches = list(self._open.values())
         for open_batch in open_batches:
-            open_batch.over.set()
+            open_batch.end_event.set()
         for open_batch in open_batches:
             # Lines that are being started notice the stop. An unavailable database must not delay
             # it.
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(until), open_batch.claiming:
+                async with asyncio.timeout_at(end_time), open_batch.claim_lock:
                     pass
             tasks += open_batch.running
         if tasks:
-            await asyncio.wait(tasks, timeout=max(0.0, until - loop.time()))
+            await asyncio.wait(tasks, timeout=max(0.0, end_time - loop.time()))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._writer.close()
         if self._native is not None:
             await self._native.close()
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+        if self._renewal_task is not None:
+            self._renewal_task.cancel()
+            await asyncio.gather(self._renewal_task, return_exceptions=True)
             with suppress(SQLAlchemyError, OSError):
                 await self._lines.remove_runner(self.id)
 
@@ -224,26 +226,26 @@ class BatchRunner:
             return await self._end_batch(open_batch)
         if not may_begin:
             return WorkState.MORE
-        async with open_batch.claiming:
+        async with open_batch.claim_lock:
             window = self._get_window()
-            free = window - len(open_batch.running)
+            free_places = window - len(open_batch.running)
             # Claiming few lines at a time would take many transactions.
-            if free < max(1, window // 2):
+            if free_places < max(1, window // 2):
                 return WorkState.MORE
-            running = list(open_batch.running.values())
-            claimed = await self._lines.claim(
-                batch_id, self.id, free, running=running, seconds=_LEASE_SECONDS
+            running_numbers = list(open_batch.running.values())
+            claimed_lines = await self._lines.claim(
+                batch_id, self.id, free_places, running=running_numbers, seconds=_LEASE_SECONDS
             )
-            await self._start_lines(open_batch, claimed)
-        if claimed or open_batch.running:
+            await self._start_lines(open_batch, claimed_lines)
+        if claimed_lines or open_batch.running:
             return WorkState.MORE
         counts = await self._lines.count(batch_id)
         return WorkState.MORE if counts.pending else WorkState.DONE
 
     async def _end_batch(self, open_batch: _OpenBatch) -> WorkState:
         """Wait for the running lines of a batch that is over, then release its other lines."""
-        open_batch.over.set()
-        async with open_batch.claiming:
+        open_batch.end_event.set()
+        async with open_batch.claim_lock:
             if open_batch.running:
                 return WorkState.MORE
             # A cancelled claim or a failed release may have left lines claimed by this replica.
@@ -257,50 +259,54 @@ class BatchRunner:
         batch = await self._batches.get(identity.owner, batch_id)
         open_batch = self._open.get(batch_id)
         if open_batch is None:
-            found = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
-            if found is None:
+            input_file = await self._files.find(batch.owner, batch.input_file_id, with_deleted=True)
+            if input_file is None:
                 raise ServiceUnavailable(f"the input file of batch {batch_id} is missing")
             open_batch = self._open.setdefault(
                 batch_id,
                 _OpenBatch(
-                    batch=batch, format=FORMATS[batch.dialect], input=found, identity=identity
+                    batch=batch, format=FORMATS[batch.dialect], input=input_file, identity=identity
                 ),
             )
         open_batch.batch, open_batch.identity = batch, identity
         return open_batch
 
-    async def _start_lines(self, open_batch: _OpenBatch, claimed: Sequence[BatchLine]) -> None:
+    async def _start_lines(
+        self, open_batch: _OpenBatch, claimed_lines: Sequence[BatchLine]
+    ) -> None:
         """Start to run claimed lines, or release them if their content cannot be read."""
-        begun = 0
+        started_count = 0
         try:
-            contents = await read_lines(self._blobs, open_batch.input.sha256, claimed)
-            for line, content in zip(claimed, contents, strict=True):
+            contents = await read_lines(self._blobs, open_batch.input.sha256, claimed_lines)
+            for line, content in zip(claimed_lines, contents, strict=True):
                 await self._pacer.wait()
                 if self._is_closing:
                     raise _new_closing_error()
                 task = asyncio.create_task(self._run_line(open_batch, line, content))
                 open_batch.running[task] = line.number
-                task.add_done_callback(lambda done: self._end_line(open_batch, done))
-                begun += 1
+                task.add_done_callback(
+                    lambda finished_task: self._end_line(open_batch, finished_task)
+                )
+                started_count += 1
         except BaseException:
             await self._release_lines(
-                open_batch.batch.id, [line.number for line in claimed[begun:]]
+                open_batch.batch.id, [line.number for line in claimed_lines[started_count:]]
             )
             raise
 
     def _end_line(self, open_batch: _OpenBatch, task: asyncio.Task[None]) -> None:
         open_batch.running.pop(task, None)
-        self._forget_idle(open_batch.batch.id)
+        self._drop_if_idle(open_batch.batch.id)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error(
                 "a line of batch %s was not run to its end", open_batch.batch.id, exc_info=error
             )
 
-    def _forget_idle(self, batch_id: str) -> None:
+    def _drop_if_idle(self, batch_id: str) -> None:
         """Drop the state of a batch that has no running line and no running call of `work`."""
         open_batch = self._open.get(batch_id)
-        if self._working[batch_id] <= 0:
-            del self._working[batch_id]
+        if self._running_calls[batch_id] <= 0:
+            del self._running_calls[batch_id]
             if open_batch is not None and not open_batch.running:
                 del self._open[batch_id]
 
@@ -329,7 +335,7 @@ class BatchRunner:
     ) -> LineOutcome | None:
         """Call a model until the outcome is final, and return it; None if the batch ends before."""
         body = open_batch.format.read_body(content)
-        failures = tries = 0
+        failures = failed_calls = 0
         while True:
             outcome = await self._caller.call(
                 open_batch.batch.endpoint,
@@ -346,13 +352,13 @@ class BatchRunner:
             if failures >= _MAX_FAILURES:
                 return outcome
             pause = min(
-                max(error.retry_after or 0.0, 0.5 * 2 ** min(tries, _MAX_DOUBLINGS)),
+                max(error.retry_after or 0.0, 0.5 * 2 ** min(failed_calls, _MAX_DOUBLINGS)),
                 _MAX_PAUSE_SECONDS,
             )
-            tries += 1
+            failed_calls += 1
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await open_batch.over.wait()
+                    await open_batch.end_event.wait()
                 return None
 
     async def _release_lines(self, batch_id: str, numbers: Sequence[int]) -> None:
@@ -366,8 +372,8 @@ class BatchRunner:
             )
 
     def _start_renewing(self) -> None:
-        if self._renewing is None:
-            self._renewing = asyncio.create_task(self._renew_forever())
+        if self._renewal_task is None:
+            self._renewal_task = asyncio.create_task(self._renew_forever())
 
     async def _renew_forever(self) -> None:
         while True:

@@ -144,7 +144,7 @@ def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) ->
     needs = OpenAICodec().parse(to_json({**body, "model": sample.model})).derive_needs()
     second = _choose_second_model(sample, rules, judge_models)
     second_targets, second_usd = _find_capable_targets(fleet, second, places, needs)
-    first = _find_answering_candidate(sample)
+    answering_candidate = _find_answering_candidate(sample)
     return Comparison(
         id=derive_comparison_id(context.owner, context.request_id),
         owner=context.owner,
@@ -153,7 +153,7 @@ def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) ->
         places=places,
         model=sample.model,
         second=second,
-        p_good=quality.estimate(first.deployment).p,
+        p_good=quality.estimate(answering_candidate.deployment).p,
         second_p_good=quality.estimate(second_targets[0].deployment).p,
         question=question_to_json(quality.question),
         request={**body, "model": second},
@@ -196,27 +196,44 @@ def _choose_second_model(sample: SampledAnswer, rules: JudgeRules, judge_models:
     """
     if rules.second is not None and rules.second != sample.model:
         return rules.second
-    first, excluded = _find_answering_candidate(sample), {sample.model, *judge_models}
-    others = [
+    answering_candidate, excluded_models = (
+        _find_answering_candidate(sample),
+        {sample.model, *judge_models},
+    )
+    other_candidates = [
         candidate
         for candidate in sample.candidates
-        if candidate.deployment.model.name not in excluded
+        if candidate.deployment.model.name not in excluded_models
     ]
-    if not others:
+    if not other_candidates:
         raise NotComparable(Outcome.NO_SECOND_MODEL)
-    better = (candidate for candidate in others if has_higher_quality(candidate, first))
-    cheaper = (candidate for candidate in others if _is_cheaper(candidate, first))
-    chosen = next(better, None) or next(cheaper, None) or others[0]
+    better_candidates = (
+        candidate
+        for candidate in other_candidates
+        if has_higher_quality(candidate, answering_candidate)
+    )
+    cheaper_candidates = (
+        candidate for candidate in other_candidates if _is_cheaper(candidate, answering_candidate)
+    )
+    chosen = next(better_candidates, None) or next(cheaper_candidates, None) or other_candidates[0]
     return chosen.deployment.model.name
 
 
 def _find_answering_candidate(sample: SampledAnswer) -> Candidate:
-    return next(one for one in sample.candidates if one.deployment.model.name == sample.model)
+    return next(
+        candidate
+        for candidate in sample.candidates
+        if candidate.deployment.model.name == sample.model
+    )
 
 
 def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
-    forecast, than = candidate.forecast, other.forecast
-    return forecast is not None and than is not None and forecast.cost_pico < than.cost_pico
+    forecast, other_forecast = candidate.forecast, other.forecast
+    return (
+        forecast is not None
+        and other_forecast is not None
+        and forecast.cost_pico < other_forecast.cost_pico
+    )
 
 
 def _find_capable_targets(
@@ -232,10 +249,10 @@ def _find_capable_targets(
     except ModelNotFound:
         # A reload of the configuration removed the model.
         raise NotComparable(Outcome.NO_SECOND_MODEL) from None
-    able = [candidate for candidate in route.targets if candidate.model.supports(needs)]
-    if able:
-        return able, compute_max_request_cost(route, needs, streams=False)
+    capable_targets = [candidate for candidate in route.targets if candidate.model.supports(needs)]
+    if capable_targets:
+        return capable_targets, compute_max_request_cost(route, needs, streams=False)
     if route.targets:
         raise NotComparable(Outcome.UNSUITABLE)
-    configured = any(exclusion.is_allowed for exclusion in route.exclusions)
-    raise NotComparable(Outcome.UNAVAILABLE if configured else Outcome.RESIDENCY)
+    is_configured = any(exclusion.is_allowed for exclusion in route.exclusions)
+    raise NotComparable(Outcome.UNAVAILABLE if is_configured else Outcome.RESIDENCY)

@@ -123,10 +123,10 @@ class Judge:
         comparison = None if stored is None else _decode_comparison(stored)
         if comparison is None:
             return False
-        first = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
+        given_signal = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
         # The signal about the second answer has the id of the comparison as its request id.
-        second = (comparison.id, comparison.second, verdict.other, comparison.second_p_good)
-        rows = [_build_signal_row(comparison, *parts) for parts in (first, second)]
+        second_signal = (comparison.id, comparison.second, verdict.other, comparison.second_p_good)
+        rows = [_build_signal_row(comparison, *parts) for parts in (given_signal, second_signal)]
         await self._signals.write((), rows)
         return True
 

@@ -93,8 +93,8 @@ class AnswerSampler:
         if answer.stream is None:
             enqueue(answer.body, answer.usage)
             return answer
-        recorded = _RecordingStream(answer.stream, enqueue)
-        return Answer(headers=answer.headers, stream=recorded, usage=answer.usage)
+        recording_stream = _RecordingStream(answer.stream, enqueue)
+        return Answer(headers=answer.headers, stream=recording_stream, usage=answer.usage)
 
 
 def _is_suitable(call: RoutedCall, rules: JudgeRules) -> bool:
@@ -215,10 +215,10 @@ class ComparisonStarter:
             return Outcome.UNAVAILABLE
 
     async def _start_job(self, comparison_id: str, owner: str) -> Outcome:
-        started = False
+        is_started = False
         try:
-            started = await self._queue.start(comparison_id, owner)
+            is_started = await self._queue.start(comparison_id, owner)
         finally:
-            if not started:
+            if not is_started:
                 await self._store.remove(comparison_id)
-        return Outcome.STARTED if started else Outcome.REPEATED
+        return Outcome.STARTED if is_started else Outcome.REPEATED

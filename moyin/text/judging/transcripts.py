@@ -53,8 +53,8 @@ def _format_part(part: chat.Part) -> str:
         case chat.ToolUse():
             return f"[calls the tool {part.name} with {part.arguments or '{}'}]"
         case chat.ToolResult():
-            inner = "\n".join(map(_format_part, part.content))
-            return f"[the tool {'failed' if part.is_error else 'returned'}]\n{inner}"
+            inner_text = "\n".join(map(_format_part, part.content))
+            return f"[the tool {'failed' if part.is_error else 'returned'}]\n{inner_text}"
         case chat.Thinking():
             return ""
         case chat.Image() | chat.Document():
@@ -116,12 +116,12 @@ def _join_ollama_lines(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
     """Decode Ollama's lines: all have a part of the answer, and the last one has the usage."""
     texts: list[str] = []
     calls: list[Any] = []
-    last: dict[str, Any] = {}
+    last_line: dict[str, Any] = {}
     try:
         for line in LineSplitter().feed(body):
-            last = from_json(line)
-            message = last.get("message", {})
-            texts.append(message.get("content") or last.get("response") or "")
+            last_line = from_json(line)
+            message = last_line.get("message", {})
+            texts.append(message.get("content") or last_line.get("response") or "")
             calls += message.get("tool_calls") or ()
     except (ValueError, AttributeError, TypeError):
         raise StreamInterrupted(
@@ -129,7 +129,9 @@ def _join_ollama_lines(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
         ) from None
     message = {"role": "assistant", "content": "".join(texts), "tool_calls": calls}
     try:
-        return codec.read_response({**last, "message": message, "response": message["content"]})
+        return codec.read_response(
+            {**last_line, "message": message, "response": message["content"]}
+        )
     except (KeyError, TypeError):
         raise StreamInterrupted(
             "the sampled stream has tool calls without a name or arguments"

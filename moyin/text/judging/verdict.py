@@ -83,21 +83,27 @@ class Verdict:
 
 
 def build_judge_request(
-    model: str, conversation: str, given: str, other: str, *, swapped: bool
+    model: str, conversation: str, given_answer: str, second_answer_text: str, *, swapped: bool
 ) -> dict[str, Any]:
     """Return the body of the judge's chat completion.
 
     Args:
         model: the judge model.
         conversation: the conversation as text.
-        given: the client's answer.
-        other: the second answer.
+        given_answer: the client's answer.
+        second_answer_text: the second answer.
         swapped: True if the judge reads the second answer first.
     """
     # The marker is random, so that no text can contain the end of its own section.
     marker = secrets.token_hex(4)
-    first, second = (other, given) if swapped else (given, other)
-    parts = (("conversation", conversation), ("first answer", first), ("second answer", second))
+    first_answer, second_answer = (
+        (second_answer_text, given_answer) if swapped else (given_answer, second_answer_text)
+    )
+    parts = (
+        ("conversation", conversation),
+        ("first answer", first_answer),
+        ("second answer", second_answer),
+    )
     text = "\n\n".join(f"<<{marker} {name}>>\n{text}\n<<{marker} end>>" for name, text in parts)
     schema = {"name": "grades", "strict": True, "schema": dict(VERDICT_SCHEMA)}
     return {
@@ -117,5 +123,9 @@ def parse_verdict(text: str, *, swapped: bool) -> Verdict | None:
         grades = GradesBody.model_validate_json(text)
     except ValidationError:
         return None
-    first, second = grades.first / BEST_GRADE, grades.second / BEST_GRADE
-    return Verdict(given=second, other=first) if swapped else Verdict(given=first, other=second)
+    first_score, second_score = grades.first / BEST_GRADE, grades.second / BEST_GRADE
+    return (
+        Verdict(given=second_score, other=first_score)
+        if swapped
+        else Verdict(given=first_score, other=second_score)
+    )

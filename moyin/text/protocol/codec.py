@@ -154,11 +154,11 @@ class ProtocolCodec(Protocol):
         """
 
     @property
-    def ability_members(self) -> Mapping[str, tuple[str, ...]]:
-        """The members that make a request need an ability (`OMITTABLE_ABILITIES`)."""
+    def request_fields_by_ability(self) -> Mapping[str, tuple[str, ...]]:
+        """The request fields that require an ability, by each of the `OMITTABLE_ABILITIES`."""
 
     def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
-        """Return a request of this call with another body; ``data`` is valid as the first one was."""
+        """Return ``request`` with ``data`` as its body, which must be valid."""
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         """Return the client's headers (lower-case names) that the back end needs, too."""
@@ -259,14 +259,14 @@ def select_newest_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     Args:
         turns: all turns, newest first. The iterator is not read further than necessary.
     """
-    kept: list[Turn] = []
+    newest_turns: list[Turn] = []
     for turn in turns:
         if turn[1]:
-            kept.append(turn)
-            if len(kept) == MAX_TURNS:
+            newest_turns.append(turn)
+            if len(newest_turns) == MAX_TURNS:
                 break
-    kept.reverse()
-    return tuple(kept)
+    newest_turns.reverse()
+    return tuple(newest_turns)
 
 
 def encode_with_changes(

@@ -109,9 +109,9 @@ def _iterate_documents(request: chat.ChatRequest) -> Iterator[chat.Document]:
 
 def _detect_type(head: bytes, name: str | None, declared: str | None) -> str:
     """Return the media type by the content, else the declared type, else the type by the name."""
-    shown = detect_media_type(None, head)
-    if shown != UNKNOWN_MEDIA_TYPE:
-        return shown
+    detected_type = detect_media_type(None, head)
+    if detected_type != UNKNOWN_MEDIA_TYPE:
+        return detected_type
     declared = (declared or "").partition(";")[0].strip().lower()
     if declared and declared != UNKNOWN_MEDIA_TYPE:
         return declared

@@ -106,21 +106,21 @@ class UsageQuery(_FilterQuery):
         Raises:
             InvalidRequest: the period ends before it starts, or is too long.
         """
-        until = now if self.until is None else self.until
-        if until < _FIRST_TIME:
+        end = now if self.until is None else self.until
+        if end < _FIRST_TIME:
             raise InvalidRequest("to: must be a time after 1970", field="to")
-        since = self.since
-        if since is None:
+        start = self.since
+        if start is None:
             # The period includes the whole last day if a part of it is requested.
-            last_day = (until - timedelta(microseconds=1)).replace(
+            last_day = (end - timedelta(microseconds=1)).replace(
                 hour=0, minute=0, second=0, microsecond=0
             )
-            since = last_day - timedelta(days=_DEFAULT_DAYS - 1)
-        if since >= until or until - since > timedelta(days=MAX_DAYS):
+            start = last_day - timedelta(days=_DEFAULT_DAYS - 1)
+        if start >= end or end - start > timedelta(days=MAX_DAYS):
             raise InvalidRequest(
                 f"from: must be earlier than `to`, by at most {MAX_DAYS} days", field="from"
             )
-        return since, until
+        return start, end
 
 
 class CallBody(BaseModel):

@@ -303,10 +303,10 @@ def _blend_abilities(
 
 def _convert_mmlu_to_logits(mmlu: float) -> float:
     """Convert an MMLU score in percent, which includes guesses, to logits."""
-    known = (mmlu / 100 - 0.25) / 0.75
+    known_share = (mmlu / 100 - 0.25) / 0.75
     # Lower scores of small models are not distinguishable from chance.
-    known = max(known, 0.05)
-    return 1.6 * math.log(known / (1 - known)) + 1.0
+    known_share = max(known_share, 0.05)
+    return 1.6 * math.log(known_share / (1 - known_share)) + 1.0
 
 
 def _convert_size_to_logits(billions: float) -> float:

@@ -58,7 +58,10 @@ class Embedder:
         self._np = np
 
     def __call__(self, text: str) -> tuple[int, ...]:
-        """Return one feature per dimension of the meaning of ``text``, or none if it has no tokens."""
+        """Embed ``text`` and return one feature number per dimension of the quantized embedding.
+
+        The result is an empty tuple if ``text`` has no tokens.
+        """
         # JSON may contain lone surrogates, which the tokenizer rejects.
         text = text.encode(errors="replace").decode()
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -195,11 +195,11 @@ class Estimator:
         slope = math.tanh(logit / 2) / (2 * logit) if abs(logit) > 1e-6 else 0.25
         slope *= flattening * flattening
         error = (signal.score - expected) * flattening
-        moved = weights.learn(signal.question.features, error, slope, weight, (low, high))
+        shift = weights.learn(signal.question.features, error, slope, weight, (low, high))
         weights.count_signal(signal.question.kind, weight)
         if use is not None:
             use.used += weight
-            use.moved[signal.model] = use.moved.get(signal.model, 0.0) + moved
+            use.moved[signal.model] = use.moved.get(signal.model, 0.0) + shift
         return weight
 
     def _terms_for(self, question: Question) -> _QuestionTerms:
@@ -232,7 +232,7 @@ class Estimator:
     def merge_state(
         self, tenant: str, learned: TenantState, base: TenantState | None = None
     ) -> None:
-        """Merge into the tenant's state what another replica has learned since ``base``."""
+        """Add to the tenant's state what another replica has learned since the state ``base``."""
         self.replace_state(tenant, self.get_state(tenant).merge_with(learned, base))
 
     def reset(self, tenant: str) -> None:

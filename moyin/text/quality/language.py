@@ -57,15 +57,15 @@ def detect_language(text: str, words: Set[str]) -> str:
 
 
 def _detect_script(sample: str) -> str:
-    foreign = [letter for letter in sample if letter > "\u036f" and letter.isalpha()]
-    if len(foreign) < _MIN_SCRIPT_SHARE * len(sample):
+    script_letters = [letter for letter in sample if letter > "\u036f" and letter.isalpha()]
+    if len(script_letters) < _MIN_SCRIPT_SHARE * len(sample):
         return ""
     counts = dict.fromkeys(_SCRIPT_LANGUAGES, 0)
-    for letter in foreign:
-        name, _, last = _SCRIPTS_BY_START[bisect_right(_SCRIPT_STARTS, letter) - 1]
-        if letter <= last:
+    for letter in script_letters:
+        name, _, last_letter = _SCRIPTS_BY_START[bisect_right(_SCRIPT_STARTS, letter) - 1]
+        if letter <= last_letter:
             counts[name] += 1
     if counts["ja"] and counts["ja"] * 8 >= counts["zh"]:
         return "ja"
-    best = max(counts, key=counts.__getitem__)
-    return best if counts[best] else "other"
+    most_frequent = max(counts, key=counts.__getitem__)
+    return most_frequent if counts[most_frequent] else "other"

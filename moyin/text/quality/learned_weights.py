@@ -115,12 +115,14 @@ def _split_features(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[fl
     """Split features into those of shape and words, and the decoded values of meaning."""
     if features[-1] < FIRST_MEANING_FEATURE:
         return features, []
-    first = next(at for at, number in enumerate(features) if number >= FIRST_MEANING_FEATURE)
+    first_meaning_index = next(
+        index for index, number in enumerate(features) if number >= FIRST_MEANING_FEATURE
+    )
     values = [0.0] * MEANING_DIMENSIONS
-    for number in features[first:]:
+    for number in features[first_meaning_index:]:
         dimension, step = divmod(number - FIRST_MEANING_FEATURE, MEANING_STEPS)
         values[dimension] = (step - MEANING_STEPS // 2) / MEANING_SCALE
-    return features[:first], values
+    return features[:first_meaning_index], values
 
 
 class WeightReader:
@@ -209,26 +211,26 @@ class LearnedWeights:
         ]
         variance = sum(gain * share for gain, share in zip(gains, shares, strict=True))
         information = weight * slope
-        proposed = weight * error / (1.0 + information * variance) * variance
-        moved = max(bounds[0], min(proposed, bounds[1]))
-        if proposed:
+        proposed_shift = weight * error / (1.0 + information * variance) * variance
+        shift = max(bounds[0], min(proposed_shift, bounds[1]))
+        if proposed_shift:
             # If the bounds reduce the move, the certainty that the signal adds is reduced alike.
-            information *= moved / proposed
-        step = moved / variance
+            information *= shift / proposed_shift
+        step = shift / variance
         # The product of words and trust moves the estimate further if both grow.
-        actual = moved + step * gains[-1] * step * scale * sum(
+        actual_shift = shift + step * gains[-1] * step * scale * sum(
             gains[SHAPE_FEATURES : SHAPE_FEATURES + words]
         )
-        moved = max(bounds[0], min(actual, bounds[1]))
-        if moved != actual:
-            step *= moved / actual
+        shift = max(bounds[0], min(actual_shift, bounds[1]))
+        if shift != actual_shift:
+            step *= shift / actual_shift
         for feature, share, gain in zip(features, shares, gains, strict=True):
             self.mean[feature] += step * gain
             known_information[feature] = (
                 known_information.get(feature, 0.0) + information * share * share
             )
         self.mean[WORD_TRUST] = _clamp_trust(self.mean[WORD_TRUST])
-        return moved
+        return shift
 
     def count_signal(self, kind: str, weight: float) -> None:
         """Add a signal of ``weight`` to the count of ``kind``."""
@@ -236,20 +238,20 @@ class LearnedWeights:
 
     def fade(self, now: float) -> None:
         """Reduce weights and information by their half-lives for the time since the last fading."""
-        elapsed = now - self.faded_at
+        elapsed_seconds = now - self.faded_at
         if not self.information:
             self.faded_at = max(now, self.faded_at)
-        if elapsed < _FADE_INTERVAL or not self.information:
+        if elapsed_seconds < _FADE_INTERVAL or not self.information:
             return
         self.faded_at = now
         for feature, information in self.information.items():
-            fade = 0.5 ** (elapsed / _HALF_LIFE[feature])
+            fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[feature])
             remaining, prior = information * fade, _PRECISION[feature]
             # The product of mean and precision fades like the information, as if the signal had
             # been weaker.
             self.mean[feature] *= fade * (prior + information) / (prior + remaining)
             self.information[feature] = remaining
-        fade = 0.5 ** (elapsed / _HALF_LIFE[0])
+        fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[0])
         self.counts = {kind: count * fade for kind, count in self.counts.items()}
 
     def merge_with(

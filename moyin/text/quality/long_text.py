@@ -47,12 +47,12 @@ def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[st
 
     The last paragraph is preferred to the first. If neither is a request, both values are empty.
     """
-    _, separator, last = text[-_MAX_REQUEST_LENGTH:].rstrip().rpartition("\n\n")
-    if separator and _is_request(last, words := split_words(last)):
-        return last, words
-    first, separator, _ = text[:_MAX_REQUEST_LENGTH].lstrip().partition("\n\n")
-    if separator and _is_request(first, words := split_words(first)):
-        return first, words
+    _, separator, last_paragraph = text[-_MAX_REQUEST_LENGTH:].rstrip().rpartition("\n\n")
+    if separator and _is_request(last_paragraph, words := split_words(last_paragraph)):
+        return last_paragraph, words
+    first_paragraph, separator, _ = text[:_MAX_REQUEST_LENGTH].lstrip().partition("\n\n")
+    if separator and _is_request(first_paragraph, words := split_words(first_paragraph)):
+        return first_paragraph, words
     return "", []
 
 

@@ -164,8 +164,8 @@ def build_question(
         embed: returns the features of a text's meaning; None if only words are used.
     """
     text, turns, (request, request_words) = _extract_request(texts)
-    lowered = text.lower()
-    words = _split_words(text, lowered)
+    lower_text = text.lower()
+    words = _split_words(text, lower_text)
     distinct = dict.fromkeys(words)
     # The words of all lists are found once, because `&` with the keys of a dictionary, which the
     # functions for language, kind and demands use, takes eight times as long.
@@ -185,7 +185,7 @@ def build_question(
         kind, is_certain = reading or kind, bool(reading) or (is_certain and kind != "knowledge")
     if not is_certain:
         demand_cues = cues
-        kind, is_certain = _classify_kind(text, lowered, words, cues, language, has_sums)
+        kind, is_certain = _classify_kind(text, lower_text, words, cues, language, has_sums)
 
     difficulty = KIND_DIFFICULTY[kind] + _compute_demand_difficulty(demand_cues)
     if has_sums and kind == "mathematics" and len(words) < 2 * _SHORT_WORDS:
@@ -266,18 +266,18 @@ def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[
     return text, len(user_texts), request
 
 
-def _split_words(text: str, lowered: str) -> list[str]:
+def _split_words(text: str, lower_text: str) -> list[str]:
     """Return the words in lower case.
 
     ASCII is split by a table, which is five times as fast as the regular expression.
     """
     if text.isascii():
         return text.encode().translate(_ASCII_TABLE).decode().split()
-    return _WORD_PATTERN.findall(lowered)
+    return _WORD_PATTERN.findall(lower_text)
 
 
 def _classify_kind(
-    text: str, lowered: str, words: list[str], cues: Set[str], language: str, has_sums: bool
+    text: str, lower_text: str, words: list[str], cues: Set[str], language: str, has_sums: bool
 ) -> tuple[str, bool]:
     """Return the kind of request with the most votes, and True if any word voted."""
     votes: dict[str, float] = {}
@@ -286,7 +286,7 @@ def _classify_kind(
         votes[kind] = votes.get(kind, 0.0) + _VOTE_WEIGHT.get(kind, 1.0)
     if language in _SPACELESS_LANGUAGES or not text.isascii():
         for cue, kind in KIND_SUBSTRINGS.items():
-            if cue in lowered:
+            if cue in lower_text:
                 votes[kind] = votes.get(kind, 0.0) + 2.0
     if _looks_like_code(text, words, cues):
         votes["code"] = votes.get("code", 0.0) + 2.0
@@ -311,18 +311,18 @@ def _classify_kind(
 
 
 def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
-    for mark in _CODE_MARKERS:  # A loop is three times as fast as `any` with a generator.
-        if mark in text:
+    for marker in _CODE_MARKERS:  # A loop is three times as fast as `any` with a generator.
+        if marker in text:
             return True
     for name in cues & AMBIGUOUS_PROGRAMMING_LANGUAGES:
-        before = words.index(name) - 1
-        if before >= 0 and words[before] in PROGRAMMING_LANGUAGE_PREFIXES:
+        previous_index = words.index(name) - 1
+        if previous_index >= 0 and words[previous_index] in PROGRAMMING_LANGUAGE_PREFIXES:
             return True
     return False
 
 
 def _compute_demand_difficulty(cues: Set[str]) -> float:
-    """Return the logits of the most difficult and of the easiest demand, added up."""
+    """Return the sum of the difficulties of the hardest and the easiest demand, in logits."""
     difficulties = [DEMAND_DIFFICULTY[word] for word in cues & _DEMAND_WORDS]
     return max(0.0, *difficulties) + min(0.0, *difficulties) if difficulties else 0.0
 
@@ -361,10 +361,15 @@ def _hash_words(spaceless_text: str, words: list[str], distinct: Iterable[str]) 
     if not words:
         return ()
     stems = map(_STEM_FEATURES.__getitem__, islice(distinct, _MAX_STEMS))
-    first = words[:3]
-    starts = [f"^{word}" for word in first]
-    ends = [f"{word}$" for word in words[-2:]]
-    return dict.fromkeys((*stems, *map(_hash_word, (*starts, " ".join(first[:2]), *ends))))
+    first_words = words[:3]
+    marked_first_words = [f"^{word}" for word in first_words]
+    marked_last_words = [f"{word}$" for word in words[-2:]]
+    return dict.fromkeys(
+        (
+            *stems,
+            *map(_hash_word, (*marked_first_words, " ".join(first_words[:2]), *marked_last_words)),
+        )
+    )
 
 
 class _StemFeatureCache(dict[str, int]):

@@ -44,9 +44,9 @@ class KeyUsage:
 
     def decay(self, per_second: float, now: float) -> None:
         """Reduce ``used`` by ``per_second`` and ``moved`` by its half-life since the last update."""
-        elapsed = max(now - self.at, 0.0)
-        self.used = max(self.used - elapsed * per_second, 0.0)
-        fade = 0.5 ** (elapsed / _DAY)
+        elapsed_seconds = max(now - self.at, 0.0)
+        self.used = max(self.used - elapsed_seconds * per_second, 0.0)
+        fade = 0.5 ** (elapsed_seconds / _DAY)
         self.moved = {
             model: remaining
             for model, logits in self.moved.items()
@@ -103,15 +103,15 @@ class TenantState:
         start = base or TenantState()
         result = TenantState(frozen=self.frozen or other.frozen)
         for model in sorted(self.models.keys() | other.models.keys()):
-            ours = self.models.get(model) or LearnedWeights()
-            theirs = other.models.get(model) or LearnedWeights()
-            result.models[model] = ours.merge_with(theirs, start.models.get(model))
+            own_weights = self.models.get(model) or LearnedWeights()
+            other_weights = other.models.get(model) or LearnedWeights()
+            result.models[model] = own_weights.merge_with(other_weights, start.models.get(model))
         while len(result.models) > _MAX_MODELS:
             del result.models[min(result.models, key=lambda name: result.models[name].faded_at)]
         for name in sorted(self.keys.keys() | other.keys.keys()):
-            uses = [use for remaining in (self, other) if (use := remaining.keys.get(name))]
+            usages = [use for remaining in (self, other) if (use := remaining.keys.get(name))]
             # If a key used both replicas, the larger usage counts.
-            result.keys[name] = max(uses, key=lambda use: (use.used, use.at))
+            result.keys[name] = max(usages, key=lambda use: (use.used, use.at))
         while len(result.keys) > _MAX_KEYS:
             del result.keys[min(result.keys, key=lambda name: result.keys[name].used)]
         return result
@@ -172,15 +172,15 @@ def compute_shared_levels(
         contributions: the result of `extract_levels` for each tenant. Malformed stored values are
             ignored.
     """
-    contributed: dict[tuple[str, str], list[float]] = {}
+    levels_of_tenants: dict[tuple[str, str], list[float]] = {}
     for contribution in contributions:
         for model, kinds in contribution.items():
             for kind, level in kinds.items() if isinstance(kinds, Mapping) else ():
                 if kind in KIND_NUMBER and isinstance(level, int | float) and math.isfinite(level):
-                    contributed.setdefault((model, kind), []).append(level)
-    shared: dict[str, dict[str, float]] = {}
-    for (model, kind), levels in contributed.items():
+                    levels_of_tenants.setdefault((model, kind), []).append(level)
+    shared_levels: dict[str, dict[str, float]] = {}
+    for (model, kind), levels in levels_of_tenants.items():
         if len(levels) >= MIN_TENANTS:
             level = max(-_MAX_LEVEL, min(statistics.median(levels), _MAX_LEVEL))
-            shared.setdefault(model, {})[kind] = level
-    return shared
+            shared_levels.setdefault(model, {})[kind] = level
+    return shared_levels

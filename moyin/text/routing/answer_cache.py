@@ -151,7 +151,7 @@ def hash_request(call: RoutedCall, route: CompiledRoute) -> str:
 
 def _serve_cached(call: RoutedCall, cached: CachedResponse) -> Answer:
     entry = build_usage_entry(
-        call.context, call.request.model, _LEDGER_BACKEND, cached.model, cached.usage, pico=0
+        call.context, call.request.model, _LEDGER_BACKEND, cached.model, cached.usage, pico_cost=0
     )
     call.record(entry)
     trailer = call.codec.encode_cost_trailer(b"0") if call.request.is_streamed else b""

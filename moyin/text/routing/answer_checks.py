@@ -128,12 +128,14 @@ def _repeats_itself(text: str) -> bool:
     Repetitions without two different letters, such as rows of dashes, do not count.
     """
     end = text[-_SAMPLE_LENGTH:]
-    before = text.rfind(end, max(0, len(text) - _SAMPLE_LENGTH - _MAX_REPEATED_UNIT), len(text) - 1)
-    if before < 0:
+    previous_start = text.rfind(
+        end, max(0, len(text) - _SAMPLE_LENGTH - _MAX_REPEATED_UNIT), len(text) - 1
+    )
+    if previous_start < 0:
         return False
-    unit = text[before - len(text) + len(end) :]
-    times = max(_MIN_REPETITIONS, -(-_MIN_REPEATED_LENGTH // len(unit)))
-    return text.endswith(unit * times) and len(set(filter(str.isalpha, unit))) > 1
+    unit = text[previous_start - len(text) + len(end) :]
+    repetitions = max(_MIN_REPETITIONS, -(-_MIN_REPEATED_LENGTH // len(unit)))
+    return text.endswith(unit * repetitions) and len(set(filter(str.isalpha, unit))) > 1
 
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
@@ -198,15 +200,17 @@ class _SchemaChecker:
         if not isinstance(value, dict):
             return True
         properties = schema.get("properties")
-        known = properties if isinstance(properties, dict) else {}
-        required = schema.get("required")
-        if isinstance(required, list) and any(
-            isinstance(name, str) and name not in value for name in required
+        known_schemas = properties if isinstance(properties, dict) else {}
+        required_names = schema.get("required")
+        if isinstance(required_names, list) and any(
+            isinstance(name, str) and name not in value for name in required_names
         ):
             return False
-        others = True if "patternProperties" in schema else schema.get("additionalProperties", True)
+        other_schema = (
+            True if "patternProperties" in schema else schema.get("additionalProperties", True)
+        )
         return all(
-            self.matches_subschema(item, known.get(name, others), depth + 1)
+            self.matches_subschema(item, known_schemas.get(name, other_schema), depth + 1)
             for name, item in value.items()
         )
 
@@ -220,22 +224,22 @@ def matches_type(value: Any, kinds: Any) -> bool:
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    known = _TYPES.get(kind) if isinstance(kind, str) else None
-    if known is None:
+    python_types = _TYPES.get(kind) if isinstance(kind, str) else None
+    if python_types is None:
         return True
     if isinstance(value, bool):
         return bool(kind == "boolean")
     if kind == "integer" and isinstance(value, float):
         return value.is_integer()
-    return isinstance(value, known)
+    return isinstance(value, python_types)
 
 
 def _matches_enum(value: Any, schema: Mapping[str, Any]) -> bool:
-    allowed = schema.get("enum")
+    allowed_values = schema.get("enum")
     if (
-        isinstance(allowed, list)
-        and len(allowed) <= _MAX_ENUM_VALUES
-        and not any(_are_equal_in_json(value, option) for option in allowed)
+        isinstance(allowed_values, list)
+        and len(allowed_values) <= _MAX_ENUM_VALUES
+        and not any(_are_equal_in_json(value, option) for option in allowed_values)
     ):
         return False
     return "const" not in schema or _are_equal_in_json(value, schema["const"])
@@ -243,8 +247,8 @@ def _matches_enum(value: Any, schema: Mapping[str, Any]) -> bool:
 
 def _are_equal_in_json(option: Any, other: Any) -> bool:
     """Return True if two JSON values are equal; unlike in Python, true does not equal 1."""
-    same: bool = option == other
-    return same and isinstance(option, bool) is isinstance(other, bool)
+    is_equal: bool = option == other
+    return is_equal and isinstance(option, bool) is isinstance(other, bool)
 
 
 def find_start_fault(transcript: Transcript, constraints: ResponseConstraints) -> str | None:

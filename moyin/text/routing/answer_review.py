@@ -71,13 +71,13 @@ class AnswerReviewer:
         allows_trial = call.quality is not None and route.explore > 0
         if follow_ups is None or not may_match or not (call.is_learned_from or allows_trial):
             return False
-        detect = partial(follow_ups.detect, call.conversation, route, learning.now())
+        run_detection = partial(follow_ups.detect, call.conversation, route, learning.now())
         if allows_trial:
             results: list[bool] = []
-            self._defer_work(call, lambda: results.append(detect()))
+            self._defer_work(call, lambda: results.append(run_detection()))
             learning.background.run_tasks()
             return any(results)
-        self._defer_work(call, detect)
+        self._defer_work(call, run_detection)
         return False
 
     def plan_checks(
@@ -91,23 +91,23 @@ class AnswerReviewer:
         quality = call.quality
         if quality is None or not quality.is_estimated or not is_checkable(call):
             return False
-        rescued = may_rescue(route.rescue, call) and any(
+        may_be_rescued = may_rescue(route.rescue, call) and any(
             has_higher_quality(candidate, candidates[0]) for candidate in candidates[1:]
         )
         if not call.request.is_streamed:
-            return rescued
-        call.is_transcribed = rescued or call.is_learned_from
-        if rescued:
-            whole = route.hold_streams and requires_format(call)
-            call.hold = StreamHold.WHOLE if whole else StreamHold.BEGINNING
-        return rescued
+            return may_be_rescued
+        call.is_transcribed = may_be_rescued or call.is_learned_from
+        if may_be_rescued:
+            holds_whole_stream = route.hold_streams and requires_format(call)
+            call.hold = StreamHold.WHOLE if holds_whole_stream else StreamHold.BEGINNING
+        return may_be_rescued
 
     async def review(
         self,
         call: RoutedCall,
         route: CompiledRoute,
         candidates: Sequence[Candidate],
-        first: tuple[Candidate, Answer],
+        first_answer: tuple[Candidate, Answer],
         reserved: Decimal | None,
         try_candidate: _TryCandidate,
     ) -> Answer:
@@ -116,44 +116,50 @@ class AnswerReviewer:
         If the better candidate fails, the first answer is returned in spite of its fault.
 
         Args:
-            first: the candidate that answered, and its answer.
+            first_answer: the candidate that answered, and its answer.
             reserved: US dollars reserved for the request; None if spending is not limited.
             try_candidate: calls another candidate.
         """
-        answered, answer = first
+        answering_candidate, answer = first_answer
         if call.quality is None or not call.quality.is_estimated:
             return answer
         # If the route allows trials, follow-ups to every answer must be detected.
         if call.is_learned_from or (route.explore and not call.context.is_background):
-            self._defer_decision(call, candidates, answered)
+            self._defer_decision(call, candidates, answering_candidate)
         better_candidates: list[Candidate] = []
         if may_rescue(route.rescue, call):
-            after = candidates[candidates.index(answered) + 1 :]
+            later_candidates = candidates[candidates.index(answering_candidate) + 1 :]
             better_candidates = [
-                candidate for candidate in after if has_higher_quality(candidate, answered)
+                candidate
+                for candidate in later_candidates
+                if has_higher_quality(candidate, answering_candidate)
             ]
         if not better_candidates:
-            self._defer_check(call, answered, answer)
+            self._defer_check(call, answering_candidate, answer)
             return answer
         fault = find_answer_fault(call, answer)
         if fault is None:
-            self._check_after_stream(call, answered, answer)
+            self._check_after_stream(call, answering_candidate, answer)
             return answer
-        self._record_fault(call, answered, fault)
+        self._record_fault(call, answering_candidate, fault)
         if not should_rescue(route.rescue, call, fault):
             return answer
         # An answer is replaced only once.
         call.hold = StreamHold.NONE
         for candidate in better_candidates:
-            if _occupies_last_slot(answer, answered, candidate):
+            if _occupies_last_slot(answer, answering_candidate, candidate):
                 continue
             remaining = call.deadline - asyncio.get_running_loop().time()
-            if not can_afford(call, candidate, first, reserved=reserved, remaining=remaining):
+            if not can_afford(
+                call, candidate, first_answer, reserved=reserved, remaining=remaining
+            ):
                 continue
-            compared = describe_choice([candidate, answered], call.quality).partition("; ")[2]
-            reason = f"rescue after {fault}; {compared}"
+            comparison = describe_choice([candidate, answering_candidate], call.quality).partition(
+                "; "
+            )[2]
+            reason = f"rescue after {fault}; {comparison}"
             try:
-                better = await _replace_answer(
+                better_answer = await _replace_answer(
                     answer, partial(try_candidate, call, candidate, reason)
                 )
             except MoyinError as error:
@@ -163,12 +169,12 @@ class AnswerReviewer:
                     error.code,
                 )
                 return answer
-            if better is not None:
+            if better_answer is not None:
                 # The other candidates are counted once per request, so they are omitted here. The
                 # decision is always recorded: the ledger does not know which answer was sent.
                 self._defer_decision(call, (), candidate)
-                self._defer_check(call, candidate, better, rescued=True)
-                return better
+                self._defer_check(call, candidate, better_answer, is_rescue=True)
+                return better_answer
         return answer
 
     def _defer_work(
@@ -201,24 +207,28 @@ class AnswerReviewer:
             self._follow_ups.remember_answer(call.conversation, quality, chosen, at)
 
     def _defer_check(
-        self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
+        self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
     ) -> None:
         """Schedule the check of an answer for faults, if the request is learned from."""
         if not call.is_learned_from:
             return
         if answer.stream is None:
             check = partial(
-                self._run_check, call, candidate, partial(find_answer_fault, call, answer), rescued
+                self._run_check,
+                call,
+                candidate,
+                partial(find_answer_fault, call, answer),
+                is_rescue,
             )
             self._defer_work(call, check, size=len(answer.body))
         elif (fault := find_answer_fault(call, answer)) is not None:
             # The fault was found while the stream was held back.
-            self._record_fault(call, candidate, fault, rescued=rescued)
+            self._record_fault(call, candidate, fault, is_rescue=is_rescue)
         else:
-            self._check_after_stream(call, candidate, answer, rescued=rescued)
+            self._check_after_stream(call, candidate, answer, is_rescue=is_rescue)
 
     def _check_after_stream(
-        self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
+        self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
     ) -> None:
         """Schedule a check for faults that runs when the stream has ended."""
         stream = answer.stream
@@ -230,7 +240,7 @@ class AnswerReviewer:
             return
         stream_check = partial(find_stream_fault, call, stream.transcript)
         check = partial(
-            self._defer_work, call, self._run_check, call, candidate, stream_check, rescued
+            self._defer_work, call, self._run_check, call, candidate, stream_check, is_rescue
         )
         if stream.is_complete:
             check()
@@ -242,23 +252,23 @@ class AnswerReviewer:
         call: RoutedCall,
         candidate: Candidate,
         find_fault: Callable[[], str | None],
-        rescued: bool,
+        is_rescue: bool,
     ) -> None:
         if (fault := find_fault()) is not None:
-            self._record_fault(call, candidate, fault, rescued=rescued)
+            self._record_fault(call, candidate, fault, is_rescue=is_rescue)
 
     def _record_fault(
-        self, call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool = False
+        self, call: RoutedCall, candidate: Candidate, fault: str, *, is_rescue: bool = False
     ) -> None:
         """Record a fault of a candidate's answer, if the request is learned from.
 
-        ``rescued`` is True if the answer replaced a faulty answer.
+        ``is_rescue`` is True if the answer replaced a faulty answer.
         """
         forecast, context = candidate.forecast, call.context
         if self._learning is None or not call.is_learned_from:
             return
         if forecast is not None and forecast.estimate is not None:
-            signal = build_fault_signal(call, candidate, fault, rescued=rescued)
+            signal = build_fault_signal(call, candidate, fault, is_rescue=is_rescue)
             expected = forecast.estimate.p
             self._learning.record_signal(
                 context.owner, context.request_id, signal, p_good=expected, comment=fault
@@ -278,26 +288,27 @@ async def _replace_answer(
     Raises:
         MoyinError: the other candidate failed. ``answer`` is then still open.
     """
-    better: Answer | None = None
+    better_answer: Answer | None = None
     try:
-        better = await try_candidate()
-        if better is not None:
+        better_answer = await try_candidate()
+        if better_answer is not None:
             await answer.close()
     except MoyinError:
         raise
     except BaseException:
         await answer.close()
-        if better is not None:
-            await better.close()
+        if better_answer is not None:
+            await better_answer.close()
         raise
-    return better
+    return better_answer
 
 
-def _occupies_last_slot(answer: Answer, answered: Candidate, other: Candidate) -> bool:
+def _occupies_last_slot(answer: Answer, answering_candidate: Candidate, other: Candidate) -> bool:
     """Return True if a running stream holds the last slot at another candidate's back end.
 
-    The other candidate then cannot be called, because the stream must stay open until then.
+    The other candidate then cannot be called, because the stream must stay open until the other
+    candidate has answered.
     """
     runtime = other.target.runtime
-    running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
-    return running and runtime is answered.target.runtime and runtime.slots.is_full
+    is_running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
+    return is_running and runtime is answering_candidate.target.runtime and runtime.slots.is_full

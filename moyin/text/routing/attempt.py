@@ -48,12 +48,12 @@ _ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """Single call of a target for a request; `run` may be called once.
+    """One call to a back end for a chat or embedding request; `run` may be called only once.
 
     Attributes:
         reason: the reason why this target was chosen, for the header ``x-moyin-route``.
-        lease: the call's slot at the back end. A streamed answer releases it at the end of the
-            stream; otherwise the caller releases it.
+        lease: the back-end slot that the call holds. A streamed answer releases it when it ends;
+            for other answers the caller releases it.
     """
 
     call: RoutedCall
@@ -101,7 +101,7 @@ class Attempt:
             billed = self._find_billed_usage(error)
             if billed is None:
                 self._record_call(Usage(), error.code)
-                call.note_failure(self._build_entry(Usage(), pico=0, error=error.code))
+                call.note_failure(self._build_entry(Usage(), pico_cost=0, error=error.code))
             else:
                 is_known = self._usage_so_far is not None
                 self.record(billed, error=error.code, charges_budget=is_known)
@@ -146,21 +146,21 @@ class Attempt:
 
         Args:
             error: the code of the error that ended the answer early, if there was one.
-            charges_budget: False for the estimate of a failed call: the budget has reserved money
-                for one answer, so that several such estimates could exceed it.
+            charges_budget: False to leave the budgets unchanged, for the estimated usage of a
+                failed call. The budgets have reserved money for one answer only.
         """
         call, target = self.call, self.target
-        pico = target.get_price().compute_pico_cost(usage)
-        entry = self._build_entry(usage, pico=pico, error=error)
+        pico_cost = target.get_price().compute_pico_cost(usage)
+        entry = self._build_entry(usage, pico_cost=pico_cost, error=error)
         call.record(entry)
         if charges_budget and call.context.budget is not None:
             call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
         seconds = self._record_call(usage, error)
         if error is None and target.latency.should_record():
             self._record_latency(usage, seconds)
-        return format_usd(pico).encode()
+        return format_usd(pico_cost).encode()
 
-    def _build_entry(self, usage: Usage, *, pico: int, error: str | None) -> UsageEntry:
+    def _build_entry(self, usage: Usage, *, pico_cost: int, error: str | None) -> UsageEntry:
         call, target = self.call, self.target
         return build_usage_entry(
             call.context,
@@ -168,7 +168,7 @@ class Attempt:
             target.runtime.name,
             target.deployment.model.name,
             usage,
-            pico=pico,
+            pico_cost=pico_cost,
             error=error,
         )
 
@@ -358,10 +358,10 @@ class Attempt:
         pieces = source.iterate_pieces()
         try:
             if self.runtime.first_byte_timeout is None:
-                first = await anext(pieces)
+                first_piece = await anext(pieces)
             else:
                 async with asyncio.timeout(self.runtime.first_byte_timeout):
-                    first = await anext(pieces)
+                    first_piece = await anext(pieces)
         except BaseException as error:
             # The model may have generated tokens before the first bytes for the client, because
             # Ollama's clients receive a tool call as a whole.
@@ -381,7 +381,7 @@ class Attempt:
         self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at
         self._record_first_byte()
         stream = MeteredStream(
-            call, source, first, pieces, finish=self._finish_stream, transcript=transcript
+            call, source, first_piece, pieces, finish=self._finish_stream, transcript=transcript
         )
         if call.hold is not StreamHold.NONE:
             try:

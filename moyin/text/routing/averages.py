@@ -16,19 +16,19 @@ class Average:
         half_life: seconds after which a sample has half its weight. None keeps the full weight.
     """
 
-    __slots__ = ("_at", "_count", "_half_life", "_mean")
+    __slots__ = ("_count", "_half_life", "_last_sample_at", "_mean")
 
     def __init__(self, half_life: float | None = None) -> None:
         self._half_life = half_life
         self._mean = 0.0
         self._count = 0.0
-        self._at = 0.0
+        self._last_sample_at = 0.0
 
     def add(self, sample: float, now: float = 0.0) -> None:
         """Add a sample that was measured at the time ``now``, in seconds."""
         self._count = min(self._compute_weight(now) + 1, _MAX_WEIGHT)
         self._mean += (sample - self._mean) / self._count
-        self._at = now
+        self._last_sample_at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
         """Return the average of all samples and ``prior``, which counts as three samples."""
@@ -38,7 +38,7 @@ class Average:
     def _compute_weight(self, now: float) -> float:
         if self._half_life is None:
             return self._count
-        return self._count * float(0.5 ** (max(now - self._at, 0.0) / self._half_life))
+        return self._count * float(0.5 ** (max(now - self._last_sample_at, 0.0) / self._half_life))
 
 
 class KeyedAverages:

@@ -52,8 +52,8 @@ class BackendRuntime:
     Each replica has its own. A new configuration creates a new runtime.
 
     Attributes:
-        pass_through: the same back end if it accepts forwarded bytes; None if it does not.
-        operations: the same back end if it may support calls other than chats and embeddings.
+        pass_through: the back end if it accepts forwarded bytes; None if it does not.
+        operations: the back end if it may support calls other than chats and embeddings; else None.
         timeout: maximum seconds of a whole call.
         first_byte_timeout: maximum seconds until a stream begins. None sets no such limit.
         retries: maximum number of retries of a failed call at this back end.
@@ -68,8 +68,8 @@ class BackendRuntime:
         priors: latency to assume for a model without measurements, by model name.
         is_up: result of the last health check; None before the first.
         batch_api: client of the back end's own batch API; None if it is not used.
-        missing_calls: paths of optional calls that the server lacks, each with the upstream name
-            of a model.
+        missing_calls: optional calls that the server lacks for a model, as pairs of the call's
+            path and the model's upstream name.
     """
 
     name: str

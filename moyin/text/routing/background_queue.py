@@ -37,7 +37,7 @@ class BackgroundQueue:
         self.failed = self.dropped = 0
         self._tasks: deque[tuple[Callable[[], object], int]] = deque()
         self._bytes = 0
-        self._scheduled: asyncio.Handle | None = None
+        self._scheduled_run: asyncio.Handle | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -52,8 +52,8 @@ class BackgroundQueue:
             self.run_tasks()
         self._tasks.append((partial(task, *args), size))
         self._bytes += size
-        if self._scheduled is None:
-            self._scheduled = asyncio.get_running_loop().call_later(
+        if self._scheduled_run is None:
+            self._scheduled_run = asyncio.get_running_loop().call_later(
                 _INTERVAL_SECONDS, self._run_slice
             )
 
@@ -83,13 +83,13 @@ class BackgroundQueue:
     async def close(self) -> None:
         """Run the queued tasks and reject new ones."""
         self._closed = True
-        if self._scheduled is not None:
-            self._scheduled.cancel()
-            self._scheduled = None
+        if self._scheduled_run is not None:
+            self._scheduled_run.cancel()
+            self._scheduled_run = None
         await self.drain()
 
     def _run_slice(self) -> None:
-        self._scheduled = None
+        self._scheduled_run = None
         self.run_tasks(_TASKS_PER_SLICE)
         if self._tasks:
-            self._scheduled = asyncio.get_running_loop().call_soon(self._run_slice)
+            self._scheduled_run = asyncio.get_running_loop().call_soon(self._run_slice)

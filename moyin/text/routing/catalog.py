@@ -32,7 +32,7 @@ class ModelDeployment:
         key_env: environment variable of the API key; empty if no key is needed.
         ability: prior estimate of the model's ability; None if unknown.
         file: the model on the server's disk; None if the server does not describe it.
-        omit: abilities whose members are dropped from requests if no model of the requested name
+        omitted_abilities: abilities whose members are dropped from requests if no model of the requested name
             has them.
         batch_tariff: prices of requests that the back end runs through its own batch API; None if
             it is not used.
@@ -47,7 +47,7 @@ class ModelDeployment:
     key_env: str = ""
     ability: Ability | None = None
     file: ModelFile | None = None
-    omit: frozenset[str] = frozenset()
+    omitted_abilities: frozenset[str] = frozenset()
     batch_tariff: Tariff | None = None
 
     @property
@@ -109,7 +109,7 @@ class Alias:
         usd_per_bad_answer: cost of a useless answer; if it is None, the tenant's setting applies.
         explore: share of requests on which a little-known model may be tried.
         cache: configures the caching of answers. If it is None, answers are not cached.
-        omit: abilities whose members are dropped from requests if no model of the group has them.
+        omitted_abilities: abilities whose members are dropped from requests if no model of the group has them.
     """
 
     models: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ class Alias:
     explore: float | None = None
     hedging: HedgingPolicy | None = None
     cache: CachingPolicy | None = None
-    omit: frozenset[str] = frozenset()
+    omitted_abilities: frozenset[str] = frozenset()
 
     def allows_residency_of(self, deployment: ModelDeployment) -> bool:
         """Return True if the data may be processed where this deployment runs."""
@@ -179,7 +179,7 @@ class Catalog:
             for name in frozenset(deployment.names):
                 by_name.setdefault(name, []).append(deployment)
         object.__setattr__(
-            self, "_by_name", {name: tuple(found) for name, found in by_name.items()}
+            self, "_by_name", {name: tuple(deployments) for name, deployments in by_name.items()}
         )
 
     def get_alias(self, name: str) -> Alias:
@@ -193,8 +193,8 @@ class Catalog:
         """
         if self._is_known(name):
             return name
-        untagged = name.removesuffix(LATEST_TAG)
-        alternative = f"{name}{LATEST_TAG}" if untagged == name else untagged
+        untagged_name = name.removesuffix(LATEST_TAG)
+        alternative = f"{name}{LATEST_TAG}" if untagged_name == name else untagged_name
         return alternative if self._is_known(alternative) else name
 
     def _is_known(self, name: str) -> bool:

@@ -104,7 +104,7 @@ class CompiledRoute:
         explore: share of requests on which a little-known model may be tried.
         chooses_model: False if the name selects a single model.
         timeout: maximum seconds of a request, including fallbacks.
-        omit: abilities whose members are dropped from requests, because no target has them
+        omitted_abilities: abilities whose members are dropped from requests, because no target has them
             (`omission`).
     """
 
@@ -120,7 +120,7 @@ class CompiledRoute:
     explore: float = 0.0
     hedging: HedgingPolicy | None = None
     cache: CachingPolicy | None = None
-    omit: frozenset[str] = frozenset()
+    omitted_abilities: frozenset[str] = frozenset()
 
 
 def compile_target(
@@ -179,9 +179,12 @@ def compute_max_request_cost(route: CompiledRoute, needs: Needs, *, streams: boo
     The maximum assumes the longest possible prompt, the longest allowed answer and the highest
     rates, and two calls if the request may be hedged.
     """
-    able = [target for target in route.targets if target.model.supports(needs)]
+    capable_targets = [target for target in route.targets if target.model.supports(needs)]
     max_pico = max(
-        (_compute_max_pico(target.get_price(), target.model.context, needs) for target in able),
+        (
+            _compute_max_pico(target.get_price(), target.model.context, needs)
+            for target in capable_targets
+        ),
         default=0,
     )
     return pico_to_usd(2 * max_pico if streams and route.hedging is not None else max_pico)

@@ -41,12 +41,15 @@ class Conversation:
         """
         if self._fingerprints is None:
             user_messages = self.user_messages or ()
-            before = (
+            previous_fingerprint = (
                 _hash_messages(secret, self.context, user_messages[1:])
                 if len(user_messages) > 1
                 else None
             )
-            self._fingerprints = _hash_messages(secret, self.context, user_messages), before
+            self._fingerprints = (
+                _hash_messages(secret, self.context, user_messages),
+                previous_fingerprint,
+            )
         return self._fingerprints
 
 

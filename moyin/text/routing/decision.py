@@ -116,29 +116,32 @@ def rank_candidates(
         always_weigh: True makes a forecast even if there is only one candidate.
         quality: quality estimates of the request; None if quality is not weighed.
     """
-    able = [
+    capable_targets = [
         target
         for target in route.targets
         if target.runtime.is_ready and target.deployment.model.supports(needs)
     ]
     if quality is not None and quality.floor:
-        able = [target for target in able if quality.meets_floor(target.deployment)]
-    if len(able) < 2 and not always_weigh:
+        capable_targets = [
+            target for target in capable_targets if quality.meets_floor(target.deployment)
+        ]
+    if len(capable_targets) < 2 and not always_weigh:
         return [
-            Candidate(target=target, reason="free" if target.is_free else "only") for target in able
+            Candidate(target=target, reason="free" if target.is_free else "only")
+            for target in capable_targets
         ]
     shape = compute_request_shape(needs)
     forecasts = [
         (_build_forecast(target, needs, shape, history, route.usd_per_second), target)
-        for target in able
+        for target in capable_targets
     ]
     if quality is not None:
         _add_risk(forecasts, quality)
     forecasts.sort(key=_get_sort_key)
-    present = [pair for pair in forecasts if pair[1].model_breaker.ready] or forecasts
-    cheapest = min((forecast.cost_pico for forecast, _ in present), default=0)
+    preferred_forecasts = [pair for pair in forecasts if pair[1].model_breaker.ready] or forecasts
+    cheapest = min((forecast.cost_pico for forecast, _ in preferred_forecasts), default=0)
     score_without_risk = min(
-        (forecast.score - forecast.risk for forecast, _ in present), default=0.0
+        (forecast.score - forecast.risk for forecast, _ in preferred_forecasts), default=0.0
     )
     return [
         Candidate(
@@ -269,19 +272,25 @@ def build_no_candidate_error(
     if quality is not None and (error := _build_quality_error(route, needs, quality)) is not None:
         return error
     exclusions = list_exclusions(route, needs)
-    allowed = [exclusion for exclusion in exclusions if exclusion.is_allowed]
-    if exclusions and not allowed:
+    allowed_exclusions = [exclusion for exclusion in exclusions if exclusion.is_allowed]
+    if exclusions and not allowed_exclusions:
         return ModelNotAllowed(
             "data-residency rules exclude every back end for this model", field="model"
         )
-    configured = [exclusion for exclusion in allowed if exclusion.deployment.configured]
-    if not configured and not route.targets:
-        return _build_not_configured_error([exclusion.deployment for exclusion in allowed])
-    waits = [exclusion.retry_after for exclusion in configured if not exclusion.missing]
+    configured_exclusions = [
+        exclusion for exclusion in allowed_exclusions if exclusion.deployment.configured
+    ]
+    if not configured_exclusions and not route.targets:
+        return _build_not_configured_error(
+            [exclusion.deployment for exclusion in allowed_exclusions]
+        )
+    retry_seconds = [
+        exclusion.retry_after for exclusion in configured_exclusions if not exclusion.missing
+    ]
     # If there are no exclusions, a breaker rejected the call after the ranking.
-    if waits or not exclusions:
-        return _build_retryable_error(waits)
-    return _build_unsupported_error(needs, configured)
+    if retry_seconds or not exclusions:
+        return _build_retryable_error(retry_seconds)
+    return _build_unsupported_error(needs, configured_exclusions)
 
 
 def _build_quality_error(
@@ -291,22 +300,26 @@ def _build_quality_error(
 
     Return None if a model of sufficient quality is only unavailable, so that a retry may succeed.
     """
-    able = [target for target in route.targets if target.deployment.model.supports(needs)]
+    capable_targets = [
+        target for target in route.targets if target.deployment.model.supports(needs)
+    ]
     if (
         not quality.floor
-        or not able
-        or any(quality.meets_floor(target.deployment) for target in able)
+        or not capable_targets
+        or any(quality.meets_floor(target.deployment) for target in capable_targets)
     ):
         return None
-    bounds = {target.model.name: quality.estimate(target.deployment).low for target in able}
-    best = max(bounds, key=lambda name: bounds[name])
+    bounds = {
+        target.model.name: quality.estimate(target.deployment).low for target in capable_targets
+    }
+    best_model = max(bounds, key=lambda name: bounds[name])
     # Rounded down, so that a request that demands exactly this number succeeds.
-    best_p_good = math.floor(bounds[best] * 100) / 100
+    best_p_good = math.floor(bounds[best_model] * 100) / 100
     return QualityUnreachable(
         f"no model under this name reaches p_good {quality.floor:g} for this request; the best is "
-        f"{best!r} with {best_p_good:.2f}",
+        f"{best_model!r} with {best_p_good:.2f}",
         field="x-moyin-quality",
-        details={"best": best, "p_good": best_p_good, "kind": quality.question.kind},
+        details={"best": best_model, "p_good": best_p_good, "kind": quality.question.kind},
     )
 
 
@@ -334,20 +347,20 @@ def build_unavailable_error(
     Returns:
         None if every target that supports the request was called.
     """
-    waits = [
+    retry_seconds = [
         target.runtime.health.retry_after
         for target in route.targets
         if target.deployment.api_format not in unsupported_formats
         and target.model.supports(needs)
         and not target.runtime.is_ready
     ]
-    return _build_retryable_error(waits) if waits else None
+    return _build_retryable_error(retry_seconds) if retry_seconds else None
 
 
-def _build_retryable_error(waits: Sequence[float]) -> ServiceUnavailable:
+def _build_retryable_error(retry_seconds: Sequence[float]) -> ServiceUnavailable:
     return ServiceUnavailable(
         "every back end that can answer this request is unavailable; retry later",
-        retry_after=max(1.0, min(waits, default=1.0)),
+        retry_after=max(1.0, min(retry_seconds, default=1.0)),
     )
 
 

@@ -66,12 +66,12 @@ def explain_decision(
         find_gap: returns the error of a call that a target would reject before it is sent, or None.
     """
     all_candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
-    found = ((candidate.target, find_gap(candidate.target)) for candidate in all_candidates)
-    gaps = {target: gap for target, gap in found if gap is not None}
-    able = replace(route, targets=tuple(t for t in route.targets if t not in gaps))
+    target_gaps = ((candidate.target, find_gap(candidate.target)) for candidate in all_candidates)
+    gaps = {target: gap for target, gap in target_gaps if gap is not None}
+    callable_route = replace(route, targets=tuple(t for t in route.targets if t not in gaps))
     # Reasons compare only targets that can be called.
     candidates = (
-        rank_candidates(able, needs, history, always_weigh=True, quality=quality)
+        rank_candidates(callable_route, needs, history, always_weigh=True, quality=quality)
         if gaps
         else all_candidates
     )
@@ -86,7 +86,7 @@ def explain_decision(
         needs=needs,
         usd_per_second=route.usd_per_second,
         candidates=tuple(candidates),
-        exclusions=(*list_exclusions(able, needs, quality), *describe_gaps(gaps)),
+        exclusions=(*list_exclusions(callable_route, needs, quality), *describe_gaps(gaps)),
         error=error,
         quality=quality,
         explore=share,
@@ -159,23 +159,36 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     The value is one word. If quality was weighed, the compared estimates follow, for example
     ``better; claude-haiku-5-5: code, p_good 0.91 against 0.22 of smollm2-135m``.
     """
-    best = candidates[0]
-    if quality is None or best.forecast is None or best.forecast.estimate is None:
-        return best.reason
-    name, low = best.deployment.model.name, best.forecast.estimate.low
-    text = f"{best.reason}; {name}: {quality.question.kind}, p_good {format_probability(low)}"
-    if best.reason == TRIAL_REASON:
-        text += f" to {format_probability(best.forecast.estimate.high)}"
-    others = [
+    best_candidate = candidates[0]
+    if (
+        quality is None
+        or best_candidate.forecast is None
+        or best_candidate.forecast.estimate is None
+    ):
+        return best_candidate.reason
+    name, lower_bound_of_best = (
+        best_candidate.deployment.model.name,
+        best_candidate.forecast.estimate.low,
+    )
+    text = f"{best_candidate.reason}; {name}: {quality.question.kind}, p_good {format_probability(lower_bound_of_best)}"
+    if best_candidate.reason == TRIAL_REASON:
+        text += f" to {format_probability(best_candidate.forecast.estimate.high)}"
+    other_candidates = [
         other for other in candidates[1:] if other.deployment.model.name != name and other.forecast
     ]
-    if not others:
+    if not other_candidates:
         return text
     # For `better`, the rival is the candidate that would win by cost and time alone.
-    rival = min(others, key=_get_score_without_risk) if best.reason == "better" else others[0]
-    assert rival.forecast is not None and rival.forecast.estimate is not None
-    lower_bound = format_probability(rival.forecast.estimate.low)
-    return f"{text} against {lower_bound} of {rival.deployment.model.name}"
+    compared_candidate = (
+        min(other_candidates, key=_get_score_without_risk)
+        if best_candidate.reason == "better"
+        else other_candidates[0]
+    )
+    assert (
+        compared_candidate.forecast is not None and compared_candidate.forecast.estimate is not None
+    )
+    lower_bound = format_probability(compared_candidate.forecast.estimate.low)
+    return f"{text} against {lower_bound} of {compared_candidate.deployment.model.name}"
 
 
 def _get_score_without_risk(candidate: Candidate) -> float:

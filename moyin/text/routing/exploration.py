@@ -28,19 +28,21 @@ def compute_trial_share(route: CompiledRoute, quality: RequestQuality | None) ->
 
 def choose_trial(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
     """Return the candidate that a trial would call; None if it is the first one already."""
-    available = [
+    available_candidates = [
         candidate for candidate in candidates if candidate.target.model_breaker.ready
     ] or candidates
     options = []
-    for candidate in available:
+    for candidate in available_candidates:
         forecast = candidate.forecast
         if forecast is None or forecast.estimate is None:
             return None
         options.append((forecast.score - forecast.risk, forecast.estimate))
     if not options:
         return None
-    best = available[choose_at_upper_bound(options, quality.usd_per_bad_answer)]
-    return None if best is candidates[0] else best
+    best_candidate = available_candidates[
+        choose_at_upper_bound(options, quality.usd_per_bad_answer)
+    ]
+    return None if best_candidate is candidates[0] else best_candidate
 
 
 def choose_at_upper_bound(
@@ -59,8 +61,8 @@ def put_trial_first(candidates: list[Candidate], quality: RequestQuality) -> lis
 
     The others keep their order, so that a failed trial falls back to the normal choice.
     """
-    tried = choose_trial(candidates, quality)
-    if tried is None:
+    trial = choose_trial(candidates, quality)
+    if trial is None:
         return candidates
-    first = Candidate(target=tried.target, reason=TRIAL_REASON, forecast=tried.forecast)
-    return [first, *(candidate for candidate in candidates if candidate is not tried)]
+    trial_candidate = Candidate(target=trial.target, reason=TRIAL_REASON, forecast=trial.forecast)
+    return [trial_candidate, *(candidate for candidate in candidates if candidate is not trial)]

@@ -118,10 +118,16 @@ class Fleet:
         Raises:
             ModelNotFound: the name is unknown.
         """
-        allowed = self.find_allowed_deployments(name, owner)
-        configured = tuple(one for one in allowed if one.configured)
-        available = tuple(one for one in configured if self.get_health(one.backend).is_up)
-        return available or configured or allowed
+        allowed_deployments = self.find_allowed_deployments(name, owner)
+        configured_deployments = tuple(
+            deployment for deployment in allowed_deployments if deployment.configured
+        )
+        available_deployments = tuple(
+            deployment
+            for deployment in configured_deployments
+            if self.get_health(deployment.backend).is_up
+        )
+        return available_deployments or configured_deployments or allowed_deployments
 
     def list_names(self, owner: str) -> tuple[str, ...]:
         """Return the names of the aliases and models that a tenant may use."""
@@ -205,7 +211,7 @@ class Fleet:
             chooses_model=self.catalog.is_group_name(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,
-            omit=_find_omitted_abilities(alias, targets),
+            omitted_abilities=_find_omitted_abilities(alias, targets),
         )
 
     def _resolve_bad_answer_cost(self, alias: Alias, policy: TenantPolicy) -> float:
@@ -218,11 +224,13 @@ class Fleet:
 
 def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
     """Return the abilities that no target has, and that the alias or all targets allow to omit."""
-    allowed = set(alias.omit)
+    allowed_abilities = set(alias.omitted_abilities)
     if targets:
-        allowed |= frozenset.intersection(*(target.deployment.omit for target in targets))
+        allowed_abilities |= frozenset.intersection(
+            *(target.deployment.omitted_abilities for target in targets)
+        )
     return frozenset(
         ability
-        for ability in allowed
+        for ability in allowed_abilities
         if not any(getattr(target.model, ability) for target in targets)
     )

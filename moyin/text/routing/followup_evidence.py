@@ -75,9 +75,13 @@ class FollowUpQuery:
 
 
 def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
-    """Return the evidence of a request that repeats one which a model of ``ability`` answered."""
-    switched = query.ability is not None and query.ability > ability + _MIN_ABILITY_GAP
-    return _SWITCHED if switched else _REGENERATED
+    """Return the evidence that a repeated request gives about the earlier answer.
+
+    Args:
+        ability: ability of the model that gave the earlier answer, in logits.
+    """
+    has_switched_model = query.ability is not None and query.ability > ability + _MIN_ABILITY_GAP
+    return _SWITCHED if has_switched_model else _REGENERATED
 
 
 def evidence_from_next_message(query: FollowUpQuery) -> Evidence:

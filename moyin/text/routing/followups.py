@@ -48,7 +48,7 @@ class _PastAnswer:
         ability: ability of the model that answered, in logits.
         p_good: predicted probability that the answer is good.
         at: time when the request arrived, in seconds since 1970.
-        shared: True if other replicas can find the answer too.
+        is_shared: True if other replicas can find the answer too.
     """
 
     owner: str
@@ -58,7 +58,7 @@ class _PastAnswer:
     question: Question
     p_good: float
     at: float
-    shared: bool = False
+    is_shared: bool = False
 
 
 class FollowUpDetector:
@@ -118,7 +118,7 @@ class FollowUpDetector:
         )
         fingerprint, previous = conversation.compute_fingerprints(self._secret)
         if self._shared_answers is not None:
-            answer.shared = self._shared_answers.queue_answer(
+            answer.is_shared = self._shared_answers.queue_answer(
                 fingerprint, previous, context.request_id, answer.ability, answer.at
             )
         self._answers[fingerprint] = answer
@@ -151,32 +151,37 @@ class FollowUpDetector:
             ability=_find_requested_ability(route),
             at=at,
         )
-        evidence, past = self._find_evidence(query)
-        record = partial(self._record_signal, query, evidence, past)
-        is_local = past is not None and not past.shared
+        evidence, past_answer = self._find_evidence(query)
+        record = partial(self._record_signal, query, evidence, past_answer)
+        is_local = past_answer is not None and not past_answer.is_shared
         if shared_answers is None or is_local or not shared_answers.queue_query(query, record):
             record()
         return evidence is not None and evidence is not CONTINUED
 
     def _record_signal(
-        self, query: FollowUpQuery, evidence: Evidence | None, past: _PastAnswer | None
+        self, query: FollowUpQuery, evidence: Evidence | None, past_answer: _PastAnswer | None
     ) -> None:
-        if evidence is None or past is None:
+        if evidence is None or past_answer is None:
             return
-        signal = evidence.to_signal(past.model, past.question, query, self._clock())
-        self._learning.record_signal(past.owner, past.request_id, signal, p_good=past.p_good)
+        signal = evidence.to_signal(past_answer.model, past_answer.question, query, self._clock())
+        self._learning.record_signal(
+            past_answer.owner, past_answer.request_id, signal, p_good=past_answer.p_good
+        )
 
     def _find_evidence(self, query: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
         """Find the answer that a request follows up, remove it, and return it with the evidence."""
-        if (past := self._pop_recent_answer(query.fingerprint, query.at)) is not None:
-            return evidence_from_repeat(query, past.ability), past
+        if (past_answer := self._pop_recent_answer(query.fingerprint, query.at)) is not None:
+            return evidence_from_repeat(query, past_answer.ability), past_answer
         if query.previous is None:
             return None, None
-        if (past := self._pop_recent_answer(query.previous, query.at)) is not None:
-            return evidence_from_next_message(query), past
-        sibling = self._latest_by_conversation.get(query.previous)
-        if sibling is not None and (past := self._pop_recent_answer(sibling, query.at)) is not None:
-            return EDITED, past
+        if (past_answer := self._pop_recent_answer(query.previous, query.at)) is not None:
+            return evidence_from_next_message(query), past_answer
+        sibling_fingerprint = self._latest_by_conversation.get(query.previous)
+        if (
+            sibling_fingerprint is not None
+            and (past_answer := self._pop_recent_answer(sibling_fingerprint, query.at)) is not None
+        ):
+            return EDITED, past_answer
         return None, None
 
     def _pop_recent_answer(self, fingerprint: bytes, at: float) -> _PastAnswer | None:

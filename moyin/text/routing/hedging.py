@@ -33,44 +33,47 @@ class HedgeBudget:
 
 
 async def race_calls(
-    first: Awaitable[Answer | None],
-    second: Callable[[], Awaitable[Answer | None]],
+    first_call: Awaitable[Answer | None],
+    start_second_call: Callable[[], Awaitable[Answer | None]],
     *,
-    after: float,
+    delay_seconds: float,
     may_start_second: Callable[[], bool],
 ) -> Answer | None:
     """Run one or two calls, return the answer that begins first, and cancel the other call.
 
     Args:
-        first: the call that starts immediately. A call returns None if the breaker of its back end
-            rejects the request; the other call then continues.
-        second: starts the other call. It is used if the first call has not begun to answer in time.
-        after: seconds after which the second call may start.
+        first_call: the call that starts immediately. A call returns None if the breaker of its back
+            end rejects the request; the other call then continues.
+        start_second_call: starts the other call. It is used if the first call has not begun to
+            answer in time.
+        delay_seconds: seconds after which the second call may start.
         may_start_second: returns False to prevent the second call.
 
     Raises:
         MoyinError: both calls failed; this is the error of the first call.
     """
-    first_task = asyncio.ensure_future(first)
-    running = {first_task}
+    first_task = asyncio.ensure_future(first_call)
+    running_tasks = {first_task}
     try:
-        done, _ = await asyncio.wait(running, timeout=after)
-        if not done and may_start_second():
-            running.add(asyncio.ensure_future(second()))
+        done_tasks, _ = await asyncio.wait(running_tasks, timeout=delay_seconds)
+        if not done_tasks and may_start_second():
+            running_tasks.add(asyncio.ensure_future(start_second_call()))
         while True:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            began = [task.result() for task in done if task.exception() is None]
-            answers = [answer for answer in began if answer is not None]
+            done_tasks, running_tasks = await asyncio.wait(
+                running_tasks, return_when=asyncio.FIRST_COMPLETED
+            )
+            results = [task.result() for task in done_tasks if task.exception() is None]
+            answers = [answer for answer in results if answer is not None]
             if answers:
                 # Both calls began to answer at the same moment.
-                for surplus in answers[1:]:
-                    await surplus.close()
+                for surplus_answer in answers[1:]:
+                    await surplus_answer.close()
                 return answers[0]
-            if not running:
+            if not running_tasks:
                 return first_task.result()
     finally:
-        for task in running:
+        for task in running_tasks:
             task.cancel()
-        for outcome in await asyncio.gather(*running, return_exceptions=True):
+        for outcome in await asyncio.gather(*running_tasks, return_exceptions=True):
             if isinstance(outcome, Answer):
                 await outcome.close()

@@ -67,19 +67,19 @@ class _QueuedDecision:
             question=question_to_json(self.question),
             p_good=self.estimate.p,
             options=[
-                [model, pico // 1000, round(estimate.p, 4), round(estimate.low, 4)]
-                for model, pico, estimate in self.options
+                [model, pico_cost // 1000, round(estimate.p, 4), round(estimate.low, 4)]
+                for model, pico_cost, estimate in self.options
             ],
             created_at=datetime.fromtimestamp(self.at, UTC),
         )
 
 
 class QualityLearner:
-    """Background service that writes decisions and signals, and learns from those of all replicas.
+    """Stores routing decisions and signals, and updates estimates from all replicas' signals.
 
     A tenant's learned state is loaded with its first request and saved every minute. While the
-    database is unavailable, estimates do not change, and rows wait in a bounded queue. When the
-    queue is full, new rows are dropped, because they are statistics and not accounts.
+    database is unavailable, estimates do not change, and rows wait in a bounded queue. New rows
+    are dropped when the queue is full; they are statistics, so no billing data is lost.
 
     Attributes:
         background: queue of the tasks that learn from requests and answers.
@@ -95,13 +95,13 @@ class QualityLearner:
         self._decisions: deque[DecisionRow | _QueuedDecision] = deque()
         self._signals: deque[SignalRow] = deque()
         self._loaded: OrderedDict[str, None] = OrderedDict()
-        self._dirty: set[str] = set()
+        self._changed_tenants: set[str] = set()
         self._last_number = -1  # Number of the newest signal read; -1 before the first.
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._is_shared = True
         self._failures = 0
-        self._dropped = 0
+        self._dropped_rows = 0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -155,7 +155,7 @@ class QualityLearner:
         if forecast is None or forecast.estimate is None:
             return
         if len(self._decisions) >= _MAX_QUEUED:
-            self._dropped += 1
+            self._dropped_rows += 1
             return
         options = tuple(
             (option.deployment.model.name, option.forecast.cost_pico, option.forecast.estimate)
@@ -185,7 +185,7 @@ class QualityLearner:
     ) -> None:
         """Queue a quality signal that the gateway observed, such as a fault or a follow-up."""
         if len(self._signals) >= _MAX_QUEUED:
-            self._dropped += 1
+            self._dropped_rows += 1
             return
         self._signals.append(
             SignalRow(
@@ -284,23 +284,23 @@ class QualityLearner:
         self._estimator.set_shared_levels(levels if self._is_shared else {})
 
     async def _run_periodically(self) -> None:
-        saved = pruned = self._clock()
-        shared = saved - _SAVE_SECONDS
+        last_saved_at = last_pruned_at = self._clock()
+        last_shared_at = last_saved_at - _SAVE_SECONDS
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             try:
                 async with self._lock:
                     await self._flush()
                     await self._learn_new_signals()
-                    if self._clock() - saved >= _SAVE_SECONDS:
+                    if self._clock() - last_saved_at >= _SAVE_SECONDS:
                         await self._save_changed()
-                        saved = self._clock()
-                if self._clock() - shared >= _SAVE_SECONDS:
+                        last_saved_at = self._clock()
+                if self._clock() - last_shared_at >= _SAVE_SECONDS:
                     await self.refresh_shared_levels()
-                    shared = self._clock()
-                if self._clock() - pruned >= _PRUNE_SECONDS:
+                    last_shared_at = self._clock()
+                if self._clock() - last_pruned_at >= _PRUNE_SECONDS:
                     await self._store.prune()
-                    pruned = self._clock()
+                    last_pruned_at = self._clock()
             except Exception:
                 _log.exception(
                     "quality signals could not be written or read; the next attempt is in ten seconds"
@@ -308,9 +308,11 @@ class QualityLearner:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _flush(self) -> None:
-        if self._dropped:
-            _log.error("%d quality records were dropped: the write queue was full", self._dropped)
-            self._dropped = 0
+        if self._dropped_rows:
+            _log.error(
+                "%d quality records were dropped: the write queue was full", self._dropped_rows
+            )
+            self._dropped_rows = 0
         # Rows that are added meanwhile wait for the next flush. Otherwise each request would cause a
         # transaction of its own under load.
         pending = max(len(self._decisions), len(self._signals))
@@ -349,7 +351,7 @@ class QualityLearner:
             for row in rows:
                 if row.owner in self._loaded:
                     self._learn_signal(row)
-                    self._dirty.add(row.owner)
+                    self._changed_tenants.add(row.owner)
                 self._last_number = row.number
             if len(rows) < _PAGE_ROWS:
                 return
@@ -381,7 +383,7 @@ class QualityLearner:
         self._loaded[owner] = None
         while len(self._loaded) > _MAX_TENANTS:
             oldest = next(iter(self._loaded))
-            if oldest in self._dirty:
+            if oldest in self._changed_tenants:
                 await self._save_tenant(oldest)
             del self._loaded[oldest]
             self._estimator.reset(oldest)
@@ -406,7 +408,7 @@ class QualityLearner:
             )
 
     async def _save_changed(self) -> None:
-        for owner in list(self._dirty):
+        for owner in list(self._changed_tenants):
             await self._save_tenant(owner)
 
     async def _save_tenant(self, owner: str) -> None:
@@ -415,4 +417,4 @@ class QualityLearner:
             state=state.to_json(), number=self._last_number, levels=extract_levels(state)
         )
         await self._store.save_state(owner, saved)
-        self._dirty.discard(owner)
+        self._changed_tenants.discard(owner)

@@ -30,10 +30,10 @@ def build_usage_entry(
     model: str,
     usage: Usage,
     *,
-    pico: int,
+    pico_cost: int,
     error: str | None = None,
 ) -> UsageEntry:
-    """Build the ledger entry of a call that cost ``pico`` picodollars.
+    """Build the ledger entry of a call that cost ``pico_cost`` picodollars.
 
     ``error`` is the code of the error that ended the answer early, or `CANCELLED`.
     """
@@ -45,7 +45,7 @@ def build_usage_entry(
         input_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
-        cost_usd=pico_to_usd(pico),
+        cost_usd=pico_to_usd(pico_cost),
         complete=error is None,
         key_id=context.key_id or None,
         requested_model=requested_model[:_MAX_NAME],

@@ -47,12 +47,12 @@ class LoadedModels:
     async def refresh(self) -> None:
         """Request the list of resident models; if that fails, all states become unknown."""
         try:
-            self._resident = resident = await self.list_resident()
+            self._resident = reports = await self.list_resident()
         except MoyinError:
             self._resident = None
         else:
             self._loading = {
-                model: at for model, at in self._loading.items() if model not in resident
+                model: at for model, at in self._loading.items() if model not in reports
             }
 
     def get_report(self, model: str) -> Mapping[str, Any]:
@@ -72,8 +72,12 @@ class LoadedModels:
         if self._resident is None or model in self._resident:
             return 0.0
         load_seconds = self._load_times.estimate(model, self.load_seconds(model))
-        began = self._loading.get(model)
-        return load_seconds if began is None else max(began + load_seconds - self.clock(), 0.0)
+        load_started_at = self._loading.get(model)
+        return (
+            load_seconds
+            if load_started_at is None
+            else max(load_started_at + load_seconds - self.clock(), 0.0)
+        )
 
     def record_call_start(self, model: str) -> bool:
         """Record that a call is sent; return True if it makes the server load the model."""
@@ -84,12 +88,12 @@ class LoadedModels:
 
     def record_call_answer(self, model: str) -> bool:
         """Record that the model began to answer; return True if it was loaded for the call."""
-        began = self._loading.pop(model, None)
+        load_started_at = self._loading.pop(model, None)
         if self._resident is not None and model not in self._resident:
             self._resident = {**self._resident, model: {}}
-        if began is None:
+        if load_started_at is None:
             return False
-        self._load_times.add(model, self.clock() - began)
+        self._load_times.add(model, self.clock() - load_started_at)
         return True
 
     def record_call_failure(self, model: str) -> None:

@@ -22,13 +22,17 @@ def omit_unusable_members(
 
     A request that requires a tool call keeps its tools, and is therefore rejected later.
     """
-    if not route.omit:
+    if not route.omitted_abilities:
         return request, ()
     needs = request.derive_needs()
-    abilities = tuple(ability for ability in sorted(route.omit) if getattr(needs, ability))
+    abilities = tuple(
+        ability for ability in sorted(route.omitted_abilities) if getattr(needs, ability)
+    )
     if "tools" in abilities and _requires_tool_call(request.data.get("tool_choice")):
         abilities = tuple(ability for ability in abilities if ability != "tools")
-    names = {name for ability in abilities for name in codec.ability_members.get(ability, ())}
+    names = {
+        name for ability in abilities for name in codec.request_fields_by_ability.get(ability, ())
+    }
     if not names:
         return request, ()
     data = {name: value for name, value in request.data.items() if name not in names}

@@ -67,11 +67,14 @@ def compute_pico_cost(
 # Not frozen, because `run` sets its times.
 @dataclass(kw_only=True, slots=True)
 class OperationAttempt:
-    """Single call of a target for an operation; `run` may be called once.
+    """One call to a back end for an operation such as embeddings or speech.
+
+    `run` may be called only once.
 
     Attributes:
         reason: the reason why this target was chosen, for the header ``x-moyin-route``.
-        lease: the call's slot. A streamed answer releases it at its end, otherwise the caller.
+        lease: the back-end slot that the call holds. A streamed answer releases it when it ends;
+            for other answers the caller releases it.
     """
 
     request: OperationRequest
@@ -175,7 +178,7 @@ class OperationAttempt:
         pieces = response.iterate_pieces()
         try:
             async with asyncio.timeout(first_byte_timeout):
-                first = await anext(pieces)
+                first_piece = await anext(pieces)
         except StopAsyncIteration:
             raise BackendUnavailable(
                 "the back end ended the stream without sending data; retry later",
@@ -193,14 +196,14 @@ class OperationAttempt:
         events = _is_events(response)
         if not events:
             # The request alone determines the units of such a call.
-            pico = compute_pico_cost(
+            pico_cost = compute_pico_cost(
                 self.target, self.request.operation, usage, self._first_piece_seconds
             )
             if self.target.model.gpu is None:
-                headers = (*headers, (b"x-moyin-cost-usd", format_usd(pico).encode()))
+                headers = (*headers, (b"x-moyin-cost-usd", format_usd(pico_cost).encode()))
         stream = OperationStream(
             self.context.request_id,
-            first,
+            first_piece,
             pieces,
             tap=_EventTap() if events else None,
             finish=self._finish_stream,
@@ -217,13 +220,15 @@ class OperationAttempt:
             *((_ESTIMATED_HEADER,) if usage.is_estimated else ()),
         )
 
-    def _finish_stream(self, last: Mapping[str, Any] | None, error: BaseException | None) -> bytes:
+    def _finish_stream(
+        self, last_event: Mapping[str, Any] | None, error: BaseException | None
+    ) -> bytes:
         """Record a stream, release its slot, and return its cost as text."""
         code = None
         if error is not None:
             is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
             code = CANCELLED if is_cancelled else getattr(error, "code", MoyinError.code)
-        cost = self.record(self.request.read_usage(last), error=code)
+        cost = self.record(self.request.read_usage(last_event), error=code)
         self.lease.release(error)
         return cost
 
@@ -234,21 +239,21 @@ class OperationAttempt:
 
         Args:
             error: the code of the error that ended the answer early, if there was one.
-            charges_budget: False for the estimate of a failed call, because the budget has reserved
-                money for one answer only.
+            charges_budget: False to leave the budgets unchanged, for the estimated usage of a
+                failed call. The budgets have reserved money for one answer only.
         """
         context, target, operation = self.context, self.target, self.request.operation
         if error is not None:
             usage = self._estimate_missing_tokens(usage)
         seconds = self._report_call(usage.tokens, error)
-        pico = compute_pico_cost(target, operation, usage, seconds)
+        pico_cost = compute_pico_cost(target, operation, usage, seconds)
         entry = build_usage_entry(
             context,
             self.request.model,
             target.runtime.name,
             target.model.name,
             usage.tokens,
-            pico=pico,
+            pico_cost=pico_cost,
             error=error,
         )
         entry.operation, entry.unit = operation.value, UNITS[operation].value
@@ -259,7 +264,7 @@ class OperationAttempt:
             context.budget.record(entry.cost_usd, tokens)
         if error is None:
             target.runtime.record_service_time(seconds)
-        return format_usd(pico).encode()
+        return format_usd(pico_cost).encode()
 
     def _estimate_missing_tokens(self, usage: OperationUsage) -> OperationUsage:
         """Return the usage of an answer that ended early, with the most tokens it may have cost."""
@@ -336,11 +341,11 @@ class OperationStream:
             self._end(asyncio.CancelledError())
             await self._pieces.aclose()
 
-    async def _iterate(self, first: bytes) -> AsyncGenerator[bytes, None]:
+    async def _iterate(self, first_piece: bytes) -> AsyncGenerator[bytes, None]:
         tap = self._tap
         try:
             async with aclosing(self._pieces) as pieces:
-                yield self._feed(first)
+                yield self._feed(first_piece)
                 async for piece in pieces:
                     yield self._feed(piece)
         except MoyinError as error:
@@ -367,7 +372,7 @@ class OperationStream:
 
     def _end(self, error: BaseException | None) -> bytes:
         self._is_finished = True
-        return self._finish(None if self._tap is None else self._tap.last, error)
+        return self._finish(None if self._tap is None else self._tap.last_event, error)
 
 
 class _EventTap:
@@ -378,7 +383,7 @@ class _EventTap:
     """
 
     def __init__(self) -> None:
-        self.last: Mapping[str, Any] | None = None
+        self.last_event: Mapping[str, Any] | None = None
         self._frames = FrameSplitter()
 
     @property
@@ -390,7 +395,7 @@ class _EventTap:
             if frame.data and frame.data != _DONE and b'"usage"' in frame.data:
                 event = parse_event(frame)
                 if isinstance(event.get("usage"), Mapping):
-                    self.last = event
+                    self.last_event = event
 
 
 def _is_events(response: OpenResponse) -> bool:

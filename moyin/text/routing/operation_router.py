@@ -82,20 +82,22 @@ class OperationRouter:
         route = fleet.get_route(
             request.model, context.owner, preferences.residency, ApiFormat.OPENAI, current_day()
         )
-        able = [t for t in route.targets if request.operation in t.model.operations]
-        if not able:
+        capable_targets = [t for t in route.targets if request.operation in t.model.operations]
+        if not capable_targets:
             raise _build_unable_error(route, request)
         max_usage = request.max_usage
-        candidates = _rank_candidates(able, request.operation, max_usage)
+        candidates = _rank_candidates(capable_targets, request.operation, max_usage)
         if not candidates:
-            waits = [target.runtime.health.retry_after for target in able]
+            retry_seconds = [target.runtime.health.retry_after for target in capable_targets]
             raise ServiceUnavailable(
                 "every back end that can answer this request is unavailable; retry later",
-                retry_after=max(1.0, min(waits)),
+                retry_after=max(1.0, min(retry_seconds)),
             )
         seconds = min(route.timeout, preferences.timeout or route.timeout)
         if context.budget is not None:
-            await _reserve_budget(context.budget, able, request.operation, max_usage, seconds)
+            await _reserve_budget(
+                context.budget, capable_targets, request.operation, max_usage, seconds
+            )
         deadline = asyncio.get_running_loop().time() + seconds
         failure: MoyinError | None = None
         for candidate in candidates:
@@ -135,7 +137,7 @@ class OperationRouter:
     ) -> Answer | None:
         """Call a candidate, with retries; return None if its breaker rejects the call."""
         runtime, loop = target.runtime, asyncio.get_running_loop()
-        tries = 0
+        failed_calls = 0
         while True:
             lease = await runtime.acquire(context.tenant, deadline - loop.time(), _EXPECTED_SECONDS)
             if lease is None:
@@ -153,12 +155,16 @@ class OperationRouter:
                     )
                     return await attempt.run(deadline)
             except MoyinError as error:
-                pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**tries)
-                if tries >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
+                pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**failed_calls)
+                if (
+                    failed_calls >= runtime.retries
+                    or not is_retryable(error)
+                    or not runtime.is_ready
+                ):
                     raise
                 if loop.time() + pause >= deadline:
                     raise
-            tries += 1
+            failed_calls += 1
             await asyncio.sleep(pause)
 
 
@@ -173,24 +179,24 @@ def _require_operation(fleet: Fleet, operation: Operation) -> None:
 
 
 def _build_unable_error(route: CompiledRoute, request: OperationRequest) -> MoyinError:
-    able = [
+    capable_targets = [
         exclusion
         for exclusion in route.exclusions
         if request.operation in exclusion.deployment.model.operations
     ]
-    if not able:
+    if not capable_targets:
         return UnsupportedFeature(
             f"no model under the name {request.model!r} has the ability {request.operation.value!r}; "
             f"GET /v1/models shows the abilities",
             field="model",
         )
-    if not any(exclusion.is_allowed for exclusion in able):
+    if not any(exclusion.is_allowed for exclusion in capable_targets):
         return ModelNotAllowed(
             "data-residency rules exclude every back end for this model", field="model"
         )
     missing = sorted(
         f"{d.family or d.backend} lacks its key ({d.key_env})"
-        for d in (exclusion.deployment for exclusion in able if exclusion.is_allowed)
+        for d in (exclusion.deployment for exclusion in capable_targets if exclusion.is_allowed)
     )
     return ServiceUnavailable(
         f"no back end for this model is configured: {', '.join(dict.fromkeys(missing))}"
@@ -205,15 +211,17 @@ def _rank_candidates(
     Args:
         usage: the highest possible usage, because tokens are not known before the call.
     """
-    ready = [target for target in targets if target.runtime.is_ready]
+    ready_targets = [target for target in targets if target.runtime.is_ready]
     costs = {
         id(target): compute_pico_cost(target, operation, usage, _EXPECTED_SECONDS)
-        for target in ready
+        for target in ready_targets
     }
-    ready.sort(key=lambda t: (not t.model_breaker.ready, costs[id(t)], t.runtime.load, t.position))
+    ready_targets.sort(
+        key=lambda t: (not t.model_breaker.ready, costs[id(t)], t.runtime.load, t.position)
+    )
     return [
-        _Candidate(target=target, reason=_describe_rank(target, is_only=len(ready) == 1))
-        for target in ready
+        _Candidate(target=target, reason=_describe_rank(target, is_only=len(ready_targets) == 1))
+        for target in ready_targets
     ]
 
 
@@ -236,11 +244,11 @@ async def _reserve_budget(
         LimitExceeded: the remaining budget is too small.
         ServiceUnavailable: the budget cannot be read.
     """
-    pico = max(
+    max_pico_cost = max(
         compute_pico_cost(
             target, operation, max_usage, min(seconds, target.runtime.timeout), shares=False
         )
         for target in targets
     )
     tokens = max_usage.tokens.prompt_tokens + max_usage.tokens.output_tokens
-    await budget.reserve(pico_to_usd(pico), min(tokens, _MAX_COUNTED_TOKENS))
+    await budget.reserve(pico_to_usd(max_pico_cost), min(tokens, _MAX_COUNTED_TOKENS))

@@ -43,7 +43,7 @@ def simulate_prices(
 
 
 def _simulate_price(decisions: Sequence[Sequence[Sequence[Any]]], price: float) -> PriceScenario:
-    nano, bad = 0, 0.0
+    cost_nano, bad_answers = 0, 0.0
     models: Counter[str] = Counter()
     for options in decisions:
         if not options:
@@ -51,12 +51,12 @@ def _simulate_price(decisions: Sequence[Sequence[Sequence[Any]]], price: float) 
         model, cost, p_good, _ = min(
             options, key=lambda option: option[1] / _NANO_PER_USD + (1.0 - option[3]) * price
         )
-        nano += cost
-        bad += 1.0 - p_good
+        cost_nano += cost
+        bad_answers += 1.0 - p_good
         models[model] += 1
     return PriceScenario(
         usd_per_bad_answer=price,
-        cost_usd=nano / _NANO_PER_USD,
-        bad_answers=bad,
+        cost_usd=cost_nano / _NANO_PER_USD,
+        bad_answers=bad_answers,
         models=dict(models.most_common()),
     )

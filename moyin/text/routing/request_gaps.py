@@ -104,15 +104,15 @@ def build_gap_error(
     Args:
         gaps: the error of each target that could be called, in the order of the calls.
     """
-    first = next(iter(gaps.values()))
-    if not isinstance(first, UnsupportedFeature):
-        return first
+    first_error = next(iter(gaps.values()))
+    if not isinstance(first_error, UnsupportedFeature):
+        return first_error
     formats = {
         target.deployment.api_format
         for target, error in gaps.items()
         if isinstance(error, UnsupportedFeature)
     }
-    return build_unavailable_error(route, needs, formats) or first
+    return build_unavailable_error(route, needs, formats) or first_error
 
 
 def _lacks_call(runtime: BackendRuntime, path: str, upstream: str) -> bool:

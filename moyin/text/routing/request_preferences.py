@@ -84,16 +84,16 @@ def _parse_number(header: bytes, value: bytes, maximum: float) -> float:
     # A comparison with NaN is false. Infinity is invalid even if the operator sets no maximum.
     if not 0 <= number <= maximum or number == math.inf:
         limit = "of at least 0" if maximum == math.inf else f"between 0 and {maximum:g}"
-        raise InvalidRequest(f"must be a number {limit}", field=header.decode())
+        raise InvalidRequest(f"{header.decode()}: must be a number {limit}", field=header.decode())
     return number
 
 
 def _parse_residency(value: bytes, residencies: frozenset[str]) -> tuple[str, ...]:
     requested = {residency.strip() for residency in value.decode("latin-1").split(",")}
-    if unknown := sorted(requested - residencies):
-        available = ", ".join(sorted(residencies))
+    if unknown_places := sorted(requested - residencies):
+        available_places = ", ".join(sorted(residencies))
         raise InvalidRequest(
-            f"no back end processes data in {unknown[0]!r}; use one or more of: {available}",
+            f"no back end processes data in {unknown_places[0]!r}; use one or more of: {available_places}",
             field=_RESIDENCY.decode(),
         )
     return tuple(sorted(requested))
@@ -105,5 +105,6 @@ def _parse_timeout(value: bytes) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise InvalidRequest("must be a number of seconds above 0", field=_TIMEOUT.decode())
+        name = _TIMEOUT.decode()
+        raise InvalidRequest(f"{name}: must be a number of seconds above 0", field=name)
     return seconds

@@ -83,18 +83,23 @@ def requires_format(call: RoutedCall) -> bool:
     return constraints.json or bool(constraints.tools)
 
 
-def has_higher_quality(candidate: Candidate, than: Candidate) -> bool:
-    """Return True if a candidate's lower bound of quality is above that of ``than``."""
-    forecast, other = candidate.forecast, than.forecast
-    if forecast is None or other is None or forecast.estimate is None or other.estimate is None:
+def has_higher_quality(candidate: Candidate, other: Candidate) -> bool:
+    """Return True if a candidate's lower bound of quality is above that of ``other``."""
+    forecast, other_forecast = candidate.forecast, other.forecast
+    if (
+        forecast is None
+        or other_forecast is None
+        or forecast.estimate is None
+        or other_forecast.estimate is None
+    ):
         return False
-    return forecast.estimate.low > other.estimate.low
+    return forecast.estimate.low > other_forecast.estimate.low
 
 
 def can_afford(
     call: RoutedCall,
     candidate: Candidate,
-    spent: tuple[Candidate, Answer],
+    first_call: tuple[Candidate, Answer],
     *,
     reserved: Decimal | None,
     remaining: float,
@@ -103,7 +108,7 @@ def can_afford(
 
     Args:
         candidate: the candidate of the second call.
-        spent: the candidate of the first call, and its answer.
+        first_call: the candidate of the first call, and its answer.
         reserved: US dollars reserved for the request; None if spending is not limited.
         remaining: seconds until the deadline of the request.
     """
@@ -111,19 +116,19 @@ def can_afford(
         return False
     if reserved is None:
         return True
-    first, answer = spent
+    first_candidate, answer = first_call
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = pico_to_usd(first.target.get_price().compute_pico_cost(usage))
+    cost = pico_to_usd(first_candidate.target.get_price().compute_pico_cost(usage))
     return cost + compute_max_call_cost(candidate.target, call.needs) <= reserved
 
 
 def build_fault_signal(
-    call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool
+    call: RoutedCall, candidate: Candidate, fault: str, *, is_rescue: bool
 ) -> Signal:
     """Build the quality signal that a fault gives about the candidate's model.
 
-    ``rescued`` is True if the faulty answer replaced another one.
+    ``is_rescue`` is True if the faulty answer replaced another one.
     """
     assert call.quality is not None, "build_fault_signal: the call must have quality estimates"
     source = "cut" if fault == _CUT else "checked"
@@ -133,7 +138,7 @@ def build_fault_signal(
         score=_CUT_SCORE if fault == _CUT else _FAULT_SCORE,
         weight=_CUT_WEIGHT if fault == _CUT else _FAULT_WEIGHT,
         # Both answers to a request may have faults, and a request has one signal per source.
-        source="rescue" if rescued else source,
+        source="rescue" if is_rescue else source,
         key="",
         at=time.time(),
     )

@@ -258,14 +258,14 @@ class Router:
         # same request.
         call.is_repeat = self._reviewer.detect_follow_up(call, route)
         candidates = self._rank_candidates(call, route)
-        chosen, rescued = "", None
+        chosen, rescued_candidate = "", None
         if candidates:
             chosen = describe_choice(candidates, call.quality)
             if self._reviewer.plan_checks(call, route, candidates):
-                rescued = candidates[0]
+                rescued_candidate = candidates[0]
         reserved = None
         if call.context.budget is not None:
-            reserved = await _reserve_budget(call.context.budget, call, route, rescued)
+            reserved = await _reserve_budget(call.context.budget, call, route, rescued_candidate)
         failure: MoyinError | None = None
         unsupported_formats: set[ApiFormat | None] = set()
         for index, candidate in enumerate(candidates):
@@ -311,17 +311,19 @@ class Router:
         self, call: RoutedCall, hedging: HedgingPolicy, candidates: Sequence[Candidate], reason: str
     ) -> Answer | None:
         self._hedge.add_credit(hedging.share)
-        first = candidates[0]
-        after = first.target.latency.get_first_token_p95()
-        others = [
-            other for other in candidates[1:] if other.target.runtime is not first.target.runtime
+        first_candidate = candidates[0]
+        delay_seconds = first_candidate.target.latency.get_first_token_p95()
+        other_candidates = [
+            other
+            for other in candidates[1:]
+            if other.target.runtime is not first_candidate.target.runtime
         ]
-        if after is None or not others:
-            return await _call_candidate(call, first, reason)
+        if delay_seconds is None or not other_candidates:
+            return await _call_candidate(call, first_candidate, reason)
         return await race_calls(
-            _call_candidate(call, first, reason),
-            lambda: _call_candidate(call, others[0], "hedged"),
-            after=after,
+            _call_candidate(call, first_candidate, reason),
+            lambda: _call_candidate(call, other_candidates[0], "hedged"),
+            delay_seconds=delay_seconds,
             may_start_second=self._hedge.try_spend_credit,
         )
 
@@ -332,11 +334,13 @@ def _is_hedgeable(call: RoutedCall) -> bool:
 
 
 def _find_answering_candidate(
-    answer: Answer | None, candidates: Sequence[Candidate], first: Candidate
+    answer: Answer | None, candidates: Sequence[Candidate], first_candidate: Candidate
 ) -> Candidate:
-    """Return the candidate that gave a hedged answer, or ``first`` if there is no answer."""
+    """Return the candidate that gave a hedged answer, or ``first_candidate`` if there is no answer."""
     names = () if answer is None else answer.headers
-    return next((other for other in candidates if set(other.target.headers) <= set(names)), first)
+    return next(
+        (other for other in candidates if set(other.target.headers) <= set(names)), first_candidate
+    )
 
 
 async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | None:
@@ -355,7 +359,7 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
         call.check_schemas()
     tenant = call.context.tenant
     loop = asyncio.get_running_loop()
-    tries = 0
+    failed_calls = 0
     while True:
         remaining = call.deadline - loop.time()
         lease = await runtime.acquire(
@@ -370,22 +374,25 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
             with lease:
                 return await Attempt(call=call, target=target, reason=reason, lease=lease).run()
         except MoyinError as error:
-            pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**tries)
-            if tries >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
+            pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**failed_calls)
+            if failed_calls >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
                 raise
             if loop.time() + pause >= call.deadline:
                 raise
-        tries += 1
+        failed_calls += 1
         await asyncio.sleep(pause)
 
 
 async def _reserve_budget(
-    budget: BudgetReservation, call: RoutedCall, route: CompiledRoute, rescued: Candidate | None
+    budget: BudgetReservation,
+    call: RoutedCall,
+    route: CompiledRoute,
+    rescued_candidate: Candidate | None,
 ) -> Decimal | None:
     """Reserve the maximum cost of a request in the caller's budgets.
 
     Args:
-        rescued: the first candidate, if a better model may replace its answer, so that two calls
+        rescued_candidate: the first candidate, if a better model may replace its answer, so that two calls
             are charged; None if only one call is possible.
 
     Returns:
@@ -400,8 +407,8 @@ async def _reserve_budget(
         await budget.reserve(Decimal(0), 0)
         return None
     max_usd = compute_max_request_cost(route, needs, streams=request.is_streamed)
-    if rescued is not None:
-        max_usd += compute_max_call_cost(rescued.target, needs)
+    if rescued_candidate is not None:
+        max_usd += compute_max_call_cost(rescued_candidate.target, needs)
     await budget.reserve(
         max_usd,
         min(

@@ -169,10 +169,10 @@ class SharedAnswers:
                 matches.append((query, *match))
         if not matches:
             return True
-        taken = await self._store.pop([answer.key for _, _, answer in matches])
-        if taken is None:
+        taken_answers = await self._store.pop([answer.key for _, _, answer in matches])
+        if taken_answers is None:
             return False
-        for (query, evidence, answer), value in zip(matches, taken, strict=True):
+        for (query, evidence, answer), value in zip(matches, taken_answers, strict=True):
             if value is not None and _decode_answer(value) == answer:
                 await self._record_signal(query, evidence, answer)
         return True

@@ -143,13 +143,13 @@ class TranslatedSource:
 
 
 def _complete_usage(
-    reported: Usage | None, prompt_tokens: int, tokens: int, *, is_final: bool
+    reported_usage: Usage | None, prompt_tokens: int, tokens: int, *, is_final: bool
 ) -> Usage:
     """Return the reported usage, completed by the counted tokens if it is missing or not final."""
-    if reported is None or reported == _NO_USAGE:
+    if reported_usage is None or reported_usage == _NO_USAGE:
         return Usage(input_tokens=prompt_tokens, output_tokens=tokens)
     return (
-        reported
+        reported_usage
         if is_final
-        else replace(reported, output_tokens=max(reported.output_tokens, tokens))
+        else replace(reported_usage, output_tokens=max(reported_usage.output_tokens, tokens))
     )

@@ -25,11 +25,11 @@ def limit_schemas(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest
     try:
         check_schemas(request.iterate_schemas())
     except SchemaTooLarge:
-        relaxed = _relax_tools(codec, request)
-        if relaxed is request:
+        relaxed_request = _relax_tools(codec, request)
+        if relaxed_request is request:
             raise
-        check_schemas(relaxed.iterate_schemas())
-        return relaxed
+        check_schemas(relaxed_request.iterate_schemas())
+        return relaxed_request
     return request
 
 
@@ -38,9 +38,9 @@ def _relax_tools(codec: ProtocolCodec, request: ParsedRequest) -> ParsedRequest:
     for field, schema in request.iterate_schemas():
         path = field.split(".")
         if path[0] == "tools" and not isinstance(schema, str):
-            relaxed = drop_expensive_patterns(schema)
-            if relaxed is not schema:
-                data = _replace_in_tool(data, path, relaxed)
+            relaxed_schema = drop_expensive_patterns(schema)
+            if relaxed_schema is not schema:
+                data = _replace_in_tool(data, path, relaxed_schema)
     return request if data is request.data else codec.replace_body(request, data)
 
 

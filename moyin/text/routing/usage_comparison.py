@@ -50,11 +50,11 @@ class UsageComparison:
         )
 
     @property
-    def classes(self) -> PriceClasses:
+    def price_classes(self) -> PriceClasses:
         """The price classes by which calls must be summed; all calls of a class have one price."""
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
-    def choose(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
+    def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
         """Return the most expensive models of the sums: for embeddings (True) and chats (False).
 
         A key is missing if no model for such calls has a price.
@@ -71,10 +71,10 @@ class UsageComparison:
     def compute_pico_cost(
         self, sums: Sequence[UsageSum], dearest: Mapping[bool, PricedModel]
     ) -> int | None:
-        """Return the cost of the complete calls at the most expensive models, in picodollars.
+        """Return what the usage would have cost with the most expensive models, in picodollars.
 
-        Failed and cancelled attempts are omitted, except those of renders, because they would not
-        have happened. The result is None if no model has a price.
+        Failed and cancelled model calls are left out, because a single model would not have needed
+        them. Renders keep their actual cost. The result is None if no model has a price.
         """
         return self._add_up(sums, dearest) if dearest else None
 

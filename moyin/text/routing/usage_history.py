@@ -20,8 +20,8 @@ RequestShape: TypeAlias = int
 class UsageHistory:
     """Bounded history of the usage by model and by shape of the request.
 
-    The prediction for a model that has few calls of a shape uses the average of the shape over all
-    models, and then the average of the model over all shapes.
+    If a model has few calls of a shape, the prediction leans on the average of the shape over all
+    models. If that has few calls, too, it leans on the average of the model over all shapes.
     """
 
     def __init__(self) -> None:

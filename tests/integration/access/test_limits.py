@@ -306,7 +306,7 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
     meter = RequestMeter(server.url)
     try:
         (await meter.admit([limit], owner="i", usd=Decimal(1))).release()
-        await asyncio.gather(*meter._settling)
+        await asyncio.gather(*meter._settlement_tasks)
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(ServiceUnavailable):
             await meter.admit([limit], owner="i", usd=Decimal(1))
@@ -314,9 +314,9 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
         await asyncio.sleep(0)
         cancelled_call.cancel()
         await asyncio.gather(cancelled_call, return_exceptions=True)
-        await eventually(lambda: len(meter._settling) == 2)
+        await eventually(lambda: len(meter._settlement_tasks) == 2)
         process.send_signal(signal.SIGCONT)
-        await asyncio.gather(*meter._settling)
+        await asyncio.gather(*meter._settlement_tasks)
         async with redis.Redis.from_url(server.url, decode_responses=True) as valkey:
             stored: Any = await valkey.hgetall("moyin:limit:{i}:key:hung:money")
             assert not await valkey.zcard("moyin:limit:{i}:key:hung:leases")

@@ -171,7 +171,7 @@ async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
     [due] = await desk.settler._store.list_due()
     counter = desk.meter.job_reservations
     # As a process does that dies before it writes to SQL; meanwhile another run is booked.
-    await counter.recount(due.reservation, due.amount, counted=0, is_open=False)
+    await counter.recount(due.reservation, due.amount, counted_nano_usd=0, is_open=False)
     assert await desk.amounts() == (3, 0)
     await desk.book(job_id, 1)
     assert await desk.settler._store.mark_counted(due) is False

@@ -68,16 +68,17 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
     Only one request at a time is parsed, so that a body of any size needs little memory.
 
     Raises:
-        BodyTooLarge: a request has more than ``max_request_bytes``, or the rest of the body is long.
+        BodyTooLarge: a request has more than ``max_request_bytes``, or the rest of the body is too
+            long.
         InvalidJson: the body is not JSON.
         InvalidRequest: a member is invalid; the error names it. Earlier requests were yielded.
         UnsupportedFeature: the body has a member that Moyin does not support.
     """
     skeleton = bytearray()
-    seen: set[str] = set()
+    custom_ids: set[str] = set()
     end = 0
     for start, stop in _find_requests(body):
-        number = len(seen)
+        number = len(custom_ids)
         if number >= MAX_REQUESTS:
             raise InvalidRequest(
                 f"requests: a batch may have at most {MAX_REQUESTS} requests", field="requests"
@@ -86,20 +87,20 @@ def read_batch_requests(body: bytes | mmap.mmap, max_request_bytes: int) -> Iter
         custom_id, line = _parse_request(body[start:stop], number)
         # Some numbers become longer when they are encoded again.
         _check_size(len(line), max_request_bytes, number)
-        if custom_id in seen:
+        if custom_id in custom_ids:
             raise InvalidRequest(
                 f"requests.{number}.custom_id: {custom_id!r} is the id of an earlier request; ids "
                 "must be unique",
                 field=f"requests.{number}.custom_id",
             )
-        seen.add(custom_id)
+        custom_ids.add(custom_id)
         yield line
         _check_skeleton_size(len(skeleton) + start - end)
         skeleton += body[end:start] + b"0"
         end = stop
     _check_skeleton_size(len(skeleton) + len(body) - end)
     skeleton += body[end : len(body)]
-    _check_skeleton(bytes(skeleton), len(seen))
+    _check_skeleton(bytes(skeleton), len(custom_ids))
 
 
 def render_batch(batch: TextBatch, results_url: str) -> dict[str, Any]:
@@ -220,8 +221,8 @@ def _parse_request(raw: bytes, number: int) -> tuple[str, bytes]:
             f"{path}.params.stream: requests of a batch cannot be streamed; omit it",
             field=f"{path}.params.stream",
         )
-    if unknown := set(request) - {"custom_id", "params"}:
-        name = min(unknown)
+    if unknown_members := set(request) - {"custom_id", "params"}:
+        name = min(unknown_members)
         raise InvalidRequest(
             f"{path}.{name}: a request has only custom_id and params", field=f"{path}.{name}"
         )
@@ -245,7 +246,7 @@ def _check_skeleton_size(size: int) -> None:
 
 
 def _check_skeleton(skeleton: bytes, count: int) -> None:
-    """Check the body of a new batch, in which the number 0 stands for each request."""
+    """Check the body of a new batch without its requests; each is replaced by the number 0."""
     try:
         data = from_json(skeleton, allow_inf_nan=False)
     except ValueError as error:
@@ -267,9 +268,9 @@ def _count_requests(batch: TextBatch) -> dict[str, int]:
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
     if not batch.status.is_final:
         return counts | {"processing": batch.total}
-    unfinished = batch.total - batch.completed - batch.failed
+    unfinished_count = batch.total - batch.completed - batch.failed
     name = "expired" if batch.status is BatchStatus.EXPIRED else "canceled"
-    return counts | {"succeeded": batch.completed, "errored": batch.failed, name: unfinished}
+    return counts | {"succeeded": batch.completed, "errored": batch.failed, name: unfinished_count}
 
 
 def _format_time(moment: datetime | None) -> str | None:

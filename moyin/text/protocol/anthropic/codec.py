@@ -152,7 +152,7 @@ class AnthropicCodec:
     render_error = staticmethod(render_error)
     render_error_event = staticmethod(render_error_event)
     encode_cost_trailer = staticmethod(encode_cost_comment)
-    ability_members: Mapping[str, tuple[str, ...]] = {
+    request_fields_by_ability: Mapping[str, tuple[str, ...]] = {
         "tools": ("tools", "tool_choice"),
         "thinking": ("thinking",),
     }

@@ -106,17 +106,19 @@ def derive_chat_needs(
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
     form = body.output_config.format if body.output_config is not None else None
     schema = 0 if form is None else len(to_json(form))
-    others = [block for block in blocks if isinstance(block, wire.OtherBlock)]
-    serialised = list(map(_serialize_without_base64, others))
-    has_urls = any(refers_to_url(block.extras) for block in others)
+    other_blocks = [block for block in blocks if isinstance(block, wire.OtherBlock)]
+    serialised_blocks = list(map(_serialize_without_base64, other_blocks))
+    has_urls = any(refers_to_url(block.extras) for block in other_blocks)
     texts = sum(map(estimate_tokens, _iterate_prompt_texts(body, blocks)))
     texts += sum(
-        estimate_tokens_from_bytes(len(other))
-        for other, _ in serialised
-        if _BASE64_SOURCE_MARKER not in other
+        estimate_tokens_from_bytes(len(serialised_block))
+        for serialised_block, _ in serialised_blocks
+        if _BASE64_SOURCE_MARKER not in serialised_block
     )
     attachments = [
-        len(other) + size for other, size in serialised if _BASE64_SOURCE_MARKER in other
+        len(serialised_block) + size
+        for serialised_block, size in serialised_blocks
+        if _BASE64_SOURCE_MARKER in serialised_block
     ]
     return Needs(
         prompt_tokens=texts
@@ -125,7 +127,11 @@ def derive_chat_needs(
         + tools,
         attachment_bytes=sum(attachments) + schema,
         has_external_content=has_urls
-        or any(mark in other for other, _ in serialised for mark in _FILE_SOURCE_MARKERS)
+        or any(
+            marker in serialised_block
+            for serialised_block, _ in serialised_blocks
+            for marker in _FILE_SOURCE_MARKERS
+        )
         or any(tool.is_run_by_anthropic for tool in body.tools or ())
         or bool(body.extras.get("mcp_servers")),
         has_urls=has_urls,

@@ -68,7 +68,7 @@ def _refuse_unsupported_members(request: chat.ChatRequest) -> None:
             raise UnsupportedFeature(f"{name} is not supported by Claude: omit it", field=name)
     if request.output is not None and request.output.schema is None:
         raise UnsupportedFeature(
-            "Claude can't be held to JSON without a schema: give it a JSON schema",
+            "response_format: Claude guarantees JSON only with a schema; send a JSON schema",
             field="response_format",
         )
 

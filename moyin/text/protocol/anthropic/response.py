@@ -39,29 +39,35 @@ WIRE_STOP_REASONS = {
 }
 
 
-def usage_to_domain(usage: Any, *, before: Usage | None = None) -> Usage:
-    """Translate the ``usage`` of a response or an event; ``before`` supplies missing counts."""
-    earlier = before or Usage()
+def usage_to_domain(usage: Any, *, earlier: Usage | None = None) -> Usage:
+    """Translate the ``usage`` of a response or an event.
+
+    Args:
+        earlier: usage of an earlier event, from which missing counts are taken.
+    """
+    earlier_usage = earlier or Usage()
     if not isinstance(usage, Mapping):
-        return earlier
+        return earlier_usage
     writes = usage.get("cache_creation")
-    written_1h = earlier.cache_write_1h_tokens
+    written_1h = earlier_usage.cache_write_1h_tokens
     if isinstance(writes, Mapping):
         written_1h = parse_token_count(writes.get("ephemeral_1h_input_tokens"))
     created = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
-        input_tokens=_read_count(usage.get("input_tokens"), earlier.input_tokens),
-        cached_tokens=_read_count(usage.get("cache_read_input_tokens"), earlier.cached_tokens),
+        input_tokens=_read_count(usage.get("input_tokens"), earlier_usage.input_tokens),
+        cached_tokens=_read_count(
+            usage.get("cache_read_input_tokens"), earlier_usage.cached_tokens
+        ),
         # The last event of a stream reports only the total of both kinds of cache writes.
-        cache_write_tokens=earlier.cache_write_tokens
+        cache_write_tokens=earlier_usage.cache_write_tokens
         if created is None
         else max(parse_token_count(created) - written_1h, 0),
         cache_write_1h_tokens=written_1h,
-        output_tokens=_read_count(usage.get("output_tokens"), earlier.output_tokens),
+        output_tokens=_read_count(usage.get("output_tokens"), earlier_usage.output_tokens),
         reasoning_tokens=parse_token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
-        else earlier.reasoning_tokens,
+        else earlier_usage.reasoning_tokens,
     )
 
 

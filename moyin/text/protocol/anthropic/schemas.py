@@ -47,8 +47,8 @@ def to_claude_schema(
     """
     objects = list(_iterate_object_schemas(schema))
     if all(map(_is_closed, objects)):
-        supported: dict[str, Any] = _move_refused_keywords(schema)
-        return supported
+        claude_schema: dict[str, Any] = _move_refused_keywords(schema)
+        return claude_schema
     if "definitions" in schema:
         # Anthropic's SDK would drop the definitions but not the references to them.
         raise UnsupportedFeature(
@@ -80,10 +80,10 @@ def _move_refused_keywords(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     part: dict[str, Any] = {}
-    refused: list[str] = []
+    refused_keywords: list[str] = []
     for name, value in schema.items():
         if _is_refused_keyword(name, value):
-            refused.append(f"{name}: {value}")
+            refused_keywords.append(f"{name}: {value}")
         elif name in _SCHEMA_KEYWORDS:
             part[name] = _move_refused_keywords(value)
         elif name in _SCHEMA_LIST_KEYWORDS and isinstance(value, list):
@@ -94,8 +94,8 @@ def _move_refused_keywords(schema: Any) -> Any:
             part[name] = {key: _move_refused_keywords(member) for key, member in value.items()}
         else:
             part[name] = value
-    if refused:
-        texts = (part.get("description"), f"{{{', '.join(refused)}}}")
+    if refused_keywords:
+        texts = (part.get("description"), f"{{{', '.join(refused_keywords)}}}")
         part["description"] = "\n\n".join(str(text) for text in texts if text)
     return part
 

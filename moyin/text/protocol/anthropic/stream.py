@@ -39,7 +39,7 @@ class StreamWriter:
         # The open block: "text", "thinking", the index of a tool call, or None.
         self._open: str | int | None = None
         self._arguments: list[str] = []  # arguments of the open tool call
-        self._waiting: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
+        self._waiting_calls: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
 
     def write(self, delta: chat.Delta) -> bytes:
         """Encode ``delta`` as events.
@@ -51,13 +51,17 @@ class StreamWriter:
             case chat.Started():
                 return self._encode_start(delta)
             case chat.TextDelta():
-                opened = self._release_calls() + self._switch_block("text", encode_text_block(""))
-                return opened + self._encode_delta({"type": "text_delta", "text": delta.text})
+                opening_events = self._release_calls() + self._switch_block(
+                    "text", encode_text_block("")
+                )
+                return opening_events + self._encode_delta(
+                    {"type": "text_delta", "text": delta.text}
+                )
             case chat.ThinkingDelta():
                 return self._release_calls() + self._encode_thinking(delta)
             case chat.ToolStarted():
-                if self._waiting or not self._is_call_complete():
-                    self._waiting[delta.index] = delta, []
+                if self._waiting_calls or not self._is_call_complete():
+                    self._waiting_calls[delta.index] = delta, []
                     return b""
                 return self._start_call(delta)
             case chat.ToolArguments():
@@ -68,7 +72,7 @@ class StreamWriter:
                 return self._release_calls() + self._encode_end(delta)
 
     def _is_call_complete(self) -> bool:
-        """Return False if the open block is a tool call whose arguments are not whole yet."""
+        """Return False if the open block is a tool call with incomplete arguments."""
         if not isinstance(self._open, int):
             return True
         try:
@@ -83,7 +87,7 @@ class StreamWriter:
         return self._switch_block(delta.index, block)
 
     def _encode_arguments(self, delta: chat.ToolArguments) -> bytes:
-        if (waiting := self._waiting.get(delta.index)) is not None:
+        if (waiting := self._waiting_calls.get(delta.index)) is not None:
             waiting[1].append(delta.fragment)
             return b""
         if self._open != delta.index:
@@ -93,21 +97,21 @@ class StreamWriter:
                 f"the back end sent arguments of tool call {delta.index} outside of that call"
             )
         self._arguments.append(delta.fragment)
-        out = self._encode_delta({"type": "input_json_delta", "partial_json": delta.fragment})
-        if self._waiting and delta.fragment.rstrip().endswith("}"):
-            out += self._release_calls(while_complete=True)
-        return out
+        events = self._encode_delta({"type": "input_json_delta", "partial_json": delta.fragment})
+        if self._waiting_calls and delta.fragment.rstrip().endswith("}"):
+            events += self._release_calls(while_complete=True)
+        return events
 
     def _release_calls(self, *, while_complete: bool = False) -> bytes:
         """Encode the calls held back; if ``while_complete``, stop at the first incomplete one."""
-        out = b""
-        while self._waiting and not (while_complete and not self._is_call_complete()):
-            started, fragments = self._waiting.pop(next(iter(self._waiting)))
-            out += self._start_call(started)
+        events = b""
+        while self._waiting_calls and not (while_complete and not self._is_call_complete()):
+            started, fragments = self._waiting_calls.pop(next(iter(self._waiting_calls)))
+            events += self._start_call(started)
             if text := "".join(fragments):
                 self._arguments.append(text)
-                out += self._encode_delta({"type": "input_json_delta", "partial_json": text})
-        return out
+                events += self._encode_delta({"type": "input_json_delta", "partial_json": text})
+        return events
 
     def _encode_start(self, delta: chat.Started) -> bytes:
         message: dict[str, Any] = {
@@ -128,19 +132,21 @@ class StreamWriter:
         if delta.redacted is not None:
             block = {"type": "redacted_thinking", "data": delta.redacted}
             return self._close_block() + self._open_block("redacted", block) + self._close_block()
-        out = self._switch_block("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+        events = self._switch_block(
+            "thinking", {"type": "thinking", "thinking": "", "signature": ""}
+        )
         if delta.text:
-            out += self._encode_delta({"type": "thinking_delta", "thinking": delta.text})
+            events += self._encode_delta({"type": "thinking_delta", "thinking": delta.text})
         if delta.signature is not None:
-            out += self._encode_delta({"type": "signature_delta", "signature": delta.signature})
-        return out
+            events += self._encode_delta({"type": "signature_delta", "signature": delta.signature})
+        return events
 
     def _encode_end(self, delta: chat.Finished) -> bytes:
         end = {"stop_reason": WIRE_STOP_REASONS[delta.stop], "stop_sequence": delta.stop_sequence}
-        out = self._close_block() + _encode_event(
+        events = self._close_block() + _encode_event(
             "message_delta", delta=end, usage=usage_to_client(delta.usage)
         )
-        return out + _encode_event("message_stop")
+        return events + _encode_event("message_stop")
 
     def _switch_block(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
         if self._open == kind:
@@ -170,7 +176,7 @@ class EventReader:
 
     def __init__(self) -> None:
         self._usage = Usage()
-        self._stop = chat.StopReason.END
+        self._stop_reason = chat.StopReason.END
         self._stop_sequence: str | None = None
         self._tools: dict[int, int] = {}  # number of the tool call by index of its content block
         self.is_finished = False
@@ -199,14 +205,16 @@ class EventReader:
             case "content_block_delta":
                 return self._translate_block_delta(body["index"], body["delta"])
             case "message_delta":
-                self._usage = usage_to_domain(body.get("usage"), before=self._usage)
-                self._stop = STOP_REASONS.get(body["delta"].get("stop_reason"), chat.StopReason.END)
+                self._usage = usage_to_domain(body.get("usage"), earlier=self._usage)
+                self._stop_reason = STOP_REASONS.get(
+                    body["delta"].get("stop_reason"), chat.StopReason.END
+                )
                 self._stop_sequence = body["delta"].get("stop_sequence")
             case "message_stop":
                 self.is_finished = True
                 return [
                     chat.Finished(
-                        stop=self._stop, usage=self._usage, stop_sequence=self._stop_sequence
+                        stop=self._stop_reason, usage=self._usage, stop_sequence=self._stop_sequence
                     )
                 ]
             case "error":
@@ -221,10 +229,12 @@ class EventReader:
                 return [chat.ThinkingDelta(redacted=block["data"])]
             case "tool_use":
                 number = self._tools[index] = len(self._tools)
-                started = chat.ToolStarted(index=number, id=block["id"], name=block["name"])
-                given = block.get("input")
-                whole = [chat.ToolArguments(index=number, fragment=to_json(given).decode())]
-                return [started, *whole] if given else [started]
+                call_start = chat.ToolStarted(index=number, id=block["id"], name=block["name"])
+                initial_input = block.get("input")
+                arguments = [
+                    chat.ToolArguments(index=number, fragment=to_json(initial_input).decode())
+                ]
+                return [call_start, *arguments] if initial_input else [call_start]
         return []
 
     def _translate_block_delta(self, index: int, delta: Mapping[str, Any]) -> list[chat.Delta]:
@@ -269,7 +279,7 @@ class StreamTap:
         self._splitter = FrameSplitter()
         self.usage: Usage | None = None
         self.prompt_tokens = 0
-        self._size = 0
+        self._output_bytes = 0
         self._reader = EventReader()
         self.is_finished = False
         self.transcript: Transcript | None = None
@@ -277,7 +287,7 @@ class StreamTap:
     @property
     def tokens(self) -> int:
         """The output tokens so far, estimated because Anthropic reports a count only at the end."""
-        return estimate_tokens_from_bytes(self._size)
+        return estimate_tokens_from_bytes(self._output_bytes)
 
     def feed(self, piece: bytes) -> bytes:
         """Return the whole events for the client, as the back end sent them.
@@ -306,7 +316,7 @@ class StreamTap:
             kind == "content_block_delta"
             and (text := _read_plain_text(body.get("delta"))) is not None
         ):
-            self._size += count_utf8_bytes(text)
+            self._output_bytes += count_utf8_bytes(text)
             if self.transcript is not None:
                 self.transcript.add_text(text)
             return
@@ -314,11 +324,11 @@ class StreamTap:
             self._record_event(body, self.transcript)
         match kind:
             case "content_block_delta":
-                self._size += _count_delta_bytes(body.get("delta"))
+                self._output_bytes += _count_delta_bytes(body.get("delta"))
             case "message_start" if isinstance(body.get("message"), dict):
                 self.usage = usage_to_domain(body["message"].get("usage"))
             case "message_delta":
-                self.usage = usage_to_domain(body.get("usage"), before=self.usage)
+                self.usage = usage_to_domain(body.get("usage"), earlier=self.usage)
             case "message_stop":
                 self.is_finished = True
             case "error":

@@ -31,9 +31,13 @@ class ImageSource(WireModel):
 
     @model_validator(mode="after")
     def _require_members_of_type(self) -> ImageSource:
-        needed = {"base64": ("media_type", "data"), "url": ("url",), "file": ()}[self.type]
-        if missing := [name for name in needed if getattr(self, name) is None]:
-            raise ValueError(f"an image source of type {self.type!r} requires {missing[0]!r}")
+        required_members = {"base64": ("media_type", "data"), "url": ("url",), "file": ()}[
+            self.type
+        ]
+        if missing_members := [name for name in required_members if getattr(self, name) is None]:
+            raise ValueError(
+                f"an image source of type {self.type!r} requires {missing_members[0]!r}"
+            )
         return self
 
 

@@ -224,7 +224,7 @@ class _BaseCodec:
     _content: str  # the member of a response that contains the answer
     _content_type: type  # the type of that member
     _has_usage = True
-    ability_members: Mapping[str, tuple[str, ...]] = {}
+    request_fields_by_ability: Mapping[str, tuple[str, ...]] = {}
 
     def parse(self, body: bytes) -> ParsedRequest:
         raise NotImplementedError
@@ -265,7 +265,7 @@ class OllamaChatCodec(_BaseCodec):
 
     path = "/api/chat"
     _content, _content_type = "message", dict
-    ability_members: Mapping[str, tuple[str, ...]] = {
+    request_fields_by_ability: Mapping[str, tuple[str, ...]] = {
         "tools": ("tools",),
         "thinking": ("think",),
     }
@@ -280,7 +280,7 @@ class OllamaGenerateCodec(_BaseCodec):
 
     path = "/api/generate"
     _content, _content_type = "response", str
-    ability_members: Mapping[str, tuple[str, ...]] = {"thinking": ("think",)}
+    request_fields_by_ability: Mapping[str, tuple[str, ...]] = {"thinking": ("think",)}
 
     def parse(self, body: bytes) -> ParsedGenerateRequest:
         data = parse_object(body)

@@ -38,11 +38,11 @@ def choose_context_window(prompt_tokens: int, max_tokens: int | None, context: i
     Args:
         context: the model's context length, which the result does not exceed.
     """
-    needed = prompt_tokens * _ESTIMATE_MARGIN + (
+    needed_tokens = prompt_tokens * _ESTIMATE_MARGIN + (
         _TYPICAL_OUTPUT_TOKENS if max_tokens is None else max_tokens
     )
     size = _MIN_CONTEXT_TOKENS
-    while size < needed:
+    while size < needed_tokens:
         size *= 2
     return min(size, context)
 
@@ -152,9 +152,9 @@ def _encode_messages(request: chat.ChatRequest) -> Iterator[dict[str, Any]]:
         results = [part for part in message.parts if isinstance(part, chat.ToolResult)]
         for result in results:
             yield _encode_tool_result(result, names)
-        rest = [part for part in message.parts if not isinstance(part, chat.ToolResult)]
-        if rest:
-            yield _encode_message(message.role, rest)
+        other_parts = [part for part in message.parts if not isinstance(part, chat.ToolResult)]
+        if other_parts:
+            yield _encode_message(message.role, other_parts)
 
 
 def _encode_tool_result(result: chat.ToolResult, names: Mapping[str, str]) -> dict[str, Any]:

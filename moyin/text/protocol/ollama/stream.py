@@ -54,7 +54,7 @@ class LineSplitter:
     """Splits a stream of bytes into whole lines."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._line_start = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the lines that ``piece`` completes, with their line ends and without blank lines.
@@ -62,10 +62,10 @@ class LineSplitter:
         Raises:
             StreamInterrupted: a line exceeds 16 MiB.
         """
-        *whole, self._rest = (self._rest + piece).split(b"\n")
-        if len(self._rest) > _MAX_LINE_BYTES:
+        *lines, self._line_start = (self._line_start + piece).split(b"\n")
+        if len(self._line_start) > _MAX_LINE_BYTES:
             raise StreamInterrupted("the back end sent a stream line longer than 16 MiB")
-        return [line + b"\n" for line in whole if line.strip()]
+        return [line + b"\n" for line in lines if line.strip()]
 
     def flush(self) -> list[bytes]:
         """Return the last line of the stream if it has no line end."""
@@ -139,8 +139,8 @@ class StreamWriter:
         if not self._open:
             return b""
         calls = []
-        for started, fragments in self._open.values():
-            use = chat.ToolUse(id=started.id, name=started.name, arguments="".join(fragments))
+        for call_start, fragments in self._open.values():
+            use = chat.ToolUse(id=call_start.id, name=call_start.name, arguments="".join(fragments))
             calls.append(tool_call_to_client(self._calls, use))
             self._calls += 1
         self._open = {}

@@ -173,8 +173,8 @@ def compact(body: bytes) -> bytes:
 
 def render_batch(batch: TextBatch) -> dict[str, Any]:
     """Render a batch as OpenAI's batch object."""
-    status, ended = batch.status, _to_seconds(batch.ended_at)
-    expired_at = ended if status is BatchStatus.EXPIRED else None
+    status, ended_at = batch.status, _to_seconds(batch.ended_at)
+    expired_at = ended_at if status is BatchStatus.EXPIRED else None
     return {
         "id": batch.id,
         "object": "batch",
@@ -189,11 +189,11 @@ def render_batch(batch: TextBatch) -> dict[str, Any]:
         "in_progress_at": _to_seconds(batch.in_progress_at),
         "expires_at": _to_seconds(batch.expires_at),
         "finalizing_at": _to_seconds(batch.finalizing_at),
-        "completed_at": ended if status is BatchStatus.COMPLETED else None,
-        "failed_at": ended if status is BatchStatus.FAILED else None,
+        "completed_at": ended_at if status is BatchStatus.COMPLETED else None,
+        "failed_at": ended_at if status is BatchStatus.FAILED else None,
         "expired_at": expired_at,
         "cancelling_at": _to_seconds(batch.cancelling_at),
-        "cancelled_at": ended if status is BatchStatus.CANCELLED else None,
+        "cancelled_at": ended_at if status is BatchStatus.CANCELLED else None,
         "request_counts": {
             "total": batch.total,
             "completed": batch.completed,

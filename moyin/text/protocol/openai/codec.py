@@ -187,7 +187,7 @@ class BaseCodec:
     render_error = staticmethod(render_error)
     render_error_event = staticmethod(render_error_event)
     encode_cost_trailer = staticmethod(encode_cost_comment)
-    ability_members: Mapping[str, tuple[str, ...]] = {}
+    request_fields_by_ability: Mapping[str, tuple[str, ...]] = {}
 
     def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
         return self.parse(to_json(data))
@@ -209,7 +209,7 @@ class OpenAICodec(BaseCodec):
     """The codec of ``POST /v1/chat/completions``."""
 
     path = "/chat/completions"
-    ability_members: Mapping[str, tuple[str, ...]] = {
+    request_fields_by_ability: Mapping[str, tuple[str, ...]] = {
         "tools": ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
         "thinking": ("reasoning_effort",),
     }

@@ -96,8 +96,8 @@ class ParsedCompletionRequest(BaseGenerationRequest):
         text = _read_text(body)
         if text is None:
             raise UnsupportedFeature(
-                "prompt: several prompts and token numbers require a back end with OpenAI's "
-                "completions: send one text",
+                "prompt: lists of prompts and token ids need a back end that supports OpenAI's "
+                "completions API; send a single string",
                 field="prompt",
             )
         field = _find_untranslatable_field(body)

@@ -25,7 +25,7 @@ class EventRepair:
         # Ids of tool calls, by choice and by the index that the client gets.
         self._ids: dict[tuple[int, int], Any] = {}
         # Index that the client gets, by choice and back end's index; only where the two differ.
-        self._moved: dict[tuple[int, int], int] = {}
+        self._new_indexes: dict[tuple[int, int], int] = {}
 
     def apply(self, body: dict[str, Any]) -> bool:
         """Add missing members to an event; return True if the event was changed."""
@@ -35,57 +35,57 @@ class EventRepair:
         ):
             # The event belongs to a text completion, not to a chat.
             return False
-        changed = False
+        is_changed = False
         if body.get("object") == "":
             body["object"] = _OBJECT
-            changed = True
+            is_changed = True
         for choice in choices:
             if isinstance(choice, dict):
-                changed |= self._repair_choice(choice)
-        return changed
+                is_changed |= self._repair_choice(choice)
+        return is_changed
 
     def _repair_choice(self, choice: dict[str, Any]) -> bool:
-        changed = "delta" not in choice
+        is_changed = "delta" not in choice
         delta = choice.setdefault("delta", {})
         number = choice.get("index", 0)
         if isinstance(delta, dict) and isinstance(number, int):
             calls = delta.get("tool_calls")
             for call in calls if isinstance(calls, list) else ():
                 if isinstance(call, dict):
-                    changed |= self._repair_call(number, call)
+                    is_changed |= self._repair_call(number, call)
             # As in whole answers; `_complete_tool_calls` explains why.
             if choice.get("finish_reason") == "stop" and self._calls.get(number):
                 choice["finish_reason"] = "tool_calls"
-                changed = True
-        return changed
+                is_changed = True
+        return is_changed
 
     def _repair_call(self, number: int, call: dict[str, Any]) -> bool:
         count = self._calls.get(number, 0)
         function = call.get("function")
-        begins = isinstance(function, dict) and bool(function.get("name"))
+        has_name = isinstance(function, dict) and bool(function.get("name"))
         index = call.get("index")
-        changed = True
+        is_changed = True
         if isinstance(index, int):
-            place = self._moved.get((number, index), index)
+            new_index = self._new_indexes.get((number, index), index)
             # Gemini may give every call the index 0, with different ids and names.
-            identifier, known = call.get("id"), self._ids.get((number, place))
-            if begins and identifier and known and identifier != known:
-                place = self._moved[number, index] = count
-            is_new = place >= count
-            changed = place != index
-            self._calls[number] = max(count, place + 1)
+            identifier, known_id = call.get("id"), self._ids.get((number, new_index))
+            if has_name and identifier and known_id and identifier != known_id:
+                new_index = self._new_indexes[number, index] = count
+            is_new = new_index >= count
+            is_changed = new_index != index
+            self._calls[number] = max(count, new_index + 1)
         else:
             # A call without index has its name only in its first event.
-            is_new = begins
-            place = count if is_new else max(count - 1, 0)
-            self._calls[number] = place + 1
-        call["index"] = place
-        if is_new and begins and not call.get("id"):
+            is_new = has_name
+            new_index = count if is_new else max(count - 1, 0)
+            self._calls[number] = new_index + 1
+        call["index"] = new_index
+        if is_new and has_name and not call.get("id"):
             call["id"] = new_tool_call_id()
-            changed = True
-        if is_new and begins and not call.get("type"):
+            is_changed = True
+        if is_new and has_name and not call.get("type"):
             call["type"] = "function"
-            changed = True
-        if begins:
-            self._ids[number, place] = call.get("id")
-        return changed
+            is_changed = True
+        if has_name:
+            self._ids[number, new_index] = call.get("id")
+        return is_changed

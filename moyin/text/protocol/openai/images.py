@@ -200,11 +200,11 @@ def images_request_to_job(
         "prompt": body.prompt,
         **_parse_size(body, template, accepted),
     }
-    for name, ordinary in _OPTIONAL_MEMBERS.items():
+    for name, default_values in _OPTIONAL_MEMBERS.items():
         value = getattr(body, name)
         if name in accepted and value is not None:
             inputs[name] = value
-        elif value not in ordinary:
+        elif value not in default_values:
             raise UnsupportedFeature(
                 f"{name}: the template {template!r} has no such input: omit {name}", field=name
             )
@@ -256,13 +256,13 @@ def _choose_seeds(
     They count up from ``inputs["seed"]`` if set, else from a hash of ``key``, else from a random
     number.
     """
-    low, high = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
-    first = inputs.get("seed")
-    if isinstance(first, int):
-        return list(range(first, first + count))
-    choices = max(1, high - low + 2 - count)
+    min_seed, max_seed = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
+    first_seed = inputs.get("seed")
+    if isinstance(first_seed, int):
+        return list(range(first_seed, first_seed + count))
+    choices = max(1, max_seed - min_seed + 2 - count)
     if key is None:
         start = secrets.randbelow(choices)
     else:
         start = int.from_bytes(hashlib.sha256(key.encode()).digest()) % choices
-    return list(range(low + start, low + start + count))
+    return list(range(min_seed + start, min_seed + start + count))

@@ -87,7 +87,7 @@ class OperationRequest(Protocol):
         """
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
-        """Return a JSON response with the members that the vendor's document requires.
+        """Return a JSON response with the members that the vendor's API reference requires.
 
         Args:
             raw: the response, which is returned unchanged if no member is missing.
@@ -104,17 +104,18 @@ def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any])
     return to_json({**data, **missing}) if missing else raw
 
 
-def read_tokens(data: Mapping[str, Any] | None) -> Usage:
-    """Return the token counts of a response, whichever API's member names it uses."""
+def read_token_usage(data: Mapping[str, Any] | None) -> Usage:
+    """Return the token counts of a response in the format of OpenAI or of another vendor."""
     usage = (data or {}).get("usage")
     if not isinstance(usage, Mapping):
         return Usage()
-    read = parse_token_count(usage.get("input_tokens", usage.get("prompt_tokens")))
-    written = parse_token_count(usage.get("output_tokens", usage.get("completion_tokens")))
+    input_tokens = parse_token_count(usage.get("input_tokens", usage.get("prompt_tokens")))
+    output_tokens = parse_token_count(usage.get("output_tokens", usage.get("completion_tokens")))
     # Servers that only rerank report only the total.
     return Usage(
-        input_tokens=read or max(parse_token_count(usage.get("total_tokens")) - written, 0),
-        output_tokens=written,
+        input_tokens=input_tokens
+        or max(parse_token_count(usage.get("total_tokens")) - output_tokens, 0),
+        output_tokens=output_tokens,
     )
 
 
@@ -165,7 +166,7 @@ class ModerationBody(_JsonRequest):
         return OperationUsage(quantity=self.expected_usage.quantity, tokens=tokens)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        return OperationUsage(quantity=self.expected_usage.quantity, tokens=read_tokens(data))
+        return OperationUsage(quantity=self.expected_usage.quantity, tokens=read_token_usage(data))
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         results = data.get("results")
@@ -238,7 +239,7 @@ class RerankBody(_JsonRequest):
         )
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        tokens, quantity = read_tokens(data), self.expected_usage.quantity
+        tokens, quantity = read_token_usage(data), self.expected_usage.quantity
         meta = (data or {}).get("meta")
         billed = meta.get("billed_units") if isinstance(meta, Mapping) else None
         if isinstance(billed, Mapping):
@@ -247,7 +248,7 @@ class RerankBody(_JsonRequest):
             if isinstance(searches, int | float) and 0 < searches < 1e9:
                 quantity = -int(-searches // 1)
             if tokens == Usage():
-                tokens = read_tokens({"usage": billed})
+                tokens = read_token_usage({"usage": billed})
         return OperationUsage(quantity=quantity, tokens=tokens)
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
@@ -311,7 +312,7 @@ class SpeechBody(_JsonRequest):
         return OperationUsage(quantity=characters, tokens=tokens)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        return OperationUsage(quantity=len(self.input), tokens=read_tokens(data))
+        return OperationUsage(quantity=len(self.input), tokens=read_token_usage(data))
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         raise AssertionError("SpeechBody.complete was called, but speech is never answered in JSON")

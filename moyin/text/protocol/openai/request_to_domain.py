@@ -128,7 +128,7 @@ def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.Em
     texts = tuple(text for text in body.inputs if isinstance(text, str))
     if len(texts) != len(body.inputs):
         raise UnsupportedFeature(
-            "input: token numbers require a back end with OpenAI's API: send text", field="input"
+            "input: token ids require a back end with OpenAI's API: send text", field="input"
         )
     for name, value in body.extras.items():
         if value:
@@ -141,10 +141,10 @@ def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.Em
 def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) -> Needs:
     """Return the abilities and the context length that a model needs for a chat completion."""
     parts = list(iterate_content_parts(body))
-    images, others = 0, []
+    images, other_parts = 0, []
     for part in parts:
         if isinstance(part, wire.OtherPart | wire.FilePart):
-            others.append(part)
+            other_parts.append(part)
         elif not isinstance(part, wire.TextPart):
             images += 1
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
@@ -162,9 +162,9 @@ def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) 
         schema=form is not None and form.type == "json_schema",
         thinking=body.reasoning_effort not in (None, "none"),
         has_cache_markers=_CACHE_MARKER in raw,
-        attachment_bytes=sum(map(_count_content_bytes, others)) + schema,
-        has_files=any(isinstance(part, wire.FilePart) for part in others),
-        has_external_content=any(map(_is_external_file, others))
+        attachment_bytes=sum(map(_count_content_bytes, other_parts)) + schema,
+        has_files=any(isinstance(part, wire.FilePart) for part in other_parts),
+        has_external_content=any(map(_is_external_file, other_parts))
         or (_AUDIO_MARKER in raw and _refers_to_audio(body)),
     )
 
@@ -321,8 +321,8 @@ def _convert_texts(content: str | list[wire.TextPart]) -> tuple[chat.Text, ...]:
     return tuple(chat.Text(text=part.text, cache=_read_cache_ttl(part)) for part in content)
 
 
-def _read_cache_ttl(marked: wire.Cacheable) -> str | None:
-    control = marked.cache_control
+def _read_cache_ttl(part: wire.Cacheable) -> str | None:
+    control = part.cache_control
     return None if control is None else control.ttl or "5m"
 
 

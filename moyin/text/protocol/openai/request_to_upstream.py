@@ -40,8 +40,8 @@ def chat_request_to_upstream(request: chat.ChatRequest, *, stream: bool) -> dict
         "user": request.user,
     }
     if (choice := request.tool_choice) is not None and request.tools:
-        named = {"type": "function", "function": {"name": choice.name}}
-        body["tool_choice"] = named if choice.mode == "tool" else choice.mode
+        tool_choice = {"type": "function", "function": {"name": choice.name}}
+        body["tool_choice"] = tool_choice if choice.mode == "tool" else choice.mode
         body["parallel_tool_calls"] = choice.parallel
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -115,19 +115,19 @@ def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]
 
     Pictures and documents in tool results move to the user's message, because tool messages contain only text.
     """
-    rest: list[chat.Part] = []
+    user_parts: list[chat.Part] = []
     for part in parts:
         if not isinstance(part, chat.ToolResult):
-            rest.append(part)
+            user_parts.append(part)
             continue
         text = "".join(item.text for item in part.content if isinstance(item, chat.Text))
-        rest.extend(item for item in part.content if not isinstance(item, chat.Text))
+        user_parts.extend(item for item in part.content if not isinstance(item, chat.Text))
         content = f"Error: {text}" if part.is_error else text
         yield {"role": "tool", "tool_call_id": part.tool_use_id, "content": content}
-    if len(rest) == 1 and isinstance(rest[0], chat.Text):
-        yield {"role": "user", "content": rest[0].text}
-    elif rest:
-        yield {"role": "user", "content": [_encode_content_part(part) for part in rest]}
+    if len(user_parts) == 1 and isinstance(user_parts[0], chat.Text):
+        yield {"role": "user", "content": user_parts[0].text}
+    elif user_parts:
+        yield {"role": "user", "content": [_encode_content_part(part) for part in user_parts]}
 
 
 def _encode_content_part(part: chat.Part) -> dict[str, Any]:

@@ -120,16 +120,16 @@ class StreamReader:
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
-        self._started = False
+        self._has_started = False
         self._id = ""
         self._model = ""
-        self._stop: chat.StopReason | None = None
+        self._stop_reason: chat.StopReason | None = None
         self._stop_sequence: str | None = None
         self._usage = Usage()
         # Number and id of each tool call, by its index.
         self._tools: dict[int, tuple[int, Any]] = {}
         self._tool_count = 0
-        self._refused = False
+        self._has_refusal = False
         self.is_finished = False
 
     def feed(self, piece: bytes) -> list[chat.Delta]:
@@ -173,7 +173,7 @@ class StreamReader:
             StreamInterrupted: the back end stopped within an event.
         """
         deltas = [delta for frame in self._splitter.end() for delta in self._frame_to_deltas(frame)]
-        if not self.is_finished and self._stop is not None:
+        if not self.is_finished and self._stop_reason is not None:
             deltas += self.finish()
         return deltas
 
@@ -190,27 +190,31 @@ class StreamReader:
         ]
 
     def _emit_started_once(self) -> list[chat.Delta]:
-        if self._started:
+        if self._has_started:
             return []
-        self._started = True
+        self._has_started = True
         return [chat.Started(id=self._id, model=self._model, usage=self._usage)]
 
     def _choice_to_deltas(self, choice: Mapping[str, Any]) -> list[chat.Delta]:
         delta = choice.get("delta") or {}
         deltas: list[chat.Delta] = []
         # Events of text completions have the text in the choice itself.
-        thoughts, text = split_content(delta.get("content") or choice.get("text"))
-        if thinking := delta.get("reasoning_content") or delta.get("reasoning") or thoughts:
+        thinking_in_content, text = split_content(delta.get("content") or choice.get("text"))
+        if (
+            thinking := delta.get("reasoning_content")
+            or delta.get("reasoning")
+            or thinking_in_content
+        ):
             deltas.append(chat.ThinkingDelta(text=require_text(thinking)))
         if text:
             deltas.append(chat.TextDelta(text=text, logprobs=_read_logprobs(choice)))
         if refusal := delta.get("refusal"):
-            self._refused = True
+            self._has_refusal = True
             deltas.append(chat.TextDelta(text=require_text(refusal), refusal=True))
         for call in delta.get("tool_calls") or ():
             deltas.extend(self._tool_call_to_deltas(call))
         if reason := choice.get("finish_reason"):
-            self._stop = STOP_REASONS.get(reason, chat.StopReason.END)
+            self._stop_reason = STOP_REASONS.get(reason, chat.StopReason.END)
             self._stop_sequence = read_stop_sequence(choice)
         return deltas
 
@@ -242,12 +246,12 @@ class StreamReader:
     def finish(self) -> list[chat.Delta]:
         """Return the `Finished` delta, after `Started` if the stream had no other delta."""
         self.is_finished = True
-        stop = self._stop or chat.StopReason.END
+        stop = self._stop_reason or chat.StopReason.END
         if stop is chat.StopReason.END and self._tools:
             stop = chat.StopReason.TOOL_USE
         if stop is chat.StopReason.END and self._stop_sequence is not None:
             stop = chat.StopReason.STOP_SEQUENCE
-        if self._refused:
+        if self._has_refusal:
             stop = chat.StopReason.REFUSAL
         return [
             *self._emit_started_once(),
@@ -278,7 +282,7 @@ class StreamTap:
         self._reader = StreamReader()
         self.usage: Usage | None = None
         self.prompt_tokens = 0
-        self._last: Mapping[str, Any] = {}
+        self._last_event: Mapping[str, Any] = {}
         self.tokens = 0
         self.is_finished = False
         self.transcript: Transcript | None = None
@@ -296,10 +300,10 @@ class StreamTap:
 
         A stream without ``[DONE]`` is complete once every choice has a ``finish_reason``.
         """
-        passed = b"".join([self._process_frame(frame) for frame in self._splitter.end()])
+        output = b"".join([self._process_frame(frame) for frame in self._splitter.end()])
         if not self.is_finished and len(self._finished_choices) >= self._choices:
-            passed += self._process_frame(_DONE_FRAME)
-        return passed
+            output += self._process_frame(_DONE_FRAME)
+        return output
 
     def _process_frame(self, frame: Frame) -> bytes:
         if frame.data is None:
@@ -312,7 +316,7 @@ class StreamTap:
             if self.transcript is not None:
                 self.transcript.add(self._reader.finish())
             return self._encode_total() + frame.raw
-        body = self._last = _parse_chunk(frame)
+        body = self._last_event = _parse_chunk(frame)
         choices = body.get("choices")
         if (text := _read_plain_text(choices)) is not None:
             self.tokens += 1
@@ -332,8 +336,8 @@ class StreamTap:
         if not choices:
             self._total = None
             # The estimate, which is also charged, replaces a usage of zero.
-            replaced = usage == _NO_USAGE and self.prompt_tokens > 0
-            return b"" if self._hide_usage or replaced else frame.raw
+            is_replaced = usage == _NO_USAGE and self.prompt_tokens > 0
+            return b"" if self._hide_usage or is_replaced else frame.raw
         if self._hide_progress and (progress := body.pop("usage", None)) is not None:
             self._total = {**body, "choices": [], "usage": progress}
             return encode_event(body)
@@ -352,7 +356,7 @@ class StreamTap:
             return b""
         usage = Usage(input_tokens=self.prompt_tokens, output_tokens=self.tokens)
         names = ("id", "object", "created", "model")
-        head = {name: self._last[name] for name in names if name in self._last}
+        head = {name: self._last_event[name] for name in names if name in self._last_event}
         return encode_event({**head, "choices": [], "usage": usage_to_client(usage)})
 
     def _record_finished_choice(self, choice: Any) -> None:

@@ -16,7 +16,7 @@ from moyin.text.protocol.openai.operations import (
     JSON_TYPE,
     UpstreamBody,
     complete_images,
-    read_tokens,
+    read_token_usage,
 )
 
 MAX_IMAGES = 10
@@ -67,7 +67,7 @@ class TranscriptionRequest(_UploadRequest):
 
     def __init__(self, form: MultipartForm, seconds: float | None) -> None:
         super().__init__(form)
-        [self._file] = _require_files(form, ("file",), most=1)
+        [self._file] = _require_files(form, ("file",), max_count=1)
         if form.get("url") is not None:
             raise UnsupportedFeature("url is not supported: send the audio as file", field="url")
         if self.model == _AUTO and form.get("model") is None:
@@ -88,8 +88,8 @@ class TranscriptionRequest(_UploadRequest):
         if self._seconds is None:
             seconds = size / _MIN_BYTES_PER_SECOND
         else:
-            highest = max(self._seconds, size / _TYPICAL_BYTES_PER_SECOND)
-            seconds = min(highest, size / _MIN_BYTES_PER_SECOND)
+            likely_seconds = max(self._seconds, size / _TYPICAL_BYTES_PER_SECOND)
+            seconds = min(likely_seconds, size / _MIN_BYTES_PER_SECOND)
         quantity = _round_up(seconds)
         prompt = count_utf8_bytes(self.form.get("prompt") or "")
         tokens = Usage(
@@ -102,7 +102,7 @@ class TranscriptionRequest(_UploadRequest):
         return media_type in (JSON_TYPE, EVENT_STREAM_TYPE) or media_type in _TEXT_TYPES
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        tokens = read_tokens(data)
+        tokens = read_token_usage(data)
         usage = (data or {}).get("usage")
         candidates = [usage.get("seconds") if isinstance(usage, Mapping) else None]
         candidates.append((data or {}).get("duration"))
@@ -151,10 +151,10 @@ class _ImageRequest(_UploadRequest):
         return OperationUsage(quantity=self._count, tokens=tokens)
 
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
-        made = (data or {}).get("data")
+        pictures = (data or {}).get("data")
         # Refused pictures are missing in the response, and are not billed.
-        count = len(made) if isinstance(made, list) and made else self._count
-        return OperationUsage(quantity=count, tokens=read_tokens(data))
+        count = len(pictures) if isinstance(pictures, list) and pictures else self._count
+        return OperationUsage(quantity=count, tokens=read_token_usage(data))
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
         return complete_images(raw, data)
@@ -167,7 +167,7 @@ class ImageEditRequest(_ImageRequest):
     path: ClassVar[str] = "/images/edits"
 
     def __init__(self, form: MultipartForm) -> None:
-        files = _require_files(form, ("image", "image[]"), most=16)
+        files = _require_files(form, ("image", "image[]"), max_count=16)
         if not form.get("prompt"):
             raise InvalidRequest("prompt: Field required", field="prompt")
         super().__init__(form, len(files) + len(form.find_files("mask")))
@@ -183,7 +183,7 @@ class ImageVariationRequest(_ImageRequest):
     path: ClassVar[str] = "/images/variations"
 
     def __init__(self, form: MultipartForm) -> None:
-        super().__init__(form, len(_require_files(form, ("image",), most=1)))
+        super().__init__(form, len(_require_files(form, ("image",), max_count=1)))
 
     def accepts(self, media_type: str) -> bool:
         return media_type == JSON_TYPE
@@ -197,16 +197,20 @@ def _read_model(form: MultipartForm) -> str:
 
 
 def _require_files(
-    form: MultipartForm, names: tuple[str, ...], *, most: int
+    form: MultipartForm, names: tuple[str, ...], *, max_count: int
 ) -> tuple[FormFile, ...]:
-    """Return the files of the fields ``names``; raise InvalidRequest if none or over ``most``."""
+    """Return the files of the fields ``names``.
+
+    Raises:
+        InvalidRequest: there is no file, an empty file, or more than ``max_count`` files.
+    """
     files, field = form.find_files(*names), names[0]
     if not files:
         raise InvalidRequest(
             f"{field}: must be a file, in a part of the form with a filename", field=field
         )
-    if len(files) > most:
-        limit = "one file" if most == 1 else f"{most} files"
+    if len(files) > max_count:
+        limit = "one file" if max_count == 1 else f"{max_count} files"
         raise InvalidRequest(f"{field}: must be at most {limit}", field=field)
     if not all(file.size for file in files):
         raise InvalidRequest(f"{field}: must not be an empty file", field=field)

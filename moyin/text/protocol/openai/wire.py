@@ -180,13 +180,13 @@ class GenerationBody(WireModel):
         Servers read the limit from different members. llama.cpp prefers its own ``n_predict``,
         which means no limit if it is negative or too large for a float, such as ``1e999``.
         """
-        known = [limit for limit in limits if limit]
+        set_limits = [limit for limit in limits if limit]
         n_predict = self.extras.get("n_predict")
         if isinstance(n_predict, int | float):
             if n_predict < 0 or n_predict == math.inf:
                 return None
-            known.append(int(n_predict))
-        return max(filter(None, known), default=None)
+            set_limits.append(int(n_predict))
+        return max(filter(None, set_limits), default=None)
 
 
 class ChatBody(GenerationBody):

@@ -74,10 +74,11 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
 def _rename_items(answer: Mapping[str, Any], response_id: str) -> list[dict[str, Any]]:
     """Return the output items of a job's answer with ids that belong to the stored response.
 
-    Item ids contain the id of their response, by which they are found; the job's own is not stored.
+    The id of an item contains the id of its response, by which the item is found. The response
+    that the job received is not stored.
     """
-    old, new = (name.removeprefix("resp_") for name in (answer["id"], response_id))
-    return [item | {"id": item["id"].replace(old, new)} for item in answer["output"]]
+    old_id, new_id = (name.removeprefix("resp_") for name in (answer["id"], response_id))
+    return [item | {"id": item["id"].replace(old_id, new_id)} for item in answer["output"]]
 
 
 def render_failure(response: Mapping[str, Any], code: str, message: str) -> dict[str, Any]:
@@ -117,16 +118,16 @@ def _read_call_error(answer: Any) -> Mapping[str, Any]:
 
 def build_first_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield type and members of the events before the model starts, without sequence numbers."""
-    queued = {**response, "status": "queued", "output": [], "usage": None}
-    queued |= {"error": None, "incomplete_details": None}
-    yield "response.created", {"response": queued}
-    yield "response.queued", {"response": queued}
+    queued_response = {**response, "status": "queued", "output": [], "usage": None}
+    queued_response |= {"error": None, "incomplete_details": None}
+    yield "response.created", {"response": queued_response}
+    yield "response.queued", {"response": queued_response}
 
 
 def build_start_event(response: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the event that reports that the model has started to write the response."""
-    [(_, queued), _] = build_first_events(response)
-    return "response.in_progress", {"response": queued["response"] | {"status": "in_progress"}}
+    [(_, event), _] = build_first_events(response)
+    return "response.in_progress", {"response": event["response"] | {"status": "in_progress"}}
 
 
 def build_last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -135,48 +136,56 @@ def build_last_events(response: Mapping[str, Any]) -> Iterator[tuple[str, dict[s
     OpenAI has no event for a cancelled response, so ``response.failed`` contains it.
     """
     for index, item in enumerate(response["output"]):
-        place = {"output_index": index}
-        empty = {"content": [], "summary": [], "arguments": "", "input": ""}
-        started = item | {name: empty[name] for name in empty if name in item}
-        yield "response.output_item.added", place | {"item": started | {"status": "in_progress"}}
-        yield from _item_events(item, {"item_id": item["id"], **place})
-        yield "response.output_item.done", place | {"item": item}
+        position = {"output_index": index}
+        empty_values = {"content": [], "summary": [], "arguments": "", "input": ""}
+        empty_item = item | {name: empty_values[name] for name in empty_values if name in item}
+        yield (
+            "response.output_item.added",
+            position | {"item": empty_item | {"status": "in_progress"}},
+        )
+        yield from _item_events(item, {"item_id": item["id"], **position})
+        yield "response.output_item.done", position | {"item": item}
     status = response["status"]
     end = status if status in ("completed", "incomplete") else "failed"
     yield f"response.{end}", {"response": dict(response)}
 
 
 def _item_events(
-    item: Mapping[str, Any], place: dict[str, Any]
+    item: Mapping[str, Any], position: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     match item["type"]:
         case "message":
             for number, part in enumerate(item["content"]):
-                yield from _part_events(part, place | {"content_index": number})
+                yield from _part_events(part, position | {"content_index": number})
         case "reasoning":
             for number, part in enumerate(item["summary"]):
-                kind, where = "response.reasoning_summary", place | {"summary_index": number}
-                yield f"{kind}_part.added", where | {"part": {**part, "text": ""}}
-                yield f"{kind}_text.delta", where | {"delta": part["text"]}
-                yield f"{kind}_text.done", where | {"text": part["text"]}
-                yield f"{kind}_part.done", where | {"part": part}
+                kind, part_position = (
+                    "response.reasoning_summary",
+                    position | {"summary_index": number},
+                )
+                yield f"{kind}_part.added", part_position | {"part": {**part, "text": ""}}
+                yield f"{kind}_text.delta", part_position | {"delta": part["text"]}
+                yield f"{kind}_text.done", part_position | {"text": part["text"]}
+                yield f"{kind}_part.done", part_position | {"part": part}
         case "function_call":
             kind, arguments = "response.function_call_arguments", item["arguments"]
-            yield f"{kind}.delta", place | {"delta": arguments}
-            yield f"{kind}.done", place | {"arguments": arguments, "name": item["name"]}
+            yield f"{kind}.delta", position | {"delta": arguments}
+            yield f"{kind}.done", position | {"arguments": arguments, "name": item["name"]}
         case "custom_tool_call":
             kind = "response.custom_tool_call_input"
-            yield f"{kind}.delta", place | {"delta": item["input"]}
-            yield f"{kind}.done", place | {"input": item["input"]}
+            yield f"{kind}.delta", position | {"delta": item["input"]}
+            yield f"{kind}.done", position | {"input": item["input"]}
 
 
 def _part_events(
-    part: Mapping[str, Any], place: dict[str, Any]
+    part: Mapping[str, Any], position: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     name = "refusal" if part["type"] == "refusal" else "text"
     kind = "response.refusal" if name == "refusal" else "response.output_text"
-    more: dict[str, Any] = {} if name == "refusal" else {"logprobs": part.get("logprobs") or []}
-    yield "response.content_part.added", place | {"part": {**part, name: ""}}
-    yield f"{kind}.delta", place | {"delta": part[name], **more}
-    yield f"{kind}.done", place | {name: part[name], **more}
-    yield "response.content_part.done", place | {"part": part}
+    extra_members: dict[str, Any] = (
+        {} if name == "refusal" else {"logprobs": part.get("logprobs") or []}
+    )
+    yield "response.content_part.added", position | {"part": {**part, name: ""}}
+    yield f"{kind}.delta", position | {"delta": part[name], **extra_members}
+    yield f"{kind}.done", position | {name: part[name], **extra_members}
+    yield "response.content_part.done", position | {"part": part}

@@ -95,10 +95,10 @@ class ParsedResponseRequest:
         return derive_chat_needs(self.chat)
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
-        for offered in list_tools(self.body).values():
-            tool = offered.tool
+        for offered_tool in list_tools(self.body).values():
+            tool = offered_tool.tool
             if isinstance(tool, wire.FunctionTool) and tool.parameters is not None:
-                yield f"{offered.field}.parameters", tool.parameters
+                yield f"{offered_tool.field}.parameters", tool.parameters
         if self.chat.output is not None and self.chat.output.schema is not None:
             yield "text.format.schema", self.chat.output.schema
 
@@ -162,8 +162,8 @@ class ResponsesCodec:
     """The codec of ``POST /v1/responses``.
 
     Args:
-        record: the answers of the request, which number the error event of a broken stream; None
-            for requests that are not streamed.
+        record: the answers of the request, from which the event of a broken stream gets its
+            sequence number; None for requests that are not streamed.
     """
 
     api_format = ApiFormat.RESPONSES
@@ -172,7 +172,7 @@ class ResponsesCodec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     encode_cost_trailer = staticmethod(encode_cost_comment)
-    ability_members: Mapping[str, tuple[str, ...]] = {
+    request_fields_by_ability: Mapping[str, tuple[str, ...]] = {
         "tools": ("tools", "tool_choice", "parallel_tool_calls"),
         "thinking": ("reasoning",),
     }
@@ -199,13 +199,13 @@ class ResponsesCodec:
         Raises:
             InvalidRequest: the body is invalid; the error names the field.
         """
-        own = validate(wire.ResponseBody, data)
+        own_body = validate(wire.ResponseBody, data)
         if not earlier:
-            return _build_parsed_request(body, data, own, files)
-        merged = {**data, "input": [*earlier, *_list_items(data["input"])]}
+            return _build_parsed_request(body, data, own_body, files)
+        merged_data = {**data, "input": [*earlier, *_list_items(data["input"])]}
         return replace(
             _build_parsed_request(
-                to_json(merged), merged, validate(wire.ResponseBody, merged), files
+                to_json(merged_data), merged_data, validate(wire.ResponseBody, merged_data), files
             ),
             own_items=_list_items(data["input"]),
         )
@@ -250,8 +250,8 @@ class ResponsesCodec:
 
 def find_response_id(start: bytes) -> str | None:
     """Return the response id in the first bytes of a response or of its stream; None if missing."""
-    found = _ID.search(start)
-    return None if found is None else found[1].decode()
+    match = _ID.search(start)
+    return None if match is None else match[1].decode()
 
 
 _ID = re.compile(rb'"id":"(resp_[0-9a-f]+)"')
@@ -300,5 +300,5 @@ def _inline_part(part: dict[str, Any], pictures: Mapping[str, Image]) -> dict[st
         if picture is None:
             return part
         return {**part, "image_url": f"data:{picture.media_type};base64,{picture.data}"}
-    nested = {name: part[name] for name in ("content", "output") if name in part}
-    return part | {name: _inline_pictures(value, pictures) for name, value in nested.items()}
+    nested_parts = {name: part[name] for name in ("content", "output") if name in part}
+    return part | {name: _inline_pictures(value, pictures) for name, value in nested_parts.items()}

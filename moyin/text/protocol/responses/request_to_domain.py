@@ -332,12 +332,12 @@ def _read_part_text(part: Part) -> str:
 
 def _convert_tools(body: wire.ResponseBody) -> Iterator[Tool]:
     choice = body.tool_choice
-    allowed = (
+    allowed_names = (
         {tool.name for tool in choice.tools} if isinstance(choice, wire.AllowedTools) else None
     )
-    for name, offered in list_tools(body).items():
-        if allowed is None or name in allowed:
-            yield _convert_tool(name, offered.tool)
+    for name, offered_tool in list_tools(body).items():
+        if allowed_names is None or name in allowed_names:
+            yield _convert_tool(name, offered_tool.tool)
 
 
 def _convert_tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
@@ -362,9 +362,9 @@ def _convert_tool_choice(body: wire.ResponseBody) -> ToolChoice | None:
                 "tool_choice requires at least one tool in tools", field="tool_choice"
             )
         return None
-    wanted = [choice] if isinstance(choice, wire.NamedTool) else []
-    wanted = choice.tools if isinstance(choice, wire.AllowedTools) else wanted
-    for tool in wanted:
+    chosen_tools = [choice] if isinstance(choice, wire.NamedTool) else []
+    chosen_tools = choice.tools if isinstance(choice, wire.AllowedTools) else chosen_tools
+    for tool in chosen_tools:
         if tool.name not in names:
             raise InvalidRequest(
                 f"tool_choice names {tool.name!r}, which is not in tools", field="tool_choice"

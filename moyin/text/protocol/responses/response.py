@@ -131,7 +131,7 @@ class ResponseTemplate:
         stop: StopReason,
     ) -> dict[str, Any]:
         body = self.body
-        extras = body.extras
+        extra_members = body.extras
         form = body.text.format if body.text is not None else None
         reasoning = body.reasoning
         return {
@@ -144,7 +144,7 @@ class ResponseTemplate:
             "incomplete_details": {"reason": _INCOMPLETE[stop]} if status == "incomplete" else None,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "max_tool_calls": extras.get("max_tool_calls"),
+            "max_tool_calls": extra_members.get("max_tool_calls"),
             "metadata": body.metadata or {},
             "model": model,
             "output": output,
@@ -208,18 +208,22 @@ def function_call_item(
     status: str = "completed",
 ) -> dict[str, Any]:
     """Encode a tool call as an item."""
-    offered = tools.get(call.name)
+    offered_tool = tools.get(call.name)
     # A model may call a tool that the client did not offer.
-    name = call.name if offered is None else offered.tool.name
-    place = {} if offered is None or offered.namespace is None else {"namespace": offered.namespace}
-    if offered is not None and offered.is_custom:
+    name = call.name if offered_tool is None else offered_tool.tool.name
+    namespace_member = (
+        {}
+        if offered_tool is None or offered_tool.namespace is None
+        else {"namespace": offered_tool.namespace}
+    )
+    if offered_tool is not None and offered_tool.is_custom:
         return {
             "id": item_id,
             "type": "custom_tool_call",
             "status": status,
             "call_id": call.id,
             "name": name,
-            **place,
+            **namespace_member,
             "input": decode_custom_tool_input(call.arguments) if call.arguments else "",
         }
     return {
@@ -228,19 +232,19 @@ def function_call_item(
         "status": status,
         "call_id": call.id,
         "name": name,
-        **place,
+        **namespace_member,
         "arguments": call.arguments,
     }
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
     """Encode ``usage`` in OpenAI's format, whose input tokens include the cached tokens."""
-    written = usage.cache_write_tokens + usage.cache_write_1h_tokens
+    cache_write_tokens = usage.cache_write_tokens + usage.cache_write_1h_tokens
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
             "cached_tokens": usage.cached_tokens,
-            "cache_write_tokens": written,
+            "cache_write_tokens": cache_write_tokens,
         },
         "output_tokens": usage.output_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
@@ -252,17 +256,21 @@ def usage_to_domain(usage: Any) -> Usage:
     """Translate the ``usage`` member of a response; all counts are 0 if it is missing."""
     if not isinstance(usage, Mapping):
         return Usage()
-    read, written = (usage.get(f"{side}_tokens_details") for side in ("input", "output"))
-    read = read if isinstance(read, Mapping) else {}
-    written = written if isinstance(written, Mapping) else {}
-    cached = parse_token_count(read.get("cached_tokens"))
-    stored = parse_token_count(read.get("cache_write_tokens"))
+    input_details, output_details = (
+        usage.get(f"{direction}_tokens_details") for direction in ("input", "output")
+    )
+    input_details = input_details if isinstance(input_details, Mapping) else {}
+    output_details = output_details if isinstance(output_details, Mapping) else {}
+    cached_tokens = parse_token_count(input_details.get("cached_tokens"))
+    cache_write_tokens = parse_token_count(input_details.get("cache_write_tokens"))
     return Usage(
-        input_tokens=max(parse_token_count(usage.get("input_tokens")) - cached - stored, 0),
-        cached_tokens=cached,
-        cache_write_tokens=stored,
+        input_tokens=max(
+            parse_token_count(usage.get("input_tokens")) - cached_tokens - cache_write_tokens, 0
+        ),
+        cached_tokens=cached_tokens,
+        cache_write_tokens=cache_write_tokens,
         output_tokens=parse_token_count(usage.get("output_tokens")),
-        reasoning_tokens=parse_token_count(written.get("reasoning_tokens")),
+        reasoning_tokens=parse_token_count(output_details.get("reasoning_tokens")),
     )
 
 
@@ -335,8 +343,8 @@ def _dump(value: Any) -> Any:
 
 
 def _dump_tool(tool: Any) -> dict[str, Any]:
-    dumped: dict[str, Any] = _dump(tool)
-    if dumped["type"] == "function":
+    encoded_tool: dict[str, Any] = _dump(tool)
+    if encoded_tool["type"] == "function":
         # OpenAI's API reference requires both members.
-        return {"parameters": None, "strict": None, **dumped}
-    return dumped
+        return {"parameters": None, "strict": None, **encoded_tool}
+    return encoded_tool

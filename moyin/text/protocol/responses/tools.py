@@ -43,22 +43,22 @@ def list_tools(body: wire.ResponseBody) -> Mapping[str, OfferedTool]:
         InvalidRequest: two tools have the same name.
     """
     tools: dict[str, OfferedTool] = {}
-    for offered in _flatten_namespaces(body):
-        name = join_name(offered.namespace, offered.tool.name)
+    for offered_tool in _flatten_namespaces(body):
+        name = join_name(offered_tool.namespace, offered_tool.tool.name)
         if name in tools:
             raise InvalidRequest(
-                f"{offered.field}.name: {name!r} is also the name of {tools[name].field}; "
+                f"{offered_tool.field}.name: {name!r} is also the name of {tools[name].field}; "
                 "each tool needs a name of its own",
-                field=f"{offered.field}.name",
+                field=f"{offered_tool.field}.name",
             )
-        tools[name] = offered
+        tools[name] = offered_tool
     return tools
 
 
 def _flatten_namespaces(body: wire.ResponseBody) -> Iterator[OfferedTool]:
     for number, tool in enumerate(body.tools or ()):
         if isinstance(tool, wire.NamespaceTool):
-            for place, inner in enumerate(tool.tools):
-                yield OfferedTool(inner, tool.name, f"tools.{number}.tools.{place}")
+            for index, member in enumerate(tool.tools):
+                yield OfferedTool(member, tool.name, f"tools.{number}.tools.{index}")
         else:
             yield OfferedTool(tool, None, f"tools.{number}")

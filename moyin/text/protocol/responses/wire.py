@@ -215,5 +215,7 @@ class ResponseBody(WireModel):
             return data
         if all(not isinstance(item, dict) or "type" in item for item in items):
             return data
-        named = [{"type": "message", **item} if isinstance(item, dict) else item for item in items]
-        return {**data, "input": named}
+        typed_items = [
+            {"type": "message", **item} if isinstance(item, dict) else item for item in items
+        ]
+        return {**data, "input": typed_items}

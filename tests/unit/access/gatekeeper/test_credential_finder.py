@@ -175,9 +175,11 @@ def test_an_origin_is_compared_by_host_and_port(origin: str, host: str) -> None:
 
 
 def test_a_client_without_origin_headers_may_sign_in() -> None:
-    require_same_origin(scope(method="POST"), required=False)
+    require_same_origin(scope(method="POST"), requires_origin=False)
     with pytest.raises(CrossSiteRequest):
-        require_same_origin(scope(method="POST", origin="http://evil.example"), required=False)
+        require_same_origin(
+            scope(method="POST", origin="http://evil.example"), requires_origin=False
+        )
 
 
 @pytest.mark.parametrize("host", ["", "a b", "gateway.example:x", "gateway.example:99999"])

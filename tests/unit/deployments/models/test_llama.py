@@ -39,7 +39,7 @@ async def test_forgotten_endpoint_is_found_again(
 ) -> None:
     replies += ["http://127.0.0.1:1", "http://127.0.0.1:2"]
     await endpoints.find()
-    endpoints.forget()
+    endpoints.invalidate_endpoint()
     assert endpoints.known_endpoint is None
     assert (await endpoints.find()).url == "http://127.0.0.1:2/v1"
 

@@ -30,14 +30,14 @@ def new_batch(endpoint: str = "/v1/messages") -> TextBatch:
     )  # fmt: skip
 
 
-def new_lines(*abilities: str, omit: frozenset[str] = frozenset()) -> NativeLines:
+def new_lines(*abilities: str, omitted_abilities: frozenset[str] = frozenset()) -> NativeLines:
     """Return the `NativeLines` of a gateway whose only back end has OpenAI's format."""
     rig = Rig(FakeBackend(), tariff=CHEAP, abilities=abilities)
     rig.runtimes[0].batch_api = OpenAIBatches(cast(Any, None))
     [deployment] = rig.router.fleet.catalog.deployments
     catalog = Catalog(
         deployments=(replace(deployment, batch_tariff=CHEAP),),
-        aliases={"chat": Alias(models=("m0",), omit=omit)},
+        aliases={"chat": Alias(models=("m0",), omitted_abilities=omitted_abilities)},
     )
     fleet = Fleet(catalog=catalog, runtimes={"b0": rig.runtimes[0]})
     router = Router(fleet, rig.ledger, None, rig.telemetry, None)
@@ -51,8 +51,8 @@ def body(**changes: Any) -> bytes:
     return to_json({"model": "chat", "max_tokens": 9, "messages": messages, **changes})
 
 
-def test_a_line_whose_tools_would_be_omitted_is_run_as_a_single_call() -> None:
-    lines = new_lines(omit=frozenset({"tools"}))
+def test_a_line_from_which_tools_would_be_left_out_is_run_by_a_single_call() -> None:
+    lines = new_lines(omitted_abilities=frozenset({"tools"}))
     assert lines.choose(new_batch(), body()) is not None
     assert lines.choose(new_batch(), body(tools=[TOOL])) is None
     assert new_lines("tools").choose(new_batch(), body(tools=[TOOL])) is not None

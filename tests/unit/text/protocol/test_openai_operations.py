@@ -17,7 +17,7 @@ from moyin.text.protocol.openai.operations import (
     parse_moderation,
     parse_rerank,
     parse_speech,
-    read_tokens,
+    read_token_usage,
 )
 from moyin.text.protocol.openai.uploads import (
     ImageEditRequest,
@@ -103,7 +103,7 @@ def test_long_documents_may_be_several_searches() -> None:
     ],
 )  # fmt: skip
 def test_tokens_have_several_names(usage: Any, tokens: Usage) -> None:
-    assert read_tokens({"usage": usage}) == tokens
+    assert read_token_usage({"usage": usage}) == tokens
 
 
 def file(field: str, size: int = 10_000, name: str = "a") -> FormFile:

@@ -23,7 +23,7 @@ async def test_tasks_run_in_order_and_yield(monkeypatch: pytest.MonkeyPatch) -> 
             order.append(len(done))
     assert done == list(range(40))
     assert {16, 32} <= set(order), "others have their turn after each slice"
-    assert background._scheduled is None, "nothing runs while nothing waits"
+    assert background._scheduled_run is None, "nothing runs while nothing waits"
     background.add(done.append, 40)
     async with asyncio.timeout(20):
         while len(background):  # noqa: ASYNC110
@@ -73,5 +73,5 @@ async def test_close_runs_waiting_tasks_and_accepts_no_more() -> None:
     await background.close()
     assert done == list(range(40))
     background.add(done.append, 40)
-    assert (len(background), background.dropped, background._scheduled) == (0, 1, None)
+    assert (len(background), background.dropped, background._scheduled_run) == (0, 1, None)
     await background.close()

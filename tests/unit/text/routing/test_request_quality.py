@@ -164,7 +164,7 @@ def test_a_bad_floor_names_its_header(value: bytes) -> None:
     with pytest.raises(InvalidRequest) as raised:
         parse_preferences([(FLOOR, value)], frozenset())
     assert raised.value.field == "x-moyin-quality"
-    assert raised.value.message == "must be a number between 0 and 1"
+    assert raised.value.message == "x-moyin-quality: must be a number between 0 and 1"
 
 
 @pytest.mark.parametrize("value", [b"", b"$1", b"nan", b"-1", b"inf"])
@@ -179,7 +179,7 @@ def test_the_operator_bounds_the_price() -> None:
     assert chosen(both, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
     with pytest.raises(InvalidRequest) as raised:
         explain(both, SORT, (PRICE, b"0.6"))
-    assert raised.value.message == "must be a number between 0 and 0.5"
+    assert raised.value.message == "x-moyin-usd-per-bad-answer: must be a number between 0 and 0.5"
 
 
 def test_explanation_compares_p_good() -> None:

@@ -289,7 +289,7 @@ async def test_first_failure_is_raised_when_both_fail() -> None:
         raise UnsupportedFeature("x")
 
     with pytest.raises(Overloaded):
-        await race_calls(overloaded(), unable, after=0.001, may_start_second=lambda: True)
+        await race_calls(overloaded(), unable, delay_seconds=0.001, may_start_second=lambda: True)
 
 
 async def test_denied_second_call_does_not_stop_the_first() -> None:
@@ -302,7 +302,10 @@ async def test_denied_second_call_does_not_stop_the_first() -> None:
     async def nobody() -> None:
         return None
 
-    assert await race_calls(slow(), nobody, after=0.001, may_start_second=lambda: True) is first
+    assert (
+        await race_calls(slow(), nobody, delay_seconds=0.001, may_start_second=lambda: True)
+        is first
+    )
 
 
 async def test_opening_breaker_does_not_stop_a_running_answer() -> None:

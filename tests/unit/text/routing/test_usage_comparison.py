@@ -70,12 +70,12 @@ def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
         [deployment("free", FREE_TARIFF), deployment("flat", flat(2)), deployment("banded", BANDED)]
     )
     dearest = UsageComparison(models, "ada")
-    assert dearest.classes.prompt_bounds == (100,)
+    assert dearest.price_classes.prompt_bounds == (100,)
     short, long = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
-    chosen = dearest.choose([short])
+    chosen = dearest.choose_models([short])
     assert chosen[False].model == "flat-model"
     assert dearest.compute_pico_cost([short], chosen) == 2 * 10**12
-    chosen = dearest.choose([short, long])
+    chosen = dearest.choose_models([short, long])
     assert chosen[False].model == "banded-model"
     assert dearest.compute_pico_cost([short, long], chosen) == (1 + 50) * 10**12
 
@@ -83,7 +83,7 @@ def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
 def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
     dearest = UsageComparison(fleet([deployment("flat", flat(2))]), "ada")
     sums = [usage_sum(0, 10), usage_sum(0, 5), usage_sum(0, 70, complete=False)]
-    assert dearest.compute_pico_cost(sums, dearest.choose(sums)) == 15 * 2 * 10**6
+    assert dearest.compute_pico_cost(sums, dearest.choose_models(sums)) == 15 * 2 * 10**6
     assert [item.input_tokens for item in sums] == [10, 5, 70]
 
 
@@ -93,7 +93,7 @@ def test_other_operations_count_with_their_own_cost() -> None:
     speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
     failed = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
     sums = [usage_sum(0, 10), speech, failed]
-    chosen = dearest.choose(sums)
+    chosen = dearest.choose_models(sums)
     assert chosen[False].model == "flat-model"
     assert dearest.compute_pico_cost(sums, chosen) == 10 * 2 * 10**6 + 5 * 10**11
 
@@ -101,9 +101,9 @@ def test_other_operations_count_with_their_own_cost() -> None:
 def test_embeddings_are_compared_with_embedding_models() -> None:
     vectors = deployment("vectors", flat(1), abilities=("embeddings",))
     dearest = UsageComparison(fleet([deployment("flat", flat(2)), vectors]), "ada")
-    assert dearest.classes.embeddings == {"vectors-model"}
+    assert dearest.price_classes.embeddings == {"vectors-model"}
     sums = [usage_sum(0, 10, embeds=True), usage_sum(0, 10)]
-    chosen = dearest.choose(sums)
+    chosen = dearest.choose_models(sums)
     assert {kind: model.backend for kind, model in chosen.items()} == {
         True: "vectors",
         False: "flat",
@@ -121,9 +121,9 @@ def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None
         policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))},
     )
     dearest = UsageComparison(models, "ada")
-    assert dearest.choose([]) == {}
+    assert dearest.choose_models([]) == {}
     assert dearest.compute_pico_cost([usage_sum(0, 10)], {}) is None
-    [model] = UsageComparison(models, None).choose([]).values()
+    [model] = UsageComparison(models, None).choose_models([]).values()
     assert model.backend == "cloud"
 
 
@@ -135,4 +135,4 @@ def test_failed_renders_cost_the_same_on_the_dearest_model() -> None:
         usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(5), complete=False),
         usage_sum(0, 0, unit="seconds", cost_usd=Decimal(7), complete=False),
     ]
-    assert dearest.compute_pico_cost(sums, dearest.choose(sums)) == (2 + 3 + 5) * 10**12
+    assert dearest.compute_pico_cost(sums, dearest.choose_models(sums)) == (2 + 3 + 5) * 10**12
