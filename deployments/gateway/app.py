@@ -265,9 +265,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         ),
         artifacts.signed_link_routes(*artifact_parts),
         artifacts.artifact_routes(*artifact_parts, services.templates),
-        archives.archive_routes(
-            services.artifacts, services.jobs, blobs, services.signing_key
-        ),
+        archives.archive_routes(services.artifacts, services.jobs, blobs, services.signing_key),
         jobs_v2.job_v2_routes(renders, retention),
         assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
