@@ -9,7 +9,14 @@ import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from moyin.comfy_api.protocol.paths import API_FIRST_SEGMENTS
 from moyin.domain.limits import Limit
@@ -159,6 +166,11 @@ class RouteConfig(_StrictModel):
         if isinstance(value, list | tuple):
             return [{"url": item} if isinstance(item, str) else item for item in value]
         return value
+
+    @field_serializer("scopes")
+    def _sort_scopes(self, scopes: frozenset[str]) -> list[str]:
+        """Sort the scopes, because the order of a set differs from process to process."""
+        return sorted(scopes)
 
     @model_validator(mode="after")
     def _require_reachable(self) -> RouteConfig:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from urllib.parse import urlsplit
 
 from moyin.domain.identity import ALL_SCOPES
+from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, read_profile, write_profile
@@ -37,9 +39,14 @@ async def create_first_key(settings: Settings) -> None:
 
 
 async def replace_first_key(settings: Settings) -> None:
-    """Replace the profile's API key, which is no longer valid, by a new key of the operator."""
+    """Write a new API key of the operator into the profile, whose old one is not valid.
+
+    A profile of another machine's gateway raises `StackError`: its key may be valid there.
+    """
     path = Layout(settings.data).profile
     url = read_profile(path, {}).url
+    if urlsplit(url).hostname not in ("127.0.0.1", "localhost", urlsplit(settings.door).hostname):
+        raise StackError(f"{path} has the key of another gateway, {url}")
     database = Database(settings.sql_url)
     try:
         key = await _create_operator_key(

@@ -47,7 +47,7 @@ def build_routes(
         applications=dict(applications),
         versions=read_versions(),
         config=ConfigBody(
-            # The configuration contains no secrets: URLs with passwords or queries are rejected.
+            # The configuration should contain no secrets: URLs with passwords or queries are rejected.
             values=(config.current or GatewayConfig()).model_dump(mode="json", by_alias=True),
             applied_at=config.applied_at,
             is_newest_rejected=config.is_rejected,

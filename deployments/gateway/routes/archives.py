@@ -58,9 +58,7 @@ def archive_routes(
         selection = ArchivedFiles(
             artifact_ids=list(dict.fromkeys(options.artifacts)), job_id=options.job
         )
-        if options.job is not None:
-            await jobs.get(owner, options.job)
-        files = await _find_archived_files(artifacts, owner, selection)
+        files = await _find_archived_files(artifacts, jobs, owner, selection)
         if not files:
             raise InvalidRequest("the job has no files yet", field="job")
         name = _name_archive(options.name or options.job)
@@ -77,7 +75,7 @@ def archive_routes(
     async def download_archive(request: Request, token: str, name: str) -> Response:
         """Download the files of a signed link as one ZIP archive until the link expires."""
         owner, selection = verify_archive_link(signing_key, token)
-        archive = Archive(await _find_archived_files(artifacts, owner, selection))
+        archive = Archive(await _find_archived_files(artifacts, jobs, owner, selection))
         headers = dict(build_archive_headers(_name_archive(name), archive.size))
         if request.method == "HEAD":
             return Response(headers=headers)
@@ -87,11 +85,16 @@ def archive_routes(
 
 
 async def _find_archived_files(
-    artifacts: ArtifactStore, owner: str, selection: ArchivedFiles
+    artifacts: ArtifactStore, jobs: JobStore, owner: str, selection: ArchivedFiles
 ) -> list[StoredArtifact]:
-    """Return the files of an archive; those of a job in the order in which they were made."""
+    """Return the files of an archive; those of a job in the order in which they were made.
+
+    Raises:
+        ArtifactNotFound, JobNotFound: a file or the job does not exist, or was deleted meanwhile.
+    """
     if selection.job_id is None:
         return await artifacts.list_by_ids(owner, selection.artifact_ids)
+    await jobs.get(owner, selection.job_id)
     # One more than an archive may have, which `Archive` refuses.
     job_files, _ = await artifacts.list_page(
         owner, ArtifactFilter(job_id=selection.job_id), limit=MAX_FILES + 1

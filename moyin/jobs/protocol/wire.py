@@ -360,13 +360,16 @@ class LinkBody(BaseModel):
 class ArchiveRequest(_Request):
     """The body of ``POST /artifacts/archive``: either `artifacts` or `job`."""
 
-    artifacts: list[Annotated[str, Field(max_length=64)]] = Field(
+    artifacts: list[Annotated[str, Field(max_length=64, pattern=r"^[^\x00]*$")]] = Field(
         [],
         max_length=MAX_ARCHIVE_IDS,
         description="The ids of files, in the order of the archive.",
     )
     job: str | None = Field(
-        None, max_length=36, description="The id of a job whose files are archived, all of them."
+        None,
+        max_length=36,
+        pattern=r"^[^\x00]*$",
+        description="The id of a job whose files are archived, all of them.",
     )
     name: str | None = Field(None, max_length=200, description="The name of the archive.")
     expires_in: int = Field(

@@ -111,9 +111,16 @@ def check_api_key(options: Options) -> CheckResult:
 
 
 def replace_api_key(options: Options) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
     from moyin.stack.first_key import replace_first_key
 
-    asyncio.run(replace_first_key(options.settings))
+    try:
+        asyncio.run(replace_first_key(options.settings))
+    except SQLAlchemyError as error:
+        # The error's own text has the statement with its values.
+        cause = getattr(error, "orig", None) or type(error).__name__
+        raise StackError(f"the key cannot be stored in the database: {cause}") from error
 
 
 async def _is_valid(options: Options, key: str) -> bool:

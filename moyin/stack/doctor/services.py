@@ -7,18 +7,19 @@ from collections.abc import Iterator
 
 from moyin.errors import ServiceUnavailable, StackError
 from moyin.stack.doctor.result import CheckResult, fail, ok, warn
-from moyin.stack.launch import read_running_state, stop_stack
+from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
 from moyin.stack.ports import find_free_base, require_free
-from moyin.stack.state import PartStatus, Phase
-from moyin.system.processes import find_processes
+from moyin.stack.state import PartStatus, Phase, find_lock_holder
+from moyin.system.processes import end_processes, find_processes
 
 _CONNECT_SECONDS = 5
 
 
 def check_processes(options: Options) -> CheckResult:
     """Check that no process of this stack runs without a supervisor."""
-    if read_running_state(options) is not None:
+    # Not `read_running_state`: on a full disk, a supervisor runs without a state file.
+    if find_lock_holder(options.layout.lock) is not None:
         return ok("processes", "the supervisor owns them")
     names = [f"{process.name()} ({process.pid})" for process in find_processes(options.stack_id)]
     if not names:
@@ -32,8 +33,10 @@ def check_processes(options: Options) -> CheckResult:
 
 
 def end_processes_left_over(options: Options) -> None:
-    if read_running_state(options) is None:
-        stop_stack(options)
+    # Not `stop_stack`, which would end a supervisor that has started meanwhile.
+    if find_lock_holder(options.layout.lock) is None:
+        end_processes(options.stack_id)
+        options.layout.remove_runtime_files()
 
 
 def check_ports(options: Options) -> CheckResult:
