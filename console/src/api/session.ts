@@ -3,7 +3,7 @@
 import type { components } from "#api/accounts";
 import { type QueryClient, skipToken, useQuery, useQueryClient } from "@tanstack/react-query";
 
-import { readError } from "./errors";
+import { ApiError, readError } from "./errors";
 
 const SESSION = "/accounts/session";
 const ENDED = ["session-ended"];
@@ -27,16 +27,21 @@ export async function signOut(): Promise<void> {
   if (!response.ok) throw await readError(response);
 }
 
-let renewing: Promise<boolean> | undefined;
+let renewing: Promise<Response | undefined> | undefined;
 let onRefusal: () => void = () => undefined;
 
 /** Renew the session, and return whether that succeeded. Concurrent callers share one renewal. */
-export function renewSession(): Promise<boolean> {
+export async function renewSession(): Promise<boolean> {
+  return (await renew())?.ok ?? false;
+}
+
+/** Return the answer to a renewal, or nothing if there was none. */
+function renew(): Promise<Response | undefined> {
   renewing ??= post(`${SESSION}/renew`)
     .then((response) => {
       if (response.status === 401) onRefusal();
-      return response.ok;
-    }, () => false)
+      return response;
+    }, () => undefined)
     .finally(() => {
       renewing = undefined;
     });
@@ -93,7 +98,13 @@ export function watchSession(queries: QueryClient): () => void {
 
 async function readCaller(): Promise<Caller | null> {
   let response = await fetch("/accounts/whoami");
-  if (response.status === 401 && (await renewSession())) response = await fetch("/accounts/whoami");
+  if (response.status === 401) {
+    const renewed = await renew();
+    if (renewed?.ok) response = await fetch("/accounts/whoami");
+    // A session has not ended because it could not be renewed just now.
+    else if (renewed === undefined) throw new ApiError("The gateway cannot be reached.", 0, "connection_failed", undefined, undefined);
+    else if (renewed.status >= 500) throw await readError(renewed.clone());
+  }
   if (response.status === 401) return null;
   if (!response.ok) throw await readError(response);
   const identity = (await response.json()) as components["schemas"]["WhoAmI"];

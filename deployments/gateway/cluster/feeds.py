@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from enum import StrEnum
@@ -14,6 +15,8 @@ from moyin.system.bounded import BoundedDict
 
 # With this pause, a replica spends at most a hundredth of its time on the sums of a tenant.
 _USAGE_PAUSE_FACTOR = 100.0
+# The models app computes one sum after the other, and refuses further ones while eight wait.
+_MAX_SUMS = 2
 _MAX_TENANTS = 1_000
 _MAX_VIEWS = 128
 # Returns JSON for one tenant, or for all if it is None; the result is None if the source does not respond.
@@ -66,7 +69,7 @@ class _TenantReadings:
 
     async def close(self) -> None:
         """Cancel the readings in progress."""
-        for reading in self._readings.values():
+        for reading in list(self._readings.values()):
             await reading.close()
 
 
@@ -92,12 +95,22 @@ class ClusterFeeds:
         usage_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        sums = asyncio.Semaphore(_MAX_SUMS)
+
+        async def read_usage_in_turn(tenant: str | None) -> str | None:
+            async with sums:
+                return await read_usage(tenant)
+
         self.cluster = SharedReading(read_cluster, interval=cluster_seconds, clock=clock)
         self._tenants = {
             Included.BACKENDS: _TenantReadings(read_backends, backends_seconds, clock),
             # A sum takes tenths of a second, in which an overview would have an empty part.
             Included.USAGE: _TenantReadings(
-                read_usage, usage_seconds, clock, pause_factor=_USAGE_PAUSE_FACTOR, shows_old=True
+                read_usage_in_turn,
+                usage_seconds,
+                clock,
+                pause_factor=_USAGE_PAUSE_FACTOR,
+                shows_old=True,
             ),
         }
         self._formatted_cluster: ClusterBody | None = None

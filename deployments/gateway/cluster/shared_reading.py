@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import Context
 from typing import Generic, TypeVar
 
 # The longest time until a source that did not respond is read again.
 _RETRY_SECONDS = 5.0
+# The longest pause, because a reading may have waited for others for most of its time.
+_MAX_PAUSE_SECONDS = 600.0
 ValueT = TypeVar("ValueT")
 
 
@@ -49,8 +52,9 @@ class SharedReading(Generic[ValueT]):
         if self._clock() < self._fresh_until:
             return self._value
         if self._reading is None:
-            self._reading = asyncio.create_task(self._refresh())
-        # Shielded, because a client that disconnects must not end a reading that others wait for.
+            # Not in the context of the viewer's request, with which Serve would cancel the reading's calls.
+            self._reading = asyncio.create_task(self._refresh(), context=Context())
+        # Shielded, because a viewer that disconnects must not end the reading of the others.
         return await asyncio.shield(self._reading)
 
     async def follow(self) -> AsyncGenerator[ValueT, None]:
@@ -64,7 +68,8 @@ class SharedReading(Generic[ValueT]):
             if self._version != version:
                 version = self._version
                 yield value
-            await asyncio.sleep(max(self._interval, self._fresh_until - self._clock()))
+            shortest = min(self._interval, _RETRY_SECONDS)
+            await asyncio.sleep(max(shortest, self._fresh_until - self._clock()))
 
     async def close(self) -> None:
         """Cancel the reading in progress."""
@@ -83,6 +88,8 @@ class SharedReading(Generic[ValueT]):
             self._value = value
             self._version += 1
         now = self._clock()
-        pause = max(self._interval, self._pause_factor * (now - started_at))
+        pause = max(
+            self._interval, min(self._pause_factor * (now - started_at), _MAX_PAUSE_SECONDS)
+        )
         self._fresh_until = now + (min(pause, _RETRY_SECONDS) if value is None else pause)
         return self._value

@@ -21,6 +21,7 @@ from ray.util import list_named_actors
 
 from actors.llama import NAME_PREFIX
 from actors.placement import NAMESPACE
+from deployments.gateway.cluster.shared_reading import SharedReading
 from deployments.health import ServiceCheck, run_checks
 from moyin.domain.cluster import BackendSummary, ModelServerSummary, ModelsSummary, PoolSummary
 from moyin.domain.queue_place import Backlog
@@ -183,8 +184,14 @@ async def _read_models() -> ModelsSummary:
     return summary
 
 
+# One lookup serves the readings of all tenants, which would otherwise occupy all threads.
+_MODELS = SharedReading[Any](
+    lambda: _run(partial(serve.get_deployment_handle, "Models", app_name="models")), interval=60.0
+)
+
+
 async def _call_models(method: str, *arguments: Any) -> Any:
-    handle = await _run(partial(serve.get_deployment_handle, "Models", app_name="models"))
+    handle = await _MODELS.get()
     return await getattr(handle, method).remote(*arguments)
 
 

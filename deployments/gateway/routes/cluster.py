@@ -129,6 +129,8 @@ def cluster_routes(
                         pools = None if is_operator else await admission.list_pools(caller)
                         value = feeds.format_cluster(value, pools)
                         if value == previous_value:
+                            # The merged stream sends no heartbeat while the cluster changes.
+                            yield ": still here\n\n"
                             continue
                         previous_value = value
                     yield f"{prefix}event: {name}\ndata: {value or 'null'}\n\n"

@@ -62,8 +62,10 @@ def test_the_page_of_a_job_fits_in_both_languages(
     check_languages(operator, f"/jobs/{job}")
 
 
-def test_the_page_for_signing_in_fits_in_both_languages(console: ConsoleBrowser) -> None:
-    check_languages(console.open(), "/")
+def test_the_page_for_signing_in_fits_in_both_languages(operator: ConsoleBrowser) -> None:
+    """The last test of the module, because nobody is signed in afterwards."""
+    operator.page.context.clear_cookies()
+    check_languages(operator.open(), "/")
 
 
 def check_languages(console: ConsoleBrowser, path: str) -> None:
