@@ -14,9 +14,9 @@ from tests.acceptance.console.calls import Api
 from tests.stack import RunningStack
 
 SECRET = "the-secret-caption"
-# Not found, as anything that belongs to nobody.
+# Not found, as anything that belongs to nobody. The gateway itself refuses NUL in an address.
 MALFORMED = (
-    "7.png", "..%2f..%2fjobs", "%00", "<script>", "a" * 3000, "%F0%9F%A6%8A",
+    "7.png", "..%2f..%2fjobs", "<script>", "a" * 3000, "%F0%9F%A6%8A",
 )  # fmt: skip
 
 
@@ -79,7 +79,11 @@ def test_pages_of_jobs_and_batches(stranger: ConsoleBrowser, others: Others) -> 
 
 
 def test_renders_from_jobs(stranger: ConsoleBrowser, others: Others) -> None:
-    for job, result in ((others.job, others.batch), ("%00", "..%2f..%2fjobs"), ("<b>", "a" * 3000)):
+    for job, result in (
+        (others.job, others.batch),
+        ("7.png", "..%2f..%2fjobs"),
+        ("<b>", "a" * 3000),
+    ):
         page = stranger.open(f"/render?job={job}&result={result}").page
         expect(page.locator("main").get_by_text("There is no such job")).to_have_count(2)
         expect_nothing(page, "There is no such job")
@@ -97,7 +101,6 @@ def test_lists_that_are_filtered_by_ids(stranger: ConsoleBrowser, others: Others
         ("/jobs?cursor=made-up", "This did not work"),
         ("/jobs?created_after=never", "This did not work"),
         (f"/gallery?user={others.user}", "No picture matches"),
-        ("/gallery?user=%00", "This did not work"),
         ("/gallery?template=nobody-has-it", "No picture matches"),
         ("/gallery?after=never&before=99999-99-99", "No pictures yet"),
         (f"/people?organisation={others.organisation}", "Eve"),
@@ -127,7 +130,7 @@ def test_an_operator_names_an_organisation_that_does_not_exist(
     console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     page = console.sign_in_with_key(gateway.api_key).page
-    for name in ("org_none", "org_%00", f"org_{'a' * 300}"):
+    for name in ("org_none", f"org_{'a' * 300}"):
         console.open(f"/people/limits?organisation={name}")
         page.get_by_text("There is no such organisation").wait_for()
         assert page.get_by_role("button", name="Save").count() == 0

@@ -71,7 +71,7 @@ export function JobList() {
       {page.isPending && <Skeleton h={320} />}
       {page.isSuccess && jobs.length === 0 && <Empty isFiltered={Object.keys(filter).length > 0} hasNext={next !== null} />}
       {page.isSuccess && jobs.length > 0 && (
-        <Table verticalSpacing="xs" opacity={page.isPlaceholderData ? 0.6 : 1} aria-busy={page.isPlaceholderData}>
+        <Table layout="fixed" verticalSpacing="xs" opacity={page.isPlaceholderData ? 0.6 : 1} aria-busy={page.isPlaceholderData}>
           <Table.Thead>
             <Table.Tr>
               {mayChange && (
@@ -84,11 +84,11 @@ export function JobList() {
                   />
                 </Table.Th>
               )}
-              <Table.Td />
+              <Table.Td w={64} />
               <Table.Th>{t.job}</Table.Th>
-              <Table.Th visibleFrom="sm">{t.created}</Table.Th>
-              <Table.Th visibleFrom="sm">{t.time}</Table.Th>
-              <Table.Th visibleFrom="sm" ta="right">{t.cost}</Table.Th>
+              <Table.Th visibleFrom="sm" w={215}>{t.created}</Table.Th>
+              <Table.Th visibleFrom="sm" w={130}>{t.time}</Table.Th>
+              <Table.Th visibleFrom="sm" w={100} ta="right">{t.cost}</Table.Th>
             </Table.Tr>
           </Table.Thead>
           <Table.Tbody>

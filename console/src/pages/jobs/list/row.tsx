@@ -31,7 +31,7 @@ export function JobRow({ job, selected, onSelect }: Props) {
       <Table.Td w={64}><Thumbnail job={job} /></Table.Td>
       <Table.Td>
         <Stack gap={4}>
-          <Group gap="xs" wrap="nowrap">
+          <Group gap="xs">
             <Anchor component={Link} href={`/${job.id}`} size="sm" fw={600} style={{ whiteSpace: "nowrap" }}>
               {t[job.kind as Kind]} <Text span ff="monospace" size="xs">{shortId(job.id)}</Text>
             </Anchor>
@@ -39,13 +39,13 @@ export function JobRow({ job, selected, onSelect }: Props) {
           </Group>
           <Group gap={4}>
             {Object.entries(job.metadata).slice(0, 4).map(([key, value]) => (
-              <Badge key={key} size="sm" variant="default" tt="none" maw={220}>{key}: {value}</Badge>
+              <Badge key={key} size="sm" variant="default" tt="none" maw="min(220px, 100%)">{key}: {value}</Badge>
             ))}
             {job.steps > 1 && (
               <Text size="xs" c="dimmed">{job.kind === "render" ? t.renders(job.steps) : t.steps(job.steps)}</Text>
             )}
           </Group>
-          {job.error && <Text size="xs" c={ERROR_TEXT} lineClamp={1}>{job.error.message}</Text>}
+          {job.error && <Text size="xs" c={ERROR_TEXT} lineClamp={1} style={{ overflowWrap: "anywhere" }}>{job.error.message}</Text>}
           <Text size="xs" c="dimmed" hiddenFrom="sm">{format.ago(job.created_at)} · <Duration job={job} /></Text>
           {job.status === "running" && (
             <Progress
