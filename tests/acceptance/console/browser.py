@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +77,13 @@ class ConsoleBrowser:
         self.page.evaluate("(name) => localStorage.setItem('moyin.language', name)", language)
         self.page.reload()
         return self
+
+    def wait_until_it_fits(self, width: int, place: str = "") -> None:
+        """Wait until nothing is wider than the window; the menu moves away when that gets narrow."""
+        deadline = time.monotonic() + 60
+        while (needed := self.page.evaluate("document.documentElement.scrollWidth")) > width:
+            assert time.monotonic() < deadline, f"{place} needs {needed} pixels"
+            self.page.wait_for_timeout(50)
 
     def check_accessibility(self) -> None:
         """Assert that axe finds no serious problem on the current page."""
