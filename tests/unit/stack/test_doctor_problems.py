@@ -286,6 +286,14 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (after.url, after.api_key != before.api_key) == (before.url, True)
     assert options.layout.profile.stat().st_mode & 0o777 == 0o600
 
+    asyncio.run(revoke(options, after.api_key))
+    text = options.layout.profile.read_text().replace(after.url, "https://farm.example")
+    options.layout.profile.write_text(text)
+    result = mend_one(options, "api key")
+    assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)
+    assert "the key of another gateway" in result.advice
+    assert options.layout.profile.read_text() == text
+
     monkeypatch.setenv("MOYIN_API_KEY", before.api_key)
     result = data.check_api_key(options)
     assert problem(result)[0] == "MOYIN_API_KEY is not a valid key of this stack"
@@ -314,6 +322,23 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
     finally:
         left.kill()
         left.wait()
+
+
+def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
+    """A supervisor on a full disk, or one that begins, has the lock but no state."""
+    options = Options.read()
+    options.layout.prepare()
+    lock = SupervisorLock(options.layout.lock)
+    lock.acquire()
+    child = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
+    try:
+        assert services.check_processes(options).found == "the supervisor owns them"
+        services.end_processes_left_over(options)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+        lock.release()
 
 
 def test_part_of_a_running_stack_that_is_down() -> None:

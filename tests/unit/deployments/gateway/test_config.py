@@ -42,6 +42,13 @@ def test_a_route_with_every_setting() -> None:
     assert GatewayConfig.model_validate(config.model_dump(mode="json", by_alias=True)) == config
 
 
+def test_scopes_have_the_same_order_in_each_process() -> None:
+    """Hashes of texts differ from process to process, and with them the order of a set."""
+    scopes = ["jobs:write", "text", "jobs:read", "assets:read"]
+    config = GatewayConfig.model_validate({"routes": [route(scopes=scopes)]})
+    assert config.model_dump(mode="json")["routes"][0]["scopes"] == sorted(scopes)
+
+
 def test_gateway_upstream_gets_the_gateways_address() -> None:
     config = GatewayConfig.model_validate({"routes": [route(upstreams=["door/v1/ollama"])]})
     assert config.to_route_table("http://h:1/").routes[0].upstreams[0].url == "http://h:1/v1/ollama"

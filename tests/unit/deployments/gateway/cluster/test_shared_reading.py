@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from contextvars import ContextVar
 
 from deployments.gateway.cluster.bodies import ClusterBody, PoolBody
 from deployments.gateway.cluster.shared_reading import SharedReading
@@ -92,6 +93,32 @@ async def test_viewers_receive_only_changes() -> None:
     clock.now += 10
     await asyncio.sleep(0.05)
     assert source.readings == readings, "nothing is read while nobody looks"
+
+
+async def test_a_reading_does_not_belong_to_the_request_of_its_first_viewer() -> None:
+    """Serve cancels the calls that a request has made when its client disconnects."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+
+    async def read() -> str:
+        return request.get()
+
+    request.set("of the first viewer")
+    assert await SharedReading(read, interval=1).get() == "none"
+
+
+async def test_the_pause_after_a_long_reading_is_bounded() -> None:
+    clock, readings = Clock(), 0
+
+    async def read() -> int:
+        nonlocal readings
+        readings += 1
+        clock.now += 25
+        return readings
+
+    monitor = SharedReading(read, interval=60, pause_factor=100, clock=clock)
+    assert await monitor.get() == 1
+    clock.now += 601
+    assert await monitor.get() == 2
 
 
 async def test_an_expensive_source_rests_longer() -> None:

@@ -11,6 +11,7 @@ from zipfile import ZipFile
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
 from deployments.errors import render_error
@@ -26,6 +27,8 @@ from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
+from moyin.store.schema import artifacts as artifacts_table
+from moyin.store.schema import jobs as jobs_table
 from moyin.store.sql import Database
 from tests.videos import make_lying_video, make_video
 
@@ -291,8 +294,8 @@ async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.As
 async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
     client: httpx.AsyncClient, store: ArtifactStore, tmp_path: Path
 ) -> None:
-    jobs = JobStore(Database(f"sqlite:///{tmp_path / 'moyin.db'}"))
-    await jobs.create(
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
+    await JobStore(database).create(
         NewJob(
             id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
         )
@@ -315,6 +318,12 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
         }
     other = await client.post("/artifacts/archive", json={"job": JOB}, headers={"x-owner": "bob"})
     assert (other.status_code, other.json()["code"]) == (404, "job_not_found")
+    nul = await client.post("/artifacts/archive", json={"job": "a\0"})
+    assert (nul.status_code, nul.json()["field"]) == (400, "job")
+    for table, column in ((artifacts_table, "job_id"), (jobs_table, "id")):
+        await database.execute(sa.delete(table).where(table.c[column] == JOB))
+    response = await client.get(link["url"], headers={"x-owner": ""})
+    assert (response.status_code, response.json()["code"]) == (404, "job_not_found")
 
 
 async def test_other_tenants_files_are_in_no_archive(client: httpx.AsyncClient) -> None:
