@@ -19,6 +19,7 @@ class Sources:
 
     def __init__(self) -> None:
         self.readings = Counter[str]()
+        self.sums_at_once = self.most_sums_at_once = 0
 
     async def read_cluster(self) -> ClusterBody:
         self.readings["cluster"] += 1
@@ -30,6 +31,10 @@ class Sources:
 
     async def read_usage(self, tenant: str | None) -> str | None:
         self.readings[f"usage {tenant}"] += 1
+        self.sums_at_once += 1
+        self.most_sums_at_once = max(self.most_sums_at_once, self.sums_at_once)
+        await asyncio.sleep(0)
+        self.sums_at_once -= 1
         return None if tenant == "broken" else f'"usage of {tenant}"'
 
     def build_feeds(self) -> ClusterFeeds:
@@ -65,6 +70,17 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
         *(f"{kind} {tenant}" for kind in Included for tenant in (None, "ann", "bob")),
     }
     assert set(sources.readings.values()) == {1}
+    await feeds.close()
+
+
+async def test_sums_of_many_tenants_are_read_by_turns() -> None:
+    """The models app refuses further sums while eight wait."""
+    sources = Sources()
+    feeds = sources.build_feeds()
+    tenants = [f"tenant{number}" for number in range(20)]
+    views = await asyncio.gather(*(view(feeds, tenant, Included.USAGE) for tenant in tenants))
+    assert [seen["usage"] for seen in views] == [f'"usage of {tenant}"' for tenant in tenants]
+    assert sources.most_sums_at_once == 2
     await feeds.close()
 
 
