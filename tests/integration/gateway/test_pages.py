@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from aiohttp import web
@@ -82,6 +84,15 @@ async def test_a_link_opens_a_file_without_a_key(farm: Farm) -> None:
     link = json.loads(await run(farm, HISTORY, "link", ID=artifact))
     async with farm.client.get(link["url"], headers={"authorization": ""}) as response:
         assert (response.status, await response.read()) == (200, content)
+
+
+async def test_an_archive_has_the_chosen_files(farm: Farm) -> None:
+    contents = [png(), b"a note"]
+    ids = [await upload(farm.client, content) for content in contents]
+    link = json.loads(await run(farm, HISTORY, "archive", ID=ids[0], OTHER=ids[1]))
+    async with farm.client.get(link["url"], headers={"authorization": ""}) as response:
+        with ZipFile(BytesIO(await response.read())) as archive:
+            assert [archive.read(name) for name in archive.namelist()] == contents
 
 
 async def test_a_template_is_listed_and_submitted(farm: Farm) -> None:

@@ -30,7 +30,7 @@ RUN_BY = {
     "docs/farm.md": {"eta": "tests/integration/gateway/test_jobs.py"},
     "docs/grpc.md": dict.fromkeys(("chat", "list"), "tests/integration/gateway/test_grpc_page.py")
     | {"reflection": "tests/integration/jobs/test_grpc.py"},
-    "docs/history.md": dict.fromkeys(("delete", "link", "list"), GATEWAY_PAGES),
+    "docs/history.md": dict.fromkeys(("archive", "delete", "link", "list"), GATEWAY_PAGES),
     "docs/ja/quickstart.md": dict.fromkeys(("chat", "variables"), TEXT_PAGES),
     "docs/quickstart.md": dict.fromkeys(("chat", "variables"), TEXT_PAGES)
     | {"pipeline": GATEWAY_PAGES},
