@@ -127,7 +127,7 @@ class _ReplaceableResponse:
     async def send_error(
         self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()
     ) -> None:
-        """Send ``error`` instead of a response with these ``headers``."""
+        """Send ``error`` in place of the app's response, whose ``headers`` have the request id."""
         self.has_started = self._is_replaced = True
         request_id = (
             _find_request_id(headers)

@@ -31,7 +31,7 @@ from moyin.text.quality.learned_weights import WeightSpreads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constants:
-    """A choice of constants.
+    """One set of the constants of `WeightSpreads` in the search.
 
     Attributes:
         kind, words: spreads of the weights of kinds and of words.

@@ -185,7 +185,7 @@ class ModelSettings(StrictModel):
 
     @property
     def unit_rates(self) -> UnitRates:
-        """The prices of the units of ``abilities``."""
+        """The prices of characters, minutes, images and searches; free without such a price."""
         return self.price.to_unit_rates() if isinstance(self.price, UnitPriceConfig) else FREE_UNITS
 
     @property

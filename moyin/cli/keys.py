@@ -74,7 +74,7 @@ def create(
         raise StackError("OWNER is empty: name the tenant that owns everything the key creates")
     if user is not None:
         raise StackError("--user needs a profile: `moyin profiles add`")
-    _print_secret(_create_stored_key(owner, name, scope, expires_at), as_json)
+    _print_secret(_create_key_in_database(owner, name, scope, expires_at), as_json)
 
 
 @app.command()
@@ -101,7 +101,7 @@ def rotate(
 @app.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """List keys; piped output has tab-separated id, owner, name, time, scopes and state."""
-    keys = remote_keys.list_keys() if is_remote() else _list_stored_keys()
+    keys = remote_keys.list_keys() if is_remote() else _list_keys_in_database()
     if as_json:
         print_json({"keys": keys})
         return
@@ -137,7 +137,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's i
     out.print(f"{key_id} revoked", markup=False)
 
 
-def _create_stored_key(
+def _create_key_in_database(
     owner: str, name: str, scope: list[str] | None, expires_at: datetime | None
 ) -> dict[str, Any]:
     from moyin.access.protocol.response import build_key
@@ -159,7 +159,7 @@ def _create_stored_key(
     return {**build_key(key).model_dump(mode="json"), "key": text}
 
 
-def _list_stored_keys() -> list[dict[str, Any]]:
+def _list_keys_in_database() -> list[dict[str, Any]]:
     from moyin.access.protocol.response import build_key
     from moyin.store.keys import KeyStore
 

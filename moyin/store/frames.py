@@ -63,7 +63,7 @@ class Frame:
 
 
 class FrameStore:
-    """Publishes and reads frames of clients, and the files of running prompts.
+    """Publishes and reads the WebSocket frames for ComfyUI's clients, and the files of running prompts.
 
     Attributes:
         lost_count: the number of frames that could not be published.

@@ -120,9 +120,9 @@ def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
 
 
 class Windows:
-    """Time spans in which different faults are active, in turns.
+    """Records the time spans in which each fault was active.
 
-    The turns distribute other work on the machine evenly over all kinds of spans.
+    Faults take turns, so that other work on the machine affects all of them equally.
     """
 
     def __init__(self) -> None:

@@ -90,7 +90,7 @@ class Call:
 
 @dataclass
 class Watch:
-    """Sends all probes until its block ends; ``calls`` grows during that time."""
+    """Sends all probes repeatedly while a ``with`` block runs, and appends each result to ``calls``."""
 
     url: str
     grpc_port: int

@@ -43,7 +43,7 @@ class TemplateSnapshot:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """A mapping from each template's aliases and from its name to its name."""
+        """Maps every name and alias of a template to the template's name."""
         return {alias: template.name for alias, template in self.names.items()}
 
     def find(self, name: str, field: str) -> Template:

@@ -169,7 +169,7 @@ class FollowUpDetector:
         )
 
     def _find_evidence(self, query: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
-        """Find the answer that a request follows up, remove it, and return it with the evidence."""
+        """Return how a request follows up a recent answer, and that answer, which is removed."""
         if (past_answer := self._pop_recent_answer(query.fingerprint, query.at)) is not None:
             return evidence_from_repeat(query, past_answer.ability), past_answer
         if query.previous is None:

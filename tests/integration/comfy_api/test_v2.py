@@ -66,7 +66,10 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
 
 
 async def finished(farm: Farm, job_id: str, *, row_ends_first: bool = False) -> Artifact:
-    """Simulate a worker that finishes the job; with ``row_ends_first``, before the events."""
+    """Simulate a worker that finishes the job.
+
+    With ``row_ends_first``, the job's row is finished before its events are published.
+    """
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
         size=len(PNG), sha256=await farm.blobs.put(PNG),

@@ -67,7 +67,7 @@ class SlowClients:
     """
 
     def __init__(self, port: int, key: str, targets: Mapping[str, int]) -> None:
-        """Create several clients per target; for an empty target, the head never ends.
+        """Create ``targets[target]`` clients per request target; those of "" never end their request's head.
 
         ``key`` may be empty.
         """

@@ -254,7 +254,7 @@ def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) 
 
 
 def _new_player(description: str) -> Iterable[str]:
-    """Yield the token of a new player, because signing out ends the session of its token."""
+    """Yield the token of a new player; the call that signs out would invalidate a shared one."""
     body = {"email": f"{secrets.token_hex(8)}@example.com", "password": PASSWORD}
     url = description.replace("/openapi.json", "/register")
     answer = httpx.post(url, json=body, timeout=60)

@@ -90,7 +90,7 @@ async def test_errors_of_a_page_have_anthropics_shape(models_app: ModelsApp, que
     assert (status, [model["id"] for model in body["data"]]) == (200, ALL)
 
 
-async def test_each_client_is_refused_in_its_own_words(models_app: ModelsApp) -> None:
+async def test_errors_have_the_format_of_each_protocol(models_app: ModelsApp) -> None:
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:

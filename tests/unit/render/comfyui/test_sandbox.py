@@ -65,7 +65,7 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
         str(base / name) for name in ("output", "temp", "user", "scratch")
     }
     assert set(write.values()) == {str(base / n) for n in ("output", "temp", "user", "scratch")}
-    secret = {
+    forbidden_paths = {
         "/",
         "/etc",
         "/root",
@@ -76,7 +76,7 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
         str(tmp_path),
         str(Path.home()),
     }
-    assert not secret & {*read, *read.values(), *write, *write.values()}
+    assert not forbidden_paths & {*read, *read.values(), *write, *write.values()}
     assert words[-4:] == ["--remount-ro", "/", "--chdir", "/"]
 
 

@@ -120,7 +120,7 @@ class Queue:
 
 
 class JudgeRig:
-    """A router with three models; the small one answers, because bad answers are cheap here.
+    """A router with three models that chooses the small one: bad answers cost almost nothing here.
 
     Haiku is the better model, and Opus is the judge. The back ends use an API format that no client
     here uses, so that every request is translated.

@@ -187,8 +187,8 @@ def test_calls_of_gemini_with_the_same_index_are_numbered() -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
-def test_a_call_that_ends_with_stop_has_the_reason_of_whole_answers() -> None:
-    """Gemini's tool calls end in this way, and so do calls that an OpenAI client forces."""
+def test_streamed_tool_call_that_ends_with_stop_reports_tool_calls() -> None:
+    """Gemini, and OpenAI with a forced tool, end a streamed tool call with ``stop``."""
     call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     events = [
         {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},

@@ -45,14 +45,14 @@ def usage_sum(
     tokens: int,
     *,
     complete: bool = True,
-    embeds: bool = False,
+    is_embedding: bool = False,
     unit: str | None = None,
     cost_usd: Decimal = Decimal(0),
 ) -> UsageSum:
     return UsageSum(
         group=("day",),
         band=band,
-        is_embedding=embeds,
+        is_embedding=is_embedding,
         is_complete=complete,
         unit=unit,
         calls=1,
@@ -102,7 +102,7 @@ def test_embeddings_are_compared_with_embedding_models() -> None:
     vectors = deployment("vectors", flat(1), abilities=("embeddings",))
     dearest = UsageComparison(fleet([deployment("flat", flat(2)), vectors]), "ada")
     assert dearest.price_classes.embeddings == {"vectors-model"}
-    sums = [usage_sum(0, 10, embeds=True), usage_sum(0, 10)]
+    sums = [usage_sum(0, 10, is_embedding=True), usage_sum(0, 10)]
     chosen = dearest.choose_models(sums)
     assert {kind: model.backend for kind, model in chosen.items()} == {
         True: "vectors",
