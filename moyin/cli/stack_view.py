@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -93,7 +94,11 @@ class StartProgress:
 
 def stop_command() -> str:
     """Return the command that stops the stack, by the path of this program if `PATH` lacks it."""
-    return f"{'moyin' if shutil.which('moyin') else sys.argv[0]} down"
+    if shutil.which("moyin"):
+        return "moyin down"
+    typed = Path(sys.argv[0])
+    # With `python -m`, the first argument is a source file.
+    return f"{typed if typed.name == 'moyin' else Path(sys.executable).with_name('moyin')} down"
 
 
 def print_ready(options: Options, state: StackState) -> None:
