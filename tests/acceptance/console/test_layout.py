@@ -20,7 +20,7 @@ TABS = (
 )
 WIDTHS = {1280: 800, 390: 844}
 LANGUAGES = ("en", "ja")
-_LOADING = ".mantine-Loader-root, .mantine-Skeleton-root"
+_LOADING = ".mantine-Loader-root, .mantine-Skeleton-root[data-visible]"
 # Labels that Mantine cuts off when they are wider than their control, and headings of tables.
 _FIND_CLIPPED = """
 () => [...document.querySelectorAll(
