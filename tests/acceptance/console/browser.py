@@ -78,11 +78,19 @@ class ConsoleBrowser:
         self.page.reload()
         return self
 
-    def wait_until_it_fits(self, width: int, place: str = "") -> None:
-        """Wait until nothing is wider than the window; the menu moves away when that gets narrow."""
+    def wait_until_it_fits(self, width: int, place: str = "", clipped: str = "() => []") -> None:
+        """Wait until nothing is wider than the window, and no label is cut off.
+
+        When a window gets narrow, the menu takes a moment to move away. ``clipped`` is a function of
+        JavaScript that returns the texts of labels that are cut off.
+        """
         deadline = time.monotonic() + 60
-        while (needed := self.page.evaluate("document.documentElement.scrollWidth")) > width:
-            assert time.monotonic() < deadline, f"{place} needs {needed} pixels"
+        while True:
+            needed = self.page.evaluate("document.documentElement.scrollWidth")
+            labels = self.page.evaluate(clipped)
+            if needed <= width and not labels:
+                return
+            assert time.monotonic() < deadline, f"{place} needs {needed} pixels, cuts off {labels}"
             self.page.wait_for_timeout(50)
 
     def check_accessibility(self) -> None:

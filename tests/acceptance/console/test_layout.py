@@ -80,8 +80,7 @@ def check_languages(console: ConsoleBrowser, path: str) -> None:
             page.locator("main, form").first.wait_for()
             expect(page.locator(_LOADING)).to_have_count(0)
             place = f"{path} in {language} at {width}"
-            console.wait_until_it_fits(width, place)
-            assert page.evaluate(_FIND_CLIPPED) == [], place
+            console.wait_until_it_fits(width, place, _FIND_CLIPPED)
             assert page.evaluate(_FIND_MISSING) == [], place
             console.check_accessibility()
     console.check_clean()
