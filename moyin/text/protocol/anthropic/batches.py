@@ -181,8 +181,8 @@ def _find_requests(body: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
         text = token[0]
         if number >= _MAX_TOKENS or depth > _MAX_DEPTH:
             raise BodyTooLarge(
-                f"the JSON body is too complex: it may have {_MAX_TOKENS} strings and brackets (split "
-                f"the batch), and be nested {_MAX_DEPTH} levels deep",
+                f"the JSON body may have at most {_MAX_TOKENS} strings and brackets (split the batch), "
+                f"nested at most {_MAX_DEPTH} levels deep",
                 details={"max_tokens": _MAX_TOKENS, "max_depth": _MAX_DEPTH},
             )
         if text in (b"{", b"["):
