@@ -69,7 +69,7 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
     ) as statements:
         await asyncio.to_thread(migrate, url)
     built = [text for text in statements if text.startswith("CREATE INDEX") and "usage" in text]
-    assert len(built) == 7 and await _with(url, _count_calls) >= len(built)
+    assert len(built) == 8 and await _with(url, _count_calls) >= len(built)
     assert await _with(url, _differences) == []
     await writer.close()
 
