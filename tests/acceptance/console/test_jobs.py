@@ -56,8 +56,9 @@ def test_a_running_render_is_followed_cancelled_retried_and_deleted(
     expect(timeline.get_by_text("Attempt 2")).to_be_visible()
     expect(timeline.get_by_text("Retry began")).to_be_visible()
     assert api.get(f"/jobs/{job}").json()["attempts"] == 2
-    # It is refused if the second attempt has ended meanwhile.
-    assert api.post(f"/jobs/{job}/cancel").status_code in (202, 409)
+    if api.post(f"/jobs/{job}/cancel").status_code != 202:
+        # The only reason to refuse it: the second attempt has ended meanwhile.
+        assert api.get(f"/jobs/{job}").json()["status"] == "succeeded"
     # The page hears of it by the job's events.
     page.get_by_role("button", name="Delete").click()
     dialog = page.get_by_role("dialog", name="Delete this job?")
