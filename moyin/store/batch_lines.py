@@ -145,27 +145,37 @@ class BatchLineStore:
                 return []
             if seconds is not None:
                 _renew_runner(connection, runner, seconds)
+            is_free = sa.or_(lines.c.runner == runner, sa.not_(is_running()))
             query = (
                 sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
                 .where(
                     lines.c.batch_id == batch_id,
                     _PENDING,
-                    sa.or_(lines.c.runner == runner, sa.not_(is_running())),
+                    is_free,
                     lines.c.number.not_in(running),
                 )
                 .order_by(lines.c.number)
                 .limit(limit)
                 .with_for_update(skip_locked=True, of=lines)
             )
-            claimed_lines = [BatchLine(**row) for row in connection.execute(query).mappings()]
-            if claimed_lines:
-                numbers = [line.number for line in claimed_lines]
-                connection.execute(
+            while found := [BatchLine(**row) for row in connection.execute(query).mappings()]:
+                # PostgreSQL waits for no lock here, but a line may have been claimed after the query
+                # began. The query sees its new runner, and not yet that this runner is alive. The
+                # next statement sees both, and the locks ensure that nothing changes any more.
+                change = (
                     lines.update()
-                    .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers))
+                    .where(
+                        lines.c.batch_id == batch_id,
+                        lines.c.number.in_([line.number for line in found]),
+                        is_free,
+                    )
                     .values(runner=runner)
+                    .returning(lines.c.number)
                 )
-            return claimed_lines
+                claimed = set(connection.execute(change).scalars())
+                if claimed:
+                    return [line for line in found if line.number in claimed]
+            return []
 
         return await self._database.write(write)
 

@@ -19,6 +19,8 @@ from moyin.store.usage import UsageEntry
 
 LINES = 240
 RUNNERS = 4
+NEW_RUNNERS = 8
+ROUNDS = 60
 
 
 @pytest.fixture
@@ -38,25 +40,29 @@ def answered(batch_id: str, number: int) -> FinishedLine:
     return FinishedLine(batch_id=batch_id, result=result, usage=(entry,))
 
 
+async def begin(database: Database, batch_id: str, count: int) -> None:
+    """Create a batch with ``count`` lines, ready to be claimed."""
+    batches = TextBatchStore(database)
+    await batches.create(
+        TextBatch(
+            id=batch_id, owner="ada", dialect=BatchDialect.OPENAI,
+            endpoint="/v1/chat/completions", input_file_id="f", created_at=now(),
+            expires_at=now() + timedelta(hours=24),
+        )
+    )  # fmt: skip
+    added = [
+        NewLine(number=number, custom_id=str(number), start=0, size=1)
+        for number in range(1, count + 1)
+    ]
+    await BatchLineStore(database).add(batch_id, added)
+    await batches.begin(batch_id, count)
+
+
 async def test_runners_at_once_answer_each_line_once(database: Database) -> None:
-    batches, lines = TextBatchStore(database), BatchLineStore(database)
+    lines = BatchLineStore(database)
     ids = ["batch_1", "batch_2"]
     for batch_id in ids:
-        await batches.create(
-            TextBatch(
-                id=batch_id, owner="ada", dialect=BatchDialect.OPENAI,
-                endpoint="/v1/chat/completions", input_file_id="f", created_at=now(),
-                expires_at=now() + timedelta(hours=24),
-            )
-        )  # fmt: skip
-        await lines.add(
-            batch_id,
-            [
-                NewLine(number=number, custom_id=str(number), start=0, size=1)
-                for number in range(1, LINES + 1)
-            ],
-        )
-        await batches.begin(batch_id, LINES)
+        await begin(database, batch_id, LINES)
     claimed: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
 
     async def run(name: str) -> None:
@@ -79,3 +85,18 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
         assert await database.fetch_value(query) == LINES
     charged = await database.fetch_values(sa.select(usage.c.request_id))
     assert len(charged) == len(set(charged)) == 2 * LINES
+
+
+async def test_new_runners_at_once_claim_each_line_once(database: Database) -> None:
+    """A runner is new in each round, because others cannot see at once that it is alive."""
+    lines = BatchLineStore(database)
+    await begin(database, "batch_1", ROUNDS * NEW_RUNNERS * 10)
+    for round_number in range(ROUNDS):
+        groups = await asyncio.gather(
+            *(
+                lines.claim("batch_1", f"{round_number}-{runner}", 10, seconds=60)
+                for runner in range(NEW_RUNNERS)
+            )
+        )
+        claimed = [line.number for group in groups for line in group]
+        assert len(claimed) == len(set(claimed))
