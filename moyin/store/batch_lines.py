@@ -135,23 +135,15 @@ class BatchLineStore:
         """
 
         def write(connection: sa.Connection) -> list[BatchLine]:
-            is_open = sa.select(batches.c.id).where(
-                batches.c.id == batch_id,
-                batches.c.status == BatchStatus.IN_PROGRESS.value,
-                batches.c.expires_at > now(),
-            )
-            # A share lock, so that the batch is not sealed while lines are claimed.
-            if connection.execute(is_open.with_for_update(read=True)).first() is None:
+            if not lock_open_batch(connection, batch_id):
                 return []
             if seconds is not None:
                 _renew_runner(connection, runner, seconds)
-            is_free = sa.or_(lines.c.runner == runner, sa.not_(is_running()))
             query = (
                 sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
                 .where(
                     lines.c.batch_id == batch_id,
-                    _PENDING,
-                    is_free,
+                    _is_free(runner),
                     lines.c.number.not_in(running),
                 )
                 .order_by(lines.c.number)
@@ -159,22 +151,9 @@ class BatchLineStore:
                 .with_for_update(skip_locked=True, of=lines)
             )
             while found := [BatchLine(**row) for row in connection.execute(query).mappings()]:
-                # PostgreSQL waits for no lock here, but a line may have been claimed after the query
-                # began. The query sees its new runner, and not yet that this runner is alive. The
-                # next statement sees both, and the locks ensure that nothing changes any more.
-                change = (
-                    lines.update()
-                    .where(
-                        lines.c.batch_id == batch_id,
-                        lines.c.number.in_([line.number for line in found]),
-                        is_free,
-                    )
-                    .values(runner=runner)
-                    .returning(lines.c.number)
-                )
-                claimed = set(connection.execute(change).scalars())
-                if claimed:
-                    return [line for line in found if line.number in claimed]
+                numbers = set_runner(connection, batch_id, [line.number for line in found], runner)
+                if numbers:
+                    return [line for line in found if line.number in numbers]
             return []
 
         return await self._database.write(write)
@@ -292,6 +271,38 @@ def is_running() -> sa.ColumnElement[bool]:
         lines.c.runner.is_not(None),
         sa.exists().where(runners.c.id == lines.c.runner, runners.c.alive_until > now()),
     )
+
+
+def lock_open_batch(connection: sa.Connection, batch_id: str) -> bool:
+    """Lock a batch so that it is not sealed, and return True if its lines may still be run."""
+    is_open = sa.select(batches.c.id).where(
+        batches.c.id == batch_id,
+        batches.c.status == BatchStatus.IN_PROGRESS.value,
+        batches.c.expires_at > now(),
+    )
+    return connection.execute(is_open.with_for_update(read=True)).first() is not None
+
+
+def set_runner(
+    connection: sa.Connection, batch_id: str, numbers: Sequence[int], runner: str
+) -> set[int]:
+    """Set the runner of those lines that are still free, and return their numbers.
+
+    The caller has locked the lines with an earlier statement. PostgreSQL may have locked lines that
+    another runner claimed after that statement began: it saw the new runner of the line, but not the
+    row that says that this runner is alive. This later statement sees both.
+    """
+    change = (
+        lines.update()
+        .where(lines.c.batch_id == batch_id, lines.c.number.in_(numbers), _is_free(runner))
+        .values(runner=runner)
+    )
+    return set(connection.execute(change.returning(lines.c.number)).scalars())
+
+
+def _is_free(runner: str) -> sa.ColumnElement[bool]:
+    """Return the SQL condition for unfinished lines that no other live runner has."""
+    return sa.and_(_PENDING, sa.or_(lines.c.runner == runner, sa.not_(is_running())))
 
 
 def _renew_runner(connection: sa.Connection, runner: str, seconds: float) -> None:

@@ -14,12 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.domain.native_batch import NativeBatch, NativeStatus, get_plan_id
-from moyin.domain.text_batch import BatchLine, BatchStatus, LineStatus
-from moyin.store.batch_lines import is_running
+from moyin.domain.text_batch import BatchLine, LineStatus
+from moyin.store.batch_lines import is_running, lock_open_batch, set_runner
 from moyin.store.schema import native_batches as natives
 from moyin.store.schema import text_batch_lines as lines
 from moyin.store.schema import text_batch_runners as runners
-from moyin.store.schema import text_batches as batches
 from moyin.store.sql import Database, ensure_utc, now
 
 # Longer than a batch and its steps can take.
@@ -112,29 +111,28 @@ class NativeBatchStore:
         """
 
         def write(connection: sa.Connection) -> int:
-            is_open = sa.select(
-                sa.exists().where(
-                    batches.c.id == native.batch_id,
-                    batches.c.status == BatchStatus.IN_PROGRESS.value,
-                    batches.c.expires_at > now(),
-                )
-            )
             is_new = sa.select(sa.exists().where(_is_unchanged(native)))
-            if not all(connection.execute(query).scalar_one() for query in (is_open, is_new)):
+            if not lock_open_batch(connection, native.batch_id):
+                return 0
+            if not connection.execute(is_new).scalar_one():
                 return 0
             row = {"id": native.id, "alive_until": now() + _LIFETIME}
             insert = _INSERT_RUNNER[connection.dialect.name](runners).values(row)
             connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
-            return connection.execute(
-                lines.update()
+            # In order, so that transactions do not wait for each other in a circle.
+            free_lines = (
+                sa.select(lines.c.number)
                 .where(
                     lines.c.batch_id == native.batch_id,
                     lines.c.number.in_(sorted(numbers)),
                     _PENDING,
                     sa.not_(is_running()),
                 )
-                .values(runner=native.id)
-            ).rowcount
+                .order_by(lines.c.number)
+                .with_for_update(of=lines)
+            )
+            found = list(connection.execute(free_lines).scalars())
+            return len(set_runner(connection, native.batch_id, found, native.id))
 
         return await self._database.write(write)
 

@@ -10,8 +10,10 @@ from decimal import Decimal
 import pytest
 import sqlalchemy as sa
 
+from moyin.domain.native_batch import NativeBatch, NativeStatus, new_native_id
 from moyin.domain.text_batch import BatchDialect, LineResult, NewLine, TextBatch
 from moyin.store.batch_lines import BatchLineStore, FinishedLine
+from moyin.store.native_batches import NativeBatchStore
 from moyin.store.schema import text_batches, usage
 from moyin.store.sql import Database, now
 from moyin.store.text_batches import TextBatchStore
@@ -21,6 +23,8 @@ LINES = 240
 RUNNERS = 4
 NEW_RUNNERS = 8
 ROUNDS = 60
+# A tenant has at most 50 open batches.
+NATIVE_ROUNDS = 45
 
 
 @pytest.fixture
@@ -100,3 +104,26 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
         )
         claimed = [line.number for group in groups for line in group]
         assert len(claimed) == len(set(claimed))
+
+
+async def test_native_batches_take_no_line_from_a_new_runner(database: Database) -> None:
+    lines, natives = BatchLineStore(database), NativeBatchStore(database)
+    numbers = range(1, 11)
+    for round_number in range(NATIVE_ROUNDS):
+        batch_id = f"batch_{round_number}"
+        await begin(database, batch_id, len(numbers))
+        native = NativeBatch(
+            id=new_native_id(), batch_id=batch_id, backend="cloud", model="m",
+            status=NativeStatus.ASSIGNED, created_at=now(), due_at=now(),
+        )  # fmt: skip
+        await natives.add(native)
+        names = [f"{batch_id}-{runner}" for runner in range(4)]
+        *groups, assigned = await asyncio.gather(
+            *(lines.claim(batch_id, name, 2, seconds=60) for name in names),
+            natives.assign(native, numbers),
+        )
+        claimed = [line.number for group in groups for line in group]
+        taken = [line.number for line in await natives.list_lines(native, 0, 10)]
+        left = await lines.claim(batch_id, "last", 10, seconds=60)
+        assert len(taken) == assigned
+        assert sorted(claimed + taken + [line.number for line in left]) == list(numbers)
