@@ -48,7 +48,8 @@ class ComfySpec:
     Attributes:
         gpus: share of a GPU and of its memory, from 0 (no GPU) to 1.
         cpus: CPUs that Ray reserves.
-        models: folder of models; if None, that of the user's ComfyUI or one in the data folder.
+        models: folder of models; if None, the folder of the user's ComfyUI, or without one, a
+            folder in the stack's data folder.
         custom_nodes: folders of node packages; relative paths start at ComfyUI's folder.
         flags: additional arguments for ComfyUI.
         warm_up: JSON of a graph that ComfyUI renders when it starts.
@@ -224,7 +225,7 @@ def find_or_start(name: str, spec: ComfySpec) -> Any:
 
 
 def list_actors(prefix: str) -> list[str]:
-    """Return the names of running actors that begin with ``prefix``; this call blocks."""
+    """Return the names of running actors whose names begin with ``prefix``; this call blocks."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     return sorted(
         actor["name"]

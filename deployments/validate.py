@@ -58,7 +58,7 @@ def find_problems(config: Any) -> Iterator[str]:
 
 
 def _replace_numbers(config: Any, problem: str) -> str:
-    """Replace numbers of applications and deployments in a problem's path by their names."""
+    """Replace list indexes in a problem's path by the names of the applications and deployments."""
     path, colon, message = problem.partition(": ")
     keys, value = path.split("."), config
     for position, key in enumerate(keys):

@@ -1,8 +1,8 @@
 """Defines every error that Moyin raises on purpose.
 
-Each error has a stable ``code`` and states if a retry can help. It has no HTTP status:
-``moyin.http.problems`` maps types to statuses, and each protocol renders its own body.
-Messages may reach clients, so they must not contain data of other tenants or of the operator.
+Each error has a stable ``code``, and the attribute ``retryable`` says if a retry can help. It has
+no HTTP status: ``moyin.http.problems`` maps types to statuses, and each protocol renders its own
+body. Messages may reach clients, so they must not contain data of other tenants or of the operator.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def new_services(
     token_lifetime: timedelta,
     session_idle: timedelta,
 ) -> AccountsServices:
-    """Create the services of one replica; sessions not refreshed for ``session_idle`` end."""
+    """Create the services of one replica; a session ends if unused for ``session_idle``."""
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)
@@ -220,7 +220,7 @@ def _openapi_document(app: FastAPI) -> dict[str, Any]:
 
 
 def _jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
-    """Return the route of the public keys that verify access tokens."""
+    """Return the route that serves the public keys for verifying access tokens."""
     router = APIRouter(tags=["sign-in"])
 
     @router.get("/.well-known/jwks.json")

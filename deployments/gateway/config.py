@@ -136,9 +136,9 @@ class LimitsConfig(_StrictModel):
 class RouteConfig(_StrictModel):
     """Configures the route to one service; docs/proxy.md explains the fields.
 
-    With ``async`` every request becomes a job, otherwise only requests that prefer
-    ``respond-async``. Paths below ``/v1`` and ``/accounts`` belong to Moyin's other apps, even for
-    routes with ``hosts``.
+    If ``async`` is true, every request becomes a job; otherwise only requests with the header
+    ``Prefer: respond-async`` do. Paths below ``/v1`` and ``/accounts`` belong to Moyin's other
+    apps, even for routes with ``hosts``.
     """
 
     name: str = Field(pattern=_NAME)

@@ -76,7 +76,7 @@ class StreamConfig(_SourceSettings):
 
     @property
     def source_name(self) -> str:
-        """The name of the source, by default that of its queue."""
+        """The name of the source; by default, ``redis-`` and the name of its stream."""
         return self.name or f"redis-{self.stream}"
 
 

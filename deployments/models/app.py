@@ -289,7 +289,7 @@ def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[s
 
 
 def _is_large(scope: Scope) -> bool:
-    """Return True if a request may have a large body, which is not held in memory."""
+    """Return True if a request may have a large body, which must not be held in memory."""
     return scope["method"] == "POST" and scope["path"] in _LARGE_PATHS
 
 

@@ -127,9 +127,10 @@ class ModelSettings(StrictModel):
             ``image_variation``. Only back ends of type ``openai`` support them (docs/providers.md).
         chat: True if the model answers chats; if None, it does unless it has ``embeddings`` or
             ``abilities``.
-        omit: ``tools``, ``thinking``: dropped from requests for this model if it lacks them, and
-            named in ``x-moyin-route``; by default such requests are rejected. An alias whose models
-            all have this setting does the same.
+        omit: abilities, of ``tools`` and ``thinking``, that are dropped from requests if this model
+            lacks them; the header ``x-moyin-route`` of the response names them. Without this
+            setting, such requests are rejected. It also applies to an alias whose models all have
+            it.
         batch_price: prices of batch lines that run through the back end's own batch API
             (``batch``); if None, half of ``price``.
         first_token_s, tokens_per_s, prompt_tokens_per_s: assumed speed until it is measured.
@@ -290,7 +291,7 @@ class _BackendSettings(StrictModel):
         return default
 
     def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
-        """Return the default prices of ``model`` if none are configured; None if unknown."""
+        """Return the default prices, which apply if ``model`` has none; None if unknown."""
         return None
 
     def find_batch_tariff(self, model: ModelSettings) -> Tariff | None:
@@ -426,7 +427,8 @@ class OpenAIConfig(_BackendSettings):
         query: parameters of every URL, such as Azure's ``api-version``, without secrets.
         health_path: path below ``base_url`` that the health check requests; null for no check. A
             server that responds 404 counts as up.
-        prompt_cache: the same as in `LlamaConfig`, for llama.cpp servers.
+        prompt_cache: True to let a llama.cpp server reuse its cache of earlier prompts, which is
+            safe only for a single tenant.
         batch: True to send batch lines through the server's own batch API, which costs less and may
             take up to a day.
         api_key_env: name of the environment variable with the key; if None, no key is sent.
@@ -455,7 +457,8 @@ class AnthropicConfig(_BackendSettings):
         base_url: URL of the API without ``/v1``.
         auth_header: header that carries the key. ``authorization`` carries it as a bearer token.
         headers: further headers of every request. They may not carry keys, which are secrets.
-        batch: the same as in `OpenAIConfig`.
+        batch: True to send batch lines through Anthropic's own batch API, which costs less and may
+            take up to a day.
         api_key_env: name of the environment variable with the key; if None, the key is the setting
             ``MOYIN_ANTHROPIC_API_KEY`` or else the variable ``ANTHROPIC_API_KEY``.
     """

@@ -61,7 +61,7 @@ from moyin.text.routing.shared_answers import SharedAnswers
 class Models(MoyinCalls):
     """Creates the services of a replica and serves the app with them.
 
-    gRPC calls get an error that names the app that has gRPC services.
+    A gRPC call gets an error that names the app to call instead.
     """
 
     grpc_bridge = RefusingBridge()

@@ -420,8 +420,8 @@ def _new_deployment(
 def _find_ability(model: ModelSettings) -> Ability | None:
     """Return the expected quality of a model's answers; None if it is unknown.
 
-    It is that of the known model in ``like``, else that of a known model with the same name, else
-    that of the quality tier.
+    The model that the setting ``like`` names decides; without it, a known model of the same name;
+    without this, the quality tier.
     """
     if model.like is not None:
         return look_up_ability(model.like)

@@ -22,7 +22,7 @@ _RUNS_PER_TRANSACTION = 100
 
 
 class RunBookkeeper:
-    """Records the runs of each render when it ends, and other runs when an actor reports them.
+    """Records a render's runs when the render ends, and other runs when an actor reports them.
 
     Each actor keeps its ended runs until they are settled, even across restarts of the pool. If an
     actor is lost with its node, its runs are recorded with their last known duration.
@@ -55,7 +55,7 @@ class RunBookkeeper:
         return booked
 
     async def _book_in_time(self, runs: Sequence[RenderRun]) -> None:
-        """Record runs; a cancellation by the caller's timeout does not wait for the database."""
+        """Record runs; if the caller is cancelled, let the transaction end in the background."""
         if self._late_tasks:
             await asyncio.wait(self._late_tasks)
         task = asyncio.create_task(self._ledger.book(runs))
@@ -79,7 +79,7 @@ class RunBookkeeper:
             runs: all runs that the actor has not settled; empty if the actor was lost.
 
         Returns:
-            The ids of the recorded runs, which the actor may forget.
+            The ids of the actor's recorded runs, which the actor need not report again.
         """
         reported_runs = {run.id: run for run in runs}
         for run_id, run in self._reported.pop(actor, {}).items():

@@ -120,7 +120,8 @@ class RenderPool:
     async def get(self, path: str) -> PoolResponse:
         """Return the response of one of the pool's ComfyUI processes to a GET request.
 
-        The responses to `RULES_PATH` and `TARIFF_PATH` are the pool's own, even when no ComfyUI is up.
+        The pool itself answers requests for `RULES_PATH` and `TARIFF_PATH`, even when no ComfyUI is
+        up.
 
         Raises:
             WorkerLost: ComfyUI failed to respond.
@@ -144,7 +145,7 @@ class RenderPool:
         return await self._pool.get_all(path)
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> list[str]:
-        """Return the ids of executed prompts, whose files may not be stored yet."""
+        """Return those of ``prompt_ids`` that were executed; their files may not be stored yet."""
         return self._pool.find_executed(prompt_ids)
 
     async def list_places(self) -> dict[str, QueuePlace]:
@@ -223,7 +224,7 @@ def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
 
 
 def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
-    """Return a digest of the configuration, which determines the pool's nodes and models."""
+    """Return a digest of the settings that determine the pool's nodes and models."""
     relevant_args = args.model_dump(exclude=_PRICE_ARGS)
     return hashlib.sha256(to_json([read_comfyui_version(settings), relevant_args])).hexdigest()
 

@@ -29,8 +29,8 @@ class LimitReader(Protocol):
 class RenderGuard:
     """Checks graphs against the pool's rules just before they render, without a request to ComfyUI.
 
-    The gateway has checked the graph before, but without the values that earlier steps of the job
-    produce.
+    The gateway has checked the graph at submission, when values from earlier steps of the job were
+    unknown.
 
     Args:
         limits: reads the tenant's limits; used only if another pool redirected the render to this
@@ -76,7 +76,10 @@ class RenderGuard:
                 raise InputNotFound(f"node {node_id!r}: {NOT_YOUR_FILE}")
 
     def add_pool_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``extra_data`` with the pool's rules, which ComfyUI checks for expanded nodes."""
+        """Return ``extra_data`` with the pool's rules.
+
+        ComfyUI applies them to the nodes that other nodes create during the render.
+        """
         rules = {
             # A digest instead of the tenant's name, because nodes can read this value.
             TENANT_KEY: hashlib.sha256(owner.encode()).hexdigest()[:16],
@@ -108,7 +111,7 @@ class MemoryGuard:
         self._failed: BoundedDict[frozenset[str], None] = BoundedDict(_REMEMBERED_FAILURES)
 
     def set_available_memory(self, memory: int | None) -> None:
-        """Set the GPU memory that an actor may use, in bytes; None (no GPU) is ignored."""
+        """Set the GPU memory in bytes that an actor may use; None, for no GPU, changes nothing."""
         if memory is not None:
             self._available_bytes = memory
 

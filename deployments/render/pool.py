@@ -335,7 +335,10 @@ class Pool:
 
     @contextmanager
     def _track_attempt(self, request: RenderRequest) -> Iterator[_PromptState]:
-        """Keep the prompt's state with the active ones during an attempt, then with past ones."""
+        """Track an attempt to render a prompt, and yield the prompt's state.
+
+        The state stays available after the attempt, so that a later attempt can find the renderer.
+        """
         prompt_id = request.prompt_id
         state = self._find_state(prompt_id) or _PromptState()
         self._past_states.pop(prompt_id, None)
@@ -410,14 +413,14 @@ class Pool:
     async def _reattach(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Follow a prompt that an earlier attempt has sent, without a lease of the renderer."""
+        """Follow a prompt that an earlier attempt has sent; the scheduler gives it no lease."""
         self._active_states[request.prompt_id].is_unleased = True
         return await self._follow_prompt(name, request, callbacks)
 
     async def _follow_prompt(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Send the prompt to the renderer, which may have it already, and wait for the result."""
+        """Send the prompt to the renderer, unless it has the prompt, and wait for the result."""
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost(

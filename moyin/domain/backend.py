@@ -90,7 +90,10 @@ class PassThroughBackend(Protocol):
         """True if files such as PDFs can be sent; otherwise a translation keeps only their text."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return members to add to a request unless the client has set them, or members of them."""
+        """Return members to add to a request; what the client has set stays unchanged.
+
+        Objects are merged one level deep.
+        """
 
     @property
     def overrides(self) -> Mapping[str, Any]:

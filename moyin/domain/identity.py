@@ -54,7 +54,7 @@ class Identity:
 
     @property
     def is_session(self) -> bool:
-        """True if the caller is a signed-in user instead of an API key."""
+        """True if the caller is a signed-in user and has not sent an API key."""
         return is_session_id(self.key_id)
 
     @property

@@ -175,7 +175,7 @@ class GpuRate:
         return int(usd * PICO_PER_USD)
 
     def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens at ``speed``, if ``sharing`` requests share the machine."""
+        """Return the price of tokens, if ``sharing`` concurrent requests share the machine."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
         read = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
         rates = Rates(

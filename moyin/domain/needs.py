@@ -121,14 +121,14 @@ class Model:
         return True
 
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return why this model cannot answer, such as ``no vision``; empty if it can answer."""
+        """Return why this model cannot answer, such as ``no vision``; empty if it can."""
         return tuple(
             f"context of {self.context} tokens" if name == "context" else f"no {name}"
             for name in self.list_lacks(needs)
         )
 
     def list_lacks(self, needs: Needs) -> list[str]:
-        """Return what this model lacks: ``context``, ``chat`` or ``embeddings``, and abilities."""
+        """Return what this model lacks: ``context``, ``chat`` or ``embeddings``, or abilities."""
         missing_abilities = [ability for ability in self._missing if getattr(needs, ability)]
         if not self._has_call(needs):
             missing_abilities.insert(0, "embeddings" if needs.embeddings else "chat")
@@ -145,7 +145,10 @@ def count_utf8_bytes(text: str) -> int:
 
 
 def estimate_tokens_from_bytes(size: int) -> int:
-    """Estimate the tokens of ``size`` bytes of UTF-8 text: a quarter, which also suits Chinese."""
+    """Return the estimated number of tokens in ``size`` bytes of UTF-8 text: a quarter of them.
+
+    The estimate also suits Chinese.
+    """
     return -(-size // _BYTES_PER_TOKEN)
 
 

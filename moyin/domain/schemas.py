@@ -173,7 +173,7 @@ class _SchemaChecker:
         totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
     def _measure_schema(self, part: Any) -> tuple[int, int]:
-        """Return the numbers of alternatives and properties of a schema, references resolved."""
+        """Return the numbers of alternatives and properties of a schema; references are resolved."""
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
@@ -238,7 +238,7 @@ def _count_characters(value: Any) -> int:
 
 
 def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
-    """Return ``root`` with all nested schemas, and the depth; stop when a bound is exceeded."""
+    """Return ``root`` with all nested schemas, and their depth; stop when a bound is exceeded."""
     parts: list[Mapping[str, Any]] = []
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
@@ -260,12 +260,12 @@ def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str,
 
 @dataclass(frozen=True, slots=True)
 class _PatternCost:
-    """The cost of compiling a part of a regular expression.
+    """The cost of compiling a part of a regular expression, in repetitions.
 
     Attributes:
-        repeats: the repetitions in the part, if the part itself is not repeated.
-        nested: the repetitions that each repetition of the part adds. The length of a repeated
-            character's run matters only if the run itself is repeated.
+        repeats: the cost of the part, if the part itself is not repeated. A long run of one
+            character, such as ``a{99}``, counts only in part, because such a run is cheap.
+        nested: the cost that each repetition of the part adds.
         choices: the alternatives in the part.
     """
 
@@ -313,7 +313,7 @@ def _count_expanded_repeats(pattern: str) -> int:
 
 
 def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """Return the minimum and maximum of a repetition; ``*`` and ``+`` have a maximum of two."""
+    """Return the minimum and maximum of a repetition; the maximum of ``*`` and ``+`` is two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     minimum = int(repeat[1] or 0)

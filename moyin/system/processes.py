@@ -43,8 +43,8 @@ class ChildProcess:
     ) -> ChildProcess:
         """Start ``command`` and write its output to ``log``.
 
-        This method must be called from the main thread, because the kernel sends the parent-death
-        signal when the thread ends that forked the process.
+        Call this method only from the main thread: the kernel kills the child when the thread that
+        started it ends.
 
         Args:
             timer_slack_ns: nanoseconds by which the kernel may delay the process's timers, or 0 for
@@ -126,7 +126,7 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
 
 
 def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
-    """Return those of ``names`` that no living child of ``parent`` has, or [] if it has ended."""
+    """Return those ``names`` that no living child of ``parent`` has; [] if ``parent`` has ended."""
     try:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:

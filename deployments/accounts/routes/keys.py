@@ -84,7 +84,10 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
 
     @router.post("/signing-keys", status_code=201, name="rotate")
     async def rotate_signing_key(request: Request) -> wire.SigningKeyBody:
-        """Create the key pair that signs from now on. Older tokens stay valid until they expire."""
+        """Create the key pair that signs all new tokens.
+
+        Older tokens stay valid until they expire.
+        """
         return wire.SigningKeyBody(
             kid=await api_keys.rotate_signing_key(callers.resolve_caller(request))
         )
@@ -109,7 +112,7 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
 
     @router.get("/limits/{subject}", name="show")
     async def get_limits(subject: str, request: Request) -> wire.SubjectLimit:
-        """Return the limits of `key:<id>`, `user:<id>` or `owner:<tenant>`."""
+        """Return the limits of a subject: `key:<id>`, `user:<id>` or `owner:<tenant>`."""
         return build_limit(await api_keys.get_limit(callers.resolve_caller(request), subject))
 
     @router.get("/limits/{subject}/budgets", name="budgets")

@@ -23,7 +23,8 @@ _RECORD_SECONDS = 5.0
 class ConfigRecorder:
     """Records the gateway's configurations, each with the pools and the versions of packages.
 
-    The recorded values contain no secrets, if none is written into a path of a health check or a rewrite.
+    The configuration has no fields for secrets. But a secret that an operator wrote into the path
+    of a health check or of a rewrite would be recorded with it.
 
     Attributes:
         store: the recorded configurations.
@@ -73,8 +74,8 @@ def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
 def find_differences(before: Any, after: Any, path: str = "") -> Iterator[DifferenceBody]:
     """Yield the values that differ, each with its path.
 
-    Objects are compared member by member. Lists of objects with names are compared by these names,
-    so that a changed order makes no difference.
+    Objects are compared member by member. In lists of named objects, objects of the same name are
+    compared, so that a changed order is no difference.
     """
     if before == after:
         return  # Most routes do not change, and comparing them by members takes seconds.

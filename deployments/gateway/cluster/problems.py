@@ -187,10 +187,10 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
 
 
 def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
-    """Return True if it is a problem that the pool has no ready renderer.
+    """Return True if the pool should have a ready renderer now.
 
-    A pool with a minimum of 0 starts renderers when renders wait, so it has a problem only if that
-    fails or takes too long.
+    A pool with a minimum of 0 starts renderers only when renders wait. It has a problem only if
+    starting one fails or takes too long.
     """
     oldest = pool.oldest_waiting_since
     return bool(

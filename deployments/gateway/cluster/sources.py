@@ -171,9 +171,8 @@ async def read_backends(tenant: str | None) -> str | None:
 async def read_usage(tenant: str | None) -> str | None:
     """Return this month's usage by day, as the body of ``GET /v1/usage``.
 
-    If ``tenant`` is None, it is the usage of all tenants.
-
-    The result is None if the models app does not respond.
+    If ``tenant`` is None, this is the usage of all tenants. The result is None if the models app
+    does not respond.
     """
     usage: str | None = await _read(_call_models("read_usage", tenant), _USAGE_SECONDS)
     return usage

@@ -96,7 +96,10 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: Annotated[str | None, Query(max_length=64)] = None,
     ) -> dict[str, Any]:
-        """List files, by default the newest first. `after` is the id of the last one on a page."""
+        """List files, newest first by default.
+
+        `after` is the id of the previous page's last file.
+        """
         page, has_more = await files.list_page(
             context(request.scope).owner,
             purpose=purpose,

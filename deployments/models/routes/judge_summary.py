@@ -64,7 +64,7 @@ async def summarize_verdicts(
 
 
 def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Return the number of judged answers, and of those at least as good as the second answer.
+    """Return how many answers were judged, and how many were at least as good as the second one.
 
     Args:
         scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a

@@ -147,7 +147,10 @@ def new_message_batch_routes(
 
     @router.post("/{batch_id}/cancel", summary="Cancel a batch of messages")
     async def cancel_batch(batch_id: str, request: Request) -> dict[str, Any]:
-        """Let running requests end and run no others. A batch that has ended stays as it is."""
+        """Cancel a batch: running requests finish, and no more start.
+
+        A batch that has already ended does not change.
+        """
         batch = await find(request, batch_id)
         try:
             return render(await batches.cancel(batch.owner, batch.id), request)

@@ -129,7 +129,7 @@ def new_ollama_host_routes(
 
 
 def is_blob_upload(scope: Mapping[str, Any]) -> bool:
-    """Return True for an operator's upload of a blob, whose size only the host limits."""
+    """Return True if an operator uploads a blob, whose size only the Ollama host limits."""
     path = scope["path"].removeprefix("/v1")
     if not path.startswith(_BLOB_PATH):
         return False
@@ -154,7 +154,7 @@ class _Hosts:
     def forward_request(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
     ) -> Response:
-        """Forward a call to the host that it names, and return the host's response.
+        """Forward a call to the host that the request names, and return the host's response.
 
         Args:
             member: the body's member with the model's name, which may begin with the host's name.

@@ -44,8 +44,8 @@ class OpenIdProvider:
     Attributes:
         issuer: the provider's URL, from which its endpoints are discovered.
         redirect_uris: the URIs that the provider may redirect browsers to.
-        registers: True if people without an account, who sign in through the provider, get one as
-            players.
+        registers: True if a person without an account who signs in through the provider becomes a
+            player.
         links_emails: True if people whose email the provider has verified may sign in to the
             existing account with that email.
     """
@@ -247,7 +247,7 @@ class OpenIdSignIn:
     async def _fetch_json(
         self, url: str, form: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
-        """Return the JSON object that ``url`` responds with to a GET, or to a POST of ``form``."""
+        """Send a GET, or a POST if there is a ``form``, and return the JSON object received."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=_TIMEOUT)
         method = "GET" if form is None else "POST"

@@ -68,8 +68,9 @@ class PasswordService:
     ) -> bool:
         """Return True if ``password_hash`` is the hash of ``password``.
 
-        If ``password_hash`` is None, return False after the usual time. The number of concurrent
-        attempts at an ``account`` is limited unless the argument is empty.
+        If ``password_hash`` is None, return False after the time of a verification, so that the
+        duration does not reveal whether an account exists. The number of concurrent attempts at an
+        ``account`` is limited unless the argument is empty.
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):
@@ -101,7 +102,7 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Count a block for ``account`` while it runs; raise `Overloaded` if too many run.
+        """Count a ``with`` block for ``account``; raise `Overloaded` if too many of them run.
 
         An empty ``account`` has no limit.
         """

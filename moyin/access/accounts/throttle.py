@@ -145,11 +145,11 @@ class Throttle:
         await self._run_uncount([_valkey_key("count", key.name) for key in keys])
 
     async def subtract_event(self, name: str) -> None:
-        """Subtract an event that `count_event` counted and that was successful."""
+        """Decrement the counter of an event that was successful."""
         await self._run_uncount([_valkey_key("limit", name)])
 
     async def record_known(self, name: str) -> None:
-        """Record for 30 days that an account signed in from an address; ``name`` has both."""
+        """Record for 30 days that an account signed in from an address; ``name`` contains both."""
         try:
             await self._redis.set(_valkey_key("known", name), "1", ex=_REMEMBERED_SECONDS)
         except RedisError as error:

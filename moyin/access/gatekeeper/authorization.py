@@ -71,7 +71,7 @@ def get_admission(scope: Scope) -> Admission | None:
 
 
 def set_admission(scope: Scope, admission: Admission) -> None:
-    """Let `get_admission` return an admission, for a request that did not pass the middleware."""
+    """Store the admission of a request that did not pass this middleware, for `get_admission`."""
     scope[_ADMISSION] = admission
 
 

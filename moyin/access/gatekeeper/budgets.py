@@ -103,7 +103,7 @@ class BudgetReader:
 
 
 def build_key(owner: str, subject: str, kind: str) -> str:
-    """Return the Valkey key of one counter of a subject, such as ``money``."""
+    """Return the Valkey key under which one ``kind`` of usage, such as ``money``, is counted."""
     return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 

@@ -52,7 +52,11 @@ class Authenticator(CredentialVerifier, Protocol):
 
 @dataclass(slots=True)
 class _CachedIdentity:
-    """Caches an identity until two times of the monotonic clock."""
+    """Caches an identity until ``stale_until``, and uses it unverified until ``fresh_until``.
+
+    Both are seconds of the monotonic clock. Between the two times, the cached identity is used only
+    while the database is unavailable.
+    """
 
     identity: Identity
     fresh_until: float
@@ -62,9 +66,8 @@ class _CachedIdentity:
 class KeyAuthenticator:
     """Authenticates API keys and tokens, and caches the identities for a few seconds.
 
-    The cache is bounded, and its keys are whole secrets. It contains only valid credentials, so
-    that guesses cannot fill it. While the database is unavailable, cached identities are used for
-    longer.
+    The cache is bounded and contains only valid credentials, so that guesses cannot fill it. While
+    the database is unavailable, cached identities are used for longer.
 
     Args:
         signing_key: the secret that signs service tokens.
@@ -275,7 +278,10 @@ def _cannot_verify() -> ServiceUnavailable:
 
 
 def _remove_request_limits(limit: Limit) -> Limit:
-    """Return ``limit`` without request limits, for a service: its request was counted before."""
+    """Return ``limit`` without its request limits.
+
+    A service acts for a caller whose request has already been counted.
+    """
     return replace(limit, requests_per_minute=None, concurrent_requests=None)
 
 

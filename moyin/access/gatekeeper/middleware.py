@@ -85,7 +85,7 @@ class Gatekeeper:
             await request.run(self, scope, receive)
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Authenticate the request and call the app; raise the `MoyinError` of either."""
+        """Authenticate the request and call the app; errors of both are raised as `MoyinError`."""
         if not self._is_public(scope):
             request.set_caller(*await self._authenticate(scope))
         scope["moyin"] = request.context

@@ -29,7 +29,7 @@ class RequestHandler(Protocol):
     """The methods of `Gatekeeper` that a `Request` calls."""
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Authenticate the request and call the app; raise the `MoyinError` of either."""
+        """Authenticate the request and call the app; errors of both are raised as `MoyinError`."""
 
     def observe(self, scope: Scope, request: Request) -> None:
         """Report an ended request, for the access log and metrics."""
@@ -166,8 +166,8 @@ class Request:
     def send(self, message: Message) -> Awaitable[None]:
         """Send a message of the app to the client, and record it.
 
-        The start message is held until the next one if the app responds before it has read the
-        whole request body.
+        If the app responds before it has read the whole request body, the start message is held
+        back until the next message.
         """
         self.progress.record(message)
         if self._held_start is not None:
@@ -190,7 +190,7 @@ class Request:
         return self._send(message)
 
     async def _send_held(self, message: Message) -> None:
-        """Send the held start message and then ``message``."""
+        """Send the start message that was held back, and then ``message``."""
         start, self._held_start = self._held_start, None
         assert start is not None
         if not message.get("more_body", False):
@@ -259,7 +259,7 @@ class Request:
 
 
 async def _do_nothing() -> None:
-    """Do nothing; `send` returns this awaitable for a message that is held."""
+    """Do nothing; `send` returns this awaitable for a message that it holds back."""
 
 
 def _body_too_slow() -> BodyTooSlow:

@@ -33,7 +33,7 @@ _UNKNOWN_KEY_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchivedFiles:
-    """Names the files of an archive: by their ids, or all of a job."""
+    """Names the files of an archive: either by the files' ids, or all files of a job."""
 
     artifact_ids: Sequence[str] = ()
     job_id: str | None = None
@@ -118,7 +118,7 @@ def verify_archive_link(signing_key: bytes, token: str) -> tuple[str, ArchivedFi
 
 
 def _pack_artifact_id(artifact_id: str) -> bytes:
-    """Return the random part of an id as bytes: links with many ids must be short enough for proxies."""
+    """Return the random part of an id as bytes, so that links with many ids stay short."""
     return bytes.fromhex(artifact_id.removeprefix("art_"))
 
 

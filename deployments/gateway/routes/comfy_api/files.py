@@ -44,8 +44,8 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
     ) -> Response:
         """Return a file of yours, which is an output, a preview or an upload.
 
-        Without `subfolder`, it is your newest output of this name, first of your key or account,
-        or of the ComfyUI client `client_id`.
+        Without `subfolder`, it is your tenant's newest output of this name. Outputs of the ComfyUI
+        client `client_id` take precedence; without `client_id`, those of your key or account do.
         """
         if filename is None:
             raise ArtifactNotFound("the query parameter filename is missing: it must name a file")

@@ -166,7 +166,7 @@ def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
 
 
 async def _read_body(request: Request, model: type[B]) -> B:
-    """Parse the body as JSON. ComfyUI also accepts an empty body."""
+    """Parse the body as JSON. An empty body counts as ``{}``, as in ComfyUI."""
     content = await request.body()
     body: Mapping[str, Any] = parse_object(content) if content.strip() else {}
     return validate(model, body)

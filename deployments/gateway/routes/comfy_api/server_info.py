@@ -106,7 +106,7 @@ def server_info_routes(
 
     @router.get("/internal/folder_paths", name="folder_paths")
     async def list_folder_paths() -> dict[str, list[str]]:
-        """Return the names of the model folders, without their paths on the machines."""
+        """Return the names of the model folders. Their paths are replaced by the names."""
         folders: list[str] = await _fetch_merged(node_info, "/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
 
