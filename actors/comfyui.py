@@ -55,8 +55,11 @@ class ComfySpec:
         warm_up: JSON of a graph that ComfyUI renders when it starts.
         labels: labels that the Ray node must have, as pairs of name and value.
         accelerator: Ray's name of the GPU type.
-        start_timeout, progress_timeout, isolation, network, readable, environment: see
-            `moyin.render.comfyui.options.ComfyOptions`.
+        start_timeout: seconds within which ComfyUI must start and finish a first prompt.
+        progress_timeout: seconds without progress after which a prompt fails.
+        isolation, network: what a ComfyUI process may see, and which network it may use.
+        readable: additional folders that a confined process may read.
+        environment: names of additional environment variables that the process gets.
     """
 
     gpus: float = 1.0

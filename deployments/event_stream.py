@@ -1,4 +1,4 @@
-"""Defines the HTTP response for server-sent events of several apps, and merges their sources."""
+"""Defines the HTTP response for server-sent events, and merges several sources of events."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ async def store_upload(
 
 
 async def detect_upload_type(upload: Upload, declared: str | None) -> str:
-    """Return the media type of an upload: ``declared`` if set, else the type by its content.
+    """Return the media type of an upload: ``declared`` if set, else that of its content.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
@@ -151,7 +151,7 @@ def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> 
 def _requested_range(
     request: Request, headers: Mapping[str, str], size: int
 ) -> tuple[int, int] | None:
-    """Return the start and the end of the requested byte range; None for the whole file."""
+    """Return the start and the exclusive end of the requested bytes; None for the whole file."""
     condition = request.headers.get("if-range")
     if condition is not None and condition != headers["etag"]:
         return None

@@ -100,7 +100,10 @@ class InvalidContentEncoding(RequestError):
 
 
 class UnsupportedContentEncoding(RequestError):
-    """Reports a body in an encoding that Moyin cannot decode; ``details`` has the ``accepted``."""
+    """Reports a body in an encoding that Moyin cannot decode.
+
+    ``details`` lists the ``accepted`` encodings.
+    """
 
     code = "unsupported_content_encoding"
 

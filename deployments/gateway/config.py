@@ -87,7 +87,13 @@ class UpstreamConfig(_StrictModel):
 
 
 class TimeoutsConfig(_StrictModel):
-    """Configures the timeouts of a route in seconds, as `moyin.proxy.route.Timeouts` explains."""
+    """Configures the timeouts of a route in seconds.
+
+    Attributes:
+        connect: time to connect to the upstream.
+        first_byte: time until the upstream sends the headers of its response.
+        idle: time between two parts of the response's body.
+    """
 
     connect: _Seconds = 2.0
     first_byte: _Seconds = 60.0
@@ -95,7 +101,12 @@ class TimeoutsConfig(_StrictModel):
 
 
 class HealthConfig(_StrictModel):
-    """Configures the active check of upstreams, as `moyin.proxy.route.HealthCheck` explains."""
+    """Configures the health check of upstreams: GET ``path`` must return a status below 400.
+
+    Attributes:
+        interval, timeout: seconds between two checks, and time limit of one check in seconds.
+        rise, fall: successes or failures in a row after which an upstream counts as up or down.
+    """
 
     path: _Path
     interval: _Seconds = 5.0

@@ -127,10 +127,10 @@ class ModelSettings(StrictModel):
             ``image_variation``. Only back ends of type ``openai`` support them (docs/providers.md).
         chat: True if the model answers chats; if None, it does unless it has ``embeddings`` or
             ``abilities``.
-        omit: abilities, of ``tools`` and ``thinking``, that are dropped from requests if this model
-            lacks them; the header ``x-moyin-route`` of the response names them. Without this
-            setting, such requests are rejected. It also applies to an alias whose models all have
-            it.
+        omit: what to drop from requests if this model does not support it: ``tools``, ``thinking``.
+            The response's header ``x-moyin-route`` names what was dropped. Other requests that the
+            model does not support are rejected. If all models of an alias have this setting, the
+            alias has it, too.
         batch_price: prices of batch lines that run through the back end's own batch API
             (``batch``); if None, half of ``price``.
         first_token_s, tokens_per_s, prompt_tokens_per_s: assumed speed until it is measured.
@@ -209,8 +209,8 @@ class OllamaModelConfig(ModelSettings):
     """Configures a model of Ollama hosts; the host's report supplies values that are not set.
 
     Attributes:
-        context: size of the context window in tokens, for prompt and answer together. If it is
-            None, the host's value; the model is then served by hosts that have pulled it.
+        context: size of the context window in tokens, for prompt and answer together. If None, the
+            host's value applies, and only hosts that have pulled the model serve it.
     """
 
     context: int | None = Field(None, ge=1)
@@ -223,8 +223,9 @@ class _BackendSettings(StrictModel):
         residency: place where the back end processes data.
         timeout_s: time limit of a whole call.
         first_byte_s: time limit for the first byte of a stream; if None, ``timeout_s``.
-        retries: number of retries, after random pauses, of a call that failed at once. Afterwards
-            the router tries another back end.
+        retries: number of times that a failed call is repeated after a random pause, unless it
+            timed out or the back end demands a longer pause. Afterwards the router tries another
+            back end.
         connections: maximum number of connections from a replica to one server.
         parallel: number of concurrent calls from a replica to one server; if None, ``connections``.
         queue, max_wait_s: maximum number of queued calls, and their maximum wait in seconds.

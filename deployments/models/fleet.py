@@ -420,8 +420,8 @@ def _new_deployment(
 def _find_ability(model: ModelSettings) -> Ability | None:
     """Return the expected quality of a model's answers; None if it is unknown.
 
-    The model that the setting ``like`` names decides; without it, a known model of the same name;
-    without this, the quality tier.
+    It is the quality of the known model that ``like`` names or, if that is not set, of the known
+    model with the same name. For other models, the quality tier determines it.
     """
     if model.like is not None:
         return look_up_ability(model.like)

@@ -115,7 +115,7 @@ BatchPriceSetting = Annotated[
 
 
 def halve_tariff(tariff: Tariff) -> Tariff:
-    """Return half of the prices, rounded up to the six decimals of `Rates`."""
+    """Return a tariff with half of the prices, rounded up to six decimals."""
     return Tariff(
         prices=tuple(
             Price(

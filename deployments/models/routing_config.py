@@ -81,9 +81,9 @@ class AliasConfig(StrictModel):
         usd_per_bad_answer: cost of a useless answer; overrides the tenant and ``routing`` unless
             None.
         cache: cache of answers; if None, answers are not cached.
-        omit: abilities, of ``tools`` and ``thinking``, that are dropped from requests if no model
-            of the alias has them; the header ``x-moyin-route`` of the response names them. Without
-            this setting, such requests are rejected.
+        omit: what to drop from requests if no model of the alias supports it: ``tools``,
+            ``thinking``. The response's header ``x-moyin-route`` names what was dropped. Other
+            requests that no model supports are rejected.
     """
 
     models: tuple[str, ...] = ()

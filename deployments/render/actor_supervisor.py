@@ -246,7 +246,7 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
-        """Poll an actor's status until it is lost, or is outdated and has no prompts left."""
+        """Poll the status of an actor until it is lost, or is outdated and has no prompts left."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()
@@ -298,7 +298,7 @@ class ActorSupervisor:
         """Set `Pool.settled` once the status of every actor of an earlier replica is known.
 
         Args:
-            name: the actor whose status is now known; None only checks the other actors.
+            name: the actor whose status is now known; None if there is no such actor yet.
         """
         self._unseen.discard(name or "")
         if not self._unseen:

@@ -24,8 +24,9 @@ _RUNS_PER_TRANSACTION = 100
 class RunBookkeeper:
     """Records a render's runs when the render ends, and other runs when an actor reports them.
 
-    Each actor keeps its ended runs until they are settled, even across restarts of the pool. If an
-    actor is lost with its node, its runs are recorded with their last known duration.
+    Each actor keeps its ended runs until the pool confirms that they are recorded, even across
+    restarts of the pool. If an actor is lost with its node, its runs are recorded with their last
+    known duration.
     """
 
     def __init__(self, ledger: RenderLedger) -> None:
@@ -76,7 +77,7 @@ class RunBookkeeper:
         """Record the runs that an actor reports, and earlier runs that it no longer reports.
 
         Args:
-            runs: all runs that the actor has not settled; empty if the actor was lost.
+            runs: all runs that the actor reports; empty if the actor was lost.
 
         Returns:
             The ids of the actor's recorded runs, which the actor need not report again.

@@ -65,7 +65,7 @@ _log = logging.getLogger(__name__)
 
 
 class RenderPool:
-    """Runs a Temporal worker of the queue ``render-<pool>``, which renders on the pool's actors."""
+    """Runs a Temporal worker that takes renders from a queue and runs them on the pool's actors."""
 
     # Serve awaits constructors.
     async def __init__(self, args: RenderArgs) -> None:  # type: ignore[misc]

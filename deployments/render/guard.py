@@ -116,7 +116,11 @@ class MemoryGuard:
             self._available_bytes = memory
 
     def check_memory(self, request: RenderRequest) -> None:
-        """Raise OutOfMemory if the request's models are too large or ran out of memory before."""
+        """Raise OutOfMemory if the request's models are too large for an actor of this pool.
+
+        This is known from the size of the largest model, or because an earlier render with these
+        models ran out of memory.
+        """
         if self._larger_pool is None or not request.models:
             return
         required_bytes = max(request.models.values()) * _MEMORY_OVERHEAD
@@ -129,7 +133,10 @@ class MemoryGuard:
             )
 
     def record_failure(self, request: RenderRequest, error: OutOfMemory) -> OutOfMemory:
-        """Record that the request's models are too large; return ``error`` with the larger pool."""
+        """Record that the models of the request are too large, and return the error to raise.
+
+        The returned error names the larger pool, if there is one.
+        """
         if request.models:
             self._failed[frozenset(request.models)] = None
         if self._larger_pool is None:

@@ -300,10 +300,9 @@ class Pool:
         return None if renderer is None else await renderer.cancel(prompt_id)
 
     async def find_ended_runs(self, prompt_id: str) -> list[RenderRun]:
-        """Return the ended runs of a prompt that its renderer has not settled.
+        """Return the ended runs of a prompt that its renderer still reports.
 
-        Raises:
-            WorkerLost: the renderer does not respond.
+        A renderer reports a run until `Renderer.settle` confirms that the run was recorded.
         """
         state = self._find_state(prompt_id)
         renderer = None if state is None else self._renderers.get(state.latest_renderer or "")
@@ -313,7 +312,7 @@ class Pool:
         return [run for run in runs if run.prompt_id == prompt_id and run.is_ended]
 
     async def get(self, path: str) -> bytes | None:
-        """Send a GET request to one renderer's ComfyUI; return the body, or None if not found."""
+        """Send GET ``path`` to one renderer's ComfyUI; return the body, or None for status 404."""
         for name in self.renderers:
             return await self._renderers[name].get(path)
         raise ServiceUnavailable(
@@ -413,7 +412,7 @@ class Pool:
     async def _reattach(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Follow a prompt that an earlier attempt has sent; the scheduler gives it no lease."""
+        """Follow a prompt that an earlier attempt has sent, although this attempt has no lease."""
         self._active_states[request.prompt_id].is_unleased = True
         return await self._follow_prompt(name, request, callbacks)
 

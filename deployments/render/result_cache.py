@@ -39,7 +39,11 @@ class RenderResultCache:
     async def find(
         self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """Return a cached result whose files exist, with its record for this prompt, or None."""
+        """Return a cached result, and its history record if it has one.
+
+        The record has the id of this prompt in place of the cached one's. Returns None if there is
+        no such result, or if one of its files was deleted.
+        """
         cached = await self._cache.get(select_cache_owner(owner, self._rules), key)
         if cached is None:
             return None
@@ -59,7 +63,7 @@ class RenderResultCache:
 
 
 def _replace_prompt_id(value: Any, old_id: str, new_id: str) -> Any:
-    """Replace the prompt's id in all strings of ``value``, such as events and folder names."""
+    """Return ``value`` with a prompt's id replaced in all strings, also within longer ones."""
     if isinstance(value, str):
         return value.replace(old_id, new_id)
     if isinstance(value, dict):

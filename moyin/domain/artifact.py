@@ -91,7 +91,7 @@ def detect_media_type(declared: str | None, head: bytes) -> str:
 
 
 def sanitize_file_name(name: str | None, media: str) -> str:
-    """Return the file name without folders and control characters; if none is left, a new name."""
+    """Return the name without folders and control characters; a new name if nothing is left."""
     file_name = PurePosixPath((name or "").replace("\\", "/")).name
     clean = "".join(character for character in file_name if character.isprintable()).strip(". ")
     if not clean:

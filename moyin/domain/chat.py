@@ -36,8 +36,8 @@ class TokenLogprob:
 class Text:
     """Plain text, with its prompt-cache marker ``cache``: ``5m``, ``1h`` or None.
 
-    ``refusal`` is True if the model explains in it why it refuses the request.
-    ``logprobs`` are the probabilities of the text's tokens, if they were requested.
+    ``refusal`` is True if the text explains why the model refuses the request. ``logprobs`` are the
+    probabilities of the text's tokens, if they were requested.
     """
 
     text: str

@@ -120,7 +120,10 @@ class Price:
         return next(fitting_bands, last_band).rates
 
     def compute_pico_cost(self, usage: Usage) -> int:
-        """Return the cost of a call in picodollars; all prompt tokens, cached or not, select the band."""
+        """Return the cost of a call in picodollars; the prompt's length decides the price band.
+
+        Cached tokens count as part of the length.
+        """
         if len(self.bands) == 1:
             return self.bands[0].rates.compute_pico_cost(usage)
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)

@@ -72,7 +72,7 @@ class Model:
         tools, vision, schema, thinking: True if the model has this ability.
         embeddings: True if the model makes vectors.
         chat: True if the model answers chats; None means True unless ``embeddings`` is True.
-        operations: the calls that the model has besides chats and embeddings.
+        operations: the kinds of calls that the model answers besides chats and embeddings.
         unit_rates: prices of the units of ``operations``, which are added to those of tokens.
         quality: the operator's quality tier, of which aliases may require a minimum.
         gpu: the cost of the model's machine if tokens have no price; ``tariff`` is then free.
@@ -147,7 +147,7 @@ def count_utf8_bytes(text: str) -> int:
 def estimate_tokens_from_bytes(size: int) -> int:
     """Return the estimated number of tokens in ``size`` bytes of UTF-8 text: a quarter of them.
 
-    The estimate also suits Chinese.
+    This also suits Chinese text.
     """
     return -(-size // _BYTES_PER_TOKEN)
 

@@ -65,7 +65,7 @@ class Parameter:
     image: bool = False
 
     def is_file_name(self, value: str) -> bool:
-        """Return True if the input is an image, and the value is a file name and no artifact id."""
+        """Return True if the input is an image and the value is a file name, not an artifact id."""
         return self.image and not _ARTIFACT.fullmatch(value)
 
     def check_value(self, value: Any, field: str) -> Scalar:

@@ -68,7 +68,11 @@ _BOUNDS = SchemaBounds()
 
 
 def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BOUNDS) -> None:
-    """Raise SchemaTooLarge if a schema, paired with its field of the request, exceeds a bound."""
+    """Raise SchemaTooLarge if a JSON schema in a request exceeds a bound.
+
+    Args:
+        schemas: pairs of the field of the request and the schema in this field.
+    """
     totals: _Totals | None = None
     for field, schema in schemas:
         totals = totals or _Totals(bounds)
@@ -173,7 +177,7 @@ class _SchemaChecker:
         totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
     def _measure_schema(self, part: Any) -> tuple[int, int]:
-        """Return the numbers of alternatives and properties of a schema; references are resolved."""
+        """Return a schema's number of alternatives and of properties, with references resolved."""
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
@@ -323,7 +327,11 @@ def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, i
 def _compute_repetition_cost(
     element: _PatternCost | None, minimum: int, maximum: int
 ) -> _PatternCost:
-    """Return the cost that a repetition adds to the element before it."""
+    """Return the cost that a repetition adds to the cost of the element before it.
+
+    Args:
+        element: the cost of this element; None if it is a single character or a class.
+    """
     if element is None:
         return _PatternCost(repeats=-(-maximum // _CHEAP_REPEATS), nested=max(maximum - minimum, 1))
     added_repeats = (

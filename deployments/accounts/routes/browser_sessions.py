@@ -35,7 +35,7 @@ def browser_session_routes(
     async def respond(
         result: SignInResult, request: Request, response: Response
     ) -> wire.BrowserSession:
-        """Set the cookies of a person's session."""
+        """Set the session's cookies on ``response``, and return the body about the session."""
         await callers.record_client(sessions, result, request)
         seconds = int(result.session.expires_at.timestamp() - time.time())
         token = result.access_token

@@ -94,7 +94,10 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
 
     @router.delete("/signing-keys/{kid}", status_code=204, name="forget")
     async def delete_signing_key(kid: str, request: Request) -> None:
-        """Delete an older key pair. Within a minute, every replica rejects the tokens it signed."""
+        """Delete an older key pair.
+
+        Within a minute, every replica rejects tokens signed with it.
+        """
         await api_keys.delete_signing_key(callers.resolve_caller(request), kid)
 
     return router

@@ -127,7 +127,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     async def find_users(
         request: Request, email: Annotated[str, Query(min_length=3, max_length=254)]
     ) -> wire.UserList:
-        """Find the user with this email. Only operators may do so."""
+        """Return the user with this email in a list, or an empty list. Only operators may do so."""
         users = await organisations.find_users(callers.resolve_caller(request), email)
         return wire.UserList(users=[build_user(user) for user in users])
 

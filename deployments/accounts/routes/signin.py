@@ -100,7 +100,7 @@ def sign_in_routes(
 
     @router.post("/oidc/begin", name="begin")
     async def begin_sign_in(body: wire.BeginSignIn, request: Request) -> wire.StartedSignIn:
-        """Return the provider's URL for the browser, and the `state` that the provider returns."""
+        """Return the provider's sign-in URL, and the `state` that the provider sends back later."""
         url, state = await open_id.begin_sign_in(
             body.provider, body.redirect_uri, callers.client_address(request)
         )

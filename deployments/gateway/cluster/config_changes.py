@@ -53,7 +53,7 @@ class ConfigRecorder:
 
 
 def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
-    """Compare each configuration with the one before it; ``recorded`` begins with the newest."""
+    """Return how each configuration differs from the one before; ``recorded`` is newest first."""
     changes = []
     for after, before in pairwise(recorded):
         differences = sorted(

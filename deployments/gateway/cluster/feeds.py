@@ -31,7 +31,7 @@ class Included(StrEnum):
 
 
 class _TenantReadings:
-    """Reads a source once per tenant, and shares the result among the clients of that tenant."""
+    """Reads a source once for each tenant, and shares the result among the tenant's clients."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class ClusterFeeds:
     def follow(
         self, tenant: str | None, included: Iterable[Included]
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
-        """Yield the cluster and the included parts now, and again each one whenever it has changed.
+        """Yield the cluster and the included parts now, and each of them again when it has changed.
 
         Each value comes with its name: ``cluster``, or the name of the part. After 15 seconds
         without a change, None is yielded.

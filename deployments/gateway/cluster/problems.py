@@ -189,8 +189,8 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
 def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
     """Return True if the pool should have a ready renderer now.
 
-    A pool with a minimum of 0 starts renderers only when renders wait. It has a problem only if
-    starting one fails or takes too long.
+    This is always true for a pool with a minimum of 1 or more. A pool with a minimum of 0 starts
+    renderers only when renders wait, so it is true if starting one has failed or takes too long.
     """
     oldest = pool.oldest_waiting_since
     return bool(

@@ -160,7 +160,7 @@ def _read_applications() -> Mapping[str, str]:
 
 
 async def read_backends(tenant: str | None) -> str | None:
-    """Return the body of ``GET /v1/backends`` for a tenant's administrators, or for operators if None.
+    """Return the body of ``GET /v1/backends`` for a tenant's administrators; None means operators.
 
     The result is None if the models app does not respond.
     """

@@ -56,8 +56,8 @@ def artifact_routes(
     async def list_artifacts(request: Request) -> wire.ArtifactPage:
         """List your files, newest first.
 
-        Pages for a media type, a template, a person or metadata may have fewer files than `limit`,
-        or none, although `next_cursor` is not null.
+        Pages filtered by media type, template, person or metadata may have fewer files than
+        `limit`, or none, although `next_cursor` is not null.
         """
         query = parse_artifacts_query(request.query_params.multi_items())
         aliases = {} if query.template is None else (await templates.snapshot()).aliases
@@ -177,7 +177,10 @@ def signed_link_routes(
     @router.head(_LINK_PATH, include_in_schema=False)
     @router.get(_LINK_PATH, response_class=StreamingResponse, responses=FILE_RESPONSES)
     async def download(request: Request, token: str, name: str, w: _Width = None) -> Response:
-        """Download a file, or the thumbnail of a picture or video, by a signed link until the link expires."""
+        """Download a file by a signed link, or the thumbnail of a picture or video.
+
+        The link needs no key, and is valid until it expires.
+        """
         owner, artifact_id = verify_file_link(signing_key, token)
         artifact = await artifacts.get(owner, artifact_id)
         response = await _build_file_response(request, owner, artifact, w, blobs, pictures)

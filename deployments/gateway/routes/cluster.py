@@ -67,7 +67,7 @@ def cluster_routes(
 
     @router.get("/cluster", name="cluster", summary="Show what runs on the cluster")
     async def show(request: Request) -> ClusterBody:
-        """Return the render pools that you may use with their load, at most two seconds old.
+        """Return the render pools that you may use, and their load, at most two seconds old.
 
         Operators see all pools with their renderers, and the nodes with the shares of each GPU.
         """
@@ -101,7 +101,7 @@ def cluster_routes(
         summary="Show the last changes of the configuration",
     )
     async def show_config_changes() -> ConfigChangesBody:
-        """Return how each of the gateway's last twenty configurations changed, for operators."""
+        """Return what changed in each of the last twenty configurations of the gateway."""
         return build_changes(await history.list_newest(CHANGES + 1))
 
     @router.get(

@@ -86,8 +86,8 @@ def job_routes(
     async def list_jobs(request: Request) -> wire.JobPage:
         """List your jobs, newest first.
 
-        Pages for a pool, a template, metadata or a search may have fewer jobs than `limit`, or none,
-        although `next_cursor` is not null.
+        Pages filtered by pool, template, metadata or search text may have fewer jobs than `limit`,
+        or none, although `next_cursor` is not null.
         """
         query = parse_jobs_query(request.query_params.multi_items())
         page_jobs, next_cursor = await jobs.list_page(

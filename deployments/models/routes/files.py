@@ -132,7 +132,7 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
 
     @router.delete("/{file_id}", summary="Delete a file")
     async def delete_file(file_id: str, request: Request) -> dict[str, Any]:
-        """Delete a file. A batch that reads it continues."""
+        """Delete a file. A running batch that reads the file continues."""
         file = await _get_visible(files, request, file_id)
         await files.delete(file.owner, file.id)
         return {"id": file.id, "object": "file", "deleted": True}

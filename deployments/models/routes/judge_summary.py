@@ -64,7 +64,7 @@ async def summarize_verdicts(
 
 
 def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Return how many answers were judged, and how many were at least as good as the second one.
+    """Return how many answers were judged, and how many were as good as the second or better.
 
     Args:
         scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a

@@ -221,7 +221,7 @@ class ResponsesRoute(CallRoute):
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Raise ServiceUnavailable if the database fails."""
+    """Raise ServiceUnavailable if the database fails in the ``with`` block."""
     try:
         yield
     except (SQLAlchemyError, OSError) as error:

@@ -119,7 +119,7 @@ async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -
 async def report_usage(
     reports: UsageReports, fleet: Fleet, owner: str | None, query: UsageQuery
 ) -> UsageReport:
-    """Return the usage of a tenant, or of all if ``owner`` is None, without budgets.
+    """Return the usage of a tenant, or of all tenants if ``owner`` is None, without budgets.
 
     Raises:
         InvalidRequest: the period is too long, or has too many groups.

@@ -272,7 +272,7 @@ class ApiKeyService:
     ) -> str:
         """Check that the caller may see or change the limits of ``subject``; return its tenant.
 
-        Administrators see the limits of their whole tenant, which only operators change.
+        Administrators may see all limits of their tenant, but only operators may change them.
         """
         identity = caller.identity
         kind, _, name = subject.partition(":")

@@ -294,7 +294,10 @@ def _valkey_unavailable() -> ServiceUnavailable:
 
 
 def _new_provider_error(problem: str, url: str) -> ServiceUnavailable:
-    """Log a provider's fault with the URL, which clients must not see because it may be internal."""
+    """Return the error for a provider's fault, and log the fault with the URL.
+
+    Clients must not see the URL, because it may be internal.
+    """
     _log.warning("the OpenID provider at %s %s", url, problem)
     return ServiceUnavailable(f"the OpenID provider {problem}; try again later", retry_after=5)
 

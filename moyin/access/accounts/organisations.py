@@ -78,7 +78,7 @@ class OrganisationService:
     async def list_members(
         self, caller: Caller, organisation: str, *, search: str = "", page: PageQuery = _ALL
     ) -> tuple[list[User], str | None]:
-        """Return a page of an organisation's members and service accounts, and the next cursor."""
+        """Return a page of the members and service accounts, and the cursor of the next page."""
         self._require_access(caller, organisation, ORG_READ)
         await self._users.get_organisation(organisation)
         return await self._users.list_members(organisation, search=search, page=page)

@@ -58,7 +58,7 @@ class PasswordService:
     async def require_strong(
         self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
     ) -> None:
-        """Run `require_strong_password` in a thread."""
+        """Run `require_strong_password`, which raises `WeakPassword`, in a thread."""
         await self._select_queue(trusted).run(
             partial(require_strong_password, password, email=email, name=name, field=field)
         )
@@ -70,7 +70,7 @@ class PasswordService:
 
         If ``password_hash`` is None, return False after the time of a verification, so that the
         duration does not reveal whether an account exists. The number of concurrent attempts at an
-        ``account`` is limited unless the argument is empty.
+        ``account`` is limited unless ``account`` is empty.
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):

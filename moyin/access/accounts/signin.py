@@ -247,13 +247,13 @@ class SignInService:
             self._mail_in_background(user, *_RESET_MAIL, token)
 
     async def create_invitation(self, user: User, *, transaction: Transaction) -> str:
-        """Create a token that sets the password of a user, and invalidate earlier tokens."""
+        """Create and return a token that sets a user's password; earlier tokens become invalid."""
         return await self._sessions.create_reset_token(
             user.id, _INVITATION_LIFETIME, within=transaction
         )
 
     def send_invitation(self, user: User, token: str) -> str | None:
-        """Mail the token of an invitation, or return it if no mail server is configured."""
+        """Mail the token of an invitation; return the token instead if there is no mail server."""
         if not self._mailer.can_deliver:
             return token
         if user.password is None:

@@ -134,7 +134,7 @@ def _get_budget(limit: Limit, period: str) -> Decimal | None:
 
 
 def _parse_period(fields: Mapping[str, str], period: str) -> tuple[int, int]:
-    """Return the booked and the reserved amount now, in billionths of a US dollar."""
+    """Return the current booked and reserved amounts, in billionths of a US dollar."""
     if fields.get(period) != f"{datetime.now(UTC):{_PERIOD_FORMATS[period]}}":
         return 0, 0
     return int(fields.get(f"{period}_nano", 0)), int(fields.get(f"{period}_reserved", 0))

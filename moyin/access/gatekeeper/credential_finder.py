@@ -129,7 +129,10 @@ def remove_session_cookie(value: str) -> str:
 
 
 def _extract_parameter(scope: Scope, name: str, is_allowed: RequestPredicate | None) -> str | None:
-    """Return the parameter's first value if it is allowed, and remove it from the query."""
+    """Remove a query parameter from the request, and return its first value.
+
+    Return None, and remove nothing, unless ``is_allowed`` returns True for the request.
+    """
     if not scope.get("query_string") or is_allowed is None or not is_allowed(scope):
         return None
     query = scope["query_string"].decode("latin-1")

@@ -85,7 +85,11 @@ class Gatekeeper:
             await request.run(self, scope, receive)
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Authenticate the request and call the app; errors of both are raised as `MoyinError`."""
+        """Authenticate the request and call the app.
+
+        Raises:
+            MoyinError: the request is refused, or the app raised this error.
+        """
         if not self._is_public(scope):
             request.set_caller(*await self._authenticate(scope))
         scope["moyin"] = request.context

@@ -29,7 +29,11 @@ class RequestHandler(Protocol):
     """The methods of `Gatekeeper` that a `Request` calls."""
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Authenticate the request and call the app; errors of both are raised as `MoyinError`."""
+        """Authenticate the request and call the app.
+
+        Raises:
+            MoyinError: the request is refused, or the app raised this error.
+        """
 
     def observe(self, scope: Scope, request: Request) -> None:
         """Report an ended request, for the access log and metrics."""
