@@ -205,8 +205,8 @@ class ComfyUIActor:
         while True:
             await asyncio.sleep(_LEASE_SECONDS / 4)
             assert self._renderer is not None
-            busy = (await self._renderer.status()).running
-            if not busy and time.monotonic() - self._lease_renewed_at > _LEASE_SECONDS:
+            running_prompts = (await self._renderer.status()).running
+            if not running_prompts and time.monotonic() - self._lease_renewed_at > _LEASE_SECONDS:
                 break
         await self._renderer.close()
         terminate_actor()

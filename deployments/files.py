@@ -133,7 +133,7 @@ def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> 
     headers = dict(build_file_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    byte_range = _requested_range(request, headers, artifact.size)
+    byte_range = _parse_requested_range(request, headers, artifact.size)
     start, end = byte_range or (0, artifact.size)
     if byte_range is not None and start == end:
         return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
@@ -148,7 +148,7 @@ def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> 
     return StreamingResponse(content, status, headers)
 
 
-def _requested_range(
+def _parse_requested_range(
     request: Request, headers: Mapping[str, str], size: int
 ) -> tuple[int, int] | None:
     """Return the start and the exclusive end of the requested bytes; None for the whole file."""

@@ -30,10 +30,10 @@ def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
     async def readyz(response: Response) -> dict[str, str | dict[str, str]]:
         """Return 200 if every service that jobs need responds, else 503 and the state of each."""
         results = await run_checks(checks)
-        ready = all(results.values())
-        response.status_code = 200 if ready else 503
-        states = {name: "ok" if up else "down" for name, up in results.items()}
-        return {"status": "ready" if ready else "not ready", "checks": states}
+        is_ready = all(results.values())
+        response.status_code = 200 if is_ready else 503
+        states = {name: "ok" if is_up else "down" for name, is_up in results.items()}
+        return {"status": "ready" if is_ready else "not ready", "checks": states}
 
     return router
 

@@ -154,11 +154,11 @@ def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterator[str]:
     """Check that the app has the deployments in the file, and that each ``user_config`` is valid."""
-    bound = {deployment.name for deployment in _bound_deployments(application)}
+    bound_names = {deployment.name for deployment in _iterate_bound_deployments(application)}
     for number, deployment in enumerate(app.get("deployments") or []):
         place = f"{path}.deployments.{number}"
-        if deployment["name"] not in bound:
-            deployment_names = ", ".join(sorted(bound))
+        if deployment["name"] not in bound_names:
+            deployment_names = ", ".join(sorted(bound_names))
             yield (
                 f"{place}.name: there is no deployment {deployment['name']!r}; the app's deployments "
                 f"are {deployment_names}"
@@ -176,13 +176,13 @@ def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> I
             yield from _describe_errors(f"{place}.user_config.", error, model)
 
 
-def _bound_deployments(application: Any) -> Iterator[Any]:
+def _iterate_bound_deployments(application: Any) -> Iterator[Any]:
     """Yield the deployment that ``application`` binds and the deployments in its arguments."""
     bound = application._bound_deployment
     yield bound
     for argument in (*bound.init_args, *bound.init_kwargs.values()):
         if hasattr(argument, "_bound_deployment"):
-            yield from _bound_deployments(argument)
+            yield from _iterate_bound_deployments(argument)
 
 
 def _find_unknown_keys(path: str, value: Any, annotation: Any) -> Iterator[str]:

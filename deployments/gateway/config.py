@@ -188,12 +188,12 @@ class RouteConfig(_StrictModel):
         if self.prefix is None and not self.paths:
             raise ValueError("the route must have prefix or paths")
         if self.prefix is not None:
-            first = _first_segment(self.prefix)
-            if first in _OTHER_APPS:
+            first_segment = _first_segment(self.prefix)
+            if first_segment in _OTHER_APPS:
                 raise ValueError(
                     f"prefix {self.prefix} belongs to one of Moyin's other apps: choose another"
                 )
-            if not self.hosts and (not first or first in _RESERVED_SEGMENTS):
+            if not self.hosts and (not first_segment or first_segment in _RESERVED_SEGMENTS):
                 raise ValueError(
                     f"prefix {self.prefix} belongs to the gateway: choose another, or add hosts"
                 )

@@ -92,12 +92,12 @@ class ServePoolClient:
         try:
             # An interruption by the client must not wait long for a pool that may be down.
             async with asyncio.timeout(_EXECUTED_SECONDS):
-                executed: Sequence[str] = await self._call_pool(
+                executed_ids: Sequence[str] = await self._call_pool(
                     pool, "find_executed", list(prompt_ids)
                 )
         except (ServiceUnavailable, TimeoutError):
             return ()
-        return executed
+        return executed_ids
 
     async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
         """Return the queue places of the pool's jobs by job id, or raise ServiceUnavailable.

@@ -503,9 +503,9 @@ class ModelsConfig(StrictModel):
     def _check_consistency(self) -> ModelsConfig:
         names = [name for backend in self.backends for name in backend.server_names]
         if len(set(names)) != len(names):
-            repeated = next(name for name in names if names.count(name) > 1)
+            repeated_name = next(name for name in names if names.count(name) > 1)
             raise ValueError(
-                f"backends: two back ends have the same name {repeated!r}; names must be unique"
+                f"backends: two back ends have the same name {repeated_name!r}; names must be unique"
             )
         models = {model.name for backend in self.backends for model in backend.models}
         if AUTO in models:

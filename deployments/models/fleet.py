@@ -375,7 +375,7 @@ def _find_abilities(model: ModelSettings, file: ModelFile | None) -> _Abilities:
     )
     if file is None:
         return abilities
-    reported = _Abilities(
+    reported_abilities = _Abilities(
         tools="tools" in file.capabilities,
         vision="vision" in file.capabilities,
         thinking="thinking" in file.capabilities,
@@ -384,9 +384,9 @@ def _find_abilities(model: ModelSettings, file: ModelFile | None) -> _Abilities:
         embeddings=True,
         chat="completion" in file.capabilities,
     )
-    configured = {name.rstrip("_") for name in model.model_fields_set}
-    changes = {name: value for name, value in abilities.items() if name in configured}
-    return cast(_Abilities, reported | changes)
+    configured_names = {name.rstrip("_") for name in model.model_fields_set}
+    changes = {name: value for name, value in abilities.items() if name in configured_names}
+    return cast(_Abilities, reported_abilities | changes)
 
 
 def _new_deployment(

@@ -44,16 +44,18 @@ class RunBookkeeper:
 
         `settle` records the other runs later.
         """
-        booked = set[str]()
+        booked_ids = set[str]()
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 for start in range(0, len(runs), _RUNS_PER_TRANSACTION):
                     batch = runs[start : start + _RUNS_PER_TRANSACTION]
                     await self._book_in_time(batch)
-                    booked.update(run.id for run in batch)
+                    booked_ids.update(run.id for run in batch)
         except (SQLAlchemyError, OSError) as error:
-            _log.warning("%d runs of renders are booked later: %s", len(runs) - len(booked), error)
-        return booked
+            _log.warning(
+                "%d runs of renders are booked later: %s", len(runs) - len(booked_ids), error
+            )
+        return booked_ids
 
     async def _book_in_time(self, runs: Sequence[RenderRun]) -> None:
         """Record runs; if the caller is cancelled, let the transaction end in the background."""
@@ -65,10 +67,10 @@ class RunBookkeeper:
         except asyncio.CancelledError:
             task.cancel()
             self._late_tasks.add(task)
-            task.add_done_callback(self._end_late)
+            task.add_done_callback(self._finish_late_task)
             raise
 
-    def _end_late(self, task: asyncio.Task[None]) -> None:
+    def _finish_late_task(self, task: asyncio.Task[None]) -> None:
         self._late_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("runs of renders are booked later: %s", error)
@@ -89,11 +91,11 @@ class RunBookkeeper:
         if reported_runs:
             self._reported[actor] = reported_runs
         ended_runs = [run for run in runs if run.is_ended]
-        booked = await self.book([*ended_runs, *self._lost.values()])
-        for run_id in booked:
+        booked_ids = await self.book([*ended_runs, *self._lost.values()])
+        for run_id in booked_ids:
             self._lost.pop(run_id, None)
             reported_runs.pop(run_id, None)
-        return [run.id for run in ended_runs if run.id in booked]
+        return [run.id for run in ended_runs if run.id in booked_ids]
 
 
 def _assume_lost(run: RenderRun) -> RenderRun:

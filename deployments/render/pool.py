@@ -248,14 +248,14 @@ class Pool:
         """
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
-            measure = partial(self._record_duration, state, pending.shape)
+            record_duration = partial(self._record_duration, state, pending.shape)
             callbacks = _AttemptCallbacks(
-                on_progress, on_record, on_run, on_start, lambda: None, measure
+                on_progress, on_record, on_run, on_start, lambda: None, record_duration
             )
             if is_retry or state.latest_renderer is not None:
-                holder = await self._find_renderer(prompt_id)
-                if holder is not None:
-                    return holder, await self._reattach(holder, request, callbacks)
+                holder_name = await self._find_renderer(prompt_id)
+                if holder_name is not None:
+                    return holder_name, await self._reattach(holder_name, request, callbacks)
                 if prompt_id in self._inherited:
                     name, result = self._inherited[prompt_id]
                     if result.record is not None:
@@ -263,25 +263,25 @@ class Pool:
                     for run in result.runs:
                         on_run(run)
                     if result.runs:
-                        measure(result.runs[-1])
+                        record_duration(result.runs[-1])
                     return name, result.done
             state.is_executed = False
             self._memory.check_memory(request)
             async with self._scheduler.lease(pending) as lease:
                 # Another attempt may have sent the prompt to a renderer during the wait.
                 if state.followed_renderer is not None:
-                    holder = state.followed_renderer
+                    holder_name = state.followed_renderer
                     lease.release()
-                    return holder, await self._reattach(holder, request, callbacks)
+                    return holder_name, await self._reattach(holder_name, request, callbacks)
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 state.is_unleased = False
-                leased = replace(
+                leased_callbacks = replace(
                     callbacks,
                     on_executed=lease.release,
-                    on_measured=partial(measure, load_seconds=lease.load_seconds),
+                    on_measured=partial(record_duration, load_seconds=lease.load_seconds),
                 )
-                return lease.name, await self._follow_prompt(lease.name, request, leased)
+                return lease.name, await self._follow_prompt(lease.name, request, leased_callbacks)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
@@ -375,7 +375,9 @@ class Pool:
                 await self.settled.wait()
         names = list(self._renderers)
         answers = await asyncio.gather(*(self._has_prompt(name, prompt_id) for name in names))
-        return next((name for name, has in zip(names, answers, strict=True) if has), None)
+        return next(
+            (name for name, has_prompt in zip(names, answers, strict=True) if has_prompt), None
+        )
 
     async def _has_prompt(self, name: str, prompt_id: str) -> bool:
         try:

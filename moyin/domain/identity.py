@@ -59,7 +59,7 @@ class Identity:
 
     @property
     def best_priority(self) -> int:
-        """The best priority (1 is first) that the caller's limits allow, or without them the role."""
+        """The best priority (1 is first) allowed by the caller's limits or else by its role."""
         limits = [limit.best_priority for limit in self.limits if limit.best_priority is not None]
         if limits:
             return max(limits)

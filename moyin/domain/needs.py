@@ -103,8 +103,8 @@ class Model:
     @property
     def calls(self) -> tuple[str, ...]:
         """The calls that the model answers: ``chat``, ``embeddings``, and its operations."""
-        main = [name for name in ("chat", "embeddings") if getattr(self, name)]
-        return (*main, *self.operations)
+        main_calls = [name for name in ("chat", "embeddings") if getattr(self, name)]
+        return (*main_calls, *self.operations)
 
     @property
     def takes_prompts(self) -> bool:

@@ -94,8 +94,8 @@ def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
     full_match = _REFERENCE.fullmatch(text)
     if full_match:
         return _look_up(full_match, outputs)
-    replaced = _REFERENCE.sub(lambda match: str(_look_up(match, outputs)), text)
-    return replaced.replace("$${", "${")
+    resolved_text = _REFERENCE.sub(lambda match: str(_look_up(match, outputs)), text)
+    return resolved_text.replace("$${", "${")
 
 
 def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:

@@ -247,7 +247,7 @@ def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str,
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
         depth += 1
-        below: list[Any] = []
+        next_level: list[Any] = []
         for part in level:
             if not isinstance(part, Mapping):
                 continue
@@ -255,10 +255,10 @@ def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str,
             for name in _HOLDING.intersection(part):
                 value = part[name]
                 if isinstance(value, list):
-                    below.extend(value)
+                    next_level.extend(value)
                 elif isinstance(value, Mapping):
-                    below.extend(value.values() if name in _NAMED else (value,))
-        level = below
+                    next_level.extend(value.values() if name in _NAMED else (value,))
+        level = next_level
     return parts, depth
 
 

@@ -59,8 +59,8 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
     if "SSL_CERT_FILE" not in settings:
         # pip trusts the machine's certificates, uv by itself only those in its program.
         settings["UV_SYSTEM_CERTS"] = "1"
-    own = {name: value for name, value in environ.items() if name.startswith("UV_")}
-    return {**environ, **settings, **own}
+    own_settings = {name: value for name, value in environ.items() if name.startswith("UV_")}
+    return {**environ, **settings, **own_settings}
 
 
 def _translate(config_lines: str) -> dict[str, str]:

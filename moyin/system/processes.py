@@ -116,9 +116,9 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
     Args:
         stack: the id of the stack, which the environment of its processes contains.
     """
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    own_pids = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
-        if process.pid in own:
+        if process.pid in own_pids:
             continue
         try:
             env = process.environ()
@@ -134,8 +134,8 @@ def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:
         return []
-    living = {name for child in children if (name := _get_living_name(child)) is not None}
-    return [name for name in names if name not in living]
+    living_names = {name for child in children if (name := _get_living_name(child)) is not None}
+    return [name for name in names if name not in living_names]
 
 
 def _get_living_name(process: psutil.Process) -> str | None:
@@ -153,10 +153,10 @@ def end_processes(stack: str, service: str | None = None, *, patience: float = 2
     processes = list(find_processes(stack, service))
     for process in processes:
         _send_signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=patience)
-    for process in alive:
+    _, remaining_processes = psutil.wait_procs(processes, timeout=patience)
+    for process in remaining_processes:
         _send_signal(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=5)
+    psutil.wait_procs(remaining_processes, timeout=5)
     return len(processes)
 
 

@@ -199,20 +199,20 @@ class Slots:
     def _begin_waiting(self) -> None:
         """Begin waiting calls while slots are free, those in the background last."""
         while self._waiters and (self.limit is None or self.taken < self.limit):
-            following = min(self._waiters, key=lambda name: self._running.get(name, 0))
-            if self.limit is not None and not self._may_acquire(following, self.limit):
+            next_tenant = min(self._waiters, key=lambda name: self._running.get(name, 0))
+            if self.limit is not None and not self._may_acquire(next_tenant, self.limit):
                 return
-            waiter = _pop_waiter(self._waiters, following)
+            waiter = _pop_waiter(self._waiters, next_tenant)
             self.waiting -= 1
             if not waiter.done():
-                self._begin(following)
+                self._begin(next_tenant)
                 waiter.set_result(None)
         while self._background_waiters and self._may_begin_in_background():
-            waiting = self._background_waiters
-            following = min(waiting, key=lambda name: self._background_running.get(name, 0))
-            waiter = _pop_waiter(waiting, following)
+            waiters = self._background_waiters
+            next_tenant = min(waiters, key=lambda name: self._background_running.get(name, 0))
+            waiter = _pop_waiter(waiters, next_tenant)
             if not waiter.done():
-                self._begin_in_background(following)
+                self._begin_in_background(next_tenant)
                 waiter.set_result(None)
 
     def expected_wait(self, mean_seconds: float) -> float:

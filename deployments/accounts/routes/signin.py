@@ -111,10 +111,10 @@ def sign_in_routes(
         body: wire.FinishSignIn, request: Request, response: Response
     ) -> wire.SessionBody:
         """Sign in with the `code` and the `state` that the provider sent to the redirect URI."""
-        verified = await open_id.finish_sign_in(
+        verified_identity = await open_id.finish_sign_in(
             state=body.state, code=body.code, address=callers.client_address(request)
         )
-        return await respond(await sign_in.sign_in_verified(verified), request, response)
+        return await respond(await sign_in.sign_in_verified(verified_identity), request, response)
 
     return router
 

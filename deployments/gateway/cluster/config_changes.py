@@ -87,8 +87,8 @@ def find_differences(before: Any, after: Any, path: str = "") -> Iterator[Differ
         after = {}
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in before.keys() | after.keys():
-            inner = f"{path}.{name}" if path else name
-            yield from find_differences(before.get(name), after.get(name), inner)
+            inner_path = f"{path}.{name}" if path else name
+            yield from find_differences(before.get(name), after.get(name), inner_path)
     elif before != after:
         yield DifferenceBody(path=path, before=before, after=after)
 

@@ -163,7 +163,7 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
             else "Its ComfyUI is started again by itself; if that does not help, read the log of "
             "the actor.",
             parameters={"error": errors[0] if errors else None, "is_placing": is_placing},
-            since=_find_start(pool, summary.unready_since),
+            since=_find_start_time(pool, summary.unready_since),
         )
     for renderer in renderers:
         if renderer.losses >= _MANY_LOSSES:
@@ -198,7 +198,7 @@ def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
     )
 
 
-def _find_start(pool: PoolBody, unready_since: float | None) -> datetime | None:
+def _find_start_time(pool: PoolBody, unready_since: float | None) -> datetime | None:
     if not pool.minimum:
         return pool.oldest_waiting_since
     return None if unready_since is None else datetime.fromtimestamp(int(unready_since), UTC)

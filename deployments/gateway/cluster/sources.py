@@ -113,9 +113,9 @@ class ClusterSources:
             _read(_read_models()),
             _read(_run(partial(shutil.disk_usage, self._data))),
         )
-        rejected = ["gateway"] if self._is_config_rejected() else []
+        rejected_apps = ["gateway"] if self._is_config_rejected() else []
         if models is not None and models.is_config_rejected:
-            rejected.append("models")
+            rejected_apps.append("models")
         return ClusterReading(
             nodes=nodes,
             servers=servers,
@@ -123,7 +123,7 @@ class ClusterSources:
             checks=checks,
             applications=applications or {},
             disk_free=None if disk is None else disk.free,
-            rejected_configs=rejected,
+            rejected_configs=rejected_apps,
             pools={summary.name: summary for summary in pools if summary is not None},
             backlogs={
                 name: backlog

@@ -104,5 +104,5 @@ async def _find_archived_files(
 
 
 def _name_archive(name: str | None) -> str:
-    clean = sanitize_file_name(name or "moyin", "application/zip")
-    return clean if clean.lower().endswith(".zip") else f"{clean}.zip"
+    file_name = sanitize_file_name(name or "moyin", "application/zip")
+    return file_name if file_name.lower().endswith(".zip") else f"{file_name}.zip"

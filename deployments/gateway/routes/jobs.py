@@ -73,12 +73,12 @@ def job_routes(
         """Accept a job and return its id. The job survives the failure of any service."""
         caller = context(request.scope).caller
         snapshot = await templates.snapshot()
-        job, created = await service.submit_request(
+        job, is_new = await service.submit_request(
             caller, await request.body(), snapshot.find, now=datetime.now(UTC),
             idempotency_key=validate_idempotency_key(key),
         )  # fmt: skip
         response.headers["location"] = f"/jobs/{job.id}"
-        if not created:
+        if not is_new:
             response.headers["idempotent-replayed"] = "true"
         return render_job(job, QueueView(now=datetime.now(UTC)))
 

@@ -156,22 +156,22 @@ class BackgroundResponses:
         """Yield the events of a job, and None whenever no event came for some seconds."""
         events = self._gateway.follow_job(_job_id(stored), identity=identity)
         async with aclosing(events):
-            following = asyncio.ensure_future(anext(events))
+            next_event = asyncio.ensure_future(anext(events))
             try:
                 while True:
-                    done, _ = await asyncio.wait({following}, timeout=_SILENCE_SECONDS)
+                    done, _ = await asyncio.wait({next_event}, timeout=_SILENCE_SECONDS)
                     if not done:
                         yield None
                         continue
                     try:
-                        event = following.result()
+                        event = next_event.result()
                     except StopAsyncIteration:
                         return
                     yield event
-                    following = asyncio.ensure_future(anext(events))
+                    next_event = asyncio.ensure_future(anext(events))
             finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                next_event.cancel()
+                await asyncio.gather(next_event, return_exceptions=True)
 
     async def _update_from_job(
         self, stored: StoredResponse, identity: Identity | None
@@ -187,11 +187,11 @@ class BackgroundResponses:
         except JobNotFound:
             message = "its job was deleted before the response was read"
             return replace(stored, response=render_failure(stored.response, "job_gone", message))
-        updated = replace(stored, response=render_job(stored.response, job))
+        updated_response = replace(stored, response=render_job(stored.response, job))
         # A failed or cancelled job can be retried, so only an answer is final.
-        if updated.response["status"] in ("completed", "incomplete"):
-            await self._stored.update(updated)
-        return updated
+        if updated_response.response["status"] in ("completed", "incomplete"):
+            await self._stored.update(updated_response)
+        return updated_response
 
     async def _cancel_job(self, stored: StoredResponse, identity: Identity | None) -> bool:
         """Cancel the job of a response; return False if the job does not run."""

@@ -73,7 +73,7 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
             fields = parse_upload_fields(upload.fields)
             media_type = await detect_upload_type(upload, upload.declared)
             blob = await blobs.put_file(upload.path)
-        created = now()
+        created_at = now()
         file = StoredFile(
             id=new_file_id(),
             owner=context(request.scope).owner,
@@ -82,8 +82,8 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
             media_type=media_type,
             size=blob.size,
             sha256=blob.sha256,
-            created_at=created,
-            expires_at=None if fields.lifetime is None else created + fields.lifetime,
+            created_at=created_at,
+            expires_at=None if fields.lifetime is None else created_at + fields.lifetime,
         )
         await files.add(file)
         return render_file(file)

@@ -216,14 +216,14 @@ async def _open_results(
     files: FileStore, blobs: BlobStore, batch: TextBatch
 ) -> AsyncIterator[bytes]:
     if batch.output_file_id is None:
-        return _no_results()
+        return _yield_no_results()
     file = await files.find(batch.owner, batch.output_file_id)
     if file is None or not await blobs.exists(file.sha256):
         raise StoredFileNotFound("the results of the batch have expired or been deleted")
     return blobs.read_chunks(file.sha256, end=file.size)
 
 
-async def _no_results() -> AsyncIterator[bytes]:
+async def _yield_no_results() -> AsyncIterator[bytes]:
     return
     yield b""
 

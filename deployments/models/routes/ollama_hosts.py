@@ -60,7 +60,7 @@ def new_ollama_host_routes(
         body = validate(wire.PullBody, data)
         names_host = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
         if not names_host and _is_known(text_router, request, body.name_of_model):
-            return _answer_pulled(body)
+            return _new_pulled_response(body)
         if not _is_operator(request):
             raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
         return hosts.forward_request(request, "POST", "pull", data, "model")
@@ -146,9 +146,11 @@ class _Hosts:
 
     def split_name(self, name: str) -> tuple[str | None, str]:
         """Split ``<host>/<model>`` into the host's name, None if missing, and the model's name."""
-        host, slash, model_name = name.partition("/")
+        host, separator, model_name = name.partition("/")
         return (
-            (host, model_name) if slash and model_name and host in self._runtimes else (None, name)
+            (host, model_name)
+            if separator and model_name and host in self._runtimes
+            else (None, name)
         )
 
     def forward_request(
@@ -161,8 +163,8 @@ class _Hosts:
         """
         body = dict(data)
         # `name` is the older name of `model`.
-        if member == "model" and (older := body.pop("name", None)) is not None:
-            body["model"] = body.get("model") or older
+        if member == "model" and (older_name := body.pop("name", None)) is not None:
+            body["model"] = body.get("model") or older_name
         name = body.get(member)
         if not isinstance(name, str) or not name:
             raise InvalidRequest(f"{member}: must be the name of a model", field=member)
@@ -295,7 +297,7 @@ def _is_known(text_router: Router, request: Request, name: str) -> bool:
         return False
 
 
-def _answer_pulled(body: wire.PullBody) -> Response:
+def _new_pulled_response(body: wire.PullBody) -> Response:
     success = b'{"status":"success"}'
     if body.stream is False:
         return Response(success, media_type="application/json")

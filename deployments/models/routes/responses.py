@@ -193,11 +193,17 @@ class ResponsesRoute(CallRoute):
             response = from_json(body)
         with _storage_errors():
             stored_original = await self._stored.find(context(scope).owner, response["id"])
-        old, new = (name.removeprefix("resp_") for name in (response["id"], new_id("resp")))
+        old_part, new_part = (
+            name.removeprefix("resp_") for name in (response["id"], new_id("resp"))
+        )
         proofs = {} if stored_original is None else stored_original.proofs
-        renewed_response = from_json(to_json(response).replace(old.encode(), new.encode()))
-        call.record.add(renewed_response, {name.replace(old, new): p for name, p in proofs.items()})
-        return body.replace(old.encode(), new.encode())
+        renewed_response = from_json(
+            to_json(response).replace(old_part.encode(), new_part.encode())
+        )
+        call.record.add(
+            renewed_response, {name.replace(old_part, new_part): p for name, p in proofs.items()}
+        )
+        return body.replace(old_part.encode(), new_part.encode())
 
     async def _save_answer(
         self, call: ParsedResponseRequest, owner: str, response_id: str | None

@@ -126,7 +126,7 @@ class OpenIdSignIn:
         try:
             await self._redis.set(_state_key(state), json.dumps(pending), ex=_STATE_SECONDS)
         except RedisError as error:
-            raise _valkey_unavailable() from error
+            raise _new_valkey_error() from error
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
         query = {
             "response_type": "code",
@@ -154,7 +154,7 @@ class OpenIdSignIn:
         try:
             stored = await self._redis.getdel(_state_key(state))
         except RedisError as error:
-            raise _valkey_unavailable() from error
+            raise _new_valkey_error() from error
         if stored is None:
             raise InvalidCredentials(
                 "state is unknown, was used before or has expired; begin the sign-in again",
@@ -287,7 +287,7 @@ class OpenIdSignIn:
         return provider
 
 
-def _valkey_unavailable() -> ServiceUnavailable:
+def _new_valkey_error() -> ServiceUnavailable:
     return ServiceUnavailable(
         "the state of sign-ins cannot be stored or read at the moment; try again", retry_after=1
     )

@@ -51,12 +51,12 @@ class OrganisationService:
         """Create an organisation; only operators may do so."""
         require_scope(caller.identity, OPERATOR)
         async with self._transactions.begin(caller.identity) as transaction:
-            created = await self._users.create_organisation(name, within=transaction)
+            organisation = await self._users.create_organisation(name, within=transaction)
             event = caller.create_audit_event(
-                "organisation.create", created.id, created.id, {"name": name}
+                "organisation.create", organisation.id, organisation.id, {"name": name}
             )
             await self._audit.write(event, within=transaction)
-        return created
+        return organisation
 
     async def list_organisations(
         self, caller: Caller, *, search: str = "", page: PageQuery = _ALL

@@ -110,7 +110,7 @@ class _WorkQueue:
             yield
             return
         if self._accounts[account] >= _PER_ACCOUNT:
-            raise _overloaded()
+            raise _new_overloaded_error()
         self._accounts[account] += 1
         try:
             yield
@@ -122,7 +122,7 @@ class _WorkQueue:
     async def run(self, work: Callable[..., T], *arguments: str) -> T:
         """Run ``work`` in a thread if the queue is not full; otherwise raise `Overloaded`."""
         if self._admitted_count >= self._capacity:
-            raise _overloaded()
+            raise _new_overloaded_error()
         self._admitted_count += 1
         try:
             async with self._slots:
@@ -131,7 +131,7 @@ class _WorkQueue:
             self._admitted_count -= 1
 
 
-def _overloaded() -> Overloaded:
+def _new_overloaded_error() -> Overloaded:
     return Overloaded(
         "too many passwords are being verified; try again in 2 seconds", retry_after=2
     )

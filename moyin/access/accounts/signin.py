@@ -128,8 +128,8 @@ class SignInService:
             raise InsufficientScope("registration is disabled; ask an administrator for an account")
         await self._attempt_limits.count_registration(address, self.policy.registrations_per_hour)
         await self._passwords.require_strong(password, email=email, name=name, field="password")
-        hashed = await self._passwords.hash(password)
-        user = await self._create_player(email=email.lower(), name=name, password=hashed)
+        password_hash = await self._passwords.hash(password)
+        user = await self._create_player(email=email.lower(), name=name, password=password_hash)
         return await self._begin_session(user)
 
     async def sign_in(
@@ -280,8 +280,8 @@ class SignInService:
         await self._passwords.require_strong(
             password, email=user.email, name=user.name, field="password", trusted=True
         )
-        hashed = await self._passwords.hash(password, trusted=True)
-        await self._sessions.reset_password(token, hashed)
+        password_hash = await self._passwords.hash(password, trusted=True)
+        await self._sessions.reset_password(token, password_hash)
         return self._devices.issue(user.id)
 
     async def change_profile(

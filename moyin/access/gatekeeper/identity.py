@@ -118,7 +118,7 @@ class KeyAuthenticator:
             _log.warning("could not verify a credential in the database: %s", type(error).__name__)
             if entry is not None and entry.stale_until > now:
                 return entry.identity
-            raise _cannot_verify() from error
+            raise _new_verification_error() from error
         if self._cached:
             self._add_to_cache(credential, identity, now, expires_in)
         return identity
@@ -137,7 +137,7 @@ class KeyAuthenticator:
                 await self._filter_event_tokens({token: identity})
             )
         except (SQLAlchemyError, OSError) as error:
-            raise _cannot_verify() from error
+            raise _new_verification_error() from error
         if token not in valid_tokens:
             raise InvalidKey(
                 "the API key or session that created this event token has ended, or the key was rotated"
@@ -271,7 +271,7 @@ class KeyAuthenticator:
         return identity, claims["exp"]
 
 
-def _cannot_verify() -> ServiceUnavailable:
+def _new_verification_error() -> ServiceUnavailable:
     return ServiceUnavailable(
         "credentials cannot be verified at the moment; try again", retry_after=1
     )

@@ -99,7 +99,7 @@ class Request:
             if self._end_error is not None:
                 await self._end_stream(handler, scope, receive, self._end_error)
             elif self._watcher is not None and self._watcher.was_too_slow:
-                await self._send_error(handler, scope, receive, _body_too_slow())
+                await self._send_error(handler, scope, receive, _new_too_slow_error())
         except MoyinError as error:
             await self._send_error(handler, scope, receive, error)
         except Exception:
@@ -266,13 +266,13 @@ async def _do_nothing() -> None:
     """Do nothing; `send` returns this awaitable for a message that it holds back."""
 
 
-def _body_too_slow() -> BodyTooSlow:
+def _new_too_slow_error() -> BodyTooSlow:
     return BodyTooSlow("the request body paused for too long or arrived too slowly; send it faster")
 
 
 def _choose_request_id(scope: Scope) -> str:
     """Return the client's ``x-request-id`` if it is valid, or a new id."""
-    requested = get_header(scope, b"x-request-id")
-    if requested is not None and REQUEST_ID_PATTERN.fullmatch(requested):
-        return requested
+    requested_id = get_header(scope, b"x-request-id")
+    if requested_id is not None and REQUEST_ID_PATTERN.fullmatch(requested_id):
+        return requested_id
     return secrets.token_hex(16)

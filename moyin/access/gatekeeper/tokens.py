@@ -99,10 +99,10 @@ def create_archive_link(
     signing_key: bytes, owner: str, files: ArchivedFiles, name: str, ttl_s: float
 ) -> str:
     """Return a URL path from which anybody may read an archive of files for ``ttl_s`` seconds."""
-    packed = b"".join(map(_pack_artifact_id, files.artifact_ids))
+    packed_ids = b"".join(map(_pack_artifact_id, files.artifact_ids))
     token = _sign(
         signing_key, _ARCHIVE_AUDIENCE, ttl_s,
-        own=owner, ids=base64.b64encode(packed).decode(), job=files.job_id or "",
+        own=owner, ids=base64.b64encode(packed_ids).decode(), job=files.job_id or "",
     )  # fmt: skip
     return f"{SIGNED_ARCHIVES_PREFIX}{token}/{quote(name, safe='')}"
 
@@ -112,8 +112,8 @@ def verify_archive_link(signing_key: bytes, token: str) -> tuple[str, ArchivedFi
     claims = _verify(
         signing_key, token, _ARCHIVE_AUDIENCE, "link to the archive", ("own", "ids", "job")
     )
-    packed = base64.b64decode(claims["ids"])
-    ids = [f"art_{packed[start : start + 16].hex()}" for start in range(0, len(packed), 16)]
+    packed_ids = base64.b64decode(claims["ids"])
+    ids = [f"art_{packed_ids[start : start + 16].hex()}" for start in range(0, len(packed_ids), 16)]
     return claims["own"], ArchivedFiles(artifact_ids=ids, job_id=claims["job"] or None)
 
 
