@@ -103,7 +103,7 @@ class ActorStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderFailure:
-    """The last event of a failed render; Ray would wrap a raised error in its own exception."""
+    """The last event of a failed render, sent because Ray would wrap a raised error in its own."""
 
     error: MoyinError
 
@@ -155,7 +155,7 @@ class ComfyUIActor:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Validate a graph as `ComfyRenderer.validate` does; the gateway calls this directly."""
+        """Validate a graph in ComfyUI and return its response; the gateway calls this directly."""
         return await (await self._get_or_start_renderer()).validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:

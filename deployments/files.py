@@ -72,7 +72,7 @@ async def store_upload(
 
 
 async def detect_upload_type(upload: Upload, declared: str | None) -> str:
-    """Return the media type of an upload: ``declared`` if set, else that of its content.
+    """Return the media type of an upload: ``declared`` if set, else the type of its content.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.

@@ -87,7 +87,7 @@ def _find_numbered_problems(config: Any) -> Iterator[str]:
 
 
 def _check_grpc(functions: Sequence[str]) -> Iterator[str]:
-    """Check that the gRPC services can be imported, because Serve does not start otherwise."""
+    """Yield a problem for each gRPC service that cannot be imported; Serve would not start."""
     for number, path in enumerate(functions):
         module, _, name = path.rpartition(".")
         try:
@@ -101,7 +101,7 @@ def _check_grpc(functions: Sequence[str]) -> Iterator[str]:
 
 
 def _check_pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Check pool names, because a job for a pool that does not exist would wait for ever."""
+    """Yield the problems of pool names; a job for an unknown pool would wait for ever."""
     pools = []
     for number, app in enumerate(apps):
         if app["import_path"] == _RENDER_BUILDER:
@@ -153,7 +153,7 @@ def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterator[str]:
-    """Check that the app has the deployments in the file, and that each ``user_config`` is valid."""
+    """Yield the problems of an app's deployments: unknown names and invalid ``user_config``."""
     bound_names = {deployment.name for deployment in _iterate_bound_deployments(application)}
     for number, deployment in enumerate(app.get("deployments") or []):
         place = f"{path}.deployments.{number}"

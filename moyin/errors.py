@@ -72,7 +72,8 @@ class PromptIdTaken(RequestError):
 class InputNotFound(RequestError):
     """Reports an input file that the caller does not have.
 
-    ``details`` holds a body like that of `InvalidGraph` if the node and the input are known.
+    If the node and the input are known, ``details`` names them in ComfyUI's format, as in
+    `InvalidGraph`.
     """
 
     code = "input_not_found"
@@ -85,7 +86,7 @@ class WeakPassword(RequestError):
 class NodeNotAllowed(RequestError):
     """Reports a node class that the render pool or the caller's limits forbid.
 
-    ``details`` holds a body like that of `InvalidGraph`.
+    ``details`` names the node in ComfyUI's format, as in `InvalidGraph`.
     """
 
     code = "node_not_allowed"

@@ -23,8 +23,9 @@ class _SourceSettings(StrictModel):
         best_priority: best priority that messages may use, if the tenant's limit allows it.
         concurrency: maximum number of messages that a replica processes at the same time.
         max_deliveries: number of failed deliveries after which a message becomes a dead letter.
-        name: name of the source, unique for the tenant; if None, the queue's name. After a change
-            of the name, messages that were being processed become jobs a second time.
+        name: name of the source, unique for the tenant; if None, it is made from the queue's name.
+            After a change of the name, messages that were being processed become jobs a second
+            time.
     """
 
     url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
@@ -54,7 +55,7 @@ class RabbitConfig(_SourceSettings):
 
     @property
     def source_name(self) -> str:
-        """The name of the source, by default that of its queue."""
+        """The name of the source; by default, ``rabbitmq-`` and the name of its queue."""
         return self.name or f"rabbitmq-{self.queue}"
 
 

@@ -186,7 +186,7 @@ class ModelSettings(StrictModel):
 
     @property
     def unit_rates(self) -> UnitRates:
-        """The prices of characters, minutes, images and searches; free without such a price."""
+        """The prices of characters, minutes, images and searches; units without price are free."""
         return self.price.to_unit_rates() if isinstance(self.price, UnitPriceConfig) else FREE_UNITS
 
     @property
@@ -401,7 +401,7 @@ class OllamaConfig(_BackendSettings):
 
     @property
     def is_discovering(self) -> bool:
-        """True if models that the configuration does not name are served."""
+        """True if the hosts' models are served even if the configuration does not name them."""
         return not self.models if self.discover is None else self.discover
 
     @property

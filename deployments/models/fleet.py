@@ -75,7 +75,9 @@ _API_FORMATS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ServerPlan:
-    """A configured server of a back end. Each distinct plan has one `BackendRuntime`.
+    """A configured server of a back end.
+
+    Equal plans share one `BackendRuntime`, which calls the server.
 
     Attributes:
         key: API key for the server; empty if the server needs none, None if the key is missing.

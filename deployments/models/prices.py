@@ -82,7 +82,7 @@ class UnitPriceConfig(StrictModel):
         return self
 
     def to_unit_rates(self) -> UnitRates:
-        """Return the prices of units; `to_tariff` returns those of tokens."""
+        """Return the prices of units; `to_tariff` returns the prices of tokens."""
         return UnitRates(
             characters=self.usd_per_million_characters or Decimal(0),
             minutes=self.usd_per_minute or Decimal(0),

@@ -48,9 +48,9 @@ _PER_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 
 
 class CallTelemetry:
-    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica.
+    """Records a replica's model calls and circuit breakers as metrics and traces.
 
-    A thread calls `export` every second.
+    Implements `moyin.text.routing.telemetry.Telemetry`. A thread calls `export` every second.
 
     Attributes:
         recent: the summary of the calls of the last minutes.

@@ -149,7 +149,7 @@ class RenderPool:
         return self._pool.find_executed(prompt_ids)
 
     async def list_places(self) -> dict[str, QueuePlace]:
-        """Return the queue places of jobs in the pool, as `Pool.list_places` does.
+        """Return the queue places of the jobs in the pool, by job id.
 
         The result is cached for a second, because sorting thousands of renders takes 0.1 s, and
         every gateway replica calls this.

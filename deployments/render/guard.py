@@ -21,7 +21,7 @@ _MEMORY_OVERHEAD = 1.2
 
 
 class LimitReader(Protocol):
-    """Reads limits from the database, as `moyin.store.limits.LimitStore` does."""
+    """Reads limits from the database; implemented by `moyin.store.limits.LimitStore`."""
 
     async def list_for(self, subjects: list[str]) -> tuple[Limit, ...]: ...
 

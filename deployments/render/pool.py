@@ -152,7 +152,7 @@ class Pool:
         )
 
     def add_renderer(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
-        """Add a renderer that accepts renders, or update its state from its ``status``."""
+        """Add a renderer that accepts renders; update its state if the pool already has it."""
         self._renderers[name] = renderer
         self._draining.discard(name)
         self._memory.set_available_memory(status.memory)
@@ -211,7 +211,7 @@ class Pool:
         return places
 
     def find_executed(self, prompt_ids: Collection[str]) -> list[str]:
-        """Return the ids from ``prompt_ids`` whose prompts a renderer has executed."""
+        """Return those of ``prompt_ids`` whose prompts a renderer has executed."""
         states = {prompt_id: self._find_state(prompt_id) for prompt_id in prompt_ids}
         return [prompt_id for prompt_id, state in states.items() if state and state.is_executed]
 
@@ -287,7 +287,7 @@ class Pool:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
 
         Returns:
-            ComfyUI's history entry of the prompt, as from `Renderer.cancel`, if there is one.
+            ComfyUI's history entry of the interrupted prompt; None if there is none.
 
         Raises:
             WorkerLost: the renderer does not respond.

@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class RenderActivities:
-    """Provides the Temporal activity of a queue ``render-<pool>``."""
+    """Provides the Temporal activity that renders the steps of a queue ``render-<pool>``."""
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class RenderResultCache:
 
 
 def _replace_prompt_id(value: Any, old_id: str, new_id: str) -> Any:
-    """Return ``value`` with a prompt's id replaced in all strings, also within longer ones."""
+    """Return ``value`` with a prompt's id replaced in every string, even as a part of it."""
     if isinstance(value, str):
         return value.replace(old_id, new_id)
     if isinstance(value, dict):

@@ -97,8 +97,8 @@ class JobReservation:
         subjects: the keys, users and tenants from whose budgets the money is reserved, each written
             as ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
         usd: the estimated cost in US dollars.
-        day: the UTC day, as ``2026-11-28``.
-        month: the UTC month, as ``2026-11``.
+        day: the UTC day, such as ``2026-11-28``.
+        month: the UTC month, such as ``2026-11``.
     """
 
     id: str

@@ -209,7 +209,7 @@ def _to_pico_rate(rate: Decimal) -> int:
 
 
 def _to_usd_per_million(usd_per_token: Decimal) -> Decimal:
-    """Convert a price to US dollars per million tokens, rounded to the six decimals of `Rates`."""
+    """Convert a price to US dollars per million tokens, rounded to six decimals."""
     return round(usd_per_token * 1_000_000, 6)
 
 
@@ -221,7 +221,7 @@ def create_flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """Create a tariff with one price; a cache price of None equals that of other input tokens."""
+    """Create a tariff with one price; a cache price of None equals the price of other input."""
     rates = Rates(
         input=input_price,
         output=output_price,

@@ -145,7 +145,7 @@ def count_utf8_bytes(text: str) -> int:
 
 
 def estimate_tokens_from_bytes(size: int) -> int:
-    """Return the estimated number of tokens in ``size`` bytes of UTF-8 text: a quarter of them.
+    """Return the estimated tokens of ``size`` bytes of UTF-8 text: one for every four bytes.
 
     This also suits Chinese text.
     """

@@ -113,7 +113,7 @@ class RenderRun:
         seconds: how long the run has taken, from handing the prompt to an idle ComfyUI until the
             prompt ended (until now if it still runs); includes model loading.
         load_seconds: the part of ``seconds`` in which nodes that load model files were executed.
-        pictures: the number of stored pictures without previews; 0 unless the run was successful.
+        pictures: the number of stored pictures without previews; 0 if the run was not successful.
         error: the code of the error that ended the run, or None.
         is_ended: False while the prompt runs.
     """

@@ -115,7 +115,7 @@ class Slots:
         """Wait until a slot is acquired for the call; the caller must later call `release`.
 
         Args:
-            seconds: time limit for the wait, if it is shorter than that of the constructor.
+            seconds: time limit for the wait, if it is shorter than ``patience``.
             mean_seconds: mean duration of a call, for the ``retry_after`` of a refused call.
 
         Raises:

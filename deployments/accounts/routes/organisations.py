@@ -49,7 +49,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
 
     @router.get("/organisations/{organisation}", name="show")
     async def get_organisation(organisation: str, request: Request) -> wire.OrganisationBody:
-        """Return an organisation."""
+        """Return your organisation. Operators may get any organisation."""
         return build_organisation(
             await organisations.get_organisation(callers.resolve_caller(request), organisation)
         )

@@ -40,7 +40,7 @@ def sign_in_routes(
 
     @router.post("/login")
     async def login(body: wire.Login, request: Request, response: Response) -> wire.SessionBody:
-        """Sign in with an email and a password."""
+        """Sign in with an email and a password, and return the tokens of a new session."""
         address = callers.client_address(request)
         result = await sign_in.sign_in(body.email, body.password, address, body.device_token)
         return await respond(result, request, response)

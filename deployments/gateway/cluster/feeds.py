@@ -53,7 +53,7 @@ class _TenantReadings:
     def follow(self, tenant: str | None) -> AsyncGenerator[str | None, None]:
         """Yield a tenant's data as JSON now, and again whenever the JSON has changed.
 
-        If ``tenant`` is None, the data are those of all tenants together.
+        If ``tenant`` is None, the data cover all tenants.
         """
         reading = self._readings.get(tenant)
         if reading is None:

@@ -155,7 +155,10 @@ def artifact_routes(
         openapi_extra=describe_body(wire.LinkRequest.model_json_schema(), required=False),
     )
     async def create_link(request: Request, artifact_id: str) -> wire.LinkBody:
-        """Return a link that serves this file without a key, as for `<img>`, until it expires."""
+        """Return a link that serves this file without a key until it expires.
+
+        A page can use the link in `<img>`, for example.
+        """
         owner = context(request.scope).owner
         options = validate(wire.LinkRequest, parse_object(await request.body() or b"{}"))
         artifact = await artifacts.get(owner, artifact_id)

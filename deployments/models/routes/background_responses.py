@@ -57,7 +57,12 @@ class BackgroundResponses:
         self._codec = ResponsesCodec()
 
     async def submit(self, call: ParsedResponseRequest, scope: Scope) -> StoredResponse:
-        """Submit a request as a job and store a queued response; raise `JobSubmitter`'s errors."""
+        """Submit a request as a job, and store and return a queued response.
+
+        Raises:
+            RequestError: the request is invalid and would always fail.
+            MoyinError: the jobs API rejected the job.
+        """
         require_storable(call)
         _, body = await self._submitter.submit(
             self._codec, replace(call, data=to_job_request(call)), scope, requested_by="background"

@@ -168,7 +168,7 @@ def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
 
 
 def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
-    """Compare expected and rated quality of answers, grouped by tenths of the expected quality."""
+    """Return expected and rated quality of answers, grouped by tenths of the expected quality."""
     tenths: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:

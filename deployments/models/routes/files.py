@@ -59,9 +59,9 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
     async def upload_file(request: Request) -> dict[str, Any]:
         """Store the part `file` of a multipart form.
 
-        `purpose` is `batch` for the requests of a batch, which expire after 30 days unless
-        `expires_after` says otherwise, or `user_data`, `vision` or `assistants` for files that
-        prompts reference.
+        `purpose` is `batch` for the requests of a batch. Files that prompts reference have the
+        purpose `user_data`, `vision` or `assistants`. A batch file expires after 30 days, or after
+        `expires_after`.
         """
         kind = request.headers.get("content-type", "")
         if not kind.lower().startswith("multipart/form-data"):

@@ -112,7 +112,10 @@ class OrganisationService:
     async def invite_member(
         self, caller: Caller, organisation: str, user_id: str
     ) -> tuple[User, str | None]:
-        """Mail another invitation to a member; return member and token as `add_member` does.
+        """Mail another invitation to a member.
+
+        Returns:
+            The member, and the invitation's token if no mail server is configured, otherwise None.
 
         Raises:
             InvalidRequest: the user is a service account or disabled.

@@ -42,7 +42,8 @@ class AuthorizationMiddleware:
 
         Raises:
             InsufficientScope: the caller lacks the scope.
-            RateLimited, BudgetExceeded, ServiceUnavailable: as `Admission.reserve` raises them.
+            RateLimited, BudgetExceeded: a limit or a budget is exceeded.
+            ServiceUnavailable: Valkey is unavailable, and the settings reject requests then.
         """
         identity = scope["moyin"].identity if scope["type"] != "lifespan" else None
         if identity is None:

@@ -24,7 +24,7 @@ class BudgetState:
     """The state of one budget in its current period; amounts are in US dollars.
 
     Attributes:
-        subject: the key, user or tenant, as in `Limit`.
+        subject: the key, user or tenant: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
         period: ``day`` or ``month``, both in UTC.
         spent: the cost of calls that have ended.
         reserved: the maximum cost of running calls. If their replica is killed, the amount stays

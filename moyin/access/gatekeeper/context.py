@@ -30,7 +30,7 @@ class RequestContext:
 
         Raises:
             MissingKey: a request on a public path has no key.
-            InsufficientScope: the caller has an event token, which only `reader` allows.
+            InsufficientScope: the caller has an event token; use `reader` to allow it.
         """
         if self.reader.job is not None:
             raise InsufficientScope("an event token can only read one job's events and files")

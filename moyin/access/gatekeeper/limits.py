@@ -89,7 +89,10 @@ class RequestMeter:
     async def admit(
         self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
     ) -> Admission:
-        """Create an `Admission` for one request and call its `reserve`."""
+        """Count a request, reserve its maximum cost, and return its `Admission`.
+
+        Raises the errors of `Admission.reserve`.
+        """
         admission = Admission(self, limits, owner)
         await admission.reserve(usd, tokens)
         return admission

@@ -50,7 +50,7 @@ class RequestHandler(Protocol):
 class Request:
     """One request: calls the app, sends its response or an error, and can be ended early.
 
-    Implements `moyin.access.gatekeeper.monitor.Connection`.
+    Implements `moyin.access.gatekeeper.monitor.Connection`, so that the monitor can end it.
     """
 
     def __init__(self, scope: Scope, send: Send, adds_request_id: bool) -> None:

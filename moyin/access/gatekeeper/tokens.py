@@ -134,8 +134,7 @@ def create_event_token(signing_key: bytes, creator: Identity, job_id: str, ttl_s
 def verify_event_token(signing_key: bytes, token: str) -> Identity:
     """Return the identity of an event token, or raise `InvalidToken`.
 
-    The token is valid only as long as its creator's session or key secret; the caller must check
-    that.
+    The token ends when its creator's session or key secret ends; the caller must check that.
     """
     names = ("own", "sub", "key", "user", "sec")
     claims = _verify(signing_key, token, _EVENT_AUDIENCE, "event token", names)

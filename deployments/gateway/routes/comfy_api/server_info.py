@@ -166,7 +166,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
 
     @router.get("/node_replacements", name="node_replacements")
     async def list_node_replacements() -> dict[str, Any]:
-        """Return no node replacements; newer frontends request this route."""
+        """Return no node replacements, which newer frontends request, because Moyin has none."""
         return {}
 
     return router
