@@ -269,7 +269,7 @@ class _PatternCost:
     Attributes:
         repeats: the cost of the part, if the part itself is not repeated. A long run of one
             character, such as ``a{99}``, counts only in part, because such a run is cheap.
-        nested: the cost that each repetition of the part adds.
+        nested: the cost that each further repetition of the whole part adds.
         choices: the alternatives in the part.
     """
 

@@ -88,7 +88,7 @@ class CredentialFinder:
 
 
 def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:
-    """Raise `CrossSiteRequest` if a browser sent the request for a page of another site.
+    """Raise `CrossSiteRequest` if a page of another site made a browser send the request.
 
     Args:
         requires_origin: False to accept requests that have neither the header Origin nor
@@ -131,7 +131,7 @@ def remove_session_cookie(value: str) -> str:
 def _extract_parameter(scope: Scope, name: str, is_allowed: RequestPredicate | None) -> str | None:
     """Remove a query parameter from the request, and return its first value.
 
-    Return None, and remove nothing, unless ``is_allowed`` returns True for the request.
+    If ``is_allowed`` is None or returns False, return None and remove nothing.
     """
     if not scope.get("query_string") or is_allowed is None or not is_allowed(scope):
         return None
