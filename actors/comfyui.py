@@ -48,14 +48,18 @@ class ComfySpec:
     Attributes:
         gpus: share of a GPU and of its memory, from 0 (no GPU) to 1.
         cpus: CPUs that Ray reserves.
-        models: folder of models; if None, that of the user's ComfyUI or one in the data folder.
+        models: folder of models; if None, the folder of the user's ComfyUI, or without one, a
+            folder in the stack's data folder.
         custom_nodes: folders of node packages; relative paths start at ComfyUI's folder.
         flags: additional arguments for ComfyUI.
         warm_up: JSON of a graph that ComfyUI renders when it starts.
         labels: labels that the Ray node must have, as pairs of name and value.
         accelerator: Ray's name of the GPU type.
-        start_timeout, progress_timeout, isolation, network, readable, environment: see
-            `moyin.render.comfyui.options.ComfyOptions`.
+        start_timeout: seconds within which ComfyUI must start and finish a first prompt.
+        progress_timeout: seconds without progress after which a prompt fails.
+        isolation, network: what a ComfyUI process may see, and which network it may use.
+        readable: additional folders that a confined process may read.
+        environment: names of additional environment variables that the process gets.
     """
 
     gpus: float = 1.0
@@ -99,7 +103,7 @@ class ActorStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderFailure:
-    """The last event of a failed render; Ray would wrap a raised error in its own exception."""
+    """The last event of a failed render, sent because Ray would wrap a raised error in its own."""
 
     error: MoyinError
 
@@ -151,7 +155,7 @@ class ComfyUIActor:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Validate a graph as `ComfyRenderer.validate` does; the gateway calls this directly."""
+        """Validate a graph in ComfyUI and return its response; the gateway calls this directly."""
         return await (await self._get_or_start_renderer()).validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
@@ -201,8 +205,8 @@ class ComfyUIActor:
         while True:
             await asyncio.sleep(_LEASE_SECONDS / 4)
             assert self._renderer is not None
-            busy = (await self._renderer.status()).running
-            if not busy and time.monotonic() - self._lease_renewed_at > _LEASE_SECONDS:
+            running_prompts = (await self._renderer.status()).running
+            if not running_prompts and time.monotonic() - self._lease_renewed_at > _LEASE_SECONDS:
                 break
         await self._renderer.close()
         terminate_actor()
@@ -224,7 +228,7 @@ def find_or_start(name: str, spec: ComfySpec) -> Any:
 
 
 def list_actors(prefix: str) -> list[str]:
-    """Return the names of running actors that begin with ``prefix``; this call blocks."""
+    """Return the names of running actors whose names begin with ``prefix``; this call blocks."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     return sorted(
         actor["name"]

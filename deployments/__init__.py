@@ -1,1 +1,1 @@
-"""Contains the Ray Serve apps, each in a folder with a builder and the deployment that it binds."""
+"""Contains the Ray Serve apps; the folder of each app has its builder and its deployment."""

@@ -104,7 +104,7 @@ class ServeErrorMiddleware:
 
 
 class _ReplaceableResponse:
-    """Sends a response to the client, or an error response instead."""
+    """Passes an app's response on to the client, or sends an error response instead."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
@@ -115,7 +115,7 @@ class _ReplaceableResponse:
     # This is not a coroutine function, because that would add a coroutine to every message of every
     # response.
     def send(self, message: Message) -> Awaitable[None]:
-        """Send a message of the response, unless the response was replaced."""
+        """Pass a message of the response on, or drop it if an error response was sent instead."""
         if self._is_replaced:
             return _drop_message()
         if message["type"] == "http.response.start":
@@ -127,7 +127,11 @@ class _ReplaceableResponse:
     async def send_error(
         self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()
     ) -> None:
-        """Send ``error`` in place of the app's response, whose ``headers`` have the request id."""
+        """Send ``error`` instead of the app's response.
+
+        Args:
+            headers: the headers of the app's response, from which the request id is taken.
+        """
         self.has_started = self._is_replaced = True
         request_id = (
             _find_request_id(headers)

@@ -1,4 +1,4 @@
-"""Defines the HTTP response for server-sent events of several apps, and merges their sources."""
+"""Defines the HTTP response for server-sent events, and merges several sources of events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ValueT = TypeVar("ValueT")
 
 
 class EventStreamResponse(StreamingResponse):
-    """A response that sends server-sent events, and closes their source when it ends."""
+    """A response that sends server-sent events, and closes their source when the response ends."""
 
     def __init__(self, frames: AsyncGenerator[str, None] | AsyncGenerator[bytes, None]) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -30,9 +30,10 @@ class EventStreamResponse(StreamingResponse):
 async def merge_streams(
     streams: Mapping[str, AsyncGenerator[ValueT, None]], *, heartbeat: float = _HEARTBEAT_SECONDS
 ) -> AsyncGenerator[tuple[str, ValueT] | None, None]:
-    """Yield the values of endless streams as they come, each with the name of its stream.
+    """Yield the values of several endless streams as they come, each with the name of its stream.
 
-    After ``heartbeat`` seconds without a value it yields None. It closes the streams at its end.
+    Yields None after ``heartbeat`` seconds without a value. Closes all streams when the caller
+    closes this generator, or when a stream fails.
     """
     pending = {_read_next(stream): name for name, stream in streams.items()}
     try:

@@ -72,7 +72,7 @@ async def store_upload(
 
 
 async def detect_upload_type(upload: Upload, declared: str | None) -> str:
-    """Return the media type of an upload: ``declared`` if set, else the type by its content.
+    """Return the media type of an upload: ``declared`` if set, else the type of its content.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
@@ -133,7 +133,7 @@ def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> 
     headers = dict(build_file_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    byte_range = _requested_range(request, headers, artifact.size)
+    byte_range = _parse_requested_range(request, headers, artifact.size)
     start, end = byte_range or (0, artifact.size)
     if byte_range is not None and start == end:
         return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
@@ -148,10 +148,10 @@ def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> 
     return StreamingResponse(content, status, headers)
 
 
-def _requested_range(
+def _parse_requested_range(
     request: Request, headers: Mapping[str, str], size: int
 ) -> tuple[int, int] | None:
-    """Return the start and the end of the requested byte range; None for the whole file."""
+    """Return the start and the exclusive end of the requested bytes; None for the whole file."""
     condition = request.headers.get("if-range")
     if condition is not None and condition != headers["etag"]:
         return None

@@ -30,16 +30,16 @@ def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
     async def readyz(response: Response) -> dict[str, str | dict[str, str]]:
         """Return 200 if every service that jobs need responds, else 503 and the state of each."""
         results = await run_checks(checks)
-        ready = all(results.values())
-        response.status_code = 200 if ready else 503
-        states = {name: "ok" if up else "down" for name, up in results.items()}
-        return {"status": "ready" if ready else "not ready", "checks": states}
+        is_ready = all(results.values())
+        response.status_code = 200 if is_ready else 503
+        states = {name: "ok" if is_up else "down" for name, is_up in results.items()}
+        return {"status": "ready" if is_ready else "not ready", "checks": states}
 
     return router
 
 
 async def run_checks(checks: Mapping[str, ServiceCheck]) -> dict[str, bool]:
-    """Run all checks concurrently; return True by service if it responds within two seconds."""
+    """Run all checks at once; return for each service if it responds within two seconds."""
     results = await asyncio.gather(*(_is_responding(name, check) for name, check in checks.items()))
     return dict(zip(checks, results, strict=True))
 

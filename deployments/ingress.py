@@ -50,7 +50,7 @@ def to_response(error: ErrorBody) -> Response:
 
 
 class SecurityHeadersMiddleware:
-    """Adds missing headers against content sniffing, framing and referrers to every response."""
+    """Adds headers against content sniffing, framing and referrers to responses that lack them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -110,8 +110,8 @@ def _to_public_error(error: Exception, request_id: str) -> MoyinError:
 def _is_database_down(error: Exception) -> bool:
     """Return True if ``error`` means that the database cannot be reached.
 
-    The driver raises network errors unchanged: refused connections, unknown hosts, and for a host
-    with several addresses a plain OSError without a number.
+    The driver raises network errors unchanged: for refused connections, for unknown hosts, and, if
+    a host has several addresses, as an OSError without an error number.
     """
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return True

@@ -146,7 +146,10 @@ def document_problems(
 
 
 def document_protocol_errors(document: dict[str, Any]) -> None:
-    """Replace FastAPI's error responses by one that fits every protocol: its body is any object."""
+    """Replace FastAPI's error responses by one whose body may be any object.
+
+    Each protocol of the app has its own format of errors.
+    """
     _remove_framework_errors(document)
     schema = {"schema": {"type": "object"}}
     content = {"application/json": schema, "application/problem+json": schema}

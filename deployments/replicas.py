@@ -35,7 +35,7 @@ REPLICA_OPTIONS = _DeploymentOptions(
 
 
 def new_deployment(import_path: str, **options: Any) -> serve.Deployment:
-    """Create a deployment of the class at ``module.Class``, which only its replicas import.
+    """Create a deployment of the class ``module.Class``. Only the replicas import this module.
 
     Serve builds every app in a separate process, as `moyin up` does to validate it. Importing the
     classes there would take a fifth of the processor time of a start.

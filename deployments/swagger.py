@@ -57,7 +57,7 @@ _CACHE_HEADERS = {"cache-control": "public, max-age=3600"}
 
 
 def new_docs_routes(title: str) -> APIRouter:
-    """Return the routes of the page and its files, for ``openapi.json`` in the same folder."""
+    """Return the routes of the page and its files; the page loads the URL path ``openapi.json``."""
     router = APIRouter(include_in_schema=False)
     page = _PAGE_TEMPLATE.substitute(title=escape(title), script=_SCRIPT)
 

@@ -58,7 +58,7 @@ def find_problems(config: Any) -> Iterator[str]:
 
 
 def _replace_numbers(config: Any, problem: str) -> str:
-    """Replace numbers of applications and deployments in a problem's path by their names."""
+    """Replace list indexes in a problem's path by the names of the applications and deployments."""
     path, colon, message = problem.partition(": ")
     keys, value = path.split("."), config
     for position, key in enumerate(keys):
@@ -87,7 +87,7 @@ def _find_numbered_problems(config: Any) -> Iterator[str]:
 
 
 def _check_grpc(functions: Sequence[str]) -> Iterator[str]:
-    """Check that the gRPC services can be imported, because Serve does not start otherwise."""
+    """Yield a problem for each gRPC service that cannot be imported; Serve would not start."""
     for number, path in enumerate(functions):
         module, _, name = path.rpartition(".")
         try:
@@ -101,7 +101,7 @@ def _check_grpc(functions: Sequence[str]) -> Iterator[str]:
 
 
 def _check_pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Check pool names, because a job for a pool that does not exist would wait for ever."""
+    """Yield the problems of pool names; a job for an unknown pool would wait for ever."""
     pools = []
     for number, app in enumerate(apps):
         if app["import_path"] == _RENDER_BUILDER:
@@ -153,12 +153,12 @@ def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterator[str]:
-    """Check that the app has the deployments in the file, and that each ``user_config`` is valid."""
-    bound = {deployment.name for deployment in _bound_deployments(application)}
+    """Yield the problems of an app's deployments: unknown names and invalid ``user_config``."""
+    bound_names = {deployment.name for deployment in _iterate_bound_deployments(application)}
     for number, deployment in enumerate(app.get("deployments") or []):
         place = f"{path}.deployments.{number}"
-        if deployment["name"] not in bound:
-            deployment_names = ", ".join(sorted(bound))
+        if deployment["name"] not in bound_names:
+            deployment_names = ", ".join(sorted(bound_names))
             yield (
                 f"{place}.name: there is no deployment {deployment['name']!r}; the app's deployments "
                 f"are {deployment_names}"
@@ -176,13 +176,13 @@ def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> I
             yield from _describe_errors(f"{place}.user_config.", error, model)
 
 
-def _bound_deployments(application: Any) -> Iterator[Any]:
+def _iterate_bound_deployments(application: Any) -> Iterator[Any]:
     """Yield the deployment that ``application`` binds and the deployments in its arguments."""
     bound = application._bound_deployment
     yield bound
     for argument in (*bound.init_args, *bound.init_kwargs.values()):
         if hasattr(argument, "_bound_deployment"):
-            yield from _bound_deployments(argument)
+            yield from _iterate_bound_deployments(argument)
 
 
 def _find_unknown_keys(path: str, value: Any, annotation: Any) -> Iterator[str]:

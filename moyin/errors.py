@@ -1,8 +1,8 @@
 """Defines every error that Moyin raises on purpose.
 
-Each error has a stable ``code`` and states if a retry can help. It has no HTTP status:
-``moyin.http.problems`` maps types to statuses, and each protocol renders its own body.
-Messages may reach clients, so they must not contain data of other tenants or of the operator.
+Each error has a stable ``code``, and the attribute ``retryable`` says if a retry can help. It has
+no HTTP status: ``moyin.http.problems`` maps types to statuses, and each protocol renders its own
+body. Messages may reach clients, so they must not contain data of other tenants or of the operator.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class PromptIdTaken(RequestError):
 class InputNotFound(RequestError):
     """Reports an input file that the caller does not have.
 
-    ``details`` holds a body like that of `InvalidGraph` if the node and the input are known.
+    If the node and the input are known, ``details`` names them in ComfyUI's format, as in
+    `InvalidGraph`.
     """
 
     code = "input_not_found"
@@ -85,7 +86,7 @@ class WeakPassword(RequestError):
 class NodeNotAllowed(RequestError):
     """Reports a node class that the render pool or the caller's limits forbid.
 
-    ``details`` holds a body like that of `InvalidGraph`.
+    ``details`` names the node in ComfyUI's format, as in `InvalidGraph`.
     """
 
     code = "node_not_allowed"
@@ -100,7 +101,10 @@ class InvalidContentEncoding(RequestError):
 
 
 class UnsupportedContentEncoding(RequestError):
-    """Reports a body in an encoding that Moyin cannot decode; ``details`` has the ``accepted``."""
+    """Reports a body in an encoding that Moyin cannot decode.
+
+    ``details`` lists the ``accepted`` encodings.
+    """
 
     code = "unsupported_content_encoding"
 

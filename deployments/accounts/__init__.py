@@ -1,1 +1,1 @@
-"""Serves players, members, organisations, keys and limits at ``/accounts``."""
+"""Contains the app at ``/accounts``, which administers players, organisations, keys and limits."""

@@ -1,4 +1,4 @@
-"""Builds the accounts app as ASGI, and the services of one replica, without Ray Serve."""
+"""Builds the accounts app as an ASGI app, with the services of one replica, without Ray Serve."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _MAX_BODY_BYTES = 64 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class AccountsServices:
-    """Holds the services of one replica that the routes call.
+    """Holds the services that the routes of one replica call.
 
     Attributes:
         checks: the health checks of ``/readyz`` by name.
@@ -95,7 +95,7 @@ def new_services(
     token_lifetime: timedelta,
     session_idle: timedelta,
 ) -> AccountsServices:
-    """Create the services of one replica; sessions not refreshed for ``session_idle`` end."""
+    """Create the services of one replica; unrenewed sessions end after ``session_idle``."""
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)
@@ -220,7 +220,7 @@ def _openapi_document(app: FastAPI) -> dict[str, Any]:
 
 
 def _jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
-    """Return the route of the public keys that verify access tokens."""
+    """Return the route that serves the public keys for verifying access tokens."""
     router = APIRouter(tags=["sign-in"])
 
     @router.get("/.well-known/jwks.json")

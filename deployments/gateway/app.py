@@ -83,7 +83,7 @@ _RETRY_AFTER_SECONDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayServices:
-    """Holds the services of one replica that the routes and middleware call.
+    """Holds the services that the routes and middleware of one replica call.
 
     Attributes:
         checks: the health checks of ``/readyz`` by name.
@@ -188,8 +188,8 @@ class ProxyOrApp:
     """Sends a request to the proxy if it matches the route table, and otherwise to ``app``.
 
     Args:
-        guarded: the proxy behind rate limiting. Requests to Moyin's other apps, which have their
-            own rate limiting, bypass it so that they are not counted twice.
+        guarded: the proxy behind rate limiting. Requests to Moyin's other apps go to the proxy
+            directly: these apps count requests themselves, so each would be counted twice.
         app: the gateway's own app.
     """
 
@@ -215,7 +215,10 @@ class ProxyOrApp:
 
 
 def _with_server_path(scope: Scope) -> Scope:
-    """Replace a path below ComfyUI's page, such as ``/comfy/api/queue``, by the API's own path."""
+    """Return the scope with a path such as ``/comfy/api/queue`` shortened to ``/api/queue``.
+
+    Pages of ComfyUI's frontend add this prefix.
+    """
     path = to_server_path(scope["path"]) if scope["type"] != "lifespan" else None
     if path is None:
         return scope

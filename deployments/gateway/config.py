@@ -87,7 +87,13 @@ class UpstreamConfig(_StrictModel):
 
 
 class TimeoutsConfig(_StrictModel):
-    """Configures the timeouts of a route in seconds, as `moyin.proxy.route.Timeouts` explains."""
+    """Configures the timeouts of a route in seconds.
+
+    Attributes:
+        connect: time to connect to the upstream.
+        first_byte: time until the upstream sends the headers of its response.
+        idle: time between two parts of the response's body.
+    """
 
     connect: _Seconds = 2.0
     first_byte: _Seconds = 60.0
@@ -95,7 +101,12 @@ class TimeoutsConfig(_StrictModel):
 
 
 class HealthConfig(_StrictModel):
-    """Configures the active check of upstreams, as `moyin.proxy.route.HealthCheck` explains."""
+    """Configures the health check of upstreams: GET ``path`` must return a status below 400.
+
+    Attributes:
+        interval, timeout: seconds between two checks, and time limit of one check in seconds.
+        rise, fall: successes or failures in a row after which an upstream counts as up or down.
+    """
 
     path: _Path
     interval: _Seconds = 5.0
@@ -136,9 +147,9 @@ class LimitsConfig(_StrictModel):
 class RouteConfig(_StrictModel):
     """Configures the route to one service; docs/proxy.md explains the fields.
 
-    With ``async`` every request becomes a job, otherwise only requests that prefer
-    ``respond-async``. Paths below ``/v1`` and ``/accounts`` belong to Moyin's other apps, even for
-    routes with ``hosts``.
+    If ``async`` is true, every request becomes a job; otherwise only requests with the header
+    ``Prefer: respond-async`` do. Paths below ``/v1`` and ``/accounts`` belong to Moyin's other
+    apps, even for routes with ``hosts``.
     """
 
     name: str = Field(pattern=_NAME)
@@ -177,12 +188,12 @@ class RouteConfig(_StrictModel):
         if self.prefix is None and not self.paths:
             raise ValueError("the route must have prefix or paths")
         if self.prefix is not None:
-            first = _first_segment(self.prefix)
-            if first in _OTHER_APPS:
+            first_segment = _first_segment(self.prefix)
+            if first_segment in _OTHER_APPS:
                 raise ValueError(
                     f"prefix {self.prefix} belongs to one of Moyin's other apps: choose another"
                 )
-            if not self.hosts and (not first or first in _RESERVED_SEGMENTS):
+            if not self.hosts and (not first_segment or first_segment in _RESERVED_SEGMENTS):
                 raise ValueError(
                     f"prefix {self.prefix} belongs to the gateway: choose another, or add hosts"
                 )

@@ -155,8 +155,8 @@ class Gateway(MoyinCalls):
         async def read_cluster() -> ClusterBody:
             reading = await sources.read()
             cluster = build_cluster(pools, reading)
-            found = problems.find(cluster, reading, proxy.pools)
-            return cluster.model_copy(update={"problems": found})
+            found_problems = problems.find(cluster, reading, proxy.pools)
+            return cluster.model_copy(update={"problems": found_problems})
 
         cluster = close_at_shutdown(ClusterFeeds(read_cluster, read_backends, read_usage))
 

@@ -32,7 +32,7 @@ _REVALIDATE = "no-cache"
 
 
 class FrontendFiles:
-    """Serves ComfyUI's frontend, whose folders are searched at each request until they are found.
+    """Serves ComfyUI's frontend. Until its folders are found, each request searches for them again.
 
     Args:
         find: blocking function that returns the frontend's folders, or raises StackError if none

@@ -122,8 +122,8 @@ def describe_file_form(file: str, texts: Mapping[str, Any], *required: str) -> d
 def _inline_definitions(value: Any, definitions: Mapping[str, Any]) -> Any:
     """Return a part of a schema with its references to ``$defs`` replaced by the definitions.
 
-    In an OpenAPI document, such references would point into the whole document. The definitions
-    must not be recursive.
+    In an OpenAPI document, such a reference would be looked up in the whole document and not in the
+    schema. The definitions must not be recursive.
     """
     if isinstance(value, list):
         return [_inline_definitions(item, definitions) for item in value]

@@ -41,7 +41,7 @@ class _PoolHandles(dict[str, Any]):
     """The Serve handles of render pools by the pools' names."""
 
     async def fetch(self, pool: str) -> Any:
-        """Return the handle of a pool, from a thread because the lookup blocks."""
+        """Return the handle of a pool. It is looked up in a thread, because the lookup blocks."""
         if pool not in self:
             self[pool] = await asyncio.to_thread(
                 serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
@@ -84,7 +84,7 @@ class ServePoolClient:
         return answers
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
-        """Return the ids of fully executed prompts, from the pools that respond."""
+        """Return those of ``prompt_ids`` that were executed, from the pools that respond."""
         calls = (self._find_executed(pool, prompt_ids) for pool in self._pools)
         return set().union(*await asyncio.gather(*calls))
 
@@ -92,17 +92,18 @@ class ServePoolClient:
         try:
             # An interruption by the client must not wait long for a pool that may be down.
             async with asyncio.timeout(_EXECUTED_SECONDS):
-                executed: Sequence[str] = await self._call_pool(
+                executed_ids: Sequence[str] = await self._call_pool(
                     pool, "find_executed", list(prompt_ids)
                 )
         except (ServiceUnavailable, TimeoutError):
             return ()
-        return executed
+        return executed_ids
 
     async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
         """Return the queue places of the pool's jobs by job id, or raise ServiceUnavailable.
 
-        A failure does not pause other calls of the pool, because they are more important.
+        After a failure, other calls to the pool continue without a pause: they matter more than
+        this one.
         """
         try:
             async with asyncio.timeout(_PLACES_SECONDS):
@@ -116,7 +117,8 @@ class ServePoolClient:
     async def read_summary(self, pool: str) -> PoolSummary:
         """Return the state of the pool and its renderers, or raise ServiceUnavailable.
 
-        A failure does not pause other calls of the pool, because they are more important.
+        After a failure, other calls to the pool continue without a pause: they matter more than
+        this one.
         """
         try:
             async with asyncio.timeout(_SUMMARY_SECONDS):
@@ -156,7 +158,7 @@ class ServePoolClient:
 
 @dataclass(frozen=True, slots=True)
 class _RendererCycle:
-    """A rotation over the actors of a pool's running renderers, which expires."""
+    """The actors of a pool's running renderers, called in rotation until the list expires."""
 
     expires_at: float
     actors: Iterator[Any]

@@ -17,13 +17,15 @@ class _SourceSettings(StrictModel):
 
     Attributes:
         url_env: name of the environment variable with the broker's URL, which contains a password.
-        owner: tenant of every job. Everyone who can write to the queue has the rights of this tenant.
+        owner: tenant of every job. Everyone who can write to the queue has the rights of this
+            tenant.
         scopes: scopes of the jobs.
         best_priority: best priority that messages may use, if the tenant's limit allows it.
-        concurrency: maximum number of unsettled messages in a replica.
+        concurrency: maximum number of messages that a replica processes at the same time.
         max_deliveries: number of failed deliveries after which a message becomes a dead letter.
-        name: name of the source, unique for the tenant; if None, the queue's name. After a change
-            of the name, unsettled messages become jobs a second time.
+        name: name of the source, unique for the tenant; if None, it is made from the queue's name.
+            After a change of the name, messages that were being processed become jobs a second
+            time.
     """
 
     url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
@@ -53,7 +55,7 @@ class RabbitConfig(_SourceSettings):
 
     @property
     def source_name(self) -> str:
-        """The name of the source, by default that of its queue."""
+        """The name of the source; by default, ``rabbitmq-`` and the name of its queue."""
         return self.name or f"rabbitmq-{self.queue}"
 
 
@@ -61,7 +63,7 @@ class StreamConfig(_SourceSettings):
     """The settings of a Redis or Valkey stream.
 
     Attributes:
-        claim_after: seconds without activity of a worker after which other workers claim its
+        claim_after: seconds for which a worker must be inactive before other workers claim its
             entries.
         kept: approximate maximum number of stored results, and of stored dead letters.
     """
@@ -76,7 +78,7 @@ class StreamConfig(_SourceSettings):
 
     @property
     def source_name(self) -> str:
-        """The name of the source, by default that of its queue."""
+        """The name of the source; by default, ``redis-`` and the name of its stream."""
         return self.name or f"redis-{self.stream}"
 
 

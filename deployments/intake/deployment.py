@@ -74,7 +74,7 @@ async def open_workers(
     validator: GraphValidator,
     pool_client: PoolClient,
 ) -> AsyncIterator[list[IntakeWorker]]:
-    """Open the stores that workers need, and yield a worker, not yet started, for each source.
+    """Open the stores that workers need, and yield one worker per source; none is started yet.
 
     Raises:
         ValueError: the URL of a broker, or the library for it, is missing.

@@ -289,7 +289,7 @@ def _new_call_routes(text_router: Router, job_submitter: JobSubmitter) -> dict[s
 
 
 def _is_large(scope: Scope) -> bool:
-    """Return True if a request may have a large body, which is not held in memory."""
+    """Return True if a request may have a large body, which must not be held in memory."""
     return scope["method"] == "POST" and scope["path"] in _LARGE_PATHS
 
 
@@ -301,9 +301,9 @@ def render_stream_error(
     Returns:
         None if ``media_type`` is not the media type of the protocol's streams.
     """
-    below = path.removeprefix(_PREFIX)
+    relative_path = path.removeprefix(_PREFIX)
     names = {"/ollama": "ollama", "/messages": "anthropic", "/responses": "responses"}
-    name = next((names[start] for start in names if below.startswith(start)), "openai")
+    name = next((names[start] for start in names if relative_path.startswith(start)), "openai")
     codec = _CODECS[name]
     if media_type != codec.stream_content_type.partition(b";")[0].decode():
         return None

@@ -23,7 +23,7 @@ _HEADERS = ((b"content-type", b"application/json"),)
 
 
 class BatchLineCaller:
-    """Implements `moyin.text.batches.runner.LineCaller` with the routes of model calls.
+    """Calls a model for each line of a batch, through the same routes as clients' requests.
 
     Args:
         routes: the routes of model calls by their full path.

@@ -127,9 +127,10 @@ class ModelSettings(StrictModel):
             ``image_variation``. Only back ends of type ``openai`` support them (docs/providers.md).
         chat: True if the model answers chats; if None, it does unless it has ``embeddings`` or
             ``abilities``.
-        omit: ``tools``, ``thinking``: dropped from requests for this model if it lacks them, and
-            named in ``x-moyin-route``; by default such requests are rejected. An alias whose models
-            all have this setting does the same.
+        omit: what to drop from requests if this model does not support it: ``tools``, ``thinking``.
+            The response's header ``x-moyin-route`` names what was dropped. Other requests that the
+            model does not support are rejected. If all models of an alias have this setting, the
+            alias has it, too.
         batch_price: prices of batch lines that run through the back end's own batch API
             (``batch``); if None, half of ``price``.
         first_token_s, tokens_per_s, prompt_tokens_per_s: assumed speed until it is measured.
@@ -185,7 +186,7 @@ class ModelSettings(StrictModel):
 
     @property
     def unit_rates(self) -> UnitRates:
-        """The prices of characters, minutes, images and searches; free without such a price."""
+        """The prices of characters, minutes, images and searches; units without price are free."""
         return self.price.to_unit_rates() if isinstance(self.price, UnitPriceConfig) else FREE_UNITS
 
     @property
@@ -208,8 +209,8 @@ class OllamaModelConfig(ModelSettings):
     """Configures a model of Ollama hosts; the host's report supplies values that are not set.
 
     Attributes:
-        context: size of the context window in tokens, for prompt and answer together. If it is
-            None, the host's value; the model is then served by hosts that have pulled it.
+        context: size of the context window in tokens, for prompt and answer together. If None, the
+            host's value applies, and only hosts that have pulled the model serve it.
     """
 
     context: int | None = Field(None, ge=1)
@@ -222,8 +223,9 @@ class _BackendSettings(StrictModel):
         residency: place where the back end processes data.
         timeout_s: time limit of a whole call.
         first_byte_s: time limit for the first byte of a stream; if None, ``timeout_s``.
-        retries: number of retries, after random pauses, of a call that failed at once. Afterwards
-            the router tries another back end.
+        retries: number of times that a failed call is repeated after a random pause, unless it
+            timed out or the back end demands a longer pause. Afterwards the router tries another
+            back end.
         connections: maximum number of connections from a replica to one server.
         parallel: number of concurrent calls from a replica to one server; if None, ``connections``.
         queue, max_wait_s: maximum number of queued calls, and their maximum wait in seconds.
@@ -290,7 +292,7 @@ class _BackendSettings(StrictModel):
         return default
 
     def find_default_tariff(self, model: ModelSettings) -> Tariff | None:
-        """Return the default prices of ``model`` if none are configured; None if unknown."""
+        """Return the default prices, which apply if ``model`` has none; None if unknown."""
         return None
 
     def find_batch_tariff(self, model: ModelSettings) -> Tariff | None:
@@ -399,7 +401,7 @@ class OllamaConfig(_BackendSettings):
 
     @property
     def is_discovering(self) -> bool:
-        """True if models that the configuration does not name are served."""
+        """True if the hosts' models are served even if the configuration does not name them."""
         return not self.models if self.discover is None else self.discover
 
     @property
@@ -426,7 +428,8 @@ class OpenAIConfig(_BackendSettings):
         query: parameters of every URL, such as Azure's ``api-version``, without secrets.
         health_path: path below ``base_url`` that the health check requests; null for no check. A
             server that responds 404 counts as up.
-        prompt_cache: the same as in `LlamaConfig`, for llama.cpp servers.
+        prompt_cache: True to let a llama.cpp server reuse its cache of earlier prompts, which is
+            safe only for a single tenant.
         batch: True to send batch lines through the server's own batch API, which costs less and may
             take up to a day.
         api_key_env: name of the environment variable with the key; if None, no key is sent.
@@ -455,7 +458,8 @@ class AnthropicConfig(_BackendSettings):
         base_url: URL of the API without ``/v1``.
         auth_header: header that carries the key. ``authorization`` carries it as a bearer token.
         headers: further headers of every request. They may not carry keys, which are secrets.
-        batch: the same as in `OpenAIConfig`.
+        batch: True to send batch lines through Anthropic's own batch API, which costs less and may
+            take up to a day.
         api_key_env: name of the environment variable with the key; if None, the key is the setting
             ``MOYIN_ANTHROPIC_API_KEY`` or else the variable ``ANTHROPIC_API_KEY``.
     """
@@ -499,9 +503,9 @@ class ModelsConfig(StrictModel):
     def _check_consistency(self) -> ModelsConfig:
         names = [name for backend in self.backends for name in backend.server_names]
         if len(set(names)) != len(names):
-            repeated = next(name for name in names if names.count(name) > 1)
+            repeated_name = next(name for name in names if names.count(name) > 1)
             raise ValueError(
-                f"backends: two back ends have the same name {repeated!r}; names must be unique"
+                f"backends: two back ends have the same name {repeated_name!r}; names must be unique"
             )
         models = {model.name for backend in self.backends for model in backend.models}
         if AUTO in models:

@@ -61,7 +61,7 @@ from moyin.text.routing.shared_answers import SharedAnswers
 class Models(MoyinCalls):
     """Creates the services of a replica and serves the app with them.
 
-    gRPC calls get an error that names the app that has gRPC services.
+    A gRPC call gets an error that names the app to call instead.
     """
 
     grpc_bridge = RefusingBridge()
@@ -190,12 +190,15 @@ class Models(MoyinCalls):
         )
 
     async def read_backends(self, tenant: str | None) -> str:
-        """Return the JSON of ``GET /v1/backends`` for a tenant's administrators, or for operators if None."""
+        """Return the JSON of ``GET /v1/backends`` for a tenant's administrators.
+
+        If ``tenant`` is None, it is the JSON for operators.
+        """
         fleet, recent = self._text_router.fleet, self._services.recent_calls
         return describe_backends(fleet, recent, tenant).model_dump_json(ensure_ascii=True)
 
     async def read_usage(self, tenant: str | None) -> str:
-        """Return this month's usage by day as JSON, of all tenants if ``tenant`` is None."""
+        """Return a tenant's usage of this month by day as JSON; None means all tenants together."""
         return await report_month(self._services.reports, self._text_router.fleet, tenant)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

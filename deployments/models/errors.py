@@ -19,7 +19,7 @@ _MOYIN_PATHS = tuple(
 
 
 def is_anthropic_client(scope: Scope) -> bool:
-    """Return True if the client uses Anthropic's protocol, on paths that protocols share."""
+    """Return True if a client on a path that protocols share uses Anthropic's protocol."""
     return any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 

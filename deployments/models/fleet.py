@@ -75,7 +75,9 @@ _API_FORMATS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ServerPlan:
-    """A configured server of a back end. Each distinct plan has one `BackendRuntime`.
+    """A configured server of a back end.
+
+    Equal plans share one `BackendRuntime`, which calls the server.
 
     Attributes:
         key: API key for the server; empty if the server needs none, None if the key is missing.
@@ -375,7 +377,7 @@ def _find_abilities(model: ModelSettings, file: ModelFile | None) -> _Abilities:
     )
     if file is None:
         return abilities
-    reported = _Abilities(
+    reported_abilities = _Abilities(
         tools="tools" in file.capabilities,
         vision="vision" in file.capabilities,
         thinking="thinking" in file.capabilities,
@@ -384,9 +386,9 @@ def _find_abilities(model: ModelSettings, file: ModelFile | None) -> _Abilities:
         embeddings=True,
         chat="completion" in file.capabilities,
     )
-    configured = {name.rstrip("_") for name in model.model_fields_set}
-    changes = {name: value for name, value in abilities.items() if name in configured}
-    return cast(_Abilities, reported | changes)
+    configured_names = {name.rstrip("_") for name in model.model_fields_set}
+    changes = {name: value for name, value in abilities.items() if name in configured_names}
+    return cast(_Abilities, reported_abilities | changes)
 
 
 def _new_deployment(
@@ -420,8 +422,8 @@ def _new_deployment(
 def _find_ability(model: ModelSettings) -> Ability | None:
     """Return the expected quality of a model's answers; None if it is unknown.
 
-    It is that of the known model in ``like``, else that of a known model with the same name, else
-    that of the quality tier.
+    It is the quality of the known model that ``like`` names or, if that is not set, of the known
+    model with the same name. For other models, the quality tier determines it.
     """
     if model.like is not None:
         return look_up_ability(model.like)

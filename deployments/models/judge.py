@@ -114,11 +114,13 @@ class JudgeService:
         tasks = [asyncio.create_task(starter.run()), asyncio.create_task(runner.run())]
         try:
             while self.rules is not None and self.rules.parallel == parallel:
-                changed = asyncio.create_task(self._changed.wait())
-                done, _ = await asyncio.wait((*tasks, changed), return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
+                change_task = asyncio.create_task(self._changed.wait())
+                done, _ = await asyncio.wait(
+                    (*tasks, change_task), return_when=asyncio.FIRST_COMPLETED
+                )
+                change_task.cancel()
                 self._changed.clear()
-                for task in done - {changed}:
+                for task in done - {change_task}:
                     await task  # Awaiting the tasks raises the exception of a failed one.
                     raise RuntimeError(
                         "the task that samples or judges answers ended although the judge is on"

@@ -37,7 +37,7 @@ class PriceConfig(StrictModel):
     up_to: int | None = Field(None, ge=1)
 
     def to_rates(self) -> Rates:
-        """Return the prices without their day and prompt length."""
+        """Return the prices of these settings; the day and prompt length are left out."""
         tariff = create_flat_tariff(
             self.input,
             self.output,
@@ -82,7 +82,7 @@ class UnitPriceConfig(StrictModel):
         return self
 
     def to_unit_rates(self) -> UnitRates:
-        """Return the prices of units; `to_tariff` returns those of tokens."""
+        """Return the prices of units; `to_tariff` returns the prices of tokens."""
         return UnitRates(
             characters=self.usd_per_million_characters or Decimal(0),
             minutes=self.usd_per_minute or Decimal(0),
@@ -115,7 +115,7 @@ BatchPriceSetting = Annotated[
 
 
 def halve_tariff(tariff: Tariff) -> Tariff:
-    """Return half of the prices, rounded up to the six decimals of `Rates`."""
+    """Return a tariff with half of the prices, rounded up to six decimals."""
     return Tariff(
         prices=tuple(
             Price(

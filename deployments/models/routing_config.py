@@ -41,7 +41,8 @@ class HedgeConfig(StrictModel):
     calls.
 
     Attributes:
-        share: maximum share of streamed requests that are hedged, whose prompts are paid twice.
+        share: maximum share of streamed requests that are hedged. Each of these pays for its prompt
+            twice.
     """
 
     share: float = Field(0.02, gt=0, le=0.5)
@@ -77,10 +78,12 @@ class AliasConfig(StrictModel):
         quality: minimum quality tier of the models.
         residency: places where data may be processed; if empty, anywhere.
         usd_per_second, rescue, hold_streams, explore, hedge: override ``routing`` unless None.
-        usd_per_bad_answer: cost of a useless answer; overrides the tenant and ``routing`` unless None.
+        usd_per_bad_answer: cost of a useless answer; overrides the tenant and ``routing`` unless
+            None.
         cache: cache of answers; if None, answers are not cached.
-        omit: ``tools``, ``thinking``: dropped from requests if no model of the alias has them, and
-            named in ``x-moyin-route``; by default such requests are rejected.
+        omit: what to drop from requests if no model of the alias supports it: ``tools``,
+            ``thinking``. The response's header ``x-moyin-route`` names what was dropped. Other
+            requests that no model supports are rejected.
     """
 
     models: tuple[str, ...] = ()
@@ -150,12 +153,13 @@ class RoutingConfig(StrictModel):
             Only the beginning of a stream is checked.
         hold_streams: True to check whole streams of requests with a schema, JSON mode or tools. The
             client receives such a stream when it is complete or longer than 256 KiB.
-        explore: share of requests that may try a model with little data. This helps if answers are
-            rated or judged; the simulated month uses 0.05.
+        explore: share of requests that may try a model with little data. This helps only if answers
+            are rated or judged.
         share_levels: True to let a tenant without signals use the level that other tenants learned:
             one number per model and kind of request, the median over at least five tenants.
         embedder: ``wordllama``, from the extra ``embedder``, to learn from the meaning of prompts,
-            which takes 30 to 600 microseconds per prompt; if None, the router learns from words only.
+            which takes 30 to 600 microseconds per prompt; if None, the router learns from words
+            only.
         timeout_s: time limit of a whole call, including fallbacks.
         hedge: hedged requests; if None, no request is hedged.
         judge: the judge; if None, no answers are judged.

@@ -2,8 +2,8 @@
 
 Requests only queue their data; the thread of `deployments.observer.RequestObserver` exports the
 queues every second. Metrics of model calls have OpenTelemetry's names for generative AI, with
-underscores for dots, which Ray does not allow. Spans go to the tracer of the process, if Ray's
-``--tracing-startup-hook`` or ``opentelemetry-instrument`` has set one.
+underscores instead of dots, because Ray does not allow dots. Spans go to the tracer of the process,
+if Ray's ``--tracing-startup-hook`` or ``opentelemetry-instrument`` has set one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ _PER_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 
 
 class CallTelemetry:
-    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica; a thread calls `export`.
+    """Records a replica's model calls and circuit breakers as metrics and traces.
+
+    Implements `moyin.text.routing.telemetry.Telemetry`. A thread calls `export` every second.
 
     Attributes:
         recent: the summary of the calls of the last minutes.
@@ -170,7 +172,10 @@ class JudgeMetrics:
 
 
 class LearningMetrics:
-    """Publishes the number of requests for learning, by outcome. A thread calls `export`."""
+    """Publishes how many requests the router learned from, left out, failed on or lost.
+
+    A thread calls `export`.
+    """
 
     def __init__(self, background: BackgroundQueue) -> None:
         self._background = background

@@ -30,11 +30,11 @@ _PLACEMENT_SECONDS = 10.0
 class ActorSupervisor:
     """Supervises the detached actors ``comfyui-<pool>-<number>`` of a pool.
 
-    The placement of an actor has no time limit, because its request for resources makes an
-    autoscaler add a node, which takes minutes.
+    An actor may wait for a node without a time limit: its request for resources makes an autoscaler
+    add a node, which takes minutes.
 
-    The supervisor also adopts actors of an earlier replica that the pool no longer needs. These
-    actors finish their renders, and the pool keeps the results for later retries of the steps.
+    The supervisor adopts all actors of an earlier replica, even if the pool no longer needs them.
+    Such actors finish their renders, and the pool keeps the results for later retries of the steps.
 
     Args:
         bookkeeper: records the runs that the actors report.
@@ -246,7 +246,7 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
-        """Poll an actor's status until it is lost, or is outdated and has no prompts left."""
+        """Poll the status of an actor until it is lost, or is outdated and has no prompts left."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()
@@ -295,7 +295,11 @@ class ActorSupervisor:
         self._logged_waits.discard(name)
 
     def _mark_status_known(self, name: str | None) -> None:
-        """Set `Pool.settled` once the status of every actor of an earlier replica is known."""
+        """Set `Pool.settled` once the status of every actor of an earlier replica is known.
+
+        Args:
+            name: the actor whose status is now known; None if there is no such actor yet.
+        """
         self._unseen.discard(name or "")
         if not self._unseen:
             self._pool.settled.set()

@@ -22,10 +22,11 @@ _RUNS_PER_TRANSACTION = 100
 
 
 class RunBookkeeper:
-    """Records the runs of each render when it ends, and other runs when an actor reports them.
+    """Records a render's runs when the render ends, and other runs when an actor reports them.
 
-    Each actor keeps its ended runs until they are settled, even across restarts of the pool. If an
-    actor is lost with its node, its runs are recorded with their last known duration.
+    Each actor keeps its ended runs until the pool confirms that they are recorded, even across
+    restarts of the pool. If an actor is lost with its node, its runs are recorded with their last
+    known duration.
     """
 
     def __init__(self, ledger: RenderLedger) -> None:
@@ -43,19 +44,21 @@ class RunBookkeeper:
 
         `settle` records the other runs later.
         """
-        booked = set[str]()
+        booked_ids = set[str]()
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 for start in range(0, len(runs), _RUNS_PER_TRANSACTION):
                     batch = runs[start : start + _RUNS_PER_TRANSACTION]
                     await self._book_in_time(batch)
-                    booked.update(run.id for run in batch)
+                    booked_ids.update(run.id for run in batch)
         except (SQLAlchemyError, OSError) as error:
-            _log.warning("%d runs of renders are booked later: %s", len(runs) - len(booked), error)
-        return booked
+            _log.warning(
+                "%d runs of renders are booked later: %s", len(runs) - len(booked_ids), error
+            )
+        return booked_ids
 
     async def _book_in_time(self, runs: Sequence[RenderRun]) -> None:
-        """Record runs; a cancellation by the caller's timeout does not wait for the database."""
+        """Record runs; if the caller is cancelled, let the transaction end in the background."""
         if self._late_tasks:
             await asyncio.wait(self._late_tasks)
         task = asyncio.create_task(self._ledger.book(runs))
@@ -64,10 +67,10 @@ class RunBookkeeper:
         except asyncio.CancelledError:
             task.cancel()
             self._late_tasks.add(task)
-            task.add_done_callback(self._end_late)
+            task.add_done_callback(self._finish_late_task)
             raise
 
-    def _end_late(self, task: asyncio.Task[None]) -> None:
+    def _finish_late_task(self, task: asyncio.Task[None]) -> None:
         self._late_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("runs of renders are booked later: %s", error)
@@ -76,10 +79,10 @@ class RunBookkeeper:
         """Record the runs that an actor reports, and earlier runs that it no longer reports.
 
         Args:
-            runs: all runs that the actor has not settled; empty if the actor was lost.
+            runs: all runs that the actor reports; empty if the actor was lost.
 
         Returns:
-            The ids of the recorded runs, which the actor may forget.
+            The ids of the actor's recorded runs, which the actor need not report again.
         """
         reported_runs = {run.id: run for run in runs}
         for run_id, run in self._reported.pop(actor, {}).items():
@@ -88,11 +91,11 @@ class RunBookkeeper:
         if reported_runs:
             self._reported[actor] = reported_runs
         ended_runs = [run for run in runs if run.is_ended]
-        booked = await self.book([*ended_runs, *self._lost.values()])
-        for run_id in booked:
+        booked_ids = await self.book([*ended_runs, *self._lost.values()])
+        for run_id in booked_ids:
             self._lost.pop(run_id, None)
             reported_runs.pop(run_id, None)
-        return [run.id for run in ended_runs if run.id in booked]
+        return [run.id for run in ended_runs if run.id in booked_ids]
 
 
 def _assume_lost(run: RenderRun) -> RenderRun:

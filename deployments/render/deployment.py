@@ -65,7 +65,7 @@ _log = logging.getLogger(__name__)
 
 
 class RenderPool:
-    """Runs a Temporal worker of the queue ``render-<pool>``, which renders on the pool's actors."""
+    """Runs a Temporal worker that takes renders from a queue and runs them on the pool's actors."""
 
     # Serve awaits constructors.
     async def __init__(self, args: RenderArgs) -> None:  # type: ignore[misc]
@@ -120,7 +120,8 @@ class RenderPool:
     async def get(self, path: str) -> PoolResponse:
         """Return the response of one of the pool's ComfyUI processes to a GET request.
 
-        The responses to `RULES_PATH` and `TARIFF_PATH` are the pool's own, even when no ComfyUI is up.
+        The pool itself answers requests for `RULES_PATH` and `TARIFF_PATH`, even when no ComfyUI is
+        up.
 
         Raises:
             WorkerLost: ComfyUI failed to respond.
@@ -144,11 +145,11 @@ class RenderPool:
         return await self._pool.get_all(path)
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> list[str]:
-        """Return the ids of executed prompts, whose files may not be stored yet."""
+        """Return those of ``prompt_ids`` that were executed; their files may not be stored yet."""
         return self._pool.find_executed(prompt_ids)
 
     async def list_places(self) -> dict[str, QueuePlace]:
-        """Return the queue places of jobs in the pool, as `Pool.list_places` does.
+        """Return the queue places of the jobs in the pool, by job id.
 
         The result is cached for a second, because sorting thousands of renders takes 0.1 s, and
         every gateway replica calls this.
@@ -223,7 +224,7 @@ def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
 
 
 def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
-    """Return a digest of the configuration, which determines the pool's nodes and models."""
+    """Return a digest of the settings that determine the pool's nodes and models."""
     relevant_args = args.model_dump(exclude=_PRICE_ARGS)
     return hashlib.sha256(to_json([read_comfyui_version(settings), relevant_args])).hexdigest()
 

@@ -55,7 +55,7 @@ class FailureCounts:
         return replace(self, failed=self.failed + 1)
 
     def find_final_error(self, error: Exception) -> RenderPoisoned | None:
-        """Return the final error of a render after too many lost processes, or None before."""
+        """Return the final error if the render has lost too many processes; None if it has not."""
         lost = self.died + self.lost
         if not isinstance(error, WorkerLost) or (self.died < _MAX_DIED and lost < _MAX_LOST):
             return None

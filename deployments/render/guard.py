@@ -21,7 +21,7 @@ _MEMORY_OVERHEAD = 1.2
 
 
 class LimitReader(Protocol):
-    """Reads limits from the database, as `moyin.store.limits.LimitStore` does."""
+    """Reads limits from the database; implemented by `moyin.store.limits.LimitStore`."""
 
     async def list_for(self, subjects: list[str]) -> tuple[Limit, ...]: ...
 
@@ -29,8 +29,8 @@ class LimitReader(Protocol):
 class RenderGuard:
     """Checks graphs against the pool's rules just before they render, without a request to ComfyUI.
 
-    The gateway has checked the graph before, but without the values that earlier steps of the job
-    produce.
+    The gateway has checked the graph at submission, when values from earlier steps of the job were
+    unknown.
 
     Args:
         limits: reads the tenant's limits; used only if another pool redirected the render to this
@@ -76,7 +76,10 @@ class RenderGuard:
                 raise InputNotFound(f"node {node_id!r}: {NOT_YOUR_FILE}")
 
     def add_pool_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``extra_data`` with the pool's rules, which ComfyUI checks for expanded nodes."""
+        """Return ``extra_data`` with the pool's rules.
+
+        ComfyUI applies them to the nodes that other nodes create during the render.
+        """
         rules = {
             # A digest instead of the tenant's name, because nodes can read this value.
             TENANT_KEY: hashlib.sha256(owner.encode()).hexdigest()[:16],
@@ -108,12 +111,16 @@ class MemoryGuard:
         self._failed: BoundedDict[frozenset[str], None] = BoundedDict(_REMEMBERED_FAILURES)
 
     def set_available_memory(self, memory: int | None) -> None:
-        """Set the GPU memory that an actor may use, in bytes; None (no GPU) is ignored."""
+        """Set the GPU memory in bytes that an actor may use; None, for no GPU, changes nothing."""
         if memory is not None:
             self._available_bytes = memory
 
     def check_memory(self, request: RenderRequest) -> None:
-        """Raise OutOfMemory if the request's models are too large or ran out of memory before."""
+        """Raise OutOfMemory if the request's models are too large for an actor of this pool.
+
+        This is known from the size of the largest model, or because an earlier render with these
+        models ran out of memory.
+        """
         if self._larger_pool is None or not request.models:
             return
         required_bytes = max(request.models.values()) * _MEMORY_OVERHEAD
@@ -126,7 +133,10 @@ class MemoryGuard:
             )
 
     def record_failure(self, request: RenderRequest, error: OutOfMemory) -> OutOfMemory:
-        """Record that the request's models are too large; return ``error`` with the larger pool."""
+        """Record that the models of the request are too large, and return the error to raise.
+
+        The returned error names the larger pool, if there is one.
+        """
         if request.models:
             self._failed[frozenset(request.models)] = None
         if self._larger_pool is None:

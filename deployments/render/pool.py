@@ -152,7 +152,7 @@ class Pool:
         )
 
     def add_renderer(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
-        """Add a renderer that accepts renders, or update its state from its ``status``."""
+        """Add a renderer that accepts renders; update its state if the pool already has it."""
         self._renderers[name] = renderer
         self._draining.discard(name)
         self._memory.set_available_memory(status.memory)
@@ -211,7 +211,7 @@ class Pool:
         return places
 
     def find_executed(self, prompt_ids: Collection[str]) -> list[str]:
-        """Return the ids from ``prompt_ids`` whose prompts a renderer has executed."""
+        """Return those of ``prompt_ids`` whose prompts a renderer has executed."""
         states = {prompt_id: self._find_state(prompt_id) for prompt_id in prompt_ids}
         return [prompt_id for prompt_id, state in states.items() if state and state.is_executed]
 
@@ -248,14 +248,14 @@ class Pool:
         """
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
-            measure = partial(self._record_duration, state, pending.shape)
+            record_duration = partial(self._record_duration, state, pending.shape)
             callbacks = _AttemptCallbacks(
-                on_progress, on_record, on_run, on_start, lambda: None, measure
+                on_progress, on_record, on_run, on_start, lambda: None, record_duration
             )
             if is_retry or state.latest_renderer is not None:
-                holder = await self._find_renderer(prompt_id)
-                if holder is not None:
-                    return holder, await self._reattach(holder, request, callbacks)
+                holder_name = await self._find_renderer(prompt_id)
+                if holder_name is not None:
+                    return holder_name, await self._reattach(holder_name, request, callbacks)
                 if prompt_id in self._inherited:
                     name, result = self._inherited[prompt_id]
                     if result.record is not None:
@@ -263,31 +263,31 @@ class Pool:
                     for run in result.runs:
                         on_run(run)
                     if result.runs:
-                        measure(result.runs[-1])
+                        record_duration(result.runs[-1])
                     return name, result.done
             state.is_executed = False
             self._memory.check_memory(request)
             async with self._scheduler.lease(pending) as lease:
                 # Another attempt may have sent the prompt to a renderer during the wait.
                 if state.followed_renderer is not None:
-                    holder = state.followed_renderer
+                    holder_name = state.followed_renderer
                     lease.release()
-                    return holder, await self._reattach(holder, request, callbacks)
+                    return holder_name, await self._reattach(holder_name, request, callbacks)
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 state.is_unleased = False
-                leased = replace(
+                leased_callbacks = replace(
                     callbacks,
                     on_executed=lease.release,
-                    on_measured=partial(measure, load_seconds=lease.load_seconds),
+                    on_measured=partial(record_duration, load_seconds=lease.load_seconds),
                 )
-                return lease.name, await self._follow_prompt(lease.name, request, leased)
+                return lease.name, await self._follow_prompt(lease.name, request, leased_callbacks)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
 
         Returns:
-            ComfyUI's history entry of the prompt, as from `Renderer.cancel`, if there is one.
+            ComfyUI's history entry of the interrupted prompt; None if there is none.
 
         Raises:
             WorkerLost: the renderer does not respond.
@@ -300,10 +300,9 @@ class Pool:
         return None if renderer is None else await renderer.cancel(prompt_id)
 
     async def find_ended_runs(self, prompt_id: str) -> list[RenderRun]:
-        """Return the ended runs of a prompt that its renderer has not settled.
+        """Return the ended runs of a prompt that its renderer still reports.
 
-        Raises:
-            WorkerLost: the renderer does not respond.
+        A renderer reports a run until `Renderer.settle` confirms that the run was recorded.
         """
         state = self._find_state(prompt_id)
         renderer = None if state is None else self._renderers.get(state.latest_renderer or "")
@@ -313,7 +312,7 @@ class Pool:
         return [run for run in runs if run.prompt_id == prompt_id and run.is_ended]
 
     async def get(self, path: str) -> bytes | None:
-        """Send a GET request to one renderer's ComfyUI; return the body, or None if not found."""
+        """Send GET ``path`` to one renderer's ComfyUI; return the body, or None for status 404."""
         for name in self.renderers:
             return await self._renderers[name].get(path)
         raise ServiceUnavailable(
@@ -335,7 +334,10 @@ class Pool:
 
     @contextmanager
     def _track_attempt(self, request: RenderRequest) -> Iterator[_PromptState]:
-        """Keep the prompt's state with the active ones during an attempt, then with past ones."""
+        """Track an attempt to render a prompt, and yield the prompt's state.
+
+        The state stays available after the attempt, so that a later attempt can find the renderer.
+        """
         prompt_id = request.prompt_id
         state = self._find_state(prompt_id) or _PromptState()
         self._past_states.pop(prompt_id, None)
@@ -373,7 +375,9 @@ class Pool:
                 await self.settled.wait()
         names = list(self._renderers)
         answers = await asyncio.gather(*(self._has_prompt(name, prompt_id) for name in names))
-        return next((name for name, has in zip(names, answers, strict=True) if has), None)
+        return next(
+            (name for name, has_prompt in zip(names, answers, strict=True) if has_prompt), None
+        )
 
     async def _has_prompt(self, name: str, prompt_id: str) -> bool:
         try:
@@ -410,14 +414,14 @@ class Pool:
     async def _reattach(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Follow a prompt that an earlier attempt has sent, without a lease of the renderer."""
+        """Follow a prompt that an earlier attempt has sent, although this attempt has no lease."""
         self._active_states[request.prompt_id].is_unleased = True
         return await self._follow_prompt(name, request, callbacks)
 
     async def _follow_prompt(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Send the prompt to the renderer, which may have it already, and wait for the result."""
+        """Send the prompt to the renderer, unless it has the prompt, and wait for the result."""
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost(

@@ -23,9 +23,10 @@ _CLOSE_TIMEOUT_SECONDS = 3.0
 
 
 class ProgressReporter:
-    """Marks the job as running, then publishes up to ten progress events and one row per second.
+    """Marks a job as running when its render starts, and then publishes the render's progress.
 
-    Progress before `start` is published after the start.
+    Up to ten events are published and one database row is written per second. Progress before the
+    call of `start` is published after it.
 
     Args:
         attempt: the number of the job's attempt, so that an abandoned attempt writes nothing.
@@ -79,7 +80,7 @@ class ProgressReporter:
             task.cancel()
 
     def start(self) -> None:
-        """Start to mark the job as running, without waiting for it. A second call has no effect."""
+        """Begin to mark the job as running, without waiting for it. A second call does nothing."""
         self._has_started = True
         self._started.set()
 
@@ -100,7 +101,10 @@ class ProgressReporter:
             self._marked.set()
 
     async def _retry_until_marked(self) -> None:
-        """Mark the job as running; publish progress even while the database is unavailable."""
+        """Mark the job as running, and repeat this until the database is available.
+
+        Progress is already published after the first failure.
+        """
         while True:
             try:
                 await self._mark_started()
@@ -148,7 +152,7 @@ class ProgressReporter:
                 await self._events.publish(self._job_id, *build_progress_event(overall))
 
     async def _wait_for_progress(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for progress and then for ``seconds``; return False if the render ends meanwhile."""
+        """Wait for progress and then for ``seconds``; return False if the render ends before."""
         await event.wait()
         if await self._closes_within(seconds):
             return False

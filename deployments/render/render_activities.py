@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class RenderActivities:
-    """Provides the Temporal activity of a queue ``render-<pool>``."""
+    """Provides the Temporal activity that renders the steps of a queue ``render-<pool>``."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class RenderActivities:
 
 
 def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
-    """Convert an error for Temporal, and send the failure counts to the next attempt."""
+    """Return the error to raise for Temporal, and send the failure counts to the next attempt."""
     counts = FailureCounts.from_heartbeat(heartbeat.details).add(error)
     heartbeat.details = (counts.to_heartbeat(),)
     heartbeat.send()
@@ -286,7 +286,10 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
 
 
 def _select_files(success: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
-    """Remove files of nodes that are not in ``outputs``, unless that would remove all files."""
+    """Return the result without files of nodes that are not in ``outputs``.
+
+    If no file would be left, the result is unchanged.
+    """
     if not outputs:
         return success
     return replace(success, files=tuple(file for file in success.files if file.node in outputs))

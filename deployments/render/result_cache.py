@@ -39,18 +39,24 @@ class RenderResultCache:
     async def find(
         self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """Return a cached result whose files exist, with its record for this prompt, or None."""
-        cached = await self._cache.get(select_cache_owner(owner, self._rules), key)
-        if cached is None:
+        """Return a cached result, and its history record if it has one.
+
+        The record has the id of this prompt in place of the cached id. Returns None if there is
+        no such result, or if one of its files was deleted.
+        """
+        cached_render = await self._cache.get(select_cache_owner(owner, self._rules), key)
+        if cached_render is None:
             return None
-        for sha256 in {file.sha256 for file in cached.done.files}:
+        for sha256 in {file.sha256 for file in cached_render.done.files}:
             # A renewed blob is not pruned before the prompt's result references it.
             if not await self._blobs.renew(sha256):
                 return None
-        if cached.record is None:
-            return cached.done, None
-        plain = _replace_prompt_id(to_plain(cached.record), cached.prompt_id, request.prompt_id)
-        return cached.done, from_plain(PromptRecord, plain)
+        if cached_render.record is None:
+            return cached_render.done, None
+        record_data = _replace_prompt_id(
+            to_plain(cached_render.record), cached_render.prompt_id, request.prompt_id
+        )
+        return cached_render.done, from_plain(PromptRecord, record_data)
 
     async def store(self, owner: str, key: str, render: CachedRender) -> None:
         """Store a result if rendering the graph again would produce the same result."""
@@ -59,7 +65,7 @@ class RenderResultCache:
 
 
 def _replace_prompt_id(value: Any, old_id: str, new_id: str) -> Any:
-    """Replace the prompt's id in all strings of ``value``, such as events and folder names."""
+    """Return ``value`` with a prompt's id replaced in every string, even as a part of it."""
     if isinstance(value, str):
         return value.replace(old_id, new_id)
     if isinstance(value, dict):

@@ -27,7 +27,7 @@ class RenderWorker:
     """Runs a Temporal worker of the queue ``render-<pool>`` from `start` to `stop`.
 
     Args:
-        concurrency: number of running and waiting renders in this process.
+        concurrency: maximum number of running and waiting renders in this process.
         grace_period: time for which running renders may continue after `stop`.
         weights: weights in the queue by tenant; other tenants have the weight 1.
     """

@@ -31,7 +31,11 @@ from moyin.system.processes import freeze_startup_objects
 
 
 class JobWorker:
-    """Runs a Temporal worker of the queue ``jobs``, a sweeper and a pruner. It serves no HTTP."""
+    """Runs a Temporal worker of the queue ``jobs``. It serves no HTTP.
+
+    It also starts accepted jobs whose gateway died before it started them (`Sweeper`), and deletes
+    old jobs (`Pruner`).
+    """
 
     # Serve awaits constructors.
     async def __init__(self, concurrency: int) -> None:  # type: ignore[misc]

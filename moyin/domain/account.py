@@ -81,7 +81,7 @@ class User:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """The session of a user, from sign-in to sign-out; all its refresh tokens belong to it."""
+    """The session of a user, which lasts from sign-in to sign-out through all renewals."""
 
     id: str
     user_id: str

@@ -76,14 +76,14 @@ def detect_media_type(declared: str | None, head: bytes) -> str:
     Raises:
         InvalidRequest: ``declared`` is not a media type.
     """
-    plain = (declared or UNKNOWN_MEDIA_TYPE).partition(";")[0].strip().lower()
-    if not _MEDIA_TYPE.fullmatch(plain):
+    media_type = (declared or UNKNOWN_MEDIA_TYPE).partition(";")[0].strip().lower()
+    if not _MEDIA_TYPE.fullmatch(media_type):
         raise InvalidRequest(
-            f"Content-Type must be a media type such as image/png, not {plain[:64]!r}",
+            f"Content-Type must be a media type such as image/png, not {media_type[:64]!r}",
             field="Content-Type",
         )
-    if plain not in (UNKNOWN_MEDIA_TYPE, "application/x-www-form-urlencoded"):
-        return plain
+    if media_type not in (UNKNOWN_MEDIA_TYPE, "application/x-www-form-urlencoded"):
+        return media_type
     for offset, signature, detected_type in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return detected_type
@@ -91,12 +91,14 @@ def detect_media_type(declared: str | None, head: bytes) -> str:
 
 
 def sanitize_file_name(name: str | None, media: str) -> str:
-    """Return the file name without folders and control characters; if none is left, a new name."""
+    """Return the name without folders and control characters; a new name if nothing is left."""
     file_name = PurePosixPath((name or "").replace("\\", "/")).name
-    clean = "".join(character for character in file_name if character.isprintable()).strip(". ")
-    if not clean:
+    printable_name = "".join(character for character in file_name if character.isprintable()).strip(
+        ". "
+    )
+    if not printable_name:
         return f"upload{mimetypes.guess_extension(media) or '.bin'}"
-    if len(clean) <= _MAX_NAME_LENGTH:
-        return clean
-    suffix = PurePosixPath(clean).suffix[:20]
-    return clean[: _MAX_NAME_LENGTH - len(suffix)] + suffix
+    if len(printable_name) <= _MAX_NAME_LENGTH:
+        return printable_name
+    suffix = PurePosixPath(printable_name).suffix[:20]
+    return printable_name[: _MAX_NAME_LENGTH - len(suffix)] + suffix

@@ -87,10 +87,13 @@ class PassThroughBackend(Protocol):
 
     @property
     def reads_files(self) -> bool:
-        """True if files such as PDFs can be sent; otherwise a translation keeps only their text."""
+        """True if the back end reads files such as PDFs; otherwise only their text is sent."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return members to add to a request unless the client has set them, or members of them."""
+        """Return members to add to a request; members that the client has set do not change.
+
+        Objects are merged one level deep.
+        """
 
     @property
     def overrides(self) -> Mapping[str, Any]:

@@ -36,8 +36,8 @@ class TokenLogprob:
 class Text:
     """Plain text, with its prompt-cache marker ``cache``: ``5m``, ``1h`` or None.
 
-    ``refusal`` is True if the model explains in it why it refuses the request.
-    ``logprobs`` are the probabilities of the text's tokens, if they were requested.
+    ``refusal`` is True if the text explains why the model refuses the request. ``logprobs`` are the
+    probabilities of the text's tokens, if they were requested.
     """
 
     text: str
@@ -136,7 +136,7 @@ class ToolChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFormat:
-    """The request for an answer in JSON, which must match ``schema`` unless that is None."""
+    """The request for an answer in JSON that matches ``schema``; None allows any JSON."""
 
     name: str = "answer"
     schema: Mapping[str, Any] | None = None
@@ -283,7 +283,7 @@ class TextDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThinkingDelta:
-    """More reasoning, as in `Thinking`; a delta with ``signature`` or ``redacted`` has no text."""
+    """More reasoning; a delta with ``signature`` or ``redacted`` has no text."""
 
     text: str = ""
     signature: str | None = None

@@ -54,12 +54,12 @@ class Identity:
 
     @property
     def is_session(self) -> bool:
-        """True if the caller is a signed-in user instead of an API key."""
+        """True if the caller is a signed-in user and has not sent an API key."""
         return is_session_id(self.key_id)
 
     @property
     def best_priority(self) -> int:
-        """The best priority (1 is first) that the caller's limits or else its role permit."""
+        """The best priority (1 is first) allowed by the caller's limits or else by its role."""
         limits = [limit.best_priority for limit in self.limits if limit.best_priority is not None]
         if limits:
             return max(limits)
@@ -70,7 +70,7 @@ class Identity:
         return scope in self.scopes or ALL in self.scopes
 
     def may_read_job(self, job_id: str | None) -> bool:
-        """Return False if the caller has an event token of another job than ``job_id``."""
+        """Return False if the caller has an event token for a job other than ``job_id``."""
         return self.job is None or self.job == job_id
 
 

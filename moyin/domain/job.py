@@ -197,8 +197,8 @@ class Job:
         queued_at: the time since which the attempt is or was queued; None if it is unknown, as for
             jobs that an earlier version accepted.
         channel: the event stream of the ComfyUI client that submitted the job.
-        record: for a failed render, the sha256 of a blob whose ``record`` is the `PromptRecord`;
-            for a successful render, the record is in the step's output.
+        record: for a failed render, the sha256 of a blob with the `PromptRecord` as its member
+            ``record``; for a successful render, the record is in the step's output.
         children: the number of children of a batch; None for other jobs.
         fingerprint: the hash of the request, if that had an idempotency key.
         cancelled_by: the user, key, service or operator that cancelled the job.

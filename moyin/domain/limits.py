@@ -32,9 +32,9 @@ class Limit:
 
     Attributes:
         subject: the key, user or tenant: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
-        requests_per_minute: the maximum number of requests in a minute, which begins with a
-            request.
-        tokens_per_minute: the maximum number of tokens of prompts and answers in that minute.
+        requests_per_minute: the maximum number of requests in a minute. A minute begins with the
+            first request after the previous minute.
+        tokens_per_minute: the maximum number of tokens of prompts and answers in such a minute.
         concurrent_requests: the maximum number of concurrent requests in all replicas together.
         open_jobs: the maximum number of queued and running jobs.
         best_priority: the best priority that jobs may have, 1 (first) to 5 (last).
@@ -97,8 +97,8 @@ class JobReservation:
         subjects: the keys, users and tenants from whose budgets the money is reserved, each written
             as ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
         usd: the estimated cost in US dollars.
-        day: the UTC day, as ``2026-11-28``.
-        month: the UTC month, as ``2026-11``.
+        day: the UTC day, such as ``2026-11-28``.
+        month: the UTC month, such as ``2026-11``.
     """
 
     id: str

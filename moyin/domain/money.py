@@ -120,7 +120,10 @@ class Price:
         return next(fitting_bands, last_band).rates
 
     def compute_pico_cost(self, usage: Usage) -> int:
-        """Return the cost of a call in picodollars; all prompt tokens, cached or not, select the band."""
+        """Return the cost of a call in picodollars; the prompt's length decides the price band.
+
+        Cached tokens count as part of the length.
+        """
         if len(self.bands) == 1:
             return self.bands[0].rates.compute_pico_cost(usage)
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)
@@ -175,7 +178,7 @@ class GpuRate:
         return int(usd * PICO_PER_USD)
 
     def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens at ``speed``, if ``sharing`` requests share the machine."""
+        """Return the price of tokens, if ``sharing`` concurrent requests share the machine."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
         read = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
@@ -206,7 +209,7 @@ def _to_pico_rate(rate: Decimal) -> int:
 
 
 def _to_usd_per_million(usd_per_token: Decimal) -> Decimal:
-    """Convert a price to US dollars per million tokens, rounded to the six decimals of `Rates`."""
+    """Convert a price to US dollars per million tokens, rounded to six decimals."""
     return round(usd_per_token * 1_000_000, 6)
 
 
@@ -218,7 +221,7 @@ def create_flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """Create a tariff with one price; a cache price of None equals that of other input tokens."""
+    """Create a tariff with one price; a cache price of None equals the price of other input."""
     rates = Rates(
         input=input_price,
         output=output_price,

@@ -72,7 +72,7 @@ class Model:
         tools, vision, schema, thinking: True if the model has this ability.
         embeddings: True if the model makes vectors.
         chat: True if the model answers chats; None means True unless ``embeddings`` is True.
-        operations: the calls that the model has besides chats and embeddings.
+        operations: the kinds of calls that the model answers besides chats and embeddings.
         unit_rates: prices of the units of ``operations``, which are added to those of tokens.
         quality: the operator's quality tier, of which aliases may require a minimum.
         gpu: the cost of the model's machine if tokens have no price; ``tariff`` is then free.
@@ -103,8 +103,8 @@ class Model:
     @property
     def calls(self) -> tuple[str, ...]:
         """The calls that the model answers: ``chat``, ``embeddings``, and its operations."""
-        main = [name for name in ("chat", "embeddings") if getattr(self, name)]
-        return (*main, *self.operations)
+        main_calls = [name for name in ("chat", "embeddings") if getattr(self, name)]
+        return (*main_calls, *self.operations)
 
     @property
     def takes_prompts(self) -> bool:
@@ -121,14 +121,14 @@ class Model:
         return True
 
     def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Return why this model cannot answer, such as ``no vision``; empty if it can answer."""
+        """Return why this model cannot answer, such as ``no vision``; empty if it can."""
         return tuple(
             f"context of {self.context} tokens" if name == "context" else f"no {name}"
             for name in self.list_lacks(needs)
         )
 
     def list_lacks(self, needs: Needs) -> list[str]:
-        """Return what this model lacks: ``context``, ``chat`` or ``embeddings``, and abilities."""
+        """Return what this model lacks: ``context``, ``chat`` or ``embeddings``, or abilities."""
         missing_abilities = [ability for ability in self._missing if getattr(needs, ability)]
         if not self._has_call(needs):
             missing_abilities.insert(0, "embeddings" if needs.embeddings else "chat")
@@ -145,7 +145,10 @@ def count_utf8_bytes(text: str) -> int:
 
 
 def estimate_tokens_from_bytes(size: int) -> int:
-    """Estimate the tokens of ``size`` bytes of UTF-8 text: a quarter, which also suits Chinese."""
+    """Return the estimated tokens of ``size`` bytes of UTF-8 text: one for every four bytes.
+
+    This also suits Chinese text.
+    """
     return -(-size // _BYTES_PER_TOKEN)
 
 

@@ -60,8 +60,8 @@ class OperationUsage:
     Attributes:
         quantity: the number of units, rounded up.
         tokens: zero if neither the back end reports tokens nor the request shows their number.
-        is_estimated: True if the back end reported neither units nor tokens, and the request alone
-            does not determine the units.
+        is_estimated: True if the units are an estimate, because the back end reported no usage and
+            the request does not determine them.
     """
 
     quantity: int

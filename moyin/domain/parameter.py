@@ -65,7 +65,7 @@ class Parameter:
     image: bool = False
 
     def is_file_name(self, value: str) -> bool:
-        """Return True if the value of an image is not an artifact id, so it may be a file name."""
+        """Return True if the input is an image and the value is a file name, not an artifact id."""
         return self.image and not _ARTIFACT.fullmatch(value)
 
     def check_value(self, value: Any, field: str) -> Scalar:
@@ -114,7 +114,7 @@ class Parameter:
         return f"artifact:{match[1]}"
 
     def _to_type(self, value: Any) -> Scalar | None:
-        """Return the value in this type (5.0 becomes the integer 5), or None for a wrong type."""
+        """Return the value as this type (5.0 becomes the integer 5); None for another type."""
         if isinstance(value, bool):
             return value if self.type is ParameterType.BOOLEAN else None
         if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():

@@ -37,7 +37,7 @@ class Duration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuePlace:
-    """The place of a job's first render in its pool, waiting or running.
+    """The place of a job's first waiting or running render in the queue of its pool.
 
     Attributes:
         position: 1 if the render is the next to begin; None if a renderer has been chosen.

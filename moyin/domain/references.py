@@ -94,8 +94,8 @@ def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
     full_match = _REFERENCE.fullmatch(text)
     if full_match:
         return _look_up(full_match, outputs)
-    replaced = _REFERENCE.sub(lambda match: str(_look_up(match, outputs)), text)
-    return replaced.replace("$${", "${")
+    resolved_text = _REFERENCE.sub(lambda match: str(_look_up(match, outputs)), text)
+    return resolved_text.replace("$${", "${")
 
 
 def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
@@ -120,7 +120,10 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _parse_index(match: re.Match[str]) -> int:
-    """Return the referenced step's index; huge numbers, which Python cannot parse, are capped."""
+    """Return the index of the referenced step; numbers of ten or more digits become the maximum.
+
+    Python cannot parse a number of thousands of digits.
+    """
     return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 
 
@@ -135,7 +138,7 @@ def _has_type(kind: str, value: Any) -> bool:
 def _iterate_strings(
     payload: Any, place: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield each string in a payload with its path."""
+    """Yield each string in a payload, and the string's path within the payload."""
     if isinstance(payload, str):
         yield payload, place
     elif isinstance(payload, Mapping):

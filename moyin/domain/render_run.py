@@ -81,11 +81,11 @@ class RenderTariff:
     def estimate_cost(self, shape: str, pictures: int) -> Decimal:
         """Return the probable cost of a render in US dollars.
 
-        The result is more than 0 if renders cost anything. A graph that recently stored no picture
-        may store one now, and budgets can only count a render that has a reservation.
+        If renders cost anything, the result is more than 0, even for a graph that recently stored
+        no picture. It may store one now, and budgets count only renders that have a reservation.
 
         Args:
-            pictures: the estimated number of pictures for a graph of another shape.
+            pictures: the expected number of pictures, used if the shape has no estimate.
         """
         if self.price is None or self.price.is_free:
             return Decimal(0)
@@ -113,7 +113,7 @@ class RenderRun:
         seconds: how long the run has taken, from handing the prompt to an idle ComfyUI until the
             prompt ended (until now if it still runs); includes model loading.
         load_seconds: the part of ``seconds`` in which nodes that load model files were executed.
-        pictures: the number of stored pictures without previews; 0 unless the run was successful.
+        pictures: the number of stored pictures without previews; 0 if the run was not successful.
         error: the code of the error that ended the run, or None.
         is_ended: False while the prompt runs.
     """

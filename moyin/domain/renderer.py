@@ -125,7 +125,7 @@ class RendererStatus:
         error: the reason why the renderer is not ready, for an operator.
         models: the model files in memory, the largest first.
         memory: the bytes of the graphics card that ComfyUI may use; None without a card.
-        runs: the priced runs that have not ended, or have ended but were not settled.
+        runs: the priced runs that have not ended, or that were not confirmed by `Renderer.settle`.
     """
 
     ready: bool
@@ -171,7 +171,7 @@ class Renderer(Protocol):
         """
 
     async def settle(self, run_ids: Sequence[str]) -> None:
-        """Forget runs that were booked, so that `status` no longer returns them."""
+        """Forget runs that were recorded, so that `status` no longer returns them."""
 
     async def get(self, path: str) -> bytes | None:
         """Return the body that ComfyUI serves at ``path``; None if the path does not exist."""

@@ -68,7 +68,11 @@ _BOUNDS = SchemaBounds()
 
 
 def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BOUNDS) -> None:
-    """Raise SchemaTooLarge if a schema, paired with its field of the request, exceeds a bound."""
+    """Raise SchemaTooLarge if a JSON schema in a request exceeds a bound.
+
+    Args:
+        schemas: pairs of the field of the request and the schema in this field.
+    """
     totals: _Totals | None = None
     for field, schema in schemas:
         totals = totals or _Totals(bounds)
@@ -173,7 +177,7 @@ class _SchemaChecker:
         totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
     def _measure_schema(self, part: Any) -> tuple[int, int]:
-        """Return the numbers of alternatives and properties of a schema, references resolved."""
+        """Return a schema's number of alternatives and of properties, with references resolved."""
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
@@ -238,12 +242,12 @@ def _count_characters(value: Any) -> int:
 
 
 def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
-    """Return ``root`` with all nested schemas, and the depth; stop when a bound is exceeded."""
+    """Return ``root`` with all nested schemas, and their depth; stop when a bound is exceeded."""
     parts: list[Mapping[str, Any]] = []
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
         depth += 1
-        below: list[Any] = []
+        next_level: list[Any] = []
         for part in level:
             if not isinstance(part, Mapping):
                 continue
@@ -251,21 +255,21 @@ def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str,
             for name in _HOLDING.intersection(part):
                 value = part[name]
                 if isinstance(value, list):
-                    below.extend(value)
+                    next_level.extend(value)
                 elif isinstance(value, Mapping):
-                    below.extend(value.values() if name in _NAMED else (value,))
-        level = below
+                    next_level.extend(value.values() if name in _NAMED else (value,))
+        level = next_level
     return parts, depth
 
 
 @dataclass(frozen=True, slots=True)
 class _PatternCost:
-    """The cost of compiling a part of a regular expression.
+    """The cost of compiling a part of a regular expression, in repetitions.
 
     Attributes:
-        repeats: the repetitions in the part, if the part itself is not repeated.
-        nested: the repetitions that each repetition of the part adds. The length of a repeated
-            character's run matters only if the run itself is repeated.
+        repeats: the cost of the part, if the part itself is not repeated. A long run of one
+            character, such as ``a{99}``, counts only in part, because such a run is cheap.
+        nested: the cost that each further repetition of the whole part adds.
         choices: the alternatives in the part.
     """
 
@@ -313,7 +317,7 @@ def _count_expanded_repeats(pattern: str) -> int:
 
 
 def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """Return the minimum and maximum of a repetition; ``*`` and ``+`` have a maximum of two."""
+    """Return the minimum and maximum of a repetition; the maximum of ``*`` and ``+`` is two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     minimum = int(repeat[1] or 0)
@@ -323,7 +327,11 @@ def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, i
 def _compute_repetition_cost(
     element: _PatternCost | None, minimum: int, maximum: int
 ) -> _PatternCost:
-    """Return the cost that a repetition adds to the element before it."""
+    """Return the cost that a repetition adds to the cost of the element before it.
+
+    Args:
+        element: the cost of this element; None if it is a single character or a class.
+    """
     if element is None:
         return _PatternCost(repeats=-(-maximum // _CHEAP_REPEATS), nested=max(maximum - minimum, 1))
     added_repeats = (

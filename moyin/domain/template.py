@@ -90,7 +90,7 @@ def find_placeholders(value: Any) -> Iterator[str]:
 
 
 class _Reference(str):
-    """A text that is a reference to an earlier step, so that it must not be escaped."""
+    """A text that is a reference to an earlier step and must not be escaped."""
 
 
 def _check_input(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scalar:
@@ -124,7 +124,10 @@ def _escape_value(value: Scalar) -> Any:
 
 
 def _fill_text(text: str, values: Mapping[str, Scalar]) -> str:
-    """Fill the placeholders in a text, and escape it so that values cannot form a reference."""
+    """Return the text with its placeholders filled.
+
+    The text is escaped, so that values cannot form a reference.
+    """
     parts, plain = [], ""
     # Every second piece is the name of an input.
     for number, piece in enumerate(_INPUT.split(text)):

@@ -1,4 +1,4 @@
-"""Defines batches of text requests, which run below interactive requests, and their lines."""
+"""Defines batches of text requests, which have a lower priority than interactive requests."""
 
 from __future__ import annotations
 

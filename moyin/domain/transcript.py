@@ -77,7 +77,7 @@ class Transcript:
                     self.stop = delta.stop
 
     def add_text(self, text: str) -> None:
-        """Record text; this is a fast path beside `add`, because most events hold only text."""
+        """Record text. Most events contain only text, for which this is faster than `add`."""
         self._pieces.append(text)
         self._count_size(len(text))
 

@@ -1,1 +1,1 @@
-"""General building blocks that are independent of the product: processes, log files, fair slots."""
+"""General building blocks, independent of the product: processes, log files, call limits."""

@@ -53,7 +53,7 @@ class LogFile:
 
 
 def read_last_lines(path: Path, lines: int) -> list[str]:
-    """Return up to ``lines`` last lines of a file, from its last 256 KiB; empty without a file."""
+    """Return the last ``lines`` lines of a file, at most 256 KiB; empty if there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

@@ -36,16 +36,16 @@ _VARIABLES = {
 
 
 def install_command(python: Path) -> list[str]:
-    """Return the command that installs for `python` the requirements appended to it."""
+    """Return a command that installs packages for `python`; append the packages to it."""
     uv = Path(sysconfig.get_path("scripts")) / "uv"
     return [str(uv), "pip", "install", "--quiet", "--python", str(python)]
 
 
 def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` with the settings of the pip of `python`; variables ``UV_…`` win over them.
+    """Return `environ` plus uv's variables for pip's settings; ``UV_…`` in `environ` wins.
 
     Raises:
-        OSError, subprocess.CalledProcessError: pip can't read its settings.
+        OSError, subprocess.CalledProcessError: pip cannot read its settings.
     """
     pip_config = subprocess.run(
         [str(python), "-m", "pip", "--disable-pip-version-check", "config", "list"],
@@ -59,12 +59,15 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
     if "SSL_CERT_FILE" not in settings:
         # pip trusts the machine's certificates, uv by itself only those in its program.
         settings["UV_SYSTEM_CERTS"] = "1"
-    own = {name: value for name, value in environ.items() if name.startswith("UV_")}
-    return {**environ, **settings, **own}
+    own_settings = {name: value for name, value in environ.items() if name.startswith("UV_")}
+    return {**environ, **settings, **own_settings}
 
 
 def _translate(config_lines: str) -> dict[str, str]:
-    """Translate the output of ``pip config list``: lines such as ``global.timeout='60'``."""
+    """Translate lines of ``pip config list``, such as ``global.timeout='60'``, for uv.
+
+    Returns uv's environment variables.
+    """
     variables = {}
     # pip reads its environment variables last.
     for line in sorted(config_lines.splitlines(), key=lambda line: line.startswith(":env:")):

@@ -25,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ChildProcess:
-    """A child process that the kernel kills when this process ends, even by a crash."""
+    """A child process to which the kernel sends SIGTERM when this process ends, even by a crash."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
         self._process = process
@@ -43,8 +43,8 @@ class ChildProcess:
     ) -> ChildProcess:
         """Start ``command`` and write its output to ``log``.
 
-        This method must be called from the main thread, because the kernel sends the parent-death
-        signal when the thread ends that forked the process.
+        Call this method only from the main thread: the kernel sends SIGTERM to the child when the
+        thread that started it ends.
 
         Args:
             timer_slack_ns: nanoseconds by which the kernel may delay the process's timers, or 0 for
@@ -67,7 +67,7 @@ class ChildProcess:
         return self._process.pid
 
     async def wait(self) -> int:
-        """Wait until the process has ended; return its exit status or, negative, its signal."""
+        """Wait until the process has ended; return its exit status, or minus its signal number."""
         return await self._process.wait()
 
     async def stop(self, patience: float) -> None:
@@ -109,13 +109,16 @@ class Backoff:
 
 
 def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
-    """Yield the processes of the stack with this data folder, or of one of its services.
+    """Yield the processes of a stack, or of one of its services.
 
     This process and its ancestors are left out, since a job of the stack may run `moyin`.
+
+    Args:
+        stack: the id of the stack, which the environment of its processes contains.
     """
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    own_pids = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
-        if process.pid in own:
+        if process.pid in own_pids:
             continue
         try:
             env = process.environ()
@@ -126,13 +129,13 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
 
 
 def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
-    """Return those of ``names`` that no living child of ``parent`` has, or [] if it has ended."""
+    """Return those ``names`` that no living child of ``parent`` has; [] if ``parent`` has ended."""
     try:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:
         return []
-    living = {name for child in children if (name := _get_living_name(child)) is not None}
-    return [name for name in names if name not in living]
+    living_names = {name for child in children if (name := _get_living_name(child)) is not None}
+    return [name for name in names if name not in living_names]
 
 
 def _get_living_name(process: psutil.Process) -> str | None:
@@ -150,10 +153,10 @@ def end_processes(stack: str, service: str | None = None, *, patience: float = 2
     processes = list(find_processes(stack, service))
     for process in processes:
         _send_signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=patience)
-    for process in alive:
+    _, remaining_processes = psutil.wait_procs(processes, timeout=patience)
+    for process in remaining_processes:
         _send_signal(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=5)
+    psutil.wait_procs(remaining_processes, timeout=5)
     return len(processes)
 
 
@@ -176,7 +179,10 @@ def _send_signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def _make_preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
-    """Return the function that the child calls between fork and exec."""
+    """Return the function that the child calls between fork and exec.
+
+    It makes the kernel send SIGTERM to the child when this process ends, and sets the timer slack.
+    """
     slack = ctypes.c_ulong(timer_slack_ns)
 
     def prepare() -> None:

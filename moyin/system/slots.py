@@ -19,10 +19,10 @@ class Slots:
     """A limit of concurrent calls in one event loop, shared fairly between tenants.
 
     A free slot goes to the waiting tenant with the fewest running calls, and among these to the
-    tenant that has waited longest. The calls of one tenant begin in the order of arrival. After a
-    tenant's last call, the last free slot stays reserved for a minute for tenants without a running
-    call, so that no tenant uses all slots. When the queue is full, a new call of a tenant with few
-    waiting calls replaces the newest waiting call of the tenant with the most.
+    tenant that has waited longest. The calls of one tenant begin in the order of arrival. For a
+    minute after another tenant's call, the last free slot stays reserved for tenants without a
+    running call, so that no tenant uses all slots. When the queue is full, a new call of a tenant
+    with few waiting calls replaces the newest waiting call of the tenant with the most.
 
     Calls in the background, such as lines of batches, use at most a share of the slots, leave the
     last free slot to other calls, and begin only while no other call waits.
@@ -41,7 +41,7 @@ class Slots:
         taken: number of running calls, those in the background included.
         waiting: number of waiting calls that are not in the background.
         in_background: number of running calls in the background.
-        background_share: as in the constructor.
+        background_share: largest share of the slots for calls in the background.
         on_full: called when a call must wait, also in the background; may call `set_limit`.
     """
 
@@ -79,7 +79,7 @@ class Slots:
 
     @property
     def usable(self) -> int | None:
-        """The number of calls that may run at present; None if there is no limit.
+        """The number of calls that may run at the same time; None if there is no limit.
 
         While only calls in the background wait, this is their share of the limit.
         """
@@ -93,9 +93,9 @@ class Slots:
         return bool(self._waiters or self._background_waiters)
 
     def try_acquire(self, tenant: str) -> bool:
-        """Acquire a slot for a call if one is free for the tenant, and return whether it was.
+        """Acquire a slot if one is free for the tenant; return True if a slot was acquired.
 
-        The caller must release an acquired slot by `release`.
+        The caller must later call `release`.
         """
         limit = self.limit
         if limit is None:
@@ -112,10 +112,10 @@ class Slots:
         return True
 
     async def wait(self, tenant: str, seconds: float, mean_seconds: float) -> None:
-        """Wait until a slot is acquired for the call; the caller must release it by `release`.
+        """Wait until a slot is acquired for the call; the caller must later call `release`.
 
         Args:
-            seconds: time limit for the wait, if it is shorter than that of the constructor.
+            seconds: time limit for the wait, if it is shorter than ``patience``.
             mean_seconds: mean duration of a call, for the ``retry_after`` of a refused call.
 
         Raises:
@@ -144,7 +144,7 @@ class Slots:
             raise
 
     def release(self, tenant: str) -> None:
-        """Release a slot, and begin the call that waits for it."""
+        """Release a slot, and begin waiting calls for which a slot is free."""
         self.taken -= 1
         if self.limit is None:
             return
@@ -181,7 +181,7 @@ class Slots:
             raise
 
     def release_in_background(self, tenant: str) -> None:
-        """Release the slot of a call in the background, and begin the call that waits for it."""
+        """Release the slot of a background call, and begin waiting calls that have a free slot."""
         self.taken -= 1
         self.in_background -= 1
         _count_down(self._background_running, tenant)
@@ -197,22 +197,22 @@ class Slots:
         self._begin_waiting()
 
     def _begin_waiting(self) -> None:
-        """Begin the calls that wait for free slots, those in the background last."""
+        """Begin waiting calls while slots are free, those in the background last."""
         while self._waiters and (self.limit is None or self.taken < self.limit):
-            following = min(self._waiters, key=lambda name: self._running.get(name, 0))
-            if self.limit is not None and not self._may_acquire(following, self.limit):
+            next_tenant = min(self._waiters, key=lambda name: self._running.get(name, 0))
+            if self.limit is not None and not self._may_acquire(next_tenant, self.limit):
                 return
-            waiter = _pop_waiter(self._waiters, following)
+            waiter = _pop_waiter(self._waiters, next_tenant)
             self.waiting -= 1
             if not waiter.done():
-                self._begin(following)
+                self._begin(next_tenant)
                 waiter.set_result(None)
         while self._background_waiters and self._may_begin_in_background():
-            waiting = self._background_waiters
-            following = min(waiting, key=lambda name: self._background_running.get(name, 0))
-            waiter = _pop_waiter(waiting, following)
+            waiters = self._background_waiters
+            next_tenant = min(waiters, key=lambda name: self._background_running.get(name, 0))
+            waiter = _pop_waiter(waiters, next_tenant)
             if not waiter.done():
-                self._begin_in_background(following)
+                self._begin_in_background(next_tenant)
                 waiter.set_result(None)
 
     def expected_wait(self, mean_seconds: float) -> float:
@@ -222,7 +222,7 @@ class Slots:
         return (self.waiting + 1) * mean_seconds / self.limit
 
     def _may_acquire(self, tenant: str, limit: int) -> bool:
-        """Return False if the free slot is reserved for other tenants."""
+        """Return True if the tenant may have the free slot, which may be reserved for others."""
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
         return len(self._waiters) < 2 and self._clock() >= self._reserved_until
@@ -256,7 +256,8 @@ class Slots:
     def _replace_newest(self, tenant: str, mean_seconds: float) -> bool:
         """Refuse the newest call of the tenant with the most waiting calls, to admit ``tenant``.
 
-        Return False if ``tenant`` would then have as many waiting calls as the other tenant.
+        Return False, and refuse nothing, unless that tenant has at least two more waiting calls
+        than ``tenant``.
         """
         if not self._waiters:
             return False
@@ -294,7 +295,7 @@ def _count_down(running: dict[str, int], tenant: str) -> None:
 
 
 def _pop_waiter(waiting: dict[str, deque[_Waiter]], tenant: str) -> _Waiter:
-    """Remove the first waiter of a tenant, and move the tenant behind the other tenants."""
+    """Remove and return the first waiter of a tenant; put the tenant behind the other tenants."""
     waiters = waiting.pop(tenant)
     waiter = waiters.popleft()
     if waiters:

@@ -1,4 +1,5 @@
 """Defines the HTTP routes of the accounts app, which call the services in `moyin/access`.
 
-The ``name`` of a route keeps the OpenAPI operation id by which generated clients call the route.
+Generated clients call a route by its OpenAPI operation id, which FastAPI builds from the route's
+``name``. So a name must not change.
 """

@@ -35,7 +35,7 @@ def browser_session_routes(
     async def respond(
         result: SignInResult, request: Request, response: Response
     ) -> wire.BrowserSession:
-        """Set the cookies of a person's session."""
+        """Set the session's cookies on ``response``, and return the body about the session."""
         await callers.record_client(sessions, result, request)
         seconds = int(result.session.expires_at.timestamp() - time.time())
         token = result.access_token
@@ -48,7 +48,10 @@ def browser_session_routes(
     async def sign_browser_in(
         body: wire.SignInBrowser, request: Request, response: Response
     ) -> wire.BrowserSession:
-        """Sign this browser in, on all pages of this host, by cookies that no script can read."""
+        """Sign this browser in.
+
+        The cookies are hidden from scripts and valid on all pages of this host.
+        """
         require_same_origin(request.scope, requires_origin=False)
         if body.api_key is not None:
             secret = body.api_key.strip()
@@ -65,7 +68,7 @@ def browser_session_routes(
 
     @router.post("/session/renew", name="renew")
     async def renew(request: Request, response: Response) -> wire.BrowserSession:
-        """Renew this browser's cookie while its session lasts. Tabs may do so concurrently."""
+        """Renew this browser's cookie while its session lasts. Several tabs may do so at once."""
         require_same_origin(request.scope)
         secret = get_cookie(request.scope, REFRESH_COOKIE)
         if not secret:
@@ -85,7 +88,7 @@ def browser_session_routes(
 
     @router.get("/sessions", name="list")
     async def list_sessions(request: Request) -> wire.SessionList:
-        """List where you are signed in, the last used first."""
+        """List your sessions, the last used first."""
         user, current = callers.require_session(request)
         open_sessions = await sessions.list_open(user)
         return wire.SessionList(

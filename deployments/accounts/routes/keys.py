@@ -84,14 +84,20 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
 
     @router.post("/signing-keys", status_code=201, name="rotate")
     async def rotate_signing_key(request: Request) -> wire.SigningKeyBody:
-        """Create the key pair that signs from now on. Older tokens stay valid until they expire."""
+        """Create the key pair that signs all new tokens.
+
+        Older tokens stay valid until they expire.
+        """
         return wire.SigningKeyBody(
             kid=await api_keys.rotate_signing_key(callers.resolve_caller(request))
         )
 
     @router.delete("/signing-keys/{kid}", status_code=204, name="forget")
     async def delete_signing_key(kid: str, request: Request) -> None:
-        """Delete an older key pair. Within a minute, every replica rejects the tokens it signed."""
+        """Delete an older key pair.
+
+        Within a minute, every replica rejects tokens signed with it.
+        """
         await api_keys.delete_signing_key(callers.resolve_caller(request), kid)
 
     return router
@@ -109,7 +115,7 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
 
     @router.get("/limits/{subject}", name="show")
     async def get_limits(subject: str, request: Request) -> wire.SubjectLimit:
-        """Return the limits of `key:<id>`, `user:<id>` or `owner:<tenant>`."""
+        """Return the limits of a subject: `key:<id>`, `user:<id>` or `owner:<tenant>`."""
         return build_limit(await api_keys.get_limit(callers.resolve_caller(request), subject))
 
     @router.get("/limits/{subject}/budgets", name="budgets")

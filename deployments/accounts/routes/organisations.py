@@ -49,7 +49,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
 
     @router.get("/organisations/{organisation}", name="show")
     async def get_organisation(organisation: str, request: Request) -> wire.OrganisationBody:
-        """Return an organisation."""
+        """Return your organisation. Operators may get any organisation."""
         return build_organisation(
             await organisations.get_organisation(callers.resolve_caller(request), organisation)
         )
@@ -60,7 +60,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     ) -> wire.MemberList:
         """List the members and service accounts of an organisation, newest first.
 
-        `search` is a part of their name or email.
+        `search` selects those whose name or email contains this text.
         """
         users, cursor = await organisations.list_members(
             callers.resolve_caller(request), organisation, search=search, page=page
@@ -71,7 +71,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     async def add_member(
         organisation: str, body: wire.NewMember, request: Request, response: Response
     ) -> wire.InvitedMember:
-        """Add a member and mail an invitation, whose token sets the member's first password."""
+        """Add a member and mail an invitation. Its token lets the member set a first password."""
         response.headers.update(NO_STORE_HEADERS)
         user, invitation = await organisations.add_member(
             callers.resolve_caller(request),
@@ -127,7 +127,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     async def find_users(
         request: Request, email: Annotated[str, Query(min_length=3, max_length=254)]
     ) -> wire.UserList:
-        """Find the user with this email. Only operators may do so."""
+        """Return the user with this email in a list, or an empty list. Only operators may do so."""
         users = await organisations.find_users(callers.resolve_caller(request), email)
         return wire.UserList(users=[build_user(user) for user in users])
 
@@ -166,7 +166,10 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
             UtcDatetime | None, Query(alias="to", description="The time before which it was.")
         ] = None,
     ) -> wire.AuditPage:
-        """List audit entries, newest first. `before` is the last id of the previous page."""
+        """List audit entries, newest first.
+
+        `before` is the id of the previous page's last entry.
+        """
         entries = await organisations.list_audit_entries(
             callers.resolve_caller(request),
             AuditFilter(

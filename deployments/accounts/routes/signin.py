@@ -40,7 +40,7 @@ def sign_in_routes(
 
     @router.post("/login")
     async def login(body: wire.Login, request: Request, response: Response) -> wire.SessionBody:
-        """Sign in with an email and a password."""
+        """Sign in with an email and a password, and return the tokens of a new session."""
         address = callers.client_address(request)
         result = await sign_in.sign_in(body.email, body.password, address, body.device_token)
         return await respond(result, request, response)
@@ -100,7 +100,7 @@ def sign_in_routes(
 
     @router.post("/oidc/begin", name="begin")
     async def begin_sign_in(body: wire.BeginSignIn, request: Request) -> wire.StartedSignIn:
-        """Return the provider's URL to open in a browser, and the `state` that it sends back."""
+        """Return the provider's sign-in URL, and the `state` that the provider sends back later."""
         url, state = await open_id.begin_sign_in(
             body.provider, body.redirect_uri, callers.client_address(request)
         )
@@ -111,10 +111,10 @@ def sign_in_routes(
         body: wire.FinishSignIn, request: Request, response: Response
     ) -> wire.SessionBody:
         """Sign in with the `code` and the `state` that the provider sent to the redirect URI."""
-        verified = await open_id.finish_sign_in(
+        verified_identity = await open_id.finish_sign_in(
             state=body.state, code=body.code, address=callers.client_address(request)
         )
-        return await respond(await sign_in.sign_in_verified(verified), request, response)
+        return await respond(await sign_in.sign_in_verified(verified_identity), request, response)
 
     return router
 

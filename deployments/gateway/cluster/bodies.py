@@ -26,7 +26,7 @@ class ShareBody(_Body):
 
 
 class GpuBody(_Body):
-    """A GPU of a node as Ray counts it; the measurements are null without a real card."""
+    """A GPU of a node as Ray counts it; the measurements are null if no physical GPU backs it."""
 
     index: int = Field(description="The GPU's number on its node.")
     name: str | None = None

@@ -23,7 +23,8 @@ _RECORD_SECONDS = 5.0
 class ConfigRecorder:
     """Records the gateway's configurations, each with the pools and the versions of packages.
 
-    The recorded values contain no secrets, if none is written into a path of a health check or a rewrite.
+    The configuration has no fields for secrets. But a secret that an operator wrote into the path
+    of a health check or of a rewrite would be recorded with it.
 
     Attributes:
         store: the recorded configurations.
@@ -52,7 +53,7 @@ class ConfigRecorder:
 
 
 def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
-    """Compare each configuration with the one before it; ``recorded`` begins with the newest."""
+    """Return how each configuration differs from the one before; ``recorded`` is newest first."""
     changes = []
     for after, before in pairwise(recorded):
         differences = sorted(
@@ -73,8 +74,8 @@ def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
 def find_differences(before: Any, after: Any, path: str = "") -> Iterator[DifferenceBody]:
     """Yield the values that differ, each with its path.
 
-    Objects are compared member by member. Lists of objects with names are compared by these names,
-    so that a changed order makes no difference.
+    Objects are compared member by member. In lists of named objects, objects of the same name are
+    compared, so that a changed order is no difference.
     """
     if before == after:
         return  # Most routes do not change, and comparing them by members takes seconds.
@@ -86,8 +87,8 @@ def find_differences(before: Any, after: Any, path: str = "") -> Iterator[Differ
         after = {}
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in before.keys() | after.keys():
-            inner = f"{path}.{name}" if path else name
-            yield from find_differences(before.get(name), after.get(name), inner)
+            inner_path = f"{path}.{name}" if path else name
+            yield from find_differences(before.get(name), after.get(name), inner_path)
     elif before != after:
         yield DifferenceBody(path=path, before=before, after=after)
 

@@ -1,4 +1,4 @@
-"""Reads the cluster, the back ends and the usage once for all clients that follow them."""
+"""Reads the cluster, the back ends and the usage, and shares each reading among all clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Included(StrEnum):
 
 
 class _TenantReadings:
-    """Reads a source once per tenant, and shares the result among the clients of that tenant."""
+    """Reads a source once for each tenant, and shares the result among the tenant's clients."""
 
     def __init__(
         self,
@@ -51,9 +51,9 @@ class _TenantReadings:
         self._readings = BoundedDict(_MAX_TENANTS)
 
     def follow(self, tenant: str | None) -> AsyncGenerator[str | None, None]:
-        """Yield the current JSON of a tenant, and then each JSON that differs from the last one.
+        """Yield a tenant's data as JSON now, and again whenever the JSON has changed.
 
-        If ``tenant`` is None, the JSON is that of all tenants together.
+        If ``tenant`` is None, the data cover all tenants.
         """
         reading = self._readings.get(tenant)
         if reading is None:
@@ -119,9 +119,9 @@ class ClusterFeeds:
     def follow(
         self, tenant: str | None, included: Iterable[Included]
     ) -> AsyncGenerator[tuple[str, ClusterBody | str | None] | None, None]:
-        """Yield the cluster and the included parts at first, and then each one that has changed.
+        """Yield the cluster and the included parts now, and each of them again when it has changed.
 
-        Each value is yielded with its name: ``cluster``, or that of the part. After 15 seconds
+        Each value comes with its name: ``cluster``, or the name of the part. After 15 seconds
         without a change, None is yielded.
 
         Args:
@@ -132,7 +132,7 @@ class ClusterFeeds:
         return merge_streams({"cluster": self.cluster.follow(), **streams})
 
     def format_cluster(self, cluster: ClusterBody, pools: Sequence[str] | None) -> str:
-        """Return the JSON for operators, or for tenants that may use ``pools``.
+        """Return the JSON for tenants that may use ``pools``; None stands for operators.
 
         The JSON is computed once for all clients with the same rights.
         """

@@ -163,7 +163,7 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
             else "Its ComfyUI is started again by itself; if that does not help, read the log of "
             "the actor.",
             parameters={"error": errors[0] if errors else None, "is_placing": is_placing},
-            since=_find_start(pool, summary.unready_since),
+            since=_find_start_time(pool, summary.unready_since),
         )
     for renderer in renderers:
         if renderer.losses >= _MANY_LOSSES:
@@ -187,10 +187,10 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
 
 
 def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
-    """Return True if it is a problem that the pool has no ready renderer.
+    """Return True if the pool should have a ready renderer now.
 
-    A pool with a minimum of 0 starts renderers when renders wait, so it has a problem only if that
-    fails or takes too long.
+    This is always true for a pool with a minimum of 1 or more. A pool with a minimum of 0 starts
+    renderers only when renders wait, so it is true if starting one has failed or takes too long.
     """
     oldest = pool.oldest_waiting_since
     return bool(
@@ -198,7 +198,7 @@ def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
     )
 
 
-def _find_start(pool: PoolBody, unready_since: float | None) -> datetime | None:
+def _find_start_time(pool: PoolBody, unready_since: float | None) -> datetime | None:
     if not pool.minimum:
         return pool.oldest_waiting_since
     return None if unready_since is None else datetime.fromtimestamp(int(unready_since), UTC)

@@ -18,13 +18,15 @@ ValueT = TypeVar("ValueT")
 class SharedReading(Generic[ValueT]):
     """Reads a source while clients need its value, at most once per interval for all of them.
 
-    Clients have no queue: a client requests the newest value when it is ready for the next one.
+    Values are not queued: a slow client skips older values and gets the newest one.
 
     Args:
         read: returns the present value; None stands for a source that does not respond.
         interval: the seconds between two readings.
-        pause_factor: minimum pause between two readings, as a multiple of the duration of a reading.
-        shows_old: whether a new client first gets the last value, even if that is out of date.
+        pause_factor: minimum pause between two readings, as a multiple of the duration of a
+            reading.
+        shows_old: True to send a new client the last value at once, even if it is older than the
+            interval.
         clock: returns the present monotonic time in seconds.
     """
 

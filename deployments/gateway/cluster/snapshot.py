@@ -120,7 +120,7 @@ def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]
 
 
 def _to_fraction(gpus: float, count: int) -> float:
-    """Return the share of each of its ``count`` GPUs that an actor uses; 1 for several GPUs."""
+    """Return the fraction that an actor uses of each of its ``count`` GPUs."""
     return min(1.0, gpus / count)
 
 

@@ -113,9 +113,9 @@ class ClusterSources:
             _read(_read_models()),
             _read(_run(partial(shutil.disk_usage, self._data))),
         )
-        rejected = ["gateway"] if self._is_config_rejected() else []
+        rejected_apps = ["gateway"] if self._is_config_rejected() else []
         if models is not None and models.is_config_rejected:
-            rejected.append("models")
+            rejected_apps.append("models")
         return ClusterReading(
             nodes=nodes,
             servers=servers,
@@ -123,7 +123,7 @@ class ClusterSources:
             checks=checks,
             applications=applications or {},
             disk_free=None if disk is None else disk.free,
-            rejected_configs=rejected,
+            rejected_configs=rejected_apps,
             pools={summary.name: summary for summary in pools if summary is not None},
             backlogs={
                 name: backlog
@@ -160,7 +160,7 @@ def _read_applications() -> Mapping[str, str]:
 
 
 async def read_backends(tenant: str | None) -> str | None:
-    """Return the body of ``GET /v1/backends`` for a tenant's administrators, or for operators if None.
+    """Return the body of ``GET /v1/backends`` for a tenant's administrators; None means operators.
 
     The result is None if the models app does not respond.
     """
@@ -171,9 +171,8 @@ async def read_backends(tenant: str | None) -> str | None:
 async def read_usage(tenant: str | None) -> str | None:
     """Return this month's usage by day, as the body of ``GET /v1/usage``.
 
-    If ``tenant`` is None, it is the usage of all tenants.
-
-    The result is None if the models app does not respond.
+    If ``tenant`` is None, this is the usage of all tenants. The result is None if the models app
+    does not respond.
     """
     usage: str | None = await _read(_call_models("read_usage", tenant), _USAGE_SECONDS)
     return usage

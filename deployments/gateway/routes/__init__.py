@@ -1,4 +1,5 @@
 """Contains the gateway's HTTP routes, which parse requests, call `moyin`, and build responses.
 
-The ``name`` of a route keeps the OpenAPI operation id by which generated clients call the route.
+Generated clients call a route by its OpenAPI operation id, which FastAPI builds from the route's
+``name``. So a name must not change.
 """

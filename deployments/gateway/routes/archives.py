@@ -49,9 +49,10 @@ def archive_routes(
         openapi_extra=describe_body(wire.ArchiveRequest.model_json_schema()),
     )
     async def create_archive(request: Request) -> wire.ArchiveBody:
-        """Return a link to a ZIP archive of several files, which works without a key until it expires.
+        """Return a link to a ZIP archive of several files, which needs no key until it expires.
 
-        The archive is made as it is downloaded. With `job` it has the files that the job has by then.
+        The archive is created during the download. If `job` is given, it contains the files that
+        the job has produced by then.
         """
         owner = context(request.scope).owner
         options = validate(wire.ArchiveRequest, parse_object(await request.body()))
@@ -87,7 +88,7 @@ def archive_routes(
 async def _find_archived_files(
     artifacts: ArtifactStore, jobs: JobStore, owner: str, selection: ArchivedFiles
 ) -> list[StoredArtifact]:
-    """Return the files of an archive; those of a job in the order in which they were made.
+    """Return the files of an archive; those of a job in the order in which they were produced.
 
     Raises:
         ArtifactNotFound, JobNotFound: a file or the job does not exist, or was deleted meanwhile.
@@ -103,5 +104,5 @@ async def _find_archived_files(
 
 
 def _name_archive(name: str | None) -> str:
-    clean = sanitize_file_name(name or "moyin", "application/zip")
-    return clean if clean.lower().endswith(".zip") else f"{clean}.zip"
+    file_name = sanitize_file_name(name or "moyin", "application/zip")
+    return file_name if file_name.lower().endswith(".zip") else f"{file_name}.zip"

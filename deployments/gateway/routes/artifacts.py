@@ -56,8 +56,8 @@ def artifact_routes(
     async def list_artifacts(request: Request) -> wire.ArtifactPage:
         """List your files, newest first.
 
-        Pages for a media type, a template, a person or metadata may have fewer files than `limit`,
-        or none, although `next_cursor` is not null.
+        Pages filtered by media type, template, person or metadata may have fewer files than
+        `limit`, or none, although `next_cursor` is not null.
         """
         query = parse_artifacts_query(request.query_params.multi_items())
         aliases = {} if query.template is None else (await templates.snapshot()).aliases
@@ -103,9 +103,10 @@ def artifact_routes(
         "/artifacts/{artifact_id}", response_class=StreamingResponse, responses=FILE_RESPONSES
     )
     async def download(request: Request, artifact_id: str, w: _Width = None) -> Response:
-        """Download a file, or the thumbnail of a picture or video. `Range` and `If-None-Match` are supported.
+        """Download a file, or the thumbnail of a picture or video.
 
-        Pages send an event token of the job that made the file as `?token=`.
+        `Range` and `If-None-Match` are supported. Instead of a key, web pages can send `?token=`
+        with an event token of the job that produced the file.
         """
         reader = context(request.scope).reader
         stored = await artifacts.get_with_origin(reader.owner, artifact_id)
@@ -122,7 +123,7 @@ def artifact_routes(
 
     @router.delete("/artifacts/{artifact_id}", status_code=204, summary="Delete an upload")
     async def delete(request: Request, artifact_id: str) -> Response:
-        """Delete an upload. A file that a job made is deleted with the job."""
+        """Delete an upload. A file that a job produced is deleted only together with the job."""
         await artifacts.delete(context(request.scope).owner, artifact_id)
         return Response(status_code=204)
 
@@ -133,7 +134,7 @@ def artifact_routes(
         summary="Mark a file as a favourite",
     )
     async def add_favourite(request: Request, artifact_id: str) -> Response:
-        """Mark a file as a favourite of your tenant, by which lists can be filtered."""
+        """Mark a file as a favourite of your tenant. Lists of files can be filtered by the mark."""
         await artifacts.set_favourite(context(request.scope).owner, artifact_id, True)
         return Response(status_code=204)
 
@@ -154,7 +155,10 @@ def artifact_routes(
         openapi_extra=describe_body(wire.LinkRequest.model_json_schema(), required=False),
     )
     async def create_link(request: Request, artifact_id: str) -> wire.LinkBody:
-        """Return a link that returns this file without a key, such as for `<img>`, until it expires."""
+        """Return a link that serves this file without a key until it expires.
+
+        A page can use the link in `<img>`, for example.
+        """
         owner = context(request.scope).owner
         options = validate(wire.LinkRequest, parse_object(await request.body() or b"{}"))
         artifact = await artifacts.get(owner, artifact_id)
@@ -176,7 +180,10 @@ def signed_link_routes(
     @router.head(_LINK_PATH, include_in_schema=False)
     @router.get(_LINK_PATH, response_class=StreamingResponse, responses=FILE_RESPONSES)
     async def download(request: Request, token: str, name: str, w: _Width = None) -> Response:
-        """Download a file, or the thumbnail of a picture or video, by a signed link until the link expires."""
+        """Download a file by a signed link, or the thumbnail of a picture or video.
+
+        The link needs no key, and is valid until it expires.
+        """
         owner, artifact_id = verify_file_link(signing_key, token)
         artifact = await artifacts.get(owner, artifact_id)
         response = await _build_file_response(request, owner, artifact, w, blobs, pictures)
@@ -221,7 +228,10 @@ def _protect_secret_url(response: Response) -> None:
 async def _build_thumbnail_response(
     request: Request, owner: str, artifact: Artifact, width: int, pictures: PictureConverter
 ) -> Response:
-    """Return a thumbnail, which never changes; raise the errors of `PictureConverter.thumbnail`."""
+    """Return a thumbnail, which clients may cache for a year.
+
+    Raises the errors of `PictureConverter.thumbnail`.
+    """
     headers = {
         "etag": f'"{artifact.sha256}-w{width}"',
         "cache-control": "private, max-age=31536000, immutable",

@@ -67,7 +67,7 @@ def cluster_routes(
 
     @router.get("/cluster", name="cluster", summary="Show what runs on the cluster")
     async def show(request: Request) -> ClusterBody:
-        """Return the render pools that you may use with their load, at most two seconds old.
+        """Return the render pools that you may use, and their load, at most two seconds old.
 
         Operators see all pools with their renderers, and the nodes with the shares of each GPU.
         """
@@ -82,7 +82,8 @@ def cluster_routes(
     async def show_routes() -> RoutesBody:
         """Return the proxy's routes, the apps, versions and the configuration, for operators.
 
-        Health, breakers and load are as the replica of the gateway that responds sees them.
+        Each replica of the gateway measures health, breakers and load itself; the response has the
+        values of the replica that responds.
         """
         return build_routes(proxy.pools, config, (await feeds.cluster.get()).applications or {})
 
@@ -100,7 +101,7 @@ def cluster_routes(
         summary="Show the last changes of the configuration",
     )
     async def show_config_changes() -> ConfigChangesBody:
-        """Return what the last twenty configurations of the gateway changed, for operators."""
+        """Return what changed in each of the last twenty configurations of the gateway."""
         return build_changes(await history.list_newest(CHANGES + 1))
 
     @router.get(

@@ -79,8 +79,9 @@ def job_event_routes(
     ) -> Response:
         """Follow a job to its end by server-sent events.
 
-        The header `Last-Event-ID`, or else the query's `last_event_id`, resumes a stream. Pages
-        send an event token as `?token=`.
+        To resume a stream, send the id of the last received event in the header `Last-Event-ID` or
+        in the query parameter `last_event_id`. Web pages, which cannot send a key, send an event
+        token as `?token=`.
         """
         job = await get_readable_job(request.scope, job_id)
         # The header takes precedence, because an EventSource that reconnects repeats the original
@@ -104,10 +105,11 @@ def job_event_routes(
     ) -> None:
         """Follow a job to its end by JSON messages `{"id", "type", "data"}`.
 
-        The header `Last-Event-ID`, or else `last_event_id` or `after` in the query, resumes.
+        To resume, send the id of the last received event in the header `Last-Event-ID`, or in the
+        query parameter `last_event_id` or `after`.
 
-        The socket closes with 1000 after the last event, with 4000 + the HTTP status of an error,
-        such as 4404, and with 1008 when the key or session ends.
+        The socket closes with code 1000 after the last event, with 4000 + the HTTP status after an
+        error (such as 4404), and with 1008 when the key or session ends.
         """
         await websocket.accept()
         try:
@@ -136,8 +138,8 @@ def job_event_routes(
     ) -> Response:
         """Return the newest preview picture of a running render, for a minute after it was made.
 
-        Previews are kept only while a client follows the job with `?previews=true`, or calls this
-        at least every fifteen seconds.
+        Previews are kept only while a client follows the job with `?previews=true`, or requests
+        this path at least every fifteen seconds.
         """
         preview = await previews.find(await get_readable_job(request.scope, job_id))
         if preview is None:
@@ -154,8 +156,8 @@ def job_event_routes(
     async def create_token(request: Request, response: Response, job_id: str) -> wire.TokenBody:
         """Return a token with which a page can read the job's events, previews and files.
 
-        It is sent as `?token=`, such as by `EventSource`, `WebSocket` and `<img>`. It opens nothing
-        after `expires_at`, or after the key or session that created it has ended.
+        The page sends the token as `?token=` with `EventSource`, `WebSocket` and `<img>`. The token
+        is valid until `expires_at`, but not longer than the key or session that created it.
         """
         caller = context(request.scope).caller
         options = validate(wire.TokenRequest, parse_object(await request.body() or b"{}"))

@@ -73,12 +73,12 @@ def job_routes(
         """Accept a job and return its id. The job survives the failure of any service."""
         caller = context(request.scope).caller
         snapshot = await templates.snapshot()
-        job, created = await service.submit_request(
+        job, is_new = await service.submit_request(
             caller, await request.body(), snapshot.find, now=datetime.now(UTC),
             idempotency_key=validate_idempotency_key(key),
         )  # fmt: skip
         response.headers["location"] = f"/jobs/{job.id}"
-        if not created:
+        if not is_new:
             response.headers["idempotent-replayed"] = "true"
         return render_job(job, QueueView(now=datetime.now(UTC)))
 
@@ -86,8 +86,8 @@ def job_routes(
     async def list_jobs(request: Request) -> wire.JobPage:
         """List your jobs, newest first.
 
-        Pages for a pool, a template, metadata or a search may have fewer jobs than `limit`, or none,
-        although `next_cursor` is not null.
+        Pages filtered by pool, template, metadata or search text may have fewer jobs than `limit`,
+        or none, although `next_cursor` is not null.
         """
         query = parse_jobs_query(request.query_params.multi_items())
         page_jobs, next_cursor = await jobs.list_page(
@@ -148,9 +148,9 @@ def job_routes(
     async def get_graph(
         request: Request, job_id: str, step: Annotated[int, Query(ge=0, le=10_000)] = 0
     ) -> dict[str, Any]:
-        """Return the graph of a render, as the member `workflow` of a job.
+        """Return the graph of a render, in the format of the member `workflow` of a job request.
 
-        In a batch, `step` is the index of a child.
+        For a batch, `step` is the index of the child job.
         """
         job = await jobs.get(context(request.scope).owner, job_id)
         return dict(await history.get_graph(job, step))
@@ -163,10 +163,10 @@ def job_routes(
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
-        """Cancel a job. Its status becomes `cancelled` a moment later, unless it ends before.
+        """Cancel a job. Its status becomes `cancelled` a moment later, unless the job ends first.
 
-        `cancel_requested_by` shows the request in both cases. A job that has ended gets 409
-        `job_finished`.
+        In both cases the member `cancel_requested_by` shows that a cancellation was requested. A
+        job that has already ended gets 409 `job_finished`.
         """
         job = await service.cancel(context(request.scope).caller, job_id)
         return render_job(job, QueueView(now=datetime.now(UTC)))

@@ -122,7 +122,7 @@ def new_backend_routes(text_router: Router, recent: RecentCalls) -> APIRouter:
 
 
 def describe_backends(fleet: Fleet, recent: RecentCalls, tenant: str | None) -> BackendsBody:
-    """Return the back ends that administrators of a tenant see, or operators if it is None."""
+    """Return the back ends that a tenant's administrators see, or all if ``tenant`` is None."""
     calls = recent.summarize() if tenant is None else None
     return BackendsBody(
         backends=[
@@ -133,7 +133,7 @@ def describe_backends(fleet: Fleet, recent: RecentCalls, tenant: str | None) -> 
 
 
 def _group_deployments(fleet: Fleet, owner: str | None) -> Mapping[str, list[ModelDeployment]]:
-    """Return the deployments by back end: those that ``owner`` may use, or all if it is None."""
+    """Return the deployments that ``owner`` may use, by back end; None means all deployments."""
     allowed = None
     if owner is not None:
         names = fleet.list_names(owner)

@@ -57,7 +57,12 @@ class BackgroundResponses:
         self._codec = ResponsesCodec()
 
     async def submit(self, call: ParsedResponseRequest, scope: Scope) -> StoredResponse:
-        """Submit a request as a job and store a queued response; raise `JobSubmitter`'s errors."""
+        """Submit a request as a job, and store and return a queued response.
+
+        Raises:
+            RequestError: the request is invalid and would always fail.
+            MoyinError: the jobs API rejected the job.
+        """
         require_storable(call)
         _, body = await self._submitter.submit(
             self._codec, replace(call, data=to_job_request(call)), scope, requested_by="background"
@@ -156,22 +161,22 @@ class BackgroundResponses:
         """Yield the events of a job, and None whenever no event came for some seconds."""
         events = self._gateway.follow_job(_job_id(stored), identity=identity)
         async with aclosing(events):
-            following = asyncio.ensure_future(anext(events))
+            next_event = asyncio.ensure_future(anext(events))
             try:
                 while True:
-                    done, _ = await asyncio.wait({following}, timeout=_SILENCE_SECONDS)
+                    done, _ = await asyncio.wait({next_event}, timeout=_SILENCE_SECONDS)
                     if not done:
                         yield None
                         continue
                     try:
-                        event = following.result()
+                        event = next_event.result()
                     except StopAsyncIteration:
                         return
                     yield event
-                    following = asyncio.ensure_future(anext(events))
+                    next_event = asyncio.ensure_future(anext(events))
             finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                next_event.cancel()
+                await asyncio.gather(next_event, return_exceptions=True)
 
     async def _update_from_job(
         self, stored: StoredResponse, identity: Identity | None
@@ -187,11 +192,11 @@ class BackgroundResponses:
         except JobNotFound:
             message = "its job was deleted before the response was read"
             return replace(stored, response=render_failure(stored.response, "job_gone", message))
-        updated = replace(stored, response=render_job(stored.response, job))
+        updated_response = replace(stored, response=render_job(stored.response, job))
         # A failed or cancelled job can be retried, so only an answer is final.
-        if updated.response["status"] in ("completed", "incomplete"):
-            await self._stored.update(updated)
-        return updated
+        if updated_response.response["status"] in ("completed", "incomplete"):
+            await self._stored.update(updated_response)
+        return updated_response
 
     async def _cancel_job(self, stored: StoredResponse, identity: Identity | None) -> bool:
         """Cancel the job of a response; return False if the job does not run."""

@@ -134,7 +134,7 @@ class OllamaRoute(CallRoute):
         return answer
 
     async def _load_or_unload(self, call: ParsedRequest, caller: Identity) -> bool:
-        """Load or unload the model that a request names; return False if the router must do it."""
+        """Load or unload the named model; return False if the call must still go to a back end."""
         fleet = self._text_router.fleet
         deployments = fleet.find_allowed_deployments(call.model, caller.owner)
         hosts = [

@@ -27,7 +27,10 @@ def new_count_tokens_routes(text_router: Router) -> APIRouter:
 
     @router.post(_PATH, summary="Count the tokens of a prompt")
     async def count_tokens(request: Request) -> Response:
-        """Return the number of tokens, estimated (`x-moyin-estimated`) if no back end counts."""
+        """Return the number of tokens. If no back end can count, it is an estimate.
+
+        The header `x-moyin-estimated` marks an estimate.
+        """
         call = ParsedCountTokensRequest.parse(await request.body())
         headers = AnthropicCodec().select_forwarded_headers(request.scope["headers"])
         request_context = context(request.scope)
@@ -82,7 +85,7 @@ async def _count_by_back_end(
 
 
 def _has_small_schemas(call: ParsedCountTokensRequest) -> bool:
-    """Return True if all schemas are small enough for servers that compile them to grammars."""
+    """Return True if all schemas are small enough for servers that compile schemas to grammars."""
     try:
         check_schemas(call.iterate_schemas())
     except UnsupportedFeature:

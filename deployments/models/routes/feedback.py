@@ -58,8 +58,8 @@ def new_feedback_routes(
             better_request_id=body.better_request_id,
             comment=body.comment,
         )
-        frozen = (await learning.get_tenant_state(caller.owner)).frozen
-        return {"request_id": body.request_id, "learned": not frozen, "scores": scores}
+        is_frozen = (await learning.get_tenant_state(caller.owner)).frozen
+        return {"request_id": body.request_id, "learned": not is_frozen, "scores": scores}
 
     @router.get("/quality", summary="Show the learned quality by model and kind of request")
     async def show_quality(request: Request) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
 
 
 def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
-    """Compare expected and rated quality of answers, grouped by tenths of the expected quality."""
+    """Return expected and rated quality of answers, grouped by tenths of the expected quality."""
     tenths: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:

@@ -59,9 +59,9 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
     async def upload_file(request: Request) -> dict[str, Any]:
         """Store the part `file` of a multipart form.
 
-        `purpose` is `batch` for the requests of a batch, which expire after 30 days unless
-        `expires_after` says otherwise, or `user_data`, `vision` or `assistants` for files that
-        prompts reference.
+        `purpose` is `batch` for the requests of a batch. Files that prompts reference have the
+        purpose `user_data`, `vision` or `assistants`. A batch file expires after 30 days, or after
+        `expires_after`.
         """
         kind = request.headers.get("content-type", "")
         if not kind.lower().startswith("multipart/form-data"):
@@ -73,7 +73,7 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
             fields = parse_upload_fields(upload.fields)
             media_type = await detect_upload_type(upload, upload.declared)
             blob = await blobs.put_file(upload.path)
-        created = now()
+        created_at = now()
         file = StoredFile(
             id=new_file_id(),
             owner=context(request.scope).owner,
@@ -82,8 +82,8 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
             media_type=media_type,
             size=blob.size,
             sha256=blob.sha256,
-            created_at=created,
-            expires_at=None if fields.lifetime is None else created + fields.lifetime,
+            created_at=created_at,
+            expires_at=None if fields.lifetime is None else created_at + fields.lifetime,
         )
         await files.add(file)
         return render_file(file)
@@ -96,7 +96,10 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: Annotated[str | None, Query(max_length=64)] = None,
     ) -> dict[str, Any]:
-        """List files, by default the newest first. `after` is the id of the last one on a page."""
+        """List files, newest first by default.
+
+        `after` is the id of the previous page's last file.
+        """
         page, has_more = await files.list_page(
             context(request.scope).owner,
             purpose=purpose,
@@ -129,7 +132,7 @@ def new_file_routes(files: FileStore, blobs: BlobStore) -> APIRouter:
 
     @router.delete("/{file_id}", summary="Delete a file")
     async def delete_file(file_id: str, request: Request) -> dict[str, Any]:
-        """Delete a file. A batch that reads it continues."""
+        """Delete a file. A running batch that reads the file continues."""
         file = await _get_visible(files, request, file_id)
         await files.delete(file.owner, file.id)
         return {"id": file.id, "object": "file", "deleted": True}

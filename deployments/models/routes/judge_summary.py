@@ -64,16 +64,16 @@ async def summarize_verdicts(
 
 
 def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Return the number of judged answers, and of those at least as good as the second answer.
+    """Return how many answers were judged, and how many were as good as the second or better.
 
     Args:
         scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a
             second answer is `comparison_id` of that request id.
     """
-    by_id = dict(scores)
+    scores_by_id = dict(scores)
     pairs = [
-        (score, by_id[other])
-        for request_id, score in by_id.items()
-        if (other := derive_comparison_id(owner, request_id)) in by_id
+        (score, scores_by_id[other])
+        for request_id, score in scores_by_id.items()
+        if (other := derive_comparison_id(owner, request_id)) in scores_by_id
     ]
     return len(pairs), sum(first_score >= second_score for first_score, second_score in pairs)

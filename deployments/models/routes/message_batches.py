@@ -147,7 +147,10 @@ def new_message_batch_routes(
 
     @router.post("/{batch_id}/cancel", summary="Cancel a batch of messages")
     async def cancel_batch(batch_id: str, request: Request) -> dict[str, Any]:
-        """Let running requests end and run no others. A batch that has ended stays as it is."""
+        """Cancel a batch: running requests finish, and no more start.
+
+        A batch that has already ended does not change.
+        """
         batch = await find(request, batch_id)
         try:
             return render(await batches.cancel(batch.owner, batch.id), request)
@@ -213,14 +216,14 @@ async def _open_results(
     files: FileStore, blobs: BlobStore, batch: TextBatch
 ) -> AsyncIterator[bytes]:
     if batch.output_file_id is None:
-        return _no_results()
+        return _yield_no_results()
     file = await files.find(batch.owner, batch.output_file_id)
     if file is None or not await blobs.exists(file.sha256):
         raise StoredFileNotFound("the results of the batch have expired or been deleted")
     return blobs.read_chunks(file.sha256, end=file.size)
 
 
-async def _no_results() -> AsyncIterator[bytes]:
+async def _yield_no_results() -> AsyncIterator[bytes]:
     return
     yield b""
 

@@ -121,7 +121,10 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
 
 
 def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
-    """Return True if the model is loaded; a server that does not report loaded models has all."""
+    """Return True if the model is loaded, or if its server does not report loaded models.
+
+    Return False if the server is down.
+    """
     runtime = fleet.runtimes.get(deployment.backend)
     if runtime is None or not runtime.health.is_up:
         return False
@@ -179,7 +182,7 @@ def _describe_list_entry(name: str, deployments: Sequence[ModelDeployment]) -> d
 
 
 def _find_single_file(deployments: Iterable[ModelDeployment]) -> ModelFile | None:
-    """Return the model file of the first deployment; None if there are several models."""
+    """Return the first known file if all deployments have the same model; otherwise None."""
     deployments = list(deployments)
     if len({deployment.model.name for deployment in deployments}) != 1:
         return None

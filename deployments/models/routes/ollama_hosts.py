@@ -60,7 +60,7 @@ def new_ollama_host_routes(
         body = validate(wire.PullBody, data)
         names_host = HOST_HEADER in request.headers or hosts.split_name(body.name_of_model)[0]
         if not names_host and _is_known(text_router, request, body.name_of_model):
-            return _answer_pulled(body)
+            return _new_pulled_response(body)
         if not _is_operator(request):
             raise _new_scope_error("pull", f"no host has the model {body.name_of_model!r}, and ")
         return hosts.forward_request(request, "POST", "pull", data, "model")
@@ -129,7 +129,7 @@ def new_ollama_host_routes(
 
 
 def is_blob_upload(scope: Mapping[str, Any]) -> bool:
-    """Return True for an operator's upload of a blob, whose size only the host limits."""
+    """Return True if an operator uploads a blob, whose size only the Ollama host limits."""
     path = scope["path"].removeprefix("/v1")
     if not path.startswith(_BLOB_PATH):
         return False
@@ -146,23 +146,25 @@ class _Hosts:
 
     def split_name(self, name: str) -> tuple[str | None, str]:
         """Split ``<host>/<model>`` into the host's name, None if missing, and the model's name."""
-        host, slash, model_name = name.partition("/")
+        host, separator, model_name = name.partition("/")
         return (
-            (host, model_name) if slash and model_name and host in self._runtimes else (None, name)
+            (host, model_name)
+            if separator and model_name and host in self._runtimes
+            else (None, name)
         )
 
     def forward_request(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
     ) -> Response:
-        """Forward a call to the host that it names, and return the host's response.
+        """Forward a call to the host that the request names, and return the host's response.
 
         Args:
             member: the body's member with the model's name, which may begin with the host's name.
         """
         body = dict(data)
         # `name` is the older name of `model`.
-        if member == "model" and (older := body.pop("name", None)) is not None:
-            body["model"] = body.get("model") or older
+        if member == "model" and (older_name := body.pop("name", None)) is not None:
+            body["model"] = body.get("model") or older_name
         name = body.get(member)
         if not isinstance(name, str) or not name:
             raise InvalidRequest(f"{member}: must be the name of a model", field=member)
@@ -295,7 +297,7 @@ def _is_known(text_router: Router, request: Request, name: str) -> bool:
         return False
 
 
-def _answer_pulled(body: wire.PullBody) -> Response:
+def _new_pulled_response(body: wire.PullBody) -> Response:
     success = b'{"status":"success"}'
     if body.stream is False:
         return Response(success, media_type="application/json")

@@ -56,7 +56,7 @@ class OperationRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
         if body is not None:
-            await _answer(self._router, self._parse(body), scope, send)
+            await _send_answer(self._router, self._parse(body), scope, send)
 
 
 class ImageEditRoute:
@@ -74,12 +74,12 @@ class ImageEditRoute:
         self._renderer = renderer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with receiving_form(scope, receive) as received:
+        async with receive_form(scope, receive) as received:
             if received is None:
                 return
             form, model = received[0], received[0].get("model")
             if model is None or self._router.knows_model(model):
-                await _answer(self._router, ImageEditRequest(form), scope, send)
+                await _send_answer(self._router, ImageEditRequest(form), scope, send)
                 return
             edit = parse_image_edit(form)
             if (admission := get_admission(scope)) is not None:
@@ -113,10 +113,10 @@ class UploadRoute:
         self._build = build
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with receiving_form(scope, receive) as received:
+        async with receive_form(scope, receive) as received:
             if received is not None:
                 request = await self._build(*received)
-                await _answer(self._router, request, scope, send)
+                await _send_answer(self._router, request, scope, send)
 
 
 def new_operation_routes(
@@ -137,7 +137,7 @@ def new_operation_routes(
     }
 
 
-async def _answer(
+async def _send_answer(
     router: OperationRouter, request: OperationRequest, scope: Scope, send: Send
 ) -> None:
     request_context = context(scope)
@@ -170,7 +170,7 @@ async def _measure_seconds(files: list[UploadFile]) -> float | None:
 
 
 @asynccontextmanager
-async def receiving_form(
+async def receive_form(
     scope: Scope, receive: Receive
 ) -> AsyncIterator[tuple[MultipartForm, list[UploadFile]] | None]:
     """Yield the received form and its files, and delete the files afterwards.

@@ -79,7 +79,8 @@ class ResponsesRoute(CallRoute):
     async def parse(self, body: bytes, scope: Scope) -> ParsedRequest:
         """Parse a request, and prepend the conversation of its ``previous_response_id``.
 
-        Referenced files are read, but the request's JSON, which jobs send again, keeps their ids.
+        The parsed request contains the referenced files. Its JSON keeps their ids, because a job
+        sends this JSON again.
         """
         data = parse_object(body)
         with _storage_errors():
@@ -192,16 +193,22 @@ class ResponsesRoute(CallRoute):
             response = from_json(body)
         with _storage_errors():
             stored_original = await self._stored.find(context(scope).owner, response["id"])
-        old, new = (name.removeprefix("resp_") for name in (response["id"], new_id("resp")))
+        old_part, new_part = (
+            name.removeprefix("resp_") for name in (response["id"], new_id("resp"))
+        )
         proofs = {} if stored_original is None else stored_original.proofs
-        renewed_response = from_json(to_json(response).replace(old.encode(), new.encode()))
-        call.record.add(renewed_response, {name.replace(old, new): p for name, p in proofs.items()})
-        return body.replace(old.encode(), new.encode())
+        renewed_response = from_json(
+            to_json(response).replace(old_part.encode(), new_part.encode())
+        )
+        call.record.add(
+            renewed_response, {name.replace(old_part, new_part): p for name, p in proofs.items()}
+        )
+        return body.replace(old_part.encode(), new_part.encode())
 
     async def _save_answer(
         self, call: ParsedResponseRequest, owner: str, response_id: str | None
     ) -> bool:
-        """Store the answer with this id if it is complete; return True if it is."""
+        """Store the answer if it is complete, and return whether it is."""
         response = call.record.responses.get(response_id or "")
         if response is None:
             return False
@@ -220,7 +227,7 @@ class ResponsesRoute(CallRoute):
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Raise ServiceUnavailable if the database fails."""
+    """Raise ServiceUnavailable if the database fails in the ``with`` block."""
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
@@ -232,7 +239,7 @@ def _storage_errors() -> Iterator[None]:
 
 
 class _SavedStream:
-    """Forwards a stream, and stores its answer before forwarding the last piece.
+    """Forwards a stream, and stores the complete answer before it forwards the last piece.
 
     If the answer cannot be stored, an error event replaces the last piece.
     """
@@ -324,8 +331,8 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
     ) -> Response:
         """Return one of your responses; 404 `response_not_found` if there is none with this id.
 
-        `stream` follows a response in the background by its events, after the one with the
-        number `starting_after`.
+        With `stream`, a response that runs in the background is returned as a stream of its events,
+        beginning after the event number `starting_after`.
         """
         stored_response = await background.get(request.scope, response_id)
         if not stream:
@@ -341,12 +348,12 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
 
     @router.post("/{response_id}/cancel", summary="Cancel a response in the background")
     async def cancel_response(response_id: str, request: Request) -> Mapping[str, Any]:
-        """Cancel a response that runs in the background; one that has ended stays as it is."""
+        """Cancel a response that runs in the background. An ended response does not change."""
         return (await background.cancel(request.scope, response_id)).response
 
     @router.delete("/{response_id}", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Mapping[str, Any]:
-        """Delete a response, and cancel it if it runs. It can no longer be continued."""
+        """Delete a response, and cancel it if it is running. It cannot be continued afterwards."""
         await background.delete(request.scope, response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
@@ -358,7 +365,7 @@ def new_response_routes(stored: StoredResponses, background: BackgroundResponses
         limit: Annotated[int, Query(ge=1, le=_MAX_ITEMS)] = 20,
         order: Literal["asc", "desc"] = "desc",
     ) -> Mapping[str, Any]:
-        """List the items of the request itself, without those of the responses that it continued."""
+        """List the input items of one request, without those of the responses that it continued."""
         stored_response = await stored.get(context(request.scope).owner, response_id)
         items = _name_items(stored_response)
         if order == "desc":

@@ -119,7 +119,7 @@ async def report_month(reports: UsageReports, fleet: Fleet, owner: str | None) -
 async def report_usage(
     reports: UsageReports, fleet: Fleet, owner: str | None, query: UsageQuery
 ) -> UsageReport:
-    """Return the usage of a tenant, or of all if ``owner`` is None, without budgets.
+    """Return the usage of a tenant, or of all tenants if ``owner`` is None, without budgets.
 
     Raises:
         InvalidRequest: the period is too long, or has too many groups.
@@ -183,7 +183,7 @@ def _build_report(
         since=since,
         until=until,
         group_by=query.group_by,
-        total=UsageBody.model_validate(_add_up(sums, comparison, models)),
+        total=UsageBody.model_validate(_sum_usage(sums, comparison, models)),
         groups=_build_groups(query, sums, comparison, models),
         dearest=DearestBody(
             chat=_describe_model(models.get(False)),
@@ -211,14 +211,14 @@ def _build_groups(
     names = [name.value for name in query.group_by]
     groups = [
         GroupBody.model_validate(
-            {**dict(zip(names, values, strict=True)), **_add_up(items, comparison, models)}
+            {**dict(zip(names, values, strict=True)), **_sum_usage(items, comparison, models)}
         )
         for values, items in members.items()
     ]
     return sorted(groups, key=lambda group: (group.day or "", -float(group.cost_usd), -group.calls))
 
 
-def _add_up(
+def _sum_usage(
     sums: Iterable[UsageSum], comparison: UsageComparison, models: Mapping[bool, PricedModel]
 ) -> dict[str, Any]:
     sums = list(sums)

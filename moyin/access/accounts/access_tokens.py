@@ -31,7 +31,7 @@ class AccessTokenIssuer:
         self.lifetime = lifetime
 
     async def issue(self, user: User, session: Session, scopes: Iterable[str]) -> str:
-        """Return an access token of ``user``, which expires or ends together with ``session``."""
+        """Return an access token of ``user`` that ends with ``session`` or after `lifetime`."""
         key = await self._get_signing_key()
         now = int(time.time())
         claims = {

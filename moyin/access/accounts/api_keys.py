@@ -1,6 +1,6 @@
 """Manages API keys, limits, and the key pairs that sign access tokens.
 
-One transaction verifies the caller again, changes the data and writes the audit entry.
+Each change is one transaction, which also verifies the caller again and writes the audit entry.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class ApiKeyService:
     """Checks the caller's rights and changes API keys, limits and signing keys.
 
     Callers manage their own keys, administrators (scope ``org:admin``) all keys of their tenant,
-    and operators (scope ``operator``) all keys; other keys raise `NotFound`. A new key cannot have
-    more scopes than the caller, or expire later than the key with which the caller authenticated. A
-    key of a signed-in user may outlive the session.
+    and operators (scope ``operator``) all keys. For all other keys, the methods raise `NotFound`. A
+    new key cannot have more scopes than the caller, or expire later than the key with which the
+    caller authenticated. A key of a signed-in user may outlive the session.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class ApiKeyService:
     ) -> str:
         """Check that the caller may see or change the limits of ``subject``; return its tenant.
 
-        Administrators see the limits of their whole tenant, which only operators change.
+        Administrators may see all limits of their tenant, but only operators may change them.
         """
         identity = caller.identity
         kind, _, name = subject.partition(":")

@@ -127,7 +127,7 @@ class AttemptLimits:
 
     @asynccontextmanager
     async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
-        """Count an attempt to enter the current password; subtract it if the block succeeds."""
+        """Count an attempt to enter the current password; a successful block is not counted."""
         # Counted per user only, because an attempt requires the user's session.
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)

@@ -47,7 +47,10 @@ def require_scope(identity: Identity, scope: str) -> None:
 
 
 def require_grantable(identity: Identity, scopes: frozenset[str]) -> None:
-    """Raise `InsufficientScope` unless the identity has all ``scopes``, so that it may grant them."""
+    """Raise `InsufficientScope` if the identity lacks one of ``scopes``.
+
+    Callers can grant only scopes that they have.
+    """
     if ALL in identity.scopes:
         return
     if missing := sorted(scopes - identity.scopes):

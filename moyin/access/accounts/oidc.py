@@ -44,8 +44,8 @@ class OpenIdProvider:
     Attributes:
         issuer: the provider's URL, from which its endpoints are discovered.
         redirect_uris: the URIs that the provider may redirect browsers to.
-        registers: True if people without an account, who sign in through the provider, get one as
-            players.
+        registers: True if a person without an account who signs in through the provider becomes a
+            player.
         links_emails: True if people whose email the provider has verified may sign in to the
             existing account with that email.
     """
@@ -126,7 +126,7 @@ class OpenIdSignIn:
         try:
             await self._redis.set(_state_key(state), json.dumps(pending), ex=_STATE_SECONDS)
         except RedisError as error:
-            raise _valkey_unavailable() from error
+            raise _new_valkey_error() from error
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
         query = {
             "response_type": "code",
@@ -154,7 +154,7 @@ class OpenIdSignIn:
         try:
             stored = await self._redis.getdel(_state_key(state))
         except RedisError as error:
-            raise _valkey_unavailable() from error
+            raise _new_valkey_error() from error
         if stored is None:
             raise InvalidCredentials(
                 "state is unknown, was used before or has expired; begin the sign-in again",
@@ -247,7 +247,7 @@ class OpenIdSignIn:
     async def _fetch_json(
         self, url: str, form: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
-        """Return the JSON object that ``url`` responds with to a GET, or to a POST of ``form``."""
+        """Send a GET, or a POST if there is a ``form``, and return the JSON object received."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=_TIMEOUT)
         method = "GET" if form is None else "POST"
@@ -287,14 +287,17 @@ class OpenIdSignIn:
         return provider
 
 
-def _valkey_unavailable() -> ServiceUnavailable:
+def _new_valkey_error() -> ServiceUnavailable:
     return ServiceUnavailable(
         "the state of sign-ins cannot be stored or read at the moment; try again", retry_after=1
     )
 
 
 def _new_provider_error(problem: str, url: str) -> ServiceUnavailable:
-    """Log a provider's fault with the URL, which clients must not see because it may be internal."""
+    """Return the error for a provider's fault, and log the fault with the URL.
+
+    Clients must not see the URL, because it may be internal.
+    """
     _log.warning("the OpenID provider at %s %s", url, problem)
     return ServiceUnavailable(f"the OpenID provider {problem}; try again later", retry_after=5)
 

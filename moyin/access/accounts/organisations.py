@@ -1,6 +1,6 @@
 """Administers organisations, their members and service accounts.
 
-One transaction verifies the caller again, changes the data and writes the audit entry.
+Each change is one transaction, which also verifies the caller again and writes the audit entry.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class OrganisationService:
     """Checks the caller's rights and changes organisations and users.
 
     Operators (scope ``operator``) may act in every organisation, administrators (``org:admin``)
-    only in their own; objects of other tenants raise `NotFound`. Only operators and callers who
-    have all scopes of a role may assign the role or invite a member who has it.
+    only in their own; for objects of other tenants, the methods raise `NotFound`. Only operators
+    and callers who have all scopes of a role may assign the role or invite a member who has it.
     """
 
     def __init__(
@@ -51,17 +51,20 @@ class OrganisationService:
         """Create an organisation; only operators may do so."""
         require_scope(caller.identity, OPERATOR)
         async with self._transactions.begin(caller.identity) as transaction:
-            created = await self._users.create_organisation(name, within=transaction)
+            organisation = await self._users.create_organisation(name, within=transaction)
             event = caller.create_audit_event(
-                "organisation.create", created.id, created.id, {"name": name}
+                "organisation.create", organisation.id, organisation.id, {"name": name}
             )
             await self._audit.write(event, within=transaction)
-        return created
+        return organisation
 
     async def list_organisations(
         self, caller: Caller, *, search: str = "", page: PageQuery = _ALL
     ) -> tuple[list[Organisation], str | None]:
-        """Return a page of all organisations, for operators, or the caller's own organisation."""
+        """Return a page of organisations, and the cursor of the next page.
+
+        Operators get all organisations, and other callers only their own.
+        """
         if caller.identity.has_scope(OPERATOR):
             return await self._users.list_organisations(search=search, page=page)
         require_scope(caller.identity, ORG_READ)
@@ -75,7 +78,7 @@ class OrganisationService:
     async def list_members(
         self, caller: Caller, organisation: str, *, search: str = "", page: PageQuery = _ALL
     ) -> tuple[list[User], str | None]:
-        """Return a page of the members and service accounts of an organisation, and its cursor."""
+        """Return a page of the members and service accounts, and the cursor of the next page."""
         self._require_access(caller, organisation, ORG_READ)
         await self._users.get_organisation(organisation)
         return await self._users.list_members(organisation, search=search, page=page)
@@ -109,7 +112,10 @@ class OrganisationService:
     async def invite_member(
         self, caller: Caller, organisation: str, user_id: str
     ) -> tuple[User, str | None]:
-        """Mail another invitation to a member; return member and token as `add_member` does.
+        """Mail another invitation to a member.
+
+        Returns:
+            The member, and the invitation's token if no mail server is configured, otherwise None.
 
         Raises:
             InvalidRequest: the user is a service account or disabled.
@@ -183,7 +189,7 @@ class OrganisationService:
         return await self._change_user(caller, event, user_id, values)
 
     async def find_users(self, caller: Caller, email: str) -> list[User]:
-        """Return a list of the user with this email, or an empty list; only operators may do so."""
+        """Return the user with this email in a list, or an empty list; only operators may do so."""
         require_scope(caller.identity, OPERATOR)
         user = await self._users.find_by_email(email.lower())
         return [] if user is None else [user]

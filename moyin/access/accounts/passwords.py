@@ -58,7 +58,7 @@ class PasswordService:
     async def require_strong(
         self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
     ) -> None:
-        """Run `require_strong_password` in a thread."""
+        """Run `require_strong_password`, which raises `WeakPassword`, in a thread."""
         await self._select_queue(trusted).run(
             partial(require_strong_password, password, email=email, name=name, field=field)
         )
@@ -68,8 +68,9 @@ class PasswordService:
     ) -> bool:
         """Return True if ``password_hash`` is the hash of ``password``.
 
-        If ``password_hash`` is None, return False after the usual time. The number of concurrent
-        attempts at an ``account`` is limited unless the argument is empty.
+        If ``password_hash`` is None, return False after the time of a verification, so that the
+        duration does not reveal whether an account exists. The number of concurrent attempts at an
+        ``account`` is limited unless ``account`` is empty.
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):
@@ -101,7 +102,7 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Count a block for ``account`` while it runs; raise `Overloaded` if too many run.
+        """Count a ``with`` block for ``account``; raise `Overloaded` if too many of them run.
 
         An empty ``account`` has no limit.
         """
@@ -109,7 +110,7 @@ class _WorkQueue:
             yield
             return
         if self._accounts[account] >= _PER_ACCOUNT:
-            raise _overloaded()
+            raise _new_overloaded_error()
         self._accounts[account] += 1
         try:
             yield
@@ -121,7 +122,7 @@ class _WorkQueue:
     async def run(self, work: Callable[..., T], *arguments: str) -> T:
         """Run ``work`` in a thread if the queue is not full; otherwise raise `Overloaded`."""
         if self._admitted_count >= self._capacity:
-            raise _overloaded()
+            raise _new_overloaded_error()
         self._admitted_count += 1
         try:
             async with self._slots:
@@ -130,7 +131,7 @@ class _WorkQueue:
             self._admitted_count -= 1
 
 
-def _overloaded() -> Overloaded:
+def _new_overloaded_error() -> Overloaded:
     return Overloaded(
         "too many passwords are being verified; try again in 2 seconds", retry_after=2
     )

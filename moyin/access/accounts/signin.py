@@ -128,8 +128,8 @@ class SignInService:
             raise InsufficientScope("registration is disabled; ask an administrator for an account")
         await self._attempt_limits.count_registration(address, self.policy.registrations_per_hour)
         await self._passwords.require_strong(password, email=email, name=name, field="password")
-        hashed = await self._passwords.hash(password)
-        user = await self._create_player(email=email.lower(), name=name, password=hashed)
+        password_hash = await self._passwords.hash(password)
+        user = await self._create_player(email=email.lower(), name=name, password=password_hash)
         return await self._begin_session(user)
 
     async def sign_in(
@@ -247,13 +247,13 @@ class SignInService:
             self._mail_in_background(user, *_RESET_MAIL, token)
 
     async def create_invitation(self, user: User, *, transaction: Transaction) -> str:
-        """Create a token that sets the password of a user, and invalidate earlier tokens."""
+        """Create and return a token that sets a user's password; earlier tokens become invalid."""
         return await self._sessions.create_reset_token(
             user.id, _INVITATION_LIFETIME, within=transaction
         )
 
     def send_invitation(self, user: User, token: str) -> str | None:
-        """Mail the token of an invitation, or return it if no mail server is configured."""
+        """Mail the token of an invitation; return the token instead if there is no mail server."""
         if not self._mailer.can_deliver:
             return token
         if user.password is None:
@@ -280,8 +280,8 @@ class SignInService:
         await self._passwords.require_strong(
             password, email=user.email, name=user.name, field="password", trusted=True
         )
-        hashed = await self._passwords.hash(password, trusted=True)
-        await self._sessions.reset_password(token, hashed)
+        password_hash = await self._passwords.hash(password, trusted=True)
+        await self._sessions.reset_password(token, password_hash)
         return self._devices.issue(user.id)
 
     async def change_profile(

@@ -119,9 +119,11 @@ class Throttle:
                 # The keys are checked one after the other, so that an attempt that one key rejects
                 # is not counted by the next.
                 for key in keys:
-                    await self._acquire_one(key)
+                    await self._acquire_key(key)
         except TimeoutError:
-            raise _too_many_attempts(max(key.rate.interval_seconds for key in keys)) from None
+            raise _new_too_many_attempts_error(
+                max(key.rate.interval_seconds for key in keys)
+            ) from None
         except RedisError as error:
             self._raise_if_fail_closed(error)
 
@@ -138,18 +140,18 @@ class Throttle:
             self._raise_if_fail_closed(error)
             return
         if count > maximum:
-            raise _too_many_attempts(max(remaining_s, 1))
+            raise _new_too_many_attempts_error(max(remaining_s, 1))
 
     async def subtract(self, *keys: ThrottleKey) -> None:
         """Subtract a successful attempt from the counters of the keys."""
-        await self._run_uncount([_valkey_key("count", key.name) for key in keys])
+        await self._decrement_counters([_valkey_key("count", key.name) for key in keys])
 
     async def subtract_event(self, name: str) -> None:
-        """Subtract an event that `count_event` counted and that was successful."""
-        await self._run_uncount([_valkey_key("limit", name)])
+        """Decrement the counter of an event that was successful."""
+        await self._decrement_counters([_valkey_key("limit", name)])
 
     async def record_known(self, name: str) -> None:
-        """Record for 30 days that an account signed in from an address; ``name`` has both."""
+        """Record for 30 days that an account signed in from an address; ``name`` contains both."""
         try:
             await self._redis.set(_valkey_key("known", name), "1", ex=_REMEMBERED_SECONDS)
         except RedisError as error:
@@ -171,7 +173,7 @@ class Throttle:
         await asyncio.gather(*dispatchers, return_exceptions=True)
         await self._redis.aclose()
 
-    async def _acquire_one(self, key: ThrottleKey) -> None:
+    async def _acquire_key(self, key: ThrottleKey) -> None:
         rate, slot_key = key.rate, _valkey_key("turn", key.name)
         arguments = [_HOUR_SECONDS, rate.burst_per_hour, int(rate.interval_seconds * 1000)]
         if await self._count(keys=[_valkey_key("count", key.name), slot_key], args=arguments) == 0:
@@ -179,20 +181,24 @@ class Throttle:
         if len(self._waiting) >= _MAX_WAITING:
             oldest = next(iter(self._waiting))
             if not oldest.done():
-                oldest.set_exception(_too_many_attempts(rate.interval_seconds))
+                oldest.set_exception(_new_too_many_attempts_error(rate.interval_seconds))
         queue = self._queues.setdefault(slot_key, _WaitQueue())
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.waiting[admitted] = None
         self._waiting[admitted] = None
         if queue.dispatcher is None:
-            queue.dispatcher = asyncio.create_task(self._dispatch(slot_key, queue, rate))
+            queue.dispatcher = asyncio.create_task(
+                self._admit_waiting_attempts(slot_key, queue, rate)
+            )
         try:
             await admitted
         finally:
             queue.waiting.pop(admitted, None)
             self._waiting.pop(admitted, None)
 
-    async def _dispatch(self, slot_key: str, queue: _WaitQueue, rate: AttemptRate) -> None:
+    async def _admit_waiting_attempts(
+        self, slot_key: str, queue: _WaitQueue, rate: AttemptRate
+    ) -> None:
         """Admit the waiting attempts of one key at its rate, until none waits."""
         takes_newest = True
         try:
@@ -216,7 +222,7 @@ class Throttle:
         finally:
             self._queues.pop(slot_key, None)
 
-    async def _run_uncount(self, keys: list[str]) -> None:
+    async def _decrement_counters(self, keys: list[str]) -> None:
         try:
             for key in keys:
                 await self._uncount(keys=[key])
@@ -234,7 +240,7 @@ class Throttle:
             ) from error
 
 
-def _too_many_attempts(seconds: float) -> TooManyAttempts:
+def _new_too_many_attempts_error(seconds: float) -> TooManyAttempts:
     return TooManyAttempts(
         f"too many attempts; try again in {seconds:g} seconds", retry_after=seconds
     )

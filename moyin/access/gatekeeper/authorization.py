@@ -42,7 +42,8 @@ class AuthorizationMiddleware:
 
         Raises:
             InsufficientScope: the caller lacks the scope.
-            RateLimited, BudgetExceeded, ServiceUnavailable: as `Admission.reserve` raises them.
+            RateLimited, BudgetExceeded: a limit or a budget is exceeded.
+            ServiceUnavailable: Valkey is unavailable, and the settings reject requests then.
         """
         identity = scope["moyin"].identity if scope["type"] != "lifespan" else None
         if identity is None:
@@ -71,7 +72,7 @@ def get_admission(scope: Scope) -> Admission | None:
 
 
 def set_admission(scope: Scope, admission: Admission) -> None:
-    """Let `get_admission` return an admission, for a request that did not pass the middleware."""
+    """Store the admission of a request that did not pass this middleware, for `get_admission`."""
     scope[_ADMISSION] = admission
 
 

@@ -86,10 +86,11 @@ class BrowserSessions:
 def build_cookies(
     scope: Scope, secret: str, refresh_secret: str = "", refresh_seconds: int = 0
 ) -> list[str]:
-    """Return the Set-Cookie headers of an API key or access token; an empty one deletes the cookie.
+    """Return the Set-Cookie headers for an API key or access token in ``secret``.
 
-    Without a refresh secret, the refresh cookie of an earlier session is deleted; otherwise a
-    renewal would sign the browser in as the previous user.
+    If ``secret`` is empty, the headers delete the cookie. Without a refresh secret, the refresh
+    cookie of an earlier session is deleted; otherwise a renewal would sign the browser in as the
+    previous user.
     """
     lifetime = get_cookie_lifetime(secret) if secret else 0
     return [

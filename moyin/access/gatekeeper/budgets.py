@@ -24,7 +24,7 @@ class BudgetState:
     """The state of one budget in its current period; amounts are in US dollars.
 
     Attributes:
-        subject: the key, user or tenant, as in `Limit`.
+        subject: the key, user or tenant: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
         period: ``day`` or ``month``, both in UTC.
         spent: the cost of calls that have ended.
         reserved: the maximum cost of running calls. If their replica is killed, the amount stays
@@ -103,7 +103,7 @@ class BudgetReader:
 
 
 def build_key(owner: str, subject: str, kind: str) -> str:
-    """Return the Valkey key of one counter of a subject, such as ``money``."""
+    """Return the Valkey key under which one ``kind`` of usage, such as ``money``, is counted."""
     return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 
@@ -134,7 +134,7 @@ def _get_budget(limit: Limit, period: str) -> Decimal | None:
 
 
 def _parse_period(fields: Mapping[str, str], period: str) -> tuple[int, int]:
-    """Return the booked and the reserved amount now, in billionths of a US dollar."""
+    """Return the current booked and reserved amounts, in billionths of a US dollar."""
     if fields.get(period) != f"{datetime.now(UTC):{_PERIOD_FORMATS[period]}}":
         return 0, 0
     return int(fields.get(f"{period}_nano", 0)), int(fields.get(f"{period}_reserved", 0))

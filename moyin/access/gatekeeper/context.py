@@ -30,7 +30,7 @@ class RequestContext:
 
         Raises:
             MissingKey: a request on a public path has no key.
-            InsufficientScope: the caller has an event token, which only `reader` allows.
+            InsufficientScope: the caller has an event token; use `reader` to allow it.
         """
         if self.reader.job is not None:
             raise InsufficientScope("an event token can only read one job's events and files")
@@ -54,7 +54,10 @@ class RequestContext:
         return self.caller.owner
 
     def require(self, scope: str) -> None:
-        """Raise `InsufficientScope` unless the caller has ``scope``, now and during the request."""
+        """Raise `InsufficientScope` unless the caller has ``scope``.
+
+        A long-lived request also ends when the caller loses the scope.
+        """
         self.required_scopes.add(scope)
         if self.identity is None or not self.identity.has_scope(scope):
             raise InsufficientScope(

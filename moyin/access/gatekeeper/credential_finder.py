@@ -53,7 +53,7 @@ class CredentialFinder:
         self._event_token = event_token
 
     def extract(self, scope: Scope, *, reads_cookie: bool = True) -> str | None:
-        """Return the key or access token, or None, and remove keys from ``scope["query_string"]``.
+        """Return the key or access token, or None; remove keys from ``scope["query_string"]``.
 
         Args:
             reads_cookie: True to accept a key in a cookie if there is no other key.
@@ -88,10 +88,11 @@ class CredentialFinder:
 
 
 def require_same_origin(scope: Scope, *, requires_origin: bool = True) -> None:
-    """Raise `CrossSiteRequest` if a browser sent the request for a page of another site.
+    """Raise `CrossSiteRequest` if a page of another site made a browser send the request.
 
     Args:
-        requires_origin: False to accept requests without an origin, which no browser sends.
+        requires_origin: False to accept requests that have neither the header Origin nor
+            Sec-Fetch-Site. Browsers send at least one of them.
     """
     site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
     if site is not None:
@@ -128,7 +129,10 @@ def remove_session_cookie(value: str) -> str:
 
 
 def _extract_parameter(scope: Scope, name: str, is_allowed: RequestPredicate | None) -> str | None:
-    """Return the first value of a query parameter that is allowed, and remove it from the query."""
+    """Remove a query parameter from the request, and return its first value.
+
+    If ``is_allowed`` is None or returns False, return None and remove nothing.
+    """
     if not scope.get("query_string") or is_allowed is None or not is_allowed(scope):
         return None
     query = scope["query_string"].decode("latin-1")

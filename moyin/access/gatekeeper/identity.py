@@ -52,7 +52,11 @@ class Authenticator(CredentialVerifier, Protocol):
 
 @dataclass(slots=True)
 class _CachedIdentity:
-    """Caches an identity until two times of the monotonic clock."""
+    """Caches an identity until ``stale_until``, and uses it unverified until ``fresh_until``.
+
+    Both are seconds of the monotonic clock. Between the two times, the cached identity is used only
+    while the database is unavailable.
+    """
 
     identity: Identity
     fresh_until: float
@@ -62,9 +66,8 @@ class _CachedIdentity:
 class KeyAuthenticator:
     """Authenticates API keys and tokens, and caches the identities for a few seconds.
 
-    The cache is bounded, and its keys are whole secrets. It contains only valid credentials, so
-    that guesses cannot fill it. While the database is unavailable, cached identities are used for
-    longer.
+    The cache is bounded and contains only valid credentials, so that guesses cannot fill it. While
+    the database is unavailable, cached identities are used for longer.
 
     Args:
         signing_key: the secret that signs service tokens.
@@ -115,7 +118,7 @@ class KeyAuthenticator:
             _log.warning("could not verify a credential in the database: %s", type(error).__name__)
             if entry is not None and entry.stale_until > now:
                 return entry.identity
-            raise _cannot_verify() from error
+            raise _new_verification_error() from error
         if self._cached:
             self._add_to_cache(credential, identity, now, expires_in)
         return identity
@@ -134,7 +137,7 @@ class KeyAuthenticator:
                 await self._filter_event_tokens({token: identity})
             )
         except (SQLAlchemyError, OSError) as error:
-            raise _cannot_verify() from error
+            raise _new_verification_error() from error
         if token not in valid_tokens:
             raise InvalidKey(
                 "the API key or session that created this event token has ended, or the key was rotated"
@@ -268,14 +271,17 @@ class KeyAuthenticator:
         return identity, claims["exp"]
 
 
-def _cannot_verify() -> ServiceUnavailable:
+def _new_verification_error() -> ServiceUnavailable:
     return ServiceUnavailable(
         "credentials cannot be verified at the moment; try again", retry_after=1
     )
 
 
 def _remove_request_limits(limit: Limit) -> Limit:
-    """Return ``limit`` without request limits, for a service: its request was counted before."""
+    """Return ``limit`` without its request limits.
+
+    A service acts for a caller whose request has already been counted.
+    """
     return replace(limit, requests_per_minute=None, concurrent_requests=None)
 
 

@@ -89,7 +89,10 @@ class RequestMeter:
     async def admit(
         self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
     ) -> Admission:
-        """Create an `Admission` for one request and call its `reserve`."""
+        """Count a request, reserve its maximum cost, and return its `Admission`.
+
+        Raises the errors of `Admission.reserve`.
+        """
         admission = Admission(self, limits, owner)
         await admission.reserve(usd, tokens)
         return admission
@@ -249,7 +252,7 @@ class Admission:
         if not admitted:
             raise self._create_error(*details)
         self.headers = _build_headers(*details)
-        self._hold(tokens)
+        self._mark_held(tokens)
 
     def build_job_reservation(self, usd: Decimal) -> JobReservation | None:
         """Return what `reserve` reserved in budgets, for a job that keeps the reservation.
@@ -284,7 +287,7 @@ class Admission:
             self, self._keys, [self.lease, self._spent_nano_usd, tokens, *self._period]
         )
 
-    def _hold(self, tokens: int) -> None:
+    def _mark_held(self, tokens: int) -> None:
         leases = self.leases
         self._reserved_tokens = tokens
         self._is_held = bool(leases) or self.limits_spending
@@ -298,14 +301,14 @@ class Admission:
         Settling a reservation that was never made changes no budget.
         """
         if isinstance(error, RedisTimeoutError):
-            self._hold(0)
+            self._mark_held(0)
 
     def _release_cancelled(self, reply: asyncio.Future[Any], tokens: int) -> None:
         """Release the lease and the reservation of a request that was cancelled while it was counted."""
         if (error := reply.exception()) is not None:
             self._hold_after_timeout(error)
         elif reply.result()[0]:
-            self._hold(tokens)
+            self._mark_held(tokens)
         self.release()
 
     def _create_error(

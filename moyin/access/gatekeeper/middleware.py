@@ -85,7 +85,11 @@ class Gatekeeper:
             await request.run(self, scope, receive)
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Authenticate the request and call the app; raise the `MoyinError` of either."""
+        """Authenticate the request and call the app.
+
+        Raises:
+            MoyinError: the request is refused, or the app raised this error.
+        """
         if not self._is_public(scope):
             request.set_caller(*await self._authenticate(scope))
         scope["moyin"] = request.context
@@ -140,15 +144,15 @@ class Gatekeeper:
         self, error: MoyinError, request_id: str, scope: Scope
     ) -> tuple[Message, bytes]:
         """Return the ASGI start message and the body of an error response."""
-        rendered = self._errors_of(scope)(error, request_id, scope["path"])
+        error_body = self._errors_of(scope)(error, request_id, scope["path"])
         headers = [
-            (b"content-length", str(len(rendered.body)).encode()),
-            *((k.encode(), v.encode("latin-1")) for k, v in rendered.headers.items()),
+            (b"content-length", str(len(error_body.body)).encode()),
+            *((k.encode(), v.encode("latin-1")) for k, v in error_body.headers.items()),
             *SECURITY_HEADERS,
         ]
         return (
-            {"type": "http.response.start", "status": rendered.status, "headers": headers},
-            rendered.body,
+            {"type": "http.response.start", "status": error_body.status, "headers": headers},
+            error_body.body,
         )
 
     def render_stream_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:

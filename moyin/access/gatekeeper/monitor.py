@@ -123,7 +123,9 @@ class CredentialMonitor:
                 watched_credential.identity = identity
             for connection in list(watched_credential.connections):
                 error = (
-                    _credential_ended() if identity is None else connection.find_refusal(identity)
+                    _new_credential_ended_error()
+                    if identity is None
+                    else connection.find_refusal(identity)
                 )
                 if error is not None and connection.can_end:
                     connection.end(error)
@@ -140,5 +142,5 @@ class CredentialMonitor:
                 )
 
 
-def _credential_ended() -> InvalidKey:
+def _new_credential_ended_error() -> InvalidKey:
     return InvalidKey("the API key or the session of this connection has ended; authenticate again")

@@ -29,7 +29,11 @@ class RequestHandler(Protocol):
     """The methods of `Gatekeeper` that a `Request` calls."""
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Authenticate the request and call the app; raise the `MoyinError` of either."""
+        """Authenticate the request and call the app.
+
+        Raises:
+            MoyinError: the request is refused, or the app raised this error.
+        """
 
     def observe(self, scope: Scope, request: Request) -> None:
         """Report an ended request, for the access log and metrics."""
@@ -46,7 +50,7 @@ class RequestHandler(Protocol):
 class Request:
     """One request: calls the app, sends its response or an error, and can be ended early.
 
-    Implements `moyin.access.gatekeeper.monitor.Connection`.
+    Implements `moyin.access.gatekeeper.monitor.Connection`, so that the monitor can end it.
     """
 
     def __init__(self, scope: Scope, send: Send, adds_request_id: bool) -> None:
@@ -95,7 +99,7 @@ class Request:
             if self._end_error is not None:
                 await self._end_stream(handler, scope, receive, self._end_error)
             elif self._watcher is not None and self._watcher.was_too_slow:
-                await self._send_error(handler, scope, receive, _body_too_slow())
+                await self._send_error(handler, scope, receive, _new_too_slow_error())
         except MoyinError as error:
             await self._send_error(handler, scope, receive, error)
         except Exception:
@@ -166,8 +170,8 @@ class Request:
     def send(self, message: Message) -> Awaitable[None]:
         """Send a message of the app to the client, and record it.
 
-        The start message is held until the next one if the app responds before it has read the
-        whole request body.
+        If the app responds before it has read the whole request body, the start message is held
+        back until the next message.
         """
         self.progress.record(message)
         if self._held_start is not None:
@@ -190,7 +194,7 @@ class Request:
         return self._send(message)
 
     async def _send_held(self, message: Message) -> None:
-        """Send the held start message and then ``message``."""
+        """Send the start message that was held back, and then ``message``."""
         start, self._held_start = self._held_start, None
         assert start is not None
         if not message.get("more_body", False):
@@ -259,16 +263,16 @@ class Request:
 
 
 async def _do_nothing() -> None:
-    """Do nothing; `send` returns this awaitable for a message that is held."""
+    """Do nothing; `send` returns this awaitable for a message that it holds back."""
 
 
-def _body_too_slow() -> BodyTooSlow:
+def _new_too_slow_error() -> BodyTooSlow:
     return BodyTooSlow("the request body paused for too long or arrived too slowly; send it faster")
 
 
 def _choose_request_id(scope: Scope) -> str:
     """Return the client's ``x-request-id`` if it is valid, or a new id."""
-    requested = get_header(scope, b"x-request-id")
-    if requested is not None and REQUEST_ID_PATTERN.fullmatch(requested):
-        return requested
+    requested_id = get_header(scope, b"x-request-id")
+    if requested_id is not None and REQUEST_ID_PATTERN.fullmatch(requested_id):
+        return requested_id
     return secrets.token_hex(16)

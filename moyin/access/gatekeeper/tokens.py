@@ -33,7 +33,7 @@ _UNKNOWN_KEY_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchivedFiles:
-    """Names the files of an archive: by their ids, or all of a job."""
+    """Names the files of an archive: either by the files' ids, or all files of a job."""
 
     artifact_ids: Sequence[str] = ()
     job_id: str | None = None
@@ -99,10 +99,10 @@ def create_archive_link(
     signing_key: bytes, owner: str, files: ArchivedFiles, name: str, ttl_s: float
 ) -> str:
     """Return a URL path from which anybody may read an archive of files for ``ttl_s`` seconds."""
-    packed = b"".join(map(_pack_artifact_id, files.artifact_ids))
+    packed_ids = b"".join(map(_pack_artifact_id, files.artifact_ids))
     token = _sign(
         signing_key, _ARCHIVE_AUDIENCE, ttl_s,
-        own=owner, ids=base64.b64encode(packed).decode(), job=files.job_id or "",
+        own=owner, ids=base64.b64encode(packed_ids).decode(), job=files.job_id or "",
     )  # fmt: skip
     return f"{SIGNED_ARCHIVES_PREFIX}{token}/{quote(name, safe='')}"
 
@@ -112,13 +112,13 @@ def verify_archive_link(signing_key: bytes, token: str) -> tuple[str, ArchivedFi
     claims = _verify(
         signing_key, token, _ARCHIVE_AUDIENCE, "link to the archive", ("own", "ids", "job")
     )
-    packed = base64.b64decode(claims["ids"])
-    ids = [f"art_{packed[start : start + 16].hex()}" for start in range(0, len(packed), 16)]
+    packed_ids = base64.b64decode(claims["ids"])
+    ids = [f"art_{packed_ids[start : start + 16].hex()}" for start in range(0, len(packed_ids), 16)]
     return claims["own"], ArchivedFiles(artifact_ids=ids, job_id=claims["job"] or None)
 
 
 def _pack_artifact_id(artifact_id: str) -> bytes:
-    """Return the random part of an id as bytes: links with many ids must be short enough for proxies."""
+    """Return the random part of an id as bytes, so that links with many ids stay short."""
     return bytes.fromhex(artifact_id.removeprefix("art_"))
 
 
@@ -134,8 +134,7 @@ def create_event_token(signing_key: bytes, creator: Identity, job_id: str, ttl_s
 def verify_event_token(signing_key: bytes, token: str) -> Identity:
     """Return the identity of an event token, or raise `InvalidToken`.
 
-    The token is valid only as long as its creator's session or key secret; the caller must check
-    that.
+    The token ends when its creator's session or key secret ends; the caller must check that.
     """
     names = ("own", "sub", "key", "user", "sec")
     claims = _verify(signing_key, token, _EVENT_AUDIENCE, "event token", names)

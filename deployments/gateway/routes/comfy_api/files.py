@@ -44,8 +44,8 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
     ) -> Response:
         """Return a file of yours, which is an output, a preview or an upload.
 
-        Without `subfolder`, it is your newest output of this name, first of your key or account,
-        or of the ComfyUI client `client_id`.
+        Without `subfolder`, it is your tenant's newest output of this name. Outputs of the ComfyUI
+        client `client_id` take precedence; without `client_id`, those of your key or account do.
         """
         if filename is None:
             raise ArtifactNotFound("the query parameter filename is missing: it must name a file")
@@ -79,8 +79,8 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
         """Store a copy of the file `original_ref` with the alpha channel of the upload."""
         caller = context(request.scope).caller
         async with receive_upload(request, "image") as upload:
-            original = await files.find_file(caller, _parse_original_ref(upload.fields))
-            await pictures.apply_mask(caller.owner, original, upload.path)
+            original_file = await files.find_file(caller, _parse_original_ref(upload.fields))
+            await pictures.apply_mask(caller.owner, original_file, upload.path)
             return await store_by_name(caller.owner, replace(upload, declared="image/png"))
 
     async def store_by_name(owner: str, upload: Upload) -> dict[str, str]:
@@ -92,11 +92,11 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             blobs, upload, generate_artifact_id(), name=name.filename, declared=upload.declared
         )
         overwrite = fields.get("overwrite") in _TRUE_VALUES
-        final, stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
+        final_name, stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
         return {
-            "name": final.filename,
-            "subfolder": final.subfolder,
-            "type": final.type,
+            "name": final_name.filename,
+            "subfolder": final_name.subfolder,
+            "type": final_name.type,
             "artifact_id": stored.id,
         }
 

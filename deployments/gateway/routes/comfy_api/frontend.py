@@ -57,7 +57,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         name="session",
     )
     async def get_session(request: Request) -> Response | SessionBody:
-        """Return the tenant and user of this browser's session, as a page if it accepts HTML."""
+        """Return this browser's tenant and user, as a page if the client accepts HTML."""
         identity = await sessions.find_identity(request.scope)
         wants_html = _accepts_html(request)
         if identity is not None:
@@ -109,7 +109,7 @@ def frontend_routes(
 
     @router.head("/", include_in_schema=False)
     async def ollama_probe() -> PlainTextResponse:
-        """Respond to the first request of Ollama's command-line client."""
+        """Respond with Ollama's greeting to the first request of its command-line client."""
         return PlainTextResponse(_OLLAMA_GREETING)
 
     @router.get("/", include_in_schema=False)

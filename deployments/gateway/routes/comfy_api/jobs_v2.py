@@ -69,7 +69,7 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
 
     @router.get("/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobBody:
-        """Return a render job with the files that it has produced."""
+        """Return a render job, including the files that it has produced."""
         job = await renders.get_job(context(request.scope).owner, job_id)
         return new_presenter(request, retention).to_job_body(job, await renders.list_outputs(job))
 

@@ -101,9 +101,10 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         "/interrupt", response_class=Response, openapi_extra=_describe_body(wire.InterruptBody)
     )
     async def interrupt(request: Request) -> Response:
-        """Cancel the prompt `prompt_id`, or without an id all your running prompts.
+        """Cancel the prompt `prompt_id`, or without an id your running prompts.
 
-        These are the running prompts of your key or account, or only those of `client_id`.
+        Without an id, all running prompts of your key or account are cancelled, or only those of
+        `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
         await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)
@@ -166,7 +167,7 @@ def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
 
 
 async def _read_body(request: Request, model: type[B]) -> B:
-    """Parse the body as JSON. ComfyUI also accepts an empty body."""
+    """Parse the body as JSON. An empty body counts as ``{}``, as in ComfyUI."""
     content = await request.body()
     body: Mapping[str, Any] = parse_object(content) if content.strip() else {}
     return validate(model, body)

@@ -106,7 +106,7 @@ def server_info_routes(
 
     @router.get("/internal/folder_paths", name="folder_paths")
     async def list_folder_paths() -> dict[str, list[str]]:
-        """Return the names of the model folders, without their paths on the machines."""
+        """Return the names of the model folders. The names also replace the folders' real paths."""
         folders: list[str] = await _fetch_merged(node_info, "/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
 
@@ -166,7 +166,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
 
     @router.get("/node_replacements", name="node_replacements")
     async def list_node_replacements() -> dict[str, Any]:
-        """Return no node replacements; newer frontends request this route."""
+        """Return no node replacements, which newer frontends request, because Moyin has none."""
         return {}
 
     return router
@@ -209,7 +209,7 @@ def model_routes(node_info: NodeInfoCache, admission: GraphAdmission) -> APIRout
 
     @router.get("/experiment/models/{folder}", name="model_files_v2")
     async def list_model_files_v2(folder: str) -> list[dict[str, Any]]:
-        """List the model files in a folder, with their sizes and times."""
+        """List the model files in a folder, with their sizes and the times of last change."""
         path = f"/experiment/models/{quote(folder, safe='')}"
         return await node_info.fetch_merged(path, merge_lists)
 

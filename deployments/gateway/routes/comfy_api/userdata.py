@@ -28,7 +28,7 @@ _BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"format": "bi
 
 
 def _describe_path_parameter(name: str, description: str) -> dict[str, Any]:
-    """Return the OpenAPI description of a path parameter, which the handlers parse themselves."""
+    """Return the OpenAPI description of a path parameter that handlers parse themselves."""
     schema = {"type": "string", "minLength": 1}
     return {
         "name": name, "in": "path", "required": True, "description": description, "schema": schema
@@ -93,7 +93,10 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.post("/userdata/{file:path}/move/{dest:path}", openapi_extra=_MOVE_PATHS)
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
     async def write(request: Request, overwrite: _Flag = "", full_info: _Flag = "") -> Any:
-        """Store the body as a file, or move a file. `overwrite=false` returns 409 if it exists."""
+        """Store the body as a file, or move a file.
+
+        With `overwrite=false`, an existing file is kept and the status is 409.
+        """
         scope = get_userdata_scope(context(request.scope).caller)
         path, destination = _parse_paths(request)
         replace = overwrite != "false"

@@ -28,7 +28,7 @@ def websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRoute
         websocket: WebSocket,
         client_id: Annotated[str, Query(alias="clientId", max_length=255)] = "",
     ) -> None:
-        """Send the client the messages about its prompts, which any replica may have accepted."""
+        """Send the client the messages about its prompts, whichever replica accepted them."""
         await websocket.accept()
 
         async def send(message: str | bytes) -> None:
