@@ -1,4 +1,4 @@
-"""Holds multipart forms with files, and encodes them again without reading files into memory."""
+"""Represents multipart forms, and re-encodes them without reading whole files into memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class MultipartForm:
 
 
 class EncodedForm:
-    """Encodes a form as a body whose length is known; `iterate` may be called several times.
+    """Encodes a form as a request body of known length, which can be iterated several times.
 
     Text fields come first, because servers that read a body as a stream need them before the files.
 

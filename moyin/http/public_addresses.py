@@ -117,7 +117,11 @@ class PublicConnector(TCPConnector):
         traces: list[Trace],
         timeout: ClientTimeout,  # noqa: ASYNC109 (aiohttp's own)
     ) -> Connection:
-        """Return a connection; raise AddressNotAllowed if an address of the host is not allowed."""
+        """Return a connection to a request's host.
+
+        Raises:
+            AddressNotAllowed: one of the host's addresses is not allowed.
+        """
         try:
             return await super().connect(req, traces, timeout)
         except ClientConnectorError as error:

@@ -56,7 +56,7 @@ UtcDatetime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 
 
 class WireModel(BaseModel):
-    """The base class of request bodies, with strict types and with unknown members kept."""
+    """Base class of request bodies: types are strict, and undeclared members are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -70,7 +70,8 @@ def parse_json(body: bytes) -> Any:
 
     Raises:
         InvalidJson: the body is not JSON.
-        BodyTooLarge: the body may contain too many values.
+        BodyTooLarge: the body has too many values. They are estimated by counting separators, so
+            separators within strings count, too.
     """
     # Counts the characters that separate values, also within strings, where they separate none.
     if len(body) > _MAX_VALUES < len(body) - len(body.translate(None, b",[{")):
@@ -89,7 +90,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
     Raises:
         InvalidJson: the body is not JSON.
-        BodyTooLarge: the body may contain too many values.
+        BodyTooLarge: the body has too many values, as estimated by `parse_json`.
         InvalidRequest: the body is JSON, but not an object.
     """
     data = parse_json(body)
@@ -99,7 +100,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(model: type[M], data: Mapping[str, Any]) -> M:
-    """Validate a parsed body as a pydantic model; raise InvalidRequest with the invalid field."""
+    """Validate a parsed body with a pydantic model; raise InvalidRequest, which names the field."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -116,12 +117,15 @@ def validate(model: type[M], data: Mapping[str, Any]) -> M:
 def find_unsupported_field(
     shape: WireModel, harmless: frozenset[str], path: str = ""
 ) -> str | None:
-    """Return the path of a member that the client set and the model does not declare, or None.
+    """Return the path of the first field of the request that its model does not declare.
 
     Args:
-        harmless: names of undeclared members that may be ignored because they do not change the
-            answer.
-        path: the path of ``shape`` within the body, which is the start of the returned path.
+        shape: the validated request, or an object within it.
+        harmless: undeclared fields that may be ignored, because they do not change the answer.
+        path: the path of ``shape`` within the body, to which the field's name is appended.
+
+    Returns:
+        The path, such as ``messages.0.name``; None if all fields are declared, harmless or empty.
     """
     for name, value in shape.extras.items():
         if value and name not in harmless:
@@ -138,7 +142,7 @@ def find_unsupported_field(
 
 
 def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
-    """Yield pairs of a field and its JSON schema for a request in OpenAI's or Anthropic's format.
+    """Yield each JSON schema in a request of OpenAI's or Anthropic's format, after its path.
 
     Args:
         tools: the member of a tool that holds its schema, such as ``function.parameters``.
@@ -175,7 +179,10 @@ def _get_member(value: Any, path: str) -> Any:
 
 
 def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the members that ``data`` lacks; members that are objects are merged one level deep."""
+    """Return ``data`` with the members of ``additions`` that it lacks.
+
+    Members that are objects are merged in the same way, but not the objects within them.
+    """
     result = {**additions, **data}
     for name, added in additions.items():
         if isinstance(added, Mapping):
@@ -247,7 +254,11 @@ def arguments_to_text(value: Any) -> str:
 
 
 def _build_path(problem: ErrorDetails, data: Any) -> str:
-    """Return the path of an invalid field, without the names of union branches that pydantic adds."""
+    """Return the dotted path of an invalid field in the client's body.
+
+    pydantic's location also names branches of unions, which are no part of the body; the path
+    leaves them out.
+    """
     value, path = data, []
     *inner, last_part = problem["loc"] or ("",)
     for part in inner:

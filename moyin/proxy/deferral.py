@@ -28,7 +28,11 @@ class Deferral(Protocol):
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """Create a job that calls ``path`` with its query; return the job and True if it is new."""
+        """Create a job that sends the request to ``path``, which includes the query, later.
+
+        Returns:
+            The job, and True if it is new. It is not new if the idempotency key was used before.
+        """
         ...
 
     def is_called_by_job(self, identity: Identity) -> bool:

@@ -31,7 +31,7 @@ _FORBIDDEN_METHODS = frozenset({"CONNECT", "TRACE"})
 
 @dataclass(frozen=True, slots=True)
 class _RouteRuntime:
-    """Holds the objects with which this replica serves one route of the current route table."""
+    """Holds a route's HTTP session, upstreams, identity signer and health checks in a replica."""
 
     session: aiohttp.ClientSession
     pool: UpstreamPool
@@ -75,7 +75,7 @@ class Proxy:
 
     @property
     def pools(self) -> list[UpstreamPool]:
-        """The upstreams of each route, with this replica's view of their health and load."""
+        """One pool of upstreams per route, with the health and load that this replica observes."""
         return [runtime.pool for runtime in self._runtimes.values()]
 
     async def start(self) -> None:
@@ -162,7 +162,7 @@ class Proxy:
     async def _forward(
         self, runtime: _RouteRuntime, path: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Count the request against the limits of its route, and send it to an upstream."""
+        """Forward a request or WebSocket, and count it against the route's limits meanwhile."""
         admission, limit = None, runtime.pool.route.limit
         if limit is not None and self._meter is not None:
             admission = await self._meter.admit([limit], owner=context(scope).owner)
@@ -205,7 +205,7 @@ class Proxy:
     def _find_deferral(
         self, route: Route, request: RequestContext, scope: Scope
     ) -> Deferral | None:
-        """Return the object that turns the request into a job; None to forward it now."""
+        """Return the `Deferral` that turns the request into a job; None to forward it now."""
         deferral, identity = self._deferral, request.identity
         # Jobs call the gateway by its own address, where routes for other hosts do not match.
         if deferral is None or identity is None or route.hosts or scope["type"] == "websocket":

@@ -69,7 +69,10 @@ def build_request_headers(
     pass_credentials: bool,
     identity: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    """Return the request headers without hop-by-hop headers, keys and forgeable headers.
+    """Return the headers that an upstream receives for a client's request.
+
+    Hop-by-hop headers, API keys, session cookies, and headers by which a client could pose as the
+    gateway are left out. Headers that describe the client are added.
 
     Args:
         address: the client's IP address, or an empty string if it is unknown.
@@ -111,10 +114,10 @@ def build_request_headers(
 def build_response_headers(
     headers: RawHeaders, *, from_own_app: bool = False, location: str | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Return the response headers that the client receives.
+    """Return the headers that the client receives for an upstream's response.
 
     Args:
-        from_own_app: True if the upstream is one of Moyin's apps, whose ``x-moyin-*`` are kept.
+        from_own_app: True if the upstream is an app of Moyin, whose ``x-moyin-*`` headers are kept.
         location: the value that replaces the upstream's ``Location``, if any.
     """
     pairs = [(name.lower(), value) for name, value in headers]
@@ -171,7 +174,7 @@ def _is_moyin_credential(name: str, value: str) -> bool:
 
 
 def _web_scheme(scope: Scope, address: str) -> str:
-    """Return the client's scheme, which a trusted proxy reports if it has terminated TLS."""
+    """Return the scheme that the client used; a trusted proxy in front reports it in a header."""
     peer = (scope.get("client") or ("", 0))[0]
     forwarded_scheme = get_header(scope, b"x-forwarded-proto")
     if address and address != peer and forwarded_scheme in ("http", "https"):
@@ -180,7 +183,7 @@ def _web_scheme(scope: Scope, address: str) -> str:
 
 
 def _decode_value(value: bytes) -> str:
-    """Decode a header value as UTF-8, as aiohttp will encode it, or otherwise as Latin-1."""
+    """Decode a header value as UTF-8, in which aiohttp will encode it, or else as Latin-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -188,7 +191,7 @@ def _decode_value(value: bytes) -> str:
 
 
 def is_forwardable(name: str) -> bool:
-    """Return True if a client's header with this lower-case name may be forwarded to services."""
+    """Return True if a client's header with this lower-case name may be sent on to a service."""
     return (
         _UNAMBIGUOUS_NAME.fullmatch(name) is not None
         and name not in _FORGEABLE_NAMES

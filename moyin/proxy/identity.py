@@ -25,7 +25,7 @@ _CachedHeaders = tuple[float, Mapping[str, str]]
 
 
 def derive_route_secret(signing_key: bytes, route: str) -> str:
-    """Return the secret with which a route's service verifies callers' identities; 64 hex digits.
+    """Return the secret, in 64 hex digits, with which a route's service verifies signed identities.
 
     Every route has its own secret, derived from the stack's key, so that no service can forge
     identities for another service.

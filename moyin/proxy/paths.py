@@ -40,10 +40,10 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
 
 
 def read_leniently(path: str) -> str | None:
-    """Return the path without ``;parameters`` and repeated slashes, or None if it is the same.
+    """Return the path as lenient servers read it: without ``;parameters`` and repeated slashes.
 
-    Some servers read paths in this way. If both readings match different routes, the request must
-    be rejected, because the other route may require more scopes.
+    Returns None if that is the same path. If the two readings match different routes, the request
+    must be rejected, because the other route may require more scopes.
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
@@ -81,9 +81,9 @@ def remove_api_key(query: str) -> str:
 def to_public_location(route: Route, upstream: str, location: str) -> str:
     """Translate a redirect to the upstream's own address into one that the client can follow.
 
-    The route's prefix is added even if the location already begins with it, because a wiki behind
-    ``/wiki`` may itself have pages below ``/wiki``. The route of a service that adds its prefix
-    itself has ``proxy_redirect`` false.
+    If the gateway removes the route's prefix from paths, it is added to the redirect, even to one
+    that already begins with it: a wiki behind ``/wiki`` may have its own pages below ``/wiki``.
+    For services that add the prefix themselves, set ``proxy_redirect`` to false on the route.
     """
     base = urlsplit(upstream)
     try:

@@ -101,7 +101,10 @@ class Route:
 
 
 class RouteTable:
-    """Finds a request's route: routes with ``hosts`` first, exact paths before longest prefixes.
+    """Finds the route of a request.
+
+    Routes with ``hosts`` are tried first. Within these and the others, an exact path precedes a
+    prefix, and a longer prefix a shorter one.
 
     Raises:
         ValueError: two routes have the same name, or match the same host and path.

@@ -62,7 +62,11 @@ async def _connect_upstream(
     headers: list[tuple[str, str]],
     sticky: str | None,
 ) -> tuple[PoolMember, _UpstreamSocket]:
-    """Open a WebSocket to an upstream of the pool, and try other members if that fails."""
+    """Open a WebSocket to a member of the pool, and try other members if that fails.
+
+    Returns:
+        The member that accepted the WebSocket, and the open WebSocket.
+    """
     tried_members: list[PoolMember] = []
     while len(tried_members) <= pool.route.retries:
         member = pool.pick_member(sticky, tried_members)

@@ -205,13 +205,14 @@ class HttpClient:
     async def upload(
         self, path: str, body: AsyncIterable[bytes], deadline: float, headers: Mapping[str, str]
     ) -> bytes:
-        """Send a POST request piece by piece and return the body of the response.
+        """Send a POST request with a body in pieces, and return the body of the response.
 
         Args:
             headers: must include ``Content-Length`` and ``Content-Type``.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: as `post` does.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
+                the response has another status than 200.
         """
         response = await self._check(await self._send("POST", path, body, deadline, headers))
         try:
@@ -344,7 +345,7 @@ class HttpClient:
         return await self._check(await self._send("POST", path, body, deadline, headers))
 
     async def _check(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
-        """Return a response whose status is 200; otherwise close it and raise its error."""
+        """Return the response if its status is 200; else close it and raise the matching error."""
         if response.status == 200:
             return response
         try:
@@ -426,7 +427,7 @@ def _new_interruption(error: Exception, path: str) -> StreamInterrupted:
 
 
 def _add_query(path: str, query: str) -> str:
-    """Return the path with the parameters ``query`` after its own."""
+    """Append URL-encoded query parameters to a path, which may already have some."""
     return f"{path}{'&' if '?' in path else '?'}{query}" if query else path
 
 

@@ -65,7 +65,7 @@ class NativePlanner:
     def _choose_lines(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Return the number and the size in bytes of the chosen lines, by back end and model."""
+        """Return the number and the bytes of each chosen line, by back end and model."""
         chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(page, contents, strict=True):
             choice = self._native_lines.choose(work.batch, work.format.read_body(content))

@@ -111,11 +111,11 @@ class NativeSender:
         await self._record_remote_id(sent_batch, remote)
 
     async def recover(self, native: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
-        """Find a sent native batch whose id was lost; send it again if the back end has none.
+        """Find a sent native batch whose id was lost, or send it again if the back end has none.
 
         Args:
-            is_open: False if the client's batch is over. Its lines are then not run, even if the
-                native batch releases them.
+            is_open: False if the client's batch is over. The search then ends after a while, even if
+                a running batch may be the one sent.
         """
         if "lost_at" not in native.state:
             native = replace(native, state={**native.state, "lost_at": now().isoformat()})
@@ -146,7 +146,12 @@ class NativeSender:
     async def _find_remote_batch(
         self, native: NativeBatch, api: BatchApi, known_ids: Collection[str]
     ) -> tuple[RemoteBatch | None, bool]:
-        """Return the back end's matching batch or None, and True if a running batch may match."""
+        """Search the back end for this native batch.
+
+        Returns:
+            The batch that matches, or None; and True if a batch that still runs may be the one,
+            because only results can show it.
+        """
         may_run = False
         since = datetime.fromisoformat(native.state["since"])
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
@@ -163,7 +168,10 @@ class NativeSender:
     async def _matches_native_batch(
         self, native: NativeBatch, api: BatchApi, remote: RemoteBatch
     ) -> bool | None:
-        """Return True if a back end's batch is this one; None if it has no results yet."""
+        """Return True if ``remote`` is this native batch, which only its results show.
+
+        Returns None while it has no results.
+        """
         if remote.state is RemoteState.RUNNING:
             return None
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS

@@ -185,7 +185,7 @@ class BatchRunner:
             self._drop_if_idle(batch_id)
 
     async def close(self) -> None:
-        """Let running lines end for some seconds, and release the others."""
+        """Wait some seconds for running lines, then cancel the rest and release all claims."""
         self._is_closing = True
         loop = asyncio.get_running_loop()
         end_time = loop.time() + _CLOSE_SECONDS
@@ -215,7 +215,11 @@ class BatchRunner:
                 await self._lines.remove_runner(self.id)
 
     async def _fill_window(self, batch_id: str, identity: Identity) -> WorkState:
-        """Claim and start lines until the batch's window is full; return whether lines are left."""
+        """Claim and start lines until the batch's window is full.
+
+        Returns:
+            `WorkState.MORE` if lines are left to run or still run.
+        """
         open_batch = await self._open_batch(batch_id, identity)
         batch = open_batch.batch
         may_begin = True
@@ -243,7 +247,11 @@ class BatchRunner:
         return WorkState.MORE if counts.pending else WorkState.DONE
 
     async def _end_batch(self, open_batch: _OpenBatch) -> WorkState:
-        """Wait for the running lines of a batch that is over, then release its other lines."""
+        """Release this replica's claims on the lines of an ended batch, once none of them runs.
+
+        Returns:
+            `WorkState.MORE` while lines run: the caller must try again later.
+        """
         open_batch.end_event.set()
         async with open_batch.claim_lock:
             if open_batch.running:
@@ -253,7 +261,7 @@ class BatchRunner:
         return WorkState.DONE
 
     async def _open_batch(self, batch_id: str, identity: Identity) -> _OpenBatch:
-        """Return this replica's state of a batch, with the batch's row read anew."""
+        """Return this replica's state of a batch, after reloading the batch's row."""
         if self._is_closing:
             raise _new_closing_error()
         batch = await self._batches.get(identity.owner, batch_id)

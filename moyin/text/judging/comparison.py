@@ -98,7 +98,7 @@ class Comparison:
 
 
 def derive_comparison_id(owner: str, request_id: str) -> str:
-    """Derive the id of a comparison, which is the same each time its answer is sampled."""
+    """Derive the id of a comparison from its request; the same request gives the same id."""
     text = f"{len(owner)}:{owner}{request_id}"
     return _ID_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
 

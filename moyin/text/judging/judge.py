@@ -37,7 +37,7 @@ _RETRY_SECONDS = 5.0
 
 
 class Judge:
-    """Runs comparisons by calls through the router, which the operator pays for.
+    """Runs the steps of comparisons; the operator pays for the model calls.
 
     Attributes:
         rules: the current rules, which may be replaced at any time; None turns the judge off.
@@ -111,10 +111,10 @@ class Judge:
         return parse_verdict(answer.text, swapped=comparison.swapped) or Outcome.UNPARSABLE
 
     async def record_verdict(self, comparison_id: str, verdict: Verdict) -> bool:
-        """Write the verdict to the log of signals, which ignores a repetition.
+        """Store the verdict as two signals, one per answer; storing them again has no effect.
 
         Returns:
-            False if the comparison expired, so that nothing was written.
+            False if the comparison expired, so that nothing was stored.
 
         Raises:
             MoyinError: the step failed and can be retried.

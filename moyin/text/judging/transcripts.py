@@ -81,7 +81,7 @@ def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
 
 
 def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Read the response object in the last event that has one."""
+    """Decode the last event of a stream that contains a whole response object."""
     for frame in reversed(FrameSplitter().feed(body)):
         if frame.data is not None:
             response = parse_event(frame).get("response")
@@ -113,7 +113,7 @@ def _join_deltas(deltas: list[chat.Delta]) -> chat.ChatResponse:
 
 
 def _join_ollama_lines(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Decode Ollama's lines: all have a part of the answer, and the last one has the usage."""
+    """Join Ollama's stream of lines to one answer: each has a part, and the last has the usage."""
     texts: list[str] = []
     calls: list[Any] = []
     last_line: dict[str, Any] = {}

@@ -76,7 +76,7 @@ def _read_count(value: Any, default: int) -> int:
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
-    """Encode ``usage`` in Anthropic's format, whose token counts do not overlap."""
+    """Encode ``usage`` in Anthropic's format, whose input tokens do not include cached tokens."""
     return {
         "input_tokens": usage.input_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
@@ -162,7 +162,7 @@ def encode_text_block(text: str) -> dict[str, Any]:
 
 
 def sanitize_tool_call_id(identity: str) -> str:
-    """Replace the characters that Anthropic refuses in another server's id of a tool call."""
+    """Replace the characters in another server's id of a tool call that Anthropic refuses."""
     return _INVALID_ID_CHARACTERS.sub("_", identity) or "_"
 
 

@@ -217,9 +217,9 @@ def _encode_format(output: chat.OutputFormat | None) -> Any:
 
 
 def _encode_think(reasoning: chat.Reasoning | None) -> bool | str | None:
-    """Return the effort level for Ollama's member ``think``, or True for an unknown level.
+    """Return Ollama's member ``think``: an effort level, False for no thinking, or None if not set.
 
-    Models without effort levels treat every level as True.
+    An unknown effort level becomes True.
     """
     if reasoning is None:
         return None
