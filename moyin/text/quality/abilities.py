@@ -6,18 +6,20 @@ well with probability ``logistic(a - d)``. An average exam question has difficul
 The abilities of open models come from the MMLU scores of their model cards, because MMLU is the
 only public test with scores for nearly all of them. It has four choices, so a quarter of the
 questions can be guessed: ``known = (score - 0.25) / 0.75``. The ability is ``1.6 * logit(known) +
-1.0``. The scale was fitted on the public RouteLLM tables, so that the same difficulty explains the
-scores of both of their models on GSM8K and on MMLU (docs/quality.md). MMLU is saturated above about
-85 %, and there are no scores of current Claude models. Their abilities follow the vendor's ranking,
-with a wider spread.
+1.0``. The scale was fitted on RouteLLM's public tables of two models. With it, one difficulty per
+test explains the scores of both models on GSM8K and on MMLU (docs/quality.md).
+
+MMLU does not distinguish models above about 85 %, and there are no scores of current Claude models.
+Their abilities follow the vendor's ranking, and have a larger standard deviation.
 
 A model with public scores in a kind of request has a separate ability for that kind
-(`moyin.text.quality.benchmark_scores`), with a smaller spread. Claude 3.5 Sonnet is the last Claude
-with such scores. Later models get its ability plus their distance in the ranking, because otherwise
-a local model with scores would seem better than a Claude without them. The ability for reasoning is
-the mean of the abilities in general and for mathematics, because a question after a story is often
-arithmetic. The abilities for extraction and summary are means, too: of the general ability and the
-scores of tests with given texts.
+(`moyin.text.quality.benchmark_scores`), with a smaller standard deviation. Claude 3.5 Sonnet is the
+last Claude with such scores. Later Claude models get its abilities plus their distance from it in
+the ranking. Otherwise a local model with scores would seem better than a Claude without scores.
+
+Three kinds have no test of their own. The ability for reasoning is that for mathematics, because a
+question after a story is often arithmetic. The abilities for extraction and summary are the mean of
+the general ability and of the scores in tests with given texts.
 """
 
 from __future__ import annotations
@@ -250,7 +252,14 @@ def create_tier_ability(quality: int) -> Ability:
 def _build_measured_abilities(
     entry: str, general: float, general_spread: float, quantisation_loss: float
 ) -> dict[str, Ability]:
-    """Return the abilities for the kinds in which ``entry`` has public scores."""
+    """Return a model's abilities for the kinds of request in which it has public scores.
+
+    Args:
+        entry: the model's name in the table of scores.
+        general: its general ability in logits.
+        general_spread: the standard deviation of ``general``.
+        quantisation_loss: the logits to subtract for a quantised model.
+    """
     spread = _UNVERIFIED_KIND_SPREAD if entry in UNVERIFIED_MODELS else _KIND_SPREAD
     return _blend_abilities(
         {
@@ -267,7 +276,12 @@ def _build_measured_abilities(
 
 
 def _build_ranked_abilities(entry: str, general: float) -> dict[str, Ability]:
-    """Return the abilities for the kinds in which an earlier Claude model has public scores."""
+    """Return a Claude model's abilities by kind, derived from the last Claude with public scores.
+
+    Args:
+        entry: the model's name in the vendor's ranking.
+        general: its general ability in logits.
+    """
     return _blend_abilities(
         {
             kind: Ability(
@@ -286,7 +300,13 @@ def _build_ranked_abilities(entry: str, general: float) -> dict[str, Ability]:
 def _blend_abilities(
     kinds: dict[str, Ability], general: float, spread: float
 ) -> dict[str, Ability]:
-    """Add the kind reasoning, and average the `_AVERAGED_KINDS` with the general ability."""
+    """Return ``kinds`` after adding reasoning and averaging some kinds with the general ability.
+
+    Args:
+        kinds: abilities by kind of request.
+        general: the model's general ability in logits.
+        spread: the standard deviation of the averaged abilities.
+    """
     if (ability := kinds.get("mathematics")) is not None:
         kinds["reasoning"] = ability
     return {
@@ -302,7 +322,7 @@ def _blend_abilities(
 
 
 def _convert_mmlu_to_logits(mmlu: float) -> float:
-    """Convert an MMLU score in percent, which includes guesses, to logits."""
+    """Convert an MMLU score in percent to logits, after removing the share of lucky guesses."""
     known_share = (mmlu / 100 - 0.25) / 0.75
     # Lower scores of small models are not distinguishable from chance.
     known_share = max(known_share, 0.05)
@@ -310,7 +330,7 @@ def _convert_mmlu_to_logits(mmlu: float) -> float:
 
 
 def _convert_size_to_logits(billions: float) -> float:
-    """Return the ability of a typical open model of this size, by a line fitted to `_MMLU`."""
+    """Return the ability of a typical open model with ``billions`` of parameters, in logits."""
     return min(-0.4 + 0.6 * math.log2(billions), 4.0)
 
 
@@ -325,7 +345,10 @@ def _parse_billions(name: str) -> float | None:
 
 
 def _find_longest_entry(name: str) -> str:
-    """Return the longest entry that is the beginning of ``name`` up to a hyphen, or ``""``."""
+    """Return the longest model name in the tables with which ``name`` begins; "" if there is none.
+
+    The rest of ``name`` must begin with a hyphen.
+    """
     while name:
         if name in _RANKS or name in _MMLU:
             return name
@@ -334,6 +357,6 @@ def _find_longest_entry(name: str) -> str:
 
 
 def _states_other_size(entry: str, name: str) -> bool:
-    """Return True if ``name`` states a size that differs from the size of ``entry``."""
+    """Return True if ``name`` states another number of parameters than the table's ``entry``."""
     size = _parse_billions(name)
     return size is not None and _parse_billions(entry) not in (None, size)

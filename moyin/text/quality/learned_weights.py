@@ -160,8 +160,8 @@ class LearnedWeights:
     Attributes:
         mean: the weight in logits of each of the `FEATURE_COUNT` features.
         information: the precision that signals added to each feature's weight.
-        counts: the weighted number of signals by kind, which fades like the weights of the shape.
-        faded_at: the time of the last fading in Unix seconds.
+        counts: the weighted number of signals by kind of request; old signals count less.
+        faded_at: the Unix time at which `fade` last reduced the weights.
     """
 
     mean: list[float] = field(default_factory=lambda: [0.0] * FEATURE_COUNT)
@@ -237,7 +237,11 @@ class LearnedWeights:
         self.counts[kind] = self.counts.get(kind, 0.0) + weight
 
     def fade(self, now: float) -> None:
-        """Reduce weights and information by their half-lives for the time since the last fading."""
+        """Make old signals count less: reduce weights and information by their half-lives.
+
+        Args:
+            now: the current Unix time. Nothing is reduced if the last time was only recently.
+        """
         elapsed_seconds = now - self.faded_at
         if not self.information:
             self.faded_at = max(now, self.faded_at)

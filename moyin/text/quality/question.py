@@ -279,7 +279,11 @@ def _split_words(text: str, lower_text: str) -> list[str]:
 def _classify_kind(
     text: str, lower_text: str, words: list[str], cues: Set[str], language: str, has_sums: bool
 ) -> tuple[str, bool]:
-    """Return the kind of request with the most votes, and True if any word voted."""
+    """Return the kind of request for which most words in the text vote.
+
+    Returns:
+        The kind; and False if no word voted, so that the kind is only a guess.
+    """
     votes: dict[str, float] = {}
     for word in cues & _CUE_WORDS:
         kind = KIND_CUES[word]
@@ -322,7 +326,11 @@ def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
 
 
 def _compute_demand_difficulty(cues: Set[str]) -> float:
-    """Return the sum of the difficulties of the hardest and the easiest demand, in logits."""
+    """Return the difficulty in logits that demands in a request add, such as "prove".
+
+    The hardest demand is added to the easiest one, which may lower the difficulty; all others are
+    ignored.
+    """
     difficulties = [DEMAND_DIFFICULTY[word] for word in cues & _DEMAND_WORDS]
     return max(0.0, *difficulties) + min(0.0, *difficulties) if difficulties else 0.0
 
@@ -330,7 +338,10 @@ def _compute_demand_difficulty(cues: Set[str]) -> float:
 def _compute_shape_features(
     text: str, count: int, digits: int, kind: str, language: str, steps: int, has_format: bool
 ) -> tuple[int, ...]:
-    """Return the features of the shape: one number from the range of each property."""
+    """Return the features of the request's shape, such as its length and its number of lines.
+
+    Each property, such as the length, has a range of feature numbers, of which it sets one.
+    """
     lines = text.count("\n")
     choices = lines > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None
     return (
@@ -347,7 +358,7 @@ def _compute_shape_features(
 
 
 def _count_digits(text: str) -> int:
-    """Return the number of digits by deleting them, which takes only a microsecond."""
+    """Return the number of digits, quickly: by how much deleting them shortens the text."""
     letters = text.encode(errors="surrogatepass")
     return len(letters) - len(letters.translate(None, b"0123456789"))
 

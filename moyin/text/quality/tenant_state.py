@@ -30,11 +30,11 @@ SharedLevels = Mapping[str, Mapping[str, float]]
 
 @dataclass(slots=True)
 class KeyUsage:
-    """The influence of one API key's signals, which `LearningLimits` bounds.
+    """The influence that one API key's signals have had, so that it can be limited.
 
     Attributes:
         used: the total weight of the key's signals, which decreases evenly over time.
-        moved: the net logits by which the key moved estimates, by model; halved every day.
+        moved: by how many logits the key moved estimates, by model; halved every day.
         at: the time of the last update in Unix seconds.
     """
 
@@ -43,7 +43,12 @@ class KeyUsage:
     moved: dict[str, float] = field(default_factory=dict)
 
     def decay(self, per_second: float, now: float) -> None:
-        """Reduce ``used`` by ``per_second`` and ``moved`` by its half-life since the last update."""
+        """Let the key's recorded influence decrease for the time since the last update.
+
+        Args:
+            per_second: the weight that is subtracted from ``used`` per second.
+            now: the current time in Unix seconds.
+        """
         elapsed_seconds = max(now - self.at, 0.0)
         self.used = max(self.used - elapsed_seconds * per_second, 0.0)
         fade = 0.5 ** (elapsed_seconds / _DAY)
@@ -146,9 +151,11 @@ class TenantState:
 
 
 def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
-    """Return by how many logits models are better than their public scores for one tenant.
+    """Return by how many logits each model is better than its public scores, by kind of request.
 
-    The result has no kinds with few signals, and is empty for a frozen tenant.
+    Args:
+        state: the state of one tenant. Kinds with few signals are left out. The result is empty if
+            the tenant is frozen.
     """
     if state.frozen:
         return {}
@@ -166,10 +173,12 @@ def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
 def compute_shared_levels(
     contributions: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Return by how many logits models are better than their public scores, as a median of tenants.
+    """Return the median over tenants of what `extract_levels` returns, by model and kind.
+
+    It says by how many logits each model is better than its public scores.
 
     Args:
-        contributions: the result of `extract_levels` for each tenant. Malformed stored values are
+        contributions: the stored result of `extract_levels` for each tenant. Malformed values are
             ignored.
     """
     levels_of_tenants: dict[tuple[str, str], list[float]] = {}

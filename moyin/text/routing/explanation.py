@@ -36,7 +36,7 @@ class Explanation:
         quality: quality estimates of the request; None if quality is not weighed.
         explore: share of such requests on which ``trial`` is called first.
         trial: the candidate of a trial; None if it equals the first candidate.
-        omitted: abilities whose members would be dropped from the request.
+        omitted: abilities, such as ``tools``, whose fields would be removed from the request.
     """
 
     requested_model: str
@@ -63,7 +63,7 @@ def explain_decision(
     """Compute the routing decision for a request and explain it.
 
     Args:
-        find_gap: returns the error of a call that a target would reject before it is sent, or None.
+        find_gap: returns the error for a target whose API cannot express the request; else None.
     """
     all_candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
     target_gaps = ((candidate.target, find_gap(candidate.target)) for candidate in all_candidates)
@@ -96,7 +96,7 @@ def explain_decision(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
-    """A reason in words, and as a code with parameters, which programs show in their own words."""
+    """A reason as text, and as a code with parameters, from which programs build their own text."""
 
     text: str
     code: str

@@ -48,16 +48,17 @@ def choose_trial(candidates: Sequence[Candidate], quality: RequestQuality) -> Ca
 def choose_at_upper_bound(
     options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: float
 ) -> int:
-    """Return the index of the option with the lowest score at the upper bound of quality.
+    """Return the index of the option with the lowest score, if quality is as high as it may be.
 
-    An option consists of its score without risk in US dollars, and its quality estimate.
+    An option consists of its score in US dollars without the risk of a bad answer, and its quality
+    estimate, whose upper bound is used.
     """
     scores = [usd + (1.0 - estimate.high) * usd_per_bad_answer for usd, estimate in options]
     return scores.index(min(scores))
 
 
 def put_trial_first(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
-    """Return the candidates with the candidate of the trial moved to the front.
+    """Return the candidates with the one chosen for a trial moved to the front, if there is one.
 
     The others keep their order, so that a failed trial falls back to the normal choice.
     """

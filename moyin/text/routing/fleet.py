@@ -223,7 +223,10 @@ class Fleet:
 
 
 def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
-    """Return the abilities that no target has, and that the alias or all targets allow to omit."""
+    """Return the abilities whose request fields are removed, because no target has the ability.
+
+    Only abilities are returned for which the alias, or the deployments of all targets, allow it.
+    """
     allowed_abilities = set(alias.omitted_abilities)
     if targets:
         allowed_abilities |= frozenset.intersection(

@@ -73,7 +73,7 @@ class LatencyEstimator:
         self._estimated_at = float("-inf")
 
     def should_record(self) -> bool:
-        """Count a call, and return True if `record` should be called for it."""
+        """Count a call; return True if it should be measured: the first calls, then a sample."""
         self._calls += 1
         return self._calls <= _RECORD_ALL_UP_TO or self._calls % _RECORD_ONE_IN == 0
 

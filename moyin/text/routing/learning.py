@@ -150,7 +150,10 @@ class QualityLearner:
         chosen: Candidate,
         at: float,
     ) -> None:
-        """Queue the record of a decision made ``at`` (Unix time), so that ratings find the model."""
+        """Queue the record of a decision made ``at`` (Unix time).
+
+        A later rating of the answer needs the record, to know which model it rates.
+        """
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
@@ -267,14 +270,14 @@ class QualityLearner:
         return self._estimator.get_state(owner)
 
     def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return how other tenants' signals shift a model's estimates, in logits by request kind."""
+        """Return by how many logits other tenants' signals shift a model's estimates, by kind."""
         return self._estimator.get_shared_levels(owner, model)
 
     async def refresh_shared_levels(self) -> None:
-        """Load the shared levels: how tenants' signals shift the estimates of each model.
+        """Load by how many logits the signals of all tenants shift the estimates of each model.
 
-        All replicas compute them from the same rows, so they agree within two minutes. The levels
-        affect estimates but not the learned states.
+        All replicas compute these levels from the same rows, so they agree within two minutes. The
+        levels affect estimates but not the learned states.
         """
         levels: SharedLevels = {}
         if self._is_shared:
@@ -343,7 +346,7 @@ class QualityLearner:
                     queue.popleft()
 
     async def _learn_new_signals(self) -> None:
-        """Learn from new signals; the caller holds the lock."""
+        """Learn from the signals not read yet; the caller must hold the lock."""
         if self._last_number < 0:
             self._last_number = await self._store.get_last_number()
         while True:

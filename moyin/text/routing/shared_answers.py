@@ -1,4 +1,4 @@
-"""Shares answers among replicas through Valkey, to detect follow-ups to other replicas' answers."""
+"""Shares answers among replicas through Valkey, so that follow-ups in any replica are detected."""
 
 from __future__ import annotations
 
@@ -87,9 +87,13 @@ class SharedAnswers:
         self._task: asyncio.Task[None] | None = None
 
     def queue_query(self, query: FollowUpQuery, fallback: Fallback) -> bool:
-        """Queue a query; return False if Valkey is unavailable or the batch is full.
+        """Queue the search for the answer that a request follows up.
 
-        ``fallback`` is called if Valkey is unavailable when the query is processed.
+        Args:
+            fallback: called if Valkey turns out to be unavailable when the query is processed.
+
+        Returns:
+            False if the query was not queued: Valkey is unavailable, or the batch is full.
         """
         if self._store.is_unavailable or len(self._queries) >= _MAX_QUERIES:
             return False
@@ -102,7 +106,12 @@ class SharedAnswers:
     ) -> bool:
         """Queue an answer for storage; return False if Valkey is unavailable or the batch is full.
 
-        `FollowUpQuery` describes the arguments.
+        Args:
+            fingerprint: keyed hash of the answered request's conversation.
+            previous: keyed hash of the conversation without its newest message; None if it has no
+                other message.
+            ability: ability of the model that answered, in logits.
+            at: arrival time of the request, in seconds since 1970.
         """
         if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_QUERIES:
             return False

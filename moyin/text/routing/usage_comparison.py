@@ -51,7 +51,7 @@ class UsageComparison:
 
     @property
     def price_classes(self) -> PriceClasses:
-        """The price classes by which calls must be summed; all calls of a class have one price."""
+        """The classes by which usage must be summed: within a class, a model has a single price."""
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
     def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
@@ -104,7 +104,7 @@ class UsageComparison:
 
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
-    """Add up the tokens of complete calls over all groups, by price class."""
+    """Add up the tokens of complete calls by price class, over all other groups of the sums."""
     merged: dict[tuple[int, bool], UsageSum] = {}
     for item in sums:
         if not item.is_complete or item.unit is not None:

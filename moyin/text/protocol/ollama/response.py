@@ -153,7 +153,7 @@ def build_first_members(model: str) -> dict[str, Any]:
 def build_last_members(
     stop: chat.StopReason, usage: Usage, *, nanoseconds: int, prompt_nanoseconds: int = 0
 ) -> dict[str, Any]:
-    """Return the members with which the last object of a response ends: reason, counts, durations.
+    """Return the members that end the last object of a response: stop reason, counts and durations.
 
     Clients ignore the token counts if a duration is missing.
 
@@ -204,7 +204,7 @@ def generate_response_to_client(
 
 
 def encode_logprobs_member(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any]:
-    """Encode the member ``logprobs``, which responses without probabilities do not have."""
+    """Return the member ``logprobs``, or an empty dict if there are no probabilities of tokens."""
     return {"logprobs": encode_logprobs(tokens)} if tokens else {}
 
 

@@ -167,7 +167,7 @@ class OpenAIBatchFormat:
 
 
 def compact(body: bytes) -> bytes:
-    """Return JSON without line breaks, which JSON has only between tokens."""
+    """Replace line breaks in JSON by spaces, which are equivalent between its tokens."""
     return body.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in body else body
 
 

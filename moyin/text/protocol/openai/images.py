@@ -140,9 +140,9 @@ def _parse_field(name: str, value: str) -> Any:
 def assign_pictures(
     edit: ImageEdit, template: str, accepted: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, FormFile]:
-    """Return the files of an edit by the name of the template's input that each one is for.
+    """Return the file for each of the template's picture inputs, by the input's name.
 
-    The first picture is for the input ``image``, the next ones for ``image_2``, ``image_3`` and so on.
+    The first picture is for the input ``image``, the next for ``image_2``, ``image_3`` and so on.
 
     Args:
         accepted: the JSON Schemas of the template's inputs, by name.
@@ -223,7 +223,10 @@ def images_request_to_job(
 
 
 def rename_job_field(error: MoyinError) -> MoyinError:
-    """Replace the job's field in ``error`` by the member of the image request that set it."""
+    """Make ``error`` name the field of the image request instead of the field of its render job.
+
+    The client knows only the image request, from which Moyin created the job.
+    """
     if error.field is not None:
         field = _MEMBERS_BY_JOB_FIELD.get(error.field)
         if field is not None:
@@ -251,10 +254,9 @@ def _parse_size(
 def _choose_seeds(
     count: int, schema: Mapping[str, Any], inputs: Mapping[str, Any], key: str | None
 ) -> list[int]:
-    """Return one seed per picture.
+    """Return one seed per picture, counting up from a first seed.
 
-    They count up from ``inputs["seed"]`` if set, else from a hash of ``key``, else from a random
-    number.
+    The first seed is ``inputs["seed"]`` if set, else a hash of ``key`` if set, else random.
     """
     min_seed, max_seed = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
     first_seed = inputs.get("seed")

@@ -99,7 +99,12 @@ class OperationRequest(Protocol):
 
 
 def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any]) -> bytes:
-    """Return the JSON object with ``members`` added unless it has them already."""
+    """Return a JSON object with those of ``members`` added that it does not have yet.
+
+    Args:
+        raw: the object as bytes, which is returned if it has all of them.
+        data: the parsed object.
+    """
     missing = {name: value for name, value in members.items() if data.get(name) is None}
     return to_json({**data, **missing}) if missing else raw
 
@@ -341,14 +346,23 @@ def parse_moderation(body: bytes) -> ModerationBody:
 
 
 def parse_rerank(body: bytes) -> RerankBody:
-    """Parse and validate a request for a reranking; raise as `parse_moderation` does."""
+    """Parse and validate a request for a reranking.
+
+    Raises:
+        InvalidJson, InvalidRequest: the body is invalid; the error names the field.
+        UnsupportedFeature: a document has another member than ``text``.
+    """
     parsed = validate(RerankBody, parse_object(body))
     parsed.check_documents()
     return parsed
 
 
 def parse_speech(body: bytes) -> SpeechBody:
-    """Parse and validate a request for speech; raise as `parse_moderation` does."""
+    """Parse and validate a request for speech.
+
+    Raises:
+        InvalidJson, InvalidRequest: the body is invalid; the error names the field.
+    """
     return validate(SpeechBody, parse_object(body))
 
 

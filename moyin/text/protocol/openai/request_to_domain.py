@@ -225,7 +225,7 @@ def _iterate_prompt_texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]
 
 
 def _is_translatable(part: wire.ContentPart) -> bool:
-    """Return True unless the part is audio or refers to a file that it does not contain."""
+    """Return False for audio, and for files that the part gives only by id or URL."""
     if isinstance(part, wire.FilePart):
         return part.file_data is not None and not part.file.get("file_id")
     return not isinstance(part, wire.OtherPart) or part.type == "refusal"
@@ -284,9 +284,10 @@ def _convert_message(message: wire.Message) -> Iterator[chat.Part]:
 
 
 def _convert_thinking(message: wire.AssistantMessage) -> Iterator[chat.Thinking]:
-    """Yield the thinking of a message, preferably as the blocks that Claude signed.
+    """Yield the thinking in a message of the model.
 
-    Claude accepts only thinking with its own signature.
+    If the message has the blocks that Claude signed, only they are used, because Claude accepts
+    no other thinking.
     """
     for block in message.thinking_blocks or ():
         if block.type == "redacted_thinking":

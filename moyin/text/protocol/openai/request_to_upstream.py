@@ -167,7 +167,7 @@ def _encode_response_format(output: chat.OutputFormat | None) -> dict[str, Any] 
 
 
 def _select_effort(reasoning: chat.Reasoning | None) -> str | None:
-    """Return the effort level, or None if reasoning is disabled.
+    """Return the effort level; None if reasoning is disabled or the client did not mention it.
 
     Disabled reasoning is not sent as "none", because models that never reason refuse the member.
     """

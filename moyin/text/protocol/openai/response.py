@@ -51,7 +51,7 @@ def usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
 
 
 def event_usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
-    """Translate the usage so far in a stream's event; return None if the event has none.
+    """Translate the usage so far that an event of a stream reports; return None if it has none.
 
     Servers report it in ``usage``, and llama.cpp in ``timings``.
     """
@@ -90,7 +90,7 @@ def list_choice_messages(body: Mapping[str, Any]) -> list[Any]:
 
 
 def add_required_members(body: dict[str, Any]) -> bool:
-    """Add missing nullable members that OpenAI's API reference requires in a whole response.
+    """Add the members that OpenAI's API reference requires in a whole response, with value null.
 
     Some servers, such as llama.cpp, omit them.
 
@@ -109,16 +109,19 @@ def add_required_members(body: dict[str, Any]) -> bool:
 
 
 def new_tool_call_id() -> str:
-    """Return an id for a tool call to which the back end gave none."""
+    """Return a new id for a tool call that the back end sent without an id."""
     return f"call_{secrets.token_hex(12)}"
 
 
 def _complete_tool_calls(choice: dict[str, Any], message: Mapping[str, Any]) -> bool:
-    """Add ids, types and the finish reason where Gemini omits them; return True if any was missing.
+    """Add what Gemini omits in tool calls: ids, types, and the finish reason ``tool_calls``.
 
-    Gemini ends all tool calls with the finish reason ``stop``, which makes agents stop instead of
-    calling the tool. OpenAI uses ``stop`` for forced calls, too, but a client that forces a call
-    reads it whatever the reason is, so replacing ``stop`` always is safe.
+    Gemini ends tool calls with the finish reason ``stop``, so that agents stop instead of calling
+    the tool. OpenAI, too, uses ``stop``, but only if the client forced the call. Such a client
+    reads the call whatever the reason is, so ``stop`` can always be replaced.
+
+    Returns:
+        True if something was missing.
     """
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or not calls:
@@ -239,7 +242,7 @@ def encode_thinking_block(part: chat.Thinking) -> dict[str, Any]:
 
 
 def encode_choice_logprobs(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any] | None:
-    """Encode the member ``logprobs`` of a choice, which is null without probabilities."""
+    """Encode the member ``logprobs`` of a choice: null if there are no probabilities."""
     return {"content": encode_logprobs(tokens), "refusal": None} if tokens else None
 
 

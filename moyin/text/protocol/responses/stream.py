@@ -158,7 +158,7 @@ class StreamWriter:
         yield self._item_event("added", reasoning.index, item)
 
     def _close_open_item(self) -> Iterator[bytes]:
-        """End the open message or reasoning."""
+        """Yield the events that end the message or reasoning being written, if there is one."""
         match self._open:
             case _Message() as message:
                 yield from self._close_message(message)
