@@ -39,7 +39,7 @@ class AllowedNetworks:
         self._allowed = [ipaddress.ip_network(block) for block in blocks]
 
     def allows(self, address: str) -> bool:
-        """Return True if the IP address may be connected to."""
+        """Return True if connections to the IP address are allowed."""
         ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
         if any(ip.version == block.version and ip in block for block in self._allowed):
             return True

@@ -179,9 +179,9 @@ def _get_member(value: Any, path: str) -> Any:
 
 
 def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``data`` with the members of ``additions`` that it lacks.
+    """Return ``data`` plus those members of ``additions`` that ``data`` does not have.
 
-    Members that are objects are merged in the same way, but not the objects within them.
+    If both have a member that is an object, these two objects are merged, but only one level deep.
     """
     result = {**additions, **data}
     for name, added in additions.items():
@@ -241,7 +241,7 @@ def parse_tool_call_arguments(name: str, text: str) -> dict[str, Any]:
 
 
 def arguments_to_text(value: Any) -> str:
-    """Convert the tool arguments that another server sent to JSON text.
+    """Convert the arguments of a tool call, as another server sent them, to JSON text.
 
     Some servers send an object instead of text, or null for a tool without parameters.
 

@@ -28,7 +28,7 @@ class Deferral(Protocol):
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """Create a job that sends the request to ``path``, which includes the query, later.
+        """Create a job that will send the request to ``path``, which includes the query.
 
         Returns:
             The job, and True if it is new. It is not new if the idempotency key was used before.

@@ -201,7 +201,11 @@ def _choose_smooth_weighted(usable_members: Sequence[PoolMember]) -> PoolMember:
 
 
 def _rendezvous_hash(value: str, member: PoolMember) -> bytes:
-    """Return a member's rank for one client, a hash; the highest rank serves the client."""
+    """Hash a client's sticky header value together with a member's URL (rendezvous hashing).
+
+    The client is served by the member with the highest hash, so that the loss of a member moves
+    only that member's clients.
+    """
     return hashlib.blake2b(f"{value}\0{member.upstream.url}".encode(), digest_size=8).digest()
 
 

@@ -103,8 +103,8 @@ class Route:
 class RouteTable:
     """Finds the route of a request.
 
-    Routes with ``hosts`` are tried first. Within these and the others, an exact path precedes a
-    prefix, and a longer prefix a shorter one.
+    Routes with ``hosts`` are tried before the others. In both groups, exact paths come before
+    prefixes, and longer prefixes before shorter ones.
 
     Raises:
         ValueError: two routes have the same name, or match the same host and path.

@@ -236,10 +236,11 @@ class HttpClient:
         response.close()
 
     async def open(self, request: OpenRequest) -> HttpResponse:
-        """Send a POST request and return its response, whose status is 200, before its body is read.
+        """Send a POST request and return its response before the body is read; the status is 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: as `post`.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
+                the response has another status.
         """
         headers = {"content-type": request.content_type, "content-length": str(request.length)}
         content = request.get_content()

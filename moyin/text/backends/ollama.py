@@ -102,7 +102,7 @@ class OllamaBackend:
     Args:
         host: base URL of the server.
         contexts: configured context lengths in tokens, by Ollama's name of the model.
-        models: the models on the host's disk; gives the context lengths that are not configured.
+        models: the models on the host's disk, for context lengths that are not configured.
         limit: learns how many calls the host runs concurrently; None if the number is configured.
         connections: maximum number of concurrent connections to the server.
     """

@@ -65,7 +65,11 @@ class NativePlanner:
     def _choose_lines(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Return the number and the bytes of each chosen line, by back end and model."""
+        """Choose the lines of a page that back ends run natively.
+
+        Returns:
+            Number and size in bytes of each chosen line, by back end and model.
+        """
         chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(page, contents, strict=True):
             choice = self._native_lines.choose(work.batch, work.format.read_body(content))

@@ -69,8 +69,8 @@ class LineOutcome:
     Attributes:
         result: the answer or the error, as a client would have received it.
         error: the error; None for an answer.
-        usage: the ledger entries of the complete calls, also if the result is an error. They are
-            written together with the result. Failed calls are in the ledger already.
+        usage: ledger entries that are stored together with the result: those of calls whose answer
+            was complete. Failed calls are in the ledger already.
     """
 
     result: LineResult
@@ -341,7 +341,7 @@ class BatchRunner:
     async def _call_until_final(
         self, open_batch: _OpenBatch, line: BatchLine, content: bytes
     ) -> LineOutcome | None:
-        """Call a model until the outcome is final, and return it; None if the batch ends before."""
+        """Call a model until the outcome is final, and return it; None if the batch ends first."""
         body = open_batch.format.read_body(content)
         failures = failed_calls = 0
         while True:

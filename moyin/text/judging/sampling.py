@@ -66,7 +66,7 @@ class AnswerSampler:
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         """Queue a random share of the answers for the judge, and return the answer for the client.
 
-        A stream of the sample is wrapped, so that its bytes are recorded and queued when it ends.
+        A stream that is chosen is wrapped, so that its bytes are recorded and queued when it ends.
         """
         rules = self.rules
         if rules is None or call.quality is None or not call.quality.is_estimated:

@@ -81,7 +81,7 @@ def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
 
 
 def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Decode the last event of a stream that contains a whole response object."""
+    """Decode a stream by its last event that contains a whole response; ignore other events."""
     for frame in reversed(FrameSplitter().feed(body)):
         if frame.data is not None:
             response = parse_event(frame).get("response")

@@ -127,8 +127,8 @@ class ParsedRequest(Protocol):
         """Return a tap for the back end's stream that answers the body encoded by `to_upstream`.
 
         Args:
-            additions: the members that Moyin added to that body. The tap hides events from clients
-                that exist only because of them.
+            additions: the members that Moyin added to that body. The tap hides the events that only
+                these members cause.
         """
 
     def create_stream_writer(self) -> StreamWriter: ...
@@ -170,7 +170,7 @@ class ProtocolCodec(Protocol):
     def encode_cost_trailer(self, cost: bytes) -> bytes:
         """Encode the cost in US dollars as bytes to append to a stream.
 
-        The result is empty if the protocol has no addition that clients ignore.
+        The result is empty if the protocol has no place for data that clients skip.
         """
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:

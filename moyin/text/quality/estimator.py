@@ -62,7 +62,7 @@ class LearningLimits:
 
     Attributes:
         key_burst: the largest total weight of signals that count from one API key in a short time.
-        key_per_day: the weight by which a key may exceed ``key_burst`` per day of waiting.
+        key_per_day: after that, the weight of further signals that count from the key per day.
         max_key_shift: the largest logits by which a key's signals together may move a model's
             estimates in one direction; half of the shift is forgotten per day.
         max_signal_shift: the largest logits by which a signal may move the estimate of its request.
@@ -214,7 +214,7 @@ class Estimator:
         self._abilities = dict(abilities)
 
     def set_shared_levels(self, levels: SharedLevels) -> None:
-        """Replace the corrections of public scores that all tenants share, by model and kind."""
+        """Replace the corrections to public scores that apply to all tenants, by model and kind."""
         self._shared_levels = levels
 
     def get_shared_levels(self, tenant: str, model: str) -> Mapping[str, float]:
@@ -229,7 +229,7 @@ class Estimator:
         return self._tenants.get(tenant) or TenantState()
 
     def replace_state(self, tenant: str, state: TenantState) -> None:
-        """Replace the state of ``tenant``."""
+        """Replace everything that was learned from the tenant's signals by ``state``."""
         self._tenants[tenant] = state
 
     def merge_state(

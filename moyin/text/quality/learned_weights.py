@@ -112,7 +112,11 @@ def _clamp_trust(trust: float) -> float:
 
 
 def _split_features(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
-    """Split features into those of shape and words, and the decoded values of meaning."""
+    """Split a question's features into the numbers of its shape and words, and its embedding.
+
+    Returns:
+        The feature numbers; and the decoded embedding, which is empty if the question has none.
+    """
     if features[-1] < FIRST_MEANING_FEATURE:
         return features, []
     first_meaning_index = next(
@@ -240,7 +244,7 @@ class LearnedWeights:
         """Make old signals count less: reduce weights and information by their half-lives.
 
         Args:
-            now: the current Unix time. Nothing is reduced if the last time was only recently.
+            now: the current Unix time. Nothing changes if they were reduced only recently.
         """
         elapsed_seconds = now - self.faded_at
         if not self.information:

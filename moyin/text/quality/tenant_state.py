@@ -173,9 +173,9 @@ def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
 def compute_shared_levels(
     contributions: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Return the median over tenants of what `extract_levels` returns, by model and kind.
+    """Return by how many logits each model is better than its public scores, by kind of request.
 
-    It says by how many logits each model is better than its public scores.
+    The result is the median over tenants.
 
     Args:
         contributions: the stored result of `extract_levels` for each tenant. Malformed values are

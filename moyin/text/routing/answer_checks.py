@@ -166,7 +166,9 @@ class _SchemaChecker:
         )
 
     def _resolve_reference(self, reference: str) -> Any:
-        """Return the part of the schema at a ``$ref``; True, which accepts all, if not found."""
+        """Return the part of the schema to which a ``$ref`` points.
+
+        If there is no such part, return the schema ``True``, which accepts every value."""
         part: Any = self._root
         if not reference.startswith("#"):
             return True

@@ -71,7 +71,7 @@ class Attempt:
         return self.target.runtime
 
     async def run(self) -> Answer:
-        """Call the target and return its answer, which for a stream means its first bytes.
+        """Call the target and return its answer; a stream is returned after its first bytes.
 
         Raises:
             MoyinError: the call failed before the first byte.

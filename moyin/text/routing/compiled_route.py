@@ -151,7 +151,7 @@ def compile_target(
 def find_exclusion(
     deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
-    """Return why a deployment can answer no request of this tenant and alias; None if it can.
+    """Return the reason that excludes a deployment from all requests for an alias, or None.
 
     ``residencies`` are the places that tenant and client allow; None stands for all places.
     """

@@ -339,7 +339,7 @@ def build_unavailable_error(
 ) -> ServiceUnavailable | None:
     """Return a retryable error if a target that was not called may be able to answer later.
 
-    The router calls it after all candidates rejected the request as unsupported.
+    Used after all candidates have rejected the request as unsupported.
 
     Args:
         unsupported_formats: API formats of the back ends that rejected the request.

@@ -1,4 +1,4 @@
-"""Forwards a stream that has begun to the client, and records its usage when it ends."""
+"""Forwards a stream to the client once it has begun, and records its usage when it ends."""
 
 from __future__ import annotations
 

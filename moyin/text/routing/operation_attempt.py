@@ -88,7 +88,7 @@ class OperationAttempt:
     _first_piece_seconds: float | None = field(default=None, init=False)
 
     async def run(self, deadline: float) -> Answer:
-        """Call the target and return its answer, which for a stream means its first bytes.
+        """Call the target and return its answer; a stream is returned after its first bytes.
 
         Raises:
             MoyinError: the call failed before the first byte.

@@ -118,7 +118,7 @@ class Router:
 
     @property
     def accounting(self) -> CallAccounting:
-        """The services that record calls."""
+        """The services that record the usage of calls."""
         return self._accounting
 
     def list_allowed_targets(

@@ -165,7 +165,11 @@ class SharedAnswers:
             _log.exception("a batch of follow-ups could not be recorded and is lost")
 
     async def _match_queries(self, queries: Sequence[tuple[FollowUpQuery, Fallback]]) -> bool:
-        """Record a signal for each query with an answer; return False if Valkey is unavailable."""
+        """Record a signal for each query whose answer is found in Valkey.
+
+        Returns:
+            False if Valkey is unavailable.
+        """
         names = [name for query, _ in queries for name in _build_keys(query)]
         values = await self._store.get(names)
         if values is None:

@@ -55,7 +55,9 @@ class UsageComparison:
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
     def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
-        """Return the most expensive models of the sums: for embeddings (True) and chats (False).
+        """Return the models that would be most expensive for this usage.
+
+        The key is True for the model for embeddings, and False for the model for chats.
 
         A key is missing if no model for such calls has a price.
         """
@@ -73,8 +75,9 @@ class UsageComparison:
     ) -> int | None:
         """Return what the usage would have cost with the most expensive models, in picodollars.
 
-        Failed and cancelled model calls are left out, because a single model would not have needed
-        them. Renders keep their actual cost. The result is None if no model has a price.
+        Failed and cancelled model calls are left out, because the most expensive models are assumed
+        to answer every call. Renders keep their actual cost. The result is None if no model has a
+        price.
         """
         return self._add_up(sums, dearest) if dearest else None
 
@@ -104,7 +107,7 @@ class UsageComparison:
 
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
-    """Add up the tokens of complete calls by price class, over all other groups of the sums."""
+    """Add up the token counts of complete calls that belong to the same price class."""
     merged: dict[tuple[int, bool], UsageSum] = {}
     for item in sums:
         if not item.is_complete or item.unit is not None:

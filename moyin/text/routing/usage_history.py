@@ -20,8 +20,8 @@ RequestShape: TypeAlias = int
 class UsageHistory:
     """Bounded history of the usage by model and by shape of the request.
 
-    If a model has few calls of a shape, the prediction leans on the average of the shape over all
-    models. If that has few calls, too, it leans on the average of the model over all shapes.
+    If a model has few calls of a shape, the prediction is close to the average of the shape over
+    all models. If the shape has few calls, too, it is close to the model's average over all shapes.
     """
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ _HARMLESS = frozenset({"user_profile_id", "workspace_id", "betas"})
 def new_batch(
     caller: Identity, input_file_id: str, *, total: int, created_at: datetime
 ) -> TextBatch:
-    """Return a new batch of the caller, whose ``total`` requests are the lines of a file."""
+    """Create a batch for the caller from a file with ``total`` requests, one per line."""
     return TextBatch(
         id=new_batch_id(BatchDialect.ANTHROPIC),
         owner=caller.owner,

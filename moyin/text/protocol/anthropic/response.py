@@ -162,7 +162,7 @@ def encode_text_block(text: str) -> dict[str, Any]:
 
 
 def sanitize_tool_call_id(identity: str) -> str:
-    """Replace the characters in another server's id of a tool call that Anthropic refuses."""
+    """Replace the characters in a tool call's id that Anthropic refuses; another server made it."""
     return _INVALID_ID_CHARACTERS.sub("_", identity) or "_"
 
 

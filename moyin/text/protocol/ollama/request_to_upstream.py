@@ -95,7 +95,7 @@ def embedding_request_to_upstream(
 ) -> dict[str, Any]:
     """Translate a request for embeddings to the body of ``/api/embed``.
 
-    Ollama rejects too long inputs instead of truncating them.
+    The body makes Ollama reject inputs that are too long, instead of truncating them.
     """
     longest = max(map(estimate_tokens, request.inputs), default=0)
     body: dict[str, Any] = {

@@ -177,7 +177,8 @@ def chat_response_to_client(response: chat.ChatResponse, *, model: str, nanoseco
     """Encode a chat response as the body of a whole response of ``/api/chat``.
 
     Args:
-        model: the model name in the client's request, as in the other functions.
+        model: the model name in the client's request.
+        nanoseconds: the time from the request to the end of the answer.
     """
     message: dict[str, Any] = {"role": "assistant", "content": response.text}
     if thinking := _join_thinking(response):

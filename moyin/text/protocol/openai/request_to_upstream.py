@@ -113,7 +113,8 @@ def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
 def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]]:
     """Yield a message for each tool result, then the user's own message.
 
-    Pictures and documents in tool results move to the user's message, because tool messages contain only text.
+    Pictures and documents in tool results move to the user's message, because tool messages
+    contain only text.
     """
     user_parts: list[chat.Part] = []
     for part in parts:

@@ -218,7 +218,10 @@ class ChatBody(GenerationBody):
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The largest number of output tokens on any server; None if a server may have no limit."""
+        """The highest limit on output tokens that any server may read from the body.
+
+        None if a server may apply no limit.
+        """
         return self._compute_max_output_tokens(self.max_completion_tokens, self.max_tokens)
 
 
@@ -251,7 +254,10 @@ class CompletionBody(GenerationBody):
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The largest number of output tokens on any server; None if a server may have no limit."""
+        """The highest limit on output tokens that any server may read from the body.
+
+        None if a server may apply no limit.
+        """
         return self._compute_max_output_tokens(self.max_tokens)
 
 

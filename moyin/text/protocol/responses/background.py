@@ -53,9 +53,10 @@ def to_job_request(call: ParsedResponseRequest) -> dict[str, Any]:
 
 
 def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pending response with the state of its job; with the answer if the job succeeded.
+    """Return the response with the status of its job, and with the answer if the job succeeded.
 
     Args:
+        response: the stored response, which has no answer yet.
         job: the body of ``GET /jobs/{id}``.
     """
     status = JobStatus(job["status"])
@@ -73,10 +74,10 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
 
 
 def _rename_items(answer: Mapping[str, Any], response_id: str) -> list[dict[str, Any]]:
-    """Return the output items of a job's answer with the stored response's id in their own ids.
+    """Return the output items of a job's answer with new ids, which contain ``response_id``.
 
-    An item is found by the response id within its own id. The job's answer has another response id,
-    under which nothing is stored.
+    Items are looked up by the response id in their own id. The job's answer has another response
+    id, which is not stored.
     """
     old_id, new_id = (name.removeprefix("resp_") for name in (answer["id"], response_id))
     return [item | {"id": item["id"].replace(old_id, new_id)} for item in answer["output"]]

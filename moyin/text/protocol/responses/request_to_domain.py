@@ -132,7 +132,10 @@ def iterate_turns_newest_first(request: ChatRequest) -> Iterator[Turn]:
 
 
 def decode_custom_tool_input(arguments: str) -> str:
-    """Return the free text in the arguments of a model's call of a custom tool."""
+    """Return the free text in the arguments with which a model called a custom tool.
+
+    If the arguments do not have the expected format, they are returned unchanged.
+    """
     try:
         value = from_json(arguments)
         text = value[_CUSTOM_ARGUMENT]
@@ -142,7 +145,7 @@ def decode_custom_tool_input(arguments: str) -> str:
 
 
 def encode_custom_tool_arguments(text: str) -> str:
-    """Return the arguments of a model's call of a custom tool with this free text."""
+    """Encode free text as the arguments of a call to a custom tool."""
     return to_json({_CUSTOM_ARGUMENT: text}).decode()
 
 
