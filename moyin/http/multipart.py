@@ -61,18 +61,18 @@ class EncodedForm:
     Text fields come first, because servers that read a body as a stream need them before the files.
 
     Args:
-        replaced: text fields whose values replace those that the client sent.
+        replaced_fields: text fields whose values replace those that the client sent.
     """
 
-    def __init__(self, form: MultipartForm, replaced: Mapping[str, str]) -> None:
+    def __init__(self, form: MultipartForm, replaced_fields: Mapping[str, str]) -> None:
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self._files = form.files
-        fields = [field for field in form.fields if field[0] not in replaced]
+        fields = [field for field in form.fields if field[0] not in replaced_fields]
         start = f"--{boundary}\r\n"
         self._fields = "".join(
             f'{start}content-disposition: form-data; name="{_escape(name)}"\r\n\r\n{value}\r\n'
-            for name, value in (*replaced.items(), *fields)
+            for name, value in (*replaced_fields.items(), *fields)
         ).encode()
         self._part_headers = [
             f'{start}content-disposition: form-data; name="{_escape(file.field)}"; '

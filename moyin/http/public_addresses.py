@@ -34,8 +34,8 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 class AllowedNetworks:
     """Allows connections to public addresses and to comma-separated CIDR blocks of private networks."""
 
-    def __init__(self, allowed: str = "") -> None:
-        blocks = [block.strip() for block in allowed.split(",") if block.strip()]
+    def __init__(self, cidr_blocks: str = "") -> None:
+        blocks = [block.strip() for block in cidr_blocks.split(",") if block.strip()]
         self._allowed = [ipaddress.ip_network(block) for block in blocks]
 
     def allows(self, address: str) -> bool:
@@ -63,9 +63,11 @@ class PublicResolver(AbstractResolver):
     check and use has no effect.
     """
 
-    def __init__(self, networks: AllowedNetworks, inner: AbstractResolver | None = None) -> None:
+    def __init__(
+        self, networks: AllowedNetworks, inner_resolver: AbstractResolver | None = None
+    ) -> None:
         self._networks = networks
-        self._inner = inner or ThreadedResolver()
+        self._inner = inner_resolver or ThreadedResolver()
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         """Resolve a host name with the wrapped resolver.

@@ -115,28 +115,28 @@ def validate(model: type[M], data: Mapping[str, Any]) -> M:
 
 
 def find_unsupported_field(
-    shape: WireModel, harmless: frozenset[str], path: str = ""
+    body_part: WireModel, harmless_fields: frozenset[str], path: str = ""
 ) -> str | None:
     """Return the path of the first field of the request that its model does not declare.
 
     Args:
-        shape: the validated request, or an object within it.
-        harmless: undeclared fields that may be ignored, because they do not change the answer.
-        path: the path of ``shape`` within the body, to which the field's name is appended.
+        body_part: the validated request, or an object within it.
+        harmless_fields: undeclared fields that may be ignored, as they do not change the answer.
+        path: the path of ``body_part`` within the body, to which the field's name is appended.
 
     Returns:
         The path, such as ``messages.0.name``; None if all fields are declared, harmless or empty.
     """
-    for name, value in shape.extras.items():
-        if value and name not in harmless:
+    for name, value in body_part.extras.items():
+        if value and name not in harmless_fields:
             return f"{path}{name}"
-    for name in shape.model_fields_set - shape.extras.keys():
-        value = getattr(shape, name)
+    for name in body_part.model_fields_set - body_part.extras.keys():
+        value = getattr(body_part, name)
         items = value if isinstance(value, list) else [value]
         for place, item in enumerate(items):
             if isinstance(item, WireModel):
                 at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (field := find_unsupported_field(item, harmless, at)) is not None:
+                if (field := find_unsupported_field(item, harmless_fields, at)) is not None:
                     return field
     return None
 
@@ -184,9 +184,9 @@ def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dic
     If both have a member that is an object, these two objects are merged, but only one level deep.
     """
     result = {**additions, **data}
-    for name, added in additions.items():
-        if isinstance(added, Mapping):
-            result[name] = {**added, **(data.get(name) or {})}
+    for name, added_value in additions.items():
+        if isinstance(added_value, Mapping):
+            result[name] = {**added_value, **(data.get(name) or {})}
     return result
 
 
@@ -260,8 +260,8 @@ def _build_path(problem: ErrorDetails, data: Any) -> str:
     leaves them out.
     """
     value, path = data, []
-    *inner, last_part = problem["loc"] or ("",)
-    for part in inner:
+    *outer_parts, last_part = problem["loc"] or ("",)
+    for part in outer_parts:
         if _has_member(value, part):
             value = value[part]
             path.append(str(part))

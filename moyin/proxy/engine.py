@@ -94,9 +94,9 @@ class Proxy:
         previous_runtime = self._runtimes
         counts = self._in_flight
         # Keep the counts of removed routes, which may be added again while old requests are open.
-        busy = {name: count for name, count in counts.items() if count.count}
-        current = {r.name: counts.get(r.name) or InFlightCount() for r in table.routes}
-        self._in_flight = busy | current
+        busy_counts = {name: count for name, count in counts.items() if count.count}
+        current_counts = {r.name: counts.get(r.name) or InFlightCount() for r in table.routes}
+        self._in_flight = busy_counts | current_counts
         if self._session is not None:
             self._runtimes = {
                 route.name: self._new_runtime(
@@ -211,8 +211,10 @@ class Proxy:
         if deferral is None or identity is None or route.hosts or scope["type"] == "websocket":
             return None
         # The client's preference requires the scope to create jobs; the route's `async` does not.
-        preferred = prefers_async_response(scope["headers"]) and identity.has_scope(JOBS_WRITE)
-        is_deferred = (route.respond_async or preferred) and not deferral.is_called_by_job(identity)
+        is_preferred = prefers_async_response(scope["headers"]) and identity.has_scope(JOBS_WRITE)
+        is_deferred = (route.respond_async or is_preferred) and not deferral.is_called_by_job(
+            identity
+        )
         return deferral if is_deferred else None
 
     def _new_runtime(

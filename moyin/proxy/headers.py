@@ -124,13 +124,13 @@ def build_response_headers(
     hop_by_hop = _hop_by_hop_names(pairs)
     returned_headers = []
     for name, value in pairs:
-        plain = name.decode("latin-1")
-        if plain in hop_by_hop or plain in _SET_BY_SERVER:
+        decoded_name = name.decode("latin-1")
+        if decoded_name in hop_by_hop or decoded_name in _SET_BY_SERVER:
             continue
-        if plain.startswith(_MOYIN_PREFIX) and not from_own_app:
+        if decoded_name.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
         # Only the gateway itself may set its cookies.
-        if plain == "set-cookie" and not remove_session_cookie(
+        if decoded_name == "set-cookie" and not remove_session_cookie(
             value.decode("latin-1").partition(";")[0]
         ):
             continue
@@ -163,8 +163,8 @@ def _hop_by_hop_names(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
 def _reject_ambiguous_length(scope: Scope) -> None:
     """Reject a body whose length two servers could read differently (request smuggling)."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit())):
+    is_chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    if len(lengths) > 1 or (lengths and (is_chunked or not lengths[0].isdigit())):
         message = "the body's length is ambiguous: send one Content-Length or Transfer-Encoding"
         raise InvalidRequest(message, field="Content-Length")
 

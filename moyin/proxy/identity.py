@@ -52,11 +52,11 @@ class IdentitySigner:
             return {}
         key = (identity.owner, identity.key_id, identity.user, identity.scopes)
         now = time.time()
-        cached = self._cache.get(key)
-        if cached is None or cached[0] < now:
-            cached = (now + _REUSE_SECONDS, self._sign_headers(identity, int(now)))
-            self._cache[key] = cached
-        return cached[1]
+        cached_headers = self._cache.get(key)
+        if cached_headers is None or cached_headers[0] < now:
+            cached_headers = (now + _REUSE_SECONDS, self._sign_headers(identity, int(now)))
+            self._cache[key] = cached_headers
+        return cached_headers[1]
 
     def _sign_headers(self, identity: Identity, now: int) -> Mapping[str, str]:
         claims = {

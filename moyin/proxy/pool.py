@@ -88,17 +88,21 @@ class UpstreamPool:
 
     @classmethod
     def build(
-        cls, route: Route, known: Mapping[str, PoolMember], in_flight: InFlightCount | None = None
+        cls,
+        route: Route,
+        known_members: Mapping[str, PoolMember],
+        in_flight: InFlightCount | None = None,
     ) -> UpstreamPool:
         """Build the pool of a route.
 
         Args:
-            known: the members of the route's previous pool by URL; they keep their health and load.
+            known_members: members of the route's previous pool by URL, which keep their health and
+                load.
             in_flight: the route's count of open requests, which a reload keeps.
         """
         members = []
         for upstream in route.upstreams:
-            member = known.get(upstream.url) or PoolMember(upstream)
+            member = known_members.get(upstream.url) or PoolMember(upstream)
             member.upstream = upstream
             if route.health is None:
                 # Without health checks nothing would set this to True again.
@@ -166,12 +170,12 @@ class UpstreamPool:
 
     def new_unavailable_error(self) -> ServiceUnavailable:
         """Create the error for a request that no member can serve, with the time to wait."""
-        waits = [
+        wait_seconds = [
             m.breaker.retry_after for m in self.members if m.is_up and m.breaker.retry_after > 0
         ]
         return ServiceUnavailable(
             f"the service {self.route.name!r} has no healthy upstream; try again",
-            retry_after=min(waits, default=RETRY_AFTER_SECONDS),
+            retry_after=min(wait_seconds, default=RETRY_AFTER_SECONDS),
         )
 
 

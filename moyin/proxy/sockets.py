@@ -113,14 +113,14 @@ async def _connect_upstream(
 
 async def _relay(receive: Receive, send: Send, upstream: _UpstreamSocket) -> None:
     """Relay messages in both directions until the client or the upstream closes."""
-    up = asyncio.create_task(_relay_to_upstream(receive, upstream))
-    down = asyncio.create_task(_relay_to_client(send, upstream))
+    to_upstream = asyncio.create_task(_relay_to_upstream(receive, upstream))
+    to_client = asyncio.create_task(_relay_to_client(send, upstream))
     try:
-        await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({to_upstream, to_client}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (up, down):
+        for task in (to_upstream, to_client):
             task.cancel()
-        results = await asyncio.gather(up, down, return_exceptions=True)
+        results = await asyncio.gather(to_upstream, to_client, return_exceptions=True)
     for result in results:
         # A lost connection is expected; any other exception is a bug.
         if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):

@@ -103,8 +103,8 @@ class PromptFiles:
             return data, body
         files = await self.read(owner, references)
         messages = [_embed_files(message, files) for message in data["messages"]]
-        embedded = {**data, "messages": messages}
-        return embedded, await asyncio.to_thread(to_json, embedded)
+        embedded_data = {**data, "messages": messages}
+        return embedded_data, await asyncio.to_thread(to_json, embedded_data)
 
     async def _find(self, owner: str, reference: FileReference) -> StoredFile:
         try:
@@ -122,7 +122,7 @@ class PromptFiles:
             read_file,
             content,
             name=file.filename,
-            declared=file.media_type,
+            declared_type=file.media_type,
             field=reference.field,
         )
 

@@ -147,18 +147,18 @@ async def read_json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Mapping
     Raises:
         BackendUnavailable: a line is too long, or is not a JSON object.
     """
-    rest = b""
+    incomplete_line = b""
     async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > _MAX_LINE_BYTES:
+        *lines, incomplete_line = (incomplete_line + piece).split(b"\n")
+        if len(incomplete_line) > _MAX_LINE_BYTES:
             raise BackendUnavailable(
                 f"a line of the back end's batch results exceeds {_MAX_LINE_BYTES} bytes"
             )
         for line in lines:
             if line.strip():
                 yield parse_object(line)
-    if rest.strip():
-        yield parse_object(rest)
+    if incomplete_line.strip():
+        yield parse_object(incomplete_line)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

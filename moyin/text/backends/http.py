@@ -366,9 +366,11 @@ class HttpClient:
         headers: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
         endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
-        remaining = deadline - asyncio.get_running_loop().time()
+        remaining_seconds = deadline - asyncio.get_running_loop().time()
         timeout = aiohttp.ClientTimeout(
-            total=max(remaining, 0.001), connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS
+            total=max(remaining_seconds, 0.001),
+            connect=_CONNECT_SECONDS,
+            sock_connect=_CONNECT_SECONDS,
         )
         try:
             return await self._session.get().request(

@@ -203,7 +203,7 @@ class OllamaBackend:
                     if piece.done:
                         last_object = piece.model_dump()
                         yield Finished(
-                            stop=read_stop_reason(last_object, used_tools=tool_count > 0),
+                            stop=read_stop_reason(last_object, has_tool_calls=tool_count > 0),
                             usage=usage_to_domain(last_object),
                         )
                         return

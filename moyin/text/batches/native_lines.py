@@ -155,9 +155,12 @@ class NativeLines:
 
     def _build_failed_result(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
         request_id = get_line_request_id(batch.id, number)
-        rendered = self._render_error(error, request_id, batch.endpoint)
+        error_body = self._render_error(error, request_id, batch.endpoint)
         return LineResult(
-            number=number, http_status=rendered.status, body=rendered.body, error_code=error.code
+            number=number,
+            http_status=error_body.status,
+            body=error_body.body,
+            error_code=error.code,
         )
 
     def _choose_target(

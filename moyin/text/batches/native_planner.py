@@ -70,7 +70,7 @@ class NativePlanner:
         Returns:
             Number and size in bytes of each chosen line, by back end and model.
         """
-        chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        chosen_lines: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(page, contents, strict=True):
             choice = self._native_lines.choose(work.batch, work.format.read_body(content))
             if choice is None:
@@ -79,8 +79,8 @@ class NativePlanner:
             assert target.runtime.batch_api is not None
             size = len(encode_line(target.runtime.batch_api, "x" * 64, native_line))
             key = (target.runtime.name, target.model.name)
-            chosen.setdefault(key, []).append((line.number, size))
-        return chosen
+            chosen_lines.setdefault(key, []).append((line.number, size))
+        return chosen_lines
 
     async def _assign_lines(
         self,

@@ -166,25 +166,25 @@ class NativeSender:
         return None, may_run
 
     async def _matches_native_batch(
-        self, native: NativeBatch, api: BatchApi, remote: RemoteBatch
+        self, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
     ) -> bool | None:
-        """Return True if ``remote`` is this native batch, which only its results show.
+        """Return True if ``remote_batch`` is this native batch, which only its results show.
 
         Returns None while it has no results.
         """
-        if remote.state is RemoteState.RUNNING:
+        if remote_batch.state is RemoteState.RUNNING:
             return None
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
-        async with aclosing(api.read_results(remote, deadline)) as results:
+        async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
                 return native.read_number(result.custom_id) is not None
         return False
 
-    async def _record_remote_id(self, native: NativeBatch, remote: RemoteBatch) -> None:
+    async def _record_remote_id(self, native: NativeBatch, remote_batch: RemoteBatch) -> None:
         """Record the id that the back end gave a native batch."""
-        running_batch = replace(native, status=NativeStatus.RUNNING, remote_id=remote.id)
+        running_batch = replace(native, status=NativeStatus.RUNNING, remote_id=remote_batch.id)
         await self._store.save(running_batch, due_in=self._get_poll_seconds())
-        _log.info("native batch %s is %s at %s", native.id, remote.id, native.backend)
+        _log.info("native batch %s is %s at %s", native.id, remote_batch.id, native.backend)
 
     async def _write_payload(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path

@@ -163,12 +163,12 @@ class BatchRunner:
         try:
             while True:
                 state = await self._fill_window(batch_id, identity)
-                remaining = end_time - loop.time()
-                if state is WorkState.DONE or remaining <= 0:
+                remaining_seconds = end_time - loop.time()
+                if state is WorkState.DONE or remaining_seconds <= 0:
                     return state
                 open_batch = self._open.get(batch_id)
                 running_tasks = () if open_batch is None else tuple(open_batch.running)
-                pause = min(_IDLE_SECONDS, remaining)
+                pause = min(_IDLE_SECONDS, remaining_seconds)
                 if running_tasks:
                     await asyncio.wait(
                         running_tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED
@@ -224,8 +224,8 @@ class BatchRunner:
         batch = open_batch.batch
         may_begin = True
         if self._native is not None:
-            limited = bool(identity.limits)
-            may_begin = await self._native.advance(batch, open_batch.input, limited=limited)
+            has_limits = bool(identity.limits)
+            may_begin = await self._native.advance(batch, open_batch.input, has_limits=has_limits)
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return await self._end_batch(open_batch)
         if not may_begin:

@@ -61,12 +61,12 @@ class Judge:
         Raises:
             MoyinError: the step failed and can be retried.
         """
-        stored = await self._store.get(comparison_id)
-        if stored is None:
+        stored_comparison = await self._store.get(comparison_id)
+        if stored_comparison is None:
             return Outcome.EXPIRED
-        if stored.second is not None:
+        if stored_comparison.second is not None:
             return Outcome.ANSWERED
-        comparison = _decode_comparison(stored)
+        comparison = _decode_comparison(stored_comparison)
         if comparison is None:
             return Outcome.EXPIRED
         answer = await self._call_model(comparison, comparison.request, f"{comparison.id}-second")
@@ -87,13 +87,13 @@ class Judge:
         Raises:
             MoyinError: the step failed and can be retried.
         """
-        stored = await self._store.get(comparison_id)
-        if stored is None or stored.second is None:
+        stored_comparison = await self._store.get(comparison_id)
+        if stored_comparison is None or stored_comparison.second is None:
             return Outcome.EXPIRED
         rules = self.rules
         if rules is None:
             return Outcome.DISABLED
-        comparison = _decode_comparison(stored)
+        comparison = _decode_comparison(stored_comparison)
         if comparison is None:
             return Outcome.EXPIRED
         if self._has_written_answer(comparison, rules):
@@ -102,7 +102,7 @@ class Judge:
             rules.model,
             comparison.conversation,
             comparison.answer,
-            stored.second,
+            stored_comparison.second,
             swapped=comparison.swapped,
         )
         answer = await self._call_model(comparison, request, f"{comparison.id}-verdict")
@@ -119,8 +119,8 @@ class Judge:
         Raises:
             MoyinError: the step failed and can be retried.
         """
-        stored = await self._store.get(comparison_id)
-        comparison = None if stored is None else _decode_comparison(stored)
+        stored_comparison = await self._store.get(comparison_id)
+        comparison = None if stored_comparison is None else _decode_comparison(stored_comparison)
         if comparison is None:
             return False
         given_signal = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
@@ -200,10 +200,10 @@ class Judge:
             return Outcome.FAILED
 
 
-def _decode_comparison(stored: StoredComparison) -> Comparison | None:
+def _decode_comparison(stored_comparison: StoredComparison) -> Comparison | None:
     """Decode a stored comparison; return None if another version of Moyin wrote another format."""
     try:
-        return decode(Comparison, stored.comparison)
+        return decode(Comparison, stored_comparison.comparison)
     except ValueError:
         return None
 

@@ -87,7 +87,7 @@ def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatRespons
             response = parse_event(frame).get("response")
             if isinstance(response, dict):
                 return codec.read_response(response)
-    raise StreamInterrupted("the stream has no event with the response")
+    raise StreamInterrupted("the sampled stream must have an event with the whole response")
 
 
 def _join_deltas(deltas: list[chat.Delta]) -> chat.ChatResponse:

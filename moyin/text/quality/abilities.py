@@ -250,14 +250,14 @@ def create_tier_ability(quality: int) -> Ability:
 
 
 def _build_measured_abilities(
-    entry: str, general: float, general_spread: float, quantisation_loss: float
+    entry: str, general_ability: float, general_spread: float, quantisation_loss: float
 ) -> dict[str, Ability]:
     """Return a model's abilities for the kinds of request in which it has public scores.
 
     Args:
         entry: the model's name in the table of scores.
-        general: its general ability in logits.
-        general_spread: the standard deviation of ``general``.
+        general_ability: its general ability in logits.
+        general_spread: the standard deviation of ``general_ability``.
         quantisation_loss: the logits to subtract for a quantised model.
     """
     spread = _UNVERIFIED_KIND_SPREAD if entry in UNVERIFIED_MODELS else _KIND_SPREAD
@@ -270,48 +270,48 @@ def _build_measured_abilities(
             )
             for kind, mean, score in iterate_kind_scores(entry)
         },
-        general,
+        general_ability,
         general_spread,
     )
 
 
-def _build_ranked_abilities(entry: str, general: float) -> dict[str, Ability]:
+def _build_ranked_abilities(entry: str, general_ability: float) -> dict[str, Ability]:
     """Return a Claude model's abilities by kind, derived from the last Claude with public scores.
 
     Args:
         entry: the model's name in the vendor's ranking.
-        general: its general ability in logits.
+        general_ability: its general ability in logits.
     """
     return _blend_abilities(
         {
             kind: Ability(
-                mean=mean + general - _RANKS[measured],
+                mean=mean + general_ability - _RANKS[measured_model],
                 spread=_RANK_SPREAD,
-                source=f"{entry}, {score} of {measured} and the line-up on {TABLE_DATE}",
+                source=f"{entry}, {score} of {measured_model} and the line-up on {TABLE_DATE}",
             )
-            for measured in _LAST_MEASURED
-            for kind, mean, score in iterate_kind_scores(measured)
+            for measured_model in _LAST_MEASURED
+            for kind, mean, score in iterate_kind_scores(measured_model)
         },
-        general,
+        general_ability,
         _RANK_SPREAD,
     )
 
 
 def _blend_abilities(
-    kinds: dict[str, Ability], general: float, spread: float
+    kinds: dict[str, Ability], general_ability: float, spread: float
 ) -> dict[str, Ability]:
     """Return ``kinds`` after adding reasoning and averaging some kinds with the general ability.
 
     Args:
         kinds: abilities by kind of request.
-        general: the model's general ability in logits.
+        general_ability: the model's general ability in logits.
         spread: the standard deviation of the averaged abilities.
     """
     if (ability := kinds.get("mathematics")) is not None:
         kinds["reasoning"] = ability
     return {
         kind: Ability(
-            mean=(general + ability.mean) / 2,
+            mean=(general_ability + ability.mean) / 2,
             spread=spread,
             source=f"half-way between MMLU or rank and {ability.source}",
         )

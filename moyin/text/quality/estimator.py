@@ -189,12 +189,12 @@ class Estimator:
         flattening = terms.flattening
         # Shared levels are not added, because all replicas must learn the same from a signal.
         logit = terms.compute_logit(ability, weights, 0.0) * flattening
-        expected = _logistic(logit)
+        expected_score = _logistic(logit)
         # Jaakkola and Jordan's bound on the curvature. The curvature itself, p (1 - p), nearly
         # vanishes where all answers were good, so that a few bad ones would undo hundreds.
         slope = math.tanh(logit / 2) / (2 * logit) if abs(logit) > 1e-6 else 0.25
         slope *= flattening * flattening
-        error = (signal.score - expected) * flattening
+        error = (signal.score - expected_score) * flattening
         shift = weights.learn(signal.question.features, error, slope, weight, (low, high))
         weights.count_signal(signal.question.kind, weight)
         if use is not None:
@@ -233,10 +233,10 @@ class Estimator:
         self._tenants[tenant] = state
 
     def merge_state(
-        self, tenant: str, learned: TenantState, base: TenantState | None = None
+        self, tenant: str, learned_state: TenantState, base: TenantState | None = None
     ) -> None:
         """Add to the tenant's state what another replica has learned since the state ``base``."""
-        self.replace_state(tenant, self.get_state(tenant).merge_with(learned, base))
+        self.replace_state(tenant, self.get_state(tenant).merge_with(learned_state, base))
 
     def reset(self, tenant: str) -> None:
         """Delete everything that was learned from the tenant's signals."""

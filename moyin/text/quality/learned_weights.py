@@ -254,11 +254,11 @@ class LearnedWeights:
         self.faded_at = now
         for feature, information in self.information.items():
             fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[feature])
-            remaining, prior = information * fade, _PRECISION[feature]
+            remaining_information, prior = information * fade, _PRECISION[feature]
             # The product of mean and precision fades like the information, as if the signal had
             # been weaker.
-            self.mean[feature] *= fade * (prior + information) / (prior + remaining)
-            self.information[feature] = remaining
+            self.mean[feature] *= fade * (prior + information) / (prior + remaining_information)
+            self.information[feature] = remaining_information
         fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[0])
         self.counts = {kind: count * fade for kind, count in self.counts.items()}
 
@@ -309,8 +309,8 @@ class LearnedWeights:
         """
         try:
             at, counts = float(value["at"]), value["counts"]
-            packed = base64.b64decode(value["weights"], validate=True)
-            rows = zlib.decompressobj().decompress(packed, _MAX_BYTES)
+            packed_weights = base64.b64decode(value["weights"], validate=True)
+            rows = zlib.decompressobj().decompress(packed_weights, _MAX_BYTES)
             weights = cls(faded_at=at, counts={str(kind): float(counts[kind]) for kind in counts})
             for feature, mean, information in _STORED_ROW.iter_unpack(rows):
                 if not math.isfinite(mean) or not 0.0 <= information < math.inf:

@@ -166,7 +166,7 @@ def build_question(
     text, turns, (request, request_words) = _extract_request(texts)
     lower_text = text.lower()
     words = _split_words(text, lower_text)
-    distinct = dict.fromkeys(words)
+    distinct_words = dict.fromkeys(words)
     # The words of all lists are found once, because `&` with the keys of a dictionary, which the
     # functions for language, kind and demands use, takes eight times as long.
     cues = _ALL_CUES.intersection(words)
@@ -181,8 +181,11 @@ def build_question(
         kind, is_certain = _classify_kind(
             request, request.lower(), request_words, demand_cues, language, False
         )
-        reading = classify_reading(request_words, kind)
-        kind, is_certain = reading or kind, bool(reading) or (is_certain and kind != "knowledge")
+        reading_kind = classify_reading(request_words, kind)
+        kind, is_certain = (
+            reading_kind or kind,
+            bool(reading_kind) or (is_certain and kind != "knowledge"),
+        )
     if not is_certain:
         demand_cues = cues
         kind, is_certain = _classify_kind(text, lower_text, words, cues, language, has_sums)
@@ -221,7 +224,7 @@ def build_question(
             *_compute_shape_features(
                 text, len(words), digits, kind, language, steps, tools or schema
             ),
-            *_hash_words(text if language in _SPACELESS_LANGUAGES else "", words, distinct),
+            *_hash_words(text if language in _SPACELESS_LANGUAGES else "", words, distinct_words),
             *(() if embed is None else embed(text)),
         ),
     )
@@ -230,8 +233,8 @@ def build_question(
 def restore_features(features: Iterable[int]) -> tuple[int, ...]:
     """Convert the features of a stored question to the layout of this version.
 
-    Other versions may have stored fewer or more features of the shape. Their numbers are below
-    `FIRST_WORD_FEATURE`, which distinguishes them from words.
+    Features of the shape, such as length and number of lines, have numbers below
+    `FIRST_WORD_FEATURE`. Another version may have stored fewer or more of them.
     """
     numbers = tuple(features)
     shape = [number for number in numbers if number < FIRST_WORD_FEATURE][:SHAPE_FEATURES]
@@ -363,7 +366,9 @@ def _count_digits(text: str) -> int:
     return len(letters) - len(letters.translate(None, b"0123456789"))
 
 
-def _hash_words(spaceless_text: str, words: list[str], distinct: Iterable[str]) -> Iterable[int]:
+def _hash_words(
+    spaceless_text: str, words: list[str], distinct_words: Iterable[str]
+) -> Iterable[int]:
     """Return the features of the words' stems and of the text's first and last words."""
     if spaceless_text:
         # In a text without spaces, pairs of neighbouring letters replace words.
@@ -371,7 +376,7 @@ def _hash_words(spaceless_text: str, words: list[str], distinct: Iterable[str]) 
         return dict.fromkeys(map(_hash_word, map(str.__add__, letters, letters[1:])))
     if not words:
         return ()
-    stems = map(_STEM_FEATURES.__getitem__, islice(distinct, _MAX_STEMS))
+    stems = map(_STEM_FEATURES.__getitem__, islice(distinct_words, _MAX_STEMS))
     first_words = words[:3]
     marked_first_words = [f"^{word}" for word in first_words]
     marked_last_words = [f"{word}$" for word in words[-2:]]

@@ -53,9 +53,9 @@ class KeyUsage:
         self.used = max(self.used - elapsed_seconds * per_second, 0.0)
         fade = 0.5 ** (elapsed_seconds / _DAY)
         self.moved = {
-            model: remaining
+            model: remaining_logits
             for model, logits in self.moved.items()
-            if abs(remaining := logits * fade) > 0.01
+            if abs(remaining_logits := logits * fade) > 0.01
         }
         self.at = max(now, self.at)
 
@@ -72,7 +72,7 @@ class TenantState:
 
     Attributes:
         models: the learned weights by model name.
-        keys: the usage by API key.
+        keys: the influence of each API key's signals, by key id.
         frozen: True if learning from the tenant's signals is stopped.
     """
 
@@ -114,7 +114,7 @@ class TenantState:
         while len(result.models) > _MAX_MODELS:
             del result.models[min(result.models, key=lambda name: result.models[name].faded_at)]
         for name in sorted(self.keys.keys() | other.keys.keys()):
-            usages = [use for remaining in (self, other) if (use := remaining.keys.get(name))]
+            usages = [use for state in (self, other) if (use := state.keys.get(name))]
             # If a key used both replicas, the larger usage counts.
             result.keys[name] = max(usages, key=lambda use: (use.used, use.at))
         while len(result.keys) > _MAX_KEYS:

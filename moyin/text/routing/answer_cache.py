@@ -73,8 +73,8 @@ class AnswerCache:
 
         headers = (*answer.headers, _CACHE_MISS)
         if answer.stream is not None:
-            recorded = _RecordingStream(answer.stream, caching.max_bytes, store)
-            return Answer(headers=headers, stream=recorded, usage=answer.usage)
+            recording_stream = _RecordingStream(answer.stream, caching.max_bytes, store)
+            return Answer(headers=headers, stream=recording_stream, usage=answer.usage)
         store(answer.body, answer.usage)
         return Answer(headers=headers, body=answer.body, usage=answer.usage)
 

@@ -46,7 +46,7 @@ _MAX_FAILURES = 5
 
 @dataclass(kw_only=True, slots=True)
 class _QueuedDecision:
-    """Routing decision in the write queue; it becomes a database row outside the request path."""
+    """Routing decision in the write queue; it becomes a database row later, to delay no request."""
 
     owner: str
     request_id: str
@@ -152,7 +152,7 @@ class QualityLearner:
     ) -> None:
         """Queue the record of a decision made ``at`` (Unix time).
 
-        A later rating of the answer needs the record, to know which model it rates.
+        When a client rates the answer later, the record shows which model is rated.
         """
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
@@ -366,11 +366,11 @@ class QualityLearner:
     async def _load_locked(self, owner: str) -> None:
         if self._last_number < 0:
             self._last_number = await self._store.get_last_number()
-        saved = await self._store.get_state(owner)
+        saved_state = await self._store.get_state(owner)
         state, number = TenantState(), 0
-        if saved is not None:
+        if saved_state is not None:
             try:
-                state, number = TenantState.from_json(saved.state), saved.number
+                state, number = TenantState.from_json(saved_state.state), saved_state.number
             except ValueError:
                 # Another version wrote the state.
                 _log.exception(
@@ -389,11 +389,11 @@ class QualityLearner:
                 break
         self._loaded[owner] = None
         while len(self._loaded) > _MAX_TENANTS:
-            oldest = next(iter(self._loaded))
-            if oldest in self._changed_tenants:
-                await self._save_tenant(oldest)
-            del self._loaded[oldest]
-            self._estimator.reset(oldest)
+            oldest_owner = next(iter(self._loaded))
+            if oldest_owner in self._changed_tenants:
+                await self._save_tenant(oldest_owner)
+            del self._loaded[oldest_owner]
+            self._estimator.reset(oldest_owner)
 
     def _learn_signal(self, row: SignalRow) -> None:
         if row.source == "reset":
@@ -420,8 +420,8 @@ class QualityLearner:
 
     async def _save_tenant(self, owner: str) -> None:
         state = self._estimator.get_state(owner)
-        saved = SavedState(
+        saved_state = SavedState(
             state=state.to_json(), number=self._last_number, levels=extract_levels(state)
         )
-        await self._store.save_state(owner, saved)
+        await self._store.save_state(owner, saved_state)
         self._changed_tenants.discard(owner)

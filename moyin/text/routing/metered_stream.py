@@ -147,8 +147,8 @@ class MeteredStream:
         """Return the next piece; None if it does not arrive in time and is left for later."""
         # The read runs in its own task, because cancelling it would end the stream.
         self._pending = asyncio.create_task(self._read_next())
-        done, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
-        if not done:
+        done_tasks, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
+        if not done_tasks:
             return None
         pending, self._pending = self._pending, None
         return pending.result()

@@ -52,7 +52,7 @@ class AnswerStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _StoredAnswer:
-    """Stored data of an answer; the database row of its decision has the model and features."""
+    """The data of an answer in Valkey; the database has its model and features."""
 
     request_id: str
     ability: float
@@ -194,14 +194,14 @@ class SharedAnswers:
         self, query: FollowUpQuery, stored: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _StoredAnswer] | None:
         """Return the answer that a request follows up, with the evidence about its quality."""
-        repeated, *rest = (
+        repeated_answer, *earlier_answers = (
             _decode_recent_answer(stored[name], query.at) for name in _build_keys(query)
         )
-        if repeated is not None:
-            return evidence_from_repeat(query, repeated.ability), repeated
-        if not rest:
+        if repeated_answer is not None:
+            return evidence_from_repeat(query, repeated_answer.ability), repeated_answer
+        if not earlier_answers:
             return None
-        previous, sibling = rest
+        previous, sibling = earlier_answers
         if previous is not None:
             return evidence_from_next_message(query), previous
         return None if sibling is None else (EDITED, sibling)

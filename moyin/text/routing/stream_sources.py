@@ -62,8 +62,8 @@ class ForwardedSource:
             async for piece in upstream:
                 if output := tap.feed(piece):
                     yield output
-        if last := tap.flush():
-            yield last
+        if last_bytes := tap.flush():
+            yield last_bytes
         if not tap.is_finished:
             raise StreamInterrupted("the back end ended the stream before its final event")
 

@@ -61,10 +61,10 @@ class UsageComparison:
 
         A key is missing if no model for such calls has a price.
         """
-        merged = _merge_groups(sums)
+        merged_sums = _merge_groups(sums)
         return {
             embeddings: max(
-                candidates, key=lambda model: self._add_up(merged, {model.embeddings: model})
+                candidates, key=lambda model: self._add_up(merged_sums, {model.embeddings: model})
             )
             for embeddings in (False, True)
             if (candidates := [m for m in self._models if m.embeddings is embeddings])
@@ -108,18 +108,18 @@ class UsageComparison:
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
     """Add up the token counts of complete calls that belong to the same price class."""
-    merged: dict[tuple[int, bool], UsageSum] = {}
+    merged_sums: dict[tuple[int, bool], UsageSum] = {}
     for item in sums:
         if not item.is_complete or item.unit is not None:
             continue
-        total = merged.get((item.band, item.is_embedding))
+        total = merged_sums.get((item.band, item.is_embedding))
         if total is None:
-            merged[item.band, item.is_embedding] = replace(item, group=())
+            merged_sums[item.band, item.is_embedding] = replace(item, group=())
         else:
             total.input_tokens += item.input_tokens
             total.cached_tokens += item.cached_tokens
             total.output_tokens += item.output_tokens
-    return list(merged.values())
+    return list(merged_sums.values())
 
 
 def _list_priced_models(fleet: Fleet, owner: str | None) -> list[PricedModel]:

@@ -56,9 +56,11 @@ class UsageHistory:
             output = needs.max_tokens
         prompt = self.estimate_prompt_tokens(model, needs)
         prior = _DEFAULT_CACHED_SHARE if needs.has_cache_markers else 0.0
-        cached = round(prompt * self._cached.estimate((model, shape), prior))
+        cached_tokens = round(prompt * self._cached.estimate((model, shape), prior))
         return Usage(
-            input_tokens=prompt - cached, cached_tokens=cached, output_tokens=round(output)
+            input_tokens=prompt - cached_tokens,
+            cached_tokens=cached_tokens,
+            output_tokens=round(output),
         )
 
 

@@ -97,12 +97,12 @@ def embedding_request_to_upstream(
 
     The body makes Ollama reject inputs that are too long, instead of truncating them.
     """
-    longest = max(map(estimate_tokens, request.inputs), default=0)
+    longest_input_tokens = max(map(estimate_tokens, request.inputs), default=0)
     body: dict[str, Any] = {
         "model": request.model,
         "input": list(request.inputs),
         "truncate": False,
-        "options": {"num_ctx": choose_context_window(longest, 0, context)},
+        "options": {"num_ctx": choose_context_window(longest_input_tokens, 0, context)},
     }
     if request.dimensions is not None:
         body["dimensions"] = request.dimensions

@@ -42,9 +42,9 @@ def read_writing_seconds(body: bytes) -> float:
     return int(durations[-1]) / 1e9 if durations else 0.0
 
 
-def read_stop_reason(body: Mapping[str, Any], *, used_tools: bool) -> chat.StopReason:
+def read_stop_reason(body: Mapping[str, Any], *, has_tool_calls: bool) -> chat.StopReason:
     """Translate the stop reason in the last object of a response."""
-    if used_tools:
+    if has_tool_calls:
         return chat.StopReason.TOOL_USE
     return (
         chat.StopReason.MAX_TOKENS if body.get("done_reason") == "length" else chat.StopReason.END
@@ -71,7 +71,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
         id=create_response_id(),
         model=str(body.get("model") or ""),
         parts=(*parts, *calls),
-        stop=read_stop_reason(body, used_tools=bool(calls)),
+        stop=read_stop_reason(body, has_tool_calls=bool(calls)),
         usage=usage_to_domain(body),
     )
 
@@ -209,14 +209,17 @@ def encode_logprobs_member(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, A
     return {"logprobs": encode_logprobs(tokens)} if tokens else {}
 
 
-def tool_call_to_client(index: int, use: chat.ToolUse) -> dict[str, Any]:
+def tool_call_to_client(index: int, tool_use: chat.ToolUse) -> dict[str, Any]:
     """Encode a tool call, whose arguments are a JSON object in Ollama's format.
 
     Raises:
         InvalidToolCall: the arguments are not a JSON object.
     """
-    arguments = parse_tool_call_arguments(use.name, use.arguments)
-    return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
+    arguments = parse_tool_call_arguments(tool_use.name, tool_use.arguments)
+    return {
+        "id": tool_use.id,
+        "function": {"index": index, "name": tool_use.name, "arguments": arguments},
+    }
 
 
 def _join_thinking(response: chat.ChatResponse) -> str:

@@ -138,14 +138,14 @@ def _parse_field(name: str, value: str) -> Any:
 
 
 def assign_pictures(
-    edit: ImageEdit, template: str, accepted: Mapping[str, Mapping[str, Any]]
+    edit: ImageEdit, template: str, input_schemas: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, FormFile]:
     """Return the file for each of the template's picture inputs, by the input's name.
 
     The first picture is for the input ``image``, the next for ``image_2``, ``image_3`` and so on.
 
     Args:
-        accepted: the JSON Schemas of the template's inputs, by name.
+        input_schemas: the JSON Schemas of the template's inputs, by name.
 
     Raises:
         InvalidRequest, UnsupportedFeature: the template has no input for a file.
@@ -154,7 +154,7 @@ def assign_pictures(
     if edit.mask is not None:
         files["mask"] = edit.mask
     for name in files:
-        if accepted.get(name, {}).get("format") == "image":
+        if input_schemas.get(name, {}).get("format") == "image":
             continue
         if name == "image":
             raise InvalidRequest(
@@ -173,7 +173,7 @@ def assign_pictures(
 def images_request_to_job(
     body: ImagesBody,
     template: str,
-    accepted: Mapping[str, Mapping[str, Any]],
+    input_schemas: Mapping[str, Mapping[str, Any]],
     *,
     cache: bool,
     idempotency_key: str | None,
@@ -182,7 +182,7 @@ def images_request_to_job(
 
     Args:
         template: the name of the render template.
-        accepted: the JSON Schemas of the template's inputs, by name.
+        input_schemas: the JSON Schemas of the template's inputs, by name.
         cache: True if pictures may come from the cache of finished renders.
         idempotency_key: determines the seeds, so that a retry gets the same pictures. If None, the
             seeds are random.
@@ -190,7 +190,7 @@ def images_request_to_job(
     Raises:
         InvalidRequest, UnsupportedFeature: the template has no input for a member of the request.
     """
-    if "prompt" not in accepted:
+    if "prompt" not in input_schemas:
         raise InvalidRequest(
             f"model: the template {template!r} has no input 'prompt': choose one that has",
             field="model",
@@ -198,11 +198,11 @@ def images_request_to_job(
     inputs: dict[str, Any] = {
         **body.inputs,
         "prompt": body.prompt,
-        **_parse_size(body, template, accepted),
+        **_parse_size(body, template, input_schemas),
     }
     for name, default_values in _OPTIONAL_MEMBERS.items():
         value = getattr(body, name)
-        if name in accepted and value is not None:
+        if name in input_schemas and value is not None:
             inputs[name] = value
         elif value not in default_values:
             raise UnsupportedFeature(
@@ -210,8 +210,10 @@ def images_request_to_job(
             )
     job = {"kind": "render", "template": template, "inputs": inputs, "cache": cache}
     count = body.n or 1
-    if "seed" in accepted and not (count == 1 and "seed" in inputs):
-        job["batch"] = {"seeds": _choose_seeds(count, accepted["seed"], inputs, idempotency_key)}
+    if "seed" in input_schemas and not (count == 1 and "seed" in inputs):
+        job["batch"] = {
+            "seeds": _choose_seeds(count, input_schemas["seed"], inputs, idempotency_key)
+        }
     elif count > 1:
         raise UnsupportedFeature(
             f"n must be 1: the template {template!r} has no input 'seed' to make pictures differ",
@@ -236,14 +238,14 @@ def rename_job_field(error: MoyinError) -> MoyinError:
 
 
 def _parse_size(
-    body: ImagesBody, template: str, accepted: Mapping[str, Mapping[str, Any]]
+    body: ImagesBody, template: str, input_schemas: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
     if body.size in (None, "auto"):
         return {}
     match = _SIZE_PATTERN.fullmatch(body.size or "")
     if match is None:
         raise InvalidRequest("size must be like 1024x1024, or auto", field="size")
-    if not {"width", "height"} <= accepted.keys():
+    if not {"width", "height"} <= input_schemas.keys():
         raise UnsupportedFeature(
             f"size: the template {template!r} has no inputs 'width' and 'height': omit size",
             field="size",

@@ -105,8 +105,8 @@ def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any])
         raw: the object as bytes, which is returned if it has all of them.
         data: the parsed object.
     """
-    missing = {name: value for name, value in members.items() if data.get(name) is None}
-    return to_json({**data, **missing}) if missing else raw
+    missing_members = {name: value for name, value in members.items() if data.get(name) is None}
+    return to_json({**data, **missing_members}) if missing_members else raw
 
 
 def read_token_usage(data: Mapping[str, Any] | None) -> Usage:
@@ -246,14 +246,14 @@ class RerankBody(_JsonRequest):
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         tokens, quantity = read_token_usage(data), self.expected_usage.quantity
         meta = (data or {}).get("meta")
-        billed = meta.get("billed_units") if isinstance(meta, Mapping) else None
-        if isinstance(billed, Mapping):
+        billed_units = meta.get("billed_units") if isinstance(meta, Mapping) else None
+        if isinstance(billed_units, Mapping):
             # Cohere's SDKs type the number as a float.
-            searches = billed.get("search_units")
+            searches = billed_units.get("search_units")
             if isinstance(searches, int | float) and 0 < searches < 1e9:
                 quantity = -int(-searches // 1)
             if tokens == Usage():
-                tokens = read_token_usage({"usage": billed})
+                tokens = read_token_usage({"usage": billed_units})
         return OperationUsage(quantity=quantity, tokens=tokens)
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
@@ -376,8 +376,8 @@ def complete_images(raw: bytes, data: dict[str, Any]) -> bytes:
         raise new_malformed_response_error()
     usage = data.get("usage")
     if isinstance(usage, dict) and not isinstance(usage.get("input_tokens_details"), dict):
-        read = parse_token_count(usage.get("input_tokens"))
-        usage["input_tokens_details"] = {"image_tokens": 0, "text_tokens": read}
+        input_tokens = parse_token_count(usage.get("input_tokens"))
+        usage["input_tokens_details"] = {"image_tokens": 0, "text_tokens": input_tokens}
         raw = to_json(data)
     return add_members(raw, data, {"created": int(time.time())})
 

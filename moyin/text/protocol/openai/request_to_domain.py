@@ -341,14 +341,16 @@ def _convert_tool(tool: wire.Tool) -> chat.Tool:
 
 
 def _convert_tool_choice(body: wire.ChatBody) -> chat.ToolChoice | None:
-    choice, parallel = body.tool_choice, body.parallel_tool_calls
+    choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
     if not body.tools and choice not in (None, "none", "auto"):
         raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
     if isinstance(choice, wire.NamedChoice):
-        return chat.ToolChoice(mode="tool", name=choice.function.name, parallel=parallel)
-    if choice is None and parallel is None:
+        return chat.ToolChoice(
+            mode="tool", name=choice.function.name, parallel=allows_parallel_calls
+        )
+    if choice is None and allows_parallel_calls is None:
         return None
-    return chat.ToolChoice(mode=choice or "auto", parallel=parallel)
+    return chat.ToolChoice(mode=choice or "auto", parallel=allows_parallel_calls)
 
 
 def _convert_response_format(form: wire.ResponseFormat | None) -> chat.OutputFormat | None:

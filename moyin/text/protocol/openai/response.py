@@ -41,10 +41,10 @@ def usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
-    cached = _read_token_detail(usage, "prompt_tokens_details", "cached_tokens")
+    cached_tokens = _read_token_detail(usage, "prompt_tokens_details", "cached_tokens")
     return Usage(
-        input_tokens=max(parse_token_count(usage.get("prompt_tokens")) - cached, 0),
-        cached_tokens=cached,
+        input_tokens=max(parse_token_count(usage.get("prompt_tokens")) - cached_tokens, 0),
+        cached_tokens=cached_tokens,
         output_tokens=parse_token_count(usage.get("completion_tokens")),
         reasoning_tokens=_read_token_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
@@ -139,12 +139,12 @@ def _complete_tool_calls(choice: dict[str, Any], message: Mapping[str, Any]) -> 
 
 
 def _add_missing_nulls(members: dict[str, Any], *names: str) -> bool:
-    missing = False
+    is_missing = False
     for name in names:
         if name not in members:
             members[name] = None
-            missing = True
-    return missing
+            is_missing = True
+    return is_missing
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
@@ -230,7 +230,9 @@ def split_content(content: Any) -> tuple[str, str]:
             case "text":
                 texts.append(require_text(part["text"]))
             case "thinking":
-                thinking += (require_text(inner["text"]) for inner in part["thinking"])
+                thinking += (
+                    require_text(thinking_part["text"]) for thinking_part in part["thinking"]
+                )
     return "".join(thinking), "".join(texts)
 
 

@@ -338,8 +338,8 @@ class StreamTap:
             # The estimate, which is also charged, replaces a usage of zero.
             is_replaced = usage == _NO_USAGE and self.prompt_tokens > 0
             return b"" if self._hide_usage or is_replaced else frame.raw
-        if self._hide_progress and (progress := body.pop("usage", None)) is not None:
-            self._total = {**body, "choices": [], "usage": progress}
+        if self._hide_progress and (usage_so_far := body.pop("usage", None)) is not None:
+            self._total = {**body, "choices": [], "usage": usage_so_far}
             return encode_event(body)
         return frame.raw
 

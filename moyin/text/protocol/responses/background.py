@@ -21,7 +21,7 @@ _ANSWER_MEMBERS = ("status", "model", "output", "usage", "incomplete_details", "
 
 
 def has_ended(response: Mapping[str, Any]) -> bool:
-    """Return True if a response has an answer, failed or was cancelled."""
+    """Return True if a response has an answer, has failed or was cancelled."""
     return response["status"] not in ("queued", "in_progress")
 
 

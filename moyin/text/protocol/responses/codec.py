@@ -131,10 +131,10 @@ class ParsedResponseRequest:
     def to_upstream(
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> NoReturn:
-        raise AssertionError("no back end has this API format")
+        raise AssertionError("to_upstream was called, but no back end accepts Responses requests")
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
-        raise AssertionError("no back end has this API format")
+        raise AssertionError("create_stream_tap was called, but no back end sends such streams")
 
     def create_stream_writer(self) -> StreamWriter:
         writer = StreamWriter(self._template(), self.record.add)
@@ -145,9 +145,9 @@ class ParsedResponseRequest:
         assert isinstance(response, ChatResponse)
         template = self._template()
         output = template.items(response)
-        encoded = template.ended(response.model, output, response.usage, response.stop)
-        self.record.add(encoded, template.proofs)
-        return to_json(encoded)
+        response_object = template.ended(response.model, output, response.usage, response.stop)
+        self.record.add(response_object, template.proofs)
+        return to_json(response_object)
 
     def render_queued(self, response_id: str) -> dict[str, Any]:
         """Return the queued response object of a background request, before its job answers."""

@@ -357,7 +357,7 @@ def _convert_tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
 
 
 def _convert_tool_choice(body: wire.ResponseBody) -> ToolChoice | None:
-    choice, parallel = body.tool_choice, body.parallel_tool_calls
+    choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
     names = list_tools(body).keys()
     if not names:
         if choice not in (None, "none", "auto"):
@@ -373,12 +373,12 @@ def _convert_tool_choice(body: wire.ResponseBody) -> ToolChoice | None:
                 f"tool_choice names {tool.name!r}, which is not in tools", field="tool_choice"
             )
     if isinstance(choice, wire.NamedTool):
-        return ToolChoice(mode="tool", name=choice.name, parallel=parallel)
+        return ToolChoice(mode="tool", name=choice.name, parallel=allows_parallel_calls)
     if isinstance(choice, wire.AllowedTools):
-        return ToolChoice(mode=choice.mode, parallel=parallel)
-    if choice is None and parallel is None:
+        return ToolChoice(mode=choice.mode, parallel=allows_parallel_calls)
+    if choice is None and allows_parallel_calls is None:
         return None
-    return ToolChoice(mode=choice or "auto", parallel=parallel)
+    return ToolChoice(mode=choice or "auto", parallel=allows_parallel_calls)
 
 
 def _convert_output_format(form: wire.TextFormat | None) -> OutputFormat | None:

@@ -211,8 +211,8 @@ class StreamWriter:
 
     def _close_call(self, call: _Call) -> Iterator[bytes]:
         arguments = "".join(call.fragments)
-        finished = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
-        item = function_call_item(finished, self._template.tools, item_id=call.item["id"])
+        finished_call = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
+        item = function_call_item(finished_call, self._template.tools, item_id=call.item["id"])
         if item["type"] == "function_call":
             members = {"arguments": arguments, "name": item["name"]}
             yield self._call_event("response.function_call_arguments.done", call, members)
