@@ -198,7 +198,9 @@ class Rig:
         await self.lines.add(batch.id, lines)
         await self.batches.begin(batch.id, len(lines))
 
-    async def advance(self, replica: NativeBatches | None = None, *, has_limits: bool = False) -> bool:
+    async def advance(
+        self, replica: NativeBatches | None = None, *, has_limits: bool = False
+    ) -> bool:
         batch = await self.batches.find("batch_1")
         assert batch is not None
         return await (replica or self.replica).advance(batch, self.file, has_limits=has_limits)

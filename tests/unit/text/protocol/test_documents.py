@@ -52,7 +52,9 @@ def test_the_content_decides_the_type_of_a_file(
 def test_text_has_the_name_of_its_file() -> None:
     text = read_file(b"hello", name='a "b".txt', declared_type=None, field="f")
     assert text == Text(text="<file name=\"a 'b'.txt\">\nhello\n</file>")
-    assert read_file(b"hello", name=None, declared_type="text/plain", field="f") == Text(text="hello")
+    assert read_file(b"hello", name=None, declared_type="text/plain", field="f") == Text(
+        text="hello"
+    )
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04\xff", b"RIFF\xff\xff\xff\xffWAVE"])
