@@ -17,9 +17,9 @@ A model with public scores in a kind of request has a separate ability for that 
 last Claude with such scores. Later Claude models get its abilities plus their distance from it in
 the ranking. Otherwise a local model with scores would seem better than a Claude without scores.
 
-Three kinds have no test of their own. The ability for reasoning is that for mathematics, because a
-question after a story is often arithmetic. The abilities for extraction and summary are the mean of
-the general ability and of the scores in tests with given texts.
+The abilities for three kinds are means of two numbers. One is the general ability. The other is,
+for reasoning, the ability for mathematics, because a question after a story is often arithmetic;
+for extraction and summary, it is the score in a test with given texts.
 """
 
 from __future__ import annotations

@@ -370,12 +370,13 @@ def _build_unsupported_error(needs: Needs, exclusions: Sequence[Exclusion]) -> M
         if all(f"no {ability}" in exclusion.missing for exclusion in exclusions):
             return UnsupportedFeature(f"no model under this name supports {ability}", field=field)
     if all(
-        any(lack.startswith("context") for lack in exclusion.missing) for exclusion in exclusions
+        any(need.startswith("context") for need in exclusion.missing) for exclusion in exclusions
     ):
         return _build_context_error(needs, exclusions)
-    missing = sorted({lack for exclusion in exclusions for lack in exclusion.missing})
+    missing = sorted({need for exclusion in exclusions for need in exclusion.missing})
     return UnsupportedFeature(
-        f"no model under this name meets every need of the request: {', '.join(missing)}",
+        f"no model under this name meets every need of the request ({', '.join(missing)}): "
+        "choose another model",
         field="model",
     )
 
