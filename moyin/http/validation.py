@@ -142,7 +142,7 @@ def find_unsupported_field(
 
 
 def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
-    """Yield each JSON schema in a request of OpenAI's or Anthropic's format, after its path.
+    """Yield the path and the content of each JSON schema in an OpenAI or Anthropic request.
 
     Args:
         tools: the member of a tool that holds its schema, such as ``function.parameters``.

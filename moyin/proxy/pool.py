@@ -161,7 +161,7 @@ class UpstreamPool:
     def _find_first_to_recover(self, tried_members: Collection[PoolMember]) -> PoolMember | None:
         """Return the untried member whose breaker closes soonest, which may have recovered by now.
 
-        Returns None if the pool has only one member, or if no other one is up.
+        Returns None if the pool has only one member, or if no untried member is up.
         """
         if len(self.members) == 1:
             return None

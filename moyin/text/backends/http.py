@@ -205,7 +205,7 @@ class HttpClient:
     async def upload(
         self, path: str, body: AsyncIterable[bytes], deadline: float, headers: Mapping[str, str]
     ) -> bytes:
-        """Send a POST request with a body in pieces, and return the body of the response.
+        """Send a POST request with a streamed body, and return the body of the response.
 
         Args:
             headers: must include ``Content-Length`` and ``Content-Type``.

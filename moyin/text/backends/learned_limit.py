@@ -149,9 +149,9 @@ class LearnedLimit:
             self._raise_limit()
 
     def _raise_limit(self) -> None:
-        """Raise the limit if the server has already run as many calls as may use slots now.
+        """Raise the limit if the server has already run as many calls as it may be sent now.
 
-        Background calls may use only some of the slots, so fewer calls suffice if only they wait.
+        Background calls may use only some of the slots. If only they wait, fewer calls suffice.
         """
         limit, usable_slots = self._slots.limit, self._slots.usable
         if (

@@ -149,8 +149,7 @@ class NativeSender:
         """Search the back end for this native batch.
 
         Returns:
-            The batch that matches, or None; and True if a batch that still runs may be the one,
-            because only results can show it.
+            The batch that matches, or None; and True if a batch that still runs may be the right one.
         """
         may_run = False
         since = datetime.fromisoformat(native.state["since"])

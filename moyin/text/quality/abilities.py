@@ -201,7 +201,7 @@ def normalize_model_name(model: str) -> str:
 
 @lru_cache(maxsize=1_024)
 def look_up_ability(model: str) -> Ability | None:
-    """Return a model's ability from public scores, or else from the size in its name, or None."""
+    """Return a model's ability from public scores or from the size in its name; else None."""
     name = normalize_model_name(model)
     quantisation_loss = _LOW_BIT_LOSS if _LOW_BIT_PATTERN.search(model.lower()) else 0.0
     # A family's name without a size means its default size.

@@ -237,7 +237,7 @@ class Lease:
             self.release(error)
 
     def release_slot(self) -> None:
-        """Release the slot of a call that was not made, so that it has no outcome to report."""
+        """Release the slot of a call that was not made; nothing is reported to the breaker."""
         if self._is_background:
             self._runtime.slots.release_in_background(self._tenant)
         else:

@@ -46,7 +46,7 @@ _MAX_FAILURES = 5
 
 @dataclass(kw_only=True, slots=True)
 class _QueuedDecision:
-    """Routing decision in the write queue; it becomes a database row later, to delay no request."""
+    """Routing decision in the write queue, which is stored later, so that no request waits."""
 
     owner: str
     request_id: str

@@ -162,7 +162,10 @@ def encode_text_block(text: str) -> dict[str, Any]:
 
 
 def sanitize_tool_call_id(identity: str) -> str:
-    """Replace the characters in a tool call's id that Anthropic refuses; another server made it."""
+    """Replace the characters that Anthropic refuses in the id of a tool call.
+
+    The id may come from another server, whose ids have other characters.
+    """
     return _INVALID_ID_CHARACTERS.sub("_", identity) or "_"
 
 

@@ -167,7 +167,7 @@ class OpenAIBatchFormat:
 
 
 def compact(body: bytes) -> bytes:
-    """Replace line breaks in JSON by spaces, which are equivalent between its tokens."""
+    """Replace line breaks in JSON by spaces, which mean the same between tokens."""
     return body.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in body else body
 
 

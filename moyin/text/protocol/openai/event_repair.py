@@ -14,7 +14,7 @@ _OBJECT = "chat.completion.chunk"
 
 
 class EventRepair:
-    """Adds missing members to the events of one stream, whose tool calls it tracks to number them.
+    """Adds missing members to the events of one stream, and counts its tool calls to number them.
 
     Only events of chats are repaired: those with a member ``object`` or a choice with ``delta``.
     """

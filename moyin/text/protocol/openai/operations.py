@@ -99,10 +99,10 @@ class OperationRequest(Protocol):
 
 
 def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any]) -> bytes:
-    """Return a JSON object with those of ``members`` added that it does not have yet.
+    """Return a JSON object as bytes, with those of ``members`` added that are missing.
 
     Args:
-        raw: the object as bytes, which is returned if it has all of them.
+        raw: the object as bytes, which is returned if nothing is missing.
         data: the parsed object.
     """
     missing_members = {name: value for name, value in members.items() if data.get(name) is None}

@@ -90,7 +90,7 @@ def list_choice_messages(body: Mapping[str, Any]) -> list[Any]:
 
 
 def add_required_members(body: dict[str, Any]) -> bool:
-    """Add the members that OpenAI's API reference requires in a whole response, with value null.
+    """Add missing members that OpenAI's API reference requires in a whole response, as null.
 
     Some servers, such as llama.cpp, omit them.
 
