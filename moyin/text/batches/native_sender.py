@@ -149,7 +149,7 @@ class NativeSender:
         """Search the back end for this native batch.
 
         Returns:
-            The batch that matches, or None; and True if a batch that still runs may be the right one.
+            The batch that matches, or None; and True if a running batch may be the right one.
         """
         may_run = False
         since = datetime.fromisoformat(native.state["since"])

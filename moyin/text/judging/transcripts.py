@@ -81,7 +81,7 @@ def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
 
 
 def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Decode a stream by its last event that contains a whole response; ignore other events."""
+    """Decode a stream to an answer, using only its last event with a whole response."""
     for frame in reversed(FrameSplitter().feed(body)):
         if frame.data is not None:
             response = parse_event(frame).get("response")

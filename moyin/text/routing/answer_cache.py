@@ -42,7 +42,7 @@ class CachedResponses(Protocol):
 
 
 class AnswerCache:
-    """Cache in front of the models, used for the aliases that enable caching."""
+    """Cache of models' answers, used for the aliases that enable caching."""
 
     def __init__(self, cache: CachedResponses) -> None:
         self._cache = cache

@@ -142,7 +142,7 @@ class BackendRuntime:
         return model_breaker
 
     def estimate_service_time(self, expected: float) -> float:
-        """Return the average seconds of recent calls, with ``expected`` as the prior."""
+        """Return the average seconds of recent calls; with few calls, it is close to ``expected``."""
         return self._service_time.estimate(expected, self.clock())
 
     def record_service_time(self, seconds: float) -> None:
