@@ -57,8 +57,8 @@ class LearnedLimit:
       them concurrently.
     - If the first token is late, and another call ended before it, the call has waited in the
       server's queue. The limit was too high and is lowered.
-    - If calls wait for a slot, the limit doubles. After it has been too high once, it grows by
-      one, at first a minute later; the pause doubles each time the limit is too high again.
+    - While calls wait for a slot, the limit doubles. Once it was too high, it only grows by
+      one, first after a minute. The pause doubles each time the limit is too high again.
 
     Args:
         slots: slots of the server; their limit is set to 1 at first.

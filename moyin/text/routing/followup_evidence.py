@@ -53,7 +53,7 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class FollowUpQuery:
-    """Search for the earlier answer that a request may follow up.
+    """The data of a request by which the answer that it may follow up is searched for.
 
     Attributes:
         fingerprint: keyed hash of the request's conversation.

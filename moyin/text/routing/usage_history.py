@@ -65,7 +65,7 @@ class UsageHistory:
 
 
 def compute_request_shape(needs: Needs) -> RequestShape:
-    """Return the shape of a request, under which `UsageHistory` groups similar requests."""
+    """Return a number that similar requests share, so that `UsageHistory` can average them."""
     limit = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
     features = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3
     return needs.prompt_tokens.bit_length() | limit << 6 | features << 12
