@@ -49,7 +49,7 @@ class Breaker:
 
     @property
     def ready(self) -> bool:
-        """True if `admit` would return True now."""
+        """True if the breaker would admit a request now; only `admit` admits it."""
         if self._open_until is None:
             return True
         return not self._probing and self._clock() >= self._open_until
@@ -78,13 +78,13 @@ class Breaker:
             self._report(BreakerState.CLOSED)
 
     def fail(self, *, retry_after: float | None = None, at_once: bool = False) -> None:
-        """Record a failed request.
+        """Record a failed request, which may open the breaker.
 
         Args:
             retry_after: the seconds that the back end asks clients to wait. The breaker opens for
                 that time, even on this single failure.
-            at_once: True to open on this single failure for the longest cooldown, for errors that a
-                retry does not solve soon, such as a rejected key.
+            at_once: True to open for the longest cooldown on this single failure. Meant for errors
+                that last, such as a rejected key.
         """
         was_probe, self._probing = self._probing, False
         self._failures += 1

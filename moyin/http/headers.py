@@ -32,7 +32,7 @@ def prefers_async_response(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
-    """Return the headers of a response with an artifact's content, which never changes."""
+    """Return response headers for an artifact's content, which caches may keep for a year."""
     is_inline = artifact.media_type in _INLINE_TYPES
     kind = artifact.media_type if is_inline else UNKNOWN_MEDIA_TYPE
     charset = "; charset=utf-8" if kind == "text/plain" else ""
@@ -50,7 +50,7 @@ def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
 
 
 def build_archive_headers(name: str, size: int) -> Mapping[str, str]:
-    """Return the headers of a response with an archive, which browsers save as a file and caches do not store."""
+    """Return response headers that make a browser save an archive as a file and forbid caching."""
     return {
         "cache-control": "private, no-store",
         "content-disposition": f"attachment; {_format_file_name(name)}",
@@ -64,18 +64,19 @@ def build_archive_headers(name: str, size: int) -> Mapping[str, str]:
 
 
 def _format_file_name(name: str) -> str:
-    """Return the parameter of Content-Disposition with a file's name (RFC 6266)."""
+    """Return the ``filename`` parameter of a Content-Disposition header (RFC 6266)."""
     if _PLAIN_NAME.fullmatch(name):
         return f'filename="{name}"'
     return f"filename*=UTF-8''{quote(name, safe='')}"
 
 
 def parse_byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Parse the Range header of a request for a content of ``size`` bytes.
+    """Parse a Range header for content of ``size`` bytes.
 
     Returns:
-        The start and the exclusive end, which are equal for a range outside of the content. None
-        means the whole content: the header is missing, invalid, or has several ranges.
+        The start and the exclusive end; both are equal if the range is outside the content. None
+        means that the whole content is sent, because the header is missing, invalid, or lists
+        several ranges.
     """
     match = _RANGE.fullmatch((header or "").strip())
     if match is None or match.group(1, 2) == ("", ""):

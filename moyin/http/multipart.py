@@ -1,4 +1,4 @@
-"""Holds multipart forms with files, and encodes them again without reading files into memory."""
+"""Represents multipart forms, and re-encodes them without reading whole files into memory."""
 
 from __future__ import annotations
 
@@ -56,23 +56,23 @@ class MultipartForm:
 
 
 class EncodedForm:
-    """Encodes a form as a body whose length is known; `iterate` may be called several times.
+    """Encodes a form as a request body of known length, which can be iterated several times.
 
     Text fields come first, because servers that read a body as a stream need them before the files.
 
     Args:
-        replaced: text fields whose values replace those that the client sent.
+        replaced_fields: text fields whose values replace those that the client sent.
     """
 
-    def __init__(self, form: MultipartForm, replaced: Mapping[str, str]) -> None:
+    def __init__(self, form: MultipartForm, replaced_fields: Mapping[str, str]) -> None:
         boundary = secrets.token_hex(16)
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self._files = form.files
-        fields = [field for field in form.fields if field[0] not in replaced]
+        fields = [field for field in form.fields if field[0] not in replaced_fields]
         start = f"--{boundary}\r\n"
         self._fields = "".join(
             f'{start}content-disposition: form-data; name="{_escape(name)}"\r\n\r\n{value}\r\n'
-            for name, value in (*replaced.items(), *fields)
+            for name, value in (*replaced_fields.items(), *fields)
         ).encode()
         self._part_headers = [
             f'{start}content-disposition: form-data; name="{_escape(file.field)}"; '

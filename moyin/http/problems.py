@@ -58,7 +58,11 @@ def render_problem_details(error: MoyinError, request_id: str, path: str) -> Err
 def render_error_event(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
-    """Render an error as the server-sent event ``error``; return None for other media types."""
+    """Render an error as an ``error`` event for a stream of server-sent events that fails midway.
+
+    Returns:
+        The bytes of the event; None if ``media_type`` is not that of server-sent events.
+    """
     if media_type != "text/event-stream":
         return None
     data = {"code": error.code, "message": error.message, "request_id": request_id}
@@ -66,7 +70,7 @@ def render_error_event(
 
 
 def build_error_headers(error: MoyinError) -> dict[str, str]:
-    """Return the headers of an error response, which are the same in every protocol."""
+    """Return the headers of an error response, such as Retry-After; all API formats share them."""
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
@@ -111,5 +115,5 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 
 
 def get_http_status(error: errors.MoyinError) -> int:
-    """Return the HTTP status for the error's type, or else for its nearest base type."""
+    """Return the HTTP status of an error: that of its class, or else of the nearest base class."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

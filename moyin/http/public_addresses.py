@@ -34,12 +34,12 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 class AllowedNetworks:
     """Allows connections to public addresses and to comma-separated CIDR blocks of private networks."""
 
-    def __init__(self, allowed: str = "") -> None:
-        blocks = [block.strip() for block in allowed.split(",") if block.strip()]
+    def __init__(self, cidr_blocks: str = "") -> None:
+        blocks = [block.strip() for block in cidr_blocks.split(",") if block.strip()]
         self._allowed = [ipaddress.ip_network(block) for block in blocks]
 
     def allows(self, address: str) -> bool:
-        """Return True if the IP address may be connected to."""
+        """Return True if connections to the IP address are allowed."""
         ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
         if any(ip.version == block.version and ip in block for block in self._allowed):
             return True
@@ -63,9 +63,11 @@ class PublicResolver(AbstractResolver):
     check and use has no effect.
     """
 
-    def __init__(self, networks: AllowedNetworks, inner: AbstractResolver | None = None) -> None:
+    def __init__(
+        self, networks: AllowedNetworks, inner_resolver: AbstractResolver | None = None
+    ) -> None:
         self._networks = networks
-        self._inner = inner or ThreadedResolver()
+        self._inner = inner_resolver or ThreadedResolver()
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         """Resolve a host name with the wrapped resolver.
@@ -117,7 +119,11 @@ class PublicConnector(TCPConnector):
         traces: list[Trace],
         timeout: ClientTimeout,  # noqa: ASYNC109 (aiohttp's own)
     ) -> Connection:
-        """Return a connection; raise AddressNotAllowed if an address of the host is not allowed."""
+        """Return a connection to a request's host.
+
+        Raises:
+            AddressNotAllowed: one of the host's addresses is not allowed.
+        """
         try:
             return await super().connect(req, traces, timeout)
         except ClientConnectorError as error:

@@ -16,7 +16,7 @@ _MAX_FRAME_BYTES = 16 * 1024 * 1024
 
 # A named tuple, because every token makes one, and a frozen dataclass takes three times as long.
 class Frame(NamedTuple):
-    """A server-sent event as bytes, with its blank line; ``data`` is None for a comment."""
+    """The bytes of one server-sent event, and its ``data`` field: None if it is only a comment."""
 
     raw: bytes
     data: bytes | None
@@ -39,7 +39,10 @@ class FrameSplitter:
         return [Frame(raw + b"\n\n", _extract_data(raw)) for raw in events if raw]
 
     def end(self) -> list[Frame]:
-        """Return the last event if its blank line was missing, and drop other remaining bytes."""
+        """Return the last event if the stream ended without the blank line that ends an event.
+
+        Other remaining bytes, such as a comment, are dropped.
+        """
         frames = self.feed(b"\n\n") if self.pending else []
         return [frame for frame in frames if frame.data is not None]
 

@@ -56,7 +56,7 @@ UtcDatetime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 
 
 class WireModel(BaseModel):
-    """The base class of request bodies, with strict types and with unknown members kept."""
+    """Base class of request bodies: types are strict, and undeclared members are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -70,7 +70,8 @@ def parse_json(body: bytes) -> Any:
 
     Raises:
         InvalidJson: the body is not JSON.
-        BodyTooLarge: the body may contain too many values.
+        BodyTooLarge: the body has too many values. They are estimated by counting separators, so
+            separators within strings count, too.
     """
     # Counts the characters that separate values, also within strings, where they separate none.
     if len(body) > _MAX_VALUES < len(body) - len(body.translate(None, b",[{")):
@@ -89,7 +90,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
     Raises:
         InvalidJson: the body is not JSON.
-        BodyTooLarge: the body may contain too many values.
+        BodyTooLarge: the body has too many values, as estimated by `parse_json`.
         InvalidRequest: the body is JSON, but not an object.
     """
     data = parse_json(body)
@@ -99,7 +100,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(model: type[M], data: Mapping[str, Any]) -> M:
-    """Validate a parsed body as a pydantic model; raise InvalidRequest with the invalid field."""
+    """Validate a parsed body with a pydantic model; raise InvalidRequest, which names the field."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -114,31 +115,34 @@ def validate(model: type[M], data: Mapping[str, Any]) -> M:
 
 
 def find_unsupported_field(
-    shape: WireModel, harmless: frozenset[str], path: str = ""
+    body_part: WireModel, harmless_fields: frozenset[str], path: str = ""
 ) -> str | None:
-    """Return the path of a member that the client set and the model does not declare, or None.
+    """Return the path of the first field of the request that its model does not declare.
 
     Args:
-        harmless: names of undeclared members that may be ignored because they do not change the
-            answer.
-        path: the path of ``shape`` within the body, which is the start of the returned path.
+        body_part: the validated request, or an object within it.
+        harmless_fields: undeclared fields that may be ignored, as they do not change the answer.
+        path: the path of ``body_part`` within the body, to which the field's name is appended.
+
+    Returns:
+        The path, such as ``messages.0.name``; None if all fields are declared, harmless or empty.
     """
-    for name, value in shape.extras.items():
-        if value and name not in harmless:
+    for name, value in body_part.extras.items():
+        if value and name not in harmless_fields:
             return f"{path}{name}"
-    for name in shape.model_fields_set - shape.extras.keys():
-        value = getattr(shape, name)
+    for name in body_part.model_fields_set - body_part.extras.keys():
+        value = getattr(body_part, name)
         items = value if isinstance(value, list) else [value]
         for place, item in enumerate(items):
             if isinstance(item, WireModel):
                 at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (field := find_unsupported_field(item, harmless, at)) is not None:
+                if (field := find_unsupported_field(item, harmless_fields, at)) is not None:
                     return field
     return None
 
 
 def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
-    """Yield pairs of a field and its JSON schema for a request in OpenAI's or Anthropic's format.
+    """Yield the path and the content of each JSON schema in an OpenAI or Anthropic request.
 
     Args:
         tools: the member of a tool that holds its schema, such as ``function.parameters``.
@@ -175,11 +179,14 @@ def _get_member(value: Any, path: str) -> Any:
 
 
 def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the members that ``data`` lacks; members that are objects are merged one level deep."""
+    """Return ``data`` plus those members of ``additions`` that ``data`` does not have.
+
+    If both have a member that is an object, these two objects are merged, but only one level deep.
+    """
     result = {**additions, **data}
-    for name, added in additions.items():
-        if isinstance(added, Mapping):
-            result[name] = {**added, **(data.get(name) or {})}
+    for name, added_value in additions.items():
+        if isinstance(added_value, Mapping):
+            result[name] = {**added_value, **(data.get(name) or {})}
     return result
 
 
@@ -234,7 +241,7 @@ def parse_tool_call_arguments(name: str, text: str) -> dict[str, Any]:
 
 
 def arguments_to_text(value: Any) -> str:
-    """Convert the tool arguments that another server sent to JSON text.
+    """Convert the arguments of a tool call, as another server sent them, to JSON text.
 
     Some servers send an object instead of text, or null for a tool without parameters.
 
@@ -247,10 +254,14 @@ def arguments_to_text(value: Any) -> str:
 
 
 def _build_path(problem: ErrorDetails, data: Any) -> str:
-    """Return the path of an invalid field, without the names of union branches that pydantic adds."""
+    """Return the dotted path of an invalid field in the client's body.
+
+    pydantic's location also names branches of unions, which are no part of the body; the path
+    leaves them out.
+    """
     value, path = data, []
-    *inner, last_part = problem["loc"] or ("",)
-    for part in inner:
+    *outer_parts, last_part = problem["loc"] or ("",)
+    for part in outer_parts:
         if _has_member(value, part):
             value = value[part]
             path.append(str(part))

@@ -28,7 +28,11 @@ class Deferral(Protocol):
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """Create a job that calls ``path`` with its query; return the job and True if it is new."""
+        """Create a job that will send the request to ``path``, which includes the query.
+
+        Returns:
+            The job, and True if it is new. It is not new if the idempotency key was used before.
+        """
         ...
 
     def is_called_by_job(self, identity: Identity) -> bool:
@@ -46,7 +50,7 @@ async def respond_with_job(
     """Respond with status 202 and the job that will call ``path`` on the caller's behalf."""
     request = context(scope)
     query = scope["query_string"].decode("latin-1")
-    job, created = await deferral.submit(
+    job, is_new = await deferral.submit(
         request.caller,
         method=scope["method"],
         path=f"{path}?{query}" if query else path,
@@ -64,7 +68,7 @@ async def respond_with_job(
     ]
     if prefers_async_response(scope["headers"]):
         headers.append((b"preference-applied", b"respond-async"))
-    if not created:
+    if not is_new:
         headers.append((b"idempotent-replayed", b"true"))
     await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})

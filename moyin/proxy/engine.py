@@ -31,7 +31,7 @@ _FORBIDDEN_METHODS = frozenset({"CONNECT", "TRACE"})
 
 @dataclass(frozen=True, slots=True)
 class _RouteRuntime:
-    """Holds the objects with which this replica serves one route of the current route table."""
+    """Holds a route's HTTP session, upstreams, identity signer and health checks in a replica."""
 
     session: aiohttp.ClientSession
     pool: UpstreamPool
@@ -75,7 +75,7 @@ class Proxy:
 
     @property
     def pools(self) -> list[UpstreamPool]:
-        """The upstreams of each route, with this replica's view of their health and load."""
+        """One pool of upstreams per route, with the health and load that this replica observes."""
         return [runtime.pool for runtime in self._runtimes.values()]
 
     async def start(self) -> None:
@@ -94,9 +94,9 @@ class Proxy:
         previous_runtime = self._runtimes
         counts = self._in_flight
         # Keep the counts of removed routes, which may be added again while old requests are open.
-        busy = {name: count for name, count in counts.items() if count.count}
-        current = {r.name: counts.get(r.name) or InFlightCount() for r in table.routes}
-        self._in_flight = busy | current
+        busy_counts = {name: count for name, count in counts.items() if count.count}
+        current_counts = {r.name: counts.get(r.name) or InFlightCount() for r in table.routes}
+        self._in_flight = busy_counts | current_counts
         if self._session is not None:
             self._runtimes = {
                 route.name: self._new_runtime(
@@ -162,7 +162,7 @@ class Proxy:
     async def _forward(
         self, runtime: _RouteRuntime, path: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Count the request against the limits of its route, and send it to an upstream."""
+        """Forward a request or WebSocket, and count it against the route's limits meanwhile."""
         admission, limit = None, runtime.pool.route.limit
         if limit is not None and self._meter is not None:
             admission = await self._meter.admit([limit], owner=context(scope).owner)
@@ -205,14 +205,16 @@ class Proxy:
     def _find_deferral(
         self, route: Route, request: RequestContext, scope: Scope
     ) -> Deferral | None:
-        """Return the object that turns the request into a job; None to forward it now."""
+        """Return the `Deferral` that turns the request into a job; None to forward it now."""
         deferral, identity = self._deferral, request.identity
         # Jobs call the gateway by its own address, where routes for other hosts do not match.
         if deferral is None or identity is None or route.hosts or scope["type"] == "websocket":
             return None
         # The client's preference requires the scope to create jobs; the route's `async` does not.
-        preferred = prefers_async_response(scope["headers"]) and identity.has_scope(JOBS_WRITE)
-        is_deferred = (route.respond_async or preferred) and not deferral.is_called_by_job(identity)
+        is_preferred = prefers_async_response(scope["headers"]) and identity.has_scope(JOBS_WRITE)
+        is_deferred = (route.respond_async or is_preferred) and not deferral.is_called_by_job(
+            identity
+        )
         return deferral if is_deferred else None
 
     def _new_runtime(

@@ -120,7 +120,12 @@ class HttpExchange:
 
     @contextmanager
     def _track_attempt(self, member: PoolMember) -> Iterator[None]:
-        """Count the open request, report its outcome to the breaker, and convert errors."""
+        """Record an attempt at one upstream: its open request, and its outcome for the breaker.
+
+        Raises:
+            _AttemptFailed: the upstream failed before its response started.
+            StreamInterrupted: the upstream failed in the middle of its response.
+        """
         breaker, name = member.breaker, self.pool.route.name
         member.active += 1
         self._probe_succeeded = is_reported = False
@@ -211,7 +216,7 @@ class HttpExchange:
         )
 
     async def _stream_body(self) -> AsyncIterator[bytes]:
-        """Yield the parts of the body; each is received when the upstream can accept it."""
+        """Yield the request's body; read a part from the client when the upstream can take it."""
         self._body_streamed = True
         if self._body:
             yield self._body
@@ -222,7 +227,7 @@ class HttpExchange:
                 yield message["body"]
 
     async def _receive_next_part(self) -> Message:
-        """Receive a part of the body; record any error, because aiohttp would hide it."""
+        """Receive a part of the request's body; keep any error, because aiohttp would hide it."""
         try:
             return await _receive_part(self.receive)
         except (ClientDisconnected, MoyinError) as error:
@@ -231,7 +236,7 @@ class HttpExchange:
 
 
 async def _receive_part(receive: Receive) -> Message:
-    """Receive the next part of the body.
+    """Receive the next part of the request's body.
 
     Raises:
         ClientDisconnected: the client disconnected before the end of the body.
@@ -243,7 +248,7 @@ async def _receive_part(receive: Receive) -> Message:
 
 
 async def receive_body(receive: Receive) -> bytes:
-    """Receive the whole body, whose size the gatekeeper limits.
+    """Receive the whole body of a request; the gatekeeper has limited its size.
 
     Raises:
         ClientDisconnected: the client disconnected before the end of the body.

@@ -69,7 +69,10 @@ def build_request_headers(
     pass_credentials: bool,
     identity: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    """Return the request headers without hop-by-hop headers, keys and forgeable headers.
+    """Return the headers that an upstream receives for a client's request.
+
+    Hop-by-hop headers, API keys, session cookies, and headers by which a client could pose as the
+    gateway are left out. Headers that describe the client are added.
 
     Args:
         address: the client's IP address, or an empty string if it is unknown.
@@ -111,23 +114,23 @@ def build_request_headers(
 def build_response_headers(
     headers: RawHeaders, *, from_own_app: bool = False, location: str | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """Return the response headers that the client receives.
+    """Return the headers that the client receives for an upstream's response.
 
     Args:
-        from_own_app: True if the upstream is one of Moyin's apps, whose ``x-moyin-*`` are kept.
+        from_own_app: True if the upstream is an app of Moyin, whose ``x-moyin-*`` headers are kept.
         location: the value that replaces the upstream's ``Location``, if any.
     """
     pairs = [(name.lower(), value) for name, value in headers]
     hop_by_hop = _hop_by_hop_names(pairs)
     returned_headers = []
     for name, value in pairs:
-        plain = name.decode("latin-1")
-        if plain in hop_by_hop or plain in _SET_BY_SERVER:
+        decoded_name = name.decode("latin-1")
+        if decoded_name in hop_by_hop or decoded_name in _SET_BY_SERVER:
             continue
-        if plain.startswith(_MOYIN_PREFIX) and not from_own_app:
+        if decoded_name.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
         # Only the gateway itself may set its cookies.
-        if plain == "set-cookie" and not remove_session_cookie(
+        if decoded_name == "set-cookie" and not remove_session_cookie(
             value.decode("latin-1").partition(";")[0]
         ):
             continue
@@ -160,8 +163,8 @@ def _hop_by_hop_names(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
 def _reject_ambiguous_length(scope: Scope) -> None:
     """Reject a body whose length two servers could read differently (request smuggling)."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit())):
+    is_chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    if len(lengths) > 1 or (lengths and (is_chunked or not lengths[0].isdigit())):
         message = "the body's length is ambiguous: send one Content-Length or Transfer-Encoding"
         raise InvalidRequest(message, field="Content-Length")
 
@@ -171,7 +174,7 @@ def _is_moyin_credential(name: str, value: str) -> bool:
 
 
 def _web_scheme(scope: Scope, address: str) -> str:
-    """Return the client's scheme, which a trusted proxy reports if it has terminated TLS."""
+    """Return the scheme that the client used; a trusted proxy in front reports it in a header."""
     peer = (scope.get("client") or ("", 0))[0]
     forwarded_scheme = get_header(scope, b"x-forwarded-proto")
     if address and address != peer and forwarded_scheme in ("http", "https"):
@@ -180,7 +183,7 @@ def _web_scheme(scope: Scope, address: str) -> str:
 
 
 def _decode_value(value: bytes) -> str:
-    """Decode a header value as UTF-8, as aiohttp will encode it, or otherwise as Latin-1."""
+    """Decode a header value as UTF-8, in which aiohttp will encode it, or else as Latin-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -188,7 +191,7 @@ def _decode_value(value: bytes) -> str:
 
 
 def is_forwardable(name: str) -> bool:
-    """Return True if a client's header with this lower-case name may be forwarded to services."""
+    """Return True if a client's header with this lower-case name may be sent on to a service."""
     return (
         _UNAMBIGUOUS_NAME.fullmatch(name) is not None
         and name not in _FORGEABLE_NAMES

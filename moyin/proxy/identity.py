@@ -25,7 +25,7 @@ _CachedHeaders = tuple[float, Mapping[str, str]]
 
 
 def derive_route_secret(signing_key: bytes, route: str) -> str:
-    """Return the secret with which a route's service verifies callers' identities; 64 hex digits.
+    """Return the secret, in 64 hex digits, with which a route's service verifies signed identities.
 
     Every route has its own secret, derived from the stack's key, so that no service can forge
     identities for another service.
@@ -52,11 +52,11 @@ class IdentitySigner:
             return {}
         key = (identity.owner, identity.key_id, identity.user, identity.scopes)
         now = time.time()
-        cached = self._cache.get(key)
-        if cached is None or cached[0] < now:
-            cached = (now + _REUSE_SECONDS, self._sign_headers(identity, int(now)))
-            self._cache[key] = cached
-        return cached[1]
+        cached_headers = self._cache.get(key)
+        if cached_headers is None or cached_headers[0] < now:
+            cached_headers = (now + _REUSE_SECONDS, self._sign_headers(identity, int(now)))
+            self._cache[key] = cached_headers
+        return cached_headers[1]
 
     def _sign_headers(self, identity: Identity, now: int) -> Mapping[str, str]:
         claims = {

@@ -24,8 +24,8 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
         InvalidRequest: the gateway and the upstream could read the path differently, for example
             because of ``..`` segments or nested encoding.
     """
-    plain = _decode(raw_path) if "%" in raw_path else raw_path
-    if not raw_path.startswith("/") or _FORBIDDEN.search(plain):
+    decoded_path = _decode(raw_path) if "%" in raw_path else raw_path
+    if not raw_path.startswith("/") or _FORBIDDEN.search(decoded_path):
         raise InvalidRequest(
             "the path must not contain . or .. segments (such as ..;x), backslashes, control "
             "characters or characters in a non-standard encoding",
@@ -40,10 +40,10 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
 
 
 def read_leniently(path: str) -> str | None:
-    """Return the path without ``;parameters`` and repeated slashes, or None if it is the same.
+    """Return the path as lenient servers read it: without ``;parameters`` and repeated slashes.
 
-    Some servers read paths in this way. If both readings match different routes, the request must
-    be rejected, because the other route may require more scopes.
+    Returns None if that is the same path. If the two readings match different routes, the request
+    must be rejected, because the other route may require more scopes.
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
@@ -81,23 +81,26 @@ def remove_api_key(query: str) -> str:
 def to_public_location(route: Route, upstream: str, location: str) -> str:
     """Translate a redirect to the upstream's own address into one that the client can follow.
 
-    The route's prefix is added even if the location already begins with it, because a wiki behind
-    ``/wiki`` may itself have pages below ``/wiki``. The route of a service that adds its prefix
-    itself has ``proxy_redirect`` false.
+    If the gateway removes the route's prefix from paths, it is added to the redirect, even to one
+    that already begins with it: a wiki behind ``/wiki`` may have its own pages below ``/wiki``.
+    For services that add the prefix themselves, set ``proxy_redirect`` to false on the route.
     """
-    base = urlsplit(upstream)
+    upstream_parts = urlsplit(upstream)
     try:
         parts = urlsplit(location)
     except ValueError:
         # Python cannot parse this URL, but the client may be able to.
         return location
-    if parts.netloc and (parts.scheme, parts.netloc) != (base.scheme, base.netloc):
+    if parts.netloc and (parts.scheme, parts.netloc) != (
+        upstream_parts.scheme,
+        upstream_parts.netloc,
+    ):
         return location
     if not parts.path.startswith("/"):
         return location
     path = parts.path
-    if base.path.rstrip("/") and path.startswith(base.path.rstrip("/") + "/"):
-        path = path[len(base.path.rstrip("/")) :]
+    if upstream_parts.path.rstrip("/") and path.startswith(upstream_parts.path.rstrip("/") + "/"):
+        path = path[len(upstream_parts.path.rstrip("/")) :]
     if route.prefix is not None and route.strip_prefix and route.proxy_redirect:
         path = route.prefix.rstrip("/") + path
     query = f"?{parts.query}" if parts.query else ""
@@ -113,8 +116,8 @@ def _decode(path: str) -> str:
                 "the path contains overlong UTF-8: encode each character in its shortest form",
                 field="path",
             )
-        plain = unquote(path, errors="replace")
-        if plain == path:
+        decoded_path = unquote(path, errors="replace")
+        if decoded_path == path:
             return path
-        path = plain
+        path = decoded_path
     raise InvalidRequest("the path is percent-encoded too many times: encode it once", field="path")

@@ -46,7 +46,7 @@ class PoolMember:
         return self.is_up and self.breaker.ready
 
     def record_health_check(self, passed: bool, check: HealthCheck) -> None:
-        """Record the result of an active check, and update `is_up` if enough results agree."""
+        """Record a result of the health check; enough equal results in a row change `is_up`."""
         if passed == self.is_up:
             self._streak = 0
             return
@@ -65,7 +65,7 @@ class PoolMember:
 
 
 class InFlightCount:
-    """Counts the open requests of one route, across reloads of the route table."""
+    """The number of open requests of one route, kept when the route table is reloaded."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -75,7 +75,7 @@ class UpstreamPool:
     """Balances the requests of one route over its upstreams.
 
     Args:
-        in_flight: the count of open requests, which outlives this pool when the table is reloaded.
+        in_flight: the count of open requests, which the next pool takes over on a reload.
     """
 
     def __init__(
@@ -88,12 +88,21 @@ class UpstreamPool:
 
     @classmethod
     def build(
-        cls, route: Route, known: Mapping[str, PoolMember], in_flight: InFlightCount | None = None
+        cls,
+        route: Route,
+        known_members: Mapping[str, PoolMember],
+        in_flight: InFlightCount | None = None,
     ) -> UpstreamPool:
-        """Build a route's pool, and reuse the ``known`` members of its previous pool, by URL."""
+        """Build the pool of a route.
+
+        Args:
+            known_members: members of the route's previous pool by URL, which keep their health and
+                load.
+            in_flight: the route's count of open requests, which a reload keeps.
+        """
         members = []
         for upstream in route.upstreams:
-            member = known.get(upstream.url) or PoolMember(upstream)
+            member = known_members.get(upstream.url) or PoolMember(upstream)
             member.upstream = upstream
             if route.health is None:
                 # Without health checks nothing would set this to True again.
@@ -103,12 +112,12 @@ class UpstreamPool:
 
     @property
     def open_requests(self) -> int:
-        """The number of open requests of this replica."""
+        """The number of this route's requests that are open in this replica."""
         return self._in_flight.count
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Count a request as open while the context is active.
+        """Count a request as open during the ``with`` block.
 
         Raises:
             Overloaded: the route's ``concurrent`` limit is reached.
@@ -144,33 +153,36 @@ class UpstreamPool:
         return member
 
     def can_retry(self, tried_members: Collection[PoolMember]) -> bool:
-        """Return True if the request may be sent to another member after those in ``tried_members``."""
+        """Return True if the request may be retried on another member after ``tried_members``."""
         if len(tried_members) > self.route.retries:
             return False
         return any(m.is_usable and m not in tried_members for m in self.members)
 
     def _find_first_to_recover(self, tried_members: Collection[PoolMember]) -> PoolMember | None:
-        """Return the untried member whose breaker closes first, as it may have recovered."""
+        """Return the untried member whose breaker closes soonest, which may have recovered by now.
+
+        Returns None if the pool has only one member, or if no untried member is up.
+        """
         if len(self.members) == 1:
             return None
         untried_members = [m for m in self.members if m.is_up and m not in tried_members]
         return min(untried_members, key=lambda m: m.breaker.retry_after, default=None)
 
     def new_unavailable_error(self) -> ServiceUnavailable:
-        """Return the error for a client whose request no member can serve."""
-        waits = [
+        """Create the error for a request that no member can serve, with the time to wait."""
+        wait_seconds = [
             m.breaker.retry_after for m in self.members if m.is_up and m.breaker.retry_after > 0
         ]
         return ServiceUnavailable(
             f"the service {self.route.name!r} has no healthy upstream; try again",
-            retry_after=min(waits, default=RETRY_AFTER_SECONDS),
+            retry_after=min(wait_seconds, default=RETRY_AFTER_SECONDS),
         )
 
 
 def choose_member(
     policy: BalancingPolicy, usable_members: Sequence[PoolMember], turn: int
 ) -> PoolMember:
-    """Return the member that the policy selects for the request number ``turn``."""
+    """Return the member that the policy selects; ``turn`` counts the route's requests."""
     if policy is BalancingPolicy.LEAST_CONNECTIONS:
         # Rotate first. Otherwise, the first member would get every request when traffic is low.
         order = [
@@ -193,7 +205,11 @@ def _choose_smooth_weighted(usable_members: Sequence[PoolMember]) -> PoolMember:
 
 
 def _rendezvous_hash(value: str, member: PoolMember) -> bytes:
-    """Return the member's rendezvous hash for a client; the client's member has the highest."""
+    """Hash a client's sticky header value together with a member's URL (rendezvous hashing).
+
+    The client is served by the member with the highest hash, so that the loss of a member moves
+    only that member's clients.
+    """
     return hashlib.blake2b(f"{value}\0{member.upstream.url}".encode(), digest_size=8).digest()
 
 

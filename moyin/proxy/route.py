@@ -101,7 +101,10 @@ class Route:
 
 
 class RouteTable:
-    """Finds a request's route: routes with ``hosts`` first, exact paths before longest prefixes.
+    """Finds the route of a request.
+
+    Routes with ``hosts`` are tried before the others. In both groups, exact paths come before
+    prefixes, and longer prefixes before shorter ones.
 
     Raises:
         ValueError: two routes have the same name, or match the same host and path.

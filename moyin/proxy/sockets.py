@@ -62,7 +62,11 @@ async def _connect_upstream(
     headers: list[tuple[str, str]],
     sticky: str | None,
 ) -> tuple[PoolMember, _UpstreamSocket]:
-    """Open a WebSocket to an upstream of the pool, and try other members if that fails."""
+    """Open a WebSocket to a member of the pool, and try other members if that fails.
+
+    Returns:
+        The member that accepted the WebSocket, and the open WebSocket.
+    """
     tried_members: list[PoolMember] = []
     while len(tried_members) <= pool.route.retries:
         member = pool.pick_member(sticky, tried_members)
@@ -109,14 +113,14 @@ async def _connect_upstream(
 
 async def _relay(receive: Receive, send: Send, upstream: _UpstreamSocket) -> None:
     """Relay messages in both directions until the client or the upstream closes."""
-    up = asyncio.create_task(_relay_to_upstream(receive, upstream))
-    down = asyncio.create_task(_relay_to_client(send, upstream))
+    to_upstream = asyncio.create_task(_relay_to_upstream(receive, upstream))
+    to_client = asyncio.create_task(_relay_to_client(send, upstream))
     try:
-        await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({to_upstream, to_client}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (up, down):
+        for task in (to_upstream, to_client):
             task.cancel()
-        results = await asyncio.gather(up, down, return_exceptions=True)
+        results = await asyncio.gather(to_upstream, to_client, return_exceptions=True)
     for result in results:
         # A lost connection is expected; any other exception is a bug.
         if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):

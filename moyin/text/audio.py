@@ -10,9 +10,9 @@ from tinytag import TinyTag, TinyTagException
 
 
 async def measure_seconds(file: BinaryIO, name: str) -> float | None:
-    """Return the duration in seconds that an audio file states; None if it cannot be read.
+    """Return the duration in seconds that an audio file states in its header.
 
-    The value is not verified, so a client may forge it.
+    The value is not verified, so a client may forge it. None means that it cannot be read.
 
     Args:
         name: the name of the file, whose ending helps if the content does not show the format.

@@ -42,14 +42,14 @@ class BlobSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileReference:
-    """A reference to a stored file in the member of a request at the path ``field``."""
+    """A reference to a stored file, found in a request at the path ``field``."""
 
     field: str
     file_id: str
 
 
 class PromptFiles:
-    """Reads the stored files that requests reference, checking their number and size."""
+    """Reads the stored files that requests reference, and limits their number and size."""
 
     def __init__(self, files: FileSource, blobs: BlobSource) -> None:
         self._files = files
@@ -90,18 +90,21 @@ class PromptFiles:
         Ids that are not those of stored files stay as they are: a back end may know them.
 
         Args:
-            body: the request as bytes; ``data`` is the same as JSON.
+            data: the parsed request.
+            body: the same request as bytes.
 
         Raises:
-            MoyinError: as `read` does.
+            InvalidRequest: the tenant has no such file; the error names the field.
+            BodyTooLarge: the files are too many or too large together.
+            UnsupportedFeature: no model can read a file.
         """
         references = [r for r in _find_chat_references(data) if _FILE_ID.fullmatch(r.file_id)]
         if not references:
             return data, body
         files = await self.read(owner, references)
         messages = [_embed_files(message, files) for message in data["messages"]]
-        embedded = {**data, "messages": messages}
-        return embedded, await asyncio.to_thread(to_json, embedded)
+        embedded_data = {**data, "messages": messages}
+        return embedded_data, await asyncio.to_thread(to_json, embedded_data)
 
     async def _find(self, owner: str, reference: FileReference) -> StoredFile:
         try:
@@ -119,7 +122,7 @@ class PromptFiles:
             read_file,
             content,
             name=file.filename,
-            declared=file.media_type,
+            declared_type=file.media_type,
             field=reference.field,
         )
 

@@ -55,9 +55,9 @@ _UNKNOWN_ERROR_STATUS = 500
 class AnthropicBatches:
     """Implements `BatchApi` for Anthropic's API.
 
-    Anthropic's batches have no member that identifies their sender. A batch whose id was lost is
-    therefore searched by its number of requests and its creation time, and recognised by the ids in
-    its results.
+    Anthropic's batches do not store an id that Moyin chose. If Moyin loses the id that Anthropic
+    assigned, it searches for a batch with the same number of requests and about the same creation
+    time, and recognises it by the ids in its results.
     """
 
     chat_path = "/messages"

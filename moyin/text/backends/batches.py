@@ -55,7 +55,7 @@ class RemoteOutcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteResult:
-    """The result of a request: ``body`` is the answer, or the error in the back end's format."""
+    """The result of one request in a batch: its ``body`` is an answer or the back end's error."""
 
     custom_id: str
     outcome: RemoteOutcome
@@ -97,13 +97,13 @@ class BatchApi(Protocol):
         """Return True if batches may consist of calls of this path, such as ``/embeddings``."""
 
     def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
-        """Encode a request as a line of a payload."""
+        """Encode one request of a batch as a line of a `Payload` file."""
 
     def encode_chat(self, request: ChatRequest) -> dict[str, Any]:
-        """Translate a chat request to the body of a request."""
+        """Translate a chat request to the JSON body of one request in a batch."""
 
     def read_chat(self, body: Mapping[str, Any]) -> ChatResponse:
-        """Translate the answer to a chat request."""
+        """Translate the JSON body of a successful result to a `ChatResponse`."""
 
     async def submit(self, payload: Payload, deadline: float) -> RemoteBatch:
         """Send a new batch.
@@ -116,7 +116,9 @@ class BatchApi(Protocol):
     def find_submitted(
         self, key: str, count: int, since: datetime, deadline: float
     ) -> AsyncGenerator[RemoteBatch, None]:
-        """Yield the back end's batches that may be a sent batch whose id was lost.
+        """Search the back end for a batch that Moyin sent, but whose id was lost.
+
+        Yields each batch that may be the one sent.
 
         Args:
             key: the key of the sent `Payload`.
@@ -145,18 +147,18 @@ async def read_json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Mapping
     Raises:
         BackendUnavailable: a line is too long, or is not a JSON object.
     """
-    rest = b""
+    incomplete_line = b""
     async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > _MAX_LINE_BYTES:
+        *lines, incomplete_line = (incomplete_line + piece).split(b"\n")
+        if len(incomplete_line) > _MAX_LINE_BYTES:
             raise BackendUnavailable(
                 f"a line of the back end's batch results exceeds {_MAX_LINE_BYTES} bytes"
             )
         for line in lines:
             if line.strip():
                 yield parse_object(line)
-    if rest.strip():
-        yield parse_object(rest)
+    if incomplete_line.strip():
+        yield parse_object(incomplete_line)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

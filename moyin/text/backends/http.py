@@ -205,13 +205,14 @@ class HttpClient:
     async def upload(
         self, path: str, body: AsyncIterable[bytes], deadline: float, headers: Mapping[str, str]
     ) -> bytes:
-        """Send a POST request piece by piece and return the body of the response.
+        """Send a POST request with a streamed body, and return the body of the response.
 
         Args:
             headers: must include ``Content-Length`` and ``Content-Type``.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: as `post` does.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
+                the response has another status than 200.
         """
         response = await self._check(await self._send("POST", path, body, deadline, headers))
         try:
@@ -235,10 +236,11 @@ class HttpClient:
         response.close()
 
     async def open(self, request: OpenRequest) -> HttpResponse:
-        """Send a POST request and return its response, whose status is 200, before its body is read.
+        """Send a POST request and return its response before the body is read; the status is 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: as `post`.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
+                the response has another status.
         """
         headers = {"content-type": request.content_type, "content-length": str(request.length)}
         content = request.get_content()
@@ -344,7 +346,7 @@ class HttpClient:
         return await self._check(await self._send("POST", path, body, deadline, headers))
 
     async def _check(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
-        """Return a response whose status is 200; otherwise close it and raise its error."""
+        """Return the response if its status is 200; else close it and raise the matching error."""
         if response.status == 200:
             return response
         try:
@@ -364,9 +366,11 @@ class HttpClient:
         headers: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
         endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
-        remaining = deadline - asyncio.get_running_loop().time()
+        remaining_seconds = deadline - asyncio.get_running_loop().time()
         timeout = aiohttp.ClientTimeout(
-            total=max(remaining, 0.001), connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS
+            total=max(remaining_seconds, 0.001),
+            connect=_CONNECT_SECONDS,
+            sock_connect=_CONNECT_SECONDS,
         )
         try:
             return await self._session.get().request(
@@ -426,7 +430,7 @@ def _new_interruption(error: Exception, path: str) -> StreamInterrupted:
 
 
 def _add_query(path: str, query: str) -> str:
-    """Return the path with the parameters ``query`` after its own."""
+    """Append URL-encoded query parameters to a path, which may already have some."""
     return f"{path}{'&' if '?' in path else '?'}{query}" if query else path
 
 

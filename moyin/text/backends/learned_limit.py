@@ -26,9 +26,9 @@ class TrackedCall:
 
     Attributes:
         kind: calls of one kind usually take the same time to their first token.
-        began: the time at which the call was sent.
+        sent_at: the time at which the call was sent.
         running: number of calls at the server at that time, including this one.
-        on_first_token: called once, with the age of the first token in seconds; None afterwards.
+        on_first_token: called once, with the seconds that passed since the first token arrived.
     """
 
     kind: tuple[str, int] = ("", 0)
@@ -37,9 +37,10 @@ class TrackedCall:
     on_first_token: Callable[[TrackedCall, float], None] | None = None
 
     def record_first_token(self, seconds_ago: float = 0.0) -> None:
-        """Record that the first token arrived ``seconds_ago``, or the whole answer just now.
+        """Record that the first token arrived; later calls have no effect.
 
-        Later calls of this method have no effect.
+        Args:
+            seconds_ago: the seconds since the first token; 0 for an answer that arrived as a whole.
         """
         on_first_token, self.on_first_token = self.on_first_token, None
         if on_first_token is not None:
@@ -49,12 +50,15 @@ class TrackedCall:
 class LearnedLimit:
     """Sets a server's slot limit to the number of calls that the server runs concurrently.
 
-    A server such as Ollama keeps further calls in a queue of its own, where no other server can
-    take them. If a call produces its first token while all calls that were sent earlier still run,
-    the server runs all of them. If the first token comes late, and only after another call has
-    ended, the call has waited. When calls wait for a slot, be it in the background or not, the
-    limit doubles until it was too high once. From then on it grows by one at a time: a minute
-    after it was too high, and after twice as long each time it was too high again.
+    A server such as Ollama queues further calls itself, where no other server can take them. The
+    limit is learned from the time to the first token:
+
+    - If a call gets its first token while all earlier calls still run, the server runs all of
+      them concurrently.
+    - If the first token is late, and another call ended before it, the call has waited in the
+      server's queue. The limit was too high and is lowered.
+    - While calls wait for a slot, the limit doubles. Once it was too high, it only grows by
+      one, first after a minute. The pause doubles each time the limit is too high again.
 
     Args:
         slots: slots of the server; their limit is set to 1 at first.
@@ -81,10 +85,11 @@ class LearnedLimit:
 
     @contextmanager
     def track(self, kind: str, size: int) -> Iterator[TrackedCall]:
-        """Count a call at the server during the block.
+        """Count a call as running at the server during the ``with`` block.
 
         Args:
-            kind: name for calls whose first tokens take about the same time for the same ``size``.
+            kind: a name, such as the request's path. Calls of the same kind and about the same
+                ``size`` should take about the same time to their first token.
             size: the size of the request in bytes.
         """
         self._running += 1
@@ -144,9 +149,9 @@ class LearnedLimit:
             self._raise_limit()
 
     def _raise_limit(self) -> None:
-        """Raise the limit if the server has been seen running as many calls as the limit allows.
+        """Raise the limit if the server has already run as many calls as it may be sent now.
 
-        Background calls may not use all slots, so with them alone fewer running calls suffice.
+        Background calls may use only some of the slots. If only they wait, fewer calls suffice.
         """
         limit, usable_slots = self._slots.limit, self._slots.usable
         if (

@@ -101,8 +101,8 @@ class OllamaBackend:
 
     Args:
         host: base URL of the server.
-        contexts: context length in tokens of models whose length is configured, by Ollama's name.
-        models: the models on the host's disk, which have the context lengths of other models.
+        contexts: configured context lengths in tokens, by Ollama's name of the model.
+        models: the models on the host's disk, for context lengths that are not configured.
         limit: learns how many calls the host runs concurrently; None if the number is configured.
         connections: maximum number of concurrent connections to the server.
     """
@@ -203,7 +203,7 @@ class OllamaBackend:
                     if piece.done:
                         last_object = piece.model_dump()
                         yield Finished(
-                            stop=read_stop_reason(last_object, used_tools=tool_count > 0),
+                            stop=read_stop_reason(last_object, has_tool_calls=tool_count > 0),
                             usage=usage_to_domain(last_object),
                         )
                         return
@@ -223,7 +223,8 @@ class OllamaBackend:
     async def list_resident_models(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the models in the server's memory by name, as ``GET /api/ps`` describes them.
 
-        Models with the same weights share the memory, but the server names only one of them.
+        Models with the same weights share the memory. The server lists only one of their names; the
+        result has all of them.
         """
         entries = await list_resident_models(self._http)
         models_by_name: dict[str, Mapping[str, Any]] = {}
@@ -246,7 +247,12 @@ class OllamaBackend:
 
     @contextmanager
     def _track_call(self, kind: str, size: int) -> Iterator[TrackedCall]:
-        """Let the learned limit observe a call of about ``size`` bytes."""
+        """Time a call for the learned limit, and record it as waiting if the server is overloaded.
+
+        Args:
+            kind: a name for similar calls; see `LearnedLimit.track`.
+            size: the approximate size of the request in bytes.
+        """
         if self._limit is None:
             yield TrackedCall()
             return

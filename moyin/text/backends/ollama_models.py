@@ -155,7 +155,7 @@ def _find_context(details: Mapping[str, Any]) -> int | None:
 
 
 def _shorten_info(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's metadata without long lists: only numbers and short strings."""
+    """Return a model's metadata without long values: only numbers and short strings."""
     return {
         name: value
         for name, value in info.items()

@@ -103,7 +103,9 @@ def validate_embeddings(
         )
     dimensions = request.dimensions
     sizes = (len(vector) for vector in response.vectors)
-    actual = next((size for size in sizes if size != dimensions), None)
-    if dimensions is not None and actual is not None:
-        raise UnsupportedFeature(f"dimensions must be {actual} for this model", field="dimensions")
+    actual_dimensions = next((size for size in sizes if size != dimensions), None)
+    if dimensions is not None and actual_dimensions is not None:
+        raise UnsupportedFeature(
+            f"dimensions must be {actual_dimensions} for this model", field="dimensions"
+        )
     return response

@@ -15,7 +15,7 @@ class BatchFormat(Protocol):
 
     @property
     def max_lines(self) -> int:
-        """The most lines of an input file."""
+        """The maximum number of lines in an input file."""
 
     @property
     def has_error_file(self) -> bool:

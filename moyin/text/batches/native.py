@@ -81,11 +81,11 @@ class NativeBatches:
         )
         self._steps: dict[str, asyncio.Task[None]] = {}
 
-    async def advance(self, batch: TextBatch, input_file: StoredFile, *, limited: bool) -> bool:
+    async def advance(self, batch: TextBatch, input_file: StoredFile, *, has_limits: bool) -> bool:
         """Start the due steps of a batch's native batches.
 
         Args:
-            limited: True if the submitter has limits, such as a budget. Its lines are not sent
+            has_limits: True if the submitter has limits, such as a budget. Its lines are not sent
                 natively, because such a batch does not stop at the limit.
 
         Returns:
@@ -94,7 +94,7 @@ class NativeBatches:
         """
         rows = await self._store.list_open(batch.id)
         is_open = batch.status is BatchStatus.IN_PROGRESS and batch.expires_at > now()
-        if not rows and (limited or not is_open or not self._native_lines.has_batch_api):
+        if not rows and (has_limits or not is_open or not self._native_lines.has_batch_api):
             return True
         if not rows:
             rows = [await self._add_plan(batch)]

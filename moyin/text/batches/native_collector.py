@@ -88,12 +88,12 @@ class NativeCollector:
                 await self._store.save(native, due_in=self._get_poll_seconds())
 
     async def _collect_results(
-        self, work: NativeWork, native: NativeBatch, api: BatchApi, remote: RemoteBatch
+        self, work: NativeWork, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
     ) -> None:
         """Store the results of a native batch, and release the lines without a result."""
         deadline = asyncio.get_running_loop().time() + TRANSFER_SECONDS
         group: dict[int, RemoteResult] = {}
-        async with aclosing(api.read_results(remote, deadline)) as results:
+        async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
                 number = native.read_number(result.custom_id)
                 if number is None:
@@ -106,7 +106,7 @@ class NativeCollector:
         await self._store_results(work, native, api, group)
         await finish(self._store, native)
         try:
-            await api.discard(remote, asyncio.get_running_loop().time() + CALL_SECONDS)
+            await api.discard(remote_batch, asyncio.get_running_loop().time() + CALL_SECONDS)
         except MoyinError as error:
             _log.info("native batch %s stays at its back end: %s", native.id, error.message)
 
@@ -142,11 +142,11 @@ class NativeCollector:
         finished_lines = []
         for line, content in lines:
             body = work.format.read_body(content)
-            decoded = self._native_lines.decode(
+            decoded_result = self._native_lines.decode(
                 work.batch, line.number, body, group[line.number], deployment, api
             )
-            if decoded is not None:
-                result, usage = decoded
+            if decoded_result is not None:
+                result, usage = decoded_result
                 finished_lines.append(
                     FinishedLine(batch_id=native.batch_id, result=result, usage=usage)
                 )

@@ -48,7 +48,8 @@ class NativeLines:
     """Translates the lines of batches for back ends with a batch API, and the results back.
 
     Args:
-        render_error: renders an error in the protocol of a path; arguments as `ErrorRenderer`.
+        render_error: called with an error, the request id and the path of the call; returns the
+            error in the protocol of that path.
     """
 
     def __init__(
@@ -69,9 +70,12 @@ class NativeLines:
         return None if runtime is None else runtime.batch_api
 
     def choose(self, batch: TextBatch, body: bytes) -> tuple[RouteTarget, NativeLine] | None:
-        """Return the target that can run a line natively and the translated line, or None.
+        """Choose the back end that can run a line in its batch API, and translate the line for it.
 
         A model name that stands for several models is resolved as for a single call.
+
+        Returns:
+            The chosen target and the translated line; None if a single call must run the line.
         """
         codec = _CODECS.get(batch.endpoint)
         if codec is None or FILE_ID_MARKER in body:
@@ -115,7 +119,7 @@ class NativeLines:
         deployment: ModelDeployment,
         api: BatchApi,
     ) -> tuple[LineResult, tuple[UsageEntry, ...]] | None:
-        """Return the result of a line and its usage, at the batch price.
+        """Return the result of a line and its ledger entries, at the batch price.
 
         Returns:
             None if a single call must run the line, because the back end failed.
@@ -151,9 +155,12 @@ class NativeLines:
 
     def _build_failed_result(self, batch: TextBatch, number: int, error: MoyinError) -> LineResult:
         request_id = get_line_request_id(batch.id, number)
-        rendered = self._render_error(error, request_id, batch.endpoint)
+        error_body = self._render_error(error, request_id, batch.endpoint)
         return LineResult(
-            number=number, http_status=rendered.status, body=rendered.body, error_code=error.code
+            number=number,
+            http_status=error_body.status,
+            body=error_body.body,
+            error_code=error.code,
         )
 
     def _choose_target(
@@ -225,7 +232,7 @@ def _build_entry(
 
 
 def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
-    """Return an answer that needs no translation, in the client's format, and its usage."""
+    """Return an untranslated answer as bytes in the client's format, and its usage."""
     answer = dict(body)
     codec.require_answer_member(answer)
     return codec.add_missing_members(to_json(answer), answer, None), codec.read_usage(answer)

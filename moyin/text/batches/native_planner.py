@@ -65,8 +65,12 @@ class NativePlanner:
     def _choose_lines(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Return the number and the size in bytes of the chosen lines, by back end and model."""
-        chosen: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        """Choose the lines of a page that back ends run natively.
+
+        Returns:
+            Number and size in bytes of each chosen line, by back end and model.
+        """
+        chosen_lines: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for line, content in zip(page, contents, strict=True):
             choice = self._native_lines.choose(work.batch, work.format.read_body(content))
             if choice is None:
@@ -75,8 +79,8 @@ class NativePlanner:
             assert target.runtime.batch_api is not None
             size = len(encode_line(target.runtime.batch_api, "x" * 64, native_line))
             key = (target.runtime.name, target.model.name)
-            chosen.setdefault(key, []).append((line.number, size))
-        return chosen
+            chosen_lines.setdefault(key, []).append((line.number, size))
+        return chosen_lines
 
     async def _assign_lines(
         self,

@@ -111,11 +111,11 @@ class NativeSender:
         await self._record_remote_id(sent_batch, remote)
 
     async def recover(self, native: NativeBatch, api: BatchApi, *, is_open: bool) -> None:
-        """Find a sent native batch whose id was lost; send it again if the back end has none.
+        """Find a sent native batch whose id was lost, or send it again if the back end has none.
 
         Args:
-            is_open: False if the client's batch is over. Its lines are then not run, even if the
-                native batch releases them.
+            is_open: False if the client's batch is over. The search then ends after a while, even if
+                a running batch may be the one sent.
         """
         if "lost_at" not in native.state:
             native = replace(native, state={**native.state, "lost_at": now().isoformat()})
@@ -146,7 +146,11 @@ class NativeSender:
     async def _find_remote_batch(
         self, native: NativeBatch, api: BatchApi, known_ids: Collection[str]
     ) -> tuple[RemoteBatch | None, bool]:
-        """Return the back end's matching batch or None, and True if a running batch may match."""
+        """Search the back end for this native batch.
+
+        Returns:
+            The batch that matches, or None; and True if a running batch may be the right one.
+        """
         may_run = False
         since = datetime.fromisoformat(native.state["since"])
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
@@ -161,22 +165,25 @@ class NativeSender:
         return None, may_run
 
     async def _matches_native_batch(
-        self, native: NativeBatch, api: BatchApi, remote: RemoteBatch
+        self, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
     ) -> bool | None:
-        """Return True if a back end's batch is this one; None if it has no results yet."""
-        if remote.state is RemoteState.RUNNING:
+        """Return True if ``remote_batch`` is this native batch, which only its results show.
+
+        Returns None while it has no results.
+        """
+        if remote_batch.state is RemoteState.RUNNING:
             return None
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
-        async with aclosing(api.read_results(remote, deadline)) as results:
+        async with aclosing(api.read_results(remote_batch, deadline)) as results:
             async for result in results:
                 return native.read_number(result.custom_id) is not None
         return False
 
-    async def _record_remote_id(self, native: NativeBatch, remote: RemoteBatch) -> None:
+    async def _record_remote_id(self, native: NativeBatch, remote_batch: RemoteBatch) -> None:
         """Record the id that the back end gave a native batch."""
-        running_batch = replace(native, status=NativeStatus.RUNNING, remote_id=remote.id)
+        running_batch = replace(native, status=NativeStatus.RUNNING, remote_id=remote_batch.id)
         await self._store.save(running_batch, due_in=self._get_poll_seconds())
-        _log.info("native batch %s is %s at %s", native.id, remote.id, native.backend)
+        _log.info("native batch %s is %s at %s", native.id, remote_batch.id, native.backend)
 
     async def _write_payload(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path

@@ -40,7 +40,7 @@ class NativeWork:
 
 
 async def abandon(store: NativeBatchStore, native: NativeBatch, reason: str) -> None:
-    """End a native batch and release all of its lines, which single calls then answer."""
+    """End a native batch for ``reason`` and release its lines, which single calls then answer."""
     _log.warning("native batch %s at %s is not used: %s", native.id, native.backend, reason)
     await finish(store, native)
 

@@ -13,8 +13,8 @@ _PAUSE_SECONDS = 0.008
 class Pacer:
     """Lets a few lines start, then yields to the event loop, then lets the next few start.
 
-    Without it, lines for a back end that answers immediately would occupy the event loop. The
-    busier the loop, the longer a pause takes, and the fewer lines start.
+    Without this pause, lines for a back end that answers immediately would occupy the event loop.
+    The busier the loop, the longer a pause takes, and the fewer lines start.
     """
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:

@@ -47,10 +47,10 @@ class ResultWriter:
         self._waiting_lines: list[tuple[FinishedLine, asyncio.Future[None]]] = []
         self._writing_task: asyncio.Task[None] | None = None
 
-    async def write(self, finished: FinishedLine) -> None:
+    async def write(self, finished_line: FinishedLine) -> None:
         """Write a result, and return once it is in the database."""
         written_event: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting_lines.append((finished, written_event))
+        self._waiting_lines.append((finished_line, written_event))
         if self._writing_task is None or self._writing_task.done():
             self._writing_task = asyncio.create_task(self._write_waiting())
         await asyncio.shield(written_event)
@@ -72,7 +72,7 @@ class ResultWriter:
         while self._waiting_lines:
             await asyncio.sleep(_GATHER_SECONDS)
             group = self._waiting_lines[: self._count_group()]
-            await self._write_group([finished for finished, _ in group])
+            await self._write_group([finished_line for finished_line, _ in group])
             del self._waiting_lines[: len(group)]
             for _, written_event in group:
                 if not written_event.done():
@@ -81,8 +81,8 @@ class ResultWriter:
     def _count_group(self) -> int:
         """Return the number of results to write in the next transaction, at least one."""
         size = 0
-        for count, (finished, _) in enumerate(self._waiting_lines[:_GROUP]):
-            size += len(finished.result.body)
+        for count, (finished_line, _) in enumerate(self._waiting_lines[:_GROUP]):
+            size += len(finished_line.result.body)
             if count and size > _GROUP_BYTES:
                 return count
         return min(len(self._waiting_lines), _GROUP)
@@ -99,40 +99,40 @@ class ResultWriter:
                     _log.warning("results of batches are not written: %s", type(error).__name__)
                     await asyncio.sleep(_RETRY_SECONDS)
                 elif len(group) > 1:
-                    for finished in group:
-                        await self._write_group([finished])
+                    for finished_line in group:
+                        await self._write_group([finished_line])
                     return
                 elif is_replaced:
                     _log.error("a line's result cannot be stored; it runs again")
                     return
                 else:
                     group, is_replaced = [self._replace_invalid(group[0], error)], True
-        for finished in refused_lines:
+        for finished_line in refused_lines:
             _log.warning(
                 "line %d of batch %s had a result already; another answer was thrown away",
-                finished.result.number,
-                finished.batch_id,
+                finished_line.result.number,
+                finished_line.batch_id,
             )
         if self._on_written is not None:
-            written_ids = {id(finished) for finished in group} - {
-                id(finished) for finished in refused_lines
+            written_ids = {id(finished_line) for finished_line in group} - {
+                id(finished_line) for finished_line in refused_lines
             }
-            for finished in group:
-                if id(finished) in written_ids:
-                    self._on_written(finished.result)
+            for finished_line in group:
+                if id(finished_line) in written_ids:
+                    self._on_written(finished_line.result)
 
-    def _replace_invalid(self, finished: FinishedLine, error: Exception) -> FinishedLine:
+    def _replace_invalid(self, finished_line: FinishedLine, error: Exception) -> FinishedLine:
         """Return an error result in place of a result that the database rejects."""
         _log.error(
             "line %d of batch %s has an answer or usage that cannot be stored: %s",
-            finished.result.number,
-            finished.batch_id,
+            finished_line.result.number,
+            finished_line.batch_id,
             type(error).__name__,
         )
         error_result = LineResult(
-            number=finished.result.number,
+            number=finished_line.result.number,
             http_status=500,
             body=to_json(_INTERNAL),
             error_code=MoyinError.code,
         )
-        return replace(finished, result=error_result, usage=())
+        return replace(finished_line, result=error_result, usage=())

@@ -69,8 +69,8 @@ class LineOutcome:
     Attributes:
         result: the answer or the error, as a client would have received it.
         error: the error; None for an answer.
-        usage: the ledger entries of the complete calls, also if the result is an error. They are
-            written together with the result. Failed calls are in the ledger already.
+        usage: ledger entries that are stored together with the result: those of calls whose answer
+            was complete. Failed calls are in the ledger already.
     """
 
     result: LineResult
@@ -163,12 +163,12 @@ class BatchRunner:
         try:
             while True:
                 state = await self._fill_window(batch_id, identity)
-                remaining = end_time - loop.time()
-                if state is WorkState.DONE or remaining <= 0:
+                remaining_seconds = end_time - loop.time()
+                if state is WorkState.DONE or remaining_seconds <= 0:
                     return state
                 open_batch = self._open.get(batch_id)
                 running_tasks = () if open_batch is None else tuple(open_batch.running)
-                pause = min(_IDLE_SECONDS, remaining)
+                pause = min(_IDLE_SECONDS, remaining_seconds)
                 if running_tasks:
                     await asyncio.wait(
                         running_tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED
@@ -185,7 +185,7 @@ class BatchRunner:
             self._drop_if_idle(batch_id)
 
     async def close(self) -> None:
-        """Let running lines end for some seconds, and release the others."""
+        """Wait some seconds for running lines, then cancel the rest and release all claims."""
         self._is_closing = True
         loop = asyncio.get_running_loop()
         end_time = loop.time() + _CLOSE_SECONDS
@@ -215,13 +215,17 @@ class BatchRunner:
                 await self._lines.remove_runner(self.id)
 
     async def _fill_window(self, batch_id: str, identity: Identity) -> WorkState:
-        """Claim and start lines until the batch's window is full; return whether lines are left."""
+        """Claim and start lines until the batch's window is full.
+
+        Returns:
+            `WorkState.MORE` if lines are left to run or still run.
+        """
         open_batch = await self._open_batch(batch_id, identity)
         batch = open_batch.batch
         may_begin = True
         if self._native is not None:
-            limited = bool(identity.limits)
-            may_begin = await self._native.advance(batch, open_batch.input, limited=limited)
+            has_limits = bool(identity.limits)
+            may_begin = await self._native.advance(batch, open_batch.input, has_limits=has_limits)
         if batch.status is not BatchStatus.IN_PROGRESS or batch.expires_at <= now():
             return await self._end_batch(open_batch)
         if not may_begin:
@@ -243,7 +247,11 @@ class BatchRunner:
         return WorkState.MORE if counts.pending else WorkState.DONE
 
     async def _end_batch(self, open_batch: _OpenBatch) -> WorkState:
-        """Wait for the running lines of a batch that is over, then release its other lines."""
+        """Release this replica's claims on the lines of an ended batch, once none of them runs.
+
+        Returns:
+            `WorkState.MORE` while lines run: the caller must try again later.
+        """
         open_batch.end_event.set()
         async with open_batch.claim_lock:
             if open_batch.running:
@@ -253,7 +261,7 @@ class BatchRunner:
         return WorkState.DONE
 
     async def _open_batch(self, batch_id: str, identity: Identity) -> _OpenBatch:
-        """Return this replica's state of a batch, with the batch's row read anew."""
+        """Return this replica's state of a batch, after reloading the batch's row."""
         if self._is_closing:
             raise _new_closing_error()
         batch = await self._batches.get(identity.owner, batch_id)
@@ -333,7 +341,7 @@ class BatchRunner:
     async def _call_until_final(
         self, open_batch: _OpenBatch, line: BatchLine, content: bytes
     ) -> LineOutcome | None:
-        """Call a model until the outcome is final, and return it; None if the batch ends before."""
+        """Call a model until the outcome is final, and return it; None if the batch ends first."""
         body = open_batch.format.read_body(content)
         failures = failed_calls = 0
         while True:

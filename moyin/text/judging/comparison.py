@@ -98,7 +98,7 @@ class Comparison:
 
 
 def derive_comparison_id(owner: str, request_id: str) -> str:
-    """Derive the id of a comparison, which is the same each time its answer is sampled."""
+    """Derive the id of a comparison from its request; the same request gives the same id."""
     text = f"{len(owner)}:{owner}{request_id}"
     return _ID_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
 
@@ -140,10 +140,10 @@ def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) ->
     judge_models = {candidate.model.name for candidate in judge_targets}
     if sample.model in judge_models:
         raise NotComparable(Outcome.NO_SECOND_MODEL)
-    body, bounded = _encode_second_request(request, rules)
+    body, is_bounded = _encode_second_request(request, rules)
     needs = OpenAICodec().parse(to_json({**body, "model": sample.model})).derive_needs()
-    second = _choose_second_model(sample, rules, judge_models)
-    second_targets, second_usd = _find_capable_targets(fleet, second, places, needs)
+    second_model = _choose_second_model(sample, rules, judge_models)
+    second_targets, second_usd = _find_capable_targets(fleet, second_model, places, needs)
     answering_candidate = _find_answering_candidate(sample)
     return Comparison(
         id=derive_comparison_id(context.owner, context.request_id),
@@ -152,16 +152,16 @@ def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) ->
         name=call.request.model,
         places=places,
         model=sample.model,
-        second=second,
+        second=second_model,
         p_good=quality.estimate(answering_candidate.deployment).p,
         second_p_good=quality.estimate(second_targets[0].deployment).p,
         question=question_to_json(quality.question),
-        request={**body, "model": second},
+        request={**body, "model": second_model},
         conversation=conversation,
         answer=answer,
         # The order must be fair, but not secret.
         swapped=random.random() < 0.5,
-        bounded=bounded,
+        bounded=is_bounded,
         most_usd=judge_usd + second_usd,
     )
 
@@ -180,9 +180,11 @@ def _encode_second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dic
         The body, and True if it has a lower token limit than the client set.
     """
     max_tokens = rules.max_answer_tokens
-    bounded = request.max_tokens is None or request.max_tokens > max_tokens
-    shorter = replace(request, max_tokens=max_tokens if bounded else request.max_tokens, user=None)
-    return chat_request_to_upstream(shorter, stream=False), bounded
+    is_bounded = request.max_tokens is None or request.max_tokens > max_tokens
+    limited_request = replace(
+        request, max_tokens=max_tokens if is_bounded else request.max_tokens, user=None
+    )
+    return chat_request_to_upstream(limited_request, stream=False), is_bounded
 
 
 def _choose_second_model(sample: SampledAnswer, rules: JudgeRules, judge_models: set[str]) -> str:
@@ -215,8 +217,10 @@ def _choose_second_model(sample: SampledAnswer, rules: JudgeRules, judge_models:
     cheaper_candidates = (
         candidate for candidate in other_candidates if _is_cheaper(candidate, answering_candidate)
     )
-    chosen = next(better_candidates, None) or next(cheaper_candidates, None) or other_candidates[0]
-    return chosen.deployment.model.name
+    chosen_candidate = (
+        next(better_candidates, None) or next(cheaper_candidates, None) or other_candidates[0]
+    )
+    return chosen_candidate.deployment.model.name
 
 
 def _find_answering_candidate(sample: SampledAnswer) -> Candidate:

@@ -37,7 +37,7 @@ _RETRY_SECONDS = 5.0
 
 
 class Judge:
-    """Runs comparisons by calls through the router, which the operator pays for.
+    """Runs the steps of comparisons; the operator pays for the model calls.
 
     Attributes:
         rules: the current rules, which may be replaced at any time; None turns the judge off.
@@ -61,12 +61,12 @@ class Judge:
         Raises:
             MoyinError: the step failed and can be retried.
         """
-        stored = await self._store.get(comparison_id)
-        if stored is None:
+        stored_comparison = await self._store.get(comparison_id)
+        if stored_comparison is None:
             return Outcome.EXPIRED
-        if stored.second is not None:
+        if stored_comparison.second is not None:
             return Outcome.ANSWERED
-        comparison = _decode_comparison(stored)
+        comparison = _decode_comparison(stored_comparison)
         if comparison is None:
             return Outcome.EXPIRED
         answer = await self._call_model(comparison, comparison.request, f"{comparison.id}-second")
@@ -87,13 +87,13 @@ class Judge:
         Raises:
             MoyinError: the step failed and can be retried.
         """
-        stored = await self._store.get(comparison_id)
-        if stored is None or stored.second is None:
+        stored_comparison = await self._store.get(comparison_id)
+        if stored_comparison is None or stored_comparison.second is None:
             return Outcome.EXPIRED
         rules = self.rules
         if rules is None:
             return Outcome.DISABLED
-        comparison = _decode_comparison(stored)
+        comparison = _decode_comparison(stored_comparison)
         if comparison is None:
             return Outcome.EXPIRED
         if self._has_written_answer(comparison, rules):
@@ -102,7 +102,7 @@ class Judge:
             rules.model,
             comparison.conversation,
             comparison.answer,
-            stored.second,
+            stored_comparison.second,
             swapped=comparison.swapped,
         )
         answer = await self._call_model(comparison, request, f"{comparison.id}-verdict")
@@ -111,16 +111,16 @@ class Judge:
         return parse_verdict(answer.text, swapped=comparison.swapped) or Outcome.UNPARSABLE
 
     async def record_verdict(self, comparison_id: str, verdict: Verdict) -> bool:
-        """Write the verdict to the log of signals, which ignores a repetition.
+        """Store the verdict as two signals, one per answer; storing them again has no effect.
 
         Returns:
-            False if the comparison expired, so that nothing was written.
+            False if the comparison expired, so that nothing was stored.
 
         Raises:
             MoyinError: the step failed and can be retried.
         """
-        stored = await self._store.get(comparison_id)
-        comparison = None if stored is None else _decode_comparison(stored)
+        stored_comparison = await self._store.get(comparison_id)
+        comparison = None if stored_comparison is None else _decode_comparison(stored_comparison)
         if comparison is None:
             return False
         given_signal = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
@@ -200,10 +200,10 @@ class Judge:
             return Outcome.FAILED
 
 
-def _decode_comparison(stored: StoredComparison) -> Comparison | None:
+def _decode_comparison(stored_comparison: StoredComparison) -> Comparison | None:
     """Decode a stored comparison; return None if another version of Moyin wrote another format."""
     try:
-        return decode(Comparison, stored.comparison)
+        return decode(Comparison, stored_comparison.comparison)
     except ValueError:
         return None
 

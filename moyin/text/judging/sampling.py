@@ -49,7 +49,7 @@ class AnswerSampler:
     All methods must be called from the same event loop.
 
     Args:
-        count: counts the answers that are not queued.
+        count: called with the reason for each answer that is drawn, but not queued.
         draw: returns a random number from 0 to 1.
 
     Attributes:
@@ -64,9 +64,9 @@ class AnswerSampler:
         self._draw = draw
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
-        """Sample an answer at random, and return it for the client.
+        """Queue a random share of the answers for the judge, and return the answer for the client.
 
-        A sampled stream is returned wrapped, because it is queued when it ends.
+        A stream that is chosen is wrapped, so that its bytes are recorded and queued when it ends.
         """
         rules = self.rules
         if rules is None or call.quality is None or not call.quality.is_estimated:
@@ -150,7 +150,7 @@ class ComparisonStarter:
 
     Args:
         fleet: returns the current fleet.
-        estimator: knows the tenants whose learning is frozen.
+        estimator: tells for which tenants learning is frozen.
     """
 
     def __init__(

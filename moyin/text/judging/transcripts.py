@@ -81,13 +81,13 @@ def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
 
 
 def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Read the response object in the last event that has one."""
+    """Decode a stream to an answer, using only its last event with a whole response."""
     for frame in reversed(FrameSplitter().feed(body)):
         if frame.data is not None:
             response = parse_event(frame).get("response")
             if isinstance(response, dict):
                 return codec.read_response(response)
-    raise StreamInterrupted("the stream has no event with the response")
+    raise StreamInterrupted("the sampled stream must have an event with the whole response")
 
 
 def _join_deltas(deltas: list[chat.Delta]) -> chat.ChatResponse:
@@ -113,7 +113,7 @@ def _join_deltas(deltas: list[chat.Delta]) -> chat.ChatResponse:
 
 
 def _join_ollama_lines(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Decode Ollama's lines: all have a part of the answer, and the last one has the usage."""
+    """Join Ollama's stream of lines to one answer: each has a part, and the last has the usage."""
     texts: list[str] = []
     calls: list[Any] = []
     last_line: dict[str, Any] = {}

@@ -54,7 +54,7 @@ class StreamTap(Protocol):
     def feed(self, piece: bytes) -> bytes: ...
 
     def flush(self) -> bytes:
-        """Return the client's last bytes after the back end closed its stream.
+        """Return the last bytes for the client, after the back end closed its stream.
 
         Sets ``is_finished`` if these bytes complete the answer.
 
@@ -90,7 +90,7 @@ class ParsedRequest(Protocol):
         """The request body, parsed as JSON."""
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
-        """Yield the field and the value of each JSON schema that constrains the answer.
+        """Yield the path and content of each JSON schema that constrains the answer.
 
         Raises:
             UnsupportedFeature: the request contains a grammar that is not a JSON schema.
@@ -98,7 +98,7 @@ class ParsedRequest(Protocol):
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        """The URLs of the pictures that the request refers to without containing them."""
+        """The URLs of pictures that the request refers to, but does not contain."""
 
     def with_pictures(self, pictures: Mapping[str, chat.Image]) -> ParsedRequest:
         """Return the request with ``pictures`` (by URL) embedded in place of their URLs."""
@@ -124,11 +124,11 @@ class ParsedRequest(Protocol):
         """
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        """Return a tap for the stream with which the back end answers the body of ``to_upstream``.
+        """Return a tap for the back end's stream that answers the body encoded by `to_upstream`.
 
         Args:
-            additions: the additions to that body. The tap hides events that exist only because of
-                them.
+            additions: the members that Moyin added to that body. The tap hides the events that only
+                these members cause.
         """
 
     def create_stream_writer(self) -> StreamWriter: ...
@@ -155,22 +155,22 @@ class ProtocolCodec(Protocol):
 
     @property
     def request_fields_by_ability(self) -> Mapping[str, tuple[str, ...]]:
-        """The request fields that require an ability, by each of the `OMITTABLE_ABILITIES`."""
+        """The request fields to remove for a model without an ability, by the ability's name."""
 
     def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
-        """Return ``request`` with ``data`` as its body, which must be valid."""
+        """Return a copy of ``request`` whose body is ``data``, which must be valid."""
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-        """Return the client's headers (lower-case names) that the back end needs, too."""
+        """Return those of the client's headers that the back end needs, with lower-case names."""
 
     @property
     def stream_content_type(self) -> bytes:
         """The content type of a streamed response."""
 
     def encode_cost_trailer(self, cost: bytes) -> bytes:
-        """Encode the cost in US dollars as an addition to the end of a stream.
+        """Encode the cost in US dollars as bytes to append to a stream.
 
-        Returns no bytes if the protocol has no addition that clients ignore.
+        The result is empty if the protocol has no place for data that clients skip.
         """
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
@@ -212,7 +212,7 @@ class ProtocolCodec(Protocol):
 
 
 class BaseEmbeddingRequest:
-    """Base of requests for embeddings, which have no turns, no pictures and no stream."""
+    """Base of requests for embeddings, which have no conversation, no pictures and no stream."""
 
     __slots__ = ()
     is_streamed = False
@@ -276,7 +276,11 @@ def encode_with_changes(
     additions: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> bytes:
-    """Implement `ParsedRequest.to_upstream` for protocols whose body needs no other change."""
+    """Encode a request for a back end of the same API format; see `ParsedRequest.to_upstream`.
+
+    Returns:
+        ``raw`` unchanged if neither the model's name nor a member changes.
+    """
     if model == data["model"] and not additions and not overrides:
         return raw
     return to_json({**merge_defaults(data, additions), **overrides, "model": model})

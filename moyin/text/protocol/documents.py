@@ -28,20 +28,22 @@ _TEXT_TYPES = frozenset(
 _SNIFFED_BASE64 = -(-SNIFF_BYTES // 3) * 4
 
 
-def read_file(content: bytes, *, name: str | None, declared: str | None, field: str) -> PromptFile:
+def read_file(
+    content: bytes, *, name: str | None, declared_type: str | None, field: str
+) -> PromptFile:
     """Return a file as a part of a prompt.
 
     Text files become text with the name of the file, which every model can read.
 
     Args:
         name: the file's name, whose extension shows the type if nothing else does.
-        declared: the media type that the client sent.
+        declared_type: the media type that the client sent.
         field: the field of the request, for errors.
 
     Raises:
         UnsupportedFeature: the file is not a picture, PDF or text.
     """
-    kind = _detect_type(content[:SNIFF_BYTES], name, declared)
+    kind = _detect_type(content[:SNIFF_BYTES], name, declared_type)
     if kind == PDF:
         return chat.Document(media_type=PDF, data=base64.b64encode(content).decode(), name=name)
     if kind in PICTURE_TYPES:
@@ -64,13 +66,13 @@ def read_encoded_file(data: str, *, name: str | None, field: str) -> PromptFile:
     Raises:
         InvalidRequest: the file is not base64.
     """
-    declared = None
+    declared_type = None
     if data.startswith("data:"):
         head, _, data = data.partition(",")
-        declared = head[5:].partition(";")[0] or None
+        declared_type = head[5:].partition(";")[0] or None
     try:
         start = base64.b64decode(data[:_SNIFFED_BASE64], validate=True)
-        kind = _detect_type(start, name, declared)
+        kind = _detect_type(start, name, declared_type)
         if kind == PDF:
             return chat.Document(media_type=PDF, data=data, name=name)
         if kind in PICTURE_TYPES:
@@ -80,7 +82,7 @@ def read_encoded_file(data: str, *, name: str | None, field: str) -> PromptFile:
         raise InvalidRequest(
             f"{field} must be base64, or a data URL with base64", field=field
         ) from None
-    return read_file(content, name=name, declared=declared, field=field)
+    return read_file(content, name=name, declared_type=declared_type, field=field)
 
 
 def refuse_documents(request: chat.ChatRequest, server: str) -> None:
@@ -107,14 +109,14 @@ def _iterate_documents(request: chat.ChatRequest) -> Iterator[chat.Document]:
             yield from (item for item in items if isinstance(item, chat.Document))
 
 
-def _detect_type(head: bytes, name: str | None, declared: str | None) -> str:
+def _detect_type(head: bytes, name: str | None, declared_type: str | None) -> str:
     """Return the media type by the content, else the declared type, else the type by the name."""
     detected_type = detect_media_type(None, head)
     if detected_type != UNKNOWN_MEDIA_TYPE:
         return detected_type
-    declared = (declared or "").partition(";")[0].strip().lower()
-    if declared and declared != UNKNOWN_MEDIA_TYPE:
-        return declared
+    declared_type = (declared_type or "").partition(";")[0].strip().lower()
+    if declared_type and declared_type != UNKNOWN_MEDIA_TYPE:
+        return declared_type
     return mimetypes.guess_type(name or "")[0] or UNKNOWN_MEDIA_TYPE
 
 

@@ -57,7 +57,8 @@ def _item_to_domain(
 def encode_logprobs(items: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
     """Encode the probabilities of tokens for a client."""
     return [
-        _encode_item(item) | {"top_logprobs": [_encode_item(other) for other in item.alternatives]}
+        _encode_item(item)
+        | {"top_logprobs": [_encode_item(alternative) for alternative in item.alternatives]}
         for item in items
     ]
 

@@ -6,18 +6,20 @@ well with probability ``logistic(a - d)``. An average exam question has difficul
 The abilities of open models come from the MMLU scores of their model cards, because MMLU is the
 only public test with scores for nearly all of them. It has four choices, so a quarter of the
 questions can be guessed: ``known = (score - 0.25) / 0.75``. The ability is ``1.6 * logit(known) +
-1.0``. The scale was fitted on the public RouteLLM tables, so that the same difficulty explains the
-scores of both of their models on GSM8K and on MMLU (docs/quality.md). MMLU is saturated above about
-85 %, and there are no scores of current Claude models. Their abilities follow the vendor's ranking,
-with a wider spread.
+1.0``. The scale was fitted on RouteLLM's public tables of two models. With it, one difficulty per
+test explains the scores of both models on GSM8K and on MMLU (docs/quality.md).
+
+MMLU does not distinguish models above about 85 %, and there are no scores of current Claude models.
+Their abilities follow the vendor's ranking, and have a larger standard deviation.
 
 A model with public scores in a kind of request has a separate ability for that kind
-(`moyin.text.quality.benchmark_scores`), with a smaller spread. Claude 3.5 Sonnet is the last Claude
-with such scores. Later models get its ability plus their distance in the ranking, because otherwise
-a local model with scores would seem better than a Claude without them. The ability for reasoning is
-the mean of the abilities in general and for mathematics, because a question after a story is often
-arithmetic. The abilities for extraction and summary are means, too: of the general ability and the
-scores of tests with given texts.
+(`moyin.text.quality.benchmark_scores`), with a smaller standard deviation. Claude 3.5 Sonnet is the
+last Claude with such scores. Later Claude models get its abilities plus their distance from it in
+the ranking. Otherwise a local model with scores would seem better than a Claude without scores.
+
+The abilities for three kinds are means of two numbers. One is the general ability. The other is,
+for reasoning, the ability for mathematics, because a question after a story is often arithmetic;
+for extraction and summary, it is the score in a test with given texts.
 """
 
 from __future__ import annotations
@@ -199,7 +201,7 @@ def normalize_model_name(model: str) -> str:
 
 @lru_cache(maxsize=1_024)
 def look_up_ability(model: str) -> Ability | None:
-    """Return the ability of ``model`` by public scores, or None if name and size are unknown."""
+    """Return a model's ability from public scores or from the size in its name; else None."""
     name = normalize_model_name(model)
     quantisation_loss = _LOW_BIT_LOSS if _LOW_BIT_PATTERN.search(model.lower()) else 0.0
     # A family's name without a size means its default size.
@@ -248,9 +250,16 @@ def create_tier_ability(quality: int) -> Ability:
 
 
 def _build_measured_abilities(
-    entry: str, general: float, general_spread: float, quantisation_loss: float
+    entry: str, general_ability: float, general_spread: float, quantisation_loss: float
 ) -> dict[str, Ability]:
-    """Return the abilities for the kinds in which ``entry`` has public scores."""
+    """Return a model's abilities for the kinds of request in which it has public scores.
+
+    Args:
+        entry: the model's name in the table of scores.
+        general_ability: its general ability in logits.
+        general_spread: the standard deviation of ``general_ability``.
+        quantisation_loss: the logits to subtract for a quantised model.
+    """
     spread = _UNVERIFIED_KIND_SPREAD if entry in UNVERIFIED_MODELS else _KIND_SPREAD
     return _blend_abilities(
         {
@@ -261,37 +270,48 @@ def _build_measured_abilities(
             )
             for kind, mean, score in iterate_kind_scores(entry)
         },
-        general,
+        general_ability,
         general_spread,
     )
 
 
-def _build_ranked_abilities(entry: str, general: float) -> dict[str, Ability]:
-    """Return the abilities for the kinds in which an earlier Claude model has public scores."""
+def _build_ranked_abilities(entry: str, general_ability: float) -> dict[str, Ability]:
+    """Return a Claude model's abilities by kind, derived from the last Claude with public scores.
+
+    Args:
+        entry: the model's name in the vendor's ranking.
+        general_ability: its general ability in logits.
+    """
     return _blend_abilities(
         {
             kind: Ability(
-                mean=mean + general - _RANKS[measured],
+                mean=mean + general_ability - _RANKS[measured_model],
                 spread=_RANK_SPREAD,
-                source=f"{entry}, {score} of {measured} and the line-up on {TABLE_DATE}",
+                source=f"{entry}, {score} of {measured_model} and the line-up on {TABLE_DATE}",
             )
-            for measured in _LAST_MEASURED
-            for kind, mean, score in iterate_kind_scores(measured)
+            for measured_model in _LAST_MEASURED
+            for kind, mean, score in iterate_kind_scores(measured_model)
         },
-        general,
+        general_ability,
         _RANK_SPREAD,
     )
 
 
 def _blend_abilities(
-    kinds: dict[str, Ability], general: float, spread: float
+    kinds: dict[str, Ability], general_ability: float, spread: float
 ) -> dict[str, Ability]:
-    """Add the kind reasoning, and average the `_AVERAGED_KINDS` with the general ability."""
+    """Return ``kinds`` after adding reasoning and averaging some kinds with the general ability.
+
+    Args:
+        kinds: abilities by kind of request.
+        general_ability: the model's general ability in logits.
+        spread: the standard deviation of the averaged abilities.
+    """
     if (ability := kinds.get("mathematics")) is not None:
         kinds["reasoning"] = ability
     return {
         kind: Ability(
-            mean=(general + ability.mean) / 2,
+            mean=(general_ability + ability.mean) / 2,
             spread=spread,
             source=f"half-way between MMLU or rank and {ability.source}",
         )
@@ -302,7 +322,7 @@ def _blend_abilities(
 
 
 def _convert_mmlu_to_logits(mmlu: float) -> float:
-    """Convert an MMLU score in percent, which includes guesses, to logits."""
+    """Convert an MMLU score in percent to logits, after removing the share of lucky guesses."""
     known_share = (mmlu / 100 - 0.25) / 0.75
     # Lower scores of small models are not distinguishable from chance.
     known_share = max(known_share, 0.05)
@@ -310,7 +330,7 @@ def _convert_mmlu_to_logits(mmlu: float) -> float:
 
 
 def _convert_size_to_logits(billions: float) -> float:
-    """Return the ability of a typical open model of this size, by a line fitted to `_MMLU`."""
+    """Return the ability of a typical open model with ``billions`` of parameters, in logits."""
     return min(-0.4 + 0.6 * math.log2(billions), 4.0)
 
 
@@ -325,7 +345,10 @@ def _parse_billions(name: str) -> float | None:
 
 
 def _find_longest_entry(name: str) -> str:
-    """Return the longest entry that is the beginning of ``name`` up to a hyphen, or ``""``."""
+    """Return the longest model name in the tables with which ``name`` begins; "" if there is none.
+
+    The rest of ``name`` must begin with a hyphen.
+    """
     while name:
         if name in _RANKS or name in _MMLU:
             return name
@@ -334,6 +357,6 @@ def _find_longest_entry(name: str) -> str:
 
 
 def _states_other_size(entry: str, name: str) -> bool:
-    """Return True if ``name`` states a size that differs from the size of ``entry``."""
+    """Return True if ``name`` states another number of parameters than the table's ``entry``."""
     size = _parse_billions(name)
     return size is not None and _parse_billions(entry) not in (None, size)

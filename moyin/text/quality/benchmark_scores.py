@@ -8,9 +8,9 @@ A score is the share of a benchmark's questions that a model solves. The ability
 the estimate for such a question equals the score. Vendors publish flattering scores, on questions
 that are in training data, in a format that suits the model. Therefore 0.25 logits are subtracted:
 90 % become 87.5 %, and 70 % become 65 %. On new questions like GSM8K's (GSM1k, arXiv 2405.00332),
-models lost up to 8 points. EvalPlus' scores are used unchanged, because they are already 0.26
-logits below the mean of HumanEval and MBPP, over the 67 instructed models in its table with all
-four scores.
+models lost up to 8 points. Nothing is subtracted from EvalPlus' scores, because they are stricter:
+for the 67 instructed models of which its table has all four scores, they are 0.26 logits below the
+mean of HumanEval and MBPP.
 
 The score for extraction is RULER's accuracy at 4,096 tokens. The score for summaries is the share
 of texts that a model summarises without an invention, from Vectara's leaderboard. Both test less
@@ -119,7 +119,14 @@ UNVERIFIED_MODELS = frozenset({"phi-4", "phi-4-mini", "smollm2-1.7b"})
 
 
 def iterate_kind_scores(entry: str) -> Iterator[tuple[str, float, str]]:
-    """Yield each kind with a score of ``entry``, the ability in logits, and the score as text."""
+    """Yield the kinds of request in which a model has a score.
+
+    Args:
+        entry: the model's name in the table.
+
+    Yields:
+        The kind, the ability in logits, and the score as text for people.
+    """
     gsm8k, mean_score, evalplus = _SCORES.get(entry, (None, None, None))
     if gsm8k is not None:
         yield (

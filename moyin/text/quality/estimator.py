@@ -6,8 +6,8 @@
     high    = logistic((logit + UPPER_DEVIATIONS * sqrt(uncertainty)) / sqrt(1 + pi / 8 * variety))
 
 ``residual`` is the correction learned from the tenant's signals. ``uncertainty`` is the variance of
-the ability and of the difficulty that more signals would remove. ``variety`` is the variance
-between requests of one kind, which signals do not remove. The square root is MacKay's approximation
+the estimated ability and difficulty, which shrinks with every signal. ``variety`` is the variance
+between requests of one kind, which signals do not reduce. The square root is MacKay's approximation
 of the mean of a logistic function over a normal distribution.
 """
 
@@ -45,8 +45,8 @@ class Estimate:
         signals: the number of signals about this model and kind; older signals count less.
         basis: the source of the estimate: ``table`` (public scores), ``configuration``,
             ``learned``, ``shared`` (other tenants' signals) or ``unknown``.
-        high: the upper bound, which decisions use instead of ``low`` for the share of requests that
-            the operator reserves for trying little-known models.
+        high: the upper bound of the probability. A small share of decisions, which the operator
+            sets, uses it instead of ``low``, so that little-known models are tried.
     """
 
     p: float
@@ -58,11 +58,11 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LearningLimits:
-    """The limits of how far signals move estimates, and of the memory for learning.
+    """Limits how far signals move estimates, and how many tenants' states are in memory.
 
     Attributes:
-        key_burst: the largest total weight of an API key's signals at once.
-        key_per_day: the weight by which a key's usage of ``key_burst`` decreases per day.
+        key_burst: the largest total weight of signals that count from one API key in a short time.
+        key_per_day: after that, the weight of further signals that count from the key per day.
         max_key_shift: the largest logits by which a key's signals together may move a model's
             estimates in one direction; half of the shift is forgotten per day.
         max_signal_shift: the largest logits by which a signal may move the estimate of its request.
@@ -189,12 +189,12 @@ class Estimator:
         flattening = terms.flattening
         # Shared levels are not added, because all replicas must learn the same from a signal.
         logit = terms.compute_logit(ability, weights, 0.0) * flattening
-        expected = _logistic(logit)
+        expected_score = _logistic(logit)
         # Jaakkola and Jordan's bound on the curvature. The curvature itself, p (1 - p), nearly
         # vanishes where all answers were good, so that a few bad ones would undo hundreds.
         slope = math.tanh(logit / 2) / (2 * logit) if abs(logit) > 1e-6 else 0.25
         slope *= flattening * flattening
-        error = (signal.score - expected) * flattening
+        error = (signal.score - expected_score) * flattening
         shift = weights.learn(signal.question.features, error, slope, weight, (low, high))
         weights.count_signal(signal.question.kind, weight)
         if use is not None:
@@ -214,11 +214,14 @@ class Estimator:
         self._abilities = dict(abilities)
 
     def set_shared_levels(self, levels: SharedLevels) -> None:
-        """Replace the levels that all tenants share (`moyin.text.quality.tenant_state`)."""
+        """Replace the corrections to public scores that apply to all tenants, by model and kind."""
         self._shared_levels = levels
 
     def get_shared_levels(self, tenant: str, model: str) -> Mapping[str, float]:
-        """Return the shared levels of ``model`` by kind, which are empty for a frozen tenant."""
+        """Return by how many logits a model is better than its public scores, by kind of request.
+
+        These are medians over all tenants. The result is empty for a frozen tenant.
+        """
         return {} if self.get_state(tenant).frozen else self._shared_levels.get(model, {})
 
     def get_state(self, tenant: str) -> TenantState:
@@ -226,14 +229,14 @@ class Estimator:
         return self._tenants.get(tenant) or TenantState()
 
     def replace_state(self, tenant: str, state: TenantState) -> None:
-        """Replace the state of ``tenant``."""
+        """Replace everything that was learned from the tenant's signals by ``state``."""
         self._tenants[tenant] = state
 
     def merge_state(
-        self, tenant: str, learned: TenantState, base: TenantState | None = None
+        self, tenant: str, learned_state: TenantState, base: TenantState | None = None
     ) -> None:
         """Add to the tenant's state what another replica has learned since the state ``base``."""
-        self.replace_state(tenant, self.get_state(tenant).merge_with(learned, base))
+        self.replace_state(tenant, self.get_state(tenant).merge_with(learned_state, base))
 
     def reset(self, tenant: str) -> None:
         """Delete everything that was learned from the tenant's signals."""
@@ -273,8 +276,11 @@ class _QuestionTerms:
     ) -> float:
         """Return ability minus difficulty plus the learned correction, in logits.
 
-        The correction is the tenant's own residual, limited to `_MAX_RESIDUAL`, plus the part of
-        the shared ``level`` that the tenant's signals have not replaced.
+        Args:
+            ability: the model's ability for this kind of request.
+            weights: the tenant's learned weights of the model; None if it has none.
+            level: the correction that all tenants share. The more signals the tenant has given, the
+                less it counts.
         """
         logit = ability.mean - self.difficulty
         if level:
@@ -289,7 +295,7 @@ class _QuestionTerms:
         return logit + math.copysign(_MAX_RESIDUAL, residual)
 
     def compute_uncertainty(self, ability: Ability, weights: LearnedWeights | None) -> float:
-        """Return the variance of ability and difficulty that more signals would remove."""
+        """Return the variance of ability minus difficulty, which shrinks with every signal."""
         spread = ability.spread
         variance = spread * spread
         if weights is None:

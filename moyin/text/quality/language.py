@@ -40,7 +40,7 @@ _KNOWN_WORDS = FUNCTION_WORDS.keys()
 
 
 def detect_language(text: str, words: Set[str]) -> str:
-    """Return the language of ``text``, which is a key of `MIN_DIFFICULTY`.
+    """Return the code of the text's language, such as ``en``.
 
     Args:
         words: the distinct words of ``text`` in lower case.

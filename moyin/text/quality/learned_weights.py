@@ -112,7 +112,11 @@ def _clamp_trust(trust: float) -> float:
 
 
 def _split_features(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
-    """Split features into those of shape and words, and the decoded values of meaning."""
+    """Split a question's features into the numbers of its shape and words, and its embedding.
+
+    Returns:
+        The feature numbers; and the decoded embedding, which is empty if the question has none.
+    """
     if features[-1] < FIRST_MEANING_FEATURE:
         return features, []
     first_meaning_index = next(
@@ -160,8 +164,8 @@ class LearnedWeights:
     Attributes:
         mean: the weight in logits of each of the `FEATURE_COUNT` features.
         information: the precision that signals added to each feature's weight.
-        counts: the weighted number of signals by kind, which fades like the weights of the shape.
-        faded_at: the time of the last fading in Unix seconds.
+        counts: the weighted number of signals by kind of request; old signals count less.
+        faded_at: the Unix time at which `fade` last reduced the weights.
     """
 
     mean: list[float] = field(default_factory=lambda: [0.0] * FEATURE_COUNT)
@@ -237,7 +241,11 @@ class LearnedWeights:
         self.counts[kind] = self.counts.get(kind, 0.0) + weight
 
     def fade(self, now: float) -> None:
-        """Reduce weights and information by their half-lives for the time since the last fading."""
+        """Make old signals count less: reduce weights and information by their half-lives.
+
+        Args:
+            now: the current Unix time. Nothing changes if they were reduced only recently.
+        """
         elapsed_seconds = now - self.faded_at
         if not self.information:
             self.faded_at = max(now, self.faded_at)
@@ -246,11 +254,11 @@ class LearnedWeights:
         self.faded_at = now
         for feature, information in self.information.items():
             fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[feature])
-            remaining, prior = information * fade, _PRECISION[feature]
+            remaining_information, prior = information * fade, _PRECISION[feature]
             # The product of mean and precision fades like the information, as if the signal had
             # been weaker.
-            self.mean[feature] *= fade * (prior + information) / (prior + remaining)
-            self.information[feature] = remaining
+            self.mean[feature] *= fade * (prior + information) / (prior + remaining_information)
+            self.information[feature] = remaining_information
         fade = 0.5 ** (elapsed_seconds / _HALF_LIFE[0])
         self.counts = {kind: count * fade for kind, count in self.counts.items()}
 
@@ -301,8 +309,8 @@ class LearnedWeights:
         """
         try:
             at, counts = float(value["at"]), value["counts"]
-            packed = base64.b64decode(value["weights"], validate=True)
-            rows = zlib.decompressobj().decompress(packed, _MAX_BYTES)
+            packed_weights = base64.b64decode(value["weights"], validate=True)
+            rows = zlib.decompressobj().decompress(packed_weights, _MAX_BYTES)
             weights = cls(faded_at=at, counts={str(kind): float(counts[kind]) for kind in counts})
             for feature, mean, information in _STORED_ROW.iter_unpack(rows):
                 if not math.isfinite(mean) or not 0.0 <= information < math.inf:

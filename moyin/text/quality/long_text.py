@@ -1,7 +1,7 @@
 """Finds the actual request next to a long text, such as a question about a report.
 
-The words of the text show its topic, but not the task: a question about a debate on taxes needs no
-tax adviser, because it asks for extraction or a summary.
+The words of the text show its topic, but not the task: a question about a debate on taxes is not a
+question of tax law, because it asks for extraction or a summary.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def build_question(
     text, turns, (request, request_words) = _extract_request(texts)
     lower_text = text.lower()
     words = _split_words(text, lower_text)
-    distinct = dict.fromkeys(words)
+    distinct_words = dict.fromkeys(words)
     # The words of all lists are found once, because `&` with the keys of a dictionary, which the
     # functions for language, kind and demands use, takes eight times as long.
     cues = _ALL_CUES.intersection(words)
@@ -181,8 +181,11 @@ def build_question(
         kind, is_certain = _classify_kind(
             request, request.lower(), request_words, demand_cues, language, False
         )
-        reading = classify_reading(request_words, kind)
-        kind, is_certain = reading or kind, bool(reading) or (is_certain and kind != "knowledge")
+        reading_kind = classify_reading(request_words, kind)
+        kind, is_certain = (
+            reading_kind or kind,
+            bool(reading_kind) or (is_certain and kind != "knowledge"),
+        )
     if not is_certain:
         demand_cues = cues
         kind, is_certain = _classify_kind(text, lower_text, words, cues, language, has_sums)
@@ -221,7 +224,7 @@ def build_question(
             *_compute_shape_features(
                 text, len(words), digits, kind, language, steps, tools or schema
             ),
-            *_hash_words(text if language in _SPACELESS_LANGUAGES else "", words, distinct),
+            *_hash_words(text if language in _SPACELESS_LANGUAGES else "", words, distinct_words),
             *(() if embed is None else embed(text)),
         ),
     )
@@ -230,8 +233,8 @@ def build_question(
 def restore_features(features: Iterable[int]) -> tuple[int, ...]:
     """Convert the features of a stored question to the layout of this version.
 
-    Other versions may have stored fewer or more features of the shape. Their numbers are below
-    `FIRST_WORD_FEATURE`, which distinguishes them from words.
+    Features of the shape, such as length and number of lines, have numbers below
+    `FIRST_WORD_FEATURE`. Another version may have stored fewer or more of them.
     """
     numbers = tuple(features)
     shape = [number for number in numbers if number < FIRST_WORD_FEATURE][:SHAPE_FEATURES]
@@ -279,7 +282,11 @@ def _split_words(text: str, lower_text: str) -> list[str]:
 def _classify_kind(
     text: str, lower_text: str, words: list[str], cues: Set[str], language: str, has_sums: bool
 ) -> tuple[str, bool]:
-    """Return the kind of request with the most votes, and True if any word voted."""
+    """Return the kind of request for which most words in the text vote.
+
+    Returns:
+        The kind; and False if no word voted, so that the kind is only a guess.
+    """
     votes: dict[str, float] = {}
     for word in cues & _CUE_WORDS:
         kind = KIND_CUES[word]
@@ -322,7 +329,11 @@ def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
 
 
 def _compute_demand_difficulty(cues: Set[str]) -> float:
-    """Return the sum of the difficulties of the hardest and the easiest demand, in logits."""
+    """Return the difficulty in logits that demands in a request add, such as "prove".
+
+    The hardest demand is added to the easiest one, which may lower the difficulty; all others are
+    ignored.
+    """
     difficulties = [DEMAND_DIFFICULTY[word] for word in cues & _DEMAND_WORDS]
     return max(0.0, *difficulties) + min(0.0, *difficulties) if difficulties else 0.0
 
@@ -330,7 +341,10 @@ def _compute_demand_difficulty(cues: Set[str]) -> float:
 def _compute_shape_features(
     text: str, count: int, digits: int, kind: str, language: str, steps: int, has_format: bool
 ) -> tuple[int, ...]:
-    """Return the features of the shape: one number from the range of each property."""
+    """Return the features of the request's shape, such as its length and its number of lines.
+
+    Each property, such as the length, has a range of feature numbers, of which it sets one.
+    """
     lines = text.count("\n")
     choices = lines > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None
     return (
@@ -347,12 +361,14 @@ def _compute_shape_features(
 
 
 def _count_digits(text: str) -> int:
-    """Return the number of digits by deleting them, which takes only a microsecond."""
+    """Return the number of digits, quickly: by how much deleting them shortens the text."""
     letters = text.encode(errors="surrogatepass")
     return len(letters) - len(letters.translate(None, b"0123456789"))
 
 
-def _hash_words(spaceless_text: str, words: list[str], distinct: Iterable[str]) -> Iterable[int]:
+def _hash_words(
+    spaceless_text: str, words: list[str], distinct_words: Iterable[str]
+) -> Iterable[int]:
     """Return the features of the words' stems and of the text's first and last words."""
     if spaceless_text:
         # In a text without spaces, pairs of neighbouring letters replace words.
@@ -360,7 +376,7 @@ def _hash_words(spaceless_text: str, words: list[str], distinct: Iterable[str]) 
         return dict.fromkeys(map(_hash_word, map(str.__add__, letters, letters[1:])))
     if not words:
         return ()
-    stems = map(_STEM_FEATURES.__getitem__, islice(distinct, _MAX_STEMS))
+    stems = map(_STEM_FEATURES.__getitem__, islice(distinct_words, _MAX_STEMS))
     first_words = words[:3]
     marked_first_words = [f"^{word}" for word in first_words]
     marked_last_words = [f"{word}$" for word in words[-2:]]

@@ -30,11 +30,11 @@ SharedLevels = Mapping[str, Mapping[str, float]]
 
 @dataclass(slots=True)
 class KeyUsage:
-    """The influence of one API key's signals, which `LearningLimits` bounds.
+    """The influence that one API key's signals have had, so that it can be limited.
 
     Attributes:
         used: the total weight of the key's signals, which decreases evenly over time.
-        moved: the net logits by which the key moved estimates, by model; halved every day.
+        moved: by how many logits the key moved estimates, by model; halved every day.
         at: the time of the last update in Unix seconds.
     """
 
@@ -43,14 +43,19 @@ class KeyUsage:
     moved: dict[str, float] = field(default_factory=dict)
 
     def decay(self, per_second: float, now: float) -> None:
-        """Reduce ``used`` by ``per_second`` and ``moved`` by its half-life since the last update."""
+        """Let the key's recorded influence decrease for the time since the last update.
+
+        Args:
+            per_second: the weight that is subtracted from ``used`` per second.
+            now: the current time in Unix seconds.
+        """
         elapsed_seconds = max(now - self.at, 0.0)
         self.used = max(self.used - elapsed_seconds * per_second, 0.0)
         fade = 0.5 ** (elapsed_seconds / _DAY)
         self.moved = {
-            model: remaining
+            model: remaining_logits
             for model, logits in self.moved.items()
-            if abs(remaining := logits * fade) > 0.01
+            if abs(remaining_logits := logits * fade) > 0.01
         }
         self.at = max(now, self.at)
 
@@ -67,7 +72,7 @@ class TenantState:
 
     Attributes:
         models: the learned weights by model name.
-        keys: the usage by API key.
+        keys: the influence of each API key's signals, by key id.
         frozen: True if learning from the tenant's signals is stopped.
     """
 
@@ -109,7 +114,7 @@ class TenantState:
         while len(result.models) > _MAX_MODELS:
             del result.models[min(result.models, key=lambda name: result.models[name].faded_at)]
         for name in sorted(self.keys.keys() | other.keys.keys()):
-            usages = [use for remaining in (self, other) if (use := remaining.keys.get(name))]
+            usages = [use for state in (self, other) if (use := state.keys.get(name))]
             # If a key used both replicas, the larger usage counts.
             result.keys[name] = max(usages, key=lambda use: (use.used, use.at))
         while len(result.keys) > _MAX_KEYS:
@@ -146,9 +151,11 @@ class TenantState:
 
 
 def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
-    """Return by how many logits models are better than their public scores for one tenant.
+    """Return by how many logits each model is better than its public scores, by kind of request.
 
-    The result has no kinds with few signals, and is empty for a frozen tenant.
+    Args:
+        state: the state of one tenant. Kinds with few signals are left out. The result is empty if
+            the tenant is frozen.
     """
     if state.frozen:
         return {}
@@ -166,10 +173,12 @@ def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
 def compute_shared_levels(
     contributions: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Return by how many logits models are better than their public scores, as a median of tenants.
+    """Return by how many logits each model is better than its public scores, by kind of request.
+
+    The result is the median over tenants.
 
     Args:
-        contributions: the result of `extract_levels` for each tenant. Malformed stored values are
+        contributions: the stored result of `extract_levels` for each tenant. Malformed values are
             ignored.
     """
     levels_of_tenants: dict[tuple[str, str], list[float]] = {}

@@ -40,13 +40,13 @@ class RoutingContext:
     Attributes:
         owner: the tenant that is charged and whose policy applies.
         headers: the client's request headers in ASGI's format.
-        budget: the budget that the call is charged to. It is None if the call is not charged.
+        budget: the budget that the call is charged to; None if the call is not charged.
         key_id: id of the caller's API key; empty if unknown.
         for_tenant: the tenant whose share of slots at back ends the call uses; empty for the owner.
         is_background: True if interactive calls have priority over this call, such as a line of a
             batch. The router learns nothing from it.
-        record_usage: records the call's usage instead of the ledger, for a caller that writes it
-            together with the answer; None for the ledger.
+        record_usage: called with the ledger entry, by a caller that stores it together with the
+            answer. If None, the router writes the entry to the ledger.
     """
 
     request_id: str

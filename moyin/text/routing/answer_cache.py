@@ -42,7 +42,7 @@ class CachedResponses(Protocol):
 
 
 class AnswerCache:
-    """Cache in front of the models, used for the aliases that enable caching."""
+    """Cache of models' answers, used for the aliases that enable caching."""
 
     def __init__(self, cache: CachedResponses) -> None:
         self._cache = cache
@@ -73,8 +73,8 @@ class AnswerCache:
 
         headers = (*answer.headers, _CACHE_MISS)
         if answer.stream is not None:
-            recorded = _RecordingStream(answer.stream, caching.max_bytes, store)
-            return Answer(headers=headers, stream=recorded, usage=answer.usage)
+            recording_stream = _RecordingStream(answer.stream, caching.max_bytes, store)
+            return Answer(headers=headers, stream=recording_stream, usage=answer.usage)
         store(answer.body, answer.usage)
         return Answer(headers=headers, body=answer.body, usage=answer.usage)
 

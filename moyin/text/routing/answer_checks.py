@@ -97,7 +97,7 @@ def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | 
 
 
 def is_truncated(answer: ChatResponse, max_tokens: int | None) -> bool:
-    """Return True if a token limit that should have been sufficient cut off an answer.
+    """Return True if an answer was cut off by a token limit, unless the client set a small one.
 
     ``max_tokens`` is the limit that the client set; it is None if the client set none.
     """
@@ -166,7 +166,9 @@ class _SchemaChecker:
         )
 
     def _resolve_reference(self, reference: str) -> Any:
-        """Return the part of the schema at a ``$ref``; True, which accepts all, if not found."""
+        """Return the part of the schema to which a ``$ref`` points.
+
+        If there is no such part, return the schema ``True``, which accepts every value."""
         part: Any = self._root
         if not reference.startswith("#"):
             return True
@@ -289,5 +291,5 @@ def _find_json_start_fault(text: str, constraints: ResponseConstraints) -> str:
 
 
 def _can_become(text: str, word: str) -> bool:
-    """Return True if a text that begins with ``text`` can continue to ``word``."""
+    """Return True if ``text`` begins with ``word``, or is itself the beginning of ``word``."""
     return word.startswith(text[: len(word)])

@@ -54,7 +54,9 @@ class AnswerReviewer:
         self._follow_ups = follow_ups
 
     def detect_follow_up(self, call: RoutedCall, route: CompiledRoute) -> bool:
-        """Detect whether the request follows up an earlier answer, and set ``is_learned_from``.
+        """Start to detect whether the request follows up an earlier answer.
+
+        Also set ``call.is_learned_from``: True if the router learns from this request.
 
         Returns:
             True if the request shows that an earlier answer did not help. This is known immediately
@@ -86,7 +88,7 @@ class AnswerReviewer:
         """Set how much of a stream is recorded and held back for checks.
 
         Returns:
-            True if a faulty answer may be replaced by the answer of a better candidate.
+            True if another candidate's answer may replace a faulty answer of the first candidate.
         """
         quality = call.quality
         if quality is None or not quality.is_estimated or not is_checkable(call):
@@ -209,7 +211,7 @@ class AnswerReviewer:
     def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
     ) -> None:
-        """Schedule the check of an answer for faults, if the request is learned from."""
+        """Schedule the check of an answer for faults if the router learns from the request."""
         if not call.is_learned_from:
             return
         if answer.stream is None:
@@ -260,7 +262,7 @@ class AnswerReviewer:
     def _record_fault(
         self, call: RoutedCall, candidate: Candidate, fault: str, *, is_rescue: bool = False
     ) -> None:
-        """Record a fault of a candidate's answer, if the request is learned from.
+        """Record a fault of a candidate's answer, if the router learns from the request.
 
         ``is_rescue`` is True if the answer replaced a faulty answer.
         """
@@ -304,10 +306,10 @@ async def _replace_answer(
 
 
 def _occupies_last_slot(answer: Answer, answering_candidate: Candidate, other: Candidate) -> bool:
-    """Return True if a running stream holds the last slot at another candidate's back end.
+    """Return True if the other candidate cannot be called while the answer's stream is open.
 
-    The other candidate then cannot be called, because the stream must stay open until the other
-    candidate has answered.
+    This is so if both use the same back end, and the stream holds its last slot. The stream must
+    stay open until the other candidate has answered.
     """
     runtime = other.target.runtime
     is_running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete

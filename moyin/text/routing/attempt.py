@@ -71,7 +71,7 @@ class Attempt:
         return self.target.runtime
 
     async def run(self) -> Answer:
-        """Call the target and return its answer; a stream has received its first bytes.
+        """Call the target and return its answer; a stream is returned after its first bytes.
 
         Raises:
             MoyinError: the call failed before the first byte.
@@ -116,7 +116,7 @@ class Attempt:
             raise
 
     async def _call_or_translate(self, deadline: float) -> Answer:
-        """Forward the request, or translate it if the back end does not have the client's call."""
+        """Forward the request, or translate it if the back end lacks this call of the API."""
         runtime, path = self.runtime, self.call.codec.path
         pass_through = runtime.pass_through
         if pass_through is None or needs_translation(self.target, path, self.call.needs):
@@ -291,7 +291,7 @@ class Attempt:
         return self._build_answer(body, usage, answer, estimated=estimate is not None)
 
     def _to_domain(self) -> ChatRequest | EmbeddingRequest:
-        """Translate the request, without a level of effort for a model that does not reason."""
+        """Translate the request; drop its reasoning effort if the model does not reason."""
         request = self.call.request.to_domain(self._upstream)
         if isinstance(request, ChatRequest):
             return omit_unusable_effort(request, self.call.needs, self.target.model)

@@ -36,7 +36,7 @@ class BackendHealth:
         is_up: True if the health check passes and the breaker accepts requests.
         load: number of this replica's calls that are running at the back end.
         waiting: number of this replica's calls that wait for a slot.
-        retry_after: seconds until the breaker accepts a request again; 0 while it does.
+        retry_after: seconds until the breaker accepts requests; 0 while it accepts them.
     """
 
     is_up: bool = True
@@ -107,7 +107,7 @@ class BackendRuntime:
 
     @property
     def health(self) -> BackendHealth:
-        """A snapshot of the availability and load."""
+        """A snapshot of the back end's availability and load."""
         return BackendHealth(
             is_up=self.is_ready,
             load=self.slots.taken,
@@ -142,7 +142,7 @@ class BackendRuntime:
         return model_breaker
 
     def estimate_service_time(self, expected: float) -> float:
-        """Return the average seconds of recent calls, with ``expected`` as the prior."""
+        """Return the average seconds of recent calls; with few calls, it is close to ``expected``."""
         return self._service_time.estimate(expected, self.clock())
 
     def record_service_time(self, seconds: float) -> None:
@@ -182,7 +182,7 @@ class BackendRuntime:
         )
 
     async def check_health(self, on_change: Callable[[str, bool], None]) -> bool:
-        """Run one health check and call ``on_change`` with the name and result if it changed.
+        """Run one health check; if its result changed, call ``on_change`` with the name and result.
 
         Returns True if the server's models changed.
         """
@@ -237,7 +237,7 @@ class Lease:
             self.release(error)
 
     def release_slot(self) -> None:
-        """Release the slot of a call that was not made; it has no outcome."""
+        """Release the slot of a call that was not made; nothing is reported to the breaker."""
         if self._is_background:
             self._runtime.slots.release_in_background(self._tenant)
         else:

@@ -44,7 +44,10 @@ class BackgroundQueue:
         return len(self._tasks)
 
     def add(self, task: Callable[..., object], *args: Any, size: int = 0) -> None:
-        """Queue a task that keeps ``size`` bytes in memory; it runs within about half a second."""
+        """Queue a task, which runs within about half a second.
+
+        Args:
+            size: the bytes that the task keeps in memory until it has run."""
         if self._closed or len(self._tasks) >= _MAX_TASKS:
             self.dropped += 1
             return

@@ -32,8 +32,8 @@ class ModelDeployment:
         key_env: environment variable of the API key; empty if no key is needed.
         ability: prior estimate of the model's ability; None if unknown.
         file: the model on the server's disk; None if the server does not describe it.
-        omitted_abilities: abilities whose members are dropped from requests if no model of the requested name
-            has them.
+        omitted_abilities: abilities, such as ``tools``, that are optional: if no model
+            of the requested name has one, the fields that need it are removed from requests.
         batch_tariff: prices of requests that the back end runs through its own batch API; None if
             it is not used.
     """
@@ -109,7 +109,8 @@ class Alias:
         usd_per_bad_answer: cost of a useless answer; if it is None, the tenant's setting applies.
         explore: share of requests on which a little-known model may be tried.
         cache: configures the caching of answers. If it is None, answers are not cached.
-        omitted_abilities: abilities whose members are dropped from requests if no model of the group has them.
+        omitted_abilities: abilities, such as ``tools``, that are optional: if no model
+            of the group has one, the fields that need it are removed from requests.
     """
 
     models: tuple[str, ...] = ()
@@ -194,8 +195,8 @@ class Catalog:
         if self._is_known(name):
             return name
         untagged_name = name.removesuffix(LATEST_TAG)
-        alternative = f"{name}{LATEST_TAG}" if untagged_name == name else untagged_name
-        return alternative if self._is_known(alternative) else name
+        alternative_name = f"{name}{LATEST_TAG}" if untagged_name == name else untagged_name
+        return alternative_name if self._is_known(alternative_name) else name
 
     def _is_known(self, name: str) -> bool:
         return name == AUTO or name in self.aliases or name in self._by_name

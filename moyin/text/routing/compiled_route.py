@@ -36,7 +36,7 @@ class Exclusion:
     """Deployment that cannot answer a request, with the reason.
 
     Attributes:
-        code, parameters: the reason for programs, which show it in their own words.
+        code, parameters: the reason as a code, from which programs build their own text.
         missing: needs of the request that the model does not meet; empty if it is only unavailable.
         is_allowed: False if the tenant, the alias or the client forbids the deployment.
         retry_after: seconds until its back end's breaker accepts a request again.
@@ -104,8 +104,8 @@ class CompiledRoute:
         explore: share of requests on which a little-known model may be tried.
         chooses_model: False if the name selects a single model.
         timeout: maximum seconds of a request, including fallbacks.
-        omitted_abilities: abilities whose members are dropped from requests, because no target has them
-            (`omission`).
+        omitted_abilities: abilities, such as ``tools``, that no target has; the fields that need
+            them are removed from requests (`omission`).
     """
 
     day: int
@@ -151,7 +151,7 @@ def compile_target(
 def find_exclusion(
     deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
-    """Return the exclusion of a deployment that holds for all requests, or None if there is none.
+    """Return the reason that excludes a deployment from all requests for an alias, or None.
 
     ``residencies`` are the places that tenant and client allow; None stands for all places.
     """

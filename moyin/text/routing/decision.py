@@ -1,8 +1,8 @@
 """Ranks the targets that can answer a request by score, and explains why others cannot.
 
-A score is in US dollars: the expected cost of the call, plus its expected seconds at the price of a
-second, plus the probability of a useless answer at the cost of one. docs/routing.md has an example.
-The functions are pure.
+A score is a sum in US dollars: the expected cost of the call, its expected seconds times the price
+of a second, and the probability of a useless answer times the cost of a useless answer. The target
+with the lowest score is called first. docs/routing.md has an example. The functions are pure.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _describe_rank(forecast: Forecast, cheapest: int, score_without_risk: float)
 def list_exclusions(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> list[Exclusion]:
-    """Return the deployments that `rank_candidates` does not return, each with the reason."""
+    """Return the deployments that cannot answer the request now, each with the reason."""
     exclusions = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
@@ -296,7 +296,7 @@ def build_no_candidate_error(
 def _build_quality_error(
     route: CompiledRoute, needs: Needs, quality: RequestQuality
 ) -> QualityUnreachable | None:
-    """Return the error for a request that models can answer, but none with the demanded quality.
+    """Return the error if models can answer a request, but none with the quality that it demands.
 
     Return None if a model of sufficient quality is only unavailable, so that a retry may succeed.
     """
@@ -339,7 +339,7 @@ def build_unavailable_error(
 ) -> ServiceUnavailable | None:
     """Return a retryable error if a target that was not called may be able to answer later.
 
-    The router calls it after all candidates rejected the request as unsupported.
+    Used after all candidates have rejected the request as unsupported.
 
     Args:
         unsupported_formats: API formats of the back ends that rejected the request.
@@ -370,12 +370,13 @@ def _build_unsupported_error(needs: Needs, exclusions: Sequence[Exclusion]) -> M
         if all(f"no {ability}" in exclusion.missing for exclusion in exclusions):
             return UnsupportedFeature(f"no model under this name supports {ability}", field=field)
     if all(
-        any(lack.startswith("context") for lack in exclusion.missing) for exclusion in exclusions
+        any(need.startswith("context") for need in exclusion.missing) for exclusion in exclusions
     ):
         return _build_context_error(needs, exclusions)
-    missing = sorted({lack for exclusion in exclusions for lack in exclusion.missing})
+    missing = sorted({need for exclusion in exclusions for need in exclusion.missing})
     return UnsupportedFeature(
-        f"no model under this name meets every need of the request: {', '.join(missing)}",
+        f"no model under this name meets every need of the request ({', '.join(missing)}): "
+        "choose another model",
         field="model",
     )
 

@@ -36,7 +36,7 @@ class Explanation:
         quality: quality estimates of the request; None if quality is not weighed.
         explore: share of such requests on which ``trial`` is called first.
         trial: the candidate of a trial; None if it equals the first candidate.
-        omitted: abilities whose members would be dropped from the request.
+        omitted: abilities, such as ``tools``, whose fields would be removed from the request.
     """
 
     requested_model: str
@@ -63,7 +63,7 @@ def explain_decision(
     """Compute the routing decision for a request and explain it.
 
     Args:
-        find_gap: returns the error of a call that a target would reject before it is sent, or None.
+        find_gap: returns the error for a target whose API cannot express the request; else None.
     """
     all_candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
     target_gaps = ((candidate.target, find_gap(candidate.target)) for candidate in all_candidates)
@@ -96,7 +96,7 @@ def explain_decision(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
-    """A reason in words, and as a code with parameters, which programs show in their own words."""
+    """A reason as text, and as a code with parameters, from which programs build their own text."""
 
     text: str
     code: str
@@ -113,18 +113,18 @@ def list_losses(loser: Candidate, winner: Candidate, usd_per_second: float) -> l
     if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
         text = "its back end reports that it lacks the model"
         return [Reason(text=text, code="model_missing")]
-    forecast, best = loser.forecast, winner.forecast
-    assert forecast is not None and best is not None, (
+    forecast, best_forecast = loser.forecast, winner.forecast
+    assert forecast is not None and best_forecast is not None, (
         "list_losses: both candidates must have forecasts"
     )
     reasons = []
-    if forecast.cost_pico > best.cost_pico:
-        usd = format_usd(forecast.cost_pico - best.cost_pico)
+    if forecast.cost_pico > best_forecast.cost_pico:
+        usd = format_usd(forecast.cost_pico - best_forecast.cost_pico)
         reasons.append(
             Reason(text=f"costs {usd} USD more", code="costs_more", parameters={"usd": usd})
         )
-    if usd_per_second > 0 and forecast.seconds > best.seconds:
-        seconds = forecast.seconds - best.seconds
+    if usd_per_second > 0 and forecast.seconds > best_forecast.seconds:
+        seconds = forecast.seconds - best_forecast.seconds
         reasons.append(
             Reason(
                 text=f"takes {seconds:.2f} s longer",
@@ -132,14 +132,18 @@ def list_losses(loser: Candidate, winner: Candidate, usd_per_second: float) -> l
                 parameters={"seconds": seconds},
             )
         )
-    if forecast.estimate is not None and best.estimate is not None and forecast.risk > best.risk:
-        low, best_low = forecast.estimate.low, best.estimate.low
+    if (
+        forecast.estimate is not None
+        and best_forecast.estimate is not None
+        and forecast.risk > best_forecast.risk
+    ):
+        lower_bound, best_lower_bound = forecast.estimate.low, best_forecast.estimate.low
         reasons.append(
             Reason(
-                text=f"answers worse: p_good {format_probability(low)}"
-                f" against {format_probability(best_low)}",
+                text=f"answers worse: p_good {format_probability(lower_bound)}"
+                f" against {format_probability(best_lower_bound)}",
                 code="answers_worse",
-                parameters={"p_good": low, "best_p_good": best_low},
+                parameters={"p_good": lower_bound, "best_p_good": best_lower_bound},
             )
         )
     return reasons or [_find_tie_break(loser, winner)]

@@ -27,7 +27,10 @@ def compute_trial_share(route: CompiledRoute, quality: RequestQuality | None) ->
 
 
 def choose_trial(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
-    """Return the candidate that a trial would call; None if it is the first one already."""
+    """Return the candidate that a trial would call.
+
+    None if the candidates have no estimates, or if the trial would call the first candidate.
+    """
     available_candidates = [
         candidate for candidate in candidates if candidate.target.model_breaker.ready
     ] or candidates
@@ -48,16 +51,17 @@ def choose_trial(candidates: Sequence[Candidate], quality: RequestQuality) -> Ca
 def choose_at_upper_bound(
     options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: float
 ) -> int:
-    """Return the index of the option with the lowest score at the upper bound of quality.
+    """Return the index of the option with the lowest score, assuming the upper bound of quality.
 
-    An option consists of its score without risk in US dollars, and its quality estimate.
+    An option is a pair: its score in US dollars without the risk of a bad answer, and its quality
+    estimate, whose upper bound determines the risk.
     """
     scores = [usd + (1.0 - estimate.high) * usd_per_bad_answer for usd, estimate in options]
     return scores.index(min(scores))
 
 
 def put_trial_first(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
-    """Return the candidates with the candidate of the trial moved to the front.
+    """Return the candidates with the one chosen for a trial moved to the front, if there is one.
 
     The others keep their order, so that a failed trial falls back to the normal choice.
     """

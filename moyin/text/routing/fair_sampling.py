@@ -80,7 +80,7 @@ class FairSampler:
         return True
 
     def _start_second(self, now: float) -> None:
-        """Add the counts of the last second to the decayed counts, and start a new second."""
+        """Start a new second, and merge the last second's counts into the fading earlier counts."""
         fade = 0.5 ** min(int(now - self._second_began), 60)
         earlier = {owner: count * fade for owner, count in self._earlier_counts.items()}
         for owner, count in self._counts.items():

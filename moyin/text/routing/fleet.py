@@ -71,7 +71,7 @@ class Fleet:
         object.__setattr__(self, "residencies", self.catalog.residencies)
 
     def get_health(self, name: str) -> BackendHealth:
-        """Return the health of a back end, which is down if the back end is not configured."""
+        """Return the health of a back end; a back end that is not configured is down."""
         runtime = self.runtimes.get(name)
         return runtime.health if runtime is not None else _UNCONFIGURED_HEALTH
 
@@ -112,8 +112,8 @@ class Fleet:
     def find_callable_deployments(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
         """Return the deployments of a model name that a tenant may use and that are available.
 
-        If none is available, return those that are configured, or else all, so that the model is
-        described while its server restarts.
+        If none is available, return those that are configured, or else all. Callers can then still
+        describe the model while its server restarts.
 
         Raises:
             ModelNotFound: the name is unknown.
@@ -223,7 +223,10 @@ class Fleet:
 
 
 def _find_omitted_abilities(alias: Alias, targets: Sequence[RouteTarget]) -> frozenset[str]:
-    """Return the abilities that no target has, and that the alias or all targets allow to omit."""
+    """Return the abilities whose request fields are removed, because no target has the ability.
+
+    Only abilities are returned that the alias, or every target's deployment, allows to omit.
+    """
     allowed_abilities = set(alias.omitted_abilities)
     if targets:
         allowed_abilities |= frozenset.intersection(

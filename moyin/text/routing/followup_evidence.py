@@ -53,7 +53,7 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class FollowUpQuery:
-    """Search for the earlier answer that a request may follow up.
+    """The data of a request by which the answer that it may follow up is searched for.
 
     Attributes:
         fingerprint: keyed hash of the request's conversation.
@@ -75,7 +75,7 @@ class FollowUpQuery:
 
 
 def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
-    """Return the evidence that a repeated request gives about the earlier answer.
+    """Return the evidence that an answer was bad, because the client repeated the request.
 
     Args:
         ability: ability of the model that gave the earlier answer, in logits.
@@ -85,5 +85,8 @@ def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
 
 
 def evidence_from_next_message(query: FollowUpQuery) -> Evidence:
-    """Return the evidence of the client's next message: a complaint or a continued conversation."""
+    """Return what the client's next message says about the answer before it.
+
+    A complaint shows that the answer was bad; any other message, that it was probably good.
+    """
     return _CORRECTED if _COMPLAINT.search(query.opening) else CONTINUED

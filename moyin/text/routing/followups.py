@@ -134,8 +134,10 @@ class FollowUpDetector:
     def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
         """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
 
-        This must be called before `remember_answer` for the same request. It returns True if the
-        request shows that an answer of this replica did not help.
+        This must be called before `remember_answer` for the same request.
+
+        Returns:
+            True if the request shows that an answer of this replica did not help.
         """
         shared_answers = self._shared_answers
         context, user_messages = conversation.context, conversation.user_messages
@@ -169,7 +171,11 @@ class FollowUpDetector:
         )
 
     def _find_evidence(self, query: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
-        """Return how a request follows up a recent answer, and that answer, which is removed."""
+        """Find and forget the recent answer that a request follows up.
+
+        Returns:
+            The evidence about the answer's quality, and the answer; twice None if there is none.
+        """
         if (past_answer := self._pop_recent_answer(query.fingerprint, query.at)) is not None:
             return evidence_from_repeat(query, past_answer.ability), past_answer
         if query.previous is None:

@@ -73,7 +73,7 @@ class LatencyEstimator:
         self._estimated_at = float("-inf")
 
     def should_record(self) -> bool:
-        """Count a call, and return True if `record` should be called for it."""
+        """Count a call; return True if it should be measured: the first calls, then a sample."""
         self._calls += 1
         return self._calls <= _RECORD_ALL_UP_TO or self._calls % _RECORD_ONE_IN == 0
 
@@ -108,8 +108,10 @@ class LatencyEstimator:
     def estimate_first_token_seconds(self, prompt_tokens: int) -> float:
         """Return the expected seconds from the start of a call to its first token."""
         if not self._is_measured and (peers := self._list_measured_peers()):
-            fastest = min(peer.estimate_first_token_seconds(prompt_tokens) for peer in peers)
-            return fastest * _UNSEEN_FACTOR
+            fastest_seconds = min(
+                peer.estimate_first_token_seconds(prompt_tokens) for peer in peers
+            )
+            return fastest_seconds * _UNSEEN_FACTOR
         prior = self._prior.first_token + prompt_tokens / self._prior.speed.prompt
         return self._first_token.estimate(prompt_tokens.bit_length(), prior, self._clock())
 

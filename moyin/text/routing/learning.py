@@ -46,7 +46,7 @@ _MAX_FAILURES = 5
 
 @dataclass(kw_only=True, slots=True)
 class _QueuedDecision:
-    """Routing decision in the write queue; it becomes a database row outside the request path."""
+    """Routing decision in the write queue, which is stored later, so that no request waits."""
 
     owner: str
     request_id: str
@@ -150,7 +150,10 @@ class QualityLearner:
         chosen: Candidate,
         at: float,
     ) -> None:
-        """Queue the record of a decision made ``at`` (Unix time), so that ratings find the model."""
+        """Queue the record of a decision made ``at`` (Unix time).
+
+        When a client rates the answer later, the record shows which model is rated.
+        """
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
@@ -267,14 +270,18 @@ class QualityLearner:
         return self._estimator.get_state(owner)
 
     def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return how other tenants' signals shift a model's estimates, in logits by request kind."""
+        """Return how far the signals of other tenants shift a model's estimates.
+
+        Returns:
+            Logits by kind of request.
+        """
         return self._estimator.get_shared_levels(owner, model)
 
     async def refresh_shared_levels(self) -> None:
-        """Load the shared levels: how tenants' signals shift the estimates of each model.
+        """Load by how many logits the signals of all tenants shift the estimates of each model.
 
-        All replicas compute them from the same rows, so they agree within two minutes. The levels
-        affect estimates but not the learned states.
+        All replicas compute these levels from the same rows, so they agree within two minutes. The
+        levels affect estimates but not the learned states.
         """
         levels: SharedLevels = {}
         if self._is_shared:
@@ -343,7 +350,7 @@ class QualityLearner:
                     queue.popleft()
 
     async def _learn_new_signals(self) -> None:
-        """Learn from new signals; the caller holds the lock."""
+        """Learn from the signals not read yet; the caller must hold the lock."""
         if self._last_number < 0:
             self._last_number = await self._store.get_last_number()
         while True:
@@ -359,11 +366,11 @@ class QualityLearner:
     async def _load_locked(self, owner: str) -> None:
         if self._last_number < 0:
             self._last_number = await self._store.get_last_number()
-        saved = await self._store.get_state(owner)
+        saved_state = await self._store.get_state(owner)
         state, number = TenantState(), 0
-        if saved is not None:
+        if saved_state is not None:
             try:
-                state, number = TenantState.from_json(saved.state), saved.number
+                state, number = TenantState.from_json(saved_state.state), saved_state.number
             except ValueError:
                 # Another version wrote the state.
                 _log.exception(
@@ -382,11 +389,11 @@ class QualityLearner:
                 break
         self._loaded[owner] = None
         while len(self._loaded) > _MAX_TENANTS:
-            oldest = next(iter(self._loaded))
-            if oldest in self._changed_tenants:
-                await self._save_tenant(oldest)
-            del self._loaded[oldest]
-            self._estimator.reset(oldest)
+            oldest_owner = next(iter(self._loaded))
+            if oldest_owner in self._changed_tenants:
+                await self._save_tenant(oldest_owner)
+            del self._loaded[oldest_owner]
+            self._estimator.reset(oldest_owner)
 
     def _learn_signal(self, row: SignalRow) -> None:
         if row.source == "reset":
@@ -413,8 +420,8 @@ class QualityLearner:
 
     async def _save_tenant(self, owner: str) -> None:
         state = self._estimator.get_state(owner)
-        saved = SavedState(
+        saved_state = SavedState(
             state=state.to_json(), number=self._last_number, levels=extract_levels(state)
         )
-        await self._store.save_state(owner, saved)
+        await self._store.save_state(owner, saved_state)
         self._changed_tenants.discard(owner)

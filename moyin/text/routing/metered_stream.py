@@ -1,4 +1,4 @@
-"""Forwards a stream that has begun to the client, and records its usage when it ends."""
+"""Forwards a stream to the client once it has begun, and records its usage when it ends."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ class MeteredStream:
     Attributes:
         is_complete: True if the stream ended without an error. The client may not have received
             all of it yet.
-        final_usage: the usage; set when a stream without errors yields its last bytes, which state
-            the cost.
-        fault: fault that `hold_until_checked` found, as in `answer_checks.find_fault`, or `NO_FAULT`.
+        final_usage: the usage of the whole stream; None until the stream ends without an error.
+        fault: the fault that `hold_until_checked` found, such as ``empty``, or `NO_FAULT`.
         on_end: called after the stream has ended without an error.
     """
 
@@ -145,11 +144,11 @@ class MeteredStream:
         return verdict is not None and not (is_running and self._start_has_no_fault)
 
     async def _read_piece_within(self, seconds: float) -> bytes | None:
-        """Return the next piece, or None if it does not arrive in time; it can be read later."""
+        """Return the next piece; None if it does not arrive in time and is left for later."""
         # The read runs in its own task, because cancelling it would end the stream.
         self._pending = asyncio.create_task(self._read_next())
-        done, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
-        if not done:
+        done_tasks, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
+        if not done_tasks:
             return None
         pending, self._pending = self._pending, None
         return pending.result()
@@ -190,10 +189,10 @@ class MeteredStream:
 
 
 def to_client_error(error: MoyinError) -> MoyinError:
-    """Return the error for the client.
+    """Return the error that the client receives instead of ``error``.
 
-    A rejected API key of the gateway is not disclosed. An overload error without a pause gets one,
-    because most clients would otherwise retry at once.
+    The client is not told that a back end rejected the gateway's API key. An overload error without
+    a time to wait gets one, because most clients would otherwise retry at once.
     """
     if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end for this model is unavailable")

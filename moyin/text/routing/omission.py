@@ -1,7 +1,7 @@
-"""Drops request members that no model of the route supports, if the operator allows it.
+"""Removes request fields that no model of the route supports, if the operator allows it.
 
 Some clients send tools or request reasoning with every request. By default such a request is
-rejected if no model has the ability, because a client that sends tools may rely on their use.
+rejected if no model has the ability, because the client may rely on the tools being used.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from moyin.text.routing.compiled_route import CompiledRoute
 def omit_unusable_members(
     codec: ProtocolCodec, request: ParsedRequest, route: CompiledRoute
 ) -> tuple[ParsedRequest, tuple[str, ...]]:
-    """Return the request without members that no target supports, and the omitted abilities.
+    """Remove the request's fields that no target supports, such as ``tools``.
 
     A request that requires a tool call keeps its tools, and is therefore rejected later.
+
+    Returns:
+        The changed request, and the abilities whose fields were removed.
     """
     if not route.omitted_abilities:
         return request, ()
@@ -51,7 +54,7 @@ def omit_unusable_effort(request: ChatRequest, needs: Needs, model: Model) -> Ch
 
 
 def describe_omission(reason: str, omitted: Sequence[str]) -> str:
-    """Return the reason for a choice plus omitted abilities, such as ``free; without tools``."""
+    """Return a routing reason with the removed abilities, such as ``free; without tools``."""
     return f"{reason}; without {' and '.join(omitted)}" if omitted else reason
 
 

@@ -67,7 +67,7 @@ def compute_pico_cost(
 # Not frozen, because `run` sets its times.
 @dataclass(kw_only=True, slots=True)
 class OperationAttempt:
-    """One call to a back end for an operation such as embeddings or speech.
+    """One call to a back end for an operation such as speech or a moderation.
 
     `run` may be called only once.
 
@@ -88,7 +88,7 @@ class OperationAttempt:
     _first_piece_seconds: float | None = field(default=None, init=False)
 
     async def run(self, deadline: float) -> Answer:
-        """Call the target and return its answer; a stream has received its first bytes.
+        """Call the target and return its answer; a stream is returned after its first bytes.
 
         Raises:
             MoyinError: the call failed before the first byte.
@@ -306,7 +306,8 @@ class OperationStream:
     Args:
         first: the first bytes of the stream, which were already read.
         tap: reads the usage from events; None for other bytes.
-        finish: records the last event with usage and the error, and returns the cost as text.
+        finish: called with the last event that has usage, or None, and with the error that ended
+            the stream, or None. It returns the cost as text.
     """
 
     final_usage: Usage | None = None

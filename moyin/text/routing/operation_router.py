@@ -56,7 +56,7 @@ class OperationRouter:
         self._accounting = accounting
 
     def knows_model(self, name: str) -> bool:
-        """Return True if a model or an alias has this name, with or without the ability."""
+        """Return True if a model or an alias has this name, whatever operations it supports."""
         try:
             self._get_fleet().catalog.find_deployments(name)
         except ModelNotFound:
@@ -64,14 +64,14 @@ class OperationRouter:
         return True
 
     def require_operation(self, operation: Operation) -> None:
-        """Raise OperationNotConfigured if no model has the ability."""
+        """Raise OperationNotConfigured if no model supports the operation."""
         _require_operation(self._get_fleet(), operation)
 
     async def answer(self, request: OperationRequest, context: RoutingContext) -> Answer:
         """Answer a request with the cheapest candidate that does not fail.
 
         Raises:
-            OperationNotConfigured: no model has the ability.
+            OperationNotConfigured: no model supports the operation.
             ModelNotFound, ModelNotAllowed, ServiceUnavailable: no candidate can be called.
             InvalidRequest, UnsupportedFeature, BackendRejected: the request is invalid.
             BackendError, Overloaded: all candidates failed; this is the error of the last one.

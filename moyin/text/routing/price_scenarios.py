@@ -30,7 +30,7 @@ class PriceScenario:
 def simulate_prices(
     decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = DEFAULT_PRICES
 ) -> list[PriceScenario]:
-    """Repeat each decision at every price, and return the expected outcome for each price.
+    """Repeat each decision with every price of a bad answer; return each price's expected outcome.
 
     Waiting times are ignored, because the load at the time of the decision is unknown.
 

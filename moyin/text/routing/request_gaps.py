@@ -29,13 +29,14 @@ def find_gap(
     *,
     fetches_pictures: bool,
 ) -> RequestError | None:
-    """Return the error with which a call of a target would be rejected before it is sent, or None.
-
-    The request then has a feature that the back end's API or the gateway's limits do not allow, for
-    example a seed for Claude.
+    """Check, without calling the target, whether it can accept the request.
 
     Args:
         fetches_pictures: True if the router fetches pictures for back ends that do not.
+
+    Returns:
+        None if it can. Otherwise the error: the request has a feature that the back end's API or
+        the gateway's limits do not allow, for example a seed for Claude.
     """
     runtime = target.runtime
     try:
@@ -76,7 +77,7 @@ def require_no_urls(needs: Needs) -> None:
 
 
 def new_picture_url_error() -> UnsupportedFeature:
-    """Return the error for pictures by URL that neither the router nor the back end can fetch."""
+    """Return the error for pictures given by URL if neither router nor back end can fetch them."""
     return UnsupportedFeature(
         "the chosen back end does not support pictures by URL; send them as base64",
         field="messages",
@@ -116,7 +117,7 @@ def build_gap_error(
 
 
 def _lacks_call(runtime: BackendRuntime, path: str, upstream: str) -> bool:
-    """Return True if the server recently answered that it lacks a call for a model."""
+    """Return True if the server recently reported that it does not support a call for a model."""
     return time.monotonic() < runtime.missing_calls.get((path, upstream), 0.0)
 
 

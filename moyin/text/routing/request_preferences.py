@@ -89,14 +89,14 @@ def _parse_number(header: bytes, value: bytes, maximum: float) -> float:
 
 
 def _parse_residency(value: bytes, residencies: frozenset[str]) -> tuple[str, ...]:
-    requested = {residency.strip() for residency in value.decode("latin-1").split(",")}
-    if unknown_places := sorted(requested - residencies):
+    requested_places = {residency.strip() for residency in value.decode("latin-1").split(",")}
+    if unknown_places := sorted(requested_places - residencies):
         available_places = ", ".join(sorted(residencies))
         raise InvalidRequest(
             f"no back end processes data in {unknown_places[0]!r}; use one or more of: {available_places}",
             field=_RESIDENCY.decode(),
         )
-    return tuple(sorted(requested))
+    return tuple(sorted(requested_places))
 
 
 def _parse_timeout(value: bytes) -> float:

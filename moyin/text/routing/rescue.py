@@ -31,7 +31,7 @@ def find_answer_fault(call: RoutedCall, answer: Answer) -> str | None:
     """Return the fault of an answer in one word; None if it has none or cannot be checked.
 
     Audio, several answers at once and answers that used a provider's own tools cannot be checked.
-    The fault of a stream is the fault that was found while it was held back.
+    For a stream, the result is the fault that was found while the stream was held back.
     """
     if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None

@@ -64,7 +64,7 @@ class RoutedCall:
             themselves can answer requests with picture URLs.
         deadline: the ``loop.time()`` by which the request must end, including fallbacks.
         quality: quality estimates of the request; None if quality is not weighed.
-        omitted: abilities whose members were dropped from the request.
+        omitted: abilities, such as ``tools``, whose fields were removed from the request.
         is_repeat: True if the request shows that an earlier answer did not help.
         is_learned_from: True if the router learns from this request.
         is_transcribed: True if the text of a stream is recorded for checks.
@@ -113,13 +113,13 @@ class RoutedCall:
         (self.context.record_usage or self.accounting.ledger.record)(entry)
 
     def note_failure(self, entry: UsageEntry) -> None:
-        """Remember the entry of a failed attempt that is not billed, for `record_failure`."""
+        """Keep the ledger entry of a failed attempt that is not billed, until `record_failure`."""
         self._failure = entry
 
     def record_failure(self) -> None:
-        """Add the last failed attempt to the ledger, unless another attempt was added.
+        """Add the last unbilled failed attempt to the ledger, if no other attempt was added.
 
-        The ledger then shows each request that failed at all candidates, but no free failed
+        So the ledger shows each request that failed at all candidates, but not the unbilled failed
         attempts of a request that succeeded.
         """
         if self._failure is not None and not self._is_recorded:
@@ -147,7 +147,7 @@ class RoutedCall:
 
 
 class AnswerSampler(Protocol):
-    """Sampler that selects answers for the judge; it runs in the request path, so it must be fast."""
+    """Sampler that selects answers for the judge; it must be fast, because requests wait for it."""
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         """Return the answer for the client, which is wrapped in a recorder if it is selected.

@@ -118,7 +118,7 @@ class Router:
 
     @property
     def accounting(self) -> CallAccounting:
-        """The services that record calls."""
+        """The services that record the usage of calls."""
         return self._accounting
 
     def list_allowed_targets(
@@ -392,8 +392,8 @@ async def _reserve_budget(
     """Reserve the maximum cost of a request in the caller's budgets.
 
     Args:
-        rescued_candidate: the first candidate, if a better model may replace its answer, so that two calls
-            are charged; None if only one call is possible.
+        rescued_candidate: the first candidate, if a better model may replace its answer, so that
+            two calls are charged; None if only one call is possible.
 
     Returns:
         The reserved US dollars; None if spending is not limited.

@@ -1,4 +1,4 @@
-"""Shares answers among replicas through Valkey, to detect follow-ups to other replicas' answers."""
+"""Shares answers among replicas through Valkey, so that follow-ups in any replica are detected."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AnswerStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _StoredAnswer:
-    """Stored data of an answer; the database row of its decision has the model and features."""
+    """The data of an answer in Valkey; the database has its model and features."""
 
     request_id: str
     ability: float
@@ -87,9 +87,13 @@ class SharedAnswers:
         self._task: asyncio.Task[None] | None = None
 
     def queue_query(self, query: FollowUpQuery, fallback: Fallback) -> bool:
-        """Queue a query; return False if Valkey is unavailable or the batch is full.
+        """Queue the search for the answer that a request follows up.
 
-        ``fallback`` is called if Valkey is unavailable when the query is processed.
+        Args:
+            fallback: called if Valkey turns out to be unavailable when the query is processed.
+
+        Returns:
+            False if the query was not queued: Valkey is unavailable, or the batch is full.
         """
         if self._store.is_unavailable or len(self._queries) >= _MAX_QUERIES:
             return False
@@ -102,7 +106,12 @@ class SharedAnswers:
     ) -> bool:
         """Queue an answer for storage; return False if Valkey is unavailable or the batch is full.
 
-        `FollowUpQuery` describes the arguments.
+        Args:
+            fingerprint: keyed hash of the answered request's conversation.
+            previous: keyed hash of the conversation without its newest message; None if it has no
+                other message.
+            ability: ability of the model that answered, in logits.
+            at: arrival time of the request, in seconds since 1970.
         """
         if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_QUERIES:
             return False
@@ -156,7 +165,11 @@ class SharedAnswers:
             _log.exception("a batch of follow-ups could not be recorded and is lost")
 
     async def _match_queries(self, queries: Sequence[tuple[FollowUpQuery, Fallback]]) -> bool:
-        """Record a signal for each query with an answer; return False if Valkey is unavailable."""
+        """Record a signal for each query whose answer is found in Valkey.
+
+        Returns:
+            False if Valkey is unavailable.
+        """
         names = [name for query, _ in queries for name in _build_keys(query)]
         values = await self._store.get(names)
         if values is None:
@@ -181,14 +194,14 @@ class SharedAnswers:
         self, query: FollowUpQuery, stored: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _StoredAnswer] | None:
         """Return the answer that a request follows up, with the evidence about its quality."""
-        repeated, *rest = (
+        repeated_answer, *earlier_answers = (
             _decode_recent_answer(stored[name], query.at) for name in _build_keys(query)
         )
-        if repeated is not None:
-            return evidence_from_repeat(query, repeated.ability), repeated
-        if not rest:
+        if repeated_answer is not None:
+            return evidence_from_repeat(query, repeated_answer.ability), repeated_answer
+        if not earlier_answers:
             return None
-        previous, sibling = rest
+        previous, sibling = earlier_answers
         if previous is not None:
             return evidence_from_next_message(query), previous
         return None if sibling is None else (EDITED, sibling)

@@ -62,8 +62,8 @@ class ForwardedSource:
             async for piece in upstream:
                 if output := tap.feed(piece):
                     yield output
-        if last := tap.flush():
-            yield last
+        if last_bytes := tap.flush():
+            yield last_bytes
         if not tap.is_finished:
             raise StreamInterrupted("the back end ended the stream before its final event")
 
@@ -118,8 +118,8 @@ class TranslatedSource:
     def _add_usage(self, delta: Started | Finished) -> Started | Finished:
         """Return the first or last delta of a stream with the usage set.
 
-        Anthropic's clients read the prompt tokens from the first event. Most back ends report them
-        only at the end, so the first event has an estimate, which the last event corrects.
+        The first delta gets an estimate, because Anthropic's clients read the prompt tokens there and
+        most back ends report them only at the end. The last delta corrects it.
         """
         if isinstance(delta, Started):
             return delta if delta.usage.prompt_tokens else replace(delta, usage=self.usage)
@@ -145,7 +145,7 @@ class TranslatedSource:
 def _complete_usage(
     reported_usage: Usage | None, prompt_tokens: int, tokens: int, *, is_final: bool
 ) -> Usage:
-    """Return the reported usage, completed by the counted tokens if it is missing or not final."""
+    """Return the reported usage, or counted tokens if the report is missing or not final."""
     if reported_usage is None or reported_usage == _NO_USAGE:
         return Usage(input_tokens=prompt_tokens, output_tokens=tokens)
     return (

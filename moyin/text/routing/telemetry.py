@@ -1,4 +1,4 @@
-"""Defines the interface through which the router reports calls and breakers to metrics and traces."""
+"""Defines the interface by which the router reports calls and breakers to metrics and traces."""
 
 from __future__ import annotations
 

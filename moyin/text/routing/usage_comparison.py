@@ -51,18 +51,20 @@ class UsageComparison:
 
     @property
     def price_classes(self) -> PriceClasses:
-        """The price classes by which calls must be summed; all calls of a class have one price."""
+        """The classes by which usage must be summed: within a class, a model has a single price."""
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
     def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
-        """Return the most expensive models of the sums: for embeddings (True) and chats (False).
+        """Return the models that would be most expensive for this usage.
+
+        The key is True for the model for embeddings, and False for the model for chats.
 
         A key is missing if no model for such calls has a price.
         """
-        merged = _merge_groups(sums)
+        merged_sums = _merge_groups(sums)
         return {
             embeddings: max(
-                candidates, key=lambda model: self._add_up(merged, {model.embeddings: model})
+                candidates, key=lambda model: self._add_up(merged_sums, {model.embeddings: model})
             )
             for embeddings in (False, True)
             if (candidates := [m for m in self._models if m.embeddings is embeddings])
@@ -73,8 +75,9 @@ class UsageComparison:
     ) -> int | None:
         """Return what the usage would have cost with the most expensive models, in picodollars.
 
-        Failed and cancelled model calls are left out, because a single model would not have needed
-        them. Renders keep their actual cost. The result is None if no model has a price.
+        Failed and cancelled model calls are left out, because the most expensive models are assumed
+        to answer every call. Renders keep their actual cost. The result is None if no model has a
+        price.
         """
         return self._add_up(sums, dearest) if dearest else None
 
@@ -104,19 +107,19 @@ class UsageComparison:
 
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
-    """Add up the tokens of complete calls over all groups, by price class."""
-    merged: dict[tuple[int, bool], UsageSum] = {}
+    """Add up the token counts of complete calls that belong to the same price class."""
+    merged_sums: dict[tuple[int, bool], UsageSum] = {}
     for item in sums:
         if not item.is_complete or item.unit is not None:
             continue
-        total = merged.get((item.band, item.is_embedding))
+        total = merged_sums.get((item.band, item.is_embedding))
         if total is None:
-            merged[item.band, item.is_embedding] = replace(item, group=())
+            merged_sums[item.band, item.is_embedding] = replace(item, group=())
         else:
             total.input_tokens += item.input_tokens
             total.cached_tokens += item.cached_tokens
             total.output_tokens += item.output_tokens
-    return list(merged.values())
+    return list(merged_sums.values())
 
 
 def _list_priced_models(fleet: Fleet, owner: str | None) -> list[PricedModel]:

@@ -20,8 +20,8 @@ RequestShape: TypeAlias = int
 class UsageHistory:
     """Bounded history of the usage by model and by shape of the request.
 
-    If a model has few calls of a shape, the prediction leans on the average of the shape over all
-    models. If that has few calls, too, it leans on the average of the model over all shapes.
+    If a model has few calls of a shape, the prediction is close to the average of the shape over
+    all models. If the shape has few calls, too, it is close to the model's average over all shapes.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class UsageHistory:
                 self._ratio.add(model, usage.prompt_tokens / needs.prompt_tokens)
 
     def estimate_prompt_tokens(self, model: str, needs: Needs) -> int:
-        """Correct the estimated tokens of a prompt by the ratio that was observed for the model."""
+        """Correct the estimated tokens of a prompt by the ratio seen in the model's earlier calls."""
         return round(needs.prompt_tokens * self._ratio.estimate(model, 1.0))
 
     def predict_usage(self, model: str, needs: Needs, shape: RequestShape) -> Usage:
@@ -56,14 +56,16 @@ class UsageHistory:
             output = needs.max_tokens
         prompt = self.estimate_prompt_tokens(model, needs)
         prior = _DEFAULT_CACHED_SHARE if needs.has_cache_markers else 0.0
-        cached = round(prompt * self._cached.estimate((model, shape), prior))
+        cached_tokens = round(prompt * self._cached.estimate((model, shape), prior))
         return Usage(
-            input_tokens=prompt - cached, cached_tokens=cached, output_tokens=round(output)
+            input_tokens=prompt - cached_tokens,
+            cached_tokens=cached_tokens,
+            output_tokens=round(output),
         )
 
 
 def compute_request_shape(needs: Needs) -> RequestShape:
-    """Return the shape of a request, under which `UsageHistory` groups similar requests."""
+    """Return a number that similar requests share, so that `UsageHistory` can average them."""
     limit = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
     features = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3
     return needs.prompt_tokens.bit_length() | limit << 6 | features << 12

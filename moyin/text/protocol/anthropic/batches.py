@@ -45,7 +45,7 @@ _HARMLESS = frozenset({"user_profile_id", "workspace_id", "betas"})
 def new_batch(
     caller: Identity, input_file_id: str, *, total: int, created_at: datetime
 ) -> TextBatch:
-    """Return a new batch of the caller, whose ``total`` requests are the lines of a file."""
+    """Create a batch for the caller from a file with ``total`` requests, one per line."""
     return TextBatch(
         id=new_batch_id(BatchDialect.ANTHROPIC),
         owner=caller.owner,
@@ -174,7 +174,7 @@ class AnthropicBatchFormat:
 
 
 def _find_requests(body: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Yield the start and the end of each object in the top-level list ``requests``."""
+    """Yield the start and the end offset of each object in the top-level list ``requests``."""
     depth = start = 0
     in_requests = is_key = False
     for number, token in enumerate(_TOKEN.finditer(body)):
@@ -246,7 +246,11 @@ def _check_skeleton_size(size: int) -> None:
 
 
 def _check_skeleton(skeleton: bytes, count: int) -> None:
-    """Check the body of a new batch without its requests; each is replaced by the number 0."""
+    """Validate the body of a new batch in which each request was replaced by the number 0.
+
+    Args:
+        count: the number of requests that were replaced.
+    """
     try:
         data = from_json(skeleton, allow_inf_nan=False)
     except ValueError as error:
@@ -264,7 +268,7 @@ def _check_skeleton(skeleton: bytes, count: int) -> None:
 
 
 def _count_requests(batch: TextBatch) -> dict[str, int]:
-    """Return the numbers of requests by status; all are processed until the batch has ended."""
+    """Return the numbers of requests by status; until the batch ends, all count as processing."""
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
     if not batch.status.is_final:
         return counts | {"processing": batch.total}

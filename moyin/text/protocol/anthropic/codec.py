@@ -124,7 +124,7 @@ class ParsedCountTokensRequest:
         )
 
     def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
-        """Yield the field and the value of each JSON schema of a tool or of the answer."""
+        """Yield the path and content of each JSON schema of a tool or of the answer."""
         return find_embedded_schemas(self.data, "input_schema")
 
     @property

@@ -33,7 +33,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
 
 
 def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """Render ``error`` as the last event of a broken stream, on which Anthropic's SDKs raise."""
+    """Render ``error`` as the last event of a broken stream, so that Anthropic's SDKs raise it."""
     return encode_event(_build_error_body(error, request_id), name="error")
 
 

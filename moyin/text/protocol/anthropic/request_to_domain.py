@@ -322,8 +322,8 @@ def _convert_tool_result(block: wire.ToolResultBlock) -> chat.ToolResult:
     )
 
 
-def _read_cache_ttl(control: wire.CacheControl | None) -> str | None:
-    return None if control is None else control.ttl or "5m"
+def _read_cache_ttl(cache_control: wire.CacheControl | None) -> str | None:
+    return None if cache_control is None else cache_control.ttl or "5m"
 
 
 def _convert_tool(tool: wire.Tool) -> chat.Tool:
@@ -344,11 +344,11 @@ def _convert_tool_choice(body: wire.CountBody) -> chat.ToolChoice | None:
         raise InvalidRequest(
             f"tool_choice {choice.type!r} requires at least one tool in tools", field="tool_choice"
         )
-    parallel = (
+    allows_parallel_calls = (
         None if choice.disable_parallel_tool_use is None else not choice.disable_parallel_tool_use
     )
     mode: Any = _TOOL_CHOICE_MODES[choice.type]
-    return chat.ToolChoice(mode=mode, name=choice.name, parallel=parallel)
+    return chat.ToolChoice(mode=mode, name=choice.name, parallel=allows_parallel_calls)
 
 
 def _convert_reasoning(body: wire.MessagesBody) -> chat.Reasoning | None:

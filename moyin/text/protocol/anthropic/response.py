@@ -48,11 +48,11 @@ def usage_to_domain(usage: Any, *, earlier: Usage | None = None) -> Usage:
     earlier_usage = earlier or Usage()
     if not isinstance(usage, Mapping):
         return earlier_usage
-    writes = usage.get("cache_creation")
-    written_1h = earlier_usage.cache_write_1h_tokens
-    if isinstance(writes, Mapping):
-        written_1h = parse_token_count(writes.get("ephemeral_1h_input_tokens"))
-    created = usage.get("cache_creation_input_tokens")
+    cache_writes = usage.get("cache_creation")
+    cache_write_1h_tokens = earlier_usage.cache_write_1h_tokens
+    if isinstance(cache_writes, Mapping):
+        cache_write_1h_tokens = parse_token_count(cache_writes.get("ephemeral_1h_input_tokens"))
+    all_cache_write_tokens = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
         input_tokens=_read_count(usage.get("input_tokens"), earlier_usage.input_tokens),
@@ -61,9 +61,9 @@ def usage_to_domain(usage: Any, *, earlier: Usage | None = None) -> Usage:
         ),
         # The last event of a stream reports only the total of both kinds of cache writes.
         cache_write_tokens=earlier_usage.cache_write_tokens
-        if created is None
-        else max(parse_token_count(created) - written_1h, 0),
-        cache_write_1h_tokens=written_1h,
+        if all_cache_write_tokens is None
+        else max(parse_token_count(all_cache_write_tokens) - cache_write_1h_tokens, 0),
+        cache_write_1h_tokens=cache_write_1h_tokens,
         output_tokens=_read_count(usage.get("output_tokens"), earlier_usage.output_tokens),
         reasoning_tokens=parse_token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
@@ -76,7 +76,7 @@ def _read_count(value: Any, default: int) -> int:
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
-    """Encode ``usage`` in Anthropic's format, whose token counts do not overlap."""
+    """Encode ``usage`` in Anthropic's format, whose input tokens do not include cached tokens."""
     return {
         "input_tokens": usage.input_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
@@ -162,7 +162,10 @@ def encode_text_block(text: str) -> dict[str, Any]:
 
 
 def sanitize_tool_call_id(identity: str) -> str:
-    """Replace the characters that Anthropic refuses in another server's id of a tool call."""
+    """Replace the characters that Anthropic refuses in the id of a tool call.
+
+    The id may come from another server, whose ids have other characters.
+    """
     return _INVALID_ID_CHARACTERS.sub("_", identity) or "_"
 
 

@@ -45,8 +45,8 @@ def to_claude_schema(
         UnsupportedFeature: an object has no ``properties``, so that it could only be empty, or
             Anthropic's SDK does not support the schema. Another back end may support it.
     """
-    objects = list(_iterate_object_schemas(schema))
-    if all(map(_is_closed, objects)):
+    object_schemas = list(_iterate_object_schemas(schema))
+    if all(map(_is_closed, object_schemas)):
         claude_schema: dict[str, Any] = _move_refused_keywords(schema)
         return claude_schema
     if "definitions" in schema:
@@ -55,7 +55,7 @@ def to_claude_schema(
             f"{field}: Claude does not support 'definitions' in a JSON schema: use '$defs'",
             field=field,
         )
-    if not all(part.get("properties") or _is_closed(part) for part in objects):
+    if not all(part.get("properties") or _is_closed(part) for part in object_schemas):
         raise UnsupportedFeature(
             f"{field}: for Claude, every object in a JSON schema must have properties", field=field
         )

@@ -87,8 +87,8 @@ class StreamWriter:
         return self._switch_block(delta.index, block)
 
     def _encode_arguments(self, delta: chat.ToolArguments) -> bytes:
-        if (waiting := self._waiting_calls.get(delta.index)) is not None:
-            waiting[1].append(delta.fragment)
+        if (waiting_call := self._waiting_calls.get(delta.index)) is not None:
+            waiting_call[1].append(delta.fragment)
             return b""
         if self._open != delta.index:
             if not delta.fragment.strip():
@@ -99,13 +99,13 @@ class StreamWriter:
         self._arguments.append(delta.fragment)
         events = self._encode_delta({"type": "input_json_delta", "partial_json": delta.fragment})
         if self._waiting_calls and delta.fragment.rstrip().endswith("}"):
-            events += self._release_calls(while_complete=True)
+            events += self._release_calls(only_complete=True)
         return events
 
-    def _release_calls(self, *, while_complete: bool = False) -> bytes:
-        """Encode the calls held back; if ``while_complete``, stop at the first incomplete one."""
+    def _release_calls(self, *, only_complete: bool = False) -> bytes:
+        """Encode the calls held back; if ``only_complete``, stop at the first incomplete one."""
         events = b""
-        while self._waiting_calls and not (while_complete and not self._is_call_complete()):
+        while self._waiting_calls and not (only_complete and not self._is_call_complete()):
             started, fragments = self._waiting_calls.pop(next(iter(self._waiting_calls)))
             events += self._start_call(started)
             if text := "".join(fragments):
@@ -301,7 +301,7 @@ class StreamTap:
         return b"".join([frame.raw for frame in frames])
 
     def flush(self) -> bytes:
-        """Return the last event of the stream if the back end sent no blank line after it."""
+        """Return the last event if the back end sent no blank line after it; else no bytes."""
         frames = self._splitter.end()
         for frame in frames:
             self._inspect_frame(frame)

@@ -99,7 +99,10 @@ class ParsedChatRequest(_BaseParsedRequest):
 
     @property
     def model_load_response(self) -> bytes | None:
-        """The response if the request has no messages and so only loads or unloads the model."""
+        """The response to a request without messages, which only loads or unloads the model.
+
+        None if the request has messages.
+        """
         if self.body.messages:
             return None
         return _encode_model_load_response(self.body, encode_chat_content("", "", []))
@@ -143,7 +146,10 @@ class ParsedGenerateRequest(_BaseParsedRequest):
 
     @property
     def model_load_response(self) -> bytes | None:
-        """The response if the request has no prompt and so only loads or unloads the model."""
+        """The response to a request without a prompt, which only loads or unloads the model.
+
+        None if the request has a prompt.
+        """
         if self.body.prompt or self.body.images:
             return None
         return _encode_model_load_response(self.body, encode_generate_content("", "", []))

@@ -36,7 +36,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
 
 
 def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """Render ``error`` as the last line of a broken stream, on which Ollama's SDK raises."""
+    """Render ``error`` as the last line of a broken stream, so that Ollama's SDK raises it."""
     return to_json(_build_error_body(error, request_id)) + b"\n"
 
 

@@ -165,7 +165,8 @@ def _refuse_members(members: Mapping[str, Any], native: frozenset[str], prefix: 
         if value and name in native:
             field = f"{prefix}{name}"
             raise UnsupportedFeature(
-                f"{field} requires a model on an Ollama server: omit it or choose one", field=field
+                f"{field} requires a model on an Ollama server: omit it or choose such a model",
+                field=field,
             )
 
 

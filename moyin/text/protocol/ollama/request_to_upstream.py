@@ -95,14 +95,14 @@ def embedding_request_to_upstream(
 ) -> dict[str, Any]:
     """Translate a request for embeddings to the body of ``/api/embed``.
 
-    Ollama rejects too long inputs instead of truncating them.
+    The body makes Ollama reject inputs that are too long, instead of truncating them.
     """
-    longest = max(map(estimate_tokens, request.inputs), default=0)
+    longest_input_tokens = max(map(estimate_tokens, request.inputs), default=0)
     body: dict[str, Any] = {
         "model": request.model,
         "input": list(request.inputs),
         "truncate": False,
-        "options": {"num_ctx": choose_context_window(longest, 0, context)},
+        "options": {"num_ctx": choose_context_window(longest_input_tokens, 0, context)},
     }
     if request.dimensions is not None:
         body["dimensions"] = request.dimensions
@@ -217,9 +217,9 @@ def _encode_format(output: chat.OutputFormat | None) -> Any:
 
 
 def _encode_think(reasoning: chat.Reasoning | None) -> bool | str | None:
-    """Return the effort level for Ollama's member ``think``, or True for an unknown level.
+    """Return Ollama's member ``think``: an effort level, False for no thinking, or None if not set.
 
-    Models without effort levels treat every level as True.
+    An unknown effort level becomes True.
     """
     if reasoning is None:
         return None

@@ -42,9 +42,9 @@ def read_writing_seconds(body: bytes) -> float:
     return int(durations[-1]) / 1e9 if durations else 0.0
 
 
-def read_stop_reason(body: Mapping[str, Any], *, used_tools: bool) -> chat.StopReason:
+def read_stop_reason(body: Mapping[str, Any], *, has_tool_calls: bool) -> chat.StopReason:
     """Translate the stop reason in the last object of a response."""
-    if used_tools:
+    if has_tool_calls:
         return chat.StopReason.TOOL_USE
     return (
         chat.StopReason.MAX_TOKENS if body.get("done_reason") == "length" else chat.StopReason.END
@@ -71,7 +71,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
         id=create_response_id(),
         model=str(body.get("model") or ""),
         parts=(*parts, *calls),
-        stop=read_stop_reason(body, used_tools=bool(calls)),
+        stop=read_stop_reason(body, has_tool_calls=bool(calls)),
         usage=usage_to_domain(body),
     )
 
@@ -153,7 +153,7 @@ def build_first_members(model: str) -> dict[str, Any]:
 def build_last_members(
     stop: chat.StopReason, usage: Usage, *, nanoseconds: int, prompt_nanoseconds: int = 0
 ) -> dict[str, Any]:
-    """Return the members with which the last object of a response ends: reason, counts, durations.
+    """Return the members that end the last object of a response: stop reason, counts and durations.
 
     Clients ignore the token counts if a duration is missing.
 
@@ -177,7 +177,8 @@ def chat_response_to_client(response: chat.ChatResponse, *, model: str, nanoseco
     """Encode a chat response as the body of a whole response of ``/api/chat``.
 
     Args:
-        model: the model name in the client's request, as in the other functions.
+        model: the model name in the client's request.
+        nanoseconds: the time from the request to the end of the answer.
     """
     message: dict[str, Any] = {"role": "assistant", "content": response.text}
     if thinking := _join_thinking(response):
@@ -204,18 +205,21 @@ def generate_response_to_client(
 
 
 def encode_logprobs_member(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any]:
-    """Encode the member ``logprobs``, which responses without probabilities do not have."""
+    """Return the member ``logprobs``, or an empty dict if there are no probabilities of tokens."""
     return {"logprobs": encode_logprobs(tokens)} if tokens else {}
 
 
-def tool_call_to_client(index: int, use: chat.ToolUse) -> dict[str, Any]:
+def tool_call_to_client(index: int, tool_use: chat.ToolUse) -> dict[str, Any]:
     """Encode a tool call, whose arguments are a JSON object in Ollama's format.
 
     Raises:
         InvalidToolCall: the arguments are not a JSON object.
     """
-    arguments = parse_tool_call_arguments(use.name, use.arguments)
-    return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
+    arguments = parse_tool_call_arguments(tool_use.name, tool_use.arguments)
+    return {
+        "id": tool_use.id,
+        "function": {"index": index, "name": tool_use.name, "arguments": arguments},
+    }
 
 
 def _join_thinking(response: chat.ChatResponse) -> str:

@@ -68,7 +68,7 @@ class LineSplitter:
         return [line + b"\n" for line in lines if line.strip()]
 
     def flush(self) -> list[bytes]:
-        """Return the last line of the stream if it has no line end."""
+        """Return the last line of the stream if it has no line end; else an empty list."""
         return self.feed(b"\n")
 
 
@@ -175,7 +175,7 @@ class StreamTap:
         return self._process_lines(self._splitter.feed(piece))
 
     def flush(self) -> bytes:
-        """Return the last line of the stream if it has no line end.
+        """Return the last line of the stream if it has no line end; else no bytes.
 
         Ollama's response to a request that loads or unloads a model consists of such a line.
         """
@@ -221,7 +221,7 @@ def _record_line(body: Mapping[str, Any], transcript: Transcript) -> None:
     try:
         transcript.add(message_to_deltas(message, tools_before=len(transcript.tools)))
         if body.get("done"):
-            stop = read_stop_reason(body, used_tools=bool(transcript.tools))
+            stop = read_stop_reason(body, has_tool_calls=bool(transcript.tools))
             transcript.add([chat.Finished(stop=stop, usage=Usage())])
     except (KeyError, TypeError, AttributeError, ValueError):
         transcript.mark_unreadable()

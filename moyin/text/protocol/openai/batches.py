@@ -154,8 +154,8 @@ class OpenAIBatchFormat:
         request_id = get_line_request_id(batch.id, line.number)
         head: dict[str, Any] = {"id": f"batch_req_{request_id}", "custom_id": line.custom_id}
         if line.result is None:
-            cancelled = batch.cancelling_at is not None
-            code = CANCELLED_LINE if cancelled else EXPIRED_LINE
+            is_cancelled = batch.cancelling_at is not None
+            code = CANCELLED_LINE if is_cancelled else EXPIRED_LINE
             error = {"code": code, "message": _UNRUN_MESSAGES[code]}
             return to_json({**head, "response": None, "error": error})
         response = {"status_code": line.result.http_status, "request_id": request_id}
@@ -167,7 +167,7 @@ class OpenAIBatchFormat:
 
 
 def compact(body: bytes) -> bytes:
-    """Return JSON without line breaks, which JSON has only between tokens."""
+    """Replace line breaks in JSON by spaces, which mean the same between tokens."""
     return body.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in body else body
 
 

@@ -50,7 +50,7 @@ _CONTINUOUS_USAGE = "continuous_usage_stats"
 
 @dataclass(frozen=True, slots=True)
 class BaseGenerationRequest:
-    """Base of validated requests for text, which may be streamed; ``data`` is ``raw`` parsed as JSON."""
+    """Base of validated requests for text; ``data`` is ``raw`` parsed as JSON."""
 
     raw: bytes
     data: Mapping[str, Any]

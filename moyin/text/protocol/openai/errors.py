@@ -23,7 +23,8 @@ def render_error(
     """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``.
 
     Args:
-        client_fields: the client's names of fields, where its API differs from chat completions.
+        client_fields: the field names of the client's API by those of chat completions, where the
+            two differ.
     """
     return ErrorBody(
         status=get_http_status(error),
@@ -33,7 +34,7 @@ def render_error(
 
 
 def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """Render ``error`` as the last event of a broken stream, on which OpenAI's SDKs raise."""
+    """Render ``error`` as the last event of a broken stream, so that OpenAI's SDKs raise it."""
     return encode_event(_build_error_body(error, request_id))
 
 

@@ -1,6 +1,6 @@
-"""Adds the members that OpenAI's reference requires in events and some servers leave out.
+"""Adds the members that OpenAI's reference requires in events and that some servers leave out.
 
-Gemini's tool calls lack ``index`` or all have the same one, sometimes lack ``id``, and end with the
+Gemini's tool calls have no ``index`` or all the same, sometimes have no ``id``, and end with the
 finish reason ``stop``. Azure's events about filtered content lack ``delta``, ``object`` and more.
 """
 
@@ -14,7 +14,7 @@ _OBJECT = "chat.completion.chunk"
 
 
 class EventRepair:
-    """Repairs the events of one stream, and tracks its tool calls for that purpose.
+    """Adds missing members to the events of one stream, and counts its tool calls to number them.
 
     Only events of chats are repaired: those with a member ``object`` or a choice with ``delta``.
     """

@@ -138,14 +138,14 @@ def _parse_field(name: str, value: str) -> Any:
 
 
 def assign_pictures(
-    edit: ImageEdit, template: str, accepted: Mapping[str, Mapping[str, Any]]
+    edit: ImageEdit, template: str, input_schemas: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, FormFile]:
-    """Return the files of an edit by the name of the template's input that each one is for.
+    """Return the file for each of the template's picture inputs, by the input's name.
 
-    The first picture is for the input ``image``, the next ones for ``image_2``, ``image_3`` and so on.
+    The first picture is for the input ``image``, the next for ``image_2``, ``image_3`` and so on.
 
     Args:
-        accepted: the JSON Schemas of the template's inputs, by name.
+        input_schemas: the JSON Schemas of the template's inputs, by name.
 
     Raises:
         InvalidRequest, UnsupportedFeature: the template has no input for a file.
@@ -154,7 +154,7 @@ def assign_pictures(
     if edit.mask is not None:
         files["mask"] = edit.mask
     for name in files:
-        if accepted.get(name, {}).get("format") == "image":
+        if input_schemas.get(name, {}).get("format") == "image":
             continue
         if name == "image":
             raise InvalidRequest(
@@ -173,7 +173,7 @@ def assign_pictures(
 def images_request_to_job(
     body: ImagesBody,
     template: str,
-    accepted: Mapping[str, Mapping[str, Any]],
+    input_schemas: Mapping[str, Mapping[str, Any]],
     *,
     cache: bool,
     idempotency_key: str | None,
@@ -182,7 +182,7 @@ def images_request_to_job(
 
     Args:
         template: the name of the render template.
-        accepted: the JSON Schemas of the template's inputs, by name.
+        input_schemas: the JSON Schemas of the template's inputs, by name.
         cache: True if pictures may come from the cache of finished renders.
         idempotency_key: determines the seeds, so that a retry gets the same pictures. If None, the
             seeds are random.
@@ -190,7 +190,7 @@ def images_request_to_job(
     Raises:
         InvalidRequest, UnsupportedFeature: the template has no input for a member of the request.
     """
-    if "prompt" not in accepted:
+    if "prompt" not in input_schemas:
         raise InvalidRequest(
             f"model: the template {template!r} has no input 'prompt': choose one that has",
             field="model",
@@ -198,11 +198,11 @@ def images_request_to_job(
     inputs: dict[str, Any] = {
         **body.inputs,
         "prompt": body.prompt,
-        **_parse_size(body, template, accepted),
+        **_parse_size(body, template, input_schemas),
     }
     for name, default_values in _OPTIONAL_MEMBERS.items():
         value = getattr(body, name)
-        if name in accepted and value is not None:
+        if name in input_schemas and value is not None:
             inputs[name] = value
         elif value not in default_values:
             raise UnsupportedFeature(
@@ -210,8 +210,10 @@ def images_request_to_job(
             )
     job = {"kind": "render", "template": template, "inputs": inputs, "cache": cache}
     count = body.n or 1
-    if "seed" in accepted and not (count == 1 and "seed" in inputs):
-        job["batch"] = {"seeds": _choose_seeds(count, accepted["seed"], inputs, idempotency_key)}
+    if "seed" in input_schemas and not (count == 1 and "seed" in inputs):
+        job["batch"] = {
+            "seeds": _choose_seeds(count, input_schemas["seed"], inputs, idempotency_key)
+        }
     elif count > 1:
         raise UnsupportedFeature(
             f"n must be 1: the template {template!r} has no input 'seed' to make pictures differ",
@@ -223,7 +225,10 @@ def images_request_to_job(
 
 
 def rename_job_field(error: MoyinError) -> MoyinError:
-    """Replace the job's field in ``error`` by the member of the image request that set it."""
+    """Make ``error`` name the field of the image request instead of the field of its render job.
+
+    The client knows only the image request, from which Moyin created the job.
+    """
     if error.field is not None:
         field = _MEMBERS_BY_JOB_FIELD.get(error.field)
         if field is not None:
@@ -233,14 +238,14 @@ def rename_job_field(error: MoyinError) -> MoyinError:
 
 
 def _parse_size(
-    body: ImagesBody, template: str, accepted: Mapping[str, Mapping[str, Any]]
+    body: ImagesBody, template: str, input_schemas: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
     if body.size in (None, "auto"):
         return {}
     match = _SIZE_PATTERN.fullmatch(body.size or "")
     if match is None:
         raise InvalidRequest("size must be like 1024x1024, or auto", field="size")
-    if not {"width", "height"} <= accepted.keys():
+    if not {"width", "height"} <= input_schemas.keys():
         raise UnsupportedFeature(
             f"size: the template {template!r} has no inputs 'width' and 'height': omit size",
             field="size",
@@ -251,10 +256,9 @@ def _parse_size(
 def _choose_seeds(
     count: int, schema: Mapping[str, Any], inputs: Mapping[str, Any], key: str | None
 ) -> list[int]:
-    """Return one seed per picture.
+    """Return one seed per picture, counting up from a first seed.
 
-    They count up from ``inputs["seed"]`` if set, else from a hash of ``key``, else from a random
-    number.
+    The first seed is ``inputs["seed"]`` if set, else a hash of ``key`` if set, else random.
     """
     min_seed, max_seed = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
     first_seed = inputs.get("seed")

@@ -99,9 +99,14 @@ class OperationRequest(Protocol):
 
 
 def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any]) -> bytes:
-    """Return the JSON object with ``members`` added unless it has them already."""
-    missing = {name: value for name, value in members.items() if data.get(name) is None}
-    return to_json({**data, **missing}) if missing else raw
+    """Return a JSON object as bytes, with those of ``members`` added that are missing.
+
+    Args:
+        raw: the object as bytes, which is returned if nothing is missing.
+        data: the parsed object.
+    """
+    missing_members = {name: value for name, value in members.items() if data.get(name) is None}
+    return to_json({**data, **missing_members}) if missing_members else raw
 
 
 def read_token_usage(data: Mapping[str, Any] | None) -> Usage:
@@ -241,14 +246,14 @@ class RerankBody(_JsonRequest):
     def read_usage(self, data: Mapping[str, Any] | None) -> OperationUsage:
         tokens, quantity = read_token_usage(data), self.expected_usage.quantity
         meta = (data or {}).get("meta")
-        billed = meta.get("billed_units") if isinstance(meta, Mapping) else None
-        if isinstance(billed, Mapping):
+        billed_units = meta.get("billed_units") if isinstance(meta, Mapping) else None
+        if isinstance(billed_units, Mapping):
             # Cohere's SDKs type the number as a float.
-            searches = billed.get("search_units")
+            searches = billed_units.get("search_units")
             if isinstance(searches, int | float) and 0 < searches < 1e9:
                 quantity = -int(-searches // 1)
             if tokens == Usage():
-                tokens = read_token_usage({"usage": billed})
+                tokens = read_token_usage({"usage": billed_units})
         return OperationUsage(quantity=quantity, tokens=tokens)
 
     def complete(self, raw: bytes, data: dict[str, Any], request_id: str) -> bytes:
@@ -341,14 +346,23 @@ def parse_moderation(body: bytes) -> ModerationBody:
 
 
 def parse_rerank(body: bytes) -> RerankBody:
-    """Parse and validate a request for a reranking; raise as `parse_moderation` does."""
+    """Parse and validate a request for a reranking.
+
+    Raises:
+        InvalidJson, InvalidRequest: the body is invalid; the error names the field.
+        UnsupportedFeature: a document has another member than ``text``.
+    """
     parsed = validate(RerankBody, parse_object(body))
     parsed.check_documents()
     return parsed
 
 
 def parse_speech(body: bytes) -> SpeechBody:
-    """Parse and validate a request for speech; raise as `parse_moderation` does."""
+    """Parse and validate a request for speech.
+
+    Raises:
+        InvalidJson, InvalidRequest: the body is invalid; the error names the field.
+    """
     return validate(SpeechBody, parse_object(body))
 
 
@@ -362,8 +376,8 @@ def complete_images(raw: bytes, data: dict[str, Any]) -> bytes:
         raise new_malformed_response_error()
     usage = data.get("usage")
     if isinstance(usage, dict) and not isinstance(usage.get("input_tokens_details"), dict):
-        read = parse_token_count(usage.get("input_tokens"))
-        usage["input_tokens_details"] = {"image_tokens": 0, "text_tokens": read}
+        input_tokens = parse_token_count(usage.get("input_tokens"))
+        usage["input_tokens_details"] = {"image_tokens": 0, "text_tokens": input_tokens}
         raw = to_json(data)
     return add_members(raw, data, {"created": int(time.time())})
 

@@ -225,7 +225,7 @@ def _iterate_prompt_texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]
 
 
 def _is_translatable(part: wire.ContentPart) -> bool:
-    """Return True unless the part is audio or refers to a file that it does not contain."""
+    """Return False for audio, and for files that the part gives only by id or URL."""
     if isinstance(part, wire.FilePart):
         return part.file_data is not None and not part.file.get("file_id")
     return not isinstance(part, wire.OtherPart) or part.type == "refusal"
@@ -284,9 +284,10 @@ def _convert_message(message: wire.Message) -> Iterator[chat.Part]:
 
 
 def _convert_thinking(message: wire.AssistantMessage) -> Iterator[chat.Thinking]:
-    """Yield the thinking of a message, preferably as the blocks that Claude signed.
+    """Yield the thinking in a message of the model.
 
-    Claude accepts only thinking with its own signature.
+    If the message has the blocks that Claude signed, only they are used, because Claude accepts
+    no other thinking.
     """
     for block in message.thinking_blocks or ():
         if block.type == "redacted_thinking":
@@ -340,14 +341,16 @@ def _convert_tool(tool: wire.Tool) -> chat.Tool:
 
 
 def _convert_tool_choice(body: wire.ChatBody) -> chat.ToolChoice | None:
-    choice, parallel = body.tool_choice, body.parallel_tool_calls
+    choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
     if not body.tools and choice not in (None, "none", "auto"):
         raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
     if isinstance(choice, wire.NamedChoice):
-        return chat.ToolChoice(mode="tool", name=choice.function.name, parallel=parallel)
-    if choice is None and parallel is None:
+        return chat.ToolChoice(
+            mode="tool", name=choice.function.name, parallel=allows_parallel_calls
+        )
+    if choice is None and allows_parallel_calls is None:
         return None
-    return chat.ToolChoice(mode=choice or "auto", parallel=parallel)
+    return chat.ToolChoice(mode=choice or "auto", parallel=allows_parallel_calls)
 
 
 def _convert_response_format(form: wire.ResponseFormat | None) -> chat.OutputFormat | None:

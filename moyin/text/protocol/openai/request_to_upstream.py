@@ -113,7 +113,8 @@ def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
 def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]]:
     """Yield a message for each tool result, then the user's own message.
 
-    Pictures and documents in tool results move to the user's message, because tool messages contain only text.
+    Pictures and documents in tool results move to the user's message, because tool messages
+    contain only text.
     """
     user_parts: list[chat.Part] = []
     for part in parts:
@@ -167,7 +168,7 @@ def _encode_response_format(output: chat.OutputFormat | None) -> dict[str, Any] 
 
 
 def _select_effort(reasoning: chat.Reasoning | None) -> str | None:
-    """Return the effort level, or None if reasoning is disabled.
+    """Return the effort level; None if reasoning is disabled or the client did not mention it.
 
     Disabled reasoning is not sent as "none", because models that never reason refuse the member.
     """

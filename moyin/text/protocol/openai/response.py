@@ -41,17 +41,17 @@ def usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
-    cached = _read_token_detail(usage, "prompt_tokens_details", "cached_tokens")
+    cached_tokens = _read_token_detail(usage, "prompt_tokens_details", "cached_tokens")
     return Usage(
-        input_tokens=max(parse_token_count(usage.get("prompt_tokens")) - cached, 0),
-        cached_tokens=cached,
+        input_tokens=max(parse_token_count(usage.get("prompt_tokens")) - cached_tokens, 0),
+        cached_tokens=cached_tokens,
         output_tokens=parse_token_count(usage.get("completion_tokens")),
         reasoning_tokens=_read_token_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
 
 
 def event_usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
-    """Translate the usage so far in a stream's event; return None if the event has none.
+    """Translate the usage so far that an event of a stream reports; return None if it has none.
 
     Servers report it in ``usage``, and llama.cpp in ``timings``.
     """
@@ -90,7 +90,7 @@ def list_choice_messages(body: Mapping[str, Any]) -> list[Any]:
 
 
 def add_required_members(body: dict[str, Any]) -> bool:
-    """Add missing nullable members that OpenAI's API reference requires in a whole response.
+    """Add missing members that OpenAI's API reference requires in a whole response, as null.
 
     Some servers, such as llama.cpp, omit them.
 
@@ -109,16 +109,19 @@ def add_required_members(body: dict[str, Any]) -> bool:
 
 
 def new_tool_call_id() -> str:
-    """Return an id for a tool call to which the back end gave none."""
+    """Return a new id for a tool call that the back end sent without an id."""
     return f"call_{secrets.token_hex(12)}"
 
 
 def _complete_tool_calls(choice: dict[str, Any], message: Mapping[str, Any]) -> bool:
-    """Add ids, types and the finish reason where Gemini omits them; return True if any was missing.
+    """Add what Gemini omits in tool calls: ids, types, and the finish reason ``tool_calls``.
 
-    Gemini ends all tool calls with the finish reason ``stop``, which makes agents stop instead of
-    calling the tool. OpenAI uses ``stop`` for forced calls, too, but a client that forces a call
-    reads it whatever the reason is, so replacing ``stop`` always is safe.
+    Gemini ends tool calls with the finish reason ``stop``, so that agents stop instead of calling
+    the tool. OpenAI, too, uses ``stop``, but only if the client forced the call. Such a client
+    reads the call whatever the reason is, so ``stop`` can always be replaced.
+
+    Returns:
+        True if something was missing.
     """
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or not calls:
@@ -136,12 +139,12 @@ def _complete_tool_calls(choice: dict[str, Any], message: Mapping[str, Any]) -> 
 
 
 def _add_missing_nulls(members: dict[str, Any], *names: str) -> bool:
-    missing = False
+    is_missing = False
     for name in names:
         if name not in members:
             members[name] = None
-            missing = True
-    return missing
+            is_missing = True
+    return is_missing
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
@@ -227,7 +230,9 @@ def split_content(content: Any) -> tuple[str, str]:
             case "text":
                 texts.append(require_text(part["text"]))
             case "thinking":
-                thinking += (require_text(inner["text"]) for inner in part["thinking"])
+                thinking += (
+                    require_text(thinking_part["text"]) for thinking_part in part["thinking"]
+                )
     return "".join(thinking), "".join(texts)
 
 
@@ -239,7 +244,7 @@ def encode_thinking_block(part: chat.Thinking) -> dict[str, Any]:
 
 
 def encode_choice_logprobs(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, Any] | None:
-    """Encode the member ``logprobs`` of a choice, which is null without probabilities."""
+    """Encode the member ``logprobs`` of a choice: null if there are no probabilities."""
     return {"content": encode_logprobs(tokens), "refusal": None} if tokens else None
 
 

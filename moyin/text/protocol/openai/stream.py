@@ -244,7 +244,7 @@ class StreamReader:
         return len(self._tools) if function.get("name") else len(self._tools) - 1
 
     def finish(self) -> list[chat.Delta]:
-        """Return the `Finished` delta, after `Started` if the stream had no other delta."""
+        """Return the `Finished` delta, preceded by `Started` if the stream had no other delta."""
         self.is_finished = True
         stop = self._stop_reason or chat.StopReason.END
         if stop is chat.StopReason.END and self._tools:
@@ -264,9 +264,9 @@ class StreamTap:
 
     Args:
         hide_usage: drop the event with the total usage, which the client did not request.
-        hide_progress: remove the running usage from the events with text, because the client did
-            not request it, and clients that add up every ``usage`` would count it once per event.
-            The last one serves as the total if the back end reports none.
+        hide_progress: remove ``usage`` from the events with text, because the client did not
+            request it, and clients that add up all of them would count tokens several times. If
+            the back end reports no total, the last removed usage serves as the total.
         choices: the number of answers that the client requested.
     """
 
@@ -288,7 +288,7 @@ class StreamTap:
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the whole events for the client, without the usage that is hidden from it.
+        """Return the whole events for the client, without usage that the client did not request.
 
         Raises:
             StreamInterrupted: an event is malformed, or reports an error of the back end.
@@ -338,8 +338,8 @@ class StreamTap:
             # The estimate, which is also charged, replaces a usage of zero.
             is_replaced = usage == _NO_USAGE and self.prompt_tokens > 0
             return b"" if self._hide_usage or is_replaced else frame.raw
-        if self._hide_progress and (progress := body.pop("usage", None)) is not None:
-            self._total = {**body, "choices": [], "usage": progress}
+        if self._hide_progress and (usage_so_far := body.pop("usage", None)) is not None:
+            self._total = {**body, "choices": [], "usage": usage_so_far}
             return encode_event(body)
         return frame.raw
 
@@ -395,7 +395,7 @@ def _read_plain_text(choices: list[Any] | None) -> str | None:
 
 
 def _has_output(choice: Any) -> bool:
-    """Return True if a choice contains output of the model, which is one token on most servers."""
+    """Return True if an event's choice has new output; most servers send one token per event."""
     if not isinstance(choice, dict):
         return False
     delta = choice.get("delta")

@@ -79,8 +79,8 @@ class TranscriptionRequest(_UploadRequest):
         size = self._file.size
         seconds = size / _ASSUMED_BYTES_PER_SECOND if self._seconds is None else self._seconds
         # No file can contain more speech than this, whatever its header states.
-        bounded = min(seconds, size / _MIN_BYTES_PER_SECOND)
-        return OperationUsage(quantity=_round_up(bounded), is_estimated=True)
+        bounded_seconds = min(seconds, size / _MIN_BYTES_PER_SECOND)
+        return OperationUsage(quantity=_round_up(bounded_seconds), is_estimated=True)
 
     @property
     def max_usage(self) -> OperationUsage:

@@ -25,7 +25,10 @@ class CacheControl(WireModel):
 
 
 class Cacheable(WireModel):
-    """Base of members with Anthropic's prompt-cache marker, which other gateways accept, too."""
+    """Base of members on which clients may set Anthropic's marker for the prompt cache.
+
+    Other gateways accept this marker in OpenAI's protocol, too.
+    """
 
     cache_control: CacheControl | None = None
 
@@ -175,10 +178,13 @@ class GenerationBody(WireModel):
     user: str | None = None
 
     def _compute_max_output_tokens(self, *limits: int | None) -> int | None:
-        """Return the largest limit that any server may apply; None if a server may apply no limit.
+        """Return the highest limit on output tokens that any server may read from the body.
 
         Servers read the limit from different members. llama.cpp prefers its own ``n_predict``,
         which means no limit if it is negative or too large for a float, such as ``1e999``.
+
+        Returns:
+            The limit; None if some server may apply none.
         """
         set_limits = [limit for limit in limits if limit]
         n_predict = self.extras.get("n_predict")
@@ -212,7 +218,10 @@ class ChatBody(GenerationBody):
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The largest number of output tokens on any server; None if a server may have no limit."""
+        """The highest limit on output tokens that any server may read from the body.
+
+        None if a server may apply no limit.
+        """
         return self._compute_max_output_tokens(self.max_completion_tokens, self.max_tokens)
 
 
@@ -245,7 +254,10 @@ class CompletionBody(GenerationBody):
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The largest number of output tokens on any server; None if a server may have no limit."""
+        """The highest limit on output tokens that any server may read from the body.
+
+        None if a server may apply no limit.
+        """
         return self._compute_max_output_tokens(self.max_tokens)
 
 

@@ -21,17 +21,17 @@ _ANSWER_MEMBERS = ("status", "model", "output", "usage", "incomplete_details", "
 
 
 def has_ended(response: Mapping[str, Any]) -> bool:
-    """Return True if a response has an answer, failed or was cancelled."""
+    """Return True if a response has an answer, has failed or was cancelled."""
     return response["status"] not in ("queued", "in_progress")
 
 
 def is_pending(response: Mapping[str, Any]) -> bool:
-    """Return True if a stored response does not contain the answer of its job yet."""
+    """Return True if a stored response does not yet contain the answer of its job."""
     return bool(response["status"] == "queued")
 
 
 def require_storable(call: ParsedResponseRequest) -> None:
-    """Raise InvalidRequest if a background response must not be stored (``store: false``)."""
+    """Raise InvalidRequest if a background response sets ``store: false``, as it must be stored."""
     if call.body.store is False:
         raise InvalidRequest(
             "background: true requires a stored response: omit store: false", field="store"
@@ -42,7 +42,8 @@ def to_job_request(call: ParsedResponseRequest) -> dict[str, Any]:
     """Return the request that the job of a background response sends.
 
     The request contains the whole conversation. It sets ``store: false``, because the client's own
-    response is stored instead, and requests the proofs of reasoning for the next turn.
+    response is stored instead. It also asks for ``reasoning.encrypted_content``, which the model
+    needs in the next turn.
     """
     request = dict(call.data)
     for name in ("background", "previous_response_id"):
@@ -52,9 +53,10 @@ def to_job_request(call: ParsedResponseRequest) -> dict[str, Any]:
 
 
 def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a pending response updated with the state of its job, and the answer if it succeeded.
+    """Return the response with the status of its job, and with the answer if the job succeeded.
 
     Args:
+        response: the stored response, which has no answer yet.
         job: the body of ``GET /jobs/{id}``.
     """
     status = JobStatus(job["status"])
@@ -72,10 +74,10 @@ def render_job(response: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str,
 
 
 def _rename_items(answer: Mapping[str, Any], response_id: str) -> list[dict[str, Any]]:
-    """Return the output items of a job's answer with ids that belong to the stored response.
+    """Return the output items of a job's answer with new ids, which contain ``response_id``.
 
-    The id of an item contains the id of its response, by which the item is found. The response
-    that the job received is not stored.
+    Items are looked up by the response id in their own id. The job's answer has another response
+    id, which is not stored.
     """
     old_id, new_id = (name.removeprefix("resp_") for name in (answer["id"], response_id))
     return [item | {"id": item["id"].replace(old_id, new_id)} for item in answer["output"]]
@@ -88,7 +90,7 @@ def render_failure(response: Mapping[str, Any], code: str, message: str) -> dict
 
 
 def _render_job_error(response: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the response as failed, with the error of the job's model call if it is known."""
+    """Return the response as failed, with the error of the job's model call if it can be read."""
     call = _read_call_error((error.get("details") or {}).get("answer"))
     code, message = call.get("code", error["code"]), call.get("message")
     if not isinstance(code, str) or not isinstance(message, str):

@@ -131,10 +131,10 @@ class ParsedResponseRequest:
     def to_upstream(
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> NoReturn:
-        raise AssertionError("no back end has this API format")
+        raise AssertionError("to_upstream was called, but no back end accepts Responses requests")
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
-        raise AssertionError("no back end has this API format")
+        raise AssertionError("create_stream_tap was called, but no back end sends such streams")
 
     def create_stream_writer(self) -> StreamWriter:
         writer = StreamWriter(self._template(), self.record.add)
@@ -145,9 +145,9 @@ class ParsedResponseRequest:
         assert isinstance(response, ChatResponse)
         template = self._template()
         output = template.items(response)
-        encoded = template.ended(response.model, output, response.usage, response.stop)
-        self.record.add(encoded, template.proofs)
-        return to_json(encoded)
+        response_object = template.ended(response.model, output, response.usage, response.stop)
+        self.record.add(response_object, template.proofs)
+        return to_json(response_object)
 
     def render_queued(self, response_id: str) -> dict[str, Any]:
         """Return the queued response object of a background request, before its job answers."""
@@ -162,8 +162,8 @@ class ResponsesCodec:
     """The codec of ``POST /v1/responses``.
 
     Args:
-        record: the answers of the request, from which the event of a broken stream gets its
-            sequence number; None for requests that are not streamed.
+        record: the answers to a streamed request, which show the next sequence number if the stream
+            breaks; None for requests that are not streamed.
     """
 
     api_format = ApiFormat.RESPONSES
@@ -190,10 +190,12 @@ class ResponsesCodec:
         earlier: Sequence[Mapping[str, Any]],
         files: Mapping[str, PromptFile] = NO_FILES,
     ) -> ParsedResponseRequest:
-        """Parse a request that continues a conversation, whose items are ``earlier``.
+        """Parse a request that continues a conversation.
 
         Args:
-            body: the client's bytes; ``data`` is the same as JSON.
+            body: the client's bytes.
+            data: ``body`` parsed as JSON.
+            earlier: the items of the conversation so far.
             files: the files that the request and the earlier items reference, by id.
 
         Raises:
@@ -238,10 +240,10 @@ class ResponsesCodec:
         return raw
 
     def render_error_event(self, error: MoyinError, request_id: str) -> bytes:
-        """Render the event that ends a broken stream.
+        """Render the event that ends a broken stream, with the next sequence number.
 
-        The event gets the next sequence number. Without a record it gets the greatest one, which
-        suffices because clients only sort by it.
+        If the next number is unknown, the event gets the greatest number, because clients only
+        sort by it.
         """
         writers = () if self._record is None else self._record.writers
         number = max((writer.next_number for writer in writers), default=_MAX_SEQUENCE_NUMBER)
@@ -249,7 +251,7 @@ class ResponsesCodec:
 
 
 def find_response_id(start: bytes) -> str | None:
-    """Return the response id in the first bytes of a response or of its stream; None if missing."""
+    """Return the response id in the first bytes of a response or stream; None if it is missing."""
     match = _ID.search(start)
     return None if match is None else match[1].decode()
 

@@ -132,7 +132,10 @@ def iterate_turns_newest_first(request: ChatRequest) -> Iterator[Turn]:
 
 
 def decode_custom_tool_input(arguments: str) -> str:
-    """Return the free text in the arguments of a model's call of a custom tool."""
+    """Return the free text in the arguments with which a model called a custom tool.
+
+    If the arguments do not have the expected format, they are returned unchanged.
+    """
     try:
         value = from_json(arguments)
         text = value[_CUSTOM_ARGUMENT]
@@ -142,7 +145,7 @@ def decode_custom_tool_input(arguments: str) -> str:
 
 
 def encode_custom_tool_arguments(text: str) -> str:
-    """Return the arguments of a model's call of a custom tool with this free text."""
+    """Encode free text as the arguments of a call to a custom tool."""
     return to_json({_CUSTOM_ARGUMENT: text}).decode()
 
 
@@ -354,7 +357,7 @@ def _convert_tool(name: str, tool: wire.FunctionTool | wire.CustomTool) -> Tool:
 
 
 def _convert_tool_choice(body: wire.ResponseBody) -> ToolChoice | None:
-    choice, parallel = body.tool_choice, body.parallel_tool_calls
+    choice, allows_parallel_calls = body.tool_choice, body.parallel_tool_calls
     names = list_tools(body).keys()
     if not names:
         if choice not in (None, "none", "auto"):
@@ -370,12 +373,12 @@ def _convert_tool_choice(body: wire.ResponseBody) -> ToolChoice | None:
                 f"tool_choice names {tool.name!r}, which is not in tools", field="tool_choice"
             )
     if isinstance(choice, wire.NamedTool):
-        return ToolChoice(mode="tool", name=choice.name, parallel=parallel)
+        return ToolChoice(mode="tool", name=choice.name, parallel=allows_parallel_calls)
     if isinstance(choice, wire.AllowedTools):
-        return ToolChoice(mode=choice.mode, parallel=parallel)
-    if choice is None and parallel is None:
+        return ToolChoice(mode=choice.mode, parallel=allows_parallel_calls)
+    if choice is None and allows_parallel_calls is None:
         return None
-    return ToolChoice(mode=choice or "auto", parallel=parallel)
+    return ToolChoice(mode=choice or "auto", parallel=allows_parallel_calls)
 
 
 def _convert_output_format(form: wire.TextFormat | None) -> OutputFormat | None:

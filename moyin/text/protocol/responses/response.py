@@ -47,8 +47,8 @@ class ResponseTemplate:
     Attributes:
         id: the response's id.
         created: Unix seconds.
-        proofs: collects the ``encrypted_content`` of reasoning items by item id. The provider needs
-            it in the next request, even if the client did not request it.
+        proofs: the ``encrypted_content`` of each reasoning item by item id. It is collected even if
+            the client did not request it, because the provider needs it in the next request.
     """
 
     id: str
@@ -64,7 +64,7 @@ class ResponseTemplate:
 
     @property
     def tools(self) -> Mapping[str, OfferedTool]:
-        """The offered tools, by the names that models see."""
+        """The tools that the client offers, by the names under which models see them."""
         return list_tools(self.body)
 
     def in_progress(self, model: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class ResponseTemplate:
         return items
 
     def new_item_id(self, prefix: str) -> str:
-        """Return a new item id; it contains the response's id, by which the item is found."""
+        """Return a new item id; it contains the response's id, so that the item can be found."""
         return f"{prefix}_{self.id.removeprefix('resp_')}_{next(self._item_numbers)}"
 
     def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:

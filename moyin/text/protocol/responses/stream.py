@@ -158,7 +158,7 @@ class StreamWriter:
         yield self._item_event("added", reasoning.index, item)
 
     def _close_open_item(self) -> Iterator[bytes]:
-        """End the open message or reasoning."""
+        """Yield the events that end the message or reasoning being written, if there is one."""
         match self._open:
             case _Message() as message:
                 yield from self._close_message(message)
@@ -211,8 +211,8 @@ class StreamWriter:
 
     def _close_call(self, call: _Call) -> Iterator[bytes]:
         arguments = "".join(call.fragments)
-        finished = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
-        item = function_call_item(finished, self._template.tools, item_id=call.item["id"])
+        finished_call = ToolUse(id=call.call.id, name=call.call.name, arguments=arguments)
+        item = function_call_item(finished_call, self._template.tools, item_id=call.item["id"])
         if item["type"] == "function_call":
             members = {"arguments": arguments, "name": item["name"]}
             yield self._call_event("response.function_call_arguments.done", call, members)

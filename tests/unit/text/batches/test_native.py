@@ -198,10 +198,12 @@ class Rig:
         await self.lines.add(batch.id, lines)
         await self.batches.begin(batch.id, len(lines))
 
-    async def advance(self, replica: NativeBatches | None = None, *, limited: bool = False) -> bool:
+    async def advance(
+        self, replica: NativeBatches | None = None, *, has_limits: bool = False
+    ) -> bool:
         batch = await self.batches.find("batch_1")
         assert batch is not None
-        return await (replica or self.replica).advance(batch, self.file, limited=limited)
+        return await (replica or self.replica).advance(batch, self.file, has_limits=has_limits)
 
     async def until(self, **statuses: int) -> None:
         """Advance until exactly the given numbers of native batches have these statuses."""
@@ -426,7 +428,7 @@ async def test_a_batch_waits_for_its_back_end_to_be_configured_again(
 
 async def test_lines_of_callers_with_limits_are_never_native(rig: Rig) -> None:
     await rig.begin("native")
-    assert await rig.advance(limited=True)
+    assert await rig.advance(has_limits=True)
     assert await rig.rows() == [] and await rig.claimable() == [1]
 
 

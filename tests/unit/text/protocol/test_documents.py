@@ -44,21 +44,23 @@ def test_the_content_decides_the_type_of_a_file(
 ) -> None:
     encoded = base64.b64encode(content).decode()
     url = encoded if declared is None else f"data:{declared};base64,{encoded}"
-    one = read_file(content, name=name, declared=declared, field="f")
+    one = read_file(content, name=name, declared_type=declared, field="f")
     assert type(one) is found
     assert read_encoded_file(url, name=name, field="f") == one
 
 
 def test_text_has_the_name_of_its_file() -> None:
-    text = read_file(b"hello", name='a "b".txt', declared=None, field="f")
+    text = read_file(b"hello", name='a "b".txt', declared_type=None, field="f")
     assert text == Text(text="<file name=\"a 'b'.txt\">\nhello\n</file>")
-    assert read_file(b"hello", name=None, declared="text/plain", field="f") == Text(text="hello")
+    assert read_file(b"hello", name=None, declared_type="text/plain", field="f") == Text(
+        text="hello"
+    )
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04\xff", b"RIFF\xff\xff\xff\xffWAVE"])
 def test_members_that_no_model_reads_are_refused(content: bytes) -> None:
     with pytest.raises(UnsupportedFeature, match=r"f: models read .* not") as exc_info:
-        read_file(content, name="a.bin", declared=None, field="f")
+        read_file(content, name="a.bin", declared_type=None, field="f")
     assert exc_info.value.field == "f"
     with pytest.raises(InvalidRequest, match="f must be base64"):
         read_encoded_file("data:application/zip;base64,%%%", name=None, field="f")
