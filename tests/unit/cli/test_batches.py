@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 def batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
     counts = {"total": 3, "completed": completed, "failed": 0}
-    plain = {"id": "batch_1", "status": status, "request_counts": counts, "created_at": 0}
+    batch_body = {"id": "batch_1", "status": status, "request_counts": counts, "created_at": 0}
     files = {"output_file_id": None, "error_file_id": None, "errors": None}
-    return {**plain, **files, **changes}
+    return {**batch_body, **files, **changes}
 
 
 @pytest.fixture
@@ -57,24 +57,26 @@ async def test_a_file_is_submitted_and_followed(
 ) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text('{"url": "/v1/embeddings"}\n{}')
-    received: dict[str, Any] = {}
+    received_fields: dict[str, Any] = {}
 
     async def upload(request: web.Request) -> web.Response:
         form = await request.post()
         content = form["file"]
         assert isinstance(content, web.FileField)
-        received.update(purpose=form["purpose"], file=content.file.read(), name=content.filename)
+        received_fields.update(
+            purpose=form["purpose"], file=content.file.read(), name=content.filename
+        )
         return web.json_response({"id": "file-1"})
 
     async def create(request: web.Request) -> web.Response:
-        received["body"] = await request.json()
+        received_fields["body"] = await request.json()
         return web.json_response(batch("validating"))
 
     stub[1].update({"/v1/files": upload, "/v1/batches": create})
     shown += [batch("in_progress", 1), batch("in_progress", 1), batch("completed", 3)]
     command = ["batches", "submit", str(file), "--label", "a=b", "--wait"]
     assert await asyncio.to_thread(run, command) == 0
-    assert received == {
+    assert received_fields == {
         "purpose": "batch",
         "name": "in.jsonl",
         "file": file.read_bytes(),
@@ -85,9 +87,9 @@ async def test_a_file_is_submitted_and_followed(
             "metadata": {"a": "b"},
         },
     }
-    printed = capsys.readouterr()
-    assert printed.out == "batch_1\n"
-    assert printed.err.splitlines() == ["in_progress 1/3, 0 failed", "completed 3/3, 0 failed"]
+    captured = capsys.readouterr()
+    assert captured.out == "batch_1\n"
+    assert captured.err.splitlines() == ["in_progress 1/3, 0 failed", "completed 3/3, 0 failed"]
 
 
 async def test_an_invalid_file_is_explained(

@@ -36,9 +36,9 @@ def running(tmp_path: Path) -> StackState:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for command in ("up", "down", "status", "doctor", "logs", "chat", "render", "jobs", "keys"):
-        assert f" {command} " in shown
+        assert f" {command} " in output
 
 
 def test_an_error_is_one_line_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,11 +70,11 @@ def test_status_shows_parts_and_addresses(
     running: StackState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["status"]) == 0
-    shown = capsys.readouterr().out
-    assert "ready" in shown
-    assert "Ray" in shown
-    assert "http://127.0.0.1:8000" in shown
-    assert "\x1b" not in shown
+    output = capsys.readouterr().out
+    assert "ready" in output
+    assert "Ray" in output
+    assert "http://127.0.0.1:8000" in output
+    assert "\x1b" not in output
     assert run(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"]["ray"]["pid"] == 99
 
@@ -205,13 +205,13 @@ def test_data_folder_that_is_a_file_is_reported(
 
 
 def test_narrow_terminal_does_not_wrap_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = Console(file=io.StringIO(), force_terminal=True, width=40, color_system=None)
-    monkeypatch.setattr(screen, "out", shown)
+    narrow_console = Console(file=io.StringIO(), force_terminal=True, width=40, color_system=None)
+    monkeypatch.setattr(screen, "out", narrow_console)
     screen.print_table(
         ("id", "owner", "name"), [("38971286e6c29f53", "admin", "made by the first up")]
     )
-    assert isinstance(shown.file, io.StringIO)
-    assert "38971286e6c29f53" in shown.file.getvalue()
+    assert isinstance(narrow_console.file, io.StringIO)
+    assert "38971286e6c29f53" in narrow_console.file.getvalue()
 
 
 def test_ray_env_has_its_old_name_as_a_hidden_alias(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,10 +47,10 @@ def test_bash_completes_commands(tmp_path: Path) -> None:
         f'eval "$({moyin} completion bash)"; COMP_WORDS=(moyin artifacts l); COMP_CWORD=2; '
         f'_moyin_completion {moyin}; echo "${{COMPREPLY[@]}}"'
     )
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=300, check=True
     )
-    assert sorted(done.stdout.split()) == ["link", "list"]
+    assert sorted(process.stdout.split()) == ["link", "list"]
 
 
 def _list_commands(name: str, command: Any) -> list[tuple[str, Any]]:

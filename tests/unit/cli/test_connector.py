@@ -79,8 +79,8 @@ class FakeGateway:
         return answer
 
     async def packed(self, request: web.Request) -> web.Response:
-        packed = gzip.compress(b"packed")
-        return web.Response(body=packed, headers={"content-encoding": "gzip"})
+        compressed_body = gzip.compress(b"packed")
+        return web.Response(body=compressed_body, headers={"content-encoding": "gzip"})
 
     async def socket(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
@@ -125,11 +125,11 @@ Fake = tuple[FakeGateway, str]
 async def test_gateway_gets_the_key_and_no_local_headers(
     fake: Fake, client: aiohttp.ClientSession
 ) -> None:
-    sent = {
+    sent_headers = {
         "x-api-key": "other", "authorization": "Basic b3RoZXI=", "cookie": "a=b",
         "referer": "http://127.0.0.1/", "connection": "x-hop", "x-hop": "1", "x-kept": "yes",
     }  # fmt: skip
-    async with client.get("/object_info/A%2FB?x=%20y", headers=sent) as response:
+    async with client.get("/object_info/A%2FB?x=%20y", headers=sent_headers) as response:
         assert (await response.json())["path"] == "/object_info/A%2FB?x=%20y"
         assert response.headers["x-moyin-cost"] == "0"
     [request] = fake[0].requests
@@ -153,28 +153,28 @@ async def test_responses_are_forwarded_unchanged(fake: Fake, client: aiohttp.Cli
 async def test_compressed_request_is_forwarded_unchanged(
     fake: Fake, client: aiohttp.ClientSession
 ) -> None:
-    packed = gzip.compress(b"x" * 1000)
+    compressed_body = gzip.compress(b"x" * 1000)
     headers = {"content-encoding": "gzip"}
-    async with client.post("/upload/image", data=packed, headers=headers) as response:
+    async with client.post("/upload/image", data=compressed_body, headers=headers) as response:
         assert await response.read() == b"x" * 1000, "the server has decoded it, nobody before"
-    [received] = fake[0].requests
-    assert received.headers["content-encoding"] == "gzip"
-    assert received.headers["content-length"] == str(len(packed))
+    [request] = fake[0].requests
+    assert request.headers["content-encoding"] == "gzip"
+    assert request.headers["content-length"] == str(len(compressed_body))
 
 
 async def test_bodies_stream_in_both_directions(fake: Fake, client: aiohttp.ClientSession) -> None:
-    more: asyncio.Queue[bytes] = asyncio.Queue()
+    parts_to_send: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def body() -> AsyncIterator[bytes]:
-        while part := await more.get():
+        while part := await parts_to_send.get():
             yield part
 
-    more.put_nowait(b"one")
+    parts_to_send.put_nowait(b"one")
     async with client.post("/upload/image", data=body()) as response:
         assert await response.content.readany() == b"one"
-        more.put_nowait(PICTURE)
+        parts_to_send.put_nowait(PICTURE)
         assert await response.content.readexactly(len(PICTURE)) == PICTURE
-        more.put_nowait(b"")
+        parts_to_send.put_nowait(b"")
         assert await response.content.read() == b""
     async with client.get("/events") as response:
         assert await response.content.readany() == b"first"
@@ -208,18 +208,22 @@ async def test_websockets_relay_text_and_pictures(
     assert await socket.receive_bytes() == PICTURE[::-1]
     assert fake[0].requests[0].headers["authorization"] == f"Bearer {KEY}"
     await socket.send_str("leave")
-    last = await socket.receive()
-    assert (last.type, last.data, last.extra) == (aiohttp.WSMsgType.CLOSE, 1013, "slow_consumer")
-    left = await client.ws_connect("/ws?clientId=b")
+    last_message = await socket.receive()
+    assert (last_message.type, last_message.data, last_message.extra) == (
+        aiohttp.WSMsgType.CLOSE,
+        1013,
+        "slow_consumer",
+    )
+    second_socket = await client.ws_connect("/ws?clientId=b")
     fake[0].left.clear()
-    await left.close()
+    await second_socket.close()
     await asyncio.wait_for(fake[0].left.wait(), 30)
 
 
 async def test_rejected_websocket_keeps_its_status(client: aiohttp.ClientSession) -> None:
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as exc_info:
         await client.ws_connect("/ws?clientId=nobody")
-    assert refused.value.status == 401
+    assert exc_info.value.status == 401
 
 
 @pytest.mark.parametrize(
@@ -273,9 +277,9 @@ async def test_rejection_has_comfyui_format_and_is_not_forwarded(
     async with client.post("/prompt", headers={"origin": "http://farm.example"}) as response:
         assert response.status == 403
         assert (await response.json())["error"]["type"] == "cross_site_request"
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as exc_info:
         await client.ws_connect("/ws", headers={"host": "farm.example"})
-    assert refused.value.status == 403
+    assert exc_info.value.status == 403
     assert fake[0].requests == []
 
 
@@ -300,10 +304,10 @@ def test_only_the_frontend_page_gets_the_cookie() -> None:
 
 
 async def test_unreachable_gateway_is_reported_to_the_client() -> None:
-    nobody = TestServer(web.Application())
-    await nobody.start_server()
-    url = str(nobody.make_url("")).rstrip("/")
-    await nobody.close()
+    stopped_server = TestServer(web.Application())
+    await stopped_server.start_server()
+    url = str(stopped_server.make_url("")).rstrip("/")
+    await stopped_server.close()
     async with (
         Connector(Profile(url=url, api_key=KEY)).serve(0) as local_url,
         aiohttp.ClientSession(local_url) as session,
@@ -311,16 +315,16 @@ async def test_unreachable_gateway_is_reported_to_the_client() -> None:
         async with session.get("/prompt") as response:
             assert response.status == 502
             assert (await response.json())["error"]["type"] == "backend_unavailable"
-        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as exc_info:
             await session.ws_connect("/ws")
-        assert refused.value.status == 502
+        assert exc_info.value.status == 502
 
 
 async def test_port_in_use_is_reported(fake: Fake) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as used_socket:
+        used_socket.bind(("127.0.0.1", 0))
+        used_socket.listen()
+        port = used_socket.getsockname()[1]
         with pytest.raises(StackError, match=f"port {port} is in use"):
             async with Connector(Profile(url=fake[1], api_key=KEY)).serve(port):
                 raise AssertionError("the port is open")

@@ -56,7 +56,7 @@ def test_wrong_usage_names_the_mistake_and_the_help(columns: int) -> None:
 
 def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
     """Return the help texts of a command that are missing or cut off on its screen."""
-    shown = squeeze(screen)
+    shown_text = squeeze(screen)
     texts = [f"Usage: moyin {name}".strip(), " ".join((command.help or "").split())]
     for parameter in command.params:
         texts += parameter.opts if parameter.param_type_name == "option" else []
@@ -64,7 +64,7 @@ def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
     for child in getattr(command, "commands", {}).values():
         if not child.hidden:
             texts.append(" ".join((child.help or "").split("\n\n")[0].split()))
-    return [text for text in texts if not is_shown(text, shown)]
+    return [text for text in texts if not is_shown(text, shown_text)]
 
 
 def is_shown(text: str, shown: str) -> bool:

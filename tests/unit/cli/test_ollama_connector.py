@@ -112,8 +112,8 @@ async def test_named_host_gets_calls_that_change_its_models(fake: Fake) -> None:
         for path in ("pull", "blobs/sha256-1", "chat"):
             await session.post(f"/api/{path}", json={"model": "m"})
         await session.delete("/api/delete", headers={"x-moyin-backend": "gpu-0"})
-    named = [request.headers.get("x-moyin-backend") for request in fake[0].requests]
-    assert named == ["gpu-1", "gpu-1", None, "gpu-0"]
+    backend_headers = [request.headers.get("x-moyin-backend") for request in fake[0].requests]
+    assert backend_headers == ["gpu-1", "gpu-1", None, "gpu-0"]
 
 
 async def test_the_port_responds_that_ollama_is_running(fake: Fake, url: str) -> None:

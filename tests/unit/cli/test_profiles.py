@@ -50,15 +50,15 @@ def test_key_of_a_profile_goes_to_its_url_only(
     remote: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MOYIN_PROFILE", "studio")
-    with ScriptedGateway() as other:
-        other.routes = remote.routes
-        monkeypatch.setenv("MOYIN_URL", other.url)
+    with ScriptedGateway() as other_gateway:
+        other_gateway.routes = remote.routes
+        monkeypatch.setenv("MOYIN_URL", other_gateway.url)
         assert run(["limits", "list"]) == 1
         assert "whose key is for that URL only" in capsys.readouterr().err
         monkeypatch.setenv("MOYIN_API_KEY", "other")
         assert run(["limits", "list"]) == 0
         assert run(["--profile", "studio", "limits", "list"]) == 1
-        assert [key for *_, key in other.requests] == ["Bearer other"]
+        assert [key for *_, key in other_gateway.requests] == ["Bearer other"]
 
 
 def test_rejected_key_is_not_stored(

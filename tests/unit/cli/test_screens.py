@@ -56,13 +56,13 @@ KNOWN = {
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    written = io.StringIO()
+    output = io.StringIO()
     terminal = Console(
-        file=written, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
+        file=output, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
     )
     for module in (screen, route, quality):
         monkeypatch.setattr(module, "out", terminal)
-    return written
+    return output
 
 
 def test_reason_stays_on_one_line(shown: io.StringIO) -> None:

@@ -39,15 +39,15 @@ REPORT: dict[str, Any] = {
 
 def show(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
     """Return the lines of the report on a terminal, without colours and repeated blanks."""
-    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     terminal = Console(
-        file=written, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
+        file=output, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
     )
     for module in (screen, usage):
         monkeypatch.setattr(module, "out", terminal)
     usage._print_report(report)
-    written.seek(0)
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", written.read()).splitlines()
+    output.seek(0)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output.read()).splitlines()
     assert max(map(len, lines)) <= 100
     return [" ".join(line.split()) for line in lines if line.strip()]
 
@@ -130,6 +130,6 @@ def test_bars_show_the_least_value(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw_bar(Decimal(0), Decimal(9)) == ""
     assert draw_bar(Decimal("0.001"), Decimal(9)) == "▏"
     assert draw_bar(Decimal(9), Decimal(9)) == "█" * 20
-    plain = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    monkeypatch.setattr(usage, "out", plain)
+    ascii_console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(usage, "out", ascii_console)
     assert draw_bar(Decimal(9), Decimal(9)) == "#" * 20

@@ -137,13 +137,13 @@ async def test_a_refused_job_raises_the_type_of_the_reported_code(
 async def test_waiting_for_a_job_survives_broken_streams(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    ended = {"id": "j1", "status": "failed"}
+    ended_job = {"id": "j1", "status": "failed"}
     scripted.streams = [
         [("1-0", "queued", {"id": "j1", "status": "queued"}), ("2-0", "progress", {}), None],
         503,
-        [("3-0", "step", {"step": 0}), ("4-0", "failed", ended)],
+        [("3-0", "step", {"step": 0}), ("4-0", "failed", ended_job)],
     ]
-    assert await client.wait_for_job("j1", identity=ADA) == ended
+    assert await client.wait_for_job("j1", identity=ADA) == ended_job
     assert [headers.get("last-event-id") for headers, _ in scripted.requests] == [
         None,
         "2-0",
@@ -162,19 +162,19 @@ async def test_waiting_for_an_unknown_job_ends_at_once(
 async def test_the_end_of_a_retried_attempt_is_not_the_end_of_the_job(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    first = [("1-0", "failed", {"status": "failed", "attempt": 1}), ("2-0", "queued", {})]
-    ended = {"id": "j1", "status": "succeeded", "attempt": 2}
-    scripted.streams = [first, [*first, ("3-0", "succeeded", ended)]]
-    assert await client.wait_for_job("j1", identity=ADA) == ended
+    first_events = [("1-0", "failed", {"status": "failed", "attempt": 1}), ("2-0", "queued", {})]
+    ended_job = {"id": "j1", "status": "succeeded", "attempt": 2}
+    scripted.streams = [first_events, [*first_events, ("3-0", "succeeded", ended_job)]]
+    assert await client.wait_for_job("j1", identity=ADA) == ended_job
 
 
 async def test_a_stream_that_breaks_after_the_final_event_is_complete(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    ended = {"id": "j1", "status": "succeeded"}
+    ended_job = {"id": "j1", "status": "succeeded"}
     # The gateway has no event after the final one.
-    scripted.streams = [[("1-0", "succeeded", ended), None], []]
-    assert await client.wait_for_job("j1", identity=ADA) == ended
+    scripted.streams = [[("1-0", "succeeded", ended_job), None], []]
+    assert await client.wait_for_job("j1", identity=ADA) == ended_job
 
 
 async def test_following_a_job_gives_up_after_the_most_reconnects(

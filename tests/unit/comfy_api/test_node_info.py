@@ -140,10 +140,10 @@ async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
     assert await NodeInfoCache(FakePools(a={"N": {}}), folder=tmp_path / "nodes").fetch_nodes() == {
         "N": {}
     }
-    later = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
-    assert await later.fetch_nodes() == {"N": {}}
+    restarted_cache = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
+    assert await restarted_cache.fetch_nodes() == {"N": {}}
     with pytest.raises(ServiceUnavailable):
-        await later.fetch_merged("/models", merge_lists)
+        await restarted_cache.fetch_merged("/models", merge_lists)
 
 
 def graph(kind: str, file: str) -> dict[str, Any]:
@@ -198,9 +198,9 @@ async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
 async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start() -> None:
     pools = FakePools(b=one_node("Load"))
     pools.states["a"] = "starting"
-    with pytest.raises(ServiceUnavailable, match="'a' is starting") as refused:
+    with pytest.raises(ServiceUnavailable, match="'a' is starting") as exc_info:
         await NodeInfoCache(pools, start_seconds=0.01).choose_pool(graph("Load", "x"))
-    assert refused.value.retry_after
+    assert exc_info.value.retry_after
 
 
 async def test_a_slow_pool_is_not_skipped() -> None:
@@ -245,12 +245,12 @@ async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
     pools = FakePools(a={"Load": load})
     node_info = NodeInfoCache(pools, fresh_seconds=0.0)
     for _ in range(3):
-        known = await node_info.fetch_input_rules("a", {"Load"})
-        assert known is not None and known["Load"]["image"].kind == "file"
+        rules = await node_info.fetch_input_rules("a", {"Load"})
+        assert rules is not None and rules["Load"]["image"].kind == "file"
     assert pools.requests == [("a", "/object_info")]
     pools.responses["a"]["New"] = load
-    known = await node_info.fetch_input_rules("a", {"Load", "New"})
-    assert known is not None and known.keys() == {"Load", "New"}
+    rules = await node_info.fetch_input_rules("a", {"Load", "New"})
+    assert rules is not None and rules.keys() == {"Load", "New"}
     assert await node_info.fetch_input_rules("b", {"Load"}) is None
 
 

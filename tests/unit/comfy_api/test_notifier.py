@@ -71,7 +71,7 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
 ) -> None:
     # The test ends the wait, however slow it is.
     monkeypatch.setattr(notifier, "_START_WAIT_SECONDS", 60.0)
-    job, other = await rig.job(), await rig.job(is_running=True)
+    job, other_job = await rig.job(), await rig.job(is_running=True)
     get, reads = rig.prompts.get, asyncio.Semaphore(0)
 
     async def count_read(owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
@@ -81,7 +81,7 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
 
     async with rig.client() as client:
         await receive(client)
-        rig.frames.coming.put_nowait(text_frame(other, "execution_start"))
+        rig.frames.coming.put_nowait(text_frame(other_job, "execution_start"))
         assert (await receive(client))[0] == "execution_start"
         monkeypatch.setattr(rig.prompts, "get", count_read)
         rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
@@ -126,8 +126,8 @@ async def test_frames_that_wait_for_a_start_do_not_end_the_connection(
             assert subscription.offer([progress]), f"frame {number} is refused"
             # The notifier reads the row between two frames.
             await rig.prompts.count_open(OWNER)
-        received = [(await receive(client))[0] for _ in range(399)]
-        assert received == ["execution_start", *["progress"] * 398]
+        received_events = [(await receive(client))[0] for _ in range(399)]
+        assert received_events == ["execution_start", *["progress"] * 398]
 
 
 async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
@@ -151,7 +151,7 @@ async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
 
 
 async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: Rig) -> None:
-    job, other = await rig.job(is_running=True), await rig.job()
+    job, other_job = await rig.job(is_running=True), await rig.job()
     async with rig.client() as client:
         await receive(client)
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -161,7 +161,7 @@ async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: 
             Frame(kind=FrameKind.BINARY, prompt=job.id, body=_PLAIN),
             mark_frame(job, FrameKind.STATUS),
             text_frame(job, "progress"),
-            text_frame(other, "progress"),
+            text_frame(other_job, "progress"),
         ):
             rig.frames.coming.put_nowait(frame)
         assert (await receive(client))[0] == "execution_interrupted"
@@ -169,16 +169,16 @@ async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: 
             status_message(1),
             build_end_message(job),
         ]
-        received = [await receive(client) for _ in range(2)]
-        assert ("progress", {"prompt_id": other.id}) in received
-        assert status_message(1) in received, "statuses do not delay messages"
+        received_events = [await receive(client) for _ in range(2)]
+        assert ("progress", {"prompt_id": other_job.id}) in received_events
+        assert status_message(1) in received_events, "statuses do not delay messages"
 
         await rig.jobs.reopen(OWNER, job.id)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
         rig.frames.coming.put_nowait(text_frame(job, "progress"))
-        received = [await receive(client) for _ in range(2)]
-        assert ("progress", {"prompt_id": job.id}) in received
-        assert status_message(2) in received
+        received_events = [await receive(client) for _ in range(2)]
+        assert ("progress", {"prompt_id": job.id}) in received_events
+        assert status_message(2) in received_events
         await rig.jobs.finish(job.id, 2, JobStatus.CANCELLED, None)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
         assert (await receive(client))[0] == "execution_interrupted", "the end of the retry"
@@ -246,23 +246,23 @@ async def test_history_waits_until_the_client_has_been_notified_of_the_end(
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.notifier._NOTIFY_WAIT", timedelta(seconds=60))
     events = rig.events()
-    earlier = await rig.job(is_running=True)
-    old = await rig.jobs.finish(earlier.id, 1, JobStatus.CANCELLED, None)
+    earlier_job = await rig.job(is_running=True)
+    cancelled_earlier_job = await rig.jobs.finish(earlier_job.id, 1, JobStatus.CANCELLED, None)
     job = await rig.job(is_running=True)
-    assert old is not None
+    assert cancelled_earlier_job is not None
     async with rig.client(events) as client:
         await receive(client)
-        done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        assert done is not None
-        await asyncio.wait_for(events.wait_until_notified(old), 5)
-        request = asyncio.create_task(events.wait_until_notified(done))
+        cancelled_job = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        assert cancelled_job is not None
+        await asyncio.wait_for(events.wait_until_notified(cancelled_earlier_job), 5)
+        request = asyncio.create_task(events.wait_until_notified(cancelled_job))
         await asyncio.sleep(0.05)
         assert not request.done()
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
         await asyncio.wait_for(request, 5)
         assert (await receive(client))[0] == "execution_interrupted"
-        await asyncio.wait_for(events.wait_until_notified(done), 5)
-    await asyncio.wait_for(events.wait_until_notified(done), 5)
+        await asyncio.wait_for(events.wait_until_notified(cancelled_job), 5)
+    await asyncio.wait_for(events.wait_until_notified(cancelled_job), 5)
 
 
 async def test_the_wait_for_a_lost_notification_is_short(rig: Rig) -> None:
@@ -270,9 +270,9 @@ async def test_the_wait_for_a_lost_notification_is_short(rig: Rig) -> None:
     job = await rig.job(is_running=True)
     async with rig.client(events) as client:
         await receive(client)
-        done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        assert done is not None
-        await asyncio.wait_for(events.wait_until_notified(done), 5)
+        cancelled_job = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        assert cancelled_job is not None
+        await asyncio.wait_for(events.wait_until_notified(cancelled_job), 5)
         assert client.is_idle()
 
 
@@ -292,8 +292,8 @@ async def test_an_end_that_the_stream_lost_is_sent_by_a_tick(rig: Rig) -> None:
 async def test_an_end_before_the_connection_is_not_repeated(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, job = await rig.job(is_running=True), await rig.job(is_running=True)
-    await rig.jobs.finish(before.id, 1, JobStatus.CANCELLED, None)
+    ended_job, job = await rig.job(is_running=True), await rig.job(is_running=True)
+    await rig.jobs.finish(ended_job.id, 1, JobStatus.CANCELLED, None)
     list_ended_since, ticks = rig.prompts.list_ended_since, asyncio.Semaphore(0)
 
     async def count_tick(channel: str, moment: datetime) -> list[Job]:
@@ -310,7 +310,7 @@ async def test_an_end_before_the_connection_is_not_repeated(
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
         events = await receive(client)
         while events != build_end_message(job):
-            assert events[1].get("prompt_id") != before.id
+            assert events[1].get("prompt_id") != ended_job.id
             events = await receive(client)
 
 
@@ -411,12 +411,12 @@ async def test_the_final_message_is_sent_although_counting_fails(
 
 
 async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
-    received: list[str | bytes] = []
+    received_messages: list[str | bytes] = []
 
     async def send(text: str | bytes) -> None:
-        if received:
+        if received_messages:
             raise SlowConsumer("the client reads no more messages")
-        received.append(text)
+        received_messages.append(text)
 
     notifier = rig.events(tick=0.01).new_notifier(OWNER, CLIENT, send)
     with pytest.raises(SlowConsumer):
@@ -425,15 +425,15 @@ async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
 
 async def test_previews_come_in_the_format_that_the_client_understands(rig: Rig) -> None:
     job = await rig.job(is_running=True)
-    shown = Frame(kind=FrameKind.BINARY, prompt=job.id, body=_DETAILED)
+    preview_frame = Frame(kind=FrameKind.BINARY, prompt=job.id, body=_DETAILED)
     async with rig.client() as client:
         await receive(client)
-        rig.frames.coming.put_nowait(shown)
+        rig.frames.coming.put_nowait(preview_frame)
         rig.frames.coming.put_nowait(text_frame(job, "progress"))
         assert (await receive(client))[0] == "progress"
         assert await client.receive() == _PLAIN, "after its progress message"
         client.notifier.supports_preview_metadata = True
-        rig.frames.coming.put_nowait(shown)
+        rig.frames.coming.put_nowait(preview_frame)
         assert await client.receive() == _DETAILED
 
 
@@ -443,10 +443,10 @@ async def test_output_pictures_are_read_from_the_artifact_store(rig: Rig) -> Non
     store_upload = Frame(
         kind=FrameKind.BLOB, prompt=job.id, body=head, blob=await rig.blobs.put(picture)
     )
-    gone = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob="0" * 64)
+    missing_blob_frame = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob="0" * 64)
     async with rig.client() as client:
         await receive(client)
-        for frame in (gone, store_upload):
+        for frame in (missing_blob_frame, store_upload):
             rig.frames.coming.put_nowait(frame)
         assert await client.receive() == _PLAIN
 
@@ -468,17 +468,21 @@ async def test_a_client_that_connects_late_receives_the_running_state(rig: Rig) 
 
 
 async def test_the_executing_node_is_derived_from_progress_when_its_start_is_old(rig: Rig) -> None:
-    job, between = await rig.job(is_running=True), await rig.job(is_running=True)
+    job, silent_job = await rig.job(is_running=True), await rig.job(is_running=True)
     nodes = {"1": {"state": "finished"}, "2.0": {"state": "running", "display_node_id": "2"}}
     rig.frames.earlier = [
         text_frame(job, "progress_state", nodes=nodes),
-        text_frame(between, "progress_state", nodes={"1": {"state": "finished"}}),
+        text_frame(silent_job, "progress_state", nodes={"1": {"state": "finished"}}),
     ]
     async with rig.client() as client:
         await receive(client)
-        received = [await receive(client) for _ in range(3)]
-        assert [kind for kind, _ in received] == ["progress_state", "executing", "progress_state"]
-        assert received[1][1] == {"node": "2.0", "display_node": "2", "prompt_id": job.id}
+        received_events = [await receive(client) for _ in range(3)]
+        assert [kind for kind, _ in received_events] == [
+            "progress_state",
+            "executing",
+            "progress_state",
+        ]
+        assert received_events[1][1] == {"node": "2.0", "display_node": "2", "prompt_id": job.id}
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
         assert await receive(client) == status_message(2), "a message without a node means the end"
 

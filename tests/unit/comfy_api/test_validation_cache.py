@@ -85,9 +85,9 @@ def test_results_are_cached_per_pool_and_target_nodes(cache: ValidationCache) ->
 
 def test_links_classes_and_node_ids_are_part_of_the_shape(cache: ValidationCache) -> None:
     for path, value in (("class_type", "L"), ("inputs", {}), ("inputs", None)):
-        other = graph()
-        other["1"][path] = value
-        assert cache.find("p", other, None) is None
+        other_graph = graph()
+        other_graph["1"][path] = value
+        assert cache.find("p", other_graph, None) is None
     renamed = graph()
     renamed["3"] = renamed.pop("1")
     assert cache.find("p", renamed, None) is None

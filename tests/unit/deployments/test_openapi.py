@@ -92,12 +92,12 @@ def test_events_of_jobs_have_types(described: Any) -> None:
         {"schema": {"$ref": "#/components/schemas/ServerSentEvent"}},
     )
     schemas = described["components"]["schemas"]
-    sent = {
+    event_schemas = {
         event["properties"]["event"]["const"]: event["properties"]["data"]["contentSchema"]["$ref"]
         for event in schemas["ServerSentEvent"]["oneOf"]
     }
-    assert sent.pop("error") == "#/components/schemas/StreamError"
-    assert sent == {
+    assert event_schemas.pop("error") == "#/components/schemas/StreamError"
+    assert event_schemas == {
         kind.value: f"#/components/schemas/{body.__name__}" for kind, body in EVENT_BODIES.items()
     }
     types = schemas["JobEvent"]["discriminator"]["mapping"]

@@ -33,10 +33,10 @@ def test_invalid_later_configuration_is_logged_and_changes_nothing(
     hot: ReloadableConfig[GatewayConfig], proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     hot.load(GOOD)
-    before = proxy.route_table
+    table_before = proxy.route_table
     with caplog.at_level(logging.ERROR):
         hot.load(BAD)
-    assert proxy.route_table is before
+    assert proxy.route_table is table_before
     assert "routes.0.upstreams.0.url" in caplog.text
     assert "secret" not in caplog.text
     hot.load({"routes": []})

@@ -58,8 +58,8 @@ def _run(kind: type[uvicorn.Server]) -> int:
 def test_several_connections_are_accepted_per_iteration() -> None:
     assert _run(ReplicaServer) <= CLIENTS // 8
     # `uvicorn.Server` itself may have been replaced by ours in this process.
-    [plain] = ReplicaServer.__bases__
-    assert _run(plain) >= CLIENTS, "uvicorn's server is fast enough now: remove ours"
+    [base_class] = ReplicaServer.__bases__
+    assert _run(base_class) >= CLIENTS, "uvicorn's server is fast enough now: remove ours"
 
 
 async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +71,9 @@ async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
     loop = asyncio.get_running_loop()
     options = HTTPOptions(host="127.0.0.1", port=0)
-    serving, server = await start_asgi_http_server(app, options, event_loop=loop)
+    serving_task, server = await start_asgi_http_server(app, options, event_loop=loop)
     server.should_exit = True
-    await serving
+    await serving_task
     assert isinstance(server, ReplicaServer)
 
 

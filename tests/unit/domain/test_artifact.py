@@ -47,9 +47,9 @@ def test_file_names_are_cleaned(name: str | None, clean: str) -> None:
 
 @given(st.text())
 def test_sanitized_name_has_no_path_and_fits_a_header(name: str) -> None:
-    clean = sanitize_file_name(name, "image/png")
-    assert 0 < len(clean) <= 200
-    assert "/" not in clean
-    assert clean not in (".", "..")
-    artifact = Artifact(id="a", name=clean, media_type="image/png", size=1, sha256="0")
+    clean_name = sanitize_file_name(name, "image/png")
+    assert 0 < len(clean_name) <= 200
+    assert "/" not in clean_name
+    assert clean_name not in (".", "..")
+    artifact = Artifact(id="a", name=clean_name, media_type="image/png", size=1, sha256="0")
     build_file_headers(artifact)["content-disposition"].encode("ascii")

@@ -75,6 +75,11 @@ def test_only_an_object_is_a_reference() -> None:
     assert picture.to_reference({"from": "steps.0.artifacts.0"}, "f") == (
         "${steps.0.artifacts.0:artifact}"
     )
-    for wrong in ({}, {"from": 1}, {"from": "${steps.0.text}"}, {"from": "steps.0.text", "a": 1}):
+    for not_a_reference in (
+        {},
+        {"from": 1},
+        {"from": "${steps.0.text}"},
+        {"from": "steps.0.text", "a": 1},
+    ):
         with pytest.raises(InvalidRequest, match="from"):
-            text.to_reference(wrong, "f")
+            text.to_reference(not_a_reference, "f")

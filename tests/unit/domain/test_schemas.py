@@ -126,15 +126,15 @@ def test_directly_recursive_schema_is_refused(schema: Any) -> None:
 
 
 def test_depth_and_number_are_bounded() -> None:
-    deep: Any = {"type": "integer"}
+    deep_schema: Any = {"type": "integer"}
     for _ in range(40):
-        deep = object_schema(items=deep)
-    assert bound(deep)[0] == "depth"
-    many = {
+        deep_schema = object_schema(items=deep_schema)
+    assert bound(deep_schema)[0] == "depth"
+    large_schema = {
         "type": "object",
         "properties": {f"p{n}": object_schema(*map(str, range(40))) for n in range(99)},
     }
-    assert bound(many)[0] == "nodes"
+    assert bound(large_schema)[0] == "nodes"
 
 
 def test_bounds_apply_to_all_schemas_of_a_request() -> None:

@@ -62,5 +62,5 @@ async def test_names_cannot_add_headers() -> None:
 
 
 def test_the_last_value_of_a_field_counts() -> None:
-    received = form(b"x", ("n", "1"), ("n", "2"))
-    assert received.get("n") == "2" and received.get("m") is None
+    received_form = form(b"x", ("n", "1"), ("n", "2"))
+    assert received_form.get("n") == "2" and received_form.get("m") is None

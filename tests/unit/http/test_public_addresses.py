@@ -84,9 +84,9 @@ async def test_resolver_returns_public_addresses() -> None:
 
 
 async def test_host_with_one_private_address_is_refused() -> None:
-    with pytest.raises(AddressNotAllowed) as refused:
+    with pytest.raises(AddressNotAllowed) as exc_info:
         await PublicResolver(AllowedNetworks(), Names("1.1.1.1", "10.0.0.1")).resolve("x", 80)
-    assert "10.0.0.1" not in str(refused.value)
+    assert "10.0.0.1" not in str(exc_info.value)
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "localhost"])
@@ -131,9 +131,9 @@ async def test_closed_public_port_is_a_connection_error(unused_tcp_port: int) ->
      "http://a..b/", "http://..", "http://" + "a" * 64 + ".example/"],
 )  # fmt: skip
 def test_invalid_urls_are_refused(url: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         check_url(url, field="webhook")
-    assert refused.value.field == "webhook"
+    assert exc_info.value.field == "webhook"
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,10 @@ async def test_lost_events_are_replaced_by_the_row() -> None:
 
 async def test_silence_yields_empty_lists_and_closing_ends_the_subscription() -> None:
     hub = Hub()
-    followed = feed(JOB, hub).follow(JOB, None)
-    assert [await anext(followed), await anext(followed)] == [[], []]
+    followed_events = feed(JOB, hub).follow(JOB, None)
+    assert [await anext(followed_events), await anext(followed_events)] == [[], []]
     assert hub.open == 1
-    await followed.aclose()
+    await followed_events.aclose()
     assert hub.open == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -114,10 +114,10 @@ def test_a_bad_event_id_is_refused_at_once() -> None:
 
 async def test_a_stream_is_complete_after_the_last_event() -> None:
     end = event(2, EventType.SUCCEEDED)
-    known = Events([event(1, EventType.RUNNING), end])
-    assert await feed(DONE, Hub(), known).is_complete(DONE, "2-0")
-    assert not await feed(DONE, Hub(), known).is_complete(DONE, "1-0")
-    assert not await feed(DONE, Hub(), known).is_complete(DONE, None)
-    assert not await feed(JOB, Hub(), known).is_complete(JOB, "2-0")
+    stored_events = Events([event(1, EventType.RUNNING), end])
+    assert await feed(DONE, Hub(), stored_events).is_complete(DONE, "2-0")
+    assert not await feed(DONE, Hub(), stored_events).is_complete(DONE, "1-0")
+    assert not await feed(DONE, Hub(), stored_events).is_complete(DONE, None)
+    assert not await feed(JOB, Hub(), stored_events).is_complete(JOB, "2-0")
     unavailable = Events(RedisConnectionError("unavailable"))
     assert not await feed(DONE, Hub(), unavailable).is_complete(DONE, "2-0")

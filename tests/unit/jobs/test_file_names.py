@@ -123,9 +123,9 @@ async def test_only_images_of_a_template_are_names() -> None:
 
 @pytest.mark.parametrize("name", ["secret.png", "other.png"])
 async def test_file_of_another_tenant_is_like_a_missing_one(name: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         await accept(resize(name))
-    assert refused.value.field == "inputs.image"
-    with pytest.raises(InvalidRequest) as refused:
+    assert exc_info.value.field == "inputs.image"
+    with pytest.raises(InvalidRequest) as exc_info:
         await accept(resize("cat.png", batch={"inputs": [{"image": name}]}))
-    assert refused.value.field == "batch.inputs.0.image"
+    assert exc_info.value.field == "batch.inputs.0.image"

@@ -77,10 +77,10 @@ async def test_a_job_without_a_priority_gets_the_nearest_allowed_one(jobs: Jobs)
 
 async def test_a_repeated_key_returns_the_first_job_if_limits_have_changed(jobs: Jobs) -> None:
     jobs.caller = limited(1)
-    first, _ = await jobs.submit({**CHAT, "priority": 1})
+    first_job, _ = await jobs.submit({**CHAT, "priority": 1})
     jobs.caller = limited(5)
-    again, is_new = await jobs.submit({**CHAT, "priority": 1})
-    assert (again.id, is_new) == (first.id, False)
+    repeated_job, is_new = await jobs.submit({**CHAT, "priority": 1})
+    assert (repeated_job.id, is_new) == (first_job.id, False)
 
 
 async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: Jobs) -> None:

@@ -51,8 +51,8 @@ async def test_a_pool_is_called_once_a_second_for_all_clients(pools: Pools) -> N
     assert not pools.calls, "no client has asked"
     for now in (0.0, 0.3, 0.99):
         pools.now = now
-        read = await asyncio.gather(*(pools.read() for _ in range(20)))
-        assert all(positions == {"one": 1, "two": 2, "else": 1} for positions in read)
+        all_positions = await asyncio.gather(*(pools.read() for _ in range(20)))
+        assert all(positions == {"one": 1, "two": 2, "else": 1} for positions in all_positions)
     assert pools.calls == {"a": 1, "b": 1}
     pools.now, pools.positions["a"] = 1.0, {"two": 1}
     assert await pools.read() == {"two": 1, "else": 1}

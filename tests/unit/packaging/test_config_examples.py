@@ -44,8 +44,8 @@ def test_every_example_is_checked() -> None:
         for block in list_blocks(page)
         if block.mark == "tested" and (block.name or "").startswith("config-")
     }
-    checked = {(page, name) for page, names in CHECKED.items() for name in names}
-    assert {(page, name) for page, name in results if page != ELSEWHERE} == checked
+    checked_examples = {(page, name) for page, names in CHECKED.items() for name in names}
+    assert {(page, name) for page, name in results if page != ELSEWHERE} == checked_examples
 
 
 CHECKED = {
@@ -118,11 +118,11 @@ def test_an_alias(apps: dict[str, Any]) -> None:
 
 
 def test_the_template_is_a_part_of_the_one_to_begin_with() -> None:
-    shown = read("docs/templates.md", "config-template")
-    whole = yaml.safe_load((ROOT / "examples/templates/sdxl.yaml").read_text())
+    shown_template = read("docs/templates.md", "config-template")
+    whole_template = yaml.safe_load((ROOT / "examples/templates/sdxl.yaml").read_text())
     for part in ("inputs", "graph"):
-        assert_part(shown.pop(part), whole[part])
-    assert_part(shown, whole)
+        assert_part(shown_template.pop(part), whole_template[part])
+    assert_part(shown_template, whole_template)
 
 
 def assert_part(shown: dict[str, Any], whole: dict[str, Any]) -> None:

@@ -87,5 +87,5 @@ def test_a_marked_example_is_run(block: Block) -> None:
 
 
 def test_every_example_in_the_table_is_on_its_page() -> None:
-    shown = {(block.page, block.name) for block in BLOCKS if block.mark == "tested"}
-    assert {(page, name) for page, names in RUN_BY.items() for name in names} <= shown
+    shown_examples = {(block.page, block.name) for block in BLOCKS if block.mark == "tested"}
+    assert {(page, name) for page, names in RUN_BY.items() for name in names} <= shown_examples

@@ -191,23 +191,23 @@ def check_ray_with(python: str, packages: str) -> str:
     )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     variables = {**os.environ, "PYTHONPATH": packages, "PATH": path}
-    done = subprocess.run(
+    process = subprocess.run(
         [python, "-c", program], env=variables, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.10"])
 def test_old_python_is_refused_by_make(tmp_path: Path, version: str) -> None:
     python = find_python(version)
-    done = subprocess.run(
+    process = subprocess.run(
         [ROOT / "scripts" / "make_venv.sh", python, tmp_path / "venv"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert f"Python {version}" in done.stderr
-    assert "is too old: install 3.11 or newer, or set PYTHON=" in done.stderr
+    assert process.returncode == 1
+    assert f"Python {version}" in process.stderr
+    assert "is too old: install 3.11 or newer, or set PYTHON=" in process.stderr
     assert not (tmp_path / "venv").exists()
 
 
@@ -275,26 +275,29 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.check_api_key(options).found == "`moyin up` makes the first one"
     asyncio.run(create_first_key(options.settings))
     assert data.check_api_key(options).found == "valid"
-    before = read_profile(options.layout.profile, {})
-    asyncio.run(revoke(options, before.api_key))
+    profile_before = read_profile(options.layout.profile, {})
+    asyncio.run(revoke(options, profile_before.api_key))
     finding, advice = problem(data.check_api_key(options))
     assert finding == f"that in {options.layout.profile} is unknown, expired or revoked"
     assert "moyin keys create admin" in advice
     result = mend_one(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)
-    after = read_profile(options.layout.profile, {})
-    assert (after.url, after.api_key != before.api_key) == (before.url, True)
+    profile_after = read_profile(options.layout.profile, {})
+    assert (profile_after.url, profile_after.api_key != profile_before.api_key) == (
+        profile_before.url,
+        True,
+    )
     assert options.layout.profile.stat().st_mode & 0o777 == 0o600
 
-    asyncio.run(revoke(options, after.api_key))
-    text = options.layout.profile.read_text().replace(after.url, "https://farm.example")
+    asyncio.run(revoke(options, profile_after.api_key))
+    text = options.layout.profile.read_text().replace(profile_after.url, "https://farm.example")
     options.layout.profile.write_text(text)
     result = mend_one(options, "api key")
     assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)
     assert "the key of another gateway" in result.advice
     assert options.layout.profile.read_text() == text
 
-    monkeypatch.setenv("MOYIN_API_KEY", before.api_key)
+    monkeypatch.setenv("MOYIN_API_KEY", profile_before.api_key)
     result = data.check_api_key(options)
     assert problem(result)[0] == "MOYIN_API_KEY is not a valid key of this stack"
     assert not result.fix, "a variable of the shell cannot be mended"
@@ -312,16 +315,20 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
     options = Options.read()
     options.layout.prepare()
     assert services.check_processes(options).found == "none runs"
-    left = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
+    leftover_process = subprocess.Popen(
+        ["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id}
+    )
     try:
         finding, advice = problem(services.check_processes(options), CheckVerdict.WARN)
-        assert finding == f"left over by a supervisor that was killed: sleep ({left.pid})"
+        assert (
+            finding == f"left over by a supervisor that was killed: sleep ({leftover_process.pid})"
+        )
         assert "moyin down" in advice
         result = mend_one(options, "processes")
         assert (result.found, result.fixed) == ("none runs", True)
     finally:
-        left.kill()
-        left.wait()
+        leftover_process.kill()
+        leftover_process.wait()
 
 
 def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
@@ -353,11 +360,11 @@ def test_part_of_a_running_stack_that_is_down() -> None:
     state = StackState(pid=os.getpid(), phase=Phase.DEGRADED, parts=parts)
     write_state(options.layout.state, state)
     try:
-        down, up = services.check_running_parts(options)
+        check_of_down_part, up = services.check_running_parts(options)
     finally:
         lock.release()
-    assert down.name == "temporal runs"
-    finding, advice = problem(down)
+    assert check_of_down_part.name == "temporal runs"
+    finding, advice = problem(check_of_down_part)
     assert finding == "backing off: ended with status 1"
     assert "`moyin logs temporal`" in advice
     assert up.verdict == CheckVerdict.OK

@@ -83,8 +83,8 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
     layout.prepare()
     folder = layout.ray / "session_latest" / "logs" / "serve"
     folder.mkdir(parents=True)
-    written = ("replica_models_c.log", 3), ("replica_models_b_moyin.log", 1)
-    for name, when in (*written, ("replica_models_a_moyin.log", 2)):
+    logs_and_times = ("replica_models_c.log", 3), ("replica_models_b_moyin.log", 1)
+    for name, when in (*logs_and_times, ("replica_models_a_moyin.log", 2)):
         (folder / name).touch()
         os.utime(folder / name, (when, when))
     assert [path.name for path in layout.list_app_logs("models")] == [

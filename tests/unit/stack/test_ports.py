@@ -32,9 +32,9 @@ def test_base_moves_every_port_but_those_set_individually() -> None:
     ports = Ports.read({"MOYIN_PORT_BASE": "20000", "MOYIN_PORT_VALKEY": "7777"})
     assert ports.door == 20_000
     assert ports.valkey == 7777
-    others = [port for name, port in ports.items() if name != "valkey"]
-    assert all(20_000 <= port < 20_250 for port in others)
-    assert len(set(others)) == len(others)
+    other_ports = [port for name, port in ports.items() if name != "valkey"]
+    assert all(20_000 <= port < 20_250 for port in other_ports)
+    assert len(set(other_ports)) == len(other_ports)
 
 
 def test_base_argument_overrides_the_environment() -> None:

@@ -24,11 +24,11 @@ async def _at_once() -> None:
 @pytest.fixture
 def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the deployments of a supervisor that runs one small process."""
-    done: list[str] = []
+    recorded_deployments: list[str] = []
 
     def note(name: str) -> Callable[..., object]:
         async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
-            done.append(name)
+            recorded_deployments.append(name)
 
         return deploy
 
@@ -42,30 +42,32 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(apps, "deploy_apps", note("deploy"))
     monkeypatch.setattr(apps, "redeploy_apps", note("redeploy"))
     monkeypatch.setattr(apps, "delete_apps", lambda _: _at_once())
-    return done
+    return recorded_deployments
 
 
 async def test_full_disk_stops_no_service_and_ended_ones_restart(
     deployments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = False
+    disk_is_full = False
     states: list[StackState] = []
 
     def write(path: Path, state: StackState) -> None:
         states.append(state)
-        if full:
+        if disk_is_full:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(supervisor, "write_state", write)
-    running = asyncio.create_task(Supervisor(Options.read(port_base=free_port_base())).run())
-    pid = await _up(running, states, deployments, times=1)
-    full = True
+    supervisor_task = asyncio.create_task(
+        Supervisor(Options.read(port_base=free_port_base())).run()
+    )
+    pid = await _up(supervisor_task, states, deployments, times=1)
+    disk_is_full = True
     os.kill(pid, signal.SIGKILL)
-    again = await _up(running, states, deployments, times=2)
-    assert again != pid
+    new_pid = await _up(supervisor_task, states, deployments, times=2)
+    assert new_pid != pid
     assert deployments == ["deploy", "redeploy"]
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(supervisor_task, 20)
 
 
 async def _up(

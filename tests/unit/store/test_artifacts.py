@@ -30,11 +30,13 @@ async def test_an_index_finds_favourites_among_many_files(database: Database) ->
         steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         return "\n".join(step.detail for step in steps)
 
-    for where in (
+    for artifact_filter in (
         ArtifactFilter(favourite=True),
         ArtifactFilter(favourite=True, media_type="image/*"),
     ):
-        shown = await database.read(partial(plan, where=where))
-        assert "USING INDEX ix_artifacts_favourites (owner=? AND favourite=?)" in shown, shown
-    every = await database.read(partial(plan, where=ArtifactFilter()))
-    assert "USING INDEX ix_artifacts_visible (owner=?)" in every
+        shown_plan = await database.read(partial(plan, where=artifact_filter))
+        assert "USING INDEX ix_artifacts_favourites (owner=? AND favourite=?)" in shown_plan, (
+            shown_plan
+        )
+    plan_without_filter = await database.read(partial(plan, where=ArtifactFilter()))
+    assert "USING INDEX ix_artifacts_visible (owner=?)" in plan_without_filter

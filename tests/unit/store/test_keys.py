@@ -17,8 +17,8 @@ async def test_a_key_authenticates_its_owner_until_revoked(database: Database) -
     await keys.revoke(key_id)
     with pytest.raises(InvalidKey):
         await keys.verify(text)
-    [shown] = await keys.list_all()
-    assert (shown.id, shown.revoked_at is not None) == (key_id, True)
+    [shown_key] = await keys.list_all()
+    assert (shown_key.id, shown_key.revoked_at is not None) == (key_id, True)
     with pytest.raises(NotFound):
         await keys.revoke("nobody")
 

@@ -69,7 +69,7 @@ def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> Non
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
-    assert [done.stdout.strip() for done in statements] == ["True", "False"]
+    assert [process.stdout.strip() for process in statements] == ["True", "False"]
 
 
 def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
             ]
 
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"True\n"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"True\n"
         assert asyncio.run(ask("x", "y")) == [False, True]
-        other.kill()
+        holder.kill()
     assert asyncio.run(ask("x", "x")) == [True, False]
     assert asyncio.run(ask("x")) == [True]
 

@@ -69,9 +69,9 @@ async def test_more_transactions_than_threads_wait_for_each_other(words: Databas
 
     async def looking() -> None:
         async with words.reading() as connection:
-            before = (await connection.execute(sa.select(WORDS))).all()
+            rows_before = (await connection.execute(sa.select(WORDS))).all()
             await asyncio.sleep(0.01)
-            assert (await connection.execute(sa.select(WORDS))).all() == before
+            assert (await connection.execute(sa.select(WORDS))).all() == rows_before
 
     writers = [slowly(number) for number in range(20)]
     readers = [looking() for _ in range(30)]
@@ -83,16 +83,16 @@ async def test_more_transactions_than_threads_wait_for_each_other(words: Databas
 async def test_a_cancelled_transaction_is_rolled_back_and_releases_the_lock(
     words: Database,
 ) -> None:
-    inside = asyncio.Event()
+    is_inside = asyncio.Event()
 
     async def never() -> None:
         async with words.writing() as connection:
             await connection.execute(WORDS.insert(), {"word": "lost"})
-            inside.set()
+            is_inside.set()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(never())
-    await inside.wait()
+    await is_inside.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -151,8 +151,8 @@ async def test_an_invalid_entry_does_not_block_others(
     await ledger.close()
     rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
     assert sorted(rows) == ["r0", "r1", "r3", "r4", "r6", "r7"]
-    for lost in ("r2", "r5"):
-        assert f"not written: UsageEntry(request_id='{lost}'" in caplog.text
+    for lost_id in ("r2", "r5"):
+        assert f"not written: UsageEntry(request_id='{lost_id}'" in caplog.text
 
 
 async def test_an_unexpected_error_is_retried(refusing: RefusingDatabase) -> None:

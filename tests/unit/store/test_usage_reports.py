@@ -15,11 +15,11 @@ async def test_a_tenant_with_many_reports_does_not_keep_others_from_theirs(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = asyncio.Event()
-    read = database.read
+    original_read = database.read
 
     async def slow_read(work: Callable[[Any], Any]) -> Any:
         await released.wait()
-        return await read(work)
+        return await original_read(work)
 
     monkeypatch.setattr(database, "read", slow_read)
     reports = UsageReports(database)

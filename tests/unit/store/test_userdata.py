@@ -35,10 +35,10 @@ def test_a_scope_belongs_to_a_user_or_the_tenant() -> None:
 
 
 async def test_a_written_file_can_be_read(files: UserdataStore) -> None:
-    first = await files.write(ANN, "a.json", b"one")
-    again = await files.write(ANN, "a.json", b"three")
-    assert (again.size, again.created) == (5, first.created)
-    assert again.modified >= first.modified
+    first_file = await files.write(ANN, "a.json", b"one")
+    rewritten_file = await files.write(ANN, "a.json", b"three")
+    assert (rewritten_file.size, rewritten_file.created) == (5, first_file.created)
+    assert rewritten_file.modified >= first_file.modified
     assert await files.read(ANN, "a.json") == b"three"
     await files.write(ANN, "empty", b"")
     assert await files.read(ANN, "empty") == b""
@@ -106,8 +106,8 @@ async def test_concurrent_updates_are_all_kept(database: Database) -> None:
 
     await asyncio.gather(*map(change, range(20)))
     assert len(json.loads(await files.read(ANN, "settings"))) == 20
-    made = await asyncio.gather(
+    outcomes = await asyncio.gather(
         *(files.write(ANN, "new", b"%d" % n, overwrite=False) for n in range(5)),
         return_exceptions=True,
     )
-    assert sum(isinstance(item, FileExists) for item in made) == 4
+    assert sum(isinstance(item, FileExists) for item in outcomes) == 4

@@ -47,10 +47,12 @@ def test_full_disk_loses_lines_and_raises_nothing(
     path = tmp_path / "x.log"
     log = LogFile(path)
     log.write(b"before\n")
-    opened = Path.open
+    original_open = Path.open
     # A full disk fails at a write, not when a file is opened.
     monkeypatch.setattr(
-        Path, "open", lambda self, *args, **kwargs: opened(Path("/dev/full"), *args, **kwargs)
+        Path,
+        "open",
+        lambda self, *args, **kwargs: original_open(Path("/dev/full"), *args, **kwargs),
     )
     log.close()
     log.write(b"lost\n")

@@ -37,17 +37,17 @@ def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:
 
 def test_pips_variable_wins_over_its_file_and_uvs_own_over_both(environ: dict[str, str]) -> None:
     assert uv_environ(PYTHON, {**environ, "PIP_TIMEOUT": "69.5"})["UV_HTTP_TIMEOUT"] == "70"
-    own = {**environ, "PIP_TIMEOUT": "70", "UV_HTTP_TIMEOUT": "80"}
-    assert uv_environ(PYTHON, own)["UV_HTTP_TIMEOUT"] == "80"
+    own_environ = {**environ, "PIP_TIMEOUT": "70", "UV_HTTP_TIMEOUT": "80"}
+    assert uv_environ(PYTHON, own_environ)["UV_HTTP_TIMEOUT"] == "80"
 
 
 def test_pips_certificates_win_over_the_machines(environ: dict[str, str]) -> None:
     environ.pop("SSL_CERT_FILE", None)
     # The machine's own file may name certificates.
     assert uv_environ(PYTHON, {**environ, "PIP_CONFIG_FILE": os.devnull})["UV_SYSTEM_CERTS"] == "1"
-    own = uv_environ(PYTHON, {**environ, "SSL_CERT_FILE": "/b.pem", "PIP_CERT": "/a.pem"})
-    assert own["SSL_CERT_FILE"] == "/a.pem"
-    assert "UV_SYSTEM_CERTS" not in own
+    own_environ = uv_environ(PYTHON, {**environ, "SSL_CERT_FILE": "/b.pem", "PIP_CERT": "/a.pem"})
+    assert own_environ["SSL_CERT_FILE"] == "/a.pem"
+    assert "UV_SYSTEM_CERTS" not in own_environ
 
 
 def test_settings_of_other_commands_are_left_out(environ: dict[str, str]) -> None:

@@ -81,19 +81,19 @@ async def test_an_operator_may_assign_any_role(studio: Studio) -> None:
 async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
     _, admin = await studio.member()
     ends = now() + TOMORROW
-    mine, visitor = await _key_of(studio, admin, admin.scopes, ends)
-    made, heir = await _key_of(studio, visitor, admin.scopes)
-    assert made.expires_at == mine.expires_at
-    sooner, _ = await _key_of(studio, heir, expires_at=ends - timedelta(hours=1))
+    own_key, visitor = await _key_of(studio, admin, admin.scopes, ends)
+    child_key, child_caller = await _key_of(studio, visitor, admin.scopes)
+    assert child_key.expires_at == own_key.expires_at
+    sooner, _ = await _key_of(studio, child_caller, expires_at=ends - timedelta(hours=1))
     assert sooner.expires_at == ends - timedelta(hours=1)
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         await _key_of(studio, visitor, expires_at=ends + timedelta(seconds=1))
-    assert refused.value.field == "expires_at"
+    assert exc_info.value.field == "expires_at"
     # A key that expires later cannot be rotated; the own key can.
     lasting, _ = await _key_of(studio, admin, [JOBS_WRITE])
     with pytest.raises(InsufficientScope, match="expires later than your own key"):
         await studio.parts.api_keys.rotate_key(by(visitor), lasting.id, timedelta(0))
-    await studio.parts.api_keys.rotate_key(by(visitor), mine.id, timedelta(0))
+    await studio.parts.api_keys.rotate_key(by(visitor), own_key.id, timedelta(0))
     # Keys of a session may outlive it.
     lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
     assert lasting.expires_at > ends
@@ -104,21 +104,23 @@ async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
 async def test_a_member_can_be_invited_again(studio: Studio) -> None:
     organisations, sign_in = studio.parts.organisations, studio.parts.sign_in
     _, admin = await studio.member()
-    organisation_id, first = await organisations.add_member(
+    organisation_id, first_token = await organisations.add_member(
         by(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
     )
-    user, second = await organisations.invite_member(
+    user, second_token = await organisations.invite_member(
         by(admin), studio.organisation, organisation_id.id
     )
     assert user.id == organisation_id.id
     with pytest.raises(InvalidToken):
-        await sign_in.reset_password(str(first), PASSWORD, "")
-    await sign_in.reset_password(str(second), PASSWORD, "")
+        await sign_in.reset_password(str(first_token), PASSWORD, "")
+    await sign_in.reset_password(str(second_token), PASSWORD, "")
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
     assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
     # Without a mail server, only an invitation can replace a forgotten password.
-    _, third = await organisations.invite_member(by(admin), studio.organisation, organisation_id.id)
-    await sign_in.reset_password(str(third), "another password", "")
+    _, third_token = await organisations.invite_member(
+        by(admin), studio.organisation, organisation_id.id
+    )
+    await sign_in.reset_password(str(third_token), "another password", "")
     with pytest.raises(InvalidCredentials):
         await sign_in.sign_in("new@example.com", PASSWORD, "")
     with pytest.raises(InvalidToken):
@@ -133,9 +135,9 @@ async def test_inviting_a_member_needs_all_scopes_of_the_role(studio: Studio) ->
     for identity in (member, hirer):
         with pytest.raises(InsufficientScope):
             await organisations.invite_member(by(identity), studio.organisation, boss.user.id)
-    other = await organisations.create_organisation(by(studio.operator), "rival")
+    other_organisation = await organisations.create_organisation(by(studio.operator), "rival")
     with pytest.raises(NotFound):
-        await organisations.invite_member(by(studio.operator), other.id, boss.user.id)
+        await organisations.invite_member(by(studio.operator), other_organisation.id, boss.user.id)
     bot = await organisations.add_service_account(
         by(admin), studio.organisation, "bot", Role.MEMBER
     )
@@ -200,30 +202,30 @@ async def test_with_a_mail_server_an_invitation_is_only_mailed(
             self.mails.append(mail)
 
     _, admin = await studio.member()
-    old, _ = await studio.member(Role.MEMBER)
+    old_member, _ = await studio.member(Role.MEMBER)
     studio.parts.sign_in._mailer = outbox = Outbox()
-    new, _ = await studio.parts.organisations.add_member(
+    new_user, _ = await studio.parts.organisations.add_member(
         by(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
     )
-    for user in (new.id, old.user.id):
+    for user in (new_user.id, old_member.user.id):
         assert (
             await studio.parts.organisations.invite_member(by(admin), studio.organisation, user)
         )[1] is None
     await studio.parts.sign_in.close()
     assert [(mail.to, mail.subject) for mail in outbox.mails] == [
-        (new.email, "Your new account"),
-        (new.email, "Your new account"),
-        (old.user.email, "Set a new password"),
+        (new_user.email, "Your new account"),
+        (new_user.email, "Your new account"),
+        (old_member.user.email, "Set a new password"),
     ]
 
 
 async def test_unfinished_provider_sign_ins_are_limited(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[str] = []
+    counted_events: list[str] = []
 
     async def limit(name: str, most: int) -> None:
-        counted.append(name)
+        counted_events.append(name)
         raise TooManyAttempts("too many attempts; try again later", retry_after=1)
 
     open_id = studio.parts.open_id
@@ -238,7 +240,7 @@ async def test_unfinished_provider_sign_ins_are_limited(
     }
     with pytest.raises(TooManyAttempts):
         await open_id.begin_sign_in("studio", "https://a/", "203.0.113.1")
-    assert counted == ["begin 203.0.113.1"]
+    assert counted_events == ["begin 203.0.113.1"]
 
 
 async def test_a_key_without_named_scopes_gets_the_default_ones(
@@ -256,7 +258,7 @@ async def test_a_key_without_named_scopes_gets_the_default_ones(
         by(admin), name="", scopes=None, expires_at=None, user_id=bot.id
     )
     assert key.scopes == {"jobs:read"}
-    _, narrow = await _key_of(studio, admin, [KEYS])
+    _, narrow_caller = await _key_of(studio, admin, [KEYS])
     with pytest.raises(InvalidRequest, match="scopes must be set") as exc_info:
-        await _key_of(studio, narrow)
+        await _key_of(studio, narrow_caller)
     assert exc_info.value.field == "scopes"

@@ -63,27 +63,27 @@ LASTING_CHANGES = [_key, _member, _service, _role, _limit, _profile]
 @pytest.mark.parametrize("change", LASTING_CHANGES)
 async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, change: Any) -> None:
     """The session that the gatekeeper has cached may have ended seconds ago."""
-    _, known = await studio.member()
-    before = await studio.audited_actions(), await studio.count_keys()
-    await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=False)
+    _, caller = await studio.member()
+    state_before = await studio.audited_actions(), await studio.count_keys()
+    await studio.parts.sign_in.sign_out(str(caller.user), caller.key_id, everywhere=False)
     with pytest.raises(InvalidKey):
-        await change(studio, by(known))
-    assert (await studio.audited_actions(), await studio.count_keys()) == before
-    assert (await studio.parts.users.get(str(known.user))).name == ""
+        await change(studio, by(caller))
+    assert (await studio.audited_actions(), await studio.count_keys()) == state_before
+    assert (await studio.parts.users.get(str(caller.user))).name == ""
 
 
 async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None:
-    signed_in, known = await studio.member()
+    signed_in, caller = await studio.member()
     key, text = await studio.parts.api_keys.create_key(
-        by(known), name="", scopes=known.scopes, expires_at=None, user_id=None
+        by(caller), name="", scopes=caller.scopes, expires_at=None, user_id=None
     )
-    held = await studio.parts.authenticator.authenticate(text)
-    await _key(studio, by(held))
+    key_caller = await studio.parts.authenticator.authenticate(text)
+    await _key(studio, by(key_caller))
     await studio.parts.organisations.change_member(
         by(studio.operator), studio.organisation, signed_in.user.id, role=Role.MEMBER
     )
     with pytest.raises(InvalidKey):
-        await _service(studio, by(held))
+        await _service(studio, by(key_caller))
     fewer = await studio.parts.authenticator.authenticate(text)
     await _key(studio, by(fewer))
     await studio.parts.api_keys.revoke_key(by(studio.operator), key.id)
@@ -92,30 +92,30 @@ async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None
 
 
 async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> None:
-    _, known = await studio.member()
+    _, caller = await studio.member()
     token = create_service_token(
         SECRET.encode(),
-        known.owner,
+        caller.owner,
         "jobs",
-        key_id=known.key_id,
-        user=known.user,
-        scopes=known.scopes,
+        key_id=caller.key_id,
+        user=caller.user,
+        scopes=caller.scopes,
     )
     job = await studio.parts.authenticator.authenticate(token)
     await _key(studio, by(job))
-    await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=True)
+    await studio.parts.sign_in.sign_out(str(caller.user), caller.key_id, everywhere=True)
     job = await studio.parts.authenticator.authenticate(token)
     with pytest.raises(InvalidKey):
         await _key(studio, by(job))
 
 
 async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
-    _, known = await studio.member()
+    _, caller = await studio.member()
     key, leaked = await studio.parts.api_keys.create_key(
-        by(known), name="", scopes=None, expires_at=None, user_id=None
+        by(caller), name="", scopes=None, expires_at=None, user_id=None
     )
     await studio.parts.authenticator.authenticate(leaked)
-    await studio.parts.api_keys.rotate_key(by(known), key.id, timedelta(0))
+    await studio.parts.api_keys.rotate_key(by(caller), key.id, timedelta(0))
     with pytest.raises(InvalidKey):
         await studio.parts.authenticator.authenticate(leaked)
 
@@ -125,22 +125,22 @@ async def test_an_operation_without_audit_entry_is_rolled_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
     """The caller may disconnect at any moment, and the process may end at any moment."""
-    _, known = await studio.member()
+    _, caller = await studio.member()
     members = await studio.parts.users.list_members(studio.organisation)
 
     async def fail(*_: object, **__: object) -> None:
         raise ConnectionResetError
 
-    before = await studio.count_keys()
+    count_before = await studio.count_keys()
     with monkeypatch.context() as patch:
         patch.setattr(AuditLog, "write", fail)
         with pytest.raises(ConnectionResetError):
-            await change(studio, by(known))
-    assert await studio.count_keys() == before
+            await change(studio, by(caller))
+    assert await studio.count_keys() == count_before
     assert await studio.parts.users.list_members(studio.organisation) == members
-    assert await LimitStore(studio.database).list_for([f"user:{known.user}"]) == ()
+    assert await LimitStore(studio.database).list_for([f"user:{caller.user}"]) == ()
     # A change of role would have ended the session.
-    await _key(studio, by(known))
+    await _key(studio, by(caller))
 
 
 async def test_a_player_is_created_with_limits_or_not_at_all(
@@ -204,9 +204,9 @@ async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
         )
 
     studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote)
-    after = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
-    held = await studio.parts.authenticator.authenticate(after.access_token)
-    assert not held.has_scope("org:admin")
+    new_session = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
+    new_caller = await studio.parts.authenticator.authenticate(new_session.access_token)
+    assert not new_caller.has_scope("org:admin")
 
 
 PROVIDER = OpenIdProvider(
@@ -228,18 +228,18 @@ async def test_concurrent_provider_sign_ins_create_one_account(
     sign_in, users = studio.parts.sign_in, studio.parts.users
     if linked:
         await users.create(UserKind.PLAYER, email="eve@example.com", name="")
-    find_by_sign_in, others = users.find_by_sign_in, iter([verified(provider, "eve")])
+    find_by_sign_in, other_identities = users.find_by_sign_in, iter([verified(provider, "eve")])
 
     async def late(issuer: str, subject: str) -> object:
         result = await find_by_sign_in(issuer, subject)
-        for other in others:
-            assert (await sign_in.sign_in_verified(other)).user.email == "eve@example.com"
+        for other_identity in other_identities:
+            assert (await sign_in.sign_in_verified(other_identity)).user.email == "eve@example.com"
         return result
 
     monkeypatch.setattr(users, "find_by_sign_in", late)
-    second = await sign_in.sign_in_verified(verified(provider, "eve"))
+    session = await sign_in.sign_in_verified(verified(provider, "eve"))
     monkeypatch.undo()
-    assert (await users.find_by_sign_in(provider.issuer, "eve")) == second.user
+    assert (await users.find_by_sign_in(provider.issuer, "eve")) == session.user
     # Another person with that email is still refused.
     if not linked:
         with pytest.raises(NameTaken):
@@ -252,8 +252,10 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     sign_in, users = studio.parts.sign_in, studio.parts.users
     untrusted = replace(PROVIDER, issuer="https://anybody.example")
     trusted = replace(PROVIDER, links_emails=True)
-    second = replace(PROVIDER, issuer="https://second.example", links_emails=True)
-    sign_in.policy = SignInPolicy(trusted_issuers=frozenset({trusted.issuer, second.issuer}))
+    second_provider = replace(PROVIDER, issuer="https://second.example", links_emails=True)
+    sign_in.policy = SignInPolicy(
+        trusted_issuers=frozenset({trusted.issuer, second_provider.issuer})
+    )
     squatter = await sign_in.sign_in_verified(verified(untrusted, "squatter"))
     owner = await sign_in.sign_in_verified(verified(trusted, "eve"))
     assert owner.user.id == squatter.user.id
@@ -261,6 +263,6 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     with pytest.raises(NameTaken):
         await sign_in.sign_in_verified(verified(untrusted, "squatter"))
     # Two trusted providers sign in to the same account, and neither removes the other.
-    await sign_in.sign_in_verified(verified(second, "eve"))
-    for provider in (trusted, second):
+    await sign_in.sign_in_verified(verified(second_provider, "eve"))
+    for provider in (trusted, second_provider):
         assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

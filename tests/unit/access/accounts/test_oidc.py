@@ -87,9 +87,9 @@ async def test_incomplete_provider_metadata_is_an_outage(
     app.router.add_get("/keys", key_set)
     async with TestServer(app) as server:
         issuer = str(server.make_url("")).rstrip("/")
-        known = OpenIdProvider(
+        provider = OpenIdProvider(
             name="p", issuer=issuer, client_id="m", redirect_uris=("https://b/",)
         )
-        open_id.providers = {"p": known}
+        open_id.providers = {"p": provider}
         with pytest.raises(ServiceUnavailable, match=r"metadata|JWK Set"):
             await open_id.begin_sign_in("p", "https://b/", "")

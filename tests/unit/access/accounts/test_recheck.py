@@ -34,13 +34,13 @@ class Scene:
 
     async def valid(self) -> set[str]:
         """Return the names of the credentials and event tokens that are still valid."""
-        held = {self.token: self.member, self.key: self.key_identity}
+        credentials = {self.token: self.member, self.key: self.key_identity}
         names = {self.token: "session", self.key: "key"}
-        for credential, creator in list(held.items()):
+        for credential, creator in list(credentials.items()):
             token = create_event_token(_SIGNING_KEY, creator, "j", 60)
-            held[token] = verify_event_token(_SIGNING_KEY, token)
+            credentials[token] = verify_event_token(_SIGNING_KEY, token)
             names[token] = f"token of the {names[credential]}"
-        result = await self.studio.parts.authenticator.recheck(held)
+        result = await self.studio.parts.authenticator.recheck(credentials)
         return {names[credential] for credential in result}
 
     async def execute(self, statement: sa.Executable) -> None:
@@ -124,13 +124,13 @@ async def test_a_credential_is_valid_until_its_key_or_session_ends(
 
 
 async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> None:
-    held = {scene.key: Identity(owner=scene.member.owner, key_id=scene.key_id)}
+    credentials = {scene.key: Identity(owner=scene.member.owner, key_id=scene.key_id)}
     recheck = scene.studio.parts.authenticator.recheck
-    assert (await recheck(held))[scene.key].scopes == {TEXT, JOBS_READ}
+    assert (await recheck(credentials))[scene.key].scopes == {TEXT, JOBS_READ}
     await _other_role(scene)
     limit = Limit(subject=f"key:{scene.key_id}", concurrent_requests=0)
     await scene.studio.parts.api_keys.set_limit(by(scene.admin), limit)
-    result = (await recheck(held))[scene.key]
+    result = (await recheck(credentials))[scene.key]
     assert (result.scopes, result.limits) == ({JOBS_READ}, (limit,))
     assert not result.has_scope(JOBS_WRITE)
 
@@ -139,9 +139,11 @@ async def test_deleting_a_signing_key_ends_connections_of_its_tokens(scene: Scen
     api_keys, operator = scene.studio.parts.api_keys, by(scene.studio.operator)
     verifier = TokenVerifier(scene.studio.parts.token_issuer._keys)
     assert await verifier.has_known_key(scene.token)
-    [old] = [key.kid for key in await scene.studio.parts.token_issuer._keys.list_public_keys()]
+    [old_key_id] = [
+        key.kid for key in await scene.studio.parts.token_issuer._keys.list_public_keys()
+    ]
     await api_keys.rotate_signing_key(operator)
-    await api_keys.delete_signing_key(operator, old)
+    await api_keys.delete_signing_key(operator, old_key_id)
     assert not await TokenVerifier(scene.studio.parts.token_issuer._keys).has_known_key(scene.token)
 
 
@@ -149,12 +151,12 @@ async def test_many_credentials_take_one_query_per_kind(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SessionStore(scene.studio.database)
-    read, reads = scene.studio.database.read, 0
+    original_read, reads = scene.studio.database.read, 0
 
     async def counted(work: Callable[[sa.Connection], object]) -> object:
         nonlocal reads
         reads += 1
-        return await read(work)
+        return await original_read(work)
 
     monkeypatch.setattr(scene.studio.database, "read", counted)
     ids = {f"ses_{number}" for number in range(400)} | {scene.member.key_id}

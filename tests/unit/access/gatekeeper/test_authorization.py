@@ -79,9 +79,9 @@ def caller(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
-    with pytest.raises(InsufficientScope) as refused:
+    with pytest.raises(InsufficientScope) as exc_info:
         await ask(middleware(), "/text", caller("jobs:read"), kind)
-    assert refused.value.details == {"scope": "text"}
+    assert exc_info.value.details == {"scope": "text"}
     for allowed in (caller("text"), caller("*"), None):
         await ask(middleware(), "/text", allowed)
     await ask(middleware(), "/elsewhere", caller())
@@ -96,12 +96,12 @@ async def test_callers_without_limits_are_not_counted() -> None:
 
 async def test_a_limited_request_is_counted_once_and_has_limit_headers() -> None:
     meter = TwoRequestMeter()
-    limited = caller("*", limits=(LIMIT,))
-    headers = await ask(middleware(meter), "/", limited)
+    limited_caller = caller("*", limits=(LIMIT,))
+    headers = await ask(middleware(meter), "/", limited_caller)
     assert (headers[b"ratelimit-limit"], headers[b"ratelimit-remaining"]) == (b"2", b"1")
-    await ask(middleware(meter), "/", limited)
+    await ask(middleware(meter), "/", limited_caller)
     with pytest.raises(RateLimited):
-        await ask(middleware(meter), "/", limited)
+        await ask(middleware(meter), "/", limited_caller)
     assert len(meter.admissions) == 3
 
 

@@ -110,8 +110,8 @@ def test_an_event_token_is_found_and_removed_on_its_paths_only() -> None:
     assert TAKEN.extract_event_token(request_scope) == "t"
     assert request_scope["query_string"] == b"after=1&tokens=2"
     assert TAKEN.extract(request_scope) is None
-    other = scope("/jobs", query="token=t")
-    assert TAKEN.extract_event_token(other) is None
+    other_path_scope = scope("/jobs", query="token=t")
+    assert TAKEN.extract_event_token(other_path_scope) is None
     assert CredentialFinder().extract_event_token(scope("/jobs/j/events", query="token=t")) is None
 
 
@@ -155,10 +155,10 @@ def test_a_cookie_is_accepted_from_own_pages_only(
 
 
 def test_reads_and_header_keys_need_no_origin() -> None:
-    foreign = {"host": "gateway.example", "origin": "http://evil.example"}
-    by_cookie = with_headers({**foreign, "cookie": "moyin_session=d"})
+    foreign_headers = {"host": "gateway.example", "origin": "http://evil.example"}
+    by_cookie = with_headers({**foreign_headers, "cookie": "moyin_session=d"})
     assert TAKEN.extract(by_cookie) == "d"
-    by_header = with_headers({**foreign, "x-api-key": "b"}, method="POST")
+    by_header = with_headers({**foreign_headers, "x-api-key": "b"}, method="POST")
     assert TAKEN.extract(by_header) == "b"
 
 

@@ -29,9 +29,9 @@ LIMIT = 10
 
 def one_key() -> StaticAuthenticator:
     token = Identity(owner="ada", key_id="k1", job="j")
-    other = Identity(owner="bob", key_id="k2")
+    other_identity = Identity(owner="bob", key_id="k2")
     return StaticAuthenticator(
-        {"good": Identity(owner="ada", key_id="k1"), "other": other, "event": token}
+        {"good": Identity(owner="ada", key_id="k1"), "other": other_identity, "event": token}
     )
 
 
@@ -42,11 +42,11 @@ class Recorder:
         self.all: list[Observation] = []
 
     @property
-    def seen(self) -> list[tuple[str, str, int]]:
+    def summaries(self) -> list[tuple[str, str, int]]:
         return [(item.service, item.method, item.status) for item in self.all]
 
-    def observe(self, seen: Observation) -> None:
-        self.all.append(seen)
+    def observe(self, observation: Observation) -> None:
+        self.all.append(observation)
 
 
 def find_owner(scope: Scope) -> str:
@@ -65,11 +65,11 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         raise InvalidRequest("size must be positive", field="size", details={"hint": 1})
     if scope["path"] == "/bug":
         raise ZeroDivisionError("secret detail")
-    size, more = 0, True
-    while more:
+    size, has_more = 0, True
+    while has_more:
         message = await receive()
         size += len(message.get("body", b""))
-        more = message.get("more_body", False)
+        has_more = message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%d" % size, "more_body": True})
     if scope["path"] == "/late":
@@ -151,7 +151,7 @@ async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) 
     status, response_headers, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
     assert (status, body) == (200, b"5ada")
     assert len(response_headers["x-request-id"]) == 32
-    assert client.metrics.seen == [("echo", "POST", 200)]
+    assert client.metrics.summaries == [("echo", "POST", 200)]
 
 
 @pytest.mark.parametrize(
@@ -226,19 +226,19 @@ async def test_an_unhandled_error_is_only_logged(
 async def test_an_error_after_the_first_byte_closes_the_connection(client: Client) -> None:
     with pytest.raises(MoyinError, match="too late"):
         await client.call("/late", headers=BEARER)
-    assert client.metrics.seen == [("echo", "POST", 200)]
+    assert client.metrics.summaries == [("echo", "POST", 200)]
 
 
 async def test_a_websocket_may_have_its_key_in_the_query(client: Client) -> None:
-    *_, sent = await client.call(kind="websocket", query=b"api_key=good")
-    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.send"]
-    assert sent[1]["text"] == "ada"
+    *_, messages = await client.call(kind="websocket", query=b"api_key=good")
+    assert [m["type"] for m in messages] == ["websocket.accept", "websocket.send"]
+    assert messages[1]["text"] == "ada"
 
 
 async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Client) -> None:
-    *_, sent = await client.call(kind="websocket", query=b"api_key=bad")
-    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.close"]
-    assert (sent[1]["code"], sent[1]["reason"][:15]) == (1008, "invalid_api_key")
+    *_, messages = await client.call(kind="websocket", query=b"api_key=bad")
+    assert [m["type"] for m in messages] == ["websocket.accept", "websocket.close"]
+    assert (messages[1]["code"], messages[1]["reason"][:15]) == (1008, "invalid_api_key")
 
 
 async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
@@ -256,13 +256,13 @@ async def test_an_event_token_counts_before_the_cookie(cookie: str, kind: str) -
         "origin": "https://studio.example",
         "sec-fetch-site": "same-site",
     }
-    status, _, body, sent = await client.call(
+    status, _, body, messages = await client.call(
         "/job/read", kind=kind, headers=headers, query=b"token=event"
     )
     if kind == "http":
         assert (status, body) == (200, b"0ada")
     else:
-        assert sent[-1] == {"type": "websocket.send", "text": "ada"}
+        assert messages[-1] == {"type": "websocket.send", "text": "ada"}
     # Without a token, the cookie counts, and only for the gateway's own pages.
     status, _, body, _ = await client.call("/job/read", headers=headers)
     assert (status, json.loads(body)["code"]) == (403, "cross_site_request")
@@ -285,8 +285,8 @@ async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client:
 
 async def test_the_access_log_has_caller_and_request_but_no_secret(client: Client) -> None:
     await client.call("/known", headers=BEARER, query=b"api_key=good")
-    [seen] = client.metrics.all
-    line = format_access_line(seen)
+    [access_entry] = client.metrics.all
+    line = format_access_line(access_entry)
     log_entry = json.loads(line)
     assert (log_entry["owner"], log_entry["key"], log_entry["status"]) == ("ada", "k1", 400)
     assert (log_entry["path"], log_entry["code"]) == ("/known", "invalid_request")
@@ -296,9 +296,9 @@ async def test_the_access_log_has_caller_and_request_but_no_secret(client: Clien
 async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> None:
     link = create_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
     await client.call(link, headers=BEARER)
-    [seen] = client.metrics.all
-    assert link.split("/")[3] not in format_access_line(seen)
-    assert json.loads(format_access_line(seen))["path"].startswith("/artifacts/signed/eyJ")
+    [access_entry] = client.metrics.all
+    assert link.split("/")[3] not in format_access_line(access_entry)
+    assert json.loads(format_access_line(access_entry))["path"].startswith("/artifacts/signed/eyJ")
 
 
 class Hanging:
@@ -332,7 +332,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
 
 async def test_a_disconnect_cancels_the_request() -> None:
     app, metrics = Hanging(), Recorder()
-    left = asyncio.Event()
+    has_disconnected = asyncio.Event()
     waiting: list[Any] = [
         {"type": "http.request", "body": b"a", "more_body": True},
         {"type": "http.request", "body": b"b", "more_body": False},
@@ -341,7 +341,7 @@ async def test_a_disconnect_cancels_the_request() -> None:
     async def receive() -> Any:
         if waiting:
             return waiting.pop(0)
-        await left.wait()
+        await has_disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(_message: Any) -> None:
@@ -353,15 +353,15 @@ async def test_a_disconnect_cancels_the_request() -> None:
         "path": "/",
         "headers": [(b"x-api-key", b"good")],
     }
-    serving = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
+    serving_task = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
     await app.working.wait()
     await asyncio.sleep(0.3)
     assert not app.cancelled
-    left.set()
+    has_disconnected.set()
     async with asyncio.timeout(1):
-        await serving
+        await serving_task
     assert app.cancelled
-    assert metrics.seen == [("hang", "POST", 499)]
+    assert metrics.summaries == [("hang", "POST", 499)]
 
 
 async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
@@ -373,7 +373,7 @@ async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert metrics.seen == [("hang", "POST", 499)]
+    assert metrics.summaries == [("hang", "POST", 499)]
 
 
 @pytest.mark.parametrize("crumbs", [1, 1_000_000], ids=["it stops", "it comes in crumbs"])
@@ -439,11 +439,11 @@ def post_scope() -> Scope:
 
 
 async def test_the_app_does_not_see_a_query_key() -> None:
-    seen: list[Scope] = []
+    seen_scopes: list[Scope] = []
     recorder = Recorder()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope)
+        seen_scopes.append(scope)
         await echo(scope, receive, send)
 
     client = Client()
@@ -452,12 +452,12 @@ async def test_the_app_does_not_see_a_query_key() -> None:
         observer=recorder,
         credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
-    status, _, _, sent = await client.call("/view", query=b"a=1&api_key=good")
+    status, _, _, messages = await client.call("/view", query=b"a=1&api_key=good")
     assert status == 200
-    assert [scope["query_string"] for scope in seen] == [b"a=1"]
-    refused, _, body, _ = await client.call("/view", query=b"a=1&api_key=nogood")
-    assert refused == 401
-    all_output = f"{sent} {body!r} {[format_access_line(item) for item in recorder.all]}"
+    assert [scope["query_string"] for scope in seen_scopes] == [b"a=1"]
+    rejected_status, _, body, _ = await client.call("/view", query=b"a=1&api_key=nogood")
+    assert rejected_status == 401
+    all_output = f"{messages} {body!r} {[format_access_line(item) for item in recorder.all]}"
     assert "good" not in all_output.replace("no", "")
     assert (await client.call("/other", query=b"api_key=good"))[0] == 401
 

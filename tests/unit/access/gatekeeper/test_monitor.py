@@ -71,12 +71,12 @@ class OpenConnection:
             "type": kind, "path": path, "method": "GET", "query_string": b"",
             "headers": [(b"x-api-key", key.encode())],
         }  # fmt: skip
-        first: list[Any] = [{"type": "websocket.connect"} if kind == "websocket" else
+        first_messages: list[Any] = [{"type": "websocket.connect"} if kind == "websocket" else
                             {"type": "http.request", "body": b""}]  # fmt: skip
 
         async def receive() -> Any:
-            if first:
-                return first.pop()
+            if first_messages:
+                return first_messages.pop()
             await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
@@ -124,9 +124,9 @@ async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
     await stream.task
-    first, last = stream.body.removesuffix(b"\n\n").split(b"\n\n")
-    name, data = last.split(b"\n")
-    assert (first, name) == (b"data: 1", b"event: error")
+    first_event, last_event = stream.body.removesuffix(b"\n\n").split(b"\n\n")
+    name, data = last_event.split(b"\n")
+    assert (first_event, name) == (b"data: 1", b"event: error")
     assert json.loads(data.removeprefix(b"data: "))["code"] == "invalid_api_key"
     assert stream.sent[-1]["more_body"] is False
     assert not stream.task.cancelled()
@@ -154,12 +154,15 @@ async def test_a_connection_ends_when_its_caller_loses_the_scope(
 
 
 async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
-    ended, goes_on = farm.open(kind="websocket"), farm.open(kind="websocket", key="other")
+    ended_connection, goes_on = (
+        farm.open(kind="websocket"),
+        farm.open(kind="websocket", key="other"),
+    )
     while len(farm.gatekeeper.monitor._credentials) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
-    await ended.task
+    await ended_connection.task
     assert not goes_on.task.done()
     goes_on.task.cancel()
     with pytest.raises(asyncio.CancelledError):

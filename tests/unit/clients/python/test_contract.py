@@ -135,9 +135,13 @@ def test_the_gateway_takes_the_filters() -> None:
         template="dawn", user="u1", metadata={"project": "aurora"}, page_size=7,
     )  # fmt: skip
     assert files.keys() == ArtifactFilter.__annotations__.keys()
-    wanted = parse_artifacts_query(build_query(files, None).items())
-    assert (wanted.media_type, wanted.favourite, wanted.user) == ("image/*", False, "u1")
-    assert (wanted.template, wanted.metadata) == ("dawn", {"project": "aurora"})
+    artifacts_query = parse_artifacts_query(build_query(files, None).items())
+    assert (artifacts_query.media_type, artifacts_query.favourite, artifacts_query.user) == (
+        "image/*",
+        False,
+        "u1",
+    )
+    assert (artifacts_query.template, artifacts_query.metadata) == ("dawn", {"project": "aurora"})
 
 
 def test_the_gateway_takes_requests_for_many_jobs() -> None:

@@ -34,10 +34,10 @@ async def request(path: str) -> list[str]:
 @pytest.mark.parametrize("path", ["/v1", "/v1/models", "/accounts", "/accounts/session"])
 async def test_paths_of_other_apps_are_unavailable(path: str) -> None:
     """HAProxy sends these paths to the gateway only until their own app is deployed."""
-    with pytest.raises(ServiceUnavailable) as raised:
+    with pytest.raises(ServiceUnavailable) as exc_info:
         await request(path)
-    assert raised.value.retry_after == 5
-    assert path.split("/")[1] in raised.value.message
+    assert exc_info.value.retry_after == 5
+    assert path.split("/")[1] in exc_info.value.message
 
 
 @pytest.mark.parametrize("path", ["/v1x", "/accountsx", "/jobs/v1", "/", "/unknown/path"])

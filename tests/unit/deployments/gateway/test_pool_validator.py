@@ -92,9 +92,9 @@ async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving
 
 async def test_comfyuis_rejection_is_forwarded(serving: Any) -> None:
     serving(Pool(BODY))
-    with pytest.raises(InvalidGraph) as refused:
+    with pytest.raises(InvalidGraph) as exc_info:
         await PoolValidator().validate("fast", {"1": {}})
-    assert (refused.value.message, refused.value.details) == ("no", BODY)
+    assert (exc_info.value.message, exc_info.value.details) == ("no", BODY)
 
 
 @pytest.mark.parametrize(

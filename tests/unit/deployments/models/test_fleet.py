@@ -83,10 +83,10 @@ async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> N
 
 async def test_new_configuration_keeps_unchanged_back_ends(settings: Settings) -> None:
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    first = builder.build(config(CLOUD, OLLAMA))
-    second = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
-    assert second.runtimes["claude"] is first.runtimes["claude"]
-    assert list(second.runtimes) == ["claude", "gpu"]
+    first_fleet = builder.build(config(CLOUD, OLLAMA))
+    second_fleet = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
+    assert second_fleet.runtimes["claude"] is first_fleet.runtimes["claude"]
+    assert list(second_fleet.runtimes) == ["claude", "gpu"]
     await builder.close()
 
 
@@ -163,13 +163,13 @@ async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
 async def test_aliases_and_policies_may_name_models_with_ollamas_default_tag(
     settings: Settings,
 ) -> None:
-    read = ModelsConfig.model_validate(
+    models_config = ModelsConfig.model_validate(
         {
             "backends": [{**OLLAMA, "discover": True}],
             "aliases": {"house": ["qwen3:latest"]},
             "tenants": {"eve": {"models": ["qwen3:latest"]}},
         }
     )
-    fleet = FleetBuilder(settings, {}).build(read)
+    fleet = FleetBuilder(settings, {}).build(models_config)
     assert len(fleet.find_allowed_deployments("house", "ada")) == 2
     assert fleet.list_names("eve") == ("qwen3",)

@@ -17,14 +17,14 @@ def call(backend: str, at: float, seconds: float, error: str | None = None) -> C
 
 def test_calls_of_five_minutes_are_summed_by_backend() -> None:
     now = [1000.0]
-    recent = RecentCalls(lambda: now[0])
-    recent.record(call("a", 600, 9.0))
+    recent_calls = RecentCalls(lambda: now[0])
+    recent_calls.record(call("a", 600, 9.0))
     for seconds in range(1, 11):
-        recent.record(call("a", 990, float(seconds)))
-    recent.record(call("a", 990, 60.0, "backend_timeout"))
-    recent.record(call("a", 990, 60.0, "cancelled"))
-    recent.record(call("b", 990, 1.0, "backend_error"))
-    sums = recent.summarize()
+        recent_calls.record(call("a", 990, float(seconds)))
+    recent_calls.record(call("a", 990, 60.0, "backend_timeout"))
+    recent_calls.record(call("a", 990, 60.0, "cancelled"))
+    recent_calls.record(call("b", 990, 1.0, "backend_error"))
+    sums = recent_calls.summarize()
     assert sums["a"] == CallSummary(
         calls=11,
         errors=1,
@@ -34,14 +34,14 @@ def test_calls_of_five_minutes_are_summed_by_backend() -> None:
     )
     assert sums["b"] == CallSummary(calls=1, errors=1)
     now[0] = 1500
-    assert recent.summarize() == {}
+    assert recent_calls.summarize() == {}
 
 
 def test_sums_are_shared_for_a_second() -> None:
     now = [1000.0]
-    recent = RecentCalls(lambda: now[0])
-    first = recent.summarize()
-    recent.record(call("a", 1000, 1.0))
-    assert recent.summarize() is first
+    recent_calls = RecentCalls(lambda: now[0])
+    first_summary = recent_calls.summarize()
+    recent_calls.record(call("a", 1000, 1.0))
+    assert recent_calls.summarize() is first_summary
     now[0] = 1001
-    assert recent.summarize()["a"].calls == 1
+    assert recent_calls.summarize()["a"].calls == 1

@@ -61,10 +61,10 @@ class _Metric:
 
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
-    recorded = Metrics()
-    monkeypatch.setattr("deployments.observer.metrics", recorded)
-    monkeypatch.setattr("deployments.models.telemetry.metrics", recorded)
-    return recorded
+    new_metrics = Metrics()
+    monkeypatch.setattr("deployments.observer.metrics", new_metrics)
+    monkeypatch.setattr("deployments.models.telemetry.metrics", new_metrics)
+    return new_metrics
 
 
 def record(**changes: Any) -> CallRecord:
@@ -113,10 +113,12 @@ def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
         telemetry.record_breaker_state("gpu-0", state)
         telemetry.export()
         gauge = {
-            other: metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state=other.value)
-            for other in BreakerState
+            other_state: metrics.get(
+                "moyin_backend_breaker", moyin_backend="gpu-0", state=other_state.value
+            )
+            for other_state in BreakerState
         }
-        assert [other for other, value in gauge.items() if value == 1] == [state]
+        assert [other_state for other_state, value in gauge.items() if value == 1] == [state]
     name = "moyin_backend_breaker_transitions"
     assert metrics.get(name, moyin_backend="gpu-0", state="open") == 1
 
@@ -148,12 +150,15 @@ def test_spans_go_to_the_tracer_of_the_process(
     telemetry.record_call(record(error="cancelled"))
     telemetry.export()
     provider.shutdown()
-    answered, cut = spans.get_finished_spans()
-    assert answered.name == "chat qwen3"
-    assert answered.parent is not None
-    assert f"{answered.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
-    assert (answered.start_time, answered.end_time) == (998_500_000_000, 1_000_000_000_000)
-    attributes = dict(answered.attributes or {})
+    answered_span, cut = spans.get_finished_spans()
+    assert answered_span.name == "chat qwen3"
+    assert answered_span.parent is not None
+    assert f"{answered_span.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+    assert (answered_span.start_time, answered_span.end_time) == (
+        998_500_000_000,
+        1_000_000_000_000,
+    )
+    attributes = dict(answered_span.attributes or {})
     assert attributes["gen_ai.usage.input_tokens"] == 100
     assert attributes["gen_ai.usage.cache_read.input_tokens"] == 10
     assert attributes["gen_ai.request.model"] == "fast"

@@ -98,13 +98,13 @@ async def test_hanging_store_does_not_delay_the_end(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CLOSE_TIMEOUT_SECONDS", 0.1)
-    stuck = asyncio.Event()
+    never_set = asyncio.Event()
 
     async def hang(*_: Any) -> None:
         # Like a client that mistakes a cancellation for its own timeout, and goes on.
         with contextlib.suppress(asyncio.CancelledError):
-            await stuck.wait()
-        await stuck.wait()
+            await never_set.wait()
+        await never_set.wait()
 
     monkeypatch.setattr(stores, "publish", hang)
     async with asyncio.timeout(30):
@@ -112,7 +112,7 @@ async def test_hanging_store_does_not_delay_the_end(
             reporting.start()
             reporting.report(RenderProgress(value=1, max=2))
             await asyncio.sleep(0.1)
-    stuck.set()
+    never_set.set()
     await asyncio.sleep(0.05)
 
 

@@ -71,27 +71,27 @@ async def test_a_failure_is_read_once_per_interval_and_counts_as_not_serving() -
     monitor = HealthMonitor(fail, interval=3600)
     checks = await asyncio.gather(*(monitor.check(ask()) for _ in range(100)))
     assert {check.status for check in checks} == {NOT_SERVING}
-    async with aclosing(monitor.watch(ask())) as watching:
-        assert (await anext(watching)).status == NOT_SERVING
+    async with aclosing(monitor.watch(ask())) as statuses:
+        assert (await anext(statuses)).status == NOT_SERVING
     assert reads == 1
 
 
 async def test_a_watcher_gets_every_change() -> None:
     gateway = Gateway()
-    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask())) as watching:
-        assert (await anext(watching)).status == SERVING
+    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask())) as statuses:
+        assert (await anext(statuses)).status == SERVING
         for ready, status in ((False, NOT_SERVING), (True, SERVING)):
             gateway.ready = ready
-            assert (await anext(watching)).status == status
+            assert (await anext(statuses)).status == status
 
 
 async def test_a_watcher_of_an_unknown_service_stays() -> None:
     gateway = Gateway()
-    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask("x"))) as watching:
-        assert (await anext(watching)).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
+    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask("x"))) as statuses:
+        assert (await anext(statuses)).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await anext(watching)
+                await anext(statuses)
     assert gateway.reads == 0
 
 
@@ -123,10 +123,10 @@ async def test_clients_that_watch_work_while_others_take_all_watchers(
 async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_MAX_WATCHERS", 1)
     monitor = HealthMonitor(Gateway().is_ready)
-    async with aclosing(monitor.watch(ask())) as first:
-        await anext(first)
+    async with aclosing(monitor.watch(ask())) as first_watch:
+        await anext(first_watch)
         with pytest.raises(Fault) as exc_info:
             await anext(monitor.watch(ask()))
         assert exc_info.value.status is grpc.StatusCode.UNIMPLEMENTED
-    async with aclosing(monitor.watch(ask())) as second:
-        assert (await anext(second)).status == SERVING
+    async with aclosing(monitor.watch(ask())) as second_watch:
+        assert (await anext(second_watch)).status == SERVING

@@ -134,11 +134,11 @@ async def run_worker(
         max_deliveries=5,
         max_body_bytes=500,
     )
-    running = asyncio.create_task(worker.run())
+    worker_task = asyncio.create_task(worker.run())
     async with asyncio.timeout(5):
         await broker.settled.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    worker_task.cancel()
+    await asyncio.gather(worker_task, return_exceptions=True)
     return broker
 
 

@@ -105,10 +105,10 @@ async def test_the_event_of_the_last_step() -> None:
         job_id="j", owner="ann", attempt=1, status=JobStatus.SUCCEEDED, results=(RESULT,)
     )
     await JobStatusWriter(jobs=jobs, events=events, frames=frames).finish(outcome)
-    _, published = events.publish_all.call_args.args
-    assert [kind for kind, _ in published] == [EventType.STEP, EventType.SUCCEEDED]
-    check(*published[0], absent=frozenset({"value", "max"}))
-    check(*published[1])
+    _, published_events = events.publish_all.call_args.args
+    assert [kind for kind, _ in published_events] == [EventType.STEP, EventType.SUCCEEDED]
+    check(*published_events[0], absent=frozenset({"value", "max"}))
+    check(*published_events[1])
 
 
 @pytest.mark.parametrize("node", [None, "7"])

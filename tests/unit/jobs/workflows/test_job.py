@@ -68,8 +68,8 @@ async def test_the_workflow_does_not_record_what_an_activity_recorded(bench: Ben
 
 
 async def test_finished_steps_are_not_run_again(bench: Bench) -> None:
-    done = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
-    outcome = await bench.run(done=done, attempt=2)
+    finished_results = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
+    outcome = await bench.run(done=finished_results, attempt=2)
     assert bench.script.tries == {2: 1}
     assert len(outcome.results) == 3
 
@@ -243,18 +243,18 @@ def batch(bench: Bench) -> Bench:
 
 
 async def test_children_run_concurrently(batch: Bench) -> None:
-    arrived = asyncio.Semaphore(0)
+    arrivals = asyncio.Semaphore(0)
     all_arrived = asyncio.Event()
 
     async def meet() -> None:
-        arrived.release()
+        arrivals.release()
         await all_arrived.wait()
 
     for index in range(4):
         batch.script.on[index] = lambda _: meet()
     handle = await batch.start(steps=FOUR, parallel=True)
     for _ in range(4):
-        await arrived.acquire()
+        await arrivals.acquire()
     all_arrived.set()
     outcome = await handle.result()
     assert (outcome.status, outcome.results) == (JobStatus.SUCCEEDED, ())
@@ -282,8 +282,10 @@ async def test_a_failed_child_does_not_stop_the_others(batch: Bench) -> None:
 
 
 async def test_finished_children_are_not_run_again(batch: Bench) -> None:
-    done = tuple(StepResult(index=index, output="") for index in (0, 2))
-    assert (await batch.run(steps=FOUR, parallel=True, done=done)).status is JobStatus.SUCCEEDED
+    finished_results = tuple(StepResult(index=index, output="") for index in (0, 2))
+    assert (
+        await batch.run(steps=FOUR, parallel=True, done=finished_results)
+    ).status is JobStatus.SUCCEEDED
     assert batch.script.tries == {1: 1, 3: 1}
 
 

@@ -48,13 +48,13 @@ class Temporal:
         return SimpleNamespace(cancel=cancel, describe=describe)
 
     def _found(self, run_id: str | None) -> Run:
-        known = [run for run in self.runs if run_id in (None, run.run_id)]
+        known_runs = [run for run in self.runs if run_id in (None, run.run_id)]
         if self.coming is not None:
             self.runs.append(self.coming)
             self.coming = None
-        if not known:
+        if not known_runs:
             raise RPCError("no such run", RPCStatusCode.NOT_FOUND, b"")
-        return known[-1]
+        return known_runs[-1]
 
 
 async def cancels(temporal: Temporal, attempt: int) -> bool:
@@ -63,9 +63,9 @@ async def cancels(temporal: Temporal, attempt: int) -> bool:
 
 
 async def test_a_running_attempt_is_cancelled() -> None:
-    running = run(2, RUNNING)
-    assert await cancels(Temporal(run(1, CLOSED), running), 2)
-    assert running.cancelled
+    running_attempt = run(2, RUNNING)
+    assert await cancels(Temporal(run(1, CLOSED), running_attempt), 2)
+    assert running_attempt.cancelled
 
 
 async def test_an_attempt_that_does_not_run_is_not_cancelled() -> None:

@@ -72,8 +72,8 @@ async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:
 
     parts: Any = {"temporal": UnavailableTemporal(), "activities": None}
     runner = JobRunner(**parts, sweeper=sweeper(Jobs(), Launcher()), concurrency=1)
-    running = asyncio.create_task(runner.run())
+    runner_task = asyncio.create_task(runner.run())
     await connecting.wait()
     await runner.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(runner_task, 5)
     assert runner.error is None

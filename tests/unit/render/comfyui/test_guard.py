@@ -92,8 +92,8 @@ async def test_denied_class_is_refused() -> None:
     assert "does not allow nodes of the class BadNode" in errors["1"]["errors"][0]["details"]
     assert (await validate(graph, {MOYIN_KEY: {"allow": ["*"]}}))[0] is True
     assert (await validate(graph, None))[0] is True, "it is the operator's own graph"
-    only = {MOYIN_KEY: {"allow": ["Load"]}}
-    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, only))[0] is False
+    only_load = {MOYIN_KEY: {"allow": ["Load"]}}
+    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, only_load))[0] is False
 
 
 async def test_unchecked_input_is_accepted() -> None:
@@ -113,13 +113,13 @@ def executed(kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: A
 
 
 def test_linked_values_are_checked_before_execution() -> None:
-    linked = {"image": ["2", 0]}
-    assert executed("Load", linked, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
+    linked_inputs = {"image": ["2", 0]}
+    assert executed("Load", linked_inputs, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
     with pytest.raises(NotAllowed, match="image: you have no file"):
-        executed("Load", linked, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
+        executed("Load", linked_inputs, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
     with pytest.raises(NotAllowed, match="image"):
         executed("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, ALLOWED)
-    executed("Load", linked, {"image": (None,)}, ALLOWED)
+    executed("Load", linked_inputs, {"image": (None,)}, ALLOWED)
 
 
 def test_data_between_nodes_is_not_checked() -> None:

@@ -35,12 +35,12 @@ def folder(tmp_path: Path) -> ProcessFolder:
 
 def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
     """Write a file as an ended prompt would have left it."""
-    written = WrittenFiles(folder)
-    written.begin_prompt(prompt_id)
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(prompt_id)
     path = folder.base / "output" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(text)
-    written.end_prompt(prompt_id)
+    written_files.end_prompt(prompt_id)
 
 
 def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> OutputStore:
@@ -111,13 +111,13 @@ async def test_files_larger_than_the_limit_fail_their_render(
     write(folder, FIRST, "a.png", bytes(6))
     assert await outputs.collect(FIRST, entry("a.png")) is not None
     (folder.base / "output" / "b.png").write_bytes(bytes(6))
-    written = WrittenFiles(folder)
-    written.end_prompt(SECOND)
+    written_files = WrittenFiles(folder)
+    written_files.end_prompt(SECOND)
     (folder.done / SECOND / "output" / "c.png").write_bytes(bytes(6))
-    two = entry("b.png")
-    two.outputs["2"] = entry("c.png").outputs["1"]
+    two_node_entry = entry("b.png")
+    two_node_entry.outputs["2"] = entry("c.png").outputs["1"]
     with pytest.raises(RenderFailed, match="exceed the limit of 10 bytes"):
-        await outputs.collect(SECOND, two)
+        await outputs.collect(SECOND, two_node_entry)
     assert not list(folder.done.iterdir())
 
 

@@ -117,10 +117,10 @@ def test_error_hides_all_paths_and_output_only_known_folders(
 ) -> None:
     assert paths.hide_in_event(EventMessage(type="execution_error", data=ERROR)).data == SHOWN
     output = {"text": [f"{HOME}/a", "/etc/motd says hello"]}
-    shown = paths.hide_in_event(EventMessage(type="executed", data={"output": output})).data[
+    shown_output = paths.hide_in_event(EventMessage(type="executed", data={"output": output})).data[
         "output"
     ]
-    assert shown == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
+    assert shown_output == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
 
 
 def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
@@ -128,12 +128,20 @@ def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
         "outputs": {"1": {"text": ["/etc/motd"]}},
         "status": {"messages": [["execution_start", {}], ["execution_error", ERROR]]},
     }
-    shown = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
-    assert shown["status"]["messages"] == [["execution_start", {}], ["execution_error", SHOWN]]
-    assert shown["outputs"] == {"1": {"text": ["/etc/motd"]}}
-    wrong: list[Any] = [{"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}]
-    for other in wrong:
-        assert paths.hide_in_state(other) == other
+    shown_entry = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
+    assert shown_entry["status"]["messages"] == [
+        ["execution_start", {}],
+        ["execution_error", SHOWN],
+    ]
+    assert shown_entry["outputs"] == {"1": {"text": ["/etc/motd"]}}
+    malformed_states: list[Any] = [
+        {"queued": True, "entry": None},
+        None,
+        [],
+        {"entry": {"status": 3}},
+    ]
+    for malformed_state in malformed_states:
+        assert paths.hide_in_state(malformed_state) == malformed_state
 
 
 def test_text_frame_hides_paths_and_picture_is_unchanged(paths: HostPathFilter) -> None:

@@ -57,13 +57,13 @@ async def test_the_newest_frame_is_published_and_those_in_between_are_not(
     for number in range(9):
         previews.schedule_frame(plain(PNG + b"%d" % number))
         await _turn()
-    first = Preview(step=2, node="3", media_type="image/jpeg")
-    assert store.published == [("j", first, JPEG)]
+    first_preview = Preview(step=2, node="3", media_type="image/jpeg")
+    assert store.published == [("j", first_preview, JPEG)]
     pause.set()
     for _ in range(5):
         await _turn()
-    last = Preview(step=2, node="", media_type="image/png")
-    assert store.published[1:] == [("j", last, PNG + b"8")]
+    last_preview = Preview(step=2, node="", media_type="image/png")
+    assert store.published[1:] == [("j", last_preview, PNG + b"8")]
 
 
 async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:

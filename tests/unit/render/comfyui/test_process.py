@@ -54,7 +54,7 @@ def test_command_line_separates_processes(tmp_path: Path) -> None:
     assert line[1:4] == [
         str(folder.launcher), '{"socket": 7}', str(tmp_path / "home" / "main.py"),
     ]  # fmt: skip
-    joined = " ".join(line)
+    joined_line = " ".join(line)
     for part in (
         f"--base-directory {tmp_path / 'run' / 'base'}",
         "--database-url sqlite:///:memory:",
@@ -62,7 +62,7 @@ def test_command_line_separates_processes(tmp_path: Path) -> None:
         "--fast",
         "--disable-all-custom-nodes --whitelist-custom-nodes moyin_bridge extra",
     ):
-        assert part in joined
+        assert part in joined_line
     assert "--cpu" not in build_command(options(tmp_path), folder, {})
 
 

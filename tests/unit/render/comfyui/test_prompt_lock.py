@@ -58,18 +58,18 @@ async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
             assert is_present
             return files.placed
 
-    cancelled = asyncio.create_task(execute(prompt_id))
+    cancelled_prompt = asyncio.create_task(execute(prompt_id))
     assert await asyncio.to_thread(files.is_blocked.wait, 10)
-    following = asyncio.create_task(execute("next"))
+    next_prompt = asyncio.create_task(execute("next"))
     for _ in range(3):
         # A caller may cancel more than once.
-        cancelled.cancel()
+        cancelled_prompt.cancel()
         await asyncio.sleep(0.01)
-    assert not cancelled.done()
-    assert not following.done()
+    assert not cancelled_prompt.done()
+    assert not next_prompt.done()
     files.unblock.set()
     with pytest.raises(asyncio.CancelledError):
-        await cancelled
-    assert await following == ["next"]
+        await cancelled_prompt
+    assert await next_prompt == ["next"]
     assert files.finished == [prompt_id, "next"]
     assert files.placed == []

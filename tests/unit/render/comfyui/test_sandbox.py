@@ -56,10 +56,10 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
     )
     words = command(comfy_options)
     base = tmp_path / "data" / "run" / "base"
-    read, write = mounts(words, "--ro-bind"), mounts(words, "--bind")
+    read_mounts, write = mounts(words, "--ro-bind"), mounts(words, "--bind")
     for path in (tmp_path / "comfyui", tmp_path / "models", tmp_path / "nodes", tmp_path / "more"):
-        assert read[str(path)] == str(path)
-    assert read["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
+        assert read_mounts[str(path)] == str(path)
+    assert read_mounts["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
     # Temporary folders are not compared, because the test's own folder lies in one of them.
     assert {path for path in write if path.startswith(str(tmp_path))} == {
         str(base / name) for name in ("output", "temp", "user", "scratch")
@@ -76,7 +76,7 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
         str(tmp_path),
         str(Path.home()),
     }
-    assert not forbidden_paths & {*read, *read.values(), *write, *write.values()}
+    assert not forbidden_paths & {*read_mounts, *read_mounts.values(), *write, *write.values()}
     assert words[-4:] == ["--remount-ro", "/", "--chdir", "/"]
 
 
@@ -93,8 +93,14 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
     pipes.mkdir()
     env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes)} if sharing else {}
     words = command(options(tmp_path, network=network), **env)
-    every = {"--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--new-session"}
-    assert every - set(words) == absent
+    all_flags = {
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--new-session",
+    }
+    assert all_flags - set(words) == absent
     assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(words)
     shared_mounts = mounts(words, "--bind")
     assert (str(pipes) in shared_mounts, shared_mounts.get("/dev/shm") == "/dev/shm") == (
@@ -127,11 +133,11 @@ def test_user_of_a_confined_process(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert choose_user_id(options(tmp_path), all_ids) is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    first, second = (
+    first_user, second_user = (
         choose_user_id(options(tmp_path, folder=tmp_path / name), all_ids) for name in ("1", "2")
     )
-    assert first != second
-    assert all(uid is not None and uid >= 1_900_000_000 for uid in (first, second))
+    assert first_user != second_user
+    assert all(uid is not None and uid >= 1_900_000_000 for uid in (first_user, second_user))
     assert choose_user_id(options(tmp_path), some_ids) == 65534
     assert choose_user_id(options(tmp_path, uid=4711), all_ids) == 4711
     assert choose_user_id(options(tmp_path, isolation=Isolation.FILES), all_ids) is None
@@ -146,9 +152,9 @@ def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
         tmp_path, folder=home / "data" / "run", models=home / "models", hidden=(home / "data",)
     )
     words = command(comfy_options)
-    hidden = arguments(words, "--tmpfs")
-    assert {str(home / name) for name in ("data", "output", "input")} <= set(hidden)
-    assert set(hidden) <= set(arguments(words, "--remount-ro"))
+    hidden_folders = arguments(words, "--tmpfs")
+    assert {str(home / name) for name in ("data", "output", "input")} <= set(hidden_folders)
+    assert set(hidden_folders) <= set(arguments(words, "--remount-ro"))
     order = [
         words.index(str(path)) for path in (home, home / "data", home / "data" / "run" / "base")
     ]
@@ -168,11 +174,11 @@ def test_targets_of_linked_models_are_mounted(tmp_path: Path) -> None:
     (checkpoints / "loras").symlink_to(disk / "big")
     (checkpoints / "gone").symlink_to(tmp_path / "gone")
     (checkpoints / "secret").symlink_to(secret)
-    read = mounts(command(options(tmp_path)), "--ro-bind")
+    read_mounts = mounts(command(options(tmp_path)), "--ro-bind")
     file = tmp_path / "alias" / "big" / "a.safetensors"
-    assert read[str(file)] == str(disk / "big" / "a.safetensors")
-    assert read[str(disk / "big")] == str(disk / "big")
-    assert not {str(tmp_path / "gone"), str(secret)} & read.keys()
+    assert read_mounts[str(file)] == str(disk / "big" / "a.safetensors")
+    assert read_mounts[str(disk / "big")] == str(disk / "big")
+    assert not {str(tmp_path / "gone"), str(secret)} & read_mounts.keys()
 
 
 @pytest.mark.parametrize("name", ["/", "/etc", "data", "absent"])
@@ -207,9 +213,9 @@ def test_graphics_devices_and_their_groups_are_passed(
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
     """Bubblewrap would create the mount point in a writable folder, where it can be moved."""
     words = command(options(tmp_path))
-    written = [Path(path) for path in mounts(words, "--bind")]
-    others = [Path(path) for path in mounts(words, "--ro-bind")]
-    assert not [p for p in others for w in written if p.is_relative_to(w)]
+    writable_mounts = [Path(path) for path in mounts(words, "--bind")]
+    read_only_mounts = [Path(path) for path in mounts(words, "--ro-bind")]
+    assert not [p for p in read_only_mounts for w in writable_mounts if p.is_relative_to(w)]
 
 
 def test_model_that_only_its_owner_may_read_is_named(tmp_path: Path) -> None:

@@ -202,10 +202,10 @@ async def test_largest_video_is_converted_within_the_memory_limit(
 
 async def test_too_much_memory_fails_only_one_poster(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(PictureLimits(), memory_mib=250))
-    large = make_video("matroska", "ffv1", size=(8192, 4096), colors=(RED,))
+    large_video = make_video("matroska", "ffv1", size=(8192, 4096), colors=(RED,))
     async with processes.acquire_process("ada") as process:
         with pytest.raises(PictureTooLarge, match="more than the allowed 250 MiB"):
-            await process.run(task(tmp_path, large))
+            await process.run(task(tmp_path, large_video))
     async with processes.acquire_process("ada") as process:
         await process.run(task(tmp_path, make_video()))
     assert read_target(tmp_path).size == (100, 50)

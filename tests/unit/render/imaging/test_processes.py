@@ -76,9 +76,9 @@ async def convert(
 ) -> Image.Image:
     async with processes.acquire_process(tenant) as process:
         await process.run(preview(folder, picture))
-    with Image.open(folder / "target") as shown:
-        shown.load()
-    return shown
+    with Image.open(folder / "target") as result:
+        result.load()
+    return result
 
 
 def peak_mib(pid: int) -> int:
@@ -103,8 +103,8 @@ async def test_largest_picture_is_converted_within_the_memory_limit(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
     # This mode needs the most memory for a preview.
-    shown = await convert(processes, tmp_path, plain((8192, 8192), mode="P"))
-    assert (shown.format, shown.size) == ("WEBP", (4096, 4096))
+    picture = await convert(processes, tmp_path, plain((8192, 8192), mode="P"))
+    assert (picture.format, picture.size) == ("WEBP", (4096, 4096))
     assert peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
@@ -143,8 +143,8 @@ async def test_malicious_headers_do_not_exceed_the_limits(
 async def test_only_one_frame_of_an_animation_is_decoded(
     processes: PictureProcesses, tmp_path: Path, kind: str
 ) -> None:
-    shown = await convert(processes, tmp_path, animation(kind))
-    assert (shown.size, getattr(shown, "n_frames", 1)) == ((400, 400), 1)
+    picture = await convert(processes, tmp_path, animation(kind))
+    assert (picture.size, getattr(picture, "n_frames", 1)) == ((400, 400), 1)
 
 
 async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None:

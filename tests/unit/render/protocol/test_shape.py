@@ -77,8 +77,10 @@ def test_pictures_are_the_saved_batches_and_bounded() -> None:
 @pytest.mark.parametrize("wrap", [str, float, lambda number: {"__value__": number}])
 def test_sizes_count_as_comfyui_reads_them(wrap: Callable[[int], Any]) -> None:
     assert estimate_pictures(changed("2", batch_size=wrap(64))) == 64
-    short, long = (compute_shape(changed("3", steps=wrap(steps))) for steps in (1, 10_000))
-    assert short != long
+    shape_of_few_steps, shape_of_many_steps = (
+        compute_shape(changed("3", steps=wrap(steps))) for steps in (1, 10_000)
+    )
+    assert shape_of_few_steps != shape_of_many_steps
 
 
 @given(

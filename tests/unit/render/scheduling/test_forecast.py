@@ -71,9 +71,9 @@ def test_first_render_waits_for_the_rest_of_the_running_one() -> None:
     assert choice is not None
     render_window.begin_render(choice, 0.0)
     assert _times(render_window, 4.0) == [(6.0, 16.0)]
-    [running] = render_window.list_running(4.0)
-    assert running.pending.id == "1" and running.starts_in is None
-    assert running.ends_in is not None and running.ends_in.mean == 6.0
+    [running_render] = render_window.list_running(4.0)
+    assert running_render.pending.id == "1" and running_render.starts_in is None
+    assert running_render.ends_in is not None and running_render.ends_in.mean == 6.0
     render_window.end_render("0", 8.0)
     assert render_window.list_running(8.0) == []
 

@@ -18,10 +18,10 @@ def _forecast(name: str, mean: float | None, variance: float = 0.0) -> Expectati
 
 
 def _p90(errors: StartErrors, mean: float = 8.0, ahead: int = 0) -> float:
-    others = [_forecast(f"other-{number}", None) for number in range(ahead)]
-    *_, last = errors.widen_forecasts([*others, _forecast("asked", mean)], 0.0)
-    assert last.starts_in is not None and last.starts_in.mean == mean
-    return last.starts_in.p90
+    other_forecasts = [_forecast(f"other-{number}", None) for number in range(ahead)]
+    *_, last_forecast = errors.widen_forecasts([*other_forecasts, _forecast("asked", mean)], 0.0)
+    assert last_forecast.starts_in is not None and last_forecast.starts_in.mean == mean
+    return last_forecast.starts_in.p90
 
 
 def _teach(errors: StartErrors, factor: float, count: int = 40) -> None:
@@ -57,10 +57,10 @@ def test_renders_further_back_have_errors_of_their_own() -> None:
 
 
 def test_end_is_as_uncertain_as_the_start_and_the_render() -> None:
-    [one] = StartErrors().widen_forecasts([_forecast("asked", 8.0)], 0.0)
-    assert one.starts_in is not None and one.ends_in is not None
-    assert one.ends_in.mean == 9.0
-    assert one.ends_in.variance == pytest.approx(one.starts_in.variance + 1.0)
+    [forecast] = StartErrors().widen_forecasts([_forecast("asked", 8.0)], 0.0)
+    assert forecast.starts_in is not None and forecast.ends_in is not None
+    assert forecast.ends_in.mean == 9.0
+    assert forecast.ends_in.variance == pytest.approx(forecast.starts_in.variance + 1.0)
 
 
 def test_cancelled_render_is_not_scored() -> None:

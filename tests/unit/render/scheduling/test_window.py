@@ -115,11 +115,13 @@ def test_renderer_changes_models_only_for_a_reason(
     if RULES.compute_due_time(render) <= now or render.family in ("", family) or not family:
         return
     load = RULES.estimate_load_seconds(render, choice.slot)
-    if any(other.family == family for other in renders):
-        others = [other for other in renders if other.family == render.family]
-        longest = max(now - other.entered for other in others)
+    if any(waiting_render.family == family for waiting_render in renders):
+        same_family_renders = [
+            waiting_render for waiting_render in renders if waiting_render.family == render.family
+        ]
+        longest = max(now - waiting_render.entered for waiting_render in same_family_renders)
         assert longest > RULES.compute_max_wait(load) or len(
-            others
+            same_family_renders
         ) * 10 > RULES.compute_max_imbalance(load)
 
 
@@ -135,15 +137,15 @@ def test_suiting_renders_go_by_class_then_owner_then_arrival(
     classes = [renders[int(name)].priority for name in order]
     assert classes == sorted(classes)
     for owner in "ab":
-        own = [int(n) for n in order if renders[int(n)].owner == owner]
-        assert own == sorted(own, key=lambda n: (renders[n].priority, n))
+        own_renders = [int(n) for n in order if renders[int(n)].owner == owner]
+        assert own_renders == sorted(own_renders, key=lambda n: (renders[n].priority, n))
 
 
 def test_owner_with_many_renders_does_not_delay_others() -> None:
     flood = [pending(f"flood-{n:02}", owner="flood", arrived=n) for n in range(20)]
-    small = [pending(f"small-{n}", owner="small", arrived=50 + n) for n in range(3)]
-    order = served(window([""], [*flood, *small]), 0.0, seconds=0.1)
-    assert [order.index(render.id) for render in small] == [1, 3, 5]
+    small_renders = [pending(f"small-{n}", owner="small", arrived=50 + n) for n in range(3)]
+    order = served(window([""], [*flood, *small_renders]), 0.0, seconds=0.1)
+    assert [order.index(render.id) for render in small_renders] == [1, 3, 5]
 
 
 def test_owner_with_more_weight_is_served_more_often() -> None:
@@ -179,13 +181,15 @@ def test_unloaded_models_go_to_the_least_needed_renderer() -> None:
 
 def test_render_waits_shortly_for_the_busy_renderer_with_its_model() -> None:
     render_window = window(["a", "b"], [pending("1", "a"), pending("2", "a", arrived=1)])
-    first = render_window.choose_assignment(0.0)
-    assert first is not None
-    render_window.begin_render(first, 0.0)
+    first_assignment = render_window.choose_assignment(0.0)
+    assert first_assignment is not None
+    render_window.begin_render(first_assignment, 0.0)
     assert render_window.choose_assignment(0.0) is None
     assert render_window.must_choose_again
     assert _assignment(
-        render_window.choose_assignment(RULES.estimate_load_seconds(first.pending, first.slot) + 2)
+        render_window.choose_assignment(
+            RULES.estimate_load_seconds(first_assignment.pending, first_assignment.slot) + 2
+        )
     ) == ("2", "1")
 
 
@@ -241,14 +245,14 @@ def test_forecast_has_every_render_once_and_changes_nothing(
         for n, (model, owner, priority, deadline) in enumerate(renders)
     ]
     render_window = window(loaded, waiting)
-    first = _forecast(render_window)
-    assert sorted(first) == sorted(render.id for render in waiting)
-    assert _forecast(render_window) == first
+    first_forecast = _forecast(render_window)
+    assert sorted(first_forecast) == sorted(render.id for render in waiting)
+    assert _forecast(render_window) == first_forecast
     choice = render_window.choose_assignment(0.0)
     if choice is not None:
-        assert choice.pending.id == first[0]
+        assert choice.pending.id == first_forecast[0]
         render_window.begin_render(choice, 0.0)
-        assert sorted(_forecast(render_window)) == sorted(first[1:])
+        assert sorted(_forecast(render_window)) == sorted(first_forecast[1:])
 
 
 def test_forecast_is_the_order_in_which_renders_begin() -> None:

@@ -84,14 +84,14 @@ def test_file_without_an_object_is_refused(tmp_path: Path, name: str, text: str)
 
 
 def test_later_folder_wins_and_names_are_unique(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.mkdir()
-    second.mkdir()
-    put(first, "x.json", content("x", title="old", aliases=["other"]))
-    put(second, "x.yaml", yaml.safe_dump(content("x", title="new")))
-    put(second, "y.json", content("y", aliases=["x"]))
-    put(second, "z.json", content("y"))
-    snapshot = read_templates([first, second, tmp_path / "none"])
+    first_folder, second_folder = tmp_path / "a", tmp_path / "b"
+    first_folder.mkdir()
+    second_folder.mkdir()
+    put(first_folder, "x.json", content("x", title="old", aliases=["other"]))
+    put(second_folder, "x.yaml", yaml.safe_dump(content("x", title="new")))
+    put(second_folder, "y.json", content("y", aliases=["x"]))
+    put(second_folder, "z.json", content("y"))
+    snapshot = read_templates([first_folder, second_folder, tmp_path / "none"])
     assert snapshot.names["x"].title == "new"
     assert "other" not in snapshot.names
     assert [problem.rpartition("/")[2] for problem in snapshot.problems] == [

@@ -68,9 +68,9 @@ async def test_failure_before_first_delta_falls_back(answer: str) -> None:
     async with claude(answer) as backend:
         rig = Rig(backend, FakeBackend(raw_stream=[CHUNK, DONE]))
         for _ in range(3):
-            answered = await rig.ask(OpenAICodec(), stream=True)
-            await drained(answered)
-            route = dict(answered.headers)[b"x-moyin-route"]
+            response = await rig.ask(OpenAICodec(), stream=True)
+            await drained(response)
+            route = dict(response.headers)[b"x-moyin-route"]
             assert route == b"fallback after backend_unavailable"
         assert not rig.runtimes[0].is_ready, "the breaker counts it"
         with pytest.raises(BackendUnavailable):

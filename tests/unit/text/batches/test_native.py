@@ -178,10 +178,10 @@ class Rig:
         content, lines = b"", []
         for number, model in enumerate(models, 1):
             line = json.dumps({"custom_id": str(number), "body": {"model": model}}).encode()
-            added = NewLine(
+            new_line = NewLine(
                 number=number, custom_id=str(number), start=len(content), size=len(line)
             )
-            lines.append(added)
+            lines.append(new_line)
             content += line + b"\n"
         self.file = StoredFile(
             id="file-1", owner="ada", purpose=BATCH_INPUT, filename="x", media_type="x/y",
@@ -229,9 +229,9 @@ class Rig:
 
     async def claimable(self) -> list[int]:
         """Return the lines that other runners could claim; the claim is released again."""
-        claimed = [line.number for line in await self.lines.claim("batch_1", "r", 100)]
-        await self.lines.release("batch_1", claimed, "r")
-        return claimed
+        claimed_numbers = [line.number for line in await self.lines.claim("batch_1", "r", 100)]
+        await self.lines.release("batch_1", claimed_numbers, "r")
+        return claimed_numbers
 
     async def charged(self) -> int:
         return int(await self.database.fetch_value(sa.select(sa.func.count()).select_from(usage)))
@@ -280,10 +280,10 @@ async def test_a_lost_batch_is_found_again(rig: Rig, identifies: bool) -> None:
     await rig.begin("native", "native")
     await rig.until(sending=1)
     if not identifies:
-        sent = len(rig.api.sent)
+        sent_count = len(rig.api.sent)
         for _ in range(5):
             await rig.advance()
-        assert len(rig.api.sent) == sent, "whose it is shows only when it has ended"
+        assert len(rig.api.sent) == sent_count, "whose it is shows only when it has ended"
         rig.api.state = RemoteState.ENDED
     await rig.until(**({"running": 1} if identifies else {"done": 1}))
     rig.api.state = RemoteState.ENDED
@@ -306,11 +306,11 @@ async def test_a_batch_that_never_arrived_is_sent_again(rig: Rig) -> None:
 async def test_a_lost_batch_is_waited_for_while_it_may_run(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searches, find = [0], rig.api.find_submitted
+    searches, original_find = [0], rig.api.find_submitted
 
     def search(*args: Any) -> Any:
         searches[0] += 1
-        return find(*args)
+        return original_find(*args)
 
     async def has_searched() -> bool:
         await rig.advance()

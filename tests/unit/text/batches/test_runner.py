@@ -77,10 +77,12 @@ class FakeCaller:
         if errors := self.errors.get(number):
             error = errors.pop(0)
             usage = [entry] if self.errors_cost else []
-            failed = LineResult(number=number, http_status=500, body=b"{}", error_code=error.code)
-            return LineOutcome(result=failed, error=error, usage=usage)
-        answered = LineResult(number=number, http_status=200, body=b"{}")
-        return LineOutcome(result=answered, usage=[entry])
+            failed_result = LineResult(
+                number=number, http_status=500, body=b"{}", error_code=error.code
+            )
+            return LineOutcome(result=failed_result, error=error, usage=usage)
+        line_result = LineResult(number=number, http_status=200, body=b"{}")
+        return LineOutcome(result=line_result, usage=[entry])
 
 
 class Rig:
@@ -111,10 +113,10 @@ class Rig:
         content, lines = b"", []
         for number in range(1, count + 1):
             line = json.dumps({"body": {"number": number}}).encode()
-            added = NewLine(
+            new_line = NewLine(
                 number=number, custom_id=str(number), start=len(content), size=len(line)
             )
-            lines.append(added)
+            lines.append(new_line)
             content += line + b"\n"
         file = StoredFile(
             id="file-1",
@@ -369,18 +371,18 @@ async def test_no_line_begins_while_the_replica_stops(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rig.begin(4)
-    claim, claimed, proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
+    claim, has_claimed, proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **options: Any) -> list[BatchLine]:
         result = await claim(*args, **options)
-        claimed.set()
+        has_claimed.set()
         await proceed.wait()
         return result
 
     monkeypatch.setattr(rig.lines, "claim", slow)
     monkeypatch.setattr(runner_module, "_CLOSE_SECONDS", 30.0)
     working = asyncio.create_task(rig.runner.work("batch_1", ADA))
-    await claimed.wait()
+    await has_claimed.wait()
     closing = asyncio.create_task(rig.runner.close())
     await asyncio.sleep(0)
     proceed.set()

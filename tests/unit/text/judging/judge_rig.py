@@ -83,8 +83,8 @@ class InMemoryComparisons:
     async def get(self, comparison_id: str) -> StoredComparison | None:
         if comparison_id not in self.stored:
             return None
-        second = self.second_answers.get(comparison_id)
-        return StoredComparison(comparison=self.stored[comparison_id], second=second)
+        second_answer = self.second_answers.get(comparison_id)
+        return StoredComparison(comparison=self.stored[comparison_id], second=second_answer)
 
     async def add_second_answer(self, comparison_id: str, text: str) -> None:
         self.second_answers[comparison_id] = text

@@ -25,8 +25,8 @@ BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 def set_answer_order(rig: JudgeRig, name: str, swapped: bool) -> None:
     """Set the random order in which the judge sees the answers."""
-    one = decode(Comparison, rig.store.stored[name])
-    rig.store.stored[name] = encode(replace(one, swapped=swapped))
+    comparison = decode(Comparison, rig.store.stored[name])
+    rig.store.stored[name] = encode(replace(comparison, swapped=swapped))
 
 
 async def test_comparison_gives_one_signal_per_model() -> None:
@@ -72,12 +72,12 @@ async def test_the_operator_pays_and_not_the_tenant() -> None:
     await rig.judge.fetch_second_answer(name)
     await rig.judge.fetch_verdict(name)
     assert tenant == ["ada"]
-    booked = rig.ledger[1:]
-    assert [(item.owner, item.model) for item in booked] == [
+    booked_entries = rig.ledger[1:]
+    assert [(item.owner, item.model) for item in booked_entries] == [
         (JUDGE_OWNER, HAIKU),
         (JUDGE_OWNER, OPUS),
     ]
-    assert rig.budget.booked == sum((item.cost_usd for item in booked), Decimal(0)) > 0
+    assert rig.budget.booked == sum((item.cost_usd for item in booked_entries), Decimal(0)) > 0
     item = decode(Comparison, rig.store.stored[name])
     # Each call sets its worst case aside, no more than was foreseen, and gives the rest back.
     assert rig.budget.booked < sum(rig.budget.reserved) <= item.most_usd
@@ -121,8 +121,8 @@ async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
     (parsed,) = rig.backends[HAIKU].requests
     assert isinstance(parsed, ChatRequest) and parsed.max_tokens == 20
     # Under the client's own limit both were cut alike.
-    limited = await rig.started(request_id="r2", max_tokens=10)
-    assert await rig.judge.fetch_second_answer(limited) is Outcome.ANSWERED
+    limited_name = await rig.started(request_id="r2", max_tokens=10)
+    assert await rig.judge.fetch_second_answer(limited_name) is Outcome.ANSWERED
 
 
 async def test_missing_comparison_ends_quietly() -> None:
@@ -216,9 +216,9 @@ async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
     """Otherwise retries would be charged every five minutes for six hours."""
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    for place, model in (("haiku", HAIKU), ("opus", OPUS)):
+    for backend_name, model in (("haiku", HAIKU), ("opus", OPUS)):
         rig.backends[model].raw = raw
-        rig.runtimes[place].pass_through = rig.backends[model]
+        rig.runtimes[backend_name].pass_through = rig.backends[model]
     assert await rig.judge.fetch_second_answer(name) is Outcome.FAILED
     rig.store.second_answers[name] = "an answer"
     assert await rig.judge.fetch_verdict(name) is Outcome.FAILED

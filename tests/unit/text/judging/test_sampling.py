@@ -52,16 +52,20 @@ async def test_nothing_is_sampled_without_rules() -> None:
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
     rig = JudgeRig()
-    most = None if isinstance(codec, OllamaChatCodec) else 50
-    name = await rig.started(codec=codec, stream=stream, max_tokens=most)
-    one = comparison(rig, name)
-    assert (one.model, one.second, one.answer) == (SMALL, HAIKU, "mine")
-    assert one.conversation == "USER:\nWrite merge sort in Go"
-    assert one.request["model"] == HAIKU
-    assert one.places == ("cloud", "on-premises")
-    assert 0 < one.p_good < one.second_p_good < 1
-    assert one.most_usd > 0
-    assert "merge" not in str(one.question)
+    max_tokens = None if isinstance(codec, OllamaChatCodec) else 50
+    name = await rig.started(codec=codec, stream=stream, max_tokens=max_tokens)
+    sampled_comparison = comparison(rig, name)
+    assert (sampled_comparison.model, sampled_comparison.second, sampled_comparison.answer) == (
+        SMALL,
+        HAIKU,
+        "mine",
+    )
+    assert sampled_comparison.conversation == "USER:\nWrite merge sort in Go"
+    assert sampled_comparison.request["model"] == HAIKU
+    assert sampled_comparison.places == ("cloud", "on-premises")
+    assert 0 < sampled_comparison.p_good < sampled_comparison.second_p_good < 1
+    assert sampled_comparison.most_usd > 0
+    assert "merge" not in str(sampled_comparison.question)
 
 
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
@@ -81,9 +85,9 @@ async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> N
 
 
 async def test_sampling_does_not_change_the_answer() -> None:
-    rig, plain = JudgeRig(), JudgeRig()
-    plain.router.sampler = None
-    answers = [await answer.ask() for answer in (rig, plain)]
+    rig, unsampled_rig = JudgeRig(), JudgeRig()
+    unsampled_rig.router.sampler = None
+    answers = [await answer.ask() for answer in (rig, unsampled_rig)]
     texts = [from_json(answer.body)["choices"][0]["message"]["content"] for answer in answers]
     assert texts == ["mine", "mine"]
     assert answers[0].headers == answers[1].headers
@@ -225,8 +229,10 @@ async def test_removed_alias_prevents_the_comparison() -> None:
     catalog = replace(rig.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
     await rig.ask(model="home")
-    bare = replace(catalog, aliases={})
-    rig.router.fleet = replace(rig.router.fleet, catalog=bare, policies=rig.policies)
+    catalog_without_aliases = replace(catalog, aliases={})
+    rig.router.fleet = replace(
+        rig.router.fleet, catalog=catalog_without_aliases, policies=rig.policies
+    )
     assert await rig.begin() is Outcome.UNSUITABLE
     assert rig.store.stored == {}
 
@@ -269,11 +275,11 @@ async def test_the_same_request_id_is_compared_once() -> None:
 
 async def test_order_of_the_answers_is_random() -> None:
     rig = JudgeRig()
-    swapped = Counter[bool]()
+    swapped_counts = Counter[bool]()
     for number in range(200):
-        swapped[comparison(rig, await rig.started(request_id=f"r{number}")).swapped] += 1
+        swapped_counts[comparison(rig, await rig.started(request_id=f"r{number}")).swapped] += 1
     # Fewer than 60 or more than 140 of 200 by chance: once in 100 million.
-    assert min(swapped.values()) > 60
+    assert min(swapped_counts.values()) > 60
 
 
 @pytest.mark.parametrize("away", ["valkey", "temporal", "room"])
@@ -302,14 +308,14 @@ async def test_frozen_tenant_causes_no_judge_calls() -> None:
 
 
 async def test_cached_answers_are_sampled_once() -> None:
-    kept: dict[str, CachedResponse] = {}
+    cached_responses: dict[str, CachedResponse] = {}
 
     class Cache:
         async def get(self, owner: str, digest: str) -> CachedResponse | None:
-            return kept.get(digest)
+            return cached_responses.get(digest)
 
         async def put(self, owner: str, digest: str, response: CachedResponse, **_: Any) -> None:
-            kept[digest] = response
+            cached_responses[digest] = response
 
     caching = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
     rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
@@ -317,7 +323,7 @@ async def test_cached_answers_are_sampled_once() -> None:
     await rig.ask(model="faq")
     await asyncio.sleep(0)
     await rig.ask(model="faq")
-    assert len(kept) == 1
+    assert len(cached_responses) == 1
     assert rig.sampler.samples.qsize() == 1
 
 
@@ -325,13 +331,13 @@ async def test_comparison_starter_survives_a_failing_sample() -> None:
     rig = JudgeRig()
     await rig.ask()
     await rig.ask(request_id="r2")
-    broken = rig.sampler.samples.get_nowait()
-    broken.candidates = ()
-    rig.sampler.samples.put_nowait(broken)
-    running = asyncio.create_task(rig.starter.run())
+    broken_sample = rig.sampler.samples.get_nowait()
+    broken_sample.candidates = ()
+    rig.sampler.samples.put_nowait(broken_sample)
+    starter_task = asyncio.create_task(rig.starter.run())
     async with asyncio.timeout(5):
         while len(rig.counted) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    starter_task.cancel()
+    await asyncio.gather(starter_task, return_exceptions=True)
     assert rig.counted == [Outcome.STARTED, Outcome.FAILED]

@@ -38,11 +38,11 @@ def without(*names: str) -> dict[str, dict[str, Any]]:
 
 
 def test_random_seed_is_within_the_templates_bounds() -> None:
-    seen = set()
+    seen_seeds = set()
     for _ in range(200):
         [seed] = job()["batch"]["seeds"]
-        seen.add(seed)
-    assert seen == set(range(10, 21))
+        seen_seeds.add(seed)
+    assert seen_seeds == set(range(10, 21))
     seeds = job(n=4)["batch"]["seeds"]
     assert len(seeds) == 4
     assert min(seeds) >= 10
@@ -129,13 +129,13 @@ PICTURE = {"type": "string", "format": "image"}
 
 
 def test_pictures_of_an_edit_go_to_the_templates_inputs() -> None:
-    first, second, mask = file("image[]"), file("image[]"), file("mask")
-    parsed = edit(first, second, mask, n="2", stream="false", inputs='{"seed": 12}')
+    first_picture, second_picture, mask = file("image[]"), file("image[]"), file("mask")
+    parsed = edit(first_picture, second_picture, mask, n="2", stream="false", inputs='{"seed": 12}')
     assert (parsed.body.n, parsed.body.stream, parsed.body.inputs) == (2, False, {"seed": 12})
     accepted = {**TAKES, "image": PICTURE, "image_2": PICTURE, "mask": PICTURE}
     assert assign_pictures(parsed, "t", accepted) == {
-        "image": first,
-        "image_2": second,
+        "image": first_picture,
+        "image_2": second_picture,
         "mask": mask,
     }
 

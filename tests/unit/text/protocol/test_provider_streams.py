@@ -93,9 +93,11 @@ def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
     messages = [{"role": "user", "content": "Hi"}]
     parsed = OpenAICodec().parse(json.dumps({**request, "messages": messages}).encode())
     tap = parsed.create_stream_tap({})
-    received = b"".join(tap.feed(body[at : at + 7]) for at in range(0, len(body), 7)) + tap.flush()
+    received_bytes = (
+        b"".join(tap.feed(body[at : at + 7]) for at in range(0, len(body), 7)) + tap.flush()
+    )
     assert tap.is_finished
-    *events, end, nothing = received.split(b"\n\n")
+    *events, end, nothing = received_bytes.split(b"\n\n")
     assert (end, nothing) == (b"data: [DONE]", b"")
     chunks = [ChatCompletionChunk.model_validate_json(e.removeprefix(b"data: ")) for e in events]
     for chunk in chunks:
@@ -130,10 +132,10 @@ def test_text_and_one_total_usage(
     assert not wants_usage or chunks[-1].choices == []
     deltas = translate(body)
     assert "".join(d.text for d in deltas if isinstance(d, chat.TextDelta)) == "It is sunny."
-    finished = deltas[-1]
-    assert isinstance(finished, chat.Finished)
-    written = totals[0].completion_tokens if totals else finished.usage.output_tokens
-    assert finished.usage == Usage(input_tokens=9, output_tokens=written)
+    finished_event = deltas[-1]
+    assert isinstance(finished_event, chat.Finished)
+    output_tokens = totals[0].completion_tokens if totals else finished_event.usage.output_tokens
+    assert finished_event.usage == Usage(input_tokens=9, output_tokens=output_tokens)
 
 
 def test_the_answer_of_azure_is_named_by_its_first_event_with_a_name() -> None:
@@ -157,8 +159,11 @@ def test_tool_calls_of_gemini_for_other_protocols() -> None:
     started = [delta for delta in deltas if isinstance(delta, chat.ToolStarted)]
     assert [(delta.index, delta.name) for delta in started] == [(0, "weather"), (1, "time")]
     assert started[0].id == "call_1" and started[1].id.startswith("call_")
-    finished = deltas[-1]
-    assert isinstance(finished, chat.Finished) and finished.stop is chat.StopReason.TOOL_USE
+    finished_event = deltas[-1]
+    assert (
+        isinstance(finished_event, chat.Finished)
+        and finished_event.stop is chat.StopReason.TOOL_USE
+    )
 
 
 def test_arguments_without_index_belong_to_the_call_before() -> None:
@@ -171,11 +176,11 @@ def test_arguments_without_index_belong_to_the_call_before() -> None:
 
 
 def test_calls_of_gemini_with_the_same_index_are_numbered() -> None:
-    later = {"index": 0, "function": {"arguments": ' "Rome"}'}}
+    later_call = {"index": 0, "function": {"arguments": ' "Rome"}'}}
     events = [
         gemini_chunk(5, tool_calls=[gemini_call("time", "{}", id="a", index=0)]),
         gemini_chunk(6, tool_calls=[gemini_call("weather", '{"city":', id="b", index=0)]),
-        gemini_chunk(7, tool_calls=[later]),
+        gemini_chunk(7, tool_calls=[later_call]),
         # What another server would send next, and the same call once more with its name.
         gemini_chunk(8, tool_calls=[gemini_call("time", "{", id="c", index=1)]),
         gemini_chunk(9, tool_calls=[gemini_call("time", "}", id="c", index=1)]),
@@ -207,8 +212,8 @@ def test_whole_answers_of_gemini_with_tool_calls(identifier: str) -> None:
     }  # fmt: skip
     domain = chat_response_to_domain(body)
     assert domain.stop is chat.StopReason.TOOL_USE
-    completed = OpenAICodec().add_missing_members(b"", body, None)
-    answer = ChatCompletion.model_validate_json(completed)
+    completed_body = OpenAICodec().add_missing_members(b"", body, None)
+    answer = ChatCompletion.model_validate_json(completed_body)
     assert answer.choices[0].finish_reason == "tool_calls"
     assert answer.choices[0].message.tool_calls
     assert answer.choices[0].message.tool_calls[0].id.startswith("call_")

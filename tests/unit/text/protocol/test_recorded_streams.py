@@ -204,24 +204,26 @@ def summarize(deltas: Sequence[Delta]) -> ParsedRecording:
         )
         for index in names
     }
-    last = deltas[-1]
-    assert isinstance(deltas[0], Started) and isinstance(last, Finished)
+    last_delta = deltas[-1]
+    assert isinstance(deltas[0], Started) and isinstance(last_delta, Finished)
     return ParsedRecording(
         text="".join(d.text for d in deltas if isinstance(d, TextDelta)),
         thinking="".join(d.text for d in deltas if isinstance(d, ThinkingDelta)),
         tools=tuple((names[index], json.loads(arguments[index])) for index in names),
-        stop=last.stop,
-        usage=last.usage,
+        stop=last_delta.stop,
+        usage=last_delta.usage,
     )
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
-    whole = await read(provider, [STREAMS[provider]])
-    assert summarize(whole) == EXPECTED[provider]
+    whole_deltas = await read(provider, [STREAMS[provider]])
+    assert summarize(whole_deltas) == EXPECTED[provider]
     for seed in range(CUTS):
         pieces = cut(STREAMS[provider], seed)
-        assert [_plain(d) for d in await read(provider, pieces)] == [_plain(d) for d in whole], seed
+        assert [_plain(d) for d in await read(provider, pieces)] == [
+            _plain(d) for d in whole_deltas
+        ], seed
 
 
 def _plain(delta: Delta) -> Delta:
@@ -276,25 +278,25 @@ def forward(tap: StreamTap, pieces: Iterable[bytes]) -> bytes:
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_forwarded_stream_is_the_same_however_it_is_cut(provider: str, hide_usage: bool) -> None:
     stream, expected = STREAMS[provider], EXPECTED[provider]
-    first = _tap(provider, hide_usage=hide_usage)
-    transcript = first.transcript = Transcript()
-    whole = forward(first, [stream])
-    assert first.is_finished and transcript.is_readable
+    first_tap = _tap(provider, hide_usage=hide_usage)
+    transcript = first_tap.transcript = Transcript()
+    whole_stream = forward(first_tap, [stream])
+    assert first_tap.is_finished and transcript.is_readable
     assert (transcript.text, transcript.stop) == (expected.text, expected.stop)
-    assert (first.usage or Usage()) == expected.usage
+    assert (first_tap.usage or Usage()) == expected.usage
     if not hide_usage:
-        done = b"" if b"[DONE]" in stream or provider in TAPS else b"data: [DONE]\n\n"
-        sent = stream.replace(b"\r\n", b"\n") + done
+        end_marker = b"" if b"[DONE]" in stream or provider in TAPS else b"data: [DONE]\n\n"
+        sent_stream = stream.replace(b"\r\n", b"\n") + end_marker
         if provider in REPAIRED:
-            pairs = zip(whole.split(b"\n\n"), sent.split(b"\n\n"), strict=True)
-            assert all(contains(*pair) for pair in pairs) and whole != sent
+            pairs = zip(whole_stream.split(b"\n\n"), sent_stream.split(b"\n\n"), strict=True)
+            assert all(contains(*pair) for pair in pairs) and whole_stream != sent_stream
         else:
-            assert whole == sent
+            assert whole_stream == sent_stream
     for seed in range(CUTS):
         tap = _tap(provider, hide_usage=hide_usage)
         tap.transcript = Transcript()
-        assert forward(tap, cut(stream, seed)) == whole, seed
-        assert (tap.usage, tap.tokens) == (first.usage, first.tokens), seed
+        assert forward(tap, cut(stream, seed)) == whole_stream, seed
+        assert (tap.usage, tap.tokens) == (first_tap.usage, first_tap.tokens), seed
         assert tap.transcript.text == transcript.text, seed
 
 
@@ -309,8 +311,8 @@ REASONS = {
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in TAPS])
 def test_openais_sdk_reads_a_forwarded_stream(provider: str) -> None:
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
-    received = forward(_tap(provider, hide_usage=False), [STREAMS[provider]])
-    for event in received.split(b"\n\n"):
+    received_bytes = forward(_tap(provider, hide_usage=False), [STREAMS[provider]])
+    for event in received_bytes.split(b"\n\n"):
         data = event.partition(b"data: ")[2]
         if data in (b"", b"[DONE]"):
             continue
@@ -369,13 +371,13 @@ def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
         chance = random.Random(seed)
         deltas: list[Delta] = [Started(id="a", model="m")]
         starts = [ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)]
-        left = {index: list(fragments) for index, fragments in pieces.items()}
-        while starts or any(left.values()):
+        remaining_pieces = {index: list(fragments) for index, fragments in pieces.items()}
+        while starts or any(remaining_pieces.values()):
             index = chance.randrange(len(calls))
             if starts and index >= len(calls) - len(starts):
                 deltas.append(starts.pop(0))
-            elif left[index]:
-                deltas.append(ToolArguments(index=index, fragment=left[index].pop(0)))
+            elif remaining_pieces[index]:
+                deltas.append(ToolArguments(index=index, fragment=remaining_pieces[index].pop(0)))
         deltas.append(Finished(stop=StopReason.TOOL_USE, usage=Usage(output_tokens=9)))
         request = codec.parse(json.dumps({"model": "m", "stream": True, **body}).encode())
         writer = request.create_stream_writer()
@@ -398,8 +400,8 @@ def test_streams_that_are_read_in_turn_do_not_mix() -> None:
         if not waiting[name]:
             del waiting[name]
     for name, reader in readers.items():
-        rest = reader.flush() if isinstance(reader, OpenAIReader) else []
-        assert summarize([*deltas[name], *rest]) == EXPECTED[name]
+        flushed_deltas = reader.flush() if isinstance(reader, OpenAIReader) else []
+        assert summarize([*deltas[name], *flushed_deltas]) == EXPECTED[name]
 
 
 # An error within a stream has a choice at OpenRouter, none elsewhere.
@@ -422,15 +424,15 @@ def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
 
 async def test_an_event_that_is_no_json_ends_all_streams_alike() -> None:
     """Translated and forwarded streams fail alike, and the router tries another back end."""
-    broken = b"data: {nope}\n\n"
+    broken_event = b"data: {nope}\n\n"
     for provider in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:
-            await read(provider, [broken])
+            await read(provider, [broken_event])
         assert getattr(exc_info.value, "code", "") in ("stream_interrupted", "backend_unavailable")
     for tap in (OpenAITap(hide_usage=True), AnthropicTap()):
         with pytest.raises(StreamInterrupted):
-            tap.feed(broken)
-    rig = Rig(FakeBackend(raw_stream=[broken]), FakeBackend(raw_stream=[STREAMS["openai"]]))
+            tap.feed(broken_event)
+    rig = Rig(FakeBackend(raw_stream=[broken_event]), FakeBackend(raw_stream=[STREAMS["openai"]]))
     answer = await rig.ask(stream=True)
     assert dict(cast(Any, answer.headers))[b"x-moyin-backend"] == b"b1"
     await answer.close()

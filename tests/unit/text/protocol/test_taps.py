@@ -111,23 +111,23 @@ def test_text_that_is_not_a_string_is_unreadable() -> None:
 def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
     ending: bytes,
 ) -> None:
-    whole = openai({"content": "Hello"}) + openai({}, "stop")
+    stream = openai({"content": "Hello"}) + openai({}, "stop")
     tap = OpenAITap(hide_usage=True)
     transcript = tap.transcript = Transcript()
-    passed = tap.feed(whole.rstrip() + ending) + tap.flush()
-    assert passed == whole + b"data: [DONE]\n\n"
+    passed_bytes = tap.feed(stream.rstrip() + ending) + tap.flush()
+    assert passed_bytes == stream + b"data: [DONE]\n\n"
     assert (tap.is_finished, transcript.stop) == (True, StopReason.END)
     reader = StreamReader()
-    read = reader.feed(whole.rstrip() + ending) + reader.flush()
-    assert (reader.is_finished, type(read[-1])) == (True, Finished)
+    read_deltas = reader.feed(stream.rstrip() + ending) + reader.flush()
+    assert (reader.is_finished, type(read_deltas[-1])) == (True, Finished)
 
 
 def test_stream_with_done_finishes_once() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
-    whole = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
-    assert tap.feed(whole) + tap.flush() == whole + b"\n\n"
-    read = reader.feed(whole) + reader.flush()
-    assert sum(isinstance(delta, Finished) for delta in read) == 1
+    stream = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
+    assert tap.feed(stream) + tap.flush() == stream + b"\n\n"
+    read_deltas = reader.feed(stream) + reader.flush()
+    assert sum(isinstance(delta, Finished) for delta in read_deltas) == 1
 
 
 def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
@@ -136,9 +136,9 @@ def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
     reader.feed(openai({"content": "Hello"}))
     assert (tap.flush(), reader.flush()) == (b"", [])
     assert not tap.is_finished and not reader.is_finished
-    two = OpenAITap(hide_usage=True, choices=2)
-    two.feed(openai({"content": "Hello"}, "stop"))
-    assert two.flush() == b"" and not two.is_finished
+    tap_of_two_choices = OpenAITap(hide_usage=True, choices=2)
+    tap_of_two_choices.feed(openai({"content": "Hello"}, "stop"))
+    assert tap_of_two_choices.flush() == b"" and not tap_of_two_choices.is_finished
 
 
 def test_stream_that_ends_within_an_event_is_interrupted() -> None:
@@ -159,7 +159,7 @@ def test_last_event_may_lack_its_terminator(protocol: str) -> None:
         "anthropic": (anthropic("message_stop"), AnthropicTap()),
         "ollama": (line(content="", done=True), OllamaTap("m")),
     }
-    last, tap = taps[protocol]
-    assert tap.feed(last.rstrip(b"\n")) == b""
-    assert tap.flush() == last
+    last_event, tap = taps[protocol]
+    assert tap.feed(last_event.rstrip(b"\n")) == b""
+    assert tap.flush() == last_event
     assert tap.is_finished

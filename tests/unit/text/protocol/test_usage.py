@@ -39,9 +39,9 @@ def test_dates_and_times_with_offsets_are_utc() -> None:
     ],
 )
 def test_periods_are_bounded(parameters: dict[str, str], field: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         period(**parameters)
-    assert refused.value.field == field
+    assert exc_info.value.field == field
 
 
 def test_render_is_shown_with_its_time() -> None:
@@ -60,10 +60,10 @@ def test_render_is_shown_with_its_time() -> None:
         unit="gpu_milliseconds",
         quantity=2500,
     )
-    shown = build_call(entry).model_dump(mode="json")
-    assert (shown["operation"], shown["unit"], shown["quantity"]) == (
+    shown_call = build_call(entry).model_dump(mode="json")
+    assert (shown_call["operation"], shown_call["unit"], shown_call["quantity"]) == (
         "render",
         "gpu_milliseconds",
         2500,
     )
-    assert (shown["status"], shown["cost_usd"]) == ("cancelled", "0.025")
+    assert (shown_call["status"], shown_call["cost_usd"]) == ("cancelled", "0.025")

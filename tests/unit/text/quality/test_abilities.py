@@ -122,35 +122,35 @@ def test_abilities_rise_with_size_and_line() -> None:
         "claude-opus-5-5",
         "claude-fable-5-1",
     )
-    known = [look_up_ability(name) for name in line]
-    means = [ability.mean for ability in known if ability is not None]
+    abilities = [look_up_ability(name) for name in line]
+    means = [ability.mean for ability in abilities if ability is not None]
     assert len(means) == len(line)
     assert means == sorted(means)
 
 
 def test_coarse_quantisation_costs_ability() -> None:
-    fine, coarse = (
+    fine_ability, coarse = (
         look_up_ability("qwen2.5:14b-instruct-q4_K_M"),
         look_up_ability("qwen2.5:14b-instruct-q2_K"),
     )
-    assert fine and coarse
-    assert coarse.mean < fine.mean
+    assert fine_ability and coarse
+    assert coarse.mean < fine_ability.mean
 
 
 def test_unlisted_model_is_rated_by_its_size_with_a_wider_spread() -> None:
-    sized, listed = look_up_ability("studio/our-tune-7b"), look_up_ability("mistral:7b")
-    assert sized and listed
-    assert sized.spread > listed.spread
+    sized, listed_ability = look_up_ability("studio/our-tune-7b"), look_up_ability("mistral:7b")
+    assert sized and listed_ability
+    assert sized.spread > listed_ability.spread
     assert "7 billion" in sized.source
 
 
 def test_size_of_another_family_member_is_not_used() -> None:
-    small, large = (
+    small_ability, large_ability = (
         look_up_ability("llama-3.1-nemotron-4b"),
         look_up_ability("llama-3.1-nemotron-70b"),
     )
-    assert small and large
-    assert small.mean < large.mean
+    assert small_ability and large_ability
+    assert small_ability.mean < large_ability.mean
 
 
 @pytest.mark.parametrize("model", ["bar", "", "::", "our-secret-model"])
@@ -228,10 +228,10 @@ def test_unverified_scores_have_a_wider_spread() -> None:
 
 
 def test_a_newer_claude_is_rated_above_the_last_measured_one_in_each_kind() -> None:
-    measured, now = known("claude-3-5-sonnet"), known("claude-haiku-5-5")
+    measured_ability, now = known("claude-3-5-sonnet"), known("claude-haiku-5-5")
     for kind in ("mathematics", "code", "reasoning"):
-        gain = now.kinds[kind].mean - measured.kinds[kind].mean
-        assert gain == pytest.approx(now.mean - measured.mean)
+        gain = now.kinds[kind].mean - measured_ability.kinds[kind].mean
+        assert gain == pytest.approx(now.mean - measured_ability.mean)
         assert now.kinds[kind].mean > known("qwen3:235b").kinds[kind].mean
 
 
@@ -241,10 +241,12 @@ def test_a_model_without_scores_by_kind_has_one_ability(model: str) -> None:
 
 
 def test_coarse_quantisation_costs_each_kind() -> None:
-    fine, coarse = known("qwen3:8b-q4_K_M"), known("qwen3:8b-q2_K")
-    measured = {"mathematics", "code", "reasoning", "extraction", "summary"}
-    assert fine.kinds.keys() == coarse.kinds.keys() == measured
-    assert all(coarse.kinds[kind].mean < fine.kinds[kind].mean for kind in fine.kinds)
+    fine_ability, coarse = known("qwen3:8b-q4_K_M"), known("qwen3:8b-q2_K")
+    measured_kinds = {"mathematics", "code", "reasoning", "extraction", "summary"}
+    assert fine_ability.kinds.keys() == coarse.kinds.keys() == measured_kinds
+    assert all(
+        coarse.kinds[kind].mean < fine_ability.kinds[kind].mean for kind in fine_ability.kinds
+    )
 
 
 def test_scores_with_given_texts_count_half() -> None:
@@ -264,9 +266,9 @@ def test_texts_that_were_not_summarised_count_against_a_model() -> None:
 
 
 def test_a_newer_claude_is_rated_above_the_measured_one_in_summaries() -> None:
-    measured, now = known("claude-haiku-4-5"), known("claude-haiku-5-5")
-    gain = now.kinds["summary"].mean - measured.kinds["summary"].mean
-    assert gain == pytest.approx(now.mean - measured.mean)
+    measured_ability, now = known("claude-haiku-4-5"), known("claude-haiku-5-5")
+    gain = now.kinds["summary"].mean - measured_ability.kinds["summary"].mean
+    assert gain == pytest.approx(now.mean - measured_ability.mean)
     assert "claude-haiku-4-5" in now.kinds["summary"].source
     assert now.kinds["summary"].mean > known("qwen3:235b").kinds["summary"].mean
     assert "extraction" not in now.kinds

@@ -67,8 +67,8 @@ def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed:
 
 
 def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
-    near = likeness(embed(PHYSICIAN), embed(PARAPHRASE))
-    assert near > likeness(embed(PHYSICIAN), embed(ENGINE)) + 0.2
+    likeness_of_paraphrase = likeness(embed(PHYSICIAN), embed(PARAPHRASE))
+    assert likeness_of_paraphrase > likeness(embed(PHYSICIAN), embed(ENGINE)) + 0.2
 
 
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
@@ -86,8 +86,8 @@ def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
 def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> None:
     estimator = Estimator()
     for number in range(20):
-        bad = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
-        estimator.learn("studio", bad)
+        bad_signal = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
+        estimator.learn("studio", bad_signal)
 
     def chance(text: str) -> float:
         """Return p_good of a question that shares only its meaning with ``text``."""

@@ -41,12 +41,12 @@ def teach(
     "text", [LAW, CODE, "Prove that there are infinitely many primes", "Hallo, wie geht es dir?"]
 )
 def test_small_model_is_not_trusted_with_hard_work(text: str) -> None:
-    small, large = (
+    small_estimate, large_estimate = (
         p(Estimator(), text, model="smollm2-135m"),
         p(Estimator(), text, model="claude-opus-5-5"),
     )
-    assert small.low <= small.p < 0.3
-    assert large.low > 0.8
+    assert small_estimate.low <= small_estimate.p < 0.3
+    assert large_estimate.low > 0.8
 
 
 def logit(chance: float) -> float:
@@ -58,33 +58,35 @@ def test_small_model_is_trusted_with_greetings() -> None:
 
 
 def test_bounds_enclose_the_expectation_and_are_wider_for_unknown_models() -> None:
-    known = p(Estimator())
+    known_estimate = p(Estimator())
     unknown = Estimator().estimate("studio", "x", None, ask(LAW))
-    assert known.low < known.p < known.high
-    assert unknown.high - unknown.low > known.high - known.low
-    assert (known.basis, unknown.basis) == ("table", "unknown")
+    assert known_estimate.low < known_estimate.p < known_estimate.high
+    assert unknown.high - unknown.low > known_estimate.high - known_estimate.low
+    assert (known_estimate.basis, unknown.basis) == ("table", "unknown")
     assert unknown == Estimator().estimate("studio", "x", UNKNOWN_ABILITY, ask(LAW))
 
 
 def test_upper_bound_is_twice_as_far_as_the_lower_one() -> None:
     bounds = p(Estimator(), model="llama3.1:8b")
-    low, high = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
+    low_logit, high_logit = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
     ability = look_up_ability("llama3.1:8b")
     assert ability is not None
     doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY_SHARE) * ask(LAW).spread ** 2)
     flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY_SHARE * ask(LAW).spread ** 2)
-    assert high - low == pytest.approx((LOWER_DEVIATIONS + UPPER_DEVIATIONS) * doubt * flat)
+    assert high_logit - low_logit == pytest.approx(
+        (LOWER_DEVIATIONS + UPPER_DEVIATIONS) * doubt * flat
+    )
     assert UPPER_DEVIATIONS == 2 * LOWER_DEVIATIONS
 
 
 def test_signals_move_the_estimate_and_narrow_it() -> None:
     estimator = Estimator()
-    before = p(estimator)
+    estimate_before = p(estimator)
     teach(estimator, 0.0, 100)
-    after = p(estimator)
-    assert after.p < before.p / 2
-    assert after.high - after.low < before.high - before.low
-    assert (after.signals, after.basis) == (100, "learned")
+    estimate_after = p(estimator)
+    assert estimate_after.p < estimate_before.p / 2
+    assert estimate_after.high - estimate_after.low < estimate_before.high - estimate_before.low
+    assert (estimate_after.signals, estimate_after.basis) == (100, "learned")
 
 
 def test_learning_about_one_kind_hardly_changes_another() -> None:
@@ -96,58 +98,58 @@ def test_learning_about_one_kind_hardly_changes_another() -> None:
 
 def test_words_distinguish_topics_of_one_kind() -> None:
     estimator = Estimator()
-    good, bad = "Write a haiku about lanterns", "Write a quest outline with dragons"
+    good_topic, bad_topic = "Write a haiku about lanterns", "Write a quest outline with dragons"
     for _ in range(60):
-        teach(estimator, 1.0, 1, good, key="")
-        teach(estimator, 0.0, 1, bad, key="")
-    assert p(estimator, good).p > 0.75
-    assert p(estimator, bad).p < 0.35
+        teach(estimator, 1.0, 1, good_topic, key="")
+        teach(estimator, 0.0, 1, bad_topic, key="")
+    assert p(estimator, good_topic).p > 0.75
+    assert p(estimator, bad_topic).p < 0.35
 
 
 def test_one_signal_moves_its_question_by_a_bounded_step() -> None:
     estimator = Estimator(limits=LearningLimits(max_signal_shift=0.01))
-    before = p(estimator)
+    estimate_before = p(estimator)
     estimator.learn("studio", signal(ask(LAW), 0.0))
-    assert abs(before.p - p(estimator).p) < 0.005
+    assert abs(estimate_before.p - p(estimator).p) < 0.005
 
 
 def test_flood_of_one_key_weighs_no_more_than_its_allowance() -> None:
-    flooded, filled = Estimator(), Estimator()
-    for estimator, count in ((flooded, 5_000), (filled, 50)):
+    flooded, filled_estimator = Estimator(), Estimator()
+    for estimator, count in ((flooded, 5_000), (filled_estimator, 50)):
         weights = [estimator.learn("studio", signal(ask(LAW), 0.0)) for _ in range(count)]
         assert sum(weights) == pytest.approx(50.0)
-    assert p(flooded) == p(filled)
+    assert p(flooded) == p(filled_estimator)
 
 
 def test_flood_of_one_key_does_not_silence_the_others() -> None:
     estimator = Estimator()
     teach(estimator, 1.0, 400)
-    before = p(estimator).p
+    p_before = p(estimator).p
     for _ in range(10_000):
         estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
     assert logit(p(estimator).p) == pytest.approx(
-        logit(before) - LearningLimits().max_key_shift, abs=0.2
+        logit(p_before) - LearningLimits().max_key_shift, abs=0.2
     )
     teach(estimator, 1.0, 400, at=1.0)
-    assert p(estimator).p > before - 0.05
+    assert p(estimator).p > p_before - 0.05
 
 
 def test_flood_of_one_key_moves_estimates_by_the_same_step_however_long_it_is() -> None:
-    short, long = Estimator(), Estimator()
-    for estimator, count in ((short, 20), (long, 2_000)):
+    short_flooded, long_flooded = Estimator(), Estimator()
+    for estimator, count in ((short_flooded, 20), (long_flooded, 2_000)):
         teach(estimator, 1.0, 100)
         for _ in range(count):
             estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
-    assert p(long).p == pytest.approx(p(short).p, abs=0.01)
+    assert p(long_flooded).p == pytest.approx(p(short_flooded).p, abs=0.01)
 
 
 def test_exhausted_keys_do_not_stop_learning_from_others() -> None:
     estimator = Estimator()
     for number in range(60):  # at one moment, about words without other signals
         estimator.learn("studio", signal(ask(f"Clause {number}x of a{number}"), 0.0, key="mallory"))
-    before = p(estimator).p
+    p_before = p(estimator).p
     teach(estimator, 1.0, 20, at=DAY)
-    assert p(estimator).p > before
+    assert p(estimator).p > p_before
 
 
 def test_allowance_comes_back_with_time() -> None:
@@ -160,18 +162,18 @@ def test_allowance_comes_back_with_time() -> None:
 
 def test_no_signal_moves_another_tenant() -> None:
     estimator = Estimator()
-    before = p(estimator, tenant="other")
+    estimate_before = p(estimator, tenant="other")
     teach(estimator, 0.0, 1_000)
-    assert p(estimator, tenant="other") == before
+    assert p(estimator, tenant="other") == estimate_before
 
 
 def test_learned_state_fades() -> None:
     estimator = Estimator()
-    before = p(estimator).p
+    p_before = p(estimator).p
     teach(estimator, 0.0, 100)
     taught = p(estimator).p
     estimator.learn("studio", signal(ask(CODE), 1.0, at=365 * DAY))
-    assert before - p(estimator).p < (before - taught) / 3
+    assert p_before - p(estimator).p < (p_before - taught) / 3
 
 
 def test_estimates_follow_a_change() -> None:
@@ -185,24 +187,24 @@ def test_estimates_follow_a_change() -> None:
 def test_frozen_tenant_learns_nothing_until_thawed() -> None:
     estimator = Estimator()
     estimator.freeze("studio")
-    before = p(estimator)
+    estimate_before = p(estimator)
     teach(estimator, 0.0, 10)
-    assert p(estimator) == before
+    assert p(estimator) == estimate_before
     estimator.freeze("studio", False)
     teach(estimator, 0.0, 10)
-    assert p(estimator).p < before.p
+    assert p(estimator).p < estimate_before.p
 
 
 def test_reset_forgets() -> None:
     estimator = Estimator()
-    before = p(estimator)
+    estimate_before = p(estimator)
     teach(estimator, 0.0, 10)
     estimator.reset("studio")
-    assert p(estimator) == before
+    assert p(estimator) == estimate_before
 
 
 def test_state_survives_json_and_is_bounded() -> None:
-    estimator, other = Estimator(), Estimator()
+    estimator, restored_estimator = Estimator(), Estimator()
     for number in range(3_000):
         text = f"w{number} x{number} y{number} z{number}"
         changes = {"model": f"model-{number % 40}-7b", "key": f"key-{number}"}
@@ -210,9 +212,9 @@ def test_state_survives_json_and_is_bounded() -> None:
     teach(estimator, 0.0, 30)
     text = json.dumps(estimator.get_state("studio").to_json())
     assert len(text) < 3_000_000
-    other.replace_state("studio", TenantState.from_json(json.loads(text)))
-    assert p(other).p == pytest.approx(p(estimator).p, abs=1e-6)
-    assert len(other.get_state("studio").models) <= 24
+    restored_estimator.replace_state("studio", TenantState.from_json(json.loads(text)))
+    assert p(restored_estimator).p == pytest.approx(p(estimator).p, abs=1e-6)
+    assert len(restored_estimator.get_state("studio").models) <= 24
 
 
 @pytest.mark.parametrize(
@@ -233,27 +235,29 @@ def test_broken_state_is_refused(value: object) -> None:
 
 
 def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
-    one, two = Estimator(), Estimator()
-    teach(one, 0.0, 30)
-    teach(two, 1.0, 10, CODE)
-    a, b = one.get_state("studio"), two.get_state("studio")
-    one.replace_state("studio", a.merge_with(b))
-    two.replace_state("studio", b.merge_with(a))
-    assert p(one).p == pytest.approx(p(two).p)
-    assert p(one, CODE).p == pytest.approx(p(two, CODE).p)
-    assert p(one).signals == 30
+    first_replica, second_replica = Estimator(), Estimator()
+    teach(first_replica, 0.0, 30)
+    teach(second_replica, 1.0, 10, CODE)
+    a, b = first_replica.get_state("studio"), second_replica.get_state("studio")
+    first_replica.replace_state("studio", a.merge_with(b))
+    second_replica.replace_state("studio", b.merge_with(a))
+    assert p(first_replica).p == pytest.approx(p(second_replica).p)
+    assert p(first_replica, CODE).p == pytest.approx(p(second_replica, CODE).p)
+    assert p(first_replica).signals == 30
 
 
 def test_merging_counts_a_common_base_once() -> None:
-    base, one, two = Estimator(), Estimator(), Estimator()
+    base, first_replica, second_replica = Estimator(), Estimator(), Estimator()
     teach(base, 0.0, 20)
     start = base.get_state("studio").to_json()
-    for estimator in (one, two):
+    for estimator in (first_replica, second_replica):
         estimator.replace_state("studio", TenantState.from_json(start))
-    teach(one, 0.0, 5)
-    two.merge_state("studio", one.get_state("studio"), TenantState.from_json(start))
-    assert p(two).signals == 25
-    assert p(two).p == pytest.approx(p(one).p, abs=1e-6)
+    teach(first_replica, 0.0, 5)
+    second_replica.merge_state(
+        "studio", first_replica.get_state("studio"), TenantState.from_json(start)
+    )
+    assert p(second_replica).signals == 25
+    assert p(second_replica).p == pytest.approx(p(first_replica).p, abs=1e-6)
 
 
 def test_number_of_held_tenants_is_bounded() -> None:
@@ -267,9 +271,11 @@ def test_number_of_held_tenants_is_bounded() -> None:
 def test_signals_are_compared_with_the_configured_ability() -> None:
     sure = Ability(mean=8.0, spread=0.3, source="tuned on this", basis="configuration")
     estimator = Estimator({MODEL: sure})
-    before = estimator.estimate("studio", MODEL, sure, ask(LAW)).p
+    p_before = estimator.estimate("studio", MODEL, sure, ask(LAW)).p
     teach(estimator, 1.0, 50)
-    assert estimator.estimate("studio", MODEL, sure, ask(LAW)).p == pytest.approx(before, abs=0.01)
+    assert estimator.estimate("studio", MODEL, sure, ask(LAW)).p == pytest.approx(
+        p_before, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("field", ["score", "weight"])

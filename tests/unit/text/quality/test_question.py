@@ -66,13 +66,13 @@ def test_kind_and_language_show_in_words_and_script(text: str, kind: str, langua
 
 
 def test_greeting_is_far_easier_than_anything_else() -> None:
-    others = (
+    other_texts = (
         "Tell me a joke",
         "What is the capital of France?",
         "Tag this: red, blue",
         "Write a haiku",
     )
-    assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in others)
+    assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in other_texts)
 
 
 def test_greeting_before_a_request_does_not_change_its_kind() -> None:
@@ -141,10 +141,10 @@ def test_exam_on_a_long_text_is_no_reading_request() -> None:
 
 def test_words_of_a_long_text_are_no_demands() -> None:
     request = "Summarize the whole meeting."
-    plain = "\n".join(
+    plain_minutes = "\n".join(
         f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
     )
-    texts = [f"{text[:3_000]}\n\n{request}" for text in (MINUTES, plain)]
+    texts = [f"{text[:3_000]}\n\n{request}" for text in (MINUTES, plain_minutes)]
     assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
 
 

@@ -29,13 +29,13 @@ def newcomer(estimator: Estimator, tenants: int) -> float:
 
 
 def test_new_tenant_learns_from_agreeing_tenants() -> None:
-    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
-    assert newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
+    unshared_p = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
+    assert newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < unshared_p - 0.1
 
 
 def test_too_few_tenants_share_nothing() -> None:
-    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
-    assert newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
+    unshared_p = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
+    assert newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == unshared_p
 
 
 def test_flooded_tenant_moves_no_other() -> None:
@@ -56,34 +56,34 @@ def test_own_signals_replace_shared_levels() -> None:
 def test_estimate_states_that_it_is_shared() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
     share(estimator, MIN_TENANTS)
-    known, question = look_up_ability(MODEL), ask(LAW)
-    assert estimator.estimate("new", MODEL, known, question).basis == "shared"
-    assert estimator.estimate("new", MODEL, known, ask("Hello")).basis == "table"
-    assert estimator.estimate("tenant-0", MODEL, known, question).basis == "learned"
+    ability, question = look_up_ability(MODEL), ask(LAW)
+    assert estimator.estimate("new", MODEL, ability, question).basis == "shared"
+    assert estimator.estimate("new", MODEL, ability, ask("Hello")).basis == "table"
+    assert estimator.estimate("tenant-0", MODEL, ability, question).basis == "learned"
     assert estimator.get_shared_levels("new", MODEL)["law"] < 0
     assert estimator.get_shared_levels("new", "another") == {}
 
 
 def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
-    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW))
+    unshared_estimate = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW))
     estimator.freeze("tenant-0")
-    assert newcomer(estimator, MIN_TENANTS) == plain.p
+    assert newcomer(estimator, MIN_TENANTS) == unshared_estimate.p
     estimator.freeze("tenant-0", False)
     estimator.freeze("new")
-    assert newcomer(estimator, MIN_TENANTS) == plain.p
+    assert newcomer(estimator, MIN_TENANTS) == unshared_estimate.p
     assert estimator.get_shared_levels("new", MODEL) == {}
     estimator.freeze("new", False)
-    assert newcomer(estimator, MIN_TENANTS) < plain.p
+    assert newcomer(estimator, MIN_TENANTS) < unshared_estimate.p
 
 
 def test_learning_does_not_depend_on_shared_levels() -> None:
-    alone, informed = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
+    lone_estimator, informed = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
     share(informed, MIN_TENANTS)
-    for estimator in (alone, informed):
+    for estimator in (lone_estimator, informed):
         for number in range(30):
             estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
-    assert alone.get_state("new").to_json() == informed.get_state("new").to_json()
+    assert lone_estimator.get_state("new").to_json() == informed.get_state("new").to_json()
 
 
 def test_the_shared_level_has_a_bound() -> None:
@@ -92,10 +92,10 @@ def test_the_shared_level_has_a_bound() -> None:
 
 
 def test_malformed_contributions_are_ignored() -> None:
-    good = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
-    bad: list[Any] = [
+    valid_levels = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
+    malformed_levels: list[Any] = [
         {MODEL: {"law": "x", "nothing": 1.0}},
         {MODEL: 3},
         {MODEL: {"law": float("nan")}},
     ]
-    assert compute_shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}
+    assert compute_shared_levels([*valid_levels, *malformed_levels]) == {MODEL: {"law": -0.5}}

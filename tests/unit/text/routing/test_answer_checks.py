@@ -41,14 +41,14 @@ def test_plain_text_has_no_fault() -> None:
 
 
 def test_each_fault_is_named() -> None:
-    wanted = ResponseConstraints(json=True, schema=SHOT)
+    constraints = ResponseConstraints(json=True, schema=SHOT)
     assert fault("  \n") == "empty"
     assert fault("I can't", stop=StopReason.REFUSAL) == "refused"
     assert fault("So: " + "the river and the bridge and " * 20) == "repeating"
     assert fault("ha" * 100) == "repeating"
-    assert fault("{'shot': 1}", wanted) == "json"
-    assert fault('{"shot": "one"}', wanted) == "schema"
-    assert fault('{"shot": 1}', wanted) is None
+    assert fault("{'shot': 1}", constraints) == "json"
+    assert fault('{"shot": "one"}', constraints) == "schema"
+    assert fault('{"shot": 1}', constraints) is None
     assert fault("[]", ResponseConstraints(json=True)) is None
     assert find_fault(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
 

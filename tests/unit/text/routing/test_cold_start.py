@@ -86,12 +86,20 @@ def test_prompt_mix_is_unchanged() -> None:
 
 def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
     assert Counter(name for name, _ in decisions) == dict.fromkeys({*HARD, "easy chat"}, 25)
-    assert not [name for name, (best, *_) in decisions if name in HARD and model(best) == SMALL]
+    assert not [
+        name
+        for name, (best_candidate, *_) in decisions
+        if name in HARD and model(best_candidate) == SMALL
+    ]
 
 
 def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
     results = decide_all(prompts(), tmp_path)
-    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
+    assert not [
+        name
+        for name, (best_candidate, *_) in results
+        if name in HARD and model(best_candidate) == SMALL
+    ]
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
@@ -100,7 +108,11 @@ def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path
         SMALL,
         HAIKU,
     }
-    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
+    assert not [
+        name
+        for name, (best_candidate, *_) in results
+        if name in HARD and model(best_candidate) == SMALL
+    ]
 
 
 def test_estimate_of_arithmetic_matches_the_models_report(
@@ -127,36 +139,34 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
         forecasts = [
             candidate.forecast for candidate in candidates if candidate.forecast is not None
         ]
-        bad = sum(
+        bad_answers = sum(
             1 - candidate.estimate.p for candidate in forecasts if candidate.estimate is not None
         )
-        return sum(candidate.cost_pico for candidate in forecasts), bad
+        return sum(candidate.cost_pico for candidate in forecasts), bad_answers
 
-    cost, bad = expected([best for _, (best, *_) in decisions])
+    cost, bad_answers = expected([best_candidate for _, (best_candidate, *_) in decisions])
     haikus = [
         candidate for _, results in decisions for candidate in results if model(candidate) == HAIKU
     ]
     haiku_cost, haiku_bad = expected(haikus)
-    assert bad <= 1.2 * haiku_bad
+    assert bad_answers <= 1.2 * haiku_bad
     assert cost <= 0.7 * haiku_cost
     text = (ROOT / "docs" / "routing.md").read_text()
-    shown = (
-        f"{bad / haiku_bad:.2f} times the useless answers of Haiku alone at {cost / haiku_cost:.2f}"
-    )
-    assert shown in " ".join(text.split()), shown
+    expected_sentence = f"{bad_answers / haiku_bad:.2f} times the useless answers of Haiku alone at {cost / haiku_cost:.2f}"
+    assert expected_sentence in " ".join(text.split()), expected_sentence
 
 
 def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
     table: dict[str, Counter[str]] = {}
-    for name, (best, *_) in decisions:
-        table.setdefault(name, Counter())[model(best)] += 1
+    for name, (best_candidate, *_) in decisions:
+        table.setdefault(name, Counter())[model(best_candidate)] += 1
     rows = [
         f"| {name} | " + " | ".join(str(counts[column]) for column in (SMALL, LOCAL, HAIKU)) + " |"
         for name, counts in table.items()
     ]
     text = (ROOT / "docs" / "routing.md").read_text()
-    missing = [row for row in rows if row not in text]
-    assert not missing, "\n".join(rows)
+    missing_rows = [row for row in rows if row not in text]
+    assert not missing_rows, "\n".join(rows)
 
 
 def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path) -> None:
@@ -168,9 +178,9 @@ def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
     for alias in ("auto", "fast"):
-        chosen = []
+        chosen_models = []
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
             explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
-            chosen.append(model(explanation.candidates[0]))
-        assert chosen == [SMALL, HAIKU, HAIKU]
+            chosen_models.append(model(explanation.candidates[0]))
+        assert chosen_models == [SMALL, HAIKU, HAIKU]

@@ -46,19 +46,19 @@ def test_maximum_cost_covers_expensive_short_prompts() -> None:
     price = Price(
         since=date.min, bands=(PriceBand(up_to=100, rates=rates(9)), PriceBand(rates=rates(1)))
     )
-    short = Usage(input_tokens=100, output_tokens=50)
-    assert price.compute_pico_cost(short) <= price.compute_max_pico_cost(200, 50)
-    assert price.compute_max_pico_cost(100, 50) == price.compute_pico_cost(short)
+    short_usage = Usage(input_tokens=100, output_tokens=50)
+    assert price.compute_pico_cost(short_usage) <= price.compute_max_pico_cost(200, 50)
+    assert price.compute_max_pico_cost(100, 50) == price.compute_pico_cost(short_usage)
 
 
 def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> None:
     deployments = fleet(
         [deployment("dear", create_flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
     )
-    one = route(deployments)
+    compiled_route = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:
-        return compute_max_request_cost(one, needs, streams=False)
+        return compute_max_request_cost(compiled_route, needs, streams=False)
 
     assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
     assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040

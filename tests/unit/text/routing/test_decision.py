@@ -54,7 +54,9 @@ def test_a_free_local_model_wins() -> None:
 
 
 def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
-    both = fleet([deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)])
+    local_and_cloud = fleet(
+        [deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)]
+    )
     for needs in (
         Needs(prompt_tokens=5000),
         Needs(prompt_tokens=100, max_tokens=5000),
@@ -62,36 +64,43 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
         Needs(prompt_tokens=1, vision=True),
         Needs(prompt_tokens=1, schema=True),
     ):
-        (only,) = rank_candidates(route(both), needs, UsageHistory())
-        assert (only.deployment.backend, only.reason, only.forecast) == ("claude", "only", None)
+        (only_candidate,) = rank_candidates(route(local_and_cloud), needs, UsageHistory())
+        assert (
+            only_candidate.deployment.backend,
+            only_candidate.reason,
+            only_candidate.forecast,
+        ) == ("claude", "only", None)
 
 
 def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
-    both = fleet(
+    two_backends = fleet(
         [
             deployment("in", create_flat_tariff(Decimal("0.1"), Decimal(9))),
             deployment("out", create_flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
-    assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
-    assert names(choose(both, Needs(prompt_tokens=10, max_tokens=900)))[0] == "out"
+    assert names(choose(two_backends, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
+    assert names(choose(two_backends, Needs(prompt_tokens=10, max_tokens=900)))[0] == "out"
 
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     cheap_cache = deployment(
         "a", create_flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
     )
-    plain = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
-    both, history = fleet([cheap_cache, plain]), UsageHistory()
+    plain_deployment = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
+    two_backends, history = fleet([cheap_cache, plain_deployment]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
-    assert names(rank_candidates(route(both), needs, history)) == ["b", "a"]
+    assert names(rank_candidates(route(two_backends), needs, history)) == ["b", "a"]
     for _ in range(20):
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
         history.record("a-model", needs, usage)
-    assert names(rank_candidates(route(both), needs, history)) == ["a", "b"]
+    assert names(rank_candidates(route(two_backends), needs, history)) == ["a", "b"]
     # A cache marker is trusted before any usage was recorded.
-    marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
-    assert names(rank_candidates(route(both), marked, UsageHistory())) == ["a", "b"]
+    needs_with_marker = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
+    assert names(rank_candidates(route(two_backends), needs_with_marker, UsageHistory())) == [
+        "a",
+        "b",
+    ]
 
 
 def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() -> None:
@@ -110,11 +119,11 @@ def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() 
 
 def test_a_second_of_waiting_has_a_price() -> None:
     deployments = [deployment("local"), deployment("claude", HAIKU, context=200_000)]
-    for worth, best in ((0.0, "local"), (0.001, "claude")):
-        both = fleet(deployments, limit=1, usd_per_second=worth)
-        both.runtimes["local"].slots.try_acquire("ada")
-        candidates = choose(both, Needs(prompt_tokens=100, max_tokens=500))
-        assert names(candidates)[0] == best
+    for usd_per_second, expected_backend in ((0.0, "local"), (0.001, "claude")):
+        local_and_cloud = fleet(deployments, limit=1, usd_per_second=usd_per_second)
+        local_and_cloud.runtimes["local"].slots.try_acquire("ada")
+        candidates = choose(local_and_cloud, Needs(prompt_tokens=100, max_tokens=500))
+        assert names(candidates)[0] == expected_backend
     assert candidates[0].reason == "soonest"
     waits = {
         candidate.deployment.backend: candidate.forecast.waiting_seconds
@@ -125,50 +134,52 @@ def test_a_second_of_waiting_has_a_price() -> None:
 
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
-    both = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
+    cold_and_warm = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
     clock = Clock()
 
     async def look() -> dict[str, dict[str, str]]:
         return {}
 
-    loaded = LoadedModels(look, load_seconds=lambda _: 20.0, clock=clock)
-    both.runtimes["cold"].loaded = loaded
-    assert names(choose(both)) == ["cold", "warm"]  # unknown so far
-    await loaded.refresh()
-    assert loaded.get_state("x") is ModelState.ABSENT
-    assert names(choose(both)) == ["warm", "cold"]
-    loaded.record_call_start("x")
+    loaded_models = LoadedModels(look, load_seconds=lambda _: 20.0, clock=clock)
+    cold_and_warm.runtimes["cold"].loaded = loaded_models
+    assert names(choose(cold_and_warm)) == ["cold", "warm"]  # unknown so far
+    await loaded_models.refresh()
+    assert loaded_models.get_state("x") is ModelState.ABSENT
+    assert names(choose(cold_and_warm)) == ["warm", "cold"]
+    loaded_models.record_call_start("x")
     clock.now += 15
-    assert loaded.get_state("x") is ModelState.LOADING
-    assert loaded.estimate_wait("x") == 5
-    assert loaded.record_call_answer("x")
-    assert loaded.get_state("x") is ModelState.RESIDENT
-    assert loaded.estimate_wait("x") == 0
-    assert not loaded.record_call_answer("x")
+    assert loaded_models.get_state("x") is ModelState.LOADING
+    assert loaded_models.estimate_wait("x") == 5
+    assert loaded_models.record_call_answer("x")
+    assert loaded_models.get_state("x") is ModelState.RESIDENT
+    assert loaded_models.estimate_wait("x") == 0
+    assert not loaded_models.record_call_answer("x")
 
 
 def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
     local = deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
-    (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
-    assert alone.forecast is not None
-    assert alone.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
-    fast = fleet([local])
-    latency = fast.runtimes["local"].get_latency_estimator("local-model")
+    (lone_choice,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
+    assert lone_choice.forecast is not None
+    assert lone_choice.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
+    measured_fleet = fleet([local])
+    latency = measured_fleet.runtimes["local"].get_latency_estimator("local-model")
     for _ in range(200):
         latency.record(
             prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
         )
-    (choice_shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
+    (choice_shared,) = choose(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
     assert choice_shared.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
-    assert choice_shared.forecast.cost_pico == pytest.approx(alone.forecast.cost_pico / 8, rel=0.15)
+    assert choice_shared.forecast.cost_pico == pytest.approx(
+        lone_choice.forecast.cost_pico / 8, rel=0.15
+    )
 
 
 def test_slow_latency_measurements_fade() -> None:
-    one = fleet([deployment("a")])
-    runtime = one.runtimes["a"]
+    fleet_of_one = fleet([deployment("a")])
+    runtime = fleet_of_one.runtimes["a"]
     latency = runtime.get_latency_estimator("a-model")
-    before = latency.estimate_first_token_seconds(100)
+    seconds_before = latency.estimate_first_token_seconds(100)
     for _ in range(30):
         latency.record(
             prompt_tokens=100, output_tokens=2, first_token_seconds=9.0, seconds=9.1, concurrency=1
@@ -176,23 +187,23 @@ def test_slow_latency_measurements_fade() -> None:
     assert latency.estimate_first_token_seconds(100) > 7
     assert latency.get_first_token_p95() == 9.0
     runtime.clock.now += 3600  # type: ignore[attr-defined]
-    assert latency.estimate_first_token_seconds(100) == pytest.approx(before, rel=0.1)
+    assert latency.estimate_first_token_seconds(100) == pytest.approx(seconds_before, rel=0.1)
 
 
 def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None:
-    both = fleet([deployment("a"), deployment("b")])
-    both.runtimes["a"].breaker.fail(retry_after=9)
-    both.runtimes["b"].breaker.fail(retry_after=4)
-    assert not choose(both)
-    error = build_no_candidate_error(route(both), HI)
+    two_backends = fleet([deployment("a"), deployment("b")])
+    two_backends.runtimes["a"].breaker.fail(retry_after=9)
+    two_backends.runtimes["b"].breaker.fail(retry_after=4)
+    assert not choose(two_backends)
+    error = build_no_candidate_error(route(two_backends), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after == 4
 
 
 def test_back_end_without_a_key_is_never_a_candidate() -> None:
-    none = fleet([deployment("claude", configured=False)])
-    assert not choose(none)
-    error = build_no_candidate_error(route(none), HI)
+    fleet_without_keys = fleet([deployment("claude", configured=False)])
+    assert not choose(fleet_without_keys)
+    error = build_no_candidate_error(route(fleet_without_keys), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
@@ -304,11 +315,14 @@ def test_invalid_preference_is_rejected(name: bytes, value: bytes) -> None:
 
 def test_compiled_route_is_cached_for_the_day() -> None:
     models = fleet([CLOUD])
-    first = route(models)
-    assert route(models) is first
-    assert route(models, owner="eve") is first
+    first_route = route(models)
+    assert route(models) is first_route
+    assert route(models, owner="eve") is first_route
     assert CLOUD.api_format is not None
-    assert models.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first
+    assert (
+        models.get_route("auto", "ada", None, CLOUD.api_format, first_route.day + 1)
+        is not first_route
+    )
 
 
 @pytest.mark.parametrize(

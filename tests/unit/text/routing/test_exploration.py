@@ -56,8 +56,8 @@ async def test_a_model_that_may_be_better_is_explored_and_the_route_shows_it() -
     model, route = await ask(small_router())
     assert model == "qwen3-14b"
     assert route.startswith("trying; qwen3-14b: code, p_good 0.")
-    low, _, rest = route.partition("p_good ")[2].partition(" to ")
-    assert float(low) < float(rest.partition(" against ")[0])
+    low_bound, _, rest_of_route = route.partition("p_good ")[2].partition(" to ")
+    assert float(low_bound) < float(rest_of_route.partition(" against ")[0])
     assert route.endswith(" of claude-opus-5-5")
 
 
@@ -113,8 +113,10 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
 async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
     worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
     router = small_router(worse, *NAMES)
-    house = router.fleet.runtimes["house"]
-    house.backend = house.pass_through = FakeBackend(error=BackendUnavailable("away"))
+    local_runtime = router.fleet.runtimes["house"]
+    local_runtime.backend = local_runtime.pass_through = FakeBackend(
+        error=BackendUnavailable("away")
+    )
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 

@@ -22,7 +22,7 @@ class Traffic:
 
     def run(self, seconds: int, **rates: int) -> Counter[str]:
         """Return how many requests of each tenant were accepted."""
-        before, begins = len(self.accepted), self.now
+        accepted_before, begins = len(self.accepted), self.now
         times = [
             (begins + (number + 0.5) / rate, owner)
             for owner, rate in rates.items()
@@ -33,7 +33,7 @@ class Traffic:
             if self.share.accept(owner):
                 self.accepted.append((at, owner))
         self.now = begins + seconds
-        return Counter(owner for _, owner in self.accepted[before:])
+        return Counter(owner for _, owner in self.accepted[accepted_before:])
 
 
 @pytest.mark.parametrize("rates", [{"ada": 99}, {"ada": 60, "bob": 39}])

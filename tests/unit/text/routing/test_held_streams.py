@@ -40,19 +40,19 @@ def with_cache(gateway: Streams) -> Memory:
 async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
     """Return the body of an answer and of its cached copy."""
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
-    first = await drained(answer)
+    first_body = await drained(answer)
     await asyncio.sleep(0)  # it is written beside the answer
     _, route, answer = await gateway.ask(stream=True, model="own", **changes)
     assert route == "cache"
-    return first, answer.body
+    return first_body, answer.body
 
 
 async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
     gateway = Streams(first=GOOD, hold_streams=True, aliases=CACHED)
     with_cache(gateway)
-    first, again = await twice(gateway, response_format=FORMAT)
-    assert b"[DONE]" in first
-    assert again == first
+    first_body, cached_body = await twice(gateway, response_format=FORMAT)
+    assert b"[DONE]" in first_body
+    assert cached_body == first_body
 
 
 async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
@@ -62,9 +62,9 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
         catalog=replace(gateway.router.fleet.catalog, aliases=CACHED),
     )
     with_cache(gateway)
-    first, again = await twice(gateway)
-    assert b"Yes." in first
-    assert again == first
+    first_body, cached_body = await twice(gateway)
+    assert b"Yes." in first_body
+    assert cached_body == first_body
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
@@ -110,11 +110,11 @@ class Waiting(FakeBackend):
 
 
 async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
-    gateway, better = Streams(), Waiting()
+    gateway, better_backend = Streams(), Waiting()
     runtimes = gateway.router.fleet.runtimes
-    runtimes["claude"].backend = better
+    runtimes["claude"].backend = better_backend
     call_task = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
-    await better.waits.wait()
+    await better_backend.waits.wait()
     call_task.cancel()
     await asyncio.wait([call_task])
     assert call_task.cancelled()

@@ -212,8 +212,8 @@ async def test_aliases_and_auto_choose_the_cheapest() -> None:
 
 
 async def test_policies_hold() -> None:
-    house = replace(moderator("a"), residency="on-premises")
-    rig = Rig(house, policies={"ada": TenantPolicy(residency=frozenset({"cloud"}))})
+    on_premises_model = replace(moderator("a"), residency="on-premises")
+    rig = Rig(on_premises_model, policies={"ada": TenantPolicy(residency=frozenset({"cloud"}))})
     with pytest.raises(ModelNotAllowed):
         await rig.call(moderation())
     rig = Rig(moderator("a"), policies={"ada": TenantPolicy(names=frozenset({"other"}))})
@@ -228,10 +228,10 @@ async def test_a_missing_key_is_named() -> None:
 
 async def test_failures_are_retried_and_then_another_back_end_is_called() -> None:
     rig = Rig(moderator("first"), moderator("second", 1), retries=1)
-    first = rig.answers("first", BackendUnavailable("down"))
+    first_backend = rig.answers("first", BackendUnavailable("down"))
     rig.answers("second", whole())
     answer = await rig.call(moderation())
-    assert len(first.requests) == 2
+    assert len(first_backend.requests) == 2
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
     assert [(call.backend, call.error) for call in rig.telemetry.calls] == [
         ("first", "backend_unavailable"),
@@ -255,10 +255,10 @@ async def test_a_back_end_that_fails_often_is_left_alone() -> None:
 async def test_a_refused_request_is_not_sent_to_others() -> None:
     rig = Rig(moderator("first"), moderator("second", 1))
     rig.answers("first", BackendRejected("too long"))
-    second = rig.answers("second", whole())
+    second_backend = rig.answers("second", whole())
     with pytest.raises(BackendRejected):
         await rig.call(moderation())
-    assert not second.requests
+    assert not second_backend.requests
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,11 @@ async def test_events_that_break_off_end_with_an_error_event() -> None:
     event = b'data: {"type": "speech.audio.delta"}\n\ndata: {"ty'
     rig.answers("a", FakeResponse([event, StreamInterrupted("cut")], "text/event-stream"))
     body = await read(await rig.call(speech(stream_format="sse")))
-    first, _, error, cost, _ = body.split(b"\n\n")
+    first_event, _, error, cost, _ = body.split(b"\n\n")
     assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
-    assert first == b'data: {"type": "speech.audio.delta"}' and cost.startswith(b": x-moyin-cost")
+    assert first_event == b'data: {"type": "speech.audio.delta"}' and cost.startswith(
+        b": x-moyin-cost"
+    )
 
 
 async def test_tokens_in_the_last_event_are_billed() -> None:

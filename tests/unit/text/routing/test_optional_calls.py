@@ -74,12 +74,12 @@ async def test_a_server_with_the_call_gets_the_bytes() -> None:
 
 
 async def test_calls_that_cannot_be_translated_go_to_a_server_with_that_call() -> None:
-    able = FakeBackend(raw=b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}')
-    answer = await Rig(ChatOnly(), able).ask(CODEC, prompt=[1, 2])
-    assert answer.body == able.raw
-    with pytest.raises(UnsupportedFeature) as refused:
+    able_backend = FakeBackend(raw=b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}')
+    answer = await Rig(ChatOnly(), able_backend).ask(CODEC, prompt=[1, 2])
+    assert answer.body == able_backend.raw
+    with pytest.raises(UnsupportedFeature) as exc_info:
         await Rig(ChatOnly()).ask(CODEC, prompt=[1, 2])
-    assert refused.value.field == "prompt"
+    assert exc_info.value.field == "prompt"
 
 
 class Budget:

@@ -10,11 +10,11 @@ HARD = [["small", 0, 0.2, 0.1], ["large", 2_000_000, 0.9, 0.8]]
 
 
 def test_higher_price_of_bad_answers_means_fewer_of_them() -> None:
-    free, middle, expensive = simulate_prices([EASY, HARD], (0.0, 0.01, 1.0))
+    free, at_one_cent, expensive = simulate_prices([EASY, HARD], (0.0, 0.01, 1.0))
     assert (free.cost_usd, free.models) == (0, {"small": 2})
     assert free.bad_answers == pytest.approx(0.85)
-    assert (middle.cost_usd, middle.models) == (0.002, {"small": 1, "large": 1})
-    assert middle.bad_answers == pytest.approx(0.15)
+    assert (at_one_cent.cost_usd, at_one_cent.models) == (0.002, {"small": 1, "large": 1})
+    assert at_one_cent.bad_answers == pytest.approx(0.15)
     assert (expensive.cost_usd, expensive.models) == (0.003, {"large": 2})
     assert expensive.bad_answers == pytest.approx(0.11)
 

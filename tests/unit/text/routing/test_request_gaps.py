@@ -69,12 +69,12 @@ def test_members_that_only_the_clients_own_protocol_has_are_gaps_of_others() -> 
 async def test_files_are_translated_for_a_server_that_reads_none() -> None:
     part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
     messages = [{"role": "user", "content": [part]}]
-    refused = UnsupportedFeature("files are not supported", field="messages")
-    blind, able = FakeBackend(gap=refused), FakeBackend()
+    file_error = UnsupportedFeature("files are not supported", field="messages")
+    blind, able_backend = FakeBackend(gap=file_error), FakeBackend()
     blind.reads_files = False
-    explanation = explain(Rig(blind, able), messages=messages)
+    explanation = explain(Rig(blind, able_backend), messages=messages)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
-    assert [e.reason for e in explanation.exclusions] == [refused.message]
+    assert [e.reason for e in explanation.exclusions] == [file_error.message]
     # The same server gets the bytes of other requests.
     assert explain(Rig(blind)).error is None
     blind.gap = None

@@ -61,9 +61,9 @@ def chosen(*arguments: Any, **kwargs: Any) -> str:
 
 
 def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:
-    both = router(SMALL, HAIKU)
-    assert chosen(both, SORT) == "claude-haiku-5-5"
-    assert chosen(both, HELLO) == "smollm2-135m"
+    two_model_router = router(SMALL, HAIKU)
+    assert chosen(two_model_router, SORT) == "claude-haiku-5-5"
+    assert chosen(two_model_router, HELLO) == "smollm2-135m"
 
 
 def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,20 +71,20 @@ def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.Mon
         raise AssertionError("the text was read")
 
     monkeypatch.setattr("moyin.text.routing.request_quality.build_question", read)
-    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
-    assert chosen(both, SORT) == "smollm2-135m"
+    two_model_router = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    assert chosen(two_model_router, SORT) == "smollm2-135m"
     with pytest.raises(AssertionError):
         explain(router(SMALL, HAIKU), SORT)
 
 
 async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.request_quality.build_question", None)
-    one = router(SMALL, HAIKU)
-    one.fleet.runtimes["claude"].is_up = False
+    two_model_router = router(SMALL, HAIKU)
+    two_model_router.fleet.runtimes["claude"].is_up = False
     codec = OpenAICodec()
     body = {"model": "auto", "messages": [{"role": "user", "content": SORT}]}
     context = RoutingContext(request_id="r", owner="ada", headers=())
-    answer = await one.answer(codec, codec.parse(json.dumps(body).encode()), context)
+    answer = await two_model_router.answer(codec, codec.parse(json.dumps(body).encode()), context)
     assert dict(answer.headers)[b"x-moyin-route"] == b"free"
 
 
@@ -103,10 +103,10 @@ def test_model_name_selects_that_model() -> None:
 
 
 def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec, both = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
+    codec, two_model_router = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
     call = codec.parse(b'{"model": "auto", "input": "x"}')
     context = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
-    assert both.explain(codec, call, context).quality is None
+    assert two_model_router.explain(codec, call, context).quality is None
 
 
 def test_most_specific_price_of_bad_answers_wins() -> None:
@@ -146,52 +146,58 @@ def test_unreachable_floor_names_the_best_model() -> None:
 
 
 def test_unavailable_good_model_gives_a_retryable_error() -> None:
-    both = router(SMALL, HAIKU)
-    both.fleet.runtimes["claude"].is_up = False
-    error = explain(both, SORT, (FLOOR, b"0.5")).error
+    two_model_router = router(SMALL, HAIKU)
+    two_model_router.fleet.runtimes["claude"].is_up = False
+    error = explain(two_model_router, SORT, (FLOOR, b"0.5")).error
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after is not None
 
 
 def test_a_floor_holds_without_a_price() -> None:
-    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
-    assert chosen(both, SORT, (FLOOR, b"0.5")) == "claude-haiku-5-5"
-    assert chosen(both, HELLO, (FLOOR, b"0.5")) == "smollm2-135m"
+    two_model_router = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    assert chosen(two_model_router, SORT, (FLOOR, b"0.5")) == "claude-haiku-5-5"
+    assert chosen(two_model_router, HELLO, (FLOOR, b"0.5")) == "smollm2-135m"
 
 
 @pytest.mark.parametrize("value", [b"", b"high", b"nan", b"-0.1", b"1.01", b"inf"])
 def test_a_bad_floor_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as raised:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_preferences([(FLOOR, value)], frozenset())
-    assert raised.value.field == "x-moyin-quality"
-    assert raised.value.message == "x-moyin-quality: must be a number between 0 and 1"
+    assert exc_info.value.field == "x-moyin-quality"
+    assert exc_info.value.message == "x-moyin-quality: must be a number between 0 and 1"
 
 
 @pytest.mark.parametrize("value", [b"", b"$1", b"nan", b"-1", b"inf"])
 def test_a_bad_price_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as raised:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_preferences([(PRICE, value)], frozenset())
-    assert raised.value.field == "x-moyin-usd-per-bad-answer"
+    assert exc_info.value.field == "x-moyin-usd-per-bad-answer"
 
 
 def test_the_operator_bounds_the_price() -> None:
-    both = router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
-    assert chosen(both, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
-    with pytest.raises(InvalidRequest) as raised:
-        explain(both, SORT, (PRICE, b"0.6"))
-    assert raised.value.message == "x-moyin-usd-per-bad-answer: must be a number between 0 and 0.5"
+    two_model_router = router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
+    assert chosen(two_model_router, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
+    with pytest.raises(InvalidRequest) as exc_info:
+        explain(two_model_router, SORT, (PRICE, b"0.6"))
+    assert (
+        exc_info.value.message == "x-moyin-usd-per-bad-answer: must be a number between 0 and 0.5"
+    )
 
 
 def test_explanation_compares_p_good() -> None:
     explanation = explain(router(SMALL, HAIKU), SORT)
-    best, second = explanation.candidates
-    assert best.reason == "better"
-    assert best.forecast is not None and second.forecast is not None
-    assert explain_loss(second, best, explanation.usd_per_second).startswith(
+    best_candidate, second_candidate = explanation.candidates
+    assert best_candidate.reason == "better"
+    assert best_candidate.forecast is not None and second_candidate.forecast is not None
+    assert explain_loss(second_candidate, best_candidate, explanation.usd_per_second).startswith(
         "answers worse: p_good 0.0"
     )
-    risk = (1 - best.forecast.estimate.low) * 0.003 if best.forecast.estimate else 0.0
-    assert best.forecast.risk == pytest.approx(risk)
+    risk = (
+        (1 - best_candidate.forecast.estimate.low) * 0.003
+        if best_candidate.forecast.estimate
+        else 0.0
+    )
+    assert best_candidate.forecast.risk == pytest.approx(risk)
     easy = explain(router(SMALL, HAIKU), HELLO).candidates[0]
     assert easy.reason == "free"
 
@@ -205,10 +211,10 @@ async def test_route_header_contains_the_reason() -> None:
         context = RoutingContext(request_id="r", owner="ada", headers=())
         answer = await rig.answer(codec, codec.parse(json.dumps(body).encode()), context)
         routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
-    word, _, rest = routes[SORT].partition("; ")
+    word, _, rest_of_route = routes[SORT].partition("; ")
     assert word == "better"
-    assert rest.startswith("claude-haiku-5-5: code, p_good 0.")
-    assert rest.endswith(" of smollm2-135m")
+    assert rest_of_route.startswith("claude-haiku-5-5: code, p_good 0.")
+    assert rest_of_route.endswith(" of smollm2-135m")
     assert routes[HELLO].startswith("free; smollm2-135m: greeting, p_good 0.9")
 
 

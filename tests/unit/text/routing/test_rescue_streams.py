@@ -87,8 +87,8 @@ def raw(*texts: str, finish: str = "stop") -> list[bytes]:
     """Return the pieces of an OpenAI stream as an upstream sends it."""
     chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
     chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
-    last = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
-    return [b"data: " + json.dumps(one).encode() + b"\n\n" for one in (*chunks, last)] + [
+    last_chunk = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
+    return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in (*chunks, last_chunk)] + [
         b"data: [DONE]\n\n"
     ]
 
@@ -250,10 +250,12 @@ async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams
     model = replace(SMALL.model, tariff=create_flat_tariff(price, price))
     catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
-    better, _, answer = await gateway.ask(stream=streams, budget=budget, response_format=FORMAT)
+    answering_model, _, answer = await gateway.ask(
+        stream=streams, budget=budget, response_format=FORMAT
+    )
     if streams:
         await drained(answer)
-    assert better == "claude-haiku-5-5"
+    assert answering_model == "claude-haiku-5-5"
     assert 0 < budget.spent <= budget.reserved
 
 
@@ -298,14 +300,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_slow_first_word_ends_the_hold_without_loss() -> None:
     upstream = raw("Hello", " there")
     gateway = passing(ApiFormat.OPENAI, upstream)
-    slow = Slow(upstream)
-    gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].pass_through = slow
+    slow_backend = Slow(upstream)
+    gateway.router.fleet.runtimes["local"].backend = slow_backend
+    gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     model, _, answer = await gateway.ask(stream=True)
     assert model == "smollm2-135m"
     assert answer.stream is not None
     assert await anext(answer.stream) == upstream[0]
-    slow.go.set()
+    slow_backend.go.set()
     assert b"Hello" in await anext(answer.stream)
     assert b"[DONE]" in await drained(answer)
 
@@ -314,52 +316,52 @@ async def test_slow_first_word_ends_the_hold_without_loss() -> None:
 async def test_disconnect_while_waiting_for_a_word_ends_the_call() -> None:
     upstream = raw("Hello")
     gateway = passing(ApiFormat.OPENAI, upstream)
-    slow = Slow(upstream)
-    gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].pass_through = slow
+    slow_backend = Slow(upstream)
+    gateway.router.fleet.runtimes["local"].backend = slow_backend
+    gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     _, _, answer = await gateway.ask(stream=True)
     assert answer.stream is not None
     await answer.stream.aclose()
-    assert slow.closed_early == 1
+    assert slow_backend.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
 
 
 async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
-    slow = Slow(raw("Hello"))
+    slow_backend = Slow(raw("Hello"))
     gateway = passing(ApiFormat.OPENAI, [])
-    gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].pass_through = slow
+    gateway.router.fleet.runtimes["local"].backend = slow_backend
+    gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     call_task = asyncio.create_task(gateway.ask(stream=True))
-    await slow.waits.wait()
+    await slow_backend.waits.wait()
     call_task.cancel()
     await asyncio.wait([call_task])
     assert call_task.cancelled()
-    assert slow.closed_early == 1
+    assert slow_backend.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
     assert [item.complete for item in gateway.ledger] == [False]
 
 
 async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
-    late = '{"ok": "not a boolean"}'
-    assert (await Streams(first=late).stream(response_format=FORMAT))[0] == "smollm2-135m"
-    held = Streams(first=late, hold_streams=True)
-    model, route, body = await held.stream(response_format=FORMAT)
+    late_fault = '{"ok": "not a boolean"}'
+    assert (await Streams(first=late_fault).stream(response_format=FORMAT))[0] == "smollm2-135m"
+    holding_gateway = Streams(first=late_fault, hold_streams=True)
+    model, route, body = await holding_gateway.stream(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after schema")
     assert "not" not in body
     # Text of no form is never held so long.
-    plain = Streams(first="one two three", hold_streams=True)
-    _, _, answer = await plain.ask(stream=True)
+    plain_text_gateway = Streams(first="one two three", hold_streams=True)
+    _, _, answer = await plain_text_gateway.ask(stream=True)
     assert answer.stream is not None
     assert answer.stream.final_usage is None
     await answer.stream.aclose()
 
 
 async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
-    held = Streams(first=GOOD, hold_streams=True)
-    model, _, body = await held.stream(response_format=FORMAT)
+    holding_gateway = Streams(first=GOOD, hold_streams=True)
+    model, _, body = await holding_gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert body.endswith("data: [DONE]\n\n: x-moyin-cost-usd=0\n\n")
-    assert held.learning.signals == []
+    assert holding_gateway.learning.signals == []
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
@@ -392,8 +394,8 @@ async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     gateway = Streams(first=first, rescue=RescuePolicy.OFF)
     model, _, _ = await gateway.stream(**changes)
     assert model == "smollm2-135m"
-    wanted = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
-    assert gateway.learning.signals == wanted
+    expected_signals = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
+    assert gateway.learning.signals == expected_signals
 
 
 def ended(*parts: Any, stop: StopReason) -> ChatResponse:

@@ -85,48 +85,48 @@ def backend_of(answer: object) -> bytes:
 
 
 async def test_quick_failure_is_retried_before_falling_back() -> None:
-    first = Flaky(1)
-    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
+    first_backend = Flaky(1)
+    rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
-    assert len(first.requests) == 2
+    assert len(first_backend.requests) == 2
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
 
 
 async def test_retries_are_bounded_before_falling_back() -> None:
-    first = Flaky(9)
-    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
+    first_backend = Flaky(9)
+    rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 1})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
-    assert len(first.requests) == 2
+    assert len(first_backend.requests) == 2
 
 
 @pytest.mark.parametrize(
     "error", [BackendTimeout("x"), BackendKeyRejected("x"), Overloaded("x", retry_after=1)]
 )
 async def test_errors_that_a_retry_cannot_fix_are_not_retried(error: Exception) -> None:
-    first = FakeBackend(error=error)  # type: ignore[arg-type]
-    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 3})
+    first_backend = FakeBackend(error=error)  # type: ignore[arg-type]
+    rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 3})
     assert backend_of(await rig.ask()) == b"b1"
-    assert len(first.requests) == 1
+    assert len(first_backend.requests) == 1
 
 
 async def test_the_whole_call_has_one_deadline() -> None:
-    seen: list[float] = []
+    seconds_left: list[float] = []
 
     class Noting(FakeBackend):
         async def forward(self, request: RawRequest) -> bytes:
-            seen.append(request.deadline - asyncio.get_running_loop().time())
+            seconds_left.append(request.deadline - asyncio.get_running_loop().time())
             await asyncio.sleep(0.05)
             raise BackendUnavailable("x")
 
     rig = Rig(Noting(), Noting(), timeout=2.0)
     with pytest.raises(BackendUnavailable):
         await rig.ask()
-    assert seen[0] <= 2.0
-    assert seen[1] <= seen[0] - 0.05
+    assert seconds_left[0] <= 2.0
+    assert seconds_left[1] <= seconds_left[0] - 0.05
     with pytest.raises(BackendUnavailable):
         await rig.ask(headers=[(b"x-moyin-timeout", b"0.5")])
-    assert seen[2] <= 0.5
+    assert seconds_left[2] <= 0.5
 
 
 async def test_invalid_header_is_rejected_before_any_call() -> None:
@@ -137,43 +137,45 @@ async def test_invalid_header_is_rejected_before_any_call() -> None:
 
 
 async def test_late_stream_falls_back() -> None:
-    slow = Held()
+    slow_backend = Held()
     rig = Rig(
-        slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte_timeout": 0.05}
+        slow_backend,
+        FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]),
+        runtime={"first_byte_timeout": 0.05},
     )
     answer = await rig.ask(stream=True)
     assert backend_of(answer) == b"b1"
-    assert slow.closed_early == 1
+    assert slow_backend.closed_early == 1
     await drained(answer)
 
 
 async def test_call_waits_for_a_free_slot() -> None:
-    held = Held()
-    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=5)})
-    first = asyncio.create_task(rig.ask())
-    second = asyncio.create_task(rig.ask())
+    held_backend = Held()
+    rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=5)})
+    first_call = asyncio.create_task(rig.ask())
+    second_call = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     runtime = rig.runtimes[0]
-    assert (len(held.requests), runtime.load, runtime.health.waiting) == (1, 1, 1)
+    assert (len(held_backend.requests), runtime.load, runtime.health.waiting) == (1, 1, 1)
     with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
     assert exc_info.value.retry_after is not None and exc_info.value.retry_after >= 1
-    held.let_go.set()
-    assert (await first).body is (await second).body is RAW
+    held_backend.let_go.set()
+    assert (await first_call).body is (await second_call).body is RAW
     assert (runtime.load, runtime.health.waiting) == (0, 0)
 
 
 async def test_wait_for_a_slot_is_bounded() -> None:
-    held = Held()
-    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=0.03)})
-    first = asyncio.create_task(rig.ask())
+    held_backend = Held()
+    rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=0.03)})
+    first_call = asyncio.create_task(rig.ask())
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await rig.ask()
     # That our own queue is full says nothing about the back end.
     assert rig.runtimes[0].breaker.ready
-    held.let_go.set()
-    await first
+    held_backend.let_go.set()
+    await first_call
     assert rig.runtimes[0].load == 0
 
 
@@ -218,9 +220,9 @@ def used_to_begin_at(rig: Rig, seconds: float) -> None:
 
 
 async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
-    slow = Held()
+    slow_backend = Held()
     rig = Rig(
-        slow,
+        slow_backend,
         FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]),
         tariff=CHEAP,
         hedging=HedgingPolicy(share=0.5),
@@ -231,7 +233,7 @@ async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
     assert b"12345678" in await drained(answer)
-    assert slow.closed_early == 1
+    assert slow_backend.closed_early == 1
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
     # Both are in the ledger: the loser has read the prompt.
     assert [(entry.backend, entry.complete) for entry in rig.ledger] == [
@@ -241,8 +243,10 @@ async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
 
 
 async def test_only_a_share_of_requests_is_hedged() -> None:
-    slow = Held()
-    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=HedgingPolicy(share=0.5))
+    slow_backend = Held()
+    rig = Rig(
+        slow_backend, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=HedgingPolicy(share=0.5)
+    )
     used_to_begin_at(rig, 0.005)
     routes = []
     async with asyncio.timeout(10):
@@ -250,25 +254,25 @@ async def test_only_a_share_of_requests_is_hedged() -> None:
             tool_response = asyncio.create_task(rig.ask(stream=True))
             if number % 2 == 0:
                 await asyncio.sleep(0.03)
-                slow.let_go.set()
+                slow_backend.let_go.set()
             answer = await tool_response
             routes.append(dict(answer.headers)[b"x-moyin-route"])
             await drained(answer)
-            slow.let_go.clear()
+            slow_backend.let_go.clear()
     assert routes == [b"free", b"hedged"] * 3
 
 
 async def test_disconnect_cancels_both_hedged_calls() -> None:
-    slow, other = Held(), Held()
-    rig = Rig(slow, other, hedging=HedgingPolicy(share=1.0))
+    slow_backend, other_backend = Held(), Held()
+    rig = Rig(slow_backend, other_backend, hedging=HedgingPolicy(share=1.0))
     used_to_begin_at(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
-    await asyncio.gather(slow.reached.wait(), other.reached.wait())
-    assert len(slow.requests) == len(other.requests) == 1
+    await asyncio.gather(slow_backend.reached.wait(), other_backend.reached.wait())
+    assert len(slow_backend.requests) == len(other_backend.requests) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert slow.closed_early == other.closed_early == 1
+    assert slow_backend.closed_early == other_backend.closed_early == 1
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
@@ -293,31 +297,31 @@ async def test_first_failure_is_raised_when_both_fail() -> None:
 
 
 async def test_denied_second_call_does_not_stop_the_first() -> None:
-    first = Answer(headers=(), body=b"first")
+    first_answer = Answer(headers=(), body=b"first")
 
     async def slow() -> Answer:
         await asyncio.sleep(0.02)
-        return first
+        return first_answer
 
     async def nobody() -> None:
         return None
 
     assert (
         await race_calls(slow(), nobody, delay_seconds=0.001, may_start_second=lambda: True)
-        is first
+        is first_answer
     )
 
 
 async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
-    slow, other = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
-    rig = Rig(slow, other, tariff=CHEAP, hedging=HedgingPolicy(share=1.0))
+    slow_backend, other_backend = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
+    rig = Rig(slow_backend, other_backend, tariff=CHEAP, hedging=HedgingPolicy(share=1.0))
     used_to_begin_at(rig, 0.005)
 
     # Both were up when they were chosen.
     async def open_breaker(
         tenant: str, seconds: float, expected: float, *, is_background: bool = False
     ) -> None:
-        slow.let_go.set()
+        slow_backend.let_go.set()
 
     rig.runtimes[1].acquire = open_breaker  # type: ignore[method-assign]
     answer = await rig.ask(stream=True)
@@ -346,20 +350,23 @@ async def test_missing_model_falls_back() -> None:
 
 async def test_repeatedly_missing_model_is_tried_last() -> None:
     clock = Clock()
-    missing_model_backend, able = (
+    missing_model_backend, able_backend = (
         FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(raw=RAW),
     )
-    rig = Rig(missing_model_backend, able, runtime={"clock": clock})
+    rig = Rig(missing_model_backend, able_backend, runtime={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
     assert len(missing_model_backend.requests) == 3
     assert rig.runtimes[0].is_ready, "its other models are there"
     codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
-    best, other = rig.router.explain(codec, call, context).candidates
-    assert (best.deployment.backend, other.deployment.backend) == ("b1", "b0")
-    assert explain_loss(other, best, 0.0) == "its back end reports that it lacks the model"
+    best_candidate, other_candidate = rig.router.explain(codec, call, context).candidates
+    assert (best_candidate.deployment.backend, other_candidate.deployment.backend) == ("b1", "b0")
+    assert (
+        explain_loss(other_candidate, best_candidate, 0.0)
+        == "its back end reports that it lacks the model"
+    )
     # It may be pulled at any time.
     clock.now += 2.1
     missing_model_backend.error, missing_model_backend.raw = None, RAW
@@ -443,11 +450,11 @@ async def test_failed_calls_that_a_provider_may_bill_are_in_the_ledger(
 async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> None:
     failing = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
     rig = Rig(failing, FakeBackend(raw=RAW), tariff=CHEAP)
-    spent: list[Decimal] = []
+    recorded_costs: list[Decimal] = []
     budget = SimpleNamespace(
         limits_spending=True,
         reserve=AsyncMock(),
-        record=lambda usd, tokens: spent.append(usd),
+        record=lambda usd, tokens: recorded_costs.append(usd),
     )
     codec = OpenAICodec()
     call = codec.parse(rig.body())
@@ -455,7 +462,7 @@ async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> Non
     await rig.router.answer(codec, call, context)
     costs = {entry.error: entry.cost_usd for entry in rig.ledger}
     assert len(failing.requests) >= 1 and costs["backend_unavailable"] > 0
-    assert spent == [costs[None]]
+    assert recorded_costs == [costs[None]]
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("x"), BackendRejected("x"), Overloaded("x")])
@@ -494,12 +501,12 @@ async def test_answers_that_are_no_json_are_charged() -> None:
 async def test_interrupted_unsent_tool_call_is_charged() -> None:
     """Ollama's clients only get complete tool calls, so nothing was sent yet."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
-    broken = FakeBackend(
+    breaking_backend = FakeBackend(
         replace(make_text_response(), parts=(use,)),
         error=StreamInterrupted("broke off"),
         chunks_before_error=3,
     )
-    rig = Rig(broken)
+    rig = Rig(breaking_backend)
     with pytest.raises(StreamInterrupted):
         await rig.ask(OllamaChatCodec(), stream=True, max_tokens=0)
     (entry,) = rig.ledger
@@ -512,8 +519,8 @@ async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
     streams: bool, before: str
 ) -> None:
     use = ToolUse(id="c", name="f", arguments="{oops")
-    broken = FakeBackend(replace(make_text_response(), parts=(Text(text=before), use)))
-    rig = Rig(broken)
+    broken_backend = FakeBackend(replace(make_text_response(), parts=(Text(text=before), use)))
+    rig = Rig(broken_backend)
     # Ollama's clients have another word for it.
     limit: dict[str, Any] = {"max_tokens": 0} if streams else {}
     for _ in range(5):
@@ -525,6 +532,6 @@ async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
             with pytest.raises(InvalidToolCall):
                 await rig.ask(codec, stream=streams, **limit)
     assert rig.runtimes[0].is_ready
-    assert len(broken.requests) == 5
+    assert len(broken_backend.requests) == 5
     assert [entry.complete for entry in rig.ledger] == [False] * 5
     assert {entry.output_tokens > 0 for entry in rig.ledger} == {True}

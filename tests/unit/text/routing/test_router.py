@@ -72,8 +72,8 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
     # The back end that broke off may bill the prompt.
-    billed = ["b0"] if isinstance(error, StreamInterrupted) else []
-    assert [entry.backend for entry in rig.ledger] == [*billed, "b1"]
+    billed_backends = ["b0"] if isinstance(error, StreamInterrupted) else []
+    assert [entry.backend for entry in rig.ledger] == [*billed_backends, "b1"]
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
@@ -89,11 +89,11 @@ async def test_an_empty_stream_falls_back() -> None:
 
 
 async def test_rejected_request_is_not_sent_to_another_back_end() -> None:
-    second = FakeBackend(raw=RAW)
-    rig = Rig(FakeBackend(error=BackendRejected("no")), second)
+    second_backend = FakeBackend(raw=RAW)
+    rig = Rig(FakeBackend(error=BackendRejected("no")), second_backend)
     with pytest.raises(BackendRejected):
         await rig.ask()
-    assert not second.requests
+    assert not second_backend.requests
     assert rig.runtimes[0].health.is_up
 
 
@@ -178,11 +178,11 @@ async def test_cancelled_call_releases_its_slot() -> None:
 
 
 async def test_three_failures_exclude_a_back_end() -> None:
-    broken = FakeBackend(error=BackendUnavailable("x"))
-    rig = Rig(broken, FakeBackend(raw=RAW))
+    broken_backend = FakeBackend(error=BackendUnavailable("x"))
+    rig = Rig(broken_backend, FakeBackend(raw=RAW))
     for _ in range(5):
         await rig.ask()
-    assert len(broken.requests) == 3
+    assert len(broken_backend.requests) == 3
 
 
 async def test_an_unknown_model() -> None:
@@ -225,8 +225,8 @@ UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_c
 
 
 async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> None:
-    able = FakeBackend(error=Overloaded("x", retry_after=7))
-    rig = Rig(able, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
+    overloaded_backend = FakeBackend(error=Overloaded("x", retry_after=7))
+    rig = Rig(overloaded_backend, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
     with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
     assert exc_info.value.retry_after == 7
@@ -234,12 +234,12 @@ async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> 
     with pytest.raises(ServiceUnavailable) as usage:
         await rig.ask()
     assert usage.value.retry_after == 7
-    assert len(able.requests) == 1
+    assert len(overloaded_backend.requests) == 1
 
 
 async def test_error_names_the_field_when_no_back_end_is_able() -> None:
-    house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
-    rig = Rig(*house)
+    unable_backends = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
+    rig = Rig(*unable_backends)
     rig.runtimes[0].is_up = False
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
@@ -249,17 +249,19 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
     async def look() -> dict[str, dict[str, str]]:
         return {}
 
-    loaded = LoadedModels(look, load_seconds=lambda _: 10.0, clock=lambda: 0.0)
-    await loaded.refresh()
-    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded})
+    loaded_models = LoadedModels(look, load_seconds=lambda _: 10.0, clock=lambda: 0.0)
+    await loaded_models.refresh()
+    rig = Rig(
+        FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded_models}
+    )
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
-    assert loaded.get_state("up") is ModelState.ABSENT
+    assert loaded_models.get_state("up") is ModelState.ABSENT
     # Another call's loading goes on.
-    assert loaded.record_call_start("up")
+    assert loaded_models.record_call_start("up")
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
-    assert loaded.get_state("up") is ModelState.LOADING
+    assert loaded_models.get_state("up") is ModelState.LOADING
 
 
 async def test_error_body_with_status_200_is_a_failure() -> None:
@@ -296,8 +298,8 @@ async def test_usage_is_estimated_when_an_answer_states_none(
 async def test_usage_is_estimated_for_translated_answers() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
-    silent = replace(make_text_response(), parts=(*parts, call), usage=Usage())
-    rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
+    answer_without_usage = replace(make_text_response(), parts=(*parts, call), usage=Usage())
+    rig = Rig(FakeBackend(answer_without_usage, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
     assert (rig.ledger[0].input_tokens, rig.ledger[0].output_tokens) == (6, 25)
     usage = json.loads(answer.body)["usage"]
@@ -332,8 +334,8 @@ async def test_empty_object_falls_back() -> None:
 
 
 async def test_answer_that_cannot_be_translated_is_still_charged() -> None:
-    broken = ToolUse(id="c", name="f", arguments="{")
-    rig = Rig(FakeBackend(replace(make_text_response(), parts=(broken,))), tariff=CHEAP)
+    broken_tool_use = ToolUse(id="c", name="f", arguments="{")
+    rig = Rig(FakeBackend(replace(make_text_response(), parts=(broken_tool_use,))), tariff=CHEAP)
     with pytest.raises(InvalidToolCall):
         await rig.ask(AnthropicCodec())
     (entry,), (call,) = rig.ledger, rig.telemetry.calls
@@ -360,15 +362,15 @@ async def test_unknown_member_does_not_change_the_reservation(
 ) -> None:
     """Otherwise the call would be free, whatever the budget is."""
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
-    taken = []
-    for more in ({}, {"n": n}):
+    reservations = []
+    for extra_members in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
         budget, codec = Budget(), AnthropicCodec()
-        call = codec.parse(json.dumps({**body, **more}).encode())
+        call = codec.parse(json.dumps({**body, **extra_members}).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
         await rig.router.answer(codec, call, context)
-        taken += budget.taken
-    assert taken[0] == taken[1] > 0
+        reservations += budget.taken
+    assert reservations[0] == reservations[1] > 0
 
 
 async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:

@@ -96,10 +96,10 @@ def test_a_tool_that_does_not_exist_is_a_fault() -> None:
 
     assert find_start_fault(transcript_of(call("look_up")), PLAIN) == NO_FAULT
     assert find_start_fault(transcript_of(call("lookup")), PLAIN) == "tool_name"
-    whole = transcript_of(
+    transcript = transcript_of(
         call("look_up"), ToolArguments(index=0, fragment="{"), end(StopReason.TOOL_USE)
     )
-    assert find_start_fault(whole, PLAIN) == "tool_arguments"
+    assert find_start_fault(transcript, PLAIN) == "tool_arguments"
 
 
 def test_reasoning_is_shown_as_it_comes() -> None:

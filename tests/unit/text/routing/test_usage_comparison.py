@@ -71,13 +71,15 @@ def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
     )
     dearest = UsageComparison(models, "ada")
     assert dearest.price_classes.prompt_bounds == (100,)
-    short, long = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
-    chosen = dearest.choose_models([short])
-    assert chosen[False].model == "flat-model"
-    assert dearest.compute_pico_cost([short], chosen) == 2 * 10**12
-    chosen = dearest.choose_models([short, long])
-    assert chosen[False].model == "banded-model"
-    assert dearest.compute_pico_cost([short, long], chosen) == (1 + 50) * 10**12
+    short_prompts, long_prompts = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
+    chosen_models = dearest.choose_models([short_prompts])
+    assert chosen_models[False].model == "flat-model"
+    assert dearest.compute_pico_cost([short_prompts], chosen_models) == 2 * 10**12
+    chosen_models = dearest.choose_models([short_prompts, long_prompts])
+    assert chosen_models[False].model == "banded-model"
+    assert (
+        dearest.compute_pico_cost([short_prompts, long_prompts], chosen_models) == (1 + 50) * 10**12
+    )
 
 
 def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
@@ -91,11 +93,11 @@ def test_other_operations_count_with_their_own_cost() -> None:
     whisper = deployment("whisper", flat(99), operations=(Operation.TRANSCRIPTION,))
     dearest = UsageComparison(fleet([deployment("flat", flat(2)), whisper]), "ada")
     speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
-    failed = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
-    sums = [usage_sum(0, 10), speech, failed]
-    chosen = dearest.choose_models(sums)
-    assert chosen[False].model == "flat-model"
-    assert dearest.compute_pico_cost(sums, chosen) == 10 * 2 * 10**6 + 5 * 10**11
+    failed_speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
+    sums = [usage_sum(0, 10), speech, failed_speech]
+    chosen_models = dearest.choose_models(sums)
+    assert chosen_models[False].model == "flat-model"
+    assert dearest.compute_pico_cost(sums, chosen_models) == 10 * 2 * 10**6 + 5 * 10**11
 
 
 def test_embeddings_are_compared_with_embedding_models() -> None:
@@ -103,12 +105,12 @@ def test_embeddings_are_compared_with_embedding_models() -> None:
     dearest = UsageComparison(fleet([deployment("flat", flat(2)), vectors]), "ada")
     assert dearest.price_classes.embeddings == {"vectors-model"}
     sums = [usage_sum(0, 10, is_embedding=True), usage_sum(0, 10)]
-    chosen = dearest.choose_models(sums)
-    assert {kind: model.backend for kind, model in chosen.items()} == {
+    chosen_models = dearest.choose_models(sums)
+    assert {kind: model.backend for kind, model in chosen_models.items()} == {
         True: "vectors",
         False: "flat",
     }
-    assert dearest.compute_pico_cost(sums, chosen) == (10 * 1 + 10 * 2) * 10**6
+    assert dearest.compute_pico_cost(sums, chosen_models) == (10 * 1 + 10 * 2) * 10**6
 
 
 def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None:

@@ -43,8 +43,10 @@ def test_changes_name_the_values_that_differ() -> None:
 
 
 def test_the_list_of_differences_is_bounded() -> None:
-    before, after = ({f"n{number}": value for number in range(120)} for value in (1, 2))
-    [change] = build_changes([recorded(**after), recorded(**before)]).changes
+    values_before, values_after = (
+        {f"n{number}": value for number in range(120)} for value in (1, 2)
+    )
+    [change] = build_changes([recorded(**values_after), recorded(**values_before)]).changes
     assert (len(change.differences), change.more) == (100, 20)
     assert build_changes([recorded(a=1)]).changes == []
 

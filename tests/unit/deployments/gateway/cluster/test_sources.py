@@ -19,17 +19,19 @@ async def test_calls_that_hang_are_bounded() -> None:
         release.wait(60)
 
     try:
-        hanging = [asyncio.ensure_future(sources._run(hang)) for _ in range(sources._MAX_CALLS)]
-        for _ in hanging:
+        hanging_tasks = [
+            asyncio.ensure_future(sources._run(hang)) for _ in range(sources._MAX_CALLS)
+        ]
+        for _ in hanging_tasks:
             assert await asyncio.to_thread(started.acquire, timeout=60)
         # Whoever waited has given up, but the threads are taken.
-        hanging[0].cancel()
+        hanging_tasks[0].cancel()
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 await sources._run(hang)
     finally:
         release.set()
-    await asyncio.wait(hanging)
+    await asyncio.wait(hanging_tasks)
 
     async def answers() -> bool:
         try:

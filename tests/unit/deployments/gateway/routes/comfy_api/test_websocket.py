@@ -81,11 +81,11 @@ async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIter
     socket = Socket()
     socket.stuck = stuck
     socket.incoming.put_nowait({"type": "websocket.connect"})
-    serving = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
+    serving_task = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
     assert (await socket.next_message())["type"] == "websocket.accept"
     yield socket
     socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
-    await asyncio.wait_for(serving, _SECONDS)
+    await asyncio.wait_for(serving_task, _SECONDS)
     assert notifier.stopped.is_set(), "the notifier of a disconnected client must stop"
 
 
