@@ -80,13 +80,13 @@ class AuditLog:
     async def list_entries(
         self, entries: AuditFilter, *, limit: int, before: str | None = None
     ) -> list[AuditEntry]:
-        """Return entries, newest first.
+        """Return up to ``limit`` entries that the filter selects, newest first.
 
         Args:
             before: the id of an entry; only older entries are returned.
 
         Raises:
-            InvalidRequest: ``before`` is not the id of such an entry.
+            InvalidRequest: no entry of the filter's tenant has the id ``before``.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
         query = query.where(*_build_conditions(entries))

@@ -67,7 +67,7 @@ class FinishedLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LineCounts:
-    """The numbers of a batch's unfinished lines: all, and those ``running`` under a live runner."""
+    """Counts a batch's lines without a result; a live runner has claimed ``running`` of them."""
 
     pending: int
     running: int
@@ -121,12 +121,13 @@ class BatchLineStore:
         running: Sequence[int] = (),
         seconds: float | None = None,
     ) -> list[BatchLine]:
-        """Claim the next lines that no live runner has, and return them.
+        """Claim the next lines that no other live runner has claimed, and return them.
 
         Args:
-            running: the lines that this runner already runs and must not claim again. Its other
-                lines can be claimed again; they remain when a claim was cancelled or a release
-                failed.
+            limit: the maximum number of lines.
+            running: the numbers of the lines that this runner is running, which are left out. All
+                other lines that it claimed earlier may be returned again, such as those of a
+                cancelled call.
             seconds: if given, also record that the runner is alive for so long, as `renew_runner`
                 does.
 
@@ -245,7 +246,7 @@ class BatchLineStore:
     async def list_numbers(
         self, batch_id: str, numbers: Sequence[int], runner: str
     ) -> list[BatchLine]:
-        """Return, in order, those of the lines that the runner has claimed and not finished."""
+        """Return the lines with ``numbers`` that the runner has claimed and not finished."""
         query = (
             sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
             .where(
@@ -345,7 +346,11 @@ def _write_results(
 
 
 def _build_usage_rows(item: FinishedLine) -> list[dict[str, Any]]:
-    """Return a line's ledger rows; derived ids ensure that no call is charged twice."""
+    """Return the ledger rows of a line's model calls.
+
+    The id of a row is derived from the line, its run and the position of the call, so that writing
+    the row twice charges the call once.
+    """
     moment = now()
     request_id = get_line_request_id(item.batch_id, item.result.number)
     if item.run:

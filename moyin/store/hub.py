@@ -35,7 +35,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class SlowConsumer(Overloaded):
-    """Signals that a subscriber reads too slowly; it may subscribe again with its last event id."""
+    """Signals that a subscriber reads too slowly; it may subscribe again from its last event."""
 
     code = "slow_consumer"
 
@@ -43,8 +43,8 @@ class SlowConsumer(Overloaded):
 class Subscription(Generic[E]):
     """Queues the entries of one stream for one subscriber.
 
-    The capacity is twice the number of entries that existed at first, since those arrive at once
-    and would arrive again if they overflowed the queue. Streams are bounded, and so is the queue.
+    All entries that exist at the start arrive at once, so the queue holds twice as many. A smaller
+    queue would overflow at once, and again after each new subscription.
 
     Attributes:
         after: the stream id of the last queued entry.

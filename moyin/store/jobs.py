@@ -134,7 +134,7 @@ class JobStore:
         return None if row is None else parse_job(row)
 
     async def find_repeated(self, new_job: NewJob) -> Job | None:
-        """Return the job that an earlier request, identical to ``new_job``, has created, if any.
+        """Return the job that an earlier identical request created, or None if there is none.
 
         Raises:
             IdempotencyMismatch, PromptIdTaken: as `create`.
@@ -211,7 +211,7 @@ class JobStore:
         return parse_launch(await self._fetch_row(job_id))
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
-        """Record that jobs' workflows were started, or that ended jobs' webhooks are being sent."""
+        """Record that the workflows of open jobs, or the webhooks of ended jobs, were started."""
         change = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )

@@ -140,7 +140,12 @@ class KeyStore:
     async def find_active(
         self, secret_ids: Collection[tuple[str, str]]
     ) -> Mapping[tuple[str, str], Identity]:
-        """Return the identities of those keys that are valid, by key and `Identity.secret_id`."""
+        """Return the identities of the valid keys.
+
+        Args:
+            secret_ids: pairs of a key's id and an `Identity.secret_id`; the result has the same
+                pairs. A pair is left out if the key is not valid or has another secret now.
+        """
         rows = await self._fetch_active({key_id for key_id, _ in secret_ids})
         return {
             (key_id, secret_id): _parse_identity(rows[key_id], secret_id)

@@ -59,7 +59,7 @@ class DecisionRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignalRow:
-    """Records a signal about the quality of an answer, or one of `OWNER_ACTIONS`.
+    """Records a signal about an answer's quality, or an action of the owner in `OWNER_ACTIONS`.
 
     Attributes:
         key_id: the API key that sent the signal, or an empty string if the gateway observed it.
@@ -102,8 +102,8 @@ class SavedState:
 
     Attributes:
         number: the number of the last signal that the state includes.
-        levels: the quality of models for this tenant, as a contribution to the levels that tenants
-            share, or None.
+        levels: how good models are for this tenant, from which the levels shared by all tenants are
+            computed; None if the tenant does not contribute.
     """
 
     state: Mapping[str, Any]
@@ -232,7 +232,10 @@ class QualityStore:
         return list(levels.values())
 
     async def reset_owner(self, action: SignalRow) -> None:
-        """Delete the owner's signals and state, and log ``action``, so that all replicas do so."""
+        """Delete the owner's signals and state, and log ``action``.
+
+        A replica that reads ``action`` in the log discards what it has learned about the owner.
+        """
         await self._database.write(partial(_reset, action))
 
     async def prune(self) -> None:
@@ -245,9 +248,10 @@ def _to_utc(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _lock_numbering(connection: sa.Connection) -> None:
-    """Serialize writers, so that readers of a number also find all smaller ones.
+    """Let only one transaction at a time number signals.
 
-    SQLite needs no lock, since it has only one writer.
+    So a reader that sees a number has also seen all smaller ones. SQLite needs no lock, since it
+    has only one writer.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))

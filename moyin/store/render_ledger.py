@@ -38,7 +38,10 @@ class RenderLedger:
         self._database = database
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
-        """Book the runs that have an account; keep the longer of two measurements of a run."""
+        """Write the ledger rows of the runs; skip runs without an account, which have no price.
+
+        If a run is measured twice, the longer measurement is kept.
+        """
         priced_runs = [(run, run.account) for run in runs if run.account is not None]
         if not priced_runs:
             return

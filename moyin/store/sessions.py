@@ -84,12 +84,12 @@ class SessionStore:
         )
 
     async def renew(self, presented_token: str) -> Session:
-        """Extend the session of a refresh token that stays valid, and return it.
+        """Extend the session of a refresh token and return it; the token stays valid.
 
         Browsers keep this token in a cookie that no script can read, and all their tabs share it.
-        If renewal replaced it, one of two tabs that renew at once would present the former token
-        and so end the session. A token that was rotated has left the cookie, so its use here ends
-        the session as in `rotate_refresh_token`, and raises `InvalidToken`.
+        If renewal replaced the token, one of two tabs that renew at once would present the old
+        token and so end the session. If `rotate_refresh_token` has replaced the token, this ends
+        the session and raises `InvalidToken`.
         """
         digest = compute_digest(presented_token)
         expires_at = now() + self._idle

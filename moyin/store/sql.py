@@ -107,11 +107,15 @@ class Database:
         return self._engine.begin()
 
     def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
-        """Return ``transaction``, which its owner commits, or open a new one if it is None."""
+        """Return ``transaction``, which the caller must commit, or open a new one if it is None."""
         return self.writing() if transaction is None else nullcontext(transaction)
 
     async def execute(self, statement: sa.Executable, *, within: Transaction | None = None) -> int:
-        """Execute a statement as `within` does; return the number of changed rows."""
+        """Execute a statement in the transaction ``within``, or in a new one if that is None.
+
+        Returns:
+            The number of changed rows.
+        """
         async with self.within(within) as transaction:
             return (await transaction.execute(statement)).rowcount
 
