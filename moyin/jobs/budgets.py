@@ -107,7 +107,10 @@ class RenderBudgets:
 
 
 def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
-    """Yield the index, pool, shape and estimated number of pictures of each render."""
+    """Yield the index, pool, shape and estimated number of pictures of each render.
+
+    The shape is a digest of what determines the duration of a render (`compute_shape`).
+    """
     base = spec.base
     hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
     total = sum(hashes.values())
@@ -130,8 +133,8 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
 class BudgetSettler:
     """Replaces the reserved amounts in budgets by what the renders of jobs have actually cost.
 
-    Any number of processes may run a settler; only one of them works at a time. Work that a process
-    did not finish is repeated by the next.
+    Any number of processes may run a settler; only one of them works at a time. If a process ends
+    early, the next one repeats the work that was not finished.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class GraphChecker:
 
         Raises:
             InvalidRequest: a render pool is unknown or does not run the submitter's jobs, or the
-                class of a node refers to an earlier step.
+                ``class_type`` of a node is a reference to an earlier step.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: ComfyUI's validation rejects a graph.
@@ -165,7 +165,7 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step; for a batch's later children, only nodes that differ."""
+    """Return the graph of a step; of a batch's later children only the nodes that differ."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
@@ -206,7 +206,7 @@ def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     """Remove the inputs that refer to earlier steps.
 
     Raises:
-        InvalidRequest: the class of a node refers to an earlier step.
+        InvalidRequest: the ``class_type`` of a node is a reference to an earlier step.
     """
     if not references.has_references(graph):
         resolved_graph: Mapping[str, Any] = references.resolve_references(graph, ())

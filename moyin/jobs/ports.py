@@ -32,7 +32,7 @@ class Launcher(Protocol):
         ...
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Start the delivery of the job's webhook, if any, for an attempt that had no workflow."""
+        """Start the delivery of the webhook, if the job has one, for an attempt without a workflow."""
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""
@@ -71,8 +71,8 @@ class GraphGuard(Protocol):
     ) -> bool:
         """Check the nodes and file names of a graph.
 
-        Both errors have the node's place in the graph as ``field``. Their ``details`` have the form
-        of ComfyUI's validation errors.
+        The errors below have the node's place in the graph as ``field``, and ``details`` in the
+        form of ComfyUI's validation errors.
 
         Args:
             own: the names of the caller's files in the graph.
@@ -91,7 +91,7 @@ class NamedFiles(Protocol):
     """The interface that finds files by the names that ComfyUI's clients use."""
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return the owner's file for each text that names one, as a mapping by text."""
+        """Return the owner's files named in ``texts``, by text; other texts are left out."""
         ...
 
 

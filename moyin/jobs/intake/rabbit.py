@@ -179,6 +179,9 @@ def _raise_broker_lost() -> Iterator[None]:
 
 
 def _count_previous_deliveries(message: AbstractIncomingMessage) -> int:
-    """Return the number of a message's earlier deliveries; classic queues count at most one."""
+    """Return how often a message was delivered before.
+
+    Classic queues do not count, so their number is at most one.
+    """
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

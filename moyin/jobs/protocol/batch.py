@@ -1,4 +1,4 @@
-"""Translates a batch of the jobs API to one graph with a patch for each child."""
+"""Translates a batch in a request of the jobs API to one graph and a patch for each child."""
 
 from __future__ import annotations
 
@@ -91,7 +91,11 @@ def _list_template_variants(
 
 
 def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
-    """Return the variants of a graph, whose keys are ``workflow.<node>.inputs.<name>``."""
+    """Return the variants of a graph that a batch describes.
+
+    A variant is a pair: values by names of the form ``workflow.<node>.inputs.<name>``, and by the
+    same names the fields of the request that have set the values.
+    """
     if batch.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
     if batch.sweep is not None:

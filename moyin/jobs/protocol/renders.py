@@ -19,7 +19,7 @@ Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest; this stands in for `Templates` where jobs can't use templates."""
+    """Raise InvalidRequest, for use as `Templates` where jobs can't use templates."""
     raise InvalidRequest(
         f"{field} is not supported by this API: send a workflow instead", field=field
     )

@@ -38,7 +38,7 @@ _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
 class _JsonConverter(EncodingPayloadConverter):
-    """Encodes payloads as JSON, to the same bytes as ``temporalio.contrib.pydantic``."""
+    """Encodes payloads as JSON, byte for byte as ``temporalio.contrib.pydantic`` does."""
 
     @property
     def encoding(self) -> str:

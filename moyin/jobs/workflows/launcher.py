@@ -103,7 +103,7 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Write the buffered marks: set the rows of all started jobs to dispatched."""
+        """Mark the rows of all started jobs as dispatched, before the buffer would do so."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
@@ -189,16 +189,16 @@ def build_job_input(launch: Launch) -> JobInput:
 def get_job_priority(launch: Launch) -> Priority:
     """Return the Temporal priority of a job, which gives its owner a fair share of the queue.
 
-    An owner's jobs of one priority get twice the share of those of the next lower priority.
-    Temporal's priority key is not used: its order is strict, so one owner's urgent jobs could delay
-    all other jobs for ever.
+    Of an owner's jobs, those of one priority get twice the share of those of the next lower
+    priority. Temporal's own priority key is not used, because its order is strict: one owner's
+    urgent jobs could delay the jobs of all others without end.
     """
     key, share = compute_fairness_shares(launch.owner)[launch.priority - 1]
     return Priority(fairness_key=key, fairness_weight=share)
 
 
 def compute_fairness_shares(owner: str) -> list[tuple[str, float]]:
-    """Return Temporal's fairness key and weight for each priority (1 to 5) of an owner's jobs."""
+    """Return for each priority (1 to 5) of an owner's jobs Temporal's fairness key and weight."""
     return [(_truncate_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
 
 

@@ -67,8 +67,7 @@ class StepInput:
 
     Attributes:
         earlier: the sha256 of the outputs of earlier steps, by index.
-        begins: the number of the attempt if this step is the first one of the attempt, or else
-            None.
+        begins: the number of the attempt if the attempt begins with this step, else None.
         attempt: the number of the job's attempt.
         last: True if the job succeeds when this step is done.
     """
@@ -88,9 +87,8 @@ class StepOutcome:
     """The result of the activity that ran one step.
 
     Attributes:
-        recorded: True if the activity wrote the result to the job's row, and after the last step
-            also
-            the job's end.
+        recorded: True if the activity wrote the result to the job's row and, after the last step,
+            also the job's end.
     """
 
     result: StepResult
