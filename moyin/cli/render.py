@@ -68,7 +68,7 @@ def render(
 
 
 def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
-    """Return the member of the job's body that has the graph or the name of the template."""
+    """Return the member of ``POST /jobs`` for the graph in a file or for the named template."""
     if (graph is None) == (template is None):
         raise StackError(
             "name either the file of a graph or --template NAME (`moyin templates list`)"
