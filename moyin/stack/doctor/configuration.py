@@ -21,7 +21,7 @@ def check_serve_config(options: Options) -> CheckResult:
 
 
 def check_shares(options: Options) -> CheckResult:
-    """Check that the GPUs of this machine have room for the renderers that pools always keep."""
+    """Check that this machine's GPUs suffice for the renderers with which render pools start."""
     # `moyin up` gives Ray one logical GPU on a machine without one.
     cards = [1.0] * max(options.gpus, 1)
     missing = []
@@ -44,7 +44,7 @@ def check_shares(options: Options) -> CheckResult:
 
 
 def check_model_keys(options: Options) -> CheckResult:
-    """Check that the variables with the keys of configured back ends are set."""
+    """Check that the environment variables with the keys of back ends are set."""
     missing = [
         f"{backend['name']} ({variable})"
         for backend in apps.find_text_backends(options.serve_config)
@@ -81,7 +81,7 @@ def check_templates(options: Options) -> CheckResult:
 
 
 def _find_key_variable(backend: Mapping[str, Any], options: Options) -> str | None:
-    """Return the variable that must have a back end's key, or None if it is set or not needed."""
+    """Return the environment variable in which a back end's key is missing; None if none is."""
     variable = backend.get("api_key_env")
     if variable is None and backend.get("type") == "anthropic":
         variable = "ANTHROPIC_API_KEY"
