@@ -29,7 +29,7 @@ class FakeRenderer:
 
     Attributes:
         busy: set when a prompt has been submitted.
-        held: event that all prompts wait for; set initially.
+        held: event for which all prompts wait; it is set at first, so that they do not wait.
         failure: error that unfinished prompts raise, or None.
         started: ids of submitted prompts, in order.
         interrupted: history record that `cancel` returns.
