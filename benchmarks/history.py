@@ -207,7 +207,7 @@ async def _time_submissions(
 
 
 async def _delete(store: JobStore, count: int) -> None:
-    """Delete ``count`` jobs by a filter in chunks, as `moyin.jobs.history` does, and print the time."""
+    """Delete ``count`` jobs by a filter, in chunks like `moyin.jobs.history`; print the time."""
     where = JobFilter(statuses=(JobStatus.SUCCEEDED,))
     began, remaining_count, cursor = time.perf_counter(), count, None
     while remaining_count > 0:

@@ -66,7 +66,7 @@ def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
 
 
 def held(gateway: Gateway, streams: int, seconds: float = 3) -> Held:
-    """Hold ``streams`` streams of fifty tokens a second open for ``seconds``; return the results."""
+    """Keep ``streams`` streams of fifty tokens a second open for ``seconds``; return the result."""
     return uvloop.run(_held(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
 
 

@@ -154,7 +154,7 @@ def _turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
 
 
 def _documents(read: Read) -> list[Prompt]:
-    """Return long prompts: the start of a meeting's transcript, and a question about the meeting."""
+    """Return long prompts: the start of a meeting's transcript, and a question about it."""
     prompts = []
     for domain in ("Academic", "Committee", "Product"):
         for part in ("test", "val"):

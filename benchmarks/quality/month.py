@@ -162,7 +162,10 @@ class World:
         return 1 / (1 + math.exp(-logit))
 
     def loss(self, model: SimulatedModel, request: Request) -> tuple[float, bool]:
-        """Return the cost of the model's answer, which a bad answer increases, and True if it is bad."""
+        """Return the total cost of the model's answer, and True if the answer is bad.
+
+        A bad answer costs more.
+        """
         bad = request.luck >= self.chance(model, request)
         return model.price + _USD_PER_BAD * bad, bad
 

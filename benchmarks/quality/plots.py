@@ -45,7 +45,7 @@ def _save(figure: Any, target: Path) -> None:
 
 
 def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
-    """Draw which part of the quality gap is recovered by each share of calls to the expensive model."""
+    """Draw the recovered part of the quality gap by the share of calls to the expensive model."""
     figure, axes = _axes(
         "Quality gap recovered, held-out prompts",
         "calls sent to the expensive model, %",

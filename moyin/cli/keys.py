@@ -168,7 +168,7 @@ def _list_keys_in_database() -> list[dict[str, Any]]:
 
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
-    """Print a note for each scope that no app of Moyin requires, because it is probably mistyped."""
+    """Print a note for each scope that no app of Moyin requires; it is probably mistyped."""
     known_scopes = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
     for scope in sorted({word for text in scopes for word in text.split()} - known_scopes):
         similar_scopes = get_close_matches(scope, known_scopes, n=1, cutoff=0.8)

@@ -27,12 +27,12 @@ _selected_name: ContextVar[str | None] = ContextVar("profile", default=None)
 
 
 def select_profile(name: str | None) -> None:
-    """Set the name from --profile; None leaves the choice to MOYIN_PROFILE or the stored default."""
+    """Set the name from --profile; None leaves the choice to MOYIN_PROFILE or the default."""
     _selected_name.set(name)
 
 
 def find_profile_name() -> str:
-    """Return the name of the profile to use, from --profile, MOYIN_PROFILE or the stored default."""
+    """Return the name of the profile to use, from --profile, MOYIN_PROFILE or the default."""
     name = _selected_name.get() or os.environ.get(_PROFILE)
     return name or read_named_profiles(find_profiles_file(os.environ)).default
 

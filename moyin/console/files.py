@@ -60,7 +60,7 @@ class ConsoleFiles:
         return None if path == _INDEX else (await self._load()).get(path)
 
     async def render_page(self, nonce: str) -> str | None:
-        """Return the HTML page with a fresh nonce for its styles, or None if no console is built."""
+        """Return the HTML page with a new nonce for its styles, or None if no console is built."""
         index = (await self._load()).get(_INDEX)
         return None if index is None else index.content.decode().replace(_NONCE_PLACEHOLDER, nonce)
 

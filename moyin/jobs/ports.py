@@ -32,7 +32,7 @@ class Launcher(Protocol):
         ...
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Start the delivery of the webhook, if the job has one, for an attempt without a workflow."""
+        """Start the delivery of the job's webhook, if any, for an attempt without a workflow."""
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""

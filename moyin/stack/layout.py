@@ -131,7 +131,7 @@ class Layout:
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Replace the content of a file atomically, with those permissions of ``mode`` that umask allows.
+    """Replace the content of a file atomically; it gets the permissions ``mode`` that umask allows.
 
     After an `OSError` the file still has its previous content.
     """

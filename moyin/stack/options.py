@@ -121,7 +121,7 @@ class Options:
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs that nvidia-smi lists, or 0 if it or the driver does not respond."""
+    """Return the number of GPUs that nvidia-smi lists, or 0 if no driver responds."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0

@@ -1,4 +1,4 @@
-"""Verifies webhooks, which are signed by Standard Webhooks."""
+"""Verifies the signatures of webhooks, as Standard Webhooks defines them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from moyin_client.parsing import parse, parse_json
 def verify_webhook(
     secret: str, headers: Mapping[str, str], body: bytes, *, tolerance: float = 300.0
 ) -> Webhook:
-    """Return the content of a webhook.
+    """Verify the signature of a webhook and return its content.
 
     Args:
-        secret: what `webhook_secret` returns.
+        secret: the secret that `webhook_secret` returned.
         headers: the headers of the request; the case of their names does not matter.
-        body: the body as it arrived, not parsed and encoded again.
+        body: the bytes of the body as they arrived, not a parsed and re-encoded body.
         tolerance: the largest difference in seconds between the signed time and this machine's.
 
     Raises:
         MoyinError: Moyin did not sign the webhook, or signed it too long ago; the code is
             `invalid_webhook`.
-        ValueError: the secret is not one.
+        ValueError: ``secret`` is not a valid secret.
     """
     values = {name.lower(): value for name, value in headers.items()}
     webhook_id, sent = values.get("webhook-id", ""), values.get("webhook-timestamp", "")

@@ -131,7 +131,7 @@ class _StreamSession:
         )
 
     async def keep_alive(self) -> None:
-        """Claim the entries that this worker holds again and again, before other workers may do so."""
+        """Claim this worker's own entries regularly, so that no other worker claims them."""
         broker = self._broker
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)

@@ -155,7 +155,7 @@ class JobActivities:
 
 @asynccontextmanager
 async def _raise_application_errors() -> AsyncIterator[None]:
-    """Turn a `MoyinError` into a failure of the activity; Temporal retries only if that can help."""
+    """Turn a `MoyinError` into a failure that Temporal retries only if a retry can help."""
     try:
         yield
     except MoyinError as error:

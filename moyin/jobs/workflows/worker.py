@@ -73,7 +73,7 @@ class WorkerRunner:
         await self._shut_down()
 
     async def _run_all(self) -> None:
-        """Run the workers until one of them ends or `stop` is called, then shut all of them down."""
+        """Run the workers until one of them ends or `stop` is called, then shut down the others."""
         worker_tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
         stop_task = asyncio.create_task(self._stopping.wait())
         try:
