@@ -64,7 +64,7 @@ def main() -> None:
 
 
 async def _prepare(farm: Farm, jobs: int, pictures: int) -> Studio:
-    """Create the organisation, fill the database of the running gateway, and return its numbers."""
+    """Create the organisation, fill the database of the running gateway, and return the studio."""
     async with _session(farm) as session:
         body = {"name": "The benchmark's studio"}
         async with session.post("/accounts/organisations", json=body) as response:

@@ -189,7 +189,7 @@ def _open(context: BrowserContext, url: str, wanted: Wanted) -> Page:
 
 
 def _read_paint(page: Page) -> float:
-    """Wait for the paint; return the seconds to it from the last click or from the navigation."""
+    """Wait until the page has painted; return the seconds from the last click or the navigation."""
     # The page's policy forbids Playwright's own `wait_for_function`, which evaluates texts.
     deadline = time.monotonic() + _TIMEOUT_MS / 1000
     while page.evaluate("window.paintedAt === null"):

@@ -42,7 +42,7 @@ class Result:
         over_direct: requests per second divided by those without a gateway in the same rounds.
         added: latency that the gateway adds: p50 and p99 in ms.
         first: time to the first token.
-        added_first: the part of it that the gateway adds.
+        added_first: the part of ``first`` that the gateway adds.
         streams: results for increasing numbers of streams. The list ends with the first failure,
             except in `duel`.
         busy: median load average of the machine, which reveals other activity.
@@ -68,7 +68,7 @@ class Result:
         )
 
     def times(self, other: Result, connections: int) -> float:
-        """Return the ratio of the requests per second to those of ``other`` in the same rounds."""
+        """Return these requests per second divided by those of ``other``: the median of the rounds."""
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 
@@ -170,7 +170,7 @@ def _turns(
 
 
 def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median over the rounds of a rate divided by the other rate of the same round.
+    """Divide the two rates of each round, and return the median of the quotients.
 
     Noise that lasts longer than a round affects both rates, so it cancels out.
     """

@@ -78,7 +78,7 @@ class Outcome:
 
 
 def quantile(values: Iterable[float], at: float) -> float:
-    """Return the smallest value that at least the share ``at`` of all values does not exceed."""
+    """Return the smallest value such that at least the share ``at`` of all values is not larger."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(at * len(ordered)) - 1)]
 

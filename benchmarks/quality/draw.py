@@ -59,7 +59,7 @@ class Prompt:
 
 
 def draw(seed: int, clones: Path) -> list[Prompt]:
-    """Draw the prompts for ``seed``; other seeds than the main one never draw the main prompts."""
+    """Draw the prompts for ``seed``; only the main seed draws those of `mix/prompts.jsonl`."""
 
     def read(repository: str, path: str) -> bytes:
         folder = _clone(repository, clones)
@@ -134,7 +134,7 @@ def _extractions(read: Read) -> list[Prompt]:
 def _unseen(
     rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
 ) -> list[Prompt]:
-    """Return the wanted questions from folds whose answers were not used to compute the prior."""
+    """Return the wanted questions from folds that `benchmarks.quality.prior` does not use."""
     splits = by_row(rows)
     return [
         Prompt(kind=kind, source=source, text=rows[number].prompt)

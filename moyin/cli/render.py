@@ -113,7 +113,7 @@ def load_graph(path: Path) -> dict[str, Any]:
 async def submit_and_follow(
     gateway: GatewayClient, body: dict[str, Any], *, prints_id: bool = True
 ) -> dict[str, Any]:
-    """Submit a job, print its id, wait until it ends, print an error, and return the job."""
+    """Submit a job and print its id; wait until it ends, print its error if any, and return it."""
     job = await gateway.call("POST", "/jobs", body)
     if prints_id:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])

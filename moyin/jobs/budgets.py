@@ -76,8 +76,7 @@ class RenderBudgets:
         Raises:
             BudgetExceeded: what remains of a budget does not cover the estimate.
             ServiceUnavailable: the pool's prices are unknown, or Valkey is unavailable and the
-                settings
-                require budgets to be checked.
+                settings demand a check of budgets.
         """
         budgets = [
             Limit(

@@ -19,7 +19,7 @@ _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
 class JobFeed:
-    """Streams the events of jobs from Valkey; if Valkey fails, reads from SQL when a job has ended.
+    """Streams the events of jobs from Valkey; if Valkey fails, SQL shows whether a job has ended.
 
     Args:
         quiet_seconds: seconds without an event after which the job's row is read from SQL.
@@ -98,7 +98,7 @@ class JobFeed:
                     return
 
     async def _find_end(self, batch: list[JobEvent], job: Job) -> int | None:
-        """Return how many events of the batch precede the job's end, its final event included.
+        """Return the number of events in the batch up to and including the job's final event.
 
         Return None if the batch does not contain the final event of the newest attempt.
         """

@@ -22,8 +22,7 @@ class Launcher(Protocol):
             launch: the data of a first attempt; if None, the data is read from the job's row.
 
         Raises:
-            ServiceUnavailable: Temporal is unavailable, or the workflow of an earlier attempt is
-                still
+            ServiceUnavailable: Temporal is unavailable, or an earlier attempt's workflow is still
                 running. The sweeper will try again.
         """
 

@@ -149,7 +149,7 @@ async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> N
 
 
 async def redeploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
-    """After a restart of Ray, deploy the configuration again that was deployed last.
+    """Deploy the last deployed configuration again, after a restart of Ray.
 
     Raises the same errors as `deploy_apps`.
     """

@@ -88,7 +88,7 @@ class Layout:
         }
 
     def remove_runtime_files(self) -> None:
-        """Remove the files of a running stack, and move Ray's logs to the data folder."""
+        """Remove the files of a running stack, after moving Ray's logs to the data folder."""
         live_logs, saved_logs = self.ray / "session_latest" / "logs", self.logs / "ray"
         if live_logs.is_dir():
             shutil.rmtree(saved_logs, ignore_errors=True)
@@ -131,7 +131,7 @@ class Layout:
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Replace the content of a file atomically; it gets the permissions ``mode`` that umask allows.
+    """Replace the content of a file atomically, with the permissions ``mode`` less the umask.
 
     After an `OSError` the file still has its previous content.
     """

@@ -29,8 +29,8 @@ def _port(default: int, offset: int, description: str) -> int:
 class Ports:
     """The ports of a stack.
 
-    The variable ``MOYIN_PORT_<NAME>`` sets one port. ``MOYIN_PORT_BASE`` sets the first port; the
-    others have the numbers after it.
+    The variable ``MOYIN_PORT_<NAME>`` sets one port. ``MOYIN_PORT_BASE`` sets the first port; each
+    other port is at a fixed distance from it.
     """
 
     door: int = _port(8000, 0, "the gateway: HAProxy in front of every app")

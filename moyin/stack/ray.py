@@ -114,8 +114,8 @@ def create_service(options: Options) -> Service:
 def _find_fault(pid: int) -> str | None:
     """Return why Ray must be restarted, or None if its raylet and control store are running.
 
-    The command `ray start --block` does not end when one of Ray's agents dies and so ends the
-    raylet with status 0.
+    The command `ray start --block` keeps running if an agent of Ray dies, although the raylet then
+    ends, with status 0.
     """
     missing_names = find_missing_children(pid, ("gcs_server", "raylet"))
     return f"runs without {' and '.join(missing_names)}" if missing_names else None
@@ -170,7 +170,7 @@ def _build_environ(options: Options) -> dict[str, str]:
 
 
 def _write_haproxy_launcher(options: Options) -> None:
-    """Write an executable copy of HAProxy's launcher, since the installed file may not be one."""
+    """Write an executable copy of HAProxy's launcher; the installed file may not be executable."""
     path = options.layout.haproxy_launcher
     path.write_bytes(_LAUNCHER.read_bytes())
     path.chmod(0o700)

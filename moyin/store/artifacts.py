@@ -232,7 +232,7 @@ class ArtifactStore:
     ) -> tuple[list[StoredArtifact], str | None]:
         """Return a page of the owner's artifacts, newest first, and the cursor of the next page.
 
-        A page for conditions that no index covers may have fewer artifacts than ``limit``, or none,
+        If no index covers the conditions, a page may have fewer artifacts than ``limit``, or none,
         although another page follows.
         """
 

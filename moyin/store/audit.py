@@ -73,7 +73,7 @@ class AuditLog:
         self._database = database
 
     async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
-        """Append an event in the transaction ``within``, or in its own if that is None."""
+        """Append an event in the transaction ``within``, or in a new one if that is None."""
         entry = audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
         await self._database.execute(entry, within=within)
 

@@ -1,4 +1,4 @@
-"""Stores the lines of open batches, with the process that runs each line and the results.
+"""Stores the lines of open batches, their results, and which process runs each line.
 
 Only one runner at a time runs a line: the process that has claimed it. A runner regularly records
 that it is alive. If it stops doing so, other runners may claim its lines. A result is written once
@@ -55,8 +55,9 @@ class FinishedLine:
     """The result of a batch line, and the model calls to charge for it.
 
     Attributes:
-        run: an id of this run of the line, so that the calls of each run are charged once; empty if
-            all runs have the same calls, as when the results of a native batch are read again.
+        run: an id of this run of the line. The calls of every run are charged, but those of one run
+            only once. Empty if a repeated run reports the same calls, as when the results of a
+            native batch are read again.
     """
 
     batch_id: str
@@ -96,7 +97,7 @@ class BatchLineStore:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
 
     async def renew_runner(self, runner: str, seconds: float) -> None:
-        """Record that a runner is alive for ``seconds`` from now, and delete runners long dead."""
+        """Record that a runner is alive for ``seconds`` from now, and delete long-dead runners."""
 
         def write(connection: sa.Connection) -> None:
             _renew_runner(connection, runner, seconds)
@@ -204,10 +205,10 @@ class BatchLineStore:
         await self._database.write(lambda c: c.execute(change))
 
     async def finish(self, finished_lines: Sequence[FinishedLine]) -> list[FinishedLine]:
-        """Write the results, the counts of their batches and the usage in one transaction.
+        """Write results of lines, and in the same transaction their batches' counts and the usage.
 
-        A result is not written if its line has a result already or its batch has ended. The usage
-        of such a result is recorded as that of incomplete calls.
+        A result is not written if its line has a result already or its batch has ended. Then its
+        calls are recorded as incomplete.
 
         Returns:
             The results that were not written.
@@ -233,7 +234,7 @@ class BatchLineStore:
         return await self._database.write(write)
 
     async def count(self, batch_id: str) -> LineCounts:
-        """Return the numbers of a batch's lines that have no result yet."""
+        """Count the lines of a batch that have no result yet."""
         pending = (
             sa.select(sa.func.count())
             .select_from(lines)
@@ -304,7 +305,11 @@ def _renew_runner(connection: sa.Connection, runner: str, seconds: float) -> Non
 def _write_results(
     connection: sa.Connection, batch_id: str, group: Mapping[int, FinishedLine]
 ) -> set[int]:
-    """Write the results of lines that have none, and return their numbers."""
+    """Write the results in ``group``, by line number, of lines that have none yet.
+
+    Returns:
+        The numbers of the lines whose results were written.
+    """
     unsealed_batch = sa.select(batches.c.id).where(
         batches.c.id == batch_id, batches.c.finalizing_at.is_(None)
     )

@@ -124,7 +124,7 @@ class BlobReferences:
         keeps_jobs: bool = False,
         hidden: Collection[str] = (),
     ) -> set[str]:
-        """Return the blobs in ``files`` to which nothing refers but the jobs in ``files``.
+        """Return those blobs in ``files`` to which no other job and no other artifact refers.
 
         Args:
             files: the digests of blobs by job id.
@@ -176,7 +176,7 @@ class BlobReferences:
 
 
 def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield the digests of the blobs that a job's row names, that of the spec first."""
+    """Yield the digests of the blobs that a job's row names, first that of the job's spec."""
     yield row["spec"]
     if row["record"] is not None:
         yield row["record"]

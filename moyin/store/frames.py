@@ -95,7 +95,7 @@ class FrameStore:
             _log.warning("could not publish %s frames in Valkey: %s", len(frames), error)
 
     async def publish_status(self, job: Job) -> None:
-        """Publish the marker that the job has changed the queue of its client."""
+        """Publish to the client that submitted the job the marker for a change of its queue."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.STATUS, prompt=job.id))
 

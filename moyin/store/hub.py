@@ -25,7 +25,7 @@ _RECONNECT_SECONDS = 0.5
 
 
 class Entry(Protocol):
-    """Describes an entry of a Valkey stream by its stream id."""
+    """An entry of a Valkey stream, of which this module needs only the stream id."""
 
     @property
     def id(self) -> str: ...
@@ -103,7 +103,7 @@ class StreamHub(Generic[E]):
 
     Args:
         prefix: the prefix of the streams' keys, which end with a name without colons.
-        parse: converts a stream id and the fields of an entry.
+        parse: creates an entry from its stream id and its fields.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class StreamHub(Generic[E]):
             self._positions.pop(name, None)
 
     async def _wake(self) -> None:
-        """Make the reader task use the changed set of streams at once."""
+        """Interrupt the reader task, so that it reads the changed set of streams at once."""
         self._changed.set()
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_forever())

@@ -196,7 +196,7 @@ def _parse_canceller(row: Row) -> Canceller | None:
 def _parse_requester(row: Row) -> Canceller | None:
     """Return who first requested the cancellation through the gateway, or None if no one did.
 
-    The job may have ended otherwise.
+    The job may have succeeded or failed nevertheless.
     """
     entries = get_canceller_entries(row)
     return from_plain(Canceller, entries[0]["by"]) if entries else None

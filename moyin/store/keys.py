@@ -314,7 +314,7 @@ def _list_digests(row: Mapping[Any, Any]) -> list[str]:
 
 
 def _compute_secret_id(digest: str) -> str:
-    """Return an id of a secret that tokens may contain; it does not reveal the digest."""
+    """Return an id for a secret; tokens may contain the id, since it does not reveal the digest."""
     return compute_digest(digest)[:16]
 
 

@@ -79,7 +79,7 @@ class LimitStore:
         self._database = database
 
     async def list_for(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
-        """Return the limits of subjects in their order, without subjects that have no limits."""
+        """Return the limits of subjects in the given order, without subjects that have none."""
         query = sa.select(limits).where(limits.c.subject.in_(subjects))
         rows = await self._database.fetch_all(query)
         by_subject = {row["subject"]: _parse_limit(row) for row in rows}
@@ -98,7 +98,7 @@ class LimitStore:
 
 
 def _replace(row: dict[str, Any], connection: sa.Connection) -> None:
-    """Insert or replace a row in one statement, because two could conflict with other writers."""
+    """Insert or replace a row in one statement; separate ones could conflict with other writers."""
     insert = _INSERT[connection.dialect.name](limits).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=row))
 

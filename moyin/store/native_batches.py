@@ -41,7 +41,10 @@ class NativeBatchStore:
         self._database = database
 
     async def list_open(self, batch_id: str) -> list[NativeBatch]:
-        """Return the unfinished native batches of a batch, and in any case the row of its plan."""
+        """Return the unfinished native batches of a batch, and the row that represents its plan.
+
+        The plan divides the batch into native batches.
+        """
         query = sa.select(natives).where(
             natives.c.batch_id == batch_id,
             sa.or_(

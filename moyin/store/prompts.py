@@ -51,7 +51,7 @@ class PromptStore:
 
         Args:
             offset: the number of renders to skip, or None for the newest renders.
-            newest_first: whether the order, in which ``offset`` counts, begins with the newest.
+            newest_first: True to begin with the newest render; ``offset`` counts in the same order.
         """
         is_descending = newest_first or offset is None
         columns = (jobs.c.finished_at, jobs.c.id)

@@ -78,7 +78,8 @@ def _book(
 def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
     """Replace a shorter measurement of the same run, and return the change of the cost.
 
-    Of two equally long measurements, one whose end was observed replaces one that was assumed lost.
+    If both are equally long, a measurement whose end was observed replaces that of a run that was
+    assumed to be lost.
     """
     columns = (usage.c.quantity, usage.c.error, usage.c.cost_nano_usd)
     query = sa.select(*columns).where(usage.c.id == row["id"]).with_for_update()

@@ -107,7 +107,7 @@ class ReservationStore:
         self._database = database
 
     async def list_due(self) -> list[DueReservation]:
-        """Return the oldest due reservations, a limited number of them."""
+        """Return up to `_MAX_DUE` reservations that are due, the longest overdue first."""
         query = (
             sa.select(reservations)
             .where(reservations.c.due_at <= now())

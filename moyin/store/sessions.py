@@ -238,7 +238,11 @@ class SessionStore:
         return user_id
 
     async def reset_password(self, presented_token: str, password: str) -> None:
-        """Set a password hash by a reset token and end all sessions, or raise `InvalidToken`."""
+        """Set the password hash of a reset token's user and end all sessions of the user.
+
+        Raises:
+            InvalidToken: the token is not valid.
+        """
         has_digest = password_resets.c.digest == compute_digest(presented_token)
         # Locks the user before the token, as all transactions do that lock both.
         user_of_token = (

@@ -121,10 +121,7 @@ class Database:
 
     @asynccontextmanager
     async def advisory_lock(self, name: str) -> AsyncIterator[bool]:
-        """Try to acquire a lock for all processes by its name; yield whether it was acquired.
-
-        The lock is released when the block or the process ends.
-        """
+        """Try to acquire the lock ``name``, which one process can hold; yield True on success."""
         if self._shared is not None:
             query = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(name.encode())))
             async with self._shared.connect() as connection:

@@ -37,7 +37,7 @@ class FakeRenderer:
         prepared: ids of prepared prompts.
         bodies: response bodies of `get`, by path.
         seconds: the duration of every run in seconds.
-        runs: the runs that have not been settled, in order; tests may add open ones.
+        runs: the runs that have not been settled, in order; tests may add runs that have not ended.
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """Calls the jobs, files and usage of a gateway; every method may raise `MoyinError`.
+    """Submits jobs to a gateway, and reads jobs, files and usage; methods raise `MoyinError`.
 
     A client belongs to one event loop. Use it as an async context manager, or call `close`. A job
     or file is given by its id, or as the `Job` or `Artifact` that another method returned.
@@ -109,13 +109,19 @@ class AsyncClient:
     async def cancel_jobs(
         self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
     ) -> BulkResult:
-        """Cancel all queued and running jobs that meet the conditions; ``dry_run`` only counts."""
+        """Cancel the queued and running jobs that meet all conditions.
+
+        With ``dry_run`` the jobs are only counted.
+        """
         return await self._change_jobs("cancel", conditions, dry_run)
 
     async def delete_jobs(
         self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
     ) -> BulkResult:
-        """Delete all ended jobs that meet the conditions; ``dry_run`` only counts."""
+        """Delete the ended jobs that meet all conditions.
+
+        With ``dry_run`` the jobs are only counted.
+        """
         return await self._change_jobs("delete", conditions, dry_run)
 
     async def graph(self, job: Job | str, *, step: int = 0) -> Mapping[str, Any]:

@@ -83,7 +83,7 @@ class Tries:
         self._may_be_done = False
 
     def has_settled(self, call: Call[Any], error: MoyinError) -> bool:
-        """Return True if the error shows that an earlier try succeeded, whose response was lost."""
+        """Return True if the error proves that an earlier try, with a lost response, succeeded."""
         return self._may_be_done and error.code in call.settled_by
 
     def pause_after(self, error: MoyinError) -> float:

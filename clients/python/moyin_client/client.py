@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """Calls the jobs, files and usage of a gateway; every method may raise `MoyinError`.
+    """Submits jobs to a gateway, and reads jobs, files and usage; methods raise `MoyinError`.
 
     Threads may share a client. Use it as a context manager, or call `close`. A job or file is given
     by its id, or as the `Job` or `Artifact` that another method returned.
@@ -108,13 +108,19 @@ class Client:
     def cancel_jobs(
         self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
     ) -> BulkResult:
-        """Cancel all queued and running jobs that meet the conditions; ``dry_run`` only counts."""
+        """Cancel the queued and running jobs that meet all conditions.
+
+        With ``dry_run`` the jobs are only counted.
+        """
         return self._change_jobs("cancel", conditions, dry_run)
 
     def delete_jobs(
         self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
     ) -> BulkResult:
-        """Delete all ended jobs that meet the conditions; ``dry_run`` only counts."""
+        """Delete the ended jobs that meet all conditions.
+
+        With ``dry_run`` the jobs are only counted.
+        """
         return self._change_jobs("delete", conditions, dry_run)
 
     def graph(self, job: Job | str, *, step: int = 0) -> Mapping[str, Any]:

@@ -71,7 +71,7 @@ class Following:
             raise MoyinError("the stream ended before the job", code=CONNECTION_FAILED)
 
     def pause_after(self, error: MoyinError) -> float:
-        """Return the seconds to wait before the next connection, or raise the error if it is final."""
+        """Return the seconds to wait before the next connection, or raise a final error."""
         self._failures += 1
         pause = self._policy.pause_after(error, self._failures)
         self._retry = self._parser.retry or self._retry

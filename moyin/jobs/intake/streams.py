@@ -33,7 +33,8 @@ class StreamBroker:
     stream.
 
     Args:
-        claim_after: the seconds after which other workers claim the entries of a silent worker.
+        claim_after: the seconds after which other workers claim the entries of a worker that has
+            not renewed its claim.
         kept: the approximate number of entries that are kept in the stream of results, and in that
             of dead letters.
     """
@@ -99,7 +100,7 @@ class _StreamSession:
         self._freed = asyncio.Event()
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield entries without end, those of workers that no longer respond before new ones."""
+        """Yield entries without end; entries of workers that have died come before new ones."""
         while True:
             free_count = self._broker.concurrency - len(self._held)
             if free_count <= 0:

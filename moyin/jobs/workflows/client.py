@@ -95,7 +95,10 @@ class TemporalConnection:
         raise _new_unavailable_error()
 
     def report_outage(self, error: Exception) -> ServiceUnavailable:
-        """Return the error to raise after a failed call; calls in the next second fail at once."""
+        """Return the error to raise after a failed call.
+
+        For a second, all further calls then fail at once.
+        """
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
         return _new_unavailable_error()
@@ -135,7 +138,7 @@ class TemporalConnection:
 
 
 async def check_address(address: str) -> None:
-    """Raise ServiceUnavailable if no Temporal responds at the address; change nothing there."""
+    """Raise ServiceUnavailable if no Temporal responds at the address, without a change there."""
     try:
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
             await Client.connect(address)

@@ -103,7 +103,7 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Mark the rows of all started jobs as dispatched, before the buffer would do so."""
+        """Mark the rows of all jobs that were started so far as dispatched."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
@@ -189,9 +189,9 @@ def build_job_input(launch: Launch) -> JobInput:
 def get_job_priority(launch: Launch) -> Priority:
     """Return the Temporal priority of a job, which gives its owner a fair share of the queue.
 
-    Of an owner's jobs, those of one priority get twice the share of those of the next lower
-    priority. Temporal's own priority key is not used, because its order is strict: one owner's
-    urgent jobs could delay the jobs of all others without end.
+    Among an owner's jobs, each priority gets twice the share of the next lower priority. Temporal's
+    own priority key is not used, because its order is strict: one owner's urgent jobs could delay
+    the jobs of all others without end.
     """
     key, share = compute_fairness_shares(launch.owner)[launch.priority - 1]
     return Priority(fairness_key=key, fairness_weight=share)

@@ -91,7 +91,7 @@ class WorkerRunner:
 
 
 class Sweeper:
-    """Starts the workflows of accepted jobs that have none, because their gateway died before.
+    """Starts the workflows of jobs that have none, because the gateway that accepted them died.
 
     The sweeper also starts the webhooks of jobs that were cancelled before they had a workflow. Any
     number of sweepers may run concurrently, because starting a job twice has no effect.

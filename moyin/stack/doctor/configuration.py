@@ -81,7 +81,7 @@ def check_templates(options: Options) -> CheckResult:
 
 
 def _find_key_variable(backend: Mapping[str, Any], options: Options) -> str | None:
-    """Return the environment variable in which a back end's key is missing; None if none is."""
+    """Return the unset environment variable that must have a back end's key, or None."""
     variable = backend.get("api_key_env")
     if variable is None and backend.get("type") == "anthropic":
         variable = "ANTHROPIC_API_KEY"
