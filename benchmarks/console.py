@@ -191,11 +191,11 @@ def _session(farm: Farm) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(farm.url, headers={"authorization": f"Bearer {farm.key}"})
 
 
-def _show(what: str, seconds: Sequence[float], goal: float) -> None:
+def _show(label: str, seconds: Sequence[float], goal: float) -> None:
     median, worst = 1000 * statistics.median(seconds), 1000 * max(seconds)
     counted = f"of {len(seconds)}" if len(seconds) > 1 else ""
     print(
-        f"{what}: {median:.0f} ms, worst {worst:.0f} {counted} (goal: {1000 * goal:.0f})",
+        f"{label}: {median:.0f} ms, worst {worst:.0f} {counted} (goal: {1000 * goal:.0f})",
         flush=True,
     )
 

@@ -68,7 +68,7 @@ class Result:
         )
 
     def times(self, other: Result, connections: int) -> float:
-        """Return these requests per second divided by those of ``other``: the median of the rounds."""
+        """Return these requests per second divided by those of ``other``; the median of rounds."""
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 

@@ -159,9 +159,9 @@ def _read(
         if item.starts_in is None:
             guesses.unknown += 1
             continue
-        mine = read.setdefault(item.pending.id, [])
-        if not mine or now - mine[-1][0] >= _READ_SECONDS:
-            mine.append((now, item.starts_in.p50, item.starts_in.p90))
+        estimates = read.setdefault(item.pending.id, [])
+        if not estimates or now - estimates[-1][0] >= _READ_SECONDS:
+            estimates.append((now, item.starts_in.p50, item.starts_in.p90))
 
 
 def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

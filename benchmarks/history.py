@@ -217,10 +217,10 @@ async def _delete(store: JobStore, count: int) -> None:
     print(f"{count:,} jobs deleted in {time.perf_counter() - began:.1f} s")
 
 
-def _show(what: str, seconds: list[float]) -> None:
+def _show(label: str, seconds: list[float]) -> None:
     hundredths = statistics.quantiles(seconds, n=100)
     p50, p95 = 1000 * hundredths[49], 1000 * hundredths[94]
-    print(f"{what}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")
+    print(f"{label}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ async def replace_first_key(settings: Settings) -> None:
     path = Layout(settings.data).profile
     url = read_profile(path, {}).url
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", urlsplit(settings.door).hostname):
-        raise StackError(f"{path} has the key of another gateway, {url}")
+        raise StackError(f"{path} has the key of another gateway, {url}: correct it by hand")
     database = Database(settings.sql_url)
     try:
         key = await _create_operator_key(

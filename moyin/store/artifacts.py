@@ -256,11 +256,11 @@ class ArtifactStore:
         )
         rows = await self._database.fetch_all(query)
         found_artifacts = {row["id"]: _parse_stored_artifact(row) for row in rows}
-        missing = next(
+        missing_id = next(
             (artifact_id for artifact_id in ids if artifact_id not in found_artifacts), None
         )
-        if missing is not None:
-            raise _not_found(missing)
+        if missing_id is not None:
+            raise _not_found(missing_id)
         return [found_artifacts[artifact_id] for artifact_id in ids]
 
     async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:

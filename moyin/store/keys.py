@@ -129,12 +129,12 @@ class KeyStore:
     async def verify_all(self, presented_keys: Iterable[str]) -> Mapping[str, Identity]:
         """Return the identities of the valid keys among the texts ``presented_keys``, by text."""
         ids = {text: key_id for text in presented_keys if (key_id := _parse_id(text)) is not None}
-        live = await self._fetch_active(set(ids.values()))
+        active_rows = await self._fetch_active(set(ids.values()))
         digests = {text: compute_digest(text) for text in ids}
         return {
-            text: _parse_identity(live[key_id], _compute_secret_id(digests[text]))
+            text: _parse_identity(active_rows[key_id], _compute_secret_id(digests[text]))
             for text, key_id in ids.items()
-            if key_id in live and _matches(live[key_id], digests[text])
+            if key_id in active_rows and _matches(active_rows[key_id], digests[text])
         }
 
     async def find_active(
@@ -302,14 +302,14 @@ def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
     return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < moment)
 
 
-def _matches(row: Mapping[Any, Any], presented: str) -> bool:
-    return any(hmac.compare_digest(digest, presented) for digest in _list_digests(row))
+def _matches(row: Mapping[Any, Any], presented_digest: str) -> bool:
+    return any(hmac.compare_digest(digest, presented_digest) for digest in _list_digests(row))
 
 
 def _list_digests(row: Mapping[Any, Any]) -> list[str]:
     """Return the digests of the valid secrets: the current, and during a rotation the old."""
-    until = ensure_utc(row["former_until"])
-    is_former_valid = until is not None and until > now()
+    former_until = ensure_utc(row["former_until"])
+    is_former_valid = former_until is not None and former_until > now()
     return [row["digest"], row["former_digest"]] if is_former_valid else [row["digest"]]
 
 

@@ -142,10 +142,10 @@ def build_submitter_condition(
         return sa.and_(
             jobs.c.comfyui, jobs.c.channel == build_channel_name(caller.owner, client_id)
         )
-    own = jobs.c.key_id == caller.key_id
+    is_own = jobs.c.key_id == caller.key_id
     if caller.user is not None:
-        own = sa.or_(own, jobs.c.user_id == caller.user)
-    return sa.and_(jobs.c.comfyui, own)
+        is_own = sa.or_(is_own, jobs.c.user_id == caller.user)
+    return sa.and_(jobs.c.comfyui, is_own)
 
 
 def _is_render_of(owner: str) -> sa.ColumnElement[bool]:

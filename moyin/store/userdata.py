@@ -150,8 +150,8 @@ class UserdataStore:
         self, connection: Transaction, scope: UserdataScope, path: str, size: int
     ) -> None:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
-        others = query.where(_in_scope(scope), userdata.c.path != path)
-        row: Any = (await connection.execute(others)).one()
+        other_files = query.where(_in_scope(scope), userdata.c.path != path)
+        row: Any = (await connection.execute(other_files)).one()
         files, used_bytes = row
         if files >= self._max_files or used_bytes + size > self._max_bytes:
             raise UserStorageFull(

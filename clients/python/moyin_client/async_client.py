@@ -163,9 +163,9 @@ class AsyncClient:
                 async for event in events:
                     last_event_id = event.id or last_event_id
                     report_progress(event, on_progress)
-            found = await self.job(job)
-            if found.has_ended:
-                return found
+            current_job = await self.job(job)
+            if current_job.has_ended:
+                return current_job
             # It was retried after the last event.
             await sleep(self._policy.first_pause)
 

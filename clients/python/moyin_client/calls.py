@@ -291,7 +291,7 @@ def _get_id(item: Job | Artifact | str) -> str:
     """Return the id of a job or file, or raise ValueError if it is unsafe in the path of a URL."""
     name = item if isinstance(item, str) else item.id
     if not _ID.fullmatch(name):
-        raise ValueError(f"{name!r} is not an id")
+        raise ValueError(f"{name!r} is not the id of a job or file")
     return name
 
 

@@ -160,9 +160,9 @@ class Client:
             for event in self.events(job, last_event_id=last_event_id):
                 last_event_id = event.id or last_event_id
                 report_progress(event, on_progress)
-            found = self.job(job)
-            if found.has_ended:
-                return found
+            current_job = self.job(job)
+            if current_job.has_ended:
+                return current_job
             # It was retried after the last event.
             sleep(self._policy.first_pause)
 

@@ -42,10 +42,10 @@ def parse(shape: type[T], value: Any, path: str = "") -> T:
     for field in fields(dataclass):
         name, hint = field.name, hints[field.name]
         has_default = field.default is not MISSING or field.default_factory is not MISSING
-        given = value.get(name)
-        if given is None and has_default:
+        member = value.get(name)
+        if member is None and has_default:
             continue
-        members[name] = _convert(hint, given, f"{path}.{name}" if path else name)
+        members[name] = _convert(hint, member, f"{path}.{name}" if path else name)
     return shape(**members)
 
 

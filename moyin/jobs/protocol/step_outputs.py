@@ -59,10 +59,10 @@ def _find_field(step: Step, reference: Reference) -> str:
         field = ".".join(("workflow", *reference.place))
     else:
         path = ".".join(("steps", str(reference.step), *reference.path))
-        named = (
+        input_names = (
             name
             for name, value in step.inputs.items()
             if isinstance(value, Mapping) and value.get("from") == path
         )
-        field = f"inputs.{next(named, '')}".rstrip(".")
+        field = f"inputs.{next(input_names, '')}".rstrip(".")
     return field[:_MAX_FIELD_LENGTH]

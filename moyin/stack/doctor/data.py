@@ -142,14 +142,14 @@ async def _is_valid(options: Options, key: str) -> bool:
 
 def _list_secret_files(options: Options) -> Iterator[Path]:
     layout = options.layout
-    named = find_profiles_file(os.environ)
+    profiles_file = find_profiles_file(os.environ)
     for path in (
         layout.profile,
         layout.data / "secret",
         layout.ray_token,
         layout.valkey_password,
         layout.valkey_config,
-        named,
+        profiles_file,
     ):
         if path.is_file():
             yield path
