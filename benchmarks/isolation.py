@@ -34,7 +34,7 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationCost:
-    """Medians in seconds: of starts up to the end of the first prompt, and of half-second renders.
+    """Median seconds of a start, including the first prompt, and of a render of half a second.
 
     Attributes:
         start_more: how much longer a start with isolation takes; median over the rounds.

@@ -262,9 +262,10 @@ def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -
 
 
 def _pairs(order: Sequence[float], capacity: float) -> int:
-    """Return the number of pairs if one checkpoint after the other fills actors of this capacity.
+    """Return the number of (actor, checkpoint) pairs if checkpoints are placed in this order.
 
-    The remainder of a checkpoint goes to the fullest actor that has room for it.
+    Each checkpoint fills actors of ``capacity`` seconds. Its remainder goes to the fullest actor
+    that has room for it.
     """
     pairs = 0
     free: list[float] = []

@@ -86,15 +86,15 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits of ``folds``, reduced so that nothing is learned from other folds."""
+    """Return the splits that score ``folds``, without the rows of other folds to learn from."""
     known = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known], splits[fold][1]) for fold in folds]
 
 
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
-    """Return for each half of the folds in `HALVES` the constants and difficulties chosen for it.
+    """Choose the constants and difficulties for each half of the folds, by scoring the other half.
 
-    They are chosen on the other half.
+    The results are in the order of `HALVES`.
     """
     choices: list[Choice] = []
     for _, known in HALVES:
@@ -112,7 +112,7 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
 
 
 def cross_score(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -> Score:
-    """Score all folds in order, each half with the constants chosen on the other half."""
+    """Score all folds, each with the constants that were chosen without it."""
     rows, splits = cut(tables, seed)
     result = Score()
     for (scored, _), (constants, levels) in zip(HALVES, choice, strict=True):

@@ -55,7 +55,11 @@ Split = tuple[list[int], list[int]]  # numbers of rows to learn from, in order, 
 
 
 def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
-    """Return five splits that each score one random fold and learn the rest in random order."""
+    """Divide the rows into five random folds, and return a split for each fold.
+
+    A split has the numbers of the rows to learn from, in random order, and those to score: the
+    fold.
+    """
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     splits = []
@@ -67,7 +71,10 @@ def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
-    """Return five splits in which no subject is both learned and scored."""
+    """Divide the subjects into five random folds, and return a split for each fold.
+
+    A split has the numbers of the rows to learn from, and those to score. No subject is in both.
+    """
     subjects = sorted({row.subject for row in rows})
     random.Random(seed).shuffle(subjects)
     order = list(range(len(rows)))
@@ -85,7 +92,7 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
-    """Return each split ``draws`` times, each time with ``labels`` other prompts to learn from."""
+    """Return ``draws`` smaller splits for each split, with only ``labels`` rows to learn from."""
     return [
         (rest[draw * labels : (draw + 1) * labels], held)
         for rest, held in splits
@@ -94,9 +101,10 @@ def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
 
 
 def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = None) -> Score:
-    """Learn from the first part of each split, one signal at a time, and score the second part.
+    """Learn from the first rows of each split, one signal at a time, and score the other rows.
 
-    ``embed`` computes features of prompts; None uses features of words only.
+    Args:
+        embed: computes features of a prompt; None uses only features of words.
     """
     result = Score()
     for rest, held in splits:

@@ -112,9 +112,9 @@ def _answers(text: str, subject: str) -> Iterator[Row]:
 
 
 def _judged(questions: str, judgements: str) -> Iterator[Row]:
-    """Yield the rows of MT-Bench: the first turn of each conversation, and the models' qualities.
+    """Yield a row for the first question of each conversation in MT-Bench.
 
-    The quality is the mean mark of both turns, as in RouteLLM, divided by 10.
+    The quality of an answer is the mean mark of both turns, as in RouteLLM, divided by 10.
     """
     marks: dict[tuple[int, str], list[float]] = {}
     for line in judgements.splitlines():

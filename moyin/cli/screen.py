@@ -25,10 +25,10 @@ _MIN_TEXT_WIDTH = 20
 
 
 class Screen(Console):
-    """A console that wraps text between words on a terminal, and not at all in a pipe.
+    """A console that wraps text between words on a terminal, but not in a pipe.
 
-    Words that are longer than the terminal is wide, such as keys and addresses, stay whole, so that
-    they can be copied.
+    Words that are wider than the terminal, such as keys and addresses, stay whole, so that they can
+    be copied.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:

@@ -149,7 +149,7 @@ class BudgetSettler:
         self._interval = interval.total_seconds()
 
     async def run(self) -> None:
-        """Settle reservations repeatedly until cancelled, and continue after errors and outages."""
+        """Call `settle` repeatedly until cancelled, and continue after errors and outages."""
         deleted_at = time.monotonic()
         while True:
             try:
@@ -166,7 +166,7 @@ class BudgetSettler:
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> int:
-        """Settle some of the reservations that are due, and return their number.
+        """Replace some reserved amounts by the actual costs, and return their number.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.

@@ -147,7 +147,7 @@ def _has_client_graph(step: Step) -> bool:
 
 
 def _iterate_inputs(graph: Mapping[str, Any], is_patch: bool) -> Iterator[Any]:
-    """Yield the inputs of each node of a graph, or of a batch child's patch of a graph."""
+    """Yield the inputs of each node of a graph, or of a patch, which has only a child's changes."""
     for node in graph.values():
         yield node if is_patch else node.get("inputs", {})
 

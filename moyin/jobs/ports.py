@@ -23,7 +23,7 @@ class Launcher(Protocol):
 
         Raises:
             ServiceUnavailable: Temporal is unavailable, or an earlier attempt's workflow is still
-                running. The sweeper will try again.
+                running. A background task, the sweeper, will try again.
         """
 
     async def cancel(self, job_id: str, attempt: int) -> bool:

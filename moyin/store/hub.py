@@ -159,7 +159,7 @@ class StreamHub(Generic[E]):
             self._positions.pop(name, None)
 
     async def _wake(self) -> None:
-        """Interrupt the reader task, so that it reads the changed set of streams at once."""
+        """Start or interrupt the reader task, so that it reads the changed set of streams."""
         self._changed.set()
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_forever())

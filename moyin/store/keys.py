@@ -319,7 +319,7 @@ def _compute_secret_id(digest: str) -> str:
 
 
 def _get_effective_scopes(row: Mapping[Any, Any]) -> frozenset[str]:
-    """Return the scopes of a key, limited to those of the current role of its user."""
+    """Return the scopes of a key; for a user's key, only those that the user's role still has."""
     scopes = frozenset(row["scopes"].split())
     if row["role"] is None:
         return scopes

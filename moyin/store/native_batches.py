@@ -61,7 +61,7 @@ class NativeBatchStore:
         return set(await self._database.fetch_values(query))
 
     async def add(self, native: NativeBatch) -> None:
-        """Add a row unless it exists, and delete rows that are no longer needed."""
+        """Add a native batch unless its row exists, and delete rows of old finished ones."""
         row = {name: getattr(native, name) for name in NativeBatch.__slots__}
         row |= {"status": native.status.value, "state": dict(native.state)}
 
@@ -111,7 +111,7 @@ class NativeBatchStore:
         await self._database.write(lambda c: c.execute(change))
 
     async def assign(self, native: NativeBatch, numbers: Collection[int]) -> int:
-        """Assign lines without a runner to a new native batch; return the number of lines.
+        """Make a new native batch the runner of lines that have none; return the number of lines.
 
         No line is assigned if a step of the native batch has begun, or if the batch was cancelled
         or has expired.

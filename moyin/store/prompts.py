@@ -21,7 +21,7 @@ _CHUNK = 500
 
 
 class PromptStore:
-    """Queries the render jobs of an owner, or of a ComfyUI client by its channel."""
+    """Queries the render jobs of a tenant, or of one ComfyUI client, which a channel identifies."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

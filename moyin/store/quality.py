@@ -64,7 +64,7 @@ class SignalRow:
     Attributes:
         key_id: the API key that sent the signal, or an empty string if the gateway observed it.
         question: the features of the request, or None for an action of the owner.
-        p_good: the probability of a good answer that was estimated before the answer.
+        p_good: the probability of a good answer, as estimated before the model was called.
         number: the position in the log, which is 0 until the signal is written.
     """
 
@@ -215,7 +215,10 @@ class QualityStore:
         await self._database.write(partial(_save, owner, values))
 
     async def list_levels(self) -> list[Mapping[str, Any]]:
-        """Return the newest quality levels of up to a thousand tenants, from the last ten days."""
+        """Return up to a thousand tenants' newest quality levels that are at most ten days old.
+
+        A level says how good a model is for a tenant.
+        """
         # By owner, since a tenant that saves levels meanwhile may appear on two pages.
         table, levels = quality_states, dict[str, Mapping[str, Any]]()
         query = (

@@ -265,7 +265,11 @@ class SessionStore:
             await connection.execute(_build_revocation(sessions.c.user_id == user_id))
 
     async def purge(self) -> int:
-        """Delete sessions and reset tokens that expired a day ago; return the number of sessions."""
+        """Delete sessions and reset tokens that expired more than a day ago.
+
+        Returns:
+            The number of deleted sessions.
+        """
         before = now() - _RETENTION
         async with self._database.writing() as connection:
             deleted = await connection.execute(

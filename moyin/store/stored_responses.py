@@ -38,8 +38,8 @@ class StoredResponse:
         previous: the id of the answer that the request continues; None if it begins a conversation.
         input: the items of the request itself, without those of earlier requests.
         response: the response object as the client received it.
-        proofs: the ``encrypted_content`` of reasoning items, by item id. The provider needs it in
-            later requests, even if the client did not ask for it.
+        proofs: the ``encrypted_content`` of reasoning items, by item id. It is stored even if the
+            client did not ask for it, because the provider needs it in later requests.
     """
 
     id: str

@@ -29,10 +29,11 @@ class FakeRenderer:
 
     Attributes:
         busy: set when a prompt has been submitted.
-        held: event for which all prompts wait; it is set at first, so that they do not wait.
+        held: event that all prompts wait for. It is set at first; a test clears it to hold prompts
+            back.
         failure: error that unfinished prompts raise, or None.
         started: ids of submitted prompts, in order.
-        interrupted: history record that `cancel` returns.
+        interrupted: ComfyUI history entry that `cancel` returns.
         cancelled: ids of cancelled prompts.
         prepared: ids of prepared prompts.
         bodies: response bodies of `get`, by path.

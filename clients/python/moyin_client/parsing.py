@@ -24,7 +24,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def parse(shape: type[T], value: Any, path: str = "") -> T:
-    """Create an instance of the dataclass ``shape`` from the members of a JSON object.
+    """Create an instance of the dataclass ``shape`` from the members of the JSON object ``value``.
 
     Members that the dataclass does not have are ignored, since later versions of Moyin may add
     some. A member that is missing or null gets the field's default, if there is one.

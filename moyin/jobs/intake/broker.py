@@ -35,7 +35,7 @@ class Session(Protocol):
     """The interface of one connection to the broker; every method may raise `BrokerLost`."""
 
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield messages without end; pause while too many of them are unsettled."""
+        """Yield messages without end; pause while too many of them have no result yet."""
         ...
 
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:

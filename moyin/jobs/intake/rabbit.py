@@ -31,7 +31,7 @@ class RabbitBroker:
     Args:
         url: ``amqp://user:password@host:port/vhost``.
         declare: True to declare the queues; False if an operator has created them.
-        concurrency: the largest number of unsettled messages.
+        concurrency: the largest number of messages that are processed at a time.
     """
 
     def __init__(

@@ -103,7 +103,7 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Mark the rows of all jobs that were started so far as dispatched."""
+        """Write the marks that are waiting in the `DispatchBuffer`."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
@@ -122,11 +122,11 @@ class JobLauncher:
 
 
 class DispatchBuffer:
-    """Collects the ids of started jobs, and marks their rows as dispatched a second later.
+    """Marks the rows of started jobs as dispatched, together, a second after their start.
 
-    The sweeper starts jobs without such a mark. After a second, most jobs are already running, so
-    their rows need no mark. A mark that is lost when its process dies does no harm, because
-    starting a job twice has no effect.
+    The sweeper, a background task, starts open jobs without this mark. Jobs that run or have ended
+    after a second need no mark. Losing marks in a crash does no harm, because starting a job twice
+    has no effect.
     """
 
     def __init__(self, jobs: JobStore, *, seconds: float = _BUFFER_SECONDS) -> None:
@@ -136,7 +136,7 @@ class DispatchBuffer:
         self._writing: asyncio.Task[None] | None = None
 
     def add(self, job_id: str) -> None:
-        """Add a started job, whose row the next write will mark as dispatched."""
+        """Add a job whose workflow was started; the next write marks its row as dispatched."""
         self._pending[job_id] = None
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_later())

@@ -235,7 +235,10 @@ class TextBatchSweeper:
         self._temporal = temporal
 
     async def run(self) -> None:
-        """Sweep repeatedly until cancelled, also after errors and outages."""
+        """Start the workflows of new batches repeatedly until cancelled.
+
+        The task continues after errors and outages.
+        """
         while True:
             try:
                 for batch_id, owner in await self._batches.list_undispatched():
