@@ -133,7 +133,7 @@ async def _fill(database: Database, count: int) -> None:
 
 
 async def _analyze(database: Database, url: str) -> None:
-    """Update the database's statistics and vacuum it, as PostgreSQL does by itself in time."""
+    """Update the database's statistics and vacuum it, as PostgreSQL itself does now and then."""
     if url.startswith("sqlite"):
         await database.write(lambda connection: connection.execute(sa.text("ANALYZE")))
         return

@@ -75,9 +75,10 @@ def _use_constants(constants: Constants) -> AbstractContextManager[object]:
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
-    """Return the figure by which constants are compared: the mean of two APGR.
+    """Return the figure by which constants are compared: the mean of two APGR values.
 
-    One is the APGR after few labels, the other that on GSM8K. Both depend on the constants most.
+    One is the APGR (`benchmarks.quality.apgr`) after few labels, the other that on GSM8K. These
+    depend more on the constants than other scores do.
     """
     labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
     small = _within(by_row(tables.gsm8k, seed), folds)

@@ -31,7 +31,7 @@ class Score:
     """The scores of one way of splitting the answers: some are learned, the rest are scored.
 
     Attributes:
-        apgr: APGR of the router by fold.
+        apgr: APGR (`benchmarks.quality.apgr`) of the router by fold.
         chance: APGR of a random order by fold.
         length: APGR of an order by the prompt's length, by fold.
         curves: for each fold, the parts of the quality gap that `recovered` returns.

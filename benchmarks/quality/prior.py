@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.quality.prior [SOURCE]``. SOURCE is a folder or a git repository, by default
 RouteLLM's public one. Only the folds for development are used, so that the folds that are scored
-remain unseen. With the difficulty of a kind, and the abilities of two models in the product's
-table, the expected number of right answers equals the actual number. For kinds with few or no
+remain unseen. The difficulty of a kind is such that the expected number of right answers, given the
+abilities of two models in the product's table, equals the actual number. For kinds with few or no
 answers, a manually chosen difficulty dominates.
 """
 

@@ -33,7 +33,7 @@ class PreviewFeed:
     async def join(
         self, job: Job, events: AsyncGenerator[list[JobEvent], None]
     ) -> AsyncGenerator[list[JobEvent], None]:
-        """Yield the batches of ``events`` and, between them, events about previews, to the end.
+        """Yield the batches of ``events``, and between them events about new previews.
 
         Events about previews have no id, because clients can't resume a stream after them.
         """

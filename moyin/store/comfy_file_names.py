@@ -1,4 +1,4 @@
-"""Stores the names of files that ComfyUI's clients uploaded, and the artifacts with those names."""
+"""Stores the names under which ComfyUI's clients uploaded files, and the artifact of each name."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class JobFilter:
         return conditions
 
     def build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
-        """Return the conditions on a job's row, without those on its times and words."""
+        """Return the conditions on columns of a job's row, except those on times and words."""
         conditions: list[Condition] = []
         if self.statuses:
             conditions.append(columns.status.in_([status.value for status in self.statuses]))

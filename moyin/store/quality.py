@@ -215,7 +215,7 @@ class QualityStore:
         await self._database.write(partial(_save, owner, values))
 
     async def list_levels(self) -> list[Mapping[str, Any]]:
-        """Return up to a thousand tenants' newest quality levels that are at most ten days old.
+        """Return the newest quality levels of up to a thousand tenants, at most ten days old.
 
         A level says how good a model is for a tenant.
         """

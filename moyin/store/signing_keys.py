@@ -1,4 +1,4 @@
-"""Stores the key pairs that sign access tokens, with encrypted private keys."""
+"""Stores the key pairs that sign access tokens; the private keys are encrypted."""
 
 from __future__ import annotations
 

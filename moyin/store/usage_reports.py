@@ -69,7 +69,7 @@ class CallFilter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceClasses:
-    """Divides calls into classes by what decides the price of a call besides the model.
+    """Divides calls into classes in which, with any given model, all calls have the same prices.
 
     A report of what another model would have cost needs one sum for each class.
 

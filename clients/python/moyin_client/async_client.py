@@ -258,7 +258,7 @@ class AsyncClient:
         return await self._send(calls.link(artifact, expires_in, self._url))
 
     async def usage(self, **query: Unpack[UsageQuery]) -> UsageReport:
-        """Return the calls and tokens in a period, and the costs of text and renders."""
+        """Return the numbers of calls and tokens, and the costs, in a period."""
         return await self._send(calls.get_usage(query))
 
     async def webhook_secret(self) -> str:

@@ -254,7 +254,7 @@ class Client:
         return self._send(calls.link(artifact, expires_in, self._url))
 
     def usage(self, **query: Unpack[UsageQuery]) -> UsageReport:
-        """Return the calls and tokens in a period, and the costs of text and renders."""
+        """Return the numbers of calls and tokens, and the costs, in a period."""
         return self._send(calls.get_usage(query))
 
     def webhook_secret(self) -> str:

@@ -35,7 +35,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
-    """A link to a file, which anyone can read with it until it expires; ``url`` is absolute."""
+    """A link with which anyone can read a file, until ``expires_at``; ``url`` is absolute."""
 
     url: str
     expires_at: datetime

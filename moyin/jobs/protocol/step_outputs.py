@@ -13,7 +13,7 @@ _MAX_FIELD_LENGTH = 256
 
 
 def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -> None:
-    """Check that ``step`` refers only to outputs that steps of the earlier steps' kinds can have.
+    """Check that each reference in ``step`` names an output that the earlier step can have.
 
     The output of a chat step has a text and a body. The output of a render has artifacts and the
     body ``{"outputs": …}``. The output of an http step depends on the response.

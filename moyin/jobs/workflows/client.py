@@ -138,7 +138,7 @@ class TemporalConnection:
 
 
 async def check_address(address: str) -> None:
-    """Raise ServiceUnavailable if no Temporal responds at the address, without a change there."""
+    """Raise ServiceUnavailable if no Temporal responds at the address; change nothing there."""
     try:
         async with asyncio.timeout(RPC_TIMEOUT.total_seconds()):
             await Client.connect(address)

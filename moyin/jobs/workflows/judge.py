@@ -143,7 +143,7 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_close(self, end: JudgeEnd) -> str:
-        """Delete the compared answers, and count the outcome in the metrics."""
+        """Delete the compared answers, count the outcome in the metrics, and return the outcome."""
         async with _raise_application_errors():
             await self._judge.delete_comparison(end.comparison_id)
         self._count(Outcome(end.outcome))

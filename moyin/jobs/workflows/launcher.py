@@ -103,7 +103,7 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Write the marks that are waiting in the `DispatchBuffer`."""
+        """Mark the rows of the jobs in the `DispatchBuffer` as dispatched."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
