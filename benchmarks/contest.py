@@ -1,4 +1,4 @@
-"""Compares Moyin and other gateways, which in turns forward to the same mock model server.
+"""Compares Moyin and other gateways in turns, all in front of the same mock model server.
 
 `contest` measures all gateways at all numbers of connections. `duel` measures only Moyin and the
 fastest other gateway, at the numbers of streams that decide the comparison.

@@ -43,7 +43,7 @@ class GraphValidator(Protocol):
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
-        """Return ComfyUI's response to a valid graph, which is empty if no renderer is available.
+        """Validate a graph and return ComfyUI's response; empty if no renderer is available.
 
         Args:
             targets: the output nodes to execute; None means all.

@@ -169,7 +169,7 @@ def _to_step_error(
 
 
 def _strip_query(path: str) -> str:
-    """Return the path without its query for messages, because a query may contain secrets."""
+    """Return the path without its query, for messages: a query may contain secrets."""
     return path.partition("?")[0][:200]
 
 

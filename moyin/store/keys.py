@@ -1,4 +1,4 @@
-"""Stores API keys by their id and a digest of their text, which is ``moyin_<id>_<secret>``.
+"""Stores API keys by id, each with a digest of the key's text ``moyin_<id>_<secret>``.
 
 A rotation replaces the secret and not the id, so that limits and their counters stay the same.
 """

@@ -15,7 +15,7 @@ _TIMEOUT_SECONDS = 2.0
 
 
 class ValkeyConnection(redis.Connection):
-    """Connects to Valkey and does not lose cancellations while it sends a command.
+    """A connection to Valkey that does not lose a task's cancellation while it sends a command.
 
     redis-py sends with `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives
     just when sending ends. This is not fixed for URLs with ``rediss://`` and ``unix://``, for which

@@ -138,7 +138,7 @@ class GrpcBridge:
         )
 
     async def is_ready(self) -> bool:
-        """Return True if the gateway responds, and all services that jobs need."""
+        """Return True if the gateway and the services that jobs need respond."""
         try:
             async with asyncio.timeout(_READY_SECONDS), self._open("GET", "/readyz", ()):
                 return True

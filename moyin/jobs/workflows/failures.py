@@ -44,7 +44,7 @@ def is_superseded(error: BaseException) -> bool:
 
 
 def find_larger_pool(error: BaseException) -> str | None:
-    """Return the larger pool that the error of a render without enough memory names, or None."""
+    """Return the larger pool named in the error of a render that lacked memory, or None."""
     for cause in _iterate_causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
             pool = _get_details(cause).get("pool")
