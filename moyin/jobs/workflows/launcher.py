@@ -122,10 +122,10 @@ class JobLauncher:
 
 
 class DispatchBuffer:
-    """Marks the rows of started jobs as dispatched, together, a second after their start.
+    """Marks the rows of started jobs as dispatched, many at a time, a second after their start.
 
-    The sweeper, a background task, starts open jobs without this mark. Jobs that run or have ended
-    after a second need no mark. Losing marks in a crash does no harm, because starting a job twice
+    The sweeper, a background task, starts jobs that lack this mark. After a second most jobs run or
+    have ended, and need no mark. Losing marks in a crash does no harm, because starting a job twice
     has no effect.
     """
 
