@@ -180,7 +180,7 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def _measure_socket(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
-    """Return the round-trip times in ms of messages on one WebSocket, while all others send, too."""
+    """Return the round-trip times in ms of messages on a WebSocket while all others send, too."""
     trips = []
     for _ in range(_MESSAGES):
         began = time.monotonic()

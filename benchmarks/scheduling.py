@@ -130,7 +130,7 @@ def new_load(
 
 
 class TemporalQueue:
-    """Simulates Temporal's queue: shares by the weights of owners and priorities, FIFO within each."""
+    """Simulates Temporal's queue: shares by weights of owners and priorities, FIFO within each."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, PendingRender]] = []

@@ -160,7 +160,7 @@ class BatchLineStore:
                 .limit(limit)
                 .with_for_update(skip_locked=True, of=lines)
             )
-            while free_lines := [BatchLine(**row) for row in connection.execute(query).mappings()]:
+            while found := [BatchLine(**row) for row in connection.execute(query).mappings()]:
                 # PostgreSQL waits for no lock here, but a line may have been claimed after the query
                 # began. The query sees its new runner, and not yet that this runner is alive. The
                 # next statement sees both, and the locks ensure that nothing changes any more.
@@ -168,7 +168,7 @@ class BatchLineStore:
                     lines.update()
                     .where(
                         lines.c.batch_id == batch_id,
-                        lines.c.number.in_([line.number for line in free_lines]),
+                        lines.c.number.in_([line.number for line in found]),
                         is_free,
                     )
                     .values(runner=runner)
@@ -176,7 +176,7 @@ class BatchLineStore:
                 )
                 claimed = set(connection.execute(change).scalars())
                 if claimed:
-                    return [line for line in free_lines if line.number in claimed]
+                    return [line for line in found if line.number in claimed]
             return []
 
         return await self._database.write(write)
