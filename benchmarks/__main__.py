@@ -32,8 +32,8 @@ _PARTS = {
 def main() -> None:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    about = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
-    parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=about)
+    part_help = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
+    parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=part_help)
     part = parser.parse_args().part
     actors = 0 if part == "duel" else 1
     with peers() as others, running(others.mock, others.service, actors) as farm:

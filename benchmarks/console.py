@@ -1,8 +1,8 @@
 """Measures the console's pages with a long history: ``python -m benchmarks.console``.
 
-A stack of its own gets an organisation with 100,000 jobs, 50,000 pictures and 500 members. Chromium
-opens the overview and the lists, the lists' pages are read over HTTP, and then 50 open overviews
-are replayed while the processor time of the stack's processes is measured.
+The benchmark starts a stack, and creates an organisation with 100,000 jobs, 50,000 pictures and 500
+members. It times the overview and the lists in Chromium, and the lists' pages over HTTP. Then it
+simulates 50 open overviews and measures the processor time of the stack's processes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 async def _prepare(farm: Farm, jobs: int, pictures: int) -> Studio:
-    """Create the organisation and fill the database of the running gateway."""
+    """Create the organisation, fill the database of the running gateway, and return the studio."""
     async with _session(farm) as session:
         body = {"name": "The benchmark's studio"}
         async with session.post("/accounts/organisations", json=body) as response:
@@ -82,7 +82,7 @@ async def _prepare(farm: Farm, jobs: int, pictures: int) -> Studio:
 
 
 def _show_pages(farm: Farm, rounds: int) -> None:
-    """Print the seconds until the overview and the lists have painted in Chromium."""
+    """Measure and print the seconds until Chromium has painted the overview and the lists."""
     administrator = {"email": Studio.email(0), "password": PASSWORD}
     with open_browser() as browser:
         callers = {"administrator": administrator, "operator": {"api_key": farm.key}}
@@ -104,7 +104,7 @@ def _show_pages(farm: Farm, rounds: int) -> None:
 
 
 async def _time_lists(farm: Farm, studio: Studio) -> None:
-    """Print the seconds of consecutive pages of each list, read over HTTP."""
+    """Measure and print the seconds of consecutive pages of each list, read over HTTP."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(_console(farm, 0))
         for name, (path, rows) in _PATHS.items():
@@ -123,7 +123,7 @@ async def _time_lists(farm: Farm, studio: Studio) -> None:
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
-    """Print the additional processor time of the stack while overviews are open."""
+    """Measure and print how much more processor time the stack needs while overviews are open."""
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
     for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:
@@ -151,7 +151,7 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
 
 
 async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
-    """Follow the events of the overview like a browser until cancelled, and count them."""
+    """Read the overview's event streams like a browser until cancelled, and count the events."""
 
     async def renew() -> None:
         while True:
@@ -173,7 +173,11 @@ async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
 
 @asynccontextmanager
 async def _console(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
-    """Sign an administrator of the organisation in, as the console does."""
+    """Sign in as an administrator of the organisation, and yield the session with its cookie.
+
+    Args:
+        number: the number of the member.
+    """
     # Cookies of hosts without a name are refused by default.
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
@@ -187,11 +191,11 @@ def _session(farm: Farm) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(farm.url, headers={"authorization": f"Bearer {farm.key}"})
 
 
-def _show(what: str, seconds: Sequence[float], goal: float) -> None:
+def _show(label: str, seconds: Sequence[float], goal: float) -> None:
     median, worst = 1000 * statistics.median(seconds), 1000 * max(seconds)
     counted = f"of {len(seconds)}" if len(seconds) > 1 else ""
     print(
-        f"{what}: {median:.0f} ms, worst {worst:.0f} {counted} (goal: {1000 * goal:.0f})",
+        f"{label}: {median:.0f} ms, worst {worst:.0f} {counted} (goal: {1000 * goal:.0f})",
         flush=True,
     )
 

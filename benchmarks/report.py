@@ -26,7 +26,7 @@ def report(
     confined: IsolationCost | None,
     folder: Path,
 ) -> None:
-    """Print the ratios and write ``bench.json`` and ``bench.png`` into ``folder``."""
+    """Print the results as ratios, and write ``bench.json`` and ``bench.png`` into ``folder``."""
     ratios = _text_ratios(text) if text else {}
     if rendering is not None:
         ratios |= _render_ratios(rendering)

@@ -28,13 +28,13 @@ _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
 
 def settings_page() -> str:
-    """Return the text of the page of all environment variables."""
+    """Return the text of the page that lists all environment variables."""
     lines = ["# Settings", "", _WRITTEN, *_settings(), *_ports(), *_other_variables()]
     return "\n".join(lines) + "\n"
 
 
 def cli_page() -> str:
-    """Return the text of the page of all commands with their arguments and options."""
+    """Return the text of the page that lists all commands with their arguments and options."""
     lines = ["# Command line", "", _WRITTEN]
     lines += [
         "Piped output is plain: tab-separated columns, no colours, no pictures; `--json` prints what",
@@ -90,8 +90,8 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, about in Ports.describe_ports():
-        yield f"| `{variable}` | `{default}` | {about} |"
+    for variable, default, meaning in Ports.describe_ports():
+        yield f"| `{variable}` | `{default}` | {meaning} |"
     yield ""
 
 

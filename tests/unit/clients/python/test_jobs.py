@@ -244,7 +244,7 @@ async def test_a_time_needs_a_zone(client: AnyClient) -> None:
 async def test_an_id_cannot_lead_to_another_route(
     client: AnyClient, gateway: ScriptedGateway, name: str
 ) -> None:
-    with pytest.raises(ValueError, match="not an id"):
+    with pytest.raises(ValueError, match="not the id of a job or file"):
         await client.call("delete", name)
     assert gateway.requests == []
 
