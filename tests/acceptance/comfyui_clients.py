@@ -86,7 +86,7 @@ class Clients:
 
 
 class Graphs:
-    """Creates ``graphs.json`` in ``folder``; each graph is new, so that no cache has its result."""
+    """Writes graphs to ``graphs.json`` in ``folder``; they are new, so that no result is cached."""
 
     def __init__(self, folder: Path) -> None:
         self.color = next(_colors)
@@ -107,10 +107,10 @@ class Graphs:
 
 @contextmanager
 def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
-    """Serve the farm as a ComfyUI of this machine, and yield its URL.
+    """Run `moyin comfyui connect`, so that the farm looks like a local ComfyUI, and yield its URL.
 
     Args:
-        key: an API key instead of the profile's.
+        key: an API key to use; empty for the key of the stored profile.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0"],

@@ -191,7 +191,7 @@ def _at(url: str) -> list[str]:
 
 
 def _events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
-    """Return all events that a run of `comfy` prints."""
+    """Wait until `comfy` has ended with ``status``, and return the events that it printed."""
     out, err = process.communicate(timeout=_PATIENCE)
     assert process.returncode == status, f"{out}\n{err}"
     return [json.loads(line) for line in out.splitlines()]

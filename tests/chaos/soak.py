@@ -49,7 +49,7 @@ class Plan:
         every: seconds between kills.
         rounds: number of kills of each kind of process; None to continue until all jobs have ended.
         work: minimum and maximum of the seconds for which a graph sleeps.
-        patience: seconds after which a job counts as lost.
+        patience: seconds after which a job that has not ended counts as lost.
     """
 
     jobs: int = 500
@@ -64,7 +64,14 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """The results; ``tries`` is the number of render steps by their number of attempts."""
+    """The results of a run.
+
+    Attributes:
+        slept: the seconds that all graphs slept.
+        refused: the number of calls that were repeated.
+        tries: the number of render steps by their number of attempts.
+        renders: the number of prompts that the ComfyUIs executed.
+    """
 
     jobs: int = 0
     seconds: float = 0.0
@@ -258,7 +265,7 @@ async def _all_there(gateway: RunningStack, actors: int) -> None:
 
 
 async def _recovered(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
-    """Check that as many processes of each kind run as before."""
+    """Wait until as many processes of each kind run as before; report a problem if they do not."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (now := await asyncio.to_thread(_counts, gateway)) != before:
         if time.monotonic() > deadline:
@@ -309,7 +316,10 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
 
 
 def _renders(gateway: RunningStack) -> int:
-    """Return how many prompts ComfyUIs have logged as executed, without those at their start."""
+    """Return the number of executed prompts in the ComfyUIs' logs, without one prompt per start.
+
+    Each ComfyUI executes a prompt of its own when it starts.
+    """
     texts = [
         path.read_text(errors="replace")
         for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")

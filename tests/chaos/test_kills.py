@@ -1,4 +1,4 @@
-"""Tests kill -9 of every part during a job: the job has one result, and no process is left."""
+"""Tests that after kill -9 of any part, a job has one result and no process is left over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that services behind the reverse proxy are killed under load."""
+"""Tests that GET requests succeed although services behind the reverse proxy are killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the farm loses Ray, is stopped, and is reconfigured while jobs run."""
+"""Tests that clients get no wrong answer and no job fails when Ray dies or the farm is changed."""
 
 from __future__ import annotations
 
@@ -106,10 +106,11 @@ def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measure
 def _under_load_and_no_job_fails(
     gateway: RunningStack, client: StackClient, measured: Measured
 ) -> int:
-    """Change the share, the flags and the pools while more jobs arrive than can be rendered.
+    """Change the pools while more jobs arrive than can be rendered; all jobs must succeed.
 
-    Running renders continue in their place, even if they take longer than a pool may take to end.
-    Returns the pid of the ComfyUI that ran before.
+    The change affects the share of the GPU, ComfyUI's flags and the set of pools. A running render
+    is not interrupted, even if it takes longer than a pool may take to end. Returns the pid of the
+    old ComfyUI.
     """
     _rendered(client, picture(next(_colors)))
     [old] = victims.processes(gateway.data, victims.comfyui)
@@ -145,7 +146,7 @@ def _changed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
-    """Check that a render that lacks memory is tried twice and then goes to the larger pool.
+    """Check that a render that runs out of memory twice is moved to the pool with more memory.
 
     Later renders with the same models must go to that pool at once.
     """
@@ -160,7 +161,7 @@ def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
 
 
 def _restarts(gateway: RunningStack) -> int:
-    """Return how often the supervisor has restarted Ray, once everything is ready."""
+    """Wait until everything is ready, and return how often the supervisor has restarted Ray."""
     state = json.loads(gateway.run("status", "--json").stdout)
     assert state["phase"] == "ready"
     restarts: int = state["parts"]["ray"]["restarts"]

@@ -73,7 +73,7 @@ class ConsoleBrowser:
         return self
 
     def choose_language(self, language: str) -> Self:
-        """Switch all pages to ``en`` or ``ja``, by the setting that the language menu stores."""
+        """Switch all pages to ``en`` or ``ja`` by changing the setting in the browser's storage."""
         self.page.evaluate("(name) => localStorage.setItem('moyin.language', name)", language)
         self.page.reload()
         return self

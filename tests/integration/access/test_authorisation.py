@@ -1,6 +1,6 @@
-"""The authorisation matrix: every route for every role, and for a caller of another tenant.
+"""Tests the authorisation matrix: every route with each role, and as a caller of another tenant.
 
-The routes come from the apps' OpenAPI descriptions: a new route fails here until it is listed.
+The routes come from the apps' OpenAPI descriptions; a test fails if a new route is not listed here.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class RoleAccounts:
         self.boss = (await accounts_app.member(self.studio, "admin"))["access_token"]
 
     async def bearer(self, role: str) -> str | None:
-        """Return a new session or key of the role, because some routes end the session used."""
+        """Return a session or key of the role, a new one because some routes end the session."""
         match role:
             case "nobody":
                 return None
@@ -383,7 +383,12 @@ async def wrong_answers(
     matrix: Mapping[str, str],
     base: str = "",
 ) -> dict[str, str]:
-    """Return the routes below ``base`` whose responses differ from the matrix."""
+    """Call each route of ``matrix`` as each role, and return the differences from the matrix.
+
+    Args:
+        job: the id of the job that the paths contain.
+        base: the URL or path in front of the routes.
+    """
     known = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
@@ -422,7 +427,7 @@ async def upload(farm: Farm) -> str:
 
 
 async def socket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
-    """Return the same result for a WebSocket, whose close reason contains the error."""
+    """Open a WebSocket, and return its result as a character of the matrix."""
     headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
     async with session.ws_connect(path, headers=headers) as connection:
         message = await connection.receive(10)
@@ -485,7 +490,7 @@ async def test_models(tmp_path: Path) -> None:
 
 
 async def test_calls_of_other_tenants(tmp_path: Path) -> None:
-    """Only a key with all scopes, those of an operator included, may name another tenant."""
+    """Only keys with all scopes, such as an operator's, may ask for the calls of other tenants."""
     async with (
         serving(tmp_path) as models_app,
         aiohttp.ClientSession(f"{models_app.url}/v1/") as session,

@@ -1,4 +1,4 @@
-"""The authorisation matrix of endpoints without OpenAPI, such as gRPC and WebSockets."""
+"""Tests the authorisation matrix of endpoints without OpenAPI, such as gRPC and WebSockets."""
 
 from __future__ import annotations
 

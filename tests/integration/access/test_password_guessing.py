@@ -23,7 +23,7 @@ WRONG = "a wrong guess"
 
 
 def somewhere() -> str:
-    """Return an address that no other test uses, because the tests share a Valkey."""
+    """Return a client address that no other test uses, because all tests share one Valkey."""
     return f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"
 
 
@@ -39,7 +39,10 @@ async def login(
 async def attacked(
     accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
-    """Run guessers during the block, once half of them wait; yield the statuses they get."""
+    """Guess passwords during the block, and yield the list of the statuses received so far.
+
+    The block begins when at least half of the guessers wait for their turn.
+    """
     statuses: list[int] = []
 
     async def guess(number: int) -> None:
@@ -61,7 +64,7 @@ async def attacked(
 async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
     accounts: AccountsApp, measured: Measured
 ) -> None:
-    """No client address is known, and no earlier sign-in remembered, as on a fresh stack."""
+    """Covers a fresh stack, which knows no client address and remembers no earlier sign-in."""
     email = (await accounts.player())["user"]["email"]
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     guesses = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(90)]
@@ -84,7 +87,7 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
 async def test_a_right_password_gets_in_while_others_guess(
     accounts: AccountsApp, measured: Measured
 ) -> None:
-    """No earlier sign-in is remembered, and guessers continuously occupy all slots."""
+    """The user signs in for the first time, while guessers always occupy all slots."""
     email = (await accounts.player())["user"]["email"]
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
@@ -125,7 +128,7 @@ async def test_known_address_signs_in_at_once_while_others_guess(
 async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
 ) -> None:
-    """The limit is an upper bound, because a slower machine would allow more."""
+    """The allowed number depends on the elapsed time, because a slow machine takes longer."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = somewhere() if known else ""
     free, every = 6, 0.5
@@ -161,7 +164,7 @@ async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
 
 
 async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServer) -> None:
-    """Two processes share the rate; each serves its newest and oldest waiting caller in turns."""
+    """Two replicas share one rate; each serves its newest and its oldest waiting caller in turn."""
     rates = AttemptRates(timeout_seconds=3600)
     one, two = (Throttle(valkey_server.url, rates=rates) for _ in "12")
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))

@@ -41,7 +41,7 @@ _PROSE = "/imagine a cat, e.g. and/or ../a dog [output], 50%2f50, ~5 cm, C:\\ an
 
 @dataclass(frozen=True)
 class Outside:
-    """A folder outside ComfyUI's with a canary file, and the name of a nonexistent file."""
+    """A folder outside ComfyUI's folder that contains the file ``existing`` but not ``missing``."""
 
     folder: Path
 
@@ -87,7 +87,7 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
 
 @pytest.fixture
 async def others(stranger: Comfy) -> list[tuple[str, str]]:
-    """Return names of another tenant's files, each paired with a nonexistent name."""
+    """Return names of another tenant's files, each paired with a name of no file."""
     color = next(_colors)
     file = BytesIO()
     Image.new("RGB", (8, 8), (color >> 16, color >> 8 & 255, color & 255)).save(file, "PNG")
@@ -116,7 +116,7 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
 
 
 def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
-    """Yield names of existing files outside of ComfyUI's folder, each with a nonexistent name.
+    """Yield pairs: the name of a file outside ComfyUI's folder, and a like name of no file.
 
     Args:
         root: ComfyUI's folder.
@@ -165,7 +165,7 @@ def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
 
 
 def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values for those of the node's inputs that need no models."""
+    """Return values for the node's inputs, except for inputs that need models."""
     values: dict[str, Any] = {}
     for name, spec in inputs_of(node):
         options = spec[1] if len(spec) > 1 else {}
@@ -182,7 +182,14 @@ def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
-    """Return a graph with one node per class and inputs by id, all of which ComfyUI validates."""
+    """Return a graph of the given nodes, in which ComfyUI validates all of them.
+
+    ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
+
+    Args:
+        attacked: the class and the inputs of each node, by its id.
+        nodes: ComfyUI's descriptions of the classes.
+    """
     graph = {"image": picture(next(_colors))["1"]}
     for node_id, (kind, inputs) in attacked.items():
         graph[node_id] = {"class_type": kind, "inputs": inputs}
@@ -193,7 +200,7 @@ def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -
 
 
 def plain(answer: Any, *values: str) -> Any:
-    """Return a response without ids, times and the tested values."""
+    """Return a response without ids and times, and with the tested values replaced."""
     text = json.dumps(answer, sort_keys=True, ensure_ascii=False)
     text = re.sub(r'"request_id": "[^"]*"', '"request_id": "…"', text)
     for value in values:
@@ -207,7 +214,7 @@ async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
 
 
 def root_of(gateway: RunningStack) -> Path:
-    """Return the base folder of the running ComfyUI; folders of ended pools may remain."""
+    """Return the base folder of the running ComfyUI, not one that an ended pool has left."""
     run = gateway.data / "comfyui" / "run" / "comfyui-default-0"
     [folder] = {path.parent for path in run.rglob("custom_nodes") if path.is_dir()}
     return folder
@@ -265,7 +272,7 @@ def _loads(node: Mapping[str, Any], name: str) -> bool:
 async def test_text_input_accepts_any_text(
     comfy: Comfy, nodes: dict[str, Any], outside: Outside
 ) -> None:
-    """Execute all nodes that need no models, with a path and with prose in every text input."""
+    """Nodes that need no models run with a path in every text input, and do not read the file."""
     offered = await comfy.get("/object_info")
     protocol_clients = [
         (kind, name)
@@ -367,7 +374,7 @@ async def test_every_api_treats_foreign_objects_as_missing(
 
 
 async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
-    """Return the error of a failed job, without the tested values."""
+    """Run a job that must fail, and return its error, with the tested values replaced."""
     status, job = await comfy.post("/jobs", body)
     assert status == 202, job
     async with asyncio.timeout(_PATIENCE):
@@ -379,7 +386,7 @@ async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
 
 
 async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
-    """The value of a reference is known only when its step begins."""
+    """Such a name must be checked when the step begins, because it is not known before."""
 
     def body(value: str) -> dict[str, Any]:
         says = {
@@ -431,7 +438,7 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
 
 
 async def test_no_node_brings_another_that_may_not_be(comfy: Comfy, outside: Outside) -> None:
-    """The nodes that another node expands into are known only when that node is executed."""
+    """A node that expands into forbidden nodes fails; they are known only when it is executed."""
 
     def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": kind, "values": json.dumps(values)}

@@ -66,9 +66,10 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
 
 
 async def finished(farm: Farm, job_id: str, *, row_ends_first: bool = False) -> Artifact:
-    """Simulate a worker that finishes the job.
+    """Do what a worker does to finish the job, and return the stored output.
 
-    With ``row_ends_first``, the job's row is finished before its events are published.
+    Args:
+        row_ends_first: True to finish the job's row before the job's events are published.
     """
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",

@@ -88,7 +88,7 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
 
 
 async def _closes(client: Session, key: str) -> str:
-    """Return the code with which the WebSocket of a nonexistent job is closed."""
+    """Open the WebSocket of a job that does not exist, and return the code of the close frame."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"{client.stack.url}/jobs/none/ws"
     async with client.session.ws_connect(url, headers=headers) as socket:
@@ -98,7 +98,7 @@ async def _closes(client: Session, key: str) -> str:
 
 
 def _search(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, list[str]]:
-    """Return the number of log files, and the secrets found in each."""
+    """Return the number of log files, and which secret was found in which file."""
     files = [
         path
         for folder in (stack.layout.logs, stack.layout.ray_logs)

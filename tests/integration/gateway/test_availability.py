@@ -174,7 +174,10 @@ async def measure_median(act: Callable[[], Awaitable[None]]) -> float:
 
 @asynccontextmanager
 async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
-    """Repeat ``act`` during the block, at least once; yield a function that returns the count."""
+    """Repeat ``act`` during the block; yield a function that returns how often it has ended.
+
+    The block begins when ``act`` has ended once.
+    """
     over, rounds = asyncio.Event(), 0
 
     async def loop() -> None:

@@ -57,7 +57,7 @@ class Viewer:
                     return name, json.loads(line[6:])
 
     async def read_all(self, *names: str) -> dict[str, Any]:
-        """Return the data of the next events until there is one of each name."""
+        """Read events until there is one of each of these names; return their data by name."""
         seen: dict[str, Any] = {}
         while not seen.keys() >= set(names):
             name, data = await self.read()
@@ -104,7 +104,7 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
     clock = farm.clock = Clock()
 
     async def count_queries(viewers: int) -> Counter[str]:
-        """Return the database queries of three readings for ``viewers`` connected clients."""
+        """Return the database queries of three readings while ``viewers`` clients are connected."""
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(viewing(farm, key)) for key in keys]

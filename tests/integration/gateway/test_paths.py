@@ -1,4 +1,4 @@
-"""Tests path traversal against a whole farm, with raw bytes: no file outside is reached."""
+"""Tests path traversal on a whole farm with raw bytes: no file outside the served ones is read."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ async def _upload(
 
 
 def _written(gateway: RunningStack) -> list[str]:
-    """Return the files with names from this test that exist anywhere a traversal could put them."""
+    """Return the files of this test that were written to any folder that a bad path could reach."""
     places = (gateway.data.parent, Path("/tmp"), Path.cwd())
     globs = [place.rglob if place == gateway.data.parent else place.glob for place in places]
     return [str(path) for glob in globs for path in glob(f"*{EVIL}*")]

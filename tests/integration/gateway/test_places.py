@@ -1,4 +1,4 @@
-"""Compares the queue places of fifty renders on two ComfyUIs in every API and in ComfyUI."""
+"""Compares the places in the queue of fifty renders, as shown by every API and by two ComfyUIs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _colors = itertools.count(0x310000)
 
 @dataclass
 class Api:
-    """The APIs of one gateway, and the stage of each job according to its events so far."""
+    """Reads one gateway through all its APIs, and follows the events of each job."""
 
     stack: RunningStack
     http: aiohttp.ClientSession
@@ -132,11 +132,12 @@ class Observations:
     Attributes:
         stored: jobs that were shown as running although no ComfyUI had them, because they had been
             executed and their files were being stored.
-        order: the jobs with a place in the latest sample, the first to begin first.
+        order: the waiting jobs with a position in the latest sample, in the order of these.
+        positions: the last known position of each job.
         samples: the number of samples.
         full: the number of samples in which every ComfyUI had a prompt.
-        rises: jobs that moved back because of jobs with a better class.
-        guessed: jobs whose start was estimated.
+        rises: how often a job moved back, because new jobs with a better class were put before it.
+        guessed: jobs for which the API estimated when they would start.
     """
 
     stored: set[str] = field(default_factory=set)
@@ -238,15 +239,15 @@ async def _render_all(api: Api) -> Observations:
 
 
 async def _wait_for_tick() -> None:
-    """Wait for the next tenth of a second; samples are taken at that rate if the machine can."""
+    """Wait until the next multiple of the sampling interval, a tenth of a second."""
     await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
 async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) -> bool:
-    """Compare all APIs and the ComfyUIs; return False once all jobs have ended.
+    """Compare all APIs with the ComfyUIs once; return False if all jobs have ended.
 
-    Everything is read between two reads of the ComfyUIs and two of the rows of jobs. A job that
-    changes in between may be shown in either state.
+    The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
+    between may be shown in its old or its new state.
     """
     ours = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
@@ -305,7 +306,11 @@ async def _have_begun(api: Api, held: set[str]) -> bool:
 def _check_places(
     jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Observations
 ) -> None:
-    """Check that places change only by the order of classes and, within a class, of arrival."""
+    """Check the positions of all waiting jobs against those of the previous sample.
+
+    They must be ordered by class. Within a class, no job may overtake another; a job moves back
+    only because of new jobs before it.
+    """
     waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
     assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting.values())
     positions = {j: job["position"] for j, job in waiting.items() if job["position"] is not None}

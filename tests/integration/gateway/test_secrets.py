@@ -31,7 +31,7 @@ from tests.waiting import eventually
 
 
 class SentSecrets:
-    """The secrets that were sent, by their place; for keys and tokens only the secret part."""
+    """The secrets that were sent, by the place where; of keys and tokens, only the secret part."""
 
     def __init__(self, gateway: RunningStack) -> None:
         self.gateway = gateway
@@ -248,7 +248,7 @@ async def _links(client: Session) -> None:
 
 
 async def _jobs(client: Session) -> None:
-    """Submit jobs with secrets in the URLs that they call, and in graphs that call other hosts."""
+    """Submit jobs, a prompt and a chat that contain secrets in different places."""
     sent_secrets, bearer = (
         client.sent_secrets,
         {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"},

@@ -121,7 +121,7 @@ async def test_the_service_gets_the_identity_only_from_the_gateway(
 async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """Covers HTTP and WebSockets, and every spelling that a server may read as such a header."""
+    """HTTP and WebSocket requests lose such headers, however the client spells their names."""
     lies = {
         name: "admin"
         for name in (
@@ -145,7 +145,7 @@ async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
 async def test_a_path_that_another_server_reads_as_another_routes_is_refused(
     upstream: str, service: Service
 ) -> None:
-    """The inner route may require a scope that the outer route does not."""
+    """Refuse a path of one route that a server could read as one of an inner, stricter route."""
     inner = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip
@@ -319,7 +319,7 @@ async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, servic
 async def test_the_last_servers_response_is_passed_on(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """The last response is passed on even if more retries remain, because it is not our failure."""
+    """When all servers have failed, the last response is forwarded, even if retries remain."""
     second = Service("two")
     async with serving(second) as url:
         first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
@@ -360,7 +360,7 @@ async def test_an_unavailable_service_gets_no_requests_for_a_while(
 
 @asynccontextmanager
 async def _back_again(proxy_server: ProxyServer) -> AsyncIterator[Breaker]:
-    """Open the breaker of a service that works again; the next request is the probe."""
+    """Open the breaker of a service, then start the service; the next request is the probe."""
     port = free_port()
     proxy_server.routes(route(f"http://127.0.0.1:{port}"))
     for _ in range(3):
@@ -564,7 +564,7 @@ async def _is(status: Any, wanted: int) -> bool:
 
 
 async def _at_rest(value: Any, seconds: float = 0.3) -> int:
-    """Wait until the value has not changed for some time, and return it."""
+    """Wait until the function's value has not changed for ``seconds``, and return the value."""
     last, since = value(), time.monotonic()
     while time.monotonic() - since < seconds:
         await asyncio.sleep(0.02)

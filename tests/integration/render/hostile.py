@@ -49,5 +49,5 @@ def attempt(code: str, given: Any = None) -> dict[str, Any]:
 
 
 def finding(values: Any) -> Any:
-    """Return what the code stored in ``found``, from the node's outputs other than files."""
+    """Return what the code stored in ``found``, from the outputs of its node."""
     return json.loads(values["1"]["text"][0])

@@ -68,10 +68,10 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
 
 
 async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
-    """Check that as many nodes start as allowed, and that a waiting actor blocks no other actor.
+    """Check that a queue starts as many nodes as are allowed, and that one more actor waits.
 
     Returns:
-        Jobs that occupy the nodes until they are cancelled.
+        The ids of jobs that occupy the nodes until they are cancelled.
     """
     began = time.monotonic()
     first = await farm.submit(picture())
@@ -100,7 +100,7 @@ async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
 
 
 async def _other_replicas_start_on_the_head() -> None:
-    """Check that other replicas start on the head, since they would keep a new node alive."""
+    """Check that replicas of other apps start on the head, because they would keep a node alive."""
     names = [f"other-{number}" for number in range(3)]
     apps = [
         serve.RunTarget(build(RenderArgs(pool=name, min_actors=0)), f"render-{name}", None)

@@ -89,7 +89,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
 
 async def _a_third_waits_for_room(folder: Path) -> None:
-    """Check that a third actor waits until the pool with two halves of the one card is gone."""
+    """Check that a third actor with half of a card waits until a pool with two of these is gone."""
     third = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
     placed = third.status.remote()
     await asyncio.sleep(4)
@@ -243,14 +243,14 @@ async def _nobody_stays_and_somebody_comes_back(
 
 
 async def _attempts(farm: RenderFarm, job_id: str) -> int:
-    """Return how often the render step of an ended job was begun."""
+    """Return how often the render step of an ended job was attempted."""
     history = await farm.client.get_workflow_handle(job_id).fetch_history()
     starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
     return max(e.activity_task_started_event_attributes.attempt for e in starts)
 
 
 async def _prompts_so_far(pid: int) -> float:
-    """Return how many prompts this ComfyUI has accepted, including the one that finds out."""
+    """Submit a prompt to this ComfyUI, and return how many it has accepted so far."""
     line = psutil.Process(pid).cmdline()
     folder = Path(line[line.index("--base-directory") + 1]).parent
     with tempfile.TemporaryDirectory() as short:
@@ -267,7 +267,7 @@ async def _empty(pool: Any) -> bool:
 
 
 async def _failure(farm: RenderFarm, job_id: str) -> str | None:
-    """Return the error code of the job's activity, or None."""
+    """Wait until the job fails, and return the error code of its activity."""
     with pytest.raises(WorkflowFailureError) as exc_info:
         await farm.result(job_id)
     assert isinstance(exc_info.value.cause, ActivityError)

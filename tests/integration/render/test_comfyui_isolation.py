@@ -106,7 +106,7 @@ async def hostile(
 
 
 async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
-    """Run an attempt, and return its findings."""
+    """Run code in ComfyUI's process, and return its findings."""
     return finding((await done(renderer, attempt(code, given), **kwargs)).values)
 
 
@@ -121,7 +121,7 @@ async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSuccee
 
 
 async def given_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
-    """Store an input file of a prompt, and return its digest by name."""
+    """Store the content of an input file; return the file's digest by its name."""
     sha256 = await renderer._blobs.put(content)
     file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
     return {make_input_name(file): sha256}
@@ -227,7 +227,7 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
 
 
 async def test_an_input_can_be_read_and_not_changed(hostile: ComfyRenderer) -> None:
-    """The input is a link to a file that other prompts use, too."""
+    """A node must not change an input file, because other prompts use the same file."""
     files = await given_input(hostile, b"an input of two prompts")
     code = """
 import os
@@ -374,9 +374,9 @@ async def test_the_next_tenant_finds_no_trace(hostile: ComfyRenderer, stack: Pat
 
 
 async def test_a_thread_that_goes_on_leaves_nothing_between_prompts(hostile: ComfyRenderer) -> None:
-    """Code of a package may continue to run in the process and write during the next prompt.
+    """Files that such a thread writes are neither visible to the next prompt nor stored.
 
-    The next prompt must not find those files, and none of them may get into the store.
+    The thread is started by a node and keeps writing after its prompt has ended.
     """
     before = await _untouched(hostile)
     code = """
@@ -513,7 +513,7 @@ except OSError as error:
 async def test_validation_reveals_no_file_of_the_running_prompt(
     hostile: ComfyRenderer,
 ) -> None:
-    """The nodes that load files list the contents of the input and output folders as options."""
+    """The options of nodes that load files must not list the files of the running prompt."""
     files = await given_input(hostile, b"Ada's input")
     code = """
 import os, time
@@ -562,7 +562,7 @@ def _addresses() -> list[Any]:
 
 
 async def _untouched(renderer: ComfyRenderer) -> list[str]:
-    """Return the files that the next prompt finds in its folders, to detect leftovers."""
+    """Return the files that the next prompt finds in its folders, for a later comparison."""
     await done(renderer, picture())
     result: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
     assert result, "the bridge at least"

@@ -206,7 +206,7 @@ async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
 
 
 async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
-    """Checks that ComfyUI agrees: within the bounds a value is valid, outside it is not."""
+    """ComfyUI accepts values within the reported bounds, and rejects values outside of them."""
     graph = picture()
     unchecked_inputs = (await renderer.validate(graph))["free"]
     [(node, inputs)] = [
@@ -382,7 +382,10 @@ async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> N
 async def _a_name_that_is_used_again_is_each_prompts_own_file(
     renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next prompt writes a file of the same name while the first file is being stored."""
+    """Check that each prompt's file is stored, although the next prompt reuses the file's name.
+
+    The next prompt writes its file while the first one is still being stored.
+    """
     blobs, folder = renderer._blobs, renderer._folder
     may_store, put_stream = asyncio.Event(), blobs.put_stream
 
@@ -430,7 +433,7 @@ async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer)
 
 
 async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
-    """The process still answers HTTP, but the thread that executes prompts is dead."""
+    """Check that ComfyUI is restarted if it answers HTTP but its thread for prompts is dead."""
     pid = (await renderer.status()).pid
     with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:
         await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})

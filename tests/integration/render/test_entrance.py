@@ -24,7 +24,7 @@ _POOL = "entrance"
 
 @workflow.defn(sandboxed=False)
 class Enter:
-    """An activity in the pool's queue with the workflow's priority, like a render."""
+    """A workflow with one activity in the pool's queue, which has the workflow's priority."""
 
     @workflow.run
     async def run(self, name: str) -> None:

@@ -300,7 +300,7 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
 
 
 def found(http: httpx.Client, user: str) -> str:
-    """Wait for a job whose metadata contains the user, and return its id."""
+    """Wait for the job of this ``user``, which is in the job's metadata, and return its id."""
 
     def ids() -> list[str]:
         jobs: list[Job] = http.get("/jobs").json()["jobs"]

@@ -33,7 +33,8 @@ class App:
     """An app with one replica, as Serve describes it to HAProxy.
 
     Attributes:
-        fallback: the port of Serve's own proxy, the backup for an app without replicas.
+        fallback: the port of Serve's own proxy, to which HAProxy sends requests if no replica
+            exists.
     """
 
     prefix: str

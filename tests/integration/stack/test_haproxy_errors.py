@@ -178,7 +178,10 @@ async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports
     "apps", [["accounts"], ["accounts", "models"], ["gateway"], ["gateway", "accounts"]]
 )
 async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Path) -> None:
-    """The app is unknown or has no replica; calls without an app's name go to the gateway."""
+    """Calls to an app that is unknown or has no replica fail with UNAVAILABLE.
+
+    A call without an app's name goes to the gateway.
+    """
     known = {name: _app(f"/{name}") for name in apps}
     async with launched(tmp_path, known) as ports:
         for application in ("gateway", None):
@@ -205,7 +208,7 @@ async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> Non
 
 
 async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
-    """That proxy would send NOT_FOUND in trailers, which HAProxy cannot change."""
+    """Serve's proxy would answer NOT_FOUND in trailers, which HAProxy cannot change."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([_Proxy()])
     fallback = server.add_insecure_port("127.0.0.1:0")
@@ -221,7 +224,7 @@ async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
 
 
 class _Replica(grpc.GenericRpcHandler):
-    """A healthy replica where every call fails with the app's name in the message."""
+    """A healthy replica of an app; each call fails with a message that contains the app's name."""
 
     def __init__(self, app: str) -> None:
         self._app = app
@@ -240,7 +243,7 @@ async def _send_health(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
 
 
 class _Proxy(grpc.GenericRpcHandler):
-    """Serve's own proxy: it is healthy, and every call fails with NOT_FOUND."""
+    """A fake of Serve's own proxy: it is healthy, and each call fails with NOT_FOUND."""
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         healthy = call.method.endswith("/Healthz")

@@ -119,7 +119,7 @@ def head() -> Iterator[Head]:
 
 @pytest.mark.timeout(300)
 def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
-    """Covers the time before the first `serve deploy`, during it, and after `serve shutdown`."""
+    """No response is 404 before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
     deploying = head.deploy()
     seen: set[str] = set()
@@ -139,7 +139,7 @@ def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
 
 
 def _answers(head: Head) -> set[str]:
-    """Return the responses of every kind of path, and check each of them."""
+    """Request a path of every kind, check each response, and return the different responses."""
     results = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)

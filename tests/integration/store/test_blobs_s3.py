@@ -228,7 +228,7 @@ def _port(server: asyncio.Server) -> int:
 
 
 async def _fails(blobs: BlobStore, folder: Path) -> None:
-    """Assert that every operation fails with an error that does not concern a single blob."""
+    """Assert that every operation fails with an error about the store, not about one blob."""
     source = folder / "source"
     source.write_bytes(b"abc")
     digest = "0" * 64

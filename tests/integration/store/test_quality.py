@@ -76,7 +76,7 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
 async def test_a_tenant_counts_once_though_it_learns_while_levels_are_read(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A state that is saved meanwhile moves the tenant to another page."""
+    """Saving a state moves its tenant to another page, but its levels are still listed once."""
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
     await asyncio.to_thread(migrate, url)
     database = Database(url)

@@ -37,7 +37,7 @@ class Provider:
     Attributes:
         calls: the bodies of ordinary calls.
         batches: the received batches, by id, with their requests by custom id.
-        holds: True while batches must not end.
+        holds: True to keep all batches running.
         loses_answer: True to break the connection after a batch has been received.
         refuses: the status with which new batches are refused, or None.
         unanswered: the number of requests, at the end of each batch, that get no answer.

@@ -21,7 +21,7 @@ _RULES = {"routing": {"rescue": "off"}}
 
 
 class _AnyServer(WireServer):
-    """Accepts unknown members like real servers, and supports text completions."""
+    """Accepts unknown members, as real servers do, and supports text completions."""
 
     async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
         return await super()._body(request, None)

@@ -154,7 +154,7 @@ async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSess
 
 
 async def _came_into(gateway: RunningStack, *states: str) -> bool:
-    """Return True if the metrics show that the breaker has been in all these states."""
+    """Return True if the metrics show that the breaker has been in each of these states."""
     text = await metrics(gateway)
     name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
     return all(series(text, name, backend, f'state="{state}"') for state in states)

@@ -35,7 +35,10 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 async def farm(
     folder: Path, upstreams: dict[str, Upstream], **kwargs: Any
 ) -> AsyncIterator[ModelsApp]:
-    """Run one back end per kind and a working one; ``<kind>-or-fine`` falls back to that."""
+    """Run a faulty back end of each kind, and one that works.
+
+    The alias ``<kind>-or-fine`` tries the faulty back end first, and then the working one.
+    """
     async with AsyncExitStack() as stack:
         fine = await stack.enter_async_context(Upstream(FINE).running())
         backends = []
@@ -272,7 +275,7 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
 async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
     llama: str, tmp_path: Path
 ) -> None:
-    """The kernel still accepts connections for a stopped process, so only a response counts."""
+    """A suspended server counts as unavailable, although the kernel accepts connections for it."""
     port = int(llama.rpartition(":")[2])
     [process] = [
         psutil.Process(connection.pid)

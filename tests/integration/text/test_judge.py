@@ -58,11 +58,11 @@ asyncio.run(main())
 
 
 class Models:
-    """An OpenAI-compatible server with all three models.
+    """An OpenAI-compatible server with the model that answers, a second model, and the judge.
 
     Attributes:
-        worse: the model whose answer the judge grades 0; it grades the other 4.
-        hold: an event that the judge waits for.
+        worse: the model whose answer the judge grades 0; the judge grades the other answer 4.
+        hold: an event for which the judge waits before it answers.
     """
 
     def __init__(self) -> None:
@@ -310,7 +310,7 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
 async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
     place: JudgeServers, models: Models
 ) -> None:
-    """After kill -9 of a replica during the judge's call, only one replica calls it again."""
+    """After kill -9 of a replica during the judge's call, one other replica repeats the call."""
     models.hold = asyncio.Event()
     process_options = {
         "folder": str(place.folder),
@@ -361,7 +361,7 @@ async def test_the_judge_continues_after_it_was_turned_off_and_on(
 async def test_turning_the_judge_off_deletes_its_comparisons(
     place: JudgeServers, models: Models
 ) -> None:
-    """A job whose comparison is gone ends as soon as the judge is available."""
+    """The job of a deleted comparison ends once the judge is turned on again."""
     models.hold = asyncio.Event()
     async with place.app(models) as models_app:
         assert models_app.judge is not None
@@ -423,5 +423,5 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
 
 
 async def _settled(budget: JudgeBudget) -> bool:
-    """Return True if less than the price of a call is left, and the budget is not exceeded."""
+    """Return True if the budget is not exceeded, but too little is left for another call."""
     return Decimal("0.7") < await budget.read_spent_usd() <= 1

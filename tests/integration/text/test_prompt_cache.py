@@ -1,4 +1,4 @@
-"""Tests that no tenant can use or detect what llama.cpp caches of another tenant's prompt."""
+"""Tests that no tenant can use or detect another tenant's prompts in llama.cpp's cache."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
 async def shown(
     stub: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
-    """Return a list of batch states, to be filled by the test; each request returns the next."""
+    """Return an empty list that the test fills with batch states; each request returns the next."""
     states: list[dict[str, Any]] = []
     gateway, handlers = stub
     loop = asyncio.get_running_loop()

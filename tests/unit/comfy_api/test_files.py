@@ -23,7 +23,7 @@ CAT = ComfyFileName(filename="cat.png", subfolder="sub", type="input")
 
 
 def content(digit: str) -> Artifact:
-    """Return an upload whose content is identified by a digit."""
+    """Return an upload; uploads with another ``digit`` have other content."""
     return Artifact(
         id=generate_artifact_id(), name="cat.png", media_type="image/png", size=3, sha256=digit * 64
     )
@@ -109,7 +109,7 @@ async def test_only_the_owner_finds_an_output(rig: Rig) -> None:
 
 
 async def finish(rig: Rig, job: Job, digit: str, name: str = "p_00001_.png") -> Artifact:
-    """End a job with one output, whose content is identified by a digit."""
+    """End a job with one output file, whose content is determined by ``digit``."""
     artifact = replace(content(digit), id=derive_step_artifact_id(job.id, 0, 0), name=name)
     result = replace(await rig.result(record()), artifacts=(artifact,))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])

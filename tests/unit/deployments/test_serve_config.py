@@ -69,7 +69,7 @@ def _rename_models(config: Any) -> None:
 
 
 def _another_pool(config: Any) -> None:
-    """Remove the gateway's pools, whose default is ``default``, and rename the only pool."""
+    """Rename the only pool to ``big``, so that the gateway's default pool does not exist."""
     del _app(config, "gateway")["args"]
     app = _app(config, "render-default")
     app["name"], app["args"]["pool"] = "render-big", "big"

@@ -18,7 +18,7 @@ def weigh(*schemas: Any) -> None:
 
 
 def bound(*schemas: Any) -> tuple[str, str | None]:
-    """Return the name of the exceeded bound; also check the error."""
+    """Return the name of the bound that the schemas exceed, and the error's field."""
     with pytest.raises(SchemaTooLarge) as exc_info:
         weigh(*schemas)
     error = exc_info.value

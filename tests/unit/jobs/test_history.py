@@ -1,4 +1,4 @@
-"""Tests with a real database and real files that owners delete jobs, singly or by a filter."""
+"""Tests the deletion of jobs by their owners, one or many, with a real database and real files."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ async def _at_once() -> None:
 
 @pytest.fixture
 def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record the deployments of a supervisor that runs one small process."""
+    """Let supervisors run one small process and only record their deployments; return this list."""
     done: list[str] = []
 
     def note(name: str) -> Callable[..., object]:
@@ -71,7 +71,7 @@ async def test_full_disk_stops_no_service_and_ended_ones_restart(
 async def _up(
     running: asyncio.Task[None], states: list[StackState], deployments: list[str], *, times: int
 ) -> int:
-    """Wait for the given number of deployments and return Ray's process id."""
+    """Wait until there were ``times`` deployments, and return Ray's process id."""
     async with asyncio.timeout(20):
         while len(deployments) < times or states[-1].parts["ray"].status is not PartStatus.UP:
             assert not running.done(), running.exception()

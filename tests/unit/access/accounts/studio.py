@@ -68,7 +68,7 @@ class Studio:
 
 
 def by(identity: Identity) -> Caller:
-    """Return a caller with this identity."""
+    """Return a `Caller` with this identity."""
     return Caller(identity=identity, request_id="r", address="")
 
 

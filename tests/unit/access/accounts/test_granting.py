@@ -1,4 +1,4 @@
-"""Tests that callers cannot grant scopes that they lack, nor for longer than they have them."""
+"""Tests that callers cannot grant scopes that they lack, or grant scopes longer than their own."""
 
 from __future__ import annotations
 

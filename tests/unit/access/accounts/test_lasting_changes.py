@@ -1,4 +1,4 @@
-"""Tests that lasting changes verify the caller again and are audited; otherwise they fail."""
+"""Tests that lasting changes fail unless the caller is verified again and the change is audited."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ LASTING_CHANGES = [_key, _member, _service, _role, _limit, _profile]
 
 @pytest.mark.parametrize("change", LASTING_CHANGES)
 async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, change: Any) -> None:
-    """The session that the gatekeeper has cached may have ended seconds ago."""
+    """The change is refused although the gatekeeper's cache may still contain the session."""
     _, known = await studio.member()
     before = await studio.audited_actions(), await studio.count_keys()
     await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=False)
@@ -124,7 +124,7 @@ async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
 async def test_an_operation_without_audit_entry_is_rolled_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    """The caller may disconnect at any moment, and the process may end at any moment."""
+    """If the audit entry cannot be written, as when the caller disconnects, nothing is changed."""
     _, known = await studio.member()
     members = await studio.parts.users.list_members(studio.organisation)
 

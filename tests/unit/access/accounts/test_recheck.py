@@ -1,4 +1,4 @@
-"""Tests that open connections recheck their credentials, for each way in which these can end."""
+"""Tests that open connections recheck their credentials, for each way in which credentials end."""
 
 from __future__ import annotations
 

@@ -34,7 +34,11 @@ def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
 
 
 def held() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
-    """Return a step that sends heartbeats, its start event, and the event that ends it."""
+    """Return a step that sends heartbeats until it is released.
+
+    Returns:
+        The step, the event that it sets at its start, and the event that releases it.
+    """
     has_begun, released = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
@@ -147,7 +151,7 @@ async def test_a_job_can_be_cancelled_during_a_retry_pause(bench: Bench) -> None
 
 
 async def test_a_cancellation_while_the_end_is_written_leaves_one_end(bench: Bench) -> None:
-    """Both outcomes are valid: the store keeps the one that is written first."""
+    """The job may end as succeeded or cancelled, but the first outcome to be written is kept."""
     bench.script.hold_finish.clear()
     handle = await bench.start()
     await eventually(lambda: bench.script.finishing)

@@ -103,7 +103,7 @@ async def test_unchecked_input_is_accepted() -> None:
 
 
 def executed(kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: Any) -> Any:
-    """Return the input data of a node just before it is executed."""
+    """Return the inputs that a node gets just before it is executed."""
 
     def get_input_data(*_: Any) -> Any:
         return values, {}, {}

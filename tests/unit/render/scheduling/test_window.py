@@ -41,7 +41,7 @@ def window(
     renders: Sequence[PendingRender],
     weights: dict[str, float] | None = None,
 ) -> Window:
-    """Return a window with one renderer per entry of ``loaded``, which is the renderer's model."""
+    """Return a window with a renderer for each entry of ``loaded``, the model it has loaded."""
     render_window = Window(RULES, OwnerFairShare(weights))
     for number, model in enumerate(loaded):
         render_window.add_renderer(str(number), [model] if model else [], 0.0)
@@ -51,7 +51,7 @@ def window(
 
 
 def served(render_window: Window, now: float, seconds: float = 1.0) -> list[str]:
-    """Return the order in which all renders are served, if each takes ``seconds``."""
+    """Return the order in which the window assigns all renders, if each takes ``seconds``."""
     order = []
     while len(render_window):
         choice = render_window.choose_assignment(now)

@@ -176,7 +176,10 @@ def nulls(value: Any) -> set[str]:
 
 
 def _unsigned(answer: ChatResponse) -> ChatResponse:
-    """Return the answer without empty signatures, which the protocol requires for other models."""
+    """Return the answer with None for each empty signature.
+
+    Anthropic's protocol requires a signature, so that those of other models' reasoning are empty.
+    """
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
         for p in answer.parts

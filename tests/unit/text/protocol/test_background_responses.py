@@ -35,7 +35,7 @@ def parse(*earlier: dict[str, Any], **members: Any) -> ParsedResponseRequest:
 
 
 def succeeded(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
-    """Return the job whose step sent the request that `to_job_request` makes."""
+    """Return a succeeded job of ``request`` whose step got ``answer``."""
     inner = CODEC.parse(to_json(to_job_request(request)))
     assert inner.body.store is False and not inner.body.background
     return {
@@ -130,7 +130,7 @@ def test_the_state_of_a_job_is_the_state_of_the_response(
 
 
 def failed_call(answer: str) -> dict[str, Any]:
-    """Return the job of a call that the gateway answered with status 400."""
+    """Return a failed job whose call got status 400 and this answer from the gateway."""
     message = "POST /v1/responses answered with status 400"
     details = {"status": 400, "answer": answer, "step": 0}
     return {

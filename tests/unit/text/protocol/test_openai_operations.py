@@ -116,7 +116,7 @@ def form(*files: FormFile, **fields: str) -> MultipartForm:
 
 
 def repeat(received: MultipartForm, **fields: str) -> MultipartForm:
-    """Return a form with fields that it may contain already."""
+    """Return the form with further fields, whose names may already occur in it."""
     return MultipartForm(fields=[*received.fields, *fields.items()], files=received.files)
 
 

@@ -161,7 +161,7 @@ async def _generate(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 def _answering(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
-    """Return a transport that answers each request with these pieces."""
+    """Return a mock transport of ``library`` that answers each request with these pieces."""
 
     def handle(_: Any) -> Any:
         return library.Response(200, headers={"content-type": kind}, content=_generate(pieces))
@@ -170,7 +170,7 @@ def _answering(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
 
 
 async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
-    """Return the deltas of a stream as the back end of the provider's API reads it."""
+    """Return the deltas that a back end with this provider's API reads from a stream."""
     backend: Any
     if provider == "anthropic":
         backend = AnthropicBackend(Endpoint(url="http://up", key="k"), connections=1)
@@ -243,7 +243,7 @@ CORRECTED = ("index", "finish_reason")
 
 
 def contains(received: bytes, sent: bytes) -> bool:
-    """Return True if an event has at least the members of another."""
+    """Return True if the received event has at least the members of the sent event."""
     if received == sent:
         return True
     return _has_members(
@@ -421,7 +421,7 @@ def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
 
 
 async def test_an_event_that_is_no_json_ends_all_streams_alike() -> None:
-    """Translated and forwarded streams fail alike, and the router tries another back end."""
+    """Translated and forwarded streams raise like errors; at the start, the router falls back."""
     broken = b"data: {nope}\n\n"
     for provider in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:

@@ -135,7 +135,7 @@ def test_refusal_has_its_own_part() -> None:
 
 
 def test_text_before_a_refusal_is_an_incomplete_answer() -> None:
-    """Claude's refusals and content filters end an answer without an explaining text."""
+    """An answer that was cut off by a refusal is incomplete; its reason is ``content_filter``."""
     response = whole(parse(), ANSWERS["refusal"])
     assert response["output"][0]["content"][0]["text"] == "No"
     assert response["status"] == "incomplete"
@@ -220,7 +220,7 @@ def test_two_tools_of_one_name_are_refused() -> None:
 
 
 def test_the_answer_that_the_client_gets_is_found_among_several() -> None:
-    """A rescued call has two answers; the record must contain the one that the client received."""
+    """A call may encode several answers, as after a rescue; each is recorded under its own id."""
     request = parse()
     for name in ("text", "thinking"):
         body = request.encode_response(ANSWERS[name])

@@ -17,7 +17,7 @@ def features(*words: int) -> tuple[int, ...]:
 
 
 def learn_from(memory: LearnedWeights, good: float, *words: int) -> None:
-    """Learn from one signal like the estimator."""
+    """Learn from one signal (``good`` from 0 to 1) about a question, as the estimator does."""
     expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).compute_residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 
@@ -27,7 +27,11 @@ def read(memory: LearnedWeights, *words: int) -> float:
 
 
 def topics(tell: bool) -> LearnedWeights:
-    """Learn from 200 questions with decisive or irrelevant words, and return the weights."""
+    """Learn from 200 questions, and return the weights.
+
+    Args:
+        tell: True if the words of a question determine its rating; False for random ratings.
+    """
     chance, memory = random.Random(7), LearnedWeights()
     for number in range(200):
         topic = number % 4

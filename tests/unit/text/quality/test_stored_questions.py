@@ -27,7 +27,7 @@ _DAY = 86_400.0
 
 
 def earlier(question: Question) -> Question:
-    """Return a question that was stored before the formula feature existed, as it is read now."""
+    """Return the question as it is read after a version without the formula feature stored it."""
     value = question_to_json(question)
     value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
     assert (

@@ -23,7 +23,7 @@ def share(estimator: Estimator, tenants: int) -> None:
 
 
 def newcomer(estimator: Estimator, tenants: int) -> float:
-    """Return the estimate for a tenant without signals after other tenants' levels were shared."""
+    """Share the levels of ``tenants`` tenants, and return the estimate for a new tenant."""
     share(estimator, tenants)
     return estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
 

@@ -18,11 +18,11 @@ _COUNT = 2_400
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of requests; lengths are medians in tokens with the spread of their logarithm.
+    """A kind of requests; lengths are medians in tokens, and the spread of their logarithm.
 
     Attributes:
         share: the kind's share of all requests.
-        cached: the part of the prompt in Claude's cache, which the request marks.
+        cached: the part of the prompt that is in Claude's cache, which the request marks.
         alias: the requested alias.
     """
 

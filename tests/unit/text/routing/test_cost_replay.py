@@ -1,4 +1,4 @@
-"""Compares the router's cost for a day of requests with an oracle that knows every length."""
+"""Compares the router's costs for a day of requests with the costs of an all-knowing router."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PAID_FOR = (("0", "0"), ("0", "0"))
 
 
 def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
-    """Return the deployments of a fleet: two local GPUs at these prices, and Claude."""
+    """Return a fleet's deployments: a small and a large local model at these prices, and Claude."""
     return (
         deployment(
             "small",

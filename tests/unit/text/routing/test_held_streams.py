@@ -1,4 +1,4 @@
-"""Tests that held streams are cached as sent, and end when their client disconnects."""
+"""Tests that streams held back until complete are cached as sent, and end with their client."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_cache(gateway: Streams) -> Memory:
 
 
 async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
-    """Return the body of an answer and of its cached copy."""
+    """Send a request twice; return the body of the answer, and that of its cached copy."""
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
     first = await drained(answer)
     await asyncio.sleep(0)  # it is written beside the answer
@@ -68,7 +68,7 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
-    """A client that gets a cached answer has not complained about the earlier one."""
+    """A repeated request that is answered from the cache is no complaint about the first answer."""
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
@@ -153,7 +153,7 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
 
 @pytest.mark.parametrize("streams", [True, False])
 async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
-    """The database keeps one signal per request and source."""
+    """They are stored with different sources, because a request has one signal per source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()

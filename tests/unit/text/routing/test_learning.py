@@ -41,7 +41,7 @@ NOW = 1_795_000_000.0
 
 
 class Call:
-    """A stand-in for a parsed request."""
+    """A minimal parsed request."""
 
     def select_recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
@@ -61,7 +61,7 @@ class Replica:
     async def answer(
         self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
     ) -> None:
-        """Record a decision as if the small model had answered."""
+        """Record a routing decision, as if the deployment ``by`` had answered a request."""
         await self.learning.load_tenant(owner)
         needs = Needs(prompt_tokens=20)
         call: Any = Call()
@@ -123,7 +123,7 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
 
 
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
-    """The second decision of a rescued request may still be unwritten when it is rated."""
+    """A rescued request has two decisions; the second counts even if it is not yet stored."""
     replica = Replica(database)
     await replica.answer("r1")
     await replica.learning.flush()
@@ -203,7 +203,7 @@ def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> Usage
 
 
 async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
-    """Add a request to the ledger without a routing decision."""
+    """Add a request without a routing decision to the ledger."""
     await replica.ledger.start()
     replica.ledger.record(entry(request_id, model))
     await replica.ledger.close()
@@ -340,7 +340,7 @@ async def test_evicted_tenant_is_reloaded_with_its_learned_state(
 
 
 async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
-    """Create tenants that have learned from agreeing signals."""
+    """Create tenants, each of which has learned from signals with the same score."""
     for number in range(tenants):
         owner, replica = f"studio-{number}", Replica(database)
         await replica.answer("r", owner)

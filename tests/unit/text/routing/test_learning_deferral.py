@@ -59,7 +59,7 @@ class Gateway:
 
 
 class SharedAnswers:
-    """A stand-in for the answers of other replicas, without any answers."""
+    """A stand-in for the store of other replicas' answers, which is always empty."""
 
     def queue_query(self, *_: Any) -> bool:
         return False
@@ -69,7 +69,7 @@ class SharedAnswers:
 
 
 def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Fail the test if anything is read, hashed or checked."""
+    """Fail the test if it reads a conversation, checks an answer, or calls one of ``names``."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("not allowed on the request path")

@@ -1,4 +1,4 @@
-"""Tests that a refusal in OpenAI's separate member does not count as a faulty answer."""
+"""Tests that a refusal that OpenAI sends in its own member ``refusal`` is no faulty answer."""
 
 from __future__ import annotations
 

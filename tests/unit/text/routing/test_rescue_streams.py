@@ -181,7 +181,7 @@ async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> 
 
 
 def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
-    """Make the small model's server use the client's API format."""
+    """Return a `Streams` whose small model has the client's API format, so that it is forwarded."""
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
@@ -274,7 +274,7 @@ async def test_stream_failing_before_its_first_word_falls_back() -> None:
 
 
 class Slow(FakeBackend):
-    """A back end that sends its first event, and the rest when the test releases it."""
+    """A back end that sends the first event at once, and the rest when the test releases it."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__(raw_stream=pieces)
@@ -363,7 +363,7 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
-    """Both models run on one host with a single slot, which the first call occupies."""
+    """The first answer is sent, because it occupies the only slot of the host of both models."""
     gateway = Streams()
     local = runtime("local", gateway.small, limit=1)
     local.pass_through = None
@@ -430,7 +430,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
 
 
 class Late(FakeBackend):
-    """A back end that never starts to answer."""
+    """A back end that never begins to answer."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)

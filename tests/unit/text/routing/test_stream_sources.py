@@ -93,7 +93,7 @@ async def test_complete_stream_without_usage_is_counted() -> None:
 
 
 async def passed(*pieces: bytes) -> ForwardedSource:
-    """Read a stream of bytes in OpenAI's format to its end, and return its source."""
+    """Read a forwarded OpenAI stream to its end, and return its source."""
 
     async def upstream() -> AsyncGenerator[bytes, None]:
         for piece in pieces:
@@ -116,7 +116,7 @@ async def test_stream_without_done_has_ended_well() -> None:
 
 
 async def read_stated_usage(*deltas: Delta) -> list[tuple[int, int]]:
-    """Return the (input, output) tokens that an Anthropic client gets in a stream of ``deltas``."""
+    """Return each usage, as (input, output) tokens, in the stream that an Anthropic client gets."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:

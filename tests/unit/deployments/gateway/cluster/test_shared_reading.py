@@ -96,7 +96,10 @@ async def test_viewers_receive_only_changes() -> None:
 
 
 async def test_a_reading_does_not_belong_to_the_request_of_its_first_viewer() -> None:
-    """Serve cancels the calls that a request has made when its client disconnects."""
+    """A shared reading runs outside of any request's context.
+
+    Otherwise Serve would cancel it when the first viewer disconnects.
+    """
     request: ContextVar[str] = ContextVar("request", default="none")
 
     async def read() -> str:
