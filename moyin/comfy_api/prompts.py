@@ -349,7 +349,7 @@ class ComfyPrompts:
 async def _read_within_limit(
     jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]
 ) -> list[T]:
-    """Return the results of ``read`` for the first jobs, as many as fit into one response."""
+    """Return the results of ``read`` for as many of the first jobs as fit into one response."""
     results: list[T] = []
     bytes_left = _MAX_RESPONSE_BYTES
     for start in range(0, len(jobs), _MAX_PARALLEL):

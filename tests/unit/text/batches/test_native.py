@@ -204,7 +204,7 @@ class Rig:
         return await (replica or self.replica).advance(batch, self.file, limited=limited)
 
     async def until(self, **statuses: int) -> None:
-        """Advance until exactly this number of native batches has each of the given statuses."""
+        """Advance until the number of native batches with each status is exactly as given."""
 
         async def is_so() -> bool:
             await self.advance()
