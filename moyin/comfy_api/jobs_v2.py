@@ -99,7 +99,7 @@ class ComfyJobs:
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
-        """Yield the job's current state and then every change, up to its final status."""
+        """Yield events with the job's current state, then with each change until it has ended."""
         newest_id = await self.feed.get_newest_id(job.id)
         # Read the job after the position, so that a change in between may be sent twice, but not
         # missed.

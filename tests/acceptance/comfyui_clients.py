@@ -29,7 +29,7 @@ class Clients:
     """The environment that ``scripts/comfyui_clients.sh`` has installed.
 
     Attributes:
-        home: a folder that replaces the user's home, where clients store files.
+        home: a folder to use as the clients' home folder, where they store files.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Clients:
         )
 
     def node(self, script: str, *arguments: str) -> Any:
-        """Run a script beside its packages with Node.js, and return the JSON in its last line."""
+        """Run a Node.js script in the folder of its packages; return the JSON in its last line."""
         shutil.copy(_SCRIPTS / script, self.home)
         beside = self.home / "node_modules"
         if not beside.exists():

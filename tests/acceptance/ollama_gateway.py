@@ -76,7 +76,7 @@ def gateway_before(
 
 @pytest.fixture(scope="session")
 def ollama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
-    """Run an Ollama server with the models ``CHAT`` and ``TOOLS``, and two concurrent calls."""
+    """Run an Ollama server with the models ``CHAT`` and ``TOOLS`` that runs two calls at a time."""
     folder = tmp_path_factory.mktemp("ollama")
     server = OllamaServer(folder, folder / "models", OLLAMA_NUM_PARALLEL="2")
     with server.running():

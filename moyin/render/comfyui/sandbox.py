@@ -103,7 +103,7 @@ class Mounts:
         ]
 
     def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
-        """Return the parent folders of ``paths`` that no mount has, so they must be created."""
+        """Return the parent folders of ``paths`` that are in no mount, so they must be created."""
         mounted_paths = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
         return {

@@ -27,7 +27,7 @@ SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, 
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(gateway: RunningStack) -> SlowClients:
-    """Run slow clients beside all tests of this module, which must not be affected."""
+    """Run slow clients during all tests of this module; they must not affect the tests."""
     return SlowClients(gateway.ports.door, gateway.api_key, SLOW)
 
 

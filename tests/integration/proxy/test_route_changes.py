@@ -86,7 +86,7 @@ async def _load(client: aiohttp.ClientSession) -> AsyncIterator[Counter[int]]:
 
 
 def _with(config: str, url: str, folder: Path) -> str:
-    """Return the path of the same configuration with one more route."""
+    """Write the configuration with one more route to a file, and return its path."""
     loaded = yaml.safe_load(Path(config).read_text())
     [gateway] = [app for app in loaded["applications"] if app["name"] == "gateway"]
     route = {

@@ -73,7 +73,7 @@ for path in given:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a data folder like that of a stack, which contains the process's own folder."""
+    """Create a data folder like a stack's; the folder of the ComfyUI process is in it."""
     folder = tmp_path_factory.mktemp("stack")
     folder.joinpath("secret").write_text(SECRET)
     folder.joinpath("moyin.db").write_text(SECRET)

@@ -300,7 +300,7 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
 
 
 def found(http: httpx.Client, user: str) -> str:
-    """Wait for the job of this ``user``, which is in the job's metadata, and return its id."""
+    """Wait for a job with ``user`` in its metadata, and return the job's id."""
 
     def ids() -> list[str]:
         jobs: list[Job] = http.get("/jobs").json()["jobs"]

@@ -123,7 +123,7 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
 
 
 def _with(config: str, flaky: Flaky, folder: Path) -> str:
-    """Return the path of the same configuration with one more back end."""
+    """Write the configuration with one more back end to a file, and return its path."""
     loaded = yaml.safe_load(Path(config).read_text())
     [models] = [app for app in loaded["applications"] if app["name"] == "models"]
     backend = {

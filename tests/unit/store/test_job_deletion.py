@@ -82,7 +82,7 @@ class Rig:
         return artifact
 
     async def prune(self) -> PruneResult:
-        """Prune everything that was deleted until now, as if all files were older."""
+        """Prune everything that was deleted so far, as if all files were old enough."""
         before = now() + LATER
         return await self.pruner.run_deleted(before)
 

@@ -16,7 +16,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A scripted response: ``pieces`` are chunks of a stream, after which ``breaks`` resets it."""
+    """A scripted response.
+
+    Attributes:
+        pieces: the chunks of a streamed body.
+        breaks: True to reset the connection after the last piece.
+    """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Tests references to outputs that a step of that kind never has."""
+"""Tests that a reference to an output that its step's kind never has is refused."""
 
 from __future__ import annotations
 
