@@ -123,7 +123,7 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
     report = Report(jobs=plan.jobs)
     keys = await _keys(gateway, plan.owners)
     await _all_there(gateway, plan.actors)
-    before, rendered = _counts(gateway), _renders(gateway)
+    before, rendered = _counts(gateway), _count_renders(gateway)
     dice = random.Random(plan.seed)
     graphs = [
         sleepy(round(dice.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
@@ -135,7 +135,9 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
     try:
         async with asyncio.TaskGroup() as group:
             owners = [
-                group.create_task(_owner(gateway, key, graphs[place :: plan.owners], plan, report))
+                group.create_task(
+                    _run_owner(gateway, key, graphs[place :: plan.owners], plan, report)
+                )
                 for place, key in enumerate(keys)
             ]
     finally:
@@ -143,14 +145,14 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
         await asyncio.gather(killing, return_exceptions=True)
     report.seconds = time.monotonic() - began
     ids = [job_id for owner in owners for job_id in owner.result()]
-    await _recovered(gateway, before, report)
+    await _check_recovery(gateway, before, report)
     await _check_rows(gateway, ids, report)
     await _check_workflows(gateway, ids, report)
-    report.renders = _renders(gateway) - rendered
+    report.renders = _count_renders(gateway) - rendered
     return report
 
 
-async def _owner(
+async def _run_owner(
     gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
 ) -> list[str]:
     """Submit all jobs of an owner, wait for them, fetch the results, and return the job ids."""
@@ -264,7 +266,7 @@ async def _all_there(gateway: RunningStack, actors: int) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _recovered(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
+async def _check_recovery(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
     """Wait until as many processes of each kind run as before; report a problem if they do not."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (now := await asyncio.to_thread(_counts, gateway)) != before:
@@ -315,7 +317,7 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
         report.problems.append("a job had more than one workflow")
 
 
-def _renders(gateway: RunningStack) -> int:
+def _count_renders(gateway: RunningStack) -> int:
     """Return the number of executed prompts in the ComfyUIs' logs, without one prompt per start.
 
     Each ComfyUI executes a prompt of its own when it starts.

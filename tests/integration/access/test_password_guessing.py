@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WRONG = "a wrong guess"
 
 
-def somewhere() -> str:
+def new_address() -> str:
     """Return a client address that no other test uses, because all tests share one Valkey."""
     return f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"
 
@@ -36,7 +36,7 @@ async def login(
 
 
 @asynccontextmanager
-async def attacked(
+async def guessing(
     accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
     """Guess passwords during the block, and yield the list of the statuses received so far.
@@ -91,7 +91,7 @@ async def test_a_right_password_gets_in_while_others_guess(
     email = (await accounts.player())["user"]["email"]
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
-    async with attacked(accounts, email, 12):
+    async with guessing(accounts, email, 12):
         began = time.monotonic()
         assert (await login(accounts, email, PASSWORD)).status == 200
         took = time.monotonic() - began
@@ -103,10 +103,10 @@ async def test_known_address_signs_in_at_once_while_others_guess(
     accounts: AccountsApp, way: str
 ) -> None:
     email = (await accounts.player())["user"]["email"]
-    home = somewhere()
+    home = new_address()
     first = await login(accounts, email, PASSWORD, home)
     credentials: dict[str, Any] = {"password": PASSWORD}
-    async with attacked(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
+    async with guessing(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
         if way == "device":
             credentials["device_token"] = first.body["device_token"]
         elif way == "address":
@@ -130,7 +130,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
 ) -> None:
     """The allowed number depends on the elapsed time, because a slow machine takes longer."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
-    address = somewhere() if known else ""
+    address = new_address() if known else ""
     free, every = 6, 0.5
     pace, none = AttemptRate(free, every), AttemptRate(1_000_000, every)
     bounds = {"address": pace, "account": none} if address else {"account": pace}
@@ -151,14 +151,14 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
 
 async def test_guesses_from_one_address_do_not_lock_accounts(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
-    async with attacked(accounts, email, 40, somewhere()):
+    async with guessing(accounts, email, 40, new_address()):
         for _ in range(3):
-            assert (await login(accounts, email, PASSWORD, somewhere())).status == 200
+            assert (await login(accounts, email, PASSWORD, new_address())).status == 200
 
 
 async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
-    for address in ("", somewhere()):
+    for address in ("", new_address()):
         answers = [await login(accounts, email, PASSWORD, address) for _ in range(105)]
         assert {answer.status for answer in answers} == {200}
 
@@ -203,11 +203,11 @@ async def test_new_players_are_bounded_from_an_address_and_altogether(
         headers = {"x-forwarded-for": address} if address else {}
         return await accounts.call("POST", "/register", None, body, **headers)
 
-    here = somewhere()
+    here = new_address()
     assert {(await register(here)).status for _ in range(30)} == {201}
     refused = await register(here)
     assert (refused.status, refused.code) == (429, "too_many_attempts")
-    assert (await register(somewhere())).status == 201
+    assert (await register(new_address())).status == 201
     few = type(accounts.parts.sign_in.policy)(registrations_per_hour=1)
     monkeypatch.setattr(accounts.parts.sign_in, "policy", few)
     refused = await register()

@@ -181,7 +181,7 @@ def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
+def build_graph(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
     """Return a graph of the given nodes, in which ComfyUI validates all of them.
 
     ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
@@ -213,7 +213,7 @@ async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
     return status, plain(answer, *values)
 
 
-def root_of(gateway: RunningStack) -> Path:
+def find_root(gateway: RunningStack) -> Path:
     """Return the base folder of the running ComfyUI, not one that an ended pool has left."""
     run = gateway.data / "comfyui" / "run" / "comfyui-default-0"
     [folder] = {path.parent for path in run.rglob("custom_nodes") if path.is_dir()}
@@ -235,7 +235,7 @@ async def test_no_node_input_accepts_files_of_others(
             if takes_text(spec):
                 (prose if is_prose(spec, nodes[kind]) else named).append((kind, name))
     assert ("LoadImage", "image") in named and ("SaveImage", "filename_prefix") in named
-    values = [*spellings(outside, root_of(gateway)), *others]
+    values = [*spellings(outside, find_root(gateway)), *others]
     theirs = {value for pair in others for value in pair}
 
     async def tried(value: Any) -> tuple[int, Any]:
@@ -243,7 +243,7 @@ async def test_no_node_input_accepts_files_of_others(
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
             for kind, name in named
         }
-        return await answered(comfy, with_nodes(attacked, nodes), str(value))
+        return await answered(comfy, build_graph(attacked, nodes), str(value))
 
     for pair in values:
         (status, existing), (_, missing) = await asyncio.gather(*map(tried, pair))
@@ -295,7 +295,7 @@ async def test_text_input_accepts_any_text(
             for kind, name in complete
             if "egex" not in kind
         }
-        prompt_id = await comfy.queue(with_nodes(attacked, nodes))
+        prompt_id = await comfy.queue(build_graph(attacked, nodes))
         entry = await comfy.finished(prompt_id)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
         return entry["outputs"]
@@ -321,7 +321,7 @@ async def test_node_classes_for_the_workers_disk_are_not_listed(
     for kind in denied:
         assert await comfy.get(f"/object_info/{kind}") == {}
         status, answer = await answered(
-            comfy, with_nodes({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
+            comfy, build_graph({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
         )
         assert (status, answer["code"]) == (400, "node_not_allowed")
         assert answer["node_errors"]["n"]["class_type"] == kind
@@ -373,7 +373,7 @@ async def test_every_api_treats_foreign_objects_as_missing(
         assert refusal["node_errors"].keys() == {"1"}
 
 
-async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
+async def _read_failure(comfy: Comfy, body: Any, *values: str) -> Any:
     """Run a job that must fail, and return its error, with the tested values replaced."""
     status, job = await comfy.post("/jobs", body)
     assert status == 202, job
@@ -396,8 +396,8 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outsid
         graph = inverted("${steps.0.body.outputs.2.text.0}")
         return {"kind": "pipeline", "steps": [_job(says), _job(graph)]}
 
-    existing = await _failed(comfy, body(outside.existing), outside.existing)
-    missing = await _failed(comfy, body(outside.missing), outside.missing)
+    existing = await _read_failure(comfy, body(outside.existing), outside.existing)
+    missing = await _read_failure(comfy, body(outside.missing), outside.missing)
     assert existing == missing
     assert "you have no file" in json.dumps(existing)
 
@@ -430,14 +430,14 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
     other = f"../{uuid.uuid4()}/x"
     for value in (other, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
         graph = _by_link("SaveImage", "filename_prefix", value, inputs)
-        error = await _failed(comfy, _job(graph), value)
+        error = await _read_failure(comfy, _job(graph), value)
         assert "a relative name" in error["message"]
     graph = _by_link("SaveImage", "filename_prefix", "fine/x", inputs)
     entry = await comfy.finished(await comfy.queue(graph))
     assert entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
 
 
-async def test_no_node_brings_another_that_may_not_be(comfy: Comfy, outside: Outside) -> None:
+async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Outside) -> None:
     """A node that expands into forbidden nodes fails; they are known only when it is executed."""
 
     def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -448,12 +448,14 @@ async def test_no_node_brings_another_that_may_not_be(comfy: Comfy, outside: Out
         }
 
     errors = [
-        await _failed(comfy, _job(expanding("LoadImage", {"image": value})), value)
+        await _read_failure(comfy, _job(expanding("LoadImage", {"image": value})), value)
         for value in (outside.existing, outside.missing)
     ]
     assert errors[0] == errors[1]
     assert "you have no file" in errors[0]["message"]
-    error = await _failed(comfy, _job(expanding("LoadImageDataSetFromFolder", {"folder": "moyin"})))
+    error = await _read_failure(
+        comfy, _job(expanding("LoadImageDataSetFromFolder", {"folder": "moyin"}))
+    )
     assert "not allow nodes of the class LoadImageDataSetFromFolder" in error["message"]
 
 

@@ -86,7 +86,7 @@ async def record_call(farm: Farm, owner: str, usd: int) -> None:
 
 
 @contextmanager
-def counting_statements() -> Iterator[Counter[str]]:
+def count_statements() -> Iterator[Counter[str]]:
     """Count the statements of all databases of this process, by their text."""
     statements = Counter[str]()
 
@@ -109,7 +109,7 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(viewing(farm, key)) for key in keys]
             await asyncio.gather(*(viewer.read_all(*ALL) for viewer in opened))
-            with counting_statements() as statements:
+            with count_statements() as statements:
                 for dollars in (1, 2, 3):
                     await record_call(farm, "ann", dollars)
                     clock.now += LONGER
@@ -130,7 +130,7 @@ async def test_credentials_of_all_viewers_are_verified_by_the_same_queries(farm:
     identities: dict[str, Identity] = {key: await authenticator.authenticate(key) for key in keys}
     counts = []
     for number in (1, 20):
-        with counting_statements() as statements:
+        with count_statements() as statements:
             valid = await authenticator.recheck(dict(list(identities.items())[:number]))
         assert len(valid) == number
         counts.append(statements.total())

@@ -39,7 +39,7 @@ from tests.integration.access.fixtures import (
 )
 from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
-from tests.integration.text.fixtures import serving, settled
+from tests.integration.text.fixtures import serving, wait_until_probed
 from tests.integration.text.wires.server import WireServer
 from tests.stack import Measured
 
@@ -109,7 +109,7 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
             async with serving(folder, backend, gateway_url=gateway_url) as models:
-                await settled(models)
+                await wait_until_probed(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
     with in_thread(serving_models) as served:

@@ -142,7 +142,7 @@ async def test_a_job_cancelled_before_its_start_sends_events(
     assert '"job.cancelled"' in body
 
 
-async def test_a_name_that_leads_inside_is_not_called(
+async def test_host_name_with_private_address_is_not_called(
     farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
     """The host name is accepted at submission, but its address is private, so the call fails."""

@@ -30,7 +30,7 @@ KEYS = {
 }
 
 
-async def _own(scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond(scope: Scope, receive: Receive, send: Send) -> None:
     """Respond in place of the gateway's own routes."""
     if scope["path"] != "/jobs":
         raise RouteNotFound(f"there is no {scope['path']}")
@@ -68,7 +68,7 @@ async def proxy_serving(
     await proxy.start()
     keys = StaticAuthenticator(KEYS)
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, app=_own),
+        ProxyOrApp(proxy, guarded=proxy, app=_respond),
         service="gateway",
         authenticator=keys,
         errors=render_problem_details,

@@ -74,7 +74,7 @@ async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio:
         assert response.status == 202
 
 
-async def test_a_job_s_own_call_is_answered_at_once(studio: Farm) -> None:
+async def test_call_of_a_job_does_not_become_a_job(studio: Farm) -> None:
     """The call that a job makes must not become a job itself, or the job would get no response."""
     job = await studio.submit({"kind": "http", "request": {"path": "/slow/direct"}})
     [token] = [

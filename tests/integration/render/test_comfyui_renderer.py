@@ -364,10 +364,10 @@ async def test_bad_nodes(
         blobs,
     ) as renderer:
         await _collections_leave_out_what_was_imported(renderer)
-        await _a_name_that_is_used_again_is_each_prompts_own_file(renderer, monkeypatch)
+        await _check_reused_file_name(renderer, monkeypatch)
         await _memory_is_freed_and_it_is_tried_once_more(renderer)
         await _a_hung_node_costs_its_prompt_and_the_process(renderer)
-        await _a_zombie_is_replaced(renderer)
+        await _check_zombie_is_replaced(renderer)
         assert list(renderer._folder.done.iterdir()) == [], "nothing of any prompt is left"
         assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
     assert comfyui_processes(tmp_path) == []
@@ -379,9 +379,7 @@ async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> N
     assert int(done.values["1"]["text"][0]) > 100_000
 
 
-async def _a_name_that_is_used_again_is_each_prompts_own_file(
-    renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that each prompt's file is stored, although the next prompt reuses the file's name.
 
     The next prompt writes its file while the first one is still being stored.
@@ -432,7 +430,7 @@ async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer)
     assert (await renderer.status()).pid != pid
 
 
-async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
+async def _check_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     """Check that ComfyUI is restarted if it answers HTTP but its thread for prompts is dead."""
     pid = (await renderer.status()).pid
     with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:

@@ -43,7 +43,7 @@ class App:
     fallback: int | None = None
 
 
-def written(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
+def write_config(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
     """Make Serve write its configuration for ``apps``, and return the file."""
     config = HAProxyConfig(
         http_options=HTTPOptions(host="127.0.0.1", port=ports.http),
@@ -85,10 +85,10 @@ def _backend(name: str, app: App, protocol: RequestProtocol) -> BackendConfig:
 
 
 @asynccontextmanager
-async def launched(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports]:
+async def run_haproxy(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports]:
     """Run HAProxy during the block."""
     ports = Ports(http=free_port(), grpc=free_port())
-    config = written(folder, apps, ports)
+    config = write_config(folder, apps, ports)
     # As Serve's child finds them.
     environ = ray.build_ray_environ()
     process = await asyncio.create_subprocess_exec(

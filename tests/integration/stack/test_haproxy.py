@@ -59,7 +59,7 @@ async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
         yield server.sockets[0].getsockname()[1], left
 
 
-async def test_a_client_that_leaves_is_noticed(
+async def test_disconnect_of_a_client_reaches_the_service(
     departures: tuple[int, asyncio.Semaphore], tmp_path: Path
 ) -> None:
     """HAProxy must tell the service when a client disconnects before the response.

@@ -26,7 +26,7 @@ from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.jobs.grpc.faults import Fault
 from tests.integration.servers import free_port
-from tests.integration.stack.serve_haproxy import App, Ports, launched
+from tests.integration.stack.serve_haproxy import App, Ports, run_haproxy
 
 STARTING = "the service is starting or restarting; try again"
 PATHS = [
@@ -50,7 +50,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
 @pytest.fixture
 async def nowhere(tmp_path: Path) -> AsyncIterator[Ports]:
     """Run HAProxy without apps, as before the first deployment and after `serve shutdown`."""
-    async with launched(tmp_path, {}) as ports:
+    async with run_haproxy(tmp_path, {}) as ports:
         yield ports
 
 
@@ -63,7 +63,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 async def test_every_path_gets_its_own_shape(nowhere: Ports, http: aiohttp.ClientSession) -> None:
     error = ServiceUnavailable(STARTING, retry_after=5)
     for path in PATHS:
-        await _is_rendered(http, nowhere, error, path)
+        await _check_response(http, nowhere, error, path)
 
 
 async def test_every_method_gets_it(nowhere: Ports, http: aiohttp.ClientSession) -> None:
@@ -102,10 +102,10 @@ async def test_an_app_without_replicas_is_unavailable(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
     apps = {"gateway": _app("/"), "models": _app("/v1")}
-    async with launched(tmp_path, apps) as ports:
+    async with run_haproxy(tmp_path, apps) as ports:
         error = ServiceUnavailable(STARTING, retry_after=5)
         for path in ("/jobs", "/v1/chat/completions", "/prompt"):
-            await _is_rendered(http, ports, error, path)
+            await _check_response(http, ports, error, path)
 
 
 async def test_a_replica_that_dies_under_a_request(
@@ -124,9 +124,9 @@ async def test_a_replica_that_dies_under_a_request(
         "the replica ended before it answered; the request may have been carried out",
         retry_after=1,
     )
-    async with server, launched(tmp_path, {"gateway": app}) as ports:
+    async with server, run_haproxy(tmp_path, {"gateway": app}) as ports:
         for path in ("/jobs", "/prompt"):
-            await _is_rendered(http, ports, error, path)
+            await _check_response(http, ports, error, path)
 
 
 async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
@@ -183,7 +183,7 @@ async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Pa
     A call without an app's name goes to the gateway.
     """
     known = {name: _app(f"/{name}") for name in apps}
-    async with launched(tmp_path, known) as ports:
+    async with run_haproxy(tmp_path, known) as ports:
         for application in ("gateway", None):
             assert (await _call(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
 
@@ -199,7 +199,7 @@ async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> Non
         await server.start()
         servers.append(server)
     try:
-        async with launched(tmp_path, apps) as ports:
+        async with run_haproxy(tmp_path, apps) as ports:
             names = [(await _call(ports, app)).details() for app in (None, "accounts", "gateway")]
     finally:
         for server in servers:
@@ -215,7 +215,7 @@ async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
     await server.start()
     apps = {"gateway": App(prefix="/", http=free_port(), grpc=free_port(), fallback=fallback)}
     try:
-        async with launched(tmp_path, apps) as ports:
+        async with run_haproxy(tmp_path, apps) as ports:
             # HAProxy checks twice, four times a second, before it would trust the proxy.
             failures = [await _call(ports, "gateway", pause=0.1) for _ in range(20)]
     finally:
@@ -258,7 +258,7 @@ def _app(prefix: str) -> App:
     return App(prefix=prefix, http=free_port(), grpc=free_port())
 
 
-async def _is_rendered(
+async def _check_response(
     http: aiohttp.ClientSession, ports: Ports, error: MoyinError, path: str
 ) -> None:
     """Check that HAProxy responds to ``path`` exactly as the app behind it would for ``error``."""

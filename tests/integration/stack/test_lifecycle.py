@@ -118,7 +118,7 @@ def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) ->
     assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
 
 
-def test_valkeys_password_is_shown_nowhere(stack: RunningStack) -> None:
+def test_password_of_valkey_is_not_disclosed(stack: RunningStack) -> None:
     """Search command lines, logs, state files, the output of commands, and Ray's dashboard."""
     token = stack.layout.ray_token.read_text().strip()
     dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"

@@ -15,7 +15,7 @@ from moyin.store.valkey import ValkeyConnection
 from tests.integration.servers import ValkeyServer
 
 
-async def test_no_cancellation_is_lost_whenever_it_comes(valkey_server: ValkeyServer) -> None:
+async def test_every_cancelled_command_ends(valkey_server: ValkeyServer) -> None:
     """A cancelled command must end; with redis-py's own connection, every third one continues."""
     client = _client(valkey_server.url, 2.0)
 

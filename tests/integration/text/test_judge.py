@@ -28,7 +28,7 @@ from moyin.settings import Settings
 from moyin.text.judging.comparison import derive_comparison_id
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeBudget, JudgeRules
 from moyin.text.judging.verdict import Outcome
-from tests.integration.jobs.test_histories import keep
+from tests.integration.jobs.test_histories import write_history
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.test_feedback import Client as Caller
@@ -267,7 +267,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         await Replayer(workflows=[JudgeWorkflow], data_converter=DATA_CONVERTER).replay_workflow(
             history
         )
-        keep("judge", history)
+        write_history("judge", history)
         written = b"".join(event.SerializeToString() for event in history.events)
         assert job.encode() in written
         assert b"Bluebird" not in written
@@ -307,7 +307,7 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
         assert await place.left() == []
 
 
-async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
+async def test_verdict_of_a_killed_replica_is_recorded_once(
     place: JudgeServers, models: Models
 ) -> None:
     """After kill -9 of a replica during the judge's call, one other replica repeats the call."""
@@ -417,11 +417,11 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
     await eventually(settled)
     for _ in range(30):
         await call(budgets[0])
-    await eventually(lambda: _settled(budgets[1]))
+    await eventually(lambda: _is_spent(budgets[1]))
     for meter in meters:
         await meter.close()
 
 
-async def _settled(budget: JudgeBudget) -> bool:
+async def _is_spent(budget: JudgeBudget) -> bool:
     """Return True if the budget is not exceeded, but too little is left for another call."""
     return Decimal("0.7") < await budget.read_spent_usd() <= 1

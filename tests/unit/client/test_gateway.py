@@ -266,7 +266,7 @@ def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> No
     assert (error.status, error.reported_code) == (400, None)
 
 
-async def test_an_error_of_the_callers_block_is_not_blamed_on_the_gateway(
+async def test_error_of_the_block_is_not_changed(
     client: GatewayClient,
 ) -> None:
     """An error that the block raises is not changed, such as BrokenPipeError in `chat | head`."""

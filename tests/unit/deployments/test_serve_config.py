@@ -68,7 +68,7 @@ def _rename_models(config: Any) -> None:
     _app(config, "models")["deployments"][0]["name"] = "Modles"
 
 
-def _another_pool(config: Any) -> None:
+def _rename_pool(config: Any) -> None:
     """Rename the only pool to ``big``, so that the gateway's default pool does not exist."""
     del _app(config, "gateway")["args"]
     app = _app(config, "render-default")
@@ -150,7 +150,7 @@ def _another_pool(config: Any) -> None:
             ".name: must be 'render-default' for the pool 'default'",
         ),
         (
-            _another_pool,
+            _rename_pool,
             "applications.gateway.args.pools: there is no pool 'default'; the pools are big",
         ),
     ],

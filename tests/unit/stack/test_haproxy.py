@@ -112,7 +112,7 @@ def test_the_script_of_the_errors_is_loaded_from_any_folder(tmp_path: Path) -> N
     assert f'global\n    lua-load-per-thread "{_ERRORS}"\n' in launch(tmp_path)
 
 
-def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
+def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
     """All of Serve's error responses are replaced; an integration test checks the new ones."""
     config = launch(tmp_path)
     assert "errorfile" not in config and "status 404" not in config

@@ -79,7 +79,7 @@ async def test_items_are_found_with_their_proofs(stored: StoredResponses) -> Non
     }
 
 
-async def test_only_answers_count_for_the_size_of_references(
+async def test_stored_requests_do_not_count_for_the_size_limit(
     stored: StoredResponses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stored requests do not count for the limit; they repeat the conversation and grow fast."""

@@ -248,7 +248,7 @@ async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 @pytest.mark.parametrize("cookie", ["other", "bad"])
-async def test_an_event_token_counts_before_the_cookie(cookie: str, kind: str) -> None:
+async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str) -> None:
     """A request with both is authenticated by the event token.
 
     Browsers send the console's cookie even for other pages of the same site.

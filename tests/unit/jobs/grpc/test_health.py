@@ -95,7 +95,7 @@ async def test_a_watcher_of_an_unknown_service_stays() -> None:
     assert gateway.reads == 0
 
 
-async def test_clients_that_watch_work_while_others_take_all_watchers(
+async def test_client_can_call_when_no_watcher_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A client that watches the server's health can still call when no watcher is free.

@@ -232,7 +232,7 @@ async def test_idle_processes_end(tmp_path: Path) -> None:
     processes = PictureProcesses(idle=0.05)
     await convert(processes, tmp_path, plain((8, 8)))
     [pid] = processes.idle_pids
-    await asyncio.to_thread(_gone, pid)
+    await asyncio.to_thread(_wait_until_ended, pid)
     assert not processes.idle_pids
     await processes.close()
 
@@ -275,7 +275,7 @@ def test_process_ends_with_its_parent() -> None:
         # A stopped process can't read the end of its input.
         os.kill(pid, signal.SIGSTOP)
         parent.kill()
-    _gone(pid)
+    _wait_until_ended(pid)
 
 
 async def test_process_gets_no_secrets_of_the_replica(
@@ -287,7 +287,7 @@ async def test_process_gets_no_secrets_of_the_replica(
     await process.end()
 
 
-def _gone(pid: int) -> None:
+def _wait_until_ended(pid: int) -> None:
     """Wait until the process has ended; it may remain as a zombie until its parent notices."""
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.02)

@@ -25,7 +25,7 @@ from moyin.text.routing.router import Router
 from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
-from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
+from tests.unit.text.routing.test_rescue_streams import Streams, make_forwarding_gateway, raw
 
 CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10))}
 
@@ -37,7 +37,7 @@ def with_cache(gateway: Streams) -> Memory:
     return cache
 
 
-async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
+async def ask_twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
     """Send a request twice; return the body of the answer, and that of its cached copy."""
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
     first = await drained(answer)
@@ -50,19 +50,19 @@ async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
 async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
     gateway = Streams(first=GOOD, hold_streams=True, aliases=CACHED)
     with_cache(gateway)
-    first, again = await twice(gateway, response_format=FORMAT)
+    first, again = await ask_twice(gateway, response_format=FORMAT)
     assert b"[DONE]" in first
     assert again == first
 
 
 async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
-    gateway = passing(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
     gateway.router.fleet = replace(
         gateway.router.fleet,
         catalog=replace(gateway.router.fleet.catalog, aliases=CACHED),
     )
     with_cache(gateway)
-    first, again = await twice(gateway)
+    first, again = await ask_twice(gateway)
     assert b"Yes." in first
     assert again == first
 
@@ -90,7 +90,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
         learning=cast(Any, gateway.learning),
         follow_ups=follow_ups,
     )
-    await twice(gateway)
+    await ask_twice(gateway)
     gateway.learning.background.run_tasks()
     assert len(noticed) == 1
 

@@ -73,7 +73,7 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
     await feeds.close()
 
 
-async def test_sums_of_many_tenants_are_read_by_turns() -> None:
+async def test_at_most_two_sums_are_read_concurrently() -> None:
     """At most two sums are read at once, because the models app refuses more than eight waiting."""
     sources = Sources()
     feeds = sources.build_feeds()
