@@ -128,7 +128,7 @@ async def test_known_address_signs_in_at_once_while_others_guess(
 async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
 ) -> None:
-    """The allowed number depends on the elapsed time, because a slow machine takes longer."""
+    """The bound grows with the elapsed time, because a slow machine takes longer to guess."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = new_address() if known else ""
     free, every = 6, 0.5

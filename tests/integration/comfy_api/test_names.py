@@ -87,7 +87,7 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
 
 @pytest.fixture
 async def others(stranger: Comfy) -> list[tuple[str, str]]:
-    """Return names of another tenant's files, each paired with a name of no file."""
+    """Return names of another tenant's files, each with the name of a file that does not exist."""
     color = next(_colors)
     file = BytesIO()
     Image.new("RGB", (8, 8), (color >> 16, color >> 8 & 255, color & 255)).save(file, "PNG")
@@ -116,7 +116,9 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
 
 
 def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
-    """Yield pairs: the name of a file outside ComfyUI's folder, and a like name of no file.
+    """Yield pairs of names: of a file outside ComfyUI's folder, and of a file that does not exist.
+
+    Each pair is spelled in the same way.
 
     Args:
         root: ComfyUI's folder.
@@ -386,7 +388,7 @@ async def _read_failure(comfy: Comfy, body: Any, *values: str) -> Any:
 
 
 async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
-    """Such a name must be checked when the step begins, because it is not known before."""
+    """A name from a step's output is checked when the next step begins; it is unknown before."""
 
     def body(value: str) -> dict[str, Any]:
         says = {
@@ -438,7 +440,7 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
 
 
 async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Outside) -> None:
-    """A node that expands into forbidden nodes fails; they are known only when it is executed."""
+    """The node fails when it is executed, because it is not known before into what it expands."""
 
     def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": kind, "values": json.dumps(values)}

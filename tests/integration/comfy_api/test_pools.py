@@ -28,7 +28,7 @@ _MODELS = {"default": "plain.safetensors", "special": "special.safetensors"}
 
 @pytest.fixture(scope="module")
 def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Run a farm with one pool of ComfyUI's own nodes, and one that also has test nodes."""
+    """Run a farm with two pools: one with ComfyUI's own nodes, and one that also has test nodes."""
     folder = tmp_path_factory.mktemp("two-pools")
     env = farm_env(comfyui, folder, cpus=0.1, gpus=0.5)
     config = Path(env["MOYIN_SERVE_CONFIG"])
@@ -152,7 +152,7 @@ async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None
 async def test_a_graph_that_no_single_pool_can_run_is_refused(
     comfy: Comfy,
 ) -> None:
-    """One pool has the graph's model and another its nodes, so the model is reported as unknown."""
+    """One pool has the graph's model, and the other pool its nodes; the model counts as unknown."""
     graph = _with_model(_MODELS["default"])
     graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
     status, body = await comfy.post("/prompt", {"prompt": graph})

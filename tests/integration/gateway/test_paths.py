@@ -1,4 +1,4 @@
-"""Tests path traversal on a whole farm with raw bytes: no file outside the served ones is read."""
+"""Tests on a whole farm, with raw bytes, that path traversal reaches no file of the machine."""
 
 from __future__ import annotations
 

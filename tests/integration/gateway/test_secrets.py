@@ -31,7 +31,7 @@ from tests.waiting import eventually
 
 
 class SentSecrets:
-    """The secrets that were sent, by the place where; of keys and tokens, only the secret part."""
+    """The secrets that were sent, by where they were sent; of keys and tokens, the secret part."""
 
     def __init__(self, gateway: RunningStack) -> None:
         self.gateway = gateway

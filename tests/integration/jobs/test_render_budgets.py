@@ -40,7 +40,7 @@ PROCESSES, SUBMISSIONS = 4, 13
 
 @dataclass(frozen=True)
 class BudgetedJobs:
-    """A job service with the settlement of its reservations."""
+    """A job service, and what settles the budget reservations of its jobs."""
 
     database: Database
     url: str

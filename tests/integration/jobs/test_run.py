@@ -251,7 +251,7 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
 async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
     renderer: Renderer,
 ) -> None:
-    """Cancel attempt 2 while only the workflow of attempt 1 exists; only the row is cancelled."""
+    """Cancel attempt 2 while only attempt 1 has a workflow; only the job's row is cancelled."""
     renderer.hold.clear()
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
     await renderer.started.wait()

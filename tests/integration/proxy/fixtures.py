@@ -39,7 +39,7 @@ async def _respond(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class ProxyServer:
-    """A running proxy, with its ``url`` and a client with Ann's key; `routes` replaces the table.
+    """A running proxy, and a client with Ann's key; `routes` replaces the route table.
 
     Attributes:
         keys: the valid keys, which a test may change.

@@ -1,6 +1,6 @@
-"""Tests that the proxy forwards no request whose body or path servers could read differently.
+"""Tests that the proxy forwards no request that two servers could read differently.
 
-The requests are sent as raw bytes.
+The requests are sent as raw bytes; their bodies or paths are ambiguous.
 """
 
 from __future__ import annotations

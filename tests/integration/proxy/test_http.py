@@ -145,7 +145,7 @@ async def test_clients_cannot_send_headers_of_authentication_proxies(
 async def test_path_that_could_belong_to_a_stricter_route_is_refused(
     upstream: str, service: Service
 ) -> None:
-    """Refuse a path of one route that a server could read as one of an inner, stricter route."""
+    """For example, ``/assets//inner/x`` could be read as a path of the route ``/assets/inner``."""
     inner = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip

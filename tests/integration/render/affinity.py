@@ -1,4 +1,4 @@
-"""Compares how often a pool loads models with an order by arrival only."""
+"""Checks that a pool loads models less often than if it ran the jobs in order of arrival."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_large_models(folder: Path) -> tuple[str, ...]:
 async def models_stay_loaded_and_nobody_starves(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
-    """Check that a pool loads models rarely, and that one owner's many jobs delay no other owner's.
+    """Check that a pool loads models rarely, and that an owner with many jobs delays no other.
 
     Four models compete for two actors; one owner submits half of all jobs before the other owners.
     """

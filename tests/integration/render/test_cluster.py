@@ -89,7 +89,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
 
 async def _check_third_actor_waits(folder: Path) -> None:
-    """Check that a third actor with half of a card waits until a pool with two of these is gone."""
+    """Check that a third actor waits for the card until a pool with two actors on it is deleted."""
     third = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
     placed = third.status.remote()
     await asyncio.sleep(4)
@@ -195,7 +195,7 @@ async def _a_new_replica_adopts_the_running_prompt(
 
 
 async def _change_configuration_under_load(farm: RenderFarm, pool: Any, measured: Measured) -> Any:
-    """Change to two actors with a smaller share while no actor is idle; no render may be lost."""
+    """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
     running = await farm.submit(sleepy(3))
     await farm.renderer_of(pool, running)
     jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]

@@ -121,7 +121,7 @@ async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSuccee
 
 
 async def store_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
-    """Store the content of an input file; return the file's digest by its name."""
+    """Store an input file, and return a mapping from its name to its digest."""
     sha256 = await renderer._blobs.put(content)
     file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
     return {make_input_name(file): sha256}

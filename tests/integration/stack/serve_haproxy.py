@@ -44,7 +44,7 @@ class App:
 
 
 def write_config(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
-    """Make Serve write its configuration for ``apps``, and return the file."""
+    """Make Serve write its configuration of HAProxy for ``apps``, and return the file's path."""
     config = HAProxyConfig(
         http_options=HTTPOptions(host="127.0.0.1", port=ports.http),
         grpc_options=gRPCOptions(port=ports.grpc, grpc_servicer_functions=[_SERVICER]),

@@ -119,7 +119,7 @@ def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) ->
 
 
 def test_password_of_valkey_is_not_disclosed(stack: RunningStack) -> None:
-    """Search command lines, logs, state files, the output of commands, and Ray's dashboard."""
+    """Search command lines, logs, state files, outputs and Ray's dashboard for the password."""
     token = stack.layout.ray_token.read_text().strip()
     dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
     shown = {

@@ -84,7 +84,7 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
 
 
 class _Explained(Database):
-    """Keeps the database's plan of the last query that fetched a single row, in ``plan``."""
+    """Stores in ``plan`` how the database executes the last query for a single row."""
 
     plan = ""
 

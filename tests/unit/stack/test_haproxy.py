@@ -131,7 +131,7 @@ def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
 def test_haproxy_does_not_start_with_an_unknown_template(
     tmp_path: Path, line: str, other: str
 ) -> None:
-    """The launcher fails if a line of Serve's configuration that it edits is missing."""
+    """The launcher fails if Serve's configuration lacks a line that the launcher must edit."""
     assert line in _CONFIG
     done = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other))
     assert (done.returncode, done.stdout) == (1, "")

@@ -23,7 +23,7 @@ async def _at_once() -> None:
 
 @pytest.fixture
 def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let supervisors run one small process and only record their deployments; return this list."""
+    """Let supervisors run one small process and only record deployments; return the records."""
     done: list[str] = []
 
     def note(name: str) -> Callable[..., object]:

@@ -1,4 +1,4 @@
-"""Tests that callers cannot grant scopes that they lack, or grant scopes longer than their own."""
+"""Tests that callers cannot grant scopes that they lack, nor for longer than their own last."""
 
 from __future__ import annotations
 

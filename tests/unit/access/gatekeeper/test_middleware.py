@@ -272,7 +272,7 @@ async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str
 
 
 async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:
-    """An app must read the identity's ``reader``, since ``owner`` fails for event tokens."""
+    """Apps on these paths must read ``reader``, because ``owner`` fails for event tokens."""
     with pytest.raises(InsufficientScope):
         await client.call("/job", query=b"token=event")
     for path, query in (

@@ -1,4 +1,4 @@
-"""Tests that a reference to an output that its step's kind never has is refused."""
+"""Tests that a job is refused if it refers to an output that the step's kind never has."""
 
 from __future__ import annotations
 

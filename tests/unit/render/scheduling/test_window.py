@@ -41,7 +41,7 @@ def window(
     renders: Sequence[PendingRender],
     weights: dict[str, float] | None = None,
 ) -> Window:
-    """Return a window with a renderer for each entry of ``loaded``, the model it has loaded."""
+    """Return a window with these renders; ``loaded`` is the model of each renderer."""
     render_window = Window(RULES, OwnerFairShare(weights))
     for number, model in enumerate(loaded):
         render_window.add_renderer(str(number), [model] if model else [], 0.0)

@@ -536,7 +536,7 @@ def test_needs_include_files_and_audio() -> None:
 def test_max_tokens_is_the_largest_limit_of_any_server(
     limits: dict[str, Any], expected: int | None
 ) -> None:
-    """Servers differ in which of several token limits counts; llama.cpp was observed here."""
+    """Of several limits in a request, the largest counts, as servers differ in which they use."""
     plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
     assert OpenAICodec().parse(body).derive_needs().max_tokens == expected

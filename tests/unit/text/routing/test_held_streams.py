@@ -153,7 +153,7 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
 
 @pytest.mark.parametrize("streams", [True, False])
 async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
-    """They are stored with different sources, because a request has one signal per source."""
+    """The faults are stored with different sources: a request has one signal per source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()
