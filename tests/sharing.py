@@ -65,7 +65,7 @@ class FarmSharing:
 
 
 class _FarmScheduling(LoadFileScheduling):
-    """Assigns the tests of a file, and those of all files that share a server, to one process."""
+    """Assigns all tests of a file, and all files that share a server, to one process."""
 
     def __init__(self, config: pytest.Config, log: Any, files: Path) -> None:
         super().__init__(config, log)

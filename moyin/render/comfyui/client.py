@@ -94,7 +94,7 @@ class ComfyClient:
         extra_data: Mapping[str, Any] | None = None,
         targets: Sequence[str] | None = None,
     ) -> PromptAccepted:
-        """Add a prompt to ComfyUI's queue, to execute the output nodes ``targets`` or all of them.
+        """Add a prompt to ComfyUI's queue, to execute its output nodes ``targets``, by default all.
 
         Raises `InvalidGraph` with the body of the response if ComfyUI refuses the graph.
         """

@@ -152,7 +152,7 @@ async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None
 async def test_a_graph_that_no_single_pool_can_run_is_refused(
     comfy: Comfy,
 ) -> None:
-    """One pool has the graph's model, and the other pool its nodes; the model counts as unknown."""
+    """The graph has a model of one pool and a node of the other; the model counts as unknown."""
     graph = _with_model(_MODELS["default"])
     graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
     status, body = await comfy.post("/prompt", {"prompt": graph})

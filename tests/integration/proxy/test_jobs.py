@@ -62,7 +62,7 @@ async def test_prefer_respond_async_makes_any_call_a_job(studio: Farm) -> None:
 
 
 async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio: Farm) -> None:
-    """Their ``Prefer: respond-async`` is ignored, unless the route always makes its calls jobs."""
+    """The header ``Prefer: respond-async`` is ignored, unless the route requires jobs."""
     _, key = await KeyStore(studio.database).create("ann", "viewer's", scopes={"jobs:read"})
     headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
     async with studio.client.put("/fast/z", data=b"now", headers=headers) as response:

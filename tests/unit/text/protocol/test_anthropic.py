@@ -178,7 +178,7 @@ def list_null_members(value: Any) -> set[str]:
 def _drop_empty_signatures(answer: ChatResponse) -> ChatResponse:
     """Return the answer with None for each empty signature.
 
-    Anthropic's protocol requires a signature, so that those of other models' reasoning are empty.
+    Anthropic's protocol requires a signature, so the reasoning of other models gets an empty one.
     """
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p

@@ -74,7 +74,7 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
 
 
 async def test_at_most_two_sums_are_read_concurrently() -> None:
-    """The models app would refuse further calls if more than eight of them were waiting."""
+    """Otherwise the models app would refuse calls, because it lets at most eight of them wait."""
     sources = Sources()
     feeds = sources.build_feeds()
     tenants = [f"tenant{number}" for number in range(20)]
