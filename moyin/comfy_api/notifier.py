@@ -334,7 +334,7 @@ class PromptNotifier:
                 _log.warning(_STORE_WARNING, error)
 
     async def _send_missed_ends(self) -> None:
-        """Send the end of each job that ended an interval or more ago, unless it has been sent."""
+        """Send the ends of jobs that ended at least one polling interval ago and were not sent."""
         # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
         overdue_before = now() - timedelta(seconds=self._notifiers.tick)
