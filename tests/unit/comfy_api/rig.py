@@ -132,7 +132,7 @@ class Rig:
 
     @asynccontextmanager
     async def client(self, events: PromptNotifiers | None = None) -> AsyncIterator[Client]:
-        """Connect a client."""
+        """Connect a client, and collect its messages during the block."""
         received_messages: asyncio.Queue[str | bytes] = asyncio.Queue()
         notifier = (events or self.events()).new_notifier(OWNER, CLIENT, received_messages.put)
         notifier_task = asyncio.create_task(notifier.run())
