@@ -75,7 +75,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
     texts = [*project["dependencies"], *chain.from_iterable(optional)]
     declared_libraries = {canonicalize_name(Requirement(text).name) for text in texts}
     distributions = packages_distributions()
-    imported = {
+    imported_modules = {
         (path.relative_to(ROOT).as_posix(), name.split(".")[0])
         for package in _OURS
         for path in (ROOT / package).rglob("*.py")
@@ -83,7 +83,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
     }
     wrong_imports = [
         f"{path} imports {module}"
-        for path, module in sorted(imported)
+        for path, module in sorted(imported_modules)
         # What is in no distribution is Python's own.
         if path not in _IN_COMFYUI and module in distributions and module not in _OURS
         if not declared_libraries & {canonicalize_name(name) for name in distributions[module]}

@@ -37,13 +37,13 @@ class FakeGateway:
         app = web.Application(client_max_size=2**30)
         app.router.add_post("/upload/image", self.echo)
         app.router.add_get("/events", self.stream)
-        app.router.add_get("/broken", self.broken)
-        app.router.add_get("/packed", self.packed)
+        app.router.add_get("/broken", self.handle_broken)
+        app.router.add_get("/packed", self.handle_compressed)
         app.router.add_get("/ws", self.socket)
-        app.router.add_route("*", "/{path:.*}", self.plain)
+        app.router.add_route("*", "/{path:.*}", self.handle_plain)
         return app
 
-    async def plain(self, request: web.Request) -> web.Response:
+    async def handle_plain(self, request: web.Request) -> web.Response:
         self.requests.append(request)
         if request.path == "/refused":
             return web.json_response({"error": "no"}, status=418, reason="Teapot")
@@ -69,7 +69,7 @@ class FakeGateway:
             raise
         return answer
 
-    async def broken(self, request: web.Request) -> web.StreamResponse:
+    async def handle_broken(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
         await answer.write(b"half")
@@ -78,7 +78,7 @@ class FakeGateway:
         request.transport.abort()
         return answer
 
-    async def packed(self, request: web.Request) -> web.Response:
+    async def handle_compressed(self, request: web.Request) -> web.Response:
         compressed_body = gzip.compress(b"packed")
         return web.Response(body=compressed_body, headers={"content-encoding": "gzip"})
 
@@ -359,7 +359,7 @@ async def test_the_command_ends_in_peace(
     async with aiohttp.ClientSession(url) as session:
         socket = await session.ws_connect("/ws?clientId=a")
         process.send_signal(number)
-        closed = await socket.receive()
-        assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+        close_message = await socket.receive()
+        assert (close_message.type, close_message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
     _, stderr = await process.communicate()
     assert (process.returncode, stderr.decode()) == (0, "")

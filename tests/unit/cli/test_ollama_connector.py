@@ -30,12 +30,12 @@ class FakeGateway:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.router.add_get("/v1/ollama/api/tags", self.tags)
+        app.router.add_get("/v1/ollama/api/tags", self.handle_tags)
         app.router.add_post("/v1/ollama/api/chat", self.chat)
-        app.router.add_route("*", "/{path:.*}", self.plain)
+        app.router.add_route("*", "/{path:.*}", self.handle_plain)
         return app
 
-    async def tags(self, request: web.Request) -> web.Response:
+    async def handle_tags(self, request: web.Request) -> web.Response:
         self.requests.append(request)
         return web.json_response({"models": [{"model": "auto"}]})
 
@@ -53,7 +53,7 @@ class FakeGateway:
             await response.write(json.dumps(line).encode() + b"\n")
         return response
 
-    async def plain(self, request: web.Request) -> web.Response:
+    async def handle_plain(self, request: web.Request) -> web.Response:
         self.requests.append(request)
         return web.json_response({"path": request.raw_path})
 

@@ -107,16 +107,16 @@ def test_keys_of_a_profile_are_managed_by_the_gateway(
         "DELETE /accounts/keys/k1": None,
     }
     capsys.readouterr()
-    moyin = ["--profile", "studio", "keys"]
-    assert run([*moyin, "create", "--name", "ci", "--user", "svc"]) == 0
-    assert run([*moyin, "rotate", "k1", "--overlap", "60"]) == 0
-    assert run([*moyin, "list"]) == 0
-    assert run([*moyin, "revoke", "k1"]) == 0
+    arguments = ["--profile", "studio", "keys"]
+    assert run([*arguments, "create", "--name", "ci", "--user", "svc"]) == 0
+    assert run([*arguments, "rotate", "k1", "--overlap", "60"]) == 0
+    assert run([*arguments, "list"]) == 0
+    assert run([*arguments, "revoke", "k1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "moyin_new",
         "moyin_newer",
         "k1\torg\tci\t2026-11-01T00:00:00Z\ttext\texpired 2026-11-02",
         "k1 revoked",
     ]
-    assert run([*moyin, "create", "other-tenant"]) == 1
+    assert run([*arguments, "create", "other-tenant"]) == 1
     assert not (tmp_path / "data" / "moyin.db").exists()

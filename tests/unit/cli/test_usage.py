@@ -79,8 +79,13 @@ def test_renders_are_not_part_of_the_saving(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = {**TOTAL, "cost_usd": "0", "dearest_cost_usd": None}
-    report = {**REPORT, "total": free, "groups": [{"key": None, **free}], "group_by": ["key"]}
+    free_totals = {**TOTAL, "cost_usd": "0", "dearest_cost_usd": None}
+    report = {
+        **REPORT,
+        "total": free_totals,
+        "groups": [{"key": None, **free_totals}],
+        "group_by": ["key"],
+    }
     lines = show(monkeypatch, {**report, "budgets": None})
     assert lines[1].endswith("bar: output")
     assert lines[2].startswith("unknown 3 1")
@@ -88,9 +93,9 @@ def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_pages_are_read_until_the_limit(
-    stub: tuple[GatewayClient, dict[str, Handler]],
+    stub_gateway: tuple[GatewayClient, dict[str, Handler]],
 ) -> None:
-    gateway, handlers = stub
+    gateway, handlers = stub_gateway
     queries: list[dict[str, str]] = []
 
     async def list_requests(request: web.Request) -> web.Response:
@@ -109,19 +114,19 @@ async def test_pages_are_read_until_the_limit(
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected_text"),
     [(0, "0"), (999, "999"), (1_000, "1.00k"), (12_345, "12.3k"), (4_060_000, "4.06M")],
 )
-def test_numbers_have_three_digits(value: int, shown: str) -> None:
-    assert shorten_number(value) == shown
+def test_numbers_have_three_digits(value: int, expected_text: str) -> None:
+    assert shorten_number(value) == expected_text
 
 
 @pytest.mark.parametrize(
-    ("usd", "shown"),
+    ("usd", "expected_text"),
     [("0", "$0.00"), ("1234.5", "$1,234.50"), ("0.0831", "$0.083"), ("0.0000012", "$0.0000012")],
 )
-def test_small_costs_keep_two_digits(usd: str, shown: str) -> None:
-    assert format_cost(usd) == shown
+def test_small_costs_keep_two_digits(usd: str, expected_text: str) -> None:
+    assert format_cost(usd) == expected_text
 
 
 def test_bars_show_the_least_value(monkeypatch: pytest.MonkeyPatch) -> None:

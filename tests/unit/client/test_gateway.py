@@ -85,9 +85,9 @@ async def client(scripted: Gateway) -> AsyncIterator[GatewayClient]:
 async def test_a_job_is_submitted_with_the_rights_of_its_identity(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    accepted = await client.submit_job(JOB, identity=ADA, idempotency_key="once")
-    assert (accepted.location, accepted.replayed) == ("/jobs/j1", False)
-    assert b'"j1"' in accepted.body
+    accepted_job = await client.submit_job(JOB, identity=ADA, idempotency_key="once")
+    assert (accepted_job.location, accepted_job.replayed) == ("/jobs/j1", False)
+    assert b'"j1"' in accepted_job.body
     ((headers, body),) = scripted.requests
     assert json.loads(body) == JOB
     assert headers["authorization"] == "Bearer for-ada"
@@ -95,12 +95,12 @@ async def test_a_job_is_submitted_with_the_rights_of_its_identity(
 
 
 async def test_an_accepted_job_can_be_cancelled(scripted: Gateway, client: GatewayClient) -> None:
-    accepted = await client.submit_job(JOB, identity=ADA)
-    await client.cancel_job(accepted.location, identity=ADA)
+    accepted_job = await client.submit_job(JOB, identity=ADA)
+    await client.cancel_job(accepted_job.location, identity=ADA)
     assert scripted.requests[-1][0]["authorization"] == "Bearer for-ada"
     scripted.status, scripted.body = 409, {"code": "job_finished", "detail": "it has ended"}
     with pytest.raises(JobFinished):
-        await client.cancel_job(accepted.location, identity=ADA)
+        await client.cancel_job(accepted_job.location, identity=ADA)
 
 
 async def test_a_repeated_submission_is_marked(scripted: Gateway, client: GatewayClient) -> None:

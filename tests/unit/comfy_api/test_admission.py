@@ -93,9 +93,9 @@ async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
             await guard.check_graph(identity, "a", graph(kind), ())
         assert exc_info.value.field == "1.class_type"
         assert exc_info.value.details["node_errors"]["1"]["class_type"] == kind
-    everything = admission(a=PoolRules(deny=()))
-    assert "SaveLoRA" in await everything.list_nodes(caller())
-    assert await everything.check_graph(caller(), "a", graph("SaveLoRA"), ())
+    admission_without_denials = admission(a=PoolRules(deny=()))
+    assert "SaveLoRA" in await admission_without_denials.list_nodes(caller())
+    assert await admission_without_denials.check_graph(caller(), "a", graph("SaveLoRA"), ())
 
 
 async def test_the_nodes_of_one_pool_are_listed_for_its_tenants_only() -> None:
@@ -123,8 +123,8 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
         answers.append((exc_info.value.message, exc_info.value.field, exc_info.value.details))
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][1] == "1.inputs.image"
-    free = admission(a=PoolRules(unchecked=("Load.ima*",)))
-    assert await free.check_graph(caller(), "a", graph("Load", image="/data/x"), ())
+    unchecking_admission = admission(a=PoolRules(unchecked=("Load.ima*",)))
+    assert await unchecking_admission.check_graph(caller(), "a", graph("Load", image="/data/x"), ())
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:

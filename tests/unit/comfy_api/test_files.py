@@ -75,20 +75,20 @@ async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
     rig: Rig,
 ) -> None:
     first_artifact, second_artifact = make_upload("1"), make_upload("2")
-    put = rig.files.add_upload
-    assert await put(OWNER, CAT, first_artifact, overwrite=False) == (CAT, first_artifact)
-    repeated_upload = await put(OWNER, CAT, make_upload("1"), overwrite=False)
+    add_upload = rig.files.add_upload
+    assert await add_upload(OWNER, CAT, first_artifact, overwrite=False) == (CAT, first_artifact)
+    repeated_upload = await add_upload(OWNER, CAT, make_upload("1"), overwrite=False)
     assert repeated_upload == (CAT, first_artifact), (
         "the artifact that has the name, not the new one"
     )
-    renamed, artifact = await put(OWNER, CAT, second_artifact, overwrite=False)
-    assert renamed == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
+    new_name, artifact = await add_upload(OWNER, CAT, second_artifact, overwrite=False)
+    assert new_name == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
     assert artifact == second_artifact
-    bobs, _ = await put("bob", CAT, make_upload("2"), overwrite=False)
+    bobs, _ = await add_upload("bob", CAT, make_upload("2"), overwrite=False)
     assert bobs == CAT, "names are per tenant"
     assert await rig.files.find_file(ADA, CAT) == first_artifact
     third_artifact = make_upload("3")
-    assert await put(OWNER, CAT, third_artifact, overwrite=True) == (CAT, third_artifact)
+    assert await add_upload(OWNER, CAT, third_artifact, overwrite=True) == (CAT, third_artifact)
     assert await rig.files.find_file(ADA, CAT) == third_artifact
     # The names are those that graphs use.
     assert set(await rig.files.list_uploads(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}
@@ -104,8 +104,13 @@ async def test_only_the_owner_finds_an_output(rig: Rig) -> None:
     assert (outcome.sha256, outcome.name) == (file.sha256, file.name.filename)
     assert await rig.files.find_file(ADA, file.name) == outcome, "under the same id"
     other_name = ComfyFileName(filename="q.png", subfolder=job.id)
-    elsewhere = ComfyFileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
-    for caller, name in ((BOB, file.name), (ADA, other_name), (ADA, elsewhere), (ADA, CAT)):
+    name_in_other_folder = ComfyFileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
+    for caller, name in (
+        (BOB, file.name),
+        (ADA, other_name),
+        (ADA, name_in_other_folder),
+        (ADA, CAT),
+    ):
         with pytest.raises(ArtifactNotFound):
             await rig.files.find_file(caller, name)
 
@@ -123,18 +128,18 @@ async def test_an_output_without_a_subfolder_is_the_newest_of_the_caller(rig: Ri
     with pytest.raises(ArtifactNotFound):
         await rig.files.find_file(ADA, bare_name)
     jobs = [await rig.job(is_running=True, key_id=key, client=key) for key in ("k", "k", "other")]
-    first_output, second_output, colleagues = [
+    first_output, second_output, colleagues_output = [
         await finish(rig, job, d) for job, d in zip(jobs, "123", strict=True)
     ]
     assert await rig.files.find_file(ADA, bare_name) == second_output
-    assert await rig.files.find_file(COLLEAGUE, bare_name) == colleagues
+    assert await rig.files.find_file(COLLEAGUE, bare_name) == colleagues_output
     # A key without prompts of its own finds the newest of the tenant.
-    stranger = Identity(owner=OWNER, key_id="new")
-    assert await rig.files.find_file(stranger, bare_name) == colleagues
+    other_identity = Identity(owner=OWNER, key_id="new")
+    assert await rig.files.find_file(other_identity, bare_name) == colleagues_output
     # A client's own come first, before those of the key.
-    assert await rig.files.find_file(ADA, bare_name, "other") == colleagues
+    assert await rig.files.find_file(ADA, bare_name, "other") == colleagues_output
     assert await rig.files.find_file(COLLEAGUE, bare_name, "k") == second_output
-    assert await rig.files.find_file(ADA, bare_name, "unknown") == colleagues
+    assert await rig.files.find_file(ADA, bare_name, "unknown") == colleagues_output
     # The name of the file must be equal, and nothing is searched for uploads.
     for name in ("p_00001_.pn%", "P_00001_.png", "p_00002_.png", "*"):
         with pytest.raises(ArtifactNotFound):

@@ -206,14 +206,14 @@ async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start(
 async def test_a_slow_pool_is_not_skipped() -> None:
     pools = FakePools(a=one_node("Load"), b=one_node("Load"))
     pools.may_respond.clear()
-    node_info, impatient = NodeInfoCache(pools), NodeInfoCache(pools, start_seconds=0.05)
-    waiting = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
+    node_info, impatient_cache = NodeInfoCache(pools), NodeInfoCache(pools, start_seconds=0.05)
+    waiting_task = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await impatient.choose_pool(graph("Load", "x"))
+        await impatient_cache.choose_pool(graph("Load", "x"))
     pools.may_respond.set()
-    assert await waiting == "a"
-    for each in (node_info, impatient):
-        await each.close()
+    assert await waiting_task == "a"
+    for cache in (node_info, impatient_cache):
+        await cache.close()
 
 
 async def test_a_pool_that_is_down_and_never_responded_is_skipped() -> None:
@@ -230,14 +230,14 @@ async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> 
     pools.states["a"] = "starting"
     assert await node_info.choose_pool(graph("Load", "x")) == "a", "the configuration is the same"
     pools.versions["a"] = "2"
-    waiting = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
-    restarted = NodeInfoCache(pools, start_seconds=0.05, folder=folder)
+    waiting_task = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
+    restarted_cache = NodeInfoCache(pools, start_seconds=0.05, folder=folder)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await restarted.choose_pool(graph("Load", "x"))
-    assert not waiting.done()
+        await restarted_cache.choose_pool(graph("Load", "x"))
+    assert not waiting_task.done()
     del pools.states["a"]
     pools.responses["a"] = one_node("Other")
-    assert await waiting == "b"
+    assert await waiting_task == "b"
 
 
 async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
@@ -263,8 +263,8 @@ async def test_tariff_of_a_pool_that_went_down_stays_known(tmp_path: Path) -> No
     assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2
     del pools.responses["a"]
     assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2
-    restarted = NodeInfoCache(pools, folder=tmp_path)
-    assert (await restarted.fetch_tariff("a")).estimate_cost("x", 1) == 2
+    restarted_cache = NodeInfoCache(pools, folder=tmp_path)
+    assert (await restarted_cache.fetch_tariff("a")).estimate_cost("x", 1) == 2
 
 
 async def test_unknown_tariff_is_an_error_and_not_free() -> None:

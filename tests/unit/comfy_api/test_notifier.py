@@ -217,16 +217,16 @@ async def test_an_outdated_count_is_not_sent_after_an_end(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await rig.job(is_running=True)
-    first, count_started, count_may_finish = True, asyncio.Event(), asyncio.Event()
+    is_first, count_started, count_may_finish = True, asyncio.Event(), asyncio.Event()
     count = rig.prompts.count_open
 
     async def delayed(owner: str) -> int:
-        nonlocal first
-        remaining, waits, first = await count(owner), first, False
-        if waits:
+        nonlocal is_first
+        remaining_count, must_wait, is_first = await count(owner), is_first, False
+        if must_wait:
             count_started.set()
             await count_may_finish.wait()
-        return remaining
+        return remaining_count
 
     async with rig.client() as client:
         await receive(client)
@@ -389,8 +389,8 @@ async def test_a_client_stays_connected_while_the_database_is_unavailable(
 
     async with rig.client() as client:
         await receive(client)
-        with monkeypatch.context() as patched:
-            patched.setattr(rig.prompts, "get", fail)
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.prompts, "get", fail)
             rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
             rig.frames.coming.put_nowait(text_frame(job, "executed"))
             assert (await receive(client))[0] == "executed"
@@ -443,24 +443,24 @@ async def test_previews_come_in_the_format_that_the_client_understands(rig: Rig)
 async def test_output_pictures_are_read_from_the_artifact_store(rig: Rig) -> None:
     job = await rig.job(is_running=True)
     head, picture = _PLAIN[:8], _PLAIN[8:]
-    store_upload = Frame(
+    stored_blob_frame = Frame(
         kind=FrameKind.BLOB, prompt=job.id, body=head, blob=await rig.blobs.put(picture)
     )
     missing_blob_frame = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob="0" * 64)
     async with rig.client() as client:
         await receive(client)
-        for frame in (missing_blob_frame, store_upload):
+        for frame in (missing_blob_frame, stored_blob_frame):
             rig.frames.coming.put_nowait(frame)
         assert await client.receive() == _PLAIN
 
 
 async def test_a_client_that_connects_late_receives_the_running_state(rig: Rig) -> None:
-    job, waiting = await rig.job(is_running=True), await rig.job()
+    job, waiting_job = await rig.job(is_running=True), await rig.job()
     rig.frames.earlier = [
         text_frame(job, "executing", node="1"),
         text_frame(job, "executing", node="2"),
         text_frame(job, "progress_state", nodes={}),
-        text_frame(waiting, "executing", node="9"),
+        text_frame(waiting_job, "executing", node="9"),
     ]
     async with rig.client() as client:
         assert await receive(client) == status_message(2, sid=CLIENT)

@@ -79,7 +79,12 @@ def test_only_renders_run_on_autoscaled_gpu_nodes(config: Any) -> None:
     node_labels = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}
     assert {name: f"!{value}" for name, value in node_labels.items()} == {"gpu": refused_value}
     applications = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"]
-    tuned = [d for app in applications for d in app.get("deployments", ())]
-    assert [d["name"] for d in tuned] == ["Gateway", "Accounts", "JobWorker", "Models"]
-    for deployment in tuned:
+    configured_deployments = [d for app in applications for d in app.get("deployments", ())]
+    assert [d["name"] for d in configured_deployments] == [
+        "Gateway",
+        "Accounts",
+        "JobWorker",
+        "Models",
+    ]
+    for deployment in configured_deployments:
         assert deployment["ray_actor_options"]["label_selector"] == NON_RENDER_NODES

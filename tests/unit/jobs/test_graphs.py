@@ -31,9 +31,9 @@ class Guard(PermissiveGraphGuard):
         self.nodes_are_known = True
 
     async def check_graph(
-        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_ids: Collection[str]
     ) -> bool:
-        self.calls.append((pool, graph, own))
+        self.calls.append((pool, graph, own_ids))
         for node_id, node in graph.items():
             for name, value in node["inputs"].items():
                 if value == "bad":
@@ -162,7 +162,7 @@ async def test_a_pool_that_does_not_run_the_callers_jobs_counts_as_missing(bench
         await bench.checks.check_new_job(ANN, spec(render(graph("x"), pool="gone")))
     bench.guard = Guard("big")
     bench.checks._guard = bench.guard
-    admitted = await bench.checks.check_new_job(ANN, spec(render(graph("x"))))
-    assert [step.pool for step in admitted.steps] == ["big"], (
+    check_result = await bench.checks.check_new_job(ANN, spec(render(graph("x"))))
+    assert [step.pool for step in check_result.steps] == ["big"], (
         "the first allowed pool is the default"
     )

@@ -139,7 +139,7 @@ async def test_delete_by_a_filter_skips_open_jobs(
     label = {"project": "old"}
     for _ in range(5):
         await rig.submit(metadata=label, ends=True)
-    remaining = {
+    remaining_ids = {
         await rig.submit(metadata=label),
         await rig.submit(metadata={"project": "new"}, ends=True),
     }
@@ -151,7 +151,7 @@ async def test_delete_by_a_filter_skips_open_jobs(
     result = await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=None)
     assert (result.matched, result.done, result.skipped) == (6, 5, 1)
     assert result.next_cursor is None
-    assert await rig.list_ids() == remaining
+    assert await rig.list_ids() == remaining_ids
     assert await rig.list_ids("bob") == {other_id}
 
 

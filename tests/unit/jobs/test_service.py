@@ -194,8 +194,8 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
     may_fail.set()
     with pytest.raises(ServiceUnavailable):
         await failing
-    requested = (await jobs.store.find(job.id)).cancel_requested_by
-    assert requested == Canceller.from_identity(colleague)
+    requesting_canceller = (await jobs.store.find(job.id)).cancel_requested_by
+    assert requesting_canceller == Canceller.from_identity(colleague)
 
 
 async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
@@ -274,12 +274,12 @@ async def test_a_repeated_key_returns_the_first_job_if_the_deadline_has_passed(j
 
 
 @pytest.mark.parametrize(
-    "other", [{"inputs": {"prompt": "y"}}, {"priority": 1}, {"batch": {"seeds": 2}}]
+    "other_body", [{"inputs": {"prompt": "y"}}, {"priority": 1}, {"batch": {"seeds": 2}}]
 )
-async def test_another_request_with_the_same_key_is_refused(jobs: Jobs, other: Any) -> None:
+async def test_another_request_with_the_same_key_is_refused(jobs: Jobs, other_body: Any) -> None:
     await jobs.submit(SWATCH)
     with pytest.raises(IdempotencyMismatch):
-        await jobs.submit({**SWATCH, **other})
+        await jobs.submit({**SWATCH, **other_body})
 
 
 async def test_requests_without_a_key_are_separate_jobs(jobs: Jobs) -> None:

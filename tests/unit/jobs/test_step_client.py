@@ -54,9 +54,9 @@ async def test_a_call_has_only_the_rights_of_the_owner(
     service_and_client: tuple[Service, StepClient],
 ) -> None:
     service, client = service_and_client
-    forged = {"Authorization": "Bearer other", "X-API-Key": "k", "Host": "evil", "X-Mine": "1",
+    forged_headers = {"Authorization": "Bearer other", "X-API-Key": "k", "Host": "evil", "X-Mine": "1",
               "x-request-timeout-seconds": "0"}  # fmt: skip
-    await call(client, body={"a": 1}, headers=forged)
+    await call(client, body={"a": 1}, headers=forged_headers)
     ((method, _, headers, body),) = service.requests
     assert (method, body) == ("POST", b'{"a": 1}')
     assert headers["authorization"] == "Bearer token-of-ann"

@@ -22,15 +22,15 @@ def read(page: str, name: str) -> Any:
 @pytest.fixture
 def apps() -> dict[str, Any]:
     """Return the apps of the shipped serve_config.yaml, which a test may change."""
-    return {app["name"]: app for app in shipped()["applications"]}
+    return {app["name"]: app for app in read_shipped_config()["applications"]}
 
 
-def shipped() -> Any:
+def read_shipped_config() -> Any:
     return yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 
 
 def check(apps: dict[str, Any]) -> None:
-    assert list(find_problems(shipped() | {"applications": list(apps.values())})) == []
+    assert list(find_problems(read_shipped_config() | {"applications": list(apps.values())})) == []
 
 
 def update_user_config(app: Any, changes: dict[str, Any]) -> None:
@@ -68,8 +68,8 @@ def test_an_unknown_key_would_be_found(apps: dict[str, Any]) -> None:
 
 def test_a_pool(apps: dict[str, Any]) -> None:
     [pool] = read("docs/farm.md", "config-pool")
-    big = apps["render-default"] | {"name": "render-big", "args": {"pool": "big"}}
-    apps |= {"render-default": pool, "render-big": big}
+    big_app = apps["render-default"] | {"name": "render-big", "args": {"pool": "big"}}
+    apps |= {"render-default": pool, "render-big": big_app}
     apps["gateway"]["args"]["pools"] = ["default", "big"]
     check(apps)
 
@@ -125,5 +125,5 @@ def test_the_template_is_a_part_of_the_one_to_begin_with() -> None:
     assert_part(shown_template, whole_template)
 
 
-def assert_part(shown: dict[str, Any], whole: dict[str, Any]) -> None:
-    assert shown == {key: whole[key] for key in shown}
+def assert_part(shown_part: dict[str, Any], whole_config: dict[str, Any]) -> None:
+    assert shown_part == {key: whole_config[key] for key in shown_part}

@@ -26,10 +26,10 @@ _PAGES = sorted(
 
 @cache
 def _tokens(page: Path) -> list[Token]:
-    flat: list[Token] = []
+    flat_tokens: list[Token] = []
     for token in _MARKDOWN.parse(page.read_text()):
-        flat += [token, *(token.children or [])]
-    return flat
+        flat_tokens += [token, *(token.children or [])]
+    return flat_tokens
 
 
 @cache
@@ -38,10 +38,10 @@ def _anchors(page: Path) -> frozenset[str]:
     results: Counter[str] = Counter()
     anchors = set()
     parsed = _MARKDOWN.parse(page.read_text())
-    for opening_token, inline in pairwise(parsed):
+    for opening_token, inline_token in pairwise(parsed):
         if opening_token.type != "heading_open":
             continue
-        text = "".join(child.content for child in inline.children or [])
+        text = "".join(child.content for child in inline_token.children or [])
         slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
         anchors.add(f"{slug}-{results[slug]}" if results[slug] else slug)
         results[slug] += 1

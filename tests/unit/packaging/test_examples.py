@@ -50,21 +50,23 @@ COUNTED_THERE = {
 
 
 def test_no_fence_is_overlooked() -> None:
-    fences = sum(
+    count_of_fences = sum(
         line.lstrip().startswith("```")
         for page in list_pages()
         for line in page.read_text().splitlines()
     )
-    assert fences == 2 * len(BLOCKS)
+    assert count_of_fences == 2 * len(BLOCKS)
 
 
 def test_every_example_is_marked() -> None:
-    unmarked = [
+    unmarked_blocks = [
         f"{block.page}: {block.text.partition(chr(10))[0]}"
         for block in BLOCKS
         if block.language not in PLAIN and block.mark is None
     ]
-    assert unmarked == [], "write `<!-- tested: NAME -->` or `<!-- not tested: REASON -->` above"
+    assert unmarked_blocks == [], (
+        "write `<!-- tested: NAME -->` or `<!-- not tested: REASON -->` above"
+    )
 
 
 def test_plain_blocks_have_no_mark() -> None:

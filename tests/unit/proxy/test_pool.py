@@ -31,8 +31,8 @@ def pool(clock: Clock, *weights: int, **kwargs: object) -> UpstreamPool:
 
 
 def urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
-    picked = [pool.pick_member(sticky, ()) for _ in range(times)]
-    return [member.upstream.url[-1] for member in picked if member is not None]
+    picked_members = [pool.pick_member(sticky, ()) for _ in range(times)]
+    return [member.upstream.url[-1] for member in picked_members if member is not None]
 
 
 def test_round_robin_takes_turns(clock: Clock) -> None:
@@ -61,11 +61,11 @@ def test_least_connections_counts_open_requests(clock: Clock) -> None:
 
 
 def test_sticky_values_move_only_when_their_member_is_down(clock: Clock) -> None:
-    three = pool(clock, 1, 1, 1)
-    members_before = {value: urls(three, 3, value) for value in map(str, range(50))}
+    three_members = pool(clock, 1, 1, 1)
+    members_before = {value: urls(three_members, 3, value) for value in map(str, range(50))}
     assert all(len(set(members)) == 1 for members in members_before.values())
-    three.members[0].is_up = False
-    members_after = {value: urls(three, 1, value)[0] for value in members_before}
+    three_members.members[0].is_up = False
+    members_after = {value: urls(three_members, 1, value)[0] for value in members_before}
     assert all(
         members_after[v] == members_before[v][0]
         for v in members_before

@@ -138,14 +138,14 @@ async def test_each_pending_reason_is_reported_once(
 ) -> None:
     monkeypatch.setattr(apps, "_APPS_POLL_SECONDS", 0)
     monkeypatch.setattr(apps, "_GATEWAY_POLL_SECONDS", 0)
-    room = "X has 1 replicas that have taken more than 30s to be scheduled"
-    serve.reasons = ["", "", room, room]
+    reason = "X has 1 replicas that have taken more than 30s to be scheduled"
+    serve.reasons = ["", "", reason, reason]
     serve.failing_checks = 2
     lines: list[str] = []
     await apps.deploy_apps(_options(tmp_path, "a"), lines.append)
     assert lines == [
         "waiting for x",
-        f"waiting for x: {room}",
+        f"waiting for x: {reason}",
         "waiting for the gateway, which waits for temporal",
         "1 apps",
     ]  # fmt: skip

@@ -76,12 +76,12 @@ def test_taken_port() -> None:
         options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
         finding, advice = problem(services.check_ports(options))
     assert finding.startswith(f"port {base} (door) is in use by")
-    choice, _, free = advice.partition(" (`moyin up --port-base ")
+    choice, _, free_base = advice.partition(" (`moyin up --port-base ")
     assert choice == (
         "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
     )
-    moved = Options.read({**os.environ, "MOYIN_PORT_BASE": free.partition("`")[0]})
-    assert services.check_ports(moved).verdict == CheckVerdict.OK
+    moved_options = Options.read({**os.environ, "MOYIN_PORT_BASE": free_base.partition("`")[0]})
+    assert services.check_ports(moved_options).verdict == CheckVerdict.OK
 
 
 def test_data_folder_in_the_place_of_a_file(
@@ -363,14 +363,14 @@ def test_part_of_a_running_stack_that_is_down() -> None:
     state = StackState(pid=os.getpid(), phase=Phase.DEGRADED, parts=parts)
     write_state(options.layout.state, state)
     try:
-        check_of_down_part, up = services.check_running_parts(options)
+        check_of_down_part, check_of_up_part = services.check_running_parts(options)
     finally:
         lock.release()
     assert check_of_down_part.name == "temporal runs"
     finding, advice = problem(check_of_down_part)
     assert finding == "backing off: ended with status 1"
     assert "`moyin logs temporal`" in advice
-    assert up.verdict == CheckVerdict.OK
+    assert check_of_up_part.verdict == CheckVerdict.OK
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "other"),
+    ("line", "other_line"),
     [
         ("errorfile 503 /500.http", "errorfiles all"),
         ("frontend http_frontend", "frontend http"),
@@ -131,11 +131,11 @@ def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
     ],
 )
 def test_haproxy_does_not_start_with_an_unknown_template(
-    tmp_path: Path, line: str, other: str
+    tmp_path: Path, line: str, other_line: str
 ) -> None:
     """The launcher fails if Serve's configuration lacks a line that the launcher must edit."""
     assert line in _CONFIG
-    process = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other))
+    process = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other_line))
     assert (process.returncode, process.stdout) == (1, "")
     assert "has an unknown format" in process.stderr
 

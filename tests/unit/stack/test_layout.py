@@ -84,9 +84,9 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
     folder = layout.ray / "session_latest" / "logs" / "serve"
     folder.mkdir(parents=True)
     logs_and_times = ("replica_models_c.log", 3), ("replica_models_b_moyin.log", 1)
-    for name, when in (*logs_and_times, ("replica_models_a_moyin.log", 2)):
+    for name, modified_at in (*logs_and_times, ("replica_models_a_moyin.log", 2)):
         (folder / name).touch()
-        os.utime(folder / name, (when, when))
+        os.utime(folder / name, (modified_at, modified_at))
     assert [path.name for path in layout.list_app_logs("models")] == [
         "replica_models_c.log",
         "replica_models_b_moyin.log",
@@ -119,10 +119,10 @@ def test_failed_write_keeps_the_previous_content(
 ) -> None:
     path = tmp_path / "kept"
     replace_file(path, b"before")
-    write = Path.write_bytes
+    original_write = Path.write_bytes
 
     def half(self: Path, data: bytes) -> int:
-        write(self, data[: len(data) // 2])
+        original_write(self, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", half)

@@ -17,7 +17,7 @@ from moyin.stack.supervisor import Supervisor, _list_notes
 from tests.stack import free_port_base
 
 
-async def _at_once() -> None:
+async def _return_at_once() -> None:
     return None
 
 
@@ -26,22 +26,24 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let supervisors run one small process and only record deployments; return the records."""
     recorded_deployments: list[str] = []
 
-    def note(name: str) -> Callable[..., object]:
+    def record_deployment(name: str) -> Callable[..., object]:
         async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
             recorded_deployments.append(name)
 
         return deploy
 
     def services(_: Supervisor) -> Iterator[Service]:
-        yield Service(name="ray", command=("sleep", "60"), environ=os.environ, wait_ready=_at_once)
+        yield Service(
+            name="ray", command=("sleep", "60"), environ=os.environ, wait_ready=_return_at_once
+        )
 
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(Supervisor, "_create_services", services)
-    monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _at_once())
+    monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _return_at_once())
     monkeypatch.setattr(ray, "prepare_files", lambda _: None)
-    monkeypatch.setattr(apps, "deploy_apps", note("deploy"))
-    monkeypatch.setattr(apps, "redeploy_apps", note("redeploy"))
-    monkeypatch.setattr(apps, "delete_apps", lambda _: _at_once())
+    monkeypatch.setattr(apps, "deploy_apps", record_deployment("deploy"))
+    monkeypatch.setattr(apps, "redeploy_apps", record_deployment("redeploy"))
+    monkeypatch.setattr(apps, "delete_apps", lambda _: _return_at_once())
     return recorded_deployments
 
 

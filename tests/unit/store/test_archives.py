@@ -33,8 +33,8 @@ async def write(archive: Archive, blobs: BlobStore) -> Sequence[bytes]:
 
 def check_with_unzip(path: Path) -> None:
     """Check an archive with Info-ZIP's `unzip`, if it is installed."""
-    if (unzip := shutil.which("unzip")) is not None:
-        subprocess.run([unzip, "-tq", path], check=True)
+    if (unzip_program := shutil.which("unzip")) is not None:
+        subprocess.run([unzip_program, "-tq", path], check=True)
 
 
 async def test_an_archive_is_read_by_others_and_has_the_promised_size(tmp_path: Path) -> None:

@@ -62,13 +62,13 @@ async def test_a_blob_stored_again_during_its_deletion_stays(
     digest = await blobs.put(b"abc")
     [path] = (tmp_path / "blobs").rglob(digest)
     os.utime(path, (1, 1))
-    rename = Path.rename
+    original_rename = Path.rename
 
     def late(self: Path, target: Path) -> Path:
         # A writer stores the blob between the check of its age and the rename.
         os.utime(path)
         monkeypatch.undo()
-        return rename(self, target)
+        return original_rename(self, target)
 
     monkeypatch.setattr(Path, "rename", late)
     assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None

@@ -126,12 +126,12 @@ async def test_metadata_match_exactly(jobs: Jobs, key: str, value: str) -> None:
 async def test_times_include_the_first_and_exclude_the_last(jobs: Jobs) -> None:
     for _ in range(4):
         await jobs.add()
-    times: dict[str, Any] = {
+    time_bounds: dict[str, Any] = {
         "created_after": START + timedelta(minutes=1),
         "created_before": START + timedelta(minutes=3),
     }
-    assert await jobs.find(**times) == ["2", "1"]
-    assert await jobs.find(**times, pool="default") == ["2", "1"]
+    assert await jobs.find(**time_bounds) == ["2", "1"]
+    assert await jobs.find(**time_bounds, pool="default") == ["2", "1"]
 
 
 async def test_other_owners_see_nothing(jobs: Jobs) -> None:
@@ -171,13 +171,13 @@ async def test_a_page_reads_a_bounded_number_of_rows(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
-    rare = await jobs.add(heads=((StepKind.RENDER, "rare"),))
+    rare_id = await jobs.add(heads=((StepKind.RENDER, "rare"),))
     for _ in range(7):
         await jobs.add()
     job_filter = JobFilter(pool="rare")
     page, cursor = await jobs.store.list_page("ada", job_filter, limit=2)
     assert page == [] and cursor is not None
-    assert await jobs.find(pool="rare", limit=2) == [rare]
+    assert await jobs.find(pool="rare", limit=2) == [rare_id]
     # Pages that are full before they have read all rows continue after their last job.
     assert await jobs.find(pool="default", limit=2) == ["7", "6", "5", "4", "3", "2", "1"]
 
@@ -249,8 +249,8 @@ async def test_searches_are_paged_and_combined(
             "limit": limit,
         }
         assert await jobs.find(**word_and_status) == ["3", "2"]
-        early: dict[str, Any] = {"created_before": START + timedelta(minutes=9)}
-        assert await jobs.find(search="rare", **early, limit=limit) == ["2", "0"]
+        early_conditions: dict[str, Any] = {"created_before": START + timedelta(minutes=9)}
+        assert await jobs.find(search="rare", **early_conditions, limit=limit) == ["2", "0"]
         assert await jobs.find("bob", search="rare", limit=limit) == ["12"]
         assert await jobs.find("eve", search="rare", limit=limit) == []
 

@@ -82,8 +82,8 @@ async def test_a_cancelled_job_names_its_first_canceller(store: JobStore) -> Non
     assert ended_job is not None and ended_job.cancelled_by == ADA
     await store.record_canceller(job.id, 1, BOB)
     assert (await store.find(job.id)).cancelled_by == ADA
-    reopened = await store.reopen("ada", job.id)
-    assert (reopened.cancelled_by, reopened.cancel_requested_by) == (None, None)
+    reopened_job = await store.reopen("ada", job.id)
+    assert (reopened_job.cancelled_by, reopened_job.cancel_requested_by) == (None, None)
     await store.record_canceller(job.id, 1, ADA)  # an earlier attempt
     await store.record_canceller(job.id, 2, BOB)
     ended_again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
@@ -210,8 +210,12 @@ async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: J
     with pytest.raises(JobNotFound):
         await store.reopen("bob", job.id)
 
-    reopened = await store.reopen("ada", job.id)
-    assert (reopened.status, reopened.attempts, reopened.error) == (JobStatus.QUEUED, 2, None)
+    reopened_job = await store.reopen("ada", job.id)
+    assert (reopened_job.status, reopened_job.attempts, reopened_job.error) == (
+        JobStatus.QUEUED,
+        2,
+        None,
+    )
     launch = await store.get_launch(job.id)
     assert (launch.attempt, launch.done) == (2, (step(job.id, 0),))
     assert not await store.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -221,12 +225,12 @@ async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: J
 
 
 async def test_the_sweeper_finds_jobs_that_were_not_started(store: JobStore) -> None:
-    forgotten, _ = await store.create(new_job())
-    started, _ = await store.create(new_job())
-    await store.mark_dispatched(started.id)
+    forgotten_job, _ = await store.create(new_job())
+    started_job, _ = await store.create(new_job())
+    await store.mark_dispatched(started_job.id)
     ended_job, _ = await store.create(new_job())
     await store.finish(ended_job.id, 1, JobStatus.CANCELLED, None)
-    assert await store.list_undispatched(timedelta(0)) == [(forgotten.id, 1, False)]
+    assert await store.list_undispatched(timedelta(0)) == [(forgotten_job.id, 1, False)]
     assert await store.list_undispatched(timedelta(minutes=1)) == []
 
 
@@ -252,14 +256,14 @@ async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "plain",
+    "plain_cursor",
     [b"nonsense", b"2026-01-01T00:00:00+00:00_\0", b"0001-01-01T00:00:00+23:59_x", b"\xff_x"],
 )
-async def test_an_invalid_cursor_is_refused(store: JobStore, plain: bytes) -> None:
+async def test_an_invalid_cursor_is_refused(store: JobStore, plain_cursor: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        await store.list_page("ada", cursor=base64.urlsafe_b64encode(plain).decode())
+        await store.list_page("ada", cursor=base64.urlsafe_b64encode(plain_cursor).decode())
     with pytest.raises(InvalidRequest):
-        await store.list_page("ada", cursor=plain.decode("latin-1"))
+        await store.list_page("ada", cursor=plain_cursor.decode("latin-1"))
 
 
 async def test_pages_can_be_filtered(store: JobStore) -> None:
@@ -286,11 +290,11 @@ async def test_a_batch_has_the_progress_of_all_children(store: JobStore) -> None
     assert (job.children, job.progress) == (4, Progress(max=4))
     await store.record_progress(job.id, 1, Progress(value=5, max=10, step=1))
     await store.record_progress(job.id, 1, Progress(value=1, max=4, step=2))
-    overall = await store.record_step(job.id, 1, step(job.id, 1))
-    assert overall == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
+    overall_progress = await store.record_step(job.id, 1, step(job.id, 1))
+    assert overall_progress == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
     # Late progress changes nothing.
     await store.record_progress(job.id, 1, Progress(value=9, max=10, step=1))
-    assert (await store.find(job.id)).progress == overall
+    assert (await store.find(job.id)).progress == overall_progress
     assert await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert await store.record_progress(job.id, 1, Progress(value=1, max=4, step=3)) is None
     assert await store.record_step(job.id, 1, step(job.id, 3)) is None
@@ -361,12 +365,12 @@ async def test_only_a_success_implies_a_start(
 
 async def test_a_job_keeps_its_first_start(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    started = await store.start(job.id, 1)
-    assert started is not None and started.started_at is not None
+    started_job = await store.start(job.id, 1)
+    assert started_job is not None and started_job.started_at is not None
     assert await store.start(job.id, 1) is None
     await store.record_step(job.id, 1, step(job.id, 0))
     ended_job = await store.finish(job.id, 1, JobStatus.SUCCEEDED, None)
-    assert ended_job is not None and ended_job.started_at == started.started_at
+    assert ended_job is not None and ended_job.started_at == started_job.started_at
 
 
 async def test_a_retried_job_is_an_open_one(store: JobStore) -> None:

@@ -45,10 +45,10 @@ async def test_the_secret_is_not_in_the_file(database: Database, tmp_path: Path)
     _, text = await KeyStore(database).create("studio", "first")
     secret = text.split("_", 2)[2]
     with sqlite3.connect(tmp_path / "moyin.db") as raw:
-        dump = "\n".join(raw.iterdump())
+        sql_dump = "\n".join(raw.iterdump())
     raw.close()
-    assert "studio" in dump
-    assert secret not in dump
+    assert "studio" in sql_dump
+    assert secret not in sql_dump
 
 
 async def test_a_key_is_valid_even_if_its_use_cannot_be_recorded(

@@ -106,12 +106,12 @@ class PastJobs:
         )
         return digest
 
-    def age(self) -> None:
+    def make_files_old(self) -> None:
         for file in self._folder.rglob("*"):
             os.utime(file, (1, 1))
 
     async def prune(self) -> PruneResult:
-        self.age()
+        self.make_files_old()
         pruned_total = PruneResult()
         async for part in self.pruner.run(BEFORE):
             pruned_total += part
@@ -176,7 +176,7 @@ async def test_a_file_stays_while_something_refers_to_it(past_jobs: PastJobs) ->
 
 async def test_a_recently_renewed_file_stays(past_jobs: PastJobs) -> None:
     await past_jobs.job(picture=b"popular")
-    past_jobs.age()
+    past_jobs.make_files_old()
     renewed_sha256 = await past_jobs.blobs.put(b"popular")
     async for _ in past_jobs.pruner.run(BEFORE):
         pass
@@ -203,9 +203,9 @@ async def test_files_of_a_job_that_waits_long_stay(past_jobs: PastJobs) -> None:
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
     step = Step(kind=StepKind.HTTP, payload=payload)
     await past_jobs.job(step=step, preview=b"seen")
-    waits = await past_jobs.job(days=None, step=step)
+    waiting_job = await past_jobs.job(days=None, step=step)
     late_job = await past_jobs.job(days=1, preview=b"seen")
-    for job in (waits, late_job):
+    for job in (waiting_job, late_job):
         await past_jobs.change(job, created_at=NOW - timedelta(days=50))
     assert (await past_jobs.prune()).jobs == 1
     assert await past_jobs.blobs.exists(body)
@@ -228,19 +228,19 @@ async def test_a_job_retried_during_pruning_keeps_its_files(
     past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await past_jobs.job(graph="same")
-    retried = await past_jobs.job(graph="same", status=JobStatus.FAILED)
+    retried_id = await past_jobs.job(graph="same", status=JobStatus.FAILED)
     find_unreferenced_files = past_jobs.pruner._references.find_unreferenced_files
 
-    async def slowly(*arguments: Any) -> set[str]:
+    async def retry_meanwhile(*arguments: Any) -> set[str]:
         result = await find_unreferenced_files(*arguments)
-        await past_jobs.jobs.reopen("ada", retried)
+        await past_jobs.jobs.reopen("ada", retried_id)
         return result
 
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", slowly)
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", retry_meanwhile)
     pruned_total = await past_jobs.prune()
     # The output of the other job; both share the graph and the picture.
     assert (pruned_total.jobs, pruned_total.files) == (1, 1)
-    job = await past_jobs.jobs.get("ada", retried)
+    job = await past_jobs.jobs.get("ada", retried_id)
     for digest in (job.spec, job.results[0].output, job.artifacts[0].sha256):
         assert await past_jobs.blobs.exists(digest)
 
@@ -251,18 +251,18 @@ async def test_concurrent_pruners_leave_no_files(
     monkeypatch.setattr(blob_references, "CHUNK", 1)
     for _ in range(4):
         await past_jobs.job(graph="same", picture=b"same")
-    past_jobs.age()
+    past_jobs.make_files_old()
     other_pruner = Pruner(past_jobs.database, past_jobs.blobs)
     first_run, second_run = other_pruner.run(BEFORE), past_jobs.pruner.run(BEFORE)
     find_unreferenced_files, pruned_total = past_jobs.pruner._references.find_unreferenced_files, []
 
-    async def late(*arguments: Any) -> set[str]:
+    async def prune_meanwhile(*arguments: Any) -> set[str]:
         result = await find_unreferenced_files(*arguments)
         pruned_total.append(await anext(first_run))
         return result
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", late)
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", prune_meanwhile)
     pruned_total += [await anext(second_run), await anext(second_run)]
     for run in (first_run, second_run):
         pruned_total += [part async for part in run]
@@ -280,7 +280,7 @@ async def test_many_jobs_are_deleted_in_chunks(
     for index in range(8):
         await past_jobs.job(graph=str(index % 2), picture=str(index % 3).encode())
     young_job = await past_jobs.job(days=1, graph="0", picture=b"1")
-    past_jobs.age()
+    past_jobs.make_files_old()
     parts = [part.jobs async for part in past_jobs.pruner.run(BEFORE)]
     assert parts == [2, 2, 1, 2, 1]
     assert await past_jobs.existing_ids() == {young_job}
@@ -321,7 +321,7 @@ async def test_deleted_files_go_although_jobs_stay(
     preview = await batches.file("preview", b"preview", deleted_days=2)
     job = await past_jobs.job(preview=b"preview")
     await past_jobs.change(job, created_at=NOW - timedelta(days=41))
-    past_jobs.age()
+    past_jobs.make_files_old()
 
     async def is_gone() -> bool:
         return not await past_jobs.blobs.exists(deleted_sha256)
@@ -345,16 +345,16 @@ async def test_only_one_replica_prunes_at_a_time(
         SlowPruner(database, BlobStore(f"file://{tmp_path}")) for database in databases
     )
     async with asyncio.timeout(10):
-        working = [asyncio.create_task(first_pruner.keep_pruning(30))]
+        pruning_tasks = [asyncio.create_task(first_pruner.keep_pruning(30))]
         await first_pruner.began.wait()
-        working.append(asyncio.create_task(other_pruner.keep_pruning(30)))
+        pruning_tasks.append(asyncio.create_task(other_pruner.keep_pruning(30)))
         while databases[1].times < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         assert not other_pruner.began.is_set()
-        working[0].cancel()
+        pruning_tasks[0].cancel()
         await other_pruner.began.wait()
-    working[1].cancel()
-    await asyncio.gather(*working, return_exceptions=True)
+    pruning_tasks[1].cancel()
+    await asyncio.gather(*pruning_tasks, return_exceptions=True)
     for database in databases:
         await database.close()
 

@@ -81,14 +81,14 @@ async def test_run_without_a_price_or_a_job_is_no_error(database: Database) -> N
 async def test_reports_sum_renders_by_operation(database: Database) -> None:
     await create_job(database)
     await RenderLedger(database).book([RUN, replace(RUN, id="2" * 32, error="render_failed")])
-    sums = await UsageReports(database).sum_calls(
+    usage_sums = await UsageReports(database).sum_calls(
         CallFilter(owner="ann"), [GroupBy.OPERATION], PriceClasses()
     )
-    assert {(item.group, item.unit, item.is_complete) for item in sums} == {
+    assert {(item.group, item.unit, item.is_complete) for item in usage_sums} == {
         (("render",), "gpu_milliseconds", True),
         (("render",), "gpu_milliseconds", False),
     }
-    assert sum(item.cost_usd for item in sums) == Decimal("0.04")
+    assert sum(item.cost_usd for item in usage_sums) == Decimal("0.04")
 
 
 async def test_version_before_finds_no_rows_of_renders(database: Database, tmp_path: Path) -> None:

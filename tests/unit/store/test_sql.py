@@ -35,8 +35,8 @@ async def test_the_migrations_create_exactly_the_schema(database: Database) -> N
 def test_concurrent_migrations_create_one_schema(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     code = f"from moyin.store.sql import migrate; migrate({url!r})"
-    racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [process.wait(60) for process in racing] == [0, 0, 0]
+    racing_processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait(60) for process in racing_processes] == [0, 0, 0]
 
 
 def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
     file = tmp_path / "x.db"
     url = f"sqlite:///{file}"
     migrate(url, "0015")
-    fixed: dict[str, Any] = {
+    server_options: dict[str, Any] = {
         "owner": "ann", "spec": "s", "heads": "[]", "results": "[]", "progress": "{}",
         "attempts": 1, "priority": 3, "metadata": "{}", "dispatched": 1,
         "created_at": "2026-01-01 00:00:00.000000", "started_at": "2026-01-01 00:00:01.000000",
@@ -117,7 +117,7 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
     }
     with closing(sqlite3.connect(file)) as connection:
         for job_id, row in rows.items():
-            values = {**fixed, **row, "id": job_id}
+            values = {**server_options, **row, "id": job_id}
             marks = ", ".join("?" * len(values))
             connection.execute(
                 f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
@@ -127,8 +127,8 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
     with closing(sqlite3.connect(file)) as connection:
         query = "SELECT id, status, started_at, queued_at FROM jobs ORDER BY id"
         assert connection.execute(query).fetchall() == [
-            ("ended", "succeeded", fixed["started_at"], None),
-            ("pipeline", "running", fixed["started_at"], None),
+            ("ended", "succeeded", server_options["started_at"], None),
+            ("pipeline", "running", server_options["started_at"], None),
             ("rendering", "running", began_at, None),
             ("waiting", "queued", None, None),
         ]

@@ -143,8 +143,8 @@ async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 1)
-    start = now()
-    times = (start + timedelta(seconds=seconds) for seconds in range(100))
+    started_at = now()
+    times = (started_at + timedelta(seconds=seconds) for seconds in range(100))
     monkeypatch.setattr(stored_responses, "now", lambda: next(times))
     response_store = StoredResponses(database, max_responses=2)
     await response_store.add(answer(100, owner="bob"))

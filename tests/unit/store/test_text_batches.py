@@ -160,8 +160,8 @@ async def test_a_claimed_line_is_run_by_no_other_runner(
     # The second runner dies.
     await lines.renew_runner("two", -1)
     assert await lines.count("batch_1") == LineCounts(pending=5, running=1)
-    reclaimed = await lines.claim("batch_1", "one", 9, running=[2])
-    assert [x.number for x in reclaimed] == [1, 3, 4, 5]
+    reclaimed_lines = await lines.claim("batch_1", "one", 9, running=[2])
+    assert [x.number for x in reclaimed_lines] == [1, 3, 4, 5]
     await lines.remove_runner("one")
     assert len(await lines.claim("batch_1", "three", 9)) == 5
 
@@ -286,8 +286,8 @@ async def test_a_batch_is_locked_while_its_lines_are_claimed_or_written(
 
     def note(self: sa.Connection, statement: Any, *args: Any, **options: Any) -> Any:
         if isinstance(statement, sa.Select):
-            compiled = statement.compile(dialect=postgresql.dialect())
-            statements.append(str(compiled))
+            compiled_statement = statement.compile(dialect=postgresql.dialect())
+            statements.append(str(compiled_statement))
         return execute(self, statement, *args, **options)
 
     execute = sa.Connection.execute

@@ -72,8 +72,8 @@ async def test_a_file_is_overwritten_only_if_allowed(files: UserdataStore) -> No
     with pytest.raises(FileExists):
         await files.move(ANN, "a", "b", overwrite=False)
     assert await files.read(ANN, "b") == b"2"
-    moved = await files.move(ANN, "a", "b")
-    assert (moved.path, await files.read(ANN, "b"), await paths(files)) == ("b", b"1", ["b"])
+    moved_file = await files.move(ANN, "a", "b")
+    assert (moved_file.path, await files.read(ANN, "b"), await paths(files)) == ("b", b"1", ["b"])
     assert (await files.move(ANN, "b", "b")).path == "b"
     with pytest.raises(UserFileNotFound):
         await files.move(ANN, "a", "c")

@@ -21,8 +21,10 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "[global]\nindex-url = https://packages.studio.example/simple\ntimeout = 60\n"
         "trusted-host = a.example\n    b.example\n[install]\nextra-index-url = https://two.example\n"
     )
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    return {**inherited, "PIP_CONFIG_FILE": str(file), "PIP_FIND_LINKS": "/a /b"}
+    inherited_environ = {
+        name: value for name, value in os.environ.items() if not name.startswith("PIP_")
+    }
+    return {**inherited_environ, "PIP_CONFIG_FILE": str(file), "PIP_FIND_LINKS": "/a /b"}
 
 
 def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:

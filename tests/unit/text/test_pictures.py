@@ -16,7 +16,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
 
 @pytest.fixture
 async def host() -> AsyncIterator[str]:
-    async def give(request: web.Request) -> web.StreamResponse:
+    async def serve_file(request: web.Request) -> web.StreamResponse:
         name = request.match_info["place"]
         if name == "a.png":
             return web.Response(body=PNG, content_type="text/plain")
@@ -35,7 +35,7 @@ async def host() -> AsyncIterator[str]:
         raise web.HTTPNotFound
 
     app = web.Application()
-    app.router.add_get("/{place}", give)
+    app.router.add_get("/{place}", serve_file)
     async with TestServer(app) as server:
         yield str(server.make_url("/"))
 
@@ -59,7 +59,7 @@ async def test_a_pictures_type_is_detected_by_its_content(
 
 
 @pytest.mark.parametrize(
-    ("place", "why"),
+    ("file_name", "reason"),
     [
         ("page", "must be a PNG"),
         ("nothing", "responded 404"),
@@ -68,10 +68,10 @@ async def test_a_pictures_type_is_detected_by_its_content(
     ],
 )
 async def test_a_file_that_is_no_picture_is_reported(
-    host: str, pictures: PictureFetcher, place: str, why: str
+    host: str, pictures: PictureFetcher, file_name: str, reason: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=why) as exc_info:
-        await pictures.fetch([f"{host}{place}"])
+    with pytest.raises(InvalidRequest, match=reason) as exc_info:
+        await pictures.fetch([f"{host}{file_name}"])
     assert exc_info.value.field == "messages"
 
 
@@ -99,12 +99,12 @@ async def test_a_redirect_does_not_lead_inside(host: str, pictures: PictureFetch
 
 
 @pytest.mark.parametrize(
-    "spelled", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
+    "spelled_host", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
 )
-async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str) -> None:
+async def test_loopback_is_private_however_it_is_spelled(host: str, spelled_host: str) -> None:
     pictures = PictureFetcher(AllowedNetworks())
     with pytest.raises(AddressNotAllowed, match="picture"):
-        await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled)])
+        await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled_host)])
     await pictures.close()
 
 

@@ -41,38 +41,42 @@ async def _key_of(
 
 async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
     organisations, (_, admin) = studio.parts.organisations, await studio.member()
-    _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
+    _, hiring_caller = await _key_of(studio, admin, [ORG_ADMIN])
     viewer = await organisations.add_service_account(
         make_caller(admin), studio.organisation, "bot", Role.VIEWER
     )
     for role in Role:
         with pytest.raises(InsufficientScope, match="cannot grant scopes"):
             await organisations.add_member(
-                make_caller(hirer), studio.organisation, email="e@example.com", name="", role=role
+                make_caller(hiring_caller),
+                studio.organisation,
+                email="e@example.com",
+                name="",
+                role=role,
             )
         with pytest.raises(InsufficientScope):
             await organisations.add_service_account(
-                make_caller(hirer), studio.organisation, "other", role
+                make_caller(hiring_caller), studio.organisation, "other", role
             )
         with pytest.raises(InsufficientScope):
             await organisations.change_member(
-                make_caller(hirer), studio.organisation, viewer.id, role=role
+                make_caller(hiring_caller), studio.organisation, viewer.id, role=role
             )
     # Disabling a member grants nothing.
     await organisations.change_member(
-        make_caller(hirer), studio.organisation, viewer.id, disabled=True
+        make_caller(hiring_caller), studio.organisation, viewer.id, disabled=True
     )
     members, _ = await organisations.list_members(make_caller(admin), studio.organisation)
     assert [user.role for user in members] == [
         Role.VIEWER, Role.ADMIN,
     ]  # fmt: skip
-    _, enough = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    _, sufficient_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     await organisations.add_service_account(
-        make_caller(enough), studio.organisation, "reader", Role.VIEWER
+        make_caller(sufficient_caller), studio.organisation, "reader", Role.VIEWER
     )
     with pytest.raises(InsufficientScope):
         await organisations.add_service_account(
-            make_caller(enough), studio.organisation, "writer", Role.MEMBER
+            make_caller(sufficient_caller), studio.organisation, "writer", Role.MEMBER
         )
 
 
@@ -88,25 +92,25 @@ async def test_an_operator_may_assign_any_role(studio: Studio) -> None:
 
 async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
     _, admin = await studio.member()
-    ends = now() + TOMORROW
-    own_key, visitor = await _key_of(studio, admin, admin.scopes, ends)
+    expires_at = now() + TOMORROW
+    own_key, visitor = await _key_of(studio, admin, admin.scopes, expires_at)
     child_key, child_caller = await _key_of(studio, visitor, admin.scopes)
     assert child_key.expires_at == own_key.expires_at
-    sooner, _ = await _key_of(studio, child_caller, expires_at=ends - timedelta(hours=1))
-    assert sooner.expires_at == ends - timedelta(hours=1)
+    earlier_key, _ = await _key_of(studio, child_caller, expires_at=expires_at - timedelta(hours=1))
+    assert earlier_key.expires_at == expires_at - timedelta(hours=1)
     with pytest.raises(InvalidRequest) as exc_info:
-        await _key_of(studio, visitor, expires_at=ends + timedelta(seconds=1))
+        await _key_of(studio, visitor, expires_at=expires_at + timedelta(seconds=1))
     assert exc_info.value.field == "expires_at"
     # A key that expires later cannot be rotated; the own key can.
-    lasting, _ = await _key_of(studio, admin, [JOBS_WRITE])
+    lasting_key, _ = await _key_of(studio, admin, [JOBS_WRITE])
     with pytest.raises(InsufficientScope, match="expires later than your own key"):
-        await studio.parts.api_keys.rotate_key(make_caller(visitor), lasting.id, timedelta(0))
+        await studio.parts.api_keys.rotate_key(make_caller(visitor), lasting_key.id, timedelta(0))
     await studio.parts.api_keys.rotate_key(make_caller(visitor), own_key.id, timedelta(0))
     # Keys of a session may outlive it.
-    lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
-    assert lasting.expires_at > ends
+    lasting_key, permanent_caller = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
+    assert lasting_key.expires_at > expires_at
     await studio.parts.sign_in.sign_out(str(admin.user), admin.key_id, everywhere=True)
-    await _key_of(studio, permanent, [KEYS])
+    await _key_of(studio, permanent_caller, [KEYS])
 
 
 async def test_a_member_can_be_invited_again(studio: Studio) -> None:
@@ -137,26 +141,28 @@ async def test_a_member_can_be_invited_again(studio: Studio) -> None:
 
 async def test_inviting_a_member_needs_all_scopes_of_the_role(studio: Studio) -> None:
     organisations = studio.parts.organisations
-    boss, admin = await studio.member()
+    boss_session, admin = await studio.member()
     _, member = await studio.member(Role.MEMBER)
-    _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
-    for identity in (member, hirer):
+    _, hiring_caller = await _key_of(studio, admin, [ORG_ADMIN])
+    for identity in (member, hiring_caller):
         with pytest.raises(InsufficientScope):
             await organisations.invite_member(
-                make_caller(identity), studio.organisation, boss.user.id
+                make_caller(identity), studio.organisation, boss_session.user.id
             )
     other_organisation = await organisations.create_organisation(
         make_caller(studio.operator), "rival"
     )
     with pytest.raises(NotFound):
         await organisations.invite_member(
-            make_caller(studio.operator), other_organisation.id, boss.user.id
+            make_caller(studio.operator), other_organisation.id, boss_session.user.id
         )
-    bot = await organisations.add_service_account(
+    service_account = await organisations.add_service_account(
         make_caller(admin), studio.organisation, "bot", Role.MEMBER
     )
     with pytest.raises(InvalidRequest, match="not a service account"):
-        await organisations.invite_member(make_caller(admin), studio.organisation, bot.id)
+        await organisations.invite_member(
+            make_caller(admin), studio.organisation, service_account.id
+        )
     await organisations.change_member(
         make_caller(admin), studio.organisation, str(member.user), disabled=True
     )
@@ -172,34 +178,36 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
         studio.parts.organisations._transactions,
     )
     _, admin = await studio.member()
-    someone, _ = await studio.member(Role.VIEWER)
-    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    other_member, _ = await studio.member(Role.VIEWER)
+    _, hiring_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     begin = transactions.begin
 
     @asynccontextmanager
     async def late(identity: Identity, **kwargs: Any) -> AsyncIterator[Transaction]:
         monkeypatch.setattr(transactions, "begin", begin)
         await organisations.change_member(
-            make_caller(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+            make_caller(admin), studio.organisation, other_member.user.id, role=Role.ADMIN
         )
         async with begin(identity, **kwargs) as transaction:
             yield transaction
 
     monkeypatch.setattr(transactions, "begin", late)
     with pytest.raises(InsufficientScope):
-        await organisations.invite_member(make_caller(hirer), studio.organisation, someone.user.id)
+        await organisations.invite_member(
+            make_caller(hiring_caller), studio.organisation, other_member.user.id
+        )
 
 
 async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
     organisations = studio.parts.organisations
     _, admin = await studio.member()
-    someone, _ = await studio.member(Role.VIEWER)
-    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    other_member, _ = await studio.member(Role.VIEWER)
+    _, hiring_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     _, token = await organisations.invite_member(
-        make_caller(hirer), studio.organisation, someone.user.id
+        make_caller(hiring_caller), studio.organisation, other_member.user.id
     )
     await organisations.change_member(
-        make_caller(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+        make_caller(admin), studio.organisation, other_member.user.id, role=Role.ADMIN
     )
     with pytest.raises(InvalidToken):
         await studio.parts.sign_in.reset_password(str(token), "another password", "")
@@ -242,7 +250,7 @@ async def test_unfinished_provider_sign_ins_are_limited(
 ) -> None:
     counted_events: list[str] = []
 
-    async def limit(name: str, most: int) -> None:
+    async def limit(name: str, maximum: int) -> None:
         counted_events.append(name)
         raise TooManyAttempts("too many attempts; try again later", retry_after=1)
 
@@ -264,16 +272,16 @@ async def test_unfinished_provider_sign_ins_are_limited(
 async def test_a_key_without_named_scopes_gets_the_default_ones(
     studio: Studio,
 ) -> None:
-    working = {"text", "jobs:read", "jobs:write"}
+    default_scopes = {"text", "jobs:read", "jobs:write"}
     _, admin = await studio.member()
-    bot = await studio.parts.organisations.add_service_account(
+    service_account = await studio.parts.organisations.add_service_account(
         make_caller(admin), studio.organisation, "b", Role.VIEWER
     )
-    for who in (studio.operator, admin):
-        key, _ = await _key_of(studio, who)
-        assert key.scopes == working
+    for creator in (studio.operator, admin):
+        key, _ = await _key_of(studio, creator)
+        assert key.scopes == default_scopes
     key, _ = await studio.parts.api_keys.create_key(
-        make_caller(admin), name="", scopes=None, expires_at=None, user_id=bot.id
+        make_caller(admin), name="", scopes=None, expires_at=None, user_id=service_account.id
     )
     assert key.scopes == {"jobs:read"}
     _, narrow_caller = await _key_of(studio, admin, [KEYS])

@@ -84,11 +84,11 @@ async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None
     )
     with pytest.raises(InvalidKey):
         await _service(studio, make_caller(key_caller))
-    fewer = await studio.parts.authenticator.authenticate(text)
-    await _key(studio, make_caller(fewer))
+    limited_caller = await studio.parts.authenticator.authenticate(text)
+    await _key(studio, make_caller(limited_caller))
     await studio.parts.api_keys.revoke_key(make_caller(studio.operator), key.id)
     with pytest.raises(InvalidKey):
-        await _key(studio, make_caller(fewer))
+        await _key(studio, make_caller(limited_caller))
 
 
 async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> None:
@@ -111,13 +111,13 @@ async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> N
 
 async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
     _, caller = await studio.member()
-    key, leaked = await studio.parts.api_keys.create_key(
+    key, leaked_key = await studio.parts.api_keys.create_key(
         make_caller(caller), name="", scopes=None, expires_at=None, user_id=None
     )
-    await studio.parts.authenticator.authenticate(leaked)
+    await studio.parts.authenticator.authenticate(leaked_key)
     await studio.parts.api_keys.rotate_key(make_caller(caller), key.id, timedelta(0))
     with pytest.raises(InvalidKey):
-        await studio.parts.authenticator.authenticate(leaked)
+        await studio.parts.authenticator.authenticate(leaked_key)
 
 
 @pytest.mark.parametrize("change", LASTING_CHANGES[:-1])
@@ -183,9 +183,9 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
 class InterruptedPasswords(PasswordService):
     """Runs a callback between the verification of a password and the new session."""
 
-    def __init__(self, hasher: PasswordHasher, between: Any) -> None:
+    def __init__(self, hasher: PasswordHasher, interruption: Any) -> None:
         super().__init__(hasher)
-        self._between = between
+        self._between = interruption
 
     async def verify(
         self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
@@ -250,19 +250,19 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     studio: Studio,
 ) -> None:
     sign_in, users = studio.parts.sign_in, studio.parts.users
-    untrusted = replace(PROVIDER, issuer="https://anybody.example")
-    trusted = replace(PROVIDER, links_emails=True)
+    untrusted_provider = replace(PROVIDER, issuer="https://anybody.example")
+    trusted_provider = replace(PROVIDER, links_emails=True)
     second_provider = replace(PROVIDER, issuer="https://second.example", links_emails=True)
     sign_in.policy = SignInPolicy(
-        trusted_issuers=frozenset({trusted.issuer, second_provider.issuer})
+        trusted_issuers=frozenset({trusted_provider.issuer, second_provider.issuer})
     )
-    squatter = await sign_in.sign_in_verified(verified(untrusted, "squatter"))
-    owner = await sign_in.sign_in_verified(verified(trusted, "eve"))
-    assert owner.user.id == squatter.user.id
-    assert await users.find_by_sign_in(untrusted.issuer, "squatter") is None
+    squatter_session = await sign_in.sign_in_verified(verified(untrusted_provider, "squatter"))
+    owner = await sign_in.sign_in_verified(verified(trusted_provider, "eve"))
+    assert owner.user.id == squatter_session.user.id
+    assert await users.find_by_sign_in(untrusted_provider.issuer, "squatter") is None
     with pytest.raises(NameTaken):
-        await sign_in.sign_in_verified(verified(untrusted, "squatter"))
+        await sign_in.sign_in_verified(verified(untrusted_provider, "squatter"))
     # Two trusted providers sign in to the same account, and neither removes the other.
     await sign_in.sign_in_verified(verified(second_provider, "eve"))
-    for provider in (trusted, second_provider):
+    for provider in (trusted_provider, second_provider):
         assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

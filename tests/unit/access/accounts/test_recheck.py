@@ -32,7 +32,7 @@ class Scene:
         self.key = ""
         self.key_identity = member
 
-    async def valid(self) -> set[str]:
+    async def find_valid_names(self) -> set[str]:
         """Return the names of the credentials and event tokens that are still valid."""
         credentials = {self.token: self.member, self.key: self.key_identity}
         names = {self.token: "session", self.key: "key"}
@@ -71,7 +71,7 @@ async def _rotate(scene: Scene) -> None:
     )
 
 
-async def _expire(scene: Scene) -> None:
+async def _expire_key(scene: Scene) -> None:
     past_time = now() - timedelta(seconds=1)
     await scene.execute(api_keys.update().values(expires_at=past_time))
 
@@ -81,12 +81,12 @@ async def _sign_out(scene: Scene) -> None:
     await scene.studio.parts.sign_in.sign_out(user, scene.member.key_id, everywhere=False)
 
 
-async def _idle(scene: Scene) -> None:
+async def _expire_session(scene: Scene) -> None:
     past_time = now() - timedelta(seconds=1)
     await scene.execute(sessions.update().values(expires_at=past_time))
 
 
-async def _shut_out(scene: Scene) -> None:
+async def _disable_member(scene: Scene) -> None:
     await scene.studio.parts.organisations.change_member(
         make_caller(scene.admin), scene.studio.organisation, str(scene.member.user), disabled=True
     )
@@ -101,31 +101,31 @@ async def _other_role(scene: Scene) -> None:
     )
 
 
-async def _nothing(scene: Scene) -> None:
+async def _let_token_expire(scene: Scene) -> None:
     """Do nothing: the access token expires by itself while the session stays valid."""
 
 
 @pytest.mark.parametrize(
-    ("change", "valid"),
+    ("change", "valid_names"),
     [
-        (_nothing, {"session", "key"}),
+        (_let_token_expire, {"session", "key"}),
         (_revoke, {"session"}),
         (_rotate, {"session"}),
-        (_expire, {"session"}),
+        (_expire_key, {"session"}),
         (_sign_out, {"key"}),
-        (_idle, {"key"}),
-        (_shut_out, set()),
+        (_expire_session, {"key"}),
+        (_disable_member, set()),
         (_other_role, {"key"}),
     ],
 )
 async def test_a_credential_is_valid_until_its_key_or_session_ends(
-    scene: Scene, change: Callable[[Scene], Awaitable[None]], valid: set[str]
+    scene: Scene, change: Callable[[Scene], Awaitable[None]], valid_names: set[str]
 ) -> None:
-    everything = {"session", "key", "token of the session", "token of the key"}
-    assert await scene.valid() == everything
+    all_names = {"session", "key", "token of the session", "token of the key"}
+    assert await scene.find_valid_names() == all_names
     await change(scene)
-    result = await scene.valid()
-    assert result == valid | {f"token of the {name}" for name in valid}
+    result = await scene.find_valid_names()
+    assert result == valid_names | {f"token of the {name}" for name in valid_names}
 
 
 async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> None:

@@ -89,8 +89,8 @@ async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
 
 async def test_callers_without_limits_are_not_counted() -> None:
     meter = TwoRequestMeter()
-    for who in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
-        assert await ask(middleware(meter), "/", who) == {b"a": b"b"}
+    for identity in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
+        assert await ask(middleware(meter), "/", identity) == {b"a": b"b"}
     assert meter.admissions == []
 
 

@@ -74,8 +74,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"%d" % size, "more_body": True})
     if scope["path"] == "/late":
         raise MoyinError("too late")
-    who = find_owner(scope) if scope["path"] != "/open" else "nobody"
-    await send({"type": "http.response.body", "body": who.encode()})
+    owner = find_owner(scope) if scope["path"] != "/open" else "nobody"
+    await send({"type": "http.response.body", "body": owner.encode()})
 
 
 class Client:
@@ -115,16 +115,16 @@ class Client:
         }
         if kind == "http":
             scope["method"] = "POST"
-        waiting: list[Any] = [
+        pending_messages: list[Any] = [
             {"type": "http.request", "body": c, "more_body": i < len(chunks) - 1}
             for i, c in enumerate(chunks)
         ]
         if kind == "websocket":
-            waiting = [{"type": "websocket.connect"}]
+            pending_messages = [{"type": "websocket.connect"}]
         messages: list[Any] = []
 
         async def receive() -> Any:
-            return waiting.pop(0)
+            return pending_messages.pop(0)
 
         async def send(message: Any) -> None:
             messages.append(message)
@@ -336,14 +336,14 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
 async def test_a_disconnect_cancels_the_request() -> None:
     app, metrics = Hanging(), Recorder()
     has_disconnected = asyncio.Event()
-    waiting: list[Any] = [
+    pending_messages: list[Any] = [
         {"type": "http.request", "body": b"a", "more_body": True},
         {"type": "http.request", "body": b"b", "more_body": False},
     ]
 
     async def receive() -> Any:
-        if waiting:
-            return waiting.pop(0)
+        if pending_messages:
+            return pending_messages.pop(0)
         await has_disconnected.wait()
         return {"type": "http.disconnect"}
 
@@ -379,9 +379,9 @@ async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
     assert metrics.summaries == [("hang", "POST", 499)]
 
 
-@pytest.mark.parametrize("crumbs", [1, 1_000_000], ids=["it stops", "it comes in crumbs"])
+@pytest.mark.parametrize("piece_count", [1, 1_000_000], ids=["it stops", "it comes in pieces"])
 async def test_a_body_that_is_too_slow_ends_the_request(
-    monkeypatch: pytest.MonkeyPatch, crumbs: int
+    monkeypatch: pytest.MonkeyPatch, piece_count: int
 ) -> None:
     monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
     monkeypatch.setattr(disconnect, "_BODY_PAUSE_SECONDS", 0.1)
@@ -389,14 +389,14 @@ async def test_a_body_that_is_too_slow_ends_the_request(
     messages: list[Any] = []
 
     async def receive() -> Any:
-        nonlocal crumbs
-        if not crumbs:
+        nonlocal piece_count
+        if not piece_count:
             await asyncio.Event().wait()
-        crumbs -= 1
+        piece_count -= 1
         await asyncio.sleep(0.02)
         return {
             "type": "http.request",
-            "body": b"a" if crumbs % 100 == 0 else b"",
+            "body": b"a" if piece_count % 100 == 0 else b"",
             "more_body": True,
         }
 
@@ -490,9 +490,9 @@ class HalfSentRequest:
     def outcome(self) -> tuple[int, bool]:
         """Return the status, and True if the connection closes after the response."""
         [start] = [m for m in self.sent if m["type"] == "http.response.start"]
-        closes = [v for k, v in start["headers"] if k == b"connection"]
-        assert closes in ([], [b"close"])
-        return start["status"], bool(closes)
+        connection_headers = [v for k, v in start["headers"] if k == b"connection"]
+        assert connection_headers in ([], [b"close"])
+        return start["status"], bool(connection_headers)
 
 
 async def respond_at_once(scope: Scope, receive: Receive, send: Send) -> None:

@@ -154,7 +154,7 @@ async def test_a_connection_ends_when_its_caller_loses_the_scope(
 
 
 async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
-    ended_connection, goes_on = (
+    ended_connection, lasting_connection = (
         farm.open(kind="websocket"),
         farm.open(kind="websocket", key="other"),
     )
@@ -163,10 +163,10 @@ async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
     await ended_connection.task
-    assert not goes_on.task.done()
-    goes_on.task.cancel()
+    assert not lasting_connection.task.done()
+    lasting_connection.task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await goes_on.task
+        await lasting_connection.task
 
 
 async def test_a_stream_in_the_middle_of_an_event_is_closed(farm: Farm) -> None:

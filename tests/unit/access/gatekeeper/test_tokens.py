@@ -65,7 +65,7 @@ class Studio:
             "own": "victim", "scope": "*", "iat": now, "exp": now + 300, **changes,
         }  # fmt: skip
 
-    def signed(self, key: Any = None, **changes: Any) -> str:
+    def sign_token(self, key: Any = None, **changes: Any) -> str:
         headers = {"kid": self.pair.kid, "typ": changes.pop("typ", "at+jwt")}
         claims = {k: v for k, v in self.claims(**changes).items() if v is not None}
         return jwt.encode(claims, key or self.pair.key, "EdDSA", headers)
@@ -98,7 +98,7 @@ async def test_an_access_token_authenticates_its_user(studio: Studio) -> None:
 async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> None:
     """A token that seems to be issued in the future is accepted, since replicas' clocks differ."""
     now = int(time.time())
-    token = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
+    token = studio.sign_token(iat=now + 3, exp=now + 303, own=studio.user.id)
     assert (await studio.authenticator.authenticate(token)).user == studio.user.id
 
 
@@ -112,8 +112,8 @@ def _unsigned(studio: Studio) -> str:
     return jwt.encode(studio.claims(), "", "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
 
 
-def _altered(studio: Studio) -> str:
-    head, _, signature = studio.signed(own="me").split(".")
+def _alter_claims(studio: Studio) -> str:
+    head, _, signature = studio.sign_token(own="me").split(".")
 
     return f"{head}.{b64(json.dumps(studio.claims()).encode())}.{signature}"
 
@@ -121,16 +121,16 @@ def _altered(studio: Studio) -> str:
 FORGERIES: dict[str, Callable[[Studio], str]] = {
     "algorithm confusion": _with_public_key,
     "none": _unsigned,
-    "altered": _altered,
-    "other key": lambda s: s.signed(Ed25519PrivateKey.generate()),
+    "altered": _alter_claims,
+    "other key": lambda s: s.sign_token(Ed25519PrivateKey.generate()),
     "internal secret, person's claims": lambda s: sign_with_hs256(s.claims(), {}, SECRET),
-    "expired": lambda s: s.signed(exp=int(time.time()) - 1),
-    "other audience": lambda s: s.signed(aud="moyin-internal"),
-    "other issuer": lambda s: s.signed(iss="evil"),
-    "other type": lambda s: s.signed(typ="JWT"),
-    "no session": lambda s: s.signed(sid=None),
-    "made-up session": lambda s: s.signed(sid="ses_0"),
-    "no expiry": lambda s: s.signed(exp=None),
+    "expired": lambda s: s.sign_token(exp=int(time.time()) - 1),
+    "other audience": lambda s: s.sign_token(aud="moyin-internal"),
+    "other issuer": lambda s: s.sign_token(iss="evil"),
+    "other type": lambda s: s.sign_token(typ="JWT"),
+    "no session": lambda s: s.sign_token(sid=None),
+    "made-up session": lambda s: s.sign_token(sid="ses_0"),
+    "no expiry": lambda s: s.sign_token(exp=None),
     "unknown kid": lambda s: jwt.encode(
         s.claims(), s.pair.key, "EdDSA", {"kid": "../../dev/null", "typ": "at+jwt"}
     ),
@@ -183,20 +183,20 @@ async def test_without_the_database_cached_identities_stay_valid(
     studio: Studio, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, key = await KeyStore(studio.database).create("studio", "k")
-    token, stranger = await studio.token(), await studio.token(timedelta(minutes=4))
+    token, other_token = await studio.token(), await studio.token(timedelta(minutes=4))
     for credential in (key, token):
         await studio.authenticator.authenticate(credential)
 
     def away(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
 
-    for way in ("read", "reading"):
-        monkeypatch.setattr(studio.database, way, away)
+    for method_name in ("read", "reading"):
+        monkeypatch.setattr(studio.database, method_name, away)
     clock[0] += 60
     assert (await studio.authenticator.authenticate(key)).owner == "studio"
     assert (await studio.authenticator.authenticate(token)).user == studio.user.id
     with pytest.raises(ServiceUnavailable):
-        await studio.authenticator.authenticate(stranger)
+        await studio.authenticator.authenticate(other_token)
     clock[0] += 600
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):

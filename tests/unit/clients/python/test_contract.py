@@ -48,7 +48,7 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("shape", "body", "more"),
+    ("shape", "body", "extra_members"),
     [
         (client.Job, wire.JobDetail, set()),
         (client.Progress, wire.ProgressBody, {"node"}),
@@ -73,9 +73,9 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
     ],
 )
 def test_a_dataclass_has_the_members_of_its_body(
-    shape: Any, body: type[BaseModel], more: set[str]
+    shape: Any, body: type[BaseModel], extra_members: set[str]
 ) -> None:
-    assert {field.name for field in fields(shape)} == body.model_fields.keys() | more
+    assert {field.name for field in fields(shape)} == body.model_fields.keys() | extra_members
 
 
 def test_final_statuses_are_those_of_the_gateway() -> None:
@@ -166,11 +166,11 @@ def test_the_client_imports_only_declared_dependencies() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
     assert names == {"httpx"}
-    imported = set()
+    imported_modules = set()
     paths = list((PROJECT / "moyin_client").glob("*.py"))
     for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
+            imported_modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or "").split(".")[0])
-    assert imported - sys.stdlib_module_names == {"httpx", "moyin_client"}
+            imported_modules.add((node.module or "").split(".")[0])
+    assert imported_modules - sys.stdlib_module_names == {"httpx", "moyin_client"}

@@ -119,5 +119,5 @@ def test_the_installation_of_the_readme_brings_the_whole_package(
     modules = {path.name for path in (package / "moyin_client").iterdir() if path.is_file()}
     assert {path.name for path in (target / "moyin_client").iterdir() if path.is_file()} == modules
     [metadata] = target.glob("moyin_client-*.dist-info/METADATA")
-    requires = re.findall("^Requires-Dist: (\\w+)", metadata.read_text(), re.MULTILINE)
-    assert requires == ["httpx"]
+    required_packages = re.findall("^Requires-Dist: (\\w+)", metadata.read_text(), re.MULTILINE)
+    assert required_packages == ["httpx"]

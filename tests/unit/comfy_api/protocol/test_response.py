@@ -78,10 +78,10 @@ def test_a_history_entry_ends_like_the_job() -> None:
 
 
 def test_an_interruption_names_the_canceller() -> None:
-    by = Canceller(kind=CancellerKind.USER, id="usr_1")
-    cancelled_job = job(JobStatus.CANCELLED, cancelled_by=by)
-    interrupted = ("execution_interrupted", {"prompt_id": "p", "node_id": "3"})
-    for body in (None, record(STARTED, interrupted)):
+    canceller = Canceller(kind=CancellerKind.USER, id="usr_1")
+    cancelled_job = job(JobStatus.CANCELLED, cancelled_by=canceller)
+    interruption_message = ("execution_interrupted", {"prompt_id": "p", "node_id": "3"})
+    for body in (None, record(STARTED, interruption_message)):
         name, data = response.build_end_message(cancelled_job, body)
         assert name == "execution_interrupted"
         assert data["cancelled_by"] == {"kind": "user", "id": "usr_1"}

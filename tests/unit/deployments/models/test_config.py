@@ -41,8 +41,8 @@ def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
 
 
 def test_price_is_found_by_the_upstream_name() -> None:
-    renamed = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
-    (cloud,) = config({**CLOUD, "models": [renamed]}).backends
+    renamed_model = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
+    (cloud,) = config({**CLOUD, "models": [renamed_model]}).backends
     assert cloud.find_tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
@@ -137,9 +137,9 @@ def test_batches_cost_half_unless_they_have_prices() -> None:
     assert other_tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1).input == 7
     assert cloud.find_batch_tariff(cloud.models[0]) is None
     (claude,) = config({**CLOUD, "batch": True}).backends
-    halved = claude.find_batch_tariff(claude.models[0])
-    assert halved is not None
-    for tariff, factor in ((CLAUDE_TARIFFS["claude-haiku-5-5"], 1), (halved, 2)):
+    halved_tariff = claude.find_batch_tariff(claude.models[0])
+    assert halved_tariff is not None
+    for tariff, factor in ((CLAUDE_TARIFFS["claude-haiku-5-5"], 1), (halved_tariff, 2)):
         rates = tariff.get_price_on(PRICES_CHECKED_ON).select_rates(0)
         assert (
             rates.output * factor

@@ -96,28 +96,28 @@ async def test_removed_back_end_closes_after_its_last_request(
     monkeypatch.setattr("deployments.models.fleet._IDLE_CHECK_SECONDS", 0.01)
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
     runtime = builder.build(config(CLOUD)).runtimes["claude"]
-    closed = asyncio.Event()
+    was_closed = asyncio.Event()
 
     async def close() -> None:
-        closed.set()
+        was_closed.set()
 
     monkeypatch.setattr(runtime.backend, "close", close)
     lease = await runtime.acquire("ada", 1, 1)
     assert lease is not None
     builder.build(config())
     await asyncio.sleep(0.05)
-    assert not closed.is_set()
+    assert not was_closed.is_set()
     lease.release()
-    await asyncio.wait_for(closed.wait(), 1)
+    await asyncio.wait_for(was_closed.wait(), 1)
     await builder.close()
 
 
 async def test_every_embedded_server_is_a_separate_back_end(
     settings: Settings,
 ) -> None:
-    llama = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
+    llama_backend = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
     models = [{"name": "small", "context": 2048}]
-    fleet = FleetBuilder(settings, {}).build(config({**llama, "models": models}))
+    fleet = FleetBuilder(settings, {}).build(config({**llama_backend, "models": models}))
     assert list(fleet.runtimes) == ["local-0", "local-1"]
     assert [deployment.backend for deployment in fleet.catalog.find_deployments("local/small")] == [
         "local-0",

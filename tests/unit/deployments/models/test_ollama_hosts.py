@@ -25,7 +25,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(autouse=True)
-def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.models.backend_checks._INTERVAL_SECONDS", 0.1)
 
 
@@ -36,7 +36,7 @@ async def host() -> AsyncIterator[FakeOllamaHost]:
 
 
 @pytest.fixture
-async def second() -> AsyncIterator[FakeOllamaHost]:
+async def second_host() -> AsyncIterator[FakeOllamaHost]:
     async with FakeOllamaHost({"qwen3:8b": ["completion", "thinking"]}).running() as host:
         yield host
 
@@ -56,20 +56,20 @@ async def models_app(host: FakeOllamaHost, tmp_path: Path) -> AsyncIterator[Mode
         ],
     }
     async with serving(tmp_path, backend(host), cloud, any=[]) as models_app:
-        await discovered(models_app, "smollm2")
+        await wait_until_discovered(models_app, "smollm2")
         yield models_app
 
 
 @pytest.fixture
 async def two_hosts(
-    host: FakeOllamaHost, second: FakeOllamaHost, tmp_path: Path
+    host: FakeOllamaHost, second_host: FakeOllamaHost, tmp_path: Path
 ) -> AsyncIterator[ModelsApp]:
-    async with serving(tmp_path, backend(host, second)) as models_app:
-        await discovered(models_app, "smollm2", "qwen3:8b")
+    async with serving(tmp_path, backend(host, second_host)) as models_app:
+        await wait_until_discovered(models_app, "smollm2", "qwen3:8b")
         yield models_app
 
 
-async def discovered(models_app: ModelsApp, *names: str) -> None:
+async def wait_until_discovered(models_app: ModelsApp, *names: str) -> None:
     await eventually(lambda: set(names) <= set(models_app.text_router.fleet.catalog.names))
 
 
@@ -105,7 +105,7 @@ async def test_hosts_serve_the_models_that_they_have_pulled(
 ) -> None:
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
     host.models["nomic:latest"] = ["embedding"]
-    await discovered(models_app, "qwen3:8b", "nomic")
+    await wait_until_discovered(models_app, "qwen3:8b", "nomic")
     fleet = models_app.text_router.fleet
     (result,) = fleet.catalog.find_deployments("qwen3:8b")
     assert (result.model.tools, result.model.thinking, result.model.vision) == (True, True, False)
@@ -133,21 +133,21 @@ async def test_listed_settings_override_discovered_ones(
         {"name": "missing"},
     ]
     async with serving(tmp_path, backend(host, models=listed_models)) as models_app:
-        await discovered(models_app, "qwen3:8b")
+        await wait_until_discovered(models_app, "qwen3:8b")
         catalog = models_app.text_router.fleet.catalog
         assert catalog.names == ("auto", "small", "qwen3:8b"), "and no other model is served"
-        small_model, qwen = (deployment.model for deployment in catalog.deployments)
+        small_model, qwen_model = (deployment.model for deployment in catalog.deployments)
         assert (small_model.context, small_model.tools, small_model.schema, small_model.chat) == (
             2048,
             True,
             False,
             True,
         )
-        assert (qwen.context, qwen.tools, qwen.thinking) == (8192, True, False)
+        assert (qwen_model.context, qwen_model.tools, qwen_model.thinking) == (8192, True, False)
     async with serving(
         tmp_path, backend(host, models=listed_models[:1], discover=True)
     ) as models_app:
-        await discovered(models_app, "qwen3:8b")
+        await wait_until_discovered(models_app, "qwen3:8b")
         assert models_app.text_router.fleet.catalog.names == ("auto", "small", "qwen3:8b")
 
 
@@ -157,7 +157,7 @@ async def test_discovered_model_does_not_take_the_name_of_a_configured_one(
     host.models = {name: ["completion"] for name in ("qwen:latest", "qwen3:32b", "qwen:7b")}
     listed_models = [{"name": "qwen", "upstream": "qwen3:32b"}]
     async with serving(tmp_path, backend(host, models=listed_models, discover=True)) as models_app:
-        await discovered(models_app, "qwen:7b")
+        await wait_until_discovered(models_app, "qwen:7b")
         catalog = models_app.text_router.fleet.catalog
         assert [deployment.model.upstream for deployment in catalog.deployments] == [
             "qwen3:32b",
@@ -216,47 +216,47 @@ async def test_groups_compute_no_vectors_with_chat_models(models_app: ModelsApp)
 
 
 async def test_model_is_unloaded_on_every_host_that_has_it(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second: FakeOllamaHost
+    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
-    second.models["smollm2:latest"] = ["completion"]
-    await all_resident(two_hosts, host, second)
+    second_host.models["smollm2:latest"] = ["completion"]
+    await load_on_all_hosts(two_hosts, host, second_host)
     body = {"model": "smollm2", "keep_alive": 0}
     status, lines = await call(two_hosts, "POST", "api/generate", body)
     assert (status, lines[-1]["done_reason"], lines[-1]["model"]) == (200, "unload", "smollm2")
-    assert host.resident == second.resident == set()
+    assert host.resident == second_host.resident == set()
 
 
 async def test_host_that_fails_does_not_keep_others_from_unloading(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second: FakeOllamaHost
+    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
-    second.models["smollm2:latest"] = ["completion"]
-    await all_resident(two_hosts, host, second)
+    second_host.models["smollm2:latest"] = ["completion"]
+    await load_on_all_hosts(two_hosts, host, second_host)
     host.failing = True
     body = {"model": "smollm2", "keep_alive": 0}
     status, (error,) = await call(two_hosts, "POST", "api/generate", body)
     assert status >= 500 and error["code"], "the model is still in the memory of one host"
-    assert (host.resident, second.resident) == ({"smollm2:latest"}, set())
+    assert (host.resident, second_host.resident) == ({"smollm2:latest"}, set())
 
 
 @pytest.mark.parametrize("name", ["auto", "auto:latest", "any"])
 async def test_only_operators_unload_all_models_of_a_group(
-    name: str, host: FakeOllamaHost, second: FakeOllamaHost, tmp_path: Path
+    name: str, host: FakeOllamaHost, second_host: FakeOllamaHost, tmp_path: Path
 ) -> None:
-    second.models = {"smollm2:latest": ["completion"]}
+    second_host.models = {"smollm2:latest": ["completion"]}
     body = {"model": name, "keep_alive": 0}
-    async with serving(tmp_path, backend(host, second), any=[]) as models_app:
-        await all_resident(models_app, host, second)
+    async with serving(tmp_path, backend(host, second_host), any=[]) as models_app:
+        await load_on_all_hosts(models_app, host, second_host)
         key = await tenant_key(tmp_path)
         status, (last_line,) = await call(models_app, "POST", "api/generate", body, key=key)
         assert (status, last_line["done_reason"], last_line["model"]) == (200, "unload", name)
-        assert host.received == second.received == []
+        assert host.received == second_host.received == []
         await call(models_app, "POST", "api/generate", body)
-    assert host.resident == second.resident == set()
+    assert host.resident == second_host.resident == set()
 
 
-async def all_resident(models_app: ModelsApp, *hosts: FakeOllamaHost) -> None:
+async def load_on_all_hosts(models_app: ModelsApp, *hosts: FakeOllamaHost) -> None:
     """Load ``smollm2`` on all hosts, and wait until the app has noticed."""
-    await discovered(models_app, "smollm2")
+    await wait_until_discovered(models_app, "smollm2")
     for number, host in enumerate(hosts):
         host.resident = {"smollm2:latest"}
         runtime = models_app.text_router.fleet.runtimes[f"gpu-{number}"]
@@ -299,14 +299,14 @@ async def test_operators_change_the_models_of_the_only_host(
 
 
 async def test_one_of_several_hosts_must_be_named(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second: FakeOllamaHost
+    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
     status, (error,) = await call(two_hosts, "POST", "api/pull", {"model": "new"})
     assert (status, error["field"]) == (400, "x-moyin-backend")
     assert "gpu-0, gpu-1" in error["error"]
     await call(two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-1")
     await call(two_hosts, "POST", "api/pull", {"model": "gpu-0/other"})
-    assert [body["model"] for _, _, body in second.received] == ["new"]
+    assert [body["model"] for _, _, body in second_host.received] == ["new"]
     assert [body["model"] for _, _, body in host.received] == ["other"]
     status, (error,) = await call(
         two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-7"

@@ -7,11 +7,11 @@ from moyin.domain.money import Usage
 from moyin.text.routing.telemetry import CallRecord
 
 
-def call(backend: str, at: float, seconds: float, error: str | None = None) -> CallRecord:
+def call(backend: str, ended_at: float, seconds: float, error: str | None = None) -> CallRecord:
     return CallRecord(
         operation="chat", provider="openai", backend=backend, requested_model="m", model="m",
         request_id="r", usage=Usage(output_tokens=0 if error else 20), seconds=seconds,
-        first_token_seconds=None, error=error, ended_at=at, traceparent=None,
+        first_token_seconds=None, error=error, ended_at=ended_at, traceparent=None,
     )  # fmt: skip
 
 
@@ -24,15 +24,15 @@ def test_calls_of_five_minutes_are_summed_by_backend() -> None:
     recent_calls.record(call("a", 990, 60.0, "backend_timeout"))
     recent_calls.record(call("a", 990, 60.0, "cancelled"))
     recent_calls.record(call("b", 990, 1.0, "backend_error"))
-    sums = recent_calls.summarize()
-    assert sums["a"] == CallSummary(
+    summaries = recent_calls.summarize()
+    assert summaries["a"] == CallSummary(
         calls=11,
         errors=1,
         p50_seconds=6.0,
         p90_seconds=10.0,
         output_tokens_per_second=200 / 55,
     )
-    assert sums["b"] == CallSummary(calls=1, errors=1)
+    assert summaries["b"] == CallSummary(calls=1, errors=1)
     now[0] = 1500
     assert recent_calls.summarize() == {}
 

@@ -99,7 +99,7 @@ class _Router:
 
 
 class _AwayStore:
-    async def add(self, stored: StoredResponse) -> None:
+    async def add(self, response: StoredResponse) -> None:
         raise OperationalError("INSERT", {}, Exception("the database is away"))
 
 

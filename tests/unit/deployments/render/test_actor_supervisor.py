@@ -99,8 +99,8 @@ def new_supervisor(
     on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ledger: RecordingLedger | None = None,
 ) -> ActorSupervisor:
-    unbooked: Any = ledger or RecordingLedger()
-    return ActorSupervisor(pool, spec, scale, RunBookkeeper(unbooked), on_counts)
+    run_ledger: Any = ledger or RecordingLedger()
+    return ActorSupervisor(pool, spec, scale, RunBookkeeper(run_ledger), on_counts)
 
 
 def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
@@ -177,15 +177,15 @@ async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
 
 async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: Cluster) -> None:
     old_actor = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
-    surplus = cluster.find_or_start("comfyui-p-7", SPEC)
-    for actor in (old_actor, surplus):
+    surplus_actor = cluster.find_or_start("comfyui-p-7", SPEC)
+    for actor in (old_actor, surplus_actor):
         actor.held.clear()
         actor._running.add("left-over")
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-7"]
-    for actor in (old_actor, surplus):
+    for actor in (old_actor, surplus_actor):
         actor._running.clear()
     await eventually(lambda: list(cluster.actors) == ["comfyui-p-0"])
     await eventually(lambda: cluster.actors["comfyui-p-0"] is not old_actor)
@@ -436,7 +436,7 @@ async def test_many_runs_are_booked_in_several_transactions() -> None:
     ledger: Any = SlowLedger()
     bookkeeper = RunBookkeeper(ledger)
     runs = [replace(OPEN_RUN, id=f"{number:032x}", is_ended=True) for number in range(250)]
-    settled = await bookkeeper.settle("a", runs)
-    assert settled == list(ledger.booked) == [run.id for run in runs[:100]]
+    settled_ids = await bookkeeper.settle("a", runs)
+    assert settled_ids == list(ledger.booked) == [run.id for run in runs[:100]]
     ledger.failure = None
     assert len(await bookkeeper.settle("a", runs[100:])) == 100

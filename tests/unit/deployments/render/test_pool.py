@@ -139,91 +139,95 @@ async def test_batch_has_the_position_of_its_first_waiting_render(pool: Pool) ->
 
 
 async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    for name, renderer in (("a", a), ("b", b)):
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    for name, renderer in (("a", first_renderer), ("b", second_renderer)):
         renderer.held.clear()
         pool.add_renderer(name, renderer, status())
     tasks = [render(pool, request()) for _ in range(5)]
     await settle()
-    assert (len(a.started), len(b.started), pool.waiting_renders) == (1, 1, 3)
-    a.held.set()
-    b.held.set()
+    assert (len(first_renderer.started), len(second_renderer.started), pool.waiting_renders) == (
+        1,
+        1,
+        3,
+    )
+    first_renderer.held.set()
+    second_renderer.held.set()
     await asyncio.gather(*tasks)
-    assert len(a.started) + len(b.started) == 5
+    assert len(first_renderer.started) + len(second_renderer.started) == 5
 
 
 async def test_retry_attaches_to_the_prompt_on_its_renderer(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
     render_request = request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
     first_attempt = render(pool, render_request)
     await settle()
     # A new replica knows only what the renderers report.
     successor = Pool("default")
-    successor.add_renderer("b", b, status())
-    successor.add_renderer("a", a, status(render_request.prompt_id))
+    successor.add_renderer("b", second_renderer, status())
+    successor.add_renderer("a", first_renderer, status(render_request.prompt_id))
     second_attempt = render(successor, render_request, is_retry=True)
     await settle()
-    a.held.set()
+    first_renderer.held.set()
     assert (await first_attempt)[0] == (await second_attempt)[0] == "a"
-    assert a.started == [render_request.prompt_id]
-    assert b.started == []
+    assert first_renderer.started == [render_request.prompt_id]
+    assert second_renderer.started == []
 
 
 async def test_prompt_of_an_earlier_replica_keeps_its_renderer_busy(pool: Pool) -> None:
-    a = FakeRenderer()
-    pool.add_renderer("a", a, status("left-over"))
+    renderer = FakeRenderer()
+    pool.add_renderer("a", renderer, status("left-over"))
     task = render(pool, request())
     await settle()
-    assert a.started == []
-    pool.add_renderer("a", a, status())
+    assert renderer.started == []
+    pool.add_renderer("a", renderer, status())
     await task
 
 
 async def test_attached_renderer_gets_no_other_render_until_it_has_ended(pool: Pool) -> None:
-    a, render_request = FakeRenderer(), request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
+    renderer, render_request = FakeRenderer(), request()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
     first_attempt = render(pool, render_request)
     await settle()
     successor = Pool("default")
-    successor.add_renderer("a", a, status(render_request.prompt_id))
-    repeat = render(successor, render_request, is_retry=True)
+    successor.add_renderer("a", renderer, status(render_request.prompt_id))
+    second_attempt = render(successor, render_request, is_retry=True)
     await settle()
     # The actor reports its status every second.
-    successor.add_renderer("a", a, status(render_request.prompt_id))
+    successor.add_renderer("a", renderer, status(render_request.prompt_id))
     other_render = render(successor, request())
     await settle()
-    assert a.started == [render_request.prompt_id]
-    a.held.set()
-    await asyncio.gather(first_attempt, repeat)
-    successor.add_renderer("a", a, status())
+    assert renderer.started == [render_request.prompt_id]
+    renderer.held.set()
+    await asyncio.gather(first_attempt, second_attempt)
+    successor.add_renderer("a", renderer, status())
     async with asyncio.timeout(1):
         await other_render
 
 
 async def test_abandoned_prompt_keeps_its_renderer_busy(pool: Pool) -> None:
-    a, render_request = FakeRenderer(), request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
+    renderer, render_request = FakeRenderer(), request()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
     abandoned_render = render(pool, render_request)
     await settle()
     abandoned_render.cancel()
     await asyncio.gather(abandoned_render, return_exceptions=True)
-    pool.add_renderer("a", a, status(render_request.prompt_id))
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
     other_render = render(pool, request())
     await settle()
-    pool.add_renderer("a", a, status(render_request.prompt_id))
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
     await settle()
-    assert a.started == [render_request.prompt_id]
+    assert renderer.started == [render_request.prompt_id]
     assert pool.abandoned_renderers == {"a"}
     retry = render(pool, render_request, is_retry=True)
     await settle()
-    a.held.set()
+    renderer.held.set()
     await retry
     assert pool.abandoned_renderers == frozenset()
-    pool.add_renderer("a", a, status(render_request.prompt_id))
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
     async with asyncio.timeout(1):
         await other_render
 
@@ -232,88 +236,93 @@ async def test_abandoned_prompt_is_remembered_however_many_end_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("deployments.render.pool._REMEMBERED_PROMPTS", 2)
-    pool, a, b, render_request = Pool("default"), FakeRenderer(), FakeRenderer(), request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
+    pool, first_renderer, second_renderer, render_request = (
+        Pool("default"),
+        FakeRenderer(),
+        FakeRenderer(),
+        request(),
+    )
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
     abandoned_render = render(pool, render_request)
     await settle()
     abandoned_render.cancel()
     await asyncio.gather(abandoned_render, return_exceptions=True)
-    pool.add_renderer("b", b, status())
-    pool.add_renderer("a", a, status(render_request.prompt_id))
+    pool.add_renderer("b", second_renderer, status())
+    pool.add_renderer("a", first_renderer, status(render_request.prompt_id))
     for _ in range(5):
         assert (await render(pool, request()))[0] == "b"
     assert pool.abandoned_renderers == {"a"}
-    a.held.set()
+    first_renderer.held.set()
     assert (await render(pool, render_request, is_retry=True))[0] == "a"
     assert pool.abandoned_renderers == frozenset()
 
 
 async def test_stale_status_of_a_finished_prompt_delays_no_render(pool: Pool) -> None:
-    a = FakeRenderer()
-    pool.add_renderer("a", a, status())
+    renderer = FakeRenderer()
+    pool.add_renderer("a", renderer, status())
     render_request = request()
     await render(pool, render_request)
-    pool.add_renderer("a", a, status(render_request.prompt_id))
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
     async with asyncio.timeout(1):
         await render(pool, request())
 
 
 async def test_cancellation_goes_to_the_renderer_of_the_prompt(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
     render_request = request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
     task = render(pool, render_request)
     await settle()
-    pool.add_renderer("b", b, status())
+    pool.add_renderer("b", second_renderer, status())
     await pool.cancel(render_request.prompt_id)
     await pool.cancel("unknown")
-    a.held.set()
+    first_renderer.held.set()
     with pytest.raises(RenderFailed):
         await task
-    assert (a.cancelled, b.cancelled) == ([render_request.prompt_id], [])
+    assert (first_renderer.cancelled, second_renderer.cancelled) == ([render_request.prompt_id], [])
 
 
 async def test_failed_render_frees_its_renderer(pool: Pool) -> None:
-    a = FakeRenderer()
-    a.failure = WorkerLost("gone")
-    pool.add_renderer("a", a, status())
+    renderer = FakeRenderer()
+    renderer.failure = WorkerLost("gone")
+    pool.add_renderer("a", renderer, status())
     with pytest.raises(WorkerLost):
         await render(pool, request())
-    a.failure = None
+    renderer.failure = None
     assert (await render(pool, request()))[0] == "a"
 
 
 async def test_removed_renderer_gets_no_render(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    pool.add_renderer("a", a, status())
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    pool.add_renderer("a", first_renderer, status())
     pool.remove_renderer("a")
     task = render(pool, request())
     await settle()
-    pool.add_renderer("b", b, status())
+    pool.add_renderer("b", second_renderer, status())
     assert (await task)[0] == "b"
-    assert a.started == []
+    assert first_renderer.started == []
 
 
 async def test_prompt_is_executed_before_its_files_are_stored(pool: Pool) -> None:
-    a, files_stored = FakeRenderer(), asyncio.Event()
-    original = a.render
+    renderer, files_stored = FakeRenderer(), asyncio.Event()
+    original_render = renderer.render
 
     async def slowly(request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        async for event in original(request):
+        async for event in original_render(request):
             yield event
             if isinstance(event, ExecutionFinished):
                 await files_stored.wait()
 
-    a.render = slowly  # type: ignore[method-assign]
-    a.held.clear()
-    pool.add_renderer("a", a, status())
+    renderer.render = slowly  # type: ignore[method-assign]
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
     render_request = request()
     task = render(pool, render_request)
     await settle()
     assert pool.find_executed([render_request.prompt_id]) == []
-    a.held.set()
+    renderer.held.set()
     await settle()
     assert pool.find_executed([render_request.prompt_id, "other"]) == [render_request.prompt_id]
     files_stored.set()
@@ -322,11 +331,11 @@ async def test_prompt_is_executed_before_its_files_are_stored(pool: Pool) -> Non
         "its row has yet to be written"
     )
     # Another attempt at the same job is another execution.
-    a.held.clear()
+    renderer.held.clear()
     second_attempt = render(pool, render_request)
     await settle()
     assert pool.find_executed([render_request.prompt_id]) == []
-    a.held.set()
+    renderer.held.set()
     await second_attempt
 
 
@@ -347,58 +356,58 @@ async def test_prompt_that_waits_for_another_execution_is_not_executed(pool: Poo
 async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
     pool: Pool,
 ) -> None:
-    a = FakeRenderer()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    running_render, waiting = render(pool, request()), render(pool, request())
+    renderer = FakeRenderer()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
+    running_render, waiting_render = render(pool, request()), render(pool, request())
     await settle()
     pool.close()
     with pytest.raises(ServiceUnavailable):
-        await waiting
+        await waiting_render
     with pytest.raises(ServiceUnavailable):
         await render(pool, request())
-    a.held.set()
+    renderer.held.set()
     await running_render
-    assert (len(a.started), pool.waiting_renders) == (1, 0)
+    assert (len(renderer.started), pool.waiting_renders) == (1, 0)
 
 
 async def test_get_needs_a_renderer(pool: Pool) -> None:
     with pytest.raises(ServiceUnavailable):
         await pool.get("/models")
-    a = FakeRenderer()
-    a.bodies["/models"] = b"[]"
-    pool.add_renderer("a", a, status())
+    renderer = FakeRenderer()
+    renderer.bodies["/models"] = b"[]"
+    pool.add_renderer("a", renderer, status())
     assert await pool.get("/models") == b"[]"
     assert await pool.get_all("/models") == {"a": b"[]"}
 
 
 async def test_render_goes_to_the_renderer_with_its_models(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    pool.add_renderer("a", a, status(models=("checkpoints/ink",)))
-    pool.add_renderer("b", b, status(models=("checkpoints/oil",)))
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    pool.add_renderer("a", first_renderer, status(models=("checkpoints/ink",)))
+    pool.add_renderer("b", second_renderer, status(models=("checkpoints/oil",)))
     for name, model in (("a", "ink"), ("b", "oil"), ("b", "oil"), ("a", "ink"), ("a", "ink")):
         assert (await render(pool, request({f"checkpoints/{model}": 10**9})))[0] == name
 
 
 async def test_two_waiting_attempts_render_once(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
     render_request = request()
     first_attempt, second_attempt = (
         render(pool, render_request),
         render(pool, render_request, is_retry=True),
     )
     await settle()
-    for name, renderer in (("a", a), ("b", b)):
+    for name, renderer in (("a", first_renderer), ("b", second_renderer)):
         renderer.held.clear()
         pool.add_renderer(name, renderer, status())
     await settle()
-    assert len(a.started) + len(b.started) == 1
+    assert len(first_renderer.started) + len(second_renderer.started) == 1
     # The other renderer is free for other renders.
     other_render = render(pool, request())
     await settle()
-    assert len(a.started) + len(b.started) == 2
-    a.held.set()
-    b.held.set()
+    assert len(first_renderer.started) + len(second_renderer.started) == 2
+    first_renderer.held.set()
+    second_renderer.held.set()
     assert (await first_attempt)[0] == (await second_attempt)[0]
     await other_render
 
@@ -406,49 +415,49 @@ async def test_two_waiting_attempts_render_once(pool: Pool) -> None:
 async def test_retry_waits_until_earlier_renderers_have_been_seen(
     pool: Pool,
 ) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
     render_request = request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
     first_attempt = render(pool, render_request)
     await settle()
     successor = Pool("default")
     successor.settled.clear()
-    successor.add_renderer("b", b, status())
+    successor.add_renderer("b", second_renderer, status())
     second_attempt = render(successor, render_request, is_retry=True)
     await settle()
-    assert b.started == []
-    successor.add_renderer("a", a, status(render_request.prompt_id))
+    assert second_renderer.started == []
+    successor.add_renderer("a", first_renderer, status(render_request.prompt_id))
     successor.settled.set()
-    a.held.set()
+    first_renderer.held.set()
     assert (await first_attempt)[0] == (await second_attempt)[0] == "a"
-    assert b.started == []
+    assert second_renderer.started == []
 
 
 async def test_inputs_of_the_next_render_are_fetched_early(
     pool: Pool,
 ) -> None:
-    a = FakeRenderer()
-    a.held.clear()
+    renderer = FakeRenderer()
+    renderer.held.clear()
     files = [{f"moyin/{n}.png": n} for n in "123"]
     requests = [request(files=f) for f in files]
     tasks = [render(pool, render_request) for render_request in requests]
     await settle()
-    pool.add_renderer("a", a, status())
+    pool.add_renderer("a", renderer, status())
     await settle()
-    assert len(a.started) == 1
-    assert len(a.prepared) == 1
-    assert a.prepared[0] != a.started[0]
-    a.held.set()
+    assert len(renderer.started) == 1
+    assert len(renderer.prepared) == 1
+    assert renderer.prepared[0] != renderer.started[0]
+    renderer.held.set()
     await asyncio.gather(*tasks)
-    assert a.started[1] == a.prepared[0]
+    assert renderer.started[1] == renderer.prepared[0]
 
 
 async def test_models_that_ran_out_of_memory_go_to_the_larger_pool() -> None:
     pool = Pool("small", memory=MemoryGuard("large"))
-    a = FakeRenderer()
-    a.failure = OutOfMemory("node 3 failed", details={"node_id": "3"})
-    pool.add_renderer("a", a, status())
+    renderer = FakeRenderer()
+    renderer.failure = OutOfMemory("node 3 failed", details={"node_id": "3"})
+    pool.add_renderer("a", renderer, status())
     models = {"checkpoints/big": 10**9}
     with pytest.raises(OutOfMemory) as exc_info:
         await render(pool, request(models))
@@ -456,17 +465,17 @@ async def test_models_that_ran_out_of_memory_go_to_the_larger_pool() -> None:
     with pytest.raises(OutOfMemory) as exc_info:
         await render(pool, request(models))
     assert exc_info.value.details["pool"] == "large"
-    assert len(a.started) == 1, "the second was not sent to a renderer"
-    a.failure = None
+    assert len(renderer.started) == 1, "the second was not sent to a renderer"
+    renderer.failure = None
     await render(pool, request({"checkpoints/other": 10**9}))
 
 
 async def test_too_large_models_go_to_the_larger_pool_at_once() -> None:
     models = {"checkpoints/big": 10 * 10**9}
-    for larger in ("large", None):
-        pool = Pool("small", memory=MemoryGuard(larger))
+    for larger_pool in ("large", None):
+        pool = Pool("small", memory=MemoryGuard(larger_pool))
         pool.add_renderer("a", FakeRenderer(), RendererStatus(ready=True, memory=8 * 10**9))
-        if larger is None:
+        if larger_pool is None:
             await render(pool, request(models))
             continue
         with pytest.raises(OutOfMemory):
@@ -476,20 +485,20 @@ async def test_too_large_models_go_to_the_larger_pool_at_once() -> None:
 async def test_runs_reach_the_caller_also_after_a_failure_and_from_a_removed_renderer(
     pool: Pool,
 ) -> None:
-    a, render_request = FakeRenderer(), replace(request(), account=ACCOUNT)
-    pool.add_renderer("a", a, status())
+    renderer, render_request = FakeRenderer(), replace(request(), account=ACCOUNT)
+    pool.add_renderer("a", renderer, status())
     pending = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
     runs: list[RenderRun] = []
-    a.failure = RenderFailed("a node failed")
+    renderer.failure = RenderFailed("a node failed")
     with pytest.raises(RenderFailed):
         await pool.render(render_request, pending, lambda _: None, on_run=runs.append)
     assert [run.error for run in runs] == ["render_failed"]
     assert await pool.find_ended_runs(render_request.prompt_id) == runs
     assert await pool.find_ended_runs(str(uuid.uuid4())) == []
 
-    a.failure = None
+    renderer.failure = None
     await pool.render(render_request, pending, lambda _: None, on_run=runs.append)
-    pool.inherit_results("a", await a.results())
+    pool.inherit_results("a", await renderer.results())
     pool.remove_renderer("a")
     await pool.render(render_request, pending, lambda _: None, on_run=runs.append, is_retry=True)
     assert [run.error for run in runs] == ["render_failed", None, None]
@@ -503,9 +512,9 @@ async def test_unknown_event_of_a_later_version_is_not_the_result(pool: Pool) ->
             async for event in super().render(request):
                 yield event
 
-    a = LaterRenderer()
-    pool.add_renderer("a", a, status())
-    assert (await render(pool, request()))[1].files == (a.file,)
+    renderer = LaterRenderer()
+    pool.add_renderer("a", renderer, status())
+    assert (await render(pool, request()))[1].files == (renderer.file,)
 
 
 async def test_successful_renders_are_measured_once() -> None:

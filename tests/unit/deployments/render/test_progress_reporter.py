@@ -68,7 +68,7 @@ def reporter(stores: Stores) -> ProgressReporter:
 
 
 async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     async with reporter(stores) as reporting:
         reporting.start()
         for value in range(200):
@@ -76,7 +76,7 @@ async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) 
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.2)
     # A loaded machine takes longer, and then more events are sent.
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started_at
     assert 2 <= len(stores.events) <= 2 + seconds / module._EVENT_INTERVAL_SECONDS
     assert stores.events[-1] == {"value": 199, "max": 200, "step": 2, "node": "7"}
     assert 1 <= len(stores.rows) <= 2 + seconds / module._ROW_INTERVAL_SECONDS

@@ -304,14 +304,14 @@ async def test_only_a_final_cancellation_cancels_the_prompt(
     assert bench.renderer.cancelled == ([JOB] if cancelled else [])
 
 
-@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("worker_dies", [False, True])
 async def test_record_of_an_interrupted_prompt_is_stored(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, dies: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, worker_dies: bool
 ) -> None:
     async def fail() -> RendererStatus:
         raise WorkerLost("the actor died after the interruption")
 
-    if dies:
+    if worker_dies:
         monkeypatch.setattr(bench.renderer, "status", fail)
     await bench.jobs.create(
         NewJob(
@@ -345,11 +345,11 @@ async def test_waiting_step_sends_heartbeats(bench: Bench) -> None:
     bench.environment.on_heartbeat = lambda *_: beats.put_nowait(now())
     bench.pool.remove_renderer("comfyui-default-0")
     bench.renderer.held.clear()
-    began = now()
+    started_at = now()
     task = asyncio.create_task(bench.run(GRAPH))
     async with asyncio.timeout(60):
         first_beat = await beats.get()
-        assert first_beat - began > 0.9, "a short step ends before its first heartbeat"
+        assert first_beat - started_at > 0.9, "a short step ends before its first heartbeat"
         second_beat = await beats.get()
         assert second_beat - first_beat > 1.9, "one heartbeat every two seconds while it waits"
         bench.pool.add_renderer("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
@@ -375,10 +375,10 @@ async def test_equal_graph_is_answered_from_the_cache(bench: Bench) -> None:
     await store_file(bench)
     first_result = await bench.run(GRAPH)
     # A node's title and the order of members change no picture.
-    titled = {
+    titled_graph = {
         "1": {"_meta": {"title": "x"}, "inputs": GRAPH["1"]["inputs"], "class_type": "LoadImage"}
     }
-    second_result = await bench.run(titled, job_id=OTHER)
+    second_result = await bench.run(titled_graph, job_id=OTHER)
     assert bench.renderer.started == [JOB]
     assert (first_result.cached, second_result.cached, second_result.backend) == (
         False,

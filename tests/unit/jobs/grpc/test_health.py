@@ -80,8 +80,8 @@ async def test_a_watcher_gets_every_change() -> None:
     gateway = Gateway()
     async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask())) as statuses:
         assert (await anext(statuses)).status == SERVING
-        for ready, status in ((False, NOT_SERVING), (True, SERVING)):
-            gateway.ready = ready
+        for is_ready, status in ((False, NOT_SERVING), (True, SERVING)):
+            gateway.ready = is_ready
             assert (await anext(statuses)).status == status
 
 

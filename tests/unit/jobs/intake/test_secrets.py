@@ -22,9 +22,9 @@ NAMES: dict[str, Any] = {"results": "r", "dead_letters": "d"}
 
 
 def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        port: int = probe_socket.getsockname()[1]
         return port
 
 
@@ -59,6 +59,6 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
         task.cancel()
     await asyncio.gather(*worker_tasks, return_exceptions=True)
     # In the form in which they are written: ours are redacted, those of libraries are not.
-    ours = [JsonFormatter().format(record) for record in intake_records()]
+    own_lines = [JsonFormatter().format(record) for record in intake_records()]
     other_lines = [r.getMessage() for r in caplog.records if r not in intake_records()]
-    assert PASSWORD not in "\n".join(ours + other_lines)
+    assert PASSWORD not in "\n".join(own_lines + other_lines)

@@ -66,25 +66,25 @@ def test_only_a_queued_job_has_a_place_in_the_queue() -> None:
     starts_in, duration = Duration(mean=7.04, variance=4.0), Duration(mean=3.0)
     place = QueuePlace(position=4, starts_in=starts_in, ends_in=starts_in + duration)
     queue = QueueView(now=NOW + timedelta(seconds=90), places={"j": place})
-    waiting = job(status=JobStatus.QUEUED, queued_at=NOW + timedelta(seconds=30), results=())
-    shown_job = render_job(waiting, queue)
+    waiting_job = job(status=JobStatus.QUEUED, queued_at=NOW + timedelta(seconds=30), results=())
+    shown_job = render_job(waiting_job, queue)
     assert (shown_job.queued_for, shown_job.position) == (60.0, 4)
     expected = {"starts_in": {"p50": 7.0, "p90": 9.6}, "ends_in": {"p50": 10.0, "p90": 12.6}}
     assert shown_job.eta is not None and shown_job.eta.model_dump() == expected
-    batch = render_job(replace(waiting, steps=2), queue).eta
+    batch = render_job(replace(waiting_job, steps=2), queue).eta
     assert batch is not None and batch.model_dump() == {**expected, "ends_in": None}
-    shown_unqueued = render_job(replace(waiting, queued_at=None), replace(queue, places={}))
+    shown_unqueued = render_job(replace(waiting_job, queued_at=None), replace(queue, places={}))
     assert (shown_unqueued.queued_for, shown_unqueued.position) == (None, None)
-    shown_early = render_job(waiting, replace(queue, now=NOW))
+    shown_early = render_job(waiting_job, replace(queue, now=NOW))
     assert shown_early.queued_for == 0.0, "the clocks of two machines differ"
     for status in (JobStatus.RUNNING, JobStatus.SUCCEEDED):
-        shown_job = render_job(replace(waiting, status=status), queue)
+        shown_job = render_job(replace(waiting_job, status=status), queue)
         assert (shown_job.queued_for, shown_job.position) == (None, None)
         has_eta = status is JobStatus.RUNNING
         assert (shown_job.eta and shown_job.eta.model_dump()) == (
             {**expected, "starts_in": None} if has_eta else None
         )
-    _, event = build_status_event(waiting)
+    _, event = build_status_event(waiting_job)
     assert (event["queued_for"], event["position"], event["eta"]) == (None, None, None)
 
 
@@ -98,24 +98,24 @@ def test_the_last_event_has_the_job_and_its_attempt() -> None:
 
 
 def test_job_that_ended_before_its_cancellation_shows_the_request() -> None:
-    by = Canceller(kind=CancellerKind.KEY, id="key_1")
-    kind, data = build_status_event(job(status=JobStatus.SUCCEEDED, cancel_requested_by=by))
+    canceller = Canceller(kind=CancellerKind.KEY, id="key_1")
+    kind, data = build_status_event(job(status=JobStatus.SUCCEEDED, cancel_requested_by=canceller))
     assert kind is EventType.SUCCEEDED
     assert data["cancelled_by"] is None
     assert data["cancel_requested_by"] == {"kind": "key", "id": "key_1"}
 
 
 def test_a_cancelled_job_names_its_canceller() -> None:
-    by = Canceller(kind=CancellerKind.KEY, id="key_1")
-    kind, data = build_status_event(job(status=JobStatus.CANCELLED, cancelled_by=by))
+    canceller = Canceller(kind=CancellerKind.KEY, id="key_1")
+    kind, data = build_status_event(job(status=JobStatus.CANCELLED, cancelled_by=canceller))
     assert kind is EventType.CANCELLED
     assert data["cancelled_by"] == {"kind": "key", "id": "key_1"}
-    shown_job = render_job_detail(job(status=JobStatus.CANCELLED, cancelled_by=by), [{}])
+    shown_job = render_job_detail(job(status=JobStatus.CANCELLED, cancelled_by=canceller), [{}])
     assert shown_job.model_dump(mode="json")["cancelled_by"] == data["cancelled_by"]
 
 
 @pytest.mark.parametrize(
-    ("caller", "kind", "shown"),
+    ("caller", "kind", "public_id"),
     [
         (Identity(owner="ann", key_id="key_1"), CancellerKind.KEY, "key_1"),
         (Identity(owner="ann", key_id="ses_1", user="usr_1"), CancellerKind.USER, "usr_1"),
@@ -126,8 +126,8 @@ def test_a_cancelled_job_names_its_canceller() -> None:
         ),
     ],
 )
-def test_a_canceller_has_a_public_id(caller: Identity, kind: CancellerKind, shown: str) -> None:
-    assert Canceller.from_identity(caller) == Canceller(kind=kind, id=shown)
+def test_a_canceller_has_a_public_id(caller: Identity, kind: CancellerKind, public_id: str) -> None:
+    assert Canceller.from_identity(caller) == Canceller(kind=kind, id=public_id)
 
 
 def test_a_batch_has_the_state_of_its_children() -> None:

@@ -9,16 +9,16 @@ from moyin.jobs.workflows.launcher import DispatchBuffer
 
 
 class Jobs:
-    """A fake store that records marks; its first ``away`` calls fail."""
+    """A fake store that records marks; its first ``failures`` calls fail."""
 
-    def __init__(self, away: int = 0) -> None:
+    def __init__(self, failures: int = 0) -> None:
         self.done = asyncio.Event()
         self.written: list[tuple[str, ...]] = []
-        self._away = away
+        self._failures = failures
 
     async def mark_dispatched(self, *job_ids: str) -> None:
-        if self._away:
-            self._away -= 1
+        if self._failures:
+            self._failures -= 1
             raise OperationalError("UPDATE", {}, Exception("locked"))
         self.written.append(job_ids)
         self.done.set()
@@ -36,7 +36,7 @@ async def test_marks_are_written_together() -> None:
 
 
 async def test_an_outage_of_the_database_loses_only_the_marks() -> None:
-    jobs: Any = Jobs(away=1)
+    jobs: Any = Jobs(failures=1)
     marks = DispatchBuffer(jobs, seconds=60)
     marks.add("a")
     await marks.close()

@@ -39,15 +39,15 @@ def make_held_step() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio
     Returns:
         The step, the event that it sets at its start, and the event that releases it.
     """
-    has_begun, released = asyncio.Event(), asyncio.Event()
+    has_begun, is_released = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
         has_begun.set()
-        while not released.is_set():
+        while not is_released.is_set():
             activity.heartbeat()
             await asyncio.sleep(0.05)
 
-    return lambda _: wait(), has_begun, released
+    return lambda _: wait(), has_begun, is_released
 
 
 async def test_three_steps_run_in_order_and_each_is_recorded(bench: Bench) -> None:
@@ -133,7 +133,7 @@ async def test_a_job_can_be_cancelled_during_a_step(bench: Bench, index: int) ->
 async def test_a_job_can_be_cancelled_before_its_first_task(idle_bench: Bench) -> None:
     handle = await idle_bench.start()
     await handle.cancel()
-    async with idle_bench.working():
+    async with idle_bench.running_workers():
         outcome = await handle.result()
     assert outcome.status is JobStatus.CANCELLED
     assert [o.status for o in idle_bench.script.outcomes] == [JobStatus.CANCELLED]
@@ -209,14 +209,14 @@ async def test_a_failing_webhook_does_not_change_the_end(bench: Bench) -> None:
 
 async def test_a_webhook_is_retried_for_hours(bench: Bench) -> None:
     bench.script.hook_failures = 7
-    began = await bench.environment.get_current_time()
+    started_at = await bench.environment.get_current_time()
     webhook = WebhookInput(job_id="j", attempt=1)
     delivered = await bench.environment.client.execute_workflow(
         WebhookWorkflow.run, webhook, id="webhook-j-1", task_queue=JOBS_QUEUE
     )
     assert delivered is True
     assert bench.script.hooks == 8
-    assert await bench.environment.get_current_time() - began > timedelta(hours=1)
+    assert await bench.environment.get_current_time() - started_at > timedelta(hours=1)
 
 
 async def test_a_job_without_a_webhook_starts_no_child(bench: Bench) -> None:

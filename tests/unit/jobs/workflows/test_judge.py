@@ -66,7 +66,7 @@ class Bench:
         self.counted: list[Outcome] = []
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
+    async def running_workers(self) -> AsyncIterator[None]:
         judge: Any = self.steps
         async with Worker(
             self.environment.client,
@@ -93,7 +93,7 @@ class Bench:
 @pytest.fixture
 async def bench(environment: WorkflowEnvironment) -> AsyncIterator[Bench]:
     bench = Bench(environment)
-    async with bench.working():
+    async with bench.running_workers():
         yield bench
 
 
@@ -180,10 +180,10 @@ async def test_another_worker_continues_after_one_is_stopped(
     bench = Bench(environment)
     bench.steps.hold = asyncio.Event()
     async with asyncio.timeout(60):
-        async with bench.working():
+        async with bench.running_workers():
             handle = await bench.start()
             await bench.steps.deciding.wait()
         bench.steps.hold.set()
-        async with bench.working():
+        async with bench.running_workers():
             assert await handle.result() == Outcome.AGREED
     assert bench.steps.calls == {"answer": 1, "decide": 2, "close": 1}

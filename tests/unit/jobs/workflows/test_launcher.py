@@ -34,9 +34,9 @@ class Temporal:
         coming: a run that starts after the next call, or None.
     """
 
-    def __init__(self, *runs: Run, coming: Run | None = None) -> None:
+    def __init__(self, *runs: Run, next_run: Run | None = None) -> None:
         self.runs = list(runs)
-        self.coming = coming
+        self.next_run = next_run
 
     async def get_client(self) -> Temporal:
         return self
@@ -53,9 +53,9 @@ class Temporal:
 
     def _found(self, run_id: str | None) -> Run:
         known_runs = [run for run in self.runs if run_id in (None, run.run_id)]
-        if self.coming is not None:
-            self.runs.append(self.coming)
-            self.coming = None
+        if self.next_run is not None:
+            self.runs.append(self.next_run)
+            self.next_run = None
         if not known_runs:
             raise RPCError("no such run", RPCStatusCode.NOT_FOUND, b"")
         return known_runs[-1]
@@ -79,6 +79,6 @@ async def test_an_attempt_that_does_not_run_is_not_cancelled() -> None:
 
 
 async def test_an_attempt_that_starts_meanwhile_is_not_reported_as_cancelled() -> None:
-    started = run(2, RUNNING)
-    was_cancelled = await cancels(Temporal(run(1, CLOSED), coming=started), 2)
-    assert was_cancelled is started.cancelled
+    started_run = run(2, RUNNING)
+    was_cancelled = await cancels(Temporal(run(1, CLOSED), next_run=started_run), 2)
+    assert was_cancelled is started_run.cancelled

@@ -258,19 +258,19 @@ async def test_a_cancellation_waits_until_the_result_is_recorded(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = await bench.job()
-    writing, proceed, finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
+    is_writing, may_proceed, original_finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
 
     async def slowly(*args: Any, **kwargs: Any) -> Any:
-        writing.set()
-        await proceed.wait()
-        return await finish(*args, **kwargs)
+        is_writing.set()
+        await may_proceed.wait()
+        return await original_finish(*args, **kwargs)
 
     monkeypatch.setattr(bench.jobs, "finish", slowly)
     running_step = asyncio.create_task(bench.run(step))
-    await writing.wait()
+    await is_writing.wait()
     running_step.cancel()
     await asyncio.sleep(0)
-    proceed.set()
+    may_proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await running_step
     assert (await bench.jobs.find(step.job_id)).status is JobStatus.SUCCEEDED

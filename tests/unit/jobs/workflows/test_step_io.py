@@ -33,8 +33,10 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(f"file://{tmp_path}")
 
 
-def step_input(spec: str, *earlier: str) -> StepInput:
-    return StepInput(job_id="j", owner="ann", index=1, spec=spec, earlier=earlier, attempt=1)
+def step_input(spec: str, *earlier_outputs: str) -> StepInput:
+    return StepInput(
+        job_id="j", owner="ann", index=1, spec=spec, earlier=earlier_outputs, attempt=1
+    )
 
 
 async def test_a_step_receives_the_outputs_of_earlier_steps(blobs: BlobStore) -> None:

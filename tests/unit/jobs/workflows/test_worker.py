@@ -9,8 +9,8 @@ from moyin.jobs.workflows.worker import JobRunner, Sweeper
 
 
 class Jobs:
-    def __init__(self, *due: str) -> None:
-        self.due = list(due)
+    def __init__(self, *due_ids: str) -> None:
+        self.due = list(due_ids)
         self.failures = 0
 
     async def list_undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
@@ -21,8 +21,8 @@ class Jobs:
 
 
 class Launcher:
-    def __init__(self, *stuck: str) -> None:
-        self.stuck = stuck
+    def __init__(self, *stuck_ids: str) -> None:
+        self.stuck = stuck_ids
         self.started: list[str] = []
         self.notified: list[tuple[str, int]] = []
         self.swept = asyncio.Event()
@@ -63,17 +63,17 @@ async def test_an_outage_of_the_database_only_delays_the_sweeper() -> None:
 
 
 async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:
-    connecting = asyncio.Event()
+    is_connecting = asyncio.Event()
 
     class UnavailableTemporal:
         async def get_client(self) -> None:
-            connecting.set()
+            is_connecting.set()
             raise ServiceUnavailable("unavailable")
 
     parts: Any = {"temporal": UnavailableTemporal(), "activities": None}
     runner = JobRunner(**parts, sweeper=sweeper(Jobs(), Launcher()), concurrency=1)
     runner_task = asyncio.create_task(runner.run())
-    await connecting.wait()
+    await is_connecting.wait()
     await runner.stop()
     await asyncio.wait_for(runner_task, 5)
     assert runner.error is None

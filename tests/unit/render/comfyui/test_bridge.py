@@ -166,16 +166,18 @@ def test_files_of_a_prompt_go_into_its_folder(context: Any, prefix: str) -> None
     def original(filename_prefix: str, output_dir: str, width: int = 0) -> Any:
         return filename_prefix, output_dir, width
 
-    wrapped = wrap_save_path(original, lambda: context)
-    assert wrapped("a/b", "/out", width=5) == (prefix, "/out", 5)
-    assert wrapped(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
+    wrapped_save_path = wrap_save_path(original, lambda: context)
+    assert wrapped_save_path("a/b", "/out", width=5) == (prefix, "/out", 5)
+    assert wrapped_save_path(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/out/other/x", "a/../../x", "..\\x", "x [temp]"])
 def test_files_of_a_prompt_stay_in_its_folder(prefix: str) -> None:
-    wrapped = wrap_save_path(lambda *_: None, lambda: SimpleNamespace(prompt_id=PROMPTS[0]))
+    wrapped_save_path = wrap_save_path(
+        lambda *_: None, lambda: SimpleNamespace(prompt_id=PROMPTS[0])
+    )
     with pytest.raises(ValueError, match="filename_prefix"):
-        wrapped(prefix, "/out")
+        wrapped_save_path(prefix, "/out")
 
 
 class Prompts:

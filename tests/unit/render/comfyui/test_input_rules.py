@@ -123,8 +123,11 @@ def test_textual_node_takes_any_text() -> None:
 
 
 def test_stock_inputs_without_a_description_are_files() -> None:
-    latent = node(latent=[["x.latent"]])
-    assert (rules(latent, "LoadLatent"), rules(latent)) == ({"latent": FILE}, {"latent": CHOICE})
+    latent_node = node(latent=[["x.latent"]])
+    assert (rules(latent_node, "LoadLatent"), rules(latent_node)) == (
+        {"latent": FILE},
+        {"latent": CHOICE},
+    )
 
 
 @pytest.mark.parametrize("text", OUTSIDE)

@@ -16,8 +16,8 @@ async def test_existing_files_are_measured_and_others_guessed(tmp_path: Path) ->
     assert measured_sizes["loras/ink.safetensors"] == 7
     assert measured_sizes["checkpoints/no.safetensors"] > 10**9
     assert measured_sizes["vae/../../secret"] > 1, "a file outside of the folder is not measured"
-    guessed = await ModelSizes(tmp_path / "nowhere").measure(["loras/ink.safetensors"])
-    assert guessed["loras/ink.safetensors"] > 7
+    guessed_sizes = await ModelSizes(tmp_path / "nowhere").measure(["loras/ink.safetensors"])
+    assert guessed_sizes["loras/ink.safetensors"] > 7
 
 
 async def test_size_of_an_invalid_path_is_guessed(tmp_path: Path) -> None:

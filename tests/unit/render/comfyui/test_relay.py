@@ -132,11 +132,11 @@ async def test_slow_stream_loses_only_previews_and_progress(relay: Relay, frames
 
 
 async def test_too_large_output_is_sent_without_content(relay: Relay, frames: Frames) -> None:
-    huge = "x" * (1024 * 1024)
-    relay.enqueue(message("executed", node="2", output={"text": [huge]}))
-    relay.enqueue(message("custom", text=huge))
-    relay.enqueue(picture("2", huge.encode()))
-    relay.enqueue(picture("1", huge.encode()))
+    huge_text = "x" * (1024 * 1024)
+    relay.enqueue(message("executed", node="2", output={"text": [huge_text]}))
+    relay.enqueue(message("custom", text=huge_text))
+    relay.enqueue(picture("2", huge_text.encode()))
+    relay.enqueue(picture("1", huge_text.encode()))
     relay.enqueue(message("executed", node="3", output={"text": ["small"]}))
     await relay.flush()
     assert kinds(frames) == ["executed", "blob", "executed"]

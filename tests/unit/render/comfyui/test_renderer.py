@@ -30,7 +30,7 @@ from moyin.store.blobs import BlobStore
 from tests.waiting import eventually
 
 
-class Process:
+class FakeProcess:
     """A fake process that has not ended."""
 
     pid = 1
@@ -47,7 +47,7 @@ class Bench:
     """A renderer whose ComfyUI accepts connections but never responds."""
 
     def __init__(self, folder: Path, blobs: BlobStore, comfyui: ComfyClient) -> None:
-        self.process = Process()
+        self.process = FakeProcess()
         options = ComfyOptions(
             home=folder,
             python=folder,
@@ -204,7 +204,7 @@ PRICED = RenderRequest(
 
 
 @pytest.fixture
-async def accepting(
+async def accepting_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Bench, AcceptingComfyUI]:
     monkeypatch.setattr(renderer_module, "_POLL_SECONDS", 0.01)
@@ -217,9 +217,9 @@ async def accepting(
 
 
 async def test_each_follower_and_the_status_report_the_same_run(
-    accepting: tuple[Bench, AcceptingComfyUI],
+    accepting_bench: tuple[Bench, AcceptingComfyUI],
 ) -> None:
-    bench, comfyui = accepting
+    bench, comfyui = accepting_bench
 
     async def follow() -> list[RenderRun]:
         events = [event async for event in bench.renderer.render(PRICED)]
@@ -245,8 +245,8 @@ async def test_each_follower_and_the_status_report_the_same_run(
     assert (await bench.renderer.status()).runs == ()
 
 
-async def test_cancelled_prompt_has_a_run(accepting: tuple[Bench, AcceptingComfyUI]) -> None:
-    bench, _ = accepting
+async def test_cancelled_prompt_has_a_run(accepting_bench: tuple[Bench, AcceptingComfyUI]) -> None:
+    bench, _ = accepting_bench
     task = asyncio.create_task(bench.error(account=PRICED.account))
 
     async def find_open() -> RenderRun | None:
@@ -259,8 +259,8 @@ async def test_cancelled_prompt_has_a_run(accepting: tuple[Bench, AcceptingComfy
     assert (ended_run.id, ended_run.error, ended_run.is_ended) == (run.id, "cancelled", True)
 
 
-async def test_refused_graph_has_no_run(accepting: tuple[Bench, AcceptingComfyUI]) -> None:
-    bench, comfyui = accepting
+async def test_refused_graph_has_no_run(accepting_bench: tuple[Bench, AcceptingComfyUI]) -> None:
+    bench, comfyui = accepting_bench
     comfyui.refusal = InvalidGraph("no such node")
     assert isinstance(await bench.error(account=PRICED.account), InvalidGraph)
     assert (await bench.renderer.status()).runs == ()

@@ -56,15 +56,17 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
     )
     words = command(comfy_options)
     base = tmp_path / "data" / "run" / "base"
-    read_mounts, write = mounts(words, "--ro-bind"), mounts(words, "--bind")
+    read_mounts, write_mounts = mounts(words, "--ro-bind"), mounts(words, "--bind")
     for path in (tmp_path / "comfyui", tmp_path / "models", tmp_path / "nodes", tmp_path / "more"):
         assert read_mounts[str(path)] == str(path)
     assert read_mounts["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
     # Temporary folders are not compared, because the test's own folder lies in one of them.
-    assert {path for path in write if path.startswith(str(tmp_path))} == {
+    assert {path for path in write_mounts if path.startswith(str(tmp_path))} == {
         str(base / name) for name in ("output", "temp", "user", "scratch")
     }
-    assert set(write.values()) == {str(base / n) for n in ("output", "temp", "user", "scratch")}
+    assert set(write_mounts.values()) == {
+        str(base / n) for n in ("output", "temp", "user", "scratch")
+    }
     forbidden_paths = {
         "/",
         "/etc",
@@ -76,7 +78,12 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
         str(tmp_path),
         str(Path.home()),
     }
-    assert not forbidden_paths & {*read_mounts, *read_mounts.values(), *write, *write.values()}
+    assert not forbidden_paths & {
+        *read_mounts,
+        *read_mounts.values(),
+        *write_mounts,
+        *write_mounts.values(),
+    }
     assert words[-4:] == ["--remount-ro", "/", "--chdir", "/"]
 
 
@@ -111,18 +118,22 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
 
 
 @pytest.mark.parametrize(
-    ("uid", "has", "has_not"),
+    ("uid", "expected_words", "has_not"),
     [
         (0, ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID"], "--unshare-user"),
         (1000, ["--unshare-user", "--disable-userns"], "--cap-add"),
     ],
 )
 def test_root_drops_capabilities_and_other_users_get_a_namespace(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uid: int, has: list[str], has_not: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    uid: int,
+    expected_words: list[str],
+    has_not: str,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     words = command(options(tmp_path))
-    assert any(words[i : i + len(has)] == has for i in range(len(words)))
+    assert any(words[i : i + len(expected_words)] == expected_words for i in range(len(words)))
     assert has_not not in words
 
 
@@ -201,9 +212,9 @@ def test_graphics_devices_and_their_groups_are_passed(
     words = command(options(tmp_path, cpu=False))
     assert mounts(words, "--dev-bind") == {str(card): str(card) for card in cards}
     assert "/sys" in mounts(words, "--ro-bind")
-    without = command(options(tmp_path))
-    assert not mounts(without, "--dev-bind")
-    assert "/sys" not in mounts(without, "--ro-bind")
+    words_without_gpu = command(options(tmp_path))
+    assert not mounts(words_without_gpu, "--dev-bind")
+    assert "/sys" not in mounts(words_without_gpu, "--ro-bind")
     assert find_device_groups(cards) == [], "every user may use them"
     console = Path("/dev/console")
     if console.exists() and console.stat().st_gid:

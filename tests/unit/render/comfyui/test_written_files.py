@@ -92,7 +92,7 @@ def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
     assert content(written_files, output("a.png"), ADA) == b"second"
 
 
-@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("has_ended", [False, True])
 @pytest.mark.parametrize(
     ("subfolder", "filename"),
     [
@@ -111,7 +111,7 @@ def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
     ],
 )
 def test_only_regular_files_inside_the_folder_are_opened(
-    folder: ProcessFolder, subfolder: str, filename: str, ended: bool
+    folder: ProcessFolder, subfolder: str, filename: str, has_ended: bool
 ) -> None:
     written_files, output_folder = WrittenFiles(folder), folder.base / "output"
     (folder.path / "secret.png").write_text("the stack's")
@@ -122,7 +122,7 @@ def test_only_regular_files_inside_the_folder_are_opened(
     (output_folder / "way").symlink_to(folder.path)
     (output_folder / "/".join(["d"] * 100)).mkdir(parents=True)
     (output_folder / "/".join(["d"] * 100) / "a.png").touch()
-    if ended:
+    if has_ended:
         written_files.end_prompt(ADA)
     assert content(written_files, output(filename, subfolder), ADA) is None
 
@@ -137,9 +137,9 @@ def test_locked_and_deep_folders_are_removed(folder: ProcessFolder) -> None:
     folder_fd = os.open(output_folder, os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("d", dir_fd=folder_fd)
-        deeper = os.open("d", os.O_RDONLY, dir_fd=folder_fd)
+        deeper_fd = os.open("d", os.O_RDONLY, dir_fd=folder_fd)
         os.close(folder_fd)
-        folder_fd = deeper
+        folder_fd = deeper_fd
     os.close(folder_fd)
     output_folder.chmod(0)
     written_files.end_prompt(ADA)

@@ -73,9 +73,9 @@ def test_input_name_keeps_only_a_plain_suffix(name: str, suffix: str) -> None:
 
 @given(st.text())
 def test_every_input_name_is_valid_and_stays_in_its_folder(name: str) -> None:
-    generated = make_input_name(artifact(name))
-    assert is_input_name(generated)
-    assert ".." not in generated
+    generated_name = make_input_name(artifact(name))
+    assert is_input_name(generated_name)
+    assert ".." not in generated_name
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,9 @@ def test_success_is_determined_by_the_messages() -> None:
     # An error outweighs a success, whatever their order.
     assert not has_succeeded(entry({}, SUCCESS, ("execution_error", cycle)))
     assert not has_succeeded(entry({}, ("execution_interrupted", {"node_id": "1"}), SUCCESS))
-    stale = entry({}, SUCCESS, status="error")
-    assert has_succeeded(stale)
-    assert to_prompt_record(stale, "p").status == "success"
+    stale_entry = entry({}, SUCCESS, status="error")
+    assert has_succeeded(stale_entry)
+    assert to_prompt_record(stale_entry, "p").status == "success"
 
 
 def test_node_error_has_node_and_message_without_traceback() -> None:

@@ -117,11 +117,11 @@ async def test_cancelled_render_leaves_its_renderer_to_the_next(harness: Harness
     await settle()
     assert harness.assigned == [("next", "a")]
     # Cancelled at the very moment at which it gets its lease.
-    unlucky = harness.start(pending("unlucky"))
+    unlucky_task = harness.start(pending("unlucky"))
     await settle()
     harness.leases["next"].release()
-    unlucky.cancel()
-    await asyncio.gather(unlucky, return_exceptions=True)
+    unlucky_task.cancel()
+    await asyncio.gather(unlucky_task, return_exceptions=True)
     last_task = harness.start(pending("last"))
     await settle()
     assert harness.assigned[-1] == ("last", "a")
@@ -131,11 +131,14 @@ async def test_cancelled_render_leaves_its_renderer_to_the_next(harness: Harness
 
 
 async def test_render_cancelled_while_the_scheduler_closes_is_cancelled(harness: Harness) -> None:
-    cancelled_render, staying = harness.start(pending("leaving")), harness.start(pending("staying"))
+    cancelled_task, staying_task = (
+        harness.start(pending("leaving")),
+        harness.start(pending("staying")),
+    )
     await settle()
     harness.scheduler.close()
-    cancelled_render.cancel()
-    outcomes = await asyncio.gather(cancelled_render, staying, return_exceptions=True)
+    cancelled_task.cancel()
+    outcomes = await asyncio.gather(cancelled_task, staying_task, return_exceptions=True)
     assert [type(error) for error in outcomes] == [asyncio.CancelledError, ServiceUnavailable]
     harness.scheduler.add_renderer("a")
     await settle()

@@ -34,8 +34,8 @@ def test_every_render_is_rendered_once(load: Load, outcome: Outcome) -> None:
 
 
 def test_model_changes_stay_near_the_minimum(load: Load, outcome: Outcome) -> None:
-    result, bound = fewest_changes(load, FARM.actors, outcome.makespan)
-    assert bound <= result <= outcome.changes
+    result, lower_bound = fewest_changes(load, FARM.actors, outcome.makespan)
+    assert lower_bound <= result <= outcome.changes
     assert outcome.changes <= 2 * result, "changing takes no longer than a render here"
     first_in_first_out = fifo(load, FARM)
     assert outcome.changes <= 0.25 * first_in_first_out.changes

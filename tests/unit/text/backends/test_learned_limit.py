@@ -31,7 +31,7 @@ class Server:
 
     def fill(self) -> None:
         """Begin calls for as long as the limit allows, from an endless queue."""
-        while len(self.calls) < (self.slots.limit or 0) or self._grows():
+        while len(self.calls) < (self.slots.limit or 0) or self._limit_grows():
             stack = ExitStack()
             self.calls.append((stack, stack.enter_context(self.limit.track("chat", 100))))
             self.clock.now += 0.1
@@ -46,7 +46,7 @@ class Server:
         if len(self.calls) >= self.parallel:
             self.calls[self.parallel - 1][1].record_first_token()
 
-    def _grows(self) -> bool:
+    def _limit_grows(self) -> bool:
         limit_before = self.slots.limit
         assert self.slots.on_full is not None
         self.slots.on_full()

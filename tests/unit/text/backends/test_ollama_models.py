@@ -73,10 +73,12 @@ async def test_a_host_that_fails_keeps_its_models(host: FakeOllamaHost) -> None:
     backend = OllamaBackend(host.url, contexts={}, connections=2, models=models)
     await backend.refresh_models()
     await backend.close()
-    missing_host = OllamaBackend("http://127.0.0.1:9", contexts={}, connections=2, models=models)
+    missing_host_backend = OllamaBackend(
+        "http://127.0.0.1:9", contexts={}, connections=2, models=models
+    )
     with pytest.raises(BackendUnavailable):
-        await missing_host.refresh_models()
-    await missing_host.close()
+        await missing_host_backend.refresh_models()
+    await missing_host_backend.close()
     assert models.find("smollm2") is not None
 
 
@@ -108,10 +110,10 @@ async def test_models_with_the_same_weights_are_resident_together(host: FakeOlla
     host.resident = {"smollm2:latest"}
     backend = OllamaBackend(host.url, contexts={}, connections=2)
     await backend.refresh_models()
-    resident = await backend.list_resident_models()
+    resident_models = await backend.list_resident_models()
     await backend.close()
-    assert set(resident) == {"smollm2:latest", "smollm2", "tools:latest", "tools"}
-    assert resident["tools"]["context_length"] == 4096
+    assert set(resident_models) == {"smollm2:latest", "smollm2", "tools:latest", "tools"}
+    assert resident_models["tools"]["context_length"] == 4096
 
 
 async def test_requests_for_models_without_configured_context_can_be_checked(
@@ -142,12 +144,12 @@ async def test_context_of_the_modelfile_wins(
 
 
 @pytest.mark.parametrize(
-    ("name", "tagged"),
+    ("name", "tagged_name"),
     [
         ("llama3.2", "llama3.2:latest"),
         ("llama3.2:3b", "llama3.2:3b"),
         ("host:5000/library/x", "host:5000/library/x:latest"),
     ],
 )
-def test_default_tag_is_added_to_names_without_tag(name: str, tagged: str) -> None:
-    assert add_default_tag(name) == tagged
+def test_default_tag_is_added_to_names_without_tag(name: str, tagged_name: str) -> None:
+    assert add_default_tag(name) == tagged_name

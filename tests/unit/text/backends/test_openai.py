@@ -17,14 +17,14 @@ HERE = "http://127.0.0.1:8080/v1"
 
 
 @pytest.mark.parametrize(
-    ("url", "member", "other"),
+    ("url", "member", "other_member"),
     [
         (OPENAI_URL, "max_completion_tokens", "max_tokens"),
         (HERE, "max_tokens", "max_completion_tokens"),
     ],
 )
 async def test_token_limit_has_the_member_name_of_the_server(
-    monkeypatch: pytest.MonkeyPatch, url: str, member: str, other: str
+    monkeypatch: pytest.MonkeyPatch, url: str, member: str, other_member: str
 ) -> None:
     sent_bodies: list[Mapping[str, object]] = []
 
@@ -44,18 +44,18 @@ async def test_token_limit_has_the_member_name_of_the_server(
     call_deadline = asyncio.get_running_loop().time() + 5
     await backend.chat(FULL, call_deadline)
     assert [delta async for delta in backend.stream(FULL, call_deadline)]
-    assert [(body[member], other in body) for body in sent_bodies] == [(99, False)] * 2
+    assert [(body[member], other_member in body) for body in sent_bodies] == [(99, False)] * 2
 
 
 async def test_stream_without_done_is_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    finish = "null"
+    finish_reason = "null"
 
     async def stream(
         self: HttpClient, path: str, body: bytes, deadline: float
     ) -> AsyncGenerator[bytes, None]:
-        choice = f'{{"index":0,"delta":{{"content":"hi"}},"finish_reason":{finish}}}'
+        choice = f'{{"index":0,"delta":{{"content":"hi"}},"finish_reason":{finish_reason}}}'
         yield f'data: {{"choices":[{choice}]}}\n\n'.encode()
 
     monkeypatch.setattr(HttpClient, "stream", stream)
@@ -63,7 +63,7 @@ async def test_stream_without_done_is_complete(
     call_deadline = asyncio.get_running_loop().time() + 5
     with pytest.raises(StreamInterrupted):
         [delta async for delta in backend.stream(FULL, call_deadline)]
-    finish = '"length"'
+    finish_reason = '"length"'
     *_, last_delta = [delta async for delta in backend.stream(FULL, call_deadline)]
     assert isinstance(last_delta, Finished) and last_delta.stop is StopReason.MAX_TOKENS
 

@@ -50,8 +50,8 @@ class Cloud:
     async def answer(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append((request.method, request.path_qs, headers, await request.read()))
-        redirect = {} if self.location is None else {"location": self.location}
-        return web.json_response(self.body, status=self.status, headers=redirect)
+        location_header = {} if self.location is None else {"location": self.location}
+        return web.json_response(self.body, status=self.status, headers=location_header)
 
 
 @asynccontextmanager
@@ -73,14 +73,14 @@ async def running(cloud: Cloud, **settings: Any) -> AsyncIterator[BackendRuntime
     await runner.cleanup()
 
 
-def raw(path: str) -> RawRequest:
+def new_raw_request(path: str) -> RawRequest:
     deadline = asyncio.get_running_loop().time() + 30
     return RawRequest(path=path, body=b'{"model": "m"}', headers={}, deadline=deadline)
 
 
 async def forward(runtime: BackendRuntime, path: str = "/chat/completions") -> bytes:
     assert runtime.pass_through is not None
-    return await runtime.pass_through.forward(raw(path))
+    return await runtime.pass_through.forward(new_raw_request(path))
 
 
 async def ask(runtime: BackendRuntime) -> None:

@@ -48,10 +48,10 @@ async def check(
     return total, [(error.code, error.line) for error in errors], added_lines, sha256
 
 
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
-async def test_lines_are_found_again_where_they_were(blobs: BlobStore, end: bytes) -> None:
+@pytest.mark.parametrize("line_ending", [b"", b"\n", b"\r\n", b"\n\n"])
+async def test_lines_are_found_again_where_they_were(blobs: BlobStore, line_ending: bytes) -> None:
     lines = [line("a"), b"  " + line("b", 90) + b"\r", b"", line("ü")]
-    content = b"\xef\xbb\xbf" + b"\n".join(lines) + end
+    content = b"\xef\xbb\xbf" + b"\n".join(lines) + line_ending
     total, errors, added_lines, sha256 = await check(blobs, content)
     assert (total, errors) == (3, [])
     assert [(x.number, x.custom_id) for x in added_lines] == [(1, "a"), (2, "b"), (4, "ü")]

@@ -25,7 +25,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
-from tests.unit.text.routing.test_request_quality import known
+from tests.unit.text.routing.test_request_quality import rated_deployment
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
@@ -107,15 +107,15 @@ class SignalLog:
 
 class Queue:
     def __init__(self) -> None:
-        self.started: list[str] = []
+        self.started_ids: list[str] = []
         self.is_unavailable = False
 
     async def start(self, comparison_id: str, owner: str) -> bool:
         if self.is_unavailable:
             raise ServiceUnavailable("Temporal is away")
-        if comparison_id in self.started:
+        if comparison_id in self.started_ids:
             return False
-        self.started.append(comparison_id)
+        self.started_ids.append(comparison_id)
         return True
 
 
@@ -137,9 +137,9 @@ class JudgeRig:
             OPUS: FakeBackend(make_text_response(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         deployments = (
-            known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
-            known(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
-            known(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
+            rated_deployment(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
+            rated_deployment(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
+            rated_deployment(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
         )
         runtimes = {
             backend: runtime(backend, self.backends[model])
@@ -208,20 +208,20 @@ class JudgeRig:
                 pass
         return answer
 
-    async def begin(self) -> Outcome:
+    async def start_comparison(self) -> Outcome:
         """Start the comparison of the latest sampled answer, and return the outcome so far."""
         return await self.starter.start(self.sampler.samples.get_nowait())
 
-    async def sampled(self, *args: Any, **kwargs: Any) -> Outcome:
+    async def ask_and_start(self, *args: Any, **kwargs: Any) -> Outcome:
         """Send a request, and start the comparison of its answer.
 
         Returns:
             The comparison's outcome, or why the answer was not sampled.
         """
         await self.ask(*args, **kwargs)
-        return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
+        return self.counted.pop() if self.sampler.samples.empty() else await self.start_comparison()
 
-    async def started(self, **kwargs: Any) -> str:
+    async def start_and_get_id(self, **kwargs: Any) -> str:
         """Start a comparison, and return its id."""
-        assert await self.sampled(**kwargs) is Outcome.STARTED
-        return self.queue.started[-1]
+        assert await self.ask_and_start(**kwargs) is Outcome.STARTED
+        return self.queue.started_ids[-1]

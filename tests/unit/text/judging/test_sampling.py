@@ -53,7 +53,7 @@ async def test_nothing_is_sampled_without_rules() -> None:
 async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
     rig = JudgeRig()
     max_tokens = None if isinstance(codec, OllamaChatCodec) else 50
-    name = await rig.started(codec=codec, stream=stream, max_tokens=max_tokens)
+    name = await rig.start_and_get_id(codec=codec, stream=stream, max_tokens=max_tokens)
     sampled_comparison = comparison(rig, name)
     assert (sampled_comparison.model, sampled_comparison.second, sampled_comparison.answer) == (
         SMALL,
@@ -80,7 +80,7 @@ async def test_stream_that_was_held_back_is_judged(codec: Any) -> None:
         "ollama": {"format": "json", "max_tokens": None},
     }
     requested_schema = schemas[codec.api_format.value]
-    name = await rig.started(codec=codec, stream=True, **requested_schema)
+    name = await rig.start_and_get_id(codec=codec, stream=True, **requested_schema)
     assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
 
 
@@ -170,14 +170,14 @@ async def test_invalid_unvalidated_member_does_not_fail_the_answer(modalities: A
 async def test_a_long_answer_is_not_sampled() -> None:
     rig = JudgeRig(rules=replace(RULES, max_answer_tokens=3))
     rig.backends[SMALL].answer = make_text_response("one two three four")
-    assert await rig.sampled() is Outcome.UNSUITABLE
+    assert await rig.ask_and_start() is Outcome.UNSUITABLE
 
 
 async def test_tenant_can_opt_out() -> None:
     rig = JudgeRig(policies={"ada": TenantPolicy(is_judged=False)})
-    assert await rig.sampled(owner="ada") is Outcome.OPTED_OUT
-    assert await rig.sampled(owner="bob") is Outcome.STARTED
-    assert comparison(rig, rig.queue.started[-1]).owner == "bob"
+    assert await rig.ask_and_start(owner="ada") is Outcome.OPTED_OUT
+    assert await rig.ask_and_start(owner="bob") is Outcome.STARTED
+    assert comparison(rig, rig.queue.started_ids[-1]).owner == "bob"
 
 
 HOME = frozenset({"on-premises"})
@@ -198,78 +198,82 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
     rig = JudgeRig(**fleet)
     # A second local model, so that quality has something to weigh within the house.
     deployments = rig.router.fleet.catalog.deployments
-    twin = replace(deployments[1], residency="on-premises")
-    catalog = replace(rig.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    twin_deployment = replace(deployments[1], residency="on-premises")
+    catalog = replace(
+        rig.router.fleet.catalog, deployments=(deployments[0], twin_deployment, deployments[2])
+    )
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
-    assert await rig.sampled(None, *headers, model=model) is Outcome.RESIDENCY
+    assert await rig.ask_and_start(None, *headers, model=model) is Outcome.RESIDENCY
     assert rig.store.stored == {}
-    assert rig.queue.started == []
+    assert rig.queue.started_ids == []
 
 
 async def test_residency_rules_can_prevent_the_comparison() -> None:
     """There is no comparison, although the judge's own model may process the data."""
     rig = JudgeRig(rules=replace(RULES, second=HAIKU))
     deployments = rig.router.fleet.catalog.deployments
-    moved = (
+    moved_catalog = (
         deployments[0],
         replace(deployments[1], residency="eu"),
         replace(deployments[2], residency="on-premises"),
     )
-    catalog = replace(rig.router.fleet.catalog, deployments=moved)
+    catalog = replace(rig.router.fleet.catalog, deployments=moved_catalog)
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
     header = (b"x-moyin-residency", b"on-premises")
-    assert await rig.sampled(None, header, model="any") is Outcome.RESIDENCY
+    assert await rig.ask_and_start(None, header, model="any") is Outcome.RESIDENCY
 
 
 async def test_removed_alias_prevents_the_comparison() -> None:
     """The alias had residency rules that are now unknown, so the data must not be sent on."""
     rig = JudgeRig(aliases={"home": Alias(residency=("on-premises",))})
     deployments = rig.router.fleet.catalog.deployments
-    twin = replace(deployments[1], residency="on-premises")
-    catalog = replace(rig.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    twin_deployment = replace(deployments[1], residency="on-premises")
+    catalog = replace(
+        rig.router.fleet.catalog, deployments=(deployments[0], twin_deployment, deployments[2])
+    )
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
     await rig.ask(model="home")
     catalog_without_aliases = replace(catalog, aliases={})
     rig.router.fleet = replace(
         rig.router.fleet, catalog=catalog_without_aliases, policies=rig.policies
     )
-    assert await rig.begin() is Outcome.UNSUITABLE
+    assert await rig.start_comparison() is Outcome.UNSUITABLE
     assert rig.store.stored == {}
 
 
 async def test_the_second_model_is_the_next_better_else_the_next_cheaper() -> None:
     rig = JudgeRig()
-    assert comparison(rig, await rig.started()).second == HAIKU
+    assert comparison(rig, await rig.start_and_get_id()).second == HAIKU
     # Haiku answers now, and nothing but the judge's own model is better.
     fleet = replace(rig.router.fleet, usd_per_bad_answer=1.0)
     rig.router.fleet = fleet
-    assert comparison(rig, await rig.started(request_id="r2")).model == HAIKU
-    assert comparison(rig, rig.queue.started[-1]).second == SMALL
+    assert comparison(rig, await rig.start_and_get_id(request_id="r2")).model == HAIKU
+    assert comparison(rig, rig.queue.started_ids[-1]).second == SMALL
 
 
 async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
     aliases = {"lone": Alias(models=(SMALL, OPUS))}
     rig = JudgeRig(rules=replace(RULES, second=HAIKU), aliases=aliases)
-    assert comparison(rig, await rig.started(model="lone")).second == HAIKU
-    without = JudgeRig(aliases=aliases)
-    assert await without.sampled(model="lone") is Outcome.NO_SECOND_MODEL
+    assert comparison(rig, await rig.start_and_get_id(model="lone")).second == HAIKU
+    rig_with_aliases = JudgeRig(aliases=aliases)
+    assert await rig_with_aliases.ask_and_start(model="lone") is Outcome.NO_SECOND_MODEL
 
 
 async def test_judge_never_evaluates_its_own_answer() -> None:
     rig = JudgeRig(rules=replace(RULES, model=SMALL))
-    assert await rig.sampled() is Outcome.NO_SECOND_MODEL
+    assert await rig.ask_and_start() is Outcome.NO_SECOND_MODEL
 
 
 async def test_the_same_request_id_is_compared_once() -> None:
     rig = JudgeRig()
-    assert await rig.sampled() is Outcome.STARTED
-    assert await rig.sampled() is Outcome.REPEATED
-    (name,) = rig.queue.started
+    assert await rig.ask_and_start() is Outcome.STARTED
+    assert await rig.ask_and_start() is Outcome.REPEATED
+    (name,) = rig.queue.started_ids
     assert name == derive_comparison_id("ada", "r1")
     assert derive_comparison_id("ad", "ar1") != name
     # The job has ended, and its id is known to the queue.
     await rig.store.remove(name)
-    assert await rig.sampled() is Outcome.REPEATED
+    assert await rig.ask_and_start() is Outcome.REPEATED
     assert rig.store.stored == {}
 
 
@@ -277,34 +281,36 @@ async def test_order_of_the_answers_is_random() -> None:
     rig = JudgeRig()
     swapped_counts = Counter[bool]()
     for number in range(200):
-        swapped_counts[comparison(rig, await rig.started(request_id=f"r{number}")).swapped] += 1
+        swapped_counts[
+            comparison(rig, await rig.start_and_get_id(request_id=f"r{number}")).swapped
+        ] += 1
     # Fewer than 60 or more than 140 of 200 by chance: once in 100 million.
     assert min(swapped_counts.values()) > 60
 
 
-@pytest.mark.parametrize("away", ["valkey", "temporal", "room"])
-async def test_outages_drop_samples_and_store_no_prompt(away: str) -> None:
+@pytest.mark.parametrize("unavailable_part", ["valkey", "temporal", "room"])
+async def test_outages_drop_samples_and_store_no_prompt(unavailable_part: str) -> None:
     rig = JudgeRig()
-    rig.budget.is_unavailable = away == "valkey"
-    rig.queue.is_unavailable = away == "temporal"
-    rig.store.room = away != "room"
-    expected = Outcome.DROPPED if away == "room" else Outcome.UNAVAILABLE
-    assert await rig.sampled() is expected
+    rig.budget.is_unavailable = unavailable_part == "valkey"
+    rig.queue.is_unavailable = unavailable_part == "temporal"
+    rig.store.room = unavailable_part != "room"
+    expected = Outcome.DROPPED if unavailable_part == "room" else Outcome.UNAVAILABLE
+    assert await rig.ask_and_start() is expected
     assert rig.store.stored == {}
 
 
 async def test_above_the_budget_no_job_is_started() -> None:
     rig = JudgeRig(rules=replace(RULES, usd_per_month=Decimal("0.5")))
     rig.budget.booked = Decimal("0.499")
-    assert await rig.sampled() is Outcome.BUDGET
+    assert await rig.ask_and_start() is Outcome.BUDGET
     rig.budget.booked = Decimal(0)
-    assert await rig.sampled() is Outcome.STARTED
+    assert await rig.ask_and_start() is Outcome.STARTED
 
 
 async def test_frozen_tenant_causes_no_judge_calls() -> None:
     rig = JudgeRig()
     rig.estimator.freeze("ada")
-    assert await rig.sampled() is Outcome.FROZEN
+    assert await rig.ask_and_start() is Outcome.FROZEN
 
 
 async def test_cached_answers_are_sampled_once() -> None:

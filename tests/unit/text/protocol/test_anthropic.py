@@ -361,9 +361,9 @@ def test_pictures_by_url_are_inlined_at_any_depth() -> None:
     call = AnthropicCodec().parse(to_json(data))
     assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
-    inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
-    assert inlined.picture_urls == ()
-    body = json.loads(inlined.to_upstream("m", {}))
+    call_with_pictures = call.with_pictures(dict.fromkeys(call.picture_urls, image))
+    assert call_with_pictures.picture_urls == ()
+    body = json.loads(call_with_pictures.to_upstream("m", {}))
     gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
     assert body["messages"][0]["content"][0]["source"] == gif
     assert body["messages"][0]["content"][1]["content"][0]["source"] == gif
@@ -379,8 +379,12 @@ def test_count_request_needs_no_max_tokens() -> None:
 
 def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
     writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
-    started = {"input_tokens": 10, "cache_creation_input_tokens": 50, "cache_creation": writes}
-    message = {"id": "m", "model": "m", "usage": {**started, "output_tokens": 1}}
+    started_usage = {
+        "input_tokens": 10,
+        "cache_creation_input_tokens": 50,
+        "cache_creation": writes,
+    }
+    message = {"id": "m", "model": "m", "usage": {**started_usage, "output_tokens": 1}}
     final_usage = {"input_tokens": 10, "cache_creation_input_tokens": 50, "output_tokens": 42}
     stream = b"".join(
         b"data: " + to_json(event) + b"\n\n"
@@ -390,7 +394,7 @@ def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
             {"type": "message_stop"},
         )
     )
-    total_usage = usage_to_domain({**started, "output_tokens": 42})
+    total_usage = usage_to_domain({**started_usage, "output_tokens": 42})
     tap = StreamTap()
     tap.feed(stream)
     assert tap.usage == total_usage
@@ -411,15 +415,15 @@ def document(**source: str) -> dict[str, Any]:
 def test_needs_include_documents() -> None:
     text = document(type="text", media_type="text/plain", data="x" * 4_000)
     assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
-    paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
-    needs = needs_of(paper)
+    pdf_document = document(type="base64", media_type="application/pdf", data="A" * 4_000)
+    needs = needs_of(pdf_document)
     assert 4_000 < needs.attachment_bytes < 4_200
     assert needs.prompt_tokens < 50, "base64 is not counted as text"
-    nested_block = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
+    nested_block = {"type": "tool_result", "tool_use_id": "c", "content": [text, pdf_document]}
     assert needs_of(nested_block).prompt_tokens > 1_000
     assert needs_of(nested_block).attachment_bytes > 4_000
-    inner = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
-    mixed = {"type": "document", "source": {"type": "content", "content": [inner]}}
+    inner_image = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
+    mixed_document = {"type": "document", "source": {"type": "content", "content": [inner_image]}}
     for block in (
         document(type="url", url="https://e.org/a.pdf"),
         document(type="file", file_id="f1"),
@@ -428,12 +432,14 @@ def test_needs_include_documents() -> None:
             "tool_use_id": "c",
             "content": [document(type="file", file_id="1")],
         },
-        mixed,
+        mixed_document,
     ):
         assert needs_of(block).has_external_content, block
     # A URL in the text of a document is not a source.
     text_with_url = document(type="text", media_type="text/plain", data='"type":"url"')
-    assert not any(needs_of(block).has_external_content for block in (text, paper, text_with_url))
+    assert not any(
+        needs_of(block).has_external_content for block in (text, pdf_document, text_with_url)
+    )
     assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
 
 
@@ -481,7 +487,7 @@ def test_has_urls(block: dict[str, Any], names: bool) -> None:
         assert needs_of(block).has_urls is names, "messages and counts agree"
 
 
-def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
+def convert_turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
     conversation = tuple(Message(role=role, parts=parts) for role, parts in messages)
     body: list[dict[str, Any]] = chat_request_to_upstream(replace(FULL, messages=conversation))[
         "messages"
@@ -491,7 +497,7 @@ def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
 
 def test_blank_texts_are_dropped_and_turns_alternate() -> None:
     result = ToolResult(tool_use_id="c", content=(Text(text=""),))
-    sent_turns = turns(
+    sent_turns = convert_turns(
         (Role.USER, (Text(text="run"), Text(text=" \n"))),
         (Role.ASSISTANT, (Text(text=""), ToolUse(id="c", name="sh", arguments="{}"))),
         (Role.USER, (result,)),
@@ -510,7 +516,7 @@ def test_blank_texts_are_dropped_and_turns_alternate() -> None:
 
 
 def test_tool_call_ids_are_sanitised_consistently() -> None:
-    sent_turns = turns(
+    sent_turns = convert_turns(
         (Role.ASSISTANT, (ToolUse(id="functions.sh:0", name="sh", arguments="{}"),)),
         (Role.USER, (ToolResult(tool_use_id="functions.sh:0", content=()),)),
     )
@@ -520,7 +526,7 @@ def test_tool_call_ids_are_sanitised_consistently() -> None:
 
 def test_jpg_media_type_is_corrected() -> None:
     picture = Image(media_type="image/jpg", data="/9j/")
-    ((block,),) = (turn["content"] for turn in turns((Role.USER, (picture,))))
+    ((block,),) = (turn["content"] for turn in convert_turns((Role.USER, (picture,))))
     assert block["source"] == {"type": "base64", "media_type": "image/jpeg", "data": "/9j/"}
 
 
@@ -610,8 +616,10 @@ def test_refused_keywords_move_into_descriptions() -> None:
     )
     body = chat_request_to_upstream(replace(FULL, tools=tools, output=OutputFormat(schema=BOUND)))
     assert body["output_config"]["format"]["schema"] == CHECKED
-    strict_schema, free, open_schema = (tool["input_schema"] for tool in body["tools"])
-    assert (strict_schema, free) == (CHECKED, BOUND), "only a strict tool constrains the model"
+    strict_schema, free_schema, open_schema = (tool["input_schema"] for tool in body["tools"])
+    assert (strict_schema, free_schema) == (CHECKED, BOUND), (
+        "only a strict tool constrains the model"
+    )
     assert open_schema["additionalProperties"] is False
     assert json.dumps(BOUND) == schema_before, "the client's schema is not changed"
 

@@ -148,15 +148,15 @@ def test_a_batch_shows_its_counts_when_it_has_ended() -> None:
     open_batch = parse_batch(BATCH)
     assert open_batch.processing_status == "in_progress"
     assert open_batch.request_counts.processing == 4 and open_batch.results_url is None
-    canceling = replace(BATCH, status=BatchStatus.CANCELLING, cancelling_at=NOW)
-    assert parse_batch(canceling).processing_status == "canceling"
-    ended_batch = replace(canceling, ended_at=NOW, completed=1, failed=2)
-    canceled = parse_batch(replace(ended_batch, status=BatchStatus.CANCELLED))
-    counts = canceled.request_counts
+    canceling_batch = replace(BATCH, status=BatchStatus.CANCELLING, cancelling_at=NOW)
+    assert parse_batch(canceling_batch).processing_status == "canceling"
+    ended_batch = replace(canceling_batch, ended_at=NOW, completed=1, failed=2)
+    canceled_batch = parse_batch(replace(ended_batch, status=BatchStatus.CANCELLED))
+    counts = canceled_batch.request_counts
     assert (counts.succeeded, counts.errored, counts.canceled, counts.expired) == (1, 2, 1, 0)
-    assert (canceled.processing_status, canceled.results_url) == ("ended", "http://r")
-    expired = parse_batch(replace(ended_batch, status=BatchStatus.EXPIRED)).request_counts
-    assert (expired.canceled, expired.expired, expired.processing) == (0, 1, 0)
+    assert (canceled_batch.processing_status, canceled_batch.results_url) == ("ended", "http://r")
+    expired_counts = parse_batch(replace(ended_batch, status=BatchStatus.EXPIRED)).request_counts
+    assert (expired_counts.canceled, expired_counts.expired, expired_counts.processing) == (0, 1, 0)
     old_batch = parse_batch(
         replace(ended_batch, status=BatchStatus.COMPLETED, ended_at=NOW - timedelta(days=30))
     )

@@ -29,9 +29,9 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 TOOLS = [{"type": "function", "name": "weather", "parameters": SCHEMA}]
 
 
-def parse(*earlier: dict[str, Any], **members: Any) -> ParsedResponseRequest:
+def parse(*earlier_items: dict[str, Any], **members: Any) -> ParsedResponseRequest:
     data = {"model": "m", "input": "hi", "background": True, "tools": TOOLS, **members}
-    return CODEC.parse_continuation(to_json(data), data, earlier)
+    return CODEC.parse_continuation(to_json(data), data, earlier_items)
 
 
 def make_succeeded_job(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
@@ -100,11 +100,11 @@ def test_events_before_the_answer_are_those_of_a_later_reader() -> None:
     request = parse()
     queued_response = request.render_queued("resp_1")
     final_response = render_job(queued_response, make_succeeded_job(request, ANSWERS["text"]))
-    [(_, early), _], [(_, late_event), _] = (
+    [(_, early_event), _], [(_, late_event), _] = (
         build_first_events(queued_response),
         build_first_events(final_response),
     )
-    assert early["response"] | {"model": ""} == late_event["response"] | {"model": ""}
+    assert early_event["response"] | {"model": ""} == late_event["response"] | {"model": ""}
 
 
 def test_a_job_carries_the_conversation_and_is_not_stored_again() -> None:

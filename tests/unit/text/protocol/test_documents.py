@@ -28,7 +28,7 @@ def request(*parts: PromptFile) -> ChatRequest:
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "declared", "found"),
+    ("content", "name", "declared_type", "file_class"),
     [
         (PDF, "a.pdf", None, Document),
         (PDF, None, "text/plain", Document),
@@ -40,12 +40,16 @@ def request(*parts: PromptFile) -> ChatRequest:
     ],
 )
 def test_the_content_decides_the_type_of_a_file(
-    content: bytes, name: str | None, declared: str | None, found: type[PromptFile]
+    content: bytes, name: str | None, declared_type: str | None, file_class: type[PromptFile]
 ) -> None:
-    encoded = base64.b64encode(content).decode()
-    url = encoded if declared is None else f"data:{declared};base64,{encoded}"
-    file = read_file(content, name=name, declared_type=declared, field="f")
-    assert type(file) is found
+    encoded_content = base64.b64encode(content).decode()
+    url = (
+        encoded_content
+        if declared_type is None
+        else f"data:{declared_type};base64,{encoded_content}"
+    )
+    file = read_file(content, name=name, declared_type=declared_type, field="f")
+    assert type(file) is file_class
     assert read_encoded_file(url, name=name, field="f") == file
 
 

@@ -144,7 +144,7 @@ def test_tool_choice_none_omits_tools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reasoning", "think"),
+    ("reasoning", "expected_think"),
     [
         (None, None),
         (Reasoning(enabled=False), False),
@@ -153,9 +153,11 @@ def test_tool_choice_none_omits_tools() -> None:
         (Reasoning(effort="low"), "low"),
     ],
 )
-def test_reasoning_becomes_think(reasoning: Reasoning | None, think: bool | str | None) -> None:
+def test_reasoning_becomes_think(
+    reasoning: Reasoning | None, expected_think: bool | str | None
+) -> None:
     body = chat_request_to_upstream(replace(PLAIN, reasoning=reasoning), context=8192, stream=False)
-    assert body.get("think") == think
+    assert body.get("think") == expected_think
 
 
 def test_tool_results_without_ids_match_their_calls() -> None:
@@ -244,8 +246,8 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     parsed = ollama.ChatResponse.model_validate_json(body)
     assert (parsed.message.content, parsed.total_duration) == (answer.text, 5)
     if not any(isinstance(part, ToolUse) for part in answer.parts):
-        generated = generate_response_to_client(answer, model="m", nanoseconds=5)
-        assert ollama.GenerateResponse.model_validate_json(generated).response == answer.text
+        generate_body = generate_response_to_client(answer, model="m", nanoseconds=5)
+        assert ollama.GenerateResponse.model_validate_json(generate_body).response == answer.text
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
@@ -352,18 +354,18 @@ def test_errors_use_ollamas_field_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "shown"),
+    ("message", "shown_message"),
     [
         ("the input length exceeds the context length",) * 2,
         ("", "the back end refused the request: HTTP status 400"),
     ],
 )
-def test_refusals_of_a_host_have_its_own_words(message: str, shown: str) -> None:
+def test_refusals_of_a_host_have_its_own_words(message: str, shown_message: str) -> None:
     error = error_from_status(400, message, None)
     error_response = render_error(error, "r1", "/v1/ollama/api/embed")
     assert error_response.status == 400
     assert json.loads(error_response.body) == {
-        "error": shown,
+        "error": shown_message,
         "code": "backend_rejected",
         "request_id": "r1",
     }
@@ -381,8 +383,8 @@ def test_llama_sampling_options_are_translated() -> None:
     assert request.sampling == Sampling(repeat_penalty=1.1, min_p=0.05)
     body = chat_request_to_upstream(request, context=8192, stream=False)
     assert body["options"].items() >= options.items()
-    neutral = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
-    assert chat_request_to_domain(neutral, "m").sampling == Sampling()
+    neutral_request = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
+    assert chat_request_to_domain(neutral_request, "m").sampling == Sampling()
 
 
 @pytest.mark.parametrize(
@@ -393,12 +395,12 @@ def test_llama_sampling_options_are_translated() -> None:
         ({"keep_alive": 0.0}, "unload"), ({"keep_alive": "10s"}, "load"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("has_null_prompt", [False, True])
 def test_request_without_prompt_loads_or_unloads_the_model(
-    members: dict[str, Any], reason: str, null: bool
+    members: dict[str, Any], reason: str, has_null_prompt: bool
 ) -> None:
     for codec, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
-        data = {"model": "m", **({name: None} if null else {}), **members}
+        data = {"model": "m", **({name: None} if has_null_prompt else {}), **members}
         call = codec.parse(json.dumps(data).encode())
         assert call.model_load_response is not None
         load_response = json.loads(call.model_load_response)

@@ -204,9 +204,12 @@ def test_every_event_is_valid_for_the_sdk() -> None:
 
 
 def test_required_members_are_added_to_a_whole_response() -> None:
-    llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
+    llama_body = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}],
+        "x": 1,
+    }
     codec = OpenAICodec()
-    completed_body = json.loads(codec.add_missing_members(b"the same", llama, None))
+    completed_body = json.loads(codec.add_missing_members(b"the same", llama_body, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert completed_body == {
         "choices": [{"index": 0, "message": message, "logprobs": None}],
@@ -244,10 +247,10 @@ def events(*bodies: Any) -> bytes:
 @pytest.mark.parametrize("hide", [True, False])
 def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
     tap = StreamTap(hide_usage=hide)
-    end = b"data: [DONE]\n\n"
-    passed_bytes = tap.feed(b": ping\n\n" + events(CHUNK, TOTAL) + end)
+    end_marker = b"data: [DONE]\n\n"
+    passed_bytes = tap.feed(b": ping\n\n" + events(CHUNK, TOTAL) + end_marker)
     shown_events = events(CHUNK) if hide else events(CHUNK, TOTAL)
-    assert passed_bytes == b": ping\n\n" + shown_events + end
+    assert passed_bytes == b": ping\n\n" + shown_events + end_marker
     assert tap.usage == Usage(input_tokens=5, output_tokens=2)
     assert (tap.is_finished, tap.tokens) == (True, 1)
 
@@ -266,9 +269,11 @@ def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> No
 def test_numeric_tool_call_id_becomes_text() -> None:
     call = {"id": 7, "function": {"name": "f", "arguments": "{}"}}
     answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
-    _, started, _ = StreamReader().feed(events({"choices": [{"delta": {"tool_calls": [call]}}]}))
-    assert isinstance(started, ToolStarted)
-    assert answer.parts == (ToolUse(id=started.id, name="f", arguments="{}"),)
+    _, tool_started, _ = StreamReader().feed(
+        events({"choices": [{"delta": {"tool_calls": [call]}}]})
+    )
+    assert isinstance(tool_started, ToolStarted)
+    assert answer.parts == (ToolUse(id=tool_started.id, name="f", arguments="{}"),)
 
 
 @pytest.mark.parametrize(
@@ -394,8 +399,8 @@ def test_usage_reported_during_a_stream_is_used() -> None:
     tap = StreamTap(hide_usage=True)
     tap.feed(events(role, TIMED))
     assert (tap.usage, tap.tokens, tap.is_finished) == (usage, 1, False)
-    started, usage_update, text = StreamReader().feed(events(role, TIMED))
-    assert started == Started(id="1", model="m", usage=usage)
+    started_event, usage_update, text = StreamReader().feed(events(role, TIMED))
+    assert started_event == Started(id="1", model="m", usage=usage)
     assert usage_update == UsageUpdate(usage=usage)
     assert text == TextDelta(text="four")
 
@@ -427,9 +432,9 @@ def test_pictures_by_url_are_inlined() -> None:
     call = OpenAICodec().parse(json.dumps(data).encode())
     assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
-    inlined = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
-    assert inlined.picture_urls == ()
-    body = json.loads(inlined.to_upstream("m", {}))
+    call_with_pictures = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
+    assert call_with_pictures.picture_urls == ()
+    body = json.loads(call_with_pictures.to_upstream("m", {}))
     assert body["min_p"] == 0.1
     gif = {"url": "data:image/gif;base64,R0k=", "detail": "low"}
     assert [part["image_url"] for part in body["messages"][0]["content"]] == [
@@ -439,11 +444,11 @@ def test_pictures_by_url_are_inlined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "inputs"),
+    ("client_input", "inputs"),
     [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
-def test_embedding_input_is_normalised_to_a_list(given: Any, inputs: list[Any]) -> None:
-    call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": given}).encode())
+def test_embedding_input_is_normalised_to_a_list(client_input: Any, inputs: list[Any]) -> None:
+    call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": client_input}).encode())
     assert call.body.inputs == inputs
     assert call.derive_needs().embeddings
     if isinstance(inputs[0], list):
@@ -500,12 +505,12 @@ def test_totals_in_an_event_with_text_reach_the_client() -> None:
     # As OpenAI's document has it: in an event of its own, at the end.
     total = {**PROGRESS, "choices": []}
     end_marker = b"data: [DONE]\n\n"
-    *received_events, end, _ = tap.feed(events(PROGRESS) + end_marker).split(b"\n\n")
+    *received_events, end_event, _ = tap.feed(events(PROGRESS) + end_marker).split(b"\n\n")
     assert [json.loads(event.removeprefix(b"data: ")) for event in received_events] == [
         CHUNK,
         total,
     ]
-    assert end == end_marker.strip()
+    assert end_event == end_marker.strip()
 
 
 def needs_of(*parts: dict[str, Any]) -> Needs:
@@ -524,8 +529,8 @@ def test_needs_include_files_and_audio() -> None:
         assert needs_of({"type": "file", "file": external_file}).has_external_content
     text_needs = needs_of({"type": "text", "text": "hi"})
     assert (text_needs.attachment_bytes, text_needs.has_external_content) == (0, False)
-    with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]
-    body = json.dumps({**SMALL, "messages": with_audio}).encode()
+    messages_with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]
+    body = json.dumps({**SMALL, "messages": messages_with_audio}).encode()
     assert OpenAICodec().parse(body).derive_needs().has_external_content
 
 
@@ -583,6 +588,6 @@ def test_only_default_verbosity_is_translatable() -> None:
 
 def test_events_after_done_are_dropped() -> None:
     tap, reader = StreamTap(hide_usage=True), StreamReader()
-    end = events(CHUNK) + b"data: [DONE]\n\n"
-    assert tap.feed(end + b"data: nope\n\n") == end
-    assert len(reader.feed(end + b"data: nope\n\n")) == len(StreamReader().feed(end))
+    stream_end = events(CHUNK) + b"data: [DONE]\n\n"
+    assert tap.feed(stream_end + b"data: nope\n\n") == stream_end
+    assert len(reader.feed(stream_end + b"data: nope\n\n")) == len(StreamReader().feed(stream_end))

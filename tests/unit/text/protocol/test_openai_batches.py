@@ -120,10 +120,10 @@ def test_results_of_lines() -> None:
         },
         "error": None,
     }
-    unrun = json.loads(FORMAT.render_result(BATCH, line))
-    assert unrun["response"] is None and unrun["error"]["code"] == "batch_expired"
-    unrun = json.loads(FORMAT.render_result(replace(BATCH, cancelling_at=NOW), line))
-    assert unrun["error"]["code"] == "batch_cancelled"
+    unrun_line = json.loads(FORMAT.render_result(BATCH, line))
+    assert unrun_line["response"] is None and unrun_line["error"]["code"] == "batch_expired"
+    unrun_line = json.loads(FORMAT.render_result(replace(BATCH, cancelling_at=NOW), line))
+    assert unrun_line["error"]["code"] == "batch_cancelled"
 
 
 def test_lines_are_checked() -> None:

@@ -34,8 +34,8 @@ def read_events(stream: bytes) -> list[dict[str, Any]]:
     A null ``finish_reason``, which OpenAI sends in all events but the last, is not in the SDK's
     type.
     """
-    *frames, end_marker, end = stream.split(b"\n\n")
-    assert (end_marker, end) == (b"data: [DONE]", b"")
+    *frames, end_marker, rest = stream.split(b"\n\n")
+    assert (end_marker, rest) == (b"data: [DONE]", b"")
     events: list[dict[str, Any]] = [json.loads(frame.removeprefix(b"data: ")) for frame in frames]
     for event in events:
         choices = [{**c, "finish_reason": c["finish_reason"] or "stop"} for c in event["choices"]]

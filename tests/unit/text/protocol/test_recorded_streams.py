@@ -145,16 +145,16 @@ EXPECTED = {
 
 def split_stream(stream: bytes, seed: int) -> list[bytes]:
     """Split a stream into pieces of 1 to 64 bytes; some seeds give only the shortest pieces."""
-    chance, longest = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
+    chance, longest_piece = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
     pieces, start = [], 0
     while start < len(stream):
-        end = start + chance.randint(1, longest)
+        end = start + chance.randint(1, longest_piece)
         pieces.append(stream[start:end])
         start = end
     return pieces
 
 
-async def _generate(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+async def _iterate_pieces(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
     for piece in pieces:
         await asyncio.sleep(0)
         yield piece
@@ -164,7 +164,9 @@ def _mock_transport(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
     """Return a mock transport of ``library`` that answers each request with these pieces."""
 
     def handle(_: Any) -> Any:
-        return library.Response(200, headers={"content-type": kind}, content=_generate(pieces))
+        return library.Response(
+            200, headers={"content-type": kind}, content=_iterate_pieces(pieces)
+        )
 
     return library.MockTransport(handle)
 
@@ -185,7 +187,7 @@ async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
     else:
         endpoint = FixedEndpoint(Endpoint(url="http://up", key="k"))
         backend = OpenAIBackend(endpoint, connections=1)
-        backend._http.stream = lambda *_: _generate(pieces)
+        backend._http.stream = lambda *_: _iterate_pieces(pieces)
     codec = OpenAICodec()
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     request = codec.parse(json.dumps(body).encode()).to_domain("m")
@@ -221,12 +223,12 @@ async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
     assert summarize(whole_deltas) == EXPECTED[provider]
     for seed in range(CUTS):
         pieces = split_stream(STREAMS[provider], seed)
-        assert [_plain(d) for d in await read(provider, pieces)] == [
-            _plain(d) for d in whole_deltas
+        assert [_drop_id(d) for d in await read(provider, pieces)] == [
+            _drop_id(d) for d in whole_deltas
         ], seed
 
 
-def _plain(delta: Delta) -> Delta:
+def _drop_id(delta: Delta) -> Delta:
     """Return ``delta`` without an id, because the gateway generates ids for Ollama's streams."""
     return replace(delta, id="") if isinstance(delta, Started | ToolStarted) else delta
 
@@ -244,7 +246,7 @@ REPAIRED = ("azure", "gemini", "mistral")
 CORRECTED = ("index", "finish_reason")
 
 
-def contains(received: bytes, sent: bytes) -> bool:
+def contains_event(received: bytes, sent: bytes) -> bool:
     """Return True if the received event has at least the members of the sent event."""
     if received == sent:
         return True
@@ -264,7 +266,7 @@ def _has_members(value: Any, members: Any) -> bool:
     return bool(value == members) or members == ""
 
 
-def _tap(provider: str, *, hide_usage: bool) -> StreamTap:
+def _create_tap(provider: str, *, hide_usage: bool) -> StreamTap:
     if provider in TAPS:
         return TAPS[provider]()
     return OpenAITap(hide_usage=hide_usage, hide_progress=hide_usage)
@@ -278,7 +280,7 @@ def forward(tap: StreamTap, pieces: Iterable[bytes]) -> bytes:
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_forwarded_stream_is_the_same_however_it_is_cut(provider: str, hide_usage: bool) -> None:
     stream, expected = STREAMS[provider], EXPECTED[provider]
-    first_tap = _tap(provider, hide_usage=hide_usage)
+    first_tap = _create_tap(provider, hide_usage=hide_usage)
     transcript = first_tap.transcript = Transcript()
     whole_stream = forward(first_tap, [stream])
     assert first_tap.is_finished and transcript.is_readable
@@ -289,11 +291,11 @@ def test_a_forwarded_stream_is_the_same_however_it_is_cut(provider: str, hide_us
         sent_stream = stream.replace(b"\r\n", b"\n") + end_marker
         if provider in REPAIRED:
             pairs = zip(whole_stream.split(b"\n\n"), sent_stream.split(b"\n\n"), strict=True)
-            assert all(contains(*pair) for pair in pairs) and whole_stream != sent_stream
+            assert all(contains_event(*pair) for pair in pairs) and whole_stream != sent_stream
         else:
             assert whole_stream == sent_stream
     for seed in range(CUTS):
-        tap = _tap(provider, hide_usage=hide_usage)
+        tap = _create_tap(provider, hide_usage=hide_usage)
         tap.transcript = Transcript()
         assert forward(tap, split_stream(stream, seed)) == whole_stream, seed
         assert (tap.usage, tap.tokens) == (first_tap.usage, first_tap.tokens), seed
@@ -311,7 +313,7 @@ REASONS = {
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in TAPS])
 def test_openais_sdk_reads_a_forwarded_stream(provider: str) -> None:
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
-    received_bytes = forward(_tap(provider, hide_usage=False), [STREAMS[provider]])
+    received_bytes = forward(_create_tap(provider, hide_usage=False), [STREAMS[provider]])
     for event in received_bytes.split(b"\n\n"):
         data = event.partition(b"data: ")[2]
         if data in (b"", b"[DONE]"):
@@ -392,13 +394,13 @@ def test_streams_that_are_read_in_turn_do_not_mix() -> None:
     readers: dict[str, Any] = {
         name: AnthropicReader() if name == "anthropic" else OpenAIReader() for name in names
     }
-    waiting = {name: split_stream(STREAMS[name], 2) for name in names}
+    remaining_pieces = {name: split_stream(STREAMS[name], 2) for name in names}
     deltas: dict[str, list[Delta]] = {name: [] for name in names}
-    while waiting:
-        name = chance.choice(sorted(waiting))
-        deltas[name] += readers[name].feed(waiting[name].pop(0))
-        if not waiting[name]:
-            del waiting[name]
+    while remaining_pieces:
+        name = chance.choice(sorted(remaining_pieces))
+        deltas[name] += readers[name].feed(remaining_pieces[name].pop(0))
+        if not remaining_pieces[name]:
+            del remaining_pieces[name]
     for name, reader in readers.items():
         flushed_deltas = reader.flush() if isinstance(reader, OpenAIReader) else []
         assert summarize([*deltas[name], *flushed_deltas]) == EXPECTED[name]

@@ -160,12 +160,12 @@ def test_each_tool_call_is_an_item_with_its_arguments() -> None:
 
 
 def test_custom_tool_takes_and_gives_plain_text() -> None:
-    custom = {"type": "custom", "name": "patch", "description": "Applies a patch."}
+    custom_tool = {"type": "custom", "name": "patch", "description": "Applies a patch."}
     call = ToolUse(id="c1", name="patch", arguments='{"input":"*** Begin\\n\\"x\\""}')
     answer = ChatResponse(
         id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
     )
-    request = parse(tools=[custom])
+    request = parse(tools=[custom_tool])
     assert request.chat.tools[0].schema["required"] == ["input"]
     [item] = encode_answer(request, answer)["output"]
     assert (item["type"], item["input"]) == ("custom_tool_call", '*** Begin\n"x"')
@@ -173,7 +173,7 @@ def test_custom_tool_takes_and_gives_plain_text() -> None:
     inputs = [e["input"] for e in events if e["type"] == "response.custom_tool_call_input.done"]
     assert inputs == ['*** Begin\n"x"']
     next_request = parse(
-        tools=[custom],
+        tools=[custom_tool],
         input=[item, {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"}],
     )
     assert next_request.chat.messages == (
@@ -183,11 +183,11 @@ def test_custom_tool_takes_and_gives_plain_text() -> None:
 
 
 def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
-    inner = {"type": "function", "name": "stop", "parameters": SCHEMA, "strict": False}
+    inner_tool = {"type": "function", "name": "stop", "parameters": SCHEMA, "strict": False}
     patch = {"type": "custom", "name": "patch"}
-    group = {"type": "namespace", "name": "agents", "description": "", "tools": [inner, patch]}
-    outer = {**inner, "name": "stop"}
-    request = parse(tools=[outer, group])
+    group = {"type": "namespace", "name": "agents", "description": "", "tools": [inner_tool, patch]}
+    outer_tool = {**inner_tool, "name": "stop"}
+    request = parse(tools=[outer_tool, group])
     names = [tool.name for tool in request.to_domain("m").tools]
     assert names == ["stop", "agents__stop", "agents__patch"]
     calls = (
@@ -210,7 +210,7 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
     assert [drop_varying_members({"output": [a]}) for a in finished_items] == [
         drop_varying_members({"output": [b]}) for b in items
     ]
-    next_request = parse(tools=[outer, group], input=items).to_domain("m")
+    next_request = parse(tools=[outer_tool, group], input=items).to_domain("m")
     assert next_request.messages[0].parts == calls
     parsed_answer = CODEC.read_response(encode_answer(request, answer))
     assert [part.name for part in parsed_answer.parts if isinstance(part, ToolUse)] == [
@@ -251,12 +251,14 @@ def test_each_encoded_answer_is_recorded_by_its_id() -> None:
 
 
 def test_custom_tool_call_is_read_back_as_json() -> None:
-    custom = {"type": "custom", "name": "shell"}
+    custom_tool = {"type": "custom", "name": "shell"}
     call = ToolUse(id="c", name="shell", arguments='{"input":"ls -l"}')
     answer = ChatResponse(
         id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
     )
-    assert CODEC.read_response(encode_answer(parse(tools=[custom]), answer)).parts == answer.parts
+    assert (
+        CODEC.read_response(encode_answer(parse(tools=[custom_tool]), answer)).parts == answer.parts
+    )
 
 
 @pytest.mark.parametrize("proof", [{"redacted": 5}, {"signature": ["x"]}, {"text": None}])

@@ -142,15 +142,15 @@ def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
 
 
 def test_stream_that_ends_within_an_event_is_interrupted() -> None:
-    for ends, half in (
+    for chunk_ends, partial_event in (
         (OpenAITap(hide_usage=True), b'data: {"choices":['),
         (StreamReader(), b'data: {"choices":['),
         (AnthropicTap(), b'event: message_stop\ndata: {"type":'),
         (OllamaTap("m"), b'{"done":tr'),
     ):
-        ends.feed(half)
+        chunk_ends.feed(partial_event)
         with pytest.raises(StreamInterrupted):
-            ends.flush()
+            chunk_ends.flush()
 
 
 @pytest.mark.parametrize("protocol", ["anthropic", "ollama"])

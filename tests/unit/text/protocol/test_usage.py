@@ -12,19 +12,19 @@ from moyin.text.protocol.usage import CallsQuery, UsageQuery, build_call
 NOW = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
 
 
-def period(**parameters: str) -> tuple[datetime, datetime]:
+def resolve_period(**parameters: str) -> tuple[datetime, datetime]:
     return UsageQuery.model_validate(parameters).resolve_period(NOW)
 
 
 def test_the_default_period_is_thirty_days_with_today() -> None:
-    assert period() == (datetime(2026, 10, 30, tzinfo=UTC), NOW)
+    assert resolve_period() == (datetime(2026, 10, 30, tzinfo=UTC), NOW)
     # The end is exclusive, so that midnight belongs to the day before.
-    since, until = period(to="2026-11-28")
+    since, until = resolve_period(to="2026-11-28")
     assert until - since == timedelta(days=30)
 
 
 def test_dates_and_times_with_offsets_are_utc() -> None:
-    since, until = period(**{"from": "2026-11-01", "to": "2026-11-02T01:00:00+02:00"})
+    since, until = resolve_period(**{"from": "2026-11-01", "to": "2026-11-02T01:00:00+02:00"})
     assert since == datetime(2026, 11, 1, tzinfo=UTC)
     assert until == datetime(2026, 11, 1, 23, tzinfo=UTC)
     assert CallsQuery.model_validate({"after": "2026-11-01"}).after == since
@@ -40,7 +40,7 @@ def test_dates_and_times_with_offsets_are_utc() -> None:
 )
 def test_periods_are_bounded(parameters: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        period(**parameters)
+        resolve_period(**parameters)
     assert exc_info.value.field == field
 
 

@@ -72,17 +72,22 @@ def test_no_fold_is_scored_with_its_own_constants() -> None:
 
 
 def test_scored_fold_does_not_influence_its_constants() -> None:
-    def rows(contrary: frozenset[int]) -> tuple[Row, ...]:
+    def rows(swapped_rows: frozenset[int]) -> tuple[Row, ...]:
         generator = random.Random(1)
         table = []
         for number in range(200):
             word = generator.choice(("Integrate", "Name"))
-            weak_score, strong = float(generator.random() < 0.6), float(generator.random() < 0.8)
-            if number in contrary:
-                weak_score, strong = 1.0 - weak_score, 1.0 - strong
+            weak_score, strong_score = (
+                float(generator.random() < 0.6),
+                float(generator.random() < 0.8),
+            )
+            if number in swapped_rows:
+                weak_score, strong_score = 1.0 - weak_score, 1.0 - strong_score
             subject = "college_mathematics" if word == "Integrate" else "miscellaneous"
             table.append(
-                Row(prompt=f"{word} {number}", subject=subject, weak=weak_score, strong=strong)
+                Row(
+                    prompt=f"{word} {number}", subject=subject, weak=weak_score, strong=strong_score
+                )
             )
         return tuple(table)
 

@@ -49,8 +49,8 @@ def values(numbers: tuple[int, ...]) -> list[float]:
     ]
 
 
-def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-    return sum(x * y for x, y in zip(values(one), values(other), strict=True))
+def likeness(first_features: tuple[int, ...], second_features: tuple[int, ...]) -> float:
+    return sum(x * y for x, y in zip(values(first_features), values(second_features), strict=True))
 
 
 def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
@@ -78,9 +78,9 @@ def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
 
 
 def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
-    with_it = ask(PHYSICIAN, embed=embed)
-    words = tuple(number for number in with_it.features if number < FIRST_MEANING_FEATURE)
-    assert replace(with_it, features=words) == ask(PHYSICIAN)
+    embedded_question = ask(PHYSICIAN, embed=embed)
+    words = tuple(number for number in embedded_question.features if number < FIRST_MEANING_FEATURE)
+    assert replace(embedded_question, features=words) == ask(PHYSICIAN)
 
 
 def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> None:
@@ -89,13 +89,13 @@ def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> N
         bad_signal = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
         estimator.learn("studio", bad_signal)
 
-    def chance(text: str) -> float:
+    def estimate_p(text: str) -> float:
         """Return p_good of a question that has the meaning of ``text`` but other words."""
-        like = ask("Hm")
-        question = replace(like, features=(*like.features, *embed(text)))
+        short_question = ask("Hm")
+        question = replace(short_question, features=(*short_question.features, *embed(text)))
         return estimator.estimate("studio", "llama3.1:8b", None, question).p
 
-    assert chance(PHYSICIAN) < chance(PARAPHRASE) < chance(ENGINE)
+    assert estimate_p(PHYSICIAN) < estimate_p(PARAPHRASE) < estimate_p(ENGINE)
 
 
 def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:

@@ -135,8 +135,8 @@ def test_request_about_long_code_is_code() -> None:
 
 
 def test_exam_on_a_long_text_is_no_reading_request() -> None:
-    exam = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
-    assert ask(f"{MINUTES}\n\n{exam}").kind == ask(MINUTES).kind
+    exam_question = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
+    assert ask(f"{MINUTES}\n\n{exam_question}").kind == ask(MINUTES).kind
 
 
 def test_words_of_a_long_text_are_no_demands() -> None:
@@ -205,8 +205,8 @@ def test_questions_are_the_same_in_every_process() -> None:
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=200))
 def test_words_are_the_same_with_and_without_the_ascii_table(text: str) -> None:
-    lowered = text.lower()
-    assert _split_words(text, lowered) == _WORD_PATTERN.findall(lowered)
+    lowered_text = text.lower()
+    assert _split_words(text, lowered_text) == _WORD_PATTERN.findall(lowered_text)
 
 
 def test_cache_of_word_features_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

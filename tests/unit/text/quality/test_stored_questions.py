@@ -48,8 +48,8 @@ def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
     assert earlier_question.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
     assert all(number < FIRST_WORD_FEATURE for number in earlier_question.features[:SHAPE_FEATURES])
     memory = learned(earlier_question)
-    (moved,) = {memory.mean[number] for number in earlier_question.features[SHAPE_FEATURES:]}
-    assert moved == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
+    (moved_mean,) = {memory.mean[number] for number in earlier_question.features[SHAPE_FEATURES:]}
+    assert moved_mean == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
 
 
 def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
@@ -84,14 +84,14 @@ def test_earlier_learning_counts_and_fades() -> None:
         )
     saved_state = json.dumps(estimator.get_state("studio").to_json())
 
-    def chance(after: float) -> float:
+    def estimate_p(seconds: float) -> float:
         restored_state = TenantState.from_json(json.loads(saved_state))
-        restored_state.models["llama3.1:8b"].fade(after)
+        restored_state.models["llama3.1:8b"].fade(seconds)
         estimator.replace_state("studio", restored_state)
         return estimator.estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
 
     unlearned_p = Estimator().estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
-    chances = [chance(days * _DAY) for days in (0.0, 10.0, 30.0, 365.0)]
+    chances = [estimate_p(days * _DAY) for days in (0.0, 10.0, 30.0, 365.0)]
     assert chances == sorted(chances)
     assert chances[0] < unlearned_p - 0.2
     assert chances[-1] == pytest.approx(unlearned_p, abs=0.02)

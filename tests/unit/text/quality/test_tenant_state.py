@@ -17,14 +17,14 @@ def shared_estimator(tenants: int, score: float) -> Estimator:
     return estimator
 
 
-def share(estimator: Estimator, tenants: int) -> None:
+def share_levels(estimator: Estimator, tenants: int) -> None:
     states = (estimator.get_state(f"tenant-{n}") for n in range(tenants))
     estimator.set_shared_levels(compute_shared_levels(map(extract_levels, states)))
 
 
 def estimate_newcomer(estimator: Estimator, tenants: int) -> float:
     """Share the levels of ``tenants`` tenants, and return the estimate for a new tenant."""
-    share(estimator, tenants)
+    share_levels(estimator, tenants)
     return estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
 
 
@@ -39,11 +39,18 @@ def test_too_few_tenants_share_nothing() -> None:
 
 
 def test_flooded_tenant_moves_no_other() -> None:
-    honest, flooded = shared_estimator(MIN_TENANTS, 1.0), shared_estimator(MIN_TENANTS, 1.0)
+    honest_estimator, flooded_estimator = (
+        shared_estimator(MIN_TENANTS, 1.0),
+        shared_estimator(MIN_TENANTS, 1.0),
+    )
     for number in range(5_000):
-        flooded.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
+        flooded_estimator.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
     assert (
-        abs(estimate_newcomer(honest, MIN_TENANTS) - estimate_newcomer(flooded, MIN_TENANTS)) < 0.01
+        abs(
+            estimate_newcomer(honest_estimator, MIN_TENANTS)
+            - estimate_newcomer(flooded_estimator, MIN_TENANTS)
+        )
+        < 0.01
     )
 
 
@@ -57,7 +64,7 @@ def test_own_signals_replace_shared_levels() -> None:
 
 def test_estimate_states_that_it_is_shared() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
-    share(estimator, MIN_TENANTS)
+    share_levels(estimator, MIN_TENANTS)
     ability, question = look_up_ability(MODEL), ask(LAW)
     assert estimator.estimate("new", MODEL, ability, question).basis == "shared"
     assert estimator.estimate("new", MODEL, ability, ask("Hello")).basis == "table"
@@ -81,7 +88,7 @@ def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
 
 def test_learning_does_not_depend_on_shared_levels() -> None:
     lone_estimator, informed = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
-    share(informed, MIN_TENANTS)
+    share_levels(informed, MIN_TENANTS)
     for estimator in (lone_estimator, informed):
         for number in range(30):
             estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))

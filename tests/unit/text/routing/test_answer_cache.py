@@ -13,12 +13,12 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import Alias, CachingPolicy
-from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, read_stream
 
 COST = b": x-moyin-cost-usd=0\n\n"
 
 
-class Memory:
+class InMemoryAnswers:
     """A response cache in memory."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Memory:
 def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
     caching = CachingPolicy(ttl=60, max_bytes=max_bytes, max_entries=10)
     aliases = {"fast": Alias(cache=caching), "plain": Alias()}
-    return Rig(backend, tariff=CHEAP, cache=Memory(), aliases=aliases)
+    return Rig(backend, tariff=CHEAP, cache=InMemoryAnswers(), aliases=aliases)
 
 
 def backend() -> FakeBackend:
@@ -78,7 +78,7 @@ async def test_cached_answer_to_a_line_of_a_batch_is_booked_with_the_line() -> N
 async def test_cached_stream_states_its_own_cost() -> None:
     fake = backend()
     text_router = rig(fake)
-    first_body = await drained(await text_router.ask(model="fast", stream=True))
+    first_body = await read_stream(await text_router.ask(model="fast", stream=True))
     await asyncio.sleep(0)
     second_answer = await text_router.ask(model="fast", stream=True)
     assert first_body == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
@@ -107,7 +107,7 @@ async def test_changed_request_is_not_served_from_the_cache(change: dict[str, ob
     await asyncio.sleep(0)
     answer = await text_router.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
     if answer.stream is not None:
-        await drained(answer)
+        await read_stream(answer)
     assert len(fake.requests) == 2
     assert dict(answer.headers).get(b"x-moyin-cache", b"miss") == b"miss"
 
@@ -119,7 +119,7 @@ async def test_long_answer_is_not_cached(stream: bool) -> None:
     for _ in range(2):
         answer = await text_router.ask(model="fast", stream=stream)
         if answer.stream is not None:
-            assert (await drained(answer)).startswith(CHUNK)
+            assert (await read_stream(answer)).startswith(CHUNK)
         await asyncio.sleep(0)
     assert len(fake.requests) == 2
 
@@ -130,7 +130,7 @@ async def test_interrupted_answer_is_not_cached() -> None:
     )
     text_router = rig(fake)
     for _ in range(2):
-        assert b"stream_interrupted" in await drained(
+        assert b"stream_interrupted" in await read_stream(
             await text_router.ask(model="fast", stream=True)
         )
         await asyncio.sleep(0)

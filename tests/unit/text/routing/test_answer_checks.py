@@ -78,7 +78,7 @@ def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "good"),
+    ("value", "is_valid"),
     [
         ({"shot": 1}, True),
         ({"shot": 1.0}, True),
@@ -95,8 +95,8 @@ def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
         ({"shot": 1, "next": {"shot": "2"}}, False),
     ],
 )
-def test_schemas(value: Any, good: bool) -> None:
-    assert matches_schema(value, SHOT) is good
+def test_schemas(value: Any, is_valid: bool) -> None:
+    assert matches_schema(value, SHOT) is is_valid
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_unknown_schema_keywords_pass(schema: dict[str, Any]) -> None:
 
 
 def test_a_schema_that_branches_without_end_costs_bounded_work() -> None:
-    branching: dict[str, Any] = {"allOf": [{"$ref": "#"}] * 8}
-    assert matches_schema({}, branching)
+    branching_schema: dict[str, Any] = {"allOf": [{"$ref": "#"}] * 8}
+    assert matches_schema({}, branching_schema)
 
 
 JSON = st.recursive(

@@ -36,7 +36,7 @@ OLLAMA = {
 }
 
 
-def shipped() -> dict[str, Any]:
+def read_shipped_config() -> dict[str, Any]:
     config = load_serve_config(ROOT / "serve_config.yaml", Ports())
     (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules: dict[str, Any] = app["deployments"][0]["user_config"]
@@ -47,31 +47,35 @@ Decisions = list[tuple[str, list[Candidate]]]
 
 
 def decide_all(
-    mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
+    prompts: Iterable[tuple[str, str]],
+    data: Path,
+    more_backends: tuple[dict[str, Any], ...] = (OLLAMA,),
 ) -> Decisions:
     """Return the router's candidates for each prompt, with the shipped rules and more back ends."""
-    rules = shipped()
-    config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
+    rules = read_shipped_config()
+    config = ModelsConfig.model_validate(
+        {**rules, "backends": [*rules["backends"], *more_backends]}
+    )
     fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
     router = Router(fleet, RecordedLedger(), estimator=Estimator())
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
     results = []
-    for name, prompt in mix:
+    for name, prompt in prompts:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
         explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
         results.append((name, list(explanation.candidates)))
     return results
 
 
-def public_mix() -> list[tuple[str, str]]:
+def read_public_prompts() -> list[tuple[str, str]]:
     rows = [json.loads(line) for line in MIX.read_text().splitlines()]
     return [(row["class"], row["prompt"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
 def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
-    return decide_all(public_mix(), tmp_path_factory.mktemp("data"))
+    return decide_all(read_public_prompts(), tmp_path_factory.mktemp("data"))
 
 
 def model(candidate: Candidate) -> str:
@@ -103,7 +107,7 @@ def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
-    results = decide_all([*public_mix(), *prompts()], tmp_path, more=())
+    results = decide_all([*read_public_prompts(), *prompts()], tmp_path, more_backends=())
     assert {model(candidate) for _, candidates in results for candidate in candidates} >= {
         SMALL,
         HAIKU,
@@ -135,7 +139,7 @@ def test_estimate_of_arithmetic_matches_the_models_report(
 def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
     decisions: Decisions,
 ) -> None:
-    def expected(candidates: list[Candidate]) -> tuple[int, float]:
+    def sum_expectations(candidates: list[Candidate]) -> tuple[int, float]:
         forecasts = [
             candidate.forecast for candidate in candidates if candidate.forecast is not None
         ]
@@ -144,11 +148,11 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
         )
         return sum(candidate.cost_pico for candidate in forecasts), bad_answers
 
-    cost, bad_answers = expected([best_candidate for _, (best_candidate, *_) in decisions])
+    cost, bad_answers = sum_expectations([best_candidate for _, (best_candidate, *_) in decisions])
     haikus = [
         candidate for _, results in decisions for candidate in results if model(candidate) == HAIKU
     ]
-    haiku_cost, haiku_bad = expected(haikus)
+    haiku_cost, haiku_bad = sum_expectations(haikus)
     assert bad_answers <= 1.2 * haiku_bad
     assert cost <= 0.7 * haiku_cost
     text = (ROOT / "docs" / "routing.md").read_text()
@@ -172,7 +176,7 @@ def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
 def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
-        ModelsConfig.model_validate(shipped())
+        ModelsConfig.model_validate(read_shipped_config())
     )
     router = Router(fleet, RecordedLedger(), estimator=Estimator())
     codec = OpenAICodec()

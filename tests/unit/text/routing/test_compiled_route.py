@@ -19,9 +19,13 @@ TOKENS = st.integers(0, 400_000)
 
 
 @pytest.mark.parametrize("model", sorted(CLAUDE_TARIFFS))
-@given(kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS), out=TOKENS, spare=st.integers(0, 9_999))
+@given(
+    kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS),
+    output_tokens=TOKENS,
+    spare_tokens=st.integers(0, 9_999),
+)
 def test_maximum_cost_covers_every_allowed_usage(
-    model: str, kinds: tuple[int, int, int, int], out: int, spare: int
+    model: str, kinds: tuple[int, int, int, int], output_tokens: int, spare_tokens: int
 ) -> None:
     price = CLAUDE_TARIFFS[model].get_price_on(date(2026, 11, 1))
     usage = Usage(
@@ -29,10 +33,10 @@ def test_maximum_cost_covers_every_allowed_usage(
         cached_tokens=kinds[1],
         cache_write_tokens=kinds[2],
         cache_write_1h_tokens=kinds[3],
-        output_tokens=out,
+        output_tokens=output_tokens,
     )
     assert price.compute_pico_cost(usage) <= price.compute_max_pico_cost(
-        usage.prompt_tokens + spare, out + spare
+        usage.prompt_tokens + spare_tokens, output_tokens + spare_tokens
     )
 
 

@@ -92,10 +92,14 @@ class Server(FakeBackend):
         self.billed: dict[str, Usage] = {}
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        traced = self._trace[request.user or ""]
-        usage = self.billed[traced.id] = true_usage(traced, self._deployment)
+        traced_request = self._trace[request.user or ""]
+        usage = self.billed[traced_request.id] = true_usage(traced_request, self._deployment)
         return ChatResponse(
-            id=traced.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
+            id=traced_request.id,
+            model="m",
+            parts=(Text(text="."),),
+            stop=StopReason.END,
+            usage=usage,
         )
 
 
@@ -119,9 +123,9 @@ def cost(request: TraceRequest, deployment: ModelDeployment) -> int:
 def meets_constraints(request: TraceRequest, deployment: ModelDeployment) -> bool:
     """Return True if a model meets the constraints of a request, computed without the router."""
     kind, model = request.kind, deployment.model
-    at_home = request.at_home or request.owner == "ada"
+    must_stay_on_premises = request.at_home or request.owner == "ada"
     return (
-        (deployment.residency == HOME or not at_home)
+        (deployment.residency == HOME or not must_stay_on_premises)
         and model.quality >= (3 if kind.alias == "smart" else 0)
         and (model.tools or not kind.tools)
         and (model.vision or not kind.vision)

@@ -84,11 +84,11 @@ def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
 
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
-    cheap_cache = deployment(
+    cheap_cache_deployment = deployment(
         "a", create_flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
     )
     plain_deployment = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
-    two_backends, history = fleet([cheap_cache, plain_deployment]), UsageHistory()
+    two_backends, history = fleet([cheap_cache_deployment, plain_deployment]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
     assert names(rank_candidates(route(two_backends), needs, history)) == ["b", "a"]
     for _ in range(20):
@@ -104,7 +104,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
 
 
 def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() -> None:
-    four = fleet(
+    fleet_of_four = fleet(
         [
             deployment("ollama", api_format=None),
             deployment("busy"),
@@ -113,8 +113,8 @@ def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() 
         ]
     )
     for _ in range(3):
-        four.runtimes["busy"].slots.try_acquire("ada")
-    assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
+        fleet_of_four.runtimes["busy"].slots.try_acquire("ada")
+    assert names(choose(fleet_of_four)) == ["idle", "idle2", "busy", "ollama"]
 
 
 def test_a_second_of_waiting_has_a_price() -> None:
@@ -125,12 +125,12 @@ def test_a_second_of_waiting_has_a_price() -> None:
         candidates = choose(local_and_cloud, Needs(prompt_tokens=100, max_tokens=500))
         assert names(candidates)[0] == expected_backend
     assert candidates[0].reason == "soonest"
-    waits = {
+    wait_by_backend = {
         candidate.deployment.backend: candidate.forecast.waiting_seconds
         for candidate in candidates
         if candidate.forecast
     }
-    assert waits["claude"] == 0 < waits["local"]
+    assert wait_by_backend["claude"] == 0 < wait_by_backend["local"]
 
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
@@ -167,10 +167,10 @@ def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
         latency.record(
             prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
         )
-    (choice_shared,) = choose(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
-    assert choice_shared.forecast is not None
+    (shared_choice,) = choose(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
+    assert shared_choice.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
-    assert choice_shared.forecast.cost_pico == pytest.approx(
+    assert shared_choice.forecast.cost_pico == pytest.approx(
         lone_choice.forecast.cost_pico / 8, rel=0.15
     )
 
@@ -243,7 +243,7 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
 
 
 @pytest.mark.parametrize(
-    ("parts", "how"),
+    ("parts", "route_options"),
     [
         ({"policies": {"ada": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
         ({"policies": {"*": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
@@ -252,12 +252,14 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
     ],
     ids=["tenant", "everybody", "alias", "header"],
 )
-def test_residency_rules_exclude_back_ends(parts: dict[str, Any], how: dict[str, Any]) -> None:
+def test_residency_rules_exclude_back_ends(
+    parts: dict[str, Any], route_options: dict[str, Any]
+) -> None:
     models = fleet([CLOUD, AT_HOME], **parts)
-    assert names(choose(models, HI, **how)) == ["local"]
+    assert names(choose(models, HI, **route_options)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
-    assert not choose(models, needs, **how)
-    error = build_no_candidate_error(route(models, **how), needs)
+    assert not choose(models, needs, **route_options)
+    error = build_no_candidate_error(route(models, **route_options), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
@@ -326,7 +328,7 @@ def test_compiled_route_is_cached_for_the_day() -> None:
 
 
 @pytest.mark.parametrize(
-    ("deployments", "worth", "busy", "explanation_text", "code"),
+    ("deployments", "usd_per_second", "is_busy", "explanation_text", "code"),
     [
         (
             [deployment("a"), deployment("b", create_flat_tariff(Decimal(1), Decimal(1)))],
@@ -353,14 +355,18 @@ def test_compiled_route_is_cached_for_the_day() -> None:
     ],
 )
 def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
-    deployments: list[ModelDeployment], worth: float, busy: bool, explanation_text: str, code: str
+    deployments: list[ModelDeployment],
+    usd_per_second: float,
+    is_busy: bool,
+    explanation_text: str,
+    code: str,
 ) -> None:
-    models = fleet(deployments, usd_per_second=worth)
-    if busy:
+    models = fleet(deployments, usd_per_second=usd_per_second)
+    if is_busy:
         models.runtimes["b"].slots.try_acquire("ada")
-    winner, loser = choose(models)
-    assert explain_loss(loser, winner, worth) == explanation_text
-    [reason] = list_losses(loser, winner, worth)
+    chosen_candidate, other_candidate = choose(models)
+    assert explain_loss(other_candidate, chosen_candidate, usd_per_second) == explanation_text
+    [reason] = list_losses(other_candidate, chosen_candidate, usd_per_second)
     # All numbers of the words are parameters, too.
     assert (
         reason.code,
@@ -374,10 +380,11 @@ def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
 def test_slower_candidate_loses_by_its_seconds() -> None:
     models = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
     models.runtimes["b"].slots.try_acquire("ada")
-    winner, loser = choose(models)
-    assert loser.forecast is not None
+    chosen_candidate, other_candidate = choose(models)
+    assert other_candidate.forecast is not None
     assert (
-        explain_loss(loser, winner, 0.001) == f"takes {loser.forecast.waiting_seconds:.2f} s longer"
+        explain_loss(other_candidate, chosen_candidate, 0.001)
+        == f"takes {other_candidate.forecast.waiting_seconds:.2f} s longer"
     )
 
 
@@ -426,23 +433,23 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     deployments: list[ModelDeployment], needs: Needs, policies: dict[str, TenantPolicy]
 ) -> None:
     models = fleet(deployments, policies=policies)
-    candidates, out = choose(models, needs), list_exclusions(route(models), needs)
-    assert len(candidates) + len(out) == len(deployments)
+    candidates, exclusions = choose(models, needs), list_exclusions(route(models), needs)
+    assert len(candidates) + len(exclusions) == len(deployments)
     for candidate in candidates:
         assert candidate.deployment.configured
         assert candidate.deployment.model.supports(needs)
         assert not candidate.deployment.model.list_unmet_needs(needs)
         assert not policies or candidate.deployment.residency == "on-premises"
-    assert all(exclusion.reason and exclusion.code for exclusion in out)
+    assert all(exclusion.reason and exclusion.code for exclusion in exclusions)
     if not candidates:
         assert build_no_candidate_error(route(models), needs).message
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
 def test_candidates_are_sorted_by_score(
-    deployments: list[ModelDeployment], needs: Needs, worth: float
+    deployments: list[ModelDeployment], needs: Needs, usd_per_second: float
 ) -> None:
-    candidates = choose(fleet(deployments, usd_per_second=worth), needs)
+    candidates = choose(fleet(deployments, usd_per_second=usd_per_second), needs)
     scores = [candidate.forecast.score for candidate in candidates if candidate.forecast]
     assert len(scores) == len(candidates)
     assert scores == sorted(scores)
@@ -483,18 +490,18 @@ def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
 
 
 def test_many_names_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    offers = [deployment(f"b{number}") for number in range(3)]
-    catalog = Catalog(deployments=(*offers, offers[1]))
-    searched: list[ModelDeployment] = []
+    deployments = [deployment(f"b{number}") for number in range(3)]
+    catalog = Catalog(deployments=(*deployments, deployments[1]))
+    searched_deployments: list[ModelDeployment] = []
 
     def record(searched_one: ModelDeployment) -> tuple[str, ...]:
-        searched.append(searched_one)
+        searched_deployments.append(searched_one)
         return ()
 
     monkeypatch.setattr(ModelDeployment, "names", property(record))
-    assert catalog.find_deployments("b1-model:latest") == (offers[1], offers[1])
+    assert catalog.find_deployments("b1-model:latest") == (deployments[1], deployments[1])
     assert not catalog.is_group_name("b2/b2-model")
-    assert searched == [], "lists of models look up every name"
+    assert searched_deployments == [], "lists of models look up every name"
 
 
 def test_an_unknown_name_is_not_found() -> None:

@@ -192,8 +192,8 @@ def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
     gateway.learning.background._tasks.clear()
     shared_answers: Any = object()
-    together = FollowUpDetector(cast(Any, gateway.learning), shared_answers=shared_answers)
-    assert together.may_match(names)
-    assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
+    detector = FollowUpDetector(cast(Any, gateway.learning), shared_answers=shared_answers)
+    assert detector.may_match(names)
+    assert not detector.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)
     assert gateway.follow_ups.may_match(names)

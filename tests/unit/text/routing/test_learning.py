@@ -75,10 +75,10 @@ class Replica:
             owner, request_id, quality, result, chosen_candidate, self.now
         )
 
-    async def rate(self, request_id: str, score: float, **who: str) -> Any:
+    async def rate(self, request_id: str, score: float, **caller: str) -> Any:
         return await self.feedback.submit(
-            who.get("owner", "ada"),
-            who.get("key", "key_1"),
+            caller.get("owner", "ada"),
+            caller.get("key", "key_1"),
             request_id,
             score=score,
             better_request_id=None,
@@ -98,11 +98,12 @@ class Replica:
         return self.estimator.estimate(owner, model, deployment.ability, question)
 
 
-def are_alike(one: Estimate, other: Estimate) -> bool:
+def are_alike(first: Estimate, second: Estimate) -> bool:
     """Return True if two states differ only by rounding."""
-    return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
-        other.p, abs=1e-6
-    )
+    return (first.signals, first.basis) == (
+        second.signals,
+        second.basis,
+    ) and first.p == pytest.approx(second.p, abs=1e-6)
 
 
 @pytest.fixture
@@ -142,8 +143,8 @@ async def test_learned_state_survives_a_restart(database: Database) -> None:
         await first_replica.answer(f"r{number}")
         await first_replica.rate(f"r{number}", 1.0)
     # Once from the log alone, once from a saved state; nothing is counted twice.
-    for end in (False, True):
-        if end:
+    for closes_first in (False, True):
+        if closes_first:
             await first_replica.learning.close()
         second_replica = Replica(database)
         await second_replica.learning.load_tenant("ada")
@@ -308,25 +309,25 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
     first_replica, second_replica = Replica(database), Replica(database)
     for replica in (first_replica, second_replica):
         await replica.learning.load_tenant("ada")
-    untaught = first_replica.estimate()
+    untaught_estimate = first_replica.estimate()
     await first_replica.answer("r1")
     await first_replica.rate("r1", 1.0)
     await second_replica.learning.learn_new_signals()
     await second_replica.learning.apply_owner_action("ada", "reset")
     await first_replica.learning.learn_new_signals()
-    assert first_replica.estimate() == second_replica.estimate() == untaught
+    assert first_replica.estimate() == second_replica.estimate() == untaught_estimate
     await first_replica.learning.apply_owner_action("ada", "freeze")
     await second_replica.answer("r2")
     await second_replica.rate("r2", 1.0)
-    assert second_replica.estimate() == untaught
+    assert second_replica.estimate() == untaught_estimate
     later_replica = Replica(database)
     await later_replica.learning.load_tenant("ada")
-    assert later_replica.estimate() == untaught
+    assert later_replica.estimate() == untaught_estimate
     await later_replica.learning.apply_owner_action("ada", "thaw")
     await second_replica.learning.learn_new_signals()
     await second_replica.answer("r3")
     await second_replica.rate("r3", 1.0)
-    assert second_replica.estimate() != untaught
+    assert second_replica.estimate() != untaught_estimate
 
 
 async def test_evicted_tenant_is_reloaded_with_its_learned_state(
@@ -512,11 +513,11 @@ async def test_loading_shared_levels_blocks_no_request(
 ) -> None:
     monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
     replica, threads = Replica(database), list[threading.Thread]()
-    reading, go, levels_shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    is_reading, may_read, levels_shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def levels() -> list[Any]:
-        reading.set()
-        await go.wait()
+        is_reading.set()
+        await may_read.wait()
         return []
 
     def work_out(contributions: Any) -> dict[str, Any]:
@@ -527,10 +528,10 @@ async def test_loading_shared_levels_blocks_no_request(
     monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
     monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: levels_shared.set())
     await replica.learning.start()
-    await reading.wait()
+    await is_reading.wait()
     async with asyncio.timeout(30):
         await replica.learning.get_tenant_state("ada")
-    go.set()
+    may_read.set()
     await levels_shared.wait()
     assert threads != [threading.current_thread()]
     await replica.learning.close()

@@ -19,7 +19,7 @@ from moyin.text.routing.router import Router
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 from tests.unit.text.routing.test_rescue import FORMAT
-from tests.unit.text.routing.test_rescue_streams import RecordingLearning, Streams
+from tests.unit.text.routing.test_rescue_streams import RecordingLearning, StreamGateway
 
 
 class Learning(RecordingLearning):
@@ -136,7 +136,7 @@ async def test_every_answer_is_remembered_where_trials_are_enabled() -> None:
 
 
 async def test_rescue_is_recorded_even_in_a_flood() -> None:
-    gateway = Streams()
+    gateway = StreamGateway()
     learning: Any = Learning(rate=0)
     gateway.router = Router(
         gateway.router.fleet,
@@ -153,7 +153,7 @@ async def test_rescue_is_recorded_even_in_a_flood() -> None:
 async def test_answer_without_a_better_model_is_checked_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway = Streams(rescue=RescuePolicy.OFF)
+    gateway = StreamGateway(rescue=RescuePolicy.OFF)
     checked_requests: list[str] = []
 
     def check(*arguments: Any) -> Any:

@@ -146,7 +146,7 @@ def speaker(name: str = "a", **parts: Any) -> ModelDeployment:
     return deployment(name, **parts)
 
 
-def whole(data: Any = MODERATED) -> FakeResponse:
+def json_response(data: Any = MODERATED) -> FakeResponse:
     return FakeResponse([json.dumps(data).encode()])
 
 
@@ -168,7 +168,7 @@ async def read(answer: Answer) -> bytes:
 
 async def test_an_answer_is_recorded_with_its_units() -> None:
     rig = Rig(moderator("a"))
-    upstream = rig.answers("a", whole())
+    upstream = rig.answers("a", json_response())
     answer = await rig.call(moderation(input=["one", "two"]))
     assert json.loads(answer.body) == MODERATED
     headers = dict(answer.headers)
@@ -203,7 +203,7 @@ async def test_aliases_and_auto_choose_the_cheapest() -> None:
     names = {"check": Alias(models=("moderator",))}
     rig = Rig(speaker("tts"), moderator("dear", 2), moderator("cheap", 1), aliases=names)
     for name in ("dear", "cheap"):
-        rig.answers(name, whole({**MODERATED, "usage": {"total_tokens": 10}}))
+        rig.answers(name, json_response({**MODERATED, "usage": {"total_tokens": 10}}))
     for model in ("check", "auto"):
         answer = await rig.call(moderation(model=model))
         assert (b"x-moyin-backend", b"dear") not in answer.headers
@@ -229,7 +229,7 @@ async def test_a_missing_key_is_named() -> None:
 async def test_failures_are_retried_and_then_another_back_end_is_called() -> None:
     rig = Rig(moderator("first"), moderator("second", 1), retries=1)
     first_backend = rig.answers("first", BackendUnavailable("down"))
-    rig.answers("second", whole())
+    rig.answers("second", json_response())
     answer = await rig.call(moderation())
     assert len(first_backend.requests) == 2
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
@@ -255,7 +255,7 @@ async def test_a_back_end_that_fails_often_is_left_alone() -> None:
 async def test_a_refused_request_is_not_sent_to_others() -> None:
     rig = Rig(moderator("first"), moderator("second", 1))
     rig.answers("first", BackendRejected("too long"))
-    second_backend = rig.answers("second", whole())
+    second_backend = rig.answers("second", json_response())
     with pytest.raises(BackendRejected):
         await rig.call(moderation())
     assert not second_backend.requests
@@ -264,9 +264,9 @@ async def test_a_refused_request_is_not_sent_to_others() -> None:
 @pytest.mark.parametrize(
     "response",
     [
-        whole({"error": {"message": "no"}}),
-        whole({"id": "m"}),
-        whole([MODERATED]),
+        json_response({"error": {"message": "no"}}),
+        json_response({"id": "m"}),
+        json_response([MODERATED]),
         FakeResponse([b"{"]),
         FakeResponse([b"<html>"], "text/html"),
         FakeResponse([json.dumps(MODERATED).encode()], "audio/mpeg"),
@@ -416,7 +416,7 @@ async def test_a_cancelled_call_is_recorded() -> None:
 async def test_gpu_time_is_charged_by_the_duration() -> None:
     rate = GpuRate(usd_per_hour=Decimal(3600))
     rig = Rig(moderator("a", gpu=rate))
-    rig.answers("a", whole())
+    rig.answers("a", json_response())
     budget = Budget()
     await rig.call(moderation(), budget=budget, x_moyin_timeout="2")
     assert budget.reserved == 2
@@ -428,7 +428,7 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
     rig = Rig(deployment("a", operations=(Operation.RERANK,), unit_rates=rates))
     meta = {"billed_units": {"search_units": 2.0}}
     results = [{"index": 1, "relevance_score": 0.5}]
-    rig.answers("a", whole({"results": results, "meta": meta}))
+    rig.answers("a", json_response({"results": results, "meta": meta}))
     documents = ["a", {"text": "b"}]
     request = parse_rerank(
         json.dumps(
@@ -451,7 +451,7 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
 )
 async def test_results_for_no_document_are_unusable(results: Any) -> None:
     rig = Rig(deployment("a", operations=(Operation.RERANK,)))
-    rig.answers("a", whole({"results": results}))
+    rig.answers("a", json_response({"results": results}))
     body = {"model": "a-model", "query": "q", "documents": ["a", "b"]}
     with pytest.raises(BackendUnavailable):
         await rig.call(parse_rerank(json.dumps(body).encode()))

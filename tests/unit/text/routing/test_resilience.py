@@ -38,10 +38,10 @@ from moyin.text.routing.catalog import HedgingPolicy
 from moyin.text.routing.explanation import explain_loss
 from moyin.text.routing.hedging import HedgeBudget, race_calls
 from tests.unit.text.routing.factories import Clock
-from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, read_stream
 
 
-class Flaky(FakeBackend):
+class FlakyBackend(FakeBackend):
     """A back end that fails ``times`` times and then answers."""
 
     def __init__(self, times: int) -> None:
@@ -55,7 +55,7 @@ class Flaky(FakeBackend):
         return RAW
 
 
-class Held(FakeBackend):
+class HeldBackend(FakeBackend):
     """A back end that answers, or begins a stream, when the test releases it."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ def backend_of(answer: object) -> bytes:
 
 
 async def test_quick_failure_is_retried_before_falling_back() -> None:
-    first_backend = Flaky(1)
+    first_backend = FlakyBackend(1)
     rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
     assert len(first_backend.requests) == 2
@@ -93,7 +93,7 @@ async def test_quick_failure_is_retried_before_falling_back() -> None:
 
 
 async def test_retries_are_bounded_before_falling_back() -> None:
-    first_backend = Flaky(9)
+    first_backend = FlakyBackend(9)
     rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 1})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
@@ -137,7 +137,7 @@ async def test_invalid_header_is_rejected_before_any_call() -> None:
 
 
 async def test_late_stream_falls_back() -> None:
-    slow_backend = Held()
+    slow_backend = HeldBackend()
     rig = Rig(
         slow_backend,
         FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]),
@@ -146,11 +146,11 @@ async def test_late_stream_falls_back() -> None:
     answer = await rig.ask(stream=True)
     assert backend_of(answer) == b"b1"
     assert slow_backend.closed_early == 1
-    await drained(answer)
+    await read_stream(answer)
 
 
 async def test_call_waits_for_a_free_slot() -> None:
-    held_backend = Held()
+    held_backend = HeldBackend()
     rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=5)})
     first_call = asyncio.create_task(rig.ask())
     second_call = asyncio.create_task(rig.ask())
@@ -166,7 +166,7 @@ async def test_call_waits_for_a_free_slot() -> None:
 
 
 async def test_wait_for_a_slot_is_bounded() -> None:
-    held_backend = Held()
+    held_backend = HeldBackend()
     rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=0.03)})
     first_call = asyncio.create_task(rig.ask())
     await asyncio.sleep(0)
@@ -182,20 +182,20 @@ async def test_wait_for_a_slot_is_bounded() -> None:
 async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
     slots = Slots(1, queue=5, patience=5)
     assert slots.try_acquire("ada")
-    waiting = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
+    waiting_tasks = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
     await asyncio.sleep(0)
-    waiting[0].cancel()
+    waiting_tasks[0].cancel()
     slots.release("ada")  # to the second, in the moment in which the first leaves
-    waiting[1].cancel()  # whose slot goes on to the third
-    await asyncio.gather(*waiting, return_exceptions=True)
-    assert [task.cancelled() for task in waiting] == [True, True, False]
+    waiting_tasks[1].cancel()  # whose slot goes on to the third
+    await asyncio.gather(*waiting_tasks, return_exceptions=True)
+    assert [task.cancelled() for task in waiting_tasks] == [True, True, False]
     assert (slots.taken, slots.waiting) == (1, 0)
     slots.release("ada")
     assert slots.taken == 0
 
 
 async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
-    rig = Rig(Held(), tariff=CHEAP)
+    rig = Rig(HeldBackend(), tariff=CHEAP)
     task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     task.cancel()
@@ -207,7 +207,7 @@ async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
     assert rig.telemetry.calls[0].error == "cancelled"
 
 
-def used_to_begin_at(rig: Rig, seconds: float) -> None:
+def record_first_token_times(rig: Rig, seconds: float) -> None:
     latency = rig.runtimes[0].get_latency_estimator("m0")
     for _ in range(100):
         latency.record(
@@ -220,19 +220,19 @@ def used_to_begin_at(rig: Rig, seconds: float) -> None:
 
 
 async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
-    slow_backend = Held()
+    slow_backend = HeldBackend()
     rig = Rig(
         slow_backend,
         FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]),
         tariff=CHEAP,
         hedging=HedgingPolicy(share=0.5),
     )
-    used_to_begin_at(rig, 0.02)
+    record_first_token_times(rig, 0.02)
     rig.router._hedge.add_credit(1)
     answer = await rig.ask(stream=True)
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
-    assert b"12345678" in await drained(answer)
+    assert b"12345678" in await read_stream(answer)
     assert slow_backend.closed_early == 1
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
     # Both are in the ledger: the loser has read the prompt.
@@ -243,11 +243,11 @@ async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
 
 
 async def test_only_a_share_of_requests_is_hedged() -> None:
-    slow_backend = Held()
+    slow_backend = HeldBackend()
     rig = Rig(
         slow_backend, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=HedgingPolicy(share=0.5)
     )
-    used_to_begin_at(rig, 0.005)
+    record_first_token_times(rig, 0.005)
     routes = []
     async with asyncio.timeout(10):
         for number in range(6):
@@ -257,15 +257,15 @@ async def test_only_a_share_of_requests_is_hedged() -> None:
                 slow_backend.let_go.set()
             answer = await tool_response
             routes.append(dict(answer.headers)[b"x-moyin-route"])
-            await drained(answer)
+            await read_stream(answer)
             slow_backend.let_go.clear()
     assert routes == [b"free", b"hedged"] * 3
 
 
 async def test_disconnect_cancels_both_hedged_calls() -> None:
-    slow_backend, other_backend = Held(), Held()
+    slow_backend, other_backend = HeldBackend(), HeldBackend()
     rig = Rig(slow_backend, other_backend, hedging=HedgingPolicy(share=1.0))
-    used_to_begin_at(rig, 0.005)
+    record_first_token_times(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
     await asyncio.gather(slow_backend.reached.wait(), other_backend.reached.wait())
     assert len(slow_backend.requests) == len(other_backend.requests) == 1
@@ -299,7 +299,7 @@ async def test_first_failure_is_raised_when_both_fail() -> None:
 async def test_denied_second_call_does_not_stop_the_first() -> None:
     first_answer = Answer(headers=(), body=b"first")
 
-    async def slow() -> Answer:
+    async def answer_slowly() -> Answer:
         await asyncio.sleep(0.02)
         return first_answer
 
@@ -307,15 +307,17 @@ async def test_denied_second_call_does_not_stop_the_first() -> None:
         return None
 
     assert (
-        await race_calls(slow(), nobody, delay_seconds=0.001, may_start_second=lambda: True)
+        await race_calls(
+            answer_slowly(), nobody, delay_seconds=0.001, may_start_second=lambda: True
+        )
         is first_answer
     )
 
 
 async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
-    slow_backend, other_backend = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
+    slow_backend, other_backend = HeldBackend(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
     rig = Rig(slow_backend, other_backend, tariff=CHEAP, hedging=HedgingPolicy(share=1.0))
-    used_to_begin_at(rig, 0.005)
+    record_first_token_times(rig, 0.005)
 
     # Both were up when they were chosen.
     async def open_breaker(
@@ -325,7 +327,7 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
 
     rig.runtimes[1].acquire = open_breaker  # type: ignore[method-assign]
     answer = await rig.ask(stream=True)
-    await drained(answer)
+    await read_stream(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
     assert [(entry.backend, entry.complete) for entry in rig.ledger] == [("b0", True)]
 
@@ -513,20 +515,20 @@ async def test_interrupted_unsent_tool_call_is_charged() -> None:
     assert (entry.complete, entry.output_tokens > 0) == (False, True)
 
 
-@pytest.mark.parametrize("before", ["", "Wait"])
+@pytest.mark.parametrize("text_before", ["", "Wait"])
 @pytest.mark.parametrize("streams", [False, True])
 async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
-    streams: bool, before: str
+    streams: bool, text_before: str
 ) -> None:
     use = ToolUse(id="c", name="f", arguments="{oops")
-    broken_backend = FakeBackend(replace(make_text_response(), parts=(Text(text=before), use)))
+    broken_backend = FakeBackend(replace(make_text_response(), parts=(Text(text=text_before), use)))
     rig = Rig(broken_backend)
     # Ollama's clients have another word for it.
     limit: dict[str, Any] = {"max_tokens": 0} if streams else {}
     for _ in range(5):
-        if streams and before:
+        if streams and text_before:
             answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)
-            assert b'"code":"invalid_tool_call"' in await drained(answer)
+            assert b'"code":"invalid_tool_call"' in await read_stream(answer)
         else:
             codec = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):

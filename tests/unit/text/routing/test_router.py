@@ -31,7 +31,7 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCode
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
-from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, read_stream
 
 
 async def test_bytes_pass_unchanged_and_are_charged() -> None:
@@ -57,7 +57,7 @@ async def test_the_other_protocol_is_translated(stream: bool) -> None:
     backend = FakeBackend(make_text_response("Hello you"), api_format=ApiFormat.OPENAI)
     rig = Rig(backend)
     answer = await rig.ask(AnthropicCodec(), stream=stream)
-    body = await drained(answer) if stream else answer.body
+    body = await read_stream(answer) if stream else answer.body
     assert b"Hello" in body and b"end_turn" in body
     assert rig.ledger[0].output_tokens == 2
 
@@ -68,7 +68,7 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
     rig = Rig(FakeBackend(error=error), FakeBackend(raw=RAW, raw_stream=[CHUNK, DONE]))
     answer = await rig.ask(stream=stream)
     if stream:
-        await drained(answer)
+        await read_stream(answer)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
     # The back end that broke off may bill the prompt.
@@ -85,7 +85,7 @@ async def test_malformed_answer_falls_back(raw: bytes) -> None:
 
 async def test_an_empty_stream_falls_back() -> None:
     rig = Rig(FakeBackend(raw_stream=[]), FakeBackend(raw_stream=[CHUNK, DONE]))
-    assert CHUNK in await drained(await rig.ask(stream=True))
+    assert CHUNK in await read_stream(await rig.ask(stream=True))
 
 
 async def test_rejected_request_is_not_sent_to_another_back_end() -> None:
@@ -123,7 +123,7 @@ async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
 async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     error = StreamInterrupted("cut")
     rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, chunks_before_error=1))
-    text = await drained(await rig.ask(stream=True))
+    text = await read_stream(await rig.ask(stream=True))
     assert text.startswith(CHUNK)
     assert b'"code":"stream_interrupted"' in text
     assert text.endswith(b": x-moyin-cost-usd=0\n\n")
@@ -133,23 +133,23 @@ async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
 
 async def test_a_silent_end_is_an_error() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK]))
-    assert b"stream_interrupted" in await drained(await rig.ask(stream=True))
+    assert b"stream_interrupted" in await read_stream(await rig.ask(stream=True))
 
 
 async def test_a_stream_ends_with_its_cost() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP)
-    text = await drained(await rig.ask(stream=True))
+    text = await read_stream(await rig.ask(stream=True))
     assert text == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
     assert rig.ledger[0].complete
 
 
-@pytest.mark.parametrize("taken", [0, 1])
-async def test_disconnect_cancels_upstream_and_charges_the_sent_part(taken: int) -> None:
+@pytest.mark.parametrize("count_received", [0, 1])
+async def test_disconnect_cancels_upstream_and_charges_the_sent_part(count_received: int) -> None:
     backend = FakeBackend(raw_stream=[CHUNK] * 100)
     rig = Rig(backend, tariff=CHEAP)
     stream = (await rig.ask(stream=True)).stream
     assert stream is not None
-    for _ in range(taken):
+    for _ in range(count_received):
         await anext(stream)
     await stream.aclose()
     assert backend.closed_early == 1
@@ -208,12 +208,12 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
     """A probe is repeated, because it may time out when our own process was suspended."""
     backend = FakeBackend()
-    probe, failures = backend.probe, [BackendTimeout("x")]
+    original_probe, failures = backend.probe, [BackendTimeout("x")]
 
     async def fail_once() -> None:
         if failures:
             raise failures.pop()
-        await probe()
+        await original_probe()
 
     backend.probe = fail_once  # type: ignore[method-assign]
     (runtime,) = Rig(backend).runtimes
@@ -376,12 +376,12 @@ async def test_unknown_member_does_not_change_the_reservation(
 async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
-    estimated = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
-    await drained(await rig.ask(stream=True))
-    assert rig.ledger[-1].input_tokens == estimated
+    estimated_tokens = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
+    await read_stream(await rig.ask(stream=True))
+    assert rig.ledger[-1].input_tokens == estimated_tokens
     for _ in range(99):
         await rig.ask()
-    await drained(await rig.ask(stream=True))
+    await read_stream(await rig.ask(stream=True))
     entry = rig.ledger[-1]
     assert not entry.complete
     assert 0.8 * 1000 < entry.input_tokens <= 1000

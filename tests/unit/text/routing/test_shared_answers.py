@@ -109,7 +109,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def later(*replicas: Gateway) -> None:
+async def advance_clocks(*replicas: Gateway) -> None:
     for replica in replicas:
         replica.now += 20
 
@@ -118,14 +118,14 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
     valkey = FakeValkey()
     first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
     assert await first_gateway.ask("r1", ASK) == []
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
     assert await second_gateway.ask("r2", ASK) == [("r1", "regenerated")]
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
     # The first replica still knows of r1; what counts is what all know.
     assert await first_gateway.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
     assert await second_gateway.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
     assert await first_gateway.ask(
         "r5", ASK, "func", "Add table tests", "done", "Thanks a lot"
     ) == [("r4", "continued")]
@@ -142,7 +142,7 @@ async def test_pending_answers_are_shared_on_close(database: Database) -> None:
         await first_gateway.ask("r1", ASK)
         assert valkey == {}
     await first_gateway.follow_ups.close()
-    await later(second_gateway)
+    await advance_clocks(second_gateway)
     assert await second_gateway.ask("r2", ASK) == [("r1", "regenerated")]
 
 
@@ -152,7 +152,7 @@ async def test_switch_to_a_better_model_is_detected_across_replicas(
     valkey = FakeValkey()
     first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
     await first_gateway.ask("r1", ASK)
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
     assert await second_gateway.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
 
 
@@ -178,28 +178,28 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
         async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return await valkey.pop(names)
 
-    three = Gateway(database, Same())
+    third_gateway = Gateway(database, Same())
     await first_gateway.ask("r1", ASK)
-    await later(first_gateway, second_gateway, three)
+    await advance_clocks(first_gateway, second_gateway, third_gateway)
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    for replica in (second_gateway, three):
+    for replica in (second_gateway, third_gateway):
         names = route(replica.fleet, "claude-haiku-5-5")
         replica.follow_ups.detect(Conversation(context, call), names, replica.now)
     # Both read before either takes.
     earlier_values = FakeValkey(valkey)
-    three.valkey.get = earlier_values.get
+    third_gateway.valkey.get = earlier_values.get
     await second_gateway.shared_answers.process_batch()
-    await three.shared_answers.process_batch()
-    assert len(second_gateway.learning._signals) + len(three.learning._signals) == 1
+    await third_gateway.shared_answers.process_batch()
+    assert len(second_gateway.learning._signals) + len(third_gateway.learning._signals) == 1
 
 
 async def test_replica_matches_its_own_answers_without_valkey(database: Database) -> None:
     valkey = FakeValkey()
     first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
     await first_gateway.ask("r1", ASK)
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
     valkey.is_unavailable = True
     assert await second_gateway.ask("r2", ASK) == []
     assert await first_gateway.ask("r3", ASK) == [("r1", "regenerated")]
@@ -212,15 +212,15 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
 
     gateway = Gateway(database, Failing())
     await gateway.ask("r1", ASK)
-    await later(gateway)
+    await advance_clocks(gateway)
     assert await gateway.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MAX_QUERIES", 2)
     gateway = Gateway(database, FakeValkey())
-    looked = [gateway.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
-    assert looked == [True, True, False]
+    was_queued = [gateway.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
+    assert was_queued == [True, True, False]
     for number in range(9):
         gateway.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, gateway.now)
     assert len(gateway.shared_answers._answers) == 4
@@ -251,7 +251,7 @@ async def test_stored_value_of_another_version_is_ignored(database: Database, va
     gateway = Gateway(database, valkey)
     await gateway.ask("r1", ASK)
     valkey.update(dict.fromkeys(valkey, value))
-    await later(gateway)
+    await advance_clocks(gateway)
     assert await gateway.ask("r2", ASK) == []
 
 
@@ -261,13 +261,13 @@ async def test_time_window_uses_the_arrival_of_the_request(
     valkey = FakeValkey()
     first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
     await first_gateway.ask("r1", ASK)
-    came = second_gateway.now + 1.9
+    arrival_time = second_gateway.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     second_gateway.now += 60
     names = route(second_gateway.fleet, "claude-haiku-5-5")
-    second_gateway.follow_ups.detect(Conversation(context, call), names, came)
+    second_gateway.follow_ups.detect(Conversation(context, call), names, arrival_time)
     await second_gateway.shared_answers.process_batch()
     assert not second_gateway.learning._signals
 
@@ -279,7 +279,7 @@ async def test_unshared_answer_is_matched_by_its_own_replica(
     monkeypatch.setattr(exchanges, "_MAX_QUERIES", 0)
     await gateway.ask("r1", ASK)
     monkeypatch.undo()
-    await later(gateway)
+    await advance_clocks(gateway)
     assert await gateway.ask("r2", ASK) == [("r1", "regenerated")]
 
 
@@ -289,7 +289,7 @@ async def test_answers_are_shared_during_a_database_outage(
     valkey = FakeValkey()
     first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
     await first_gateway.ask("r1", ASK)
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
 
     async def fail(owner: str, request_id: str) -> None:
         raise OSError("away")
@@ -299,7 +299,7 @@ async def test_answers_are_shared_during_a_database_outage(
         await second_gateway.ask("r2", ASK)
     row = second_gateway.learning._decisions.popleft()
     await second_gateway.store.write([row.to_row()], ())  # type: ignore[union-attr]
-    await later(first_gateway, second_gateway)
+    await advance_clocks(first_gateway, second_gateway)
     assert await first_gateway.ask("r3", ASK) == [("r2", "regenerated")]
 
 

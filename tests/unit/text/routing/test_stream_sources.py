@@ -39,8 +39,11 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
 ) -> None:
     choice = {"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}
     event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    zero = event | {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
-    sent_events = [event | {"choices": [choice]}, *([zero] if states_zero else [])]
+    zero_usage_event = event | {
+        "choices": [],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0},
+    }
+    sent_events = [event | {"choices": [choice]}, *([zero_usage_event] if states_zero else [])]
 
     async def upstream() -> AsyncGenerator[bytes, None]:
         for item in sent_events:
@@ -74,8 +77,8 @@ async def test_running_usage_of_a_server_is_used() -> None:
 
 
 async def test_prompt_tokens_from_the_start_and_counted_output_add_up() -> None:
-    started = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
-    usage = await read_usage(started, *TEXTS, by_token=True)
+    started_event = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
+    usage = await read_usage(started_event, *TEXTS, by_token=True)
     assert usage == Usage(input_tokens=7, output_tokens=2)
 
 

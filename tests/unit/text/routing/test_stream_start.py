@@ -54,7 +54,7 @@ def test_invalid_start_of_json_is_a_fault(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "verdict"),
+    ("form", "text", "expected_fault"),
     [
         (schema(type="object"), "[", "schema"),
         (schema(type="object"), "{", NO_FAULT),
@@ -67,14 +67,14 @@ def test_invalid_start_of_json_is_a_fault(text: str) -> None:
     ],
 )
 def test_the_type_of_a_schema_is_known_by_the_first_character(
-    form: Any, text: str, verdict: str
+    form: Any, text: str, expected_fault: str
 ) -> None:
     form = (
         form
         if isinstance(form, ResponseConstraints)
         else ResponseConstraints(json=True, schema=form)
     )
-    assert find_start_fault(transcript_of(TextDelta(text=text)), form) == verdict
+    assert find_start_fault(transcript_of(TextDelta(text=text)), form) == expected_fault
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "<|im_end|>", "</s> ", "<|start_header_id|>\n"])

@@ -100,9 +100,9 @@ async def test_a_view_is_formatted_once_for_all_with_the_same_rights() -> None:
         feeds.format_cluster(_CLUSTER, ["a"]),
     )
     assert ClusterBody.model_validate_json(whole_json) == _CLUSTER
-    restricted = ClusterBody.model_validate_json(part_json)
-    assert (restricted.nodes, restricted.pools[0].renderers) == (None, None)
-    assert [pool.name for pool in restricted.pools] == ["a"]
+    restricted_cluster = ClusterBody.model_validate_json(part_json)
+    assert (restricted_cluster.nodes, restricted_cluster.pools[0].renderers) == (None, None)
+    assert [pool.name for pool in restricted_cluster.pools] == ["a"]
     assert feeds.format_cluster(_CLUSTER, ["a"]) is part_json
     assert feeds.format_cluster(_CLUSTER, None) is whole_json
     changed_cluster = _CLUSTER.model_copy(update={"pools": []})

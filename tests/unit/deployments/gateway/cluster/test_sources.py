@@ -12,10 +12,10 @@ from tests.waiting import eventually
 
 
 async def test_calls_that_hang_are_bounded() -> None:
-    release, started = threading.Event(), threading.Semaphore(0)
+    release, started_calls = threading.Event(), threading.Semaphore(0)
 
     def hang() -> None:
-        started.release()
+        started_calls.release()
         release.wait(60)
 
     try:
@@ -23,7 +23,7 @@ async def test_calls_that_hang_are_bounded() -> None:
             asyncio.ensure_future(sources._run(hang)) for _ in range(sources._MAX_CALLS)
         ]
         for _ in hanging_tasks:
-            assert await asyncio.to_thread(started.acquire, timeout=60)
+            assert await asyncio.to_thread(started_calls.acquire, timeout=60)
         # Whoever waited has given up, but the threads are taken.
         hanging_tasks[0].cancel()
         for _ in range(2):

@@ -164,8 +164,8 @@ async def test_a_link_returns_one_file_to_anybody(client: httpx.AsyncClient) -> 
     small_thumbnail = await client.get(link["url"], params={"w": 64}, headers=no_owner)
     assert Image.open(BytesIO(small_thumbnail.content)).size == (64, 32)
     assert small_thumbnail.headers["cache-control"] == "private, max-age=3600"
-    tampered = link["url"].replace(".", ".x", 1)
-    assert (await client.get(tampered, headers=no_owner)).status_code == 401
+    tampered_url = link["url"].replace(".", ".x", 1)
+    assert (await client.get(tampered_url, headers=no_owner)).status_code == 401
     assert (await client.get(other_url, headers=no_owner)).status_code == 401
     assert (await client.delete(url)).status_code == 204
     assert (await client.get(link["url"], headers=no_owner)).status_code == 404
@@ -258,9 +258,9 @@ async def test_favourites_are_marked_and_listed(client: httpx.AsyncClient) -> No
 
 async def test_a_favourite_of_another_tenant_is_not_found(client: httpx.AsyncClient) -> None:
     url = await upload(client, png(64, 64))
-    stranger = {"x-owner": "bob"}
+    other_owner = {"x-owner": "bob"}
     for method in ("PUT", "DELETE"):
-        response = await client.request(method, f"{url}/favourite", headers=stranger)
+        response = await client.request(method, f"{url}/favourite", headers=other_owner)
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
     listed_artifacts = (await client.get("/artifacts")).json()["artifacts"]
     assert [item["favourite"] for item in listed_artifacts] == [False]
@@ -292,8 +292,8 @@ async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.As
     with ZipFile(BytesIO(response.content)) as archive:
         assert archive.namelist() == ["upload.png", "upload (2).png"]
         assert [archive.read(name) for name in archive.namelist()] == [contents[2], contents[0]]
-    tampered = link["url"].replace(".", ".x", 1)
-    assert (await client.get(tampered, headers=no_owner)).status_code == 401
+    tampered_url = link["url"].replace(".", ".x", 1)
+    assert (await client.get(tampered_url, headers=no_owner)).status_code == 401
     assert (await client.delete(urls[0])).status_code == 204
     assert (await client.get(link["url"], headers=no_owner)).status_code == 404
 
@@ -327,8 +327,8 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
         "/artifacts/archive", json={"job": JOB}, headers={"x-owner": "bob"}
     )
     assert (others_response.status_code, others_response.json()["code"]) == (404, "job_not_found")
-    nul = await client.post("/artifacts/archive", json={"job": "a\0"})
-    assert (nul.status_code, nul.json()["field"]) == (400, "job")
+    nul_response = await client.post("/artifacts/archive", json={"job": "a\0"})
+    assert (nul_response.status_code, nul_response.json()["field"]) == (400, "job")
     for table, column in ((artifacts_table, "job_id"), (jobs_table, "id")):
         await database.execute(sa.delete(table).where(table.c[column] == JOB))
     response = await client.get(link["url"], headers={"x-owner": ""})

@@ -73,7 +73,7 @@ class Socket:
 
 
 @asynccontextmanager
-async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
+async def connect_socket(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
     app = FastAPI()
     app.include_router(websocket_routes(cast(PromptNotifiers, notifier), 1_000))
     request = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
@@ -95,7 +95,7 @@ async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIter
 
 async def test_messages_are_sent_to_the_client() -> None:
     notifier = FakeNotifier(["text", b"picture"])
-    async with connected(notifier) as socket:
+    async with connect_socket(notifier) as socket:
         assert notifier.arguments == ("ada", "c")
         assert (await socket.next_message())["text"] == "text"
         assert (await socket.next_message())["bytes"] == b"picture"
@@ -103,7 +103,7 @@ async def test_messages_are_sent_to_the_client() -> None:
 
 async def test_the_first_message_may_carry_feature_flags() -> None:
     notifier = FakeNotifier([])
-    async with connected(notifier) as socket:
+    async with connect_socket(notifier) as socket:
         socket.client_sends(_FLAGS)
         message = json.loads((await socket.next_message())["text"])
         assert message["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
@@ -113,11 +113,11 @@ async def test_the_first_message_may_carry_feature_flags() -> None:
     assert notifier.supports_preview_metadata, "later messages are ignored"
 
 
-@pytest.mark.parametrize("first", ["hello", {"type": "other"}, {**_FLAGS, "data": None}])
-async def test_other_first_messages_are_ignored(first: Any) -> None:
+@pytest.mark.parametrize("first_message", ["hello", {"type": "other"}, {**_FLAGS, "data": None}])
+async def test_other_first_messages_are_ignored(first_message: Any) -> None:
     notifier = FakeNotifier([])
-    async with connected(notifier) as socket:
-        socket.client_sends(first)
+    async with connect_socket(notifier) as socket:
+        socket.client_sends(first_message)
         socket.client_sends(_FLAGS)
     assert not notifier.supports_preview_metadata
 
@@ -129,7 +129,7 @@ async def test_a_client_that_does_not_keep_up_is_disconnected(
     monkeypatch.setattr("deployments.gateway.routes.comfy_api.websocket._SEND_SECONDS", 0.05)
     # The client reads nothing, or it reads too slowly.
     notifier = FakeNotifier(["text"] if stuck else [SlowConsumer("too slow")])
-    async with connected(notifier, stuck=stuck) as socket:
-        closed = await socket.next_message()
-    assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
-    assert closed["reason"] == "slow_consumer"
+    async with connect_socket(notifier, stuck=stuck) as socket:
+        close_message = await socket.next_message()
+    assert (close_message["type"], close_message["code"]) == ("websocket.close", 1013)
+    assert close_message["reason"] == "slow_consumer"
