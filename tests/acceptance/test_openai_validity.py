@@ -195,7 +195,7 @@ async def test_refusals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
-    """A broken stream ends with a valid event, and a malformed answer gives a valid error."""
+    """Expect a valid last event if a stream breaks, and a valid error if an answer is malformed."""
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
         serving(tmp_path, backend(kind, upstream.url)) as models_app,

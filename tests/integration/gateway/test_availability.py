@@ -21,7 +21,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.text.fixtures import local, serving, settled
+from tests.integration.text.fixtures import local, serving, wait_until_probed
 from tests.processes import with_lines
 from tests.stack import Measured
 from tests.waiting import eventually
@@ -117,7 +117,7 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
     backend = local(llama)
     backend["models"][0] |= {"schema": True, "tools": True}
     async with serving(tmp_path, backend) as models_app:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         database = Database(Settings(data=tmp_path).sql_url)
         _, key = await KeyStore(database).create("bob", "test")
         await database.close()
@@ -174,7 +174,10 @@ async def measure_median(act: Callable[[], Awaitable[None]]) -> float:
 
 @asynccontextmanager
 async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
-    """Repeat ``act`` during the block, at least once; yield a function that returns the count."""
+    """Repeat ``act`` during the block; yield a function that returns how often it has ended.
+
+    The block begins when ``act`` has ended once.
+    """
     over, rounds = asyncio.Event(), 0
 
     async def loop() -> None:

@@ -1,4 +1,4 @@
-"""Compares the queue places of fifty renders on two ComfyUIs in every API and in ComfyUI."""
+"""Compares the places in the queue of fifty renders, as shown by every API and by two ComfyUIs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _colors = itertools.count(0x310000)
 
 @dataclass
 class Api:
-    """The APIs of one gateway, and the stage of each job according to its events so far."""
+    """Reads one gateway through all its APIs, and follows the events of each job."""
 
     stack: RunningStack
     http: aiohttp.ClientSession
@@ -132,11 +132,12 @@ class Observations:
     Attributes:
         stored: jobs that were shown as running although no ComfyUI had them, because they had been
             executed and their files were being stored.
-        order: the jobs with a place in the latest sample, the first to begin first.
+        order: the waiting jobs with a position in the latest sample, in the order of these.
+        positions: the last known position of each job.
         samples: the number of samples.
         full: the number of samples in which every ComfyUI had a prompt.
-        rises: jobs that moved back because of jobs with a better class.
-        guessed: jobs whose start was estimated.
+        rises: how often a job moved back, because new jobs with a better class were put before it.
+        guessed: jobs for which the API estimated when they would start.
     """
 
     stored: set[str] = field(default_factory=set)
@@ -169,10 +170,10 @@ async def test_all_apis_and_comfyui_agree_on_fifty_renders(
 ) -> None:
     async with _open_api(stack) as api:
         await _wait_for_comfyuis(api)
-        story = await _render_all(api)
+        observations = await _render_all(api)
     measured(
-        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {story.samples} samples, in {story.full} of "
-        f"which all ComfyUIs had a prompt, {len(story.stored)} renders seen while files were stored"
+        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {observations.samples} samples, in {observations.full} of "
+        f"which all ComfyUIs had a prompt, {len(observations.stored)} renders seen while files were stored"
     )
 
 
@@ -203,19 +204,19 @@ async def _render_all(api: Api) -> Observations:
         streams.append(asyncio.create_task(follow(job_id)))
 
     async def sample_while(condition: Callable[[], bool]) -> None:
-        while await _sample(api, priorities, story) and condition():
+        while await _sample(api, priorities, observations) and condition():
             await _wait_for_tick()
 
-    story = Observations()
+    observations = Observations()
     # While these occupy the ComfyUIs, all others get their places.
     occupying = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
     await eventually(lambda: _have_begun(api, set(occupying)), 120)
     for _ in range(RENDERS):
         await submit(_NORMAL)
-    await sample_while(lambda: len(story.order) < RENDERS)
+    await sample_while(lambda: len(observations.order) < RENDERS)
     for _ in range(URGENT):
         await submit(_URGENT)
-    await sample_while(lambda: len(story.order) < RENDERS + URGENT)
+    await sample_while(lambda: len(observations.order) < RENDERS + URGENT)
     for job_id in occupying:
         await api.cancel(job_id)
     await sample_while(lambda: True)
@@ -231,22 +232,22 @@ async def _render_all(api: Api) -> Observations:
         assert kinds == ["queued", "running", "step", "succeeded"]
         [running] = [data for kind, data in events if kind == "running"]
         assert running["started_at"] == job["started_at"]
-    assert story.full, "both ComfyUIs had a prompt at the same time"
-    assert story.rises, "urgent renders overtook others"
-    assert story.guessed, "the first render was measured"
-    return story
+    assert observations.full, "both ComfyUIs had a prompt at the same time"
+    assert observations.rises, "urgent renders overtook others"
+    assert observations.guessed, "the first render was measured"
+    return observations
 
 
 async def _wait_for_tick() -> None:
-    """Wait for the next tenth of a second; samples are taken at that rate if the machine can."""
+    """Wait until the next multiple of the sampling interval, a tenth of a second."""
     await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
-async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) -> bool:
-    """Compare all APIs and the ComfyUIs; return False once all jobs have ended.
+async def _sample(api: Api, priorities: Mapping[str, int], observations: Observations) -> bool:
+    """Compare all APIs with the ComfyUIs once; return False if all jobs have ended.
 
-    Everything is read between two reads of the ComfyUIs and two of the rows of jobs. A job that
-    changes in between may be shown in either state.
+    The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
+    between may be shown in its old or its new state.
     """
     ours = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
@@ -288,12 +289,12 @@ async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) 
             assert _RUNNING in possible, job_id
     ran = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
     # ComfyUI has executed what it no longer has. It must not get it afterwards.
-    assert not story.stored & held, "a job ran before a ComfyUI had it"
-    story.stored |= ran - held
+    assert not observations.stored & held, "a job ran before a ComfyUI had it"
+    observations.stored |= ran - held
     assert all(len(prompts) <= 1 for prompts in comfyuis.values())
-    story.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
-    story.samples += 1
-    _check_places({job_id: first[job_id] for job_id in ours}, priorities, story)
+    observations.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
+    observations.samples += 1
+    _check_places({job_id: first[job_id] for job_id in ours}, priorities, observations)
     return any(stage is not _ENDED for stage in later.values())
 
 
@@ -303,9 +304,13 @@ async def _have_begun(api: Api, held: set[str]) -> bool:
 
 
 def _check_places(
-    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Observations
+    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], observations: Observations
 ) -> None:
-    """Check that places change only by the order of classes and, within a class, of arrival."""
+    """Check the positions of all waiting jobs against those of the previous sample.
+
+    They must be ordered by class. Within a class, no job may overtake another; a job moves back
+    only because of new jobs before it.
+    """
     waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
     assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting.values())
     positions = {j: job["position"] for j, job in waiting.items() if job["position"] is not None}
@@ -314,21 +319,21 @@ def _check_places(
     order = sorted(positions, key=lambda job_id: positions[job_id])
     classes = [priorities[job_id] for job_id in order]
     assert classes == sorted(classes), "renders of a better class begin first"
-    known = [job_id for job_id in story.order if job_id in positions]
-    new = {job_id for job_id in order if job_id not in story.positions}
+    known = [job_id for job_id in observations.order if job_id in positions]
+    new = {job_id for job_id in order if job_id not in observations.positions}
     assert [job_id for job_id in order if job_id not in new] == known, "no render overtakes another"
     for job_id in known:
-        fell_back = positions[job_id] - story.positions[job_id]
+        fell_back = positions[job_id] - observations.positions[job_id]
         ahead = order[: order.index(job_id)]
         assert fell_back <= len(new.intersection(ahead)), "only new renders push others back"
-        story.rises += fell_back > 0
+        observations.rises += fell_back > 0
     for job_id, job in waiting.items():
         starts_in = None if job["eta"] is None else job["eta"]["starts_in"]
         if starts_in is not None:
             assert 0 <= starts_in["p50"] <= starts_in["p90"]
-            story.guessed.add(job_id)
+            observations.guessed.add(job_id)
     if positions:
-        story.order, story.positions = order, {**story.positions, **positions}
+        observations.order, observations.positions = order, {**observations.positions, **positions}
 
 
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:

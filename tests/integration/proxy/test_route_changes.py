@@ -45,7 +45,9 @@ async def test_a_route_is_added_and_removed_without_downtime(
 
         assert await is_gone()
         async with _load(client) as seen:
-            await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, url, tmp_path))
+            await asyncio.to_thread(
+                gateway.run, "deploy", "--config", _add_route(before, url, tmp_path)
+            )
             try:
                 await eventually(is_there, 180)
                 async with client.get("/hot/x", headers={"authorization": ""}) as response:
@@ -85,8 +87,8 @@ async def _load(client: aiohttp.ClientSession) -> AsyncIterator[Counter[int]]:
     await running
 
 
-def _with(config: str, url: str, folder: Path) -> str:
-    """Return the path of the same configuration with one more route."""
+def _add_route(config: str, url: str, folder: Path) -> str:
+    """Write the configuration with one more route to a file, and return its path."""
     loaded = yaml.safe_load(Path(config).read_text())
     [gateway] = [app for app in loaded["applications"] if app["name"] == "gateway"]
     route = {
