@@ -17,7 +17,7 @@ from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLoc
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> StackState:
+def running_stack(tmp_path: Path) -> StackState:
     """Return the state of a stack that appears to run, because this process holds its lock."""
     layout = Layout(tmp_path / "data")
     layout.prepare()
@@ -67,7 +67,7 @@ def test_status_without_a_stack_exits_with_1(capsys: pytest.CaptureFixture[str])
 
 
 def test_status_shows_parts_and_addresses(
-    running: StackState, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["status"]) == 0
     output = capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_status_shows_parts_and_addresses(
 
 
 def test_up_of_a_running_stack_does_nothing(
-    running: StackState, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["up"]) == 0
     assert capsys.readouterr().out.startswith("Moyin is up already: http://127.0.0.1:8000")
@@ -94,7 +94,7 @@ def test_deploy_without_a_running_stack_fails(
 
 
 def test_invalid_configuration_is_not_deployed(
-    running: StackState,
+    running_stack: StackState,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -111,7 +111,7 @@ def test_invalid_configuration_is_not_deployed(
 
 
 def test_unknown_log_error_lists_app_logs(
-    running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
     layout.get_log_path("ray").touch()
@@ -175,7 +175,7 @@ def test_invalid_graph_is_rejected_before_submission(
 
 
 def test_unknown_log_error_lists_service_logs(
-    running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
     layout.get_log_path("ray").write_text("one\ntwo\nthree\n")

@@ -37,7 +37,7 @@ REPORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def show(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
+def print_report(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
     """Return the lines of the report on a terminal, without colours and repeated blanks."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     terminal = Console(
@@ -55,7 +55,7 @@ def show(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
 def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert show(monkeypatch, REPORT) == [
+    assert print_report(monkeypatch, REPORT) == [
         "2026-11-01T00:00 to 2026-11-04T00:00 (UTC)",
         "day calls not complete input cached output cost dearest bar: cost",
         f"2026-11-01 3 1 12.3k 0 812 $1.00 $6.00 {'█' * 20}",
@@ -69,11 +69,11 @@ def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
 
 def test_renders_are_not_part_of_the_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     total = {**TOTAL, "cost_usd": "101", "render_cost_usd": "100", "dearest_cost_usd": "104"}
-    assert "3 calls, $101.00; on opus $104.00: 75% saved" in show(
+    assert "3 calls, $101.00; on opus $104.00: 75% saved" in print_report(
         monkeypatch, {**REPORT, "total": total}
     )
     only_renders = {**total, "cost_usd": "100", "dearest_cost_usd": "100"}
-    assert "3 calls, $100.00; on opus $100.00" in show(
+    assert "3 calls, $100.00; on opus $100.00" in print_report(
         monkeypatch, {**REPORT, "total": only_renders}
     )
 
@@ -86,7 +86,7 @@ def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) ->
         "groups": [{"key": None, **free_totals}],
         "group_by": ["key"],
     }
-    lines = show(monkeypatch, {**report, "budgets": None})
+    lines = print_report(monkeypatch, {**report, "budgets": None})
     assert lines[1].endswith("bar: output")
     assert lines[2].startswith("unknown 3 1")
     assert lines[3:] == ["3 calls, $0.00", "budgets cannot be read at the moment"]

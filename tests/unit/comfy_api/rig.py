@@ -36,12 +36,12 @@ class Frames:
     is_half_full = False
 
     def __init__(self) -> None:
-        self.earlier: list[Frame] = []
+        self.earlier_frames: list[Frame] = []
         self.files: dict[tuple[str, str], PromptFile] = {}
-        self.coming: asyncio.Queue[Frame | Exception] = asyncio.Queue()
+        self.next_frames: asyncio.Queue[Frame | Exception] = asyncio.Queue()
 
     async def list_newest(self, channel: str, count: int) -> list[Frame]:
-        return self.earlier[-count:]
+        return self.earlier_frames[-count:]
 
     async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
         return self.files.get((prompt_id, path))
@@ -51,7 +51,7 @@ class Frames:
         yield self
 
     async def next(self) -> list[Frame]:
-        frame = await self.coming.get()
+        frame = await self.next_frames.get()
         if isinstance(frame, Exception):
             raise frame
         return [frame]

@@ -22,7 +22,7 @@ class FakePools:
     def __init__(self, **responses: Any) -> None:
         self.responses = responses
         self.requests: list[tuple[str, str]] = []
-        self.repeated = asyncio.Event()
+        self.was_repeated = asyncio.Event()
         # By pool: the state of a pool whose renderers are not up.
         self.states: dict[str, Literal["starting", "down"]] = {}
         self.versions: dict[str, str] = {}
@@ -35,7 +35,7 @@ class FakePools:
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if (pool, path) in self.requests:
-            self.repeated.set()
+            self.was_repeated.set()
         self.requests.append((pool, path))
         await self.may_respond.wait()
         version = self.versions.get(pool, "1")
@@ -151,11 +151,12 @@ def graph(kind: str, file: str) -> dict[str, Any]:
 
 
 async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> None:
-    def loader(*files: str) -> dict[str, Any]:
+    def loader_node(*files: str) -> dict[str, Any]:
         return {"input": {"required": {"ckpt": [list(files)], "n": ["INT", {}]}}}
 
     pools = FakePools(
-        a={"Load": loader("x", "y")}, b={"Load": loader("y", "z"), "New": loader("z")}
+        a={"Load": loader_node("x", "y")},
+        b={"Load": loader_node("y", "z"), "New": loader_node("z")},
     )
     node_info = NodeInfoCache(pools)
     assert await node_info.choose_pool(graph("Load", "y")) == "a"
@@ -182,7 +183,7 @@ async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
     pools.states["a"] = "starting"
     node_info = NodeInfoCache(pools)
     choice = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
-    await pools.repeated.wait()
+    await pools.was_repeated.wait()
     assert not choice.done()
     del pools.states["a"]
     assert await choice == "a"

@@ -13,13 +13,13 @@ from deployments.middleware import new_cors_middleware
 PAGE = "https://play.example"
 
 
-async def answer(_: Request) -> PlainTextResponse:
+async def respond(_: Request) -> PlainTextResponse:
     return PlainTextResponse("a")
 
 
 def client(origins: str) -> TestClient:
     app = Starlette(
-        routes=[Route("/", answer, methods=["POST"])], middleware=new_cors_middleware(origins)
+        routes=[Route("/", respond, methods=["POST"])], middleware=new_cors_middleware(origins)
     )
     return TestClient(app)
 

@@ -44,7 +44,7 @@ async def replace_file_names(body: Any, owner: str = "ann") -> JobSpec:
     return await names.replace_in_graphs(owner, to_job_spec(request, NOW, TEMPLATES.find))
 
 
-def load(image: Any, **inputs: Any) -> dict[str, Any]:
+def load_image_step(image: Any, **inputs: Any) -> dict[str, Any]:
     return {"1": {"class_type": "LoadImage", "inputs": {"image": image, **inputs}}}
 
 
@@ -77,8 +77,10 @@ def images(spec: JobSpec) -> list[Any]:
     ],
 )
 async def test_names_in_a_graph(given_name: Any, stored_name: Any) -> None:
-    spec = await replace_file_names({"kind": "render", "workflow": load(given_name, seed=5)})
-    assert spec.steps[0].payload == load(stored_name, seed=5)
+    spec = await replace_file_names(
+        {"kind": "render", "workflow": load_image_step(given_name, seed=5)}
+    )
+    assert spec.steps[0].payload == load_image_step(stored_name, seed=5)
 
 
 async def test_names_in_pipelines() -> None:
@@ -88,18 +90,18 @@ async def test_names_in_pipelines() -> None:
             "kind": "pipeline",
             "steps": [
                 {"kind": "chat", "request": chat},
-                {"kind": "render", "workflow": load("cat.png", text="${steps.0.text}")},
+                {"kind": "render", "workflow": load_image_step("cat.png", text="${steps.0.text}")},
                 resize("sub/dog.png"),
             ],
         }
     )
     assert spec.steps[0].payload == chat, "a chat has no files"
-    assert spec.steps[1].payload == load(CAT, text="${steps.0.text}")
+    assert spec.steps[1].payload == load_image_step(CAT, text="${steps.0.text}")
     assert spec.steps[2].payload["load"]["inputs"]["image"] == DOG
 
 
 async def test_names_in_batches_of_a_graph() -> None:
-    job = {"kind": "render", "workflow": load("cat.png", seed=5)}
+    job = {"kind": "render", "workflow": load_image_step("cat.png", seed=5)}
     spec = await replace_file_names({**job, "batch": {"seeds": 2}})
     assert images(spec) == [CAT, CAT]
     names_by_field = {"workflow.1.inputs.image": ["cat.png", "sub/dog.png", "other.png"]}

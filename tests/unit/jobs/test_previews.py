@@ -19,10 +19,10 @@ from tests.unit.jobs.test_feed import DONE, JOB, event
 
 class Store:
     def __init__(self) -> None:
-        self.watched: list[str] = []
+        self.watched_jobs: list[str] = []
 
     async def watch(self, job_id: str) -> None:
-        self.watched.append(job_id)
+        self.watched_jobs.append(job_id)
 
     async def find(self, job_id: str) -> tuple[str, bytes] | None:
         return "image/png", b"png"
@@ -84,7 +84,7 @@ async def test_the_newest_preview_is_sent_between_the_job_s_events() -> None:
         assert await anext(joined_stream) == [event(2, EventType.PROGRESS)]
         source.queue.put_nowait(None)
         assert [batch async for batch in joined_stream] == []
-    assert (store.watched, hub.open, source.is_closed) == (["j"], 0, True)
+    assert (store.watched_jobs, hub.open, source.is_closed) == (["j"], 0, True)
 
 
 async def test_a_client_that_reads_slowly_misses_previews_and_no_events() -> None:
@@ -133,6 +133,6 @@ async def test_an_error_of_the_events_ends_the_stream() -> None:
 async def test_asking_for_a_picture_asks_workers_for_more_while_the_job_runs() -> None:
     store, hub = Store(), Hub()
     assert await feed(store, hub).find(JOB) == ("image/png", b"png")
-    assert store.watched == ["j"]
+    assert store.watched_jobs == ["j"]
     await feed(store, hub).find(DONE)
-    assert store.watched == ["j"]
+    assert store.watched_jobs == ["j"]

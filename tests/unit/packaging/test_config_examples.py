@@ -29,7 +29,7 @@ def read_shipped_config() -> Any:
     return yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 
 
-def check(apps: dict[str, Any]) -> None:
+def check_apps(apps: dict[str, Any]) -> None:
     assert list(find_problems(read_shipped_config() | {"applications": list(apps.values())})) == []
 
 
@@ -63,7 +63,7 @@ CHECKED = {
 def test_an_unknown_key_would_be_found(apps: dict[str, Any]) -> None:
     apps["render-default"]["args"]["actor"] = 8
     with pytest.raises(AssertionError, match="actor"):
-        check(apps)
+        check_apps(apps)
 
 
 def test_a_pool(apps: dict[str, Any]) -> None:
@@ -71,18 +71,18 @@ def test_a_pool(apps: dict[str, Any]) -> None:
     big_app = apps["render-default"] | {"name": "render-big", "args": {"pool": "big"}}
     apps |= {"render-default": pool, "render-big": big_app}
     apps["gateway"]["args"]["pools"] = ["default", "big"]
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_isolation_of_a_pool(apps: dict[str, Any]) -> None:
     [pool] = read("docs/isolation.md", "config-isolation")
     apps["render-default"]["args"].update(pool["args"])
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_cache_of_a_pool(apps: dict[str, Any]) -> None:
     apps["render-default"]["args"].update(read("docs/templates.md", "config-cache")["args"])
-    check(apps)
+    check_apps(apps)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_cache_of_a_pool(apps: dict[str, Any]) -> None:
 )
 def test_a_user_config(apps: dict[str, Any], app: str, page: str, name: str) -> None:
     update_user_config(apps[app], read(page, name)["user_config"])
-    check(apps)
+    check_apps(apps)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,19 @@ def test_a_user_config(apps: dict[str, Any], app: str, page: str, name: str) -> 
 )
 def test_back_ends(apps: dict[str, Any], page: str, name: str) -> None:
     update_user_config(apps["models"], read(page, name) | {"aliases": {}})
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_models_of_an_ollama(apps: dict[str, Any]) -> None:
     [ollama] = read("docs/ollama.md", "config-hosts")["backends"]
     ollama |= read("docs/ollama.md", "config-models")
     update_user_config(apps["models"], {"backends": [ollama], "aliases": {}})
-    check(apps)
+    check_apps(apps)
 
 
 def test_an_alias(apps: dict[str, Any]) -> None:
     update_user_config(apps["models"], read("docs/routing.md", "config-alias"))
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_template_is_a_part_of_the_one_to_begin_with() -> None:

@@ -30,17 +30,17 @@ def pool(clock: Clock, *weights: int, **kwargs: object) -> UpstreamPool:
     return UpstreamPool(Route(name="r", upstreams=upstreams, **kwargs), members)  # type: ignore[arg-type]
 
 
-def urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
+def pick_urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
     picked_members = [pool.pick_member(sticky, ()) for _ in range(times)]
     return [member.upstream.url[-1] for member in picked_members if member is not None]
 
 
 def test_round_robin_takes_turns(clock: Clock) -> None:
-    assert urls(pool(clock, 1, 1, 1), 6) == list("012012")
+    assert pick_urls(pool(clock, 1, 1, 1), 6) == list("012012")
 
 
 def test_weighted_balancing_is_proportional_and_smooth(clock: Clock) -> None:
-    order = urls(pool(clock, 5, 1, 1, balance=BalancingPolicy.WEIGHTED), 7)
+    order = pick_urls(pool(clock, 5, 1, 1, balance=BalancingPolicy.WEIGHTED), 7)
     assert Counter(order) == {"0": 5, "1": 1, "2": 1}
     assert "000" not in "".join(order + order)[1:6]
 
@@ -62,10 +62,10 @@ def test_least_connections_counts_open_requests(clock: Clock) -> None:
 
 def test_sticky_values_move_only_when_their_member_is_down(clock: Clock) -> None:
     three_members = pool(clock, 1, 1, 1)
-    members_before = {value: urls(three_members, 3, value) for value in map(str, range(50))}
+    members_before = {value: pick_urls(three_members, 3, value) for value in map(str, range(50))}
     assert all(len(set(members)) == 1 for members in members_before.values())
     three_members.members[0].is_up = False
-    members_after = {value: urls(three_members, 1, value)[0] for value in members_before}
+    members_after = {value: pick_urls(three_members, 1, value)[0] for value in members_before}
     assert all(
         members_after[v] == members_before[v][0]
         for v in members_before
@@ -78,9 +78,9 @@ def test_a_failing_member_is_skipped_until_its_breaker_closes(clock: Clock) -> N
     two_members = pool(clock, 1, 1)
     for _ in range(3):
         two_members.members[0].breaker.fail()
-    assert urls(two_members, 4) == list("1111")
+    assert pick_urls(two_members, 4) == list("1111")
     clock.now = 2.0
-    assert "0" in urls(two_members, 2)
+    assert "0" in pick_urls(two_members, 2)
 
 
 def test_when_all_members_fail_the_next_one_is_tried_unless_there_is_only_one(
@@ -133,14 +133,14 @@ def test_a_route_at_its_concurrency_limit_rejects_requests(clock: Clock) -> None
 def test_a_new_tables_limit_counts_requests_in_flight() -> None:
     upstreams, in_flight = (Upstream(url="http://0"),), InFlightCount()
 
-    def table(concurrent: int) -> UpstreamPool:
+    def build_pool(concurrent: int) -> UpstreamPool:
         route = Route(name="r", upstreams=upstreams, max_concurrent=concurrent)
         return UpstreamPool.build(route, {}, in_flight)
 
-    with table(1).admit():
-        with pytest.raises(Overloaded), table(1).admit():
+    with build_pool(1).admit():
+        with pytest.raises(Overloaded), build_pool(1).admit():
             pass
-        with table(2).admit(), pytest.raises(Overloaded), table(2).admit():
+        with build_pool(2).admit(), pytest.raises(Overloaded), build_pool(2).admit():
             pass
-    with table(1).admit():
+    with build_pool(1).admit():
         pass

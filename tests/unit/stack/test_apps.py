@@ -212,10 +212,10 @@ def test_problems_are_found_in_a_separate_process(tmp_path: Path) -> None:
 def test_validation_that_times_out_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def endless(*_: object, timeout: float, **__: object) -> None:
+    def time_out(*_: object, timeout: float, **__: object) -> None:
         raise subprocess.TimeoutExpired("validate", timeout)
 
-    monkeypatch.setattr("moyin.stack.apps.subprocess.run", endless)
+    monkeypatch.setattr("moyin.stack.apps.subprocess.run", time_out)
     [problem] = apps.find_config_problems(tmp_path / "apps.yaml")
     assert problem == f"{tmp_path / 'apps.yaml'} could not be validated within 120 seconds"
 

@@ -121,11 +121,11 @@ def test_failed_write_keeps_the_previous_content(
     replace_file(path, b"before")
     original_write = Path.write_bytes
 
-    def half(self: Path, data: bytes) -> int:
+    def write_half(self: Path, data: bytes) -> int:
         original_write(self, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="No space left"):
         replace_file(path, b"after")
     assert path.read_bytes() == b"before"

@@ -24,10 +24,10 @@ class TestFolder(BlobContract):
 async def test_an_interrupted_write_leaves_no_file(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_args: object) -> None:
+    def fail_with_full_disk(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fail_with_full_disk)
     with pytest.raises(OSError, match="No space"):
         await blobs.put(b"abc")
     monkeypatch.undo()
@@ -64,13 +64,13 @@ async def test_a_blob_stored_again_during_its_deletion_stays(
     os.utime(path, (1, 1))
     original_rename = Path.rename
 
-    def late(self: Path, target: Path) -> Path:
+    def rename_after_renewal(self: Path, target: Path) -> Path:
         # A writer stores the blob between the check of its age and the rename.
         os.utime(path)
         monkeypatch.undo()
         return original_rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", late)
+    monkeypatch.setattr(Path, "rename", rename_after_renewal)
     assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None
     assert await blobs.get(digest) == b"abc"
 

@@ -57,8 +57,8 @@ async def test_a_key_is_valid_even_if_its_use_cannot_be_recorded(
     keys = KeyStore(database)
     _, text = await keys.create("studio", "first")
 
-    def refused() -> None:
+    def refuse_connection() -> None:
         raise ConnectionRefusedError(111, "Connect call failed")
 
-    monkeypatch.setattr(database, "writing", refused)
+    monkeypatch.setattr(database, "writing", refuse_connection)
     assert (await keys.verify(text)).owner == "studio"

@@ -292,11 +292,11 @@ class SlowPruner(Pruner):
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         super().__init__(database, blobs)
-        self.began, self.let_go = asyncio.Event(), asyncio.Event()
+        self.has_begun, self.may_proceed = asyncio.Event(), asyncio.Event()
 
     async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
-        self.began.set()
-        await self.let_go.wait()
+        self.has_begun.set()
+        await self.may_proceed.wait()
         yield PruneResult()
 
 
@@ -346,13 +346,13 @@ async def test_only_one_replica_prunes_at_a_time(
     )
     async with asyncio.timeout(10):
         pruning_tasks = [asyncio.create_task(first_pruner.keep_pruning(30))]
-        await first_pruner.began.wait()
+        await first_pruner.has_begun.wait()
         pruning_tasks.append(asyncio.create_task(other_pruner.keep_pruning(30)))
         while databases[1].times < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-        assert not other_pruner.began.is_set()
+        assert not other_pruner.has_begun.is_set()
         pruning_tasks[0].cancel()
-        await other_pruner.began.wait()
+        await other_pruner.has_begun.wait()
     pruning_tasks[1].cancel()
     await asyncio.gather(*pruning_tasks, return_exceptions=True)
     for database in databases:

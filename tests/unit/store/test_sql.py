@@ -82,7 +82,7 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
         "asyncio.run(hold())"
     )
 
-    async def ask(*names: str) -> list[bool]:
+    async def try_locks(*names: str) -> list[bool]:
         async with AsyncExitStack() as blocks:
             return [
                 await blocks.enter_async_context(Database(url).advisory_lock(name))
@@ -93,10 +93,10 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"True\n"
-        assert asyncio.run(ask("x", "y")) == [False, True]
+        assert asyncio.run(try_locks("x", "y")) == [False, True]
         holder.kill()
-    assert asyncio.run(ask("x", "x")) == [True, False]
-    assert asyncio.run(ask("x")) == [True]
+    assert asyncio.run(try_locks("x", "x")) == [True, False]
+    assert asyncio.run(try_locks("x")) == [True]
 
 
 def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> None:

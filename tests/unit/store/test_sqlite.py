@@ -31,7 +31,7 @@ async def insert_words(database: Database, *words: str) -> None:
     await database.write(lambda c: c.execute(WORDS.insert(), rows))
 
 
-async def found(database: Database) -> list[str]:
+async def read_words(database: Database) -> list[str]:
     query = sa.select(WORDS.c.word).order_by(WORDS.c.word)
     return await database.read(lambda c: list(c.execute(query).scalars()))
 
@@ -48,7 +48,7 @@ async def test_a_failed_transaction_changes_nothing(word_database: Database) -> 
     with pytest.raises(ValueError, match="no"):
         async with word_database.writing() as connection:
             await connection.run_sync(failing)
-    assert await found(word_database) == ["a"]
+    assert await read_words(word_database) == ["a"]
 
 
 async def test_rows_can_be_read_after_the_transaction(word_database: Database) -> None:
@@ -61,23 +61,23 @@ async def test_rows_can_be_read_after_the_transaction(word_database: Database) -
 
 
 async def test_more_transactions_than_threads_wait_for_each_other(word_database: Database) -> None:
-    async def slowly(number: int) -> None:
+    async def insert_slowly(number: int) -> None:
         async with word_database.writing() as connection:
             await connection.execute(WORDS.insert(), {"word": f"{number:02}"})
             await asyncio.sleep(0.001)
             assert (await connection.execute(sa.select(sa.func.count()).select_from(WORDS))).all()
 
-    async def looking() -> None:
+    async def read_twice() -> None:
         async with word_database.reading() as connection:
             rows_before = (await connection.execute(sa.select(WORDS))).all()
             await asyncio.sleep(0.01)
             assert (await connection.execute(sa.select(WORDS))).all() == rows_before
 
-    writers = [slowly(number) for number in range(20)]
-    readers = [looking() for _ in range(30)]
+    writers = [insert_slowly(number) for number in range(20)]
+    readers = [read_twice() for _ in range(30)]
     quick_writes = [insert_words(word_database, f"q{number:02}") for number in range(20)]
     await asyncio.wait_for(asyncio.gather(*writers, *readers, *quick_writes), 60)
-    assert len(await found(word_database)) == 40
+    assert len(await read_words(word_database)) == 40
 
 
 async def test_a_cancelled_transaction_is_rolled_back_and_releases_the_lock(
@@ -85,19 +85,19 @@ async def test_a_cancelled_transaction_is_rolled_back_and_releases_the_lock(
 ) -> None:
     is_inside = asyncio.Event()
 
-    async def never() -> None:
+    async def insert_and_hang() -> None:
         async with word_database.writing() as connection:
             await connection.execute(WORDS.insert(), {"word": "lost"})
             is_inside.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(never())
+    task = asyncio.create_task(insert_and_hang())
     await is_inside.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await insert_words(word_database, "next")
-    assert await found(word_database) == ["next"]
+    assert await read_words(word_database) == ["next"]
 
 
 async def test_a_cancelled_call_is_committed_or_rolled_back(
@@ -109,7 +109,7 @@ async def test_a_cancelled_call_is_committed_or_rolled_back(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await insert_words(word_database, "next")
-    assert "next" in await found(word_database)
+    assert "next" in await read_words(word_database)
 
 
 async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ async def test_concurrent_updates_are_all_kept(database: Database) -> None:
     files = UserdataStore(database)
 
     async def change(number: int) -> None:
-        def merged(before: bytes | None) -> bytes:
+        def add_number(before: bytes | None) -> bytes:
             return json.dumps({**json.loads(before or b"{}"), str(number): number}).encode()
 
-        await files.update(ANN, "settings", merged)
+        await files.update(ANN, "settings", add_number)
 
     await asyncio.gather(*map(change, range(20)))
     assert len(json.loads(await files.read(ANN, "settings"))) == 20

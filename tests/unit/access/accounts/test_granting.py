@@ -183,7 +183,9 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
     begin = transactions.begin
 
     @asynccontextmanager
-    async def late(identity: Identity, **kwargs: Any) -> AsyncIterator[Transaction]:
+    async def begin_after_promotion(
+        identity: Identity, **kwargs: Any
+    ) -> AsyncIterator[Transaction]:
         monkeypatch.setattr(transactions, "begin", begin)
         await organisations.change_member(
             make_caller(admin), studio.organisation, other_member.user.id, role=Role.ADMIN
@@ -191,7 +193,7 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
         async with begin(identity, **kwargs) as transaction:
             yield transaction
 
-    monkeypatch.setattr(transactions, "begin", late)
+    monkeypatch.setattr(transactions, "begin", begin_after_promotion)
     with pytest.raises(InsufficientScope):
         await organisations.invite_member(
             make_caller(hiring_caller), studio.organisation, other_member.user.id
@@ -250,12 +252,12 @@ async def test_unfinished_provider_sign_ins_are_limited(
 ) -> None:
     counted_events: list[str] = []
 
-    async def limit(name: str, maximum: int) -> None:
+    async def refuse_event(name: str, maximum: int) -> None:
         counted_events.append(name)
         raise TooManyAttempts("too many attempts; try again later", retry_after=1)
 
     open_id = studio.parts.open_id
-    monkeypatch.setattr(open_id._throttle, "count_event", limit)
+    monkeypatch.setattr(open_id._throttle, "count_event", refuse_event)
     open_id.providers = {
         "studio": OpenIdProvider(
             name="studio",

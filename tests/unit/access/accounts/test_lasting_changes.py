@@ -35,7 +35,7 @@ async def _member(studio: Studio, caller: Caller) -> object:
     )
 
 
-async def _service(studio: Studio, caller: Caller) -> object:
+async def _add_service_account(studio: Studio, caller: Caller) -> object:
     return await studio.parts.organisations.add_service_account(
         caller, studio.organisation, "bot", Role.ADMIN
     )
@@ -57,7 +57,7 @@ async def _profile(studio: Studio, caller: Caller) -> object:
     return await studio.parts.sign_in.change_profile(caller.identity, user, {"name": "thief"})
 
 
-LASTING_CHANGES = [_key, _member, _service, _role, _limit, _profile]
+LASTING_CHANGES = [_key, _member, _add_service_account, _role, _limit, _profile]
 
 
 @pytest.mark.parametrize("change", LASTING_CHANGES)
@@ -83,7 +83,7 @@ async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None
         make_caller(studio.operator), studio.organisation, signed_in.user.id, role=Role.MEMBER
     )
     with pytest.raises(InvalidKey):
-        await _service(studio, make_caller(key_caller))
+        await _add_service_account(studio, make_caller(key_caller))
     limited_caller = await studio.parts.authenticator.authenticate(text)
     await _key(studio, make_caller(limited_caller))
     await studio.parts.api_keys.revoke_key(make_caller(studio.operator), key.id)
@@ -230,13 +230,13 @@ async def test_concurrent_provider_sign_ins_create_one_account(
         await users.create(UserKind.PLAYER, email="eve@example.com", name="")
     find_by_sign_in, other_identities = users.find_by_sign_in, iter([verified(provider, "eve")])
 
-    async def late(issuer: str, subject: str) -> object:
+    async def sign_in_others_meanwhile(issuer: str, subject: str) -> object:
         result = await find_by_sign_in(issuer, subject)
         for other_identity in other_identities:
             assert (await sign_in.sign_in_verified(other_identity)).user.email == "eve@example.com"
         return result
 
-    monkeypatch.setattr(users, "find_by_sign_in", late)
+    monkeypatch.setattr(users, "find_by_sign_in", sign_in_others_meanwhile)
     session = await sign_in.sign_in_verified(verified(provider, "eve"))
     monkeypatch.undo()
     assert (await users.find_by_sign_in(provider.issuer, "eve")) == session.user

@@ -27,7 +27,7 @@ async def open_id() -> AsyncIterator[OpenIdSignIn]:
 def provider(body: bytes, pause: float = 0) -> TestServer:
     """Return a server that sends ``body`` in two halves."""
 
-    async def give(request: web.Request) -> web.StreamResponse:
+    async def respond_in_halves(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"content-type": "application/json"})
         await answer.prepare(request)
         await answer.write(body[: len(body) // 2])
@@ -36,7 +36,7 @@ def provider(body: bytes, pause: float = 0) -> TestServer:
         return answer
 
     app = web.Application()
-    app.router.add_get("/", give)
+    app.router.add_get("/", respond_in_halves)
     return TestServer(app)
 
 

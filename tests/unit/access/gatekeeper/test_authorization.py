@@ -22,7 +22,7 @@ class TwoRequestMeter:
 
     def __init__(self) -> None:
         self.admissions: list[list[Any]] = []
-        self.settled: list[list[Any]] = []
+        self.settlements: list[list[Any]] = []
 
     async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
         self.admissions.append(arguments)
@@ -34,7 +34,7 @@ class TwoRequestMeter:
         )
 
     def settle(self, admission: Any, keys: list[str], arguments: list[Any]) -> None:
-        self.settled.append(arguments)
+        self.settlements.append(arguments)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +109,7 @@ async def test_a_priced_call_reserves_and_settles_its_cost() -> None:
     meter = TwoRequestMeter()
     await ask(middleware(meter), "/priced", caller("*", limits=(LIMIT,)))
     assert [arguments[2] for arguments in meter.admissions] == [500_000_000]
-    assert [arguments[1] for arguments in meter.settled] == [200_000_000]
+    assert [arguments[1] for arguments in meter.settlements] == [200_000_000]
 
 
 async def test_an_unpriced_response_on_a_priced_path_counts_as_a_request() -> None:
@@ -123,4 +123,4 @@ async def test_a_failed_app_releases_its_reservation() -> None:
     meter = TwoRequestMeter()
     with pytest.raises(ZeroDivisionError):
         await ask(middleware(meter), "/bug", caller("*", limits=(LIMIT,)))
-    assert len(meter.settled) == 1
+    assert len(meter.settlements) == 1

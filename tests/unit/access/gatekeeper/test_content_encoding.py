@@ -28,7 +28,7 @@ class Client:
         self.body = b""
         self.headers: dict[bytes, bytes] = {}
         self.messages = 0
-        self.unread: list[Any] = []
+        self.unread_messages: list[Any] = []
         self.app = Gatekeeper(
             self._read,
             service="echo",
@@ -62,7 +62,7 @@ class Client:
         ]
         scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
         starts = range(0, len(body), piece) or range(1)
-        self.unread = [
+        self.unread_messages = [
             {
                 "type": "http.request",
                 "body": body[start : start + piece],
@@ -73,7 +73,9 @@ class Client:
         messages: list[Any] = []
 
         async def receive() -> Any:
-            return self.unread.pop(0) if self.unread else {"type": "http.disconnect"}
+            return (
+                self.unread_messages.pop(0) if self.unread_messages else {"type": "http.disconnect"}
+            )
 
         async def send(message: Any) -> None:
             messages.append(message)

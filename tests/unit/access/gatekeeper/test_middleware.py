@@ -308,13 +308,13 @@ class Hanging:
     """An app that never responds, and records its cancellation."""
 
     def __init__(self) -> None:
-        self.working = asyncio.Event()
+        self.is_working = asyncio.Event()
         self.cancelled = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive()).get("more_body"):
             pass
-        self.working.set()
+        self.is_working.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -357,7 +357,7 @@ async def test_a_disconnect_cancels_the_request() -> None:
         "headers": [(b"x-api-key", b"good")],
     }
     serving_task = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
-    await app.working.wait()
+    await app.is_working.wait()
     await asyncio.sleep(0.3)
     assert not app.cancelled
     has_disconnected.set()
@@ -372,7 +372,7 @@ async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
     client = Client()
     client.app = behind_gatekeeper(app, metrics)
     task = asyncio.create_task(client.call(headers=BEARER))
-    await app.working.wait()
+    await app.is_working.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -474,13 +474,13 @@ class HalfSentRequest:
             "headers": [(name.replace("_", "-").encode(), value.encode())
                         for name, value in {"content_length": "9", **headers}.items()],
         }  # fmt: skip
-        self.left = parts
+        self.remaining_parts = parts
         self.sent: list[Any] = []
 
     async def receive(self) -> Any:
-        if self.left == 0:
+        if self.remaining_parts == 0:
             await asyncio.Event().wait()
-        self.left -= 1
+        self.remaining_parts -= 1
         return {"type": "http.request", "body": b"abc", "more_body": True}
 
     async def send(self, message: Any) -> None:
@@ -526,9 +526,9 @@ async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str])
     request = HalfSentRequest("/", 1, **headers)
 
     async def receive() -> Any:
-        return {**(await request.receive()), "more_body": request.left > 0}
+        return {**(await request.receive()), "more_body": request.remaining_parts > 0}
 
-    request.left = 3
+    request.remaining_parts = 3
     await behind_gatekeeper(respond_at_once, Recorder())(request.scope, receive, request.send)
     assert request.outcome == (200 if headers else 401, False)
 

@@ -193,16 +193,16 @@ async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
 
 
 class CountingKeys(StaticAuthenticator):
-    """Records how many credentials each recheck verifies; fails while ``away`` is set."""
+    """Records how many credentials each recheck verifies; fails while ``is_unavailable`` is set."""
 
     def __init__(self) -> None:
         super().__init__({"good": ANN})
         self.recheck_sizes: list[int] = []
-        self.away = False
+        self.is_unavailable = False
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
         self.recheck_sizes.append(len(credentials))
-        if self.away:
+        if self.is_unavailable:
             raise ServiceUnavailable("the database is away")
         return await super().recheck(credentials)
 
@@ -235,12 +235,12 @@ async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
 
 async def test_connections_continue_while_the_database_is_unavailable() -> None:
     keys, line = CountingKeys(), FakeConnection()
-    keys.away = True
+    keys.is_unavailable = True
     monitor = CredentialMonitor(keys, interval=3600)
     monitor.add("gone", ANN, line)
     await monitor.recheck()
     assert not line.ended
-    keys.away = False
+    keys.is_unavailable = False
     await monitor.recheck()
     assert line.ended
 

@@ -187,11 +187,11 @@ async def test_without_the_database_cached_identities_stay_valid(
     for credential in (key, token):
         await studio.authenticator.authenticate(credential)
 
-    def away(*_: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
 
     for method_name in ("read", "reading"):
-        monkeypatch.setattr(studio.database, method_name, away)
+        monkeypatch.setattr(studio.database, method_name, fail)
     clock[0] += 60
     assert (await studio.authenticator.authenticate(key)).owner == "studio"
     assert (await studio.authenticator.authenticate(token)).user == studio.user.id

@@ -16,21 +16,21 @@ from moyin.comfy_api.protocol.node_info import (
 )
 
 
-def loader(*files: str) -> dict[str, Any]:
+def loader_node(*files: str) -> dict[str, Any]:
     return {"input": {"required": {"ckpt": [list(files), {"tooltip": "x"}], "n": ["INT", {}]}}}
 
 
-def combo(*files: str) -> dict[str, Any]:
+def combo_node(*files: str) -> dict[str, Any]:
     return {"input": {"required": {"m": ["COMBO", {"options": list(files)}]}, "hidden": "x"}}
 
 
 def test_a_node_of_several_pools_has_the_choices_of_all() -> None:
-    first_nodes = {"Load": loader("a", "b"), "New": combo("x"), "Only": {"input": {}}}
-    second_nodes = {"Load": loader("b", "c"), "New": combo("y"), "Other": {}}
+    first_nodes = {"Load": loader_node("a", "b"), "New": combo_node("x"), "Only": {"input": {}}}
+    second_nodes = {"Load": loader_node("b", "c"), "New": combo_node("y"), "Other": {}}
     nodes_before = copy.deepcopy((first_nodes, second_nodes))
     assert merge_nodes([first_nodes, second_nodes]) == {
-        "Load": loader("a", "b", "c"),
-        "New": combo("x", "y"),
+        "Load": loader_node("a", "b", "c"),
+        "New": combo_node("x", "y"),
         "Only": {"input": {}},
         "Other": {},
     }
@@ -40,7 +40,7 @@ def test_a_node_of_several_pools_has_the_choices_of_all() -> None:
 
 def test_the_first_definition_counts_when_an_input_differs_in_kind() -> None:
     first_nodes, second_nodes = (
-        {"Load": loader("a")},
+        {"Load": loader_node("a")},
         {"Load": {"input": {"required": {"ckpt": ["STRING", {}]}}}},
     )
     assert merge_nodes([first_nodes, second_nodes]) == first_nodes
@@ -64,7 +64,7 @@ def test_upload_inputs_offer_only_the_callers_files() -> None:
         "Output": {
             "input": {"required": {"image": ["COMBO", {"image_upload": True, "remote": {}}]}}
         },
-        "Load": loader("a"),
+        "Load": loader_node("a"),
     }
     nodes_before = copy.deepcopy(nodes)
     changed_nodes = set_upload_choices(nodes, ["mine.png"])

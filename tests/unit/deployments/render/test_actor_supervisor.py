@@ -34,11 +34,11 @@ class FakeActor(FakeRenderer):
         super().__init__()
         self._spec = spec
         self._retired = retired
-        self.placed = asyncio.Event()
-        self.placed.set()
+        self.is_placed = asyncio.Event()
+        self.is_placed.set()
 
     async def actor_status(self) -> ActorStatus:
-        await self.placed.wait()
+        await self.is_placed.wait()
         if isinstance(self.failure, WorkerLost):
             raise self.failure
         return ActorStatus(
@@ -60,7 +60,7 @@ class Cluster:
         if name not in self.actors:
             actor = FakeActor(spec, lambda: self.actors.pop(name, None))
             if len(self.actors) >= self.capacity:
-                actor.placed.clear()
+                actor.is_placed.clear()
             self.actors[name] = actor
         return self.actors[name]
 
@@ -83,13 +83,13 @@ class RecordingLedger:
     """A fake ledger that stores the last measurement of each run, and fails with ``failure``."""
 
     def __init__(self) -> None:
-        self.booked: dict[str, RenderRun] = {}
+        self.booked_runs: dict[str, RenderRun] = {}
         self.failure: Exception | None = None
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
         if self.failure is not None:
             raise self.failure
-        self.booked.update({run.id: run for run in runs})
+        self.booked_runs.update({run.id: run for run in runs})
 
 
 def new_supervisor(
@@ -239,7 +239,7 @@ async def test_unplaced_actor_waits_while_renders_wait(
         "actor comfyui-p-0 is waiting for a node with 0.5 GPU, 0.5 CPU"
     ]
     assert supervisor.statuses == {}
-    cluster.actors["comfyui-p-0"].placed.set()
+    cluster.actors["comfyui-p-0"].is_placed.set()
     await asyncio.wait_for(task, 5)
     assert supervisor.placing_seconds == {}
     await eventually(lambda: cluster.actors == {})
@@ -336,10 +336,10 @@ async def test_runs_that_no_attempt_waited_for_are_booked_and_settled(cluster: C
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1), ledger=ledger)
     supervisor.start()
     await eventually(lambda: actor.runs == [OPEN_RUN])
-    assert ledger.booked == {ended_run.id: ended_run}
+    assert ledger.booked_runs == {ended_run.id: ended_run}
     actor.runs = [replace(OPEN_RUN, seconds=5.0, is_ended=True)]
     await supervisor.remove_idle_actors()
-    assert ledger.booked[OPEN_RUN.id].seconds == 5.0
+    assert ledger.booked_runs[OPEN_RUN.id].seconds == 5.0
     assert cluster.actors == {}
 
 
@@ -364,7 +364,7 @@ async def test_actor_remains_until_its_runs_are_booked(cluster: Cluster) -> None
     )
     supervisor.start()
     await eventually(lambda: cluster.actors == {})
-    assert ledger.booked == {ended_run.id: ended_run}
+    assert ledger.booked_runs == {ended_run.id: ended_run}
     await supervisor.remove_idle_actors()
 
 
@@ -375,11 +375,11 @@ async def test_run_of_a_lost_actor_is_booked_as_it_was_last_seen(cluster: Cluste
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1), ledger=ledger)
     supervisor.start()
     await eventually(lambda: "comfyui-p-0" in supervisor.statuses)
-    assert ledger.booked == {}
+    assert ledger.booked_runs == {}
     # Ray restarts a lost actor under its name, without its memory.
     actor.runs = []
-    await eventually(lambda: OPEN_RUN.id in ledger.booked)
-    run = ledger.booked[OPEN_RUN.id]
+    await eventually(lambda: OPEN_RUN.id in ledger.booked_runs)
+    run = ledger.booked_runs[OPEN_RUN.id]
     assert (run.seconds, run.error, run.is_ended) == (4.0, "worker_lost", True)
     await supervisor.remove_idle_actors()
 
@@ -392,12 +392,12 @@ async def test_ended_run_of_a_lost_actor_is_booked_after_an_outage(cluster: Clus
     await bookkeeper.settle("a", ())
     ledger.failure = None
     await bookkeeper.settle("a", ())
-    assert ledger.booked == {ended_run.id: ended_run}
-    ledger.booked.clear()
+    assert ledger.booked_runs == {ended_run.id: ended_run}
+    ledger.booked_runs.clear()
     assert await bookkeeper.settle("a", [ended_run]) == [ended_run.id]
-    ledger.booked.clear()
+    ledger.booked_runs.clear()
     await bookkeeper.settle("a", ())
-    assert ledger.booked == {}, "it has been booked and is not lost"
+    assert ledger.booked_runs == {}, "it has been booked and is not lost"
 
 
 class HangingLedger(RecordingLedger):
@@ -437,6 +437,6 @@ async def test_many_runs_are_booked_in_several_transactions() -> None:
     bookkeeper = RunBookkeeper(ledger)
     runs = [replace(OPEN_RUN, id=f"{number:032x}", is_ended=True) for number in range(250)]
     settled_ids = await bookkeeper.settle("a", runs)
-    assert settled_ids == list(ledger.booked) == [run.id for run in runs[:100]]
+    assert settled_ids == list(ledger.booked_runs) == [run.id for run in runs[:100]]
     ledger.failure = None
     assert len(await bookkeeper.settle("a", runs[100:])) == 100

@@ -309,13 +309,13 @@ async def test_prompt_is_executed_before_its_files_are_stored(pool: Pool) -> Non
     renderer, files_stored = FakeRenderer(), asyncio.Event()
     original_render = renderer.render
 
-    async def slowly(request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
+    async def render_slowly(request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         async for event in original_render(request):
             yield event
             if isinstance(event, ExecutionFinished):
                 await files_stored.wait()
 
-    renderer.render = slowly  # type: ignore[method-assign]
+    renderer.render = render_slowly  # type: ignore[method-assign]
     renderer.held.clear()
     pool.add_renderer("a", renderer, status())
     render_request = request()

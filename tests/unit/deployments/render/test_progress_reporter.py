@@ -22,7 +22,7 @@ class Stores:
     def __init__(self) -> None:
         self.rows: list[Progress] = []
         self.events: list[Mapping[str, Any]] = []
-        self.broken = 0
+        self.failures_left = 0
         self.order: list[str] = []
         self.can_start = asyncio.Event()
         self.can_start.set()
@@ -31,8 +31,8 @@ class Stores:
 
     async def record_progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
         assert (job_id, attempt) == ("job", 3)
-        if self.broken:
-            self.broken -= 1
+        if self.failures_left:
+            self.failures_left -= 1
             raise OperationalError("update", {}, Exception("away"))
         self.rows.append(progress)
         self.order.append("row")
@@ -84,7 +84,7 @@ async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) 
 
 
 async def test_failed_row_is_written_again(stores: Stores) -> None:
-    stores.broken = 1
+    stores.failures_left = 1
     async with reporter(stores) as reporting:
         reporting.start()
         reporting.report(RenderProgress(value=1, max=2))

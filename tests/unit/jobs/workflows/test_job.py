@@ -24,13 +24,13 @@ Bench = Any
 def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
     remaining_failures = times
 
-    def act(_: StepInput) -> None:
+    def fail_at_first(_: StepInput) -> None:
         nonlocal remaining_failures
         if remaining_failures:
             remaining_failures -= 1
             raise error
 
-    return act
+    return fail_at_first
 
 
 def make_held_step() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
@@ -227,11 +227,11 @@ async def test_a_job_without_a_webhook_starts_no_child(bench: Bench) -> None:
 async def test_a_render_that_lacks_memory_moves_to_the_larger_pool(bench: Bench) -> None:
     queues: list[str] = []
 
-    def act(_: StepInput) -> None:
+    def run_out_of_memory(_: StepInput) -> None:
         queues.append(activity.info().task_queue)
         raise to_application_error(OutOfMemory("too large", details={"pool": "large"}))
 
-    bench.script.on[2] = act
+    bench.script.on[2] = run_out_of_memory
     outcome = await bench.run()
     assert queues == ["render-default", "render-large"], "each pool is tried once"
     assert outcome.error.code == "out_of_memory"

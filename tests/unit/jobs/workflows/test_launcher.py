@@ -61,24 +61,24 @@ class Temporal:
         return known_runs[-1]
 
 
-async def cancels(temporal: Temporal, attempt: int) -> bool:
+async def was_cancelled_by(temporal: Temporal, attempt: int) -> bool:
     parts: Any = {"jobs": None, "temporal": temporal}
     return await JobLauncher(**parts).cancel("j", attempt)
 
 
 async def test_a_running_attempt_is_cancelled() -> None:
     running_attempt = run(2, RUNNING)
-    assert await cancels(Temporal(run(1, CLOSED), running_attempt), 2)
+    assert await was_cancelled_by(Temporal(run(1, CLOSED), running_attempt), 2)
     assert running_attempt.cancelled
 
 
 async def test_an_attempt_that_does_not_run_is_not_cancelled() -> None:
-    assert not await cancels(Temporal(), 1)
-    assert not await cancels(Temporal(run(1, CLOSED)), 1)
-    assert not await cancels(Temporal(run(1, RUNNING)), 2)
+    assert not await was_cancelled_by(Temporal(), 1)
+    assert not await was_cancelled_by(Temporal(run(1, CLOSED)), 1)
+    assert not await was_cancelled_by(Temporal(run(1, RUNNING)), 2)
 
 
 async def test_an_attempt_that_starts_meanwhile_is_not_reported_as_cancelled() -> None:
     started_run = run(2, RUNNING)
-    was_cancelled = await cancels(Temporal(run(1, CLOSED), next_run=started_run), 2)
+    was_cancelled = await was_cancelled_by(Temporal(run(1, CLOSED), next_run=started_run), 2)
     assert was_cancelled is started_run.cancelled

@@ -71,7 +71,7 @@ class Bench:
         work: Callable[[], Awaitable[Any]] | None = None,
         starts_at_once: bool = True,
     ) -> StepOutcome:
-        async def act() -> StepResult:
+        async def execute_step() -> StepResult:
             self.runs += 1
             if work is not None:
                 await work()
@@ -80,7 +80,7 @@ class Bench:
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, attempt=attempt)
         run = partial(self.writer.run_step, starts_at_once=starts_at_once)
-        outcome: StepOutcome = await environment.run(run, step, act)
+        outcome: StepOutcome = await environment.run(run, step, execute_step)
         return outcome
 
 
@@ -134,12 +134,12 @@ async def test_a_lost_try_that_still_runs_may_end_the_job(
 ) -> None:
     step, start = await bench.job(), bench.jobs.start
 
-    async def late(*args: Any) -> Any:
+    async def start_after_the_run(*args: Any) -> Any:
         monkeypatch.undo()
         await bench.run(step)
         return await start(*args)
 
-    monkeypatch.setattr(bench.jobs, "start", late)
+    monkeypatch.setattr(bench.jobs, "start", start_after_the_run)
     assert await bench.run(step, attempt=2) == StepOutcome(result=RESULT, recorded=True)
     assert bench.runs == 1
 
@@ -173,10 +173,10 @@ async def test_a_result_that_cannot_be_recorded_is_left_to_the_workflow(
 ) -> None:
     step = await bench.job()
 
-    async def outage() -> None:
+    async def break_store() -> None:
         monkeypatch.setattr(bench.jobs, "finish", fail)
 
-    assert await bench.run(step, work=outage) == StepOutcome(result=RESULT, recorded=False)
+    assert await bench.run(step, work=break_store) == StepOutcome(result=RESULT, recorded=False)
     monkeypatch.undo()
     assert (await bench.jobs.find(step.job_id)).status is JobStatus.RUNNING
 
@@ -260,12 +260,12 @@ async def test_a_cancellation_waits_until_the_result_is_recorded(
     step = await bench.job()
     is_writing, may_proceed, original_finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
 
-    async def slowly(*args: Any, **kwargs: Any) -> Any:
+    async def finish_slowly(*args: Any, **kwargs: Any) -> Any:
         is_writing.set()
         await may_proceed.wait()
         return await original_finish(*args, **kwargs)
 
-    monkeypatch.setattr(bench.jobs, "finish", slowly)
+    monkeypatch.setattr(bench.jobs, "finish", finish_slowly)
     running_step = asyncio.create_task(bench.run(step))
     await is_writing.wait()
     running_step.cancel()

@@ -63,10 +63,10 @@ async def test_staged_files_are_hidden_until_they_are_placed(
 async def test_files_are_copied_where_links_fail(
     folder: ProcessFolder, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_links(*_: object) -> None:
+    def refuse_link(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "link", refuse_link)
     inputs = InputFiles(folder, 1000)
     name, sha256 = await store_content(blobs, b"Ada")
     await inputs.fetch(blobs, {name: sha256})

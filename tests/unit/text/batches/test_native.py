@@ -56,11 +56,11 @@ class FakeBatchApi:
         self.sent: dict[str, list[str]] = {}
         self.keys: dict[str, str] = {}
         self.error: MoyinError | None = None
-        self.loses = False
+        self.loses_response = False
         self.state = RemoteState.RUNNING
         self.outcomes: dict[str, RemoteOutcome] = {}
         self.cancelled: list[str] = []
-        self.discarded: list[str] = []
+        self.discarded_ids: list[str] = []
 
     def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
         return json.dumps({"custom_id": custom_id, **body}).encode() + b"\n"
@@ -73,7 +73,7 @@ class FakeBatchApi:
         remote_id = f"remote-{len(self.sent)}"
         self.sent[remote_id] = [json.loads(line)["custom_id"] for line in lines]
         self.keys[remote_id] = payload.key
-        if self.loses:
+        if self.loses_response:
             raise BackendTimeout("no answer")
         return RemoteBatch(id=remote_id, state=self.state)
 
@@ -102,7 +102,7 @@ class FakeBatchApi:
             )
 
     async def discard(self, batch: RemoteBatch, deadline: float) -> None:
-        self.discarded.append(batch.id)
+        self.discarded_ids.append(batch.id)
 
 
 class NativeLines:
@@ -259,7 +259,7 @@ async def test_lines_are_divided_sent_and_answered_once(rig: Rig) -> None:
     await rig.advance_until(done=3)
     assert await rig.pending() == [7] and await rig.count_charged() == 9
     assert sorted(result.number for result in rig.written) == [1, 2, 3, 4, 5, 6, 8, 9, 10]
-    assert sorted(rig.api.discarded) == sorted(rig.api.sent)
+    assert sorted(rig.api.discarded_ids) == sorted(rig.api.sent)
 
 
 async def test_only_one_replica_takes_a_step(rig: Rig) -> None:
@@ -272,7 +272,7 @@ async def test_only_one_replica_takes_a_step(rig: Rig) -> None:
 
 @pytest.mark.parametrize("identifies", [True, False])
 async def test_a_lost_batch_is_found_again(rig: Rig, identifies: bool) -> None:
-    rig.api.loses = True
+    rig.api.loses_response = True
     rig.api.identifies_by_key = identifies
     if not identifies:
         # Somebody else's, of the same size.
@@ -318,7 +318,7 @@ async def test_a_lost_batch_is_waited_for_while_it_may_run(
 
     monkeypatch.setattr(rig.api, "find_submitted", search)
     monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
-    rig.api.loses, rig.api.identifies_by_key = True, False
+    rig.api.loses_response, rig.api.identifies_by_key = True, False
     await rig.begin_batch("native", "native")
     await rig.advance_until(sending=1)
     await eventually(has_searched)
@@ -332,7 +332,7 @@ async def test_a_lost_batch_is_waited_for_while_it_may_run(
 async def test_a_cancelled_batch_does_not_wait_long_for_a_lost_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.api.loses, rig.api.identifies_by_key = True, False
+    rig.api.loses_response, rig.api.identifies_by_key = True, False
     await rig.begin_batch("native")
     await rig.advance_until(sending=1)
     await rig.batches.cancel("ada", "batch_1")

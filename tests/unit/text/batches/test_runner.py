@@ -54,15 +54,15 @@ class FakeCaller:
         self.errors_cost = False
         self.calls_by_number = Counter[int]()
         self.bodies: dict[int, bytes] = {}
-        self.free = asyncio.Event()
-        self.free.set()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     async def call(
         self, endpoint: str, body: bytes, *, number: int, request_id: str, identity: Identity
     ) -> LineOutcome:
         self.calls_by_number[number] += 1
         self.bodies[number] = body
-        await self.free.wait()
+        await self.may_answer.wait()
         entry = UsageEntry(
             request_id=request_id,
             owner=identity.owner,
@@ -198,7 +198,7 @@ async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
 
 async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
     await rig.begin_batch(10)
-    rig.caller.free.clear()
+    rig.caller.may_answer.clear()
     working_task = asyncio.create_task(rig.runner.work("batch_1", ADA))
     await eventually(lambda: rig.caller.calls_by_number.total() == 4)
     working_task.cancel()
@@ -206,7 +206,7 @@ async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
     # They count as running for all replicas, and the window of this one is full.
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     assert rig.caller.calls_by_number.total() == 4
-    rig.caller.free.set()
+    rig.caller.may_answer.set()
     assert await rig.other.work("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 10
     assert (await rig.show()).completed == 10
@@ -214,12 +214,12 @@ async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
 
 async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig) -> None:
     await rig.begin_batch(4)
-    rig.caller.free.clear()
+    rig.caller.may_answer.clear()
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.runner.close()
     with pytest.raises(ServiceUnavailable):
         await rig.runner.work("batch_1", ADA)
-    rig.caller.free.set()
+    rig.caller.may_answer.set()
     assert await rig.other.work("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number == {number: 2 for number in range(1, 5)}
     assert await rig.count_charged() == {f"batch_1-{n}": 1 for n in range(1, 5)}
@@ -330,7 +330,7 @@ async def test_a_replica_does_not_claim_its_running_lines_when_its_lease_has_end
     rig: Rig,
 ) -> None:
     await rig.begin_batch(4)
-    rig.caller.free.clear()
+    rig.caller.may_answer.clear()
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.lines.renew_runner(rig.runner.id, -1)
     rig.window = 8
@@ -347,11 +347,11 @@ async def test_large_results_are_written_one_by_one(
     await rig.begin_batch(4)
     original_finish, group_sizes = rig.lines.finish, list[int]()
 
-    async def counting(finished: list[FinishedLine]) -> list[FinishedLine]:
+    async def finish_and_count(finished: list[FinishedLine]) -> list[FinishedLine]:
         group_sizes.append(len(finished))
         return await original_finish(finished)
 
-    monkeypatch.setattr(rig.lines, "finish", counting)
+    monkeypatch.setattr(rig.lines, "finish", finish_and_count)
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
     assert group_sizes == [1, 1, 1, 1]
 
@@ -373,13 +373,13 @@ async def test_no_line_begins_while_the_replica_stops(
     await rig.begin_batch(4)
     original_claim, has_claimed, may_proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
 
-    async def slow(*args: Any, **options: Any) -> list[BatchLine]:
+    async def claim_slowly(*args: Any, **options: Any) -> list[BatchLine]:
         result = await original_claim(*args, **options)
         has_claimed.set()
         await may_proceed.wait()
         return result
 
-    monkeypatch.setattr(rig.lines, "claim", slow)
+    monkeypatch.setattr(rig.lines, "claim", claim_slowly)
     monkeypatch.setattr(runner_module, "_CLOSE_SECONDS", 30.0)
     working_task = asyncio.create_task(rig.runner.work("batch_1", ADA))
     await has_claimed.wait()

@@ -39,14 +39,14 @@ class FakeBudget:
     def __init__(self) -> None:
         self.left = Decimal(1_000)
         self.reserved: list[Decimal] = []
-        self.booked = Decimal(0)
+        self.booked_usd = Decimal(0)
         self.released = 0
         self.is_unavailable = False
 
     async def read_spent_usd(self) -> Decimal:
         if self.is_unavailable:
             raise ServiceUnavailable("Valkey is away")
-        return self.booked
+        return self.booked_usd
 
     def create_admission(self, rules: JudgeRules) -> FakeBudget:
         return self
@@ -57,7 +57,7 @@ class FakeBudget:
         self.reserved.append(usd)
 
     def record(self, usd: Decimal, tokens: int) -> None:
-        self.booked += usd
+        self.booked_usd += usd
 
     def release(self) -> None:
         self.released += 1
@@ -69,10 +69,10 @@ class InMemoryComparisons:
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
         self.second_answers: dict[str, str] = {}
-        self.room = True
+        self.has_room = True
 
     async def has_capacity(self, owner: str) -> bool:
-        return self.room
+        return self.has_room
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
         if comparison_id in self.stored:
@@ -151,7 +151,7 @@ class JudgeRig:
         # Opus only judges here.
         aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
         self.policies = {JUDGE_OWNER: UNRESTRICTED, **fleet.pop("policies", {})}
-        self.ledger, self.counted = RecordedLedger(), list[Outcome]()
+        self.ledger, self.counted_outcomes = RecordedLedger(), list[Outcome]()
         self.estimator = Estimator()
         self.router = Router(
             Fleet(
@@ -170,9 +170,11 @@ class JudgeRig:
             SignalLog(),
             Queue(),
         )
-        count = self.counted.append
-        self.draws: list[float] = []
-        self.sampler = AnswerSampler(count, draw=lambda: self.draws.pop(0) if self.draws else 0.0)
+        count = self.counted_outcomes.append
+        self.random_numbers: list[float] = []
+        self.sampler = AnswerSampler(
+            count, draw=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0
+        )
         parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
         self.starter = ComparisonStarter(
             self.sampler,
@@ -219,7 +221,11 @@ class JudgeRig:
             The comparison's outcome, or why the answer was not sampled.
         """
         await self.ask(*args, **kwargs)
-        return self.counted.pop() if self.sampler.samples.empty() else await self.start_comparison()
+        return (
+            self.counted_outcomes.pop()
+            if self.sampler.samples.empty()
+            else await self.start_comparison()
+        )
 
     async def start_and_get_id(self, **kwargs: Any) -> str:
         """Start a comparison, and return its id."""

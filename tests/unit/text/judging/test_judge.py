@@ -77,10 +77,10 @@ async def test_the_operator_pays_and_not_the_tenant() -> None:
         (JUDGE_OWNER, HAIKU),
         (JUDGE_OWNER, OPUS),
     ]
-    assert rig.budget.booked == sum((item.cost_usd for item in booked_entries), Decimal(0)) > 0
+    assert rig.budget.booked_usd == sum((item.cost_usd for item in booked_entries), Decimal(0)) > 0
     item = decode(Comparison, rig.store.stored[name])
     # Each call sets its worst case aside, no more than was foreseen, and gives the rest back.
-    assert rig.budget.booked < sum(rig.budget.reserved) <= item.most_usd
+    assert rig.budget.booked_usd < sum(rig.budget.reserved) <= item.most_usd
     assert rig.budget.released == 2
 
 

@@ -33,7 +33,7 @@ def comparison(rig: JudgeRig, comparison_id: str) -> Comparison:
 
 async def test_a_share_is_sampled() -> None:
     rig = JudgeRig(rules=replace(RULES, share=0.25))
-    rig.draws = [0.0, 0.2499, 0.25, 0.9]
+    rig.random_numbers = [0.0, 0.2499, 0.25, 0.9]
     for number in range(4):
         await rig.ask(request_id=f"r{number}")
     samples = rig.sampler.samples
@@ -45,7 +45,7 @@ async def test_nothing_is_sampled_without_rules() -> None:
     rig = JudgeRig()
     rig.sampler.rules = None
     await rig.ask()
-    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
+    assert (rig.sampler.samples.qsize(), rig.counted_outcomes) == (0, [])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -112,14 +112,14 @@ async def test_more_than_the_queue_holds_is_dropped_and_counted() -> None:
     for number in range(70):
         await rig.ask(request_id=f"r{number}")
     assert rig.sampler.samples.qsize() == 64
-    assert rig.counted == [Outcome.DROPPED] * 6
+    assert rig.counted_outcomes == [Outcome.DROPPED] * 6
 
 
 async def test_nothing_is_sampled_where_quality_is_not_weighed() -> None:
     rig = JudgeRig()
     await rig.ask(model=SMALL)
     await rig.ask(None, (b"x-moyin-usd-per-bad-answer", b"0"))
-    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
+    assert (rig.sampler.samples.qsize(), rig.counted_outcomes) == (0, [])
 
 
 async def test_embeddings_are_never_sampled() -> None:
@@ -133,7 +133,7 @@ async def test_embeddings_are_never_sampled() -> None:
     call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
     context = RoutingContext(request_id="r", owner="ada", headers=())
     await rig.router.answer(OpenAIEmbeddingsCodec(), call, context)
-    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
+    assert (rig.sampler.samples.qsize(), rig.counted_outcomes) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ async def test_unsuitable_requests_are_not_sampled(changes: dict[str, Any]) -> N
     rig.runtimes["local"].pass_through = rig.backends[SMALL]
     await rig.ask(**changes)
     assert rig.sampler.samples.empty()
-    assert rig.counted == [Outcome.UNSUITABLE]
+    assert rig.counted_outcomes == [Outcome.UNSUITABLE]
 
 
 @pytest.mark.parametrize("modalities", [5, True, "audio"])
@@ -293,7 +293,7 @@ async def test_outages_drop_samples_and_store_no_prompt(unavailable_part: str) -
     rig = JudgeRig()
     rig.budget.is_unavailable = unavailable_part == "valkey"
     rig.queue.is_unavailable = unavailable_part == "temporal"
-    rig.store.room = unavailable_part != "room"
+    rig.store.has_room = unavailable_part != "room"
     expected = Outcome.DROPPED if unavailable_part == "room" else Outcome.UNAVAILABLE
     assert await rig.ask_and_start() is expected
     assert rig.store.stored == {}
@@ -301,9 +301,9 @@ async def test_outages_drop_samples_and_store_no_prompt(unavailable_part: str) -
 
 async def test_above_the_budget_no_job_is_started() -> None:
     rig = JudgeRig(rules=replace(RULES, usd_per_month=Decimal("0.5")))
-    rig.budget.booked = Decimal("0.499")
+    rig.budget.booked_usd = Decimal("0.499")
     assert await rig.ask_and_start() is Outcome.BUDGET
-    rig.budget.booked = Decimal(0)
+    rig.budget.booked_usd = Decimal(0)
     assert await rig.ask_and_start() is Outcome.STARTED
 
 
@@ -342,8 +342,8 @@ async def test_comparison_starter_survives_a_failing_sample() -> None:
     rig.sampler.samples.put_nowait(broken_sample)
     starter_task = asyncio.create_task(rig.starter.run())
     async with asyncio.timeout(5):
-        while len(rig.counted) < 2:  # noqa: ASYNC110
+        while len(rig.counted_outcomes) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
     starter_task.cancel()
     await asyncio.gather(starter_task, return_exceptions=True)
-    assert rig.counted == [Outcome.STARTED, Outcome.FAILED]
+    assert rig.counted_outcomes == [Outcome.STARTED, Outcome.FAILED]

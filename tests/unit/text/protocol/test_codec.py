@@ -52,12 +52,12 @@ def test_embeddings_have_no_turns(codec: ProtocolCodec) -> None:
 
 
 def test_newest_turns_stops_reading_at_the_bound() -> None:
-    def endless() -> Iterator[Turn]:
+    def iterate_too_many_turns() -> Iterator[Turn]:
         for number in range(MAX_TURNS):
             yield "user", f"turn {number}"
         raise AssertionError("the codec read beyond the limit")
 
-    assert [text for _, text in select_newest_turns(endless())] == [
+    assert [text for _, text in select_newest_turns(iterate_too_many_turns())] == [
         f"turn {number}" for number in reversed(range(MAX_TURNS))
     ]
     assert select_newest_turns([("user", ""), ("assistant", "a")]) == (("assistant", "a"),)

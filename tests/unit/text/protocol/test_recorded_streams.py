@@ -73,7 +73,7 @@ class ParsedRecording:
     usage: Usage = field(default_factory=Usage)
 
 
-def weather(*cities: str) -> tuple[tuple[str, Any], ...]:
+def weather_calls(*cities: str) -> tuple[tuple[str, Any], ...]:
     return tuple(("get_weather", {"location": city}) for city in cities)
 
 
@@ -81,7 +81,7 @@ EXPECTED = {
     "anthropic": ParsedRecording(
         text="I'll look — one moment 🌤️.",
         thinking="The user wants Köln's weather: 晴れ?",
-        tools=weather("Köln"),
+        tools=weather_calls("Köln"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=472, cached_tokens=1024, output_tokens=89),
     ),
@@ -96,7 +96,7 @@ EXPECTED = {
     ),
     "gemini": ParsedRecording(
         text="Ich sehe nach …",
-        tools=weather("Köln", "Rom"),
+        tools=weather_calls("Köln", "Rom"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=71, output_tokens=34),
     ),
@@ -109,7 +109,7 @@ EXPECTED = {
     "mistral": ParsedRecording(
         text="Voyons ça.",
         thinking="Il faut la météo.",
-        tools=weather("Paris", "Nîmes"),
+        tools=weather_calls("Paris", "Nîmes"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=94, output_tokens=37),
     ),
@@ -125,7 +125,7 @@ EXPECTED = {
     ),
     "openai": ParsedRecording(
         text="Let me check “both” 🌍.",
-        tools=weather("Köln", "東京"),
+        tools=weather_calls("Köln", "東京"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=93, cached_tokens=1024, output_tokens=46),
     ),
@@ -363,7 +363,7 @@ async def test_each_client_gets_the_content_of_the_stream(provider: str, protoco
 
 @pytest.mark.parametrize("protocol", ["openai", "anthropic", "responses", "ollama"])
 def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
-    calls = weather("Köln", "Rom", "Paris")
+    calls = weather_calls("Köln", "Rom", "Paris")
     pieces: dict[int, list[str]] = {
         index: [text[start : start + 6] for start in range(0, len(text), 6)]
         for index, text in enumerate(json.dumps(arguments) for _, arguments in calls)

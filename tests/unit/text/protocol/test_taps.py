@@ -27,7 +27,7 @@ def anthropic(kind: str, **members: Any) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
 
 
-def block(**delta: Any) -> bytes:
+def content_event(**delta: Any) -> bytes:
     return anthropic("content_block_delta", index=0, delta=delta)
 
 
@@ -52,10 +52,10 @@ STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
     "anthropic": (
         AnthropicTap(),
         [
-            block(type="thinking_delta", thinking="so"),
-            block(type="text_delta", text="Hello "),
-            block(type="text_delta", text="there"),
-            block(type="text_delta", text="!"),
+            content_event(type="thinking_delta", thinking="so"),
+            content_event(type="text_delta", text="Hello "),
+            content_event(type="text_delta", text="there"),
+            content_event(type="text_delta", text="!"),
             anthropic("message_delta", delta={"stop_reason": "end_turn"}, usage={}),
             anthropic("message_stop"),
         ],
@@ -100,7 +100,7 @@ def test_ollama_event_with_text_and_tool_call_records_both() -> None:
 def test_text_that_is_not_a_string_is_unreadable() -> None:
     for tap, event in (
         (OpenAITap(hide_usage=True), openai({"content": 3})),
-        (AnthropicTap(), block(type="text_delta", text=3)),
+        (AnthropicTap(), content_event(type="text_delta", text=3)),
     ):
         transcript = tap.transcript = Transcript()
         tap.feed(event)

@@ -42,7 +42,7 @@ def embed() -> Embedder:
     return load_embedder("wordllama")
 
 
-def values(numbers: tuple[int, ...]) -> list[float]:
+def decode_meaning(numbers: tuple[int, ...]) -> list[float]:
     return [
         ((number - FIRST_MEANING_FEATURE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
         for number in numbers
@@ -50,12 +50,19 @@ def values(numbers: tuple[int, ...]) -> list[float]:
 
 
 def likeness(first_features: tuple[int, ...], second_features: tuple[int, ...]) -> float:
-    return sum(x * y for x, y in zip(values(first_features), values(second_features), strict=True))
+    return sum(
+        x * y
+        for x, y in zip(
+            decode_meaning(first_features), decode_meaning(second_features), strict=True
+        )
+    )
 
 
 def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
     # Stored weights are of these dimensions: whatever changes them makes them those of others.
-    assert [round(value * MEANING_SCALE) for value in values(embed("Say hello"))[:8]] == FIRST
+    assert [
+        round(value * MEANING_SCALE) for value in decode_meaning(embed("Say hello"))[:8]
+    ] == FIRST
 
 
 def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
@@ -63,7 +70,7 @@ def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed:
     assert [(number - FIRST_MEANING_FEATURE) // MEANING_STEPS for number in numbers] == list(
         range(MEANING_DIMENSIONS)
     )
-    assert math.hypot(*values(numbers)) == pytest.approx(1.0, abs=0.02)
+    assert math.hypot(*decode_meaning(numbers)) == pytest.approx(1.0, abs=0.02)
 
 
 def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:

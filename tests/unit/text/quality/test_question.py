@@ -226,12 +226,12 @@ def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
 
 
 def test_words_of_one_stem_share_a_feature() -> None:
-    def words(word: str) -> set[int]:
+    def find_word_features(word: str) -> set[int]:
         return set(ask(f"which is the {word} that we all want").features[SHAPE_FEATURES:])
 
-    assert words("contract") == words("contractual")
-    assert len(words("contract") - words("calls")) == 1
-    assert min(words("contract")) >= FIRST_WORD_FEATURE
+    assert find_word_features("contract") == find_word_features("contractual")
+    assert len(find_word_features("contract") - find_word_features("calls")) == 1
+    assert min(find_word_features("contract")) >= FIRST_WORD_FEATURE
 
 
 def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:

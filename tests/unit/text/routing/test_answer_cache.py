@@ -22,15 +22,15 @@ class InMemoryAnswers:
     """A response cache in memory."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], CachedResponse] = {}
+        self.kept_responses: dict[tuple[str, str], CachedResponse] = {}
 
     async def get(self, owner: str, digest: str) -> CachedResponse | None:
-        return self.kept.get((owner, digest))
+        return self.kept_responses.get((owner, digest))
 
     async def put(
         self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
     ) -> None:
-        self.kept[owner, digest] = response
+        self.kept_responses[owner, digest] = response
 
 
 def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:

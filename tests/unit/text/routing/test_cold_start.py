@@ -78,7 +78,7 @@ def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
     return decide_all(read_public_prompts(), tmp_path_factory.mktemp("data"))
 
 
-def model(candidate: Candidate) -> str:
+def model_of(candidate: Candidate) -> str:
     return candidate.deployment.model.name
 
 
@@ -93,7 +93,7 @@ def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
     assert not [
         name
         for name, (best_candidate, *_) in decisions
-        if name in HARD and model(best_candidate) == SMALL
+        if name in HARD and model_of(best_candidate) == SMALL
     ]
 
 
@@ -102,20 +102,20 @@ def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
     assert not [
         name
         for name, (best_candidate, *_) in results
-        if name in HARD and model(best_candidate) == SMALL
+        if name in HARD and model_of(best_candidate) == SMALL
     ]
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
     results = decide_all([*read_public_prompts(), *prompts()], tmp_path, more_backends=())
-    assert {model(candidate) for _, candidates in results for candidate in candidates} >= {
+    assert {model_of(candidate) for _, candidates in results for candidate in candidates} >= {
         SMALL,
         HAIKU,
     }
     assert not [
         name
         for name, (best_candidate, *_) in results
-        if name in HARD and model(best_candidate) == SMALL
+        if name in HARD and model_of(best_candidate) == SMALL
     ]
 
 
@@ -128,7 +128,7 @@ def test_estimate_of_arithmetic_matches_the_models_report(
         for name, results in decisions
         for result in results
         if name == "arithmetic"
-        and model(result) == LOCAL
+        and model_of(result) == LOCAL
         and result.forecast
         and result.forecast.estimate
     ]
@@ -150,7 +150,10 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
 
     cost, bad_answers = sum_expectations([best_candidate for _, (best_candidate, *_) in decisions])
     haikus = [
-        candidate for _, results in decisions for candidate in results if model(candidate) == HAIKU
+        candidate
+        for _, results in decisions
+        for candidate in results
+        if model_of(candidate) == HAIKU
     ]
     haiku_cost, haiku_bad = sum_expectations(haikus)
     assert bad_answers <= 1.2 * haiku_bad
@@ -163,7 +166,7 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
 def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
     table: dict[str, Counter[str]] = {}
     for name, (best_candidate, *_) in decisions:
-        table.setdefault(name, Counter())[model(best_candidate)] += 1
+        table.setdefault(name, Counter())[model_of(best_candidate)] += 1
     rows = [
         f"| {name} | " + " | ".join(str(counts[column]) for column in (SMALL, LOCAL, HAIKU)) + " |"
         for name, counts in table.items()
@@ -186,5 +189,5 @@ def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
             explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
-            chosen_models.append(model(explanation.candidates[0]))
+            chosen_models.append(model_of(explanation.candidates[0]))
         assert chosen_models == [SMALL, HAIKU, HAIKU]

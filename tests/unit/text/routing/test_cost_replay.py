@@ -89,11 +89,11 @@ class Server(FakeBackend):
         super().__init__()
         self._deployment = deployment
         self._trace = trace
-        self.billed: dict[str, Usage] = {}
+        self.billed_usage: dict[str, Usage] = {}
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         traced_request = self._trace[request.user or ""]
-        usage = self.billed[traced_request.id] = true_usage(traced_request, self._deployment)
+        usage = self.billed_usage[traced_request.id] = true_usage(traced_request, self._deployment)
         return ChatResponse(
             id=traced_request.id,
             model="m",
@@ -242,7 +242,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     # The ledger, the providers' bills and the money agree, to the token.
     assert [entry.request_id for entry in ledger] == list(trace)
     for entry in ledger:
-        billed_usage = servers[entry.backend].billed[entry.request_id]
+        billed_usage = servers[entry.backend].billed_usage[entry.request_id]
         assert (entry.input_tokens, entry.cached_tokens, entry.output_tokens) == (
             billed_usage.prompt_tokens,
             billed_usage.cached_tokens,

@@ -137,10 +137,10 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
     cold_and_warm = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
     clock = Clock()
 
-    async def look() -> dict[str, dict[str, str]]:
+    async def list_loaded() -> dict[str, dict[str, str]]:
         return {}
 
-    loaded_models = LoadedModels(look, load_seconds=lambda _: 20.0, clock=clock)
+    loaded_models = LoadedModels(list_loaded, load_seconds=lambda _: 20.0, clock=clock)
     cold_and_warm.runtimes["cold"].loaded = loaded_models
     assert names(choose(cold_and_warm)) == ["cold", "warm"]  # unknown so far
     await loaded_models.refresh()

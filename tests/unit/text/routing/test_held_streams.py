@@ -106,11 +106,11 @@ class WaitingBackend(FakeBackend):
 
     def __init__(self) -> None:
         super().__init__(api_format=ApiFormat.OLLAMA)
-        self.waits, self.go = asyncio.Event(), asyncio.Event()
+        self.is_waiting, self.may_proceed = asyncio.Event(), asyncio.Event()
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        self.waits.set()
-        await self.go.wait()
+        self.is_waiting.set()
+        await self.may_proceed.wait()
         async for delta in super().stream(request, deadline):
             yield delta
 
@@ -120,7 +120,7 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     runtimes = gateway.router.fleet.runtimes
     runtimes["claude"].backend = better_backend
     call_task = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
-    await better_backend.waits.wait()
+    await better_backend.is_waiting.wait()
     call_task.cancel()
     await asyncio.wait([call_task])
     assert call_task.cancelled()
@@ -138,14 +138,14 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
     gateway, is_closing, closed_streams = StreamGateway(), asyncio.Event(), list[MeteredStream]()
     close = MeteredStream.aclose
 
-    async def slowly(stream: MeteredStream) -> None:
+    async def close_slowly(stream: MeteredStream) -> None:
         await close(stream)
         if not closed_streams:
             closed_streams.append(stream)
             is_closing.set()
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(MeteredStream, "aclose", slowly)
+    monkeypatch.setattr(MeteredStream, "aclose", close_slowly)
     call_task: asyncio.Task[Any] = asyncio.create_task(
         gateway.ask(stream=True, response_format=FORMAT)
     )

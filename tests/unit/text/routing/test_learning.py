@@ -441,10 +441,10 @@ async def test_estimates_continue_without_the_database(
 ) -> None:
     replica = Replica(database)
 
-    async def away(*_: object) -> None:
+    async def fail(*_: object) -> None:
         raise OSError("refused")
 
-    monkeypatch.setattr(replica.store, "get_state", away)
+    monkeypatch.setattr(replica.store, "get_state", fail)
     await replica.learning.load_tenant("ada")
     assert "could not be read" in caplog.text
     assert replica.estimate().basis == "table"
@@ -520,12 +520,12 @@ async def test_loading_shared_levels_blocks_no_request(
         await may_read.wait()
         return []
 
-    def work_out(contributions: Any) -> dict[str, Any]:
+    def compute_levels(contributions: Any) -> dict[str, Any]:
         threads.append(threading.current_thread())
         return {}
 
     monkeypatch.setattr(replica.store, "list_levels", levels)
-    monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
+    monkeypatch.setattr(learnings, "compute_shared_levels", compute_levels)
     monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: levels_shared.set())
     await replica.learning.start()
     await is_reading.wait()

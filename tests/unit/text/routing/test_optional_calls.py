@@ -88,10 +88,10 @@ class Budget:
     limits_spending = True
 
     def __init__(self) -> None:
-        self.taken: list[tuple[Decimal, int]] = []
+        self.taken_amounts: list[tuple[Decimal, int]] = []
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
-        self.taken.append((usd, tokens))
+        self.taken_amounts.append((usd, tokens))
 
     def record(self, usd: Decimal, tokens: int) -> None:
         return None
@@ -105,7 +105,7 @@ async def test_every_answer_to_every_prompt_is_reserved() -> None:
         call = CODEC.parse(json.dumps({"model": "m0", "max_tokens": 1000, **changes}).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
         await rig.router.answer(CODEC, call, context)
-    (one_usd, one_tokens), (usd, tokens) = budget.taken
+    (one_usd, one_tokens), (usd, tokens) = budget.taken_amounts
     assert (one_tokens, tokens) == (1001, 6002)
     # Two US dollars for a million tokens of answers, and the same reserve for the prompt.
     assert usd - one_usd == pytest.approx(Decimal("0.01"), abs=Decimal("0.0001"))

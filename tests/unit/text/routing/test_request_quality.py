@@ -222,11 +222,11 @@ def test_hosts_of_one_model_are_estimated_once(monkeypatch: pytest.MonkeyPatch) 
     requests: list[str] = []
     estimate = estimators.Estimator.estimate
 
-    def counting(self: Estimator, tenant: str, model: str, *arguments: Any) -> Any:
+    def estimate_and_count(self: Estimator, tenant: str, model: str, *arguments: Any) -> Any:
         requests.append(model)
         return estimate(self, tenant, model, *arguments)
 
-    monkeypatch.setattr(estimators.Estimator, "estimate", counting)
+    monkeypatch.setattr(estimators.Estimator, "estimate", estimate_and_count)
     hosts = [rated_deployment("smollm2-135m", f"host{number}") for number in range(4)]
     explain(router(*hosts, HAIKU), SORT)
     assert sorted(requests) == ["claude-haiku-5-5", "smollm2-135m"]

@@ -186,7 +186,7 @@ async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> 
 
 
 def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> StreamGateway:
-    """Return a `Streams` whose small model has the client's API format and is not translated."""
+    """Return a `StreamGateway` whose small model has the client's API format and is not translated."""
     gateway = StreamGateway(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
@@ -287,13 +287,13 @@ class SlowBackend(FakeBackend):
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__(raw_stream=pieces)
-        self.go, self.waits = asyncio.Event(), asyncio.Event()
+        self.may_proceed, self.is_waiting = asyncio.Event(), asyncio.Event()
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         async with aclosing(super().forward_stream(request)) as pieces:
             yield await anext(pieces)
-            self.waits.set()
-            await self.go.wait()
+            self.is_waiting.set()
+            await self.may_proceed.wait()
             async for piece in pieces:
                 yield piece
 
@@ -314,7 +314,7 @@ async def test_slow_first_word_ends_the_hold_without_loss() -> None:
     assert model == "smollm2-135m"
     assert answer.stream is not None
     assert await anext(answer.stream) == upstream[0]
-    slow_backend.go.set()
+    slow_backend.may_proceed.set()
     assert b"Hello" in await anext(answer.stream)
     assert b"[DONE]" in await read_stream(answer)
 
@@ -339,7 +339,7 @@ async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     gateway.router.fleet.runtimes["local"].backend = slow_backend
     gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     call_task = asyncio.create_task(gateway.ask(stream=True))
-    await slow_backend.waits.wait()
+    await slow_backend.is_waiting.wait()
     call_task.cancel()
     await asyncio.wait([call_task])
     assert call_task.cancelled()

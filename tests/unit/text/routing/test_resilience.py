@@ -60,19 +60,19 @@ class HeldBackend(FakeBackend):
 
     def __init__(self) -> None:
         super().__init__(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
-        self.let_go = asyncio.Event()
-        self.reached = asyncio.Event()
+        self.may_proceed = asyncio.Event()
+        self.was_reached = asyncio.Event()
 
     async def forward(self, request: RawRequest) -> bytes:
         self.requests.append(request)
-        await self.let_go.wait()
+        await self.may_proceed.wait()
         return RAW
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         self.requests.append(request)
-        self.reached.set()
+        self.was_reached.set()
         try:
-            await self.let_go.wait()
+            await self.may_proceed.wait()
         except asyncio.CancelledError:
             self.closed_early += 1
             raise
@@ -160,7 +160,7 @@ async def test_call_waits_for_a_free_slot() -> None:
     with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
     assert exc_info.value.retry_after is not None and exc_info.value.retry_after >= 1
-    held_backend.let_go.set()
+    held_backend.may_proceed.set()
     assert (await first_call).body is (await second_call).body is RAW
     assert (runtime.load, runtime.health.waiting) == (0, 0)
 
@@ -174,7 +174,7 @@ async def test_wait_for_a_slot_is_bounded() -> None:
         await rig.ask()
     # That our own queue is full says nothing about the back end.
     assert rig.runtimes[0].breaker.ready
-    held_backend.let_go.set()
+    held_backend.may_proceed.set()
     await first_call
     assert rig.runtimes[0].load == 0
 
@@ -254,11 +254,11 @@ async def test_only_a_share_of_requests_is_hedged() -> None:
             tool_response = asyncio.create_task(rig.ask(stream=True))
             if number % 2 == 0:
                 await asyncio.sleep(0.03)
-                slow_backend.let_go.set()
+                slow_backend.may_proceed.set()
             answer = await tool_response
             routes.append(dict(answer.headers)[b"x-moyin-route"])
             await read_stream(answer)
-            slow_backend.let_go.clear()
+            slow_backend.may_proceed.clear()
     assert routes == [b"free", b"hedged"] * 3
 
 
@@ -267,7 +267,7 @@ async def test_disconnect_cancels_both_hedged_calls() -> None:
     rig = Rig(slow_backend, other_backend, hedging=HedgingPolicy(share=1.0))
     record_first_token_times(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
-    await asyncio.gather(slow_backend.reached.wait(), other_backend.reached.wait())
+    await asyncio.gather(slow_backend.was_reached.wait(), other_backend.was_reached.wait())
     assert len(slow_backend.requests) == len(other_backend.requests) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -288,12 +288,14 @@ async def test_first_failure_is_raised_when_both_fail() -> None:
         await asyncio.sleep(0.02)
         raise Overloaded("x", retry_after=7)
 
-    async def unable() -> None:
+    async def fail_later() -> None:
         await asyncio.sleep(0.04)
         raise UnsupportedFeature("x")
 
     with pytest.raises(Overloaded):
-        await race_calls(overloaded(), unable, delay_seconds=0.001, may_start_second=lambda: True)
+        await race_calls(
+            overloaded(), fail_later, delay_seconds=0.001, may_start_second=lambda: True
+        )
 
 
 async def test_denied_second_call_does_not_stop_the_first() -> None:
@@ -303,12 +305,12 @@ async def test_denied_second_call_does_not_stop_the_first() -> None:
         await asyncio.sleep(0.02)
         return first_answer
 
-    async def nobody() -> None:
+    async def start_no_call() -> None:
         return None
 
     assert (
         await race_calls(
-            answer_slowly(), nobody, delay_seconds=0.001, may_start_second=lambda: True
+            answer_slowly(), start_no_call, delay_seconds=0.001, may_start_second=lambda: True
         )
         is first_answer
     )
@@ -323,7 +325,7 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     async def open_breaker(
         tenant: str, seconds: float, expected: float, *, is_background: bool = False
     ) -> None:
-        slow_backend.let_go.set()
+        slow_backend.may_proceed.set()
 
     rig.runtimes[1].acquire = open_breaker  # type: ignore[method-assign]
     answer = await rig.ask(stream=True)

@@ -246,10 +246,10 @@ async def test_error_names_the_field_when_no_back_end_is_able() -> None:
 
 
 async def test_a_call_that_was_never_sent_loads_no_model() -> None:
-    async def look() -> dict[str, dict[str, str]]:
+    async def list_loaded() -> dict[str, dict[str, str]]:
         return {}
 
-    loaded_models = LoadedModels(look, load_seconds=lambda _: 10.0, clock=lambda: 0.0)
+    loaded_models = LoadedModels(list_loaded, load_seconds=lambda _: 10.0, clock=lambda: 0.0)
     await loaded_models.refresh()
     rig = Rig(
         FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded_models}
@@ -347,10 +347,10 @@ class Budget:
     limits_spending = True
 
     def __init__(self) -> None:
-        self.taken: list[Decimal] = []
+        self.taken_amounts: list[Decimal] = []
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
-        self.taken.append(usd)
+        self.taken_amounts.append(usd)
 
     def record(self, usd: Decimal, tokens: int) -> None:
         return None
@@ -369,7 +369,7 @@ async def test_unknown_member_does_not_change_the_reservation(
         call = codec.parse(json.dumps({**body, **extra_members}).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
         await rig.router.answer(codec, call, context)
-        reservations += budget.taken
+        reservations += budget.taken_amounts
     assert reservations[0] == reservations[1] > 0
 
 

@@ -34,7 +34,7 @@ def end(stop: StopReason = StopReason.END) -> Finished:
     return Finished(stop=stop, usage=Usage())
 
 
-def schema(**members: Any) -> ResponseConstraints:
+def constraints(**members: Any) -> ResponseConstraints:
     return ResponseConstraints(json=True, schema=members)
 
 
@@ -56,13 +56,13 @@ def test_invalid_start_of_json_is_a_fault(text: str) -> None:
 @pytest.mark.parametrize(
     ("form", "text", "expected_fault"),
     [
-        (schema(type="object"), "[", "schema"),
-        (schema(type="object"), "{", NO_FAULT),
-        (schema(type=["array", "null"]), "null", NO_FAULT),
-        (schema(type=["array", "null"]), "1", "schema"),
-        (schema(type="integer"), "1", NO_FAULT),
-        (schema(type="boolean"), "f", NO_FAULT),
-        (schema(anyOf=[{"type": "object"}]), "[", NO_FAULT),
+        (constraints(type="object"), "[", "schema"),
+        (constraints(type="object"), "{", NO_FAULT),
+        (constraints(type=["array", "null"]), "null", NO_FAULT),
+        (constraints(type=["array", "null"]), "1", "schema"),
+        (constraints(type="integer"), "1", NO_FAULT),
+        (constraints(type="boolean"), "f", NO_FAULT),
+        (constraints(anyOf=[{"type": "object"}]), "[", NO_FAULT),
         ({"$ref": "#/$defs/a", "type": "object"}, "[", NO_FAULT),
     ],
 )

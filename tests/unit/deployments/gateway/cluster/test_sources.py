@@ -33,10 +33,10 @@ async def test_calls_that_hang_are_bounded() -> None:
         release.set()
     await asyncio.wait(hanging_tasks)
 
-    async def answers() -> bool:
+    async def can_call() -> bool:
         try:
             return await sources._run(lambda: True)
         except TimeoutError:
             return False
 
-    assert await eventually(answers)
+    assert await eventually(can_call)

@@ -58,10 +58,10 @@ class Socket:
     def __init__(self) -> None:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.stuck = False
+        self.is_stuck = False
 
     async def send(self, message: Any) -> None:
-        if self.stuck and message["type"] == "websocket.send":
+        if self.is_stuck and message["type"] == "websocket.send":
             await asyncio.Event().wait()
         await self.outgoing.put(message)
 
@@ -83,7 +83,7 @@ async def connect_socket(notifier: FakeNotifier, *, stuck: bool = False) -> Asyn
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
     }  # fmt: skip
     socket = Socket()
-    socket.stuck = stuck
+    socket.is_stuck = stuck
     socket.incoming.put_nowait({"type": "websocket.connect"})
     serving_task = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
     assert (await socket.next_message())["type"] == "websocket.accept"
