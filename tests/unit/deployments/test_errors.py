@@ -161,8 +161,8 @@ async def test_websocket_is_not_changed() -> None:
 
 async def test_configured_origin_may_read_the_error() -> None:
     [middleware] = new_cors_middleware("https://play.example")
-    inner = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
-    app: Any = middleware.cls(inner, *middleware.args, **middleware.kwargs)
+    inner_app = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
+    app: Any = middleware.cls(inner_app, *middleware.args, **middleware.kwargs)
     messages: list[Message] = []
 
     async def send(message: Message) -> None:

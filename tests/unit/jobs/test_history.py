@@ -200,7 +200,7 @@ async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
     job = await rig.submit()
     rig.idle.may_cancel.clear()
     job_filter = JobFilter(kind="render")
-    cancelling = asyncio.create_task(
+    cancelling_task = asyncio.create_task(
         rig.history.cancel_matching(ANN, job_filter, dry_run=False, cursor=None)
     )
     # Another request of the tenant must wait, but not one of another tenant.
@@ -210,7 +210,7 @@ async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
     await rig.history.delete_matching(BOB, job_filter, dry_run=False, cursor=None)
     await rig.jobs.finish(job, 1, JobStatus.SUCCEEDED, None)
     rig.idle.may_cancel.set()
-    result = await cancelling
+    result = await cancelling_task
     assert (result.matched, result.done, result.skipped) == (1, 0, 1)
     assert (
         await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=None)

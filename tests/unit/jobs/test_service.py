@@ -185,7 +185,7 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
         return True
 
     launcher.cancel = fail_late
-    failing = asyncio.create_task(jobs.service.cancel(ANN, job.id))
+    failing_cancellation = asyncio.create_task(jobs.service.cancel(ANN, job.id))
     async with asyncio.timeout(10):
         await is_sent.wait()
     launcher.cancel = accept
@@ -193,7 +193,7 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
     await jobs.service.cancel(colleague, job.id)
     may_fail.set()
     with pytest.raises(ServiceUnavailable):
-        await failing
+        await failing_cancellation
     requesting_canceller = (await jobs.store.find(job.id)).cancel_requested_by
     assert requesting_canceller == Canceller.from_identity(colleague)
 

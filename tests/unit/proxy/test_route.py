@@ -46,8 +46,8 @@ def table() -> RouteTable:
     ],
 )
 def test_the_closest_route_wins(table: RouteTable, host: str, path: str, name: str | None) -> None:
-    matched = table.match(host, path)
-    assert (matched and matched.name) == name
+    matched_route = table.match(host, path)
+    assert (matched_route and matched_route.name) == name
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ async def test_a_blob_stored_again_during_its_deletion_stays(
     assert await blobs.get(digest) == b"abc"
 
 
-class Changing(io.BytesIO):
+class ChangingFile(io.BytesIO):
     """A file with different content at each read, like a file that is being written."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -89,7 +89,7 @@ class Changing(io.BytesIO):
 
 async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
     """A second read could get other content, and store it under the first content's digest."""
-    blob = await blobs.put_stream(Changing(b"good"), 100)
+    blob = await blobs.put_stream(ChangingFile(b"good"), 100)
     assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
     assert await blobs.get(blob.sha256) == b"good"
     files = [p for p in (tmp_path / "blobs").rglob("*") if p.is_file()]

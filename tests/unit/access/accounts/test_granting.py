@@ -42,7 +42,7 @@ async def _key_of(
 async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
     organisations, (_, admin) = studio.parts.organisations, await studio.member()
     _, hiring_caller = await _key_of(studio, admin, [ORG_ADMIN])
-    viewer = await organisations.add_service_account(
+    viewer_account = await organisations.add_service_account(
         make_caller(admin), studio.organisation, "bot", Role.VIEWER
     )
     for role in Role:
@@ -60,11 +60,11 @@ async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
             )
         with pytest.raises(InsufficientScope):
             await organisations.change_member(
-                make_caller(hiring_caller), studio.organisation, viewer.id, role=role
+                make_caller(hiring_caller), studio.organisation, viewer_account.id, role=role
             )
     # Disabling a member grants nothing.
     await organisations.change_member(
-        make_caller(hiring_caller), studio.organisation, viewer.id, disabled=True
+        make_caller(hiring_caller), studio.organisation, viewer_account.id, disabled=True
     )
     members, _ = await organisations.list_members(make_caller(admin), studio.organisation)
     assert [user.role for user in members] == [

@@ -155,17 +155,17 @@ async def test_a_player_is_created_with_limits_or_not_at_all(
         patch.setattr(LimitStore, "set", fail)
         with pytest.raises(ConnectionResetError):
             await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
-    player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
-    [limit] = await LimitStore(studio.database).list_for([f"user:{player.user.id}"])
+    player_session = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
+    [limit] = await LimitStore(studio.database).list_for([f"user:{player_session.user.id}"])
     assert limit.open_jobs == 1
 
 
 async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
+    player_session = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
     sessions = studio.parts.sign_in._sessions
-    token = await sessions.create_reset_token(player.user.id, timedelta(hours=1))
+    token = await sessions.create_reset_token(player_session.user.id, timedelta(hours=1))
 
     def fail(_: object) -> None:
         raise ConnectionResetError
@@ -177,7 +177,7 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     await studio.parts.sign_in.sign_in("eve@example.com", PASSWORD, "")
     await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     with pytest.raises(MoyinError):
-        await studio.parts.sign_in.refresh_session(player.refresh_token)
+        await studio.parts.sign_in.refresh_session(player_session.refresh_token)
 
 
 class InterruptedPasswords(PasswordService):

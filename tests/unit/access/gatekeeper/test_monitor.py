@@ -234,15 +234,15 @@ async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
 
 
 async def test_connections_continue_while_the_database_is_unavailable() -> None:
-    keys, line = CountingKeys(), FakeConnection()
+    keys, connection = CountingKeys(), FakeConnection()
     keys.is_unavailable = True
     monitor = CredentialMonitor(keys, interval=3600)
-    monitor.add("gone", ANN, line)
+    monitor.add("gone", ANN, connection)
     await monitor.recheck()
-    assert not line.ended
+    assert not connection.ended
     keys.is_unavailable = False
     await monitor.recheck()
-    assert line.ended
+    assert connection.ended
 
 
 async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:

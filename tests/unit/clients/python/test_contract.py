@@ -113,9 +113,13 @@ def test_the_gateway_accepts_the_requests_of_the_client(work: Work) -> None:
     options = JobOptions(
         priority=1, deadline=NOON, metadata={"a": "b"}, webhook="https://a.example"
     )
-    parsed = JOB_REQUEST.validate_python(build_job(work, options))
-    assert parsed.kind == work.kind
-    assert (parsed.priority, parsed.deadline, parsed.metadata) == (1, NOON, {"a": "b"})
+    parsed_request = JOB_REQUEST.validate_python(build_job(work, options))
+    assert parsed_request.kind == work.kind
+    assert (parsed_request.priority, parsed_request.deadline, parsed_request.metadata) == (
+        1,
+        NOON,
+        {"a": "b"},
+    )
 
 
 def test_the_gateway_takes_the_filters() -> None:
@@ -147,9 +151,12 @@ def test_the_gateway_takes_the_filters() -> None:
 def test_the_gateway_takes_requests_for_many_jobs() -> None:
     conditions = JobConditions(status="failed", metadata={"a": "b"}, created_after=NOON)
     body = json.dumps(build_bulk(conditions, True, "c1")).encode()
-    parsed = parse_bulk_request(body)
-    assert (parsed.filter.status, parsed.filter.created_after) == ([JobStatus.FAILED], NOON)
-    assert (parsed.dry_run, parsed.cursor) == (True, "c1")
+    parsed_request = parse_bulk_request(body)
+    assert (parsed_request.filter.status, parsed_request.filter.created_after) == (
+        [JobStatus.FAILED],
+        NOON,
+    )
+    assert (parsed_request.dry_run, parsed_request.cursor) == (True, "c1")
 
 
 def test_the_gateway_takes_queries_of_usage() -> None:
@@ -158,8 +165,12 @@ def test_the_gateway_takes_queries_of_usage() -> None:
         requested_model="auto", owner="*",
     )  # fmt: skip
     assert query.keys() == UsageQuery.__annotations__.keys()
-    parsed = usage.UsageQuery.model_validate(build_usage_query(query))
-    assert (parsed.group_by, parsed.since, parsed.until) == (["day", "key"], NOON, NOON)
+    parsed_query = usage.UsageQuery.model_validate(build_usage_query(query))
+    assert (parsed_query.group_by, parsed_query.since, parsed_query.until) == (
+        ["day", "key"],
+        NOON,
+        NOON,
+    )
 
 
 def test_the_client_imports_only_declared_dependencies() -> None:

@@ -211,10 +211,10 @@ async def test_a_webhook_is_retried_for_hours(bench: Bench) -> None:
     bench.script.hook_failures = 7
     started_at = await bench.environment.get_current_time()
     webhook = WebhookInput(job_id="j", attempt=1)
-    delivered = await bench.environment.client.execute_workflow(
+    was_delivered = await bench.environment.client.execute_workflow(
         WebhookWorkflow.run, webhook, id="webhook-j-1", task_queue=JOBS_QUEUE
     )
-    assert delivered is True
+    assert was_delivered is True
     assert bench.script.hooks == 8
     assert await bench.environment.get_current_time() - started_at > timedelta(hours=1)
 

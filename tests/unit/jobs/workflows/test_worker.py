@@ -56,10 +56,10 @@ async def test_an_ended_job_gets_its_webhook_and_is_not_started_again() -> None:
 async def test_an_outage_of_the_database_only_delays_the_sweeper() -> None:
     jobs, launcher = Jobs("a"), Launcher()
     jobs.failures = 3
-    sweeping = asyncio.create_task(sweeper(jobs, launcher).run())
+    sweeper_task = asyncio.create_task(sweeper(jobs, launcher).run())
     await asyncio.wait_for(launcher.was_swept.wait(), 5)
-    sweeping.cancel()
-    await asyncio.gather(sweeping, return_exceptions=True)
+    sweeper_task.cancel()
+    await asyncio.gather(sweeper_task, return_exceptions=True)
 
 
 async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:

@@ -144,11 +144,11 @@ async def test_garbage_collection_starts_with_the_server_and_skips_imported_obje
     from moyin.render.comfyui import launcher
 
     alive_pipe, held_end = os.pipe()
-    with socket.socket(socket.AF_UNIX) as listening:
-        launch = {"socket": listening.fileno(), "alive": alive_pipe, "file_bytes": 1 << 20}
+    with socket.socket(socket.AF_UNIX) as listening_socket:
+        launch = {"socket": listening_socket.fileno(), "alive": alive_pipe, "file_bytes": 1 << 20}
         process = await asyncio.create_subprocess_exec(
             sys.executable, launcher.__file__, json.dumps(launch), str(script),
-            stdout=asyncio.subprocess.PIPE, pass_fds=(alive_pipe, listening.fileno()),
+            stdout=asyncio.subprocess.PIPE, pass_fds=(alive_pipe, listening_socket.fileno()),
             env={**os.environ, "TMPDIR": str(tmp_path)},
         )  # fmt: skip
         output, _ = await process.communicate()

@@ -97,10 +97,10 @@ async def test_extra_members_depend_on_the_server(
     thoughtless = {"enable_thinking": False}
     assert bodies[-1].get("chat_template_kwargs") == (thoughtless if sent else None)
     assert "reasoning_effort" not in bodies[-1]
-    sampling = replace(FULL, sampling=Sampling(min_p=0.1, repeat_penalty=1.2))
+    request_with_sampling = replace(FULL, sampling=Sampling(min_p=0.1, repeat_penalty=1.2))
     if sent is None:
         with pytest.raises(UnsupportedFeature):
-            await backend.chat(sampling, call_deadline)
+            await backend.chat(request_with_sampling, call_deadline)
     else:
-        await backend.chat(sampling, call_deadline)
+        await backend.chat(request_with_sampling, call_deadline)
         assert bodies[-1].items() >= sent.items()

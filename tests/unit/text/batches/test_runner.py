@@ -252,13 +252,13 @@ async def test_results_wait_while_the_database_is_away(
     await rig.begin_batch(2)
     original_finish, outages = rig.lines.finish, [1, 2]
 
-    async def failing(finished: list[FinishedLine]) -> list[FinishedLine]:
+    async def fail_then_finish(finished: list[FinishedLine]) -> list[FinishedLine]:
         if outages:
             outages.pop()
             raise OperationalError("away", None, Exception())
         return await original_finish(finished)
 
-    monkeypatch.setattr(rig.lines, "finish", failing)
+    monkeypatch.setattr(rig.lines, "finish", fail_then_finish)
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 2 and (await rig.show()).completed == 2
 

@@ -323,8 +323,8 @@ async def test_cached_answers_are_sampled_once() -> None:
         async def put(self, owner: str, digest: str, response: CachedResponse, **_: Any) -> None:
             cached_responses[digest] = response
 
-    caching = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
-    rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
+    caching_policy = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
+    rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching_policy)})
     rig.router._answer_cache = AnswerCache(Cache())
     await rig.ask(model="faq")
     await asyncio.sleep(0)

@@ -36,12 +36,12 @@ def parse(*earlier_items: dict[str, Any], **members: Any) -> ParsedResponseReque
 
 def make_succeeded_job(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
     """Return a succeeded job of ``request`` whose step got ``answer``."""
-    inner = CODEC.parse(to_json(to_job_request(request)))
-    assert inner.body.store is False and not inner.body.background
+    job_request = CODEC.parse(to_json(to_job_request(request)))
+    assert job_request.body.store is False and not job_request.body.background
     return {
         "status": "succeeded",
         "error": None,
-        "outputs": [{"body": json.loads(inner.encode_response(answer))}],
+        "outputs": [{"body": json.loads(job_request.encode_response(answer))}],
     }
 
 

@@ -338,7 +338,7 @@ def test_tool_choice_without_tools_is_refused() -> None:
 
 def test_cache_markers_and_signed_thinking_reach_claude() -> None:
     marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
-    thinking = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    thinking_block = {"type": "thinking", "thinking": "hm", "signature": "s"}
     function = {"name": "f", "parameters": {"type": "object"}}
     request = chat_request_to_domain(
         parse(
@@ -349,7 +349,7 @@ def test_cache_markers_and_signed_thinking_reach_claude() -> None:
                     "role": "assistant",
                     "content": "c",
                     "reasoning_content": "hm",
-                    "thinking_blocks": [thinking, {"type": "redacted_thinking", "data": "d"}],
+                    "thinking_blocks": [thinking_block, {"type": "redacted_thinking", "data": "d"}],
                 },
                 {"role": "user", "content": "e"},
                 {"role": "assistant", "content": "f", "reasoning_content": "another's"},
@@ -363,7 +363,7 @@ def test_cache_markers_and_signed_thinking_reach_claude() -> None:
     assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **marker}]
     assert body["tools"][0]["cache_control"] == marker["cache_control"]
     assert body["messages"][1]["content"] == [
-        thinking,
+        thinking_block,
         {"type": "redacted_thinking", "data": "d"},
         {"type": "text", "text": "c"},
     ]

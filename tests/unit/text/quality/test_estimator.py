@@ -91,10 +91,10 @@ def test_signals_move_the_estimate_and_narrow_it() -> None:
 
 def test_learning_about_one_kind_hardly_changes_another() -> None:
     estimator = Estimator()
-    law, greeting = estimate_quality(estimator).p, estimate_quality(estimator, "Say hello").p
+    law_p, greeting_p = estimate_quality(estimator).p, estimate_quality(estimator, "Say hello").p
     teach(estimator, 0.0, 100)
-    assert law - estimate_quality(estimator).p > 4 * (
-        greeting - estimate_quality(estimator, "Say hello").p
+    assert law_p - estimate_quality(estimator).p > 4 * (
+        greeting_p - estimate_quality(estimator, "Say hello").p
     )
 
 
@@ -258,9 +258,9 @@ def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
 
 
 def test_merging_counts_a_common_base_once() -> None:
-    base, first_replica, second_replica = Estimator(), Estimator(), Estimator()
-    teach(base, 0.0, 20)
-    start = base.get_state("studio").to_json()
+    base_estimator, first_replica, second_replica = Estimator(), Estimator(), Estimator()
+    teach(base_estimator, 0.0, 20)
+    start = base_estimator.get_state("studio").to_json()
     for estimator in (first_replica, second_replica):
         estimator.replace_state("studio", TenantState.from_json(start))
     teach(first_replica, 0.0, 5)

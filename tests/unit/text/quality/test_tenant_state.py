@@ -87,12 +87,14 @@ def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
 
 
 def test_learning_does_not_depend_on_shared_levels() -> None:
-    lone_estimator, informed = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
-    share_levels(informed, MIN_TENANTS)
-    for estimator in (lone_estimator, informed):
+    lone_estimator, informed_estimator = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
+    share_levels(informed_estimator, MIN_TENANTS)
+    for estimator in (lone_estimator, informed_estimator):
         for number in range(30):
             estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
-    assert lone_estimator.get_state("new").to_json() == informed.get_state("new").to_json()
+    assert (
+        lone_estimator.get_state("new").to_json() == informed_estimator.get_state("new").to_json()
+    )
 
 
 def test_the_shared_level_has_a_bound() -> None:

@@ -34,8 +34,8 @@ class InMemoryAnswers:
 
 
 def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
-    caching = CachingPolicy(ttl=60, max_bytes=max_bytes, max_entries=10)
-    aliases = {"fast": Alias(cache=caching), "plain": Alias()}
+    caching_policy = CachingPolicy(ttl=60, max_bytes=max_bytes, max_entries=10)
+    aliases = {"fast": Alias(cache=caching_policy), "plain": Alias()}
     return Rig(backend, tariff=CHEAP, cache=InMemoryAnswers(), aliases=aliases)
 
 

@@ -79,8 +79,8 @@ def test_two_floods_share_the_capacity() -> None:
 def test_bursty_flood_leaves_capacity_to_others() -> None:
     traffic = Traffic()
     for _ in range(5):
-        accepted = traffic.run(1, flood=3_000, small=20)
-        assert accepted["small"] == 20
+        accepted_counts = traffic.run(1, flood=3_000, small=20)
+        assert accepted_counts["small"] == 20
         assert traffic.run(1, small=20)["small"] == 20
 
 

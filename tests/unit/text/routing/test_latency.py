@@ -28,8 +28,10 @@ def test_unmeasured_host_is_expected_to_be_faster_than_its_peers() -> None:
     assert third_estimator.estimate_first_token_seconds(50) == 10.5, "no host was measured"
     record(first_estimator, 0.5)
     record(second_estimator, 2.0)
-    fastest = first_estimator.estimate_first_token_seconds(50)
-    assert 0.5 * fastest < third_estimator.estimate_first_token_seconds(50) < fastest
+    fastest_seconds = first_estimator.estimate_first_token_seconds(50)
+    assert (
+        0.5 * fastest_seconds < third_estimator.estimate_first_token_seconds(50) < fastest_seconds
+    )
     assert (
         third_estimator.estimate_seconds_per_token() < first_estimator.estimate_seconds_per_token()
     )

@@ -33,7 +33,7 @@ class ChatOnlyBackend(FakeBackend):
         yield b""
 
 
-class Missing(ChatOnlyBackend):
+class ModelNotFoundBackend(ChatOnlyBackend):
     """A server that does not have the model, so that chats fail, too."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> Any:
@@ -57,7 +57,7 @@ async def test_a_server_with_chats_only_gets_a_chat(stream: bool) -> None:
 
 
 async def test_a_missing_model_is_not_recorded_as_a_missing_call() -> None:
-    backend = Missing()
+    backend = ModelNotFoundBackend()
     rig = Rig(backend)
     with pytest.raises(ModelNotFound):
         await rig.ask(CODEC, model="m0", messages=None, prompt="hello")

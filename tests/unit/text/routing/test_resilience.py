@@ -409,11 +409,14 @@ async def test_error_of_an_overloaded_back_end_always_has_retry_after(
 
 
 async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
-    missing_model_backend, failing = (
+    missing_model_backend, failing_backend = (
         FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(error=Overloaded("x")),
     )
-    for backends in ((missing_model_backend, failing), (failing, missing_model_backend)):
+    for backends in (
+        (missing_model_backend, failing_backend),
+        (failing_backend, missing_model_backend),
+    ):
         with pytest.raises(Overloaded):
             await Rig(*backends).ask()
 
@@ -452,8 +455,8 @@ async def test_failed_calls_that_a_provider_may_bill_are_in_the_ledger(
 
 
 async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> None:
-    failing = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
-    rig = Rig(failing, FakeBackend(raw=RAW), tariff=CHEAP)
+    failing_backend = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
+    rig = Rig(failing_backend, FakeBackend(raw=RAW), tariff=CHEAP)
     recorded_costs: list[Decimal] = []
     budget = SimpleNamespace(
         limits_spending=True,
@@ -465,7 +468,7 @@ async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> Non
     context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=cast(Any, budget))
     await rig.router.answer(codec, call, context)
     costs = {entry.error: entry.cost_usd for entry in rig.ledger}
-    assert len(failing.requests) >= 1 and costs["backend_unavailable"] > 0
+    assert len(failing_backend.requests) >= 1 and costs["backend_unavailable"] > 0
     assert recorded_costs == [costs[None]]
 
 

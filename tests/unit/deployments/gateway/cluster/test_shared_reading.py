@@ -79,7 +79,7 @@ async def test_viewers_receive_only_changes() -> None:
             async for snapshot in snapshots:
                 queue_lengths.append(snapshot.pools[0].queued)
 
-    viewer = asyncio.create_task(view(monitor.follow()))
+    viewer_task = asyncio.create_task(view(monitor.follow()))
     await eventually(lambda: queue_lengths == [0])
     clock.now += 1
     await eventually(lambda: source.readings == 2)
@@ -87,8 +87,8 @@ async def test_viewers_receive_only_changes() -> None:
     source.queued = 3
     clock.now += 1
     await eventually(lambda: queue_lengths == [0, 3])
-    viewer.cancel()
-    await asyncio.gather(viewer, return_exceptions=True)
+    viewer_task.cancel()
+    await asyncio.gather(viewer_task, return_exceptions=True)
     readings = source.readings
     clock.now += 10
     await asyncio.sleep(0.05)
