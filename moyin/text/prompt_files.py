@@ -130,7 +130,7 @@ class PromptFiles:
 def find_response_references(
     items: Any, field: str = "input", *, is_earlier: bool = False
 ) -> Iterator[FileReference]:
-    """Yield the references to files in the items of a Responses request, tool results included.
+    """Yield the references to files in input items of the Responses API, also in tool results.
 
     Args:
         field: the path of ``items`` in the request.

@@ -153,6 +153,8 @@ class HttpResponse:
 class HttpClient:
     """HTTP client for one back end.
 
+    Every ``deadline`` of its methods is the ``loop.time()`` by which the whole call must end.
+
     Args:
         endpoints: finds the server's address.
         credentials: function that returns the authentication headers for an API key.
@@ -177,6 +179,9 @@ class HttpClient:
     ) -> bytes:
         """Send a POST request and return the body of the response, whose status is 200.
 
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+
         Raises:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
                 the response has another status.
@@ -188,6 +193,9 @@ class HttpClient:
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[bytes, None]:
         """Send a POST request and stream the body of the response, whose status is 200.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
 
         Raises:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed before
@@ -248,7 +256,11 @@ class HttpClient:
         return HttpResponse(response, request.path)
 
     async def get(self, path: str, seconds: float) -> bytes:
-        """Send a GET request and return the body of the response; the errors are those of `post`."""
+        """Send a GET request and return the body of the response; the errors are those of `post`.
+
+        Args:
+            seconds: the maximum time for the whole call.
+        """
         endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:

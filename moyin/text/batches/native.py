@@ -40,7 +40,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class NativeBatches:
-    """Runs the due steps of native batches; each replica has one instance.
+    """Runs the due steps of native batches, such as sending; each replica has one instance.
 
     Args:
         get_poll_seconds: returns the seconds between two polls of a batch's state.

@@ -119,10 +119,15 @@ class NativeLines:
         deployment: ModelDeployment,
         api: BatchApi,
     ) -> tuple[LineResult, tuple[UsageEntry, ...]] | None:
-        """Return the result of a line and its ledger entries, at the batch price.
+        """Translate a back end's result to the result of a line and its ledger entries.
+
+        Args:
+            number: the number of the line.
+            body: the request that the line contains.
 
         Returns:
-            None if a single call must run the line, because the back end failed.
+            The result and the entries, at the batch price; None if a single call must run the line,
+            because the back end failed.
         """
         codec = _CODECS[batch.endpoint]
         if remote_result.outcome is RemoteOutcome.UNANSWERED:
@@ -232,7 +237,7 @@ def _build_entry(
 
 
 def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
-    """Return an untranslated answer as bytes in the client's format, and its usage."""
+    """Return an answer that is already in the client's format, as bytes, and its usage."""
     answer = dict(body)
     codec.require_answer_member(answer)
     return codec.add_missing_members(to_json(answer), answer, None), codec.read_usage(answer)

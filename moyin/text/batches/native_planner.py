@@ -46,7 +46,11 @@ class NativePlanner:
         self._native_lines = native_lines
 
     async def divide(self, work: NativeWork, plan: NativeBatch) -> None:
-        """Choose the lines that back ends run natively, and create their native batches."""
+        """Choose the lines of a batch that back ends run natively, and create their native batches.
+
+        Args:
+            plan: the row that represents this step; it is marked as done at the end.
+        """
         groups: dict[tuple[str, str], _Group] = {}
         last_number = 0
         while page := await self._store.list_free_lines(work.batch.id, last_number, PAGE):

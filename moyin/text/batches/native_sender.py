@@ -148,6 +148,9 @@ class NativeSender:
     ) -> tuple[RemoteBatch | None, bool]:
         """Search the back end for this native batch.
 
+        Args:
+            known_ids: the ids of batches at the back end that belong to other native batches.
+
         Returns:
             The batch that matches, or None; and True if a running batch may be the right one.
         """
@@ -167,9 +170,9 @@ class NativeSender:
     async def _matches_native_batch(
         self, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
     ) -> bool | None:
-        """Return True if ``remote_batch`` is this native batch, which only its results show.
+        """Return True if the results of ``remote_batch`` belong to this native batch.
 
-        Returns None while it has no results.
+        Returns None while the remote batch runs, because it has no results before its end.
         """
         if remote_batch.state is RemoteState.RUNNING:
             return None
@@ -188,7 +191,11 @@ class NativeSender:
     async def _write_payload(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path
     ) -> Payload | None:
-        """Write the requests of a native batch to a file; return None if it has no requests."""
+        """Write the requests of a native batch to the file ``path``.
+
+        Returns:
+            The payload to send; None if the native batch has no requests.
+        """
         content = _PayloadContent()
         last_number = 0
         while page := await self._store.list_lines(native, last_number, PAGE):

@@ -282,10 +282,14 @@ def _split_words(text: str, lower_text: str) -> list[str]:
 def _classify_kind(
     text: str, lower_text: str, words: list[str], cues: Set[str], language: str, has_sums: bool
 ) -> tuple[str, bool]:
-    """Return the kind of request for which most words in the text vote.
+    """Return the kind of request to which most words in the text point.
+
+    Args:
+        cues: those words of the text that are in one of the lists of `moyin.text.quality.words`.
+        has_sums: True if the text contains arithmetic, such as ``3 + 4``.
 
     Returns:
-        The kind; and False if no word voted, so that the kind is only a guess.
+        The kind; and False if no word pointed to one, so that the kind is only a guess.
     """
     votes: dict[str, float] = {}
     for word in cues & _CUE_WORDS:
@@ -329,10 +333,13 @@ def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
 
 
 def _compute_demand_difficulty(cues: Set[str]) -> float:
-    """Return the difficulty in logits that demands in a request add, such as "prove".
+    """Return the difficulty in logits that demanding words, such as "prove", add to a request.
 
-    The hardest demand is added to the easiest one, which may lower the difficulty; all others are
-    ignored.
+    Some words make a request easier. The hardest and the easiest word are added up; all others
+    are ignored.
+
+    Args:
+        cues: those words of the request that are in one of the lists of words.
     """
     difficulties = [DEMAND_DIFFICULTY[word] for word in cues & _DEMAND_WORDS]
     return max(0.0, *difficulties) + min(0.0, *difficulties) if difficulties else 0.0
@@ -344,6 +351,12 @@ def _compute_shape_features(
     """Return the features of the request's shape, such as its length and its number of lines.
 
     Each property, such as the length, has a range of feature numbers, of which it sets one.
+
+    Args:
+        count: the number of words.
+        digits: the number of digits.
+        steps: the number of list items.
+        has_format: True if the request has tools or a JSON schema.
     """
     lines = text.count("\n")
     choices = lines > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None

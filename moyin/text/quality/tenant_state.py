@@ -91,7 +91,11 @@ class TenantState:
         return weights
 
     def get_or_create_key_usage(self, name: str, now: float) -> KeyUsage:
-        """Return the tracked influence of the API key ``name``, which is created on first use."""
+        """Return the tracked influence of an API key, which is created on first use.
+
+        Args:
+            name: the id of the key.
+        """
         use = self.keys.pop(name, None) or KeyUsage(at=now)
         if len(self.keys) >= _MAX_KEYS:
             # Dropping the smallest usage gives away the smallest part of the limits.

@@ -211,7 +211,11 @@ class AnswerReviewer:
     def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
     ) -> None:
-        """Schedule the check of an answer for faults if the router learns from the request."""
+        """Schedule the check of an answer for faults if the router learns from the request.
+
+        Args:
+            is_rescue: True if the answer replaced a faulty answer.
+        """
         if not call.is_learned_from:
             return
         if answer.stream is None:
@@ -232,7 +236,11 @@ class AnswerReviewer:
     def _check_after_stream(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
     ) -> None:
-        """Schedule a check for faults that runs when the stream has ended."""
+        """Schedule a check for faults that runs when the stream has ended.
+
+        Args:
+            is_rescue: True if the answer replaced a faulty answer.
+        """
         stream = answer.stream
         if (
             not call.is_learned_from

@@ -148,7 +148,11 @@ class TenantPolicy:
     is_judged: bool = True
 
     def allows(self, name: str) -> bool:
-        """Return True if the tenant may use the alias or model with this canonical name."""
+        """Return True if the tenant may use the alias or model ``name``.
+
+        Args:
+            name: the configured spelling, as `Catalog.get_canonical_name` returns it.
+        """
         return self.names is None or _is_listed(name, self.names)
 
 

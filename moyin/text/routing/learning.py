@@ -186,7 +186,14 @@ class QualityLearner:
         p_good: float | None = None,
         comment: str | None = None,
     ) -> None:
-        """Queue a quality signal that the gateway observed, such as a fault or a follow-up."""
+        """Queue a quality signal that the gateway observed, such as a fault or a follow-up.
+
+        Args:
+            owner: the tenant.
+            request_id: the request whose answer the signal is about.
+            p_good: the probability of a good answer, as estimated before the call; None if unknown.
+            comment: the client's note for the operator.
+        """
         if len(self._signals) >= _MAX_QUEUED:
             self._dropped_rows += 1
             return

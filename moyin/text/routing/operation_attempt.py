@@ -90,6 +90,9 @@ class OperationAttempt:
     async def run(self, deadline: float) -> Answer:
         """Call the target and return its answer; a stream is returned after its first bytes.
 
+        Args:
+            deadline: the ``loop.time()`` by which the request must end.
+
         Raises:
             MoyinError: the call failed before the first byte.
         """

@@ -135,7 +135,13 @@ class OperationRouter:
         deadline: float,
         traceparent: bytes | None,
     ) -> Answer | None:
-        """Call a candidate, with retries; return None if its breaker rejects the call."""
+        """Call a candidate, with retries; return None if its breaker rejects the call.
+
+        Args:
+            reason: the reason why the candidate was chosen, for the header ``x-moyin-route``.
+            deadline: the ``loop.time()`` by which the request must end.
+            traceparent: the client's trace context in W3C format; None if it sent none.
+        """
         runtime, loop = target.runtime, asyncio.get_running_loop()
         failed_calls = 0
         while True:

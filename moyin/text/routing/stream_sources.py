@@ -26,10 +26,13 @@ _NO_USAGE = Usage()
 
 
 class StreamSource(Protocol):
-    """Source of a streamed answer in the client's API format."""
+    """Interface of the objects that produce a streamed answer in the client's API format."""
 
     def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes for the client; raise the errors that `ModelBackend` documents."""
+        """Yield the bytes of the stream that the client receives.
+
+        The errors are those that `ModelBackend` documents for streams.
+        """
 
     @property
     def usage(self) -> Usage:

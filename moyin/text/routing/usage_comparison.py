@@ -51,7 +51,11 @@ class UsageComparison:
 
     @property
     def price_classes(self) -> PriceClasses:
-        """The classes by which usage must be summed: within a class, a model has a single price."""
+        """The classes into which the recorded calls are divided before their tokens are added up.
+
+        All calls of a class have the same price at any given model. A class depends on the length
+        of the prompt and on whether the model is for embeddings.
+        """
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
     def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
@@ -78,6 +82,9 @@ class UsageComparison:
         Failed and cancelled model calls are left out, because the most expensive models are assumed
         to answer every call. Renders keep their actual cost. The result is None if no model has a
         price.
+
+        Args:
+            dearest: the most expensive models, as `choose_models` returns them.
         """
         return self._add_up(sums, dearest) if dearest else None
 
@@ -107,7 +114,7 @@ class UsageComparison:
 
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
-    """Add up the token counts of complete calls that belong to the same price class."""
+    """Add up the token counts of complete calls that belong to the same class of prices."""
     merged_sums: dict[tuple[int, bool], UsageSum] = {}
     for item in sums:
         if not item.is_complete or item.unit is not None:

@@ -174,7 +174,10 @@ class AnthropicBatchFormat:
 
 
 def _find_requests(body: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Yield the start and the end offset of each object in the top-level list ``requests``."""
+    """Yield the start and the end offset of each request in the body of a new batch.
+
+    The requests are the objects in the body's top-level list ``requests``.
+    """
     depth = start = 0
     in_requests = is_key = False
     for number, token in enumerate(_TOKEN.finditer(body)):

@@ -198,7 +198,7 @@ def refers_to_url(value: Any) -> bool:
 
 
 def _serialize_without_base64(block: wire.OtherBlock) -> tuple[bytes, int]:
-    """Return the JSON of a block with its base64 content cut out, and the size of that content.
+    """Return the JSON of a block without its base64 content, and the bytes of that content.
 
     The content is not serialized, because it may be large.
     """

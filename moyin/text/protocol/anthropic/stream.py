@@ -72,7 +72,7 @@ class StreamWriter:
                 return self._release_calls() + self._encode_end(delta)
 
     def _is_call_complete(self) -> bool:
-        """Return False if the open block is a tool call with incomplete arguments."""
+        """Return True unless the open content block is a tool call with incomplete arguments."""
         if not isinstance(self._open, int):
             return True
         try:

@@ -212,6 +212,9 @@ def encode_logprobs_member(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, A
 def tool_call_to_client(index: int, tool_use: chat.ToolUse) -> dict[str, Any]:
     """Encode a tool call, whose arguments are a JSON object in Ollama's format.
 
+    Args:
+        index: the position of the call among the tool calls of the answer.
+
     Raises:
         InvalidToolCall: the arguments are not a JSON object.
     """

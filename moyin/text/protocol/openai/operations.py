@@ -52,7 +52,7 @@ class UpstreamBody:
 
 
 class OperationRequest(Protocol):
-    """A validated request of an operation.
+    """A validated request of an operation, which is a call such as speech or a moderation.
 
     Attributes:
         path: the path of the call below a back end's base URL.
@@ -110,7 +110,10 @@ def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any])
 
 
 def read_token_usage(data: Mapping[str, Any] | None) -> Usage:
-    """Return the token counts of a response in the format of OpenAI or of another vendor."""
+    """Return the token counts that a response reports; zero counts if it reports none.
+
+    The response may have the format of OpenAI or of another vendor.
+    """
     usage = (data or {}).get("usage")
     if not isinstance(usage, Mapping):
         return Usage()

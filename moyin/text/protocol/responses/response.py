@@ -36,7 +36,7 @@ _STOP_REASONS = {reason: stop for stop, reason in _INCOMPLETE.items()}
 
 
 def new_id(prefix: str) -> str:
-    """Return a new unique id such as ``msg_…``."""
+    """Return a new unique id, such as ``msg_…`` for the prefix ``msg``."""
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
@@ -106,7 +106,10 @@ class ResponseTemplate:
         return items
 
     def new_item_id(self, prefix: str) -> str:
-        """Return a new item id; it contains the response's id, so that the item can be found."""
+        """Return a new id for an output item, such as ``msg_…`` for the prefix ``msg``.
+
+        The id contains the response's id, so that the stored response of an item can be found.
+        """
         return f"{prefix}_{self.id.removeprefix('resp_')}_{next(self._item_numbers)}"
 
     def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
@@ -324,7 +327,10 @@ def _part_to_text(part: Mapping[str, Any]) -> Text:
 
 
 def _continues_message(item: Mapping[str, Any], part: Text) -> bool:
-    """Return True if a text part continues the message item before it."""
+    """Return True if the text ``part`` belongs to the message that the output ``item`` contains.
+
+    A refusal and ordinary text are separate messages.
+    """
     return item["type"] == "message" and _is_refusal(item) is part.refusal
 
 
