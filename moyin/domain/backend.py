@@ -90,9 +90,14 @@ class PassThroughBackend(Protocol):
         """True if the back end reads files such as PDFs; otherwise only their text is sent."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return members to add to a request; members that the client has set do not change.
+        """Return members that this back end adds to a request of a client.
 
-        Objects are merged one level deep.
+        The client's own members do not change. If both have the same member and its values are
+        objects, these are merged one level deep.
+
+        Args:
+            needs: the needs of the request.
+            streams: True if the client requested a stream.
         """
 
     @property

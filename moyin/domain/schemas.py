@@ -317,7 +317,14 @@ def _count_expanded_repeats(pattern: str) -> int:
 
 
 def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """Return the minimum and maximum of a repetition; the maximum of ``*`` and ``+`` is two."""
+    """Return the minimum and maximum of a repetition in a regular expression.
+
+    The maximum of ``*`` and ``+`` counts as two.
+
+    Args:
+        sign: the sign ``*``, ``+``, ``?`` or ``{`` of the repetition.
+        repeat: the match of a repetition with numbers, such as ``{2,5}``; None for a sign alone.
+    """
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     minimum = int(repeat[1] or 0)

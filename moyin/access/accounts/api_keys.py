@@ -81,6 +81,9 @@ class ApiKeyService:
 
         Args:
             owner: the tenant; None for the caller's.
+            user: the id of the user whose keys are returned; None for all users.
+            valid: True to leave out keys that were revoked or have expired.
+            search: text that the key's name must contain; empty for all keys.
 
         Raises:
             InsufficientScope: the caller is not an operator, and names another tenant.

@@ -64,6 +64,9 @@ class OrganisationService:
         """Return a page of organisations, and the cursor of the next page.
 
         Operators get all organisations, and other callers only their own.
+
+        Args:
+            search: text that the name of an organisation must contain; empty for all.
         """
         if caller.identity.has_scope(OPERATOR):
             return await self._users.list_organisations(search=search, page=page)
@@ -78,7 +81,11 @@ class OrganisationService:
     async def list_members(
         self, caller: Caller, organisation: str, *, search: str = "", page: PageQuery = _ALL
     ) -> tuple[list[User], str | None]:
-        """Return a page of the members and service accounts, and the cursor of the next page."""
+        """Return a page of the members and service accounts, and the cursor of the next page.
+
+        Args:
+            search: text that the name or the email of a member must contain; empty for all.
+        """
         self._require_access(caller, organisation, ORG_READ)
         await self._users.get_organisation(organisation)
         return await self._users.list_members(organisation, search=search, page=page)

@@ -52,10 +52,12 @@ class Authenticator(CredentialVerifier, Protocol):
 
 @dataclass(slots=True)
 class _CachedIdentity:
-    """Caches an identity until ``stale_until``, and uses it unverified until ``fresh_until``.
+    """The cached identity of a credential.
 
-    Both are seconds of the monotonic clock. Between the two times, the cached identity is used only
-    while the database is unavailable.
+    Attributes:
+        fresh_until: until this time, the identity is used without another verification.
+        stale_until: until this time, the identity is used if the database is unavailable. Both are
+            seconds of the monotonic clock.
     """
 
     identity: Identity
