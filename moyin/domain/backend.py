@@ -61,13 +61,25 @@ class ModelBackend(Protocol):
         """Check that the server's API can express a request; raise ``RequestError`` if not."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        """Send a chat request and return the whole response."""
+        """Send a chat request and return the whole response.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
 
     def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        """Send a chat request and yield its response: `Started`, then deltas, then `Finished`."""
+        """Send a chat request and yield its response: `Started`, then deltas, then `Finished`.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        """Return an embedding vector for each input text."""
+        """Return an embedding vector for each input text.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
 
     async def probe(self) -> None:
         """Check that the server is up, without using tokens, and raise an error if it is down."""

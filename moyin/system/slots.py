@@ -116,7 +116,7 @@ class Slots:
 
         Args:
             seconds: time limit for the wait, if it is shorter than ``patience``.
-            mean_seconds: mean duration of a call, from which an error's ``retry_after`` is computed.
+            mean_seconds: mean duration of a call, for the ``retry_after`` of an `Overloaded` error.
 
         Raises:
             Overloaded: The queue is full, or the wait took too long.

@@ -230,6 +230,7 @@ class OrganisationService:
         Operators get the entries of all tenants, administrators those of their own.
 
         Args:
+            limit: the maximum number of entries.
             before: the id of an entry; only older entries are returned.
 
         Raises:

@@ -58,7 +58,12 @@ class PasswordService:
     async def require_strong(
         self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
     ) -> None:
-        """Run `require_strong_password`, which raises `WeakPassword`, in a thread."""
+        """Run `require_strong_password`, which raises `WeakPassword`, in a thread.
+
+        Args:
+            field: the name of the request's field with the password, for the error.
+            trusted: True to use the separate queue for authenticated users.
+        """
         await self._select_queue(trusted).run(
             partial(require_strong_password, password, email=email, name=name, field=field)
         )

@@ -314,6 +314,9 @@ def create_service_token(
     """Return a token with which the service ``issuer`` acts for the tenant ``owner``.
 
     The limits of ``key_id`` and ``user`` apply in addition to the tenant's limits.
+
+    Args:
+        ttl_s: the seconds until the token expires.
     """
     claims = {
         "sub": owner,

@@ -48,7 +48,9 @@ _MESSAGES = {
 
 
 class RequestMeter:
-    """Connects one process to Valkey, and renews and settles the admissions of its requests.
+    """Counts the requests of one process in Valkey; each counted request is an `Admission`.
+
+    The meter renews the leases of running requests, and settles their costs in the background.
 
     Args:
         rates_fail_open: True to allow requests that use no budget while Valkey is unavailable.

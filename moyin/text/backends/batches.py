@@ -100,7 +100,12 @@ class BatchApi(Protocol):
         """Return True if batches may consist of calls of this path, such as ``/embeddings``."""
 
     def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
-        """Encode one request of a batch as a line of a `Payload` file."""
+        """Encode one request of a batch as a line of a `Payload` file.
+
+        Args:
+            custom_id: the id that the result of the request will have.
+            path: the path of the call, such as ``/chat/completions``.
+        """
 
     def encode_chat(self, request: ChatRequest) -> dict[str, Any]:
         """Translate a chat request to the JSON body of one request in a batch."""
@@ -134,18 +139,34 @@ class BatchApi(Protocol):
         """
 
     async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:
-        """Return the current state of a batch."""
+        """Return the current state of a batch.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
+        """
 
     async def cancel(self, batch_id: str, deadline: float) -> None:
-        """Ask the back end to cancel a batch; a batch that has ended stays as it is."""
+        """Ask the back end to cancel a batch; a batch that has ended stays as it is.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
+        """
 
     def read_results(
         self, batch: RemoteBatch, deadline: float
     ) -> AsyncGenerator[RemoteResult, None]:
-        """Yield the results of a batch that has ended, in any order."""
+        """Yield the results of a batch that has ended, in any order.
+
+        Args:
+            deadline: the ``loop.time()`` by which all results must have arrived.
+        """
 
     async def discard(self, batch: RemoteBatch, deadline: float) -> None:
-        """Delete the files that the back end keeps of a batch whose results have been read."""
+        """Delete the files that the back end keeps of a batch whose results have been read.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
+        """
 
 
 async def read_json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Mapping[str, Any]]:

@@ -207,7 +207,11 @@ class HttpClient:
     def download(
         self, path: str, deadline: float, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Send a GET request and stream the body of the response; the errors are those of `stream`."""
+        """Send a GET request and stream the body of the response; the errors are those of `stream`.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
         return self._stream("GET", path, b"", deadline, headers)
 
     async def upload(
@@ -216,6 +220,7 @@ class HttpClient:
         """Send a POST request with a streamed body, and return the body of the response.
 
         Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
             headers: must include ``Content-Length`` and ``Content-Type``.
 
         Raises:
@@ -239,7 +244,11 @@ class HttpClient:
     async def delete(
         self, path: str, deadline: float, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a DELETE request; the errors are those of `post`."""
+        """Send a DELETE request; the errors are those of `post`.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
         response = await self._check(await self._send("DELETE", path, b"", deadline, headers))
         response.close()
 
@@ -354,7 +363,11 @@ class HttpClient:
         deadline: float,
         headers: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
-        """Send a POST request and return a response with status 200; the caller must close it."""
+        """Send a POST request and return a response with status 200; the caller must close it.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
         return await self._check(await self._send("POST", path, body, deadline, headers))
 
     async def _check(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:

@@ -163,7 +163,7 @@ class NativeBatches:
 
     @asynccontextmanager
     async def _renewing_lease(self, native_id: str) -> AsyncIterator[None]:
-        """Renew this replica's claim on a step for as long as the block runs."""
+        """Renew this replica's claim on a native batch's current step during the ``with`` block."""
 
         async def renew() -> None:
             while True:

@@ -217,7 +217,12 @@ def _build_entry(
     usage: Usage,
     error: str | None = None,
 ) -> UsageEntry:
-    """Return the ledger entry of an answered line, at the batch price."""
+    """Return the ledger entry of an answered line, at the batch price.
+
+    Args:
+        number: the number of the line.
+        error: the code of the error because of which the line has no answer; None if it has one.
+    """
     assert deployment.batch_tariff is not None, "find_deployment returns only models with one"
     context = RoutingContext(
         request_id=get_line_request_id(batch.id, number),

@@ -69,7 +69,11 @@ class NativePlanner:
     def _choose_lines(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Choose the lines of a page that back ends run natively.
+        """Choose those lines that back ends run natively.
+
+        Args:
+            page: lines of the batch that are not assigned yet.
+            contents: the content of each line of ``page``.
 
         Returns:
             Number and size in bytes of each chosen line, by back end and model.

@@ -48,7 +48,7 @@ _SEARCH_PERIOD = timedelta(hours=6)
 
 @dataclass(slots=True)
 class _PayloadContent:
-    """The requests written to a payload so far; ``path`` is the call that all of them make."""
+    """The requests written to a payload so far; ``path`` is the path of the call they all make."""
 
     count: int = 0
     size: int = 0
@@ -221,7 +221,13 @@ class NativeSender:
         path: Path,
         payload_content: _PayloadContent,
     ) -> None:
-        """Append the requests of ``lines`` to the payload file."""
+        """Append the requests of ``lines`` to the payload file.
+
+        Args:
+            lines: pairs of a line and its content.
+            path: the payload file.
+            payload_content: counts what the file contains.
+        """
         with path.open("ab") as file:
             for line, content in lines:
                 encoded_line = self._native_lines.encode(

@@ -81,7 +81,11 @@ class TenantState:
     frozen: bool = False
 
     def get_or_create_weights(self, model: str, now: float) -> LearnedWeights:
-        """Return the weights of ``model``, which are created on first use."""
+        """Return the weights of ``model``, which are created on first use.
+
+        Args:
+            now: the current time in Unix seconds.
+        """
         weights = self.models.pop(model, None)
         if weights is None:
             if len(self.models) >= _MAX_MODELS:
@@ -95,6 +99,7 @@ class TenantState:
 
         Args:
             name: the id of the key.
+            now: the current time in Unix seconds.
         """
         use = self.keys.pop(name, None) or KeyUsage(at=now)
         if len(self.keys) >= _MAX_KEYS:

@@ -40,7 +40,9 @@ _TryCandidate: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answ
 
 
 class AnswerReviewer:
-    """Reviews the answers to requests whose routing weighed quality.
+    """Checks answers for faults, replaces faulty answers, and records what the router learns.
+
+    It reviews only the answers to requests whose candidates were ranked by quality.
 
     Args:
         learning: records decisions and faults. If it is None, nothing is recorded.

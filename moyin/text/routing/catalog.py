@@ -126,7 +126,7 @@ class Alias:
     omitted_abilities: frozenset[str] = frozenset()
 
     def allows_residency_of(self, deployment: ModelDeployment) -> bool:
-        """Return True if the data may be processed where this deployment runs."""
+        """Return True if the alias allows this deployment to process a request's data."""
         return not self.residency or deployment.residency in self.residency
 
 

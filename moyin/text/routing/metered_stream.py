@@ -133,7 +133,11 @@ class MeteredStream:
     def _check_transcript(
         self, transcript: Transcript, constraints: ResponseConstraints, *, is_whole: bool
     ) -> bool:
-        """Check the transcript and set `fault`; return False if more of the stream is needed."""
+        """Check the transcript and set `fault`; return False if more of the stream is needed.
+
+        Args:
+            is_whole: True if the whole answer must be checked, not only its beginning.
+        """
         is_running = is_whole and transcript.stop is None and transcript.is_complete
         if is_running and self._start_has_no_fault:
             # A check of the whole text after every piece would take quadratic time.

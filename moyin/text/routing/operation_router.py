@@ -246,6 +246,9 @@ async def _reserve_budget(
 ) -> None:
     """Reserve the maximum cost of a request at the most expensive target.
 
+    Args:
+        seconds: the maximum duration of the call, for targets that are priced by time.
+
     Raises:
         LimitExceeded: the remaining budget is too small.
         ServiceUnavailable: the budget cannot be read.

@@ -103,7 +103,10 @@ class StreamWriter:
         return events
 
     def _release_calls(self, *, only_complete: bool = False) -> bytes:
-        """Encode the calls held back; if ``only_complete``, stop at the first incomplete one."""
+        """Encode the tool calls that are held back as events.
+
+        If ``only_complete`` is True, the first incomplete call and all later ones stay held back.
+        """
         events = b""
         while self._waiting_calls and not (only_complete and not self._is_call_complete()):
             started, fragments = self._waiting_calls.pop(next(iter(self._waiting_calls)))

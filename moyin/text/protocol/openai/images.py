@@ -260,9 +260,13 @@ def _parse_size(
 def _choose_seeds(
     count: int, schema: Mapping[str, Any], inputs: Mapping[str, Any], key: str | None
 ) -> list[int]:
-    """Return one seed per picture, counting up from a first seed.
+    """Return ``count`` seeds, one per picture, counting up from a first seed.
 
     The first seed is ``inputs["seed"]`` if set, else a hash of ``key`` if set, else random.
+
+    Args:
+        schema: the JSON Schema of the template's input ``seed``, with its bounds.
+        inputs: the client's inputs.
     """
     min_seed, max_seed = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
     first_seed = inputs.get("seed")

@@ -111,9 +111,9 @@ def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
 
 
 def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]]:
-    """Yield a message for each tool result, then the user's own message.
+    """Encode a message of the user: yield a message for each tool result, then the rest of it.
 
-    Pictures and documents in tool results move to the user's message, because tool messages
+    Pictures and documents in tool results move to the last message, because tool messages
     contain only text.
     """
     user_parts: list[chat.Part] = []
