@@ -168,7 +168,7 @@ class TokenSpeed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRate:
-    """The cost of an hour of a local machine, from which the price of tokens is derived."""
+    """The cost in US dollars of an hour of a local machine, from which token prices are derived."""
 
     usd_per_hour: Decimal
 

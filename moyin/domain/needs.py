@@ -56,7 +56,7 @@ class Needs:
 
     @property
     def context(self) -> int:
-        """The tokens that a model's context must hold."""
+        """The tokens that a model's context must hold: the longest input and the answer."""
         prompt = self.prompt_tokens if self.longest_input is None else self.longest_input
         return prompt + (self.max_tokens or 0)
 

@@ -34,7 +34,7 @@ class FileSource(Protocol):
 
 
 class BlobSource(Protocol):
-    """Reads the content of files."""
+    """Interface to the stored content of files."""
 
     async def get(self, sha256: str) -> bytes:
         """Return the content of a blob; raise FileNotFoundError if it does not exist."""

@@ -77,7 +77,7 @@ class VerifiedIdentity:
 
 @dataclass(slots=True)
 class _ProviderMetadata:
-    """Caches the metadata and public keys of a provider."""
+    """The cached metadata and public keys of a provider."""
 
     metadata: Mapping[str, Any]
     keys: jwt.PyJWKSet

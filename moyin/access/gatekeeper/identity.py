@@ -196,7 +196,7 @@ class KeyAuthenticator:
         return await self._add_limits(valid_identities)
 
     async def _add_limits(self, identities: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the identities with their current limits."""
+        """Return the identities with their current limits, by credential."""
         if self._limits is None or not identities:
             return identities
         subjects = {subject for i in identities.values() for subject in list_limit_subjects(i)}

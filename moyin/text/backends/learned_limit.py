@@ -85,7 +85,7 @@ class LearnedLimit:
 
     @contextmanager
     def track(self, kind: str, size: int) -> Iterator[TrackedCall]:
-        """Count a call as running at the server during the ``with`` block.
+        """Yield a call that counts as running at the server during the ``with`` block.
 
         Args:
             kind: a name, such as the request's path. Calls of the same kind and about the same

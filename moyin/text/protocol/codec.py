@@ -124,11 +124,11 @@ class ParsedRequest(Protocol):
         """
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        """Return a tap for the back end's stream that answers the body encoded by `to_upstream`.
+        """Return a tap for the stream with which a back end answers this request.
 
         Args:
-            additions: the members that Moyin added to that body. The tap hides the events that only
-                these members cause.
+            additions: the members that `to_upstream` added to the request's body. The tap hides the
+                events that only these members cause.
         """
 
     def create_stream_writer(self) -> StreamWriter: ...

@@ -270,7 +270,10 @@ def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[
 
 
 def _split_words(text: str, lower_text: str) -> list[str]:
-    """Return the words in lower case.
+    """Return the words of a text in lower case.
+
+    Args:
+        lower_text: the same text in lower case.
 
     ASCII is split by a table, which is five times as fast as the regular expression.
     """
@@ -382,7 +385,14 @@ def _count_digits(text: str) -> int:
 def _hash_words(
     spaceless_text: str, words: list[str], distinct_words: Iterable[str]
 ) -> Iterable[int]:
-    """Return the features of the words' stems and of the text's first and last words."""
+    """Return the features of the words' stems and of the text's first and last words.
+
+    Args:
+        spaceless_text: the text if its language has no spaces between words, else "". If it is set,
+            the features are those of pairs of neighbouring letters.
+        words: the words of the text in their order.
+        distinct_words: the same words without repetitions.
+    """
     if spaceless_text:
         # In a text without spaces, pairs of neighbouring letters replace words.
         letters = spaceless_text[: _MAX_STEMS + 1]

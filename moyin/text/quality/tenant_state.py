@@ -61,7 +61,7 @@ class KeyUsage:
 
     @classmethod
     def from_json(cls, value: Any) -> KeyUsage:
-        """Decode a `KeyUsage` that `TenantState.to_json` encoded."""
+        """Decode a `KeyUsage` from a value within the JSON that `TenantState.to_json` returns."""
         moved = {str(model): float(logits) for model, logits in value["moved"].items()}
         return cls(at=float(value["at"]), used=float(value["used"]), moved=moved)
 

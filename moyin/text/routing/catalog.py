@@ -250,7 +250,7 @@ class Catalog:
 
     @property
     def residencies(self) -> frozenset[str]:
-        """The places where at least one deployment processes data."""
+        """The places, such as ``on-premises``, where at least one deployment processes data."""
         return frozenset(deployment.residency for deployment in self.deployments)
 
 

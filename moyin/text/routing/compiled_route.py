@@ -78,7 +78,7 @@ class RouteTarget:
 
     @property
     def is_free(self) -> bool:
-        """True if all tokens are free of charge."""
+        """True if the target charges nothing for tokens."""
         return self.fixed_price is not None and self.fixed_price.is_free
 
     def get_price(self) -> Price:

@@ -126,7 +126,7 @@ class FollowUpDetector:
             self._latest_by_conversation[previous] = fingerprint
 
     async def close(self) -> None:
-        """Finish the queued detections."""
+        """Finish the queued detections; further requests are not examined."""
         await self._learning.background.close()
         if self._shared_answers is not None:
             await self._shared_answers.close()

@@ -165,7 +165,7 @@ class MeteredStream:
         return await (anext(self.pieces) if pending is None else pending)
 
     async def aclose(self) -> None:
-        """Cancel the upstream request if it is still generating."""
+        """Close the stream, and cancel the request to the back end if it still runs."""
         if not self._is_finished:
             self._finish_stream(asyncio.CancelledError())
             await self._close_source()

@@ -338,7 +338,7 @@ class OperationStream:
         return await anext(self._chunks)
 
     async def aclose(self) -> None:
-        """Cancel the upstream request if it is still generating."""
+        """Close the stream, and cancel the request to the back end if it still runs."""
         await self._chunks.aclose()
         if not self._is_finished:
             # The stream was closed before its first piece was read.

@@ -132,7 +132,7 @@ class SharedAnswers:
         await self._store.close()
 
     async def process_batch(self) -> None:
-        """Process the queued queries, then store the queued answers."""
+        """Search the answers for the queued queries, then store the queued answers."""
         queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
         # Queries run first, because a request's own answer would replace the answer that it follows

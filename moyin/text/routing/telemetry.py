@@ -56,7 +56,7 @@ class Telemetry(Protocol):
 
 
 class NoTelemetry:
-    """Telemetry that ignores all reports."""
+    """Telemetry that ignores all reports, used if no other telemetry is configured."""
 
     def record_call(self, record: CallRecord) -> None:
         return None

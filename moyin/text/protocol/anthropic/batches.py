@@ -136,7 +136,12 @@ def render_deleted_batch(batch_id: str) -> dict[str, Any]:
 
 
 def render_page(batches: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """Return a page of a list of batch objects."""
+    """Return one page of a list of batch objects, as clients receive it.
+
+    Args:
+        batches: the batch objects of the page.
+        has_more: True if another page follows.
+    """
     return {
         "data": batches,
         "has_more": has_more,

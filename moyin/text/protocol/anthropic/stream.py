@@ -293,7 +293,7 @@ class StreamTap:
         return estimate_tokens_from_bytes(self._output_bytes)
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the whole events for the client, as the back end sent them.
+        """Return the events that ``piece`` completes, as the back end sent them.
 
         Raises:
             StreamInterrupted: an event is malformed, or reports an error of the back end.

@@ -69,7 +69,12 @@ def render_file(file: StoredFile) -> dict[str, Any]:
 
 
 def render_file_list(files: Sequence[StoredFile], *, has_more: bool) -> dict[str, Any]:
-    """Return a page of a list of files."""
+    """Return one page of a list of files, as clients receive it.
+
+    Args:
+        files: the files of the page.
+        has_more: True if another page follows.
+    """
     return {
         "object": "list",
         "data": [render_file(file) for file in files],

@@ -67,11 +67,11 @@ class OperationRequest(Protocol):
 
     @property
     def expected_usage(self) -> OperationUsage:
-        """The usage as estimated from the request alone."""
+        """The usage (units and tokens) as estimated from the request alone."""
 
     @property
     def max_usage(self) -> OperationUsage:
-        """The highest possible usage, for which money is reserved."""
+        """The highest possible usage (units and tokens), for which money is reserved."""
 
     def to_upstream(self, model: str) -> UpstreamBody:
         """Encode the request with the back end's name of the model."""

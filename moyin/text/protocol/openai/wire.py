@@ -252,7 +252,7 @@ class CompletionBody(GenerationBody):
 
     @property
     def choices(self) -> int:
-        """The number of answers in the response."""
+        """The number of answers in the response: ``n`` for each prompt."""
         return len(self.prompts) * (self.n or 1)
 
     @property

@@ -68,7 +68,11 @@ class ResponseTemplate:
         return list_tools(self.body)
 
     def in_progress(self, model: str) -> dict[str, Any]:
-        """Return the response object with the status ``in_progress``."""
+        """Return the response object with the status ``in_progress``.
+
+        Args:
+            model: the name of the model that the object shows.
+        """
         return self._build_response_object(model, "in_progress", [], None, StopReason.END)
 
     def ended(
@@ -183,7 +187,12 @@ def message_item(
     item_id: str,
     logprobs: Iterable[TokenLogprob] = (),
 ) -> dict[str, Any]:
-    """Encode text as a message item of the assistant."""
+    """Encode text as a message item of the assistant.
+
+    Args:
+        is_refusal: True if the text explains why the model refuses the request.
+        logprobs: the probabilities of the text's tokens; empty if they were not requested.
+    """
     return {
         "id": item_id,
         "type": "message",
@@ -196,7 +205,12 @@ def message_item(
 def text_part(
     text: str, *, is_refusal: bool = False, logprobs: Iterable[TokenLogprob] = ()
 ) -> dict[str, Any]:
-    """Encode text as a part of a message."""
+    """Encode text as a part of a message item.
+
+    Args:
+        is_refusal: True if the text explains why the model refuses the request.
+        logprobs: the probabilities of the text's tokens; empty if they were not requested.
+    """
     if is_refusal:
         return {"type": "refusal", "refusal": text}
     tokens = encode_logprobs(logprobs)
@@ -210,7 +224,11 @@ def function_call_item(
     item_id: str,
     status: str = "completed",
 ) -> dict[str, Any]:
-    """Encode a tool call as an item."""
+    """Encode a model's tool call as an output item.
+
+    Args:
+        tools: the tools that the client offers, by the names under which models see them.
+    """
     offered_tool = tools.get(call.name)
     # A model may call a tool that the client did not offer.
     name = call.name if offered_tool is None else offered_tool.tool.name
