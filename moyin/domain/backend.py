@@ -99,7 +99,10 @@ class PassThroughBackend(Protocol):
 
     @property
     def reads_files(self) -> bool:
-        """True if the back end reads files such as PDFs; otherwise only their text is sent."""
+        """True if the back end reads files, such as PDFs, in requests that are forwarded unchanged.
+
+        If not, requests with files are translated instead of forwarded.
+        """
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         """Return members that this back end adds to a request of a client.

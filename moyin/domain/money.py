@@ -221,7 +221,10 @@ def create_flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """Create a tariff with one price; a cache price of None equals the price of other input."""
+    """Create a tariff with one price for all days and all lengths of prompts.
+
+    All prices are in US dollars per million tokens. A cache price of None equals the input price.
+    """
     rates = Rates(
         input=input_price,
         output=output_price,

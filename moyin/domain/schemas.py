@@ -337,6 +337,7 @@ def _compute_repetition_cost(
     """Return the cost that a repetition adds to the cost of the element before it.
 
     Args:
+        minimum, maximum: the range of the repetition, as `_parse_repeat_range` returns it.
         element: the cost of this element; None if it is a single character or a class.
     """
     if element is None:

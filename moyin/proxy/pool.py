@@ -46,7 +46,12 @@ class PoolMember:
         return self.is_up and self.breaker.ready
 
     def record_health_check(self, passed: bool, check: HealthCheck) -> None:
-        """Record a result of the health check; enough equal results in a row change `is_up`."""
+        """Record a result of the health check; enough equal results in a row change `is_up`.
+
+        Args:
+            passed: True if the upstream passed the check.
+            check: the settings of the check, with the number of results that suffice.
+        """
         if passed == self.is_up:
             self._streak = 0
             return

@@ -69,6 +69,11 @@ async def _connect_upstream(
 ) -> tuple[PoolMember, _UpstreamSocket]:
     """Open a WebSocket to a member of the pool, and try other members if that fails.
 
+    Args:
+        upstream_path: the path and query that are appended to the upstream's URL.
+        headers: the headers that the upstream receives.
+        sticky: the header value that ties the client to one upstream, if any.
+
     Returns:
         The member that accepted the WebSocket, and the open WebSocket.
     """

@@ -31,7 +31,7 @@ class AccessTokenIssuer:
         self.lifetime = lifetime
 
     async def issue(self, user: User, session: Session, scopes: Iterable[str]) -> str:
-        """Return an access token of ``user``.
+        """Return an access token of ``user`` with ``scopes``.
 
         It expires after `lifetime`, or when ``session`` ends if that is earlier.
         """

@@ -117,7 +117,11 @@ class RequestMeter:
         return await self._admit(keys=keys, args=arguments)
 
     def may_pass_unmetered(self, limits_spending: bool, error: RedisError) -> bool:
-        """Log an error of Valkey; return True if the request is allowed without being counted."""
+        """Log an error of Valkey; return True if the request is allowed without being counted.
+
+        Args:
+            limits_spending: True if the request uses a budget, for which another setting decides.
+        """
         _log.warning(
             "could not count a request against its limits in Valkey: %s: %s",
             type(error).__name__,

@@ -29,7 +29,7 @@ class CredentialVerifier(Protocol):
     """Interface to check, without a cache, whether credentials are still valid."""
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the current identities of those ``credentials`` that are still valid."""
+        """Return the current identities, by credential, of those ``credentials`` that are valid."""
 
 
 class Connection(Protocol):

@@ -26,7 +26,7 @@ class TrackedCall:
 
     Attributes:
         kind: calls of one kind usually take the same time to their first token.
-        sent_at: the time at which the call was sent.
+        sent_at: the time at which the call was sent, in monotonic seconds.
         running: number of calls at the server at that time, including this one.
         on_first_token: called once, with the seconds that passed since the first token arrived.
     """

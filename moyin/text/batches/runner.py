@@ -354,7 +354,11 @@ class BatchRunner:
     async def _call_until_final(
         self, open_batch: _OpenBatch, line: BatchLine, content: bytes
     ) -> LineOutcome | None:
-        """Call a model until the outcome is final, and return it; None if the batch ends first."""
+        """Call a model, and call it again after temporary errors, until the outcome is final.
+
+        Returns:
+            The outcome; None if the batch ends first.
+        """
         body = open_batch.format.read_body(content)
         failures = failed_calls = 0
         while True:

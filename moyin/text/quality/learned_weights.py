@@ -143,7 +143,7 @@ class WeightReader:
         self._shape = itemgetter(*features[:SHAPE_FEATURES])
 
     def compute_residual(self, mean: list[float]) -> float:
-        """Return by how many logits signals moved the estimate of the question.
+        """Return by how many logits the tenant's signals move the estimate for the question.
 
         Args:
             mean: the weights of a model, as in `LearnedWeights`.

@@ -46,6 +46,9 @@ def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[st
     """Return the paragraph of a long text that is a request, and its words.
 
     The last paragraph is preferred to the first. If neither is a request, both values are empty.
+
+    Args:
+        split_words: returns the words of a text in lower case.
     """
     _, separator, last_paragraph = text[-_MAX_REQUEST_LENGTH:].rstrip().rpartition("\n\n")
     if separator and _is_request(last_paragraph, words := split_words(last_paragraph)):

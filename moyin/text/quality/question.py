@@ -253,6 +253,9 @@ def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[
     """Return the user's text, the number of user turns, and the request within a long text.
 
     A long text is reduced to its beginning and end. The request is the result of `find_request`.
+
+    Args:
+        texts: the role and the text of each of the last turns, the newest last.
     """
     user_texts = [text for role, text in texts if role == "user"] or [
         text for _, text in texts[-1:]
@@ -431,7 +434,7 @@ _STEM_FEATURES = _StemFeatureCache(6)  # six letters make "contract" and "contra
 
 @lru_cache(maxsize=32_768)
 def _hash_word(word: str) -> int:
-    """Return the feature of a word, which, unlike `hash`, is the same in every process."""
+    """Return the feature number of a word, which, unlike `hash`, is the same in every process."""
     return FIRST_WORD_FEATURE + crc32(word.encode(errors="surrogatepass")) % (
         FEATURE_COUNT - FIRST_WORD_FEATURE
     )

@@ -61,9 +61,11 @@ class UsageComparison:
     def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
         """Return the models that would be most expensive for this usage.
 
-        The key is True for the model for embeddings, and False for the model for chats.
+        The key True has the model for embeddings, and the key False the model for chats. A key is
+        missing if no model for such calls has a price.
 
-        A key is missing if no model for such calls has a price.
+        Args:
+            sums: the recorded usage, in one sum for each class of `price_classes` or several.
         """
         merged_sums = _merge_groups(sums)
         return {

@@ -37,7 +37,7 @@ def parse_upload_fields(fields: Mapping[str, str]) -> UploadFields:
 
     Raises:
         InvalidRequest: a field is missing or invalid; the error names it.
-        UnsupportedFeature: Moyin does not use files of this purpose.
+        UnsupportedFeature: the client's purpose of the file is one that Moyin does not support.
     """
     purpose = fields.get("purpose")
     if purpose in _UNSUPPORTED_PURPOSES:

@@ -92,6 +92,7 @@ class OperationRequest(Protocol):
         Args:
             raw: the response, which is returned unchanged if no member is missing.
             data: the parsed response.
+            request_id: the id of the request, used if the response lacks an id.
 
         Raises:
             BackendUnavailable: the response lacks the member that holds the answer.

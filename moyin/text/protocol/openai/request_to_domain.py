@@ -235,7 +235,10 @@ def _is_translatable(part: wire.ContentPart) -> bool:
 
 
 def _count_content_bytes(part: wire.OtherPart | wire.FilePart) -> int:
-    """Return the bytes of a file or of audio without serializing it, because it may be large."""
+    """Return the size in bytes of a file or of audio.
+
+    Nothing is serialized for this, because the content may be large.
+    """
     content = part.file if isinstance(part, wire.FilePart) else part.extras.get(part.type)
     if not isinstance(content, dict):
         return len(to_json(part))

@@ -18,6 +18,9 @@ _EFFORTS_BY_BUDGET = ((2048, "low"), (8192, "medium"))
 def chat_request_to_upstream(request: chat.ChatRequest, *, stream: bool) -> dict[str, Any]:
     """Translate a chat request to the body of ``POST /v1/chat/completions``.
 
+    Args:
+        stream: True to request a stream.
+
     Raises:
         UnsupportedFeature: a user's message has a part that OpenAI's format cannot express.
     """
