@@ -129,7 +129,7 @@ class Price:
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``."""
+        """Return the highest cost in picodollars of a call with at most these numbers of tokens."""
         highest_cost, shortest_prompt = 0, 0
         for band in self.bands:
             if shortest_prompt > prompt_tokens:

@@ -104,7 +104,7 @@ class NativeLines:
             return None
 
     def find_deployment(self, backend: str, model: str) -> ModelDeployment | None:
-        """Return the deployment of a model with batch prices; None if there is none."""
+        """Return the deployment of a model on a back end if it has batch prices; else None."""
         for deployment in self._router.fleet.catalog.deployments:
             if deployment.backend == backend and deployment.model.name == model:
                 return None if deployment.batch_tariff is None else deployment

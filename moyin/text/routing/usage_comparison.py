@@ -65,7 +65,7 @@ class UsageComparison:
         missing if no model for such calls has a price.
 
         Args:
-            sums: the recorded usage, in one sum for each class of `price_classes` or several.
+            sums: sums of the recorded usage; each covers calls of one class of `price_classes`.
         """
         merged_sums = _merge_groups(sums)
         return {
