@@ -101,11 +101,13 @@ def test_a_page_uploads_submits_follows_and_downloads(
         "picture": ["image/webp", "picture"],
         "error": ["MoyinError", 404, "job_not_found", "req_7"],
     }
-    called = [seen for seen in gateway.seen if seen.path.startswith(("/jobs", "/artifacts"))]
-    uploads = [seen for seen in called if seen.path == "/artifacts"]
-    assert [seen.body for seen in uploads] == [b"photo", b"photo"]
-    assert len({seen.headers["idempotency-key"] for seen in uploads}) == 1
+    called = [
+        request for request in gateway.requests if request.path.startswith(("/jobs", "/artifacts"))
+    ]
+    uploads = [request for request in called if request.path == "/artifacts"]
+    assert [request.body for request in uploads] == [b"photo", b"photo"]
+    assert len({request.headers["idempotency-key"] for request in uploads}) == 1
     assert uploads[0].query == {"name": "photo.png"}
-    assert {seen.headers["authorization"] for seen in called} == {"Bearer key-1"}
-    followed = [seen for seen in called if seen.path == "/jobs/j1/events"]
-    assert [seen.headers.get("last-event-id") for seen in followed] == [None, "1-0"]
+    assert {request.headers["authorization"] for request in called} == {"Bearer key-1"}
+    followed = [request for request in called if request.path == "/jobs/j1/events"]
+    assert [request.headers.get("last-event-id") for request in followed] == [None, "1-0"]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -121,10 +122,11 @@ async def test_native_batches_take_no_line_from_a_new_runner(database: Database)
         )  # fmt: skip
         await natives.add(native)
         names = [f"{batch_id}-{runner}" for runner in range(4)]
-        *groups, assigned = await asyncio.gather(
+        results: list[Any] = await asyncio.gather(
             *(lines.claim(batch_id, name, 2, seconds=60) for name in names),
             natives.assign(native, numbers),
         )
+        *groups, assigned = results
         claimed = [line.number for group in groups for line in group]
         taken = [line.number for line in await natives.list_lines(native, 0, 10)]
         left = await lines.claim(batch_id, "last", 10, seconds=60)
