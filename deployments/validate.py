@@ -153,7 +153,13 @@ def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterator[str]:
-    """Yield the problems of an app's deployments: unknown names and invalid ``user_config``."""
+    """Yield the problems of an app's deployments: unknown names and invalid ``user_config``.
+
+    Args:
+        path: the path of the app in the file, for the problems.
+        app: the app's part of the file.
+        application: the Serve application that the app's builder returned.
+    """
     bound_names = {deployment.name for deployment in _iterate_bound_deployments(application)}
     for number, deployment in enumerate(app.get("deployments") or []):
         place = f"{path}.deployments.{number}"

@@ -95,7 +95,12 @@ def new_services(
     token_lifetime: timedelta,
     session_idle: timedelta,
 ) -> AccountsServices:
-    """Create the services of one replica; unrenewed sessions end after ``session_idle``."""
+    """Create the services of one replica.
+
+    Args:
+        token_lifetime: the time for which an access token is valid.
+        session_idle: the time after which a session ends unless it is renewed.
+    """
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)

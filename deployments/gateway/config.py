@@ -137,7 +137,12 @@ class RewriteConfig(_StrictModel):
 
 
 class LimitsConfig(_StrictModel):
-    """Configures limits per tenant; ``concurrent`` limits all tenants together in one replica."""
+    """Configures the limits on requests to a route.
+
+    Attributes:
+        requests_per_minute, concurrent_requests: limits on the requests of one tenant.
+        concurrent: limit on the concurrent requests of all tenants in one replica.
+    """
 
     requests_per_minute: int | None = Field(None, ge=1)
     concurrent_requests: int | None = Field(None, ge=1)

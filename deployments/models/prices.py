@@ -145,7 +145,7 @@ def _halve(amount: Decimal) -> Decimal:
 
 
 def build_tariff(prices: Sequence[PriceConfig]) -> Tariff:
-    """Build a tariff from prices, sorted by day and prompt length.
+    """Build a tariff from prices that are sorted by day and then by prompt length.
 
     Raises:
         ValueError: the prices are not sorted, or there is no price for some prompt length.

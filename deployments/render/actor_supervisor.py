@@ -246,7 +246,10 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
-        """Poll the status of an actor until it is lost, or is outdated and has no prompts left."""
+        """Poll the status of an actor until it is lost or removed.
+
+        An actor of an earlier configuration or version is removed when it has no prompts left.
+        """
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()

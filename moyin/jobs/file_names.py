@@ -96,9 +96,10 @@ class FileNames:
 
 
 def _list_inputs(step: wire.RenderStep) -> Iterator[Iterator[tuple[str, Any]]]:
-    """Yield groups of pairs of an input's name and value.
+    """Yield groups of inputs, each input as a pair of name and value.
 
-    The first group has the inputs of the template; each further group belongs to the batch.
+    The first group has the inputs of the step itself. For a batch, a group follows for each variant
+    that the client lists, and for each input whose values the client lists.
     """
     yield iter((step.inputs or {}).items())
     batch = step.batch if isinstance(step, wire.RenderJob) else None

@@ -209,7 +209,11 @@ class JobService:
     async def _create(
         self, submitter: Identity, spec: JobSpec, new_job: NewJob
     ) -> tuple[Job, bool]:
-        """Insert the job with its reservation, or find the job of an earlier identical request."""
+        """Insert the job with its reservation, or find the job of an earlier identical request.
+
+        Returns:
+            The job, and True if it was inserted.
+        """
         try:
             held_budget = await self._budgets.reserve(submitter, spec)
         except (BudgetExceeded, ServiceUnavailable):

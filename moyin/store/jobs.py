@@ -220,10 +220,16 @@ class JobStore:
     async def list_undispatched(
         self, older_than: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
-        """Return (id, attempt, whether it has ended) of jobs for `mark_dispatched`, oldest first.
+        """Return the jobs that `mark_dispatched` has not marked, oldest first.
 
-        These are open jobs whose workflow, and ended jobs whose webhook, may not have been started.
-        The sweeper starts them.
+        The workflow of an open job, or the webhook of an ended job, may not have been started. The
+        sweeper starts them.
+
+        Args:
+            older_than: the minimum age of the jobs.
+
+        Returns:
+            The id and the attempt of each job, and True if the job has ended.
         """
         query = (
             sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN_STATUSES))

@@ -76,8 +76,10 @@ def _book(
 
 
 def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
-    """Replace a shorter measurement of the same run, and return the change of the cost.
+    """Replace a shorter measurement of the same run.
 
+    Returns:
+        The change of the cost in billionths of a US dollar; 0 if nothing was replaced.
     If both are equally long, a measurement whose end was observed replaces that of a run that was
     assumed to be lost.
     """

@@ -224,7 +224,10 @@ class UsageLedger:
         return True
 
     def _drop_failing(self) -> bool:
-        """Drop the first entry if it has failed too often; return False to retry it."""
+        """Drop the first entry, whose writing failed, or return False to try it again.
+
+        It is dropped after `_MAX_FAILURES` failures, and after one while the ledger closes.
+        """
         self._failures += 1
         if self._failures < _MAX_FAILURES and not self._closing.is_set():
             _log.exception("writing a usage entry failed; retrying")

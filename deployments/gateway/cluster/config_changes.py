@@ -21,7 +21,7 @@ _RECORD_SECONDS = 5.0
 
 
 class ConfigRecorder:
-    """Records the gateway's configurations, each with the pools and the versions of packages.
+    """Records the gateway's configurations, each with the names of pools and versions of packages.
 
     The configuration has no fields for secrets. But a secret that an operator wrote into the path
     of a health check or of a rewrite would be recorded with it.

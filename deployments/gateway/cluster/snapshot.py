@@ -120,7 +120,12 @@ def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]
 
 
 def _to_fraction(gpus: float, count: int) -> float:
-    """Return the fraction that an actor uses of each of its ``count`` GPUs."""
+    """Return the fraction of each GPU (0 to 1) that an actor uses.
+
+    Args:
+        gpus: the number of GPUs that Ray reserves for the actor, such as 0.5 or 2.
+        count: the number of GPUs over which this number is spread.
+    """
     return min(1.0, gpus / count)
 
 

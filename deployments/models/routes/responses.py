@@ -208,7 +208,7 @@ class ResponsesRoute(CallRoute):
     async def _save_answer(
         self, call: ParsedResponseRequest, owner: str, response_id: str | None
     ) -> bool:
-        """Store the answer if it is complete, and return whether it is."""
+        """Store the answer ``response_id``; return False if it is incomplete or the id is None."""
         response = call.record.responses.get(response_id or "")
         if response is None:
             return False

@@ -267,7 +267,11 @@ def _count_fitting_jobs(page: pb.ListJobsResponse) -> int:
 
 
 def _to_header_value(value: str, field: str) -> str:
-    """Return a field as a header's value; raise `Fault` if it contains control characters."""
+    """Return ``value`` for use in an HTTP header; raise `Fault` if it has control characters.
+
+    Args:
+        field: the name of the field with the value, for the error.
+    """
     if any(character < " " or character == "\x7f" for character in value):
         raise new_field_fault(field, "must not contain control characters")
     return value

@@ -64,7 +64,17 @@ def translate_render_batch(
 def _build_step_from_template(
     step: wire.RenderStep, template: Template, prefix: str, pool: str | None
 ) -> Step:
-    """Return a step for a render of the template, with an empty graph."""
+    """Return a step for a render of the template, in whose graph the caller fills the inputs.
+
+    Until then the graph is empty.
+
+    Args:
+        prefix: the start of field names in errors, such as ``steps.1.``.
+        pool: the render pool for steps that do not name a pool.
+
+    Raises:
+        InvalidRequest: the step has a graph, too.
+    """
     if step.workflow is not None:
         raise InvalidRequest(
             "a render must have a workflow or a template, not both", field=f"{prefix}template"

@@ -93,7 +93,7 @@ async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
 
 
 async def _run_store_activity(name: str, argument: Any) -> str:
-    """Run an activity that only reads and writes the store."""
+    """Run an activity that reads and writes only the store; return its outcome."""
     outcome: str = await workflow.execute_activity(
         name,
         argument,
