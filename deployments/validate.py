@@ -58,7 +58,10 @@ def find_problems(config: Any) -> Iterator[str]:
 
 
 def _replace_numbers(config: Any, problem: str) -> str:
-    """Replace list indexes in a problem's path by the names of the applications and deployments."""
+    """Return the line of a problem with names instead of list indexes in its path.
+
+    Only the indexes of applications and deployments are replaced.
+    """
     path, colon, message = problem.partition(": ")
     keys, value = path.split("."), config
     for position, key in enumerate(keys):

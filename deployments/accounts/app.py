@@ -212,7 +212,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
 
 def _openapi_document(app: FastAPI) -> dict[str, Any]:
-    """Return the app's OpenAPI document, built at the first call."""
+    """Return the app's OpenAPI document, which the first call builds for all later ones."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes,

@@ -178,7 +178,7 @@ class RouteConfig(_StrictModel):
     @field_validator("upstreams", mode="before")
     @classmethod
     def _expand_plain_urls(cls, value: Any) -> Any:
-        """Convert plain URLs to upstreams of weight 1."""
+        """Return a list of upstreams in which each plain URL is an upstream of weight 1."""
         if isinstance(value, list | tuple):
             return [{"url": item} if isinstance(item, str) else item for item in value]
         return value

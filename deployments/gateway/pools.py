@@ -71,7 +71,11 @@ class ServePoolClient:
         return self._pools
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        """Send GET ``path`` to a renderer of the pool, or raise ServiceUnavailable."""
+        """Return the response of a renderer of the pool to GET ``path``.
+
+        Raises:
+            ServiceUnavailable: the pool does not respond.
+        """
         answer: PoolResponse = await self._call_pool(pool, "get", path)
         return answer
 

@@ -427,14 +427,17 @@ class Pool:
     async def _reattach(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Follow a prompt that an earlier attempt has sent, although this attempt has no lease."""
+        """Follow a prompt that an earlier attempt has sent to the renderer ``name``.
+
+        This attempt has no lease of the renderer. Returns the result of the prompt.
+        """
         self._active_states[request.prompt_id].is_unleased = True
         return await self._follow_prompt(name, request, callbacks)
 
     async def _follow_prompt(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Send the prompt to the renderer, unless it has the prompt, and wait for the result."""
+        """Send the prompt to the renderer, unless it has the prompt; wait for and return the result."""
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost(

@@ -21,7 +21,12 @@ _READING_SECONDS = 2.0
 async def build_summary(
     pool: Pool, supervisor: ActorSupervisor, scale: ScalingPolicy, comfyui_version: str | None
 ) -> PoolSummary:
-    """Return the state of the pool and its actors, with measurements of their graphics cards."""
+    """Return the state of the pool and its actors, with measurements of their graphics cards.
+
+    Args:
+        scale: the minimum and maximum number of actors.
+        comfyui_version: the version of the pool's ComfyUI; None if it is unknown.
+    """
     cards = await _read_cards(supervisor)
     return PoolSummary(
         name=pool.name,

@@ -139,7 +139,11 @@ def list_requests(
 async def _read_calls(
     gateway: GatewayClient, filters: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` calls, which are read page by page."""
+    """Return up to ``limit`` recorded calls, newest first, which are read page by page.
+
+    Args:
+        filters: the query parameters of ``GET /v1/requests`` that select calls.
+    """
     calls: list[dict[str, Any]] = []
     cursor = None
     while True:

@@ -68,7 +68,7 @@ class RenderBudgets:
     async def reserve(
         self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
     ) -> HeldBudget:
-        """Reserve the estimated cost of the job's renders in all budgets of the caller.
+        """Reserve the estimated cost of renders in all budgets of the caller; return the reservation.
 
         Args:
             done: the indexes of steps that do not run again.

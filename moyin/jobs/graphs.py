@@ -215,7 +215,7 @@ def select_representative_steps(spec: JobSpec) -> list[int]:
 def _replace_artifacts(
     graph: Mapping[str, Any], artifacts: Mapping[str, Artifact]
 ) -> Mapping[str, Any]:
-    """Replace the ids of artifacts in the graph by the names of their files in ComfyUI."""
+    """Return the graph with the names of files in ComfyUI in place of the ids of ``artifacts``."""
     if not artifacts:
         return graph
     return replace_inputs(
@@ -224,7 +224,7 @@ def _replace_artifacts(
 
 
 def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Remove the inputs that refer to earlier steps.
+    """Return the graph without the inputs that refer to earlier steps.
 
     Raises:
         InvalidRequest: the ``class_type`` of a node is a reference to an earlier step.

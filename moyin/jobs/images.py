@@ -57,7 +57,7 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Submit the job that renders the pictures; errors name the fields of the images API.
+        """Submit and return the job that renders the pictures; errors name fields of the images API.
 
         Args:
             cache: True if the job may return the stored pictures of an equal render.
@@ -75,7 +75,7 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Store the input pictures of an edit, and submit the job that renders new pictures.
+        """Store the input pictures of an edit; submit and return the job that renders new pictures.
 
         The arguments ``cache`` and ``idempotency_key`` are those of `submit`.
         """

@@ -30,7 +30,9 @@ class PageQuery:
 async def fetch_page(
     database: Database, table: sa.Table, condition: sa.ColumnElement[bool], page: PageQuery
 ) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
-    """Return rows of ``table``, newest first, and the cursor of the next page.
+    """Return the rows of a page of ``table``, newest first, and the cursor of the next page.
+
+    The cursor is None on the last page. Only rows that meet ``condition`` are on the pages.
 
     Raises:
         InvalidRequest: the cursor of ``page`` is not one that this function returned.

@@ -36,7 +36,11 @@ class EventStore:
         self.lost_count = 0
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-        """Append an event; an error of Valkey is logged and counted, not raised."""
+        """Append an event to the job's stream; an error of Valkey is logged and counted, not raised.
+
+        Args:
+            data: the members of the event's JSON.
+        """
         await self.publish_all(job_id, [(kind, data)])
 
     async def publish_all(

@@ -117,7 +117,7 @@ class TextBatchStore:
         return page[::-1] if backwards else page, len(rows) > limit
 
     async def cancel(self, owner: str, batch_id: str) -> TextBatch:
-        """Begin to cancel a batch: running lines are finished, and no other line is started.
+        """Begin to cancel a batch and return it: running lines finish, and no other line starts.
 
         Raises:
             BatchNotFound: the tenant has no such batch.
@@ -255,6 +255,13 @@ class TextBatchStore:
 
         The status is ``cancelled`` if that was requested, ``expired`` if lines were not run, and
         otherwise ``completed``. A batch that has ended already is left unchanged.
+
+        Args:
+            output: the file with the answers, or None if there are none.
+            errors: the file with the failed lines, or None if there are none.
+
+        Returns:
+            The ended batch.
         """
         is_of_batch = text_batch_lines.c.batch_id == batch_id
         pending = sa.select(

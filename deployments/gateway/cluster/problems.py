@@ -47,7 +47,12 @@ class ProblemFinder:
     def find(
         self, cluster: ClusterBody, reading: ClusterReading, routes: Sequence[UpstreamPool]
     ) -> list[ProblemBody]:
-        """Return the present problems, oldest first."""
+        """Return the present problems, oldest first.
+
+        Args:
+            cluster: the body of ``GET /cluster`` that was built from ``reading``.
+            routes: the routes of the proxy, with the state of their upstream servers.
+        """
         now = datetime.now(UTC).replace(microsecond=0)
         findings = [
             *_check_services(reading),

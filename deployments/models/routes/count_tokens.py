@@ -58,6 +58,7 @@ async def _count_by_back_end(
     """Return the response body of the first back end that can count tokens; None if none can.
 
     ``headers`` are sent to the back end with the prompt.
+
     Servers inside our network do not get prompts with picture URLs, because they would fetch these
     URLs, which can be internal addresses.
     """

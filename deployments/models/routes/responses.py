@@ -112,7 +112,9 @@ class ResponsesRoute(CallRoute):
         return self._responses_codec.parse_continuation(body, data, earlier_items, files)
 
     async def _resolve_references(self, data: dict[str, Any], owner: str) -> dict[str, Any]:
-        """Replace references to items by the items; the Vercel AI SDK sends such references.
+        """Return the request ``data`` with the items in place of references to stored items.
+
+        The Vercel AI SDK sends such references.
 
         Raises:
             InvalidRequest: an item does not exist; the error names the field.
@@ -185,6 +187,9 @@ class ResponsesRoute(CallRoute):
         """Return an answer from the answer cache with a new response id, under which it is stored.
 
         The response with the original id may have been deleted or never stored.
+
+        Args:
+            body: the cached body of the answer, which is a stream if the call is streamed.
         """
         if call.is_streamed:
             last_frame = [frame for frame in FrameSplitter().feed(body) if frame.data][-1]

@@ -19,7 +19,7 @@ Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest, for use as `Templates` where jobs can't use templates."""
+    """Raise InvalidRequest for any template; for APIs whose jobs can't use templates."""
     raise InvalidRequest(
         f"{field} is not supported by this API: send a workflow instead", field=field
     )
@@ -108,6 +108,9 @@ def _build_step_from_graph(step: wire.RenderStep, prefix: str, pool: str | None)
 
 def check_graph_format(graph: Mapping[str, Any], field: str) -> None:
     """Check that a graph is in ComfyUI's API format, without a check of its node classes.
+
+    Args:
+        field: the path of the graph in the request, for errors.
 
     Raises:
         EditorGraphFormat: the graph is in the format of ComfyUI's editor.

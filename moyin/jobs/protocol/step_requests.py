@@ -108,6 +108,9 @@ def _find_text(protocol: ChatProtocol, body: Any) -> str | None:
 def check_step_path(path: str, *, field: str) -> None:
     """Check that an http step may send its request to ``path``, which may include a query.
 
+    Args:
+        field: the path of the checked field in the job, for errors.
+
     Raises:
         InvalidRequest: the path has a host, is relative, has ``.`` or ``..`` segments, or leads to
             the accounts app or to a route that creates jobs.

@@ -77,7 +77,12 @@ class JudgeWorkflow:
 
 
 async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
-    """Run an activity that calls a model and stores the response; return the activity's result."""
+    """Run an activity that calls a model and stores the response; return the activity's result.
+
+    Args:
+        name: the name of the activity.
+        result_type: the type of the activity's result.
+    """
     return await workflow.execute_activity(
         name,
         comparison_id,
