@@ -215,7 +215,7 @@ class ProxyOrApp:
 
 
 def _with_server_path(scope: Scope) -> Scope:
-    """Return the ASGI scope with the prefix that ComfyUI's page adds removed from the path.
+    """Return the ASGI scope without the prefix ``/comfy`` that ComfyUI's page adds to paths.
 
     ``/comfy/api/queue`` becomes ``/api/queue``; other paths do not change.
     """

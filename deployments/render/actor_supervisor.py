@@ -106,7 +106,7 @@ class ActorSupervisor:
 
     @property
     def placing_seconds(self) -> dict[str, float]:
-        """The seconds for which each unplaced actor has waited, by name."""
+        """The seconds for which each actor has waited until Ray places it on a node, by name."""
         now = time.monotonic()
         return {name: now - since for name, since in self._requested_at.items()}
 

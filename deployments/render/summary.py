@@ -44,7 +44,10 @@ async def build_summary(
 
 
 async def _read_cards(supervisor: ActorSupervisor) -> Mapping[str, tuple[GpuReading, ...]]:
-    """Return the measurements of cards by actor, omitting actors that do not respond in time."""
+    """Return the measurements of graphics cards, by the name of the actor.
+
+    Actors that do not respond within two seconds have no measurements.
+    """
 
     async def read(name: str) -> tuple[GpuReading, ...]:
         try:

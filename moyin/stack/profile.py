@@ -49,7 +49,7 @@ def require_http_url(url: str, name: str) -> str:
 
 
 def write_profile(path: Path, profile: Profile) -> None:
-    """Replace the profile atomically, with the mode 0600."""
+    """Write the profile to the file ``path`` atomically, with the mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w") as file:

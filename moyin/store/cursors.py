@@ -56,7 +56,7 @@ def build_search_condition(text: str, *columns: sa.Column[Any]) -> sa.ColumnElem
 
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:
-    """Return the cursor of the page that begins after this row."""
+    """Return the cursor of the page that begins after the row ``row_id``."""
     plain = f"{created_at.isoformat()}_{row_id}"
     return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
 

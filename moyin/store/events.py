@@ -69,7 +69,7 @@ class EventStore:
         return [parse_event(entry_id, fields) for entry_id, fields in entries]
 
     async def get_newest_id(self, job_id: str) -> str | None:
-        """Return the stream id of the newest event, or None if there is no event."""
+        """Return the stream id of the job's newest event, or None if there is no event."""
         entries: Any = await self._redis.xrevrange(EVENT_PREFIX + job_id, count=1)
         return entries[0][0].decode() if entries else None
 

@@ -69,14 +69,18 @@ class TextBatchStore:
     async def get(
         self, owner: str, batch_id: str, *, dialect: BatchDialect | None = None
     ) -> TextBatch:
-        """Return a batch of the tenant, or raise `BatchNotFound`."""
+        """Return a batch of the tenant, or raise `BatchNotFound`.
+
+        Args:
+            dialect: the API that the batch must belong to; None means any.
+        """
         batch = await self.find(batch_id)
         if batch is None or batch.owner != owner or dialect not in (None, batch.dialect):
             raise _not_found(batch_id)
         return batch
 
     async def find(self, batch_id: str) -> TextBatch | None:
-        """Return a batch of any tenant, or None."""
+        """Return a batch of any tenant, or None if no batch has the id."""
         query = sa.select(text_batches).where(text_batches.c.id == batch_id)
         row = await self._database.fetch_first(query)
         return None if row is None else _parse_batch(row)
@@ -90,9 +94,10 @@ class TextBatchStore:
         after: str | None = None,
         before: str | None = None,
     ) -> tuple[list[TextBatch], bool]:
-        """Return a page of the tenant's batches, newest first, and whether there are more.
+        """Return a page of the tenant's batches, newest first, and True if there are more.
 
         Args:
+            dialect: the API whose batches are listed.
             after: the id of the last batch of the previous page.
             before: the id of the first batch of the next page; not allowed together with ``after``.
 
@@ -155,7 +160,7 @@ class TextBatchStore:
         await self._database.write(lambda c: c.execute(delete))
 
     async def list_undispatched(self, limit: int = 100) -> list[tuple[str, str]]:
-        """Return (id, owner) of open batches without a workflow, oldest first."""
+        """Return the id and the owner of each open batch without a workflow, oldest first."""
         query = (
             sa.select(text_batches.c.id, text_batches.c.owner)
             .where(text_batches.c.dispatched.is_(False), text_batches.c.status.in_(_OPEN))

@@ -157,7 +157,11 @@ class UsageLedger:
     async def get(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return a request's newest entry since ``since``, or None; complete ones are preferred."""
+        """Return the ledger entry of a request, or None if there is none since ``since``.
+
+        If there are several, the newest entry with a complete response is returned, or else the
+        newest entry.
+        """
         query = (
             sa.select(usage)
             .where(usage.c.request_id == request_id, usage.c.owner == owner)
@@ -172,7 +176,7 @@ class UsageLedger:
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return a request's newest entry as `get` does, also from entries that wait in memory."""
+        """Return the ledger entry of a request as `get` does, also one that waits in memory."""
         candidates = [
             entry
             for entry in reversed(self._waiting)

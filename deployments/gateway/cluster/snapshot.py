@@ -25,7 +25,7 @@ _GpuKey = tuple[str, int]
 
 
 def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
-    """Return the body for operators, with the pools ``names`` in this order."""
+    """Return the body of ``GET /cluster`` for operators, with the pools ``names`` in this order."""
     now = time.time()
     pools = [
         _build_pool(name, reading.pools.get(name), reading.backlogs.get(name), now)
@@ -37,7 +37,10 @@ def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
 
 
 def restrict_cluster(cluster: ClusterBody, pools: Collection[str]) -> ClusterBody:
-    """Return the body for a tenant: the load of the pools that the tenant may use."""
+    """Return the part of the body for operators that a tenant may see.
+
+    This is the load of ``pools``, the names of the pools that the tenant may use.
+    """
     return ClusterBody(
         pools=[
             pool.model_copy(update={"renderers": None, "comfyui_version": None})

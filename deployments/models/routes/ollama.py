@@ -218,7 +218,7 @@ def _describe_features(deployments: Sequence[ModelDeployment]) -> dict[str, Any]
 
 
 def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
-    """Return all capabilities that at least one of the models has."""
+    """Return Ollama's names of the capabilities that at least one of the models has."""
     models = [deployment.model for deployment in deployments]
     capabilities = ["completion"] if any(model.chat for model in models) else []
     # Ollama computes embeddings with every model, but reports the capability only for embedding
