@@ -281,7 +281,10 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
 
 
 def _list_hidden_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the stack's data folders, which ComfyUI must not read even in a readable folder."""
+    """Return the stack's data folders, which ComfyUI must never read.
+
+    They stay hidden even if they are in a folder that ComfyUI may read.
+    """
     scheme, _, folder = settings.blobs_url.partition("://")
     return (settings.data, *((Path(folder),) if scheme == "file" else ()))
 

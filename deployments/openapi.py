@@ -146,7 +146,7 @@ def document_problems(
 
 
 def document_protocol_errors(document: dict[str, Any]) -> None:
-    """Replace FastAPI's error responses by one whose body may be any object.
+    """Replace FastAPI's error responses by an error response whose body may be any object.
 
     Each protocol of the app has its own format of errors.
     """

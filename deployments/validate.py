@@ -195,7 +195,12 @@ def _iterate_bound_deployments(application: Any) -> Iterator[Any]:
 
 
 def _find_unknown_keys(path: str, value: Any, annotation: Any) -> Iterator[str]:
-    """Yield the keys in ``value`` that the pydantic model in ``annotation`` does not have."""
+    """Yield a problem for each key in ``value`` that the pydantic model does not have.
+
+    Args:
+        path: the path of ``value`` in the file, with a dot at its end.
+        annotation: the annotation of ``value``, which contains the model.
+    """
     model = next(_find_models(annotation), None)
     if model is None:
         return

@@ -301,7 +301,7 @@ class ActorSupervisor:
         """Set `Pool.settled` once the status of every actor of an earlier replica is known.
 
         Args:
-            name: the actor whose status is now known; None if there is no such actor yet.
+            name: the actor whose status is now known; None to check without a new status.
         """
         self._unseen.discard(name or "")
         if not self._unseen:

@@ -97,7 +97,7 @@ class RenderGuard:
 
 
 class MemoryGuard:
-    """Redirects renders that need more GPU memory than the pool's actors have to a larger pool.
+    """Redirects renders to a larger pool if they need more GPU memory than this pool's actors have.
 
     Without a larger pool, the guard rejects no render, because ComfyUI may still succeed.
 

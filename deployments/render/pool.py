@@ -138,12 +138,12 @@ class Pool:
 
     @property
     def mean_render_seconds(self) -> float:
-        """The mean duration of a render, in seconds."""
+        """The mean duration of recent renders, in seconds."""
         return self._scheduler.mean_seconds
 
     @property
     def model_changes(self) -> int:
-        """The number of renders for which a renderer had to load other models."""
+        """The number of renders, since this process began, for which other models were loaded."""
         return self._scheduler.model_changes
 
     @property

@@ -39,7 +39,7 @@ class RenderResultCache:
     async def find(
         self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """Return the result with a key of `compute_key`, and its history record if it has one.
+        """Return the cached result for a key from `compute_key`, with its history record, if any.
 
         The record has the id of this prompt in place of the cached id. Returns None if there is
         no such result, or if one of its files was deleted.

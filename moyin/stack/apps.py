@@ -283,7 +283,7 @@ async def _call_serve(
 
 
 def _get_last_message(app: Mapping[str, Any]) -> str:
-    """Return the last line of an app's messages; after a traceback, that is the error."""
+    """Return the last line of Serve's messages about an app; after a traceback, it is the error."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
     return _get_last_line("\n".join(messages))

@@ -295,8 +295,8 @@ def set_runner(
     """Set the runner of those lines that are still free, and return their numbers.
 
     The caller has locked the lines with an earlier statement, and this one checks again that they
-    are free. On PostgreSQL the earlier statement may have taken a line for free that another runner
-    had just claimed, because it could not see the new row of that runner.
+    are free. On PostgreSQL the earlier statement may have locked a line that another runner had
+    just claimed, because it could not see the new row of that runner.
     """
     change = (
         lines.update()

@@ -95,7 +95,7 @@ class FrameStore:
             _log.warning("could not publish %s frames in Valkey: %s", len(frames), error)
 
     async def publish_status(self, job: Job) -> None:
-        """Tell the client that submitted the job that its queue has changed, by a marker frame."""
+        """Publish the marker for a changed queue to the client that submitted the job."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.STATUS, prompt=job.id))
 

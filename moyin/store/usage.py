@@ -241,7 +241,7 @@ class UsageLedger:
         return True
 
     def _remove_first(self, count: int) -> None:
-        """Remove the first entries, which were written or dropped, from the queue."""
+        """Remove the first ``count`` entries, which were written or dropped, from the queue."""
         del self._attempted_rows[:count]
         for _ in range(count):
             self._waiting.popleft()

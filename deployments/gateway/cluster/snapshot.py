@@ -37,9 +37,10 @@ def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
 
 
 def restrict_cluster(cluster: ClusterBody, pools: Collection[str]) -> ClusterBody:
-    """Return the part of the body for operators that a tenant may see.
+    """Return the part of the body for operators that a tenant may see: the load of some pools.
 
-    This is the load of ``pools``, the names of the pools that the tenant may use.
+    Args:
+        pools: the names of the pools that the tenant may use.
     """
     return ClusterBody(
         pools=[

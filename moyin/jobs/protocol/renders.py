@@ -64,9 +64,7 @@ def translate_render_batch(
 def _build_step_from_template(
     step: wire.RenderStep, template: Template, prefix: str, pool: str | None
 ) -> Step:
-    """Return a step for a render of the template, in whose graph the caller fills the inputs.
-
-    Until then the graph is empty.
+    """Return a step for a render of the template; its graph is empty until the caller sets it.
 
     Args:
         prefix: the start of field names in errors, such as ``steps.1.``.
