@@ -128,7 +128,7 @@ class ComfyUIActor:
         self._starting = asyncio.Lock()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[EventBatch, None]:
-        """Yield the events of `Renderer.render` in batches; if it fails, yield a `RenderFailure` last.
+        """Yield the events of `Renderer.render` in batches; after an error, a `RenderFailure`.
 
         A batch has one event, preceded by any `RenderRun` and `PromptRecord` before it. These wait
         for the next event, because the renderer sends it immediately after them.

@@ -437,7 +437,7 @@ class Pool:
     async def _follow_prompt(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Send the prompt to the renderer, unless it has the prompt; wait for and return the result."""
+        """Send the prompt to the renderer, unless it has the prompt, and return the result."""
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost(

@@ -68,10 +68,13 @@ class RenderBudgets:
     async def reserve(
         self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
     ) -> HeldBudget:
-        """Reserve the estimated cost of renders in all budgets of the caller; return the reservation.
+        """Reserve the estimated cost of the job's renders in all budgets of the caller.
 
         Args:
             done: the indexes of steps that do not run again.
+
+        Returns:
+            The reservation, which the caller must release if the job is not accepted.
 
         Raises:
             BudgetExceeded: what remains of a budget does not cover the estimate.

@@ -154,8 +154,8 @@ class GraphChecker:
         Raises:
             InputNotFound: the graph names a file that the submitter does not have.
             NodeNotAllowed: the graph has a node that is not allowed.
-            InvalidRequest: an input of a template must be an image and is not, or the ``class_type``
-                of a node is a reference to an earlier step.
+            InvalidRequest: an input of a template must be an image and is not, or the
+                ``class_type`` of a node is a reference to an earlier step.
         """
         graph = _remove_references(graph)
         for artifact_id in find_artifact_ids(graph) - artifacts.keys():

@@ -57,7 +57,9 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Submit and return the job that renders the pictures; errors name fields of the images API.
+        """Submit and return the job that renders the pictures.
+
+        Errors name the fields of the images API.
 
         Args:
             cache: True if the job may return the stored pictures of an equal render.

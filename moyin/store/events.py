@@ -36,7 +36,7 @@ class EventStore:
         self.lost_count = 0
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-        """Append an event to the job's stream; an error of Valkey is logged and counted, not raised.
+        """Append an event to the job's stream; log and count errors of Valkey, but raise none.
 
         Args:
             data: the members of the event's JSON.

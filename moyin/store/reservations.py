@@ -53,7 +53,7 @@ class DueReservation:
 def insert_reservation(
     connection: sa.Connection, job_id: str, reservation: JobReservation | None, moment: datetime
 ) -> None:
-    """Insert the reservation that a job makes at ``moment``; do nothing if ``reservation`` is None."""
+    """Insert the reservation of a job, if there is one; ``moment`` is its time of creation."""
     if reservation is None:
         return
     nano = _to_nano(reservation)

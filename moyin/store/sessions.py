@@ -108,7 +108,7 @@ class SessionStore:
         raise InvalidToken("the browser's session has ended or expired; sign in again")
 
     async def record_client(self, session_id: str, address: str, user_agent: str) -> None:
-        """Record the client that has just signed in or renewed its session, and the current time."""
+        """Record the client that has just signed in or renewed its session, and the time."""
         statement = sessions.update().where(
             sessions.c.id == session_id, sessions.c.revoked_at.is_(None)
         )
