@@ -103,7 +103,10 @@ class ActorStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderFailure:
-    """The last event of a failed render, sent because Ray would wrap a raised error in its own."""
+    """The event that ends a failed render.
+
+    `ComfyUIActor.render` yields it instead of raising the error, which Ray would wrap in its own.
+    """
 
     error: MoyinError
 
@@ -125,10 +128,10 @@ class ComfyUIActor:
         self._starting = asyncio.Lock()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[EventBatch, None]:
-        """Yield the events of `Renderer.render` in batches; a `RenderFailure` replaces an error.
+        """Yield the events of `Renderer.render` in batches; after an error, a `RenderFailure`.
 
-        A `RenderRun` or `PromptRecord` is in the same batch as the next event, which follows
-        immediately.
+        A batch has one event, preceded by any `RenderRun` and `PromptRecord` before it. These wait
+        for the next event, because the renderer sends it immediately after them.
         """
         renderer = await self._get_or_start_renderer()
         held_events: tuple[RenderRun | PromptRecord, ...] = ()
@@ -155,7 +158,11 @@ class ComfyUIActor:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Validate a graph in ComfyUI and return its response; the gateway calls this directly."""
+        """Validate a graph in ComfyUI and return its response; the gateway calls this directly.
+
+        Args:
+            targets: the ids of the output nodes to execute; None means all.
+        """
         return await (await self._get_or_start_renderer()).validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
@@ -213,7 +220,10 @@ class ComfyUIActor:
 
 
 def find_or_start(name: str, spec: ComfySpec) -> Any:
-    """Return the handle of the actor ``name``; start the actor without waiting for a GPU."""
+    """Return the handle of the actor ``name``, and start the actor if it does not exist.
+
+    The call does not wait until the actor has a GPU.
+    """
     return find_or_start_actor(
         ComfyUIActor,
         name,
@@ -271,7 +281,10 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
 
 
 def _list_hidden_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the stack's data folders, which ComfyUI must not read even in a readable folder."""
+    """Return the stack's data folders, which ComfyUI must never read.
+
+    They stay hidden even if they are in a folder that ComfyUI may read.
+    """
     scheme, _, folder = settings.blobs_url.partition("://")
     return (settings.data, *((Path(folder),) if scheme == "file" else ()))
 

@@ -104,7 +104,7 @@ class ServeErrorMiddleware:
 
 
 class _ReplaceableResponse:
-    """Passes an app's response on to the client, or sends an error response instead."""
+    """Passes a response on to the client, but replaces an error response of Serve itself."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
@@ -115,7 +115,7 @@ class _ReplaceableResponse:
     # This is not a coroutine function, because that would add a coroutine to every message of every
     # response.
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message of the response on, or drop it if an error response was sent instead."""
+        """Pass a message of the response on, or drop it if the response was replaced."""
         if self._is_replaced:
             return _drop_message()
         if message["type"] == "http.response.start":
@@ -127,10 +127,10 @@ class _ReplaceableResponse:
     async def send_error(
         self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()
     ) -> None:
-        """Send ``error`` instead of the app's response.
+        """Send ``error`` instead of the response.
 
         Args:
-            headers: the headers of the app's response, from which the request id is taken.
+            headers: the headers of the replaced response, from which the request id is taken.
         """
         self.has_started = self._is_replaced = True
         request_id = (
@@ -155,11 +155,15 @@ class _ReplaceableResponse:
 
 
 async def _drop_message() -> None:
-    """Do nothing, because Serve's response was replaced and its remaining messages are dropped."""
+    """Do nothing with a message of a response that was replaced."""
 
 
 def _translate_error(start: Message) -> MoyinError | None:
-    """Return the error to send instead of Serve's response; None if the app sent the response."""
+    """Return the error that replaces a response; None if an app, and not Serve, sent it.
+
+    Args:
+        start: the response's first ASGI message, with its status and headers.
+    """
     status: int = start["status"]
     headers = {name.lower(): value for name, value in start.get("headers", ())}
     if (

@@ -60,6 +60,10 @@ async def store_upload(
 ) -> Artifact:
     """Store the content of an upload and return its artifact; the caller must insert the artifact's row.
 
+    Args:
+        name: the file name of the artifact; if None, a name is made.
+        declared: the media type of the artifact; if None, the content determines it.
+
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
     """
@@ -72,7 +76,7 @@ async def store_upload(
 
 
 async def detect_upload_type(upload: Upload, declared: str | None) -> str:
-    """Return the media type of an upload: ``declared`` if set, else the type of its content.
+    """Return the media type that the client ``declared``; if None, detect it from the content.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.

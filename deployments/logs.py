@@ -64,8 +64,9 @@ def configure_logs(level: str) -> None:
 def _new_log_handler() -> logging.Handler:
     """Return a handler for the replica's log file, or for standard output outside a replica.
 
-    `moyin.stack.layout.Layout.list_app_logs` finds the file by its name. In a replica, Serve passes
-    standard output to its own logger, whose level (`REPLICA_OPTIONS`) hides INFO lines.
+    A replica cannot log to standard output: Serve passes it to its own logger, whose level
+    (`REPLICA_OPTIONS`) hides INFO lines. `moyin.stack.layout.Layout.list_app_logs` finds the file
+    by its name.
     """
     try:
         replica = serve.get_replica_context()

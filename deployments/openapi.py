@@ -146,7 +146,7 @@ def document_problems(
 
 
 def document_protocol_errors(document: dict[str, Any]) -> None:
-    """Replace FastAPI's error responses by one whose body may be any object.
+    """Replace FastAPI's error responses by an error response whose body may be any object.
 
     Each protocol of the app has its own format of errors.
     """
@@ -160,7 +160,7 @@ def document_protocol_errors(document: dict[str, Any]) -> None:
 
 
 def _remove_framework_errors(document: dict[str, Any]) -> dict[str, Any]:
-    """Remove FastAPI's error responses from the document and return its schemas."""
+    """Remove FastAPI's error responses, and return the document's remaining schemas by name."""
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -58,7 +58,10 @@ def find_problems(config: Any) -> Iterator[str]:
 
 
 def _replace_numbers(config: Any, problem: str) -> str:
-    """Replace list indexes in a problem's path by the names of the applications and deployments."""
+    """Return the line of a problem with names instead of list indexes in its path.
+
+    Only the indexes of applications and deployments are replaced.
+    """
     path, colon, message = problem.partition(": ")
     keys, value = path.split("."), config
     for position, key in enumerate(keys):
@@ -153,7 +156,13 @@ def _check_app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterator[str]:
-    """Yield the problems of an app's deployments: unknown names and invalid ``user_config``."""
+    """Yield the problems of an app's deployments: unknown names and invalid ``user_config``.
+
+    Args:
+        path: the path of the app in the file, for the problems.
+        app: the app's part of the file.
+        application: the Serve application that the app's builder returned.
+    """
     bound_names = {deployment.name for deployment in _iterate_bound_deployments(application)}
     for number, deployment in enumerate(app.get("deployments") or []):
         place = f"{path}.deployments.{number}"
@@ -186,7 +195,12 @@ def _iterate_bound_deployments(application: Any) -> Iterator[Any]:
 
 
 def _find_unknown_keys(path: str, value: Any, annotation: Any) -> Iterator[str]:
-    """Yield the keys in ``value`` that the pydantic model in ``annotation`` does not have."""
+    """Yield a problem for each key in ``value`` that the pydantic model does not have.
+
+    Args:
+        path: the path of ``value`` in the file, with a dot at its end.
+        annotation: the annotation of ``value``, which contains the model.
+    """
     model = next(_find_models(annotation), None)
     if model is None:
         return

@@ -95,7 +95,12 @@ def new_services(
     token_lifetime: timedelta,
     session_idle: timedelta,
 ) -> AccountsServices:
-    """Create the services of one replica; unrenewed sessions end after ``session_idle``."""
+    """Create the services of one replica.
+
+    Args:
+        token_lifetime: the time for which an access token is valid.
+        session_idle: the time after which a session ends unless it is renewed.
+    """
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)
@@ -207,7 +212,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
 
 def _openapi_document(app: FastAPI) -> dict[str, Any]:
-    """Return the app's OpenAPI document, built at the first call."""
+    """Return the app's OpenAPI document, which the first call builds for all later ones."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes,

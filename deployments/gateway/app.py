@@ -189,7 +189,7 @@ class ProxyOrApp:
 
     Args:
         guarded: the proxy behind rate limiting. Requests to Moyin's other apps go to the proxy
-            directly: these apps count requests themselves, so each would be counted twice.
+            directly, because these apps count requests themselves.
         app: the gateway's own app.
     """
 
@@ -215,9 +215,9 @@ class ProxyOrApp:
 
 
 def _with_server_path(scope: Scope) -> Scope:
-    """Return the scope with a path such as ``/comfy/api/queue`` shortened to ``/api/queue``.
+    """Return the ASGI scope without the prefix ``/comfy`` that ComfyUI's page adds to paths.
 
-    Pages of ComfyUI's frontend add this prefix.
+    ``/comfy/api/queue`` becomes ``/api/queue``; other paths do not change.
     """
     path = to_server_path(scope["path"]) if scope["type"] != "lifespan" else None
     if path is None:
@@ -286,7 +286,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
 
 
 def _required_scope(scope: Scope) -> str:
-    """Return the scope that a request to the gateway's own routes needs."""
+    """Return the right, such as ``jobs:read``, that a request to the gateway's own routes needs."""
     method, path = scope.get("method", "GET"), scope["path"]
     if path in _OPERATOR_PATHS:
         return OPERATOR

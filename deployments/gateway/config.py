@@ -137,7 +137,12 @@ class RewriteConfig(_StrictModel):
 
 
 class LimitsConfig(_StrictModel):
-    """Configures limits per tenant; ``concurrent`` limits all tenants together in one replica."""
+    """Configures the limits on requests to a route.
+
+    Attributes:
+        requests_per_minute, concurrent_requests: limits on the requests of one tenant.
+        concurrent: limit on the concurrent requests of all tenants in one replica.
+    """
 
     requests_per_minute: int | None = Field(None, ge=1)
     concurrent_requests: int | None = Field(None, ge=1)
@@ -173,7 +178,7 @@ class RouteConfig(_StrictModel):
     @field_validator("upstreams", mode="before")
     @classmethod
     def _expand_plain_urls(cls, value: Any) -> Any:
-        """Convert plain URLs to upstreams of weight 1."""
+        """Return a list of upstreams in which each plain URL is an upstream of weight 1."""
         if isinstance(value, list | tuple):
             return [{"url": item} if isinstance(item, str) else item for item in value]
         return value

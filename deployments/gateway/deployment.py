@@ -81,7 +81,7 @@ class Gateway(MoyinCalls):
         resources = AsyncExitStack()
 
         def close_at_shutdown(resource: C) -> C:
-            """Register a resource to be closed at shutdown, in the reverse order of creation."""
+            """Register a resource to be closed at shutdown, the last created first; return it."""
             resources.push_async_callback(resource.close)
             return resource
 

@@ -112,7 +112,9 @@ def describe_file_form(file: str, texts: Mapping[str, Any], *required: str) -> d
     """Return the `openapi_extra` of a route that receives a file and text fields as a form.
 
     Args:
-        texts: the schemas of the form's text fields by name; ``required`` names mandatory ones.
+        file: the name of the form's file field, which is mandatory.
+        texts: the schemas of the form's text fields, by name.
+        required: the names of the mandatory text fields.
     """
     members = {**texts, file: {"type": "string", "format": "binary"}}
     schema = {"type": "object", "required": [file, *required], "properties": members}

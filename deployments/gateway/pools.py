@@ -71,12 +71,16 @@ class ServePoolClient:
         return self._pools
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        """Send GET ``path`` to a renderer of the pool, or raise ServiceUnavailable."""
+        """Return the response of a renderer of the pool to GET ``path``.
+
+        Raises:
+            ServiceUnavailable: the pool does not respond.
+        """
         answer: PoolResponse = await self._call_pool(pool, "get", path)
         return answer
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        """Return the responses of all renderers of the pool to GET ``path``, by renderer."""
+        """Return the responses of all renderers of the pool to GET ``path``, by renderer name."""
         try:
             answers: Mapping[str, bytes] = await self._call_pool(pool, "get_all", path)
         except ServiceUnavailable:
@@ -158,7 +162,10 @@ class ServePoolClient:
 
 @dataclass(frozen=True, slots=True)
 class _RendererCycle:
-    """The actors of a pool's running renderers, called in rotation until the list expires."""
+    """The actors of a pool's running renderers, to call one after the other.
+
+    After ``expires_at``, in monotonic seconds, the actors must be looked up again.
+    """
 
     expires_at: float
     actors: Iterator[Any]
@@ -188,6 +195,9 @@ class PoolValidator:
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
         """Return ComfyUI's response to a valid graph, or an empty mapping if no renderer is up.
+
+        Args:
+            targets: the ids of the output nodes to execute; None means all.
 
         Raises:
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.

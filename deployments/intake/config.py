@@ -20,7 +20,8 @@ class _SourceSettings(StrictModel):
         owner: tenant of every job. Everyone who can write to the queue has the rights of this
             tenant.
         scopes: scopes of the jobs.
-        best_priority: best priority that messages may use, if the tenant's limit allows it.
+        best_priority: best priority of jobs that messages may set, from 1 (first) to 5 (last); the
+            tenant's own limit applies, too.
         concurrency: maximum number of messages that a replica processes at the same time.
         max_deliveries: number of failed deliveries after which a message becomes a dead letter.
         name: name of the source, unique for the tenant; if None, it is made from the queue's name.

@@ -19,7 +19,7 @@ _MOYIN_PATHS = tuple(
 
 
 def is_anthropic_client(scope: Scope) -> bool:
-    """Return True if a client on a path that protocols share uses Anthropic's protocol."""
+    """Return True if a client uses Anthropic's protocol, on a path that several protocols share."""
     return any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 

@@ -47,7 +47,9 @@ class LlamaEndpoints:
         self.known_endpoint: Endpoint | None = None
 
     async def find(self) -> Endpoint:
-        """Return the server's endpoint, and renew the lease of its actor.
+        """Return the server's URL and API key, and renew the lease of the server's actor.
+
+        The actor terminates itself if no replica renews its lease.
 
         Raises:
             BackendUnavailable: the server does not run, does not respond, or makes no progress.
@@ -103,7 +105,10 @@ class LlamaEndpoints:
 
 
 class LlamaBackend(OpenAIBackend):
-    """Back end of an embedded llama.cpp server; its health check renews the actor's lease."""
+    """Back end of an embedded llama.cpp server.
+
+    Its health check renews the lease of the server's actor, which otherwise terminates itself.
+    """
 
     def __init__(
         self, endpoints: LlamaEndpoints, *, connections: int, prompt_cache: bool = False
@@ -114,6 +119,6 @@ class LlamaBackend(OpenAIBackend):
         self._owned_by = "llamacpp"
 
     async def probe(self) -> None:
-        """Check that the actor and its server respond."""
+        """Raise `BackendUnavailable` unless the actor and its server respond."""
         await self._endpoints.find()
         await super().probe()

@@ -327,7 +327,10 @@ def _describe_body(body: type[BaseModel], name: str, schemas: dict[str, Any]) ->
 
 
 def _add_schemas(schema: dict[str, Any], prefix: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """Add ``schema`` and its definitions to ``schemas`` and return a reference to ``schema``."""
+    """Add ``schema`` to ``schemas`` with the name ``prefix``, and return a reference to it.
+
+    The definitions of ``schema`` are added, too, and ``prefix`` is put before their names.
+    """
     definitions = schema.pop("$defs", {})
     for name, definition in {**definitions, "": schema}.items():
         schemas[prefix + name] = _prefix_references(definition, prefix)

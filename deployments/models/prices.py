@@ -95,7 +95,7 @@ class UnitPriceConfig(StrictModel):
 
 
 def _expand_zero(value: Any) -> Any:
-    """Replace the short form ``price: 0`` by prices of 0."""
+    """Return prices of 0 in place of the short form ``price: 0``; other values do not change."""
     return {"input": 0, "output": 0} if value == 0 and not isinstance(value, bool) else value
 
 
@@ -145,7 +145,7 @@ def _halve(amount: Decimal) -> Decimal:
 
 
 def build_tariff(prices: Sequence[PriceConfig]) -> Tariff:
-    """Build a tariff from prices, sorted by day and prompt length.
+    """Build a tariff from prices that are sorted by day and then by prompt length.
 
     Raises:
         ValueError: the prices are not sorted, or there is no price for some prompt length.

@@ -69,7 +69,7 @@ OmittableAbility: TypeAlias = Literal["tools", "thinking"]
 
 
 class AliasConfig(StrictModel):
-    """Configures an alias, a name for several models; the model with the lowest score answers.
+    """Configures an alias: a name for several models, among which the router chooses.
 
     In ``user_config``, a list of model names is short for ``models``.
 

@@ -187,7 +187,7 @@ class LearningMetrics:
         )
 
     def export(self) -> None:
-        """Add the increase of the counts since the last call to Ray's metrics."""
+        """Add to Ray's metrics how much each count has risen since the previous export."""
         for outcome, count in self._read_counts().items():
             if count > self._exported[outcome]:
                 self._requests.inc(count - self._exported[outcome], {"outcome": outcome})
@@ -221,7 +221,7 @@ class BatchMetrics:
         self._ended[result.error_code or ""] += 1
 
     def export(self) -> None:
-        """Add the increase of the counts since the last call to Ray's metrics."""
+        """Add to Ray's metrics the number of lines that have ended since the previous export."""
         for code, count in list(self._ended.items()):
             if count > self._exported[code]:
                 status = LineStatus.FAILED if code else LineStatus.COMPLETED

@@ -106,7 +106,7 @@ class ActorSupervisor:
 
     @property
     def placing_seconds(self) -> dict[str, float]:
-        """The seconds for which each unplaced actor has waited, by name."""
+        """The seconds for which each actor has waited until Ray places it on a node, by name."""
         now = time.monotonic()
         return {name: now - since for name, since in self._requested_at.items()}
 
@@ -246,7 +246,10 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
-        """Poll the status of an actor until it is lost, or is outdated and has no prompts left."""
+        """Poll the status of an actor until it is lost or removed.
+
+        An actor of an earlier configuration or version is removed when it has no prompts left.
+        """
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()
@@ -298,7 +301,7 @@ class ActorSupervisor:
         """Set `Pool.settled` once the status of every actor of an earlier replica is known.
 
         Args:
-            name: the actor whose status is now known; None if there is no such actor yet.
+            name: the actor whose status is now known; None to check without a new status.
         """
         self._unseen.discard(name or "")
         if not self._unseen:

@@ -40,9 +40,9 @@ class RunBookkeeper:
         self._late_tasks: set[asyncio.Task[None]] = set()
 
     async def book(self, runs: Sequence[RenderRun]) -> set[str]:
-        """Record ended runs, and return the ids of the runs that the database stored in time.
+        """Record ended runs, and return the ids of those that were recorded.
 
-        `settle` records the other runs later.
+        If the database fails or is too slow, `settle` records the other runs later.
         """
         booked_ids = set[str]()
         try:

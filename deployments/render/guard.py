@@ -76,9 +76,9 @@ class RenderGuard:
                 raise InputNotFound(f"node {node_id!r}: {NOT_YOUR_FILE}")
 
     def add_pool_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``extra_data`` with the pool's rules.
+        """Return a prompt's ``extra_data`` with the pool's rules for nodes added.
 
-        ComfyUI applies them to the nodes that other nodes create during the render.
+        ComfyUI applies the rules to the nodes that other nodes create during the render.
         """
         rules = {
             # A digest instead of the tenant's name, because nodes can read this value.
@@ -97,7 +97,7 @@ class RenderGuard:
 
 
 class MemoryGuard:
-    """Redirects renders that need more GPU memory than the pool's actors have to a larger pool.
+    """Redirects renders to a larger pool if they need more GPU memory than this pool's actors have.
 
     Without a larger pool, the guard rejects no render, because ComfyUI may still succeed.
 

@@ -121,7 +121,10 @@ class Pool:
         return self._scheduler.oldest_wait
 
     def wait_quantile(self, share: float) -> float | None:
-        """Return a quantile of the last renders' waits, in seconds; None if there are none."""
+        """Return the seconds within which the given share (0 to 1) of the last renders began.
+
+        The result is None without recent renders.
+        """
         return self._scheduler.wait_quantile(share)
 
     def is_busy(self, name: str) -> bool:
@@ -135,12 +138,12 @@ class Pool:
 
     @property
     def mean_render_seconds(self) -> float:
-        """The mean duration of a render, in seconds."""
+        """The mean duration of recent renders, in seconds."""
         return self._scheduler.mean_seconds
 
     @property
     def model_changes(self) -> int:
-        """The number of renders for which a renderer had to load other models."""
+        """The number of renders, since this process began, for which other models were loaded."""
         return self._scheduler.model_changes
 
     @property
@@ -191,7 +194,11 @@ class Pool:
         return any(state.followed_renderer == name for state in self._active_states.values())
 
     def inherit_results(self, name: str, results: Mapping[str, RenderResult]) -> None:
-        """Store the results of a renderer that is about to be removed, for later attempts."""
+        """Store results of the renderer ``name``, which is about to be removed, for later attempts.
+
+        Args:
+            results: the results by prompt id.
+        """
         for prompt_id, result in results.items():
             self._inherited[prompt_id] = (name, result)
 
@@ -233,6 +240,7 @@ class Pool:
         """Render a prompt on the renderer that already has it, or on the next free renderer.
 
         Args:
+            pending: the description of the render for the scheduler.
             on_record: called with ComfyUI's history entry, also when the render fails.
             on_run: called with each run of the prompt when it ends, also when the render fails.
             on_start: called when ComfyUI has received the prompt, but not for a prompt that has
@@ -389,7 +397,12 @@ class Pool:
     def _record_duration(
         self, state: _PromptState, shape: str, run: RenderRun, load_seconds: float = 0.0
     ) -> None:
-        """Record the duration of a successful run, once for all attempts."""
+        """Record the duration of a successful run, once for all attempts.
+
+        Args:
+            shape: the digest of what determines the duration of a render (`compute_shape`).
+            load_seconds: the estimated seconds for loading models, or 0 if none were loaded.
+        """
         if state.measured_run == run.id:
             return
         state.measured_run = run.id
@@ -414,14 +427,17 @@ class Pool:
     async def _reattach(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Follow a prompt that an earlier attempt has sent, although this attempt has no lease."""
+        """Follow a prompt that an earlier attempt has sent to the renderer ``name``.
+
+        This attempt has no lease of the renderer. Returns the result of the prompt.
+        """
         self._active_states[request.prompt_id].is_unleased = True
         return await self._follow_prompt(name, request, callbacks)
 
     async def _follow_prompt(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Send the prompt to the renderer, unless it has the prompt, and wait for the result."""
+        """Send the prompt to the renderer, unless it has the prompt, and return the result."""
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost(

@@ -101,9 +101,9 @@ class ProgressReporter:
             self._marked.set()
 
     async def _retry_until_marked(self) -> None:
-        """Mark the job as running, and repeat this until the database is available.
+        """Mark the job as running; while the database is unavailable, try again.
 
-        Progress is already published after the first failure.
+        Progress is published after the first try, even if it has failed.
         """
         while True:
             try:

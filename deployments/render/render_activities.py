@@ -183,7 +183,10 @@ class RenderActivities:
         )
 
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
-        """Store the history record of a prompt that has no result."""
+        """Store ComfyUI's history entry of a render that failed or was cancelled.
+
+        Only jobs with a single step have such an entry.
+        """
         if len(spec.steps) == 1:
             blob = await self._services.blobs.put(to_json({"record": to_plain(record)}))
             await self._prompts.set_record(step.job_id, blob, step.attempt)

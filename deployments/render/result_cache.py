@@ -39,7 +39,7 @@ class RenderResultCache:
     async def find(
         self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """Return a cached result, and its history record if it has one.
+        """Return the cached result for a key from `compute_key`, with its history record, if any.
 
         The record has the id of this prompt in place of the cached id. Returns None if there is
         no such result, or if one of its files was deleted.
@@ -59,7 +59,11 @@ class RenderResultCache:
         return cached_render.done, from_plain(PromptRecord, record_data)
 
     async def store(self, owner: str, key: str, render: CachedRender) -> None:
-        """Store a result if rendering the graph again would produce the same result."""
+        """Store a result if rendering the graph again would produce the same result.
+
+        Args:
+            key: the cache key from `compute_key`.
+        """
         if render.done.repeatable:
             await self._cache.put(select_cache_owner(owner, self._rules), key, render, self._rules)
 

@@ -21,7 +21,12 @@ _READING_SECONDS = 2.0
 async def build_summary(
     pool: Pool, supervisor: ActorSupervisor, scale: ScalingPolicy, comfyui_version: str | None
 ) -> PoolSummary:
-    """Return the state of the pool and its actors, with measurements of their graphics cards."""
+    """Return the state of the pool and its actors, with measurements of their graphics cards.
+
+    Args:
+        scale: the minimum and maximum number of actors.
+        comfyui_version: the version of the pool's ComfyUI; None if it is unknown.
+    """
     cards = await _read_cards(supervisor)
     return PoolSummary(
         name=pool.name,
@@ -39,7 +44,10 @@ async def build_summary(
 
 
 async def _read_cards(supervisor: ActorSupervisor) -> Mapping[str, tuple[GpuReading, ...]]:
-    """Return the measurements of cards by actor, omitting actors that do not respond in time."""
+    """Return the measurements of graphics cards, by the name of the actor.
+
+    Actors that do not respond within two seconds have no measurements.
+    """
 
     async def read(name: str) -> tuple[GpuReading, ...]:
         try:

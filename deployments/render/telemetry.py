@@ -15,7 +15,8 @@ class ActorCounts:
 
     Attributes:
         ready: actors that accept renders or are busy.
-        starting: placed actors whose ComfyUI is not up yet, and outdated actors that finish renders.
+        starting: placed actors whose ComfyUI is not up yet, and actors of an earlier configuration
+            that finish their renders.
         placing: actors for which Ray has not found a node with enough free resources yet.
     """
 

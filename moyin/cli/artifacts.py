@@ -187,7 +187,11 @@ def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:
 async def _read_artifacts(
     gateway: GatewayClient, filters: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` files, which are read page by page; a page may be empty."""
+    """Return up to ``limit`` files, newest first; read all pages, because a page may be empty.
+
+    Args:
+        filters: the query parameters of ``GET /artifacts`` that select files.
+    """
     artifacts: list[dict[str, Any]] = []
     cursor = None
     while True:

@@ -106,7 +106,13 @@ def _write_entry(entry: dict[str, Any], form: ExportFormat) -> None:
 async def _read_entries(
     gateway: GatewayClient, search: str | None, after: datetime | None, before: datetime | None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the matching entries, newest first; the filtering happens here, not in the gateway."""
+    """Yield the matching entries, newest first; the filtering happens here, not in the gateway.
+
+    Args:
+        search: a text that an entry must contain, in any case.
+        after: the earliest time of the entries.
+        before: the time before which the entries were written.
+    """
     search_text = None if search is None else search.casefold()
     start, end = (None if time is None else time.replace(tzinfo=UTC) for time in (after, before))
     last_id = None

@@ -77,7 +77,12 @@ async def stream_answer(
     system: str | None = None,
     limit: int | None = None,
 ) -> Answer:
-    """Send a prompt, print the answer as it arrives, and return it with its cost and route."""
+    """Send a prompt, print the answer as it arrives, and return it with its cost and route.
+
+    Args:
+        system: the system prompt, if any.
+        limit: the maximum length of the answer in tokens; None for the model's own limit.
+    """
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model,

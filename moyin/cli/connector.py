@@ -281,7 +281,10 @@ def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> C
 
 
 def _drop_hop_by_hop(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Remove hop-by-hop headers, which include those named in Connection (RFC 9110, 7.6)."""
+    """Return the headers without hop-by-hop headers (RFC 9110, 7.6).
+
+    These include the headers that the header Connection names.
+    """
     pairs = CIMultiDict(headers)
     named_headers = ",".join(pairs.getall("connection", [])).lower().split(",")
     dropped_headers = _HOP_BY_HOP | {name.strip() for name in named_headers}

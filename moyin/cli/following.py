@@ -73,7 +73,11 @@ def create_folder(folder: Path) -> None:
 
 
 def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
-    """Return the new description and the completed share of the progress bar after an event."""
+    """Return the arguments that update the progress bar after an event of a job.
+
+    Args:
+        kind: the type of the event.
+    """
     if kind == EventType.PROGRESS and isinstance(data, dict):
         fraction = data.get("value", 0) / (data.get("max") or 1)
         return {"description": "running", "completed": min(1.0, fraction)}

@@ -59,7 +59,11 @@ def build_filter(
 async def read_jobs(
     gateway: GatewayClient, where: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` jobs, which are read page by page; a page may be empty."""
+    """Return up to ``limit`` jobs, newest first; read all pages, because a page may be empty.
+
+    Args:
+        where: the filter from `build_filter`.
+    """
     labels = {f"metadata.{key}": value for key, value in where.get("metadata", {}).items()}
     query = {**{name: value for name, value in where.items() if name != "metadata"}, **labels}
     jobs: list[dict[str, Any]] = []
@@ -78,7 +82,13 @@ async def read_jobs(
 async def change_jobs(
     gateway: GatewayClient, path: str, where: dict[str, Any], *, dry_run: bool
 ) -> dict[str, Any]:
-    """Cancel or delete all matching jobs, with several requests, and return the total counts."""
+    """Cancel or delete all matching jobs, with several requests, and return the total counts.
+
+    Args:
+        path: ``/jobs/cancel`` or ``/jobs/delete``.
+        where: the filter from `build_filter`.
+        dry_run: True to count the jobs and change nothing.
+    """
     total: dict[str, Any] = {"matched": 0, "done": 0, "skipped": 0, "dry_run": dry_run}
     cursor = None
     while True:

@@ -173,7 +173,11 @@ def watch(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 def _is_single_job(job_id: str | None, where: dict[str, Any], dry_run: bool) -> bool:
-    """Return whether the arguments name a job instead of filters."""
+    """Return True if the arguments name a job, and False if they have filters.
+
+    Raises:
+        typer.BadParameter: the arguments have neither, or a job's id with filters or --dry-run.
+    """
     if job_id is None and not where:
         raise typer.BadParameter("name a job's id, or at least one filter")
     if job_id is not None and (where or dry_run):

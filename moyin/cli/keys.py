@@ -202,7 +202,12 @@ def _describe_state(key: Mapping[str, Any]) -> str:
 def _audit_event(
     verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
 ) -> AuditEvent:
-    """Return the audit event of a change to a key by the user of this machine."""
+    """Return the audit event of a change to a key by the user of this machine.
+
+    Args:
+        verb: the operation on the key, such as ``create``.
+        details: the changed values; None if there are none.
+    """
     from moyin.store.audit import AuditEvent, get_local_actor
 
     return AuditEvent(

@@ -113,7 +113,12 @@ def load_graph(path: Path) -> dict[str, Any]:
 async def submit_and_follow(
     gateway: GatewayClient, body: dict[str, Any], *, prints_id: bool = True
 ) -> dict[str, Any]:
-    """Submit a job and print its id; wait until it ends, print its error if any, and return it."""
+    """Submit a job, wait until it ends, print its error if any, and return the ended job.
+
+    Args:
+        body: the body of ``POST /jobs``.
+        prints_id: True to print the job's id when it is accepted.
+    """
     job = await gateway.call("POST", "/jobs", body)
     if prints_id:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])

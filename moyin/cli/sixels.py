@@ -38,7 +38,11 @@ def encode_sixels(picture: Image) -> Iterator[str]:
 
 
 def _encode_band(pixels: bytes, width: int, top: int, bottom: int) -> Iterator[str]:
-    """Yield the sixels of a band of up to six rows of pixels, one colour after the other."""
+    """Yield the sixels of the rows from ``top`` to before ``bottom``, one colour after the other.
+
+    Args:
+        pixels: the pixels of the whole picture, as indexes of colours.
+    """
     masks: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for row in range(top, bottom):
         for x, colour in enumerate(pixels[row * width : (row + 1) * width]):

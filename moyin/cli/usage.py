@@ -139,7 +139,11 @@ def list_requests(
 async def _read_calls(
     gateway: GatewayClient, filters: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Return up to ``limit`` calls, which are read page by page."""
+    """Return up to ``limit`` recorded calls, newest first, which are read page by page.
+
+    Args:
+        filters: the query parameters of ``GET /v1/requests`` that select calls.
+    """
     calls: list[dict[str, Any]] = []
     cursor = None
     while True:
@@ -206,7 +210,10 @@ def _choose_measure(total: dict[str, Any]) -> str:
 
 
 def _add_empty_days(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the groups of a report by day, with empty ones for the days between without calls."""
+    """Return the groups of a report by day, with an empty group for each day without calls.
+
+    Days before the first group and after the last are not added.
+    """
     if not groups:
         return []
     by_day = {group["day"]: group for group in groups}

@@ -81,7 +81,10 @@ class RequestRefused(MoyinError):
 
 
 def _parse_members(body: bytes) -> dict[str, Any] | None:
-    """Return the members of a JSON body; None if the body is not JSON."""
+    """Return the members of a JSON body; None if the body is not JSON.
+
+    A value that is not an object is returned as the member ``error``.
+    """
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

@@ -199,7 +199,7 @@ class GatewayClient:
         scratch.replace(target)
 
     async def read(self, path: str, *, identity: Identity | None = None) -> bytes:
-        """Return the content of a file.
+        """Return the content of the file at ``path`` on the gateway.
 
         Raises:
             StepFailed: the file is larger than 64 MiB.
@@ -340,7 +340,7 @@ class GatewayClient:
 
 
 async def read_frames(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
-    """Yield the server-sent events of a response as bytes, including comments."""
+    """Yield the server-sent events of a response, not parsed yet, including comments."""
     splitter = FrameSplitter()
     async for piece in response.content.iter_any():
         for frame in splitter.feed(piece):

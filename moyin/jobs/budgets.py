@@ -73,6 +73,9 @@ class RenderBudgets:
         Args:
             done: the indexes of steps that do not run again.
 
+        Returns:
+            The reservation, which the caller must release if the job is not accepted.
+
         Raises:
             BudgetExceeded: what remains of a budget does not cover the estimate.
             ServiceUnavailable: the pool's prices are unknown, or Valkey is unavailable and the

@@ -32,7 +32,7 @@ class FileNames:
     async def replace_in_templates(
         self, owner: str, request: JobBody, templates: Templates
     ) -> JobBody:
-        """Replace the names of files in those inputs of templates whose type is an image.
+        """Return the request with artifact ids in place of file names in image inputs of templates.
 
         Raises:
             InvalidRequest: a template does not exist.
@@ -50,7 +50,10 @@ class FileNames:
         return request
 
     async def replace_in_graphs(self, owner: str, spec: JobSpec) -> JobSpec:
-        """Replace names of files in graphs that the client sent, but not in graphs of templates."""
+        """Return the job with artifact ids in place of file names in graphs that the client sent.
+
+        Graphs of templates do not change.
+        """
         own_steps = [step for step in spec.steps if _has_client_graph(step)]
         inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own_steps]
         if own_steps and spec.base is not None:
@@ -96,9 +99,10 @@ class FileNames:
 
 
 def _list_inputs(step: wire.RenderStep) -> Iterator[Iterator[tuple[str, Any]]]:
-    """Yield groups of pairs of an input's name and value.
+    """Yield groups of inputs, each input as a pair of name and value.
 
-    The first group has the inputs of the template; each further group belongs to the batch.
+    The first group has the inputs of the step itself. For a batch, a group follows for each variant
+    that the client lists, and for each input whose values the client lists.
     """
     yield iter((step.inputs or {}).items())
     batch = step.batch if isinstance(step, wire.RenderJob) else None

@@ -142,7 +142,21 @@ class GraphChecker:
         graph: Mapping[str, Any],
         artifacts: dict[str, Artifact],
     ) -> bool:
-        """Check the nodes and file names of a graph; return False if its node classes are unknown."""
+        """Check the files and nodes of a graph.
+
+        Args:
+            artifacts: the artifacts of graphs that were checked before, by id; those of this graph
+                are added.
+
+        Returns:
+            True, or False if inputs can't be checked because the pool's node classes are unknown.
+
+        Raises:
+            InputNotFound: the graph names a file that the submitter does not have.
+            NodeNotAllowed: the graph has a node that is not allowed.
+            InvalidRequest: an input of a template must be an image and is not, or the
+                ``class_type`` of a node is a reference to an earlier step.
+        """
         graph = _remove_references(graph)
         for artifact_id in find_artifact_ids(graph) - artifacts.keys():
             try:
@@ -168,7 +182,11 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step; of a batch's later children only the nodes that differ."""
+    """Return the graph of a step.
+
+    For the children of a batch after the first, return only the nodes that differ from the graph
+    that all children share.
+    """
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
@@ -197,7 +215,7 @@ def select_representative_steps(spec: JobSpec) -> list[int]:
 def _replace_artifacts(
     graph: Mapping[str, Any], artifacts: Mapping[str, Artifact]
 ) -> Mapping[str, Any]:
-    """Replace the ids of artifacts in the graph by the names of their files in ComfyUI."""
+    """Return the graph with the names of files in ComfyUI in place of the ids of ``artifacts``."""
     if not artifacts:
         return graph
     return replace_inputs(
@@ -206,7 +224,7 @@ def _replace_artifacts(
 
 
 def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Remove the inputs that refer to earlier steps.
+    """Return the graph without the inputs that refer to earlier steps.
 
     Raises:
         InvalidRequest: the ``class_type`` of a node is a reference to an earlier step.
@@ -238,7 +256,11 @@ def _find_artifact_field(step: Step, artifact_id: str) -> str:
 
 
 def _find_request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
-    """Return the request's field that set the value at ``place``, such as ``3.inputs.image``."""
+    """Return the field of the request that set a value in the graph.
+
+    Args:
+        place: the path of the value in the graph, such as ``3.inputs.image``.
+    """
     if step.template is None:
         return f"workflow.{place}".rstrip(".")
     node_id, _, name = place.partition(".inputs.")

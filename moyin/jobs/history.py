@@ -80,7 +80,10 @@ class JobHistory:
     async def delete_matching(
         self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
     ) -> BulkResult:
-        """Delete the ended jobs that match ``where``; raises the errors of `cancel_matching`."""
+        """Delete the ended jobs that match ``where``, or with ``dry_run`` only count them.
+
+        Raises the errors of `cancel_matching`.
+        """
 
         async def delete(job_ids: Sequence[str]) -> int:
             return len((await self._service.delete(caller.owner, job_ids)).deleted)
@@ -91,6 +94,10 @@ class JobHistory:
         self, caller: Identity, where: JobFilter, *, dry_run: bool, cursor: str | None
     ) -> BulkResult:
         """Request the cancellation of the queued and running jobs that match ``where``.
+
+        Args:
+            dry_run: True to count the jobs and change nothing.
+            cursor: the ``next_cursor`` of the previous result, or None to begin.
 
         Raises:
             InvalidRequest: the filter has no condition, or the cursor is invalid.

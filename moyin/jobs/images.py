@@ -57,7 +57,13 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Submit the job that renders the pictures; errors name the fields of the images API."""
+        """Submit and return the job that renders the pictures.
+
+        Errors name the fields of the images API.
+
+        Args:
+            cache: True if the job may return the stored pictures of an equal render.
+        """
         template = await self._read_template(identity, body.model)
         return await self._submit(
             identity, body, template, cache=cache, idempotency_key=idempotency_key
@@ -71,7 +77,10 @@ class ImageJobs:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Store the input pictures of an edit, and submit the job that renders new pictures."""
+        """Store the input pictures of an edit; submit and return the job that renders new pictures.
+
+        The arguments ``cache`` and ``idempotency_key`` are those of `submit`.
+        """
         template = await self._read_template(identity, edit.body.model)
         inputs = images.assign_pictures(edit, template.name, template.inputs["properties"])
         artifacts = {

@@ -112,7 +112,10 @@ class JobBudgets(Protocol):
     async def reserve(
         self, caller: Identity, spec: JobSpec, done: Collection[int] = ()
     ) -> HeldReservation:
-        """Reserve the estimated cost of the job's renders, except those in ``done``.
+        """Reserve the estimated cost of the job's renders, and return the reservation.
+
+        Args:
+            done: the indexes of steps that do not run again.
 
         Raises:
             BudgetExceeded: a budget of the caller does not cover the estimate.

@@ -85,7 +85,7 @@ class QueuePlaces:
         return places
 
     async def close(self) -> None:
-        """Cancel the calls in progress."""
+        """Cancel the calls to pools that are in progress."""
         calls = [queue.call for queue in self._queues.values() if queue.call is not None]
         for call in calls:
             call.cancel()

@@ -50,7 +50,11 @@ def _iterate_step(step: Step, is_patch: bool) -> Iterator[str]:
 
 
 def _iterate_members(value: Any, depth: int) -> Iterator[str]:
-    """Yield the texts of a chat request, without those in its files and tools."""
+    """Yield the texts in a part of a chat request, without those in its files and tools.
+
+    Args:
+        depth: the depth of the part in the request; parts deeper than `_MAX_DEPTH` are skipped.
+    """
     if isinstance(value, str):
         yield value
     elif depth > _MAX_DEPTH:

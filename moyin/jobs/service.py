@@ -209,7 +209,11 @@ class JobService:
     async def _create(
         self, submitter: Identity, spec: JobSpec, new_job: NewJob
     ) -> tuple[Job, bool]:
-        """Insert the job with its reservation, or find the job of an earlier identical request."""
+        """Insert the job with its reservation, or find the job of an earlier identical request.
+
+        Returns:
+            The job, and True if it was inserted.
+        """
         try:
             held_budget = await self._budgets.reserve(submitter, spec)
         except (BudgetExceeded, ServiceUnavailable):
@@ -229,7 +233,7 @@ class JobService:
         return job, is_new
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
-        """Request the cancellation of a job, which may still be running afterwards.
+        """Request the cancellation of a job and return the job, which may still be running.
 
         The caller of the first successful request is recorded as the job's canceller.
 
@@ -255,7 +259,7 @@ class JobService:
         return await self._jobs.get(caller.owner, job_id)
 
     async def retry(self, caller: Identity, job_id: str) -> Job:
-        """Continue a failed or cancelled job after its last finished step.
+        """Continue a failed or cancelled job after its last finished step, and return the job.
 
         Raises:
             JobNotFound: the caller has no job with this id.
@@ -299,6 +303,9 @@ class JobService:
 
         The jobs' files are unreadable from then on; `moyin.store.deletion_pruning` deletes them
         later.
+
+        Returns:
+            The ids of the deleted jobs, and of those that are still open.
         """
         deletion = await self._jobs.delete(owner, job_ids)
         await self._events.delete(deletion.deleted)
@@ -338,7 +345,13 @@ class JobService:
         return decode(JobSpec, bytes(encoded))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:
-        """Cancel a job whose workflow does not run, because it has not begun or has just ended."""
+        """Cancel and return a job whose workflow does not run.
+
+        The workflow has not begun, or has just ended.
+
+        Raises:
+            JobFinished: the job has ended with another status.
+        """
         is_written = await self._jobs.finish(
             job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
         )

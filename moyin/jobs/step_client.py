@@ -143,7 +143,10 @@ class StepClient:
 
 
 def _encode_body(body: Any, headers: dict[str, str]) -> bytes | None:
-    """Return the body as bytes, and add a missing content-type to ``headers``."""
+    """Return the body as bytes, or None without a body; add a missing content-type to ``headers``.
+
+    A string is encoded as UTF-8; other values that are not bytes are encoded as JSON.
+    """
     if body is None or isinstance(body, bytes):
         return body
     has_type = any(name.lower() == "content-type" for name in headers)
@@ -159,7 +162,10 @@ def _encode_body(body: Any, headers: dict[str, str]) -> bytes | None:
 def _to_step_error(
     method: str, path: str, refusal: RequestRefused
 ) -> BackendUnavailable | StepFailed:
-    """Return the error of a step whose request was refused with an error status."""
+    """Return the error of a step whose request was refused with an error status.
+
+    The error is `BackendUnavailable` for a status after which a retry may succeed.
+    """
     message = f"{method} {_strip_query(path)} answered with status {refusal.status}"
     response = refusal.body[:2_000].decode(errors="replace")
     details = {"status": refusal.status, "answer": response}

@@ -231,10 +231,14 @@ async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str
 async def _wait_for_gateway(
     options: Options, has_gateway: bool, on_progress: Callable[[str], None]
 ) -> None:
-    """Wait until the gateway is ready, or until HAProxy responds if no app has the route ``/``.
+    """Wait until the gateway is ready, or without a gateway until HAProxy responds.
 
-    HAProxy responds with 503 until it is ready. A 404 comes from an app at ``/`` other than the
-    gateway.
+    HAProxy responds with 503 until the gateway is ready. A 404 comes from an app at ``/`` other
+    than the gateway.
+
+    Args:
+        has_gateway: True if an app has the route ``/``.
+        on_progress: called with each new line of progress.
     """
     last_text = ""
     while True:
@@ -279,7 +283,7 @@ async def _call_serve(
 
 
 def _get_last_message(app: Mapping[str, Any]) -> str:
-    """Return the last line of an app's messages; after a traceback, that is the error."""
+    """Return the last line of Serve's messages about an app; after a traceback, it is the error."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
     return _get_last_line("\n".join(messages))

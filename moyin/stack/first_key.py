@@ -59,7 +59,12 @@ async def replace_first_key(settings: Settings) -> None:
 
 
 async def _create_operator_key(database: Database, *, program: str, name: str) -> str:
-    """Create the operator's API key with an entry in the audit log, and return the key."""
+    """Create the operator's API key with an entry in the audit log, and return the key.
+
+    Args:
+        program: the program that creates the key, as the audit log names it.
+        name: the name of the key.
+    """
     scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
         key_id, text = await KeyStore(database).create(

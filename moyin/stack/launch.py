@@ -34,7 +34,7 @@ def read_running_state(options: Options) -> StackState | None:
 
 
 def start_stack(options: Options, on_state: Callable[[StackState], None]) -> StackState:
-    """Start a supervisor unless one is running, and wait until the stack is ready.
+    """Start a supervisor unless one is running; return the stack's state when it is ready.
 
     The function ``on_state`` is called with the present state every 0.1 seconds. If the stack can't
     start, its processes are ended and `StackError` is raised.

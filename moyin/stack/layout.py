@@ -88,7 +88,7 @@ class Layout:
         }
 
     def remove_runtime_files(self) -> None:
-        """Remove the files of a running stack, after moving Ray's logs to the data folder."""
+        """Move Ray's logs to the data folder, then delete the sockets and Ray's other files."""
         live_logs, saved_logs = self.ray / "session_latest" / "logs", self.logs / "ray"
         if live_logs.is_dir():
             shutil.rmtree(saved_logs, ignore_errors=True)

@@ -52,7 +52,7 @@ def find_profiles_file(environ: Mapping[str, str]) -> Path:
 
 
 def read_named_profiles(path: Path) -> NamedProfiles:
-    """Read the file, or raise `StackError` if it is not valid or other users may read it."""
+    """Read ``profiles.toml``; raise `StackError` if it is not valid or other users may read it."""
     try:
         with path.open("rb") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
@@ -75,7 +75,7 @@ def read_named_profiles(path: Path) -> NamedProfiles:
 
 
 def write_named_profiles(path: Path, named: NamedProfiles) -> None:
-    """Replace the file atomically, with the mode 0600."""
+    """Write ``profiles.toml`` atomically, with the mode 0600."""
     # Every JSON string is a valid TOML string.
     lines = [f"default = {json.dumps(named.default)}\n"]
     for name, profile in sorted(named.profiles.items()):

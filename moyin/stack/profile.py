@@ -36,7 +36,11 @@ def read_profile(path: Path, environ: Mapping[str, str]) -> Profile:
 
 
 def require_http_url(url: str, name: str) -> str:
-    """Return the gateway's URL without a final slash, or raise `StackError` if it is not valid."""
+    """Return the gateway's URL without a final slash, or raise `StackError` if it is not valid.
+
+    Args:
+        name: the place that the URL comes from, such as ``MOYIN_URL``, for the error.
+    """
     if not url.startswith(("http://", "https://")):
         raise StackError(
             f"the gateway's URL {url!r} is not valid: {name} must begin with http:// or https://"
@@ -45,7 +49,7 @@ def require_http_url(url: str, name: str) -> str:
 
 
 def write_profile(path: Path, profile: Profile) -> None:
-    """Replace the profile atomically, with the mode 0600."""
+    """Write the profile to the file ``path`` atomically, with the mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w") as file:

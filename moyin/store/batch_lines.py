@@ -276,7 +276,11 @@ def is_running() -> sa.ColumnElement[bool]:
 
 
 def lock_open_batch(connection: sa.Connection, batch_id: str) -> bool:
-    """Lock a batch so that it is not sealed, and return True if its lines may still be run."""
+    """Lock the row of a batch, so that its state cannot change before the transaction ends.
+
+    Returns:
+        True if the lines of the batch may still be run.
+    """
     is_open = sa.select(batches.c.id).where(
         batches.c.id == batch_id,
         batches.c.status == BatchStatus.IN_PROGRESS.value,
@@ -290,9 +294,9 @@ def set_runner(
 ) -> set[int]:
     """Set the runner of those lines that are still free, and return their numbers.
 
-    The caller has locked the lines with an earlier statement. PostgreSQL may have locked lines that
-    another runner claimed after that statement began: it saw the new runner of the line, but not the
-    row that says that this runner is alive. This later statement sees both.
+    The caller has locked the lines with an earlier statement, and this one checks again that they
+    are free. On PostgreSQL the earlier statement may have locked a line that another runner had
+    just claimed, because it could not see the new row of that runner.
     """
     change = (
         lines.update()

@@ -148,7 +148,10 @@ class BlobReferences:
     async def _iterate_rows(
         self, key: sa.Column[Any], *columns: Any
     ) -> AsyncIterator[Mapping[Any, Any]]:
-        """Yield all rows of a table, read in pages so that other queries need not wait."""
+        """Yield ``key`` and ``columns`` of all rows of their table, sorted by the primary ``key``.
+
+        The rows are read in pages, so that other queries need not wait.
+        """
         after = ""
         while True:
             query = sa.select(key, *columns).where(key > after).order_by(key).limit(PAGE)

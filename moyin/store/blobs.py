@@ -70,7 +70,11 @@ class BlobStore:
         return digest
 
     async def put_file(self, path: Path) -> Blob:
-        """Store the content of a local file, without reading all of it into memory."""
+        """Store the content of a local file, without reading all of it into memory.
+
+        Returns:
+            The SHA-256 and the size of the content.
+        """
         if not self._in_s3:
             return await asyncio.to_thread(self._put_file, path)
         blob = await asyncio.to_thread(_hash_file, path)
@@ -83,8 +87,13 @@ class BlobStore:
     async def put_stream(self, file: IO[bytes], limit: int) -> Blob:
         """Store the rest of an open file, which another process may change meanwhile.
 
-        The file is read only once, so that the digest is that of the stored bytes. A file of more
-        than ``limit`` bytes raises OSError.
+        The file is read only once, so that the digest is that of the stored bytes.
+
+        Returns:
+            The SHA-256 and the size of the stored bytes.
+
+        Raises:
+            OSError: the file has more than ``limit`` bytes.
         """
         if not self._in_s3:
             return await asyncio.to_thread(self._put_stream, file, limit)

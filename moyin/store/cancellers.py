@@ -44,7 +44,10 @@ def add_canceller(
 
 
 def remove_canceller(connection: sa.Connection, job_id: str, attempt: int, entry_id: str) -> None:
-    """Remove the entry of a failed cancel request; do nothing if the attempt has ended."""
+    """Remove an entry of `add_canceller`, because its request to cancel the job has failed.
+
+    If the attempt has ended, do nothing.
+    """
     entries = _lock_entries(connection, job_id, attempt)
     if entries is not None:
         remaining_entries = [entry for entry in entries if entry["id"] != entry_id]

@@ -30,7 +30,9 @@ class PageQuery:
 async def fetch_page(
     database: Database, table: sa.Table, condition: sa.ColumnElement[bool], page: PageQuery
 ) -> tuple[Sequence[Mapping[Any, Any]], str | None]:
-    """Return rows of ``table``, newest first, and the cursor of the next page.
+    """Return the rows of a page of ``table``, newest first, and the cursor of the next page.
+
+    The cursor is None on the last page. Only rows that meet ``condition`` are on the pages.
 
     Raises:
         InvalidRequest: the cursor of ``page`` is not one that this function returned.
@@ -54,7 +56,7 @@ def build_search_condition(text: str, *columns: sa.Column[Any]) -> sa.ColumnElem
 
 
 def encode_cursor(created_at: datetime, row_id: str) -> str:
-    """Return the cursor of the page that begins after this row."""
+    """Return the cursor of the page that begins after the row ``row_id``."""
     plain = f"{created_at.isoformat()}_{row_id}"
     return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
 

@@ -57,7 +57,8 @@ class DeletionPruner:
     ) -> dict[str, str]:
         """Return the digests, by artifact id, of artifacts that were deleted before ``before``.
 
-        Artifacts that open jobs use as ``inputs`` are left out.
+        Args:
+            inputs: the ids of artifacts that open jobs use, which are left out.
         """
         hidden_artifacts: dict[str, str] = {}
         after = ""

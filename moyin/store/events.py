@@ -36,7 +36,11 @@ class EventStore:
         self.lost_count = 0
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-        """Append an event; an error of Valkey is logged and counted, not raised."""
+        """Append an event to the job's stream; log and count errors of Valkey, but raise none.
+
+        Args:
+            data: the members of the event's JSON.
+        """
         await self.publish_all(job_id, [(kind, data)])
 
     async def publish_all(
@@ -65,7 +69,7 @@ class EventStore:
         return [parse_event(entry_id, fields) for entry_id, fields in entries]
 
     async def get_newest_id(self, job_id: str) -> str | None:
-        """Return the stream id of the newest event, or None if there is no event."""
+        """Return the stream id of the job's newest event, or None if there is no event."""
         entries: Any = await self._redis.xrevrange(EVENT_PREFIX + job_id, count=1)
         return entries[0][0].decode() if entries else None
 

@@ -87,7 +87,7 @@ class FileStore:
         after: str | None = None,
         newest_first: bool = True,
     ) -> tuple[list[StoredFile], bool]:
-        """Return a page of the tenant's files, and whether there are more.
+        """Return a page of the tenant's files, and True if there are more.
 
         Args:
             after: the id of the last file of the previous page.

@@ -58,7 +58,10 @@ end
 
 
 class FollowUpStore:
-    """Stores values by name until they expire or are popped."""
+    """Stores references to answers until they expire or are popped.
+
+    The name of a reference is the keyed hash of a conversation; its value identifies the request.
+    """
 
     def __init__(self, url: str) -> None:
         # Typed as Any, since redis-py's types assume that responses are decoded.
@@ -73,7 +76,10 @@ class FollowUpStore:
         return time.monotonic() < self._unavailable_until
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        """Return the values of ``names``, or None if Valkey is unavailable; missing values are None."""
+        """Return the value of each name, or None for a name without a value.
+
+        If Valkey is unavailable, return None instead of the list.
+        """
         return await self._fetch("GET", names)
 
     async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:

@@ -95,7 +95,7 @@ class FrameStore:
             _log.warning("could not publish %s frames in Valkey: %s", len(frames), error)
 
     async def publish_status(self, job: Job) -> None:
-        """Publish to the client that submitted the job the marker for a change of its queue."""
+        """Publish the marker for a changed queue to the client that submitted the job."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.STATUS, prompt=job.id))
 
@@ -130,7 +130,10 @@ class FrameStore:
         return None if stored is None else decode(PromptFile, stored)
 
     async def delete_files(self, prompt_ids: Sequence[str]) -> None:
-        """Delete what `add_file` stored; if Valkey is unavailable, the entries expire instead."""
+        """Delete the metadata that `add_file` stored for these prompts.
+
+        If Valkey is unavailable, they expire instead.
+        """
         if not prompt_ids:
             return
         try:

@@ -31,6 +31,9 @@ def delete_ended_jobs(connection: sa.Connection, owner: str, job_ids: Sequence[s
     """Delete those jobs among ``job_ids`` that belong to the owner and have ended.
 
     Their artifacts are only hidden, because open jobs that use them still read them.
+
+    Returns:
+        The ids of the deleted jobs, and of the owner's jobs that are still open.
     """
     query = (
         sa.select(jobs.c.id, jobs.c.owner, jobs.c.status)

@@ -86,8 +86,8 @@ class JobFilter:
         """Return the query for the owner's jobs.
 
         Indexes find jobs by status and kind. All other conditions are checked row by row. Each word
-        of a search must be compared with the whole text of a job, so it counts as one more value
-        per row.
+        of a search adds one to `PageQuery.values_per_row`, because it must be compared with the
+        whole text of a job.
         """
         common = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
@@ -108,7 +108,11 @@ class JobFilter:
         return conditions
 
     def _build_ranges(self, common: list[Condition]) -> list[list[Condition]]:
-        """Return a range of the index (owner, status, kind) for each requested status and kind."""
+        """Return a range of the index (owner, status, kind) for each requested status and kind.
+
+        Args:
+            common: the conditions that every range has.
+        """
         if not self.statuses and self.kind is None:
             return [common]
         return [

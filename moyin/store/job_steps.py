@@ -80,7 +80,11 @@ def compute_retry_progress(row: Row) -> Any:
 
 
 def _lock_row(connection: sa.Connection, job_id: str, attempt: int) -> Row | None:
-    """Lock and return the row; None if the job has ended or the attempt is not current."""
+    """Lock a job's row and return the columns that steps need.
+
+    Returns:
+        None if the job has ended, or if a later attempt has begun.
+    """
     query = (
         sa.select(*_STEP_COLUMNS)
         .where(jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(OPEN_STATUSES))

@@ -48,7 +48,11 @@ def find_words(search: str) -> list[str]:
 
 
 def build_word_condition(job_id: Any, owner: str, search: str, dialect: str) -> Any:
-    """Return the SQL condition that the text of job ``job_id`` matches a search."""
+    """Return the SQL condition that the text of a job matches a search.
+
+    Args:
+        job_id: the column with the job's id.
+    """
     position = sa.func.instr if dialect == "sqlite" else sa.func.strpos
     text = sa.literal(" ").concat(job_texts.c.words).concat(" ")
     words = _add_owner(owner, find_words(search))

@@ -186,7 +186,10 @@ class JobStore:
     async def list_ids(
         self, owner: str, where: JobFilter, *, limit: int, cursor: str | None
     ) -> Page:
-        """Return a page of the ids of the owner's jobs, in the same order as `list_page`."""
+        """Return a page of the ids of the owner's jobs, in the same order as `list_page`.
+
+        The arguments are those of `list_page`.
+        """
         return await self._database.read(
             lambda connection: where.fetch_page(connection, owner, limit=limit, cursor=cursor)
         )
@@ -203,6 +206,9 @@ class JobStore:
         """Delete those of the jobs that belong to the owner and have ended.
 
         Their artifacts are hidden from the owner at once; pruning deletes their files later.
+
+        Returns:
+            The ids of the deleted jobs, and of those that are still open.
         """
         return await self._database.write(lambda c: delete_ended_jobs(c, owner, job_ids))
 
@@ -220,10 +226,16 @@ class JobStore:
     async def list_undispatched(
         self, older_than: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
-        """Return (id, attempt, whether it has ended) of jobs for `mark_dispatched`, oldest first.
+        """Return the jobs that `mark_dispatched` has not marked, oldest first.
 
-        These are open jobs whose workflow, and ended jobs whose webhook, may not have been started.
-        The sweeper starts them.
+        The workflow of an open job, or the webhook of an ended job, may not have been started. The
+        sweeper starts them.
+
+        Args:
+            older_than: the minimum age of the jobs.
+
+        Returns:
+            The id and the attempt of each job, and True if the job has ended.
         """
         query = (
             sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN_STATUSES))
@@ -327,7 +339,9 @@ class JobStore:
         limits: Sequence[Limit] = (),
         reservation: JobReservation | None = None,
     ) -> Job:
-        """Queue a new attempt of a failed or cancelled job, which skips the finished steps.
+        """Queue a new attempt of a failed or cancelled job, and return the job.
+
+        The attempt skips the finished steps.
 
         Args:
             limits: the caller's limits on open jobs.

@@ -88,7 +88,7 @@ class NativeBatchStore:
         return bool(await self._database.write(lambda c: c.execute(change).rowcount))
 
     async def renew(self, native_id: str, seconds: float) -> None:
-        """Keep the current step reserved for ``seconds`` from now."""
+        """Keep the current step of a native batch reserved for ``seconds`` from now."""
         await self._update(native_id, due_at=now() + timedelta(seconds=seconds))
 
     async def save(self, native: NativeBatch, *, due_in: float = 0.0) -> None:

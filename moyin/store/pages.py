@@ -104,7 +104,11 @@ def count_rows(connection: sa.Connection, query: PageQuery) -> int:
 def _fetch_ordered(
     connection: sa.Connection, query: PageQuery, older: Sequence[Condition], limit: int
 ) -> list[_Position]:
-    """Return the newest ``limit`` rows of all ranges, reading at most ``limit`` rows of each."""
+    """Return the newest ``limit`` rows of all ranges, reading at most ``limit`` rows of each.
+
+    Args:
+        older: the conditions for rows after the cursor; empty for the first page.
+    """
     columns = query.table.c
     branches = [
         sa.select(columns.created_at, columns.id)

@@ -37,10 +37,10 @@ _FILES_KEPT = timedelta(days=1)
 class Pruner:
     """Deletes ended jobs and their blobs; several may run concurrently, while jobs start and end.
 
-    Blobs that were stored or renewed after the given time are not deleted, because a new job may be
-    about to refer to them. So the given time should be at least a day ago. An output that an open
-    job uses as an input is not deleted, unless that job is submitted in the seconds between the
-    query for open jobs and the deletion.
+    Blobs that were stored or renewed after the time ``before`` are not deleted, because a new job
+    may be about to refer to them. So ``before`` should be at least a day ago. An output that an
+    open job uses as an input is not deleted, unless that job is submitted in the seconds between
+    the query for open jobs and the deletion.
     """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:

@@ -198,14 +198,17 @@ class QualityStore:
         return await self._database.fetch_value(query) or 0
 
     async def get_state(self, owner: str) -> SavedState | None:
-        """Return the owner's last saved state, or None if there is none."""
+        """Return the last saved state that was learned from the owner's signals, or None."""
         table = quality_states
         query = sa.select(table.c.state, table.c.number).where(table.c.owner == owner)
         row = await self._database.fetch_first(query)
         return None if row is None else SavedState(**row)
 
     async def save_state(self, owner: str, saved_state: SavedState) -> None:
-        """Save the owner's state unless one with a higher number is saved."""
+        """Save a state that was learned from the owner's signals, unless a later one is saved.
+
+        A later state includes a signal with a higher number.
+        """
         values = {
             "state": dict(saved_state.state),
             "number": saved_state.number,

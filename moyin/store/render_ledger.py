@@ -76,10 +76,13 @@ def _book(
 
 
 def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
-    """Replace a shorter measurement of the same run, and return the change of the cost.
+    """Replace a shorter measurement of the same run.
 
     If both are equally long, a measurement whose end was observed replaces that of a run that was
     assumed to be lost.
+
+    Returns:
+        The change of the cost in billionths of a US dollar; 0 if nothing was replaced.
     """
     columns = (usage.c.quantity, usage.c.error, usage.c.cost_nano_usd)
     query = sa.select(*columns).where(usage.c.id == row["id"]).with_for_update()

@@ -53,7 +53,7 @@ class DueReservation:
 def insert_reservation(
     connection: sa.Connection, job_id: str, reservation: JobReservation | None, moment: datetime
 ) -> None:
-    """Insert the reservation of a job; do nothing if ``reservation`` is None."""
+    """Insert the reservation of a job, if there is one; ``moment`` is its time of creation."""
     if reservation is None:
         return
     nano = _to_nano(reservation)
@@ -82,7 +82,13 @@ def end_reservation(connection: sa.Connection, job_id: str, due_at: datetime) ->
 
 
 def add_cost(connection: sa.Connection, job_id: str, nano_usd: int, moment: datetime) -> None:
-    """Add the cost of a run to the newest reservation of its job, if there is one."""
+    """Add the cost of a run to the newest reservation of its job, if there is one.
+
+    Args:
+        nano_usd: the cost in billionths of a US dollar.
+        moment: the time from which the reservation is due, if budgets must now count another
+            amount.
+    """
     newest = (
         sa.select(reservations.c.id)
         .where(reservations.c.job_id == job_id)
@@ -107,7 +113,10 @@ class ReservationStore:
         self._database = database
 
     async def list_due(self) -> list[DueReservation]:
-        """Return up to `_MAX_DUE` reservations that are due, the longest overdue first."""
+        """Return reservations for which budgets must count a new amount, the longest due first.
+
+        At most `_MAX_DUE` are returned.
+        """
         query = (
             sa.select(reservations)
             .where(reservations.c.due_at <= now())

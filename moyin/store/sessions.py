@@ -40,9 +40,13 @@ class SessionStore:
     async def open_by_password(
         self, user_id: str, password: str, rehashed: str | None = None
     ) -> tuple[Session, str] | None:
-        """Create a session if ``password`` is the hash of an enabled user; otherwise return None.
+        """Create a session if ``password`` is the user's stored hash and the user is enabled.
 
-        If ``rehashed`` is given, it replaces the hash.
+        Args:
+            rehashed: a new hash of the same password, which replaces the stored one.
+
+        Returns:
+            The session and its first refresh token, or None if no session was created.
         """
         statement = (
             users.update()
@@ -104,7 +108,7 @@ class SessionStore:
         raise InvalidToken("the browser's session has ended or expired; sign in again")
 
     async def record_client(self, session_id: str, address: str, user_agent: str) -> None:
-        """Record that a client has just signed in or renewed its session."""
+        """Record the client that has just signed in or renewed its session, and the time."""
         statement = sessions.update().where(
             sessions.c.id == session_id, sessions.c.revoked_at.is_(None)
         )
@@ -239,6 +243,9 @@ class SessionStore:
 
     async def reset_password(self, presented_token: str, password: str) -> None:
         """Set the password hash of a reset token's user and end all sessions of the user.
+
+        Args:
+            password: the hash of the new password.
 
         Raises:
             InvalidToken: the token is not valid.

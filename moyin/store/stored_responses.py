@@ -84,7 +84,7 @@ class StoredResponses:
         await self._database.write(write)
 
     async def get(self, owner: str, response_id: str) -> StoredResponse:
-        """Return an answer.
+        """Return an answer of the tenant.
 
         Raises:
             ResponseNotFound: the tenant has none with this id.

@@ -69,14 +69,18 @@ class TextBatchStore:
     async def get(
         self, owner: str, batch_id: str, *, dialect: BatchDialect | None = None
     ) -> TextBatch:
-        """Return a batch of the tenant, or raise `BatchNotFound`."""
+        """Return a batch of the tenant, or raise `BatchNotFound`.
+
+        Args:
+            dialect: the API that the batch must belong to; None means any.
+        """
         batch = await self.find(batch_id)
         if batch is None or batch.owner != owner or dialect not in (None, batch.dialect):
             raise _not_found(batch_id)
         return batch
 
     async def find(self, batch_id: str) -> TextBatch | None:
-        """Return a batch of any tenant, or None."""
+        """Return a batch of any tenant, or None if no batch has the id."""
         query = sa.select(text_batches).where(text_batches.c.id == batch_id)
         row = await self._database.fetch_first(query)
         return None if row is None else _parse_batch(row)
@@ -90,9 +94,10 @@ class TextBatchStore:
         after: str | None = None,
         before: str | None = None,
     ) -> tuple[list[TextBatch], bool]:
-        """Return a page of the tenant's batches, newest first, and whether there are more.
+        """Return a page of the tenant's batches, newest first, and True if there are more.
 
         Args:
+            dialect: the API whose batches are listed.
             after: the id of the last batch of the previous page.
             before: the id of the first batch of the next page; not allowed together with ``after``.
 
@@ -117,7 +122,7 @@ class TextBatchStore:
         return page[::-1] if backwards else page, len(rows) > limit
 
     async def cancel(self, owner: str, batch_id: str) -> TextBatch:
-        """Begin to cancel a batch: running lines are finished, and no other line is started.
+        """Begin to cancel a batch and return it: running lines finish, and no other line starts.
 
         Raises:
             BatchNotFound: the tenant has no such batch.
@@ -155,7 +160,7 @@ class TextBatchStore:
         await self._database.write(lambda c: c.execute(delete))
 
     async def list_undispatched(self, limit: int = 100) -> list[tuple[str, str]]:
-        """Return (id, owner) of open batches without a workflow, oldest first."""
+        """Return the id and the owner of each open batch without a workflow, oldest first."""
         query = (
             sa.select(text_batches.c.id, text_batches.c.owner)
             .where(text_batches.c.dispatched.is_(False), text_batches.c.status.in_(_OPEN))
@@ -255,6 +260,13 @@ class TextBatchStore:
 
         The status is ``cancelled`` if that was requested, ``expired`` if lines were not run, and
         otherwise ``completed``. A batch that has ended already is left unchanged.
+
+        Args:
+            output: the file with the answers, or None if there are none.
+            errors: the file with the failed lines, or None if there are none.
+
+        Returns:
+            The ended batch.
         """
         is_of_batch = text_batch_lines.c.batch_id == batch_id
         pending = sa.select(

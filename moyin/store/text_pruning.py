@@ -45,6 +45,9 @@ class TextPruner:
         """Delete batches that ended before ``before``, and files deleted or expired before then.
 
         The results of a batch are deleted with it; its input stays until its owner deletes it.
+
+        Returns:
+            The number of deleted batches, and the digests of blobs that nothing refers to any more.
         """
         batches = await self._delete_batches(before)
         return PrunedText(batches=batches, blobs=await self.delete_files(before))
@@ -103,7 +106,7 @@ class TextPruner:
         return await self._database.fetch_all(query)
 
     async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
-        """Return those of ``digests`` that still belong to a file that is kept."""
+        """Return those of ``digests`` that belong to a file that `delete_files` does not delete."""
         query = sa.select(files.c.sha256).where(
             files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
         )

@@ -157,7 +157,11 @@ class UsageLedger:
     async def get(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return a request's newest entry since ``since``, or None; complete ones are preferred."""
+        """Return the ledger entry of a request, or None if there is none since ``since``.
+
+        If there are several, the newest entry with a complete response is returned, or else the
+        newest entry.
+        """
         query = (
             sa.select(usage)
             .where(usage.c.request_id == request_id, usage.c.owner == owner)
@@ -172,7 +176,7 @@ class UsageLedger:
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return a request's newest entry as `get` does, also from entries that wait in memory."""
+        """Return the ledger entry of a request as `get` does, also one that waits in memory."""
         candidates = [
             entry
             for entry in reversed(self._waiting)
@@ -224,7 +228,10 @@ class UsageLedger:
         return True
 
     def _drop_failing(self) -> bool:
-        """Drop the first entry if it has failed too often; return False to retry it."""
+        """Drop the first entry, whose writing failed, or return False to try it again.
+
+        It is dropped after `_MAX_FAILURES` failures, and after one while the ledger closes.
+        """
         self._failures += 1
         if self._failures < _MAX_FAILURES and not self._closing.is_set():
             _log.exception("writing a usage entry failed; retrying")
@@ -234,7 +241,7 @@ class UsageLedger:
         return True
 
     def _remove_first(self, count: int) -> None:
-        """Remove the first entries, which were written or dropped, from the queue."""
+        """Remove the first ``count`` entries, which were written or dropped, from the queue."""
         del self._attempted_rows[:count]
         for _ in range(count):
             self._waiting.popleft()

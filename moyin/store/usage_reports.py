@@ -274,7 +274,11 @@ def _build_group(group: GroupBy, dialect: str) -> sa.ColumnElement[Any]:
 def _look_up(
     column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
 ) -> sa.ScalarSelect[Any]:
-    """Return a subquery that reads ``column`` of another table for a call of the outer query."""
+    """Return a subquery that reads ``column`` of another table for each call.
+
+    Args:
+        condition: joins the row of the other table with the call in the ledger.
+    """
     return sa.select(column).where(condition).correlate(usage).scalar_subquery()
 
 

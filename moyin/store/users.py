@@ -188,7 +188,11 @@ class UserStore:
     async def change(
         self, user_id: str, values: Mapping[str, Any], *, within: Transaction | None = None
     ) -> User:
-        """Set columns of a user and return the changed user, or raise `NotFound`."""
+        """Set columns of a user and return the changed user, or raise `NotFound`.
+
+        Args:
+            values: the new values by column.
+        """
         condition = users.c.id == user_id
         async with self._database.within(within) as connection:
             await connection.execute(users.update().where(condition).values(dict(values)))

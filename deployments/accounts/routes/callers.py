@@ -39,7 +39,7 @@ RequestedPage = Annotated[PageQuery, Depends(_parse_page)]
 
 
 class CallerResolver:
-    """Determines the caller of a request, the caller's credential and IP address."""
+    """Reads the caller, the caller's session and the client's IP address from a request."""
 
     def __init__(self, proxies: TrustedProxies) -> None:
         self._proxies = proxies
@@ -51,7 +51,10 @@ class CallerResolver:
     async def record_client(
         self, sessions: SessionStore, result: SignInResult, request: Request
     ) -> None:
-        """Record the client that opened or renewed a session, for the user's list of sessions."""
+        """Record the IP address and the user agent of the client that opened or renewed a session.
+
+        The user's list of sessions shows them.
+        """
         agent = request.headers.get("user-agent", "")
         await sessions.record_client(
             result.session.id,

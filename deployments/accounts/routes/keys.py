@@ -104,7 +104,7 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
 
 
 def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
-    """Return the routes that show and set limits and budgets."""
+    """Return the routes that show and set the limits and budgets of keys, users and tenants."""
     router = APIRouter(tags=["limits"])
 
     @router.get("/limits", name="own")

@@ -21,7 +21,7 @@ _RECORD_SECONDS = 5.0
 
 
 class ConfigRecorder:
-    """Records the gateway's configurations, each with the pools and the versions of packages.
+    """Records the gateway's configurations, each with the names of pools and versions of packages.
 
     The configuration has no fields for secrets. But a secret that an operator wrote into the path
     of a health check or of a rewrite would be recorded with it.
@@ -72,10 +72,13 @@ def build_changes(recorded: Sequence[RecordedConfig]) -> ConfigChangesBody:
 
 
 def find_differences(before: Any, after: Any, path: str = "") -> Iterator[DifferenceBody]:
-    """Yield the values that differ, each with its path.
+    """Yield the values that differ in two configurations, each with its path.
 
     Objects are compared member by member. In lists of named objects, objects of the same name are
     compared, so that a changed order is no difference.
+
+    Args:
+        path: the path of ``before`` and ``after`` in their configurations; empty for the whole.
     """
     if before == after:
         return  # Most routes do not change, and comparing them by members takes seconds.

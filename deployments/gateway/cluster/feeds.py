@@ -132,7 +132,7 @@ class ClusterFeeds:
         return merge_streams({"cluster": self.cluster.follow(), **streams})
 
     def format_cluster(self, cluster: ClusterBody, pools: Sequence[str] | None) -> str:
-        """Return the JSON for tenants that may use ``pools``; None stands for operators.
+        """Return the JSON of ``cluster`` for tenants that may use ``pools``; None means operators.
 
         The JSON is computed once for all clients with the same rights.
         """

@@ -47,7 +47,12 @@ class ProblemFinder:
     def find(
         self, cluster: ClusterBody, reading: ClusterReading, routes: Sequence[UpstreamPool]
     ) -> list[ProblemBody]:
-        """Return the present problems, oldest first."""
+        """Return the present problems, oldest first.
+
+        Args:
+            cluster: the body of ``GET /cluster`` that was built from ``reading``.
+            routes: the routes of the proxy, with the state of their upstream servers.
+        """
         now = datetime.now(UTC).replace(microsecond=0)
         findings = [
             *_check_services(reading),
@@ -187,10 +192,13 @@ def _check_renderers(pool: PoolBody, reading: ClusterReading, now: datetime) -> 
 
 
 def _needs_renderer(pool: PoolBody, *, has_errors: bool, now: datetime) -> bool:
-    """Return True if the pool should have a ready renderer now.
+    """Return True if the pool should have a ready renderer at the time ``now``.
 
     This is always true for a pool with a minimum of 1 or more. A pool with a minimum of 0 starts
     renderers only when renders wait, so it is true if starting one has failed or takes too long.
+
+    Args:
+        has_errors: True if a renderer of the pool reports an error.
     """
     oldest = pool.oldest_waiting_since
     return bool(

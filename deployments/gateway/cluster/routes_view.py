@@ -22,7 +22,7 @@ _PACKAGES = ("moyin", "ray", "temporalio")
 
 
 def build_links(settings: Settings) -> LinksBody:
-    """Return the addresses of other web interfaces that are configured."""
+    """Return the configured addresses of Temporal's web interface and Ray's dashboard."""
     temporal = settings.temporal_ui_url
     namespace = quote(settings.temporal_namespace, safe="")
     return LinksBody(

@@ -50,7 +50,7 @@ class SharedReading(Generic[ValueT]):
         self._reading: asyncio.Task[ValueT] | None = None
 
     async def get(self) -> ValueT:
-        """Return a value that is at most as old as the interval."""
+        """Return a value at most as old as the interval; read the source if necessary."""
         if self._clock() < self._fresh_until:
             return self._value
         if self._reading is None:

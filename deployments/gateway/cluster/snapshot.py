@@ -25,7 +25,7 @@ _GpuKey = tuple[str, int]
 
 
 def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
-    """Return the body for operators, with the pools ``names`` in this order."""
+    """Return the body of ``GET /cluster`` for operators, with the pools ``names`` in this order."""
     now = time.time()
     pools = [
         _build_pool(name, reading.pools.get(name), reading.backlogs.get(name), now)
@@ -37,7 +37,11 @@ def build_cluster(names: Sequence[str], reading: ClusterReading) -> ClusterBody:
 
 
 def restrict_cluster(cluster: ClusterBody, pools: Collection[str]) -> ClusterBody:
-    """Return the body for a tenant: the load of the pools that the tenant may use."""
+    """Return the part of the body for operators that a tenant may see: the load of some pools.
+
+    Args:
+        pools: the names of the pools that the tenant may use.
+    """
     return ClusterBody(
         pools=[
             pool.model_copy(update={"renderers": None, "comfyui_version": None})
@@ -120,7 +124,12 @@ def _collect_shares(reading: ClusterReading) -> Mapping[_GpuKey, list[ShareBody]
 
 
 def _to_fraction(gpus: float, count: int) -> float:
-    """Return the fraction that an actor uses of each of its ``count`` GPUs."""
+    """Return the fraction of each GPU (0 to 1) that an actor uses.
+
+    Args:
+        gpus: the number of GPUs that Ray reserves for the actor, such as 0.5 or 2.
+        count: the number of GPUs over which this number is spread.
+    """
     return min(1.0, gpus / count)
 
 

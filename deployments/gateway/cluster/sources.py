@@ -145,7 +145,7 @@ class ClusterSources:
 async def _run(call: Callable[[], _ResultT]) -> _ResultT:
     """Run a blocking call in a thread; raise TimeoutError if earlier calls occupy all threads.
 
-    Without this limit, the queue would grow for as long as Ray hangs.
+    If calls could wait for a thread, more and more of them would wait while Ray hangs.
     """
     if not _FREE.acquire(blocking=False):
         raise TimeoutError("earlier calls to Ray occupy all threads")
@@ -210,7 +210,7 @@ def _find_servers() -> list[Any]:
 
 
 async def _read(answer: Awaitable[Any], seconds: float = _CALL_SECONDS) -> Any:
-    """Await a source and return its result; None if the source fails or is too slow."""
+    """Await the response of a source; return None if the source fails or exceeds ``seconds``."""
     try:
         async with asyncio.timeout(seconds):
             return await answer

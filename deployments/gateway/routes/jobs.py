@@ -215,7 +215,7 @@ def template_routes(templates: TemplateCatalog) -> APIRouter:
 
 
 def validate_idempotency_key(header: str | None) -> str | None:
-    """Return the value of the header Idempotency-Key if it is valid.
+    """Return the value of the header Idempotency-Key, or None if the client did not send it.
 
     Raises:
         InvalidRequest: the key is not 1 to 255 visible ASCII characters.

@@ -28,15 +28,16 @@ _RECORD_USAGE = "moyin.record_usage"
 
 
 def set_background(scope: Scope, record_usage: Callable[[UsageEntry], None]) -> None:
-    """Mark a request as a background call, whose usage is passed to ``record_usage``.
+    """Mark a request as a background call, which all other requests have priority over.
 
-    All other requests have priority over background calls.
+    Args:
+        record_usage: called with the usage of the call, which is not recorded otherwise.
     """
     scope[_RECORD_USAGE] = record_usage
 
 
 def is_background(scope: Scope) -> bool:
-    """Return True if `set_background` marked the request as a line of a batch."""
+    """Return True if `set_background` has marked the request, which is then a line of a batch."""
     return _RECORD_USAGE in scope
 
 

@@ -55,7 +55,9 @@ def new_count_tokens_routes(text_router: Router) -> APIRouter:
 async def _count_by_back_end(
     allowed: Iterable[RouteTarget], call: ParsedCountTokensRequest, headers: dict[str, str]
 ) -> bytes | None:
-    """Return the response of the first back end that can count tokens, or None if none can.
+    """Return the response body of the first back end that can count tokens; None if none can.
+
+    ``headers`` are sent to the back end with the prompt.
 
     Servers inside our network do not get prompts with picture URLs, because they would fetch these
     URLs, which can be internal addresses.

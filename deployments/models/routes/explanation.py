@@ -141,7 +141,7 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
 
 
 def _describe_quality(quality: RequestQuality | None) -> dict[str, Any] | None:
-    """Describe the request's estimated difficulty; None if quality does not affect the choice."""
+    """Return the request's difficulty and costs as JSON; None if quality has no influence."""
     if quality is None:
         return None
     question = quality.question

@@ -83,7 +83,11 @@ def _list_models(fleet: Fleet, request: Request) -> dict[str, Any]:
 
 
 def _select_page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
-    """Return the names on the requested page, and True if more pages follow."""
+    """Return the names on the page that the parameters ``query`` request.
+
+    Returns:
+        The names, and True if more names follow in the direction of the request.
+    """
     limit = _parse_limit(query.get("limit"))
     after, before = query.get("after_id"), query.get("before_id")
     if after is not None and before is not None:

@@ -153,7 +153,7 @@ def _describe_residency(fleet: Fleet, deployment: ModelDeployment) -> dict[str, 
 
 
 def _add_tag(name: str) -> str:
-    """Return the name with a tag, as Ollama's clients expect it."""
+    """Return the name of a model with the tag ``:latest`` if it has no tag."""
     return name if ":" in name.rpartition("/")[2] else f"{name}{LATEST_TAG}"
 
 
@@ -182,7 +182,11 @@ def _describe_list_entry(name: str, deployments: Sequence[ModelDeployment]) -> d
 
 
 def _find_single_file(deployments: Iterable[ModelDeployment]) -> ModelFile | None:
-    """Return the first known file if all deployments have the same model; otherwise None."""
+    """Return the description of a model's file, as a server reports it.
+
+    Returns:
+        None if the deployments have different models, or if no server reports a file.
+    """
     deployments = list(deployments)
     if len({deployment.model.name for deployment in deployments}) != 1:
         return None
@@ -214,7 +218,7 @@ def _describe_features(deployments: Sequence[ModelDeployment]) -> dict[str, Any]
 
 
 def _find_capabilities(deployments: Sequence[ModelDeployment]) -> list[str]:
-    """Return all capabilities that at least one of the models has."""
+    """Return Ollama's names of the capabilities that at least one of the models has."""
     models = [deployment.model for deployment in deployments]
     capabilities = ["completion"] if any(model.chat for model in models) else []
     # Ollama computes embeddings with every model, but reports the capability only for embedding

@@ -156,10 +156,12 @@ class _Hosts:
     def forward_request(
         self, request: Request, method: str, call: str, data: Mapping[str, Any], member: str
     ) -> Response:
-        """Forward a call to the host that the request names, and return the host's response.
+        """Forward a call to the Ollama host that ``data`` names, and return the host's response.
 
         Args:
-            member: the body's member with the model's name, which may begin with the host's name.
+            call: the name of Ollama's call, which is its path below ``/api``, such as ``pull``.
+            data: the members of the request's body.
+            member: the member with the model's name, which may begin with the host's name.
         """
         body = dict(data)
         # `name` is the older name of `model`.

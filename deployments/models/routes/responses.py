@@ -112,7 +112,9 @@ class ResponsesRoute(CallRoute):
         return self._responses_codec.parse_continuation(body, data, earlier_items, files)
 
     async def _resolve_references(self, data: dict[str, Any], owner: str) -> dict[str, Any]:
-        """Replace references to items by the items; the Vercel AI SDK sends such references.
+        """Return the request ``data`` with the items in place of references to stored items.
+
+        The Vercel AI SDK sends such references.
 
         Raises:
             InvalidRequest: an item does not exist; the error names the field.
@@ -185,6 +187,9 @@ class ResponsesRoute(CallRoute):
         """Return an answer from the answer cache with a new response id, under which it is stored.
 
         The response with the original id may have been deleted or never stored.
+
+        Args:
+            body: the cached body of the answer, which is a stream if the call is streamed.
         """
         if call.is_streamed:
             last_frame = [frame for frame in FrameSplitter().feed(body) if frame.data][-1]
@@ -208,7 +213,7 @@ class ResponsesRoute(CallRoute):
     async def _save_answer(
         self, call: ParsedResponseRequest, owner: str, response_id: str | None
     ) -> bool:
-        """Store the answer if it is complete, and return whether it is."""
+        """Store the answer ``response_id``; return False if it is incomplete or the id is None."""
         response = call.record.responses.get(response_id or "")
         if response is None:
             return False

@@ -99,7 +99,7 @@ class GrpcBridge:
         return await self._request_job("POST", f"/jobs/{_encode_id(request.id)}/cancel", metadata)
 
     async def retry_job(self, request: pb.RetryJobRequest, metadata: Metadata) -> pb.Job:
-        """Continue a failed or cancelled job after its last finished step."""
+        """Continue a failed or cancelled job after its last finished step, and return the job."""
         return await self._request_job("POST", f"/jobs/{_encode_id(request.id)}/retry", metadata)
 
     async def delete_job(self, request: pb.DeleteJobRequest, metadata: Metadata) -> Empty:
@@ -184,7 +184,11 @@ class GrpcBridge:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request with the caller's credentials, and raise errors as `Fault`."""
+        """Send a request with the credentials in ``metadata`` and yield the response.
+
+        Raises:
+            Fault: the gateway refused the request, or did not respond.
+        """
         all_headers = dict(headers or {})
         all_headers.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
         try:
@@ -267,7 +271,11 @@ def _count_fitting_jobs(page: pb.ListJobsResponse) -> int:
 
 
 def _to_header_value(value: str, field: str) -> str:
-    """Return a field as a header's value; raise `Fault` if it contains control characters."""
+    """Return ``value`` for use in an HTTP header; raise `Fault` if it has control characters.
+
+    Args:
+        field: the name of the field with the value, for the error.
+    """
     if any(character < " " or character == "\x7f" for character in value):
         raise new_field_fault(field, "must not contain control characters")
     return value

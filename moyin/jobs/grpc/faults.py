@@ -127,6 +127,7 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     Args:
         status: the HTTP status to assume for a broken stream. If the caller lost access meanwhile,
             the code of the error determines the status instead.
+        headers: the headers of the response with the stream.
         body: the data of the error event.
     """
     refusal = RequestRefused(status, headers, body)

@@ -96,6 +96,10 @@ def to_job_event(event_id: str, kind: str, text: str) -> pb.JobEvent:
     """Convert an event of a job to a message.
 
     The message of an unknown type of event has the data only as JSON.
+
+    Args:
+        kind: the type of the event.
+        text: the data of the event, as JSON.
     """
     event = pb.JobEvent(id=event_id, type=kind, data_json=text)
     name = EVENT_FIELDS.get(kind)
@@ -166,7 +170,11 @@ def _to_chat_message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
 
 
 def _parse_json_field(text: str, field: str, kind: type[Any]) -> Any:
-    """Parse the JSON of type ``kind`` in a field; return None if the text is empty."""
+    """Return the JSON value in the text of a field, or None if the text is empty.
+
+    Raises:
+        Fault: the text is not JSON, or its value is not of the type ``kind``.
+    """
     if not text:
         return None
     try:

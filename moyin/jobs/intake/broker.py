@@ -47,7 +47,12 @@ class Session(Protocol):
         """
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
-        """Move a message that cannot become a job to the dead-letter queue."""
+        """Move a message that cannot become a job to the dead-letter queue.
+
+        Args:
+            code: the stable code of the error, such as ``invalid_request``.
+            reason: the error's message.
+        """
 
 
 class Broker(Protocol):

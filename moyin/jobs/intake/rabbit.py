@@ -162,7 +162,11 @@ class _RabbitSession:
             await message.ack()
 
     async def _publish(self, queue: str, message: aio_pika.Message, *, mandatory: bool) -> None:
-        """Publish a message and wait until RabbitMQ confirms that it is stored."""
+        """Publish a message and wait until RabbitMQ confirms that it is stored.
+
+        Args:
+            mandatory: True to fail if the queue does not exist.
+        """
         with _raise_broker_lost():
             await self._channel.default_exchange.publish(
                 message, queue, mandatory=mandatory, timeout=_CONFIRM_SECONDS

@@ -25,7 +25,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _parse_statuses(value: Any) -> Any:
-    """Parse a list of statuses, or one string such as ``queued,running``."""
+    """Return the statuses in a list, or in one string such as ``queued,running``.
+
+    A value of another type is returned unchanged, for pydantic to reject.
+    """
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list):
         return names

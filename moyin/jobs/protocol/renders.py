@@ -19,7 +19,7 @@ Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest, for use as `Templates` where jobs can't use templates."""
+    """Raise InvalidRequest for any template; for APIs whose jobs can't use templates."""
     raise InvalidRequest(
         f"{field} is not supported by this API: send a workflow instead", field=field
     )
@@ -64,7 +64,15 @@ def translate_render_batch(
 def _build_step_from_template(
     step: wire.RenderStep, template: Template, prefix: str, pool: str | None
 ) -> Step:
-    """Return a step for a render of the template, with an empty graph."""
+    """Return a step for a render of the template; its graph is empty until the caller sets it.
+
+    Args:
+        prefix: the start of field names in errors, such as ``steps.1.``.
+        pool: the render pool for steps that do not name a pool.
+
+    Raises:
+        InvalidRequest: the step has a graph, too.
+    """
     if step.workflow is not None:
         raise InvalidRequest(
             "a render must have a workflow or a template, not both", field=f"{prefix}template"
@@ -98,6 +106,9 @@ def _build_step_from_graph(step: wire.RenderStep, prefix: str, pool: str | None)
 
 def check_graph_format(graph: Mapping[str, Any], field: str) -> None:
     """Check that a graph is in ComfyUI's API format, without a check of its node classes.
+
+    Args:
+        field: the path of the graph in the request, for errors.
 
     Raises:
         EditorGraphFormat: the graph is in the format of ComfyUI's editor.

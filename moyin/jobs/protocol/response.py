@@ -253,7 +253,7 @@ def _render_canceller(canceller: Canceller | None) -> wire.CancellerBody | None:
 
 
 def _get_queued_seconds(job: Job, now: datetime) -> float | None:
-    """Return the seconds since the attempt was queued; None if that time is unknown."""
+    """Return the seconds for which a queued job has waited; None if that is unknown."""
     if job.queued_at is None:
         return None
     return round(max(0.0, (now - job.queued_at).total_seconds()), 3)

@@ -18,7 +18,13 @@ _FORBIDDEN_ROUTES = (
 
 
 def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
-    """Check a chat step's request; the models app would find mistakes only when the step runs."""
+    """Raise InvalidRequest if a chat step's request has mistakes that can be found without a model.
+
+    Otherwise the models app would find them only when the step runs.
+
+    Args:
+        field: the path of the request in the job, for errors.
+    """
     if protocol is ChatProtocol.RESPONSES:
         if not request.get("input"):
             raise InvalidRequest(
@@ -101,6 +107,9 @@ def _find_text(protocol: ChatProtocol, body: Any) -> str | None:
 
 def check_step_path(path: str, *, field: str) -> None:
     """Check that an http step may send its request to ``path``, which may include a query.
+
+    Args:
+        field: the path of the checked field in the job, for errors.
 
     Raises:
         InvalidRequest: the path has a host, is relative, has ``.`` or ``..`` segments, or leads to

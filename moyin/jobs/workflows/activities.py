@@ -163,7 +163,7 @@ async def _raise_application_errors() -> AsyncIterator[None]:
 
 
 def _get_idempotency_key(step: StepInput, kind: StepKind) -> str:
-    """Return the idempotency key of a step's request, which is the same for every try."""
+    """Return the idempotency key of the request of a step, the same for every try of the step."""
     return f"{kind.value}-{step.job_id}-{step.index}"
 
 

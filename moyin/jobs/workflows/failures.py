@@ -24,7 +24,11 @@ SUPERSEDED = "superseded"
 def to_application_error(
     error: errors.MoyinError, *, retryable: bool | None = None
 ) -> ApplicationError:
-    """Convert an error to a failure that Temporal retries only if the error is retryable."""
+    """Convert an error to a failure that Temporal retries only if a retry may help.
+
+    Args:
+        retryable: True or False to decide this; None to use the property of the error.
+    """
     return ApplicationError(
         error.message,
         {"details": dict(error.details)},

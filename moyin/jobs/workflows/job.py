@@ -217,7 +217,12 @@ async def _start_webhook(webhook: WebhookInput) -> None:
 async def _run_step(
     job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepOutcome:
-    """Run a step; if a render lacks memory, repeat it in the larger pool that the error names."""
+    """Run a step; if a render lacks memory, repeat it in the larger pool that the error names.
+
+    Args:
+        earlier: the sha256 of the outputs of earlier steps, by index.
+        is_first: True if the attempt begins with this step.
+    """
     pools = [job.steps[index].pool]
     while True:
         try:
@@ -232,7 +237,10 @@ async def _run_step(
 async def _run_step_in_pool(
     pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepOutcome:
-    """Run the activity of a step; a render runs in the render pool ``pool``."""
+    """Run the activity of a step, in the render pool ``pool`` if the step is a render.
+
+    The arguments ``earlier`` and ``is_first`` are those of `_run_step`.
+    """
     routing = job.steps[index]
     is_render = routing.kind is StepKind.RENDER
     step_outcome: StepOutcome = await workflow.execute_activity(
@@ -264,7 +272,11 @@ def _is_last(job: JobInput, index: int) -> bool:
 
 
 async def _record_step(job: JobInput, step: StepOutcome) -> None:
-    """Write the checkpoint of a step, unless the step's activity has written it."""
+    """Write the checkpoint of a step, unless the step's activity has written it.
+
+    Raises:
+        _AttemptSuperseded: the attempt has ended, or a later one has begun.
+    """
     if step.recorded:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
@@ -274,7 +286,11 @@ async def _record_step(job: JobInput, step: StepOutcome) -> None:
 
 
 async def _run_local_write(name: str, argument: Any) -> bool:
-    """Run a local activity that writes to the job's row, with retries until it succeeds."""
+    """Run a local activity that writes to the job's row, with retries until it succeeds.
+
+    Returns:
+        The activity's result: False if the attempt is over, so that nothing was written.
+    """
     is_written: bool = await workflow.execute_local_activity(
         name,
         argument,

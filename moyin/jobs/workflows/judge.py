@@ -77,7 +77,12 @@ class JudgeWorkflow:
 
 
 async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
-    """Run an activity that calls a model and stores the response; return the activity's result."""
+    """Run an activity that calls a model and stores the response; return the activity's result.
+
+    Args:
+        name: the name of the activity.
+        result_type: the type of the activity's result.
+    """
     return await workflow.execute_activity(
         name,
         comparison_id,
@@ -93,7 +98,7 @@ async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
 
 
 async def _run_store_activity(name: str, argument: Any) -> str:
-    """Run an activity that only reads and writes the store."""
+    """Run an activity that reads and writes only the store; return its outcome."""
     outcome: str = await workflow.execute_activity(
         name,
         argument,

@@ -198,7 +198,7 @@ def get_job_priority(launch: Launch) -> Priority:
 
 
 def compute_fairness_shares(owner: str) -> list[tuple[str, float]]:
-    """Return for each priority (1 to 5) of an owner's jobs Temporal's fairness key and weight."""
+    """Return Temporal's fairness key and weight for an owner's jobs of each priority (1 to 5)."""
     return [(_truncate_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
 
 

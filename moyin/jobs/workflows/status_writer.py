@@ -25,7 +25,7 @@ _PAUSE_SECONDS = 2.0
 
 
 class JobStatusWriter:
-    """Writes the status of running jobs to their rows in SQL, and publishes events of it."""
+    """Writes the status of running jobs to their rows in SQL, and publishes it as events."""
 
     def __init__(self, *, jobs: JobStore, events: EventStore, frames: FrameStore) -> None:
         self._jobs = jobs

@@ -151,7 +151,7 @@ class JobRunner(WorkerRunner):
 
     Args:
         more_workers: functions that create the workers of other queues.
-        more_sweepers: the sweepers to run beside it.
+        more_sweepers: the sweepers to run in addition.
     """
 
     def __init__(

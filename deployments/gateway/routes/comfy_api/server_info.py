@@ -241,7 +241,13 @@ async def _fetch_merged(
     default: T,
     pools: Sequence[str] | None = None,
 ) -> T:
-    """Return the pools' merged responses, or ``default`` if no pool responds."""
+    """Return the merged responses of ComfyUI to GET ``path`` in several pools.
+
+    Args:
+        merge: combines the responses of the pools, parsed from JSON.
+        default: the result if no pool responds, or if no pool has the path.
+        pools: the names of the pools; None means all.
+    """
     try:
         return await node_info.fetch_merged(path, merge, pools)
     except (ServiceUnavailable, NotFound):

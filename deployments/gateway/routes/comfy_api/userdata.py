@@ -118,9 +118,9 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
 
 
 def _parse_paths(request: Request) -> tuple[str, str | None]:
-    """Return the file and the destination path, parsed from the undecoded URL.
+    """Return the path of the file and, if the request moves the file, the path to move it to.
 
-    In the undecoded URL, an encoded slash is part of a file's path.
+    Both are parsed from the undecoded URL, in which an encoded slash is part of a file's path.
     """
     raw = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
     return parse_paths(raw.partition("?")[0].partition("/userdata/")[2])

@@ -20,7 +20,11 @@ _TRY_AGAIN_LATER = 1013
 
 
 def websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRouter:
-    """Return the route of the WebSocket, which sends clients the messages about their prompts."""
+    """Return the route of the WebSocket, which sends clients the messages about their prompts.
+
+    Args:
+        max_upload_bytes: the maximum size of an upload, which clients get as a feature flag.
+    """
     router = APIRouter(tags=["comfyui"])
 
     @router.websocket("/ws")
@@ -58,7 +62,10 @@ def websocket_routes(events: PromptNotifiers, max_upload_bytes: int) -> APIRoute
 async def _receive_flags(
     websocket: WebSocket, notifier: PromptNotifier, max_upload_bytes: int
 ) -> None:
-    """Read the feature flags in the client's first message, and ignore all later messages."""
+    """Read the feature flags in the client's first message, and respond with the server's flags.
+
+    All later messages are ignored until the client disconnects.
+    """
     is_first = True
     while True:
         message = await websocket.receive()
