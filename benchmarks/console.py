@@ -87,18 +87,18 @@ def _show_pages(farm: Farm, rounds: int) -> None:
     with open_browser() as browser:
         callers = {"administrator": administrator, "operator": {"api_key": farm.key}}
         for name, credentials in callers.items():
-            cold, warm = Pages(browser, farm.url, credentials).time_overview(
+            cold_seconds, warm_seconds = Pages(browser, farm.url, credentials).time_overview(
                 OVERVIEWS[name], rounds
             )
-            _show(f"overview of an {name}, empty cache", cold, _OVERVIEW_SECONDS)
-            _show(f"overview of an {name}, warm cache", warm, _OVERVIEW_SECONDS)
+            _show(f"overview of an {name}, empty cache", cold_seconds, _OVERVIEW_SECONDS)
+            _show(f"overview of an {name}, warm cache", warm_seconds, _OVERVIEW_SECONDS)
         pages = Pages(browser, farm.url, administrator)
-        for opening in LISTS:
-            first, following = pages.time_list(opening, rounds + 1)
-            _show(f"{opening.name}, first click", first[:1], _LIST_SECONDS)
-            _show(f"{opening.name}, click to rows", first[1:], _LIST_SECONDS)
-            if following:
-                _show(f"{opening.name}, next page", following, _LIST_SECONDS)
+        for page_list in LISTS:
+            list_seconds, next_page_seconds = pages.time_list(page_list, rounds + 1)
+            _show(f"{page_list.name}, first click", list_seconds[:1], _LIST_SECONDS)
+            _show(f"{page_list.name}, click to rows", list_seconds[1:], _LIST_SECONDS)
+            if next_page_seconds:
+                _show(f"{page_list.name}, next page", next_page_seconds, _LIST_SECONDS)
         requests = Counter(pages.record_requests("/overview", 20))
         print(f"requests of an open overview in 20 s: {dict(requests) or 'none but its stream'}")
 
@@ -115,10 +115,12 @@ async def _time_lists(farm: Farm, studio: Studio) -> None:
                     body = await response.json()
                     assert response.status == 200, body
                 seconds.append(time.perf_counter() - began)
-                last = body[rows][-1]["id"] if rows == "entries" else body.get("next_cursor")
-                if rows and last is None:
+                last_cursor = body[rows][-1]["id"] if rows == "entries" else body.get("next_cursor")
+                if rows and last_cursor is None:
                     break
-                cursor = f"&{'before' if rows == 'entries' else 'cursor'}={last}" if rows else ""
+                cursor = (
+                    f"&{'before' if rows == 'entries' else 'cursor'}={last_cursor}" if rows else ""
+                )
             _show(f"{name}, over HTTP", seconds, _LIST_SECONDS)
 
 
@@ -129,19 +131,22 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
         async with AsyncExitStack() as stack:
             sessions = [await stack.enter_async_context(_console(farm, n)) for n in range(count)]
             events = Counter[str]()
-            following = [asyncio.create_task(_follow(session, events)) for session in sessions]
+            viewer_tasks = [asyncio.create_task(_follow(session, events)) for session in sessions]
             try:
                 await asyncio.sleep(_SETTLING_SECONDS)
                 assert all(events[name] >= count for name in _EVENTS), f"too few events: {events}"
                 events.clear()
-                used = await measure_processes(farm.data, asyncio.sleep(duration))
-                for task in following:
+                cpu_seconds = await measure_processes(farm.data, asyncio.sleep(duration))
+                for task in viewer_tasks:
                     assert not task.done(), task.exception()
             finally:
-                for task in following:
+                for task in viewer_tasks:
                     task.cancel()
-                await asyncio.gather(*following, return_exceptions=True)
-        shares = {part: 100 * (used[part] / duration - idle[part] / _IDLE_SECONDS) for part in used}
+                await asyncio.gather(*viewer_tasks, return_exceptions=True)
+        shares = {
+            part: 100 * (cpu_seconds[part] / duration - idle[part] / _IDLE_SECONDS)
+            for part in cpu_seconds
+        }
         parts = ", ".join(f"{part} {share:.2f}" for part, share in sorted(shares.items()))
         print(
             f"{count} open overviews take {sum(shares.values()):.2f} % of a core beyond none "
@@ -188,10 +193,10 @@ def _session(farm: Farm) -> aiohttp.ClientSession:
 
 
 def _show(what: str, seconds: Sequence[float], goal: float) -> None:
-    median, worst = 1000 * statistics.median(seconds), 1000 * max(seconds)
-    counted = f"of {len(seconds)}" if len(seconds) > 1 else ""
+    median, worst_ms = 1000 * statistics.median(seconds), 1000 * max(seconds)
+    sample_note = f"of {len(seconds)}" if len(seconds) > 1 else ""
     print(
-        f"{what}: {median:.0f} ms, worst {worst:.0f} {counted} (goal: {1000 * goal:.0f})",
+        f"{what}: {median:.0f} ms, worst {worst_ms:.0f} {sample_note} (goal: {1000 * goal:.0f})",
         flush=True,
     )
 

@@ -118,32 +118,32 @@ class Pages:
 
     def time_overview(self, wanted: Wanted, rounds: int) -> tuple[list[float], list[float]]:
         """Return the seconds of a first visit with an empty cache, and of a second visit."""
-        cold: list[float] = []
-        warm: list[float] = []
+        cold_seconds: list[float] = []
+        warm_seconds: list[float] = []
         for _ in range(rounds):
             with self.signed_in() as context:
-                for seconds in (cold, warm):
+                for seconds in (cold_seconds, warm_seconds):
                     page = _open(context, f"{self._url}/console/overview", wanted)
                     seconds.append(_read_paint(page))
                     page.close()
-        return cold, warm
+        return cold_seconds, warm_seconds
 
     def time_list(self, opening: Opening, rounds: int) -> tuple[list[float], list[float]]:
         """Return the seconds from a click to the rows of the first page, and of the next one.
 
         From the second round on, the scripts are in the browser's cache; the lists never are.
         """
-        first, following = [], []
+        list_seconds, next_page_seconds = [], []
         with self.signed_in() as context:
             for _ in range(rounds):
                 page = _open(context, f"{self._url}/console{opening.start}", opening.wanted)
                 link = page.get_by_role(opening.role, name=opening.click, exact=True)
                 link.click()
-                first.append(_read_paint(page))
+                list_seconds.append(_read_paint(page))
                 if opening.name in NEXT:
-                    following.append(self._time_next(page, opening))
+                    next_page_seconds.append(self._time_next(page, opening))
                 page.close()
-        return first, following
+        return list_seconds, next_page_seconds
 
     def _time_next(self, page: Page, opening: Opening) -> float:
         button, count = NEXT[opening.name]
@@ -159,10 +159,12 @@ class Pages:
         with self.signed_in() as context:
             page = _open(context, f"{self._url}/console{path}", OVERVIEWS["administrator"])
             _read_paint(page)
-            seen: list[str] = []
-            page.on("request", lambda request: seen.append(f"{request.method} {request.url}"))
+            seen_requests: list[str] = []
+            page.on(
+                "request", lambda request: seen_requests.append(f"{request.method} {request.url}")
+            )
             page.wait_for_timeout(1000 * seconds)
-            return [request.replace(self._url, "") for request in seen]
+            return [request.replace(self._url, "") for request in seen_requests]
 
 
 @contextmanager

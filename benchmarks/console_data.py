@@ -62,10 +62,10 @@ async def fill(database: Database, blobs: BlobStore, studio: Studio) -> None:
     ids = [member["id"] for member in members]
     for start in range(0, studio.jobs, _ROWS_PER_INSERT):
         ordinals = range(start, min(start + _ROWS_PER_INSERT, studio.jobs))
-        built = [_build_job(numbers, studio, files, ids, number) for number in ordinals]
-        await _insert(database, jobs, (job for job, _, _ in built))
-        await _insert(database, artifacts, (file for _, file, _ in built if file))
-        await _insert(database, usage, (call for _, _, call in built if call))
+        job_rows = [_build_job(numbers, studio, files, ids, number) for number in ordinals]
+        await _insert(database, jobs, (job for job, _, _ in job_rows))
+        await _insert(database, artifacts, (file for _, file, _ in job_rows if file))
+        await _insert(database, usage, (call for _, _, call in job_rows if call))
         print(f"\r{ordinals.stop:,} jobs", end="", file=sys.stderr)
     print(file=sys.stderr)
     await _insert(database, usage, _build_calls(numbers, studio.owner))
@@ -99,9 +99,9 @@ async def _insert(database: Database, table: sa.Table, rows: Iterator[Row]) -> N
 
 def _choose_time(numbers: random.Random) -> datetime:
     """Return a random time of this month, because the overview shows the sums of this month."""
-    newest = now()
-    first = newest.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return newest - numbers.random() * (newest - first)
+    newest_time = now()
+    month_start = newest_time.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return newest_time - numbers.random() * (newest_time - month_start)
 
 
 def _build_members(owner: str) -> Iterator[Row]:
@@ -127,7 +127,7 @@ def _build_job(
     created_at, member = _choose_time(numbers), numbers.choice(members)
     seconds = numbers.uniform(2, 30)
     kind = StepKind.RENDER if has_picture else StepKind.CHAT
-    new = NewJob(
+    new_job = NewJob(
         id=str(uuid.uuid4()), owner=studio.owner, kind=kind.value, spec=uuid.uuid4().hex * 2,
         heads=((kind, "default"),), metadata={"project": f"p{numbers.randrange(50)}"},
         user=member, templates=("portrait",) if has_picture else (),
@@ -137,7 +137,7 @@ def _build_job(
     )[0]  # fmt: skip
     finished_at = created_at + timedelta(seconds=seconds)
     job = {
-        **build_row(new), "status": status, "created_at": created_at, "queued_at": created_at,
+        **build_row(new_job), "status": status, "created_at": created_at, "queued_at": created_at,
         "started_at": created_at + timedelta(seconds=1), "finished_at": finished_at,
         "dispatched": True,
     }  # fmt: skip
@@ -145,7 +145,7 @@ def _build_job(
         return job, None, None
     file = files[number % len(files)]
     picture = Artifact(
-        id=derive_step_artifact_id(new.id, 0, 0), name=file.name, media_type=file.media_type,
+        id=derive_step_artifact_id(new_job.id, 0, 0), name=file.name, media_type=file.media_type,
         size=file.size, sha256=file.sha256,
     )  # fmt: skip
     result = StepResult(
@@ -154,12 +154,12 @@ def _build_job(
     )  # fmt: skip
     nano_usd = round(seconds * 1e9 / 3600)
     artifact = {
-        "id": picture.id, "owner": studio.owner, "job_id": new.id, "name": picture.name,
+        "id": picture.id, "owner": studio.owner, "job_id": new_job.id, "name": picture.name,
         "media_type": picture.media_type, "size": picture.size, "sha256": picture.sha256,
         "blake3": None, "created_at": finished_at, "deleted_at": None, "favourite": False,
     }  # fmt: skip
     call = _build_call(numbers, studio.owner, finished_at) | {
-        "request_id": new.id, "backend": "default", "model": "comfyui", "operation": "render",
+        "request_id": new_job.id, "backend": "default", "model": "comfyui", "operation": "render",
         "unit": "gpu_milliseconds", "quantity": round(1000 * seconds), "load_milliseconds": 0,
         "cost_nano_usd": nano_usd, "input_tokens": 0, "output_tokens": 0, "complete": True,
     }  # fmt: skip

@@ -63,7 +63,7 @@ class Result:
     def held(self) -> int:
         """The largest number of streams that the gateway forwarded without noticeable delay."""
         return max(
-            (held.streams for held in takewhile(lambda held: held.ok, self.streams)), default=0
+            (level.streams for level in takewhile(lambda held: held.ok, self.streams)), default=0
         )
 
     def times(self, other: Result, connections: int) -> float:
@@ -76,19 +76,19 @@ def contest(farm: Farm, others: Peers) -> list[Result]:
 
     Gateways that are compared take turns in every round, together with the direct path.
     """
-    straight = direct(others.mock, others.mock_pid)
+    direct_gateway = direct(others.mock, others.mock_pid)
     with peers_of(others.mock) as peers:
-        first = _compare([straight, moyin(farm, MOYIN), *peers], memory=True)
+        main_results = _compare([direct_gateway, moyin(farm, MOYIN), *peers], memory=True)
         scale(farm, 2)
-        second = _compare([straight, moyin(farm, MOYIN_TWO)])
-    return [*first[:2], second[1], *first[2:]]
+        two_replica_results = _compare([direct_gateway, moyin(farm, MOYIN_TWO)])
+    return [*main_results[:2], two_replica_results[1], *main_results[2:]]
 
 
 def duel(farm: Farm, others: Peers) -> list[Result]:
     """Measure TensorZero, the fastest peer, and one replica of Moyin's models app in turns."""
-    straight = direct(others.mock, others.mock_pid)
+    direct_gateway = direct(others.mock, others.mock_pid)
     with tensorzero(others.mock) as peer:
-        gateways = [straight, moyin(farm, MOYIN), peer]
+        gateways = [direct_gateway, moyin(farm, MOYIN), peer]
         return _compare(
             gateways, connections=_DUEL_CONNECTIONS, streams=_DUEL_STREAMS, all_streams=True
         )
@@ -107,11 +107,11 @@ def _compare(
     If ``all_streams`` is True, larger numbers of streams are measured even after a gateway has
     failed.
     """
-    busy: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
+    load_averages: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
     loads: dict[str, dict[int, list[Measurement]]] = {gateway.name: {} for gateway in gateways}
     processor: dict[str, dict[int, list[float]]] = {gateway.name: {} for gateway in gateways}
     for count, gateway in _turns(gateways, connections):
-        before = processor_seconds(gateway.processes())
+        cpu_before = processor_seconds(gateway.processes())
         measurement = measure(
             gateway.url,
             body=gateway.address(BODY),
@@ -119,11 +119,11 @@ def _compare(
             connections=count,
             seconds=_SECONDS,
         )
-        used = processor_seconds(gateway.processes()) - before
+        cpu_seconds = processor_seconds(gateway.processes()) - cpu_before
         loads[gateway.name].setdefault(count, []).append(measurement)
-        cost = used / max(measurement.requests, 1) * 1e6
+        cost = cpu_seconds / max(measurement.requests, 1) * 1e6
         processor[gateway.name].setdefault(count, []).append(cost)
-        busy[gateway.name].append(os.getloadavg()[0])
+        load_averages[gateway.name].append(os.getloadavg()[0])
     rates = {
         name: {c: tuple(m.requests_per_second for m in rounds) for c, rounds in load.items()}
         for name, load in loads.items()
@@ -145,7 +145,7 @@ def _compare(
             added_first=firsts[gateway.name].over(firsts[base]),
             streams=tuple(_increasing_streams(gateway, streams, all_streams)),
             growth=_growth(gateway) if memory and gateway.name != base else None,
-            busy=statistics.median(busy[gateway.name]),
+            busy=statistics.median(load_averages[gateway.name]),
         )
         for gateway in gateways
     ]
@@ -166,7 +166,9 @@ def _turns(
 
 def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
     """Return the median of the ratios per round, in which noise longer than a round cancels out."""
-    return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
+    return statistics.median(
+        rate / other_rate for rate, other_rate in zip(rates, others, strict=True)
+    )
 
 
 def _increasing_streams(gateway: Gateway, counts: Sequence[int], all_: bool) -> Iterator[Held]:

@@ -51,10 +51,11 @@ async def cost(farm: Farm, jobs: int) -> dict[str, float]:
         await asyncio.sleep(3)
         idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
         began = time.monotonic()
-        busy = await measure_processes(farm.data, _jobs(session, jobs))
+        busy_seconds = await measure_processes(farm.data, _jobs(session, jobs))
         seconds = time.monotonic() - began
     figures = {
-        part: (busy[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs for part in busy
+        part: (busy_seconds[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs
+        for part in busy_seconds
     }
     figures["all"] = sum(ms for part, ms in figures.items() if part != "ComfyUI")
     return figures | {"seconds": seconds / jobs}
@@ -84,12 +85,12 @@ def _graph() -> dict[str, Any]:
 
 async def measure_processes(data: Path, activity: Any) -> Mapping[str, float]:
     """Await ``activity`` and return the processor time in seconds that each part used meanwhile."""
-    before = dict(_times(data))
+    seconds_before = dict(_times(data))
     await activity
-    spent: dict[str, float] = defaultdict(float)
+    spent_seconds: dict[str, float] = defaultdict(float)
     for (part, process), seconds in _times(data):
-        spent[part] += seconds - before.get((part, process), 0.0)
-    return spent
+        spent_seconds[part] += seconds - seconds_before.get((part, process), 0.0)
+    return spent_seconds
 
 
 def _times(data: Path) -> Iterator[tuple[tuple[str, int], float]]:

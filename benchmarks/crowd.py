@@ -54,9 +54,9 @@ async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
         await _through_farm(session, farm.url, actors)
         async with AsyncExitStack() as sessions:
             comfyuis = [await sessions.enter_async_context(straight_to(path)) for path in folders]
-            direct = await _directly(comfyuis, jobs)
+            direct_seconds = await _directly(comfyuis, jobs)
         seconds, submitting = await _through_farm(session, farm.url, jobs)
-    return Crowd(direct_seconds=direct, farm_seconds=seconds, submit_seconds=submitting)
+    return Crowd(direct_seconds=direct_seconds, farm_seconds=seconds, submit_seconds=submitting)
 
 
 def _graph() -> dict[str, Any]:
@@ -94,10 +94,10 @@ async def _through_farm(
             jobs.append((await response.json())["id"])
 
     await _concurrently([submit] * count)
-    submitted = time.perf_counter() - began
+    submit_seconds = time.perf_counter() - began
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
-    return time.perf_counter() - began, submitted
+    return time.perf_counter() - began, submit_seconds
 
 
 async def _concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -76,9 +76,11 @@ def record_hour(*, seed: int, actors: int, load: float) -> Recording:
         priority = rng.choice([3, 3, 3, 3, 2, 4])
         for _ in range(burst):
             name = f"{len(renders):05}"
-            takes = mean * max(0.5, rng.gauss(1, 1 / 8)) * (3 if rng.random() < 1 / 40 else 1)
-            seconds[name] = takes
-            work += takes
+            render_seconds = (
+                mean * max(0.5, rng.gauss(1, 1 / 8)) * (3 if rng.random() < 1 / 40 else 1)
+            )
+            seconds[name] = render_seconds
+            work += render_seconds
             at += rng.uniform(0, 0.2)
             renders.append(
                 PendingRender(
@@ -98,7 +100,7 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
     arrivals = deque(recording.renders)
     ends: list[tuple[float, str, float]] = []
     measurements: dict[str, tuple[MeasuredRender, float]] = {}
-    read: dict[str, list[tuple[float, float, float]]] = {}
+    readings: dict[str, list[tuple[float, float, float]]] = {}
     now, next_read = 0.0, 0.0
     while arrivals or len(window) or ends:
         while ends and ends[0][0] <= now:
@@ -111,23 +113,25 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
             window.add(replace(arrivals.popleft(), entered=now))
             has_arrived = True
         while (choice := window.choose_assignment(now)) is not None:
-            missing = [n for n in choice.pending.models if n not in choice.slot.models]
-            loaded = sum(choice.pending.models[name] for name in missing)
+            missing_models = [n for n in choice.pending.models if n not in choice.slot.models]
+            loaded_bytes = sum(choice.pending.models[name] for name in missing_models)
             window.begin_render(choice, now)
             errors.record_start(choice.pending.id, now)
-            waited = read.pop(choice.pending.id, [])
-            actual = [(now - at, p50, p90) for at, p50, p90 in waited]
+            job_readings = readings.pop(choice.pending.id, [])
+            actual = [(now - at, p50, p90) for at, p50, p90 in job_readings]
             guesses.starts += actual
             guesses.first += actual[:1]
-            seconds = recording.seconds[choice.pending.id] + loaded / recording.bytes_per_second
-            load = loaded / recording.bytes_per_second
-            measured = MeasuredRender(
+            seconds = (
+                recording.seconds[choice.pending.id] + loaded_bytes / recording.bytes_per_second
+            )
+            load = loaded_bytes / recording.bytes_per_second
+            measured_render = MeasuredRender(
                 shape=choice.pending.shape, seconds=seconds, load_seconds=load
             )
-            measurements[choice.slot.name] = (measured, choice.slot.load_seconds)
+            measurements[choice.slot.name] = (measured_render, choice.slot.load_seconds)
             heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
         if len(window) and (has_arrived or now >= next_read):
-            _read(window, errors, now, read, guesses)
+            _read(window, errors, now, readings, guesses)
             next_read = now + _READ_SECONDS
         times = [ends[0][0]] if ends else []
         times += [arrivals[0].arrived] if arrivals else []
@@ -151,9 +155,9 @@ def _read(
         if item.starts_in is None:
             guesses.unknown += 1
             continue
-        mine = read.setdefault(item.pending.id, [])
-        if not mine or now - mine[-1][0] >= _READ_SECONDS:
-            mine.append((now, item.starts_in.p50, item.starts_in.p90))
+        job_readings = read.setdefault(item.pending.id, [])
+        if not job_readings or now - job_readings[-1][0] >= _READ_SECONDS:
+            job_readings.append((now, item.starts_in.p50, item.starts_in.p90))
 
 
 def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

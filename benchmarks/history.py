@@ -98,8 +98,8 @@ async def _measure(url: str, count: int) -> None:
         store = JobStore(database)
         await _fill(database, count)
         await _analyze(database, url)
-        for name, where in _FILTERS.items():
-            _show(f"page of 50, filter {name}", await _time_pages(store, where))
+        for name, job_filter in _FILTERS.items():
+            _show(f"page of 50, filter {name}", await _time_pages(store, job_filter))
         _show("submission without text", await _time_submissions(store, asyncio.sleep(5), words=0))
         _show("submission alone", await _time_submissions(store, asyncio.sleep(5)))
         deletion = _delete(store, count // 10)
@@ -150,10 +150,12 @@ def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
     statuses = ("succeeded", "failed", "cancelled", "queued", "running")
     status = numbers.choices(statuses, (90, 5, 3, 1, 1))[0]
     pool = numbers.choices(("default", "large"), (9, 1))[0]
-    new = _make_job(numbers.choices(_OWNERS, (9, 1))[0], kind, pool, f"p{numbers.randrange(50)}")
+    new_job = _make_job(
+        numbers.choices(_OWNERS, (9, 1))[0], kind, pool, f"p{numbers.randrange(50)}"
+    )
     templates = ["portrait"] if kind == "render" and numbers.random() < 0.1 else None
     changes = {"status": status, "created_at": created_at, "templates": templates}
-    return {**build_row(new), **changes, "dispatched": True}
+    return {**build_row(new_job), **changes, "dispatched": True}
 
 
 def _make_text(numbers: random.Random, ordinal: int) -> str:
@@ -208,10 +210,10 @@ async def _time_submissions(
 
 async def _delete(store: JobStore, count: int) -> None:
     """Delete jobs by filters in chunks, as `moyin.jobs.history` does."""
-    where = JobFilter(statuses=(JobStatus.SUCCEEDED,))
+    job_filter = JobFilter(statuses=(JobStatus.SUCCEEDED,))
     began, remaining_count, cursor = time.perf_counter(), count, None
     while remaining_count > 0:
-        page = await store.list_ids("ada", where, limit=_CHUNK, cursor=cursor)
+        page = await store.list_ids("ada", job_filter, limit=_CHUNK, cursor=cursor)
         remaining_count -= len((await store.delete("ada", page.ids)).deleted)
         cursor = page.next_cursor
     print(f"{count:,} jobs deleted in {time.perf_counter() - began:.1f} s")

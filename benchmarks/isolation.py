@@ -57,13 +57,13 @@ async def isolation(rounds: int, graphs: int) -> IsolationCost:
         # The order alternates, because the first one finds fewer files in the page cache.
         kinds = _KINDS if number % 2 else _KINDS[::-1]
         with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
-            async with AsyncExitStack() as running:
+            async with AsyncExitStack() as exit_stack:
                 renderers = {kind: _renderer(Path(folder), kind) for kind in kinds}
                 starts.append({})
                 for kind, renderer in renderers.items():
                     began = time.perf_counter()
                     await renderer.start()
-                    running.push_async_callback(renderer.close)
+                    exit_stack.push_async_callback(renderer.close)
                     await _render(renderer, 0)
                     starts[-1][kind] = time.perf_counter() - began
                 for _ in range(graphs):
@@ -72,14 +72,14 @@ async def isolation(rounds: int, graphs: int) -> IsolationCost:
                         began = time.perf_counter()
                         await _render(renderer, _SECONDS)
                         renders[-1][kind] = time.perf_counter() - began
-    off, strict = _KINDS
+    off_kind, strict_kind = _KINDS
     return IsolationCost(
-        start_off=statistics.median(pair[off] for pair in starts),
-        start_strict=statistics.median(pair[strict] for pair in starts),
-        start_more=statistics.median(pair[strict] - pair[off] for pair in starts),
-        render_off=statistics.median(pair[off] for pair in renders),
-        render_strict=statistics.median(pair[strict] for pair in renders),
-        render_ratio=statistics.median(pair[strict] / pair[off] for pair in renders),
+        start_off=statistics.median(pair[off_kind] for pair in starts),
+        start_strict=statistics.median(pair[strict_kind] for pair in starts),
+        start_more=statistics.median(pair[strict_kind] - pair[off_kind] for pair in starts),
+        render_off=statistics.median(pair[off_kind] for pair in renders),
+        render_strict=statistics.median(pair[strict_kind] for pair in renders),
+        render_ratio=statistics.median(pair[strict_kind] / pair[off_kind] for pair in renders),
     )
 
 

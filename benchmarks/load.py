@@ -57,8 +57,8 @@ def measure(
             str(script),
             url,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return _parse(done.stdout)
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return _parse(process.stdout)
 
 
 def _parse(text: str) -> Measurement:
@@ -70,14 +70,17 @@ def _parse(text: str) -> Measurement:
     rate = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
     total = re.search(r"^\s+(\d+) requests in", text, re.MULTILINE)
     assert rate is not None and total is not None, text
-    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
-    lost = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
+    bad_responses = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    socket_errors = re.search(
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text
+    )
     return Measurement(
         requests=int(total[1]),
         requests_per_second=float(rate[1]),
         p50_ms=milliseconds("50"),
         p99_ms=milliseconds("99"),
-        errors=(int(bad[1]) if bad else 0) + sum(map(int, lost.groups() if lost else ())),
+        errors=(int(bad_responses[1]) if bad_responses else 0)
+        + sum(map(int, socket_errors.groups() if socket_errors else ())),
     )
 
 

@@ -85,17 +85,17 @@ class _Connection(asyncio.Protocol):
             self._transport.write(_STREAM_RESPONSE if streams else _WHOLE_RESPONSE)
 
     def _next(self) -> bytes | None:
-        head, separator, rest = self._received.partition(b"\r\n\r\n")
+        head, separator, body = self._received.partition(b"\r\n\r\n")
         if not separator:
             return None
         length = 0
         for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
                 length = int(line[15:])
-        if len(rest) < length:
+        if len(body) < length:
             return None
-        self._received = rest[length:]
-        return rest[:length]
+        self._received = body[length:]
+        return body[:length]
 
 
 async def _serve(port: int) -> None:

@@ -50,12 +50,12 @@ class Pacer:
     def _tick(self, number: int) -> None:
         slot = self._slots[number % _SLOTS]
         token = _chunk(_TOKEN % time.monotonic_ns())
-        for transport, left in list(slot.items()):
+        for transport, remaining_chunks in list(slot.items()):
             if transport.is_closing():
                 del slot[transport]
-            elif left:
+            elif remaining_chunks:
                 transport.write(token)
-                slot[transport] = left - 1
+                slot[transport] = remaining_chunks - 1
             else:
                 transport.write(_chunk(_END) + b"0\r\n\r\n")
                 del slot[transport]

@@ -32,8 +32,8 @@ def throughput(page: str) -> dict[str, float]:
 
 def render_cost(page: str) -> dict[str, tuple[float, float]]:
     """Return the milliseconds of processor time per render, by process: originally and now."""
-    _, _, rest = page.partition("| process | ms at the start | ms now |\n")
-    names = [line.split(" | ")[0].strip("| ") for line in rest.splitlines()[1:]]
+    _, _, process_table = page.partition("| process | ms at the start | ms now |\n")
+    names = [line.split(" | ")[0].strip("| ") for line in process_table.splitlines()[1:]]
     table = names[: next(i for i, name in enumerate(names) if not name)]
     cells = {name: _row(page, name) for name in table}
     return {name: (mean(start), mean(now)) for name, (start, now) in cells.items()}
@@ -52,10 +52,10 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     _, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
     bars = throughput(page)
-    drawn = axes.barh(
+    bar_container = axes.barh(
         list(bars), list(bars.values()), color=["#9aa5b1"] * len(_OTHERS) + ["#4051b5"]
     )
-    axes.bar_label(drawn, fmt="%.2f", padding=4)
+    axes.bar_label(bar_container, fmt="%.2f", padding=4)
     axes.set_xlabel("requests per second at 16 connections, Moyin = 1")
     _finish(axes, FOLDER / "text.png")
 
@@ -67,12 +67,12 @@ def main() -> None:
         (0.2, 0, "at the start", "#9aa5b1"),
         (-0.2, 1, "now", "#4051b5"),
     ):
-        drawn = axes.barh(
-            [place + shift for place in places],
+        bar_container = axes.barh(
+            [position + shift for position in places],
             [pair[index] for pair in costs.values()],
             height=0.38, label=label, color=colour,
         )  # fmt: skip
-        axes.bar_label(drawn, fmt="%.0f", padding=4)
+        axes.bar_label(bar_container, fmt="%.0f", padding=4)
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of processor time for a small render, without ComfyUI")

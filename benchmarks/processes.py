@@ -53,8 +53,8 @@ def wait_for(port: int, seconds: float = 20) -> None:
 def family(pid: int) -> list[psutil.Process]:
     """Return a process and all of its descendants; empty if the process has ended."""
     try:
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
+        root_process = psutil.Process(pid)
+        return [root_process, *root_process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 

@@ -92,20 +92,20 @@ class ServerResult:
 def proxy(farm: Farm, others: Peers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
     with _places(farm, others) as places:
-        rounds: dict[str, list[Measurement]] = {place.name: [] for place in places}
+        rounds: dict[str, list[Measurement]] = {server.name: [] for server in places}
         for _ in range(_ROUNDS):
-            for place in places:
-                rounds[place.name].append(
-                    measure(place.requests, body=BODY, key=place.key, seconds=_SECONDS)
+            for server in places:
+                rounds[server.name].append(
+                    measure(server.requests, body=BODY, key=server.key, seconds=_SECONDS)
                 )
         return [
             ServerResult(
-                name=place.name,
-                load=median(rounds[place.name]),
-                sockets=_held(place, _SOCKETS),
-                streams=_held(place, _STREAMS),
+                name=server.name,
+                load=median(rounds[server.name]),
+                sockets=_held(server, _SOCKETS),
+                streams=_held(server, _STREAMS),
             )
-            for place in places
+            for server in places
         ]
 
 
@@ -121,9 +121,11 @@ def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
     if place.streams is None:
         return None
     results = asyncio.run(_delays(place.streams, place.key, kind))
-    held = [delays for delays in results if delays is not None]
-    cuts = statistics.quantiles([ms for delays in held for ms in delays] or [0.0, 0.0], n=100)
-    return OpenConnections(held=len(held), p50_ms=cuts[49], p99_ms=cuts[98])
+    held_delays = [delays for delays in results if delays is not None]
+    cuts = statistics.quantiles(
+        [ms for delays in held_delays for ms in delays] or [0.0, 0.0], n=100
+    )
+    return OpenConnections(held=len(held_delays), p50_ms=cuts[49], p99_ms=cuts[98])
 
 
 async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
@@ -199,19 +201,19 @@ _STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
 @contextmanager
 def _places(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
-        alone, streaming = free_port(), free_port()
-        for port, upstream in ((alone, others.mock), (streaming, others.service)):
+        mock_port, streaming = free_port(), free_port()
+        for port, upstream in ((mock_port, others.mock), (streaming, others.service)):
             stack.enter_context(process(["benchmarks.proxied", "gateway", str(port), upstream]))
             wait_for(port)
-        bare = MeasuredServer(
+        bare_server = MeasuredServer(
             name="bare service", requests=others.mock, streams=others.service, key=KEY
         )
         places = [
-            bare,
+            bare_server,
             MeasuredServer(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
             MeasuredServer(
                 name="Moyin's process alone",
-                requests=f"http://127.0.0.1:{alone}",
+                requests=f"http://127.0.0.1:{mock_port}",
                 streams=f"http://127.0.0.1:{streaming}",
                 key=KEY,
             ),

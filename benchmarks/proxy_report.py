@@ -61,9 +61,12 @@ def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
     ):
         print(f"\n{OPEN} open {title}\n{'held':>34}    p50 ms    p99 ms")
         for standing in standings:
-            held: OpenConnections | None = getattr(standing, kind)
-            if held is not None:
-                print(f"  {standing.name:24}{held.held:8,}{held.p50_ms:10.2f}{held.p99_ms:10.2f}")
+            connections: OpenConnections | None = getattr(standing, kind)
+            if connections is not None:
+                print(
+                    f"  {standing.name:24}{connections.held:8,}"
+                    f"{connections.p50_ms:10.2f}{connections.p99_ms:10.2f}"
+                )
     print("\nratio of requests/s")
     for name, ratio in ratios.items():
         print(f"  {name:46} {ratio:7.2f}")
@@ -77,8 +80,10 @@ def _plot(standings: Sequence[ServerResult], path: Path) -> None:
         (axes[1], f"{OPEN:,} WebSockets: p99, ms", "sockets"),
         (axes[2], f"{OPEN:,} event streams: p99, ms", "streams"),
     ):
-        held = [(s.name, getattr(s, kind)) for s in standings if getattr(s, kind) is not None]
-        _bars(panel, title, [(name, result.p99_ms) for name, result in held], "{:,.0f}")
+        named_results = [
+            (s.name, getattr(s, kind)) for s in standings if getattr(s, kind) is not None
+        ]
+        _bars(panel, title, [(name, result.p99_ms) for name, result in named_results], "{:,.0f}")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -86,8 +91,8 @@ def _plot(standings: Sequence[ServerResult], path: Path) -> None:
 def _bars(panel: Any, title: str, bars: Sequence[tuple[str, float]], label: str) -> None:
     names = [name for name, _ in bars]
     colors = [_COLORS.get(name, "tab:gray") for name in names]
-    drawn = panel.barh(names, [value for _, value in bars], color=colors)
-    panel.bar_label(drawn, fmt=label, padding=4)
+    bar_container = panel.barh(names, [value for _, value in bars], color=colors)
+    panel.bar_label(bar_container, fmt=label, padding=4)
     panel.set_title(title)
     panel.margins(x=0.2)
     panel.invert_yaxis()

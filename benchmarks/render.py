@@ -44,11 +44,11 @@ async def _render(farm: Farm) -> Rendering:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         await _through_farm(session, farm.url, 1)  # starts the actor and opens connections
         async with straight_to(comfyui_folders(farm)[0]) as comfyui:
-            direct = await _directly(comfyui)
+            direct_seconds = await _directly(comfyui)
         seconds, submits = await _through_farm(session, farm.url, _GRAPHS)
     return Rendering(
         graphs=_GRAPHS,
-        direct_seconds=direct,
+        direct_seconds=direct_seconds,
         farm_seconds=seconds,
         submit_ms=statistics.median(submits) * 1000,
     )
@@ -81,12 +81,12 @@ async def _through_farm(
     began = time.perf_counter()
     jobs, submits = [], []
     for _ in range(count):
-        sent = time.perf_counter()
+        sent_at = time.perf_counter()
         body = {"kind": "render", "workflow": _graph()}
         async with session.post(f"{url}/jobs", json=body) as response:
             response.raise_for_status()
             jobs.append((await response.json())["id"])
-        submits.append(time.perf_counter() - sent)
+        submits.append(time.perf_counter() - sent_at)
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
     return time.perf_counter() - began, submits

@@ -92,18 +92,18 @@ def new_load(
     rng = random.Random(seed)
     names = [f"checkpoints/{number:02}.safetensors" for number in range(checkpoints)]
     popularity = [1 / (rank + 1) ** 0.8 for rank in range(checkpoints)]
-    others = itertools.cycle(f"owner-{number:02}" for number in range(1, owners))
+    other_owners = itertools.cycle(f"owner-{number:02}" for number in range(1, owners))
     requests = [
         (0.0, number, FLOODER, rng.choices(names, popularity)[0], 3)
         for number in range(renders // 2)
     ]
     while len(requests) < renders:
-        owner, at = next(others), rng.uniform(0, span)
-        used = rng.choices(names, popularity, k=rng.randint(1, 4))
+        owner, at = next(other_owners), rng.uniform(0, span)
+        used_models = rng.choices(names, popularity, k=rng.randint(1, 4))
         priority = rng.choice([3, 3, 3, 2, 4])
         size = min(rng.randint(*batches), renders - len(requests))
         for _ in range(size):
-            requests.append((at, len(requests), owner, rng.choice(used), priority))
+            requests.append((at, len(requests), owner, rng.choice(used_models), priority))
     requests.sort()
     waiting = tuple(
         PendingRender(
@@ -150,7 +150,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
         window.add_renderer(name, (), 0.0)
     arrivals = deque(load.renders)
     ends: list[tuple[float, str, float]] = []
-    now, busy = 0.0, 0
+    now, busy_actors = 0.0, 0
     while arrivals or len(window) or ends:
         while arrivals and arrivals[0].arrived <= now:
             queue.put(arrivals.popleft())
@@ -158,7 +158,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             _, name, seconds = heapq.heappop(ends)
             window.record_render_seconds(seconds)
             window.mark_free(name, now)
-            busy -= 1
+            busy_actors -= 1
         while True:
             while len(window) < farm.window and (entering := queue.take()) is not None:
                 window.add(replace(entering, entered=now))
@@ -170,7 +170,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             waiting = choice.pending
             loading = farm.rules.estimate_load_seconds(waiting, choice.slot)
             window.begin_render(choice, now)
-            busy += 1
+            busy_actors += 1
             outcome.changes += loading > 0
             outcome.waits[waiting.owner].append(now - waiting.arrived)
             outcome.windowed.append((waiting.priority, now - waiting.entered))
@@ -179,7 +179,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
         events = [ends[0][0]] if ends else []
         events += [arrivals[0].arrived] if arrivals else []
-        events += [now + _TICK] if len(window) and busy < farm.actors else []
+        events += [now + _TICK] if len(window) and busy_actors < farm.actors else []
         now = min(events, default=now)
     return outcome
 
@@ -241,12 +241,12 @@ def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -
         work[waiting.family] += load.seconds[waiting.id]
     bound = sum(math.ceil(seconds / makespan) for seconds in work.values())
     rng = random.Random(seed)
-    best = math.inf
+    fewest_pairs = math.inf
     for _ in range(2_000):
         order = list(work.values())
         rng.shuffle(order)
-        best = min(best, _pairs(order, makespan))
-    return int(best), bound
+        fewest_pairs = min(fewest_pairs, _pairs(order, makespan))
+    return int(fewest_pairs), bound
 
 
 def _pairs(order: Sequence[float], capacity: float) -> int:
@@ -257,17 +257,19 @@ def _pairs(order: Sequence[float], capacity: float) -> int:
     pairs = 0
     free: list[float] = []
     for seconds in order:
-        full_actors, rest = divmod(seconds, capacity)
+        full_actors, remaining_seconds = divmod(seconds, capacity)
         pairs += int(full_actors)
-        if rest <= 0:
+        if remaining_seconds <= 0:
             continue
         pairs += 1
-        fitting = [index for index, left in enumerate(free) if left >= rest]
+        fitting = [
+            index for index, free_seconds in enumerate(free) if free_seconds >= remaining_seconds
+        ]
         if fitting:
             index = min(fitting, key=lambda i: free[i])
-            free[index] -= rest
+            free[index] -= remaining_seconds
         else:
-            free.append(capacity - rest)
+            free.append(capacity - remaining_seconds)
     return pairs
 
 
@@ -286,25 +288,26 @@ def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
 
 
 def _measure(load: Load, farm: Farm) -> dict[str, Any]:
-    ours, plain, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
+    ours, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
     optimum, bound = fewest_changes(load, farm.actors, ours.makespan)
-    worst = max(shares, key=lambda owner: ours.p95(owner) / shares[owner])
+    worst_owner = max(shares, key=lambda owner: ours.p95(owner) / shares[owner])
     overdue = max(
-        waited - priority * farm.rules.ageing_seconds for priority, waited in ours.windowed
+        waited_seconds - priority * farm.rules.ageing_seconds
+        for priority, waited_seconds in ours.windowed
     )
     return {
         "renders": len(load.renders),
         "owners": len(shares),
         "changes": ours.changes,
-        "changes_fifo": plain.changes,
+        "changes_fifo": fifo_run.changes,
         "changes_optimum": optimum,
         "changes_bound": bound,
         "makespan": round(ours.makespan),
-        "makespan_fifo": round(plain.makespan),
-        "worst_owner": worst,
-        "worst_owner_share": round(ours.p95(worst) / shares[worst], 2),
+        "makespan_fifo": round(fifo_run.makespan),
+        "worst_owner": worst_owner,
+        "worst_owner_share": round(ours.p95(worst_owner) / shares[worst_owner], 2),
         "worst_owner_share_fifo": round(
-            max(plain.p95(owner) / share for owner, share in shares.items()), 2
+            max(fifo_run.p95(owner) / share for owner, share in shares.items()), 2
         ),
         "longest_past_due": round(overdue, 1),
         "decision_us_mean": round(sum(ours.decisions) / len(ours.decisions) * 1e6),
@@ -315,11 +318,11 @@ def _measure(load: Load, farm: Farm) -> dict[str, Any]:
 def _plot(load: Load, farm: Farm, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    ours, plain, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
+    ours, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
     owners = sorted((o for o in shares if o != FLOODER), key=lambda owner: shares[owner])
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     waits, changes = figure.subplots(1, 2, width_ratios=(3, 1))
-    waits.plot([plain.p95(owner) for owner in owners], ".", color="tab:gray", label="FIFO")
+    waits.plot([fifo_run.p95(owner) for owner in owners], ".", color="tab:gray", label="FIFO")
     waits.plot([ours.p95(owner) for owner in owners], ".", color="tab:blue", label="Moyin")
     waits.plot([shares[owner] for owner in owners], "_", color="tab:green", label="a share alone")
     waits.plot(
@@ -334,7 +337,7 @@ def _plot(load: Load, farm: Farm, path: Path) -> None:
     optimum, _ = fewest_changes(load, farm.actors, ours.makespan)
     bars = changes.bar(
         ["FIFO", "Moyin", "optimum"],
-        [plain.changes, ours.changes, optimum],
+        [fifo_run.changes, ours.changes, optimum],
         color=["tab:gray", "tab:blue", "tab:green"],
     )
     changes.bar_label(bars)

@@ -71,8 +71,8 @@ def _targets(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _target(name: str, measured: float, sign: str, wanted: float) -> dict[str, Any]:
-    met = {"≥": measured >= wanted, "<": measured < wanted, "≤": measured <= wanted}[sign]
-    return {"name": name, "found": measured, "sign": sign, "wanted": wanted, "met": met}
+    is_met = {"≥": measured >= wanted, "<": measured < wanted, "≤": measured <= wanted}[sign]
+    return {"name": name, "found": measured, "sign": sign, "wanted": wanted, "met": is_met}
 
 
 def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None:
@@ -87,9 +87,9 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
         _table(title, results, cell)
     print(f"\n{'streams':22}{'first token +p50':>18}{'+p99 ms':>10}{'held at 50/s':>14}{'load':>8}")
     for result in results:
-        first = result.added_first
+        added_first = result.added_first
         print(
-            f"  {result.name:20}{first.p50_ms:18.2f}{first.p99_ms:10.2f}"
+            f"  {result.name:20}{added_first.p50_ms:18.2f}{added_first.p99_ms:10.2f}"
             f"{result.held:14}{result.busy:8.1f}"
         )
     print(f"\n{'delay of tokens, ms':22}" + "".join(f"{h.streams:>14}" for h in results[0].streams))
@@ -106,9 +106,9 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
             )
     print(f"\n{'target, 16 connections':44}{'now':>8}{'wanted':>10}")
     for target in targets:
-        met = "" if target["met"] else "  missed"
-        wanted = f"{target['sign']} {target['wanted']}"
-        print(f"  {target['name']:42}{target['found']:8.2f}{wanted:>10}{met}")
+        missed_note = "" if target["met"] else "  missed"
+        wanted_text = f"{target['sign']} {target['wanted']}"
+        print(f"  {target['name']:42}{target['found']:8.2f}{wanted_text:>10}{missed_note}")
 
 
 def _table(title: str, results: Sequence[Result], cell: Callable[[Result, int], str]) -> None:
@@ -157,7 +157,7 @@ def _bars(panel: Any, results: Sequence[Result]) -> None:
     bars = panel.barh(
         names, [result.held for result in results], color=[_COLORS[name] for name in names]
     )
-    limit = max(held.streams for result in results for held in result.streams)
+    limit = max(level.streams for result in results for level in result.streams)
     panel.bar_label(
         bars,
         [f"{r.held}{' or more' if r.streams[-1].ok else ''}" for r in results],

@@ -86,15 +86,15 @@ class _Reader(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns()
         data = self._rest + data
-        read = 0
+        end_of_token = 0
         for token in _CONTENT.finditer(data):
             self.delays.append(now - int(token[1]))
-            read = token.end()
-        if not self.first and (read or _ANY_CONTENT.search(data)):
+            end_of_token = token.end()
+        if not self.first and (end_of_token or _ANY_CONTENT.search(data)):
             self.first = time.perf_counter()
         if _DONE in data:
             self.done.set()
-        self._rest = data[max(read, len(data) - _OVERLAP) :]
+        self._rest = data[max(end_of_token, len(data) - _OVERLAP) :]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.done.set()
@@ -125,8 +125,8 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
         readers[-1].send(request)
     expected = tokens / paced.TOKENS_PER_SECOND
     waiting = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
-    _, late = await asyncio.wait(waiting, timeout=expected * 2 + 5)
-    for task in late:
+    _, late_tasks = await asyncio.wait(waiting, timeout=expected * 2 + 5)
+    for task in late_tasks:
         task.cancel()
     for reader in readers:
         reader.transport.close()

@@ -74,9 +74,9 @@ def events_page(written: str) -> str:
     ]
     for kind in EventType:
         body = event_bodies.EVENT_BODIES[kind].__name__
-        last = "yes" if kind.is_final else ""
+        is_last = "yes" if kind.is_final else ""
         link = f"[{body}](#{body.lower()})"
-        lines.append(f"| `{kind.value}` | {last} | {link} | {EVENT_MEANINGS[kind]} |")
+        lines.append(f"| `{kind.value}` | {is_last} | {link} | {EVENT_MEANINGS[kind]} |")
     lines += [
         "",
         "A job that is retried goes on with `queued` after a last event, in the same stream. The event `error`",

@@ -47,16 +47,16 @@ _REFERENCES = re.compile(re.escape(_REFERENCE) + r"(\w+)")
 
 def describe_app(app: Any) -> dict[str, Any]:
     """Return the OpenAPI document of an app's module, which is built from mocks."""
-    created: list[FastAPI] = []
+    created_apps: list[FastAPI] = []
     new_fastapi = app.new_fastapi
 
     def capture(*arguments: Any, **options: Any) -> FastAPI:
-        created.append(new_fastapi(*arguments, **options))
-        return created[0]
+        created_apps.append(new_fastapi(*arguments, **options))
+        return created_apps[0]
 
     with patch.object(app, "new_fastapi", capture):
         app.new_app(MagicMock())
-    return created[0].openapi()
+    return created_apps[0].openapi()
 
 
 def build_document() -> dict[str, Any]:
@@ -78,17 +78,17 @@ def build_document() -> dict[str, Any]:
     )
     paths = _rename(paths)
     names = ["JobEvents", *_list_references(paths)]
-    used: dict[str, Any] = {}
+    used_schemas: dict[str, Any] = {}
     while names:
         name = names.pop()
-        if name not in used:
-            used[name] = schemas[name]
+        if name not in used_schemas:
+            used_schemas[name] = schemas[name]
             names += _list_references(schemas[name])
     return {
         "openapi": jobs["openapi"],
         "info": {"title": "The part of Moyin's API that moyin-client uses", "version": "1"},
         "paths": paths,
-        "components": {"schemas": dict(sorted(used.items()))},
+        "components": {"schemas": dict(sorted(used_schemas.items()))},
     }
 
 

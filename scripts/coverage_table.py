@@ -43,10 +43,12 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
         for path in sorted((ROOT / package).rglob("*.py")):
             folders = path.relative_to(ROOT).parts[:-1]
             try:
-                ran, statements = zip(*(_lines(part, path) for part in parts), strict=True)
+                executed_lines, statements = zip(
+                    *(_lines(part, path) for part in parts), strict=True
+                )
             except NoSource:
                 continue
-            unit, servers = ran
+            unit, servers = executed_lines
             yield (
                 "/".join(folders[:2]),
                 Row(len(statements[0]), len(unit), len(servers), len(unit | servers)),
@@ -55,8 +57,8 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
 
 def _lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
     """Return the lines of a file that ran, and all executable lines."""
-    _, statements, _, missing, _ = part.analysis2(str(path))
-    return set(statements) - set(missing), set(statements)
+    _, statements, _, missing_lines, _ = part.analysis2(str(path))
+    return set(statements) - set(missing_lines), set(statements)
 
 
 def table(measured: Iterator[tuple[str, Row]]) -> list[str]:

@@ -90,8 +90,8 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, about in Ports.describe_ports():
-        yield f"| `{variable}` | `{default}` | {about} |"
+    for variable, default, description in Ports.describe_ports():
+        yield f"| `{variable}` | `{default}` | {description} |"
     yield ""
 
 

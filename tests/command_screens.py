@@ -55,7 +55,7 @@ def capture(
     variables: Mapping[str, str] | None = None,
 ) -> list[Screen]:
     """Run commands one after the other in a terminal, and return the screen of each."""
-    whole = run_in_terminal(
+    screen = run_in_terminal(
         _PROGRAM,
         json.dumps(commands),
         reply=_ATTRIBUTES,
@@ -63,8 +63,8 @@ def capture(
         rows=rows,
         variables=variables,
     )
-    assert whole.status == 0, whole.text[-5000:]
-    return _split(whole)
+    assert screen.status == 0, screen.text[-5000:]
+    return _split(screen)
 
 
 def run_command(
@@ -85,7 +85,7 @@ def run_in_pipe(
     commands: Sequence[Sequence[str]], variables: Mapping[str, str] | None = None
 ) -> list[Screen]:
     """Run commands with a pipe as standard output and error; `Screen.output` contains both."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
         env={**os.environ, **(variables or {})},
         stdin=subprocess.DEVNULL,
@@ -94,8 +94,8 @@ def run_in_pipe(
         timeout=_SECONDS,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-5000:].decode()
-    return _split(Screen(output=done.stdout, columns=0, rows=0, status=0))
+    assert process.returncode == 0, process.stdout[-5000:].decode()
+    return _split(Screen(output=process.stdout, columns=0, rows=0, status=0))
 
 
 def _split(whole: Screen) -> list[Screen]:

@@ -94,8 +94,8 @@ def _summarise_times(terminalreporter: Any) -> None:
     # Those of unit tests are shown by pytest's own last line.
     if len(seconds) > 1:
         terminalreporter.section("seconds of tests by folder")
-        for folder, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-            terminalreporter.line(f"{folder}: {spent:.0f}")
+        for folder, folder_seconds in sorted(seconds.items(), key=lambda item: -item[1]):
+            terminalreporter.line(f"{folder}: {folder_seconds:.0f}")
 
 
 @pytest.fixture(scope="session")

@@ -65,8 +65,8 @@ def find_missing_members(page: str, name: str, value: Any) -> list[str]:
     The example is shortened: `…` stands for text, and `{…}` for any object.
     """
     text = read_example(page, name, "json").replace("{…}", "{}").strip()
-    shown = json.loads(text if text.startswith("{") else f"{{{text}}}")
-    return sorted(_list_members(shown) - _list_members(value))
+    shown_value = json.loads(text if text.startswith("{") else f"{{{text}}}")
+    return sorted(_list_members(shown_value) - _list_members(value))
 
 
 def _list_members(value: Any, path: str = "") -> set[str]:
@@ -96,13 +96,13 @@ def run_shell_example(
         variables: the shell variables that the page presumes.
     """
     text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
-    for old, new in (replaced or {}).items():
-        assert old in text
-        text = text.replace(old, new)
-    done = subprocess.run(
+    for old_text, new_text in (replaced or {}).items():
+        assert old_text in text
+        text = text.replace(old_text, new_text)
+    process = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + then],
         env=os.environ | {"GATEWAY": url} | variables,
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{page}: {name}: {done.stdout}{done.stderr}"
-    return done.stdout
+    assert process.returncode == 0, f"{page}: {name}: {process.stdout}{process.stderr}"
+    return process.stdout

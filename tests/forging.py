@@ -17,5 +17,5 @@ def b64(content: bytes) -> str:
 def sign_with_hs256(claims: Mapping[str, Any], headers: Mapping[str, Any], secret: bytes) -> str:
     """Return a JWT signed with any ``secret``, for example a public key."""
     header = {"alg": "HS256", "typ": "JWT", **headers}
-    signed = ".".join(b64(json.dumps(part).encode()) for part in (header, claims))
-    return f"{signed}.{b64(hmac.digest(secret, signed.encode(), hashlib.sha256))}"
+    signed_part = ".".join(b64(json.dumps(part).encode()) for part in (header, claims))
+    return f"{signed_part}.{b64(hmac.digest(secret, signed_part.encode(), hashlib.sha256))}"

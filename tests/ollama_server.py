@@ -126,7 +126,7 @@ class OllamaServer:
 
     def run(self, *arguments: str, **environment: str) -> str:
         """Run the program ``ollama`` as a client of the server, and return its output."""
-        done = subprocess.run(
+        process = subprocess.run(
             [self.program, *arguments],
             env=self.environment | environment,
             stdin=subprocess.DEVNULL,
@@ -134,8 +134,8 @@ class OllamaServer:
             text=True,
             timeout=120,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     def create_models(self) -> None:
         """Create the models from the file that the tests of llama.cpp use, too."""

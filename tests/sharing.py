@@ -56,9 +56,9 @@ class FarmSharing:
         )
         order = {_FIXTURE: 0, _LAST_FIXTURE: 2}
         items.sort(key=lambda item: order.get(groups.get(_file(item.nodeid), ""), 1))
-        place = getattr(config, "workerinput", {}).get(_LIST)
-        if place is not None:
-            Path(place).write_text(json.dumps(groups))
+        list_path = getattr(config, "workerinput", {}).get(_LIST)
+        if list_path is not None:
+            Path(list_path).write_text(json.dumps(groups))
 
 
 class _FarmScheduling(LoadFileScheduling):

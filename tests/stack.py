@@ -100,7 +100,7 @@ class RunningStack:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a `moyin` command without a terminal."""
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "moyin.cli.main", *arguments],
             env=self.env,
             capture_output=True,
@@ -108,11 +108,12 @@ class RunningStack:
             timeout=_UP_SECONDS,
             check=False,
         )
-        if check and done.returncode != 0:
+        if check and process.returncode != 0:
             raise AssertionError(
-                f"moyin {' '.join(arguments)}: status {done.returncode}\n{done.stdout}{done.stderr}"
+                f"moyin {' '.join(arguments)}: status {process.returncode}\n"
+                f"{process.stdout}{process.stderr}"
             )
-        return done
+        return process
 
     def serve_deploy(self, config: Mapping[str, Any]) -> None:
         """Run Ray's own `serve deploy`, which returns before the deployment is complete."""
@@ -122,7 +123,7 @@ class RunningStack:
 
     def serve(self, command: str, *arguments: str) -> None:
         """Run one of Ray's own `serve` commands."""
-        done = subprocess.run(
+        process = subprocess.run(
             [
                 str(Path(sys.executable).with_name("serve")), command,
                 "--address", f"http://127.0.0.1:{self.ports.dashboard}", *arguments,
@@ -134,7 +135,7 @@ class RunningStack:
             },
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
 
     def kill_supervisor(self) -> int:
         """Kill the supervisor, which owns all other processes, with SIGKILL; return its pid."""
@@ -179,7 +180,7 @@ class RunningStack:
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
         scheduled: dict[int, int] = {}
-        done: list[int] = []
+        finished_steps: list[int] = []
         async for event in client.get_workflow_handle(job_id).fetch_history_events():
             if event.HasField("activity_task_scheduled_event_attributes"):
                 attributes = event.activity_task_scheduled_event_attributes
@@ -189,8 +190,8 @@ class RunningStack:
             elif event.HasField("activity_task_completed_event_attributes"):
                 origin = event.activity_task_completed_event_attributes.scheduled_event_id
                 if origin in scheduled:
-                    done.append(scheduled[origin])
-        return done
+                    finished_steps.append(scheduled[origin])
+        return finished_steps
 
 
 def shipped_config(**changes: Any) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict
 def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
     """Return the scores of the first partition into folds, and a summary of all partitions."""
     means: dict[str, list[float]] = {name: [] for name in _CUTS}
-    first: dict[str, Score] = {}
+    first_scores: dict[str, Score] = {}
     choices = []
     with ProcessPoolExecutor() as pool:
         for scores, choice in pool.map(partial(score_partition, source), _PARTITIONS):
-            first = first or scores
+            first_scores = first_scores or scores
             choices.append(choice)
             for name, result in scores.items():
                 means[name].append(round(statistics.mean(result.apgr), 4))
@@ -88,7 +88,7 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
         "apgr_by_partition": means,
         "mean": {name: round(statistics.mean(values), 4) for name, values in means.items()},
     }
-    return first, summary
+    return first_scores, summary
 
 
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
@@ -112,17 +112,19 @@ def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
 def summarize_score(name: str, result: Score) -> dict[str, Any]:
     """Return and print the figures of one score."""
     per_fold = len(result.apgr) // 5
-    unseen = [value for i, value in enumerate(result.apgr) if i // per_fold not in DEVELOPMENT]
-    middle = [pair for pair in result.pairs if 0.8 <= pair[0] <= 0.9]
+    unseen_values = [
+        value for i, value in enumerate(result.apgr) if i // per_fold not in DEVELOPMENT
+    ]
+    middle_pairs = [pair for pair in result.pairs if 0.8 <= pair[0] <= 0.9]
     figures = {
         "apgr": round(statistics.mean(result.apgr), 4),
-        "apgr_of_folds_0_to_2": round(statistics.mean(unseen), 4),
+        "apgr_of_folds_0_to_2": round(statistics.mean(unseen_values), 4),
         "spread_of_folds": round(statistics.stdev(result.apgr), 4),
         "by_fold": [round(value, 4) for value in result.apgr],
         "by_length": round(statistics.mean(result.length), 4),
         "by_chance": round(statistics.mean(result.chance), 4),
-        "answers_with_p_good_in_0.8_to_0.9": len(middle),
-        "of_these_good": round(statistics.mean(pair[1] for pair in middle), 4),
+        "answers_with_p_good_in_0.8_to_0.9": len(middle_pairs),
+        "of_these_good": round(statistics.mean(pair[1] for pair in middle_pairs), 4),
         "reliability": [
             [round(p, 3), round(truth, 3), n] for p, truth, n in plots.bins(result.pairs)
         ],

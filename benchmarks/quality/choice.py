@@ -76,31 +76,31 @@ def _use_constants(constants: Constants) -> AbstractContextManager[object]:
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     """Return the mean APGR with few labels and on GSM8K, which depend on the spreads most."""
     labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
-    small = _within(by_row(tables.gsm8k, seed), folds)
+    small_splits = _within(by_row(tables.gsm8k, seed), folds)
     few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
-    return (few_labels + statistics.mean(score(tables.gsm8k, small).apgr)) / 2
+    return (few_labels + statistics.mean(score(tables.gsm8k, small_splits).apgr)) / 2
 
 
 def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
     """Return the splits of ``folds``, which learn only from answers in these folds."""
-    known = {number for fold in folds for number in splits[fold][1]}
-    return [([n for n in splits[fold][0] if n in known], splits[fold][1]) for fold in folds]
+    known_rows = {number for fold in folds for number in splits[fold][1]}
+    return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 
 
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
     """Return, for each of `HALVES`, the constants and levels with which it is scored."""
     choices: list[Choice] = []
-    for _, known in HALVES:
-        fitted = difficulties(tables, known, seed)
+    for _, known_folds in HALVES:
+        fitted = difficulties(tables, known_folds, seed)
         levels = {kind: round(level, 2) for kind, (level, _) in fitted.items()}
         merits: dict[Constants, float] = {}
         with _use_levels(levels):
             for constants in GRID:
                 with _use_constants(constants):
-                    merits[constants] = _merit(tables, known, seed)
+                    merits[constants] = _merit(tables, known_folds, seed)
         # The first in the grid wins a tie.
-        best = max(GRID, key=merits.__getitem__)
-        choices.append((best, levels))
+        best_constants = max(GRID, key=merits.__getitem__)
+        choices.append((best_constants, levels))
     return choices
 
 
@@ -108,8 +108,8 @@ def cross_score(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -
     """Score all folds in order, each half with the constants chosen on the other half."""
     rows, splits = cut(tables, seed)
     result = Score()
-    for (scored, _), (constants, levels) in zip(HALVES, choice, strict=True):
+    for (scored_folds, _), (constants, levels) in zip(HALVES, choice, strict=True):
         with _use_levels(levels), _use_constants(constants):
-            for fold in scored:
+            for fold in scored_folds:
                 result.add(score(rows, splits[fold]))
     return result

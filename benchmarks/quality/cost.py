@@ -72,10 +72,10 @@ def _question(text: str) -> Question:
 
 
 def _fastest(call: Callable[[], None]) -> float:
-    best = float("inf")
+    best_seconds = float("inf")
     for _ in range(_ROUNDS):
         began = time.process_time()
         for _ in range(_CALLS):
             call()
-        best = min(best, time.process_time() - began)
-    return best / _CALLS * 1e6
+        best_seconds = min(best_seconds, time.process_time() - began)
+    return best_seconds / _CALLS * 1e6

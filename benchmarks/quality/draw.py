@@ -71,11 +71,11 @@ def draw(seed: int, clones: Path) -> list[Prompt]:
         chance = random.Random(f"{SEED} {kind}")
         order = sorted(pool, key=lambda prompt: prompt.text)
         chance.shuffle(order)
-        chosen, rest = order[:EACH], order[EACH:]
+        chosen_rows, remaining_rows = order[:EACH], order[EACH:]
         if seed != SEED:
-            random.Random(f"{seed} {kind}").shuffle(rest)
-            chosen = rest[:EACH]
-        mix += chosen
+            random.Random(f"{seed} {kind}").shuffle(remaining_rows)
+            chosen_rows = remaining_rows[:EACH]
+        mix += chosen_rows
     return mix
 
 
@@ -124,8 +124,8 @@ def _extractions(read: Read) -> list[Prompt]:
     for path in ("human_eval/user_oriented_instructions.jsonl", "data/seed_tasks.jsonl"):
         for task in _lines(read("yizhongw/self-instruct", path)):
             instruction, input_text = task["instruction"], task["instances"][0]["input"].strip()
-            wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
-            if wanted and input_text:
+            is_wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
+            if is_wanted and input_text:
                 text = f"{instruction}\n\n{input_text}"
                 prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=text))
     return prompts

@@ -59,9 +59,11 @@ def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     random.Random(seed).shuffle(order)
     splits = []
     for fold in range(FOLDS):
-        rest = [number for part in range(FOLDS) if part != fold for number in order[part::FOLDS]]
-        random.Random(fold + 1_000 * seed).shuffle(rest)
-        splits.append((rest, order[fold::FOLDS]))
+        training_rows = [
+            number for part in range(FOLDS) if part != fold for number in order[part::FOLDS]
+        ]
+        random.Random(fold + 1_000 * seed).shuffle(training_rows)
+        splits.append((training_rows, order[fold::FOLDS]))
     return splits
 
 
@@ -73,11 +75,11 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     random.Random(seed).shuffle(order)
     splits = []
     for fold in range(FOLDS):
-        held = set(subjects[fold::FOLDS])
+        held_subjects = set(subjects[fold::FOLDS])
         splits.append(
             (
-                [number for number in order if rows[number].subject not in held],
-                [number for number in order if rows[number].subject in held],
+                [number for number in order if rows[number].subject not in held_subjects],
+                [number for number in order if rows[number].subject in held_subjects],
             )
         )
     return splits
@@ -86,8 +88,8 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
     """Return each split ``draws`` times, with only ``labels`` random prompts to learn from."""
     return [
-        (rest[draw * labels : (draw + 1) * labels], held)
-        for rest, held in splits
+        (training_rows[draw * labels : (draw + 1) * labels], test_rows)
+        for training_rows, test_rows in splits
         for draw in range(draws)
     ]
 
@@ -95,20 +97,23 @@ def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
 def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = None) -> Score:
     """Learn from the first part of each split, one signal at a time, and score the second part."""
     result = Score()
-    for rest, held in splits:
-        estimator = _learn(rows, rest, embed)
-        chance = random.Random(held[0])
-        weak, strong = (
-            [_expected(estimator, model, question_for(rows[row].prompt, embed)) for row in held]
+    for training_rows, test_rows in splits:
+        estimator = _learn(rows, training_rows, embed)
+        chance = random.Random(test_rows[0])
+        weak_chances, strong_chances = (
+            [
+                _expected(estimator, model, question_for(rows[row].prompt, embed))
+                for row in test_rows
+            ]
             for model in (WEAK, STRONG)
         )
-        gains = [s - w for w, s in zip(weak, strong, strict=True)]
-        truths = [rows[row].strong - rows[row].weak for row in held]
+        gains = [s - w for w, s in zip(weak_chances, strong_chances, strict=True)]
+        truths = [rows[row].strong - rows[row].weak for row in test_rows]
         result.apgr.append(apgr(gains, truths))
         result.curves.append(recovered(gains, truths))
-        result.length.append(_mean_of(lambda row: len(rows[row].prompt), held, truths))
-        result.chance.append(apgr([chance.random() for _ in held], truths))
-        for row, w, s in zip(held, weak, strong, strict=True):
+        result.length.append(_mean_of(lambda row: len(rows[row].prompt), test_rows, truths))
+        result.chance.append(apgr([chance.random() for _ in test_rows], truths))
+        for row, w, s in zip(test_rows, weak_chances, strong_chances, strict=True):
             result.pairs += [(w, rows[row].weak), (s, rows[row].strong)]
     return result
 
@@ -116,11 +121,11 @@ def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = No
 def _learn(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Estimator:
     estimator = Estimator()
     for count, row in enumerate(order):
-        for model, good in ((WEAK, rows[row].weak), (STRONG, rows[row].strong)):
+        for model, label in ((WEAK, rows[row].weak), (STRONG, rows[row].strong)):
             signal = Signal(
                 model=model,
                 question=question_for(rows[row].prompt, embed),
-                score=good,
+                score=label,
                 weight=1.0,
                 source="feedback",
                 key=f"person-{count % _KEYS}",

@@ -157,8 +157,8 @@ class World:
 
     def loss(self, model: SimulatedModel, request: Request) -> tuple[float, bool]:
         """Return the total cost of the answer, and whether it is bad."""
-        bad = request.luck >= self.chance(model, request)
-        return model.price + _USD_PER_BAD * bad, bad
+        is_bad = request.luck >= self.chance(model, request)
+        return model.price + _USD_PER_BAD * is_bad, is_bad
 
 
 def known(model: SimulatedModel) -> Ability:
@@ -224,22 +224,22 @@ def play(seed: int) -> Month:
     world, month, estimator = World(seed), Month(), Estimator()
     per_day = [0.0] * DAYS
     totals = {"router": 0.0}
-    bad = {"router": 0.0}
+    bad_answers = {"router": 0.0}
     fixed: dict[tuple[str, str], float] = {}
     fixed_by_day: dict[tuple[str, str], list[float]] = {}
     for request in requests(seed):
         available = [model for model in MODELS if model.since <= request.day]
-        chosen, tried = choose(estimator, available, request.question, request.trying)
-        loss, failed = world.loss(chosen, request)
-        loss += _USD_PER_VERDICT * tried
+        chosen_model, has_tried = choose(estimator, available, request.question, request.trying)
+        loss, has_failed = world.loss(chosen_model, request)
+        loss += _USD_PER_VERDICT * has_tried
         totals["router"] += loss
-        bad["router"] += failed
+        bad_answers["router"] += has_failed
         per_day[int(request.day)] += loss
-        if request.signalled or tried:
+        if request.signalled or has_tried:
             signal = Signal(
-                model=chosen.name,
+                model=chosen_model.name,
                 question=request.question,
-                score=0.0 if failed else 1.0,
+                score=0.0 if has_failed else 1.0,
                 weight=1.0,
                 source="feedback",
                 key=request.person,
@@ -249,21 +249,21 @@ def play(seed: int) -> Month:
         for model in MODELS:
             # Until a model is added, the most expensive one takes its place.
             substitute = model if model.since <= request.day else MODELS[4]
-            loss, failed = world.loss(substitute, request)
+            loss, has_failed = world.loss(substitute, request)
             cell = (request.question.kind, model.name)
             fixed[cell] = fixed.get(cell, 0.0) + loss
             fixed_by_day.setdefault(cell, [0.0] * DAYS)[int(request.day)] += loss
             if not model.since:
                 totals[model.name] = totals.get(model.name, 0.0) + loss
-                bad[model.name] = bad.get(model.name, 0.0) + failed
-    best: dict[str, str] = {}
+                bad_answers[model.name] = bad_answers.get(model.name, 0.0) + has_failed
+    best_models: dict[str, str] = {}
     for kind in {kind for kind, _ in fixed}:
         losses = {model.name: fixed[kind, model.name] for model in MODELS}
-        best[kind] = min(losses, key=losses.__getitem__)
-    totals["best fixed policy"] = sum(fixed[item] for item in best.items())
+        best_models[kind] = min(losses, key=losses.__getitem__)
+    totals["best fixed policy"] = sum(fixed[item] for item in best_models.items())
     regret = 0.0
     for day in range(DAYS):
-        regret += per_day[day] - sum(fixed_by_day[item][day] for item in best.items())
+        regret += per_day[day] - sum(fixed_by_day[item][day] for item in best_models.items())
         month.regret.append(regret)
-    month.totals, month.bad, month.policy = totals, bad, best
+    month.totals, month.bad, month.policy = totals, bad_answers, best_models
     return month

@@ -14,10 +14,16 @@ def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]
     """Return mean expectation, mean truth and count of answers per tenth of expectations."""
     result = []
     for tenth in range(10):
-        inside = [pair for pair in pairs if tenth <= min(pair[0] * 10, 9.999) < tenth + 1]
-        if inside:
-            expected = sum(pair[0] for pair in inside) / len(inside)
-            result.append((expected, sum(pair[1] for pair in inside) / len(inside), len(inside)))
+        pairs_in_bin = [pair for pair in pairs if tenth <= min(pair[0] * 10, 9.999) < tenth + 1]
+        if pairs_in_bin:
+            expected = sum(pair[0] for pair in pairs_in_bin) / len(pairs_in_bin)
+            result.append(
+                (
+                    expected,
+                    sum(pair[1] for pair in pairs_in_bin) / len(pairs_in_bin),
+                    len(pairs_in_bin),
+                )
+            )
     return result
 
 

@@ -73,15 +73,15 @@ def difficulties(
         question = question_for(row.prompt)
         # The product adds this to the kind's level because of the length and other features.
         offset = question.difficulty - KIND_DIFFICULTY[question.kind]
-        for model, good in ((WEAK, row.weak), (STRONG, row.strong)):
+        for model, label in ((WEAK, row.weak), (STRONG, row.strong)):
             ability = look_up_ability(model)
             assert ability is not None
-            answers[kind].append((ability.mean - offset, good, guessed))
+            answers[kind].append((ability.mean - offset, label, guessed))
     fitted = {}
-    for kind, known in answers.items():
-        share = len(known) / (len(known) + _ANCHOR_ANSWERS)
-        level = _level(known) if known else 0.0
-        fitted[kind] = (share * level + (1 - share) * ANCHORS[kind], len(known))
+    for kind, kind_answers in answers.items():
+        share = len(kind_answers) / (len(kind_answers) + _ANCHOR_ANSWERS)
+        level = _level(kind_answers) if kind_answers else 0.0
+        fitted[kind] = (share * level + (1 - share) * ANCHORS[kind], len(kind_answers))
     return fitted
 
 
@@ -102,22 +102,22 @@ def _development(
 def _level(answers: list[tuple[float, float, float]]) -> float:
     """Return the difficulty at which the expected number of good answers equals the true one."""
     scale = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIANCE)
-    good = sum(score for _, score, _ in answers)
+    good_answers = sum(score for _, score, _ in answers)
 
     def surplus(difficulty: float) -> float:
         chances = (
             guessed + (1 - guessed) / (1 + math.exp((difficulty - ability) * scale))
             for ability, _, guessed in answers
         )
-        return sum(chances) - good
+        return sum(chances) - good_answers
 
     return _root(surplus, -8.0, 8.0)
 
 
 def _root(decreasing: Callable[[float], float], low: float, high: float) -> float:
     for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if decreasing(middle) > 0 else (low, middle)
+        midpoint = (low + high) / 2
+        low, high = (midpoint, high) if decreasing(midpoint) > 0 else (low, midpoint)
     return (low + high) / 2
 
 

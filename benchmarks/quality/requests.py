@@ -98,9 +98,9 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
                     await asyncio.sleep(0)
                 writer.write(b"0\r\n\r\n")
             else:
-                whole = _WHOLE if head.startswith(b"post") else b"{}"
-                kind = b"content-type: application/json\r\ncontent-length: %d" % len(whole)
-                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (kind, whole))
+                response_body = _WHOLE if head.startswith(b"post") else b"{}"
+                kind = b"content-type: application/json\r\ncontent-length: %d" % len(response_body)
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (kind, response_body))
     writer.close()
 
 
@@ -174,17 +174,19 @@ async def request_costs(
                 home = folder / f"{number}{state}"
                 home.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                opened = _replica(root, home, backend, price, redis, model)
-                replicas[tree, state] = await stack.enter_async_context(opened)
+                new_replica = _replica(root, home, backend, price, redis, model)
+                replicas[tree, state] = await stack.enter_async_context(new_replica)
         for kind in ("whole", "stream"):
             for turn in range(rounds + 1):
-                before = [await replica.cpu_seconds() for replica in replicas.values()]
+                seconds_before = [await replica.cpu_seconds() for replica in replicas.values()]
                 for replica in list(replicas.values())[:: -1 if turn % 2 else 1]:
                     await replica.load(kind, requests, clients)
                 await asyncio.sleep(_WRITE_SECONDS)
-                for ((tree, state), replica), start in zip(replicas.items(), before, strict=True):
-                    used = await replica.cpu_seconds() - start
-                    cost = used / (requests // clients * clients) * 1e6
+                for ((tree, state), replica), start in zip(
+                    replicas.items(), seconds_before, strict=True
+                ):
+                    cpu_seconds = await replica.cpu_seconds() - start
+                    cost = cpu_seconds / (requests // clients * clients) * 1e6
                     # The first round warms up.
                     if turn:
                         costs.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
@@ -199,12 +201,16 @@ def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
     """Print medians, quartiles of the additional share, and the fastest rounds."""
     print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
     for (tree, kind), costs in results.items():
-        off, on = costs["off"], costs["on"]
-        shares = [with_quality / plain - 1 for plain, with_quality in zip(off, on, strict=True)]
-        low, middle, high = statistics.quantiles(shares)
+        cost_off, cost_on = costs["off"], costs["on"]
+        shares = [
+            with_quality / cost_without - 1
+            for cost_without, with_quality in zip(cost_off, cost_on, strict=True)
+        ]
+        lower_quartile, median, upper_quartile = statistics.quantiles(shares)
         print(
-            f"| {tree}, {kind} | {statistics.median(off):.0f} | {statistics.median(on):.0f} "
-            f"| {middle:.1%} ({low:.1%} to {high:.1%}) | {min(off):.0f}, {min(on):.0f} |"
+            f"| {tree}, {kind} | {statistics.median(cost_off):.0f} | {statistics.median(cost_on):.0f} "
+            f"| {median:.1%} ({lower_quartile:.1%} to {upper_quartile:.1%}) "
+            f"| {min(cost_off):.0f}, {min(cost_on):.0f} |"
         )
 
 

@@ -113,19 +113,23 @@ def _judged(questions: str, judgements: str) -> Iterator[Row]:
     """Yield first turns with the mean mark of both turns, like RouteLLM; mark 10 becomes 1."""
     marks: dict[tuple[int, str], list[float]] = {}
     for line in judgements.splitlines():
-        judged = json.loads(line)
-        marks.setdefault((judged["question_id"], judged["model"]), []).append(judged["score"])
+        judgement = json.loads(line)
+        marks.setdefault((judgement["question_id"], judgement["model"]), []).append(
+            judgement["score"]
+        )
     for line in questions.splitlines():
         question = json.loads(line)
-        weak, strong = (marks[question["question_id"], model] for model in (WEAK, STRONG))
+        weak_marks, strong_marks = (
+            marks[question["question_id"], model] for model in (WEAK, STRONG)
+        )
         yield Row(
             prompt=question["turns"][0],
             subject=question["category"],
-            weak=sum(weak) / len(weak) / 10,
-            strong=sum(strong) / len(strong) / 10,
+            weak=sum(weak_marks) / len(weak_marks) / 10,
+            strong=sum(strong_marks) / len(strong_marks) / 10,
         )
 
 
 def _clean(rows: Iterator[Row] | list[Row], contaminated: str) -> tuple[Row, ...]:
-    known = {json.loads(line)["eval_prompt"] for line in contaminated.splitlines()}
-    return tuple(row for row in rows if row.prompt not in known)
+    known_prompts = {json.loads(line)["eval_prompt"] for line in contaminated.splitlines()}
+    return tuple(row for row in rows if row.prompt not in known_prompts)

@@ -128,13 +128,13 @@ def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
 
 
 def installed(home: Path) -> Clients:
-    done = subprocess.run(
+    process = subprocess.run(
         [str(ROOT / "scripts" / "comfyui_clients.sh")],
         env={**os.environ, "PYTHON": sys.executable},
         text=True, capture_output=True, timeout=_INSTALL_SECONDS, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return Clients(folder=Path(done.stdout.strip()), home=home)
+    assert process.returncode == 0, process.stderr
+    return Clients(folder=Path(process.stdout.strip()), home=home)
 
 
 def _graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:

@@ -123,9 +123,9 @@ def _suite(item: pytest.Function) -> str | None:
 
 def _model(item: pytest.Function) -> str:
     callspec = getattr(item, "callspec", None)
-    named = callspec.params.get("model") if callspec is not None else None
-    if isinstance(named, str):
-        return named
+    model_name = callspec.params.get("model") if callspec is not None else None
+    if isinstance(model_name, str):
+        return model_name
     result: str = getattr(item.cls, "MODEL", SCRIPTED)
     return result
 

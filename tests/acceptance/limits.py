@@ -35,8 +35,9 @@ class Limit:
         path, _, case = name.partition("[")
         function = path.rpartition(".")[2]
         return any(
-            known in (path, function) or ("[" in known and f"{function}[{case}".startswith(known))
-            for known in self.names
+            known_name in (path, function)
+            or ("[" in known_name and f"{function}[{case}".startswith(known_name))
+            for known_name in self.names
         )
 
 

@@ -28,15 +28,15 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
     """Serve the frontend from a thread, and yield its URL."""
     ready: Future[str] = Future()
     loop = asyncio.new_event_loop()
-    done = asyncio.Event()
+    stop_event = asyncio.Event()
     thread = threading.Thread(
-        target=loop.run_until_complete, args=(_serve(profile, files, ready, done),)
+        target=loop.run_until_complete, args=(_serve(profile, files, ready, stop_event),)
     )
     thread.start()
     try:
         yield ready.result(_SECONDS)
     finally:
-        loop.call_soon_threadsafe(done.set)
+        loop.call_soon_threadsafe(stop_event.set)
         thread.join(_SECONDS)
         loop.close()
 

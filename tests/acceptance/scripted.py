@@ -173,10 +173,10 @@ def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
     """
     functions = [tool["function"] for tool in body.get("tools") or ()]
     choice = body.get("tool_choice") or ("auto" if functions else "none")
-    called = _list_called_tools(body["messages"])
-    if choice == "none" or not functions or (choice == "auto" and called):
+    called_tools = _list_called_tools(body["messages"])
+    if choice == "none" or not functions or (choice == "auto" and called_tools):
         return []
-    functions = [f for f in functions if f["name"] not in called] or functions
+    functions = [f for f in functions if f["name"] not in called_tools] or functions
     if isinstance(choice, dict):
         functions = [f for f in functions if f["name"] == choice["function"]["name"]]
     elif body.get("parallel_tool_calls") is False or "parallel" not in prompt:
@@ -238,8 +238,8 @@ def _truncate(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
 
 def _filled(schema: Mapping[str, Any], prompt: str) -> str:
     numbers = chain((int(n) for n in re.findall(r"\d+", prompt)), iter(lambda: 1, None))
-    quoted = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
-    value = _make_value(schema, schema, numbers, quoted)
+    quoted_texts = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
+    value = _make_value(schema, schema, numbers, quoted_texts)
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -91,13 +91,13 @@ class OperationServer:
         body = await request.json()
         self._check(body, "CreateModerationRequest")
         inputs = body["input"]
-        many = isinstance(inputs, list) and isinstance(inputs[0], str)
+        is_list = isinstance(inputs, list) and isinstance(inputs[0], str)
         result = {
             "flagged": "kill" in json.dumps(inputs),
             "categories": dict.fromkeys(_CATEGORIES, False),
             "category_scores": dict.fromkeys(_CATEGORIES, 0.01),
         }
-        results = [result] * (len(inputs) if many else 1)
+        results = [result] * (len(inputs) if is_list else 1)
         return web.json_response({"id": "modr-1", "model": body["model"], "results": results})
 
     async def rerank(self, request: web.Request) -> web.Response:

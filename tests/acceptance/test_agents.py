@@ -22,8 +22,8 @@ _TEXT = "Hello! It is sunny, and the answer is 3."
 def test_openai_agents_runs_tools_handoffs_and_continues(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
 ) -> None:
-    place = [text_gateway.url, text_gateway.api_key, SCRIPTED]
-    result = run_script([text_clients.python, "agents_sdk.py", *place], tmp_path)
+    script_arguments = [text_gateway.url, text_gateway.api_key, SCRIPTED]
+    result = run_script([text_clients.python, "agents_sdk.py", *script_arguments], tmp_path)
     assert result["hello"] == _TEXT
     assert result["results"] == ["sunny in Paris"]
     assert result["answer"] == result["streamed"] == result["continued"] == _TEXT

@@ -91,11 +91,11 @@ def test_both_clients_do_the_scenario_alike(gateway: RunningStack) -> None:
         assert len(killed) == 1, f"{name}: the stream was not followed over a kill"
         # The farm is left as it was found.
         victims.wait_for_another(gateway.data, GATEWAY, killed[0], count, 180)
-    wrong = [
+    differences = [
         (name, *steps)
         for name, result in results.items()
         for steps in zip_longest(result, expected)
         if steps[0] != steps[1]
     ]
-    assert wrong == []
+    assert differences == []
     assert results["typescript"] == results["python"]

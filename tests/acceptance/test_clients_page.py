@@ -68,8 +68,8 @@ def test_langchain(text_gateway: TextGateway) -> None:
 def test_the_configuration_is_valid(name: str) -> None:
     data = yaml.safe_load(list_snippets()[name][1])
     if name == "omit":
-        plain = {"context": 2048, "price": {"input": 0, "output": 0}}
-        models = [{"name": model, **plain} for model in data["aliases"]["chat"]["models"]]
+        model_defaults = {"context": 2048, "price": {"input": 0, "output": 0}}
+        models = [{"name": model, **model_defaults} for model in data["aliases"]["chat"]["models"]]
         data["backends"] = [
             {"name": "b", "type": "openai", "base_url": "http://a.test/v1", "models": models}
         ]

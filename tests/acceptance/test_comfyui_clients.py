@@ -33,10 +33,10 @@ _PATIENCE = 120
 @pytest.fixture(scope="module")
 def farm(gateway: RunningStack) -> StackClient:
     """Return a client of the farm once a ComfyUI is ready, because the clients list its nodes."""
-    plain = StackClient(gateway.url, gateway.api_key)
-    job = plain.submit({"kind": "render", "workflow": _warm_up()})
-    plain.wait(job, {"succeeded"}, _PATIENCE)
-    return plain
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    job = stack_client.submit({"kind": "render", "workflow": _warm_up()})
+    stack_client.wait(job, {"succeeded"}, _PATIENCE)
+    return stack_client
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,10 @@ def test_comfy_cli_cancels(
         if outputs[-1]["type"] == "progress":
             break
     job = outputs[-1]["prompt_id"]
-    [cancelled] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0)
-    assert cancelled["ok"]
-    rest = _events(run, 130)
-    assert rest[-1]["error"]["code"] == "cancelled"
+    [cancel_event] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0)
+    assert cancel_event["ok"]
+    run_events = _events(run, 130)
+    assert run_events[-1]["error"]["code"] == "cancelled"
     farm.wait(job, {"cancelled"}, _PATIENCE)
 
 
@@ -166,16 +166,16 @@ def test_the_npm_sdk(
     result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
-    first, _, again, long = result["pending"]
-    _made(farm, first)
-    _made(farm, again)
+    first_job, _, second_job, long_job = result["pending"]
+    _made(farm, first_job)
+    _made(farm, second_job)
     assert [value for node, value, _ in result["progress"] if node == "3"]
     assert result["again"] == 1
     assert result["long"] is False
     # It looks at the queue now and then, and may do so just when the job has left it.
-    interrupted, missing = "The execution was interrupted!", "The job went missing!"
-    assert set(result["failed"]) in ({interrupted}, {interrupted, missing}, {missing})
-    assert farm.job(long)["status"] == "cancelled"
+    interrupted, missing_error = "The execution was interrupted!", "The job went missing!"
+    assert set(result["failed"]) in ({interrupted}, {interrupted, missing_error}, {missing_error})
+    assert farm.job(long_job)["status"] == "cancelled"
     assert result["stats"]["system"]["comfyui_version"]
 
 

@@ -89,9 +89,9 @@ def frontend(
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
-    plain = StackClient(gateway.url, gateway.api_key)
-    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
-    plain.wait(job, {"succeeded"}, _PATIENCE)
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    job = stack_client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    stack_client.wait(job, {"succeeded"}, _PATIENCE)
     with ExitStack() as stack:
         playwright = stack.enter_context(sync_playwright())
         context = playwright.chromium.launch_persistent_context(
@@ -101,7 +101,7 @@ def frontend(
         stack.callback(context.close)
         context.set_default_timeout(_PATIENCE * 1000)
         # Else a newcomer is shown templates first.
-        known = context.request.post(
+        response = context.request.post(
             f"{gateway.url}/settings/Comfy.TutorialCompleted",
             data="true",
             headers={
@@ -109,7 +109,7 @@ def frontend(
                 "content-type": "application/json",
             },
         )
-        assert known.ok, known.text()
+        assert response.ok, response.text()
         frontend = FrontendPage(context.pages[0])
         if request.param == _OWN:
             frontend.page.goto(f"{gateway.url}/comfy/")
@@ -135,8 +135,12 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
     frontend.page.wait_for_function(f"({_SHOWN})().length === 1")
     [(icon, *answer)] = frontend.page.evaluate(_ICONS)
     assert answer == [200, "image/png"], icon
-    shown = frontend.page.evaluate(_SHOWN)
-    assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
+    shown_image = frontend.page.evaluate(_SHOWN)
+    assert frontend.page.evaluate(_PIXEL, shown_image) == [
+        color >> 16,
+        color >> 8 & 255,
+        color & 255,
+    ]
 
 
 def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningStack) -> None:
@@ -148,5 +152,5 @@ def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningS
     [prompt_id] = [
         m["data"]["prompt_id"] for m in frontend.messages if m["type"] == "execution_start"
     ]
-    plain = StackClient(gateway.url, gateway.api_key)
-    plain.wait(prompt_id, {"cancelled"}, _PATIENCE)
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    stack_client.wait(prompt_id, {"cancelled"}, _PATIENCE)

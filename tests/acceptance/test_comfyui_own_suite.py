@@ -47,8 +47,8 @@ def test_comfyuis_own_tests_pass(gateway: RunningStack, comfyui: ComfyUI, tmp_pa
     key = next(word for word in words if word.startswith("moyin_"))
     with connected(gateway, key) as url:
         outcomes, output = _run(clients, comfyui.home, url.rpartition(":")[2], tmp_path)
-    failed = [name for name, outcome in outcomes.items() if outcome != "passed"]
-    assert failed == [], output
+    failed_tests = [name for name, outcome in outcomes.items() if outcome != "passed"]
+    assert failed_tests == [], output
     assert len(outcomes) == _TESTS, output
 
 
@@ -59,7 +59,7 @@ def _run(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[st
     python.write_text(_PYTHON)
     python.chmod(0o755)
     torch.write_text(_TORCH)
-    done = subprocess.run(
+    process = subprocess.run(
         [
             str(clients.folder / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider",
             "--port", port, "--output_dir", str(folder / "output"), "--skip-timing-checks",
@@ -78,10 +78,10 @@ def _run(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[st
         cwd=home, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, timeout=_SECONDS, check=False,
     )  # fmt: skip
-    assert report.exists(), done.stdout
+    assert report.exists(), process.stdout
     cases = ElementTree.parse(report).getroot().iter("testcase")
     outcomes = {f"{case.get('classname')}.{case.get('name')}": _outcome(case) for case in cases}
-    return outcomes, done.stdout
+    return outcomes, process.stdout
 
 
 def _outcome(case: ElementTree.Element) -> str:

@@ -32,8 +32,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     command = [str(_PYTHON), "scripts/docs_site.py"]
     command += ["--work", str(folder / "work"), "--output", str(folder / "site")]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
     return folder
 
 
@@ -105,8 +105,8 @@ def test_no_page_loads_from_another_host(built: Path) -> None:
     pages = list((built / "site").rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
-        loaded = _Tags(page.read_text()).loaded
-        assert [url for url in loaded if re.match(r"([a-z]+:)?//", url)] == [], page
+        loaded_urls = _Tags(page.read_text()).loaded
+        assert [url for url in loaded_urls if re.match(r"([a-z]+:)?//", url)] == [], page
     for style in (built / "site").rglob("*.css"):
         assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style.read_text()), style
 

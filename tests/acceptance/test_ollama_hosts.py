@@ -72,22 +72,22 @@ async def test_refusal_of_the_only_host_has_retry_after(
                 async with openai.AsyncOpenAI(
                     base_url=f"{gateway.url}/v1", api_key=gateway.api_key, max_retries=0
                 ) as gpt:
-                    with pytest.raises(openai.RateLimitError) as refused:
+                    with pytest.raises(openai.RateLimitError) as openai_error:
                         await gpt.chat.completions.create(model=CHAT, messages=[_HELLO])
-                assert (refused.value.code, refused.value.type) == (
+                assert (openai_error.value.code, openai_error.value.type) == (
                     "overloaded",
                     "rate_limit_error",
                 )
-                check_error(refused.value.response.content)
-                assert refused.value.response.headers["retry-after"] == "1"
+                check_error(openai_error.value.response.content)
+                assert openai_error.value.response.headers["retry-after"] == "1"
                 async with anthropic.AsyncAnthropic(
                     base_url=gateway.url, api_key=gateway.api_key, max_retries=0
                 ) as claude:
-                    with pytest.raises(anthropic.RateLimitError) as limited:
+                    with pytest.raises(anthropic.RateLimitError) as anthropic_error:
                         await claude.messages.create(model=CHAT, messages=[_HELLO], max_tokens=1)
-                assert isinstance(limited.value.body, dict)
-                assert limited.value.body["error"]["type"] == "rate_limit_error"
-                assert limited.value.response.headers["retry-after"] == "1"
+                assert isinstance(anthropic_error.value.body, dict)
+                assert anthropic_error.value.body["error"]["type"] == "rate_limit_error"
+                assert anthropic_error.value.response.headers["retry-after"] == "1"
                 call = await http.post("/v1/ollama/api/generate", json=_ask(stream=True))
                 assert (call.status, call.headers["retry-after"]) == (429, "1")
                 assert set(await call.json()) == {"error", "code", "request_id"}
@@ -109,13 +109,13 @@ async def test_a_killed_host_ends_its_streams_only(
     hosts = [ollama_server.url, small_ollama_server.url]
     with gateway_before(tmp_path / "gateway", hosts, parallel=1) as gateway:
         async with _session(gateway) as http:
-            first, second = await _open_two(http)
-            streams = {_host(response): response for response in (first, second)}
+            first_stream, second_stream = await _open_two(http)
+            streams = {_host(response): response for response in (first_stream, second_stream)}
             assert set(streams) == {"gpu-0", "gpu-1"}
             small_ollama_server.kill()
             async with asyncio.timeout(10):
-                *_, last = [json.loads(line) async for line in streams["gpu-1"].content]
-            assert set(last) >= {"error"}, last
+                *_, last_line = [json.loads(line) async for line in streams["gpu-1"].content]
+            assert set(last_line) >= {"error"}, last_line
             pieces = [json.loads(await streams["gpu-0"].content.readline()) for _ in range(3)]
             assert not any("error" in piece for piece in pieces)
             streams["gpu-0"].close()
@@ -150,13 +150,13 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
     """
     async with (
         aiohttp.ClientSession(host.url) as http,
-        AsyncExitStack() as opened,
+        AsyncExitStack() as exit_stack,
         asyncio.TaskGroup() as tasks,
     ):
 
         async def call(**kwargs: Any) -> aiohttp.ClientResponse:
             response = await http.post("/api/generate", json=_ask(**kwargs))
-            opened.callback(response.close)
+            exit_stack.callback(response.close)
             await response.content.readline()
             return response
 
@@ -165,14 +165,14 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
 
         # Calls that an earlier test has cancelled may be in the queue for a moment.
         await eventually(occupy)
-        seen = host.read_log().count(_SCHEDULER_WAITS)
+        waits_before = host.read_log().count(_SCHEDULER_WAITS)
         with host.stopped_runners():
             waiting = [tasks.create_task(call())]
             # The scheduler has taken this one, so that the queue is empty.
-            await eventually(lambda: host.read_log().count(_SCHEDULER_WAITS) > seen)
+            await eventually(lambda: host.read_log().count(_SCHEDULER_WAITS) > waits_before)
             waiting += [tasks.create_task(call()) for _ in range(2)]
-            [refused], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            assert (await refused).status == 503
+            [refused_task], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert (await refused_task).status == 503
             yield
             for task in waiting:
                 task.cancel()
@@ -229,12 +229,12 @@ async def _open_two(
             raise
         return response
 
-    opened = await asyncio.gather(open_stream(), open_stream(), return_exceptions=True)
-    errors = [answer for answer in opened if isinstance(answer, BaseException)]
-    streams = [answer for answer in opened if not isinstance(answer, BaseException)]
+    results = await asyncio.gather(open_stream(), open_stream(), return_exceptions=True)
+    errors = [answer for answer in results if isinstance(answer, BaseException)]
+    streams = [answer for answer in results if not isinstance(answer, BaseException)]
     if errors:
         for stream in streams:
             stream.close()
         raise errors[0]
-    first, second = streams
-    return first, second
+    first_stream, second_stream = streams
+    return first_stream, second_stream

@@ -59,12 +59,12 @@ def _models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Itera
     ollama_server.create(_MODEL, _MODELFILE)
     for name in _NAMES[1:]:
         ollama_server.call("POST", "/api/copy", {"source": _MODEL, "destination": name})
-    tagged = {name if ":" in name else f"{name}:latest" for name in _NAMES}
-    eventually_blocking(lambda: tagged <= ollama_gateway.list_names(), SOON)
+    tagged_names = {name if ":" in name else f"{name}:latest" for name in _NAMES}
+    eventually_blocking(lambda: tagged_names <= ollama_gateway.list_names(), SOON)
     yield
     for name in _NAMES:
         ollama_server.call("DELETE", "/api/delete", {"model": name})
-    eventually_blocking(lambda: not tagged & ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: not tagged_names & ollama_gateway.list_names(), SOON)
 
 
 @pytest.mark.parametrize(
@@ -91,22 +91,23 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
 ) -> None:
     pattern = f"^({'|'.join(tests)})${within}"
     began = time.monotonic()
-    bare, bare_output = _run(ollama_server.url, pattern)
-    between = time.monotonic()
+    bare_passed, bare_output = _run(ollama_server.url, pattern)
+    bare_ended_at = time.monotonic()
     result, output = _run(ollama_relay, pattern)
-    ended = time.monotonic()
+    ended_at = time.monotonic()
     measured(
-        f"{len(result)} of Ollama's own tests through the gateway: {ended - between:.0f} s, "
-        f"{len(bare)} on the bare server: {between - began:.0f} s"
+        f"{len(result)} of Ollama's own tests through the gateway: "
+        f"{ended_at - bare_ended_at:.0f} s, "
+        f"{len(bare_passed)} on the bare server: {bare_ended_at - began:.0f} s"
     )
-    assert result >= bare, output[-20_000:]
-    assert bare >= set(tests), bare_output[-20_000:]
+    assert result >= bare_passed, output[-20_000:]
+    assert bare_passed >= set(tests), bare_output[-20_000:]
 
 
 def _run(url: str, pattern: str) -> tuple[set[str], str]:
     """Run the tests against a server; return the names of those that passed, and the output."""
     folder = find_ollama()
-    done = subprocess.run(
+    process = subprocess.run(
         [
             folder / "integration.test",
             "-test.v",
@@ -124,4 +125,4 @@ def _run(url: str, pattern: str) -> tuple[set[str], str]:
         capture_output=True,
         text=True,
     )
-    return set(_PASSED.findall(done.stdout)), done.stdout + done.stderr
+    return set(_PASSED.findall(process.stdout)), process.stdout + process.stderr

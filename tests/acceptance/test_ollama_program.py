@@ -23,17 +23,19 @@ def ollama_program(ollama_server: OllamaServer, ollama_relay: str) -> Program:
 
 
 def test_list(ollama_program: Program, ollama_server: OllamaServer) -> None:
-    own = ollama_server.run("list").splitlines()
+    server_lines = ollama_server.run("list").splitlines()
     result = ollama_program("list").splitlines()
     assert {line.split()[0] for line in result} >= {"NAME", f"{CHAT}:latest", TOOLS}
     # Name, digest and size as on the host.
-    assert {tuple(line.split()[:4]) for line in own} <= {tuple(line.split()[:4]) for line in result}
+    assert {tuple(line.split()[:4]) for line in server_lines} <= {
+        tuple(line.split()[:4]) for line in result
+    }
 
 
 def test_show(ollama_program: Program, ollama_server: OllamaServer) -> None:
-    own = ollama_server.run("show", CHAT).splitlines()
+    server_lines = ollama_server.run("show", CHAT).splitlines()
     # The parameters come in another order every time.
-    assert sorted(ollama_program("show", CHAT).splitlines()) == sorted(own)
+    assert sorted(ollama_program("show", CHAT).splitlines()) == sorted(server_lines)
     assert "tools" in ollama_program("show", TOOLS)
 
 
@@ -41,11 +43,11 @@ def test_run_ps_and_stop(ollama_program: Program, ollama_server: OllamaServer) -
     for name in (CHAT, f"{CHAT}:latest"):
         assert ollama_program("run", name, "Say hello.").strip()
     eventually_blocking(lambda: f"{CHAT}:latest" in ollama_program("ps"), SOON)
-    own = ollama_server.run("ps").splitlines()[1].split()
+    server_row = ollama_server.run("ps").splitlines()[1].split()
     # The gateway also lists the model that shares its weights, before or after it.
     rows = [line.split() for line in ollama_program("ps").splitlines()]
-    [listed] = [row for row in rows if row[0] == f"{CHAT}:latest"]
-    assert listed[:4] == own[:4]
+    [listed_row] = [row for row in rows if row[0] == f"{CHAT}:latest"]
+    assert listed_row[:4] == server_row[:4]
     ollama_program("stop", CHAT)
     eventually_blocking(lambda: not ollama_server.run("ps").splitlines()[1:])
     eventually_blocking(lambda: CHAT not in ollama_program("ps"), SOON)

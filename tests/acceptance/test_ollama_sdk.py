@@ -52,9 +52,9 @@ def test_a_whole_answer(client: ollama.Client, model: str) -> None:
 
 @pytest.mark.parametrize("model", ALL)
 def test_a_stream_is_the_whole_answer(client: ollama.Client, model: str) -> None:
-    whole = client.chat(model, [HELLO], options={"num_predict": 8})
+    whole_answer = client.chat(model, [HELLO], options={"num_predict": 8})
     chunks = list(client.chat(model, [HELLO], stream=True, options={"num_predict": 8}))
-    assert "".join(chunk.message.content or "" for chunk in chunks) == whole.message.content
+    assert "".join(chunk.message.content or "" for chunk in chunks) == whole_answer.message.content
     assert [chunk.done for chunk in chunks].index(True) == len(chunks) - 1
     assert (chunks[-1].eval_count or 0) > 0
 
@@ -62,10 +62,10 @@ def test_a_stream_is_the_whole_answer(client: ollama.Client, model: str) -> None
 @pytest.mark.parametrize("model", ALL)
 def test_generate_whole_and_streamed(client: ollama.Client, model: str) -> None:
     ask: Any = {"model": model, "prompt": "Say hello.", "system": "Be kind."}
-    whole = client.generate(**ask, options={"num_predict": 8})
+    whole_answer = client.generate(**ask, options={"num_predict": 8})
     pieces = client.generate(**ask, stream=True, options={"num_predict": 8})
-    assert whole.response
-    assert "".join(piece.response or "" for piece in pieces) == whole.response
+    assert whole_answer.response
+    assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -81,11 +81,11 @@ def test_a_schema_is_kept(client: ollama.Client, model: str) -> None:
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_stop_sequence_ends_the_answer(client: ollama.Client, model: str) -> None:
-    whole = client.chat(model, [HELLO], options={"num_predict": 12}).message.content or ""
-    stop = whole.split()[1]
+    whole_text = client.chat(model, [HELLO], options={"num_predict": 12}).message.content or ""
+    stop = whole_text.split()[1]
     cut = client.chat(model, [HELLO], options={"num_predict": 12, "stop": [stop]})
     assert cut.done_reason == "stop"
-    assert cut.message.content == whole.partition(stop)[0]
+    assert cut.message.content == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -96,9 +96,9 @@ def test_a_tool_is_called_and_its_result_read(client: ollama.Client, model: str)
     assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
     result = get_weather(**call.function.arguments)
     turns += [answer.message, {"role": "tool", "tool_name": "get_weather", "content": result}]
-    final = client.chat(model, turns, tools=[get_weather])
-    assert final.message.content
-    assert not final.message.tool_calls
+    final_answer = client.chat(model, turns, tools=[get_weather])
+    assert final_answer.message.content
+    assert not final_answer.message.tool_calls
 
 
 def test_parallel_tools_come_in_a_stream(client: ollama.Client) -> None:
@@ -134,9 +134,9 @@ def test_thinking_is_separate_from_text(client: ollama.Client) -> None:
 def test_texts_become_vectors(client: ollama.Client) -> None:
     vectors = client.embed(VECTORS, ["fox", "hound"])
     assert [list(vector) for vector in vectors.embeddings] == [[3, ord("f")], [5, ord("h")]]
-    [one] = client.embed(VECTORS, "fox").embeddings
+    [fox_vector] = client.embed(VECTORS, "fox").embeddings
     assert list(client.embeddings(VECTORS, "hound").embedding) == [5, ord("h")]
-    assert list(one) == [3, ord("f")]
+    assert list(fox_vector) == [3, ord("f")]
 
 
 def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
@@ -162,7 +162,7 @@ def test_errors_are_the_sdks_own(client: ollama.Client, text_gateway: TextGatewa
         ollama.Client(
             text_gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}
         ) as stranger,
-        pytest.raises(ollama.ResponseError) as refused,
+        pytest.raises(ollama.ResponseError) as exc_info,
     ):
         stranger.chat(SCRIPTED, [HELLO])
-    assert refused.value.status_code == 401
+    assert exc_info.value.status_code == 401

@@ -83,8 +83,8 @@ def test_speech_as_events(http: httpx.Client) -> None:
     body = {"model": "tts", "voice": "alloy", "input": "Hi.", "stream_format": "sse"}
     answer = http.post("/audio/speech", json=body)
     assert answer.headers["content-type"] == "text/event-stream"
-    first, second, cost, _ = answer.text.split("\n\n")
-    assert '"speech.audio.delta"' in first and '"speech.audio.done"' in second
+    first_event, second_event, cost, _ = answer.text.split("\n\n")
+    assert '"speech.audio.delta"' in first_event and '"speech.audio.done"' in second_event
     assert cost == ": x-moyin-cost-usd=0.000045"
 
 
@@ -127,9 +127,12 @@ def test_a_transcription_is_streamed(client: openai.OpenAI) -> None:
     events = client.audio.transcriptions.create(
         model="gpt-4o-transcribe", file=("hello.wav", wav(2)), stream=True
     )
-    received = list(events)
-    assert [event.type for event in received] == ["transcript.text.delta", "transcript.text.done"]
-    for event in received:
+    received_events = list(events)
+    assert [event.type for event in received_events] == [
+        "transcript.text.delta",
+        "transcript.text.done",
+    ]
+    for event in received_events:
         _check_strictly(TranscriptionStreamEvent, event)
 
 
@@ -159,12 +162,12 @@ def test_an_edit_is_streamed(client: openai.OpenAI) -> None:
         model="pictures", image=("a.png", PNG, "image/png"), prompt="Sun.", stream=True,
         partial_images=1,
     )  # fmt: skip
-    received = list(events)
-    assert [event.type for event in received] == [
+    received_events = list(events)
+    assert [event.type for event in received_events] == [
         "image_edit.partial_image",
         "image_edit.completed",
     ]
-    for event in received:
+    for event in received_events:
         _check_strictly(ImageEditStreamEvent, event)
 
 
@@ -211,9 +214,9 @@ def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.audio.speech.create(model="whisper", voice="alloy", input="Hi.")
     assert (exc_info.value.code, exc_info.value.param) == ("unsupported_feature", "model")
-    with pytest.raises(openai.NotFoundError) as missing:
+    with pytest.raises(openai.NotFoundError) as not_found_error:
         client.audio.speech.create(model="nothing", voice="alloy", input="Hi.")
-    assert missing.value.code == "model_not_found"
+    assert not_found_error.value.code == "model_not_found"
     hello: Any = {"role": "user", "content": "Hi."}
     with pytest.raises(openai.BadRequestError) as chat:
         client.chat.completions.create(model="whisper", messages=[hello])

@@ -60,11 +60,11 @@ def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, mode
     ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
     with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as stream:
         text = "".join(event.delta for event in stream if event.type == "content.delta")
-        final = stream.get_final_completion()
-    assert text == final.choices[0].message.content
+        final_completion = stream.get_final_completion()
+    assert text == final_completion.choices[0].message.content
     assert text == client.chat.completions.create(**ask).choices[0].message.content
-    assert final.usage is not None
-    assert 0 < final.usage.completion_tokens < 200
+    assert final_completion.usage is not None
+    assert 0 < final_completion.usage.completion_tokens < 200
 
 
 # llama.cpp has the call; for Claude's wire, and for the model that obeys, the prompt becomes a chat.
@@ -99,10 +99,10 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: st
 @pytest.mark.parametrize("model", ALL)
 def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) -> None:
     ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 12}
-    whole = client.completions.create(**ask, temperature=0).choices[0].text
-    stop = whole.split()[1]
+    whole_text = client.completions.create(**ask, temperature=0).choices[0].text
+    stop = whole_text.split()[1]
     cut = client.completions.create(**ask, temperature=0, stop=[stop]).choices[0]
-    assert cut.text == whole.partition(stop)[0]
+    assert cut.text == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [CLAUDE, SCRIPTED])
@@ -159,12 +159,12 @@ def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> None:
     ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
-    whole = client.chat.completions.create(**ask).choices[0].message.content
-    assert whole
-    stop = whole.split()[1]
+    whole_text = client.chat.completions.create(**ask).choices[0].message.content
+    assert whole_text
+    stop = whole_text.split()[1]
     cut = client.chat.completions.create(**ask, stop=[stop]).choices[0]
     assert cut.finish_reason == "stop"
-    assert cut.message.content == whole.partition(stop)[0]
+    assert cut.message.content == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -183,9 +183,9 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str)
     assert call.function.parsed_arguments == GetWeather(city="Paris")
     result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
     turns: Any = [question, message.model_dump(exclude_none=True), result]
-    final = client.chat.completions.create(**ask, messages=turns)
-    assert final.choices[0].finish_reason == "stop"
-    assert final.choices[0].message.content
+    final_completion = client.chat.completions.create(**ask, messages=turns)
+    assert final_completion.choices[0].finish_reason == "stop"
+    assert final_completion.choices[0].message.content
 
 
 def test_parallel_tool_calls_are_separate_in_a_stream(client: openai.OpenAI) -> None:
@@ -195,9 +195,9 @@ def test_parallel_tool_calls_are_separate_in_a_stream(client: openai.OpenAI) -> 
         messages=[{"role": "user", "content": "Ask in parallel about 'Rome' and 'Oslo'."}],
         tools=tools,
     ) as stream:
-        done = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
+        finished_calls = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
         calls = stream.get_final_completion().choices[0].message.tool_calls or []
-    assert [event.name for event in done] == ["today", "tomorrow"]
+    assert [event.name for event in finished_calls] == ["today", "tomorrow"]
     assert [call.function.parsed_arguments for call in calls] == [GetWeather(city="Rome")] * 2
     assert len({call.id for call in calls}) == 2
 
@@ -258,9 +258,9 @@ def test_a_stream_that_is_left_early_closes_well(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGateway) -> None:
-    with pytest.raises(openai.BadRequestError) as bad:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.chat.completions.create(model=SCRIPTED, messages=[HELLO], temperature=9)
-    assert (bad.value.param, bad.value.code) == ("temperature", "invalid_request")
+    assert (exc_info.value.param, exc_info.value.code) == ("temperature", "invalid_request")
     with pytest.raises(openai.NotFoundError) as unknown:
         client.models.retrieve("gpt-2")
     assert unknown.value.code == "model_not_found"

@@ -68,15 +68,15 @@ class Caller:
             check(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
 
     async def respond(self, **body: Any) -> None:
-        whole = check(RESPONSE, await self.post("responses", body))
+        whole_response = check(RESPONSE, await self.post("responses", body))
         events = stream_data(await self.post("responses", body | {"stream": True}))
-        last = [check(EVENT, data) for data in events][-1]
-        assert last.type in ("response.completed", "response.incomplete")
-        for made in (whole.id, last.response.id):
-            check(RESPONSE, await self.get(f"responses/{made}"))
-            check(ITEMS, await self.get(f"responses/{made}/input_items"))
-        continued = body | {"previous_response_id": whole.id, "input": "And now?"}
-        check(RESPONSE, await self.post("responses", continued))
+        last_event = [check(EVENT, data) for data in events][-1]
+        assert last_event.type in ("response.completed", "response.incomplete")
+        for response_id in (whole_response.id, last_event.response.id):
+            check(RESPONSE, await self.get(f"responses/{response_id}"))
+            check(ITEMS, await self.get(f"responses/{response_id}/input_items"))
+        next_body = body | {"previous_response_id": whole_response.id, "input": "And now?"}
+        check(RESPONSE, await self.post("responses", next_body))
 
     async def post(self, path: str, body: dict[str, Any]) -> bytes:
         response = await self._client.post(path, json=body)
@@ -107,12 +107,12 @@ async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
     async with WireServer().running() as server:
         claude = able("claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY")
         ollama = able("ollama", type="ollama", hosts=[server.url])
-        other = able("openai", type="openai", base_url=f"{server.url}/v1")
-        for place in (ollama, other):
-            vectors = {"name": f"v-{place['name']}", "upstream": "up", "context": 8192}
+        openai_backend = able("openai", type="openai", base_url=f"{server.url}/v1")
+        for backend in (ollama, openai_backend):
+            vectors = {"name": f"v-{backend['name']}", "upstream": "up", "context": 8192}
             free = {"price": {"input": 0, "output": 0}}
-            place["models"].append({**vectors, "embeddings": True, **free})
-        async with serving(folder, claude, ollama, other) as models_app:
+            backend["models"].append({**vectors, "embeddings": True, **free})
+        async with serving(folder, claude, ollama, openai_backend) as models_app:
             yield models_app
 
 
@@ -130,9 +130,9 @@ async def test_answers_on_every_wire(tmp_path: Path) -> None:
             check(
                 EMBEDDINGS, await caller.post("embeddings", {"model": model, "input": ["a", "b"]})
             )
-        listed = from_json(await caller.get("models"))
-        assert listed["object"] == "list"
-        for item in listed["data"]:
+        model_list = from_json(await caller.get("models"))
+        assert model_list["object"] == "list"
+        for item in model_list["data"]:
             check(MODEL, await caller.get(f"models/{item['id']}"), MODEL_EXTENSIONS)
 
 
@@ -205,12 +205,12 @@ async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
         response = await client.post(
             "chat/completions", json={"model": model, **HI, "stream": True}
         )
-        *chunks, last = stream_data(response.content)
+        *chunks, last_chunk = stream_data(response.content)
         assert chunks
         if kind != "openai":
             # Of OpenAI's wire the bytes pass, and these are not OpenAI's own.
             assert [check(CHUNK, data) for data in chunks]
-        check_error(last)
+        check_error(last_chunk)
         body = {"model": model, "input": "hi", "stream": True}
         events = stream_data((await client.post("responses", json=body)).content)
         assert [check(EVENT, data).type for data in events][-1] == "error"

@@ -53,12 +53,12 @@ async def _open_model(text_gateway: TextGateway, through: str, model: str) -> As
 async def test_text_whole_and_streamed(text_gateway: TextGateway, through: str, model: str) -> None:
     async with _open_model(text_gateway, through, model) as llm:
         agent = Agent(llm, instructions="Be kind.")
-        whole = await agent.run("Say hello.", model_settings={"max_tokens": 16})
-        assert whole.output
-        assert whole.usage.output_tokens > 0
+        whole_run = await agent.run("Say hello.", model_settings={"max_tokens": 16})
+        assert whole_run.output
+        assert whole_run.usage.output_tokens > 0
         async with agent.run_stream("Say hello.", model_settings={"max_tokens": 16}) as stream:
             pieces = [piece async for piece in stream.stream_text(delta=True, debounce_by=None)]
-        assert "".join(pieces) == whole.output
+        assert "".join(pieces) == whole_run.output
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])

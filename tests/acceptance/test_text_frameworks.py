@@ -114,8 +114,8 @@ def found_by_haystack(
 
 
 def _run(program: str, script: str, text_gateway: TextGateway, folder: Path) -> Found:
-    place = [text_gateway.url, text_gateway.api_key, SCRIPTED, VECTORS]
-    result: Found = run_script([program, script, *place], folder)
+    script_arguments = [text_gateway.url, text_gateway.api_key, SCRIPTED, VECTORS]
+    result: Found = run_script([program, script, *script_arguments], folder)
     return result
 
 
@@ -143,8 +143,10 @@ class TestNodeSdks:
         assert found_by_node[f"sdks: {check}"] == "ok"
 
     def test_no_check_is_left_out(self, found_by_node: Found) -> None:
-        listed = {f"{suite}: {name}" for suite, names in NODE_CHECKS.items() for name in names}
-        assert found_by_node.keys() == listed
+        listed_checks = {
+            f"{suite}: {name}" for suite, names in NODE_CHECKS.items() for name in names
+        }
+        assert found_by_node.keys() == listed_checks
 
 
 class TestLiteLlm:

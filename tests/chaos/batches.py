@@ -95,8 +95,8 @@ async def _list_models(_: web.Request) -> web.Response:
 def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator[None]:
     """Add the model to the farm's models app during the block."""
     path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
-    before = path.read_text()
-    config = yaml.safe_load(before)
+    text_before = path.read_text()
+    config = yaml.safe_load(text_before)
     [app] = [app for app in config["applications"] if app["name"] == "models"]
     backend = {
         "name": "batch-mock",
@@ -111,7 +111,7 @@ def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator
         gateway.run("deploy")
         yield
     finally:
-        path.write_text(before)
+        path.write_text(text_before)
         gateway.run("deploy")
 
 
@@ -169,38 +169,42 @@ class BatchRun:
         for number, part in enumerate(parts):
             share = (number + 0.5) / (len(parts) + 1)
             self.wait(lambda batch, share=share: _done(batch) >= share * self.lines, 300)  # type: ignore[misc]
-            before = len(victims.processes(self.gateway.data, PARTS[part]))
-            assert before >= 1, f"there is no {part}"
+            count_before = len(victims.processes(self.gateway.data, PARTS[part]))
+            assert count_before >= 1, f"there is no {part}"
             killed = victims.kill_one(self.gateway.data, PARTS[part])
             batch = self.get()
             assert batch["status"] == "in_progress", f"it was {batch['status']} before {part}"
             self.kills.append(f"{part} at {_done(batch)}")
-            victims.wait_for_another(self.gateway.data, PARTS[part], killed, before, 240)
+            victims.wait_for_another(self.gateway.data, PARTS[part], killed, count_before, 240)
 
     def check(self, model: MockModel) -> None:
         """Assert that each line has one result, and that each answer is billed once."""
         batch = self.wait(lambda state: state["status"] in _ENDED, 600)
-        refused = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
+        refused_ids = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
         assert batch["status"] == "completed", batch
-        counts = {"total": self.lines, "failed": len(refused)}
-        assert batch["request_counts"] == {**counts, "completed": self.lines - len(refused)}
-        answered = self._read(batch["output_file_id"])
-        failed = self._read(batch["error_file_id"])
-        assert len(answered) == self.lines - len(refused) and len(failed) == len(refused)
-        assert {line["custom_id"] for line in failed} == refused
-        assert {line["custom_id"] for line in answered} == {
+        counts = {"total": self.lines, "failed": len(refused_ids)}
+        assert batch["request_counts"] == {**counts, "completed": self.lines - len(refused_ids)}
+        answered_lines = self._read(batch["output_file_id"])
+        failed_lines = self._read(batch["error_file_id"])
+        assert len(answered_lines) == self.lines - len(refused_ids) and len(failed_lines) == len(
+            refused_ids
+        )
+        assert {line["custom_id"] for line in failed_lines} == refused_ids
+        assert {line["custom_id"] for line in answered_lines} == {
             f"line-{n}" for n in range(1, self.lines + 1)
-        } - refused
+        } - refused_ids
         call_counts = {
             text: n for text, n in model.calls_by_text.items() if text.startswith("line")
         }
         assert len(call_counts) == self.lines
         self.repeated = sum(call_counts.values()) - self.lines
-        requests = {line["response"]["request_id"] for line in answered}
+        requests = {line["response"]["request_id"] for line in answered_lines}
         rows = self._read_ledger()
-        complete = [(request_id, cost) for request_id, cost, is_complete in rows if is_complete]
-        assert Counter(request_id for request_id, _ in complete) == Counter(requests)
-        assert {cost for _, cost in complete} == {_NANO_USD}
+        complete_rows = [
+            (request_id, cost) for request_id, cost, is_complete in rows if is_complete
+        ]
+        assert Counter(request_id for request_id, _ in complete_rows) == Counter(requests)
+        assert {cost for _, cost in complete_rows} == {_NANO_USD}
 
     def _read(self, file_id: str) -> list[dict[str, Any]]:
         result = httpx.get(
@@ -220,7 +224,7 @@ class BatchRun:
 def measure_calls(gateway: RunningStack, count: int) -> list[float]:
     """Return the sorted seconds of consecutive interactive calls of the same model."""
     body = {"model": _MODEL, "messages": [{"role": "user", "content": "interactive"}]}
-    took = []
+    call_seconds = []
     with httpx.Client(
         base_url=f"{gateway.url}/v1",
         headers={"authorization": f"Bearer {gateway.api_key}"},
@@ -229,9 +233,9 @@ def measure_calls(gateway: RunningStack, count: int) -> list[float]:
         for _ in range(count):
             began = time.perf_counter()
             answer = client.post("/chat/completions", json=body)
-            took.append(time.perf_counter() - began)
+            call_seconds.append(time.perf_counter() - began)
             assert answer.status_code == 200, answer.text
-    return sorted(took)
+    return sorted(call_seconds)
 
 
 def describe(took: Sequence[float]) -> str:
@@ -279,18 +283,18 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=32, help="places of the back end")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="moyin-batches-") as folder:
-        place, model = Path(folder), MockModel(options.seconds)
-        gateway = RunningStack(place, _text_farm_env(place))
+        folder_path, model = Path(folder), MockModel(options.seconds)
+        gateway = RunningStack(folder_path, _text_farm_env(folder_path))
         with gateway.living(), model.serving(), deployed(gateway, model, options.parallel):
             measure_calls(gateway, 50)
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
-            measured = BatchRun(gateway=gateway, lines=options.lines)
-            measured.submit(place)
-            measured.wait(lambda batch: _done(batch) > 0, 60)
-            began, done = time.monotonic(), _done(measured.get())
+            batch_run = BatchRun(gateway=gateway, lines=options.lines)
+            batch_run.submit(folder_path)
+            batch_run.wait(lambda batch: _done(batch) > 0, 60)
+            began, done_before = time.monotonic(), _done(batch_run.get())
             print("with:", describe(measure_calls(gateway, options.calls)), flush=True)
-            rate = (_done(measured.get()) - done) / (time.monotonic() - began)
-            measured.cancel()
+            rate = (_done(batch_run.get()) - done_before) / (time.monotonic() - began)
+            batch_run.cancel()
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
             print(f"{rate:.0f} lines/s", flush=True)
             if options.measure_only:
@@ -298,7 +302,7 @@ def main() -> int:
             model.seconds, began = options.slow, time.monotonic()
             model.calls_by_text.clear()
             run = BatchRun(gateway=gateway, lines=options.lines)
-            run.submit(place)
+            run.submit(folder_path)
             run.kill_all(options.parts or BATCH_PARTS)
             run.check(model)
             print(f"{options.lines} lines in {time.monotonic() - began:.0f} s")

@@ -94,7 +94,7 @@ class Report:
 
 async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
-    report, dice = Report(), random.Random(plan.seed)
+    report, rng = Report(), random.Random(plan.seed)
     database = Database(gateway.settings.sql_url)
     killing = asyncio.create_task(_kill(gateway, plan, report))
     try:
@@ -103,7 +103,7 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
         await LimitStore(database).set(limit)
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
-            await _run_jobs(client, plan, dice)
+            await _run_jobs(client, plan, rng)
             killing.cancel()
             await asyncio.gather(killing, return_exceptions=True)
             report.rows = await _wait_for_rows(database)
@@ -125,17 +125,17 @@ def _compare(report: Report) -> None:
         report.problems.append(f"the ledger has {ledger} USD, the jobs have {report.jobs_usd}")
     if ledger != report.spent_usd:
         report.problems.append(f"the ledger has {ledger} USD, the budget {report.spent_usd}")
-    priced = Decimal(str(report.booked)) * _USD_PER_HOUR / 3600
-    if abs(ledger - priced) > Decimal("0.001") * len(report.rows):
-        report.problems.append(f"{report.booked} s cost {ledger} USD, and not {priced}")
+    expected_usd = Decimal(str(report.booked)) * _USD_PER_HOUR / 3600
+    if abs(ledger - expected_usd) > Decimal("0.001") * len(report.rows):
+        report.problems.append(f"{report.booked} s cost {ledger} USD, and not {expected_usd}")
     if len(report.rows) > len(report.executions):
         report.problems.append(
             f"{len(report.executions)} executions were booked as {len(report.rows)} runs"
         )
-    lost = len(report.executions) - len(report.rows)
+    lost_executions = len(report.executions) - len(report.rows)
     # An actor may be lost before the pool has seen its run.
-    if lost > report.kills["actor"]:
-        report.problems.append(f"{lost} executions were not booked")
+    if lost_executions > report.kills["actor"]:
+        report.problems.append(f"{lost_executions} executions were not booked")
     allowed = _MAX_ERROR * report.busy
     difference = report.booked - report.busy
     if not -allowed - _LOST_SECONDS * report.kills["actor"] <= difference <= allowed:
@@ -219,9 +219,9 @@ async def _list_jobs(client: httpx.AsyncClient) -> list[Any]:
 
 async def _wait_for_rows(database: Database) -> list[UsageEntry]:
     """Return all ledger rows of renders, once no more are added after the jobs have ended."""
-    before = None
-    while before != (rows := await _list_rows(database)):
-        before = rows
+    rows_before = None
+    while rows_before != (rows := await _list_rows(database)):
+        rows_before = rows
         await asyncio.sleep(20)
     return rows
 
@@ -248,7 +248,7 @@ async def _list_rows(database: Database) -> list[UsageEntry]:
 
 
 async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
-    dice = random.Random(plan.seed)
+    rng = random.Random(plan.seed)
     while True:
         for name in KILLS:
             await asyncio.sleep(plan.every)
@@ -258,7 +258,7 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
             if not victim_processes:
                 continue  # not back yet from its last death
             try:
-                dice.choice(victim_processes).kill()
+                rng.choice(victim_processes).kill()
             except psutil.NoSuchProcess:
                 continue
             report.kills[name] += 1

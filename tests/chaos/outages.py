@@ -108,15 +108,15 @@ def watching(gateway: RunningStack) -> Iterator[Watch]:
 
 def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
     """Kill the oldest process of ``part`` with SIGKILL, and return once everything works again."""
-    before = len(victims.processes(gateway.data, PARTS[part]))
-    assert before >= 1, f"there is no {part}"
+    count_before = len(victims.processes(gateway.data, PARTS[part]))
+    assert count_before >= 1, f"there is no {part}"
     killed = time.monotonic()
     pid = victims.kill_one(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:
         rendering = pool.submit(_render, StackClient(gateway.url, gateway.api_key))
         watch.wait_until_well(killed, seconds=_QUIET_SECONDS)
         render = rendering.result()
-    victims.wait_for_another(gateway.data, PARTS[part], pid, before, 240)
+    victims.wait_for_another(gateway.data, PARTS[part], pid, count_before, 240)
     return Outage(part=part, killed=killed, calls=watch.since(killed), render=render)
 
 
@@ -142,8 +142,8 @@ def main() -> int:
             print("|---" * (len(_COLUMNS) + 2) + "|", flush=True)
             for part in parts:
                 print(kill(gateway, watch, part).row, flush=True)
-            for wrong in watch.wrong:
-                print(f"WRONG: {wrong}", file=sys.stderr)
+            for problem in watch.wrong:
+                print(f"WRONG: {problem}", file=sys.stderr)
             return 1 if watch.wrong else 0
 
 

@@ -107,8 +107,8 @@ async def farm(
         yield gateway
     finally:
         await asyncio.to_thread(gateway.run, "down", check=False)
-    left = gateway.processes()
-    assert left == [], left
+    remaining_processes = gateway.processes()
+    assert remaining_processes == [], remaining_processes
 
 
 async def soak(gateway: RunningStack, plan: Plan) -> Report:
@@ -116,10 +116,10 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
     report = Report(jobs=plan.jobs)
     keys = await _keys(gateway, plan.owners)
     await _all_there(gateway, plan.actors)
-    before, rendered = _counts(gateway), _renders(gateway)
-    dice = random.Random(plan.seed)
+    counts_before, renders_before = _counts(gateway), _renders(gateway)
+    rng = random.Random(plan.seed)
     graphs = [
-        sleepy(round(dice.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
+        sleepy(round(rng.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
         for number in range(plan.jobs)
     ]
     report.slept = sum(graph["3"]["inputs"]["seconds"] for graph in graphs)
@@ -128,18 +128,20 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
     try:
         async with asyncio.TaskGroup() as group:
             owners = [
-                group.create_task(_owner(gateway, key, graphs[place :: plan.owners], plan, report))
-                for place, key in enumerate(keys)
+                group.create_task(
+                    _owner(gateway, key, graphs[owner_index :: plan.owners], plan, report)
+                )
+                for owner_index, key in enumerate(keys)
             ]
     finally:
         killing.cancel()
         await asyncio.gather(killing, return_exceptions=True)
     report.seconds = time.monotonic() - began
     ids = [job_id for owner in owners for job_id in owner.result()]
-    await _recovered(gateway, before, report)
+    await _recovered(gateway, counts_before, report)
     await _check_rows(gateway, ids, report)
     await _check_workflows(gateway, ids, report)
-    report.renders = _renders(gateway) - rendered
+    report.renders = _renders(gateway) - renders_before
     return report
 
 
@@ -152,7 +154,7 @@ async def _owner(
         for graph in graphs:
             body = {"kind": "render", "workflow": graph}
             ids.append((await caller.post("/jobs", body, f"soak-{len(ids)}"))["id"])
-        wanted = set(ids)
+        expected_ids = set(ids)
         deadline = time.monotonic() + plan.patience
         while True:
             page = (await caller.get("/jobs?limit=200"))["jobs"]
@@ -163,7 +165,7 @@ async def _owner(
                 report.problems.append(f"never ended: {open_}")
                 break
             await asyncio.sleep(2)
-        if {job["id"] for job in page} != wanted or len(page) != len(ids):
+        if {job["id"] for job in page} != expected_ids or len(page) != len(ids):
             report.problems.append("an owner has other jobs than were submitted")
         for job in page:
             await _check_job(caller, job, report)
@@ -226,7 +228,7 @@ class _Caller:
 
 
 async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
-    dice = random.Random(plan.seed)
+    rng = random.Random(plan.seed)
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
     for name in (name for _ in rounds for name in victims.KILLS):
         await asyncio.sleep(plan.every)
@@ -235,7 +237,7 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
         )
         if not victim_processes:
             continue  # not back yet from its last death
-        victim = dice.choice(victim_processes)
+        victim = rng.choice(victim_processes)
         try:
             victim.kill()
         except psutil.NoSuchProcess:
@@ -294,15 +296,15 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
     settings = gateway.settings
     client = await Client.connect(settings.temporal_address, namespace=settings.temporal_namespace)
     for job_id in ids:
-        completed = tries = 0
+        completed_steps = tries = 0
         history = await client.get_workflow_handle(job_id).fetch_history()
         for event in history.events:
             if event.HasField("activity_task_started_event_attributes"):
                 tries = event.activity_task_started_event_attributes.attempt
-            completed += event.HasField("activity_task_completed_event_attributes")
+            completed_steps += event.HasField("activity_task_completed_event_attributes")
         report.tries[tries] += 1
-        if completed != 1:
-            report.problems.append(f"{job_id}: {completed} completed render steps")
+        if completed_steps != 1:
+            report.problems.append(f"{job_id}: {completed_steps} completed render steps")
     runs = Counter([run.id async for run in client.list_workflows()])
     if any(runs[job_id] > 1 for job_id in ids):
         report.problems.append("a job had more than one workflow")
@@ -314,8 +316,8 @@ def _renders(gateway: RunningStack) -> int:
         path.read_text(errors="replace")
         for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")
     ]
-    done = sum(text.count("Prompt executed in") for text in texts)
-    return done - sum(text.count("To see the GUI go to") for text in texts)
+    executed_prompts = sum(text.count("Prompt executed in") for text in texts)
+    return executed_prompts - sum(text.count("To see the GUI go to") for text in texts)
 
 
 async def _keys(gateway: RunningStack, count: int) -> list[str]:

@@ -47,14 +47,14 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
             "render": lambda: _render(client),
         }
         await asyncio.gather(*(_until_well(use) for use in uses.values()))
-        others = {name: use for name, use in uses.items() if name != victim}
+        other_uses = {name: use for name, use in uses.items() if name != victim}
         windows = Windows()
-        load = Load(others)
-        used = await load.run(
+        load = Load(other_uses)
+        results_by_name = await load.run(
             _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows, load)
         )
-    for name in others:
-        result = windows.sort(used[name])
+    for name in other_uses:
+        result = windows.sort(results_by_name[name])
         assert all(result[window] for window in ("quiet", "hanging", "dead")), "the others went on"
         measured(f"{victim} hung, then killed: {name} {_compare_times(result)}; no failure")
 
@@ -71,23 +71,23 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
     deployment["ray_actor_options"]["runtime_env"] = {"env_vars": limit}
     leaky.write_text(yaml.safe_dump(config))
     async with _client(gateway) as client:
-        others = {
+        other_uses = {
             "models": lambda: _ask(client),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
             "render": lambda: _render(client),
         }
-        await asyncio.gather(*(_until_well(use) for use in others.values()))
+        await asyncio.gather(*(_until_well(use) for use in other_uses.values()))
         bystanders = set(REPLICAS.values()) - {"Accounts"}
-        before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
+        pids_before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
         await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
             await eventually(lambda: not sound & _pids(gateway, {"Accounts"}), 180)
-            used = await Load(others).run(_leak(client, gateway))
+            results_by_name = await Load(other_uses).run(_leak(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
         await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 180)
-        assert _pids(gateway, bystanders) == before
-    uses = {name: len(results) for name, results in used.items()}
+        assert _pids(gateway, bystanders) == pids_before
+    uses = {name: len(results) for name, results in results_by_name.items()}
     assert all(uses.values())
     measured(
         f"a leak in accounts: its replica ended at {LEAK_LIMIT_MIB} MiB and was replaced; "
@@ -138,9 +138,9 @@ class Windows:
         all_uses = list(uses)
         results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
         for name, start, end in self._spans:
-            took = [seconds for began, seconds in all_uses if start <= began < end]
-            if took:
-                results[name].append(took)
+            window_seconds = [seconds for began, seconds in all_uses if start <= began < end]
+            if window_seconds:
+                results[name].append(window_seconds)
         return results
 
 
@@ -257,14 +257,17 @@ def _compare_times(found: dict[str, list[list[float]]]) -> str:
     A ratio is the median over all rounds, each relative to the quiet span before. The single span
     in which the service is dead is compared with all quiet spans.
     """
-    quiet = [_p99(took) for took in found["quiet"]]
-    before = statistics.median(quiet)
-    hanging = statistics.median(_p99(w) / q for w, q in zip(found["hanging"], quiet, strict=False))
-    [dead] = found["dead"]
+    quiet_p99s = [_p99(window) for window in found["quiet"]]
+    quiet_p99 = statistics.median(quiet_p99s)
+    hanging_ratio = statistics.median(
+        _p99(w) / q for w, q in zip(found["hanging"], quiet_p99s, strict=False)
+    )
+    [dead_window] = found["dead"]
     return (
-        f"p99 {before:.0f} ms, {hanging:.2f} of that while hanging "
-        f"({sum(map(len, found['hanging']))} uses), {_p99(dead) / before:.2f} of that while dead "
-        f"({len(dead)} uses)"
+        f"p99 {quiet_p99:.0f} ms, {hanging_ratio:.2f} of that while hanging "
+        f"({sum(map(len, found['hanging']))} uses), {_p99(dead_window) / quiet_p99:.2f} "
+        f"of that while dead "
+        f"({len(dead_window)} uses)"
     )
 
 

@@ -36,8 +36,8 @@ def test_a_running_job_survives_the_death_of(
     measured: Measured,
 ) -> None:
     matches = victims.KILLS[name]
-    before = len(victims.processes(gateway.data, matches))
-    assert before >= 1
+    count_before = len(victims.processes(gateway.data, matches))
+    assert count_before >= 1
     comfyuis = len(victims.processes(gateway.data, victims.comfyui))
     job_id = client.submit({"kind": "render", "workflow": sleepy(SLEEP, next(_colors))})
     client.wait_until(
@@ -49,13 +49,14 @@ def test_a_running_job_survives_the_death_of(
     at = time.monotonic()
 
     job = client.wait(job_id, FINAL, 300)
-    took = time.monotonic() - at
+    job_seconds = time.monotonic() - at
     assert (job["status"], job["error"]) == ("succeeded", None)
     [artifact] = job["artifacts"]
     assert client.artifact(artifact["url"]).startswith(PNG)
 
-    back = victims.wait_for_another(gateway.data, matches, killed, before, 180)
+    replacement_seconds = victims.wait_for_another(gateway.data, matches, killed, count_before, 180)
     assert len(victims.processes(gateway.data, victims.comfyui)) == comfyuis
     measured(
-        f"kill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more"
+        f"kill -9 {name}: job done {job_seconds:.1f} s later, "
+        f"replacement there after {replacement_seconds:.1f} s more"
     )

@@ -29,10 +29,10 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
         "retries": 2,
     }
     async with _processes(ports) as processes, proxy_serving(route) as proxy_server:
-        seen: Counter[tuple[str, int]] = Counter()
-        over = asyncio.Event()
+        status_counts: Counter[tuple[str, int]] = Counter()
+        load_is_over = asyncio.Event()
         load = [
-            asyncio.create_task(_load(proxy_server, method, seen, over))
+            asyncio.create_task(_load(proxy_server, method, status_counts, load_is_over))
             for method in ("GET", "POST")
             for _ in range(CLIENTS)
         ]
@@ -44,20 +44,20 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
             processes[victim].kill()
             await processes[victim].wait()
             processes[victim] = await _start(ports[victim])
-        over.set()
+        load_is_over.set()
         await asyncio.gather(*load)
-    failed = {
-        method: sum(n for (m, s), n in seen.items() if m == method and s != 200)
+    failed_requests = {
+        method: sum(n for (m, s), n in status_counts.items() if m == method and s != 200)
         for method in ("GET", "POST")
     }
     measured(
-        f"{KILLS} kills under {sum(seen.values())} requests, {dying} connections died: "
-        f"failed {failed}"
+        f"{KILLS} kills under {sum(status_counts.values())} requests, {dying} connections died: "
+        f"failed {failed_requests}"
     )
-    assert seen["GET", 200] > 100 and seen["POST", 200] > 100
-    assert failed["GET"] == 0
+    assert status_counts["GET", 200] > 100 and status_counts["POST", 200] > 100
+    assert failed_requests["GET"] == 0
     # One for each connection that dies, and each client has one under way.
-    assert failed["POST"] <= min(dying, KILLS * CLIENTS)
+    assert failed_requests["POST"] <= min(dying, KILLS * CLIENTS)
 
 
 async def _load(

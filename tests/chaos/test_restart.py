@@ -38,11 +38,11 @@ def watch(gateway: RunningStack) -> Iterator[Watch]:
 def test_no_answer_misleads_while_it_restarts(
     part: str, gateway: RunningStack, watch: Watch, measured: Measured
 ) -> None:
-    before = _restarts(gateway)
+    restarts_before = _restarts(gateway)
     outage = kill(gateway, watch, part)
     measured(outage.row)
     assert watch.wrong == []
-    assert _restarts(gateway) == before + 1
+    assert _restarts(gateway) == restarts_before + 1
 
 
 @pytest.mark.timeout(900)
@@ -64,12 +64,12 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
         {"kind": "render", "workflow": sleepy(6, next(_colors))},
     ]
     job_id = client.submit({"kind": "pipeline", "steps": steps})
-    running = client.wait_until(
+    running_job = client.wait_until(
         job_id,
         lambda job: job["progress"]["step"] == 2 and job["progress"]["value"] > 0,
         300,
     )
-    first_two = running["artifacts"]
+    first_two = running_job["artifacts"]
     assert len(first_two) == 2
 
     if how == "down":
@@ -84,22 +84,24 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
     # The checkpoints of steps one and two are the ones from before: they ran once.
     assert job["artifacts"][:2] == first_two
     assert len(job["artifacts"]) == 3
-    ran = gateway.activities(job_id, "render_step")
-    assert [ran.count(index) for index in (0, 1)] == [1, 1]
+    rendered_steps = gateway.activities(job_id, "render_step")
+    assert [rendered_steps.count(index) for index in (0, 1)] == [1, 1]
 
 
 @pytest.mark.timeout(900)
 def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measured) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     try:
-        old = _under_load_and_no_job_fails(gateway, client, measured)
+        old_pid = _under_load_and_no_job_fails(gateway, client, measured)
         _what_lacks_memory_goes_to_the_larger_pool(client)
-        new = {p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)}
-        assert len(new) == 2 and old not in new
-        [changed] = [pid for pid, line in new.items() if "--cache-lru" in line]
+        command_lines = {
+            p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)
+        }
+        assert len(command_lines) == 2 and old_pid not in command_lines
+        [changed_pid] = [pid for pid, line in command_lines.items() if "--cache-lru" in line]
     finally:
         gateway.run("deploy")
-    victims.wait_for_another(gateway.data, victims.comfyui, changed, 1, 180)
+    victims.wait_for_another(gateway.data, victims.comfyui, changed_pid, 1, 180)
     _rendered(client, picture(next(_colors)))
 
 
@@ -112,25 +114,27 @@ def _under_load_and_no_job_fails(
     Returns the pid of the ComfyUI that ran before.
     """
     _rendered(client, picture(next(_colors)))
-    [old] = victims.processes(gateway.data, victims.comfyui)
-    started = Path(f"/proc/{old.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    [old_process] = victims.processes(gateway.data, victims.comfyui)
+    started = Path(f"/proc/{old_process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
     client.wait(jobs[0], {"running"}, 180)
     gateway.serve_deploy(_changed(yaml.safe_load(gateway.layout.serve_config.read_text())))
     began = time.monotonic()
-    while old in victims.processes(gateway.data, victims.comfyui):
+    while old_process in victims.processes(gateway.data, victims.comfyui):
         jobs.append(_submit(client, sleepy(0.3, next(_colors))))
         time.sleep(0.3)
     measured(f"pool changed: the old one gone {time.monotonic() - began:.1f} s later")
     assert client.job(jobs[-1])["status"] not in FINAL, "some are left for the new one"
-    ended = [client.wait(job_id, FINAL, 300) for job_id in jobs]
-    measured(f"and all {len(ended)} jobs done after {time.monotonic() - began:.1f} s")
-    assert [(job["status"], job["error"]) for job in ended] == [("succeeded", None)] * len(ended)
-    assert [len(job["artifacts"]) for job in ended] == [0, *[1] * (len(ended) - 1)]
-    assert _text(ended[0]) == started
+    ended_jobs = [client.wait(job_id, FINAL, 300) for job_id in jobs]
+    measured(f"and all {len(ended_jobs)} jobs done after {time.monotonic() - began:.1f} s")
+    assert [(job["status"], job["error"]) for job in ended_jobs] == [("succeeded", None)] * len(
+        ended_jobs
+    )
+    assert [len(job["artifacts"]) for job in ended_jobs] == [0, *[1] * (len(ended_jobs) - 1)]
+    assert _text(ended_jobs[0]) == started
     tries = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
     measured(f"begun so often: {dict(tries)}")
-    return old.pid
+    return old_process.pid
 
 
 def _changed(config: dict[str, Any]) -> dict[str, Any]:
@@ -149,14 +153,14 @@ def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
 
     Later renders with the same models must go to that pool at once.
     """
-    first = _rendered(client, hungry(0.5, "big.safetensors"))
-    again = _rendered(client, hungry(0.55, "big.safetensors"))
-    small = _rendered(client, hungry(0.3, "small.safetensors"))
-    pools = [job["outputs"][0]["backend"] for job in (first, again, small)]
+    first_job = _rendered(client, hungry(0.5, "big.safetensors"))
+    second_job = _rendered(client, hungry(0.55, "big.safetensors"))
+    small_job = _rendered(client, hungry(0.3, "small.safetensors"))
+    pools = [job["outputs"][0]["backend"] for job in (first_job, second_job, small_job)]
     assert pools == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
-    tried = _rendered(client, {"1": {"class_type": "Tries", "inputs": {}}})
+    retried_job = _rendered(client, {"1": {"class_type": "Tries", "inputs": {}}})
     # Two of the first one's, none of the second's, and the third.
-    assert _text(tried) == "3"
+    assert _text(retried_job) == "3"
 
 
 def _restarts(gateway: RunningStack) -> int:

@@ -103,31 +103,32 @@ class Watch:
     def calling(self) -> Iterator[Watch]:
         """Send the probes in a separate thread during the block."""
         with ThreadPoolExecutor(1) as pool:
-            ended = pool.submit(asyncio.run, self._run())
+            run_future = pool.submit(asyncio.run, self._run())
             try:
                 yield self
             finally:
                 self._stop.set()
-            ended.result()
+            run_future.result()
 
     @property
     def wrong(self) -> list[str]:
         """Return the distinct wrong responses."""
-        wrong = [call.wrong for call in self.calls if call.wrong is not None]
-        return list(dict.fromkeys([*wrong, *self._held_too_long()]))
+        problems = [call.wrong for call in self.calls if call.wrong is not None]
+        return list(dict.fromkeys([*problems, *self._held_too_long()]))
 
     def _held_too_long(self) -> Iterator[str]:
         """Yield the calls that ended a minute after a later, successful call of the same service."""
         calls = list(self.calls)
-        for held in calls:
-            if held.ended - held.began > _HELD_SECONDS and any(
-                call.service == held.service
+        for held_call in calls:
+            if held_call.ended - held_call.began > _HELD_SECONDS and any(
+                call.service == held_call.service
                 and call.outcome == "ok"
-                and call.began > held.began
-                and held.ended - call.ended > _HELD_SECONDS
+                and call.began > held_call.began
+                and held_call.ended - call.ended > _HELD_SECONDS
                 for call in calls
             ):
-                yield f"{held.service}: a call was held for {held.ended - held.began:.0f} s"
+                seconds = held_call.ended - held_call.began
+                yield f"{held_call.service}: a call was held for {seconds:.0f} s"
 
     def since(self, moment: float) -> list[Call]:
         """Return the calls that ended after ``moment`` (by `time.monotonic`)."""
@@ -144,9 +145,9 @@ class Watch:
         while time.monotonic() - since < patience:
             time.sleep(0.2)
             now = time.monotonic()
-            last = self.since(max(since, now - seconds))
-            well = {call.service for call in last if call.outcome == "ok"}
-            if now - since > seconds and well == SERVICES and _all_well(last):
+            recent_calls = self.since(max(since, now - seconds))
+            well = {call.service for call in recent_calls if call.outcome == "ok"}
+            if now - since > seconds and well == SERVICES and _all_well(recent_calls):
                 return
         raise AssertionError(
             f"services still fail after {patience:.0f} s: {self.since(now - 1)[-20:]}"
@@ -160,9 +161,11 @@ class Watch:
         """
         while time.monotonic() - since < patience:
             time.sleep(0.2)
-            last = self.since(max(since, time.monotonic() - 1))
-            unavailable_services = {call.service for call in last if call.outcome != "ok"}
-            if unavailable_services == SERVICES and not any(call.outcome == "ok" for call in last):
+            recent_calls = self.since(max(since, time.monotonic() - 1))
+            unavailable_services = {call.service for call in recent_calls if call.outcome != "ok"}
+            if unavailable_services == SERVICES and not any(
+                call.outcome == "ok" for call in recent_calls
+            ):
                 return
         raise AssertionError(f"a service still responds after {patience:.0f} s")
 
@@ -189,29 +192,29 @@ class Watch:
         began = time.monotonic()
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         body = b"{}" if probe.method == "POST" else None
-        wrong = None
+        problem = None
         try:
             async with session.request(
                 probe.method, self.url + probe.path, headers=headers, data=body
             ) as answer:
-                outcome, wrong = judge(probe, answer.status, answer.headers, await answer.read())
+                outcome, problem = judge(probe, answer.status, answer.headers, await answer.read())
         except aiohttp.ClientConnectorError:
             outcome = "refused"
         except (aiohttp.ClientError, ConnectionError):
             outcome = "cut"
         except TimeoutError:
-            outcome, wrong = "silent", f"{probe.path}: no answer in {_PATIENCE_SECONDS:.0f} s"
+            outcome, problem = "silent", f"{probe.path}: no answer in {_PATIENCE_SECONDS:.0f} s"
         return Call(
             service=probe.service,
             began=began,
             ended=time.monotonic(),
             outcome=outcome,
-            wrong=wrong,
+            wrong=problem,
         )
 
     def _grpc(self) -> Call:
         began = time.monotonic()
-        outcome, wrong = "ok", None
+        outcome, problem = "ok", None
         metadata = (("authorization", f"Bearer {self.key}"), ("application", "gateway"))
         # With a pool of its own: another channel's pause between attempts would count as ours.
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
@@ -224,11 +227,11 @@ class Watch:
             except grpc.RpcError as error:
                 outcome = error.code().name.lower()
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    wrong = f"gRPC: {error.code().name}: {error.details()}"
+                    problem = f"gRPC: {error.code().name}: {error.details()}"
                 elif "connect" in (error.details() or ""):
                     outcome = "refused"
         return Call(
-            service="gRPC", began=began, ended=time.monotonic(), outcome=outcome, wrong=wrong
+            service="gRPC", began=began, ended=time.monotonic(), outcome=outcome, wrong=problem
         )
 
 
@@ -272,20 +275,22 @@ def judge(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
     """Return the outcome, and the problem of a wrong response."""
-    shown = f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
+    shown_answer = (
+        f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
+    )
     if status == probe.normal and probe.normal_code is None:
         return "ok", None
     try:
         code = probe.code(json.loads(body))
     except (ValueError, LookupError, TypeError, AttributeError):
-        return str(status), f"another shape: {shown}"
+        return str(status), f"another shape: {shown_answer}"
     if status == probe.normal and code == probe.normal_code:
         return "ok", None
     if status not in _OUTAGE_STATUSES:
-        return str(status), f"no such status in an outage: {shown}"
+        return str(status), f"no such status in an outage: {shown_answer}"
     if not isinstance(code, str) or headers.get("content-type") not in _JSON:
-        return str(status), f"another shape: {shown}"
+        return str(status), f"another shape: {shown_answer}"
     for name in ("retry-after", "x-request-id"):
         if not headers.get(name):
-            return str(status), f"no {name}: {shown}"
+            return str(status), f"no {name}: {shown_answer}"
     return str(status), None

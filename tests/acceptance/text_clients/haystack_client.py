@@ -82,9 +82,11 @@ def fills_objects() -> None:
 
 
 def embeds() -> None:
-    place = {"model": vectors, **OPENAI}
-    assert OpenAITextEmbedder(**place).run("bcd")["embedding"] == [3, 98]
-    result = OpenAIDocumentEmbedder(progress_bar=False, **place).run([Document(content="a")])
+    embedder_options = {"model": vectors, **OPENAI}
+    assert OpenAITextEmbedder(**embedder_options).run("bcd")["embedding"] == [3, 98]
+    result = OpenAIDocumentEmbedder(progress_bar=False, **embedder_options).run(
+        [Document(content="a")]
+    )
     assert result["documents"][0].embedding == [1, 97]
 
 
