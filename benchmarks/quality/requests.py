@@ -208,7 +208,8 @@ def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
         ]
         lower_quartile, median, upper_quartile = statistics.quantiles(shares)
         print(
-            f"| {tree}, {kind} | {statistics.median(cost_off):.0f} | {statistics.median(cost_on):.0f} "
+            f"| {tree}, {kind} | {statistics.median(cost_off):.0f} "
+            f"| {statistics.median(cost_on):.0f} "
             f"| {median:.1%} ({lower_quartile:.1%} to {upper_quartile:.1%}) "
             f"| {min(cost_off):.0f}, {min(cost_on):.0f} |"
         )

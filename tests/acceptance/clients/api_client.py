@@ -37,9 +37,9 @@ async def main() -> None:
         except ComfyExecutionError as raised:
             error = str(raised)
         long_prompt = await client.submit_workflow(graphs["long"], return_future=False)
-        while long_prompt.prompt_id not in [
+        while long_prompt.prompt_id not in [  # noqa: ASYNC110
             row.prompt_id for row in (await client.get_queue()).running
-        ]:  # noqa: ASYNC110
+        ]:
             await asyncio.sleep(0.1)
         await client.interrupt_processing()
         results = {
