@@ -321,30 +321,30 @@ async def cast(
 
 
 async def test_accounts(cast: RoleAccounts) -> None:
-    described = await cast.accounts_app.ok("GET", "/openapi.json")
-    assert listed(described) == ACCOUNTS.keys(), "list the route with what each role may"
-    wrong = {}
+    description = await cast.accounts_app.ok("GET", "/openapi.json")
+    assert listed(description) == ACCOUNTS.keys(), "list the route with what each role may"
+    wrong_routes = {}
     for route, expected in ACCOUNTS.items():
         method, template = route.split(" ")
-        seen = ""
+        outcomes = ""
         for role in ACCOUNTS_ROLES:
             path = await cast.path(template)
             answer = await cast.accounts_app.call(
                 method, path, await cast.bearer(role), body_of(route)
             )
             assert answer.status < 500, (route, role, answer)
-            seen += judge(answer.status, answer.code)
-        if seen != expected:
-            wrong[route] = f"{seen}, not {expected}"
-    assert wrong == {}
+            outcomes += judge(answer.status, answer.code)
+        if outcomes != expected:
+            wrong_routes[route] = f"{outcomes}, not {expected}"
+    assert wrong_routes == {}
 
 
 async def test_gateway(farm: Farm) -> None:
     bearers = await gateway_bearers(farm)
     async with aiohttp.ClientSession(farm.url) as session:
         async with session.get("/openapi.json") as response:
-            described = await response.json()
-        assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
+            description = await response.json()
+        assert listed(description) == GATEWAY.keys(), "list the route with what each role may"
         job = await rendering(farm)
         assert await wrong_answers(farm, session, bearers, job, GATEWAY) == {}
         for role, bearer in bearers.items():
@@ -363,9 +363,9 @@ async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
         "writer": {"jobs:write"}, "everything": {"*"}, "other tenant": {"*"},
     }  # fmt: skip
     bearers: dict[str, str | None] = {"nobody": None}
-    for role, held in scopes.items():
+    for role, held_scopes in scopes.items():
         whose = f"not {owner}" if role == "other tenant" else owner
-        bearers[role] = (await keys.create(whose, role, scopes=held))[1]
+        bearers[role] = (await keys.create(whose, role, scopes=held_scopes))[1]
     return bearers
 
 
@@ -384,20 +384,22 @@ async def wrong_answers(
     base: str = "",
 ) -> dict[str, str]:
     """Return the routes below ``base`` whose responses differ from the matrix."""
-    known = {
+    path_values = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
         "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
         "digest": f"blake3:{blake3(b'text').hexdigest()}",
     }  # fmt: skip
-    wrong = {}
+    wrong_routes = {}
     for route, expected in matrix.items():
         method, template = route.split(" ")
-        seen = ""
+        outcomes = ""
         for bearer in bearers.values():
             # One for each call: some routes delete it.
-            stored = await upload(farm) if "{a" in template or "{digest}" in template else ""
-            path = template.format_map(known | {"artifact_id": stored, "asset_id": stored})
+            artifact_id = await upload(farm) if "{a" in template or "{digest}" in template else ""
+            path = template.format_map(
+                path_values | {"artifact_id": artifact_id, "asset_id": artifact_id}
+            )
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
             async with session.request(
                 method, base + path, headers=headers, allow_redirects=False
@@ -410,10 +412,10 @@ async def wrong_answers(
                     # ComfyUI's protocols have a shape of their own.
                     code = body.get("code") or body["error"]["details"]["code"]
                 assert response.status < 500 or path == "/readyz", (route, code)
-                seen += judge(response.status, code)
-        if seen != expected:
-            wrong[route] = f"{seen}, not {expected}"
-    return wrong
+                outcomes += judge(response.status, code)
+        if outcomes != expected:
+            wrong_routes[route] = f"{outcomes}, not {expected}"
+    return wrong_routes
 
 
 async def upload(farm: Farm) -> str:
@@ -438,11 +440,11 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
     key_id, key = await keys.create("ann", "narrow", scopes={"jobs:write", "jobs:read"})
     call = {"kind": "http", "request": {"path": "/svc/x"}}
     chat = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
-    async with farm.session(key) as narrow:
-        async with narrow.post("/jobs", json=chat) as response:
+    async with farm.session(key) as narrow_session:
+        async with narrow_session.post("/jobs", json=chat) as response:
             body = await response.json()
             assert (response.status, body["scope"]) == (403, "text")
-        async with narrow.post("/jobs", json=call) as response:
+        async with narrow_session.post("/jobs", json=call) as response:
             job = (await response.json())["id"]
     await farm.until(job, "succeeded")
     [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
@@ -464,11 +466,11 @@ async def test_models(tmp_path: Path) -> None:
         accounts_app.ledger.record(ASKED)
         await eventually(lambda: accounts_app.ledger.get("ada", ASKED.request_id))
         async with session.get("openapi.json") as response:
-            described = await response.json()
-        for route in listed(described):
+            description = await response.json()
+        for route in listed(description):
             method, path = route.split(" ")
             path = re.sub(r"{\w+}", ASKED.request_id, path)
-            seen = ""
+            outcomes = ""
             for role in MODELS_ROLES:
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
@@ -479,9 +481,9 @@ async def test_models(tmp_path: Path) -> None:
                 if not results and "API key" in text:
                     results = ["missing_api_key"]
                 code = results[0] if results else None
-                seen += judge(404 if code == "request_not_found" else 0, code)
+                outcomes += judge(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
-            assert seen == expected, (route, text)
+            assert outcomes == expected, (route, text)
 
 
 async def test_calls_of_other_tenants(tmp_path: Path) -> None:
@@ -494,10 +496,10 @@ async def test_calls_of_other_tenants(tmp_path: Path) -> None:
         bearers = await bearers_of(KeyStore(database), "ada")
         await database.close()
         for path in ("requests?owner=eve", "requests?owner=*", "usage?owner=eve", "usage?owner=*"):
-            seen = ""
+            outcomes = ""
             for role in MODELS_ROLES:
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
                 async with session.get(path, headers=headers) as response:
-                    seen += judge(response.status, (await response.json()).get("code"))
-            assert seen == "-xxx++", path
+                    outcomes += judge(response.status, (await response.json()).get("code"))
+            assert outcomes == "-xxx++", path

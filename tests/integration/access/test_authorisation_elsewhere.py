@@ -57,7 +57,7 @@ SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
     bearers, job = await gateway_bearers(farm), await rendering(farm)
     async with aiohttp.ClientSession(farm.url) as session:
-        page = {route: seen for route, seen in UNLISTED.items() if route != "GET /comfy/"}
+        page = {route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"}
         assert await wrong_answers(farm, session, bearers, job, page) == {}
         for bearer in bearers.values():
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
@@ -78,8 +78,8 @@ async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
             job = await rendering(farm)
             assert await wrong_answers(farm, session, bearers, job, ours, base) == {}, base
         for path in SOCKETS:
-            seen = [await socket(session, path, bearer) for bearer in bearers.values()]
-            assert "".join(seen) == GATEWAY["GET /queue"], path
+            outcomes = [await socket(session, path, bearer) for bearer in bearers.values()]
+            assert "".join(outcomes) == GATEWAY["GET /queue"], path
 
 
 async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
@@ -120,15 +120,15 @@ async def test_grpc(gateway: RunningStack) -> None:
         "ListJobs": pb.ListJobsRequest(),
     }
     assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
-    seen: dict[str, str] = dict.fromkeys(CALLS, "")
+    outcomes: dict[str, str] = dict.fromkeys(CALLS, "")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         stub = MoyinStub(channel)
         for role in GATEWAY_ROLES:
             for name, request in requests.items():
-                seen[name] += await _judged(getattr(stub, name), request, bearers[role])
+                outcomes[name] += await _judged(getattr(stub, name), request, bearers[role])
         metadata = [("authorization", f"Bearer {bearers['everything']}")]
         await stub.CancelJob(pb.CancelJobRequest(id=unfinished), metadata=metadata)
-    assert seen == CALLS
+    assert outcomes == CALLS
 
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Moyin"]

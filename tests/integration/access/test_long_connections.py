@@ -33,13 +33,13 @@ async def _socket(path: str, client: aiohttp.ClientSession, has_begun: asyncio.E
 
 async def _stream(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
     """Return the last event of a stream."""
-    last = b""
+    last_chunk = b""
     async with client.get(path) as response:
         assert response.status == 200
         async for chunk in response.content.iter_any():
-            last = chunk
+            last_chunk = chunk
             has_begun.set()
-    return last.decode()
+    return last_chunk.decode()
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ async def test_event_streams_end_with_their_key(farm: Farm, measured: Measured) 
     async with (
         farm.session(key) as client,
         _opened(client, paths) as tasks,
-        _opened(farm.client, {f"/jobs/{job['id']}/ws": _socket}) as others,
+        _opened(farm.client, {f"/jobs/{job['id']}/ws": _socket}) as other_streams,
     ):
         began = time.monotonic()
         await keys.revoke(key_id)
@@ -85,7 +85,7 @@ async def test_event_streams_end_with_their_key(farm: Farm, measured: Measured) 
                 assert end == "1008", path
             else:
                 assert end.startswith("event: error\n") and "invalid_api_key" in end, path
-        for task in others.values():
+        for task in other_streams.values():
             assert not task.done()
             task.cancel()
 

@@ -44,8 +44,8 @@ async def attacked(
 
     async def guess(number: int) -> None:
         while True:
-            here = address.format(number)
-            statuses.append((await login(accounts, email, WRONG, here)).status)
+            client_address = address.format(number)
+            statuses.append((await login(accounts, email, WRONG, client_address)).status)
 
     tasks = [asyncio.create_task(guess(number)) for number in range(guessers)]
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
@@ -66,19 +66,20 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     guesses = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(90)]
     assert {(await guess).status for guess in guesses} <= {401, 429}
-    more = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(60)]
+    guess_tasks = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(60)]
     await eventually(
-        lambda: len(throttle._waiting) + sum(guess.done() for guess in more) == 60, seconds=60
+        lambda: len(throttle._waiting) + sum(guess.done() for guess in guess_tasks) == 60,
+        seconds=60,
     )
     began = time.monotonic()
-    right = await login(accounts, email, PASSWORD)
+    right_login = await login(accounts, email, PASSWORD)
     measured(f"after 150 wrong ones a right password is in after {time.monotonic() - began:.1f} s")
-    assert right.status == 200
+    assert right_login.status == 200
     # It did not have to wait for all of those who came before it.
-    assert not all(guess.done() for guess in more)
-    for guess in more:
+    assert not all(guess.done() for guess in guess_tasks)
+    for guess in guess_tasks:
         guess.cancel()
-    await asyncio.gather(*more, return_exceptions=True)
+    await asyncio.gather(*guess_tasks, return_exceptions=True)
 
 
 async def test_a_right_password_gets_in_while_others_guess(
@@ -91,8 +92,8 @@ async def test_a_right_password_gets_in_while_others_guess(
     async with attacked(accounts, email, 12):
         began = time.monotonic()
         assert (await login(accounts, email, PASSWORD)).status == 200
-        took = time.monotonic() - began
-    measured(f"while twelve guess, a right password is in after {took:.1f} s")
+        login_seconds = time.monotonic() - began
+    measured(f"while twelve guess, a right password is in after {login_seconds:.1f} s")
 
 
 @pytest.mark.parametrize("way", ["device", "address", "reset"])
@@ -101,11 +102,11 @@ async def test_known_address_signs_in_at_once_while_others_guess(
 ) -> None:
     email = (await accounts.player())["user"]["email"]
     home = somewhere()
-    first = await login(accounts, email, PASSWORD, home)
+    first_login = await login(accounts, email, PASSWORD, home)
     credentials: dict[str, Any] = {"password": PASSWORD}
     async with attacked(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
         if way == "device":
-            credentials["device_token"] = first.body["device_token"]
+            credentials["device_token"] = first_login.body["device_token"]
         elif way == "address":
             credentials["address"] = home
         else:
@@ -115,8 +116,8 @@ async def test_known_address_signs_in_at_once_while_others_guess(
                 "token": await accounts.outbox.token(email),
                 "password": credentials["password"],
             }
-            done = await accounts.ok("POST", "/password/reset", None, body)
-            credentials["device_token"] = done["device_token"]
+            reset_response = await accounts.ok("POST", "/password/reset", None, body)
+            credentials["device_token"] = reset_response["device_token"]
         for _ in range(12):
             assert (await login(accounts, email, **credentials)).status == 200
 
@@ -128,22 +129,30 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     """The limit is an upper bound, because a slower machine would allow more."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = somewhere() if known else ""
-    free, every = 6, 0.5
-    pace, none = AttemptRate(free, every), AttemptRate(1_000_000, every)
-    bounds = {"address": pace, "account": none} if address else {"account": pace}
-    monkeypatch.setattr(throttle, "rates", AttemptRates(pair=none, timeout_seconds=3.0, **bounds))
+    free, seconds_per_attempt = 6, 0.5
+    pace, unlimited_rate = (
+        AttemptRate(free, seconds_per_attempt),
+        AttemptRate(1_000_000, seconds_per_attempt),
+    )
+    bounds = {"address": pace, "account": unlimited_rate} if address else {"account": pace}
+    monkeypatch.setattr(
+        throttle, "rates", AttemptRates(pair=unlimited_rate, timeout_seconds=3.0, **bounds)
+    )
     emails = [f"{secrets.token_hex(6)}@example.com" for _ in range(20 if address else 1)]
     began = time.monotonic()
     answers = await asyncio.gather(
         *(login(accounts, emails[n % len(emails)], WRONG, address) for n in range(60))
     )
-    took = time.monotonic() - began
-    judged = sum(answer.status == 401 for answer in answers)
-    assert free <= judged <= free + took / every + 1
-    refused = [answer for answer in answers if answer.status == 429]
-    assert {answer.code for answer in refused} == {"too_many_attempts"}
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    measured(f"{judged} of 60 guesses were judged in {took:.1f} s at {free} and one in {every} s")
+    elapsed_seconds = time.monotonic() - began
+    judged_guesses = sum(answer.status == 401 for answer in answers)
+    assert free <= judged_guesses <= free + elapsed_seconds / seconds_per_attempt + 1
+    refused_answers = [answer for answer in answers if answer.status == 429]
+    assert {answer.code for answer in refused_answers} == {"too_many_attempts"}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused_answers)
+    measured(
+        f"{judged_guesses} of 60 guesses were judged in {elapsed_seconds:.1f} s "
+        f"at {free} and one in {seconds_per_attempt} s"
+    )
 
 
 async def test_guesses_from_one_address_do_not_lock_accounts(accounts: AccountsApp) -> None:
@@ -163,32 +172,34 @@ async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
 async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServer) -> None:
     """Two processes share the rate; each serves its newest and oldest waiting caller in turns."""
     rates = AttemptRates(timeout_seconds=3600)
-    one, two = (Throttle(valkey_server.url, rates=rates) for _ in "12")
+    first_throttle, second_throttle = (Throttle(valkey_server.url, rates=rates) for _ in "12")
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
-    await one.acquire(key)
-    await two.acquire(key)  # the first turn
+    await first_throttle.acquire(key)
+    await second_throttle.acquire(key)  # the first turn
     began = time.monotonic()
-    await asyncio.gather(*(throttle.acquire(key) for throttle in (one, two) * 3))
+    await asyncio.gather(
+        *(throttle.acquire(key) for throttle in (first_throttle, second_throttle) * 3)
+    )
     assert time.monotonic() - began >= 5 * 0.2
     order: list[int] = []
 
     async def wait(number: int) -> None:
-        await one.acquire(key)
+        await first_throttle.acquire(key)
         order.append(number)
 
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 2.0))
-    await one.acquire(key)
-    await one.acquire(key)  # the next turn is two seconds away
+    await first_throttle.acquire(key)
+    await first_throttle.acquire(key)  # the next turn is two seconds away
     waiting = []
     for number in range(3):
         waiting.append(asyncio.create_task(wait(number)))
-        await eventually(lambda: len(one._waiting) == len(waiting))
+        await eventually(lambda: len(first_throttle._waiting) == len(waiting))
     await asyncio.gather(*waiting)
     assert order == [2, 0, 1]
     impatient_throttle = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
     with pytest.raises(TooManyAttempts):
         await impatient_throttle.acquire(key, key)
-    for throttle in (one, two, impatient_throttle):
+    for throttle in (first_throttle, second_throttle, impatient_throttle):
         await throttle.close()
 
 
@@ -200,32 +211,38 @@ async def test_new_players_are_bounded_from_an_address_and_altogether(
         headers = {"x-forwarded-for": address} if address else {}
         return await accounts.call("POST", "/register", None, body, **headers)
 
-    here = somewhere()
-    assert {(await register(here)).status for _ in range(30)} == {201}
-    refused = await register(here)
-    assert (refused.status, refused.code) == (429, "too_many_attempts")
+    home_address = somewhere()
+    assert {(await register(home_address)).status for _ in range(30)} == {201}
+    refused_response = await register(home_address)
+    assert (refused_response.status, refused_response.code) == (429, "too_many_attempts")
     assert (await register(somewhere())).status == 201
-    few = type(accounts.parts.sign_in.policy)(registrations_per_hour=1)
-    monkeypatch.setattr(accounts.parts.sign_in, "policy", few)
-    refused = await register()
-    assert (refused.status, int(refused.headers["retry-after"]) > 0) == (429, True)
+    strict_policy = type(accounts.parts.sign_in.policy)(registrations_per_hour=1)
+    monkeypatch.setattr(accounts.parts.sign_in, "policy", strict_policy)
+    refused_response = await register()
+    assert (refused_response.status, int(refused_response.headers["retry-after"]) > 0) == (
+        429,
+        True,
+    )
 
 
 async def test_a_weak_password_is_refused_wherever_one_is_set(accounts: AccountsApp) -> None:
-    weak = {"email": "ann.lee@example.com", "password": "password1234", "name": ""}
-    refused = await accounts.call("POST", "/register", None, weak)
-    assert (refused.status, refused.code, refused.body["field"]) == (
+    weak_registration = {"email": "ann.lee@example.com", "password": "password1234", "name": ""}
+    refused_response = await accounts.call("POST", "/register", None, weak_registration)
+    assert (refused_response.status, refused_response.code, refused_response.body["field"]) == (
         400, "weak_password", "password",
     )  # fmt: skip
     player = await accounts.player()
     email, token = player["user"]["email"], player["access_token"]
     change = {"current_password": PASSWORD, "new_password": email}
-    refused = await accounts.call("POST", "/password", token, change)
-    assert (refused.code, refused.body["field"]) == ("weak_password", "new_password")
+    refused_response = await accounts.call("POST", "/password", token, change)
+    assert (refused_response.code, refused_response.body["field"]) == (
+        "weak_password",
+        "new_password",
+    )
     await accounts.ok("POST", "/password/forgot", None, {"email": email})
     reset = {"token": await accounts.outbox.token(email), "password": email}
-    refused = await accounts.call("POST", "/password/reset", None, reset)
-    assert (refused.code, refused.body["field"]) == ("weak_password", "password")
+    refused_response = await accounts.call("POST", "/password/reset", None, reset)
+    assert (refused_response.code, refused_response.body["field"]) == ("weak_password", "password")
     # Nothing has changed, and the mailed token is still good.
     assert (await login(accounts, email, PASSWORD)).status == 200
     await accounts.ok("POST", "/password/reset", None, {**reset, "password": "a brand new one"})

@@ -101,33 +101,35 @@ class Recorder:
         async with self._session.get("/view", params=file) as response:
             if response.status != 200:
                 return {"status": response.status}
-            recorded = {"status": response.status, "type": response.content_type}
+            recording = {"status": response.status, "type": response.content_type}
             picture = Image.open(BytesIO(await response.read()))
         texts = {name: json.loads(text) for name, text in getattr(picture, "text", {}).items()}
-        return {**recorded, "picture": _pixels(picture), "texts": texts}
+        return {**recording, "picture": _pixels(picture), "texts": texts}
 
     async def _prompt(
         self, socket: aiohttp.ClientWebSocketResponse, body: dict[str, Any], *, interrupted: bool
     ) -> dict[str, Any]:
-        recorded: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
-        prompt_id = (recorded["answer"]["body"] or {}).get("prompt_id")
+        recording: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
+        prompt_id = (recording["answer"]["body"] or {}).get("prompt_id")
         if prompt_id is None:
-            return recorded
+            return recording
         events: list[Any] = []
         if interrupted:
             events += await _receive_messages(socket, lambda event: event["type"] == "progress")
-            recorded["queue"] = await self._queue()
-            recorded["interrupt"] = await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
+            recording["queue"] = await self._queue()
+            recording["interrupt"] = await self._call(
+                "POST", "/interrupt", {"prompt_id": prompt_id}
+            )
         events += await _receive_messages(socket, _is_end)
         entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
         entry["prompt"] = _columns(entry["prompt"])
-        recorded["history"] = entry
-        recorded["files"] = [await self.view(**file) for file in _files(entry["outputs"])]
-        recorded["queue afterwards"] = await self._call("GET", "/queue")
-        recorded["events"] = _without_repeats(events)
+        recording["history"] = entry
+        recording["files"] = [await self.view(**file) for file in _files(entry["outputs"])]
+        recording["queue afterwards"] = await self._call("GET", "/queue")
+        recording["events"] = _without_repeats(events)
         if interrupted:
-            _remove_interruption_details(recorded)
-        return recorded
+            _remove_interruption_details(recording)
+        return recording
 
     async def _queue(self) -> dict[str, Any]:
         queue = (await self._call("GET", "/queue"))["body"]
@@ -178,15 +180,15 @@ async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
     and those of a graph also have a ``code`` and the ``request_id``.
     """
     content = await response.read()
-    recorded: dict[str, Any] = {"status": response.status, "body": None}
+    recording: dict[str, Any] = {"status": response.status, "body": None}
     if response.status >= 400 and response.url.path != "/prompt":
-        return recorded
+        return recording
     if content:
-        recorded["type"] = response.content_type
-        recorded["body"] = json.loads(content)
+        recording["type"] = response.content_type
+        recording["body"] = json.loads(content)
     if response.status >= 400:
-        recorded["body"] = {name: recorded["body"][name] for name in ("error", "node_errors")}
-    return recorded
+        recording["body"] = {name: recording["body"][name] for name in ("error", "node_errors")}
+    return recording
 
 
 async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
@@ -208,13 +210,13 @@ def _is_end(event: Mapping[str, Any]) -> bool:
 
 
 def _binary(frame: bytes) -> dict[str, Any]:
-    about, start = parse_image_metadata(frame)
-    start = start if about else 8
+    metadata, start = parse_image_metadata(frame)
+    start = start if metadata else 8
     picture = _pixels(Image.open(BytesIO(frame[start:])))
-    head = "" if about else frame[4:8].hex()
+    head = "" if metadata else frame[4:8].hex()
     return {
         "type": f"binary {read_frame_type(frame)}",
-        "about": about,
+        "about": metadata,
         "format": head,
         "picture": picture,
     }

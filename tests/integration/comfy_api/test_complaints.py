@@ -83,18 +83,18 @@ async def running(comfy: Comfy, prompt_id: str) -> None:
 
 async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, stranger: Comfy) -> None:
     name = f"{uuid.uuid4().hex}.png"
-    ours, theirs = next(_colors), next(_colors)
-    for who, color in ((comfy, ours), (stranger, theirs)):
+    ours, their_color = next(_colors), next(_colors)
+    for who, color in ((comfy, ours), (stranger, their_color)):
         assert (await uploaded(who, name, color))["name"] == name
     prompts = [(who, await who.queue(inverted(name))) for who in (comfy, stranger)]
     files = [only_file(await who.finished(prompt_id)) for who, prompt_id in prompts]
     assert [file["filename"] for file in files] == ["x_00001_.png"] * 2
-    for who, file, color in zip((comfy, stranger), files, (ours, theirs), strict=True):
+    for who, file, color in zip((comfy, stranger), files, (ours, their_color), strict=True):
         assert await pixel(who, file) == rgb(0xFFFFFF - color)
         assert await pixel(who, {"filename": name, "type": "input"}) == rgb(color)
     # A second file of the name is another file, as in ComfyUI; the first stays.
-    second = await uploaded(comfy, name, theirs)
-    assert second["name"] == name.replace(".png", " (1).png")
+    second_upload = await uploaded(comfy, name, their_color)
+    assert second_upload["name"] == name.replace(".png", " (1).png")
     assert await pixel(comfy, {"filename": name, "type": "input"}) == rgb(ours)
 
 
@@ -115,8 +115,8 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         graph = picture(color)
         graph["2"]["inputs"]["filename_prefix"] = f"deeper/{prefix}"
         await comfy.finished(await comfy.queue(graph))
-        for more in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
-            assert await pixel(comfy, {"filename": name, **more}) == rgb(color)
+        for extra_query in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
+            assert await pixel(comfy, {"filename": name, **extra_query}) == rgb(color)
     requests = [
         (stranger, {"filename": name}, 404),
         (stranger, {"filename": name, "client_id": comfy.id}, 404),
@@ -135,27 +135,31 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
 async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> None:
     color = next(_colors)
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        first = await comfy.queue(picture(color))
-        await receive_until(socket, end_of(first))
-        second = await comfy.queue(picture(color))
-        events = [e for e in await receive_until(socket, end_of(second)) if e["type"] != "status"]
-    assert {event["data"]["prompt_id"] for event in events} == {second}
-    [cached] = [event["data"]["nodes"] for event in events if event["type"] == "execution_cached"]
-    assert sorted(cached) == ["1", "2"], "nothing was rendered"
-    [shown] = [event["data"]["output"] for event in events if event["type"] == "executed"]
-    file = only_file(await comfy.finished(second))
-    assert shown["images"] == [file]
-    assert file["subfolder"].startswith(second)
+        first_prompt = await comfy.queue(picture(color))
+        await receive_until(socket, end_of(first_prompt))
+        second_prompt = await comfy.queue(picture(color))
+        events = [
+            e for e in await receive_until(socket, end_of(second_prompt)) if e["type"] != "status"
+        ]
+    assert {event["data"]["prompt_id"] for event in events} == {second_prompt}
+    [cached_nodes] = [
+        event["data"]["nodes"] for event in events if event["type"] == "execution_cached"
+    ]
+    assert sorted(cached_nodes) == ["1", "2"], "nothing was rendered"
+    [shown_output] = [event["data"]["output"] for event in events if event["type"] == "executed"]
+    file = only_file(await comfy.finished(second_prompt))
+    assert shown_output["images"] == [file]
+    assert file["subfolder"].startswith(second_prompt)
     assert await pixel(comfy, file) == rgb(color)
 
 
 async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Comfy) -> None:
-    ended = await comfy.queue(picture(next(_colors)))
-    await comfy.finished(ended)
+    ended_prompt = await comfy.queue(picture(next(_colors)))
+    await comfy.finished(ended_prompt)
     prompt_id = await comfy.queue(sleepy(2, next(_colors)))
     await running(comfy, prompt_id)
     requests: list[tuple[Comfy, str, Any]] = [
-        (comfy, "/interrupt", {"prompt_id": ended}),
+        (comfy, "/interrupt", {"prompt_id": ended_prompt}),
         (stranger, "/interrupt", {}),
         (stranger, "/interrupt", {"prompt_id": prompt_id}),
         (stranger, "/queue", {"clear": True}),
@@ -183,14 +187,14 @@ async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -
 
 async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) -> None:
     path = f"/ws?clientId={comfy.id}"
-    async with comfy.session.ws_connect(path) as old:
+    async with comfy.session.ws_connect(path) as old_socket:
         prompt_id = await comfy.queue(sleepy(2, next(_colors)))
-        await receive_until(old, lambda event: event["type"] == "executing")
-        async with comfy.session.ws_connect(path) as new:
-            events = await receive_until(new, lambda event: event["type"] == "executing")
+        await receive_until(old_socket, lambda event: event["type"] == "executing")
+        async with comfy.session.ws_connect(path) as new_socket:
+            events = await receive_until(new_socket, lambda event: event["type"] == "executing")
             # The socket that is closed now is not the one that the client listens to.
-            await old.close()
-            events += await receive_until(new, end_of(prompt_id))
+            await old_socket.close()
+            events += await receive_until(new_socket, end_of(prompt_id))
     kinds = [event["type"] for event in events]
     assert {"progress_state", "executing", "executed", "execution_success"} <= set(kinds)
 
@@ -208,21 +212,21 @@ async def test_a_node_packages_files_reach_the_frontend(
         assert response.status == 304
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession() as session:
-        for hidden in (path, f"/comfy{path}"):
-            async with session.get(gateway.url + hidden) as response:
-                assert response.status == 401, hidden
-        for other in (
+        for hidden_path in (path, f"/comfy{path}"):
+            async with session.get(gateway.url + hidden_path) as response:
+                assert response.status == 401, hidden_path
+        for other_path in (
             "", "/nothing.js", "/..%2f__init__.py", "/%2e%2e/__init__.py", "/..%252f__init__.py",
         ):  # fmt: skip
-            url = URL(f"{gateway.url}/extensions/{NAME}{other}", encoded=True)
+            url = URL(f"{gateway.url}/extensions/{NAME}{other_path}", encoded=True)
             async with session.get(url, headers=headers) as response:
-                assert response.status == 404, other
+                assert response.status == 404, other_path
 
 
 @pytest.mark.parametrize("event_type", [True, False], ids=["event_type", "lost"])
 async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: bool) -> None:
     """A replica also looks at the job's row from time to time, in case it missed the message."""
-    async with farm._gateway() as other, aiohttp.ClientSession(other) as session:
+    async with farm._gateway() as other_replica, aiohttp.ClientSession(other_replica) as session:
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:
             await receive_until(socket, lambda event: event["type"] == "status")

@@ -39,8 +39,8 @@ def _forbidden(gateway: RunningStack) -> set[str]:
 
 
 def _leaks(gateway: RunningStack, text: str) -> set[str]:
-    plain = text.replace("\\/", "/")
-    return {root for root in _forbidden(gateway) if root in plain}
+    unescaped_text = text.replace("\\/", "/")
+    return {root for root in _forbidden(gateway) if root in unescaped_text}
 
 
 async def _broken_picture(comfy: Comfy) -> str:
@@ -86,10 +86,10 @@ async def test_a_real_error_names_no_path_of_the_machine(
                 continue
             responses.append(frame.data)
             if event["type"] == "execution_error":
-                failed = event["data"]
+                failure = event["data"]
                 break
-    assert (failed["node_type"], message in failed["exception_message"]) == (node, True), failed
-    trace = "".join(failed["traceback"])
+    assert (failure["node_type"], message in failure["exception_message"]) == (node, True), failure
+    trace = "".join(failure["traceback"])
     assert 'File "<comfyui>/execution.py"' in trace, "it still says where it came from"
     await comfy.finished(prompt_id)
     for path in (
@@ -105,9 +105,9 @@ async def test_a_real_error_names_no_path_of_the_machine(
 
 
 async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:
-    named = f"{gateway.data}/nope.png"
+    named_path = f"{gateway.data}/nope.png"
     graph = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": named}},
+        "1": {"class_type": "LoadImage", "inputs": {"image": named_path}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
     for path, body in (
@@ -118,7 +118,7 @@ async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, com
         assert status == 400, answer
         text = json.dumps(answer)
         # A client may hear its own words again, and nothing that they would have led to.
-        assert not _leaks(gateway, text.replace(named, "")), text
+        assert not _leaks(gateway, text.replace(named_path, "")), text
 
 
 async def test_farm_responses_name_no_path_of_the_machine(

@@ -67,10 +67,10 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
     folder.mkdir()
     Image.new("RGB", (8, 8), _CANARY).save(folder / "canary.png")
     (folder / "canary.txt").write_text("the canary sings")
-    outside = Outside(folder)
-    before = outside.state()
-    yield outside
-    assert outside.state() == before, "something was written, changed or removed"
+    outside_files = Outside(folder)
+    state_before = outside_files.state()
+    yield outside_files
+    assert outside_files.state() == state_before, "something was written, changed or removed"
 
 
 @pytest.fixture
@@ -121,13 +121,18 @@ def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
     Args:
         root: ComfyUI's folder.
     """
-    here, gone = outside.existing, outside.missing
+    existing_file, missing_file = outside.existing, outside.missing
     pairs = [
-        (here, gone),
+        (existing_file, missing_file),
         (str(outside.folder), f"{outside.folder}-gone"),
         ("/etc/passwd", "/etc/nope"),
     ]
-    pairs.append((os.path.relpath(here, root / "input"), os.path.relpath(gone, root / "input")))
+    pairs.append(
+        (
+            os.path.relpath(existing_file, root / "input"),
+            os.path.relpath(missing_file, root / "input"),
+        )
+    )
     yield from pairs
     for spell in (
         lambda path: path.replace("/", "\\"),
@@ -141,8 +146,8 @@ def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
         lambda path: f"{path} [output]",
         lambda path: f"{path}[temp]",
     ):
-        for existing, missing in (pairs[0], pairs[3]):
-            yield spell(existing), spell(missing)
+        for existing_path, missing_path in (pairs[0], pairs[3]):
+            yield spell(existing_path), spell(missing_path)
 
 
 def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
@@ -220,39 +225,39 @@ async def test_no_node_input_accepts_files_of_others(
     outside: Outside,
     others: list[tuple[str, str]],
 ) -> None:
-    offered = await comfy.get("/object_info")
-    named: list[Any] = []
+    offered_nodes = await comfy.get("/object_info")
+    name_inputs: list[Any] = []
     prose: list[Any] = []
-    for kind in offered:
+    for kind in offered_nodes:
         for name, spec in inputs_of(nodes[kind]):
             if takes_text(spec):
-                (prose if is_prose(spec, nodes[kind]) else named).append((kind, name))
-    assert ("LoadImage", "image") in named and ("SaveImage", "filename_prefix") in named
+                (prose if is_prose(spec, nodes[kind]) else name_inputs).append((kind, name))
+    assert ("LoadImage", "image") in name_inputs and ("SaveImage", "filename_prefix") in name_inputs
     values = [*spellings(outside, root_of(gateway)), *others]
-    theirs = {value for pair in others for value in pair}
+    other_names = {value for pair in others for value in pair}
 
     async def tried(value: Any) -> tuple[int, Any]:
-        attacked = {
+        attacked_nodes = {
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
-            for kind, name in named
+            for kind, name in name_inputs
         }
-        return await answered(comfy, with_nodes(attacked, nodes), str(value))
+        return await answered(comfy, with_nodes(attacked_nodes, nodes), str(value))
 
     for pair in values:
-        (status, existing), (_, missing) = await asyncio.gather(*map(tried, pair))
-        assert existing == missing, pair[0]
-        assert (status, existing["code"]) == (400, "input_not_found"), existing
-        refused = set(existing["node_errors"])
-        loads = {f"{kind}.{name}" for kind, name in named if _loads(nodes[kind], name)}
-        assert loads <= refused, pair[0]
+        (status, existing_answer), (_, missing_answer) = await asyncio.gather(*map(tried, pair))
+        assert existing_answer == missing_answer, pair[0]
+        assert (status, existing_answer["code"]) == (400, "input_not_found"), existing_answer
+        refused_inputs = set(existing_answer["node_errors"])
+        loads = {f"{kind}.{name}" for kind, name in name_inputs if _loads(nodes[kind], name)}
+        assert loads <= refused_inputs, pair[0]
         # Names that lead nowhere else are for ComfyUI to judge, which has no such file either.
-        if pair[0] not in theirs:
-            assert refused == {f"{kind}.{name}" for kind, name in named}, pair[0]
+        if pair[0] not in other_names:
+            assert refused_inputs == {f"{kind}.{name}" for kind, name in name_inputs}, pair[0]
 
     # Within an object or a list it is the same.
     for wrap in (lambda text: {"image": text, "mask": text}, lambda text: {"__value__": [text]}):
         status, answer = await tried(wrap(outside.existing))
-        assert (status, len(answer["node_errors"])) == (400, len(named))
+        assert (status, len(answer["node_errors"])) == (400, len(name_inputs))
 
 
 def _loads(node: Mapping[str, Any], name: str) -> bool:
@@ -266,51 +271,51 @@ async def test_text_input_accepts_any_text(
     comfy: Comfy, nodes: dict[str, Any], outside: Outside
 ) -> None:
     """Execute all nodes that need no models, with a path and with prose in every text input."""
-    offered = await comfy.get("/object_info")
+    offered_nodes = await comfy.get("/object_info")
     protocol_clients = [
         (kind, name)
-        for kind in offered
+        for kind in offered_nodes
         for name, spec in inputs_of(nodes[kind])
         if is_prose(spec, nodes[kind])
     ]
     assert ("CLIPTextEncode", "text") in protocol_clients
-    complete = [
+    text_inputs = [
         (kind, name)
         for kind, name in protocol_clients
         if fill_inputs(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
         and nodes[kind]["python_module"].startswith(("nodes", "comfy_extras"))
     ]
-    assert ("PrimitiveString", "value") in complete
+    assert ("PrimitiveString", "value") in text_inputs
 
     async def ended(value: str) -> Any:
-        attacked = {
+        attacked_nodes = {
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
-            for kind, name in complete
+            for kind, name in text_inputs
             if "egex" not in kind
         }
-        prompt_id = await comfy.queue(with_nodes(attacked, nodes))
+        prompt_id = await comfy.queue(with_nodes(attacked_nodes, nodes))
         entry = await comfy.finished(prompt_id)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
         return entry["outputs"]
 
-    existing = await ended(outside.existing)
-    missing = await ended(outside.missing)
-    assert existing.keys() == missing.keys()
-    assert "canary sings" not in json.dumps(existing)
+    existing_record = await ended(outside.existing)
+    missing_record = await ended(outside.missing)
+    assert existing_record.keys() == missing_record.keys()
+    assert "canary sings" not in json.dumps(existing_record)
     await ended(_PROSE)
 
 
 async def test_node_classes_for_the_workers_disk_are_not_listed(
     comfy: Comfy, nodes: dict[str, Any]
 ) -> None:
-    offered = await comfy.get("/object_info")
-    denied = nodes.keys() - offered.keys()
+    offered_nodes = await comfy.get("/object_info")
+    denied = nodes.keys() - offered_nodes.keys()
     assert {
         "LoadImageDataSetFromFolder",
         "SaveImageTextDataSetToFolder",
         "CheckpointSave",
     } <= denied
-    assert "moyin" not in json.dumps(offered).replace("moyin_bridge", "")
+    assert "moyin" not in json.dumps(offered_nodes).replace("moyin_bridge", "")
     for kind in denied:
         assert await comfy.get(f"/object_info/{kind}") == {}
         status, answer = await answered(
@@ -326,14 +331,14 @@ def _job(graph: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _second(graph: Mapping[str, Any]) -> dict[str, Any]:
-    first = {"kind": "render", "workflow": picture(next(_colors))}
-    return {"kind": "pipeline", "steps": [first, _job(graph)]}
+    first_step = {"kind": "render", "workflow": picture(next(_colors))}
+    return {"kind": "pipeline", "steps": [first_step, _job(graph)]}
 
 
 def _swept(graph: dict[str, Any]) -> dict[str, Any]:
     name = graph["1"]["inputs"]["image"]
-    plain = {**graph, "1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
-    return {**_job(plain), "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}}}
+    plain_graph = {**graph, "1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
+    return {**_job(plain_graph), "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}}}
 
 
 @pytest.mark.parametrize(
@@ -382,17 +387,17 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outsid
     """The value of a reference is known only when its step begins."""
 
     def body(value: str) -> dict[str, Any]:
-        says = {
+        chat_step = {
             "1": {"class_type": "PrimitiveString", "inputs": {"value": value}},
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
         }
         graph = inverted("${steps.0.body.outputs.2.text.0}")
-        return {"kind": "pipeline", "steps": [_job(says), _job(graph)]}
+        return {"kind": "pipeline", "steps": [_job(chat_step), _job(graph)]}
 
-    existing = await _failed(comfy, body(outside.existing), outside.existing)
-    missing = await _failed(comfy, body(outside.missing), outside.missing)
-    assert existing == missing
-    assert "you have no file" in json.dumps(existing)
+    existing_error = await _failed(comfy, body(outside.existing), outside.existing)
+    missing_error = await _failed(comfy, body(outside.missing), outside.missing)
+    assert existing_error == missing_error
+    assert "you have no file" in json.dumps(existing_error)
 
 
 def _by_link(kind: str, name: str, value: str, rest: Mapping[str, Any]) -> dict[str, Any]:
@@ -412,16 +417,16 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
         ("LoadImageOutput", "image"),
         ("LoadLatent", "latent"),
     ):
-        rest: dict[str, Any] = {}
+        extra_nodes: dict[str, Any] = {}
         status, answer = await comfy.post(
-            "/prompt", {"prompt": _by_link(kind, name, outside.existing, rest)}
+            "/prompt", {"prompt": _by_link(kind, name, outside.existing, extra_nodes)}
         )
         assert (status, answer["code"]) == (400, "input_not_found"), answer
         assert answer["node_errors"].keys() == {"2"}
     # Where a node writes may be made of texts, but it leads out of the prompt's folder for nobody.
     inputs = {"images": ["image", 0]}
-    other = f"../{uuid.uuid4()}/x"
-    for value in (other, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
+    other_name = f"../{uuid.uuid4()}/x"
+    for value in (other_name, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
         graph = _by_link("SaveImage", "filename_prefix", value, inputs)
         error = await _failed(comfy, _job(graph), value)
         assert "a relative name" in error["message"]
@@ -481,5 +486,5 @@ async def test_the_callers_own_files_are_loaded(comfy: Comfy, own: str) -> None:
         f"{own} [input]",
         f"{picture_file['subfolder']}/{picture_file['filename']} [output]",
     ):
-        again = await comfy.finished(await comfy.queue(inverted(name)))
-        assert again["status"]["status_str"] == "success"
+        second_entry = await comfy.finished(await comfy.queue(inverted(name)))
+        assert second_entry["status"]["status_str"] == "success"

@@ -60,9 +60,9 @@ class Comfy:
 @pytest.fixture(scope="module", autouse=True)
 def comfyui_up(gateway: RunningStack) -> None:
     # Graphs are validated where an actor is up.
-    plain = StackClient(gateway.url, gateway.api_key)
-    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
-    plain.wait(job, {"succeeded"}, _PATIENCE)
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    job = stack_client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    stack_client.wait(job, {"succeeded"}, _PATIENCE)
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
     [picture_of] = entry["outputs"]["3"]["images"]
     assert prompt_id in picture_of["subfolder"]
     async with comfy.session.get("/view", params=picture_of) as response:
-        shown = Image.open(BytesIO(await response.read()))
-    assert shown.getpixel((0, 0)) == (0, 255, 255)
+        shown_picture = Image.open(BytesIO(await response.read()))
+    assert shown_picture.getpixel((0, 0)) == (0, 255, 255)
 
 
 async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) -> None:
@@ -140,8 +140,8 @@ async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) 
     resize: dict[str, Any] = {"kind": "render", "template": "resize",
               "inputs": {"image": name, "width": 4, "height": 4}}  # fmt: skip
     for body in (graph, resize):
-        status, refused = await stranger.post("/jobs", body)
-        assert status == 400, refused
+        status, refusal = await stranger.post("/jobs", body)
+        assert status == 400, refusal
     pipeline = {"kind": "pipeline", "steps": [graph, resize]}
     batch = {**resize, "batch": {"inputs": [{"image": name}, {"image": name, "width": 5}]}}
     for body, colors in (
@@ -152,14 +152,14 @@ async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) 
         assert status == 202, job
         path = f"/jobs/{job['id']}"
         await eventually(partial(_has_ended, comfy, path), _PATIENCE)
-        ended = await comfy.get(path)
-        assert ended["status"] == "succeeded", ended["error"]
-        shown = []
-        for artifact in ended["artifacts"]:
+        ended_job = await comfy.get(path)
+        assert ended_job["status"] == "succeeded", ended_job["error"]
+        shown_colors = []
+        for artifact in ended_job["artifacts"]:
             async with comfy.session.get(artifact["url"]) as response:
                 picture_of = Image.open(BytesIO(await response.read())).convert("RGB")
-            shown.append(picture_of.getpixel((0, 0)))
-        assert shown == colors
+            shown_colors.append(picture_of.getpixel((0, 0)))
+        assert shown_colors == colors
 
 
 async def _has_ended(comfy: Comfy, path: str) -> bool:
@@ -181,25 +181,25 @@ async def test_nothing_of_it_is_another_tenants(comfy: Comfy, stranger: Comfy) -
             assert response.status == 404
         await stranger.session.post("/interrupt", json={"prompt_id": prompt_id})
         # One prompt of one's own ends: whatever was to be heard of the other was heard before.
-        own = await stranger.queue(picture(next(_colors)))
+        own_prompt = await stranger.queue(picture(next(_colors)))
         event_types = set()
         async for message in socket:
             event = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}
             event_types.add(event.get("data", {}).get("prompt_id"))
             if event.get("type") == "executing" and event["data"].get("node") is None:
                 break
-    assert event_types <= {None, own}
+    assert event_types <= {None, own_prompt}
 
 
 async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
-    first = await comfy.queue(sleepy(4, next(_colors)))
-    second = await comfy.queue(picture(next(_colors)))
+    first_prompt = await comfy.queue(sleepy(4, next(_colors)))
+    second_prompt = await comfy.queue(picture(next(_colors)))
     queue = await comfy.get("/queue")
     waiting = {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
-    assert {first, second} <= waiting
-    assert (await comfy.post("/interrupt", {"prompt_id": first}))[0] == 200
-    assert (await comfy.finished(first))["status"]["status_str"] == "error"
-    assert (await comfy.finished(second))["status"]["status_str"] == "success"
+    assert {first_prompt, second_prompt} <= waiting
+    assert (await comfy.post("/interrupt", {"prompt_id": first_prompt}))[0] == 200
+    assert (await comfy.finished(first_prompt))["status"]["status_str"] == "error"
+    assert (await comfy.finished(second_prompt))["status"]["status_str"] == "success"
 
 
 async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
@@ -216,9 +216,13 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
     # It has ended at once; what ComfyUI says of it follows when its node has stopped.
     await eventually(lambda: _put_out(comfy, prompt_id), _PATIENCE)
     entry = await comfy.finished(prompt_id)
-    *_, (kind, last) = entry["status"]["messages"]
-    assert (kind, last["node_id"], last["node_type"]) == ("execution_interrupted", "3", "TestSleep")
-    assert sorted(last["executed"]) == ["1", "4"]
+    *_, (kind, last_message) = entry["status"]["messages"]
+    assert (kind, last_message["node_id"], last_message["node_type"]) == (
+        "execution_interrupted",
+        "3",
+        "TestSleep",
+    )
+    assert sorted(last_message["executed"]) == ["1", "4"]
     [file] = entry["outputs"]["4"]["images"]
     async with comfy.session.get("/view", params=file) as response:
         assert response.status == 200
@@ -226,30 +230,30 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
 
 
 async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
-    running = await comfy.queue(sleepy(60, next(_colors)))
-    await eventually(lambda: _runs(comfy, running), _PATIENCE)
+    running_prompt = await comfy.queue(sleepy(60, next(_colors)))
+    await eventually(lambda: _runs(comfy, running_prompt), _PATIENCE)
     waiting = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
     # What runs is none of its business.
-    assert (await comfy.post("/queue", {"delete": [running, waiting[0]]}))[0] == 200
+    assert (await comfy.post("/queue", {"delete": [running_prompt, waiting[0]]}))[0] == 200
     pending = {row[1] for row in (await comfy.get("/queue"))["queue_pending"]}
-    assert not pending & {running, waiting[0]}
+    assert not pending & {running_prompt, waiting[0]}
     assert pending >= set(waiting[1:])
     assert (await comfy.post("/queue", {"clear": True}))[0] == 200
     queue = await comfy.get("/queue")
     assert queue["queue_pending"] == []
-    assert [row[1] for row in queue["queue_running"]] == [running]
+    assert [row[1] for row in queue["queue_running"]] == [running_prompt]
     for prompt_id in waiting:
         [(name, _)] = (await comfy.finished(prompt_id))["status"]["messages"]
         assert name == "execution_interrupted"
     assert (await comfy.post("/interrupt", {}))[0] == 200
-    assert (await comfy.finished(running))["status"]["completed"] is False
+    assert (await comfy.finished(running_prompt))["status"]["completed"] is False
 
 
 async def test_a_reconnected_client_receives_the_remaining_messages_in_every_window(
     comfy: Comfy,
 ) -> None:
     address = f"/ws?clientId={comfy.id}"
-    async with comfy.session.ws_connect(address) as other:
+    async with comfy.session.ws_connect(address) as second_socket:
         async with comfy.session.ws_connect(address) as socket:
             prompt_id = await comfy.queue(sleepy(60, next(_colors)))
             assert "progress" in await _kinds(socket, "progress", prompt_id)
@@ -260,7 +264,7 @@ async def test_a_reconnected_client_receives_the_remaining_messages_in_every_win
             await comfy.post("/interrupt", {"prompt_id": prompt_id})
             kinds += await _kinds(socket, "execution_interrupted", prompt_id)
             assert set(kinds) <= {"progress_state", "executing", "progress", kinds[-1]}
-        assert "execution_start" in await _kinds(other, "execution_interrupted", prompt_id)
+        assert "execution_start" in await _kinds(second_socket, "execution_interrupted", prompt_id)
 
 
 async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
@@ -274,14 +278,14 @@ async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
 
 
 async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
-    chosen = str(uuid.uuid4())
+    chosen_id = str(uuid.uuid4())
     graph = picture(next(_colors))
     for _ in range(2):
-        status, body = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen})
-        assert (status, body["prompt_id"]) == (200, chosen)
-    assert (await comfy.finished(chosen))["status"]["completed"] is True
-    other = {"prompt": picture(next(_colors)), "prompt_id": chosen}
-    status, body = await comfy.post("/prompt", other)
+        status, body = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen_id})
+        assert (status, body["prompt_id"]) == (200, chosen_id)
+    assert (await comfy.finished(chosen_id))["status"]["completed"] is True
+    other_body = {"prompt": picture(next(_colors)), "prompt_id": chosen_id}
+    status, body = await comfy.post("/prompt", other_body)
     assert (status, body["code"]) == (400, "prompt_id_taken")
 
 

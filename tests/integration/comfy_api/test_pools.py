@@ -42,15 +42,15 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     apps = {app["name"]: app for app in config["applications"]}
     apps["gateway"]["args"]["pools"] = list(_MODELS)
-    plain = apps["render-default"]
-    special = copy.deepcopy(plain) | {"name": "render-special"}
+    plain_app = apps["render-default"]
+    special = copy.deepcopy(plain_app) | {"name": "render-special"}
     special["args"]["pool"] = "special"
-    plain["args"]["comfyui"]["custom_nodes"] = []
-    for app in (plain, special):
+    plain_app["args"]["comfyui"]["custom_nodes"] = []
+    for app in (plain_app, special):
         app["args"]["comfyui"]["models"] = str(folder / app["args"]["pool"])
     # Nobody is asked for text.
     kept_apps = [apps[name] for name in ("gateway", "workers")]
-    return {**config, "applications": [*kept_apps, plain, special]}
+    return {**config, "applications": [*kept_apps, plain_app, special]}
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ async def comfy(farm: Comfy) -> Comfy:
 async def _are_up(farm: Comfy, *pools: str) -> bool:
     """Return True if each of the pools lists its model, which no other pool has."""
     async with farm.session.get("/models/diffusion_models") as response:
-        listed = await response.json() if response.status == 200 else []
-    return {_MODELS[pool] for pool in pools} <= set(listed)
+        listed_models = await response.json() if response.status == 200 else []
+    return {_MODELS[pool] for pool in pools} <= set(listed_models)
 
 
 def _color() -> int:
@@ -121,8 +121,8 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
     nodes = await comfy.get("/object_info")
     assert {"EmptyImage", "TestSleep", "Where"} <= set(nodes)
     [choices] = nodes["UNETLoader"]["input"]["required"]["unet_name"]
-    listed = await comfy.get("/models/diffusion_models")
-    assert sorted(choices) == sorted(listed) == sorted(_MODELS.values())
+    listed_models = await comfy.get("/models/diffusion_models")
+    assert sorted(choices) == sorted(listed_models) == sorted(_MODELS.values())
     assert any("bad-nodes" in path for path in await comfy.get("/extensions"))
     special = await comfy.get("/models/diffusion_models?pool=special")
     assert special == [_MODELS["special"]]
@@ -140,8 +140,8 @@ async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None
     assert (status, body["error"]["type"]) == (400, "invalid_prompt")
     assert "NoSuchNode" in body["error"]["message"]
     assert body["node_errors"] == {}
-    alone = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
-    status, body = await comfy.post("/prompt", {"prompt": alone})
+    partial_graph = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
+    status, body = await comfy.post("/prompt", {"prompt": partial_graph})
     assert (status, body["error"]["type"]) == (400, "prompt_outputs_failed_validation")
     [error] = body["node_errors"]["3"]["errors"]
     assert (error["type"], error["extra_info"]["received_value"]) == (

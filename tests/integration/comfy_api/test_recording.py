@@ -234,28 +234,30 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
 async def recordings(plain: str, gateway: RunningStack) -> tuple[Recording, Recording]:
     """Return the recordings of ComfyUI and of the farm, by scene."""
     # Graphs are validated where an actor is up.
-    first = StackClient(gateway.url, gateway.api_key)
+    stack_client = StackClient(gateway.url, gateway.api_key)
     job = await asyncio.to_thread(
-        first.submit, {"kind": "render", "workflow": picture(uuid.uuid4().int & 0xFFFFFF)}
+        stack_client.submit, {"kind": "render", "workflow": picture(uuid.uuid4().int & 0xFFFFFF)}
     )
-    await asyncio.to_thread(first.wait, job, {"succeeded"}, _UP_SECONDS)
+    await asyncio.to_thread(stack_client.wait, job, {"succeeded"}, _UP_SECONDS)
     # A tenant without a history.
     key_output = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
     [key] = [word for word in key_output.stdout.split() if word.startswith("moyin_")]
-    one, other = await asyncio.gather(_recorded(plain), _recorded(gateway.url, key))
-    return one, other
+    comfyui_recording, farm_recording = await asyncio.gather(
+        _recorded(plain), _recorded(gateway.url, key)
+    )
+    return comfyui_recording, farm_recording
 
 
 async def _recorded(url: str, key: str | None = None) -> Recording:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
-        recorded: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
-        recorded["uploads"] = await _uploads(recorder)
+        recording: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
+        recording["uploads"] = await _uploads(recorder)
         for scene in SCENES:
-            recorded[scene.name] = await recorder.play(scene)
-        recorded["after"] = [await recorder.ask(*call) for call in AFTER]
-    return recorded
+            recording[scene.name] = await recorder.play(scene)
+        recording["after"] = [await recorder.ask(*call) for call in AFTER]
+    return recording
 
 
 async def _uploads(recorder: Recorder) -> list[Any]:
@@ -280,5 +282,5 @@ async def _uploads(recorder: Recorder) -> list[Any]:
 async def test_the_farm_responds_like_one_comfyui(
     recordings: tuple[Recording, Recording], name: str
 ) -> None:
-    one, other = recordings
-    assert other[name] == one[name]
+    comfyui_recording, farm_recording = recordings
+    assert farm_recording[name] == comfyui_recording[name]

@@ -82,8 +82,8 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
     farm.proxy.configure(RouteTable([service]))
     for path, status in (("/jobs", 200), ("/api/queue", 200), ("/svc/x", 401), ("/comfyx", 404)):
         async with (
-            aiohttp.ClientSession(farm.url) as other,
-            other.get(path, headers={"cookie": cookie}) as response,
+            aiohttp.ClientSession(farm.url) as other_session,
+            other_session.get(path, headers={"cookie": cookie}) as response,
         ):
             assert response.status == status, path
     assert farm.services.calls == []

@@ -49,8 +49,8 @@ async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
     assert await call("POST", f"{name}{to}?overwrite=false") == (200, "workflows/sub/c.json")
     assert (await call("GET", name))[0] == 404
     assert (await call("POST", f"{name}{to}"))[0] == 404
-    listed = (await call("GET", "/v2/userdata?path=workflows"))[1]
-    assert [item["path"] for item in listed] == ["workflows/sub", "workflows/sub/c.json"]
+    listed_files = (await call("GET", "/v2/userdata?path=workflows"))[1]
+    assert [item["path"] for item in listed_files] == ["workflows/sub", "workflows/sub/c.json"]
     assert await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json") == (204, "")
     assert (await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json"))[0] == 404
     assert await call("GET", "/v2/userdata") == (200, [])
@@ -75,8 +75,8 @@ async def test_no_path_leads_out(farm: Farm, path: str) -> None:
 async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> None:
     users, keys = UserStore(farm.database), KeyStore(farm.database)
     person = await users.create(UserKind.PLAYER, email="a@example.com", name="a")
-    own = (await keys.create("ann", "hers", user=person.id))[1]
-    async with farm.session(own) as hers:
+    own_key = (await keys.create("ann", "hers", user=person.id))[1]
+    async with farm.session(own_key) as hers:
         callers = {"ann": farm.client, "bob": farm.other, "person": hers}
         for name, client in callers.items():
             assert await call_route(client, "GET", "/settings") == (200, {})
@@ -100,16 +100,16 @@ async def test_concurrent_settings_are_merged(farm: Farm) -> None:
     await asyncio.gather(
         *(call_route(farm.client, "POST", f"/api/settings/Comfy.{n}", json=n) for n in range(10))
     )
-    known = (await call_route(farm.client, "GET", "/api/settings"))[1]
-    assert known == {"a": 1, "b": [2], **{f"Comfy.{n}": n for n in range(10)}}
+    stored_settings = (await call_route(farm.client, "GET", "/api/settings"))[1]
+    assert stored_settings == {"a": 1, "b": [2], **{f"Comfy.{n}": n for n in range(10)}}
     assert await call_route(farm.client, "GET", "/api/settings/b") == (200, [2])
     assert (await call_route(farm.client, "POST", "/api/settings", json=[1]))[0] == 400
-    deep = b"[" * 100_000
+    deep_json = b"[" * 100_000
     for path in ("/api/settings", "/api/settings/Comfy.X"):
-        status, body = await call_route(farm.client, "POST", path, data=deep)
+        status, body = await call_route(farm.client, "POST", path, data=deep_json)
         assert (status, body["code"]) == (400, "invalid_json")
     # They are a file like any other, which may be anything.
-    for content in (b"junk", deep):
+    for content in (b"junk", deep_json):
         await call_route(farm.client, "POST", "/userdata/comfy.settings.json", data=content)
         assert await call_route(farm.client, "GET", "/api/settings") == (200, {})
 

@@ -39,11 +39,11 @@ async def code(client: aiohttp.ClientSession, method: str, path: str, **options:
 
 
 def form(**fields: str) -> aiohttp.FormData:
-    sent = aiohttp.FormData(quote_fields=False)
+    form_data = aiohttp.FormData(quote_fields=False)
     for name, value in fields.items():
-        sent.add_field(name, value)
-    sent.add_field("file", PNG, filename="sent.png", content_type="application/octet-stream")
-    return sent
+        form_data.add_field(name, value)
+    form_data.add_field("file", PNG, filename="sent.png", content_type="application/octet-stream")
+    return form_data
 
 
 async def upload(farm: Farm, **fields: str) -> Any:
@@ -97,8 +97,8 @@ async def test_a_job_is_the_same_everywhere(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json=body, expected=201)
     assert (job["status"], job["progress"], job["outputs"]) == ("queued", None, [])
     assert job["urls"]["self"] == f"{JOBS}/{job['id']}"
-    plain = await farm.show(job["id"])
-    assert (plain["kind"], plain["metadata"]) == ("render", {"client": "acme"})
+    plain_job = await farm.show(job["id"])
+    assert (plain_job["kind"], plain_job["metadata"]) == ("render", {"client": "acme"})
     response_body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}/workflow")
     assert response_body == {"workflow": GRAPH, "format": "api"}
     for path in ("", "/workflow", "/events"):
@@ -123,8 +123,8 @@ async def test_a_key_works_once(farm: Farm) -> None:
     assert error["details"].get("job_id") in (None, job["id"])
     # A submission that made no job leaves its key free.
     headers = {"Idempotency-Key": "k2"}
-    bad: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
-    error_code = await code(farm.client, "POST", JOBS, json=bad, headers=headers)
+    bad_body: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
+    error_code = await code(farm.client, "POST", JOBS, json=bad_body, headers=headers)
     assert error_code == (422, "workflow_format_ui")
     body = {"workflow": GRAPH}
     await ask(farm.client, "POST", JOBS, json=body, headers=headers, expected=201)
@@ -137,10 +137,10 @@ async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
         body = {"workflow": GRAPH, "metadata": metadata}
         ids.append((await ask(farm.client, "POST", JOBS, json=body, expected=201))["id"])
     await farm.submit({"kind": "http", "request": {"path": "/svc/x"}})
-    first = await ask(farm.client, "GET", f"{JOBS}?limit=2")
-    assert [job["id"] for job in first["jobs"]] == [ids[2], ids[1]]
-    rest = await ask(farm.client, "GET", f"{JOBS}?limit=2&cursor={first['next_cursor']}")
-    assert ([job["id"] for job in rest["jobs"]], rest["next_cursor"]) == ([ids[0]], None)
+    first_page = await ask(farm.client, "GET", f"{JOBS}?limit=2")
+    assert [job["id"] for job in first_page["jobs"]] == [ids[2], ids[1]]
+    last_page = await ask(farm.client, "GET", f"{JOBS}?limit=2&cursor={first_page['next_cursor']}")
+    assert ([job["id"] for job in last_page["jobs"]], last_page["next_cursor"]) == ([ids[0]], None)
     labelled = await ask(farm.client, "GET", JOBS, params={"metadata[client]": "acme"})
     assert [job["id"] for job in labelled["jobs"]] == [ids[2], ids[1]]
     query = {"metadata[client]": "acme", "metadata[run no]": "1"}
@@ -160,20 +160,25 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
         assert response.headers["content-type"].startswith("text/event-stream")
         assert await response.content.readline() == b"event: status\n"
         artifact = await finished(farm, job["id"])
-        rest = (await response.text()).split("\n\n")
-    names = [line for frame in rest for line in frame.splitlines() if line.startswith("event: ")]
+        remaining_frames = (await response.text()).split("\n\n")
+    names = [
+        line
+        for frame in remaining_frames
+        for line in frame.splitlines()
+        if line.startswith("event: ")
+    ]
     assert names[-2:] == ["event: output", "event: status"]
     assert "event: progress" in names
     assert names.count("event: output") == 1
     # Whoever comes late gets the files and the end, and nothing of what was.
-    late = await frames(farm.client, path)
-    assert [name for name, _ in late] == ["output", "status"]
-    assert late[-1][1]["status"] == "succeeded"
+    late_frames = await frames(farm.client, path)
+    assert [name for name, _ in late_frames] == ["output", "status"]
+    assert late_frames[-1][1]["status"] == "succeeded"
     body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}")
     [output] = body["outputs"]
     # The same object, but for the moment at which it is told.
-    late[0][1].pop("url_expires_at"), output.pop("url_expires_at")
-    assert late[0][1] == output
+    late_frames[0][1].pop("url_expires_at"), output.pop("url_expires_at")
+    assert late_frames[0][1] == output
     assert (output["node_id"], output["type"], output["id"]) == ("9", "image", artifact.id)
     assert output["url"] == f"{farm.url}{ASSETS}/{artifact.id}/content"
     async with farm.client.get(output["url"], headers={"Range": "bytes=0-3"}) as response:
@@ -189,8 +194,8 @@ async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
     async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
         assert await response.content.readline() == b"event: status\n"
         await finished(farm, job["id"], row_ends_first=True)
-        rest = (await response.text()).splitlines()
-    names = [line for line in rest if line.startswith("event: ")]
+        remaining_lines = (await response.text()).splitlines()
+    names = [line for line in remaining_lines if line.startswith("event: ")]
     assert names == ["event: progress", "event: output", "event: status"]
 
 
@@ -212,9 +217,13 @@ async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> 
     assert (await farm.client.head(f"{ASSETS}/by-hash/nonsense")).status == 404
     assert (await upload(farm))["created_new"] is False
     body = {"hash": HASH, "file_path": "again.png", "tags": ["input"]}
-    again = await ask(farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected=201)
-    assert (again["file_path"], again["hash"], again["created_new"]) == ("again.png", HASH, False)
-    assert again["id"] != asset["id"]
+    second_asset = await ask(farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected=201)
+    assert (second_asset["file_path"], second_asset["hash"], second_asset["created_new"]) == (
+        "again.png",
+        HASH,
+        False,
+    )
+    assert second_asset["id"] != asset["id"]
     error_code = await code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
     assert error_code == (404, "blob_not_found")
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):

@@ -436,13 +436,13 @@ class Farm:
             timeout_keep_alive=300,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        running = asyncio.create_task(server.serve())
+        server_task = asyncio.create_task(server.serve())
         while not server.started:
-            assert not running.done(), "the gateway did not start"
+            assert not server_task.done(), "the gateway did not start"
             await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{port}"
         server.should_exit = True
-        await running
+        await server_task
 
 
 @pytest.fixture

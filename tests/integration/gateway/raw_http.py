@@ -136,11 +136,11 @@ def _answer(received: bytes) -> Answer:
 
 
 def _joined(chunks: bytes) -> bytes:
-    joined = b""
+    body = b""
     while chunks:
-        size, _, rest = chunks.partition(b"\r\n")
+        size, _, after_size = chunks.partition(b"\r\n")
         length = int(size.partition(b";")[0] or b"0", 16)
-        joined, chunks = joined + rest[:length], rest[length + 2 :]
+        body, chunks = body + after_size[:length], after_size[length + 2 :]
         if length == 0:
             break
-    return joined
+    return body

@@ -52,34 +52,34 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     token = player["access_token"]
     assert (await client.call("GET", "/accounts/me", token))[1]["email"] == email
     # Known everywhere, but a player may neither spend nor render.
-    for method, path, sent in (
+    for method, path, request_body in (
         ("GET", "/jobs", None),
         ("POST", "/v1/chat/completions", {"model": "auto", "messages": []}),
     ):
-        status, response_body = await client.call(method, path, token, sent)
+        status, response_body = await client.call(method, path, token, request_body)
         assert (status, "insufficient_scope" in str(response_body)) == (403, True), response_body
     assert (await client.call("POST", "/accounts/login", "", {**body, "password": "x"}))[0] == 401
     assert (await client.call("GET", "/jobs", "moyin_00_wrong-secret-wrong-secret"))[0] == 401
 
     operator = client.stack.api_key
-    made = (
+    created_key = (
         await client.call("POST", "/accounts/keys", operator, {"scopes": ["text", "jobs:read"]})
     )[1]
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
-        assert (await client.call("GET", path, made["key"]))[0] == 200, path
-    assert await _closes(client, made["key"]) != "missing_api_key"
+        assert (await client.call("GET", path, created_key["key"]))[0] == 200, path
+    assert await _closes(client, created_key["key"]) != "missing_api_key"
     assert await _closes(client, "") == "missing_api_key"
-    await client.call("DELETE", f"/accounts/keys/{made['id']}", operator)
+    await client.call("DELETE", f"/accounts/keys/{created_key['id']}", operator)
     revoked = time.monotonic()
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
-        while (await client.call("GET", path, made["key"]))[0] != 401:
+        while (await client.call("GET", path, created_key["key"]))[0] != 401:
             assert time.monotonic() - revoked < 60, path
             await asyncio.sleep(0.1)
     measured(f"a revoked key was refused everywhere after {time.monotonic() - revoked:.1f} s")
 
-    refreshed = {"refresh_token": player["refresh_token"]}
-    assert (await client.call("POST", "/accounts/refresh", "", refreshed))[0] == 200
-    assert (await client.call("POST", "/accounts/refresh", "", refreshed))[0] == 401
+    refresh_body = {"refresh_token": player["refresh_token"]}
+    assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 200
+    assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 401
     # Log lines are written in batches.
     await asyncio.sleep(2)
     searched, leaks = _search(client.stack, client.secrets)
@@ -166,14 +166,14 @@ async def test_no_spelling_of_a_path_gets_around_the_key(gateway: RunningStack, 
 
 
 async def test_identity_headers_from_clients_are_ignored(client: Session) -> None:
-    claimed = {
+    claimed_headers = {
         "x-moyin-owner": "victim",
         "x-moyin-identity": "e30.e30.",
         "x-forwarded-user": "victim",
         "authorization": f"Bearer {client.stack.api_key}",
     }
     url = f"{client.stack.url}/accounts/whoami"
-    async with client.session.get(url, headers=claimed) as response:
+    async with client.session.get(url, headers=claimed_headers) as response:
         assert (await response.json())["owner"] == "admin"
 
 

@@ -113,28 +113,28 @@ async def test_only_the_owner_sees_it(farm: Farm) -> None:
 
 async def test_an_idempotency_key_keeps_one_file(farm: Farm) -> None:
     headers = {"Idempotency-Key": "k"}
-    first = await upload(farm, PNG, headers=headers)
+    first_artifact = await upload(farm, PNG, headers=headers)
     async with farm.client.post("/artifacts", data=PNG, headers=headers) as response:
-        assert (await response.json())["id"] == first["id"]
+        assert (await response.json())["id"] == first_artifact["id"]
         assert response.headers["idempotent-replayed"] == "true"
     async with farm.client.post("/artifacts", data=b"other", headers=headers) as response:
         assert response.status == 422
     async with farm.other.post("/artifacts", data=b"other", headers=headers) as response:
-        assert (await response.json())["id"] != first["id"]
+        assert (await response.json())["id"] != first_artifact["id"]
 
 
 async def test_a_deleted_upload_can_be_uploaded_again_with_its_key(farm: Farm) -> None:
     headers = {"Idempotency-Key": "again"}
-    first = await upload(farm, PNG, headers=headers)
-    async with farm.client.delete(first["url"]) as response:
+    first_artifact = await upload(farm, PNG, headers=headers)
+    async with farm.client.delete(first_artifact["url"]) as response:
         assert response.status == 204
     async with farm.client.post("/artifacts", data=b"other", headers=headers) as response:
         assert response.status == 422, "open jobs may still read the first content"
     async with farm.client.post("/artifacts?name=b.png", data=PNG, headers=headers) as response:
         assert response.status == 201 and "idempotent-replayed" not in response.headers
-        again = await response.json()
-    assert (again["id"], again["name"]) == (first["id"], "b.png")
-    async with farm.client.get(again["url"]) as response:
+        second_artifact = await response.json()
+    assert (second_artifact["id"], second_artifact["name"]) == (first_artifact["id"], "b.png")
+    async with farm.client.get(second_artifact["url"]) as response:
         assert await response.read() == PNG
 
 
@@ -184,8 +184,8 @@ async def test_an_upload_that_breaks_off_leaves_nothing(farm: Farm) -> None:
     async with farm.client.post("/artifacts", data=too_much()) as response:
         assert response.status == 413
     for _ in range(100):
-        left = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))
-        if not left:
+        remaining_files = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))
+        if not remaining_files:
             break
         await farm.show((await farm.submit({"kind": "http", "request": {"path": "/x"}}))["id"])
-    assert left == []
+    assert remaining_files == []

@@ -63,17 +63,19 @@ async def masked(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple
 
 async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured: Measured) -> None:
     qualities = itertools.count(1)
-    hostile, other = farm.client, farm.other
+    hostile, other_session = farm.client, farm.other
     assert len(png(BEYOND)) < 13_000
     await uploaded(hostile, "beyond.png", png(BEYOND))
     await uploaded(hostile, "largest.png", png(LARGEST))
-    await uploaded(other, "mine.png", png((512, 512), "RGB"))
+    await uploaded(other_session, "mine.png", png((512, 512), "RGB"))
 
     async def view() -> None:
         # Another quality each time: none of them is kept.
-        status, shown = await previewed(other, "mine.png", f"webp;{next(qualities) % 100}")
+        status, image_bytes = await previewed(
+            other_session, "mine.png", f"webp;{next(qualities) % 100}"
+        )
         assert status == 200
-        with Image.open(io.BytesIO(shown)) as picture:
+        with Image.open(io.BytesIO(image_bytes)) as picture:
             assert (picture.format, picture.size) == ("WEBP", (512, 512))
 
     async def attack() -> None:
@@ -94,20 +96,22 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
     assert (status, body["code"]) == (413, "picture_too_large")
     assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192
     await view()
-    before = measure_memory_mib()
+    mib_before = measure_memory_mib()
     usual = await measure_median(view)
     async with repeating(attack) as attacks:
-        during = await measure_median(view)
+        during_attack = await measure_median(view)
     peak = measure_memory_mib()
-    await eventually(lambda: measure_memory_mib() <= before * 1.1, _SOON_SECONDS)
+    await eventually(lambda: measure_memory_mib() <= mib_before * 1.1, _SOON_SECONDS)
     measured(
-        f"another tenant's preview took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
-        f"{attacks()} rounds of hostile ones; the replica with its helpers held {before:.0f} MiB "
-        f"before, {peak:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
+        f"another tenant's preview took {usual * 1000:.0f} ms, "
+        f"{during_attack * 1000:.0f} ms during "
+        f"{attacks()} rounds of hostile ones; the replica with its helpers held "
+        f"{mib_before:.0f} MiB before, {peak:.0f} MiB right after, "
+        f"{measure_memory_mib():.0f} MiB within a minute"
     )
     # The very same preview is not made again.
-    assert await previewed(other, "mine.png", "webp;7") == await previewed(
-        other, "mine.png", "webp;7"
+    assert await previewed(other_session, "mine.png", "webp;7") == await previewed(
+        other_session, "mine.png", "webp;7"
     )
 
 
@@ -121,10 +125,13 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
         database = Database(Settings(data=tmp_path).sql_url)
         _, key = await KeyStore(database).create("bob", "test")
         await database.close()
-        hostile, other = session(models_app.url, models_app.api_key), session(models_app.url, key)
+        hostile, other_session = (
+            session(models_app.url, models_app.api_key),
+            session(models_app.url, key),
+        )
 
         async def chat() -> None:
-            status, body = await completed(other)
+            status, body = await completed(other_session)
             assert status == 200 and body["usage"]["completion_tokens"] > 0
 
         async def attack() -> None:
@@ -140,13 +147,14 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
                 assert (status, body["error"]["code"]) == (400, "schema_too_large")
                 assert body["error"]["param"] == field
 
-        async with hostile, other:
+        async with hostile, other_session:
             await chat()
             usual = await measure_median(chat)
             async with repeating(attack) as attacks:
-                during = await measure_median(chat)
+                during_attack = await measure_median(chat)
         measured(
-            f"another tenant's answer took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
+            f"another tenant's answer took {usual * 1000:.0f} ms, "
+            f"{during_attack * 1000:.0f} ms during "
             f"{attacks()} rounds of hostile schemas"
         )
 
@@ -164,22 +172,22 @@ async def completed(client: aiohttp.ClientSession, **members: Any) -> tuple[int,
 
 async def measure_median(act: Callable[[], Awaitable[None]]) -> float:
     """Return the median duration of ``act`` in seconds."""
-    taken = []
+    call_seconds = []
     for _ in range(_ROUNDS):
         began = time.monotonic()
         await act()
-        taken.append(time.monotonic() - began)
-    return statistics.median(taken)
+        call_seconds.append(time.monotonic() - began)
+    return statistics.median(call_seconds)
 
 
 @asynccontextmanager
 async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
     """Repeat ``act`` during the block, at least once; yield a function that returns the count."""
-    over, rounds = asyncio.Event(), 0
+    stop_event, rounds = asyncio.Event(), 0
 
     async def loop() -> None:
         nonlocal rounds
-        while not rounds or not over.is_set():
+        while not rounds or not stop_event.is_set():
             await act()
             rounds += 1
             # It shares this process with the servers: a flood is what limits on requests are for.
@@ -187,17 +195,17 @@ async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callabl
 
     task = asyncio.create_task(loop())
     yield lambda: rounds
-    over.set()
+    stop_event.set()
     await task
 
 
 def measure_memory_mib() -> float:
     """Return the memory in MiB of this process with the gateway, and of its picture converters."""
     process = psutil.Process()
-    held = process.memory_info().rss
+    held_bytes = process.memory_info().rss
     for child, line in with_lines(process.children()):
         if "imaging" in line:
             # It may have ended since, which is as good as holding nothing.
             with suppress(psutil.Error):
-                held += child.memory_info().rss
-    return held / 2**20
+                held_bytes += child.memory_info().rss
+    return held_bytes / 2**20

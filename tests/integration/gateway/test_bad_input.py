@@ -90,8 +90,8 @@ async def test_a_bad_job_is_refused(
         assert response.content_type == "application/problem+json"
     assert (problem["code"], problem.get("field")) == (code, field)
     assert problem["request_id"] == response.headers["x-request-id"]
-    async with farm.client.get("/jobs") as listed:
-        assert (await listed.json())["jobs"] == []
+    async with farm.client.get("/jobs") as list_response:
+        assert (await list_response.json())["jobs"] == []
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ async def test_a_large_body_is_cut_off_on_the_stream(farm: Farm) -> None:
 
 
 async def test_no_key_and_a_wrong_key(farm: Farm) -> None:
-    async with aiohttp.ClientSession(farm.url) as nobody:
-        async with nobody.get("/jobs") as response:
+    async with aiohttp.ClientSession(farm.url) as anonymous_session:
+        async with anonymous_session.get("/jobs") as response:
             assert (response.status, (await response.json())["code"]) == (401, "missing_api_key")
-        async with nobody.get("/jobs", headers={"x-api-key": "moyin_a_b"}) as response:
+        async with anonymous_session.get("/jobs", headers={"x-api-key": "moyin_a_b"}) as response:
             assert (response.status, (await response.json())["code"]) == (401, "invalid_api_key")
 
 
@@ -152,14 +152,18 @@ async def test_an_idempotency_key_makes_one_job(farm: Farm) -> None:
             replayed = response.headers.get("Idempotent-Replayed")
             return response.status, await response.json(), replayed
 
-    first = await post(farm.client, CHAT)
-    again = await post(farm.client, dict(reversed(CHAT.items())))
-    other = await post(farm.client, {**CHAT, "priority": 1})
+    first_answer = await post(farm.client, CHAT)
+    repeated_answer = await post(farm.client, dict(reversed(CHAT.items())))
+    changed_answer = await post(farm.client, {**CHAT, "priority": 1})
     bob = await post(farm.other, CHAT)
-    assert (first[0], first[2]) == (202, None)
-    assert (again[0], again[1]["id"], again[2]) == (202, first[1]["id"], "true")
-    assert (other[0], other[1]["code"]) == (422, "idempotency_key_reused")
-    assert bob[1]["id"] != first[1]["id"]
+    assert (first_answer[0], first_answer[2]) == (202, None)
+    assert (repeated_answer[0], repeated_answer[1]["id"], repeated_answer[2]) == (
+        202,
+        first_answer[1]["id"],
+        "true",
+    )
+    assert (changed_answer[0], changed_answer[1]["code"]) == (422, "idempotency_key_reused")
+    assert bob[1]["id"] != first_answer[1]["id"]
 
 
 async def test_a_bad_idempotency_key(farm: Farm) -> None:

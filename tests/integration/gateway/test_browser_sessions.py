@@ -75,8 +75,8 @@ async def test_a_player_has_a_players_rights_and_an_ended_session_none(
     player = await accounts_beside.player()
     await sign_in(browser, accounts_beside, player["user"]["email"])
     assert await status(browser, "/jobs") == 403
-    everywhere = {"everywhere": True}
-    await accounts_beside.ok("POST", "/logout", player["access_token"], everywhere)
+    logout_body = {"everywhere": True}
+    await accounts_beside.ok("POST", "/logout", player["access_token"], logout_body)
 
     async def is_signed_out() -> bool:
         return await status(browser, "/jobs") == 401

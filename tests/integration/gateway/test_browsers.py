@@ -52,11 +52,11 @@ async def test_pages_of_a_named_origin_may_call_and_others_may_not(
 async def test_every_answer_keeps_browsers_from_guessing_and_framing(
     gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
-    good = {"authorization": f"Bearer {gateway.api_key}"}
+    good_headers = {"authorization": f"Bearer {gateway.api_key}"}
     for call, headers, status in (
-        (path, good, 200),
+        (path, good_headers, 200),
         (path, {}, 401),
-        (f"{path}/no/such/thing", good, 404),
+        (f"{path}/no/such/thing", good_headers, 404),
     ):
         async with client.get(call, headers=headers) as response:
             assert response.status == status
@@ -78,18 +78,18 @@ async def test_limits_are_in_headers_and_hold_across_apps(
         f"/accounts/limits/key:{key_id}", json=limits, headers=operator
     ) as response:
         assert response.status == 200, await response.text()
-    limited = {"authorization": f"Bearer {key}"}
-    left = []
+    limited_headers = {"authorization": f"Bearer {key}"}
+    remaining_requests = []
     for path in APPS:
-        async with client.get(path, headers=limited) as response:
+        async with client.get(path, headers=limited_headers) as response:
             assert response.status == 200, path
             assert response.headers["ratelimit-limit"] == "3"
             assert response.headers["ratelimit-policy"] == "3;w=60"
             assert 0 < int(response.headers["ratelimit-reset"]) <= 60
-            left.append(response.headers["ratelimit-remaining"])
-    assert left == ["2", "1", "0"]
+            remaining_requests.append(response.headers["ratelimit-remaining"])
+    assert remaining_requests == ["2", "1", "0"]
     for path in APPS:
-        async with client.get(path, headers=limited) as response:
+        async with client.get(path, headers=limited_headers) as response:
             assert response.status == 429, path
             assert 0 < int(response.headers["retry-after"]) <= 60
             assert response.headers["ratelimit-remaining"] == "0"

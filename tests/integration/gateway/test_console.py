@@ -55,8 +55,8 @@ async def test_every_view_is_the_page_with_a_fresh_nonce(built: Farm) -> None:
 async def test_files_are_cached_compressed_and_confined(built: Farm) -> None:
     (built.console_folder.parent / "secret.txt").write_text("secret")
     async with aiohttp.ClientSession(built.url, auto_decompress=False) as browser:
-        plain = {"accept-encoding": "identity"}
-        async with browser.get("/console/assets/x.js", headers=plain) as response:
+        plain_headers = {"accept-encoding": "identity"}
+        async with browser.get("/console/assets/x.js", headers=plain_headers) as response:
             assert (response.status, response.content_type) == (200, "text/javascript")
             assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
             assert response.headers["vary"] == "accept-encoding"

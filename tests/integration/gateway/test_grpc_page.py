@@ -54,9 +54,9 @@ async def bridged(url: str) -> AsyncIterator[str]:
 
 async def execute(text: str, **variables: Any) -> str:
     """Run Python in a thread and return what it prints."""
-    with redirect_stdout(io.StringIO()) as printed:
+    with redirect_stdout(io.StringIO()) as output:
         await asyncio.to_thread(exec, text, variables)
-    return printed.getvalue()
+    return output.getvalue()
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
@@ -101,11 +101,11 @@ async def test_jobs_are_listed_page_by_page(working_farm: Farm, limit: int) -> N
     job = {"kind": "chat", "request": request}
     ids = []
     for project in ("aurora", "dawn", "aurora"):
-        submitted = await working_farm.submit(job | {"metadata": {"project": project}})
-        ids.append((await working_farm.until(submitted["id"], "failed"))["id"])
+        submitted_job = await working_farm.submit(job | {"metadata": {"project": project}})
+        ids.append((await working_farm.until(submitted_job["id"], "failed"))["id"])
     metadata = [("authorization", f"Bearer {working_farm.key}")]
     example = read_example(PAGE, "list", "python").replace("limit=100", f"limit={limit}")
     async with bridged(working_farm.url) as address:
         with grpc.insecure_channel(address) as channel:
-            printed = await execute(example, pb=pb, stub=MoyinStub(channel), metadata=metadata)
-    assert [line.split()[0] for line in printed.splitlines()] == [ids[2], ids[0]]
+            output = await execute(example, pb=pb, stub=MoyinStub(channel), metadata=metadata)
+    assert [line.split()[0] for line in output.splitlines()] == [ids[2], ids[0]]

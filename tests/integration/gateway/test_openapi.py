@@ -68,9 +68,9 @@ def in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
     """
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(serving()) as served,
+        portal.wrap_async_context_manager(serving()) as served_app,
     ):
-        yield served
+        yield served_app
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def accounts_app(
     valkey_server: ValkeyServer,
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Run the accounts app on PostgreSQL, which is stricter than SQLite."""
-    configured = Settings(
+    settings = Settings(
         data=tmp_path_factory.mktemp("accounts"),
         database_url=postgres.url(postgres.new(migrated_postgres)),
         redis_url=valkey_server.url,
@@ -90,11 +90,11 @@ def accounts_app(
 
     @asynccontextmanager
     async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        async with accounts_serving(configured) as accounts:
+        async with accounts_serving(settings) as accounts:
             yield f"{accounts.url}/accounts/openapi.json", await _bearers(accounts)
 
-    with in_thread(serving) as served:
-        yield served
+    with in_thread(serving) as served_app:
+        yield served_app
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 await settled(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
-    with in_thread(serving_models) as served:
-        yield served
+    with in_thread(serving_models) as served_app:
+        yield served_app
 
 
 @asynccontextmanager
@@ -181,8 +181,8 @@ def gateway_app(
         yield f"{farm.url}/openapi.json", {"owner": farm.key}
         await farm.close()
 
-    with in_thread(serving) as served:
-        yield served
+    with in_thread(serving) as served_app:
+        yield served_app
 
 
 def violations(
@@ -212,8 +212,8 @@ def violations(
             continue
         modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
         if known is not None:
-            named = set(re.findall(r"\{(\w+)\}", operation.path))
-            if not named or not named <= known.keys():
+            named_parameters = set(re.findall(r"\{(\w+)\}", operation.path))
+            if not named_parameters or not named_parameters <= known.keys():
                 continue
             modes = [GenerationMode.POSITIVE]
         for mode in modes:
@@ -224,8 +224,8 @@ def violations(
                 nonlocal request_count
                 names = case.path_parameters.keys()
                 case.path_parameters.update(path_parameters)
-                good = (known or {}).items()
-                case.path_parameters.update({n: value for n, value in good if n in names})
+                known_items = (known or {}).items()
+                case.path_parameters.update({n: value for n, value in known_items if n in names})
                 for bearer in bearers() if bearers is not None else owners.values():
                     request_count += 1
                     headers = {"authorization": f"Bearer {bearer}"}
@@ -243,10 +243,10 @@ def violations(
 
 def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) -> None:
     problems, request_count = violations(accounts_app, "/logout")
-    more, sent_more = violations(
+    more_problems, sent_more = violations(
         accounts_app, only="/logout", bearers=lambda: _new_player(accounts_app[0])
     )
-    assert not (problems + more), "\n\n".join(problems + more)
+    assert not (problems + more_problems), "\n\n".join(problems + more_problems)
     request_count += sent_more
     measured(
         f"schemathesis: {request_count} requests to accounts, 0 errors, 0 undocumented answers"
@@ -277,17 +277,17 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
     url, bearers = gateway_app
     address = url.removesuffix("/openapi.json")
     headers = {"authorization": f"Bearer {bearers['owner']}"}
-    ended, waiting = _render(address, headers), _render(address, headers)
-    assert httpx.post(f"{address}/jobs/{ended}/cancel", headers=headers, timeout=60).is_success
+    ended_job, waiting = _render(address, headers), _render(address, headers)
+    assert httpx.post(f"{address}/jobs/{ended_job}/cancel", headers=headers, timeout=60).is_success
     while (
-        httpx.get(f"{address}/jobs/{ended}", headers=headers, timeout=60).json()["status"]
+        httpx.get(f"{address}/jobs/{ended_job}", headers=headers, timeout=60).json()["status"]
         != "cancelled"
     ):
         time.sleep(0.05)
     total_requests = 0
     for path in STREAMS:
         # The stream of the cluster never ends.
-        jobs: list[dict[str, Any]] = [{"job_id": ended}, {}] if "{job_id}" in path else []
+        jobs: list[dict[str, Any]] = [{"job_id": ended_job}, {}] if "{job_id}" in path else []
         for job in jobs:
             problems, request_count = violations(gateway_app, only=path, **job)
             assert not problems, "\n\n".join(problems)
@@ -317,10 +317,10 @@ def test_existing_resources_match_the_description(
 ) -> None:
     """`test_gateway` requests random ids that do not exist; here all ids and names exist."""
     url, bearers = gateway_app
-    known = _create_resources(
+    known_ids = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    problems, request_count = violations(gateway_app, *STREAMS, known=known)
+    problems, request_count = violations(gateway_app, *STREAMS, known=known_ids)
     assert not problems, "\n\n".join(problems)
     measured(
         f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
@@ -352,22 +352,24 @@ def _create_resources(address: str, headers: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize("app", ["gateway_app", "models_app", "accounts_app"])
 def test_routes_require_a_key_as_documented(app: str, request: pytest.FixtureRequest) -> None:
     url, _ = request.getfixturevalue(app)
-    described = httpx.get(url, timeout=60).json()
+    description = httpx.get(url, timeout=60).json()
     base = url.removesuffix("/openapi.json")
-    wrong = []
+    wrong_answers = []
     with httpx.Client(timeout=60) as client:
-        for path, methods in described["paths"].items():
+        for path, methods in description["paths"].items():
             for method, operation in methods.items():
                 answer = client.request(method, base + re.sub(r"\{[^}]+\}", "x", path))
                 # A link to a file is its own proof.
                 if path.startswith("/artifacts/signed/"):
                     continue
-                needed = operation.get("security", described["security"]) != []
-                if needed != (answer.status_code == 401):
-                    wrong.append((method, path, answer.status_code))
+                needs_key = operation.get("security", description["security"]) != []
+                if needs_key != (answer.status_code == 401):
+                    wrong_answers.append((method, path, answer.status_code))
     # Of these the proof is in the body.
     assert [
-        item for item in wrong if item[1] not in ("/refresh", "/password/reset", "/comfy/session")
+        item
+        for item in wrong_answers
+        if item[1] not in ("/refresh", "/password/reset", "/comfy/session")
     ] == []
 
 

@@ -77,8 +77,8 @@ class Api:
         """Return the stages of jobs according to ComfyUI's list of jobs."""
         stages = {"pending": _QUEUED, "in_progress": _RUNNING}
         async with self.http.get("/api/jobs", params={"limit": "1000"}) as response:
-            listed = (await response.json())["jobs"]
-        return {job["id"]: stages.get(job["status"], _ENDED) for job in listed}
+            listed_jobs = (await response.json())["jobs"]
+        return {job["id"]: stages.get(job["status"], _ENDED) for job in listed_jobs}
 
     async def get_by_grpc(self, job_ids: Iterable[str]) -> dict[str, int]:
         async def get(job_id: str) -> tuple[str, int]:
@@ -169,19 +169,21 @@ async def test_all_apis_and_comfyui_agree_on_fifty_renders(
 ) -> None:
     async with _open_api(stack) as api:
         await _wait_for_comfyuis(api)
-        story = await _render_all(api)
+        observations = await _render_all(api)
     measured(
-        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {story.samples} samples, in {story.full} of "
-        f"which all ComfyUIs had a prompt, {len(story.stored)} renders seen while files were stored"
+        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {observations.samples} samples, "
+        f"in {observations.full} of "
+        f"which all ComfyUIs had a prompt, {len(observations.stored)} "
+        f"renders seen while files were stored"
     )
 
 
 async def _wait_for_comfyuis(api: Api) -> None:
     """Wait until both ComfyUIs are up and one has measured a render."""
-    first = await api.submit(picture(next(_colors)), _NORMAL)
+    first_job = await api.submit(picture(next(_colors)), _NORMAL)
 
     async def are_up() -> bool:
-        job = (await api.list_jobs())[first]
+        job = (await api.list_jobs())[first_job]
         assert job["status"] not in {"failed", "cancelled"}, job
         return job["status"] == "succeeded" and len(await _read_comfyuis(api.stack)) == ACTORS
 
@@ -189,7 +191,7 @@ async def _wait_for_comfyuis(api: Api) -> None:
 
 
 async def _render_all(api: Api) -> Observations:
-    following = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
+    follow_methods = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
     priorities: dict[str, int] = {}
     streams: list[asyncio.Task[None]] = []
 
@@ -197,25 +199,25 @@ async def _render_all(api: Api) -> Observations:
         job_id = await api.submit(
             sleepy(0.3 + 0.1 * (len(priorities) % 4), next(_colors)), priority
         )
-        follow = following[len(priorities) % len(following)]
+        follow = follow_methods[len(priorities) % len(follow_methods)]
         priorities[job_id] = priority
         api.events[job_id] = []
         streams.append(asyncio.create_task(follow(job_id)))
 
     async def sample_while(condition: Callable[[], bool]) -> None:
-        while await _sample(api, priorities, story) and condition():
+        while await _sample(api, priorities, observations) and condition():
             await _wait_for_tick()
 
-    story = Observations()
+    observations = Observations()
     # While these occupy the ComfyUIs, all others get their places.
     occupying = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
     await eventually(lambda: _have_begun(api, set(occupying)), 120)
     for _ in range(RENDERS):
         await submit(_NORMAL)
-    await sample_while(lambda: len(story.order) < RENDERS)
+    await sample_while(lambda: len(observations.order) < RENDERS)
     for _ in range(URGENT):
         await submit(_URGENT)
-    await sample_while(lambda: len(story.order) < RENDERS + URGENT)
+    await sample_while(lambda: len(observations.order) < RENDERS + URGENT)
     for job_id in occupying:
         await api.cancel(job_id)
     await sample_while(lambda: True)
@@ -229,12 +231,12 @@ async def _render_all(api: Api) -> Observations:
         assert (job["position"], job["queued_for"], job["eta"]) == (None, None, None)
         kinds = [kind for kind, _ in events if kind != "progress"]
         assert kinds == ["queued", "running", "step", "succeeded"]
-        [running] = [data for kind, data in events if kind == "running"]
-        assert running["started_at"] == job["started_at"]
-    assert story.full, "both ComfyUIs had a prompt at the same time"
-    assert story.rises, "urgent renders overtook others"
-    assert story.guessed, "the first render was measured"
-    return story
+        [running_data] = [data for kind, data in events if kind == "running"]
+        assert running_data["started_at"] == job["started_at"]
+    assert observations.full, "both ComfyUIs had a prompt at the same time"
+    assert observations.rises, "urgent renders overtook others"
+    assert observations.guessed, "the first render was measured"
+    return observations
 
 
 async def _wait_for_tick() -> None:
@@ -251,13 +253,13 @@ async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) 
     ours = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
     # A ComfyUI that has a prompt says so to the pool, which writes the row a moment later.
-    held = set().union(*comfyuis.values()) & ours
-    await eventually(lambda: _have_begun(api, held), 120)
-    first = await api.list_jobs()
-    stages = {job_id: _STAGES[first[job_id]["status"]] for job_id in ours}
+    held_jobs = set().union(*comfyuis.values()) & ours
+    await eventually(lambda: _have_begun(api, held_jobs), 120)
+    jobs_before = await api.list_jobs()
+    stages = {job_id: _STAGES[jobs_before[job_id]["status"]] for job_id in ours}
     sampled_ids = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
     sampled_ids += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
-    running, queue, prompts, by_grpc = await asyncio.gather(
+    running_page, queue, prompts, by_grpc = await asyncio.gather(
         api.list_jobs(status="running"),
         api.list_queue(),
         api.list_prompts(),
@@ -268,13 +270,13 @@ async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) 
         lambda: all(api.get_stage(job_id) >= stage for job_id, stage in stages.items()), 120
     )
     by_events = {job_id: api.get_stage(job_id) for job_id in ours}
-    second = await api.list_jobs()
-    later = {job_id: _STAGES[second[job_id]["status"]] for job_id in ours}
-    held |= set().union(*(await _read_comfyuis(api.stack)).values()) & ours
+    jobs_after = await api.list_jobs()
+    later_stages = {job_id: _STAGES[jobs_after[job_id]["status"]] for job_id in ours}
+    held_jobs |= set().union(*(await _read_comfyuis(api.stack)).values()) & ours
 
-    by_filter = {job_id: _RUNNING if job_id in running else None for job_id in ours}
+    by_filter = {job_id: _RUNNING if job_id in running_page else None for job_id in ours}
     for job_id in ours:
-        possible = range(stages[job_id], later[job_id] + 1)
+        possible = range(stages[job_id], later_stages[job_id] + 1)
         for name, stage in (
             ("queue", queue.get(job_id, _ENDED)),
             ("api/jobs", prompts[job_id]),
@@ -286,15 +288,15 @@ async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) 
             assert list(possible) != [_RUNNING], job_id
         else:
             assert _RUNNING in possible, job_id
-    ran = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
+    running_jobs = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
     # ComfyUI has executed what it no longer has. It must not get it afterwards.
-    assert not story.stored & held, "a job ran before a ComfyUI had it"
-    story.stored |= ran - held
+    assert not story.stored & held_jobs, "a job ran before a ComfyUI had it"
+    story.stored |= running_jobs - held_jobs
     assert all(len(prompts) <= 1 for prompts in comfyuis.values())
     story.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
     story.samples += 1
-    _check_places({job_id: first[job_id] for job_id in ours}, priorities, story)
-    return any(stage is not _ENDED for stage in later.values())
+    _check_places({job_id: jobs_before[job_id] for job_id in ours}, priorities, story)
+    return any(stage is not _ENDED for stage in later_stages.values())
 
 
 async def _have_begun(api: Api, held: set[str]) -> bool:
@@ -314,13 +316,17 @@ def _check_places(
     order = sorted(positions, key=lambda job_id: positions[job_id])
     classes = [priorities[job_id] for job_id in order]
     assert classes == sorted(classes), "renders of a better class begin first"
-    known = [job_id for job_id in story.order if job_id in positions]
-    new = {job_id for job_id in order if job_id not in story.positions}
-    assert [job_id for job_id in order if job_id not in new] == known, "no render overtakes another"
-    for job_id in known:
+    known_jobs = [job_id for job_id in story.order if job_id in positions]
+    new_jobs = {job_id for job_id in order if job_id not in story.positions}
+    assert [job_id for job_id in order if job_id not in new_jobs] == known_jobs, (
+        "no render overtakes another"
+    )
+    for job_id in known_jobs:
         fell_back = positions[job_id] - story.positions[job_id]
-        ahead = order[: order.index(job_id)]
-        assert fell_back <= len(new.intersection(ahead)), "only new renders push others back"
+        jobs_ahead = order[: order.index(job_id)]
+        assert fell_back <= len(new_jobs.intersection(jobs_ahead)), (
+            "only new renders push others back"
+        )
         story.rises += fell_back > 0
     for job_id, job in waiting.items():
         starts_in = None if job["eta"] is None else job["eta"]["starts_in"]

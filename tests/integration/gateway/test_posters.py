@@ -86,8 +86,8 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
     workflow = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     async with working_farm.renderer(render_video):
         job = await working_farm.submit({"kind": "render", "workflow": workflow})
-        ended = await working_farm.until(job["id"], "succeeded")
-    [file] = ended["artifacts"]
+        ended_job = await working_farm.until(job["id"], "succeeded")
+    [file] = ended_job["artifacts"]
     assert (await read_poster(working_farm.client, file["url"])).size == (256, 128)
     assert (await read_problem(working_farm.other, file["url"]))["code"] == "artifact_not_found"
     # A page that follows the job shows the poster by its event token.
@@ -117,5 +117,5 @@ async def test_a_broken_video_has_no_poster_and_is_still_a_file(
     assert (problem["status"], problem["code"], problem["field"]) == (status, code, "w")
     async with farm.client.get(url) as response:
         assert (response.status, await response.read()) == (200, content)
-    good = await upload(farm, make_video(), "video/mp4")
-    assert (await read_poster(farm.client, good)).size == (256, 128)
+    good_artifact = await upload(farm, make_video(), "video/mp4")
+    assert (await read_poster(farm.client, good_artifact)).size == (256, 128)

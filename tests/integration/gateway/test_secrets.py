@@ -93,7 +93,7 @@ async def test_no_log_holds_a_secret(
     gateway: RunningStack, client: Session, haproxy_log: socket.socket, measured: Measured
 ) -> None:
     signing_key = gateway.settings.signing_key()
-    for where, secret in {
+    for description, secret in {
         "the operator's key": gateway.api_key,
         "Claude's key": gateway.env["ANTHROPIC_API_KEY"],
         "RabbitMQ's password": urlsplit(gateway.env["STUDIO_RABBITMQ_URL"]).password or "",
@@ -102,7 +102,7 @@ async def test_no_log_holds_a_secret(
         "Valkey's password": gateway.valkey_password,
         "Ray's token": gateway.layout.ray_token.read_text().strip(),
     }.items():
-        client.sent_secrets.note(where, secret)
+        client.sent_secrets.note(description, secret)
     for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _jobs, _grpc):
         await say(client)
     marker = secrets.token_hex(12)
@@ -117,8 +117,8 @@ async def test_no_log_holds_a_secret(
         assert marker in gateway.layout.list_app_logs(app)[-1].read_text(), app
     assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
     leaks = [
-        where
-        for where, part in client.sent_secrets.parts.items()
+        description
+        for description, part in client.sent_secrets.parts.items()
         if part.encode() in logged or part.encode() in syslog
     ]
     assert leaks == []
@@ -133,8 +133,8 @@ async def _keys(client: Session) -> None:
         bearer = await key(f"header of {path}")
         await call("GET", path, headers={"authorization": f"Bearer {bearer}"})
         await call("GET", path, headers={"x-api-key": await key(f"x-api-key of {path}")})
-        wrong = f"moyin_00aa11bb_{sent_secrets.new(f'wrong key for {path}')}"
-        await call("GET", path, 401, headers={"x-api-key": wrong})
+        wrong_key = f"moyin_00aa11bb_{sent_secrets.new(f'wrong key for {path}')}"
+        await call("GET", path, 401, headers={"x-api-key": wrong_key})
         basic = {"authorization": f"Basic {sent_secrets.new(f'basic for {path}')}"}
         await call("GET", path, 401, headers=basic)
         # Where no key belongs: it is refused there, and still a good one.
@@ -143,8 +143,8 @@ async def _keys(client: Session) -> None:
     for path in ("/queue", "/api/queue", "/comfy/api/queue"):
         await call("GET", f"{path}?a=1&api_key={await key(f'api_key at {path}')}")
         for name in ("api_key", "key", "token"):
-            wrong = sent_secrets.new(f"wrong {name} at {path}")
-            await call("GET", f"{path}?{name}={wrong}", 401)
+            wrong_key = sent_secrets.new(f"wrong {name} at {path}")
+            await call("GET", f"{path}?{name}={wrong_key}", 401)
     bearer = await key("header of a path with a key")
     request_headers = {"authorization": f"Bearer {bearer}"}
     await call("GET", f"/jobs/{await key('path')}", 404, headers=request_headers)
@@ -154,8 +154,8 @@ async def _cookies(client: Session) -> None:
     form, body = await client.key("form"), await client.key("JSON of a sign-in")
     await client.call("POST", "/comfy/session", 303, data={"key": form})
     await client.call("POST", "/comfy/session", json={"key": body})
-    wrong = client.sent_secrets.new("wrong key in a form")
-    await client.call("POST", "/comfy/session", 401, data={"key": wrong})
+    wrong_key = client.sent_secrets.new("wrong key in a form")
+    await client.call("POST", "/comfy/session", 401, data={"key": wrong_key})
     cookie = {"cookie": f"moyin_session={await client.key('cookie')}"}
     await client.call("GET", "/comfy/api/queue", headers=cookie)
     await client.call("GET", "/comfy/session", headers=cookie)
@@ -165,13 +165,13 @@ async def _cookies(client: Session) -> None:
 
 
 async def _sockets(client: Session) -> None:
-    good, wrong = (
+    good_key, wrong_key = (
         await client.key("socket of a job"),
         client.sent_secrets.new("wrong key of a socket"),
     )
     paths = [
-        f"/jobs/none/ws?api_key={good}",
-        f"/jobs/none/ws?api_key={wrong}",
+        f"/jobs/none/ws?api_key={good_key}",
+        f"/jobs/none/ws?api_key={wrong_key}",
         f"/jobs/none/ws?token={client.sent_secrets.new('wrong event token of a socket')}",
         f"/ws?clientId=x&api_key={await client.key('ComfyUIs socket')}",
         f"/comfy/ws?api_key={await client.key('the pages socket')}",
@@ -194,10 +194,10 @@ async def _tokens(client: Session) -> None:
         await call("GET", "/accounts/me", headers={"authorization": f"Bearer {access}"})
         await call("GET", f"/api/queue?api_key={access}", 403)
         creator = Identity(owner="studio", key_id="nobody")
-        signed = create_event_token(
+        signed_token = create_event_token(
             sent_secrets.gateway.settings.signing_key(), creator, "none", 300
         )
-        token = sent_secrets.note(f"event token {turn}", signed)
+        token = sent_secrets.note(f"event token {turn}", signed_token)
         await call("GET", f"/jobs/none/events?token={token}", 401)
         await call("POST", "/comfy/session", json={"key": access})
         await call("GET", "/comfy/session", headers={"cookie": f"moyin_session={access}"})
@@ -214,37 +214,39 @@ async def _tokens(client: Session) -> None:
 
 
 async def _passwords(client: Session) -> None:
-    call, new = client.call, client.sent_secrets.new
-    mail, password = f"{secrets.token_hex(8)}@example.com", new("first password")
+    call, new_secret = client.call, client.sent_secrets.new
+    mail, password = f"{secrets.token_hex(8)}@example.com", new_secret("first password")
     await call("POST", "/accounts/register", 201, json={"email": mail, "password": password})
     signed_in = await call("POST", "/accounts/login", json={"email": mail, "password": password})
-    for wrong in (
-        {"email": mail, "password": new("wrong password")},
-        {"email": mail, "password": [new("password in a list")]},
-        {"email": mail, "passwrod": new("misspelt password")},
-        {"email": new("password as email"), "password": "x"},
+    for wrong_body in (
+        {"email": mail, "password": new_secret("wrong password")},
+        {"email": mail, "password": [new_secret("password in a list")]},
+        {"email": mail, "passwrod": new_secret("misspelt password")},
+        {"email": new_secret("password as email"), "password": "x"},
     ):
-        await call("POST", "/accounts/login", 400, 401, json=wrong)
-    await call("POST", f"/accounts/login?password={new('password in a query')}", 400, json={})
-    broken = f'{{"password": "{new("password in broken JSON")}", '
-    await call("POST", "/accounts/login", 400, data=broken.encode())
-    changed = {"current_password": password, "new_password": new("second password")}
+        await call("POST", "/accounts/login", 400, 401, json=wrong_body)
+    await call(
+        "POST", f"/accounts/login?password={new_secret('password in a query')}", 400, json={}
+    )
+    broken_json = f'{{"password": "{new_secret("password in broken JSON")}", '
+    await call("POST", "/accounts/login", 400, data=broken_json.encode())
+    password_change = {"current_password": password, "new_password": new_secret("second password")}
     bearer = {"authorization": f"Bearer {signed_in['access_token']}"}
-    await call("POST", "/accounts/password", 200, 204, json=changed, headers=bearer)
-    reset = {"token": new("reset token"), "password": new("third password")}
+    await call("POST", "/accounts/password", 200, 204, json=password_change, headers=bearer)
+    reset = {"token": new_secret("reset token"), "password": new_secret("third password")}
     await call("POST", "/accounts/password/reset", 401, json=reset)
 
 
 async def _links(client: Session) -> None:
     bearer = {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"}
     artifact = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer)
-    for where, key in {
+    for description, key in {
         "link": client.sent_secrets.gateway.settings.signing_key(),
         "wrong link": secrets.token_bytes(32),
     }.items():
         link = create_file_link(key, "admin", artifact["id"], "a.txt", 60)
-        client.sent_secrets.note(where, link.split("/")[3])
-        await client.call("GET", link, 200 if where == "link" else 401)
+        client.sent_secrets.note(description, link.split("/")[3])
+        await client.call("GET", link, 200 if description == "link" else 401)
 
 
 async def _jobs(client: Session) -> None:
@@ -255,7 +257,7 @@ async def _jobs(client: Session) -> None:
     )
     secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer)
     sent_secrets.note("webhooks' secret", secret["secret"])
-    async with _receiver() as (url, called):
+    async with _receiver() as (url, was_called):
         body = {
             "kind": "http",
             "request": {
@@ -265,10 +267,10 @@ async def _jobs(client: Session) -> None:
             "webhook": f"{url}?token={sent_secrets.new('address of a webhook')}",
         }
         await client.call("POST", "/jobs", 202, json=body, headers=bearer)
-        await asyncio.wait_for(called.wait(), 60)
+        await asyncio.wait_for(was_called.wait(), 60)
     graph = {"1": {"class_type": "NoSuchNode", "inputs": {"text": sent_secrets.new("prompt")}}}
-    extra = {"api_key_comfy_org": sent_secrets.new("ComfyUI's account")}
-    prompt = {"prompt": graph, "extra_data": extra}
+    extra_data = {"api_key_comfy_org": sent_secrets.new("ComfyUI's account")}
+    prompt = {"prompt": graph, "extra_data": extra_data}
     await client.call("POST", "/prompt", 200, 400, json=prompt, headers=bearer)
     model = {
         "model": "claude-haiku-5-5",
@@ -291,10 +293,10 @@ async def _grpc(client: Session) -> None:
 @asynccontextmanager
 async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
     """Run a webhook receiver that responds with 410 Gone."""
-    called = asyncio.Event()
+    was_called = asyncio.Event()
 
     async def gone(request: web.Request) -> web.Response:
-        called.set()
+        was_called.set()
         return web.Response(status=410)
 
     app = web.Application()
@@ -303,7 +305,7 @@ async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
     await runner.setup()
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield f"http://127.0.0.1:{port}/hook", called
+    yield f"http://127.0.0.1:{port}/hook", was_called
     await runner.cleanup()
 
 

@@ -77,14 +77,14 @@ async def test_a_bad_link_is_refused_with_comfyuis_own_body(
 async def test_a_picture_of_one_step_is_the_input_of_the_next(
     session: aiohttp.ClientSession,
 ) -> None:
-    second = {
+    second_graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "${steps.0.artifacts.0}"}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
         "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "i"}},
     }
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
-        {"kind": "render", "workflow": second},
+        {"kind": "render", "workflow": second_graph},
     ]
     job = await _done(session, {"kind": "pipeline", "steps": steps})
     assert (job["status"], job["error"]) == ("succeeded", None)
@@ -99,10 +99,10 @@ async def test_a_picture_of_one_step_is_the_input_of_the_next(
 
 async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSession) -> None:
     ask = {"model": "auto", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
-    again = {**ask, "messages": [{"role": "user", "content": "Repeat: ${steps.0.text}"}]}
+    second_request = {**ask, "messages": [{"role": "user", "content": "Repeat: ${steps.0.text}"}]}
     steps = [
         {"kind": "chat", "request": ask},
-        {"kind": "chat", "request": again},
+        {"kind": "chat", "request": second_request},
         {"kind": "http", "request": {"method": "GET", "path": "/v1/models"}},
     ]
     job = await _done(session, {"kind": "pipeline", "steps": steps})
@@ -121,8 +121,8 @@ async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession)
     assert kinds[-1] == "succeeded"
     assert kinds.count("progress") >= 3
     assert {"running", "step"} <= set(kinds)
-    middle = events[len(events) // 2]["id"]
-    resumed = await _events(session, job["id"], after=middle)
+    middle_id = events[len(events) // 2]["id"]
+    resumed = await _events(session, job["id"], after=middle_id)
     assert [e["id"] for e in resumed] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
@@ -138,14 +138,14 @@ async def test_a_cancel_reaches_the_running_prompt_and_only_that(
     measured: Measured,
 ) -> None:
     _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
-    _, other = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
+    _, other_job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
     await _until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
     sent_at = time.monotonic()
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
         assert answer.status == 202
-    cancelled = await _until(session, victim["id"], lambda job: job["status"] in FINAL)
-    assert cancelled["status"] == "cancelled"
-    spared = await _until(session, other["id"], lambda job: job["status"] in FINAL)
+    cancelled_job = await _until(session, victim["id"], lambda job: job["status"] in FINAL)
+    assert cancelled_job["status"] == "cancelled"
+    spared = await _until(session, other_job["id"], lambda job: job["status"] in FINAL)
     assert spared["status"] == "succeeded"
     measured(
         f"cancelled and the next one done {time.monotonic() - sent_at:.1f} s after the request"
@@ -216,15 +216,17 @@ async def test_connections_that_send_a_byte_a_second_are_closed(
     slow: SlowClients, measured: Measured
 ) -> None:
     await asyncio.to_thread(slow.wait, 240)
-    assert {target: len(ended) for target, ended in slow.ended.items()} == SLOW
-    for target, ended in slow.ended.items():
-        for answer, _ in ended:
+    assert {
+        target: len(ended_connections) for target, ended_connections in slow.ended.items()
+    } == SLOW
+    for target, ended_connections in slow.ended.items():
+        for answer, _ in ended_connections:
             if target:
                 assert (answer.status, b"body_too_slow" in answer.body) == (408, True), target
             else:
                 # HAProxy's own word for a head that does not come.
                 assert answer.status in (0, 408)
-        seconds = sorted(after for _, after in ended)
+        seconds = sorted(closed_after for _, closed_after in ended_connections)
         measured(f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s")
 
 
@@ -232,9 +234,9 @@ async def test_slow_bodies_without_a_key_are_not_waited_for(
     strangers: SlowClients, measured: Measured
 ) -> None:
     await asyncio.to_thread(strangers.wait, 60)
-    for target, ended in strangers.ended.items():
-        assert {answer.status for answer, _ in ended} == {401}
-        longest = max(after for _, after in ended)
+    for target, ended_connections in strangers.ended.items():
+        assert {answer.status for answer, _ in ended_connections} == {401}
+        longest = max(closed_after for _, closed_after in ended_connections)
         measured(f"slow {target} without a key: ended after {longest:.1f} s at most")
         assert longest < 20
 
@@ -246,11 +248,11 @@ async def _pool_is_up(session: aiohttp.ClientSession) -> None:
     """
     job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job
-    wrong = picture(next(_colors))
-    wrong["1"]["class_type"] = "NoSuchNode"
+    wrong_graph = picture(next(_colors))
+    wrong_graph["1"]["class_type"] = "NoSuchNode"
 
     async def is_validated() -> bool:
-        return (await _post(session, {"kind": "render", "workflow": wrong}))[0] == 400
+        return (await _post(session, {"kind": "render", "workflow": wrong_graph}))[0] == 400
 
     await eventually(is_validated, 180)
 

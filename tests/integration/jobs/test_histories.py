@@ -48,9 +48,9 @@ async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
         return web.Response(status=503 if farm.services.count("/svc/twice") < 2 else 200)
 
     farm.services.answers = {"/svc/no": refuse, "/svc/hang": hang, "/svc/twice": twice}
-    hook = f"{farm.services_url}/hook"
+    hook_url = f"{farm.services_url}/hook"
     bodies = {
-        "succeeded": {"kind": "pipeline", "steps": [CHAT, http("/svc/yes")], "webhook": hook},
+        "succeeded": {"kind": "pipeline", "steps": [CHAT, http("/svc/yes")], "webhook": hook_url},
         "failed": {"kind": "pipeline", "steps": [CHAT, http("/svc/no")]},
         "cancelled": http("/svc/hang"),
         "retried": http("/svc/twice"),
@@ -81,9 +81,9 @@ def keep(name: str, history: WorkflowHistory) -> None:
     if version is None:
         return
     FOLDER.mkdir(exist_ok=True)
-    plain = _anonymous(json.loads(history.to_json()))
+    anonymous_history = _anonymous(json.loads(history.to_json()))
     path = FOLDER / f"{name}-{version}.json"
-    path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(anonymous_history, indent=1, sort_keys=True) + "\n")
 
 
 def _anonymous(value: Any) -> Any:

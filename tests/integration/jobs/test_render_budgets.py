@@ -121,9 +121,9 @@ async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
         assert process.stdout is not None
         assert await process.stdout.readline() == b"up\n"
     outputs = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
-    seen = Counter(code for output, _ in outputs for code in json.loads(output))
-    refused = PROCESSES * SUBMISSIONS - 10
-    assert seen == {"accepted": 10, "budget_exceeded": refused}
+    outcome_counts = Counter(code for output, _ in outputs for code in json.loads(output))
+    refused_count = PROCESSES * SUBMISSIONS - 10
+    assert outcome_counts == {"accepted": 10, "budget_exceeded": refused_count}
     assert await desk.amounts() == (0, 10)
     page, _ = await desk.jobs.list_page(desk.caller.owner)
     assert len(page) == 10
@@ -196,14 +196,14 @@ async def test_cancelled_render_is_covered_until_its_run_is_booked(
     assert await desk.amounts() == (0, 5), "another run of the job may be booked yet"
 
     monkeypatch.setattr(jobs_module, "_LATE_RUNS", jobs_module._LATE_RUNS * 0)
-    later = await desk.submit()
-    await desk.jobs.start(later, 1)
-    await desk.end(later, JobStatus.FAILED)
+    later_job = await desk.submit()
+    await desk.jobs.start(later_job, 1)
+    await desk.end(later_job, JobStatus.FAILED)
     await desk.settle()
     assert await desk.amounts() == (0, 5)
     # A deleted job does not escape.
-    await desk.service.delete(desk.caller.owner, [later])
-    await desk.book(later, 2)
+    await desk.service.delete(desk.caller.owner, [later_job])
+    await desk.book(later_job, 2)
     await desk.settle()
     assert await desk.amounts() == (2, 5)
 
@@ -212,12 +212,12 @@ async def test_retry_reserves_the_remaining_amount(desk: BudgetedJobs) -> None:
     job_id = await desk.submit()
     await desk.end(job_id, JobStatus.FAILED)
     await desk.settle()
-    full = await desk.submit(USUAL, USUAL)
-    with pytest.raises(BudgetExceeded) as refused:
+    full_job = await desk.submit(USUAL, USUAL)
+    with pytest.raises(BudgetExceeded) as exc_info:
         await desk.service.retry(desk.caller, job_id)
-    assert refused.value.details["reserved_usd"] == "10"
+    assert exc_info.value.details["reserved_usd"] == "10"
     assert (await desk.jobs.find(job_id)).status is JobStatus.FAILED
-    await desk.end(full, JobStatus.CANCELLED)
+    await desk.end(full_job, JobStatus.CANCELLED)
     await desk.settle()
     await desk.service.retry(desk.caller, job_id)
     assert await desk.amounts() == (0, 1)
@@ -232,17 +232,17 @@ async def test_retry_reserves_the_remaining_amount(desk: BudgetedJobs) -> None:
 
 async def test_repeated_request_needs_no_money(desk: BudgetedJobs) -> None:
     spec = render(USUAL, USUAL)
-    first, _ = await desk.service.submit(desk.caller, spec, idempotency_key="k")
-    again, is_new = await desk.service.submit(desk.caller, spec, idempotency_key="k")
-    assert (again.id, is_new) == (first.id, False)
+    first_job, _ = await desk.service.submit(desk.caller, spec, idempotency_key="k")
+    same_job, is_new = await desk.service.submit(desk.caller, spec, idempotency_key="k")
+    assert (same_job.id, is_new) == (first_job.id, False)
     assert await desk.amounts() == (0, 10)
 
 
 async def test_refused_job_returns_its_reservation(desk: BudgetedJobs) -> None:
-    chosen = str(uuid.uuid4())
-    await desk.service.submit(desk.caller, render(), job_id=chosen)
+    chosen_id = str(uuid.uuid4())
+    await desk.service.submit(desk.caller, render(), job_id=chosen_id)
     # The same job again, with money for a second one.
-    _, is_new = await desk.service.submit(desk.caller, render(), job_id=chosen)
+    _, is_new = await desk.service.submit(desk.caller, render(), job_id=chosen_id)
     assert not is_new
     await _until_amounts_are(desk, (0, 1))
 
@@ -255,8 +255,8 @@ async def test_callers_without_budgets_need_neither_estimates_nor_valkey(
         free = replace(desk.caller, limits=())
         with pytest.raises(ServiceUnavailable):
             await service.submit(desk.caller, render())
-        held = await service._budgets.reserve(free, render())
-        assert held.reservation is None
+        budget_hold = await service._budgets.reserve(free, render())
+        assert budget_hold.reservation is None
     await meter.close()
 
 

@@ -120,24 +120,24 @@ def slowly(released: asyncio.Event) -> Any:
 
 async def test_a_chat_job_ends_with_its_text_and_cost(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
-    ended = await working_farm.until(job["id"])
-    assert ended["status"] == "succeeded"
-    assert ended["outputs"][0]["text"] == "re: hello"
-    assert ended["outputs"][0]["backend"] == "stub"
-    assert ended["cost_usd"] == 0.0012
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["status"] == "succeeded"
+    assert ended_job["outputs"][0]["text"] == "re: hello"
+    assert ended_job["outputs"][0]["backend"] == "stub"
+    assert ended_job["cost_usd"] == 0.0012
 
 
 async def test_three_steps_hand_their_outputs_on(renderer: Renderer) -> None:
     farm = renderer.farm
     job = await farm.submit({**THREE, "metadata": {"scene": "7"}})
-    ended = await farm.until(job["id"])
-    assert ended["status"] == "succeeded", ended
+    ended_job = await farm.until(job["id"])
+    assert ended_job["status"] == "succeeded", ended_job
     assert renderer.seen == [{"1": {"class_type": "Text", "inputs": {"text": "re: hello!"}}}]
-    assert ended["outputs"][1]["body"]["got"] == {"said": "re: hello"}
+    assert ended_job["outputs"][1]["body"]["got"] == {"said": "re: hello"}
     # The cost of a render comes from the ledger, in which this renderer books nothing.
-    assert ended["cost_usd"] == pytest.approx(0.0012)
-    assert ended["metadata"] == {"scene": "7"}
-    (artifact,) = ended["artifacts"]
+    assert ended_job["cost_usd"] == pytest.approx(0.0012)
+    assert ended_job["metadata"] == {"scene": "7"}
+    (artifact,) = ended_job["artifacts"]
     async with farm.client.get(artifact["url"]) as response:
         assert (await response.read()).endswith(job["id"].encode())
 
@@ -145,8 +145,8 @@ async def test_three_steps_hand_their_outputs_on(renderer: Renderer) -> None:
 async def test_a_step_that_can_be_tried_again_is(renderer: Renderer) -> None:
     renderer.fail = [to_application_error(WorkerLost("gone"))] * 2
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
-    ended = await renderer.farm.until(job["id"])
-    assert ended["status"] == "succeeded"
+    ended_job = await renderer.farm.until(job["id"])
+    assert ended_job["status"] == "succeeded"
     assert renderer.tries == 3
 
 
@@ -154,9 +154,9 @@ async def test_a_step_that_can_not_fails_the_job_with_its_reason(renderer: Rende
     error = RenderFailed("node 1 raised", details={"node": "1"})
     renderer.fail = [to_application_error(error)]
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
-    ended = await renderer.farm.until(job["id"])
-    assert ended["status"] == "failed"
-    assert ended["error"] == {
+    ended_job = await renderer.farm.until(job["id"])
+    assert ended_job["status"] == "failed"
+    assert ended_job["error"] == {
         "code": "render_failed", "message": "node 1 raised", "details": {"node": "1", "step": 0},
     }  # fmt: skip
     assert renderer.tries == 1
@@ -168,9 +168,9 @@ async def test_a_service_that_refuses_fails_the_job(working_farm: Farm) -> None:
 
     working_farm.services.answers["/svc/no"] = refuse
     job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/no"}})
-    ended = await working_farm.until(job["id"])
-    assert ended["error"]["code"] == "step_failed"
-    assert ended["error"]["details"]["status"] == 404
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["error"]["code"] == "step_failed"
+    assert ended_job["error"]["details"]["status"] == 404
     assert working_farm.services.count("/svc/no") == 1
 
 
@@ -182,8 +182,8 @@ async def test_a_service_that_is_away_is_tried_again(working_farm: Farm) -> None
 
     working_farm.services.answers["/svc/late"] = away
     job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/late"}})
-    ended = await working_farm.until(job["id"])
-    assert ended["outputs"][0]["text"] == "here"
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["outputs"][0]["text"] == "here"
     assert working_farm.services.count("/svc/late") == 2
 
 
@@ -200,9 +200,9 @@ async def test_a_binary_answer_becomes_an_artifact(working_farm: Farm) -> None:
 async def test_a_reference_to_a_missing_value_fails_the_job(working_farm: Farm) -> None:
     http = {"kind": "http", "request": {"path": "/svc/${steps.0.body.nothing}"}}
     job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, http]})
-    ended = await working_farm.until(job["id"])
-    assert ended["error"]["code"] == "invalid_request"
-    assert len(ended["outputs"]) == 1
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["error"]["code"] == "invalid_request"
+    assert len(ended_job["outputs"]) == 1
 
 
 async def test_a_reference_can_not_smuggle_in_another_route(working_farm: Farm) -> None:
@@ -214,8 +214,8 @@ async def test_a_reference_can_not_smuggle_in_another_route(working_farm: Farm) 
     working_farm.services.answers["/v1/chat/completions"] = say
     http = {"kind": "http", "request": {"method": "POST", "path": "/svc${steps.0.text}"}}
     job = await working_farm.submit({"kind": "pipeline", "steps": [chat, http]})
-    ended = await working_farm.until(job["id"])
-    assert ended["error"]["code"] == "invalid_request"
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["error"]["code"] == "invalid_request"
     assert len(working_farm.services.calls) == 1
 
 
@@ -224,8 +224,8 @@ async def test_the_deadline_ends_a_job(renderer: Renderer) -> None:
     deadline = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
     body = {"kind": "render", "workflow": GRAPH, "deadline": deadline}
     job = await renderer.farm.submit(body)
-    ended = await renderer.farm.until(job["id"])
-    assert (ended["status"], ended["error"]["code"]) == ("failed", "deadline_exceeded")
+    ended_job = await renderer.farm.until(job["id"])
+    assert (ended_job["status"], ended_job["error"]["code"]) == ("failed", "deadline_exceeded")
 
 
 async def test_cancel_while_queued_without_any_worker(farm: Farm) -> None:
@@ -233,8 +233,8 @@ async def test_cancel_while_queued_without_any_worker(farm: Farm) -> None:
     async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
         assert response.status == 202
     await farm.start_worker()
-    ended = await farm.until(job["id"])
-    assert ended["status"] == "cancelled"
+    ended_job = await farm.until(job["id"])
+    assert ended_job["status"] == "cancelled"
     assert farm.services.calls == []
 
 
@@ -277,12 +277,12 @@ async def test_cancel_at_any_moment_leaves_one_end(working_farm: Farm) -> None:
         await asyncio.sleep(delay / 1000)
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert response.status in (202, 409)
-        ended = await farm.until(job["id"])
-        assert ended["status"] in ("cancelled", "succeeded")
+        ended_job = await farm.until(job["id"])
+        assert ended_job["status"] in ("cancelled", "succeeded")
         await asyncio.sleep(0.1)
-        assert (await farm.show(job["id"]))["status"] == ended["status"]
+        assert (await farm.show(job["id"]))["status"] == ended_job["status"]
         ends = [e.type.value for e in await farm.events.replay(job["id"], None) if e.type.is_final]
-        assert set(ends) == {ended["status"]}
+        assert set(ends) == {ended_job["status"]}
 
 
 async def test_cancel_of_a_finished_job_is_a_conflict(working_farm: Farm) -> None:
@@ -302,8 +302,12 @@ async def test_retry_goes_on_after_the_last_finished_step(renderer: Renderer) ->
     async with farm.client.post(f"/jobs/{job['id']}/retry") as response:
         assert response.status == 202
         assert (await response.json())["status"] == "queued"
-    ended = await farm.until(job["id"])
-    assert (ended["status"], ended["attempts"], ended["error"]) == ("succeeded", 2, None)
+    ended_job = await farm.until(job["id"])
+    assert (ended_job["status"], ended_job["attempts"], ended_job["error"]) == (
+        "succeeded",
+        2,
+        None,
+    )
     assert Counter(call[1] for call in farm.services.calls) == {
         "/v1/chat/completions": 1,
         "/svc/one?x=1": 1,
@@ -373,8 +377,8 @@ async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> No
     await worker.wait()
     del farm.services.answers["/svc/slow"]
     await farm.start_worker()
-    ended = await farm.until(job["id"])
-    assert (ended["status"], ended["attempts"]) == ("succeeded", 1)
+    ended_job = await farm.until(job["id"])
+    assert (ended_job["status"], ended_job["attempts"]) == ("succeeded", 1)
     assert farm.services.count("/v1/chat/completions") == 1
     assert farm.services.count("/svc/quick") == 1
     assert farm.services.count("/svc/slow") == 2
@@ -383,8 +387,8 @@ async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> No
 async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
     job = await farm.submit({**CHAT, "priority": 1})
     client = await farm.temporal.get_client()
-    described = await client.get_workflow_handle(job["id"]).describe()
-    priority = described.raw_description.workflow_execution_info.priority
+    workflow_description = await client.get_workflow_handle(job["id"]).describe()
+    priority = workflow_description.raw_description.workflow_execution_info.priority
     assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)
 
 

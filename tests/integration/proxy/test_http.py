@@ -50,8 +50,8 @@ async def test_a_request_crosses_whole(proxy_server: ProxyServer, service: Servi
         assert await response.read() == b"\x00body"
         assert response.headers["x-from"] == "one"
         assert response.headers.getall("set-cookie") == ["a=1", "b=2"]
-    [seen] = service.seen
-    assert (seen.method, seen.raw_path) == ("PATCH", "/a%2Fb?q=1&q=%20")
+    [seen_request] = service.seen
+    assert (seen_request.method, seen_request.raw_path) == ("PATCH", "/a%2Fb?q=1&q=%20")
 
 
 async def test_headers_of_a_connection_end_with_it(
@@ -69,10 +69,15 @@ async def test_headers_of_a_connection_end_with_it(
 async def test_the_browsers_session_is_no_service_s_business(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    for sent, seen in (("a=1; moyin_session=secret; b=2", "a=1; b=2"), ("moyin_session=x", None)):
-        async with proxy_server.client.get("/assets/x", headers={"cookie": sent}) as response:
+    for sent_cookie, expected_cookie in (
+        ("a=1; moyin_session=secret; b=2", "a=1; b=2"),
+        ("moyin_session=x", None),
+    ):
+        async with proxy_server.client.get(
+            "/assets/x", headers={"cookie": sent_cookie}
+        ) as response:
             assert response.status == 200
-        assert service.seen.pop().headers.get("cookie") == seen
+        assert service.seen.pop().headers.get("cookie") == expected_cookie
     lie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
     assert build_response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
         (b"set-cookie", b"a=1; Path=/")
@@ -102,20 +107,23 @@ async def test_the_service_gets_the_identity_only_from_the_gateway(
     }
     async with proxy_server.client.get("/assets/x", headers=lies) as response:
         assert response.status == 200
-    seen = service.seen[0].headers
-    assert "authorization" not in seen and "x-api-key" not in seen
-    assert "X_Moyin_Owner" not in seen and "forwarded" not in seen
-    assert seen["x-moyin-owner"] == "ann"
-    assert "x-forwarded-user" not in seen and "X_Forwarded_Email" not in seen
-    assert "x-forwarded-for" not in seen  # a peer on loopback may be anybody
-    assert (seen["x-forwarded-proto"], seen["x-forwarded-prefix"]) == ("http", "/assets")
-    assert seen["x-forwarded-host"] == proxy_server.url.removeprefix("http://")
+    seen_headers = service.seen[0].headers
+    assert "authorization" not in seen_headers and "x-api-key" not in seen_headers
+    assert "X_Moyin_Owner" not in seen_headers and "forwarded" not in seen_headers
+    assert seen_headers["x-moyin-owner"] == "ann"
+    assert "x-forwarded-user" not in seen_headers and "X_Forwarded_Email" not in seen_headers
+    assert "x-forwarded-for" not in seen_headers  # a peer on loopback may be anybody
+    assert (seen_headers["x-forwarded-proto"], seen_headers["x-forwarded-prefix"]) == (
+        "http",
+        "/assets",
+    )
+    assert seen_headers["x-forwarded-host"] == proxy_server.url.removeprefix("http://")
     secret = derive_route_secret(SIGNING_KEY, "assets")
-    claims = jwt.decode(seen["x-moyin-identity"], secret, ["HS256"], audience="assets")
+    claims = jwt.decode(seen_headers["x-moyin-identity"], secret, ["HS256"], audience="assets")
     assert (claims["sub"], claims["key"]) == ("ann", "k1")
     with pytest.raises(jwt.InvalidSignatureError):
-        other = derive_route_secret(SIGNING_KEY, "other")
-        jwt.decode(seen["x-moyin-identity"], other, ["HS256"], audience="assets")
+        other_secret = derive_route_secret(SIGNING_KEY, "other")
+        jwt.decode(seen_headers["x-moyin-identity"], other_secret, ["HS256"], audience="assets")
 
 
 async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
@@ -133,10 +141,10 @@ async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
     }  # fmt: skip
     async with proxy_server.client.get("/assets/x", headers={**lies, "x-mine": "1"}) as response:
         assert response.status == 200
-    seen = service.seen[0].headers
-    assert seen["x-mine"] == "1"
-    assert "admin" not in seen.values()
-    assert not [name for name in seen if "_" in name]
+    seen_headers = service.seen[0].headers
+    assert seen_headers["x-mine"] == "1"
+    assert "admin" not in seen_headers.values()
+    assert not [name for name in seen_headers if "_" in name]
     async with proxy_server.client.ws_connect("/assets/ws", headers=lies) as socket:
         await socket.close()
     assert "admin" not in service.seen[1].headers.values()
@@ -175,8 +183,11 @@ async def test_a_trusted_proxy_is_believed_about_the_client(
         }
         async with proxy_server.client.get("/assets/x", headers=forwarded_headers) as response:
             assert response.status == 200
-    seen = service.seen[0].headers
-    assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("203.0.113.7", "https")
+    seen_headers = service.seen[0].headers
+    assert (seen_headers["x-forwarded-for"], seen_headers["x-forwarded-proto"]) == (
+        "203.0.113.7",
+        "https",
+    )
 
 
 async def test_events_come_as_they_are_made(proxy_server: ProxyServer, service: Service) -> None:
@@ -236,8 +247,8 @@ async def test_a_client_that_disconnects_ends_the_upstream_call(
             "/assets/flood?chunks=100000", timeout=aiohttp.ClientTimeout(0.5)
         ) as response:
             await response.read()
-    before = await _at_rest(lambda: service.sent)
-    assert before < 100_000 * len(CHUNK)
+    sent_before = await _at_rest(lambda: service.sent)
+    assert sent_before < 100_000 * len(CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -302,32 +313,32 @@ async def test_a_redirect_that_is_no_good_url_is_passed_on(
 
 
 async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, service: Service) -> None:
-    second = Service("two")
-    async with serving(second) as url:
+    second_service = Service("two")
+    async with serving(second_service) as url:
         proxy_server.routes(route(proxy_server.proxy.route_table.routes[0].upstreams[0].url, url))
         service.failing = 1
         async with proxy_server.client.get("/assets/flaky") as response:
             assert await response.text() == "two"
-        service.failing = second.failing = 1
+        service.failing = second_service.failing = 1
         async with proxy_server.client.post("/assets/flaky", data=b"x") as response:
             assert response.status == 502
             assert (await response.json())["code"] == "backend_unavailable"
             assert int(response.headers["retry-after"]) >= 1
-    assert len(service.seen) + len(second.seen) == 3
+    assert len(service.seen) + len(second_service.seen) == 3
 
 
 async def test_the_last_servers_response_is_passed_on(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     """The last response is passed on even if more retries remain, because it is not our failure."""
-    second = Service("two")
-    async with serving(second) as url:
-        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-        proxy_server.routes(route(first, url, retries=5))
-        service.failing = second.failing = 1
+    second_service = Service("two")
+    async with serving(second_service) as url:
+        first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+        proxy_server.routes(route(first_url, url, retries=5))
+        service.failing = second_service.failing = 1
         async with proxy_server.client.get("/assets/health") as response:
             assert (response.status, await response.text()) == (503, "")
-        second.failing = 0
+        second_service.failing = 0
         for _ in range(2):
             async with proxy_server.client.get("/assets/health") as response:
                 assert response.status == 200
@@ -439,12 +450,15 @@ async def test_silence_has_an_end(proxy_server: ProxyServer) -> None:
 async def test_a_new_table_takes_no_request_from_the_old(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    second = Service("two")
-    async with serving(second) as url, proxy_server.client.get("/assets/events") as response:
+    second_service = Service("two")
+    async with (
+        serving(second_service) as url,
+        proxy_server.client.get("/assets/events") as response,
+    ):
         await response.content.readuntil(b"\n\n")
         proxy_server.routes(route(url))
-        async with proxy_server.client.get("/assets/x") as other:
-            assert other.headers["x-from"] == "two"
+        async with proxy_server.client.get("/assets/x") as other_response:
+            assert other_response.headers["x-from"] == "two"
         service.go_on.set()
         assert await response.content.read() == b"data: second\n\n"
 
@@ -477,10 +491,10 @@ async def test_a_new_table_counts_open_requests(
 
 
 async def test_sticky_callers_stay_where_they_are(proxy_server: ProxyServer) -> None:
-    second = Service("two")
-    async with serving(second) as url:
-        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-        proxy_server.routes(route(first, url, sticky="X-Session"))
+    second_service = Service("two")
+    async with serving(second_service) as url:
+        first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+        proxy_server.routes(route(first_url, url, sticky="X-Session"))
         homes: dict[str, set[str]] = {}
         for session in [f"s{i}" for i in range(12)] * 3:
             async with proxy_server.client.get(
@@ -513,11 +527,11 @@ async def test_scopes_limits_and_our_own_routes(
 async def test_a_tenant_s_limit_is_exact_in_all_replicas(
     upstream: str, valkey_server: ValkeyServer
 ) -> None:
-    limited = route(upstream, limits={"requests_per_minute": 5})
+    limited_route = route(upstream, limits={"requests_per_minute": 5})
     meters = [RequestMeter(valkey_server.url) for _ in range(2)]
     async with (
-        proxy_serving(limited, meter=meters[0]) as one,
-        proxy_serving(limited, meter=meters[1]) as two,
+        proxy_serving(limited_route, meter=meters[0]) as first_server,
+        proxy_serving(limited_route, meter=meters[1]) as second_server,
     ):
 
         async def get(client: aiohttp.ClientSession, key: str) -> int:
@@ -525,9 +539,12 @@ async def test_a_tenant_s_limit_is_exact_in_all_replicas(
             async with client.get("/assets/x", headers=headers) as response:
                 return response.status
 
-        calls = [get(proxy_server.client, "ann-key") for proxy_server in (one, two) * 8]
+        calls = [
+            get(proxy_server.client, "ann-key")
+            for proxy_server in (first_server, second_server) * 8
+        ]
         assert Counter(await asyncio.gather(*calls)) == {200: 5, 429: 11}
-        assert await get(one.client, "eve-key") == 200
+        assert await get(first_server.client, "eve-key") == 200
     for meter in meters:
         await meter.close()
 
@@ -539,11 +556,11 @@ async def test_trace_requests_are_refused(proxy_server: ProxyServer, service: Se
 
 
 async def test_hosts_have_routes_of_their_own(proxy_server: ProxyServer) -> None:
-    second = Service("two")
-    async with serving(second) as url:
-        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+    second_service = Service("two")
+    async with serving(second_service) as url:
+        first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
         by_host = {"name": "site", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
-        proxy_server.routes(route(first), by_host)
+        proxy_server.routes(route(first_url), by_host)
         for host, path, name in [
             ("wiki.studio:8000", "/jobs", "two"),
             ("wiki.studio", "/assets/x", "two"),
@@ -554,8 +571,8 @@ async def test_hosts_have_routes_of_their_own(proxy_server: ProxyServer) -> None
 
 
 async def _text(response: Any) -> str:
-    async with response as answered:
-        text: str = await answered.text()
+    async with response as answer:
+        text: str = await answer.text()
         return text
 
 
@@ -565,9 +582,9 @@ async def _is(status: Any, wanted: int) -> bool:
 
 async def _at_rest(value: Any, seconds: float = 0.3) -> int:
     """Wait until the value has not changed for some time, and return it."""
-    last, since = value(), time.monotonic()
+    last_value, since = value(), time.monotonic()
     while time.monotonic() - since < seconds:
         await asyncio.sleep(0.02)
-        if value() != last:
-            last, since = value(), time.monotonic()
-    return int(last)
+        if value() != last_value:
+            last_value, since = value(), time.monotonic()
+    return int(last_value)

@@ -35,13 +35,13 @@ async def test_a_slow_service_s_calls_are_jobs(studio: Farm) -> None:
             assert response.headers["location"] == f"/jobs/{job['id']}"
             answers.append((job["id"], response.headers.get("idempotent-replayed")))
     assert answers == [(job["id"], None), (job["id"], "true")]
-    done = await studio.until(job["id"])
-    assert (done["status"], done["kind"]) == ("succeeded", "http")
-    [(method, path, body, sent)] = [c for c in studio.services.calls if "slow" in c[1]]
+    finished_job = await studio.until(job["id"])
+    assert (finished_job["status"], finished_job["kind"]) == ("succeeded", "http")
+    [(method, path, body, sent_headers)] = [c for c in studio.services.calls if "slow" in c[1]]
     assert (method, path) == ("POST", "/slow/a%20b?n=1")
     assert body == {"seed": 18446744073709551615, "text": "${steps.0.text}"}
-    assert (sent["x-shot"], sent["content-type"]) == ("7", "application/json")
-    assert sent["authorization"] != f"Bearer {studio.key}"
+    assert (sent_headers["x-shot"], sent_headers["content-type"]) == ("7", "application/json")
+    assert sent_headers["authorization"] != f"Bearer {studio.key}"
     async with studio.other.get(f"/jobs/{job['id']}") as response:
         assert response.status == 404
 

@@ -63,7 +63,7 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
     sockets = await asyncio.gather(*(socket() for _ in range(MANY)))
     [pool] = [runtime.pool for runtime in proxy_server.proxy._runtimes.values()]
     assert pool.members[0].active == 2 * MANY
-    opened = time.monotonic()
+    opened_at = time.monotonic()
 
     async def say(number: int, socket: aiohttp.ClientWebSocketResponse) -> str:
         await socket.send_str(str(number))
@@ -71,7 +71,7 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
 
     answer = await asyncio.gather(*(say(n, socket) for n, socket in enumerate(sockets)))
     assert [item.partition(": ")[2] for item in answer] == [str(n) for n in range(MANY)]
-    answered = time.monotonic()
+    answered_at = time.monotonic()
     # Who holds nothing is served beside them.
     async with proxy_server.client.get("/chat/x") as response:
         assert response.status == 200
@@ -80,8 +80,8 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
     ends = await asyncio.gather(*(response.read() for response in streams))
     assert ends == [b"data: second\n\n"] * MANY
     measured(
-        f"{MANY} WebSockets and {MANY} streams: open after {opened - began:.1f} s, all sockets "
-        f"answered within {answered - opened:.2f} s"
+        f"{MANY} WebSockets and {MANY} streams: open after {opened_at - began:.1f} s, all sockets "
+        f"answered within {answered_at - opened_at:.2f} s"
     )
     await asyncio.gather(*(socket.close() for socket in sockets))
     await eventually(lambda: pool.members[0].active == 0)

@@ -61,8 +61,8 @@ async def test_these_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Servi
         ):
             async with stranger.get(path, headers={**headers, "host": HOSTS[0]}) as response:
                 assert response.status == 401, path
-        own = {**cookie, "host": HOSTS[0], "origin": f"http://{HOSTS[0]}"}
-        async with stranger.ws_connect("/comfy/ws", headers=own) as socket:
+        own_headers = {**cookie, "host": HOSTS[0], "origin": f"http://{HOSTS[0]}"}
+        async with stranger.ws_connect("/comfy/ws", headers=own_headers) as socket:
             message = await socket.receive(20)
             assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1008)
     assert wiki.seen == []

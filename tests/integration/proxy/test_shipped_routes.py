@@ -66,13 +66,14 @@ async def test_no_request_is_smuggled_into_another_connection(
 ) -> None:
     # Were it taken for the beginning of the next request on a connection that HAProxy shares,
     # that request's own first line would end up in this header.
-    hidden = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Swallow: "
+    smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Swallow: "
     for framing in (
-        f"Content-Length: {len(hidden) + 5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
-        f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{hidden}",
-        f"Transfer-Encoding: xchunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{hidden}",
-        f"Content-Length: 0\r\nContent-Length: {len(hidden)}\r\n\r\n{hidden}",
-        f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+        f"Content-Length: {len(smuggled) + 5}\r\n"
+        f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
+        f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}",
+        f"Transfer-Encoding: xchunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}",
+        f"Content-Length: 0\r\nContent-Length: {len(smuggled)}\r\n\r\n{smuggled}",
+        f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
     ):
         await _raw(
             gateway,

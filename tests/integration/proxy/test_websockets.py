@@ -40,10 +40,10 @@ async def test_messages_cross_both_ways(proxy_server: ProxyServer, service: Serv
         await socket.send_str("bye")
         message = await socket.receive()
         assert (message.type, message.data, message.extra) == (WSMsgType.CLOSE, 4242, "as you like")
-    [seen] = service.seen
-    assert seen.query_string == "room=1"
-    assert seen.headers["x-moyin-owner"] == "ann"
-    assert "authorization" not in seen.headers
+    [seen_request] = service.seen
+    assert seen_request.query_string == "room=1"
+    assert seen_request.headers["x-moyin-owner"] == "ann"
+    assert "authorization" not in seen_request.headers
 
 
 async def test_the_client_s_close_reaches_the_service(
@@ -73,8 +73,8 @@ async def test_an_unavailable_or_refusing_service_closes_the_socket(
         message = await socket.receive()
         assert message.type is WSMsgType.CLOSE
         assert str(message.extra).startswith("backend_unavailable")
-    gone = f"http://127.0.0.1:{free_port()}"
-    proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [gone]})
+    unavailable_url = f"http://127.0.0.1:{free_port()}"
+    proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [unavailable_url]})
     async with proxy_server.client.ws_connect("/chat/socket") as socket:
         assert str((await socket.receive()).extra).startswith("backend_unavailable")
 

@@ -37,19 +37,19 @@ async def models_stay_loaded_and_nobody_starves(
     """Four models on two actors; one owner submits half of all jobs before the others."""
     began = time.monotonic()
     changes = (await pool.status.remote())["changes"]
-    held = [await farm.submit(sleepy(120)) for _ in range(2)]
-    for job_id in held:
+    blocking_jobs = [await farm.submit(sleepy(120)) for _ in range(2)]
+    for job_id in blocking_jobs:
         await farm.renderer_of(pool, job_id)
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
     jobs = [await farm.submit(loading(model), owner=owner) for owner, model in submissions]
     await eventually(lambda: _waits(pool, len(jobs)), 180)
-    for job_id in held:
+    for job_id in blocking_jobs:
         await farm.cancel(job_id)
     runs = await asyncio.gather(*(_run(farm, job_id) for job_id in jobs))
 
-    loads = sum(loaded for _, loaded in runs)
-    plain = fifo(
+    loads = sum(load_count for _, load_count in runs)
+    fifo_run = fifo(
         Load(
             renders=tuple(
                 PendingRender(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})
@@ -59,16 +59,16 @@ async def models_stay_loaded_and_nobody_starves(
         ),
         Farm(actors=2, window=len(submissions)),
     )
-    took = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - began
     measured(
-        f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads in {took:.1f} s, "
-        f"first come, first served {plain.changes}"
+        f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads in {elapsed_seconds:.1f} s, "
+        f"first come, first served {fifo_run.changes}"
     )
     assert loads == (await pool.status.remote())["changes"] - changes, "as the pool believes"
-    assert 4 <= loads <= 0.25 * plain.changes
+    assert 4 <= loads <= 0.25 * fifo_run.changes
     order = [owner for (began, _), owner in sorted(zip(runs, owners, strict=True))]
-    last = {owner: len(order) - order[::-1].index(owner) for owner in order}
-    assert last["flood"] == len(order), "all of the others' before the last of the flood"
+    last_positions = {owner: len(order) - order[::-1].index(owner) for owner in order}
+    assert last_positions["flood"] == len(order), "all of the others' before the last of the flood"
     assert set(order[: len(order) // 2]) == set(owners), "everybody in the first half"
 
 

@@ -63,10 +63,10 @@ def fake_gpu_nodes(
                 },
             }
         finally:
-            left = raylets(address)
-            for process in left:
+            remaining_raylets = raylets(address)
+            for process in remaining_raylets:
                 process.kill()
-            psutil.wait_procs(left, timeout=20)
+            psutil.wait_procs(remaining_raylets, timeout=20)
 
 
 def gpu_nodes() -> set[str]:

@@ -85,7 +85,7 @@ class RenderOne:
 
     @workflow.run
     async def run(self, step: StepInput) -> StepResult:
-        done: StepOutcome = await workflow.execute_activity(
+        outcome: StepOutcome = await workflow.execute_activity(
             "render_step",
             step,
             task_queue=get_render_queue("default"),
@@ -94,7 +94,7 @@ class RenderOne:
             start_to_close_timeout=timedelta(minutes=10),
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500)),
         )
-        return done.result
+        return outcome.result
 
 
 @dataclass

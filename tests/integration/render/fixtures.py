@@ -162,8 +162,8 @@ def write_transformers(folder: Path, *names: str) -> None:
                 begin = len(body)
                 weights = (chance.uniform(-0.1, 0.1) for _ in range(math.prod(form)))
                 body += array("f", weights).tobytes()
-                place = {"shape": form, "data_offsets": (begin, len(body))}
-                head[f"{layer}.{part}"] = {"dtype": "F32", **place}
+                tensor_layout = {"shape": form, "data_offsets": (begin, len(body))}
+                head[f"{layer}.{part}"] = {"dtype": "F32", **tensor_layout}
         text = json.dumps(head).encode()
         folder.joinpath(name).write_bytes(struct.pack("<Q", len(text)) + text + body)
 
@@ -190,10 +190,10 @@ async def events(
 async def finished(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
 ) -> RenderSucceeded:
-    seen = await events(renderer, graph, prompt_id)
-    assert isinstance(seen[-1], RenderSucceeded)
-    assert ExecutionFinished() in seen
-    return seen[-1]
+    seen_events = await events(renderer, graph, prompt_id)
+    assert isinstance(seen_events[-1], RenderSucceeded)
+    assert ExecutionFinished() in seen_events
+    return seen_events[-1]
 
 
 def comfyui_processes(folder: Path) -> list[int]:

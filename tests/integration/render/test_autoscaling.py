@@ -53,10 +53,10 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
                 labels=labels,
             )
             assert gpu_nodes() == set()
-            held = await _a_queue_brings_nodes(farm, pool, measured)
+            held_jobs = await _a_queue_brings_nodes(farm, pool, measured)
             await _other_replicas_start_on_the_head()
             pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
-            await _cancel(farm, held)
+            await _cancel(farm, held_jobs)
             results = await asyncio.gather(*map(farm.result, pictures))
             assert all(len(result.artifacts) == 1 for result in results)
             await _the_nodes_go_when_nothing_is_left(farm, pool, measured)
@@ -74,11 +74,11 @@ async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured)
         Jobs that occupy the nodes until they are cancelled.
     """
     began = time.monotonic()
-    first = await farm.submit(picture())
+    first_job = await farm.submit(picture())
     jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
     await eventually(gpu_nodes, 240)
     measured(f"from a render without a node to the node: {time.monotonic() - began:.1f} s")
-    assert len((await farm.result(first)).artifacts) == 1
+    assert len((await farm.result(first_job)).artifacts) == 1
     measured(f"to its picture: {time.monotonic() - began:.1f} s")
 
     async def all_busy() -> dict[str, Any] | None:

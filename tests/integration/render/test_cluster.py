@@ -67,8 +67,8 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
         job_id = await farm.submit(sleepy(8))
         name = await farm.renderer_of(pool, job_id)
-        lost = actors[name]
-        [node] = [n for n in cluster.worker_nodes if n.node_id == lost["node_id"]]
+        lost_actor = actors[name]
+        [node] = [n for n in cluster.worker_nodes if n.node_id == lost_actor["node_id"]]
         began = time.monotonic()
         await asyncio.to_thread(cluster.remove_node, node, False)
 
@@ -79,7 +79,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
         # Its share is free on the other node as well: Ray starts it again there.
         actors = await farm.ready(pool, 2)
-        assert {actor["node_id"] for actor in actors.values()} == homes - {lost["node_id"]}
+        assert {actor["node_id"] for actor in actors.values()} == homes - {lost_actor["node_id"]}
         # The lost node's ComfyUI ended with its actor.
         pids = {actor["renderer"]["pid"] for actor in actors.values()}
         await eventually(lambda: set(comfyui_processes(tmp_path)) == pids)
@@ -90,8 +90,8 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
 async def _a_third_waits_for_room(folder: Path) -> None:
     """Check that a third actor waits until the pool with two halves of the one card is gone."""
-    third = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
-    placed = third.status.remote()
+    third_actor = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
+    placed = third_actor.status.remote()
     await asyncio.sleep(4)
     assert (await asyncio.to_thread(ray.wait, [placed], timeout=0))[0] == [], "there is no room"
     assert len(comfyui_processes(folder)) == 2
@@ -99,7 +99,9 @@ async def _a_third_waits_for_room(folder: Path) -> None:
     assert (await placed).devices == "0"
 
     async def alone() -> bool:
-        return (await third.status.remote()).renderer.ready and len(comfyui_processes(folder)) == 1
+        return (await third_actor.status.remote()).renderer.ready and len(
+            comfyui_processes(folder)
+        ) == 1
 
     await eventually(alone, 240)
 
@@ -152,13 +154,15 @@ async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
 
 
 async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
-    [other] = (await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))).artifacts
-    [own] = (await farm.result(await farm.submit(picture(0x00FF00)))).artifacts
+    [other_artifact] = (
+        await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))
+    ).artifacts
+    [own_artifact] = (await farm.result(await farm.submit(picture(0x00FF00)))).artifacts
     graph = picture()
-    for artifact_id in (f"art_{'2' * 32}", other.id):
+    for artifact_id in (f"art_{'2' * 32}", other_artifact.id):
         graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
         assert await _failure(farm, await farm.submit(graph)) == "artifact_not_found"
-    graph["1"]["inputs"]["image"] = f"artifact:{own.id}"
+    graph["1"]["inputs"]["image"] = f"artifact:{own_artifact.id}"
     assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
 
 
@@ -180,26 +184,26 @@ async def _a_new_replica_adopts_the_running_prompt(
     measured: Measured,
 ) -> None:
     pid = actor["renderer"]["pid"]
-    before = await _prompts_so_far(pid)
+    prompts_before = await _prompts_so_far(pid)
     job_id = await farm.submit(sleepy(12))
     await farm.renderer_of(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
     began = time.monotonic()
     result = await farm.result(job_id)
-    took = time.monotonic() - began
-    measured(f"replica killed: job done {took:.1f} s later")
+    elapsed_seconds = time.monotonic() - began
+    measured(f"replica killed: job done {elapsed_seconds:.1f} s later")
     assert len(result.artifacts) == 1
     [now] = (await farm.ready(pool, 1)).values()
     assert now["renderer"]["pid"] == pid, "the same ComfyUI all along"
-    assert await _prompts_so_far(pid) == before + 2, "rendered once, and asked once"
+    assert await _prompts_so_far(pid) == prompts_before + 2, "rendered once, and asked once"
 
 
 async def _another_configuration_takes_over_under_load(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> Any:
     """Change to two actors with a smaller share while no actor is idle; no render may be lost."""
-    running = await farm.submit(sleepy(3))
-    await farm.renderer_of(pool, running)
+    running_job = await farm.submit(sleepy(3))
+    await farm.renderer_of(pool, running_job)
     jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
     pool = await farm.deploy(
         farm.settings.data / "some-models",
@@ -211,8 +215,8 @@ async def _another_configuration_takes_over_under_load(
         idle_timeout=4,
         queue_patience=1,
     )
-    await farm.result(running)
-    assert await _attempts(farm, running) == 1, "drained"
+    await farm.result(running_job)
+    assert await _attempts(farm, running_job) == 1, "drained"
     jobs += [await farm.submit(upscaled(MODELS[n % 2])) for n in range(12)]
     results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
     assert all(len(result.artifacts) == 1 for result in results)
@@ -253,11 +257,11 @@ async def _prompts_so_far(pid: int) -> float:
     """Return how many prompts this ComfyUI has accepted, including the one that finds out."""
     line = psutil.Process(pid).cmdline()
     folder = Path(line[line.index("--base-directory") + 1]).parent
-    with tempfile.TemporaryDirectory() as short:
+    with tempfile.TemporaryDirectory() as short_folder:
         # The path of a socket may have 107 characters.
-        (Path(short) / "folder").symlink_to(folder)
+        (Path(short_folder) / "folder").symlink_to(folder)
         async with ComfyClient(
-            f"{short}/folder/comfyui.sock", "counter", HostPathFilter({})
+            f"{short_folder}/folder/comfyui.sock", "counter", HostPathFilter({})
         ) as client:
             return (await client.submit(str(uuid.uuid4()), picture())).number
 
@@ -277,7 +281,7 @@ async def _failure(farm: RenderFarm, job_id: str) -> str | None:
 
 
 def _kill_process(*words: str) -> None:
-    mine = with_lines(psutil.Process().children(recursive=True))
-    victims = [process for process, line in mine if all(word in line for word in words)]
+    child_processes = with_lines(psutil.Process().children(recursive=True))
+    victims = [process for process, line in child_processes if all(word in line for word in words)]
     assert len(victims) == 1, victims
     os.kill(victims[0].pid, signal.SIGKILL)

@@ -115,9 +115,9 @@ async def done(renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any) ->
 
 
 async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
-    [*_, last] = [event async for event in renderer.render(request)]
-    assert isinstance(last, RenderSucceeded)
-    return last
+    [*_, last_event] = [event async for event in renderer.render(request)]
+    assert isinstance(last_event, RenderSucceeded)
+    return last_event
 
 
 async def given_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
@@ -136,11 +136,11 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
     waiting = await given_input(hostile, b"another tenant's input")
     await hostile.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting))
     [staged] = (hostile._folder.staging).iterdir()
-    late = hostile._folder.done / "another"
-    late.mkdir()
-    late.joinpath("output.png").write_text("another tenant's output")
+    late_folder = hostile._folder.done / "another"
+    late_folder.mkdir()
+    late_folder.joinpath("output.png").write_text("another tenant's output")
     private = [
-        *(stack, stack / "secret", stack / "moyin.db", blob, staged, late / "output.png"),
+        *(stack, stack / "secret", stack / "moyin.db", blob, staged, late_folder / "output.png"),
         *(hostile._folder.path, hostile._folder.log, Path.home(), Path("/etc/shadow")),
         *(
             Path("/root"),
@@ -154,13 +154,17 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
     assert sum(path.exists() for path in private) > 10, "they are there"
     result = await tried(hostile, _READ, [str(path) for path in private])
     # Folders on the way to what it may read, with nothing else in them.
-    shown = {path: names for path, names in result.items() if names and isinstance(names, str)}
-    assert {path: text for path, text in shown.items() if SECRET in text or "tenant" in text} == {}
-    assert set(shown) <= {"/proc/1/environ"}, "of the first process in the sandbox"
+    shown_texts = {
+        path: names for path, names in result.items() if names and isinstance(names, str)
+    }
+    assert {
+        path: text for path, text in shown_texts.items() if SECRET in text or "tenant" in text
+    } == {}
+    assert set(shown_texts) <= {"/proc/1/environ"}, "of the first process in the sandbox"
     assert result.get(str(stack)) in (None, ["comfyui"])
     assert result.get(str(hostile._folder.path)) in (None, ["base"])
-    late.joinpath("output.png").unlink()
-    late.rmdir()
+    late_folder.joinpath("output.png").unlink()
+    late_folder.rmdir()
 
 
 async def test_it_knows_no_users_processes_or_secrets(hostile: ComfyRenderer) -> None:
@@ -220,10 +224,12 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
         str(options.python.parent.parent),
     ]
     assert await tried(hostile, _WRITE, places) == []
-    own = [str(path) for path in hostile._folder.writable]
+    own_folders = [str(path) for path in hostile._folder.writable]
     # What a node says comes without the machine's paths.
     names = HostPathFilter.for_process(hostile._options)
-    assert await tried(hostile, _WRITE, own) == [names.hide_known(path) for path in own]
+    assert await tried(hostile, _WRITE, own_folders) == [
+        names.hide_known(path) for path in own_folders
+    ]
 
 
 async def test_an_input_can_be_read_and_not_changed(hostile: ComfyRenderer) -> None:
@@ -308,7 +314,7 @@ async def test_it_reaches_no_server(hostile: ComfyRenderer, tmp_path: Path) -> N
     ]
     port = servers[0].sockets[0].getsockname()[1]
     hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _addresses())}
-    given: dict[str, Any] = {
+    addresses: dict[str, Any] = {
         "tcp": [[host, port] for host in hosts],
         "unix": [str(tmp_path / "s"), abstract],
     }
@@ -329,10 +335,10 @@ try:
 except OSError:
     pass
 """
-    for path in given["unix"]:
+    for path in addresses["unix"]:
         _, writer = await asyncio.open_unix_connection(path)
         writer.close()
-    assert await tried(hostile, code, given) == []
+    assert await tried(hostile, code, addresses) == []
     for server in servers:
         server.close()
         await server.wait_closed()
@@ -364,12 +370,14 @@ found = True
 
 
 async def test_the_next_tenant_finds_no_trace(hostile: ComfyRenderer, stack: Path) -> None:
-    before = await _untouched(hostile)
+    files_before = await _untouched(hostile)
     files = await given_input(hostile, b"Ada's input")
-    own = [*map(str, hostile._folder.writable), "/tmp", "/var/tmp", "/dev/shm"]
+    writable_folders = [*map(str, hostile._folder.writable), "/tmp", "/var/tmp", "/dev/shm"]
     code = f"{_WRITE}\nfound = os.listdir(folder_paths.get_input_directory() + '/moyin')"
-    assert await tried(hostile, code, own, files=files) == [Path(next(iter(files))).name]
-    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == before
+    assert await tried(hostile, code, writable_folders, files=files) == [
+        Path(next(iter(files))).name
+    ]
+    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
     assert not list(stack.rglob("trace")), "nor is it kept"
 
 
@@ -378,7 +386,7 @@ async def test_a_thread_that_goes_on_leaves_nothing_between_prompts(hostile: Com
 
     The next prompt must not find those files, and none of them may get into the store.
     """
-    before = await _untouched(hostile)
+    files_before = await _untouched(hostile)
     code = """
 import threading, time
 place = folder_paths.get_output_directory()
@@ -394,9 +402,9 @@ kept["thread"].start()
 """
     await tried(hostile, code)
     (hostile._folder.base / "output" / "early").write_text("written since the prompt ended")
-    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == before
+    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
     await tried(hostile, "kept['go'] = True\nkept['wrote'].wait(10)")
-    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == before
+    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
 
 
 @pytest.mark.parametrize(
@@ -421,10 +429,14 @@ place = folder_paths.get_output_directory()
 subfolder, _, filename = given["name"].rpartition("/")
 files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 """
-    given: dict[str, Any] = {"secret": str(stack / "secret"), "folder": str(stack), "name": name}
+    arguments: dict[str, Any] = {
+        "secret": str(stack / "secret"),
+        "folder": str(stack),
+        "name": name,
+    }
     # The renderer tries it again without ComfyUI's cache, then gives up.
     with pytest.raises(MoyinError, match="does not exist"):
-        await done(hostile, attempt(code, given))
+        await done(hostile, attempt(code, arguments))
     assert (await done(hostile, picture())).files, "the next prompt is rendered"
     assert not [
         p
@@ -439,9 +451,9 @@ async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRen
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
     ]
-    first, second = [asyncio.create_task(_last(hostile, request)) for request in requests]
-    assert finding((await first).values) == []
-    assert (await second).files
+    first_task, second_task = [asyncio.create_task(_last(hostile, request)) for request in requests]
+    assert finding((await first_task).values) == []
+    assert (await second_task).files
 
 
 _PRETEND = """
@@ -486,14 +498,14 @@ async def test_a_prompt_that_forges_its_end_fails_only_itself(
     await renderer.start()
     try:
         await done(renderer, attempt(_ESCAPE))
-        before = (await renderer.status()).pid
-        with pytest.raises(NoResponse) as lost:
+        pid_before = (await renderer.status()).pid
+        with pytest.raises(NoResponse) as exc_info:
             await done(renderer, picture())
         # It is worth another try, and not held against the prompt.
-        assert lost.value.retryable
-        assert lost.value.details == {}
+        assert exc_info.value.retryable
+        assert exc_info.value.details == {}
         await done(renderer, picture())
-        assert (await renderer.status()).pid != before
+        assert (await renderer.status()).pid != pid_before
     finally:
         await renderer.close()
 

@@ -66,9 +66,9 @@ async def test_a_picture_is_rendered_and_stored(
     renderer: ComfyRenderer, blobs: BlobStore, options: ComfyOptions
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    done = await finished(renderer, picture(), prompt_id)
+    success = await finished(renderer, picture(), prompt_id)
 
-    [file] = done.files
+    [file] = success.files
     assert (file.name, file.media_type, file.node, file.slot, file.temporary) == (
         "p_00001_.png", "image/png", "2", "images", False,
     )  # fmt: skip
@@ -82,38 +82,40 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    done = await finished(renderer, picture(), prompt_id)
-    data = await blobs.get(done.files[0].sha256)
+    success = await finished(renderer, picture(), prompt_id)
+    data = await blobs.get(success.files[0].sha256)
     assert b'"filename_prefix": "p"' in data
     assert prompt_id.encode() not in data
 
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
     began = time.monotonic()
-    seen = await events(renderer, sleepy(4.0))
-    took = time.monotonic() - began
-    progress = [event for event in seen if isinstance(event, RenderProgress)]
+    seen_events = await events(renderer, sleepy(4.0))
+    elapsed_seconds = time.monotonic() - began
+    progress = [event for event in seen_events if isinstance(event, RenderProgress)]
     assert 3 <= len(progress) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
     assert [p.value for p in progress] == sorted(p.value for p in progress)
     assert any(0 < p.value < 3 and p.node == "3" for p in progress)
     assert all(p.max == 3 for p in progress)
-    assert seen.count(ExecutionStarted()) == 1
-    assert seen[-4] == ExecutionFinished()
-    assert isinstance(seen[-3], RenderRun)
-    assert 4.0 <= seen[-3].seconds <= took
-    assert isinstance(seen[-2], PromptRecord)
+    assert seen_events.count(ExecutionStarted()) == 1
+    assert seen_events[-4] == ExecutionFinished()
+    assert isinstance(seen_events[-3], RenderRun)
+    assert 4.0 <= seen_events[-3].seconds <= elapsed_seconds
+    assert isinstance(seen_events[-2], PromptRecord)
 
 
 async def test_an_identical_graph_gives_the_second_job_its_own_result(
     renderer: ComfyRenderer,
 ) -> None:
     graph = picture()
-    first, second = await finished(renderer, graph), await finished(renderer, graph)
-    assert first == second
+    first_result, second_result = await finished(renderer, graph), await finished(renderer, graph)
+    assert first_result == second_result
     # Also while the first one's files are being stored.
     graph = sleepy(0.2)
-    third, fourth = await asyncio.gather(finished(renderer, graph), finished(renderer, graph))
-    assert third == fourth
+    third_result, fourth = await asyncio.gather(
+        finished(renderer, graph), finished(renderer, graph)
+    )
+    assert third_result == fourth
 
 
 async def test_a_cached_picture_holds_no_graph_of_another_tenants(
@@ -122,11 +124,11 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
     graph = picture()
 
     async def saved(tenant: str, note: str) -> bytes:
-        extra = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
-        render_request = replace(request(graph), extra_data=extra)
-        [*_, done] = [event async for event in renderer.render(render_request)]
-        assert isinstance(done, RenderSucceeded)
-        return await blobs.get(done.files[0].sha256)
+        extra_data = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
+        render_request = replace(request(graph), extra_data=extra_data)
+        [*_, last_event] = [event async for event in renderer.render(render_request)]
+        assert isinstance(last_event, RenderSucceeded)
+        return await blobs.get(last_event.files[0].sha256)
 
     assert b"of ann" in await saved("ann", "a note of ann's")
     assert b"of bob" in await saved("bob", "a note of bob's")
@@ -138,45 +140,45 @@ async def test_lost_cached_outputs_are_rendered_again(
     renderer: ComfyRenderer,
 ) -> None:
     graph = picture()
-    first = await finished(renderer, graph)
+    first_result = await finished(renderer, graph)
     assert renderer._outputs is not None
     renderer._outputs._stored.clear()
-    assert await finished(renderer, graph) == first
+    assert await finished(renderer, graph) == first_result
 
 
 async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> None:
     graph = picture()
     graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     graph["10"] = {"class_type": "PreviewAny", "inputs": {"source": "a word"}}
-    done = await finished(renderer, graph)
-    assert [(file.node, file.temporary) for file in done.files] == [("2", True)]
-    assert done.values == {"10": {"text": ["a word"]}}
+    success = await finished(renderer, graph)
+    assert [(file.node, file.temporary) for file in success.files] == [("2", True)]
+    assert success.values == {"10": {"text": ["a word"]}}
 
 
 async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     graph = sleepy(1.0)
     began = time.monotonic()
-    first, second = await asyncio.gather(
+    first_result, second_result = await asyncio.gather(
         finished(renderer, graph, prompt_id), finished(renderer, graph, prompt_id)
     )
-    assert first == second
+    assert first_result == second_result
     assert time.monotonic() - began < 1.9, "two in a row would take two seconds"
     began = time.monotonic()
-    assert await finished(renderer, graph, prompt_id) == first
+    assert await finished(renderer, graph, prompt_id) == first_result
     assert time.monotonic() - began < 0.1, "a finished one is remembered"
 
 
 async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
     renderer: ComfyRenderer,
 ) -> None:
-    wanted = request(sleepy(1.0))
-    async for event in renderer.render(wanted):
+    render_request = request(sleepy(1.0))
+    async for event in renderer.render(render_request):
         assert isinstance(event, ExecutionStarted | RenderProgress)
         break
-    assert wanted.prompt_id in (await renderer.status()).running
-    done = await finished(renderer, dict(wanted.graph), wanted.prompt_id)
-    assert len(done.files) == 1
+    assert render_request.prompt_id in (await renderer.status()).running
+    success = await finished(renderer, dict(render_request.graph), render_request.prompt_id)
+    assert len(success.files) == 1
 
 
 @pytest.mark.parametrize(
@@ -212,9 +214,9 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     [(node, inputs)] = [
         (node, result) for node, result in unchecked_inputs.items() if "width" in result
     ]
-    kind, least, most = inputs["width"]
+    kind, least, maximum = inputs["width"]
     assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
-    for value, valid in ((least, True), (most, True), (least - 1, False), (most + 1, False)):
+    for value, valid in ((least, True), (maximum, True), (least - 1, False), (maximum + 1, False)):
         graph[node]["inputs"]["width"] = value
         assert ("error" not in await renderer.validate(graph)) == valid
     loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
@@ -223,12 +225,12 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
 
 
 async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
-    known = (await renderer.status()).known
+    known_prompts = (await renderer.status()).known
     assert "error" not in await renderer.validate(sleepy(5))
     began = time.monotonic()
     await finished(renderer, picture())
     assert time.monotonic() - began < 2
-    assert len((await renderer.status()).known) == len(known) + 1
+    assert len((await renderer.status()).known) == len(known_prompts) + 1
 
 
 async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
@@ -253,9 +255,10 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
 
 
 async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> None:
-    victim, other = request(sleepy(30)), request(sleepy(0.5))
+    victim, other_request = request(sleepy(30)), request(sleepy(0.5))
     tasks = [
-        asyncio.create_task(finished(renderer, dict(r.graph), r.prompt_id)) for r in (victim, other)
+        asyncio.create_task(finished(renderer, dict(r.graph), r.prompt_id))
+        for r in (victim, other_request)
     ]
     await eventually(lambda: _running(renderer, victim.prompt_id))
     await asyncio.sleep(0.5)
@@ -270,15 +273,17 @@ async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> 
 
 
 async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
-    running, waiting = request(sleepy(2)), request(sleepy(30))
-    first = asyncio.create_task(finished(renderer, dict(running.graph), running.prompt_id))
+    running_request, waiting = request(sleepy(2)), request(sleepy(30))
+    first_task = asyncio.create_task(
+        finished(renderer, dict(running_request.graph), running_request.prompt_id)
+    )
     await asyncio.sleep(0.3)
-    second = asyncio.create_task(finished(renderer, dict(waiting.graph), waiting.prompt_id))
+    second_task = asyncio.create_task(finished(renderer, dict(waiting.graph), waiting.prompt_id))
     await asyncio.sleep(0.3)
     await renderer.cancel(waiting.prompt_id)
     with pytest.raises(RenderFailed, match="cancelled"):
-        await second
-    assert len((await first).files) == 1
+        await second_task
+    assert len((await first_task).files) == 1
 
 
 async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> None:
@@ -302,18 +307,20 @@ async def test_an_input_file_is_loaded_from_the_store(
     name = make_input_name(artifact)
     graph = picture()
     graph["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
-    wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256})
-    seen = [event async for event in renderer.render(wanted)]
-    assert isinstance(seen[-1], RenderSucceeded)
+    render_request = RenderRequest(
+        prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256}
+    )
+    seen_events = [event async for event in renderer.render(render_request)]
+    assert isinstance(seen_events[-1], RenderSucceeded)
     nodes = json.loads(await renderer.get("/object_info") or b"")
-    listed = nodes["LoadImage"]["input"]["required"]["image"][0]
-    assert listed == [], "nobody may see what others have uploaded"
+    listed_files = nodes["LoadImage"]["input"]["required"]["image"][0]
+    assert listed_files == [], "nobody may see what others have uploaded"
 
-    gone = RenderRequest(
+    missing_file_request = RenderRequest(
         prompt_id=str(uuid.uuid4()), graph=graph, files={f"moyin/{'1' * 64}.png": "1" * 64}
     )
     with pytest.raises(StepFailed, match="artifact store"):
-        [event async for event in renderer.render(gone)]
+        [event async for event in renderer.render(missing_file_request)]
 
 
 async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
@@ -374,9 +381,9 @@ async def test_bad_nodes(
 
 
 async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> None:
-    done = await finished(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
+    success = await finished(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
     # Torch and ComfyUI's own nodes are some half a million.
-    assert int(done.values["1"]["text"][0]) > 100_000
+    assert int(success.values["1"]["text"][0]) > 100_000
 
 
 async def _a_name_that_is_used_again_is_each_prompts_own_file(
@@ -397,18 +404,20 @@ async def _a_name_that_is_used_again_is_each_prompts_own_file(
 
     monkeypatch.setattr(blobs, "put_stream", put_later)
     texts = ["Ada's", "Bob's", "Ada's"]
-    seen: list[list[RenderEvent]] = [[] for _ in texts]
-    tasks = [asyncio.create_task(follow(*pair)) for pair in zip(texts, seen, strict=True)]
-    await eventually(lambda: all(ExecutionFinished() in events for events in seen))
+    events_by_prompt: list[list[RenderEvent]] = [[] for _ in texts]
+    tasks = [
+        asyncio.create_task(follow(*pair)) for pair in zip(texts, events_by_prompt, strict=True)
+    ]
+    await eventually(lambda: all(ExecutionFinished() in events for events in events_by_prompt))
     may_store.set()
     await asyncio.gather(*tasks)
     results = []
-    for *_, done in seen:
-        assert isinstance(done, RenderSucceeded)
-        results.append((await blobs.get(done.files[0].sha256)).decode())
+    for *_, last_event in events_by_prompt:
+        assert isinstance(last_event, RenderSucceeded)
+        results.append((await blobs.get(last_event.files[0].sha256)).decode())
     assert results == texts
-    left = [*folder.writable, folder.done]
-    assert not [p for place in left for p in place.rglob("*") if p.is_file()]
+    emptied_folders = [*folder.writable, folder.done]
+    assert not [p for folder_path in emptied_folders for p in folder_path.rglob("*") if p.is_file()]
 
 
 async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:
@@ -442,19 +451,19 @@ async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
 async def test_the_reason_of_a_failed_start_is_shown(
     options: ComfyOptions, blobs: BlobStore, tmp_path: Path
 ) -> None:
-    broken = ComfyRenderer(
+    broken_renderer = ComfyRenderer(
         replace(options, folder=tmp_path / "run", flags=("--no-such-flag",), start_timeout=8),
         blobs,
     )
-    await broken.start()
+    await broken_renderer.start()
     try:
         with pytest.raises(ServiceUnavailable):
-            await events(broken, picture())
-        assert "--no-such-flag" in ((await broken.status()).error or "")
+            await events(broken_renderer, picture())
+        assert "--no-such-flag" in ((await broken_renderer.status()).error or "")
         with pytest.raises(ServiceUnavailable):
-            await broken.validate(picture())
+            await broken_renderer.validate(picture())
     finally:
-        await broken.close()
+        await broken_renderer.close()
 
 
 @asynccontextmanager

@@ -53,9 +53,9 @@ async def test_every_tenant_gets_in_while_another_floods_the_queue(
         [("flood", 2)] * 40 + [("small", 3)] * 3 + [("urgent", 1)] * 3 + [("patient", 5)] * 2
     )
     order = await _enter(client, submissions)
-    last = {owner: len(order) - order[::-1].index(owner) for owner in set(order)}
-    assert last["urgent"] <= 10
-    assert last["small"] <= 15
+    last_positions = {owner: len(order) - order[::-1].index(owner) for owner in set(order)}
+    assert last_positions["urgent"] <= 10
+    assert last_positions["small"] <= 15
     # A strict order would have let these in last of all.
     assert order.index("patient") <= 25
 
@@ -106,8 +106,8 @@ async def _scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None:
     """Wait until all activities are in their queue."""
     for handle in handles:
         while True:
-            described = await handle.describe()
-            if described.raw_description.pending_activities:
+            workflow_description = await handle.describe()
+            if workflow_description.raw_description.pending_activities:
                 break
             await asyncio.sleep(0.05)
 

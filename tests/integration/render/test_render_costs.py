@@ -60,8 +60,8 @@ async def test_renders_cost_their_measured_time_once(
             await _comfyui_is_killed(farm),
             await _actor_is_killed(farm, pool),
         ]
-        loaded = await _loading_is_shown_apart(farm)
-        jobs.append(loaded)
+        loading_job = await _loading_is_shown_apart(farm)
+        jobs.append(loading_job)
         costs = [(await farm.jobs.find(job_id)).cost_usd for job_id in jobs]
         sums = await UsageReports(farm.database).sum_calls(
             CallFilter(owner=OWNER), [GroupBy.OPERATION], PriceClasses()
@@ -73,7 +73,7 @@ async def test_renders_cost_their_measured_time_once(
 
         rows, _ = await UsageReports(farm.database).list_calls(CallFilter(owner=OWNER), limit=200)
         executions = list_executions(farm.settings.data)
-        assert len([row for row in rows if row.request_id != loaded]) == len(executions)
+        assert len([row for row in rows if row.request_id != loading_job]) == len(executions)
         assert [execution.ended for execution in executions].count(False) == 2
         # By ComfyUI's own clock no second was forgotten, but for the actor that was lost.
         slept = sum(execution.seconds for execution in executions)
@@ -92,10 +92,13 @@ async def _cost_is_time_and_a_repeated_graph_is_free(farm: RenderFarm, measured:
     began = time.monotonic()
     job_id = await farm.submit(graph)
     result = await farm.result(job_id)
-    took = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - began
     assert result.gpu_seconds is not None
-    measured(f"a render of 2 s: {result.gpu_seconds:.2f} s of the GPU, done after {took:.2f} s")
-    assert 2 <= result.gpu_seconds <= took
+    measured(
+        f"a render of 2 s: {result.gpu_seconds:.2f} s of the GPU, "
+        f"done after {elapsed_seconds:.2f} s"
+    )
+    assert 2 <= result.gpu_seconds <= elapsed_seconds
     expected = Decimal(result.gpu_seconds) * _USD_PER_SECOND
     assert abs(result.cost_usd - expected) < Decimal("0.001")
     [row] = await _rows(farm, job_id)
@@ -104,10 +107,10 @@ async def _cost_is_time_and_a_repeated_graph_is_free(farm: RenderFarm, measured:
 
     assert (row.load_milliseconds, result.load_seconds) == (0, 0)
 
-    again = await farm.submit(graph)
-    cached = await farm.result(again)
-    assert (cached.cached, cached.cost_usd, cached.gpu_seconds) == (True, 0, 0)
-    assert await _rows(farm, again) == []
+    second_job = await farm.submit(graph)
+    cached_result = await farm.result(second_job)
+    assert (cached_result.cached, cached_result.cost_usd, cached_result.gpu_seconds) == (True, 0, 0)
+    assert await _rows(farm, second_job) == []
     return job_id
 
 
@@ -123,13 +126,13 @@ async def _failed_render_costs(farm: RenderFarm) -> str:
 
 async def _submit_and_wait_until_it_runs(farm: RenderFarm, graph: dict[str, Any]) -> str:
     """Submit a job, wait until ComfyUI executes its slow node, and return the job's id."""
-    known = len(list_executions(farm.settings.data))
+    executions_before = len(list_executions(farm.settings.data))
     job_id = await farm.submit(graph)
 
     async def is_running() -> bool:
         # What is killed between its start and the node's start is booked, but the node knows nothing.
         has_started = (await farm.jobs.find(job_id)).started_at is not None
-        return has_started and len(list_executions(farm.settings.data)) > known
+        return has_started and len(list_executions(farm.settings.data)) > executions_before
 
     await eventually(is_running, 180)
     return job_id
@@ -197,8 +200,8 @@ async def _actor_is_killed(farm: RenderFarm, pool: Any) -> str:
 async def _loading_is_shown_apart(farm: RenderFarm) -> str:
     graph = upscaled(_MODEL)
     # A node that names a model counts as one that loads. The tiny model itself is loaded in no time.
-    slow = {"value": ["1", 0], "seconds": 1.0, "model_name": _MODEL}
-    graph["6"] = {"class_type": "TestSleep", "inputs": slow}
+    sleep_inputs = {"value": ["1", 0], "seconds": 1.0, "model_name": _MODEL}
+    graph["6"] = {"class_type": "TestSleep", "inputs": sleep_inputs}
     graph["4"]["inputs"]["image"] = ["6", 0]
     graph["5"]["inputs"]["seconds"] = 1.0
     job_id = await farm.submit(graph)

@@ -87,16 +87,19 @@ def sizes(http: httpx.Client, job: Job) -> list[tuple[int, int]]:
 
 def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client) -> None:
     answer = http.get("/templates")
-    listed = {template["name"]: template for template in answer.json()["templates"]}
-    assert listed.keys() >= {"swatch", "resize"}
-    assert listed["swatch"]["inputs"]["required"] == ["prompt"]
-    assert "graph" not in listed["swatch"]
+    templates_by_name = {template["name"]: template for template in answer.json()["templates"]}
+    assert templates_by_name.keys() >= {"swatch", "resize"}
+    assert templates_by_name["swatch"]["inputs"]["required"] == ["prompt"]
+    assert "graph" not in templates_by_name["swatch"]
     for path in ("/templates", "/templates/swatch"):
         tag = http.get(path).headers["etag"]
-        again = http.get(path, headers={"if-none-match": tag})
-        assert (again.status_code, again.content) == (304, b"")
-    missing = http.get("/templates/none")
-    assert (missing.status_code, missing.json()["code"]) == (404, "template_not_found")
+        cached_answer = http.get(path, headers={"if-none-match": tag})
+        assert (cached_answer.status_code, cached_answer.content) == (304, b"")
+    missing_answer = http.get("/templates/none")
+    assert (missing_answer.status_code, missing_answer.json()["code"]) == (
+        404,
+        "template_not_found",
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,8 +160,8 @@ def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     children = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
     assert children[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
     assert [c["artifacts"][0]["id"] for c in job["children"]] == [a["id"] for a in job["artifacts"]]
-    listed = http.get("/jobs?limit=200").json()["jobs"]
-    assert [item["id"] for item in listed].count(job["id"]) == 1
+    listed_jobs = http.get("/jobs?limit=200").json()["jobs"]
+    assert [item["id"] for item in listed_jobs].count(job["id"]) == 1
 
 
 def test_a_retried_batch_continues_after_its_finished_children(
@@ -175,8 +178,8 @@ def test_a_retried_batch_continues_after_its_finished_children(
     job_id = answer.json()["id"]
 
     # One ComfyUI, and nobody promises in which order it takes them.
-    running = until(http, job_id, lambda job: job["progress"]["value"] >= 1)
-    assert running["progress"]["value"] < 3
+    running_job = until(http, job_id, lambda job: job["progress"]["value"] >= 1)
+    assert running_job["progress"]["value"] < 3
     assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
     job = until(http, job_id, lambda job: job["status"] in FINAL)
     statuses = [child["status"] for child in job["children"]]
@@ -187,8 +190,8 @@ def test_a_retried_batch_continues_after_its_finished_children(
     assert http.post(f"/jobs/{job_id}/retry").status_code == 202
     job = until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["status"], job["attempts"], len(job["artifacts"])) == ("succeeded", 2, 3)
-    left = [index for index, status in enumerate(statuses) if status == "cancelled"]
-    assert sorted(gateway.activities(job_id, "render_step")) == left
+    cancelled_steps = [index for index, status in enumerate(statuses) if status == "cancelled"]
+    assert sorted(gateway.activities(job_id, "render_step")) == cancelled_steps
 
 
 def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
@@ -270,31 +273,37 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
             model="swatch", prompt="x", user="late", extra_headers={"x-moyin-timeout": "0.001"}
         )
     assert (exc_info.value.status_code, exc_info.value.code) == (504, "backend_timeout")
-    late = [job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}]
-    assert [job["id"] for job in late] == [exc_info.value.response.headers["x-moyin-job"]]
-    assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
+    late_jobs = [
+        job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}
+    ]
+    assert [job["id"] for job in late_jobs] == [exc_info.value.response.headers["x-moyin-job"]]
+    assert (
+        until(http, late_jobs[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
+    )
 
 
 def test_a_disconnect_cancels_the_calls_of_the_client(
     gateway: RunningStack, http: httpx.Client
 ) -> None:
     # The only ComfyUI is busy, so that nothing below can end by itself.
-    busy = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
-    until(http, busy, lambda job: job["status"] == "running")
+    busy_job = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
+    until(http, busy_job, lambda job: job["status"] == "running")
     jobs = {}
     key = {"idempotency-key": f"back-{next(_colors)}"}
-    for user, more in {"back": key, "gone": {}}.items():
+    for user, extra_headers in {"back": key, "gone": {}}.items():
         # It sends, and reads no answer.
         client = HTTPConnection("127.0.0.1", gateway.ports.door, timeout=60)
         body = {"model": "swatch", "prompt": "x", "user": user, "size": "8x8"}
         headers = {"authorization": f"Bearer {gateway.api_key}", "content-type": "application/json"}
-        client.request("POST", "/v1/images/generations", json.dumps(body), {**headers, **more})
+        client.request(
+            "POST", "/v1/images/generations", json.dumps(body), {**headers, **extra_headers}
+        )
         jobs[user] = found(http, user)
         client.close()
     until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
     # Who gave a key comes back for the same job.
     assert http.get(f"/jobs/{jobs['back']}").json()["status"] not in FINAL
-    for job_id in (jobs["back"], busy):
+    for job_id in (jobs["back"], busy_job):
         assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
         until(http, job_id, lambda job: job["status"] == "cancelled")
 
@@ -314,18 +323,20 @@ def test_an_equal_graph_is_rendered_once_for_its_tenant(
     gateway: RunningStack, http: httpx.Client, measured: Measured
 ) -> None:
     body = swatch(prompt="once")
-    first = done(http, body)
+    first_job = done(http, body)
     began = time.monotonic()
-    second = done(http, body)
+    second_job = done(http, body)
     measured(f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end")
-    assert (first["cached"], second["cached"], second["cost_usd"]) == (False, True, 0)
-    assert second["outputs"][0]["backend"] == "cache"
+    assert (first_job["cached"], second_job["cached"], second_job["cost_usd"]) == (False, True, 0)
+    assert second_job["outputs"][0]["backend"] == "cache"
     # Its own artifacts, of the same bytes; the texts that the graph put out as well.
-    assert {a["id"] for a in first["artifacts"]}.isdisjoint(a["id"] for a in second["artifacts"])
-    pictures = [http.get(job["artifacts"][0]["url"]).content for job in (first, second)]
+    assert {a["id"] for a in first_job["artifacts"]}.isdisjoint(
+        a["id"] for a in second_job["artifacts"]
+    )
+    pictures = [http.get(job["artifacts"][0]["url"]).content for job in (first_job, second_job)]
     assert pictures[0] == pictures[1]
-    assert second["outputs"][0]["body"]["outputs"]["caption"]["text"] == ["once"]
-    events = http.get(f"/jobs/{second['id']}/events").text
+    assert second_job["outputs"][0]["body"]["outputs"]["caption"]["text"] == ["once"]
+    events = http.get(f"/jobs/{second_job['id']}/events").text
     assert [kind for kind in ("running", "step", "succeeded") if f"event: {kind}" in events] == [
         "running", "step", "succeeded",
     ]  # fmt: skip
@@ -369,8 +380,8 @@ def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Pa
         "-o", str(tmp_path),
     ).stdout.split()  # fmt: skip
     assert size(Path(process[-1]).read_bytes()) == (16, 8)
-    refused = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
-    assert refused.stderr.startswith("error: invalid_request: inputs.")
+    refused_process = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
+    assert refused_process.stderr.startswith("error: invalid_request: inputs.")
 
 
 def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> None:
@@ -421,13 +432,13 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
     file.write_text(json.dumps(EDIT_TEMPLATE))
     try:
         eventually_blocking(lambda: http.get("/templates/shrink").status_code == 200, 180)
-        [made] = (
+        [made_picture] = (
             sdk.images.generate(
                 model="swatch", prompt="x", size="32x32", response_format="b64_json"
             ).data
             or []
         )
-        picture = ("a.png", base64.b64decode(made.b64_json or ""), "image/png")
+        picture = ("a.png", base64.b64decode(made_picture.b64_json or ""), "image/png")
         answer = sdk.images.with_raw_response.edit(
             model="shrink", prompt="Small.", image=picture, size="8x6", response_format="b64_json",
             extra_headers={"idempotency-key": f"edit-{next(_colors)}"},
@@ -441,9 +452,9 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
         with pytest.raises(openai.BadRequestError) as template:
             sdk.images.edit(model="swatch", prompt="x", image=picture)
         assert template.value.param == "model"
-        with pytest.raises(openai.NotFoundError) as missing:
+        with pytest.raises(openai.NotFoundError) as exc_info:
             sdk.images.edit(model="gpt-image-9", prompt="x", image=picture)
-        assert missing.value.code == "operation_not_configured"
+        assert exc_info.value.code == "operation_not_configured"
     finally:
         shutil.rmtree(file.parent)
 
@@ -463,8 +474,8 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         "inputs": EDIT_TEMPLATE["inputs"] | {"seed": {"type": "integer", "default": 0}},
         "graph": EDIT_TEMPLATE["graph"] | {"seed": seed},
     }
-    house = tmp_path / "house.png"
-    house.write_bytes(pictures[0])
+    house_path = tmp_path / "house.png"
+    house_path.write_bytes(pictures[0])
     file = gateway.data / "templates" / "inpaint.json"
     file.parent.mkdir()
     file.write_text(json.dumps(inpaint))
@@ -472,7 +483,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         eventually_blocking(lambda: http.get("/templates/inpaint").status_code == 200, 180)
         example = read_example("docs/templates.md", "edits", "python")
         assert '"house.png"' in example
-        exec(example.replace('"house.png"', repr(str(house))), variables)
+        exec(example.replace('"house.png"', repr(str(house_path))), variables)
         edited = [httpx.get(variable.url).content for variable in variables["made"].data]
         assert [size(picture) for picture in edited] == [(4, 4)] * 2
     finally:

@@ -41,7 +41,7 @@ def examine(
 ) -> tuple[int, dict[str, Any]]:
     """Run `moyin doctor --json`, perhaps in a sandbox, and return its status and its checks."""
     command = [*inside, sys.executable, "-m", "moyin.cli.main", "doctor", "--json", *options]
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         env=dict(environ),
         cwd=ROOT,
@@ -50,8 +50,8 @@ def examine(
         timeout=200,
         check=False,
     )
-    assert done.stdout.startswith("["), done.stdout + done.stderr
-    return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}
+    assert process.stdout.startswith("["), process.stdout + process.stderr
+    return process.returncode, {check["name"]: check for check in json.loads(process.stdout)}
 
 
 def test_sandbox_with_a_full_disk_little_memory_and_no_rights(

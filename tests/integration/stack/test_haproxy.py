@@ -42,25 +42,25 @@ backend service
 @pytest.fixture
 async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
     """Run a service that never responds; yield its port and a semaphore that counts disconnects."""
-    left = asyncio.Semaphore(0)
+    departure_count = asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(BODY)
         with suppress(ConnectionError):
             await reader.read()
-        left.release()
+        departure_count.release()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
-        yield server.sockets[0].getsockname()[1], left
+        yield server.sockets[0].getsockname()[1], departure_count
 
 
 async def test_a_client_that_leaves_is_noticed(
     departures: tuple[int, asyncio.Semaphore], tmp_path: Path
 ) -> None:
     """The request's head and body are sent separately, as most clients do."""
-    service, left = departures
+    service, departure_count = departures
     async with _haproxy(tmp_path, service) as port:
         for _ in range(CLIENTS):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -71,7 +71,7 @@ async def test_a_client_that_leaves_is_noticed(
             writer.close()
             await writer.wait_closed()
             async with asyncio.timeout(10):
-                await left.acquire()
+                await departure_count.acquire()
 
 
 @asynccontextmanager

@@ -87,9 +87,9 @@ async def test_a_request_without_a_good_id_gets_one(
     for request_id in (None, "a b", "x" * 129, "a;b", ""):
         headers = {} if request_id is None else {"x-request-id": request_id}
         async with http.get(f"http://127.0.0.1:{nowhere.http}/jobs", headers=headers) as answer:
-            named = answer.headers["x-request-id"]
-            assert (await answer.json(content_type=None))["request_id"] == named
-        assert re.fullmatch("[0-9a-f]{32}", named), request_id
+            new_request_id = answer.headers["x-request-id"]
+            assert (await answer.json(content_type=None))["request_id"] == new_request_id
+        assert re.fullmatch("[0-9a-f]{32}", new_request_id), request_id
 
 
 async def test_a_long_path_is_cut(nowhere: Ports, http: aiohttp.ClientSession) -> None:
@@ -131,10 +131,10 @@ async def test_a_replica_that_dies_under_a_request(
 
 async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
     gateway_url = f"http://127.0.0.1:{nowhere.http}"
-    sent: list[str] = []
+    sent_paths: list[str] = []
 
     def count(request: Any) -> None:
-        sent.append(request.url.path)
+        sent_paths.append(request.url.path)
 
     hooks = {"request": [count]}
     messages: Any = [{"role": "user", "content": "Hi"}]
@@ -156,7 +156,7 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
     responses = await asyncio.gather(
         asyncio.to_thread(by_openai), asyncio.to_thread(by_anthropic), return_exceptions=True
     )
-    assert sorted(sent) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
+    assert sorted(sent_paths) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
     assert isinstance(responses[0], openai.InternalServerError)
     assert (responses[0].status_code, responses[0].code) == (503, "service_unavailable")
     assert isinstance(responses[1], anthropic.APIStatusError)
@@ -179,8 +179,8 @@ async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports
 )
 async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Path) -> None:
     """The app is unknown or has no replica; calls without an app's name go to the gateway."""
-    known = {name: _app(f"/{name}") for name in apps}
-    async with launched(tmp_path, known) as ports:
+    known_apps = {name: _app(f"/{name}") for name in apps}
+    async with launched(tmp_path, known_apps) as ports:
         for application in ("gateway", None):
             assert (await _call(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
 
@@ -265,12 +265,12 @@ async def _is_rendered(
         body = await answer.read()
     assert answer.status == expected.status
     assert json.loads(body) == json.loads(expected.body)
-    wanted = {
+    expected_headers = {
         **expected.headers,
         "x-request-id": "mine",
         **{name.decode(): value.decode() for name, value in SECURITY_HEADERS},
     }
-    assert {name: answer.headers.get(name) for name in wanted} == wanted
+    assert {name: answer.headers.get(name) for name in expected_headers} == expected_headers
 
 
 async def _call(ports: Ports, application: str | None, pause: float = 0) -> grpc.aio.AioRpcError:
@@ -280,6 +280,6 @@ async def _call(ports: Ports, application: str | None, pause: float = 0) -> grpc
         metadata.append(("application", application))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=10)
-    return raised.value
+    return exc_info.value

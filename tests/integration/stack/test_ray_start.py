@@ -122,20 +122,20 @@ def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
     """Covers the time before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
     deploying = head.deploy()
-    seen: set[str] = set()
-    while "ok" not in seen:
-        seen |= _answers(head)
+    seen_answers: set[str] = set()
+    while "ok" not in seen_answers:
+        seen_answers |= _answers(head)
         if deploying.poll() not in (None, 0):
             deploying = head.deploy()
-    assert "503" in seen, "HAProxy was there before the app"
+    assert "503" in seen_answers, "HAProxy was there before the app"
     # Other paths have no app; no app but ours is called over gRPC.
     assert _answers(head) == {"ok", "503", "UNAVAILABLE"}
 
     stopping = head.serve("shutdown", "-y")
-    while stopping.poll() is None or seen & {"ok", "cut"}:
-        seen = _answers(head)
+    while stopping.poll() is None or seen_answers & {"ok", "cut"}:
+        seen_answers = _answers(head)
     assert stopping.returncode == 0
-    assert seen <= {"503", "refused", "UNAVAILABLE"}
+    assert seen_answers <= {"503", "refused", "UNAVAILABLE"}
 
 
 def _answers(head: Head) -> set[str]:
@@ -143,10 +143,10 @@ def _answers(head: Head) -> set[str]:
     results = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
-        with pytest.raises(grpc.RpcError) as raised:
+        with pytest.raises(grpc.RpcError) as exc_info:
             metadata = (("application", "gateway"),)
             stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=30)
-    results.add(raised.value.code().name)
+    results.add(exc_info.value.code().name)
     return results
 
 
@@ -154,26 +154,26 @@ def _request(port: int, probe: Probe) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{probe.path}", method=probe.method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            outcome, wrong = judge(probe, answer.status, answer.headers, answer.read())
+            outcome, problem = judge(probe, answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            outcome, wrong = judge(probe, error.code, dict(error.headers), error.read())
+            outcome, problem = judge(probe, error.code, dict(error.headers), error.read())
     except OSError:
         time.sleep(0.05)
         return "refused"
     except http.client.HTTPException:
         # A connection that ends in the middle of an answer, as HAProxy does.
         return "cut"
-    assert wrong is None, wrong
+    assert problem is None, problem
     return outcome
 
 
 def _ray_env() -> Mapping[str, str]:
     """Return the variables that `eval "$(moyin ray-env)"` exports."""
-    printed = subprocess.run(
+    output = subprocess.run(
         [_BIN / "moyin", "ray-env"], capture_output=True, text=True, check=True
     ).stdout
-    words = [shlex.split(line)[1] for line in printed.splitlines()]
+    words = [shlex.split(line)[1] for line in output.splitlines()]
     return dict(word.split("=", 1) for word in words)
 
 
@@ -185,12 +185,12 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    left = [item for item in psutil.process_iter() if _belongs(item, folder)]
-    for item in left:
+    remaining_processes = [item for item in psutil.process_iter() if _belongs(item, folder)]
+    for item in remaining_processes:
         # One that ended by itself meanwhile.
         with suppress(psutil.NoSuchProcess):
             item.kill()
-    psutil.wait_procs(left, timeout=10)
+    psutil.wait_procs(remaining_processes, timeout=10)
 
 
 def _belongs(process: psutil.Process, folder: Path) -> bool:

@@ -52,8 +52,8 @@ class S3Server(_Server):
     def kill(self) -> None:
         super().kill()
         for port in self._ports.values():
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink()
+            for socket_path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_path.unlink()
 
     def command(self) -> Sequence[str]:
         binary = shutil.which("weed", path=str(Path(sys.executable).parent))

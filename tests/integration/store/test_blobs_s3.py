@@ -79,14 +79,14 @@ async def test_known_content_becomes_a_new_artifact_without_an_upload(
     digest = await blobs.put(b"abc")
     key = f"{url.removeprefix(f's3://{BUCKET}/')}/{digest[:2]}/{digest[2:4]}/{digest}"
     client = s3_server.client()
-    before = client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
+    modified_before = client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
     assert await blobs.renew(digest)
-    assert client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before
+    assert client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == modified_before
     # As if it were older than that.
     monkeypatch.setattr("moyin.store.blobs._RECENT", timedelta(hours=-1))
     async with asyncio.timeout(30):
         # S3 counts in seconds.
-        while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before:
+        while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == modified_before:
             await asyncio.sleep(0.2)
             await (blobs.put_file(source) if by_file else blobs.renew(digest))
     client.close()
@@ -154,13 +154,13 @@ async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.Monk
 async def test_cancelled_calls_close_their_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requested, left = asyncio.Event(), asyncio.Event()
+    requested, client_left = asyncio.Event(), asyncio.Event()
 
     async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         requested.set()
         await reader.read()
-        left.set()
+        client_left.set()
         writer.close()
 
     async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
@@ -170,7 +170,7 @@ async def test_cancelled_calls_close_their_connection(
         getting.cancel()
         # Left alone it would hold the connection for ten seconds.
         async with asyncio.timeout(5):
-            await left.wait()
+            await client_left.wait()
         assert getting.cancelled()
 
 
@@ -191,8 +191,8 @@ async def farm(
 async def test_a_job_and_its_files(farm: Farm) -> None:
     await farm.start_worker()
     job = await farm.submit(CHAT)
-    ended = await farm.until(job["id"])
-    assert (ended["status"], ended["outputs"][0]["text"]) == ("succeeded", "re: hello")
+    ended_job = await farm.until(job["id"])
+    assert (ended_job["status"], ended_job["outputs"][0]["text"]) == ("succeeded", "re: hello")
 
 
 async def test_the_gateway_while_the_server_is_away_and_back(

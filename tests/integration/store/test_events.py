@@ -41,11 +41,11 @@ async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
 
 async def take(watch: Subscription[JobEvent], count: int) -> list[int]:
     """Return the ids of the next ``count`` events, which may arrive in several batches."""
-    taken: list[int] = []
+    taken_numbers: list[int] = []
     async with asyncio.timeout(10):
-        while len(taken) < count:
-            taken += [event.data["n"] for event in await watch.next()]
-    return taken
+        while len(taken_numbers) < count:
+            taken_numbers += [event.data["n"] for event in await watch.next()]
+    return taken_numbers
 
 
 async def publish(store: EventStore, job: str, numbers: range) -> None:
@@ -67,22 +67,22 @@ async def test_a_watcher_sees_the_past_and_the_present_in_order(
 async def test_a_late_watcher_rewinds_without_repeating_to_the_others(
     store: EventStore, hub: EventHub
 ) -> None:
-    async with hub.subscribe("a", None) as first:
+    async with hub.subscribe("a", None) as first_watch:
         await publish(store, "a", range(4))
-        assert await take(first, 4) == [0, 1, 2, 3]
-        async with hub.subscribe("a", None) as second:
-            assert await take(second, 4) == [0, 1, 2, 3]
+        assert await take(first_watch, 4) == [0, 1, 2, 3]
+        async with hub.subscribe("a", None) as second_watch:
+            assert await take(second_watch, 4) == [0, 1, 2, 3]
             await publish(store, "a", range(4, 6))
-            assert await take(first, 2) == [4, 5]
-            assert await take(second, 2) == [4, 5]
+            assert await take(first_watch, 2) == [4, 5]
+            assert await take(second_watch, 2) == [4, 5]
 
 
 async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
     await publish(store, "a", range(5))
-    seen = await store.replay("a", None)
-    assert [e.data["n"] for e in seen] == [0, 1, 2, 3, 4]
-    assert [e.data["n"] for e in await store.replay("a", seen[2].id)] == [3, 4]
-    async with hub.subscribe("a", seen[2].id) as events:
+    stored_events = await store.replay("a", None)
+    assert [e.data["n"] for e in stored_events] == [0, 1, 2, 3, 4]
+    assert [e.data["n"] for e in await store.replay("a", stored_events[2].id)] == [3, 4]
+    async with hub.subscribe("a", stored_events[2].id) as events:
         assert await take(events, 2) == [3, 4]
     with pytest.raises(InvalidRequest):
         async with hub.subscribe("a", "nonsense"):
@@ -94,11 +94,11 @@ async def test_fifty_watchers_use_one_reader(store: EventStore, hub: EventHub) -
         async with hub.subscribe(job, None) as events:
             return await take(events, 10)
 
-    watching = [asyncio.create_task(watch(f"job{i % 5}")) for i in range(50)]
+    watch_tasks = [asyncio.create_task(watch(f"job{i % 5}")) for i in range(50)]
     await asyncio.sleep(0.1)
     for i in range(5):
         await publish(store, f"job{i}", range(10))
-    assert await asyncio.gather(*watching) == [list(range(10))] * 50
+    assert await asyncio.gather(*watch_tasks) == [list(range(10))] * 50
     assert hub._subscriptions == {}
     assert hub._positions == {}
 
@@ -107,13 +107,13 @@ async def test_a_slow_watcher_is_cut_and_the_others_are_not(
     store: EventStore, hub: EventHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "_QUEUE", 8)
-    async with hub.subscribe("a", None) as slow, hub.subscribe("a", None) as quick:
+    async with hub.subscribe("a", None) as slow_watch, hub.subscribe("a", None) as quick:
         for n in range(20):
             await publish(store, "a", range(n, n + 1))
             assert await take(quick, 1) == [n]
-        assert await take(slow, 8) == list(range(8))
+        assert await take(slow_watch, 8) == list(range(8))
         with pytest.raises(SlowConsumer):
-            await take(slow, 1)
+            await take(slow_watch, 1)
 
 
 async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(

@@ -45,7 +45,7 @@ async def _end(
     children: int | None = None,
 ) -> str:
     jobs = JobStore(database)
-    new = NewJob(
+    new_job = NewJob(
         id=str(uuid.uuid4()),
         owner="ann",
         kind="render",
@@ -53,10 +53,10 @@ async def _end(
         heads=tuple((kind, pool if kind is StepKind.RENDER else "") for kind in kinds),
         children=children,
     )
-    await jobs.create(new)
-    await jobs.finish(new.id, 1, status, None, results=results)
-    await jobs.mark_dispatched(new.id)
-    return new.id
+    await jobs.create(new_job)
+    await jobs.finish(new_job.id, 1, status, None, results=results)
+    await jobs.mark_dispatched(new_job.id)
+    return new_job.id
 
 
 async def test_renders_of_all_jobs_are_listed_from_the_oldest(database: Database) -> None:
@@ -69,8 +69,8 @@ async def test_renders_of_all_jobs_are_listed_from_the_oldest(database: Database
         MeasuredRender(shape=f"shape-{seconds}", seconds=seconds, load_seconds=1.0, pictures=2)
         for seconds in (4.0, 5.0, 6.0, 7.0)
     ]
-    measured = (await load_measurements(database, "default")).estimate("shape-7.0")
-    assert measured is not None and measured.mean == 7.0
+    estimate = (await load_measurements(database, "default")).estimate("shape-7.0")
+    assert estimate is not None and estimate.mean == 7.0
 
 
 async def test_only_measured_successes_of_the_pool_count(database: Database) -> None:
@@ -79,10 +79,10 @@ async def test_only_measured_successes_of_the_pool_count(database: Database) -> 
     await _end(database, _result(pool="default-2"), pool="default-2")
     await _end(database, _result(), status=JobStatus.FAILED)
     await _end(database, StepResult(index=0, output="0" * 64))  # of an earlier version
-    cached = StepResult(
+    cached_result = StepResult(
         index=0, output="0" * 64, backend="cache", cached=True, gpu_seconds=0.0, load_seconds=0.0
     )
-    await _end(database, cached)
+    await _end(database, cached_result)
     await _end(database, *(_result(n) for n in range(65)), children=65)
     assert await list_measured_renders(database, "default") == []
 
@@ -98,8 +98,8 @@ async def test_at_most_256_renders_are_listed(database: Database) -> None:
 async def test_pool_starts_without_its_database(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = Database(f"sqlite:///{tmp_path / 'none' / 'moyin.db'}")
-    measured = await load_measurements(broken, "default")
-    await broken.close()
-    assert measured.estimate_any_shape() is None
+    broken_database = Database(f"sqlite:///{tmp_path / 'none' / 'moyin.db'}")
+    measurements = await load_measurements(broken_database, "default")
+    await broken_database.close()
+    assert measurements.estimate_any_shape() is None
     assert "starts without measured renders" in caplog.text

@@ -68,8 +68,10 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
         )
     ) as statements:
         await asyncio.to_thread(migrate, url)
-    built = [text for text in statements if text.startswith("CREATE INDEX") and "usage" in text]
-    assert len(built) == 8 and await _with(url, _count_calls) >= len(built)
+    built_indexes = [
+        text for text in statements if text.startswith("CREATE INDEX") and "usage" in text
+    ]
+    assert len(built_indexes) == 8 and await _with(url, _count_calls) >= len(built_indexes)
     assert await _with(url, _differences) == []
     await writer.close()
 
@@ -100,11 +102,11 @@ def test_an_interrupted_migration_of_postgresql_is_completed_later(
 def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
     migrate(empty_url)
     asyncio.run(_with(empty_url, _set_revision))
-    for down in (False, True):
+    for is_downgrade in (False, True):
         with pytest.raises(
             StackError, match=r"has the schema revision '0005'.*use that version or a new database"
         ):
-            migrate(empty_url, "base" if down else "head", down=down)
+            migrate(empty_url, "base" if is_downgrade else "head", down=is_downgrade)
     assert "jobs" in asyncio.run(_with(empty_url, _tables))
 
 
@@ -119,23 +121,23 @@ async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> Non
     limits = (Limit(subject="owner:studio", open_jobs=5), Limit(subject="key:k", open_jobs=9))
 
     async def submit(number: int) -> bool:
-        new = NewJob(
+        new_job = NewJob(
             id=f"job-{number}", owner="studio", kind="chat", spec="0" * 64,
             heads=((StepKind.CHAT, "default"),), key_id="k", limits=limits,
             idempotency_key=f"key-{number}", fingerprint="f",
         )  # fmt: skip
         try:
-            _, created = await jobs.create(new)
+            _, is_created = await jobs.create(new_job)
         except RateLimited as error:
             assert error.details == {"limit": "open_jobs", "of": "owner"}
             return False
-        return created
+        return is_created
 
     assert sorted(await asyncio.gather(*map(submit, range(20)))) == [False] * 15 + [True] * 5
-    opened = [job.id for job in (await jobs.list_page("studio"))[0]]
-    assert len(opened) == 5
+    opened_jobs = [job.id for job in (await jobs.list_page("studio"))[0]]
+    assert len(opened_jobs) == 5
     # A repeat of what was accepted is no new job, whatever the limit.
-    number = int(opened[0].removeprefix("job-"))
+    number = int(opened_jobs[0].removeprefix("job-"))
     assert await submit(number) is False
     assert len((await jobs.list_page("studio"))[0]) == 5
 

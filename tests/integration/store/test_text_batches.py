@@ -54,11 +54,11 @@ async def begin(database: Database, batch_id: str, count: int) -> None:
             expires_at=now() + timedelta(hours=24),
         )
     )  # fmt: skip
-    added = [
+    added_lines = [
         NewLine(number=number, custom_id=str(number), start=0, size=1)
         for number in range(1, count + 1)
     ]
-    await BatchLineStore(database).add(batch_id, added)
+    await BatchLineStore(database).add(batch_id, added_lines)
     await batches.begin(batch_id, count)
 
 
@@ -67,7 +67,7 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
     ids = ["batch_1", "batch_2"]
     for batch_id in ids:
         await begin(database, batch_id, LINES)
-    claimed: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
+    claimed_numbers: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
 
     async def run(name: str) -> None:
         # Half of the runners begin with the other batch, so that they lock both in turn.
@@ -76,15 +76,19 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
             results = {}
             for batch_id in order:
                 results[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
-                claimed[batch_id] += [line.number for line in results[batch_id]]
-            group = [answered(b, line.number) for b, some in results.items() for line in some]
+                claimed_numbers[batch_id] += [line.number for line in results[batch_id]]
+            group = [
+                answered(b, line.number)
+                for b, batch_lines in results.items()
+                for line in batch_lines
+            ]
             if not group:
                 return
             assert await lines.finish(group) == []
 
     await asyncio.gather(*(run(str(number)) for number in range(RUNNERS)))
     for batch_id in ids:
-        assert sorted(claimed[batch_id]) == list(range(1, LINES + 1))
+        assert sorted(claimed_numbers[batch_id]) == list(range(1, LINES + 1))
         query = sa.select(text_batches.c.completed).where(text_batches.c.id == batch_id)
         assert await database.fetch_value(query) == LINES
     charged = await database.fetch_values(sa.select(usage.c.request_id))
@@ -102,8 +106,8 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
                 for runner in range(NEW_RUNNERS)
             )
         )
-        claimed = [line.number for group in groups for line in group]
-        assert len(claimed) == len(set(claimed))
+        claimed_numbers = [line.number for group in groups for line in group]
+        assert len(claimed_numbers) == len(set(claimed_numbers))
 
 
 async def test_native_batches_take_no_line_from_a_new_runner(database: Database) -> None:
@@ -122,8 +126,10 @@ async def test_native_batches_take_no_line_from_a_new_runner(database: Database)
             *(lines.claim(batch_id, name, 2, seconds=60) for name in names),
             natives.assign(native, numbers),
         )
-        claimed = [line.number for group in groups for line in group]
-        taken = [line.number for line in await natives.list_lines(native, 0, 10)]
-        left = await lines.claim(batch_id, "last", 10, seconds=60)
-        assert len(taken) == assigned
-        assert sorted(claimed + taken + [line.number for line in left]) == list(numbers)
+        claimed_numbers = [line.number for group in groups for line in group]
+        native_numbers = [line.number for line in await natives.list_lines(native, 0, 10)]
+        remaining_lines = await lines.claim(batch_id, "last", 10, seconds=60)
+        assert len(native_numbers) == assigned
+        assert sorted(
+            claimed_numbers + native_numbers + [line.number for line in remaining_lines]
+        ) == list(numbers)

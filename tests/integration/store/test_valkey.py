@@ -25,12 +25,12 @@ async def test_no_cancellation_is_lost_whenever_it_comes(valkey_server: ValkeySe
 
     try:
         for turn in range(100):
-            asking = asyncio.create_task(ask_for_ever())
+            ask_task = asyncio.create_task(ask_for_ever())
             for _ in range(turn % 40):
                 await asyncio.sleep(0)
-            asking.cancel()
-            done, _ = await asyncio.wait([asking], timeout=2)
-            assert asking in done and asking.cancelled(), turn
+            ask_task.cancel()
+            done_tasks, _ = await asyncio.wait([ask_task], timeout=2)
+            assert ask_task in done_tasks and ask_task.cancelled(), turn
         assert await client.ping()
     finally:
         await client.aclose()

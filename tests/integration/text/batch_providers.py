@@ -148,8 +148,8 @@ class AnthropicProvider(Provider):
 
     async def _list(self, request: web.Request) -> web.Response:
         ids = [i for i in reversed(self.batches) if i not in self.deleted]
-        if (after := request.query.get("after_id")) is not None:
-            ids = ids[ids.index(after) + 1 :]
+        if (after_id := request.query.get("after_id")) is not None:
+            ids = ids[ids.index(after_id) + 1 :]
         # One on a page, so that paging is tried.
         page = [self._show(i) for i in ids[:1]]
         return web.json_response(
@@ -184,10 +184,10 @@ class AnthropicProvider(Provider):
         batch_id = request.match_info["id"]
         if not self._is_over(batch_id):
             return _anthropic_error(400, "invalid_request_error", "the batch has not ended")
-        answered, unanswered = self._split(batch_id)
+        answered_ids, unanswered_ids = self._split(batch_id)
         kind = "canceled" if batch_id in self.cancelled else self.unanswered_kind
-        results: dict[str, dict[str, Any]] = {i: {"type": kind} for i in unanswered}
-        for custom_id in answered:
+        results: dict[str, dict[str, Any]] = {i: {"type": kind} for i in unanswered_ids}
+        for custom_id in answered_ids:
             params = self.batches[batch_id][custom_id]
             if BAD in _prompt(params):
                 error_body = {"type": "invalid_request_error", "message": "it is bad"}
@@ -213,26 +213,26 @@ class AnthropicProvider(Provider):
         return _anthropic_error(404, "not_found_error", "no such batch")
 
     def _show(self, batch_id: str) -> dict[str, Any]:
-        over = self._is_over(batch_id)
+        is_over = self._is_over(batch_id)
         total = len(self.batches[batch_id])
-        answered, unanswered = self._split(batch_id) if over else ([], [])
+        answered_ids, unanswered_ids = self._split(batch_id) if is_over else ([], [])
         cancels = batch_id in self.cancelled
-        created = self.created[batch_id]
+        created_at = self.created[batch_id]
         batch = MessageBatch(
             id=batch_id,
             type="message_batch",
-            processing_status="ended" if over else "in_progress",
+            processing_status="ended" if is_over else "in_progress",
             request_counts={
-                "processing": 0 if over else total,
-                "succeeded": len(answered),
+                "processing": 0 if is_over else total,
+                "succeeded": len(answered_ids),
                 "errored": 0,
-                "canceled": len(unanswered) if cancels else 0,
-                "expired": 0 if cancels else len(unanswered),
+                "canceled": len(unanswered_ids) if cancels else 0,
+                "expired": 0 if cancels else len(unanswered_ids),
             },
-            created_at=created,
-            expires_at=created + timedelta(days=1),
-            ended_at=created if over else None,
-            results_url=f"{self.url}/v1/messages/batches/{batch_id}/results" if over else None,
+            created_at=created_at,
+            expires_at=created_at + timedelta(days=1),
+            ended_at=created_at if is_over else None,
+            results_url=f"{self.url}/v1/messages/batches/{batch_id}/results" if is_over else None,
         )
         return batch.to_dict(mode="json")
 
@@ -319,8 +319,8 @@ class OpenAIProvider(Provider):
 
     async def _list(self, request: web.Request) -> web.Response:
         ids = list(reversed(self.batches))
-        if (after := request.query.get("after")) is not None:
-            ids = ids[ids.index(after) + 1 :]
+        if (after_id := request.query.get("after")) is not None:
+            ids = ids[ids.index(after_id) + 1 :]
         page = [self._show(i) for i in ids[:1]]
         return web.json_response({"object": "list", "data": page, "has_more": len(ids) > 1})
 
@@ -332,11 +332,11 @@ class OpenAIProvider(Provider):
         return web.json_response(self._show(request.match_info["id"]))
 
     def _show(self, batch_id: str) -> dict[str, Any]:
-        over = self._is_over(batch_id)
+        is_over = self._is_over(batch_id)
         body = self.shown[batch_id]
         status = "in_progress"
         files: dict[str, str | None] = {}
-        if over:
+        if is_over:
             status = "cancelled" if batch_id in self.cancelled else "completed"
             if self.unanswered and status == "completed":
                 status = "expired"
@@ -357,10 +357,10 @@ class OpenAIProvider(Provider):
         return batch.to_dict(mode="json")
 
     def _write_results(self, batch_id: str) -> dict[str, str | None]:
-        answered, unanswered = self._split(batch_id)
-        done: list[dict[str, Any]] = []
-        failed: list[dict[str, Any]] = []
-        for custom_id in answered:
+        answered_ids, unanswered_ids = self._split(batch_id)
+        output_lines: list[dict[str, Any]] = []
+        error_lines: list[dict[str, Any]] = []
+        for custom_id in answered_ids:
             body = self.batches[batch_id][custom_id]
             is_bad = BAD in _prompt(body)
             response = {
@@ -368,15 +368,17 @@ class OpenAIProvider(Provider):
                 "request_id": "req_1",
                 "body": {"error": {"message": "it is bad"}} if is_bad else _completion(body),
             }
-            (failed if is_bad else done).append(
+            (error_lines if is_bad else output_lines).append(
                 {"id": "r", "custom_id": custom_id, "response": response, "error": None}
             )
         code = "batch_cancelled" if batch_id in self.cancelled else "batch_expired"
-        for custom_id in unanswered:
+        for custom_id in unanswered_ids:
             error = {"code": code, "message": "it was not run"}
-            failed.append({"id": "r", "custom_id": custom_id, "response": None, "error": error})
+            error_lines.append(
+                {"id": "r", "custom_id": custom_id, "response": None, "error": error}
+            )
         files: dict[str, str | None] = {}
-        for name, lines in (("output_file_id", done), ("error_file_id", failed)):
+        for name, lines in (("output_file_id", output_lines), ("error_file_id", error_lines)):
             if lines:
                 files[name] = f"file-{name}-{batch_id}"
                 self.files[files[name] or ""] = "\n".join(json.dumps(line) for line in lines)
@@ -391,8 +393,8 @@ def _find_problem(params: Any) -> str | None:
     """Return the problem of a request's params for Anthropic, or None."""
     if not isinstance(params, dict) or params.get("stream"):
         return "params must be an object without stream"
-    missing = {"model", "max_tokens", "messages"} - set(params)
-    return f"{missing} are required" if missing else None
+    missing_members = {"model", "max_tokens", "messages"} - set(params)
+    return f"{missing_members} are required" if missing_members else None
 
 
 def _prompt(body: Mapping[str, Any]) -> str:

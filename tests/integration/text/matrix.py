@@ -227,18 +227,20 @@ async def run(folder: Path) -> Matrix:
 
 
 async def _cell(case: _MatrixCase, name: str) -> Cell:
-    whole, streamed = [await _once(case, name, stream) for stream in (False, True)]
-    assert whole == streamed, f"{case.protocol} to {case.backend}, {name}: {whole} or {streamed}"
-    return whole
+    whole_cell, streamed_cell = [await _once(case, name, stream) for stream in (False, True)]
+    assert whole_cell == streamed_cell, (
+        f"{case.protocol} to {case.backend}, {name}: {whole_cell} or {streamed_cell}"
+    )
+    return whole_cell
 
 
 async def _once(case: _MatrixCase, name: str, stream: bool) -> Cell:
     try:
         await FEATURES[name](case, stream)
     except Refused as refused:
-        where = f"{case.protocol} to {case.backend}, {name}: {refused}"
-        assert refused.status == 400, where
-        assert refused.field is not None, where
+        message = f"{case.protocol} to {case.backend}, {name}: {refused}"
+        assert refused.status == 400, message
+        assert refused.field is not None, message
         return Cell(field=refused.field)
     except _NotExpressible:
         return Cell()
@@ -253,15 +255,21 @@ def _backends(url: str) -> list[dict[str, Any]]:
         "Ollama": {"type": "ollama", "hosts": [url]},
         "OpenAI-compatible": {"type": "openai", "base_url": f"{url}/v1"},
     }
-    able = {"context": 100_000, "tools": True, "vision": True, "schema": True, "thinking": True}
+    capabilities = {
+        "context": 100_000,
+        "tools": True,
+        "vision": True,
+        "schema": True,
+        "thinking": True,
+    }
     price = {"input": 0, "output": 0}
     return [
         {
-            "name": place["type"],
-            **place,
-            "models": [{"name": _MODELS[name], "upstream": "up", "price": price, **able}],
+            "name": server["type"],
+            **server,
+            "models": [{"name": _MODELS[name], "upstream": "up", "price": price, **capabilities}],
         }
-        for name, place in places.items()
+        for name, server in places.items()
     ]
 
 
@@ -281,11 +289,11 @@ def page(matrix: Matrix) -> str:
         "- **no word**: the client's protocol has no word for it.",
         "",
     ]
-    for some in (list(FEATURES)[:8], list(FEATURES)[8:]):
-        lines.append("| client → back end | " + " | ".join(some) + " |")
-        lines.append("|---" * (len(some) + 1) + "|")
+    for features in (list(FEATURES)[:8], list(FEATURES)[8:]):
+        lines.append("| client → back end | " + " | ".join(features) + " |")
+        lines.append("|---" * (len(features) + 1) + "|")
         for (protocol, backend), cells in matrix.items():
-            row = [f"{protocol} → {backend}", *(str(cells[name]) for name in some)]
+            row = [f"{protocol} → {backend}", *(str(cells[name]) for name in features)]
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
     lines += [

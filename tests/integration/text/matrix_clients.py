@@ -28,15 +28,15 @@ from tests.integration.text.wires.script import PICTURE, SCHEMA
 async def clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
     """Yield the clients by protocol; ``url`` has no ``/v1``."""
     async with (
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as one,
-        anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as two,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as openai_client,
+        anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as anthropic_client,
     ):
         headers = {"authorization": f"Bearer {key}"}
         three = ollama.AsyncClient(host=f"{url}/v1/ollama", headers=headers)
         yield {
-            "OpenAI": _OpenAI(one),
-            "Responses": ResponsesClient(one),
-            "Anthropic": _Anthropic(two),
+            "OpenAI": _OpenAI(openai_client),
+            "Responses": ResponsesClient(openai_client),
+            "Anthropic": _Anthropic(anthropic_client),
             "Ollama": _Ollama(three),
         }
         await three.close()
@@ -300,9 +300,9 @@ class _Ollama:
             answer.thinking += piece.message.thinking or ""
             tool_calls += piece.message.tool_calls or ()
         answer.calls = [(call.function.name, dict(call.function.arguments)) for call in tool_calls]
-        last = pieces[-1]
-        answer.reason = last.done_reason
-        answer.prompt, answer.output = last.prompt_eval_count, last.eval_count
+        last_piece = pieces[-1]
+        answer.reason = last_piece.done_reason
+        answer.prompt, answer.output = last_piece.prompt_eval_count, last_piece.eval_count
         calls = [
             {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]

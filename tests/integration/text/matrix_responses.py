@@ -82,8 +82,10 @@ class ResponsesClient:
     def _streamed(self, events: list[Any]) -> ReceivedAnswer:
         """Return the final response, which must be consistent with the events before it."""
         answer = self._heard(events[-1].response)
-        made = [event.item.to_dict() for event in events if event.type.endswith("output_item.done")]
-        assert made == answer.message, events
+        output_items = [
+            event.item.to_dict() for event in events if event.type.endswith("output_item.done")
+        ]
+        assert output_items == answer.message, events
         for kind, text in (
             ("output_text", answer.text),
             ("reasoning_summary_text", answer.thinking),

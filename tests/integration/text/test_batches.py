@@ -235,18 +235,20 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
     farm.model.failures["text 4"] = 2
     lines: list[Any] = [line(number) for number in range(1, 41)]
     lines[1]["body"]["model"] = "nobody"
-    created = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
-    assert (created.status, created.endpoint) == ("validating", "/v1/chat/completions")
-    assert created.metadata == {"run": "7"}
-    ended = await farm.until(created)
-    assert ended.status == "completed" and ended.request_counts is not None
-    counts = ended.request_counts
+    created_batch = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
+    assert (created_batch.status, created_batch.endpoint) == ("validating", "/v1/chat/completions")
+    assert created_batch.metadata == {"run": "7"}
+    ended_batch = await farm.until(created_batch)
+    assert ended_batch.status == "completed" and ended_batch.request_counts is not None
+    counts = ended_batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
-    output = {item["custom_id"]: item for item in await farm.read(ended.output_file_id)}
+    output = {item["custom_id"]: item for item in await farm.read(ended_batch.output_file_id)}
     answer = output["line-4"]["response"]
     assert answer["status_code"] == 200 and output["line-4"]["error"] is None
     assert answer["body"]["choices"][0]["message"]["content"] == "text 4"
-    errors = {item["custom_id"]: item["response"] for item in await farm.read(ended.error_file_id)}
+    errors = {
+        item["custom_id"]: item["response"] for item in await farm.read(ended_batch.error_file_id)
+    }
     assert errors.keys() == {"line-2", "line-3"} and output.keys() & errors.keys() == set()
     assert errors["line-2"]["status_code"] == 404
     assert errors["line-2"]["body"]["error"]["code"] == "model_not_found"
@@ -274,11 +276,15 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
 async def test_invalid_files_fail_before_any_line_runs(
     farm: Farm, lines: list[Any], code: str, number: int | None, param: str | None
 ) -> None:
-    ended = await farm.until(await farm.create(*lines))
-    assert ended.status == "failed" and ended.errors is not None and ended.errors.data is not None
-    [error] = ended.errors.data
+    ended_batch = await farm.until(await farm.create(*lines))
+    assert (
+        ended_batch.status == "failed"
+        and ended_batch.errors is not None
+        and ended_batch.errors.data is not None
+    )
+    [error] = ended_batch.errors.data
     assert (error.code, error.line, error.param) == (code, number, param)
-    assert ended.failed_at is not None and farm.model.calls_by_text.total() == 0
+    assert ended_batch.failed_at is not None and farm.model.calls_by_text.total() == 0
 
 
 async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
@@ -288,16 +294,16 @@ async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     await eventually(lambda: farm.model.running == 4)
     assert (await farm.client.batches.cancel(batch.id)).status == "cancelling"
     farm.model.free.set()
-    ended = await farm.until(batch)
-    assert ended.status == "cancelled" and ended.cancelled_at is not None
-    output = await farm.read(ended.output_file_id)
-    errors = await farm.read(ended.error_file_id)
+    ended_batch = await farm.until(batch)
+    assert ended_batch.status == "cancelled" and ended_batch.cancelled_at is not None
+    output = await farm.read(ended_batch.output_file_id)
+    errors = await farm.read(ended_batch.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 100
     assert {state["error"]["code"] for state in errors} == {"batch_cancelled"}
     assert farm.model.calls_by_text.total() == len(output)
     with pytest.raises(openai.ConflictError) as exc_info:
-        completed = await farm.until(await farm.create(line(1)))
-        await farm.client.batches.cancel(completed.id)
+        completed_batch = await farm.until(await farm.create(line(1)))
+        await farm.client.batches.cancel(completed_batch.id)
     assert exc_info.value.code == "batch_finished"
 
 
@@ -308,10 +314,10 @@ async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) ->
     expiry = text_batches.update().where(text_batches.c.id == batch.id).values(expires_at=now())
     await farm.app.database.execute(expiry)
     farm.model.free.set()
-    ended = await farm.until(batch)
-    assert ended.status == "expired" and ended.expired_at is not None
-    output = await farm.read(ended.output_file_id)
-    errors = await farm.read(ended.error_file_id)
+    ended_batch = await farm.until(batch)
+    assert ended_batch.status == "expired" and ended_batch.expired_at is not None
+    output = await farm.read(ended_batch.output_file_id)
+    errors = await farm.read(ended_batch.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 50
     assert {error["error"]["code"] for error in errors} == {"batch_expired"}
 
@@ -319,9 +325,9 @@ async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) ->
 async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
     limit = Limit(subject="owner:ada", usd_per_day=Decimal("0.0000001"))
     await LimitStore(farm.app.database).set(limit)
-    ended = await farm.until(await farm.create(line(1), line(2)))
-    assert ended.status == "completed" and ended.output_file_id is None
-    errors = [item["response"] for item in await farm.read(ended.error_file_id)]
+    ended_batch = await farm.until(await farm.create(line(1), line(2)))
+    assert ended_batch.status == "completed" and ended_batch.output_file_id is None
+    errors = [item["response"] for item in await farm.read(ended_batch.error_file_id)]
     assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
         (402, "budget_exceeded")
     }
@@ -331,27 +337,32 @@ async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
 async def test_vectors_and_lists(farm: Farm) -> None:
     body = {"model": "v", "input": "x"}
     lines = [line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
-    first = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
-    [answer, _] = await farm.read(first.output_file_id)
+    first_batch = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
+    [answer, _] = await farm.read(first_batch.output_file_id)
     assert answer["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
-    second = await farm.create(line(1))
+    second_batch = await farm.create(line(1))
     page = await farm.client.batches.list(limit=1)
-    assert [item.id for item in page.data] == [second.id] and page.has_more
-    assert [item.id async for item in farm.client.batches.list(limit=1)] == [second.id, first.id]
-    for wrong, field in (
+    assert [item.id for item in page.data] == [second_batch.id] and page.has_more
+    assert [item.id async for item in farm.client.batches.list(limit=1)] == [
+        second_batch.id,
+        first_batch.id,
+    ]
+    for wrong_members, field in (
         ({"input_file_id": "file-none"}, "input_file_id"),
         ({"endpoint": "/v1/models"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
     ):
         batch_input = {
-            "input_file_id": first.input_file_id,
+            "input_file_id": first_batch.input_file_id,
             "endpoint": "/v1/embeddings",
             "completion_window": "24h",
         }
         with pytest.raises(openai.BadRequestError) as exc_info:
-            await farm.client.post("/batches", body={**batch_input, **wrong}, cast_to=object)
+            await farm.client.post(
+                "/batches", body={**batch_input, **wrong_members}, cast_to=object
+            )
         assert exc_info.value.param == field
     with pytest.raises(openai.NotFoundError):
         await farm.client.batches.retrieve("batch_none")
     with pytest.raises(openai.NotFoundError):
-        await farm.client.post(f"/batches/{first.id}/work", cast_to=object)
+        await farm.client.post(f"/batches/{first_batch.id}/work", cast_to=object)

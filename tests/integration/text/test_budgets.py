@@ -101,12 +101,12 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
             return f"{error.status_code} {error.code}"
         return "answered"
 
-    seen = Counter(await asyncio.gather(*(call() for _ in range(12))))
-    assert seen.keys() == {"answered", "402 budget_exceeded"}
+    outcome_counts = Counter(await asyncio.gather(*(call() for _ in range(12))))
+    assert outcome_counts.keys() == {"answered", "402 budget_exceeded"}
 
     async def settled() -> bool:
         count, cost = await studio.ledger()
-        return count == seen["answered"] and await studio.booked(key_id) == cost
+        return count == outcome_counts["answered"] and await studio.booked(key_id) == cost
 
     await eventually(settled)
     _, cost = await studio.ledger()
@@ -114,7 +114,10 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
     # What was set aside and not used is there again.
     assert await call() == "answered"
     await client.close()
-    measured(f"budget of {budget} USD, 12 calls at once: {seen['answered']} answered, 0 overshoot")
+    measured(
+        f"budget of {budget} USD, 12 calls at once: "
+        f"{outcome_counts['answered']} answered, 0 overshoot"
+    )
 
 
 async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> None:
@@ -128,19 +131,19 @@ async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> Non
 
     await eventually(is_settled)
     _, cost = await studio.ledger()
-    with pytest.raises(openai.APIStatusError) as refused:
+    with pytest.raises(openai.APIStatusError) as exc_info:
         await client.chat.completions.create(**hello(max_tokens=openai.omit))
-    error: Any = refused.value.body
-    assert (refused.value.status_code, error["code"]) == (402, "budget_exceeded")
+    error: Any = exc_info.value.body
+    assert (exc_info.value.status_code, error["code"]) == (402, "budget_exceeded")
     report = await client.get("/usage", cast_to=httpx.Response)
     [budget] = report.json()["budgets"]
     assert Decimal(budget["spent_usd"]) == Decimal(cost) / NANO
     assert budget["resets_at"].replace("Z", "+00:00") == error["details"].pop("resets_at")
     assert {**error["details"], "resets_at": budget["resets_at"]} == budget
-    left = Decimal("0.015") - Decimal(cost) / NANO
+    left_usd = Decimal("0.015") - Decimal(cost) / NANO
     assert budget == {
         "limit": "usd_per_day", "of": "key", "limit_usd": "0.015", "reserved_usd": "0",
-        "spent_usd": budget["spent_usd"], "left_usd": f"{left.normalize():f}",
+        "spent_usd": budget["spent_usd"], "left_usd": f"{left_usd.normalize():f}",
         "resets_at": budget["resets_at"],
     }  # fmt: skip
     await client.close()
@@ -150,12 +153,12 @@ async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio)
     key_id, client = await studio.client(usd_per_month=Decimal(5), concurrent_requests=1)
     stream = await client.chat.completions.create(**hello(stream=True, max_tokens=1500))
     await anext(aiter(stream))
-    during = await studio.booked(key_id)
+    booked_during = await studio.booked(key_id)
     await stream.close()
 
     async def settled() -> bool:
         count, cost = await studio.ledger()
-        return count == 1 and 0 < await studio.booked(key_id) == cost < during
+        return count == 1 and 0 < await studio.booked(key_id) == cost < booked_during
 
     await eventually(settled)
     # The place of the cut stream is free again as well.
@@ -172,10 +175,10 @@ async def test_a_refused_call_and_a_failed_one_cost_nothing(studio: Studio) -> N
     assert raw.headers["ratelimit-limit"] == "2"
     with suppress(openai.RateLimitError):
         await client.chat.completions.create(**hello())
-    with pytest.raises(openai.RateLimitError) as refused:
+    with pytest.raises(openai.RateLimitError) as exc_info:
         await client.chat.completions.create(**hello())
-    assert refused.value.code == "rate_limit_exceeded"
-    assert 0 < int(refused.value.response.headers["retry-after"]) <= 60
+    assert exc_info.value.code == "rate_limit_exceeded"
+    assert 0 < int(exc_info.value.response.headers["retry-after"]) <= 60
 
     async def settled() -> bool:
         _, cost = await studio.ledger()

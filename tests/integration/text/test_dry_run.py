@@ -45,12 +45,18 @@ class _AnyServer(WireServer):
 
 
 def _backends(url: str) -> list[dict[str, Any]]:
-    able = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
+    capabilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     chat = {"upstream": "up", "context": 100_000}
-    claude = chat | able | {"name": "m-claude", "price": {"input": 3, "output": 15}, "quality": 3}
+    claude = (
+        chat
+        | capabilities
+        | {"name": "m-claude", "price": {"input": 3, "output": 15}, "quality": 3}
+    )
     ollama = chat | {"name": "m-ollama", "tools": True, "vision": True, "schema": True}
-    fast = chat | able | {"name": "m-openai", "price": {"input": 1, "output": 5}, "quality": 2}
-    plain = {"name": "m-plain", "upstream": "up", "context": 4_000}
+    fast_model = (
+        chat | capabilities | {"name": "m-openai", "price": {"input": 1, "output": 5}, "quality": 2}
+    )
+    plain_model = {"name": "m-plain", "upstream": "up", "context": 4_000}
     vectors = {"upstream": "up", "context": 8_000, "embeddings": True}
     free = {"price": {"input": 0, "output": 0}}
     return [
@@ -59,8 +65,11 @@ def _backends(url: str) -> list[dict[str, Any]]:
         {"name": "ollama", "type": "ollama", "hosts": [url],
          "models": [ollama, vectors | {"name": "v-ollama"}]},
         {"name": "fast", "type": "openai", "base_url": f"{url}/v1",
-         "models": [fast, vectors | {"name": "v-openai", "price": {"input": 1, "output": 0}}]},
-        {"name": "house", "type": "openai", "base_url": f"{url}/v1", "models": [plain | free]},
+         "models": [
+             fast_model, vectors | {"name": "v-openai", "price": {"input": 1, "output": 0}}
+         ]},
+        {"name": "house", "type": "openai", "base_url": f"{url}/v1",
+         "models": [plain_model | free]},
     ]  # fmt: skip
 
 
@@ -98,11 +107,11 @@ async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
         outcomes: Counter[tuple[str, ...]] = Counter()
         for number in range(CALLS):
             call = calls.draw()
-            sent = len(server.requests)
-            named = await _dry_run(http, call)
-            assert len(server.requests) == sent, "a dry run calls no back end"
-            assert named == await _real_run(http, call), f"{number}: {call}"
-            outcomes[named] += 1
+            requests_before = len(server.requests)
+            named_model = await _dry_run(http, call)
+            assert len(server.requests) == requests_before, "a dry run calls no back end"
+            assert named_model == await _real_run(http, call), f"{number}: {call}"
+            outcomes[named_model] += 1
     # The calls are of many kinds: all back ends answer some, and several refusals occur.
     assert {name for name, *_ in outcomes} >= {
         "claude", "ollama", "fast", "house", "unsupported_feature", "context_too_long"

@@ -109,9 +109,11 @@ async def flaky_server() -> AsyncIterator[Flaky]:
 async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_metrics(
     gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    before = gateway.env["MOYIN_SERVE_CONFIG"]
+    config_before = gateway.env["MOYIN_SERVE_CONFIG"]
     async with flaky_server() as flaky:
-        await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, flaky, tmp_path))
+        await asyncio.to_thread(
+            gateway.run, "deploy", "--config", _with(config_before, flaky, tmp_path)
+        )
         try:
             assert await _ask(session) == 502
             await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
@@ -119,13 +121,13 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
             await eventually(lambda: _answers(session), 180)
             await eventually(lambda: _came_into(gateway, "half_open", "closed"), _METRICS_SECONDS)
         finally:
-            await asyncio.to_thread(gateway.run, "deploy", "--config", before)
+            await asyncio.to_thread(gateway.run, "deploy", "--config", config_before)
 
 
 def _with(config: str, flaky: Flaky, folder: Path) -> str:
     """Return the path of the same configuration with one more back end."""
-    loaded = yaml.safe_load(Path(config).read_text())
-    [models] = [app for app in loaded["applications"] if app["name"] == "models"]
+    loaded_config = yaml.safe_load(Path(config).read_text())
+    [models] = [app for app in loaded_config["applications"] if app["name"] == "models"]
     backend = {
         "name": "flaky",
         "type": "openai",
@@ -134,7 +136,7 @@ def _with(config: str, flaky: Flaky, folder: Path) -> str:
     }
     models["deployments"][0]["user_config"]["backends"].append(backend)
     path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(loaded))
+    path.write_text(yaml.safe_dump(loaded_config))
     return str(path)
 
 

@@ -37,15 +37,17 @@ async def farm(
 ) -> AsyncIterator[ModelsApp]:
     """Run one back end per kind and a working one; ``<kind>-or-fine`` falls back to that."""
     async with AsyncExitStack() as stack:
-        fine = await stack.enter_async_context(Upstream(FINE).running())
+        fine_upstream = await stack.enter_async_context(Upstream(FINE).running())
         backends = []
         for kind, upstream in upstreams.items():
             url = (await stack.enter_async_context(upstream.running())).url
             backends.append(backend(kind, url, **kwargs))
-        spare = backend("openai", fine.url) | {"name": "fine"}
-        spare["models"] = [{"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}]
+        spare_backend = backend("openai", fine_upstream.url) | {"name": "fine"}
+        spare_backend["models"] = [
+            {"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}
+        ]
         aliases: dict[str, Any] = {f"{kind}-or-fine": [f"m-{kind}", "fine"] for kind in upstreams}
-        yield await stack.enter_async_context(serving(folder, *backends, spare, **aliases))
+        yield await stack.enter_async_context(serving(folder, *backends, spare_backend, **aliases))
 
 
 async def ask(
@@ -193,8 +195,8 @@ async def test_unreachable_backends_are_unavailable(tmp_path: Path) -> None:
 
 
 async def test_breaker_states_are_reported(tmp_path: Path) -> None:
-    down = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
-    upstreams = {kind: Upstream(down) for kind in KINDS}
+    error_answer = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
+    upstreams = {kind: Upstream(error_answer) for kind in KINDS}
     was, now = BreakerState.CLOSED, BreakerState
     async with farm(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():

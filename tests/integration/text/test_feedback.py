@@ -85,28 +85,28 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
             return float(item["quality"]["p_good"])
 
         request = await ada.chat()
-        before = await p_good(ada, "qwen3-8b")
+        p_before = await p_good(ada, "qwen3-8b")
         assert await ada.rate(request, score=0.0, comment="does not compile") == (
             200,
             {"request_id": request, "learned": True, "scores": {request: 0.0}},
         )
-        assert await p_good(ada, "qwen3-8b") < before
-        assert await p_good(bob, "qwen3-8b") == before
-        _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
+        assert await p_good(ada, "qwen3-8b") < p_before
+        assert await p_good(bob, "qwen3-8b") == p_before
+        _, quality_page, _ = await ada.call("GET", "quality")
+        (qwen,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"code": 1.0}
         assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
         assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
-        (point,) = shown["calibration"]
+        (point,) = quality_page["calibration"]
         assert (point["signals"], point["good"]) == (1, 0.0)
-        dearest = shown["prices"][-1]
+        dearest = quality_page["prices"][-1]
         assert (dearest["usd_per_bad_answer"], dearest["models"]) == (0.3, {"qwen3-8b": 1})
         _, exported, _ = await ada.call("GET", "quality/export")
         assert exported["signals"][0]["comment"] == "does not compile"
         assert "merge sort" not in str(exported)
         assert (await bob.call("GET", "quality/export"))[1]["signals"] == []
         assert (await ada.call("POST", "quality/reset"))[0] == 204
-        assert await p_good(ada, "qwen3-8b") == before
+        assert await p_good(ada, "qwen3-8b") == p_before
 
 
 async def test_errors_name_the_field(tmp_path: Path) -> None:
@@ -128,12 +128,16 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
         assert (await ada.rate("", score=1))[1]["field"] == "request_id"
         assert (await ada.rate(request, score=1, comment="x" * 2_001))[1]["field"] == "comment"
         assert (await ada.rate(request, score=1, stars=5))[1]["field"] == "stars"
-        for more in ({}, {"score": 1, "better_request_id": "x"}, {"better_request_id": request}):
-            status, body = await ada.rate(request, **more)
-            assert (status, body["code"]) == (400, "invalid_request"), more
+        for feedback in (
+            {},
+            {"score": 1, "better_request_id": "x"},
+            {"better_request_id": request},
+        ):
+            status, body = await ada.rate(request, **feedback)
+            assert (status, body["code"]) == (400, "invalid_request"), feedback
         unknown = await ada.rate("unknown", score=1)
-        foreign = await bob.rate(request, score=1)
-        for status, body in (unknown, foreign):
+        foreign_answer = await bob.rate(request, score=1)
+        for status, body in (unknown, foreign_answer):
             assert (status, body["code"]) == (404, "request_not_found")
         assert (await ada.rate(request, score=1))[0] == 200
         assert (await ada.rate(request, score=1))[0] == 200
@@ -157,15 +161,15 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
             200,
             {"request_id": request, "learned": True, "scores": {request: 1.0}},
         )
-        _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
+        _, quality_page, _ = await ada.call("GET", "quality")
+        (qwen,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"unknown": 1.0}
-        assert shown["calibration"] == []
+        assert quality_page["calibration"] == []
         bob = Client(models_app, await key_for(tmp_path, "bob"))
         assert (await bob.rate(request, score=1))[0] == 404
-        chosen = await ada.chat()
-        compared = await ada.rate(chosen, better_request_id=request)
-        assert compared[1]["scores"] == {chosen: 0.2, request: 0.8}
+        chosen_request = await ada.chat()
+        compared = await ada.rate(chosen_request, better_request_id=request)
+        assert compared[1]["scores"] == {chosen_request: 0.2, request: 0.8}
 
 
 @pytest.mark.parametrize(
@@ -181,8 +185,8 @@ async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
             ("POST", "quality/reset", None),
         ):
             status, response_body, _ = await client.call(method, path, body)
-            refused = status == 403
-            assert refused is (path not in allowed), (path, status, response_body)
+            is_refused = status == 403
+            assert is_refused is (path not in allowed), (path, status, response_body)
 
 
 async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:

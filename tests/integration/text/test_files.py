@@ -52,7 +52,7 @@ class Studio:
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
     claude, gpt = AnthropicProvider(), OpenAIProvider()
-    able = {"context": 100_000, "vision": True, "price": 0}
+    capabilities = {"context": 100_000, "vision": True, "price": 0}
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(claude.running())
         await stack.enter_async_context(gpt.running())
@@ -61,11 +61,11 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
                 tmp_path,
                 {
                     "name": "claude", "type": "anthropic", "base_url": claude.url,
-                    "api_key_env": "LLAMA_KEY", "models": [{"name": "claude", **able}],
+                    "api_key_env": "LLAMA_KEY", "models": [{"name": "claude", **capabilities}],
                 },
                 {
                     "name": "gpt", "type": "openai", "base_url": f"{gpt.url}/v1",
-                    "api_key_env": "LLAMA_KEY", "models": [{"name": "gpt", **able}],
+                    "api_key_env": "LLAMA_KEY", "models": [{"name": "gpt", **capabilities}],
                 },
             )
         )  # fmt: skip
@@ -79,16 +79,20 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
 async def test_a_file_is_stored_listed_read_and_deleted(studio: Studio) -> None:
     client = studio.client
     content = b'{"custom_id": "1"}\n' * 200_000
-    stored = await client.files.create(file=("lines.jsonl", content), purpose="batch")
-    assert (stored.bytes, stored.filename, stored.purpose) == (len(content), "lines.jsonl", "batch")
-    assert stored.expires_at == stored.created_at + 30 * 86_400
-    assert await client.files.retrieve(stored.id) == stored
-    assert (await client.files.content(stored.id)).content == content
-    deleted = await client.files.delete(stored.id)
-    assert deleted.deleted and deleted.id == stored.id
+    stored_file = await client.files.create(file=("lines.jsonl", content), purpose="batch")
+    assert (stored_file.bytes, stored_file.filename, stored_file.purpose) == (
+        len(content),
+        "lines.jsonl",
+        "batch",
+    )
+    assert stored_file.expires_at == stored_file.created_at + 30 * 86_400
+    assert await client.files.retrieve(stored_file.id) == stored_file
+    assert (await client.files.content(stored_file.id)).content == content
+    deletion = await client.files.delete(stored_file.id)
+    assert deletion.deleted and deletion.id == stored_file.id
     for call in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError) as exc_info:
-            await call(stored.id)
+            await call(stored_file.id)
         assert exc_info.value.code == "stored_file_not_found"
     assert [file async for file in client.files.list()] == []
 
@@ -109,21 +113,25 @@ async def test_lists_are_paged_filtered_and_ordered(studio: Studio) -> None:
 
 
 async def test_a_file_belongs_to_one_tenant(studio: Studio) -> None:
-    stored = await studio.client.files.create(file=("a.txt", b"secret"), purpose="user_data")
+    stored_file = await studio.client.files.create(file=("a.txt", b"secret"), purpose="user_data")
     _, key = await KeyStore(studio.database).create("another", "k")
-    async with studio.open_client(key) as other:
-        assert [file async for file in other.files.list()] == []
-        for call in (other.files.retrieve, other.files.content, other.files.delete):
+    async with studio.open_client(key) as other_client:
+        assert [file async for file in other_client.files.list()] == []
+        for call in (
+            other_client.files.retrieve,
+            other_client.files.content,
+            other_client.files.delete,
+        ):
             with pytest.raises(openai.NotFoundError):
-                await call(stored.id)
-        part: Any = {"type": "input_file", "file_id": stored.id}
+                await call(stored_file.id)
+        part: Any = {"type": "input_file", "file_id": stored_file.id}
         with pytest.raises(openai.BadRequestError) as exc_info:
-            await other.responses.create(
+            await other_client.responses.create(
                 model="claude", input=[{"role": "user", "content": [part]}]
             )
         assert exc_info.value.param == "input.0.content.0.file_id"
         with pytest.raises(openai.NotFoundError):
-            await other.files.list(after=stored.id)
+            await other_client.files.list(after=stored_file.id)
     assert not studio.claude.calls
 
 
@@ -179,16 +187,16 @@ async def test_a_file_that_is_empty_missing_or_too_large_is_refused(studio: Stud
 
 async def test_an_expired_file_is_gone(studio: Studio) -> None:
     client = studio.client
-    stored = await client.files.create(
+    stored_file = await client.files.create(
         file=("a.txt", b"text"),
         purpose="user_data",
         expires_after={"anchor": "created_at", "seconds": 3600},
     )
-    assert stored.expires_at == stored.created_at + 3600
+    assert stored_file.expires_at == stored_file.created_at + 3600
     expired: sa.Update = files.update().values(expires_at=now())
     await studio.database.execute(expired)
     with pytest.raises(openai.NotFoundError):
-        await client.files.retrieve(stored.id)
+        await client.files.retrieve(stored_file.id)
 
 
 async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: Studio) -> None:
@@ -203,7 +211,7 @@ async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: S
         {"type": "input_file", "file_id": text.id},
         {"type": "input_file", "filename": "a.csv", "file_data": base64.b64encode(b"a,b").decode()},
     ]
-    first = await client.responses.create(
+    first_response = await client.responses.create(
         model="claude", input=[{"role": "user", "content": content}]
     )
     blocks = studio.claude.calls[-1]["messages"][0]["content"]
@@ -213,14 +221,18 @@ async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: S
     assert base64.b64decode(blocks[2]["source"]["data"]) == PNG
     assert "# Größe" in blocks[3]["text"] and "notes.md" in blocks[3]["text"]
     assert "a,b" in blocks[4]["text"]
-    items = await client.responses.input_items.list(first.id)
-    stored: Any = items.data[0]
-    assert stored.content[1].file_id == pdf.id, "the content is not stored again"
-    await client.responses.create(model="claude", input="And?", previous_response_id=first.id)
+    items = await client.responses.input_items.list(first_response.id)
+    stored_item: Any = items.data[0]
+    assert stored_item.content[1].file_id == pdf.id, "the content is not stored again"
+    await client.responses.create(
+        model="claude", input="And?", previous_response_id=first_response.id
+    )
     assert studio.claude.calls[-1]["messages"][0]["content"] == blocks
     await client.files.delete(pdf.id)
     with pytest.raises(openai.BadRequestError, match=pdf.id) as exc_info:
-        await client.responses.create(model="claude", input="?", previous_response_id=first.id)
+        await client.responses.create(
+            model="claude", input="?", previous_response_id=first_response.id
+        )
     assert exc_info.value.param == "previous_response_id"
 
 
@@ -279,8 +291,8 @@ async def test_a_choice_is_explained_with_files(studio: Studio) -> None:
 
 
 async def test_a_deferred_call_may_contain_files_that_must_be_converted(studio: Studio) -> None:
-    stored = await studio.client.files.create(file=("a.txt", b"it rains"), purpose="user_data")
-    part = {"type": "file", "file": {"file_id": stored.id}}
+    stored_file = await studio.client.files.create(file=("a.txt", b"it rains"), purpose="user_data")
+    part = {"type": "file", "file": {"file_id": stored_file.id}}
     headers = {
         "authorization": f"Bearer {studio.models_app.api_key}",
         "prefer": "respond-async",
@@ -317,10 +329,10 @@ async def test_members_that_no_model_reads_are_refused_by_name(studio: Studio) -
         await client.responses.create(model="claude", input=[{"role": "user", "content": [part]}])
     assert exc_info.value.code == "unsupported_feature"
     assert exc_info.value.param == "input.0.content.0.file_id"
-    missing: Any = {"type": "file", "file": {"file_id": "file-" + "0" * 32}}
-    with pytest.raises(openai.BadRequestError) as gone:
+    missing_part: Any = {"type": "file", "file": {"file_id": "file-" + "0" * 32}}
+    with pytest.raises(openai.BadRequestError) as bad_request:
         await client.chat.completions.create(
-            model="gpt", messages=[{"role": "user", "content": [missing]}]
+            model="gpt", messages=[{"role": "user", "content": [missing_part]}]
         )
-    assert gone.value.param == "messages.0.content.0.file.file_id"
+    assert bad_request.value.param == "messages.0.content.0.file.file_id"
     assert not studio.gpt.calls

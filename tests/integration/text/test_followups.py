@@ -25,13 +25,16 @@ async def test_two_replicas_notice_each_others_follow_ups(
         houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))
         async with (
             serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as item,
-            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as two,
+            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as second_app,
         ):
             # The same key at both, as behind one address.
-            first, second = Client(item, item.api_key), Client(two, item.api_key)
+            first_client, second_client = (
+                Client(item, item.api_key),
+                Client(second_app, item.api_key),
+            )
 
             async def settle() -> None:
-                for replica in (item, two):
+                for replica in (item, second_app):
                     assert replica.shared_answers is not None
                     await replica.learning.flush()
                     await replica.shared_answers.process_batch()
@@ -48,12 +51,12 @@ async def test_two_replicas_notice_each_others_follow_ups(
                 await settle()
                 return headers["x-request-id"]
 
-            answered = await ask(first)
-            again = await ask(second)
-            await ask(first, "func", "That is wrong")
-            _, exported, _ = await first.call("GET", "quality/export")
+            first_request = await ask(first_client)
+            second_request = await ask(second_client)
+            await ask(first_client, "func", "That is wrong")
+            _, exported, _ = await first_client.call("GET", "quality/export")
             signals = {(item["request_id"], item["source"]) for item in exported["signals"]}
-            assert signals == {(answered, "regenerated"), (again, "corrected")}
+            assert signals == {(first_request, "regenerated"), (second_request, "corrected")}
             assert all(item["kind"] == "code" for item in exported["signals"])
 
 

@@ -94,8 +94,8 @@ class Models:
         )  # fmt: skip
 
     def _grades(self, text: str) -> str:
-        first = text.partition("first answer>>")[2].partition("end>>")[0]
-        grades = (0, 4) if f"by {self.worse}" in first else (4, 0)
+        first_answer = text.partition("first answer>>")[2].partition("end>>")[0]
+        grades = (0, 4) if f"by {self.worse}" in first_answer else (4, 0)
         return json.dumps({"reason": "x", "first": grades[0], "second": grades[1]})
 
     async def listed(self, _: web.Request) -> web.Response:
@@ -201,8 +201,8 @@ async def place(
 
 async def p_good(client: Caller, model: str) -> float:
     _, body, _ = await client.call("POST", "route", CHAT)
-    (one,) = (c for c in body["candidates"] if c["model"] == model)
-    return float(one["quality"]["p_good"])
+    (candidate,) = (c for c in body["candidates"] if c["model"] == model)
+    return float(candidate["quality"]["p_good"])
 
 
 async def chat(client: Caller, **changes: Any) -> str:
@@ -224,7 +224,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
             Caller(models_app, models_app.api_key),
             Caller(models_app, await key_for(place.folder, "bob")),
         )
-        before = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
+        estimates_before = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
         request = await chat(ada)
         await ended(models_app, Outcome.DISAGREED)
         job = derive_comparison_id("ada", request)
@@ -235,10 +235,10 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
 
         async def moved() -> bool:
             now = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
-            return now[0] < before[0] and now[1] > before[1]
+            return now[0] < estimates_before[0] and now[1] > estimates_before[1]
 
         await eventually(moved)
-        assert (await p_good(bob, ANSWERED), await p_good(bob, SECOND)) == before
+        assert (await p_good(bob, ANSWERED), await p_good(bob, SECOND)) == estimates_before
 
         # The operator pays, to the nano dollar of what the budget counts.
         await eventually(lambda: len(place.query("SELECT owner FROM usage")) == 3)
@@ -253,12 +253,12 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
             return bool(await models_app.judge.get_spending() == Decimal("0.0011"))
 
         await eventually(settled)
-        _, shown, _ = await ada.call("GET", "quality")
-        assert shown["judge"] == {
+        _, quality_page, _ = await ada.call("GET", "quality")
+        assert quality_page["judge"] == {
             "share": 1.0, "judged": 1, "agreed": 0, "spent_usd": 0.0011, "usd_per_month": 1000.0,
         }  # fmt: skip
-        _, shown, _ = await bob.call("GET", "quality")
-        assert shown["judge"]["judged"] == 0
+        _, quality_page, _ = await bob.call("GET", "quality")
+        assert quality_page["judge"]["judged"] == 0
 
         # Nothing of the conversation is left anywhere.
         assert await place.left() == []
@@ -268,9 +268,9 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
             history
         )
         keep("judge", history)
-        written = b"".join(event.SerializeToString() for event in history.events)
-        assert job.encode() in written
-        assert b"Bluebird" not in written
+        history_bytes = b"".join(event.SerializeToString() for event in history.events)
+        assert job.encode() in history_bytes
+        assert b"Bluebird" not in history_bytes
         stored_rows = [str(row) for table in ("quality_signals", "quality_decisions", "usage", "jobs")
                 for row in place.query(f"SELECT * FROM {table}")]  # fmt: skip
         assert not any("Bluebird" in row for row in stored_rows)
@@ -290,8 +290,8 @@ async def test_a_stream_is_judged_and_one_request_id_once(
                 ) as response:
                     assert f"by {ANSWERED}" in await response.text()
                 await ended(models_app, expected)
-        _, shown, _ = await Caller(models_app, models_app.api_key).call("GET", "quality")
-        assert (shown["judge"]["judged"], shown["judge"]["agreed"]) == (1, 1)
+        _, quality_page, _ = await Caller(models_app, models_app.api_key).call("GET", "quality")
+        assert (quality_page["judge"]["judged"], quality_page["judge"]["agreed"]) == (1, 1)
         assert (models.count(SECOND), models.count(JUDGE)) == (1, 1)
         assert await place.left() == []
 
@@ -408,11 +408,15 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
             reservation.release()
         return cost
 
-    first = await asyncio.gather(*(call(budgets[number % 2]) for number in range(20)))
-    assert 0 < sum(first) <= 1
+    granted_calls = await asyncio.gather(*(call(budgets[number % 2]) for number in range(20)))
+    assert 0 < sum(granted_calls) <= 1
 
     async def settled() -> bool:
-        return await budgets[0].read_spent_usd() == await budgets[1].read_spent_usd() == sum(first)
+        return (
+            await budgets[0].read_spent_usd()
+            == await budgets[1].read_spent_usd()
+            == sum(granted_calls)
+        )
 
     await eventually(settled)
     for _ in range(30):

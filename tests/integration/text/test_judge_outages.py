@@ -28,9 +28,9 @@ async def test_temporal_dies_under_the_judge(
     tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: Models
 ) -> None:
     """The replica answers and stops normally; the next one continues when Temporal is back."""
-    place = JudgeServers(tmp_path, valkey_server, own_temporal)
+    judge_servers = JudgeServers(tmp_path, valkey_server, own_temporal)
     models.hold = asyncio.Event()
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         ada = Caller(models_app, models_app.api_key)
         request = await chat(ada)
         await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
@@ -39,11 +39,11 @@ async def test_temporal_dies_under_the_judge(
         await ended(models_app, Outcome.UNAVAILABLE)
         models.hold.set()
     own_temporal.start()
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         await ended(models_app, Outcome.DISAGREED)
-        assert [row[0] for row in place.signals()] == [
+        assert [row[0] for row in judge_servers.signals()] == [
             request,
             derive_comparison_id("ada", request),
         ]
         assert models.count(SECOND) == 1
-        assert await place.left() == []
+        assert await judge_servers.left() == []

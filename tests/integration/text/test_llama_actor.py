@@ -78,18 +78,18 @@ def server_process(endpoint: Endpoint) -> psutil.Process:
 async def test_two_replicas_share_one_and_a_killed_one_comes_back(
     cluster: None, measured: Measured
 ) -> None:
-    first, second = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
-    place = await found(first)
-    assert await found(second) == place
-    backend = LlamaBackend(first, connections=4)
+    first_endpoints, second_endpoints = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
+    endpoint = await found(first_endpoints)
+    assert await found(second_endpoints) == endpoint
+    backend = LlamaBackend(first_endpoints, connections=4)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
 
-    server_process(place).kill()
+    server_process(endpoint).kill()
     began = time.monotonic()
     with pytest.raises(BackendError):
         await backend.chat(HI, asyncio.get_running_loop().time() + 5)
-    again = await found(first)
-    assert (again.url, again.key) != (place.url, place.key)
+    new_endpoint = await found(first_endpoints)
+    assert (new_endpoint.url, new_endpoint.key) != (endpoint.url, endpoint.key)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
     measured(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
     await backend.close()

@@ -27,10 +27,10 @@ CITY = {
 
 @pytest.fixture
 async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    able = [local(llama), claude(llama)]
-    for backend in able:
+    backends = [local(llama), claude(llama)]
+    for backend in backends:
         backend["models"][0]["schema"] = True
-    async with serving(tmp_path, *able) as models_app:
+    async with serving(tmp_path, *backends) as models_app:
         await settled(models_app)
         yield models_app
 
@@ -44,15 +44,15 @@ async def test_ollamas_sdk_whole_and_streamed(models_app: ModelsApp, model: str)
         "messages": [HELLO],
         "options": {"temperature": 0, "num_predict": 8},
     }
-    whole = await client.chat(**ask)
+    whole_message = await client.chat(**ask)
     pieces = [piece async for piece in await client.chat(**ask, stream=True)]
-    assert "".join(piece.message.content or "" for piece in pieces) == whole.message.content
+    assert "".join(piece.message.content or "" for piece in pieces) == whole_message.message.content
     assert len(pieces) > 3
-    for last in (whole, pieces[-1]):
-        assert (last.done_reason, last.eval_count) == ("length", 8)
-        assert (last.prompt_eval_count or 0) > 8
+    for final_message in (whole_message, pieces[-1]):
+        assert (final_message.done_reason, final_message.eval_count) == ("length", 8)
+        assert (final_message.prompt_eval_count or 0) > 8
     body = await client.generate(model=model, prompt="Say hello.", options=ask["options"])
-    assert body.response == whole.message.content
+    assert body.response == whole_message.message.content
     await client.close()
 
 
@@ -62,9 +62,9 @@ async def test_a_prompt_is_counted_as_it_will_be_billed(models_app: ModelsApp, m
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
-        counted = (await client.messages.count_tokens(**ask)).input_tokens
+        counted_tokens = (await client.messages.count_tokens(**ask)).input_tokens
         usage = (await client.messages.create(**ask, max_tokens=1)).usage
-    assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+    assert counted_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
 async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp) -> None:
@@ -72,13 +72,15 @@ async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp)
     model: Any = "smollm2"
     ask: Any = [{"role": "user", "content": "Name a city."}]
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
-    one = (await client.chat(model=model, messages=ask, format=CITY)).message.content
+    ollama_text = (await client.chat(model=model, messages=ask, format=CITY)).message.content
     await client.close()
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as gpt:
         form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
-        two = await gpt.chat.completions.create(model=model, messages=ask, response_format=form)
+        openai_answer = await gpt.chat.completions.create(
+            model=model, messages=ask, response_format=form
+        )
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as sonnet:
@@ -88,7 +90,7 @@ async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp)
         )
     [block] = three.content
     assert block.type == "text"
-    for text in (one, two.choices[0].message.content, block.text):
+    for text in (ollama_text, openai_answer.choices[0].message.content, block.text):
         assert json.loads(text or "")["city"] in ("Paris", "Rome")
 
 
@@ -119,7 +121,7 @@ async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
     async with serving(tmp_path, backend) as models_app:
         headers = {"authorization": f"Bearer {models_app.api_key}"}
         client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
-        theirs = (await client.embed(model="smollm2", input=texts)).embeddings
+        ollama_vectors = (await client.embed(model="smollm2", input=texts)).embeddings
         with pytest.raises(ollama.ResponseError, match="dimensions"):
             await client.embed(model="smollm2", input=texts, dimensions=3)
         await client.close()
@@ -129,7 +131,9 @@ async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
             answer = await gpt.embeddings.create(model="smollm2", input=texts)
     ours = [row.embedding for row in answer.data]
     assert answer.usage.prompt_tokens > 10
-    for one, other in zip(ours, theirs, strict=True):
-        assert one == pytest.approx(list(other), rel=1e-3, abs=1e-4)
-    near, far = (sum(a * b for a, b in zip(ours[0], other, strict=True)) for other in ours[1:])
-    assert near > far
+    for openai_vector, other_vector in zip(ours, ollama_vectors, strict=True):
+        assert openai_vector == pytest.approx(list(other_vector), rel=1e-3, abs=1e-4)
+    alike_similarity, unlike_similarity = (
+        sum(a * b for a, b in zip(ours[0], other_vector, strict=True)) for other_vector in ours[1:]
+    )
+    assert alike_similarity > unlike_similarity

@@ -90,10 +90,10 @@ class Studio(Farm):
 
 @pytest.fixture
 async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterator[Studio]:
-    claude, gpt, plain = AnthropicProvider(), OpenAIProvider(), AnthropicProvider()
+    claude, gpt, plain_provider = AnthropicProvider(), OpenAIProvider(), AnthropicProvider()
     price = {"input": 10, "output": 20}
     async with AsyncExitStack() as stack:
-        for provider in (claude, gpt, plain):
+        for provider in (claude, gpt, plain_provider):
             await stack.enter_async_context(provider.running())
 
         def backend(name: str, kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
@@ -108,7 +108,7 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
                 tmp_path,
                 backend("claude", "anthropic", claude.url, batch=True),
                 backend("gpt", "openai", f"{gpt.url}/v1", batch=True),
-                backend("plain", "anthropic", plain.url),
+                backend("plain", "anthropic", plain_provider.url),
                 rules={"batches": {"poll_s": 0.2}},
             )
         )
@@ -116,7 +116,7 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
             temporal_server.address, NAMESPACE, retention=timedelta(days=1)
         )
         studio = Studio(app, Model(), temporal)
-        studio.claude, studio.gpt, studio.plain = claude, gpt, plain
+        studio.claude, studio.gpt, studio.plain = claude, gpt, plain_provider
         await stack.enter_async_context(studio.worker())
         stack.push_async_callback(studio.client.close)
         yield studio
@@ -142,45 +142,49 @@ async def test_requests_are_answered_and_results_are_read(studio: Studio) -> Non
     async with studio.open_anthropic() as client:
         requests = [ask(number) for number in range(1, 40)]
         requests += [ask(40, BAD), ask(41, model="nobody")]
-        created = await client.messages.batches.create(requests=requests)
-        assert created.processing_status == "in_progress" and created.results_url is None
-        assert created.request_counts.processing == 41
-        assert created.expires_at - created.created_at == timedelta(days=1)
-        ended = await studio.until_ended(created.id)
-        counts = ended.request_counts
+        created_batch = await client.messages.batches.create(requests=requests)
+        assert (
+            created_batch.processing_status == "in_progress" and created_batch.results_url is None
+        )
+        assert created_batch.request_counts.processing == 41
+        assert created_batch.expires_at - created_batch.created_at == timedelta(days=1)
+        ended_batch = await studio.until_ended(created_batch.id)
+        counts = ended_batch.request_counts
         assert (counts.processing, counts.succeeded, counts.errored) == (0, 39, 2)
-        assert ended.ended_at is not None and ended.archived_at is None
-        results = [result async for result in await client.messages.batches.results(created.id)]
+        assert ended_batch.ended_at is not None and ended_batch.archived_at is None
+        results = [
+            result async for result in await client.messages.batches.results(created_batch.id)
+        ]
         assert len(results) == 41
-    outcome = await studio.read_results(created.id)
+    outcome = await studio.read_results(created_batch.id)
     message = outcome["request-7"].message
     assert message.content[0].text == ANSWER and message.model == "plain-up"
     assert outcome["request-40"].error.error.type == "invalid_request_error"
     assert outcome["request-41"].error.error.type == "not_found_error"
     assert sum(await studio.costs()) == 39 * Decimal("0.012")
     async with httpx.AsyncClient(timeout=60, headers={"x-api-key": studio.app.api_key}) as http:
-        assert ended.results_url is not None
-        assert len((await http.get(ended.results_url)).text.splitlines()) == 41
+        assert ended_batch.results_url is not None
+        assert len((await http.get(ended_batch.results_url)).text.splitlines()) == 41
     assert [file async for file in studio.client.files.list()] == []
 
 
 async def test_batches_are_listed_deleted_and_belong_to_one_tenant(studio: Studio) -> None:
     _, key = await KeyStore(studio.app.database).create("another", "k")
-    async with studio.open_anthropic() as client, studio.open_anthropic(key) as other:
+    async with studio.open_anthropic() as client, studio.open_anthropic(key) as other_client:
         calls = client.messages.batches
         ids = [(await calls.create(requests=[ask(n)])).id for n in range(3)]
         page = await calls.list(limit=2)
         assert [batch.id for batch in page.data] == [ids[2], ids[1]] and page.has_more
         assert [batch.id async for batch in calls.list(limit=1)] == ids[::-1]
-        earlier = await calls.list(before_id=ids[0], limit=1)
-        assert [batch.id for batch in earlier.data] == [ids[1]]
-        assert (await other.messages.batches.list()).data == []
+        earlier_page = await calls.list(before_id=ids[0], limit=1)
+        assert [batch.id for batch in earlier_page.data] == [ids[1]]
+        assert (await other_client.messages.batches.list()).data == []
         for call in ("retrieve", "cancel", "delete"):
             with pytest.raises(anthropic.NotFoundError):
-                await getattr(other.messages.batches, call)(ids[0])
+                await getattr(other_client.messages.batches, call)(ids[0])
         await studio.until_ended(ids[0])
-        deleted = await calls.delete(ids[0])
-        assert (deleted.id, deleted.type) == (ids[0], "message_batch_deleted")
+        deletion = await calls.delete(ids[0])
+        assert (deletion.id, deletion.type) == (ids[0], "message_batch_deleted")
         with pytest.raises(anthropic.NotFoundError):
             await calls.retrieve(ids[0])
         assert not [batch async for batch in calls.list() if batch.id == ids[0]]
@@ -210,11 +214,11 @@ async def test_native_batches_cost_half_and_other_lines_are_called(studio: Studi
     async with studio.open_anthropic() as client:
         requests = [ask(n, model="claude") for n in range(1, 30)]
         requests += [ask(30, BAD, model="claude"), ask(31), ask(32, model="gpt")]
-        created = await client.messages.batches.create(requests=requests)
-    ended = await studio.until_ended(created.id)
-    counts = ended.request_counts
+        created_batch = await client.messages.batches.create(requests=requests)
+    ended_batch = await studio.until_ended(created_batch.id)
+    counts = ended_batch.request_counts
     assert (counts.succeeded, counts.errored) == (31, 1)
-    results = await studio.read_results(created.id)
+    results = await studio.read_results(created_batch.id)
     assert all(
         results[f"request-{n}"].message.content[0].text == ANSWER
         for n in range(1, 33) if n != 30
@@ -235,14 +239,14 @@ async def test_native_batches_cost_half_and_other_lines_are_called(studio: Studi
 async def test_a_chat_runs_natively_in_its_own_and_in_another_format(studio: Studio) -> None:
     lines: list[Any] = [chat(n, model="gpt" if n % 2 else "claude") for n in range(1, 9)]
     lines += [chat(9, BAD), chat(10, model="claude", n=2), chat(11, model="claude", seed=1)]
-    ended = await studio.until(await studio.create(*lines))
-    assert ended.request_counts is not None
-    assert (ended.request_counts.completed, ended.request_counts.failed) == (8, 3)
-    output = await studio.read(ended.output_file_id)
+    ended_batch = await studio.until(await studio.create(*lines))
+    assert ended_batch.request_counts is not None
+    assert (ended_batch.request_counts.completed, ended_batch.request_counts.failed) == (8, 3)
+    output = await studio.read(ended_batch.output_file_id)
     assert {line["response"]["body"]["choices"][0]["message"]["content"] for line in output} == {
         ANSWER
     }
-    errors = {line["custom_id"]: line for line in await studio.read(ended.error_file_id)}
+    errors = {line["custom_id"]: line for line in await studio.read(ended_batch.error_file_id)}
     codes = {name: line["response"]["body"]["error"]["code"] for name, line in errors.items()}
     # What Claude lacks is refused as for a single call.
     assert codes == {
@@ -256,71 +260,73 @@ async def test_a_chat_runs_natively_in_its_own_and_in_another_format(studio: Stu
 
 async def test_a_batch_is_not_sent_again_after_the_response_was_lost(studio: Studio) -> None:
     for provider in ("claude", "gpt"):
-        sent: Any = getattr(studio, provider)
-        sent.loses_answer = True
-        created = await studio.create(*(chat(n, model=provider) for n in range(4)))
-        ended = await studio.until(created)
-        assert ended.request_counts is not None and ended.request_counts.completed == 4
-        assert len(sent.batches) == 1 and not sent.calls
+        provider_server: Any = getattr(studio, provider)
+        provider_server.loses_answer = True
+        created_batch = await studio.create(*(chat(n, model=provider) for n in range(4)))
+        ended_batch = await studio.until(created_batch)
+        assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 4
+        assert len(provider_server.batches) == 1 and not provider_server.calls
     assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
 
 
 async def test_foreign_batches_at_the_back_end_are_ignored(studio: Studio) -> None:
-    foreign = anthropic.AsyncAnthropic(base_url=studio.claude.url, api_key="only-for-this-test")
-    await foreign.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
+    foreign_client = anthropic.AsyncAnthropic(
+        base_url=studio.claude.url, api_key="only-for-this-test"
+    )
+    await foreign_client.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
     studio.claude.loses_answer = True
-    created = await studio.create(chat(1, model="claude"), chat(2, model="claude"))
-    await studio.until(created)
+    created_batch = await studio.create(chat(1, model="claude"), chat(2, model="claude"))
+    await studio.until(created_batch)
     assert list(studio.claude.batches) == ["msgbatch_0", "msgbatch_1"]
     assert studio.claude.deleted == ["msgbatch_1"]
-    await foreign.close()
+    await foreign_client.close()
 
 
 async def test_lines_that_a_batch_api_refuses_are_called_singly(studio: Studio) -> None:
     for provider in ("claude", "gpt"):
-        sent: Any = getattr(studio, provider)
-        sent.refuses = 400
-        refused = await studio.until(
+        provider_server: Any = getattr(studio, provider)
+        provider_server.refuses = 400
+        ended_batch = await studio.until(
             await studio.create(*(chat(n, model=provider) for n in range(3)))
         )
-        assert refused.request_counts is not None and refused.request_counts.completed == 3
-        assert len(sent.calls) == 3 and not sent.batches
-        assert sent.deleted == (["file-0"] if provider == "gpt" else [])
-        sent.refuses, sent.unanswered = None, 2
+        assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 3
+        assert len(provider_server.calls) == 3 and not provider_server.batches
+        assert provider_server.deleted == (["file-0"] if provider == "gpt" else [])
+        provider_server.refuses, provider_server.unanswered = None, 2
         partly = await studio.until(
             await studio.create(*(chat(n, model=provider) for n in range(3)))
         )
         assert partly.request_counts is not None and partly.request_counts.completed == 3
-        assert len(sent.calls) == 5
+        assert len(provider_server.calls) == 5
     costs = Counter(await studio.costs())
     assert costs == {Decimal("0.012"): 10, Decimal("0.006"): 2}
 
 
 async def test_a_cancellation_reaches_the_back_end(studio: Studio) -> None:
     for provider in ("claude", "gpt"):
-        sent: Any = getattr(studio, provider)
-        sent.holds = True
-        created = await studio.create(*(chat(n, model=provider) for n in range(3)))
+        provider_server: Any = getattr(studio, provider)
+        provider_server.holds = True
+        created_batch = await studio.create(*(chat(n, model=provider) for n in range(3)))
 
         await eventually(studio.is_running_natively)
-        await studio.client.batches.cancel(created.id)
-        ended = await studio.until(created)
-        assert ended.status == "cancelled" and len(sent.cancelled) == 1
-        errors = await studio.read(ended.error_file_id)
+        await studio.client.batches.cancel(created_batch.id)
+        ended_batch = await studio.until(created_batch)
+        assert ended_batch.status == "cancelled" and len(provider_server.cancelled) == 1
+        errors = await studio.read(ended_batch.error_file_id)
         assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
-        assert not sent.calls and await studio.costs() == []
+        assert not provider_server.calls and await studio.costs() == []
 
 
 async def test_an_expired_batch_is_cancelled_at_its_back_end(studio: Studio) -> None:
     studio.claude.holds = True
     async with studio.open_anthropic() as client:
-        created = await client.messages.batches.create(requests=[ask(1, model="claude")])
+        created_batch = await client.messages.batches.create(requests=[ask(1, model="claude")])
         await eventually(lambda: bool(studio.claude.batches))
         expired: sa.Update = text_batches.update().values(expires_at=now())
         await studio.app.database.execute(expired)
-        ended = await studio.until_ended(created.id)
-    assert ended.request_counts.expired == 1 and studio.claude.cancelled
-    [result] = (await studio.read_results(created.id)).values()
+        ended_batch = await studio.until_ended(created_batch.id)
+    assert ended_batch.request_counts.expired == 1 and studio.claude.cancelled
+    [result] = (await studio.read_results(created_batch.id)).values()
     assert result.type == "expired"
 
 
@@ -330,22 +336,22 @@ async def test_a_caller_with_a_budget_is_answered_by_single_calls(studio: Studio
         Limit(subject=f"key:{key_id}", requests_per_minute=1000)
     )
     async with studio.open_anthropic(key) as client:
-        created = await client.messages.batches.create(requests=[ask(1, model="claude")])
-    await studio.until_ended(created.id)
+        created_batch = await client.messages.batches.create(requests=[ask(1, model="claude")])
+    await studio.until_ended(created_batch.id)
     assert len(studio.claude.calls) == 1 and not studio.claude.batches
 
 
 async def test_a_replica_that_stops_leaves_its_native_batches_to_others(studio: Studio) -> None:
     studio.claude.holds = True
-    created = await studio.create(chat(1, model="claude"))
+    created_batch = await studio.create(chat(1, model="claude"))
     await eventually(lambda: bool(studio.claude.batches))
     rows = await studio.find_native()
     # As if the replica had died in a step: the next is due when its lease ends.
     lapse: sa.Update = native_batches.update().values(due_at=now() + timedelta(seconds=1))
     await studio.app.database.execute(lapse)
     studio.claude.holds = False
-    ended = await studio.until(created)
-    assert ended.request_counts is not None and ended.request_counts.completed == 1
+    ended_batch = await studio.until(created_batch)
+    assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 1
     assert len(studio.claude.batches) == len(rows) == 1
     assert json.loads(studio.claude.prompts[0])
     await asyncio.sleep(0)

@@ -71,12 +71,12 @@ async def test_streams_in_both_protocols(http: aiohttp.ClientSession, path: str,
 async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
     http: aiohttp.ClientSession, bridge: OllamaBridge
 ) -> None:
-    long = {"role": "user", "content": "word " * 4000}
+    long_message = {"role": "user", "content": "word " * 4000}
     tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
     await ask(http, "chat/completions")
-    response, refused = await ask(http, "chat/completions", messages=[long], tools=[tool])
+    response, refusal = await ask(http, "chat/completions", messages=[long_message], tools=[tool])
     assert response.status == 400, "the model behind the bridge has a smaller context"
-    assert refused["error"]["code"] == "backend_rejected"
+    assert refusal["error"]["code"] == "backend_rejected"
     assert [request["options"]["num_ctx"] for request in bridge.requests] == [4096, 8192]
     assert bridge.requests[1]["tools"][0]["function"]["parameters"] == SCHEMA
 

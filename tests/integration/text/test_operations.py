@@ -107,20 +107,20 @@ async def test_units_are_reserved_settled_and_shown(
 ) -> None:
     key_id, http = await studio.client(usd_per_day=Decimal("0.01"))
     async with http:
-        async with http.post("audio/speech", json=speech(600)) as first:
-            assert first.status == 200
-            assert await first.content.read(len(HEAD)) == HEAD
+        async with http.post("audio/speech", json=speech(600)) as first_response:
+            assert first_response.status == 200
+            assert await first_response.content.read(len(HEAD)) == HEAD
             # 0.006 of 0.01 USD are reserved while the first is spoken.
-            async with http.post("audio/speech", json=speech(600)) as second:
-                assert second.status == 402
-                error = (await second.json())["error"]
+            async with http.post("audio/speech", json=speech(600)) as second_response:
+                assert second_response.status == 402
+                error = (await second_response.json())["error"]
                 assert error["code"] == "budget_exceeded"
             speaker[0].may_end.set()
-            await first.read()
+            await first_response.read()
         form = aiohttp.FormData({"model": "whisper"})
         form.add_field("file", b"x" * 3_000, filename="a.mp3")
-        async with http.post("audio/transcriptions", data=form) as third:
-            assert third.headers["x-moyin-cost-usd"] == "0.006"
+        async with http.post("audio/transcriptions", data=form) as third_response:
+            assert third_response.headers["x-moyin-cost-usd"] == "0.006"
 
         async def is_settled() -> bool:
             # The back end counts more seconds than the file can have; what it bills is booked.

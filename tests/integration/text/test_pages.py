@@ -59,9 +59,9 @@ async def run(models_app: ModelsApp, page: str, name: str, **kwargs: Any) -> str
 
 def execute(text: str, variables: dict[str, Any]) -> str:
     """Run Python code, and return its output."""
-    with redirect_stdout(io.StringIO()) as printed:
+    with redirect_stdout(io.StringIO()) as output:
         exec(text, variables)
-    return printed.getvalue()
+    return output.getvalue()
 
 
 def save_profile(folder: Path, models_app: ModelsApp) -> None:
@@ -73,11 +73,11 @@ def save_profile(folder: Path, models_app: ModelsApp) -> None:
 
 async def test_the_first_curl_streams_an_answer(models_app: ModelsApp, tmp_path: Path) -> None:
     save_profile(tmp_path, models_app)
-    printed = await run(models_app, "README.md", "chat", folder=tmp_path, KEY="")
-    *chunks, last = [
-        text.removeprefix("data: ") for text in printed.splitlines() if text.startswith("data: ")
+    output = await run(models_app, "README.md", "chat", folder=tmp_path, KEY="")
+    *chunks, last_chunk = [
+        text.removeprefix("data: ") for text in output.splitlines() if text.startswith("data: ")
     ]
-    assert last == "[DONE]"
+    assert last_chunk == "[DONE]"
     deltas = [choice["delta"] for chunk in chunks for choice in json.loads(chunk)["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == TEXT
 
@@ -85,10 +85,10 @@ async def test_the_first_curl_streams_an_answer(models_app: ModelsApp, tmp_path:
 @pytest.mark.parametrize("page", QUICKSTARTS)
 async def test_the_variables_of_the_shell(models_app: ModelsApp, tmp_path: Path, page: str) -> None:
     save_profile(tmp_path, models_app)
-    printed = await run(
+    output = await run(
         models_app, page, "variables", folder=tmp_path, KEY="", then='echo "$GATEWAY $KEY"'
     )
-    assert printed.split() == [models_app.url, models_app.api_key]
+    assert output.split() == [models_app.url, models_app.api_key]
 
 
 @pytest.mark.parametrize("page", QUICKSTARTS)
@@ -145,12 +145,14 @@ async def test_a_batch_of_openai(
 ) -> None:
     (tmp_path / "requests.jsonl").write_text(json.dumps(line(1)))
     monkeypatch.chdir(tmp_path)
-    first, later, second = read_example(BATCHES, "openai", "python").partition("# later")
+    first_part, later_mark, second_part = read_example(BATCHES, "openai", "python").partition(
+        "# later"
+    )
     variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
-    await asyncio.to_thread(execute, first, variables)
+    await asyncio.to_thread(execute, first_part, variables)
     batch = variables["batch"]
     assert (await farm.until(batch)).status == "completed"
-    answer = json.loads(await asyncio.to_thread(execute, later + second, variables))
+    answer = json.loads(await asyncio.to_thread(execute, later_mark + second_part, variables))
     assert answer["custom_id"] == "line-1"
     assert find_missing_members(BATCHES, "result", answer) == []
     assert answer["response"]["body"]["choices"][0]["message"]["content"] == TEXT
@@ -158,9 +160,11 @@ async def test_a_batch_of_openai(
 
 
 async def test_a_batch_of_anthropic(farm: Farm) -> None:
-    first, later, second = read_example(BATCHES, "anthropic", "python").partition("# later")
+    first_part, later_mark, second_part = read_example(BATCHES, "anthropic", "python").partition(
+        "# later"
+    )
     variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
-    await asyncio.to_thread(execute, first, variables)
+    await asyncio.to_thread(execute, first_part, variables)
     client, batch = variables["client"], variables["batch"]
 
     async def has_ended() -> bool:
@@ -168,5 +172,7 @@ async def test_a_batch_of_anthropic(farm: Farm) -> None:
         return bool(batch_state.processing_status == "ended")
 
     await eventually(has_ended, 180)
-    assert await asyncio.to_thread(execute, later + second, variables) == "first succeeded\n"
+    assert (
+        await asyncio.to_thread(execute, later_mark + second_part, variables) == "first succeeded\n"
+    )
     client.close()

@@ -30,11 +30,11 @@ async def wires() -> AsyncIterator[WireServer]:
 
 @pytest.fixture
 async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    able = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
+    capabilities = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
     vectors = {"upstream": "up", "context": 9000, "price": FREE, "embeddings": True}
 
     def models(name: str) -> list[dict[str, Any]]:
-        return [{"name": name, **able}, {"name": f"{name}-vectors", **vectors}]
+        return [{"name": name, **capabilities}, {"name": f"{name}-vectors", **vectors}]
 
     async with serving(
         tmp_path,
@@ -50,7 +50,7 @@ async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsA
             "type": "anthropic",
             "base_url": wires.url,
             "api_key_env": "LLAMA_KEY",
-            "models": [{"name": "claude", **able}],
+            "models": [{"name": "claude", **capabilities}],
         },
     ) as models_app:
         yield models_app
@@ -78,13 +78,13 @@ async def test_embeddings_for_both_kinds_of_client(
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
-        one = await client.embeddings.create(model=model, input="four")
-        two = await client.embeddings.create(
+        single_answer = await client.embeddings.create(model=model, input="four")
+        batch_answer = await client.embeddings.create(
             model=model, input=["a", "bc"], dimensions=2, encoding_format="float"
         )
-    assert [row.embedding for row in one.data] == [[4.5, 4.5, 4.5]]
-    assert [row.embedding for row in two.data] == [[1.5, 1.5], [2.5, 2.5]]
-    assert one.usage.total_tokens == PROMPT
+    assert [row.embedding for row in single_answer.data] == [[4.5, 4.5, 4.5]]
+    assert [row.embedding for row in batch_answer.data] == [[1.5, 1.5], [2.5, 2.5]]
+    assert single_answer.usage.total_tokens == PROMPT
     three = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
     assert [list(row) for row in three.embeddings] == [[1.5], [2.5]]
     assert three.prompt_eval_count == PROMPT
@@ -113,8 +113,8 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
-        counted = await client.messages.count_tokens(model="claude", **ask)
-        assert counted.input_tokens == PROMPT
+        token_count = await client.messages.count_tokens(model="claude", **ask)
+        assert token_count.input_tokens == PROMPT
         raw = await client.messages.with_raw_response.count_tokens(model="gpt", **ask)
         assert (await raw.parse()).input_tokens == 104
         assert raw.headers["x-moyin-estimated"] == "true"
@@ -123,12 +123,12 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
 
 
 async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClient) -> None:
-    listed = await protocol_clients.list()
+    model_list = await protocol_clients.list()
     names = {f"{name}:latest" for name in ("auto", "gpt", "llama", "claude")}
-    assert names <= {model.model for model in listed.models}
-    shown = await protocol_clients.show("llama")
-    assert shown.capabilities == ["completion", "tools", "vision"]
-    assert (shown.modelinfo or {})["moyin.context_length"] == 9000
+    assert names <= {model.model for model in model_list.models}
+    shown_model = await protocol_clients.show("llama")
+    assert shown_model.capabilities == ["completion", "tools", "vision"]
+    assert (shown_model.modelinfo or {})["moyin.context_length"] == 9000
     assert (await protocol_clients.show("gpt-vectors")).capabilities == ["embedding"]
     with pytest.raises(ollama.ResponseError) as exc_info:
         await protocol_clients.show("nobody")
@@ -143,23 +143,23 @@ async def test_generate_whole_streamed_and_with_a_picture(
     protocol_clients: ollama.AsyncClient, model: str
 ) -> None:
     ask: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
-    whole = await protocol_clients.generate(**ask)
-    assert whole.response == "Brief. After 1 turns STOP: hello"
+    whole_answer = await protocol_clients.generate(**ask)
+    assert whole_answer.response == "Brief. After 1 turns STOP: hello"
     pieces = [piece async for piece in await protocol_clients.generate(**ask, stream=True)]
-    assert "".join(piece.response or "" for piece in pieces) == whole.response
+    assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
     assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
-    seen = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
-    assert seen.response == SEEN
+    picture_answer = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
+    assert picture_answer.response == SEEN
 
 
 async def test_a_request_that_only_loads_is_answered_at_once(
     protocol_clients: ollama.AsyncClient, wires: WireServer
 ) -> None:
-    for loaded in (
+    for load_answer in (
         await protocol_clients.generate(model="gpt"),
         await protocol_clients.chat(model="gpt"),
     ):
-        assert (loaded.done, loaded.done_reason) == (True, "load")
+        assert (load_answer.done, load_answer.done_reason) == (True, "load")
     assert wires.requests == []
 
 

@@ -37,10 +37,10 @@ def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, An
     config = load_serve_config(Path("serve_config.yaml"), Ports())
     (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])
-    small, cloud = rules.pop("backends")
+    small_backend, cloud = rules.pop("backends")
     server = {"type": "openai", "base_url": f"{llama}/v1", "api_key_env": "LLAMA_KEY"}
     # The server in this test knows its model under another name.
-    models = [{**small["models"][0], "upstream": "smollm2"}]
+    models = [{**small_backend["models"][0], "upstream": "smollm2"}]
     return [{"name": "local", "models": models, **server}, {**cloud, "base_url": claude}], rules
 
 
@@ -81,8 +81,8 @@ async def test_hard_requests_go_to_claude_and_routes_explain_why(
             assert (status, out) == (0, "Hi\n"), stderr
             assert "claude-haiku-5-5" in stderr
             assert "better; claude-haiku-5-5: code, p_good 0." in stderr
-            why, request = stderr.splitlines()
-            assert why.endswith("of smollm2-135m")
+            reason_line, request = stderr.splitlines()
+            assert reason_line.endswith("of smollm2-135m")
             assert request.startswith("request ")
         assert claude.request_count == 2
 
@@ -103,9 +103,13 @@ async def test_the_command_line_explains_a_choice(
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
         status, out, _ = await moyin(models_app, "route", SORT)
         assert status == 0
-        first, *rest = [line.split("\t") for line in out.splitlines()]
-        assert (first[0], first[4], first[-1]) == ("claude-haiku-5-5", "table", "better")
-        assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in rest)
+        first_row, *other_rows = [line.split("\t") for line in out.splitlines()]
+        assert (first_row[0], first_row[4], first_row[-1]) == (
+            "claude-haiku-5-5",
+            "table",
+            "better",
+        )
+        assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in other_rows)
         status, out, _ = await moyin(
             models_app, "route", SORT, "--json", "--usd-per-bad-answer", "0"
         )

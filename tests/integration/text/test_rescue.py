@@ -43,10 +43,12 @@ def writer(url: str, name: str, price: float) -> dict[str, Any]:
 @pytest.mark.parametrize("path", sorted(FORMATS))
 async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str) -> None:
     async with (
-        Upstream(PROSE, holds=True).running() as weak,
+        Upstream(PROSE, holds=True).running() as weak_upstream,
         Upstream(JSON).running() as strong,
         serving(
-            tmp_path, writer(weak.url, "smollm2-135m", 0), writer(strong.url, "qwen3-8b", 1)
+            tmp_path,
+            writer(weak_upstream.url, "smollm2-135m", 0),
+            writer(strong.url, "qwen3-8b", 1),
         ) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
@@ -67,7 +69,7 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         assert "Sure" not in text
         assert "true}" in text
         async with asyncio.timeout(10):
-            await weak.left.wait()
+            await weak_upstream.left.wait()
         await models_app.ledger.close()
         entry = await models_app.ledger.get("ada", request)
         assert entry is not None
@@ -85,12 +87,15 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_stream_of_any_backend_is_cut(tmp_path: Path, kind: str) -> None:
     """Each kind of back end must notice that the connection of the abandoned stream is closed."""
-    async with Upstream(BEGUN[kind], holds=True).running() as weak, Upstream(JSON).running() as up:
+    async with (
+        Upstream(BEGUN[kind], holds=True).running() as weak_upstream,
+        Upstream(JSON).running() as up,
+    ):
         model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}
         model["price"] = {"input": 0, "output": 0}
-        first = {**backend(kind, weak.url), "name": "weak", "models": [model]}
+        weak_backend = {**backend(kind, weak_upstream.url), "name": "weak", "models": [model]}
         async with (
-            serving(tmp_path, first, writer(up.url, "qwen3-8b", 1)) as models_app,
+            serving(tmp_path, weak_backend, writer(up.url, "qwen3-8b", 1)) as models_app,
             aiohttp.ClientSession(
                 headers={"authorization": f"Bearer {models_app.api_key}"}
             ) as http,
@@ -109,5 +114,5 @@ async def test_a_stream_of_any_backend_is_cut(tmp_path: Path, kind: str) -> None
                 assert response.headers["x-moyin-route"].startswith("rescue after json; qwen3-8b")
             assert "Hi" not in text
             async with asyncio.timeout(10):
-                await weak.left.wait()
+                await weak_upstream.left.wait()
             assert models_app.text_router.fleet.runtimes["weak"].load == 0

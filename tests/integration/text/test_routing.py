@@ -37,8 +37,8 @@ async def post(
         http.post(f"{models_app.url}/v1/{path}", json=body) as response,
     ):
         text = await response.text()
-        whole = response.content_type.endswith("json")
-        return response, await response.json(content_type=None) if whole else text
+        is_json = response.content_type.endswith("json")
+        return response, await response.json(content_type=None) if is_json else text
 
 
 def house(url: str) -> dict[str, Any]:
@@ -61,10 +61,14 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
         assert response.status == 200
         assert body["needs"]["max_tokens"] == 5
         assert body["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
-        best, second = body["candidates"]
-        assert (best["loses_by_usd"], second["backend"]) == (0, "house")
-        assert best["reasons"] == [{"code": best["reason"]}]
-        assert second["reasons"][0]["code"] in ("answers_worse", "costs_more", "takes_longer")
+        best_candidate, second_candidate = body["candidates"]
+        assert (best_candidate["loses_by_usd"], second_candidate["backend"]) == (0, "house")
+        assert best_candidate["reasons"] == [{"code": best_candidate["reason"]}]
+        assert second_candidate["reasons"][0]["code"] in (
+            "answers_worse",
+            "costs_more",
+            "takes_longer",
+        )
         for candidate in body["candidates"]:
             expected = candidate["expected"]
             assert candidate["score_usd"] == pytest.approx(
@@ -193,22 +197,25 @@ async def test_an_alias_may_keep_answers(
         Upstream(_streamed() if stream else FINE).running() as upstream,
         serving(tmp_path, house(upstream.url), cache=store, faq=faq) as models_app,
     ):
-        first, text = await post(models_app, "chat/completions", body)
+        first_answer, text = await post(models_app, "chat/completions", body)
         answer_cache = models_app.text_router._answer_cache
         assert answer_cache is not None
         while answer_cache._writes:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        second, again = await post(models_app, "chat/completions", body)
-        assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
-        assert first.content_type == second.content_type
+        second_answer, second_text = await post(models_app, "chat/completions", body)
+        assert (first_answer.headers["x-moyin-cache"], second_answer.headers["x-moyin-cache"]) == (
+            "miss",
+            "hit",
+        )
+        assert first_answer.content_type == second_answer.content_type
         if stream:
-            headers, _, cost = again.rpartition(": x-moyin-cost-usd=")
+            headers, _, cost = second_text.rpartition(": x-moyin-cost-usd=")
             assert (cost, text.startswith(headers)) == ("0\n\n", True)
         else:
-            assert text == again
-            assert second.headers["x-moyin-cost-usd"] == "0"
+            assert text == second_text
+            assert second_answer.headers["x-moyin-cost-usd"] == "0"
         assert upstream.request_count == 1
-        entry = await booked(models_app, second.headers["x-request-id"])
+        entry = await booked(models_app, second_answer.headers["x-request-id"])
         assert (entry.backend, entry.cost_usd, entry.output_tokens) == ("cache", 0, 1)
 
 
@@ -281,18 +288,24 @@ class Host:
 
 
 async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) -> None:
-    async with Host("other:1b").running() as cold, Host("m:latest").running() as warm:
-        ollama = backend("ollama", "") | {"hosts": [cold.url, warm.url], "load_s": 20}
+    async with Host("other:1b").running() as cold_host, Host("m:latest").running() as warm_host:
+        ollama = backend("ollama", "") | {"hosts": [cold_host.url, warm_host.url], "load_s": 20}
         async with serving(tmp_path, ollama) as models_app:
             runtimes = models_app.text_router.fleet.runtimes
             async with asyncio.timeout(5):
                 while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
-            first, second = body["candidates"]
-            assert (first["backend"], first["state"]) == ("ollama-1", "resident")
-            assert (second["backend"], second["state"]) == ("ollama-0", "absent")
-            assert second["expected"]["loading_seconds"] == 20
+            first_candidate, second_candidate = body["candidates"]
+            assert (first_candidate["backend"], first_candidate["state"]) == (
+                "ollama-1",
+                "resident",
+            )
+            assert (second_candidate["backend"], second_candidate["state"]) == (
+                "ollama-0",
+                "absent",
+            )
+            assert second_candidate["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
             assert runtimes["ollama-1"].slots.try_acquire("ada")
             _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])

@@ -77,14 +77,16 @@ async def get(models_app: ModelsApp, path: str, key: str) -> tuple[int, Any]:
 async def test_requests_are_listed_by_pages_and_filters(models_app: ModelsApp, eve: str) -> None:
     status, page = await get(models_app, "requests?limit=3", eve)
     assert (status, len(page["requests"])) == (200, 3)
-    _, rest = await get(models_app, f"requests?limit=3&cursor={page['next_cursor']}", eve)
-    assert rest["next_cursor"] is None
-    listed = [(call["request_id"], call["status"]) for call in page["requests"] + rest["requests"]]
-    assert sorted(listed) == [
+    _, last_page = await get(models_app, f"requests?limit=3&cursor={page['next_cursor']}", eve)
+    assert last_page["next_cursor"] is None
+    listed_calls = [
+        (call["request_id"], call["status"]) for call in page["requests"] + last_page["requests"]
+    ]
+    assert sorted(listed_calls) == [
         ("first", "complete"), ("second", "complete"), ("second", "failed"), ("vector", "complete"),
     ]  # fmt: skip
-    _, failed = await get(models_app, "requests?status=failed&requested_model=auto", eve)
-    [call] = failed["requests"]
+    _, failed_page = await get(models_app, "requests?status=failed&requested_model=auto", eve)
+    [call] = failed_page["requests"]
     assert call.pop("created_at").endswith("Z")
     assert call == {
         "request_id": "second", "owner": "eve", "key": "k1", "requested_model": "auto",
@@ -93,10 +95,13 @@ async def test_requests_are_listed_by_pages_and_filters(models_app: ModelsApp, e
         "output_tokens": 100, "cost_usd": "0.000000001", "operation": None, "unit": None,
         "quantity": None, "load_milliseconds": None,
     }  # fmt: skip
-    _, [one] = 0, (await get(models_app, "requests?key=k2&backend=at-dear", eve))[1]["requests"]
-    assert one["request_id"] == "second"
-    _, none = await get(models_app, "requests?before=2020-01-01", eve)
-    assert none == {"requests": [], "next_cursor": None}
+    _, [second_call] = (
+        0,
+        (await get(models_app, "requests?key=k2&backend=at-dear", eve))[1]["requests"],
+    )
+    assert second_call["request_id"] == "second"
+    _, empty_page = await get(models_app, "requests?before=2020-01-01", eve)
+    assert empty_page == {"requests": [], "next_cursor": None}
 
 
 async def test_usage_is_summed_and_compared_with_the_dearest_model(

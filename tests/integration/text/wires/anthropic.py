@@ -106,10 +106,10 @@ def pieces(answer: WireAnswer) -> Iterator[bytes]:
     index = 0
     blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     if answer.thinking:
-        thought = {"type": "thinking_delta", "thinking": answer.thinking}
+        thinking_delta = {"type": "thinking_delta", "thinking": answer.thinking}
         signature = {"type": "signature_delta", "signature": "signed"}
-        empty = {"type": "thinking", "thinking": "", "signature": ""}
-        blocks.append((empty, [thought, signature]))
+        empty_block = {"type": "thinking", "thinking": "", "signature": ""}
+        blocks.append((empty_block, [thinking_delta, signature]))
     if answer.text:
         words = [{"type": "text_delta", "text": word} for word in answer.words]
         blocks.append(({"type": "text", "text": ""}, words))

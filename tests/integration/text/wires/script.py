@@ -52,8 +52,8 @@ class WireAnswer:
 
     @property
     def words(self) -> list[str]:
-        *words, last = self.text.split(" ")
-        return [*(f"{word} " for word in words), last]
+        *words, last_word = self.text.split(" ")
+        return [*(f"{word} " for word in words), last_word]
 
     @property
     def tokens(self) -> int:
@@ -65,8 +65,8 @@ def say(request: WireRequest) -> WireAnswer:
     if request.results:
         text = " and ".join(request.results)
     elif request.tools and (request.forces_tool or "weather" in request.text):
-        many = "both" in request.text and not request.allows_single_tool_call
-        cities = ("Paris", "Rome") if many else ("Paris",)
+        is_multiple = "both" in request.text and not request.allows_single_tool_call
+        cities = ("Paris", "Rome") if is_multiple else ("Paris",)
         text, calls = "", tuple((request.tools[0], {"city": city}) for city in cities)
     elif request.images:
         text = " ".join(hashlib.sha256(image).hexdigest()[:8] for image in request.images)

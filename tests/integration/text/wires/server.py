@@ -102,8 +102,8 @@ class WireServer:
         return web.json_response({"input_tokens": PROMPT})
 
     async def _embeddings(self, request: web.Request) -> web.Response:
-        known = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
-        body = await self._body(request, known)
+        known_members = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
+        body = await self._body(request, known_members)
         vectors = _vectors(body["input"], body.get("dimensions"))
         rows = [
             {"object": "embedding", "index": index, "embedding": vector}
@@ -113,8 +113,10 @@ class WireServer:
         return web.json_response({"object": "list", "data": rows, "model": "up", "usage": usage})
 
     async def _embed(self, request: web.Request) -> web.Response:
-        known = frozenset({"model", "input", "truncate", "dimensions", "options", "keep_alive"})
-        body = await self._body(request, known)
+        known_members = frozenset(
+            {"model", "input", "truncate", "dimensions", "options", "keep_alive"}
+        )
+        body = await self._body(request, known_members)
         vectors = _vectors(body["input"], body.get("dimensions"))
         answer = {"model": "up", "embeddings": vectors, "prompt_eval_count": PROMPT}
         return web.json_response(answer)
