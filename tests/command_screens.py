@@ -70,7 +70,11 @@ def capture(
 def run_command(
     *arguments: str, typed: Mapping[bytes, bytes] | None = None, **options: Any
 ) -> Screen:
-    """Run one command in a terminal with simulated typing."""
+    """Run one command in a terminal.
+
+    Args:
+        typed: maps a text to the input that is typed when the text appears on the screen.
+    """
     program = """
 import sys
 from moyin.cli.main import run
@@ -107,11 +111,11 @@ def _split(whole: Screen) -> list[Screen]:
 
 
 def find_flaws(screen: Screen, *, copied: Sequence[str] = ()) -> list[str]:
-    """Return what is wrong with a screen: a traceback, a cut or badly broken line.
+    """Return the flaws of a screen: a traceback, or lines that are cut off or badly broken.
 
     Args:
-        copied: beginnings of lines that may be longer than the terminal is wide, because people copy
-            them: the terminal breaks them, and gives them back whole.
+        copied: beginnings of lines that may be wider than the terminal. They are meant to be
+            copied, and a terminal copies a line that it has broken as one line.
     """
     flaws = []
     if "Traceback (most recent call last)" in screen.text:

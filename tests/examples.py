@@ -26,7 +26,11 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block; ``name`` is the test's name for it, or the reason why no test runs it."""
+    """A fenced block of a document.
+
+    Attributes:
+        name: the name by which a test finds the block, or the reason why no test runs it.
+    """
 
     page: str
     language: str
@@ -60,7 +64,7 @@ def read_example(page: str, name: str, language: str) -> str:
 
 
 def find_missing_members(page: str, name: str, value: Any) -> list[str]:
-    """Return the members of an example in JSON that a real value lacks.
+    """Return the paths in a JSON example that ``value``, the real response, lacks.
 
     The example is shortened: `…` stands for text, and `{…}` for any object.
     """

@@ -165,8 +165,8 @@ def write_nodes(folder: Path) -> Path:
     - ``Stuck`` sleeps for two minutes.
     - ``Die`` ends the thread that executes prompts.
     - ``Crash`` ends the ComfyUI process.
-    - ``Room`` sets how often ``Greedy`` will run out of memory.
-    - ``Greedy`` runs out of memory that number of times, and then succeeds.
+    - ``Greedy`` runs out of memory as often as ``Room`` has set, and then succeeds.
+    - ``Room`` sets how often ``Greedy`` runs out of memory.
     - ``Hungry`` runs out of memory if the process may use less than ``share`` of a card.
     - ``Tries`` returns how often ``Hungry`` was executed in this process.
     - ``Where`` sleeps, and returns when the process started, which identifies the process.

@@ -37,7 +37,7 @@ PARAMETER num_thread 1
 
 @cache
 def find_ollama() -> Path:
-    """Return the folder of the server's program, or skip the test if it is missing."""
+    """Return the folder of the program ``ollama``, or skip the test if it is not installed."""
     result = subprocess.run(
         [ROOT / "scripts" / "ollama_server.sh", "built"], capture_output=True, text=True, check=True
     )
@@ -52,7 +52,7 @@ class OllamaServer:
     Args:
         folder: the server's home.
         models: folder of the models, which several servers may share.
-        environment: the server's variables.
+        environment: further environment variables of the server.
     """
 
     def __init__(self, folder: Path, models: Path, **environment: str) -> None:
@@ -108,7 +108,7 @@ class OllamaServer:
 
     @contextmanager
     def stopped_runners(self) -> Iterator[None]:
-        """Suspend the processes that run the models, so that no call ends during the block."""
+        """Suspend the processes that run the models during the block, so that no call ends."""
         assert self._process is not None
         runners = psutil.Process(self._process.pid).children()
         assert runners, "no model is in memory"
@@ -138,7 +138,7 @@ class OllamaServer:
         return process.stdout
 
     def create_models(self) -> None:
-        """Create the models from the file that the tests of llama.cpp use, too."""
+        """Create the models from the same model file that the tests of llama.cpp use."""
         self.create(CHAT, f'FROM {find_packaged_gguf()}\nTEMPLATE """{_TEMPLATE}"""\n{_PARAMETERS}')
         self.create(
             TOOLS, f'FROM {CHAT}\nTEMPLATE """{{{{ .Tools }}}}{_TEMPLATE}"""\n{_PARAMETERS}'

@@ -1,4 +1,4 @@
-"""Lists processes with their command lines, although any of them may end meanwhile."""
+"""Lists processes with their command lines; processes that end meanwhile are left out."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Pro
 
 
 def confines(line: str) -> bool:
-    """Return True if this is the command line of bubblewrap, which includes that of its child."""
+    """Return True if ``line`` is the command line of bubblewrap, which contains its child's."""
     return line.partition(" ")[0].endswith("bwrap")

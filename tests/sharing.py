@@ -1,7 +1,7 @@
 """Runs all tests that use the shared farm (fixture ``gateway``) in one process.
 
 A farm takes a minute of both cores to start and a quarter of a core to stay up. Tests that share a
-real Ollama also run in one process, and last, because Ollama may still be under construction.
+real Ollama also run in one process. They run last, because Ollama may still be being compiled.
 
 pytest-xdist's own groups would suffice, but its version 3.8 does not see them under pytest 9.2.
 """
@@ -44,7 +44,10 @@ class FarmSharing:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        """Put these files first, because they take long, and list them for the scheduler."""
+        """Move the files whose tests use the farm to the front, because they take long.
+
+        Also remembers these files for the scheduler.
+        """
         groups = {
             _file(item.nodeid): fixture
             for item in items
@@ -62,7 +65,7 @@ class FarmSharing:
 
 
 class _FarmScheduling(LoadFileScheduling):
-    """Assigns the tests of a file, and those of all files that share a server, to one process."""
+    """Assigns all tests of a file, and all files that share a server, to one process."""
 
     def __init__(self, config: pytest.Config, log: Any, files: Path) -> None:
         super().__init__(config, log)

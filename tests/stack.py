@@ -149,11 +149,11 @@ class RunningStack:
         return [line for _, line in with_lines(find_processes(str(self.data)))]
 
     def activities(self, job_id: str, name: str) -> list[int]:
-        """Return the step indexes of the job's completed activities ``name``, in order."""
+        """Return the step indexes of the job's completed Temporal activities ``name``, in order."""
         return asyncio.run(self._activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
-        """Return the maximum number of tries of the activities ``name``, once all have ended.
+        """Return how often the job's activities ``name`` were tried at most, once all have ended.
 
         Temporal records the start of an activity only together with its end.
         """
@@ -244,9 +244,9 @@ def _free_udp_port() -> int:
 
 
 def free_port_base() -> int:
-    """Return a base below the ephemeral ports such that all ports of a stack are free.
+    """Return a port number from which all ports of a stack are free.
 
-    Test processes that run concurrently use separate ranges.
+    It lies below the ephemeral ports. Test processes that run concurrently use separate ranges.
     """
     offsets = [item.metadata["offset"] for item in fields(Ports)]
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -33,7 +33,7 @@ class Screen:
 
     Attributes:
         output: the bytes, with control sequences.
-        columns: the terminal's width; 0 is a pipe.
+        columns: the terminal's width, or 0 if the output went to a pipe.
         status: the program's exit status.
     """
 
@@ -89,9 +89,9 @@ def run_in_terminal(
     """Run Python in a terminal until it ends.
 
     Args:
-        reply: what the terminal replies to queries.
-        typed: the input to type when a text appears on the screen, once for each text.
-        variables: added to the environment.
+        reply: what the terminal answers to control sequences that ask for its properties.
+        typed: maps a text to the input that is typed once when the text appears on the screen.
+        variables: further environment variables.
     """
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -48,7 +48,11 @@ def make_sound() -> bytes:
 
 
 def make_lying_video(side: int) -> bytes:
-    """Return a QuickTime file whose header declares a square picture but whose frames are empty."""
+    """Return a QuickTime file whose header declares a square picture but whose frames are empty.
+
+    Args:
+        side: the declared width and height in pixels.
+    """
     video = bytearray(make_video("mov", "mjpeg", pixels="yuvj420p"))
     # The size lies 28 bytes behind the name of the codec in the description of the samples.
     entry = video.index(b"jpeg", video.index(b"stsd"))

@@ -1,8 +1,8 @@
-"""`Watchdog` ends a test run without progress.
+"""`Watchdog` ends a test run that makes no progress.
 
 pytest-timeout ends single tests that take too long. The watchdog covers two other cases: a main
-thread that no signal reaches (pytest's ``faulthandler_timeout`` prints its stack before), and xdist
-waiting forever because a worker died while the other one had no work left.
+thread that no signal reaches, and pytest-xdist waiting forever because a worker died while the
+other workers had no work left. pytest's ``faulthandler_timeout`` prints the stack before.
 """
 
 from __future__ import annotations

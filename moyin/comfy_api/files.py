@@ -102,12 +102,12 @@ class ComfyFiles:
         return output
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
-        """Return the names of the owner's newest uploads in graphs' form, the newest first."""
+        """Return the names of the owner's newest uploads as graphs write them, newest first."""
         names = await self.uploads.list_newest(owner, kind, _MAX_LISTED)
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return the owner's files that are named by texts of a graph, as a mapping by text."""
+        """Return those of ``texts`` that name files of the owner, with their files."""
         names: dict[str, ComfyFileName] = {}
         for text in texts:
             try:
@@ -175,7 +175,7 @@ class ComfyFiles:
         return None if record is None else from_plain(PromptRecord, record), len(content)
 
     async def _find_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output of a render by the job id at the start of the output's subfolder."""
+        """Find an output by its name, whose subfolder begins with the id of the render's job."""
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None
@@ -189,7 +189,7 @@ class ComfyFiles:
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output and add its artifact row, so that later renders may refer to it."""
+        """Find an output, and add a row to the artifacts for it, so that graphs can refer to it."""
         output = await self._find_output(owner, name)
         if output is None or not await self.blobs.renew(output.sha256):
             return None

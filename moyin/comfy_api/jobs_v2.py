@@ -99,7 +99,7 @@ class ComfyJobs:
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
-        """Yield the job's current state and then every change, up to its final status."""
+        """Yield events with the job's current state, then with each change until it has ended."""
         newest_id = await self.feed.get_newest_id(job.id)
         # Read the job after the position, so that a change in between may be sent twice, but not
         # missed.
@@ -122,7 +122,7 @@ class ComfyJobs:
                         return
 
     async def _build_events(self, state: _ChangeTracker, event: JobEvent | None) -> list[SseEvent]:
-        """Return the events that the client gets for a job event, or for the job's first state."""
+        """Return the client's events for a job event, or for the first state if it is None."""
         if event is not None and event.type is EventType.PROGRESS:
             data = event.data
             progress = Progress(value=data["value"], max=data["max"], step=data["step"])
@@ -132,7 +132,7 @@ class ComfyJobs:
 
 
 class _ChangeTracker:
-    """Tracks which changes of a job a client has received."""
+    """Remembers which changes of a job its client has received."""
 
     def __init__(self, job: Job, presenter: V2Presenter) -> None:
         self.job = job

@@ -139,7 +139,7 @@ class PromptNotifier:
             await self._run_registered()
 
     async def wait_until_notified(self, job: Job) -> None:
-        """Wait until the end of the job has been sent, but no longer than half a second."""
+        """Wait until the client has been sent the job's end, but no longer than half a second."""
         earliest_end = max(self._connected_at, now() - _NOTIFY_WAIT)
         if job.finished_at is None or job.finished_at < earliest_end:
             return
@@ -334,7 +334,7 @@ class PromptNotifier:
                 _log.warning(_STORE_WARNING, error)
 
     async def _send_missed_ends(self) -> None:
-        """Send the end of each job that ended an interval or more ago, if it was not sent then."""
+        """Send the ends of jobs that ended at least one polling interval ago and were not sent."""
         # Skip the ends before the client connected: an earlier connection has sent them.
         checked_until = max(self._connected_at, now() - _WRITE_DELAY)
         overdue_before = now() - timedelta(seconds=self._notifiers.tick)

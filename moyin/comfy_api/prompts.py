@@ -214,7 +214,7 @@ class ComfyPrompts:
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed_ids])
 
     async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
-        """Cancel waiting and running prompts; return True if the tenant has one of them."""
+        """Cancel waiting and running prompts; return True if at least one is the tenant's."""
         jobs = await self.prompts.get(caller.owner, ids)
         unfinished_ids = [job.id for job in jobs if not job.status.is_final]
         await self._cancel(caller, unfinished_ids)
@@ -349,7 +349,7 @@ class ComfyPrompts:
 async def _read_within_limit(
     jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]
 ) -> list[T]:
-    """Return the results of ``read`` for the first jobs, as many as fit into one response."""
+    """Return the results of ``read`` for as many of the first jobs as fit into one response."""
     results: list[T] = []
     bytes_left = _MAX_RESPONSE_BYTES
     for start in range(0, len(jobs), _MAX_PARALLEL):

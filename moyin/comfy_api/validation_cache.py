@@ -2,7 +2,7 @@
 
 Most graphs differ from an earlier graph only in a seed, a size or a text. ComfyUI checks only the
 type and the range of such inputs, and Moyin's bridge reports which inputs these are. A validation
-in ComfyUI takes a twentieth of the time of a small picture, and must wait while a node runs.
+in ComfyUI takes a twentieth of a small picture's render time, and must wait while a node runs.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class RenderMeasurements:
         )
 
     def _split_seconds(self, shape: str) -> tuple[list[float], list[float]]:
-        """Return the times of the shape's renders that loaded models, and of the others."""
+        """Return the shape's durations in two lists: renders that loaded models, and others."""
         seconds_with_loading: list[float] = []
         seconds_without_loading: list[float] = []
         for render in self._shapes.get(shape, ()):

@@ -32,7 +32,10 @@ def fill_in(name: str, *, url: str, model: str) -> str:
 
 
 def write_snippets(folder: Path) -> None:
-    """Write the program snippets to files ``page_NAME``; JavaScript exports its constants."""
+    """Write the program snippets to files ``page_NAME``.
+
+    In JavaScript snippets, constants are exported, so that tests can import them.
+    """
     for name, (kind, text) in list_snippets().items():
         if (suffix := _SUFFIXES.get(kind)) is None:
             continue

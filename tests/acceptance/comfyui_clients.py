@@ -29,7 +29,7 @@ class Clients:
     """The environment that ``scripts/comfyui_clients.sh`` has installed.
 
     Attributes:
-        home: a folder that replaces the user's home, where clients store files.
+        home: a folder to use as the clients' home folder, where they store files.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Clients:
         )
 
     def node(self, script: str, *arguments: str) -> Any:
-        """Run a script beside its packages with Node.js, and return the JSON in its last line."""
+        """Run a Node.js script in the folder of its packages; return the JSON in its last line."""
         shutil.copy(_SCRIPTS / script, self.home)
         beside = self.home / "node_modules"
         if not beside.exists():
@@ -86,7 +86,7 @@ class Clients:
 
 
 class Graphs:
-    """Creates ``graphs.json`` in ``folder``; each graph is new, so that no cache has its result."""
+    """Writes graphs to ``graphs.json`` in ``folder``; they are new, so that no result is cached."""
 
     def __init__(self, folder: Path) -> None:
         self.color = next(_colors)
@@ -107,10 +107,10 @@ class Graphs:
 
 @contextmanager
 def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
-    """Serve the farm as a ComfyUI of this machine, and yield its URL.
+    """Run `moyin comfyui connect`, so that the farm looks like a local ComfyUI, and yield its URL.
 
     Args:
-        key: an API key instead of the profile's.
+        key: an API key to use; empty for the key of the stored profile.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0"],

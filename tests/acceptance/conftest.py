@@ -1,4 +1,4 @@
-"""Fixtures for third-party test suites, and the counting of their results."""
+"""Fixtures for third-party test suites; also counts the results of these suites."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def _refuse_other_failures(
     report: pytest.TestReport, limit: Limit | None, call: pytest.CallInfo[None]
 ) -> None:
-    """Fail a test whose failure does not match the evidence of its known limit."""
+    """Report an expected failure as a real one if its message does not match the limit's regex."""
     if limit is None or call.excinfo is None or not hasattr(report, "wasxfail"):
         return
     if re.search(limit.evidence, str(call.excinfo.value)) is None:

@@ -1,6 +1,6 @@
-"""Lists the third-party tests that must fail, with reasons; docs/clients.md shows this list.
+"""Lists third-party tests that are expected to fail, with reasons; docs/clients.md shows this list.
 
-A test that is listed here must fail for the listed reason. If it passes, remove it from the list.
+A listed test must fail for the listed reason. If it passes, remove it from the list.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """Tests of a module that cannot pass with a model.
+    """Tests of one module that are expected to fail with one model.
 
     Attributes:
         module: the module of the tests, without ``test_``.

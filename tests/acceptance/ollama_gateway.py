@@ -25,7 +25,12 @@ SOON = 15
 
 @dataclass(frozen=True, kw_only=True)
 class OllamaGateway:
-    """A models app before Ollama hosts; ``url`` has no ``/v1``, the key has every scope."""
+    """A models app in front of Ollama hosts.
+
+    Attributes:
+        url: the app's URL without ``/v1``.
+        api_key: an API key with every scope.
+    """
 
     url: str
     api_key: str
@@ -57,7 +62,7 @@ class OllamaGateway:
 def gateway_before(
     folder: Path, hosts: list[str], rules: dict[str, Any] | None = None, **backend: Any
 ) -> Iterator[OllamaGateway]:
-    """Run a gateway for these hosts; without ``rules`` it serves every model that they have."""
+    """Run a gateway in front of these hosts; without ``rules``, it serves all of their models."""
     folder.mkdir(exist_ok=True)
     config = {"name": "gpu", "type": "ollama", "hosts": hosts, **backend}
     with (
@@ -71,7 +76,7 @@ def gateway_before(
 
 @pytest.fixture(scope="session")
 def ollama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
-    """Run an Ollama server with the models ``CHAT`` and ``TOOLS``, and two concurrent calls."""
+    """Run an Ollama server with the models ``CHAT`` and ``TOOLS`` that runs two calls at a time."""
     folder = tmp_path_factory.mktemp("ollama")
     server = OllamaServer(folder, folder / "models", OLLAMA_NUM_PARALLEL="2")
     with server.running():
@@ -83,7 +88,7 @@ def ollama_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaSe
 def small_ollama_server(
     ollama_server: OllamaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OllamaServer]:
-    """Run a server with the same models, one call at a time, and a queue for one further call."""
+    """Run a server with the same models that runs one call at a time, and queues one more."""
     models = Path(ollama_server.environment["OLLAMA_MODELS"])
     server = OllamaServer(
         tmp_path_factory.mktemp("small-ollama"),

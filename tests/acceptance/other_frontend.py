@@ -1,6 +1,7 @@
 """Serves another version of ComfyUI's frontend from a folder, and forwards the rest to the gateway.
 
-A gateway would take that folder from MOYIN_COMFYUI_FRONTEND; this saves the start of a second farm.
+A gateway can serve another frontend itself (MOYIN_COMFYUI_FRONTEND), but the test would have to
+start a second farm for that.
 """
 
 from __future__ import annotations

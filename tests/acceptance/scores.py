@@ -19,7 +19,13 @@ _MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The outcome of a test: ``passed``, ``failed``, ``limit`` (a known one) or ``skipped``."""
+    """The outcome of a test: ``passed``, ``failed``, ``limit`` (failed as listed), or ``skipped``.
+
+    Attributes:
+        suite: the name of the suite.
+        model: the model that was tested.
+        reason: why the test was skipped or is expected to fail.
+    """
 
     suite: str
     model: str

@@ -1,4 +1,4 @@
-"""A deterministic mock model behind OpenAI's chat completions, which calls every tool it should.
+"""A deterministic mock model with OpenAI's chat completions, which reliably calls tools.
 
 The smallest real models do not call tools reliably. This one takes the arguments from the prompt
 and the tool's schema, so that every failure is the gateway's fault. A request that violates
@@ -63,7 +63,7 @@ def new_scripted_app() -> web.Application:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return ``value`` without null members, which the document allows, unlike its validator."""
+    """Return ``value`` without null members, which OpenAI allows but the validator rejects."""
     if isinstance(value, dict):
         return {name: _without_nulls(item) for name, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -74,7 +74,7 @@ def _refusal(problem: str) -> dict[str, Any]:
 
 
 def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return vectors of a text's length and first character, in the requested encoding."""
+    """Return an embeddings response; the vector of a text is its length and its first character."""
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     vectors = [array("f", [len(text), ord(text[0])]) for text in inputs]
     packs = body.get("encoding_format") == "base64"
@@ -156,7 +156,10 @@ class _Answer:
 
 
 def _get_prompt(body: Mapping[str, Any]) -> str:
-    """Return the user's last text; agents prepend other texts that describe their environment."""
+    """Return the last text of the user's last message.
+
+    Agents send texts that describe their environment before it.
+    """
     for message in reversed(body["messages"]):
         if message["role"] == "user":
             content = message["content"]
@@ -167,9 +170,11 @@ def _get_prompt(body: Mapping[str, Any]) -> str:
 
 
 def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
-    """Return a call of the tool that the client forces, or of the first that was not called yet.
+    """Return the tool calls of the answer, at most one unless the prompt says "parallel".
 
-    When the prompt says "parallel", return a call of every tool.
+    Calls the tool that the client forces, otherwise the first tool that was not called yet. Returns
+    no call if the client forbids calls, or if a tool was called already and the client does not
+    force one.
     """
     functions = [tool["function"] for tool in body.get("tools") or ()]
     choice = body.get("tool_choice") or ("auto" if functions else "none")
@@ -195,7 +200,7 @@ def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
 
 
 def _get_schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema of a tool's arguments; of a non-strict tool, only the required ones."""
+    """Return the schema of a tool's arguments, without optional ones if the tool is not strict."""
     schema = function.get("parameters") or {}
     if function.get("strict") is not False or "required" not in schema:
         return schema

@@ -59,7 +59,10 @@ class OperationServer:
             )
 
     async def _read_form(self, request: web.Request, shape: str) -> dict[str, Any]:
-        """Return a form with the types in the document: files as text, numbers, and lists."""
+        """Read and validate a form; return its fields with the types in OpenAI's document.
+
+        A file is returned as the text ``file``, and its content is added to ``uploads``.
+        """
         assert request.content_length is not None
         self.uploads = {}
         body: dict[str, Any] = {}

@@ -59,7 +59,7 @@ def graphs(tmp_path: Path) -> Graphs:
 def test_comfy_cli_runs_and_reports_progress(
     clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = _events(_run(clients, graphs.file(tmp_path, "slow"), local_url), 0)
+    result = _read_events(_run(clients, graphs.file(tmp_path, "slow"), local_url), 0)
     envelope = result[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
@@ -69,13 +69,13 @@ def test_comfy_cli_runs_and_reports_progress(
     with urllib.request.urlopen(url, timeout=60) as answer:
         (tmp_path / "picture.png").write_bytes(answer.read())
     _is_picture(tmp_path / "picture.png", graphs.color)
-    _made(farm, envelope["data"]["prompt_id"])
+    _check_listed_as_job(farm, envelope["data"]["prompt_id"])
 
 
 def test_comfy_cli_reports_errors(
     clients: Clients, graphs: Graphs, local_url: str, tmp_path: Path
 ) -> None:
-    result = _events(_run(clients, graphs.file(tmp_path, "broken"), local_url), 1)
+    result = _read_events(_run(clients, graphs.file(tmp_path, "broken"), local_url), 1)
     assert result[-1]["error"]["code"] == "execution_error"
     assert result[-1]["error"]["details"]["node_id"] == "3"
 
@@ -91,9 +91,11 @@ def test_comfy_cli_cancels(
         if outputs[-1]["type"] == "progress":
             break
     job = outputs[-1]["prompt_id"]
-    [cancel_event] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0)
+    [cancel_event] = _read_events(
+        clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0
+    )
     assert cancel_event["ok"]
-    run_events = _events(run, 130)
+    run_events = _read_events(run, 130)
     assert run_events[-1]["error"]["code"] == "cancelled"
     farm.wait(job, {"cancelled"}, _PATIENCE)
 
@@ -106,7 +108,7 @@ def test_comfy_api_simplified(
     _is_inverted(tmp_path / "inverted.png", graphs.color, height=16)
     assert result["kept"].pop("artifact_id").startswith("art_")
     assert result["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
-    _made(farm, result["job"])
+    _check_listed_as_job(farm, result["job"])
 
 
 def test_comfy_api_client(
@@ -120,7 +122,7 @@ def test_comfy_api_client(
     assert result["devices"]
     assert result["job"] in result["completed"]
     assert "execution_error" in result["error"]
-    _made(farm, result["job"])
+    _check_listed_as_job(farm, result["job"])
     farm.wait(result["long"], {"cancelled"}, _PATIENCE)
 
 
@@ -134,7 +136,7 @@ def test_comfyapi_finds_the_newest_file_of_a_name(
     assert result["errors"] == []
     assert "Execution failed" in result["error"]
     for job in result["jobs"]:
-        _made(farm, job)
+        _check_listed_as_job(farm, job)
 
 
 def test_comfyui_xy(
@@ -155,7 +157,7 @@ def test_comfy_script(
 ) -> None:
     result = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
     _is_picture(tmp_path / "picture.png", graphs.color)
-    _made(farm, result["made"])
+    _check_listed_as_job(farm, result["made"])
     assert result["outputs"] == []
     assert farm.job(result["long"])["status"] == "cancelled"
 
@@ -167,8 +169,8 @@ def test_the_npm_sdk(
     _is_picture(tmp_path / "picture.png", graphs.color)
     _is_inverted(tmp_path / "inverted.png", graphs.color)
     first_job, _, second_job, long_job = result["pending"]
-    _made(farm, first_job)
-    _made(farm, second_job)
+    _check_listed_as_job(farm, first_job)
+    _check_listed_as_job(farm, second_job)
     assert [value for node, value, _ in result["progress"] if node == "3"]
     assert result["again"] == 1
     assert result["long"] is False
@@ -190,8 +192,8 @@ def _at(url: str) -> list[str]:
     return ["--host", host, "--port", port]
 
 
-def _events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
-    """Return all events that a run of `comfy` prints."""
+def _read_events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
+    """Wait until `comfy` has ended with ``status``, and return the events that it printed."""
     out, err = process.communicate(timeout=_PATIENCE)
     assert process.returncode == status, f"{out}\n{err}"
     return [json.loads(line) for line in out.splitlines()]
@@ -211,7 +213,7 @@ def _parts(color: int) -> tuple[int, int, int]:
     return color >> 16, color >> 8 & 255, color & 255
 
 
-def _made(farm: StackClient, job_id: str) -> None:
+def _check_listed_as_job(farm: StackClient, job_id: str) -> None:
     """Assert that the prompt of a ComfyUI client is also listed as a job of the farm."""
     job = farm.job(job_id)
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)

@@ -64,7 +64,7 @@ class FrontendPage:
     def run(self) -> None:
         self.page.get_by_test_id("queue-button").first.click()
 
-    def hear(self, kind: str) -> None:
+    def wait_for_message(self, kind: str) -> None:
         """Wait for a WebSocket message of this type."""
         for _ in range(_PATIENCE * 10):
             if any(message["type"] == kind for message in self.messages):
@@ -129,7 +129,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
     color = next(_colors)
     frontend.read_profile(picture(color))
     frontend.run()
-    frontend.hear("execution_success")
+    frontend.wait_for_message("execution_success")
     kinds = [message["type"] for message in frontend.messages]
     assert {"status", "execution_start", "progress_state", "executing", "executed"} <= set(kinds)
     frontend.page.wait_for_function(f"({_SHOWN})().length === 1")
@@ -146,9 +146,9 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
 def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningStack) -> None:
     frontend.read_profile(sleepy(60, next(_colors)))
     frontend.run()
-    frontend.hear("executing")
+    frontend.wait_for_message("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()
-    frontend.hear("execution_interrupted")
+    frontend.wait_for_message("execution_interrupted")
     [prompt_id] = [
         m["data"]["prompt_id"] for m in frontend.messages if m["type"] == "execution_start"
     ]

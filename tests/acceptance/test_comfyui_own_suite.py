@@ -1,9 +1,9 @@
 """Runs ComfyUI's own server tests (``tests/execution``) against the gateway.
 
-The tests start servers by `python main.py --port …`. Here that command starts nothing; the farm
-listens at the port through `moyin comfyui connect`, with the key of a new tenant, whose history is
-empty like that of a new ComfyUI. Repetitions of ``TestExecution`` for other cache options of
-ComfyUI are left out.
+The tests start servers by `python main.py --port …`. Here that command starts nothing: `moyin
+comfyui connect` already listens at the port, with the key of a new tenant, because a new ComfyUI
+has an empty history. Repetitions of ``TestExecution`` for other cache options of ComfyUI are left
+out.
 
 On one long-lived ComfyUI 0.3.75 (2026-11-28), 98 of these 100 tests pass in the order of the file
 names. ``test_lazy_input`` fails because tests of earlier files have left its picture in the cache,

@@ -142,11 +142,11 @@ def _ask(*, stream: bool = False, **options: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
-    """Fill the host's queue, so that it refuses calls that need another context length.
+    """Fill the host's queue, so that it refuses calls with another context length during the block.
 
     An Ollama host queues a call only if a model must be loaded for it; calls to a loaded model wait
-    at the model. The calls here need another context length, for which the model must be loaded
-    again once the running call has ended.
+    at the model. Another context length makes the host load the model again, after the running
+    call.
     """
     async with (
         aiohttp.ClientSession(host.url) as http,
@@ -217,7 +217,7 @@ async def _session(gateway: OllamaGateway) -> AsyncIterator[aiohttp.ClientSessio
 async def _open_two(
     http: aiohttp.ClientSession, **options: Any
 ) -> tuple[aiohttp.ClientResponse, aiohttp.ClientResponse]:
-    """Open two streams concurrently, and return them once both have begun."""
+    """Open two streams concurrently, and return both responses once both streams have begun."""
 
     async def open_stream() -> aiohttp.ClientResponse:
         response = await http.post("/v1/ollama/api/generate", json=_ask(stream=True, **options))

@@ -1,8 +1,8 @@
 """Runs Ollama's own server tests (`integration/` of its Go module) through the gateway.
 
-The tests either use a model whose name is configurable, or models of Ollama's library, for which
-copies of our model have the same names. Tests are left out if they need a GPU, pictures, or
-abilities that so small a model lacks, such as tool calls.
+Some tests use a model whose name is configurable. Others use models of Ollama's library; for these,
+our model is copied to their names. Tests are left out if they need a GPU, pictures, or abilities
+that so small a model lacks, such as tool calls.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_answers_are_the_servers_own(
     response = ollama_gateway.call("POST", f"/api/{path}", body)
     assert response.status_code == 200, response.text
     result = response.json()
-    assert _settled(result) == _settled(server_answer)
+    assert _normalize(result) == _normalize(server_answer)
     assert result["eval_duration"] > 0
     pieces = [
         json.loads(line)
@@ -289,7 +289,7 @@ def test_the_package_of_npm(
     assert result["version"] == ollama_server.call("GET", "/api/version")["version"]
 
 
-def _settled(answer: dict[str, Any]) -> dict[str, Any]:
+def _normalize(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer without its durations, and with rounded numbers."""
     members = {name: value for name, value in answer.items() if name not in _TIMES}
     rounded: dict[str, Any] = json.loads(

@@ -108,10 +108,10 @@ async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
         claude = able("claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY")
         ollama = able("ollama", type="ollama", hosts=[server.url])
         openai_backend = able("openai", type="openai", base_url=f"{server.url}/v1")
-        for backend in (ollama, openai_backend):
-            vectors = {"name": f"v-{backend['name']}", "upstream": "up", "context": 8192}
+        for backend_config in (ollama, openai_backend):
+            vectors = {"name": f"v-{backend_config['name']}", "upstream": "up", "context": 8192}
             free = {"price": {"input": 0, "output": 0}}
-            backend["models"].append({**vectors, "embeddings": True, **free})
+            backend_config["models"].append({**vectors, "embeddings": True, **free})
         async with serving(folder, claude, ollama, openai_backend) as models_app:
             yield models_app
 
@@ -195,7 +195,7 @@ async def test_refusals(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
-    """A broken stream ends with a valid event, and a malformed answer gives a valid error."""
+    """Expect a valid last event if a stream breaks, and a valid error if an answer is malformed."""
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
         serving(tmp_path, backend(kind, upstream.url)) as models_app,

@@ -1,4 +1,4 @@
-"""Tests that docs/clients.md lists exactly the known limits."""
+"""Tests that docs/clients.md lists exactly the expected failures in `tests.acceptance.limits`."""
 
 from __future__ import annotations
 

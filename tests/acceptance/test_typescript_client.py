@@ -47,7 +47,7 @@ def run_example(
     page: Path = ROOT / "docs" / "jobs.md",
     name: str = "client-typescript",
 ) -> subprocess.CompletedProcess[str]:
-    """Run an example as JavaScript inside the package that it imports; return the process."""
+    """Run an example as JavaScript in the client's package, and return the ended process."""
     build_typescript_client()
     kind, text = list_snippets(page)[name]
     assert kind == "ts"

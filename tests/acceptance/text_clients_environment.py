@@ -61,7 +61,9 @@ def install_text_clients() -> TextClients:
 
 
 def run_script(command: list[str], folder: Path) -> Any:
-    """Run a script of ``text_clients`` with the page's snippets; return the JSON in its last line.
+    """Run a script of ``text_clients`` with the snippets of docs/clients.md; return its results.
+
+    The results are the JSON in the last line of output.
 
     Args:
         command: the program, the script's name, and its arguments.

@@ -83,7 +83,7 @@ async def _upstream() -> AsyncIterator[str]:
 
 
 def _small(llama: str) -> dict[str, Any]:
-    """Return llama.cpp's configuration: a grammar enforces schemas, but there are no tools."""
+    """Return the back end of llama.cpp with a model that supports JSON schemas but no tools."""
     backend = local(llama)
     [model] = backend["models"]
     model |= {"schema": True}

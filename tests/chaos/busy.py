@@ -13,11 +13,11 @@ _LINE = re.compile(r"^(?:got prompt|busy (\d+\.\d+)|Prompt executed in (\d+\.\d+
 
 @dataclass(frozen=True)
 class Execution:
-    """An execution of a graph with a node ``Busy``.
+    """One execution of a graph with the node ``Busy``.
 
     Attributes:
-        ended: False if the process was killed during the execution; ``seconds`` are then those that
-            the node had run.
+        seconds: the duration; if the process was killed, the seconds until then.
+        ended: False if the process was killed during the execution.
     """
 
     seconds: float
@@ -25,7 +25,7 @@ class Execution:
 
 
 def list_executions(data: Path) -> list[Execution]:
-    """Return the executions of all ComfyUIs of the stack with the data folder ``data``."""
+    """Return all executions by the ComfyUIs of the stack whose data folder is ``data``."""
     folders = sorted((data / "comfyui" / "run").iterdir())
     return [execution for folder in folders for execution in _read(folder)]
 

@@ -25,7 +25,13 @@ class StackClient:
         return str(job["id"])
 
     def submit_patiently(self, body: dict[str, Any], seconds: float) -> str:
-        """Submit a job with one idempotency key until it is accepted; return the job's id."""
+        """Submit a job, repeating the call until it succeeds, and return the job's id.
+
+        All calls have the same idempotency key.
+
+        Args:
+            seconds: how long to repeat the call.
+        """
         key = secrets.token_hex(8)
         deadline = time.monotonic() + seconds
         while True:

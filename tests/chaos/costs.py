@@ -1,4 +1,4 @@
-"""Checks the booked costs of an accelerated hour of renders during which processes are killed.
+"""Checks that the booked costs of an hour of GPU work are right although processes are killed.
 
 ``python -m tests.chaos.costs`` starts a stack with several ComfyUIs. Renders of various lengths
 succeed, fail, are cancelled and are retried, and every few seconds a ComfyUI, an actor, the pool or
@@ -51,7 +51,15 @@ _MAX_ERROR = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The amount of work to run; ``every`` is the number of seconds between kills."""
+    """The amount of work to run.
+
+    Attributes:
+        seconds: the total duration of the renders.
+        every: the number of seconds between kills.
+        lengths: the shortest and the longest render in seconds.
+        failing: the share of renders that fail.
+        cancelled: the share of renders that are cancelled.
+    """
 
     seconds: float = 3600.0
     actors: int = 4
@@ -159,7 +167,13 @@ async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) 
 async def _run_job(
     client: httpx.AsyncClient, plan: Plan, number: int, seconds: float, kind: float
 ) -> None:
-    """Run one job, which fails, is cancelled, or succeeds; jobs that failed are retried once."""
+    """Run one job, and retry it once if it fails.
+
+    Args:
+        seconds: how long the graph runs.
+        kind: a number from 0 to 1, which determines whether the job fails, is cancelled or
+            succeeds.
+    """
     fails = kind < plan.failing
     body = {"kind": "render", "workflow": busy(seconds, 0x400000 + number, fails=fails)}
     headers = {"idempotency-key": f"costs-{number}"}
@@ -190,7 +204,7 @@ async def _call(
     accepts: tuple[int, ...] = (200, 202),
     **options: Any,
 ) -> Any:
-    """Repeat a call until the gateway answers, which is safe for these calls; return the body."""
+    """Repeat a call, which must be safe to repeat, until the gateway answers; return the body."""
     deadline = time.monotonic() + 300
     while True:
         try:
@@ -218,7 +232,7 @@ async def _list_jobs(client: httpx.AsyncClient) -> list[Any]:
 
 
 async def _wait_for_rows(database: Database) -> list[UsageEntry]:
-    """Return all ledger rows of renders, once no more are added after the jobs have ended."""
+    """Wait until the ledger gets no more rows, and return its rows of renders."""
     rows_before = None
     while rows_before != (rows := await _list_rows(database)):
         rows_before = rows
@@ -227,7 +241,7 @@ async def _wait_for_rows(database: Database) -> list[UsageEntry]:
 
 
 async def _wait_for_budget(client: httpx.AsyncClient) -> Decimal:
-    """Return what the budget has spent, once nothing is reserved any more."""
+    """Wait until the budget holds no reservations, and return what it has spent."""
     while True:
         [budget] = (await _call(client, "GET", "/v1/usage"))["budgets"]
         if Decimal(budget["reserved_usd"]) == 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def picture(color: int) -> dict[str, Any]:
-    """Return a graph for a picture of 8 by 8 pixels; each ``color`` (0xRRGGBB) is another graph."""
+    """Return a graph for a picture of 8 by 8 pixels in one colour (0xRRGGBB)."""
     size = {"width": 8, "height": 8, "batch_size": 1, "color": color}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},
@@ -15,7 +15,7 @@ def picture(color: int) -> dict[str, Any]:
 
 
 def sleepy(seconds: float, color: int) -> dict[str, Any]:
-    """Return a graph for a picture that a node of ComfyUI's test pack delays by ``seconds``."""
+    """Return a graph for a picture whose render sleeps for ``seconds`` in a test node."""
     graph = picture(color)
     graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
     graph["2"]["inputs"]["images"] = ["3", 0]
@@ -23,7 +23,7 @@ def sleepy(seconds: float, color: int) -> dict[str, Any]:
 
 
 def busy(seconds: float, color: int, *, fails: bool = False) -> dict[str, Any]:
-    """Return a graph whose duration `tests.chaos.busy` can measure; see `tests.nodes`."""
+    """Return a graph that logs its work, so that `tests.chaos.busy` can measure its duration."""
     graph = picture(color)
     inputs = {"image": ["1", 0], "seconds": seconds, "fails": fails}
     graph["3"] = {"class_type": "Busy", "inputs": inputs}
@@ -32,6 +32,10 @@ def busy(seconds: float, color: int, *, fails: bool = False) -> dict[str, Any]:
 
 
 def hungry(share: float, model: str) -> dict[str, Any]:
-    """Return a graph that fails with less than ``share`` of a card's memory; see `tests.nodes`."""
+    """Return a graph that fails if the process may use less than ``share`` of a card's memory.
+
+    Args:
+        model: the file name of the model that the graph names.
+    """
     inputs = {"share": share, "model_name": model}
     return {"1": {"class_type": "Hungry", "inputs": inputs}}

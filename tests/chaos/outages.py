@@ -67,7 +67,7 @@ class Outage:
     Attributes:
         killed: time of the kill by `time.monotonic`.
         calls: all calls that ended since the kill.
-        render: seconds that a render took which was submitted right after the kill.
+        render: the duration in seconds of a render that was submitted right after the kill.
     """
 
     part: str
@@ -76,7 +76,7 @@ class Outage:
     render: float
 
     def describe_outage(self, service: str) -> str:
-        """Return the table's cell for a service: the length of the outage, and the responses."""
+        """Return the table's cell for a service: the outage's length, and the failed outcomes."""
         failures = [
             (call.ended - self.killed, "waits" if call.outcome == "ok" else call.outcome)
             for call in self.calls
@@ -96,7 +96,7 @@ class Outage:
 
 @contextmanager
 def watching(gateway: RunningStack) -> Iterator[Watch]:
-    """Run clients against a farm on which everything works."""
+    """Start clients that check every response, once the farm works in every part."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"

@@ -49,7 +49,7 @@ class Plan:
         every: seconds between kills.
         rounds: number of kills of each kind of process; None to continue until all jobs have ended.
         work: minimum and maximum of the seconds for which a graph sleeps.
-        patience: seconds after which a job counts as lost.
+        patience: seconds after which a job that has not ended counts as lost.
     """
 
     jobs: int = 500
@@ -64,7 +64,14 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Report:
-    """The results; ``tries`` is the number of render steps by their number of attempts."""
+    """The results of a run.
+
+    Attributes:
+        slept: the seconds that all graphs slept.
+        refused: the number of calls that were repeated.
+        tries: the number of render steps by their number of attempts.
+        renders: the number of prompts that the ComfyUIs executed.
+    """
 
     jobs: int = 0
     seconds: float = 0.0
@@ -116,7 +123,7 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
     report = Report(jobs=plan.jobs)
     keys = await _keys(gateway, plan.owners)
     await _all_there(gateway, plan.actors)
-    counts_before, renders_before = _counts(gateway), _renders(gateway)
+    counts_before, renders_before = _counts(gateway), _count_renders(gateway)
     rng = random.Random(plan.seed)
     graphs = [
         sleepy(round(rng.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
@@ -129,7 +136,7 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
         async with asyncio.TaskGroup() as group:
             owners = [
                 group.create_task(
-                    _owner(gateway, key, graphs[owner_index :: plan.owners], plan, report)
+                    _run_owner(gateway, key, graphs[owner_index :: plan.owners], plan, report)
                 )
                 for owner_index, key in enumerate(keys)
             ]
@@ -138,14 +145,14 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
         await asyncio.gather(killing, return_exceptions=True)
     report.seconds = time.monotonic() - began
     ids = [job_id for owner in owners for job_id in owner.result()]
-    await _recovered(gateway, counts_before, report)
+    await _check_recovery(gateway, counts_before, report)
     await _check_rows(gateway, ids, report)
     await _check_workflows(gateway, ids, report)
-    report.renders = _renders(gateway) - renders_before
+    report.renders = _count_renders(gateway) - renders_before
     return report
 
 
-async def _owner(
+async def _run_owner(
     gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
 ) -> list[str]:
     """Submit all jobs of an owner, wait for them, fetch the results, and return the job ids."""
@@ -259,8 +266,8 @@ async def _all_there(gateway: RunningStack, actors: int) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _recovered(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
-    """Check that as many processes of each kind run as before."""
+async def _check_recovery(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
+    """Wait until as many processes of each kind run as before; report a problem if they do not."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (now := await asyncio.to_thread(_counts, gateway)) != before:
         if time.monotonic() > deadline:
@@ -310,8 +317,11 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
         report.problems.append("a job had more than one workflow")
 
 
-def _renders(gateway: RunningStack) -> int:
-    """Return how many prompts ComfyUIs have logged as executed, without those at their start."""
+def _count_renders(gateway: RunningStack) -> int:
+    """Return the number of executed prompts in the ComfyUIs' logs, without one prompt per start.
+
+    Each ComfyUI executes a prompt of its own when it starts.
+    """
     texts = [
         path.read_text(errors="replace")
         for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")

@@ -96,7 +96,7 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
 
 
 async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
-    """Call the leaky accounts app until its replica is ended for its memory."""
+    """Call the leaky accounts app until its replica is stopped because of its memory."""
     await _until_well(lambda: _get(client, KEYS))
     [process] = victims.processes(gateway.data, victims.replica("Accounts"))
     largest = 0
@@ -120,7 +120,7 @@ def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
 
 
 class Windows:
-    """Records the time spans in which each fault was active.
+    """Records the time spans (windows) in which each fault was active.
 
     Faults take turns, so that other work on the machine affects all of them equally.
     """
@@ -134,7 +134,10 @@ class Windows:
         self._spans.append((name, began, time.monotonic()))
 
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
-        """Return the durations of calls by the window in which they began, without empty windows."""
+        """Assign calls to the window in which they began; return their durations by kind of window.
+
+        Windows without calls are left out. A call is the pair of its start and its duration.
+        """
         all_uses = list(uses)
         results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
         for name, start, end in self._spans:
@@ -183,9 +186,9 @@ async def _hang_and_kill(
     windows: Windows,
     load: Load,
 ) -> None:
-    """Suspend and then kill a service, and wait until it works again.
+    """Suspend a service several times, kill it, and wait until it works again.
 
-    Every other service is called in each of these time spans.
+    During each of these time spans, and the quiet ones between them, every other service is called.
     """
 
     async def at_least(seconds: float) -> None:
@@ -252,10 +255,11 @@ async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
 
 
 def _compare_times(found: dict[str, list[list[float]]]) -> str:
-    """Return a sentence that compares the times during faults with the quiet times.
+    """Return a sentence that compares how long calls took during faults and in quiet times.
 
-    A ratio is the median over all rounds, each relative to the quiet span before. The single span
-    in which the service is dead is compared with all quiet spans.
+    Compares the 99th percentile of each span in which the service hangs with that of the quiet span
+    before it, and reports the median of these ratios. The single span after the kill is compared
+    with the median of all quiet spans.
     """
     quiet_p99s = [_p99(window) for window in found["quiet"]]
     quiet_p99 = statistics.median(quiet_p99s)
@@ -272,5 +276,5 @@ def _compare_times(found: dict[str, list[list[float]]]) -> str:
 
 
 def _p99(seconds: list[float]) -> float:
-    """Return the 99th percentile in milliseconds; of few values, the maximum."""
+    """Return the 99th percentile in milliseconds; for fewer than 100 values, the maximum."""
     return sorted(seconds)[int(len(seconds) * 0.99)] * 1e3

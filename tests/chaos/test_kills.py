@@ -1,4 +1,4 @@
-"""Tests kill -9 of every part during a job: the job has one result, and no process is left."""
+"""Tests that after kill -9 of any part, a job has one result and no process is left over."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def client(gateway: Any) -> StackClient:
-    """Provide a client of a working farm, which every test must leave unchanged."""
+    """Provide a client of a working farm; each test must leave the farm unchanged."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"

@@ -1,4 +1,4 @@
-"""Tests that services behind the reverse proxy are killed under load."""
+"""Tests that GET requests succeed although services behind the reverse proxy are killed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
         for number in range(KILLS):
             await asyncio.sleep(SECONDS / KILLS)
             victim = number % len(processes)
-            dying += _connections(ports[victim])
+            dying += _count_connections(ports[victim])
             processes[victim].kill()
             await processes[victim].wait()
             processes[victim] = await _start(ports[victim])
@@ -74,7 +74,7 @@ async def _load(
             seen[method, 0] += 1
 
 
-def _connections(port: int) -> int:
+def _count_connections(port: int) -> int:
     """Return the number of connections from the proxy to an upstream."""
     return sum(
         1

@@ -1,4 +1,4 @@
-"""Tests that the farm loses Ray, is stopped, and is reconfigured while jobs run."""
+"""Tests that clients get no wrong answer and no job fails when Ray dies or the farm is changed."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def watch(gateway: RunningStack) -> Iterator[Watch]:
 def test_no_answer_misleads_while_it_restarts(
     part: str, gateway: RunningStack, watch: Watch, measured: Measured
 ) -> None:
-    restarts_before = _restarts(gateway)
+    restarts_before = _count_restarts(gateway)
     outage = kill(gateway, watch, part)
     measured(outage.row)
     assert watch.wrong == []
-    assert _restarts(gateway) == restarts_before + 1
+    assert _count_restarts(gateway) == restarts_before + 1
 
 
 @pytest.mark.timeout(900)
@@ -92,8 +92,8 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
 def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measured) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     try:
-        old_pid = _under_load_and_no_job_fails(gateway, client, measured)
-        _what_lacks_memory_goes_to_the_larger_pool(client)
+        old_pid = _change_pools_under_load(gateway, client, measured)
+        _check_move_to_larger_pool(client)
         command_lines = {
             p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)
         }
@@ -105,13 +105,12 @@ def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measure
     _rendered(client, picture(next(_colors)))
 
 
-def _under_load_and_no_job_fails(
-    gateway: RunningStack, client: StackClient, measured: Measured
-) -> int:
-    """Change the share, the flags and the pools while more jobs arrive than can be rendered.
+def _change_pools_under_load(gateway: RunningStack, client: StackClient, measured: Measured) -> int:
+    """Change the pools while more jobs arrive than can be rendered; all jobs must succeed.
 
-    Running renders continue in their place, even if they take longer than a pool may take to end.
-    Returns the pid of the ComfyUI that ran before.
+    The change affects the share of the GPU, ComfyUI's flags and the set of pools. A running render
+    is not interrupted, even if it takes longer than a pool may take to end. Returns the pid of the
+    old ComfyUI.
     """
     _rendered(client, picture(next(_colors)))
     [old_process] = victims.processes(gateway.data, victims.comfyui)
@@ -148,8 +147,8 @@ def _changed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
-    """Check that a render that lacks memory is tried twice and then goes to the larger pool.
+def _check_move_to_larger_pool(client: StackClient) -> None:
+    """Check that a render that runs out of memory twice is moved to the pool with more memory.
 
     Later renders with the same models must go to that pool at once.
     """
@@ -163,8 +162,8 @@ def _what_lacks_memory_goes_to_the_larger_pool(client: StackClient) -> None:
     assert _text(retried_job) == "3"
 
 
-def _restarts(gateway: RunningStack) -> int:
-    """Return how often the supervisor has restarted Ray, once everything is ready."""
+def _count_restarts(gateway: RunningStack) -> int:
+    """Wait until everything is ready, and return how often the supervisor has restarted Ray."""
     state = json.loads(gateway.run("status", "--json").stdout)
     assert state["phase"] == "ready"
     restarts: int = state["parts"]["ray"]["restarts"]

@@ -30,7 +30,10 @@ def replica(deployment: str) -> Callable[[str], bool]:
 
 
 def actor_named(name: str) -> Callable[[str], bool]:
-    """Match Ray's actors and agents by their process title: the name and the current method."""
+    """Return a function that recognises the title of a Ray actor's or agent's process.
+
+    Ray sets the title to ``ray::``, the actor's name and the current method.
+    """
     return lambda line: line.strip().partition(".")[0] == f"ray::{name}"
 
 

@@ -58,9 +58,10 @@ class Probe:
     """A request that is sent repeatedly.
 
     Attributes:
-        service: the table's name of the service that answers the request in normal operation.
-        normal: the normal status of the response, and for an error also its code.
-        code: returns the code of an error response; None or an exception for another shape.
+        service: the service that normally answers, as named in the table of docs/operations.md.
+        normal: the status of the normal response.
+        normal_code: the error code of the normal response, or None if it is no error.
+        code: reads the code from an error's body; returns None or raises if the body is malformed.
     """
 
     service: str
@@ -76,8 +77,8 @@ class Call:
     """The result of a request.
 
     Attributes:
-        outcome: ``ok``, ``refused``, ``cut`` (the connection ended without a status), or the
-            status of an outage.
+        outcome: ``ok``, ``refused``, ``cut`` (the connection ended without a status), or the status
+            code of an error.
         wrong: what was wrong with a response that clients must never get, or None.
     """
 
@@ -117,7 +118,11 @@ class Watch:
         return list(dict.fromkeys([*problems, *self._held_too_long()]))
 
     def _held_too_long(self) -> Iterator[str]:
-        """Yield the calls that ended a minute after a later, successful call of the same service."""
+        """Yield a problem for each call that was held although its service had recovered.
+
+        Such a call ended more than a minute after another call of the same service that began later
+        and succeeded.
+        """
         calls = list(self.calls)
         for held_call in calls:
             if held_call.ended - held_call.began > _HELD_SECONDS and any(
@@ -236,7 +241,7 @@ class Watch:
 
 
 def probes(job_id: str) -> list[Probe]:
-    """Return requests to every app in every protocol; most are cheap, as they are refused early."""
+    """Return requests to every app in every protocol; most are cheap, because they are refused."""
     return [
         Probe(service="gateway", method="GET", path=f"/jobs/{job_id}", normal=200),
         Probe(
@@ -274,7 +279,7 @@ def _all_well(calls: list[Call]) -> bool:
 def judge(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
-    """Return the outcome, and the problem of a wrong response."""
+    """Return the outcome of a response, and what is wrong with it, or None."""
     shown_answer = (
         f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
     )

@@ -105,7 +105,7 @@ def render_signed_in_page(name: str) -> HtmlPage:
 
 
 def render_start_page() -> HtmlPage:
-    """Return the page at ``/`` for clients that are not browsers, such as those of ComfyUI's API."""
+    """Return the page at ``/`` for clients that are not browsers, such as ComfyUI clients."""
     return HtmlPage("Render farm", _START)
 
 

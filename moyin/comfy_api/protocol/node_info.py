@@ -134,13 +134,13 @@ def _set_choices(spec: list[Any], choices: list[Any]) -> None:
 
 
 def _is_upload_input(spec: list[Any]) -> bool:
-    """Return True if the choices are uploads instead of ``remote`` choices of another server."""
+    """Return True if the input offers uploaded files, and not choices from a ``remote`` server."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     return any(options.get(name) for name in _UPLOAD_OPTIONS) and "remote" not in options
 
 
 def build_inventory(nodes: Mapping[str, Any]) -> PoolInventory:
-    """Return the nodes of ``/object_info`` with the choices of their inputs, except uploads."""
+    """Return the node classes in ``/object_info``, with all choices of their inputs but uploads."""
     return {
         name: {
             key: frozenset(item for item in choices if isinstance(item, str))

@@ -187,7 +187,7 @@ def _find_start_time(job: Job, record: PromptRecord | None) -> int | None:
 
 
 def _summarize_outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
-    """Return the number of outputs, and the one to display or None; saved files are preferred."""
+    """Return the number of outputs, and the output to display (preferably a saved file) or None."""
     items_by_slot = [
         (slot, {"nodeId": node, "mediaType": slot, **item})
         for node, slots in outputs.items()

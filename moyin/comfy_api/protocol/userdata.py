@@ -48,7 +48,7 @@ def normalize_path(text: str) -> str:
 
 
 def parse_paths(raw: str) -> tuple[str, str | None]:
-    """Return the path of a file, and its new path if the URL moves the file, or else None.
+    """Return the file's path in a URL, and the path to which the URL moves the file, or None.
 
     Clients should encode the slashes in a path, but plain slashes are accepted as well.
 
@@ -134,7 +134,7 @@ def list_folder_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any
 
 
 def _iterate_folders(path: str, prefix: str) -> Iterator[str]:
-    """Yield the folders on the path from ``prefix`` to the file."""
+    """Yield all folders between the folder ``prefix`` and the file at ``path``."""
     slash_index = path.find("/", len(prefix))
     while slash_index != -1:
         yield path[:slash_index]

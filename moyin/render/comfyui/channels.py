@@ -39,7 +39,10 @@ class ProcessChannels:
             self.listening = listening.detach()
 
     def close_child_ends(self) -> None:
-        """Close the parent's copies of the child's descriptors, so that clients notice its exit."""
+        """Close the parent's copies of the child's descriptors.
+
+        Clients would otherwise not notice that the child has ended.
+        """
         os.close(self.listening)
         os.close(self.alive)
 

@@ -94,7 +94,7 @@ class ComfyClient:
         extra_data: Mapping[str, Any] | None = None,
         targets: Sequence[str] | None = None,
     ) -> PromptAccepted:
-        """Add a prompt to ComfyUI's queue, to execute the output nodes ``targets`` or all of them.
+        """Add a prompt to ComfyUI's queue, to execute its output nodes ``targets``, by default all.
 
         Raises `InvalidGraph` with the body of the response if ComfyUI refuses the graph.
         """
@@ -129,9 +129,9 @@ class ComfyClient:
     async def get_prompt_state(self, prompt_id: str) -> PromptState:
         """Return the state of a prompt, with its history entry if the prompt has finished.
 
-        ComfyUI holds history entries in memory. An entry that was returned is dropped by the next
-        call of this method, because a request only for that would take a tenth of the time of a
-        small picture.
+        ComfyUI holds history entries in memory. The next call of this method drops the entry that
+        this call returns. A separate request for that would take a tenth of a small picture's
+        render time.
 
         Raises:
             RenderFailed: The history entry exceeds 8 MiB.

@@ -133,7 +133,8 @@ def _link(link: Path, target: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a file or folder if it exists, or raise `OSError` (blocking).
 
-    Works even if a process has removed the permissions of folders, or nested thousands of them.
+    Works even if a process has removed the permissions of folders, or has nested thousands of
+    folders.
     """
     if not os.path.lexists(path):
         return

@@ -133,7 +133,7 @@ class ComfyProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether another process, not the kernel's out-of-memory killer, has killed ComfyUI."""
+        """Whether another process has killed ComfyUI; a kill for lack of memory does not count."""
         if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
         return count_memory_kills() == self._first_memory_kills

@@ -141,7 +141,7 @@ class RunningPrompt:
         return self._result is not None or self._error is not None
 
     async def _wait_for_urgent(self, seconds: float) -> bool:
-        """Wait up to ``seconds`` for news that can't be delayed; return whether there is any."""
+        """Wait up to ``seconds`` for an event that must not be delayed; return True if it came."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await self._urgent.wait()

@@ -103,7 +103,7 @@ class Mounts:
         ]
 
     def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
-        """Return the parent folders of ``paths`` that no mount has, so they must be created."""
+        """Return the parent folders of ``paths`` that are in no mount, so they must be created."""
         mounted_paths = {*self.read, *self.write, Path("/dev"), Path("/proc")}
         parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
         return {
@@ -152,7 +152,7 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
 
 
 def find_device_groups(paths: Iterable[Path]) -> list[int]:
-    """Return the ids of groups whose members may use devices that other users may not use."""
+    """Return the ids of the groups that a process needs to use devices that are not public."""
     groups = set()
     for path in paths:
         for device in (path, *(path.iterdir() if path.is_dir() else ())):
@@ -194,9 +194,10 @@ def find_shared_folders(options: ComfyOptions) -> list[Path]:
 
 
 def find_unreadable_file(user: int, folders: Iterable[Path]) -> Path | None:
-    """Return the first of at most 10,000 files that the user may not read, or None.
+    """Return the first file in the folders that the user may not read, or None.
 
-    Libraries such as safetensors write files that only their owner may read.
+    Checks at most 10,000 files. Libraries such as safetensors write files that only their owner may
+    read.
     """
     file_count = 0
     for folder in folders:

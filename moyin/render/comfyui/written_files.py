@@ -57,9 +57,10 @@ class WrittenFiles:
         remove_tree(self._folder.done / prompt_id)
 
     def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
-        """Open an output file of a prompt; a cached file belongs to an earlier prompt.
+        """Open an output file of a prompt.
 
-        Returns None if the file is missing, not regular, or outside the folder of its type.
+        If the file comes from ComfyUI's cache, an earlier prompt has written it. Returns None if
+        the file is missing, not regular, or outside the folder of its type.
         """
         parts = PurePosixPath(file.subfolder, file.filename).parts
         if len(parts) > _MAX_DEPTH or any(part in ("/", "..") for part in parts):
@@ -97,7 +98,7 @@ class WrittenFiles:
 
 
 def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
-    """Yield the paths where a file may be, because some nodes ignore the folder of their prompt."""
+    """Yield the paths where a file may be; some nodes ignore the folder of their prompt."""
     yield parts
     if parts[:1] == (origin,):
         yield parts[1:]

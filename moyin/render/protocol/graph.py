@@ -77,7 +77,7 @@ def make_missing_error(graph: Mapping[str, Any], missing_id: str) -> InputNotFou
 
 
 def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
-    """Return the body of ComfyUI's ``POST /prompt`` for a graph that fails validation."""
+    """Return the response body of ComfyUI's ``POST /prompt`` that reports the refused inputs."""
     nodes: dict[str, Any] = {}
     for refusal in refused:
         input_and_reason = (
@@ -116,7 +116,7 @@ def find_file_texts(value: Any) -> set[str]:
 
 
 def replace_texts(value: Any, texts: Mapping[str, str]) -> Any:
-    """Return a copy of ``value`` with strings replaced by ``texts``; keep artifact references."""
+    """Return a copy of ``value`` in which each string that is a key of ``texts`` is replaced."""
     if isinstance(value, str):
         return texts.get(value, value)
     if isinstance(value, Mapping):

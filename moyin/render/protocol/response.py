@@ -31,7 +31,10 @@ class NodeOutputFile:
 
 
 def list_output_files(entry: HistoryEntry) -> list[NodeOutputFile]:
-    """Return a prompt's output files, by node id (2 before 10) and then in the node's order."""
+    """Return a prompt's output files, sorted by the numbers of the nodes (2 before 10).
+
+    The files of one node keep their order.
+    """
     return [
         NodeOutputFile(node=node, slot=slot, file=file)
         for node, slot, items in _iterate_slots(entry)
@@ -59,7 +62,7 @@ def find_files(output: Any) -> Iterator[OutputFile]:
 
 
 def make_unique_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
-    """Return the name of a prompt's output file, which is unique among all ComfyUI processes.
+    """Return the new name of a prompt's output file, which is unique among all ComfyUI processes.
 
     `moyin.render.comfyui.bridge` makes each node write into a folder named after the prompt. A file
     from ComfyUI's cache is in the folder of an earlier prompt, whose id is replaced by a digest
@@ -141,7 +144,7 @@ def get_prompt_id(message: EventMessage) -> str | None:
 
 
 def is_last_event(message: EventMessage) -> bool:
-    """Return whether an event is a prompt's last one, sent after its history entry was written."""
+    """Return whether this is a prompt's last event; by then its history entry has been written."""
     return message.type == "executing" and message.data.get("node", "") is None
 
 

@@ -33,7 +33,7 @@ def compute_shape(graph: Mapping[str, Any]) -> str:
 
 
 def combine_hashes(hashes: Iterable[int]) -> str:
-    """Return the shape of a graph from the hashes of its nodes, in any order."""
+    """Return the shape of a graph from the hashes of its nodes, whose order does not matter."""
     return f"{sum(hashes) % (1 << _BITS):016x}"
 
 

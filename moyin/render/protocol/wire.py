@@ -38,7 +38,12 @@ class HistoryEntry(_Model):
 
 
 class PromptState(_Model):
-    """The state of a prompt: ``queued`` while it waits or runs, then it has an ``entry``."""
+    """The state of a prompt.
+
+    Attributes:
+        queued: True while the prompt waits or runs.
+        entry: the history entry, or None until the prompt has ended.
+    """
 
     queued: bool
     entry: HistoryEntry | None = None

@@ -75,9 +75,8 @@ class OrderingRules:
     """Limits how much the order of renders may change to avoid loading models.
 
     Attributes:
-        ageing_seconds: a render moves up by one class each time that it has waited this many
-            seconds
-            in the window. A render of class ``p`` is *due* after ``p * ageing_seconds``; from then
+        ageing_seconds: a render moves up by one class whenever it has waited in the window for this
+            many seconds. A render of class ``p`` is *due* after ``p * ageing_seconds``; from then
             on, later renders can't overtake it.
         deadline_margin_seconds: seconds before its deadline at which a render becomes due.
         bytes_per_second: speed at which renderers load models, in bytes per second.
@@ -102,7 +101,7 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
     def compute_max_imbalance(self, load_seconds: float) -> float:
-        """Return the difference of two queues, in seconds of work, at which a renderer switches."""
+        """Return how many more seconds of work another queue needs before a renderer switches."""
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
     def compute_due_time(self, pending: PendingRender) -> float:
@@ -154,7 +153,10 @@ class OwnerFairShare:
         return max(self._served.get(owner, self._present), self._present)
 
     def charge(self, owner: str, others: Iterable[str] = ()) -> None:
-        """Add a render to the owner's virtual time while the owners ``others`` are waiting."""
+        """Count a new render of ``owner``; ``others`` are the owners with waiting renders.
+
+        Adds the render to the owner's virtual time.
+        """
         start = self.get_virtual_time(owner)
         # The present virtual time is the smallest one of the waiting owners. If an owner is served
         # out of turn, because its models are loaded, the other owners must not lose their turns.
@@ -180,9 +182,11 @@ class ScalingPolicy:
     idle: float = 300.0
 
     def count_needed(self, waiting: int, mean_seconds: float) -> int:
-        """Return how many renderers are needed to begin the waiting renders in time.
+        """Return how many renderers are needed to begin all waiting renders within ``patience``.
 
-        The time limit is ``patience``, and a render takes ``mean_seconds`` on average.
+        Args:
+            waiting: the number of waiting renders.
+            mean_seconds: the mean duration of a render.
         """
         needed_count = math.ceil(waiting * mean_seconds / self.patience)
         return max(self.minimum, min(self.maximum, needed_count))

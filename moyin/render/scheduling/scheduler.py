@@ -88,7 +88,7 @@ class RenderScheduler:
 
     @property
     def running(self) -> int:
-        """The number of busy renderers, including those with renders of an earlier scheduler."""
+        """The number of busy renderers, even if an earlier scheduler started their renders."""
         return sum(self._is_executing(name) for name in self._renderers | self._leased.keys())
 
     @property
@@ -189,7 +189,7 @@ class RenderScheduler:
         return self._window.list_running(self._clock())
 
     def peek_next(self, name: str) -> PendingRender | None:
-        """Return the render, if any, that a busy renderer would get if it became free now."""
+        """Return the render that a busy renderer would get if it became free now, or None."""
         return self._window.peek_next(name, self._clock())
 
     def _assign(self) -> None:

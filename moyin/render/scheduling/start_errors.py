@@ -41,7 +41,7 @@ class StartErrors:
         self._random = random.Random(0)
 
     def widen_forecasts(self, expectations: Sequence[Expectation], now: float) -> list[Expectation]:
-        """Return the forecasts with realistic variances; remember them until the renders start."""
+        """Return the forecasts with realistic variances; remember each until its render starts."""
         factors: dict[int, float] = {}
         widened_forecasts = []
         for position, item in enumerate(expectations, start=1):

@@ -44,9 +44,12 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expectation:
-    """A render with the times until it begins and until it has been executed; None if unknown.
+    """A render with its expected times.
 
-    ``starts_in`` is also None for a render that has been assigned to a renderer.
+    Attributes:
+        starts_in: the time until the render begins, or None if that is unknown or the render has
+            been assigned to a renderer.
+        ends_in: the time until the render has been executed, or None if unknown.
     """
 
     pending: PendingRender
@@ -78,7 +81,7 @@ class _Queue:
         self.count -= 1
 
     def list_heads(self) -> Iterator[PendingRender]:
-        """Return the first render of each flow."""
+        """Return the first render of each flow, that is, of each pair of owner and class."""
         return (flow[0][3] for flow in self.flows.values())
 
 
@@ -145,7 +148,7 @@ class Window:
 
     @property
     def flows(self) -> int:
-        """The number of combinations of family, owner and class that wait.
+        """The number of different combinations of family, owner and class of the waiting renders.
 
         The time of each choice is proportional to this number.
         """
@@ -153,7 +156,7 @@ class Window:
 
     @property
     def must_choose_again(self) -> bool:
-        """Whether a renderer is free although renders wait, so that a later choice may use it."""
+        """Whether a renderer is free although renders wait; then a later choice may use it."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
@@ -208,7 +211,7 @@ class Window:
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
-        """Return the first waiting render that needs no models or the renderer's models, if any."""
+        """Return the render that the renderer could begin next without loading models, or None."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
         first_renders = [self._find_first(family, now) for family in families]
@@ -371,7 +374,11 @@ class Window:
         return Assignment(pending, self._find_cheapest_slot(pending, suitable_slots))
 
     def _estimate_delay(self, family: str, leaving_count: int = 0) -> float:
-        """Return the seconds until the queue is empty if ``leaving_count`` renderers leave it."""
+        """Return the seconds until a family's queue is empty.
+
+        Args:
+            leaving_count: how many of the renderers with the family's models will leave the queue.
+        """
         if family not in self._queues:
             return 0.0
         renderer_count = self._renderer_counts[family] - leaving_count
@@ -384,7 +391,10 @@ class Window:
     def _find_cheapest_slot(
         self, pending: PendingRender, slots: Collection[RendererSlot]
     ) -> RendererSlot:
-        """Return the renderer with the shortest load time; prefer models with little demand."""
+        """Return the renderer that can load the render's models fastest.
+
+        Among equal ones, the renderer whose loaded models are needed least is chosen.
+        """
         return min(
             slots,
             key=lambda slot: (

@@ -29,7 +29,7 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemplateSnapshot:
-    """The templates in the folders at the time when they were read.
+    """The templates in the folders, as they were last read.
 
     Attributes:
         templates: all templates, sorted by name.
@@ -47,7 +47,7 @@ class TemplateSnapshot:
         return {alias: template.name for alias, template in self.names.items()}
 
     def find(self, name: str, field: str) -> Template:
-        """Return the template that a request names in ``field``, or raise `InvalidRequest`."""
+        """Return the template ``name``, or raise `InvalidRequest` for the request's ``field``."""
         template = self.names.get(name)
         if template is None:
             similar_names = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)

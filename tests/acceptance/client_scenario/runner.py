@@ -1,8 +1,8 @@
-"""Runs the scenario with the Python client; a test compares the output with TypeScript's.
+"""Runs a scenario with the Python client; a test compares the results with the TypeScript client's.
 
-The first line of standard input is JSON: the scenario, and the address and key of the stack. The
-program prints ``{"kill": "ID OF THE JOB"}`` and then waits for a line, and at the end
-``{"results": [...]}``.
+The first line of standard input is JSON with the scenario, and the stack's address and key. To have
+the gateway killed, the program prints ``{"kill": "ID OF THE JOB"}`` and waits until the test sends
+a line. At the end, it prints ``{"results": [...]}``.
 """
 
 from __future__ import annotations
@@ -192,7 +192,12 @@ class Runner:
 
 
 def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the client's work and options that correspond to a body of ``POST /jobs``."""
+    """Convert a body of ``POST /jobs`` to the arguments of the Python client.
+
+    Returns:
+        The job's content, such as a `Render` or a `Pipeline`, and keyword arguments such as the
+            priority.
+    """
     options = {
         name: job[name] for name in ("priority", "metadata", "webhook", "deadline") if name in job
     }
@@ -210,7 +215,7 @@ def build_work(job: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def substitute(value: Any, variables: Mapping[str, Any]) -> Any:
-    """Return the scenario with its variables replaced by their values."""
+    """Return ``value``, a part of the scenario, with its variables replaced by ``variables``."""
     if isinstance(value, str) and value.startswith("$") and not value.startswith("${"):
         return variables[value[1:]]
     if isinstance(value, list):

@@ -1,4 +1,8 @@
-"""`comfy-api-client`: the page, render, load an upload, fail, interrupt. argv: url, folder."""
+"""Runs the client `comfy-api-client` on graphs in a folder, and prints the results as JSON.
+
+It renders a picture, uploads it and renders it inverted, runs a graph that fails, interrupts a long
+prompt, and fetches the page at ``/``. Arguments: the URL, and the folder of ``graphs.json``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`comfyapi`: change a graph, render, download by the file's name alone, fail. argv: url, folder."""
+"""Runs the client `comfyapi` on graphs in a folder, and prints the results as JSON.
+
+It changes a graph, renders it, downloads the picture by its file name alone, and runs a graph that
+fails. Arguments: the URL, and the folder of ``graphs.json``.
+"""
 
 from __future__ import annotations
 

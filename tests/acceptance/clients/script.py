@@ -1,4 +1,7 @@
-"""`comfy-script`: nodes as functions, with a key of our own. argv: url, folder, key."""
+"""Runs the client `comfy-script`, which builds graphs from Python functions; prints the results.
+
+Its HTTP session sends an API key. Arguments: the URL, the folder of ``graphs.json``, and the key.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`comfy-api-simplified`: change a graph, render it, load an upload. argv: url, folder."""
+"""Runs the client `comfy-api-simplified` on graphs in a folder, and prints the results as JSON.
+
+It changes a graph and renders it, then uploads the picture and renders it inverted. Arguments: the
+URL, and the folder of ``graphs.json``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`comfyui-xy`: render, load an upload, look at nodes and the queue, interrupt. argv: url, folder, key."""
+"""Runs the client `comfyui-xy` on graphs in a folder, and prints the results as JSON.
+
+It renders a picture, uploads it and renders it inverted, reads the nodes and the queue, and
+interrupts a long prompt. Arguments: the URL, the folder of ``graphs.json``, and an API key.
+"""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class ConsoleBrowser:
         return self
 
     def choose_language(self, language: str) -> Self:
-        """Switch all pages to ``en`` or ``ja``, by the setting that the language menu stores."""
+        """Switch all pages to ``en`` or ``ja`` by changing the setting in the browser's storage."""
         self.page.evaluate("(name) => localStorage.setItem('moyin.language', name)", language)
         self.page.reload()
         return self
@@ -115,7 +115,7 @@ class ConsoleBrowser:
         return path
 
     def check_clean(self, *expected: str) -> None:
-        """Assert that no mistake was recorded, except those that contain an ``expected`` text."""
+        """Assert that `mistakes` is empty, except for those that contain an ``expected`` text."""
         left = [text for text in self.mistakes if not any(known in text for known in expected)]
         assert left == []
         self.mistakes.clear()

@@ -46,7 +46,7 @@ _LIST_ODD_ORDER = """
 
 
 class Keyboard:
-    """Presses keys. Every element that gets the focus must show it."""
+    """Presses keys, and asserts that each focused element is visibly focused."""
 
     def __init__(self, page: Page) -> None:
         self._page = page

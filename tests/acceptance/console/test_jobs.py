@@ -246,7 +246,7 @@ def _change_matching(page: Page, act: str, count: int) -> None:
 
 
 def _join_studio(api: httpx.Client) -> tuple[str, str]:
-    """Create a member of another tenant, and return the credentials."""
+    """Create a member of another tenant, and return the member's credentials."""
     studio = api.post("/accounts/organisations", json={"name": "Others"}).raise_for_status().json()
     email, password = f"{uuid.uuid4().hex[:8]}@studio.example", f"sunset-{uuid.uuid4().hex}"
     invited = api.post(
@@ -284,5 +284,5 @@ def _picture() -> dict[str, Any]:
 
 
 def _slow() -> dict[str, Any]:
-    """Return a graph that sends previews for longer than any test watches."""
+    """Return a graph that runs for longer than any of these tests, and sends previews."""
     return {"1": {"class_type": "Previews", "inputs": {"count": 600}}}

@@ -62,8 +62,8 @@ def test_the_page_of_a_job_fits_in_both_languages(
     check_languages(operator, f"/jobs/{job}")
 
 
-def test_the_page_for_signing_in_fits_in_both_languages(operator: ConsoleBrowser) -> None:
-    """The last test of the module, because nobody is signed in afterwards."""
+def test_sign_in_page_fits_in_both_languages(operator: ConsoleBrowser) -> None:
+    """Check the sign-in page; this must be the module's last test, because it ends the session."""
     operator.page.context.clear_cookies()
     check_languages(operator.open(), "/")
 

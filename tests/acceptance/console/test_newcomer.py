@@ -1,4 +1,4 @@
-"""Walks docs/studio.md as a newcomer does: from the operator's first key to a member's bill."""
+"""Tests that a newcomer can follow docs/studio.md from the operator's key to a member's costs."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def accept(page: Page, invitation: str, email: str) -> None:
 
 
 def make_key(page: Page, organisation: str) -> str:
-    """Return the secret of a new key of the member."""
+    """Create an API key for the member on the console, and return its secret."""
     page.get_by_role("link", name="My account", exact=True).click()
     page.get_by_text(organisation, exact=True).wait_for()
     page.get_by_role("button", name="New key").click()
@@ -163,7 +163,7 @@ def run_chat(url: str, key: str) -> str:
 
 
 def render_sweep(console: ConsoleBrowser, template: str) -> None:
-    """Render a sweep of three colours."""
+    """Render a sweep (one job of several renders) over three colours on the console."""
     page = console.page
     page.get_by_role("link", name="Render", exact=True).click()
     page.get_by_role("combobox", name="Template").click()
@@ -176,7 +176,7 @@ def render_sweep(console: ConsoleBrowser, template: str) -> None:
 
 
 def read_costs(url: str, key: str) -> dict[str, float] | None:
-    """Return US dollars by model once the chat and the three renders are in the ledger."""
+    """Return the costs in US dollars by model, or None if fewer than four calls are booked."""
     answer = httpx.get(
         f"{url}/v1/usage", params={"group_by": "model"},
         headers={"authorization": f"Bearer {key}"}, timeout=60,

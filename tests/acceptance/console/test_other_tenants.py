@@ -22,7 +22,7 @@ MALFORMED = (
 
 @dataclass(frozen=True)
 class Others:
-    """The objects of another tenant, namely the operator's."""
+    """The ids of objects of the operator's tenant, to which the signed-in user does not belong."""
 
     job: str
     batch: str
@@ -53,7 +53,7 @@ def others(gateway: RunningStack) -> Others:
 def stranger(
     console: ConsoleBrowser, gateway: RunningStack, others: Others
 ) -> Iterator[ConsoleBrowser]:
-    """Sign in as an admin of an empty organisation, who must not see the other tenant's objects."""
+    """Sign in as an admin of an empty organisation, who must not see the operator's objects."""
     accounts = AccountsApi(gateway.url, gateway.api_key)
     organisation, _ = accounts.new_organisation()
     yield console.sign_in(accounts.new_member(organisation, "admin", "Eve"), PASSWORD)

@@ -44,8 +44,8 @@ class Control:
     """A control of a page, the roles that see it, and the API calls that it makes.
 
     Attributes:
-        within: the page; ``open picture`` stands for the large view of the gallery.
-        others: True if roles that do not see the control may make its calls from other pages.
+        within: the page that shows it; ``open picture`` is the gallery's large view.
+        others: True if roles that do not see the control are still allowed to make its API calls.
     """
 
     within: str
@@ -282,7 +282,7 @@ def test_a_role_sees_the_controls_that_it_may_use(
 
 
 def open_view(console: ConsoleBrowser, studio: Studio, role: Role, within: str) -> bool:
-    """Open a page; return False if it does not exist for the role."""
+    """Open the page that shows a control; return False if the role has no such page."""
     path = "/gallery" if within == "open picture" else within.format(**studio.values)
     parent = f"/{path.split('/')[1]}"
     if role not in next(roles for _, page, roles, _ in PAGES if page == parent):

@@ -92,7 +92,10 @@ def test_signing_out_of_comfyui_ends_the_session_after_its_cookie_has_expired(
 
 
 def refresh_until_signed_out(page: Page) -> None:
-    """Read the list again until every replica knows that the session has ended, which takes seconds."""
+    """Click "Refresh" until the page shows that the session has ended.
+
+    This takes seconds, because each replica caches the session.
+    """
     button = page.get_by_role("button", name="Refresh")
 
     def is_signed_out() -> bool:

@@ -16,7 +16,7 @@ RESULT = "sunny in Paris"
 
 
 def page(name: str, gateway: str, key: str, model: str) -> dict[str, Any]:
-    """Run a snippet of docs/clients.md, and return its variables."""
+    """Run a snippet of docs/clients.md, and return the variables that it has defined."""
     variables = {"gateway": gateway, "key": key, "model": model}
     path = Path(__file__).with_name(f"page_{name}.py")
     exec(compile(path.read_text(), path, "exec"), variables)

@@ -189,7 +189,7 @@ def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
 async def accounts_serving(
     settings: Settings, share_port: Callable[[ASGIApp], ASGIApp] = lambda app: app
 ) -> AsyncIterator[AccountsApp]:
-    """Serve the accounts app on a free port; ``share_port`` may add further apps."""
+    """Serve the accounts app on a free port; ``share_port`` may add other apps to the port."""
     outbox = Outbox()
     parts = new_services(
         settings,

@@ -1,7 +1,7 @@
 """Runs an app that enforces limits: ``python -m tests.integration.access.limited_app REDIS_URL``.
 
-It prints its port. ``POST /admit`` counts a request against the limits in its body, and responds
-with whether the request was admitted.
+It prints its port. ``POST /admit`` counts a request against the limits in its body; the response
+says whether the request was admitted.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ BACK = "https://play.example/signed-in"
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[str]:
-    """The issuer of a running OpenID provider."""
+    """Run an OpenID provider, and yield its issuer URL."""
     port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "oidc_provider_mock", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -1,6 +1,6 @@
-"""The authorisation matrix: every route for every role, and for a caller of another tenant.
+"""Tests the authorisation matrix: every route with each role, and as a caller of another tenant.
 
-The routes come from the apps' OpenAPI descriptions: a new route fails here until it is listed.
+The routes come from the apps' OpenAPI descriptions; a test fails if a new route is not listed here.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ ASKED = UsageEntry(
 MODELS_PUBLIC = frozenset({"GET /healthz", "GET /readyz"})
 
 
-def listed(described: Mapping[str, Any]) -> set[str]:
+def list_routes(described: Mapping[str, Any]) -> set[str]:
     """Return the routes of an OpenAPI description."""
     return {
         f"{method.upper()} {path}"
@@ -252,7 +252,7 @@ class RoleAccounts:
         self.boss = (await accounts_app.member(self.studio, "admin"))["access_token"]
 
     async def bearer(self, role: str) -> str | None:
-        """Return a new session or key of the role, because some routes end the session used."""
+        """Return a session or key of the role, a new one because some routes end the session."""
         match role:
             case "nobody":
                 return None
@@ -322,7 +322,7 @@ async def cast(
 
 async def test_accounts(cast: RoleAccounts) -> None:
     description = await cast.accounts_app.ok("GET", "/openapi.json")
-    assert listed(description) == ACCOUNTS.keys(), "list the route with what each role may"
+    assert list_routes(description) == ACCOUNTS.keys(), "list the route with what each role may"
     wrong_routes = {}
     for route, expected in ACCOUNTS.items():
         method, template = route.split(" ")
@@ -344,12 +344,12 @@ async def test_gateway(farm: Farm) -> None:
     async with aiohttp.ClientSession(farm.url) as session:
         async with session.get("/openapi.json") as response:
             description = await response.json()
-        assert listed(description) == GATEWAY.keys(), "list the route with what each role may"
-        job = await rendering(farm)
-        assert await wrong_answers(farm, session, bearers, job, GATEWAY) == {}
+        assert list_routes(description) == GATEWAY.keys(), "list the route with what each role may"
+        job = await create_render_job(farm)
+        assert await find_wrong_answers(farm, session, bearers, job, GATEWAY) == {}
         for role, bearer in bearers.items():
             expected = GATEWAY["GET /jobs/{job_id}/events"][GATEWAY_ROLES.index(role)]
-            assert await socket(session, f"/jobs/{job}/ws", bearer) == expected, role
+            assert await judge_websocket(session, f"/jobs/{job}/ws", bearer) == expected, role
 
 
 async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
@@ -369,13 +369,13 @@ async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
     return bearers
 
 
-async def rendering(farm: Farm) -> str:
+async def create_render_job(farm: Farm) -> str:
     """Create a queued render job of the tenant, and return its id."""
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     return str((await farm.submit({"kind": "render", "workflow": graph}))["id"])
 
 
-async def wrong_answers(
+async def find_wrong_answers(
     farm: Farm,
     session: aiohttp.ClientSession,
     bearers: Mapping[str, str | None],
@@ -383,7 +383,12 @@ async def wrong_answers(
     matrix: Mapping[str, str],
     base: str = "",
 ) -> dict[str, str]:
-    """Return the routes below ``base`` whose responses differ from the matrix."""
+    """Call each route of ``matrix`` as each role, and return the differences from the matrix.
+
+    Args:
+        job: the id of the job that the paths contain.
+        base: the URL or path in front of the routes.
+    """
     path_values = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
@@ -423,8 +428,8 @@ async def upload(farm: Farm) -> str:
         return str((await response.json())["id"])
 
 
-async def socket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
-    """Return the same result for a WebSocket, whose close reason contains the error."""
+async def judge_websocket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
+    """Open a WebSocket, and return its result as a character of the matrix."""
     headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
     async with session.ws_connect(path, headers=headers) as connection:
         message = await connection.receive(10)
@@ -467,7 +472,7 @@ async def test_models(tmp_path: Path) -> None:
         await eventually(lambda: accounts_app.ledger.get("ada", ASKED.request_id))
         async with session.get("openapi.json") as response:
             description = await response.json()
-        for route in listed(description):
+        for route in list_routes(description):
             method, path = route.split(" ")
             path = re.sub(r"{\w+}", ASKED.request_id, path)
             outcomes = ""
@@ -487,7 +492,7 @@ async def test_models(tmp_path: Path) -> None:
 
 
 async def test_calls_of_other_tenants(tmp_path: Path) -> None:
-    """Only a key with all scopes, those of an operator included, may name another tenant."""
+    """Only keys with all scopes, such as an operator's, may ask for the calls of other tenants."""
     async with (
         serving(tmp_path) as models_app,
         aiohttp.ClientSession(f"{models_app.url}/v1/") as session,

@@ -1,4 +1,4 @@
-"""The authorisation matrix of endpoints without OpenAPI, such as gRPC and WebSockets."""
+"""Tests the authorisation matrix of endpoints without OpenAPI, such as gRPC and WebSockets."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.integration.access.test_authorisation import (
     GATEWAY,
     GATEWAY_ROLES,
     bearers_of,
+    create_render_job,
+    find_wrong_answers,
     gateway_bearers,
-    rendering,
-    socket,
-    wrong_answers,
+    judge_websocket,
 )
 from tests.integration.gateway.fixtures import Farm
 from tests.stack import RunningStack
@@ -55,10 +55,10 @@ SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 
 
 async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
-    bearers, job = await gateway_bearers(farm), await rendering(farm)
+    bearers, job = await gateway_bearers(farm), await create_render_job(farm)
     async with aiohttp.ClientSession(farm.url) as session:
         page = {route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"}
-        assert await wrong_answers(farm, session, bearers, job, page) == {}
+        assert await find_wrong_answers(farm, session, bearers, job, page) == {}
         for bearer in bearers.values():
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
             async with session.get("/comfy/", headers=headers) as response:
@@ -75,10 +75,10 @@ async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
     assert len(ours) > 40
     async with aiohttp.ClientSession(farm.url) as session:
         for base in ("/api", "/comfy/api"):
-            job = await rendering(farm)
-            assert await wrong_answers(farm, session, bearers, job, ours, base) == {}, base
+            job = await create_render_job(farm)
+            assert await find_wrong_answers(farm, session, bearers, job, ours, base) == {}, base
         for path in SOCKETS:
-            outcomes = [await socket(session, path, bearer) for bearer in bearers.values()]
+            outcomes = [await judge_websocket(session, path, bearer) for bearer in bearers.values()]
             assert "".join(outcomes) == GATEWAY["GET /queue"], path
 
 

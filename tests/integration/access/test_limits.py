@@ -246,7 +246,10 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
 async def test_reservations_of_an_earlier_version_are_settled(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
-    """That version did not count reservations, so settling one must not make a count negative."""
+    """Settling such a reservation must not make the reserved amount negative.
+
+    The earlier version did not store reserved amounts.
+    """
     limit = Limit(subject="key:old", usd_per_day=Decimal(1))
     admission = await meter.admit([limit], owner="j", usd=Decimal("0.8"))
     async with redis.Redis.from_url(valkey_server.url) as valkey:

@@ -1,4 +1,4 @@
-"""Tests pagination and filters of the accounts app's lists, and the budgets of other subjects."""
+"""Tests pages and filters of the accounts app's lists, and who may see which budgets."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WRONG = "a wrong guess"
 
 
-def somewhere() -> str:
-    """Return an address that no other test uses, because the tests share a Valkey."""
+def new_address() -> str:
+    """Return a client address that no other test uses, because all tests share one Valkey."""
     return f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"
 
 
@@ -36,10 +36,13 @@ async def login(
 
 
 @asynccontextmanager
-async def attacked(
+async def guessing(
     accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
-    """Run guessers during the block, once half of them wait; yield the statuses they get."""
+    """Guess passwords during the block, and yield the list of the statuses received so far.
+
+    The block begins when at least half of the guessers wait for their turn.
+    """
     statuses: list[int] = []
 
     async def guess(number: int) -> None:
@@ -61,7 +64,7 @@ async def attacked(
 async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
     accounts: AccountsApp, measured: Measured
 ) -> None:
-    """No client address is known, and no earlier sign-in remembered, as on a fresh stack."""
+    """Covers a fresh stack, which knows no client address and remembers no earlier sign-in."""
     email = (await accounts.player())["user"]["email"]
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     guesses = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(90)]
@@ -85,11 +88,11 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
 async def test_a_right_password_gets_in_while_others_guess(
     accounts: AccountsApp, measured: Measured
 ) -> None:
-    """No earlier sign-in is remembered, and guessers continuously occupy all slots."""
+    """The user signs in for the first time, while guessers always occupy all slots."""
     email = (await accounts.player())["user"]["email"]
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
-    async with attacked(accounts, email, 12):
+    async with guessing(accounts, email, 12):
         began = time.monotonic()
         assert (await login(accounts, email, PASSWORD)).status == 200
         login_seconds = time.monotonic() - began
@@ -101,10 +104,10 @@ async def test_known_address_signs_in_at_once_while_others_guess(
     accounts: AccountsApp, way: str
 ) -> None:
     email = (await accounts.player())["user"]["email"]
-    home = somewhere()
+    home = new_address()
     first_login = await login(accounts, email, PASSWORD, home)
     credentials: dict[str, Any] = {"password": PASSWORD}
-    async with attacked(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
+    async with guessing(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
         if way == "device":
             credentials["device_token"] = first_login.body["device_token"]
         elif way == "address":
@@ -126,9 +129,9 @@ async def test_known_address_signs_in_at_once_while_others_guess(
 async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
 ) -> None:
-    """The limit is an upper bound, because a slower machine would allow more."""
+    """The bound grows with the elapsed time, because a slow machine takes longer to guess."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
-    address = somewhere() if known else ""
+    address = new_address() if known else ""
     free, seconds_per_attempt = 6, 0.5
     pace, unlimited_rate = (
         AttemptRate(free, seconds_per_attempt),
@@ -157,20 +160,20 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
 
 async def test_guesses_from_one_address_do_not_lock_accounts(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
-    async with attacked(accounts, email, 40, somewhere()):
+    async with guessing(accounts, email, 40, new_address()):
         for _ in range(3):
-            assert (await login(accounts, email, PASSWORD, somewhere())).status == 200
+            assert (await login(accounts, email, PASSWORD, new_address())).status == 200
 
 
 async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
-    for address in ("", somewhere()):
+    for address in ("", new_address()):
         answers = [await login(accounts, email, PASSWORD, address) for _ in range(105)]
         assert {answer.status for answer in answers} == {200}
 
 
 async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServer) -> None:
-    """Two processes share the rate; each serves its newest and oldest waiting caller in turns."""
+    """Two replicas share one rate; each serves its newest and its oldest waiting caller in turn."""
     rates = AttemptRates(timeout_seconds=3600)
     first_throttle, second_throttle = (Throttle(valkey_server.url, rates=rates) for _ in "12")
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
@@ -211,11 +214,11 @@ async def test_new_players_are_bounded_from_an_address_and_altogether(
         headers = {"x-forwarded-for": address} if address else {}
         return await accounts.call("POST", "/register", None, body, **headers)
 
-    home_address = somewhere()
+    home_address = new_address()
     assert {(await register(home_address)).status for _ in range(30)} == {201}
     refused_response = await register(home_address)
     assert (refused_response.status, refused_response.code) == (429, "too_many_attempts")
-    assert (await register(somewhere())).status == 201
+    assert (await register(new_address())).status == 201
     strict_policy = type(accounts.parts.sign_in.policy)(registrations_per_hour=1)
     monkeypatch.setattr(accounts.parts.sign_in, "policy", strict_policy)
     refused_response = await register()

@@ -1,8 +1,9 @@
 """Records what a ComfyUI client receives over HTTP and WebSocket, to compare two servers.
 
-A `Recorder` plays a scene and keeps every response and frame in order. `normal` removes what
-differs between any two servers: ids, times and file locations. The further rules below are the
-known differences of the farm, each with its reason; docs/farm.md lists them for users.
+A `Recorder` plays a scene and keeps every response and frame in order. `Recorder.normal` removes
+what differs between any two servers: ids, times and file locations. Further functions remove the
+known differences between ComfyUI and the farm, and state their reasons; docs/farm.md lists the
+differences for users.
 """
 
 from __future__ import annotations
@@ -176,8 +177,8 @@ class Recorder:
 async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """Return status and body of a response, reduced to the parts that ComfyUI and the farm share.
 
-    ComfyUI's errors have no body, except those of a graph. The farm's errors always have a body,
-    and those of a graph also have a ``code`` and the ``request_id``.
+    ComfyUI's errors have no body, unless they concern a graph. The farm's errors always have a
+    body; if they concern a graph, it contains a ``code`` and the ``request_id``, too.
     """
     content = await response.read()
     recording: dict[str, Any] = {"status": response.status, "body": None}
@@ -192,7 +193,10 @@ async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
-    """Return messages (of binary ones, a description) up to the first that ``last`` accepts."""
+    """Return the received messages up to the first text message that ``last`` accepts.
+
+    A binary message is replaced by a description.
+    """
     messages: list[Any] = []
     while True:
         message = await socket.receive(timeout=_SECONDS)
@@ -240,8 +244,8 @@ def _files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
 def _without_repeats(events: list[Any]) -> list[Any]:
     """Remove all messages about the length of the queue except the last one.
 
-    ComfyUI reports changes of the whole queue as they happen. The farm reports changes by the
-    client's own prompts, and the current state every few seconds.
+    ComfyUI sends such a message at every change of the queue. The farm sends one when the client's
+    own prompts change, and one with the current length every few seconds.
     """
     statuses = [event for event in events if event["type"] == "status"]
     return [event for event in events if event["type"] != "status" or event is statuses[-1]]

@@ -57,7 +57,7 @@ def only_file(entry: dict[str, Any]) -> dict[str, str]:
 async def receive_until(
     socket: aiohttp.ClientWebSocketResponse, last: Callable[[Event], bool]
 ) -> list[Event]:
-    """Return the messages of a WebSocket up to the first that ``last`` accepts."""
+    """Return the messages of a WebSocket up to and including the first that ``last`` accepts."""
     events: list[Event] = []
     async with asyncio.timeout(_PATIENCE):
         async for message in socket:
@@ -172,7 +172,7 @@ async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Com
 
 
 async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -> None:
-    """Clients treat a prompt in neither list as lost, and an empty queue as the end."""
+    """Clients treat a prompt that is in neither list as lost, and an empty queue as finished."""
     for graph in (sleepy(1, next(_colors)), picture(next(_colors))):
         prompt_id = await comfy.queue(graph)
         entry: dict[str, Any] = {}
@@ -225,7 +225,7 @@ async def test_a_node_packages_files_reach_the_frontend(
 
 @pytest.mark.parametrize("event_type", [True, False], ids=["event_type", "lost"])
 async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: bool) -> None:
-    """A replica also looks at the job's row from time to time, in case it missed the message."""
+    """A replica reports the end even if it gets no event, because it also polls the job's row."""
     async with farm._gateway() as other_replica, aiohttp.ClientSession(other_replica) as session:
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:

@@ -41,7 +41,7 @@ _PROSE = "/imagine a cat, e.g. and/or ../a dog [output], 50%2f50, ~5 cm, C:\\ an
 
 @dataclass(frozen=True)
 class Outside:
-    """A folder outside ComfyUI's with a canary file, and the name of a nonexistent file."""
+    """A folder outside ComfyUI's folder that contains the file ``existing`` but not ``missing``."""
 
     folder: Path
 
@@ -87,7 +87,7 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
 
 @pytest.fixture
 async def others(stranger: Comfy) -> list[tuple[str, str]]:
-    """Return names of another tenant's files, each paired with a nonexistent name."""
+    """Return names of another tenant's files, each with the name of a file that does not exist."""
     color = next(_colors)
     file = BytesIO()
     Image.new("RGB", (8, 8), (color >> 16, color >> 8 & 255, color & 255)).save(file, "PNG")
@@ -116,7 +116,9 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
 
 
 def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
-    """Yield names of existing files outside of ComfyUI's folder, each with a nonexistent name.
+    """Yield pairs of names: of a file outside ComfyUI's folder, and of a file that does not exist.
+
+    Each pair is spelled in the same way.
 
     Args:
         root: ComfyUI's folder.
@@ -170,7 +172,7 @@ def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
 
 
 def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values for those of the node's inputs that need no models."""
+    """Return values for the node's inputs, except for inputs that need models."""
     values: dict[str, Any] = {}
     for name, spec in inputs_of(node):
         options = spec[1] if len(spec) > 1 else {}
@@ -186,8 +188,15 @@ def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
-    """Return a graph with one node per class and inputs by id, all of which ComfyUI validates."""
+def build_graph(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
+    """Return a graph of the given nodes, in which ComfyUI validates all of them.
+
+    ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
+
+    Args:
+        attacked: the class and the inputs of each node, by its id.
+        nodes: ComfyUI's descriptions of the classes.
+    """
     graph = {"image": picture(next(_colors))["1"]}
     for node_id, (kind, inputs) in attacked.items():
         graph[node_id] = {"class_type": kind, "inputs": inputs}
@@ -198,7 +207,7 @@ def with_nodes(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -
 
 
 def plain(answer: Any, *values: str) -> Any:
-    """Return a response without ids, times and the tested values."""
+    """Return a response without ids and times, and with the tested values replaced."""
     text = json.dumps(answer, sort_keys=True, ensure_ascii=False)
     text = re.sub(r'"request_id": "[^"]*"', '"request_id": "…"', text)
     for value in values:
@@ -211,8 +220,8 @@ async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
     return status, plain(answer, *values)
 
 
-def root_of(gateway: RunningStack) -> Path:
-    """Return the base folder of the running ComfyUI; folders of ended pools may remain."""
+def find_root(gateway: RunningStack) -> Path:
+    """Return the base folder of the running ComfyUI, not one that an ended pool has left."""
     run = gateway.data / "comfyui" / "run" / "comfyui-default-0"
     [folder] = {path.parent for path in run.rglob("custom_nodes") if path.is_dir()}
     return folder
@@ -233,7 +242,7 @@ async def test_no_node_input_accepts_files_of_others(
             if takes_text(spec):
                 (prose if is_prose(spec, nodes[kind]) else name_inputs).append((kind, name))
     assert ("LoadImage", "image") in name_inputs and ("SaveImage", "filename_prefix") in name_inputs
-    values = [*spellings(outside, root_of(gateway)), *others]
+    values = [*spellings(outside, find_root(gateway)), *others]
     other_names = {value for pair in others for value in pair}
 
     async def tried(value: Any) -> tuple[int, Any]:
@@ -241,7 +250,7 @@ async def test_no_node_input_accepts_files_of_others(
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
             for kind, name in name_inputs
         }
-        return await answered(comfy, with_nodes(attacked_nodes, nodes), str(value))
+        return await answered(comfy, build_graph(attacked_nodes, nodes), str(value))
 
     for pair in values:
         (status, existing_answer), (_, missing_answer) = await asyncio.gather(*map(tried, pair))
@@ -270,7 +279,7 @@ def _loads(node: Mapping[str, Any], name: str) -> bool:
 async def test_text_input_accepts_any_text(
     comfy: Comfy, nodes: dict[str, Any], outside: Outside
 ) -> None:
-    """Execute all nodes that need no models, with a path and with prose in every text input."""
+    """Nodes that need no models run with a path in every text input, and do not read the file."""
     offered_nodes = await comfy.get("/object_info")
     protocol_clients = [
         (kind, name)
@@ -293,7 +302,7 @@ async def test_text_input_accepts_any_text(
             for kind, name in text_inputs
             if "egex" not in kind
         }
-        prompt_id = await comfy.queue(with_nodes(attacked_nodes, nodes))
+        prompt_id = await comfy.queue(build_graph(attacked_nodes, nodes))
         entry = await comfy.finished(prompt_id)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
         return entry["outputs"]
@@ -319,7 +328,7 @@ async def test_node_classes_for_the_workers_disk_are_not_listed(
     for kind in denied:
         assert await comfy.get(f"/object_info/{kind}") == {}
         status, answer = await answered(
-            comfy, with_nodes({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
+            comfy, build_graph({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
         )
         assert (status, answer["code"]) == (400, "node_not_allowed")
         assert answer["node_errors"]["n"]["class_type"] == kind
@@ -371,8 +380,8 @@ async def test_every_api_treats_foreign_objects_as_missing(
         assert refusal["node_errors"].keys() == {"1"}
 
 
-async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
-    """Return the error of a failed job, without the tested values."""
+async def _read_failure(comfy: Comfy, body: Any, *values: str) -> Any:
+    """Run a job that must fail, and return its error, with the tested values replaced."""
     status, job = await comfy.post("/jobs", body)
     assert status == 202, job
     async with asyncio.timeout(_PATIENCE):
@@ -384,7 +393,7 @@ async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
 
 
 async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
-    """The value of a reference is known only when its step begins."""
+    """A name from a step's output is checked when the next step begins; it is unknown before."""
 
     def body(value: str) -> dict[str, Any]:
         chat_step = {
@@ -394,8 +403,8 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outsid
         graph = inverted("${steps.0.body.outputs.2.text.0}")
         return {"kind": "pipeline", "steps": [_job(chat_step), _job(graph)]}
 
-    existing_error = await _failed(comfy, body(outside.existing), outside.existing)
-    missing_error = await _failed(comfy, body(outside.missing), outside.missing)
+    existing_error = await _read_failure(comfy, body(outside.existing), outside.existing)
+    missing_error = await _read_failure(comfy, body(outside.missing), outside.missing)
     assert existing_error == missing_error
     assert "you have no file" in json.dumps(existing_error)
 
@@ -428,15 +437,15 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
     other_name = f"../{uuid.uuid4()}/x"
     for value in (other_name, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
         graph = _by_link("SaveImage", "filename_prefix", value, inputs)
-        error = await _failed(comfy, _job(graph), value)
+        error = await _read_failure(comfy, _job(graph), value)
         assert "a relative name" in error["message"]
     graph = _by_link("SaveImage", "filename_prefix", "fine/x", inputs)
     entry = await comfy.finished(await comfy.queue(graph))
     assert entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
 
 
-async def test_no_node_brings_another_that_may_not_be(comfy: Comfy, outside: Outside) -> None:
-    """The nodes that another node expands into are known only when that node is executed."""
+async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Outside) -> None:
+    """The node fails when it is executed, because it is not known before into what it expands."""
 
     def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": kind, "values": json.dumps(values)}
@@ -446,12 +455,14 @@ async def test_no_node_brings_another_that_may_not_be(comfy: Comfy, outside: Out
         }
 
     errors = [
-        await _failed(comfy, _job(expanding("LoadImage", {"image": value})), value)
+        await _read_failure(comfy, _job(expanding("LoadImage", {"image": value})), value)
         for value in (outside.existing, outside.missing)
     ]
     assert errors[0] == errors[1]
     assert "you have no file" in errors[0]["message"]
-    error = await _failed(comfy, _job(expanding("LoadImageDataSetFromFolder", {"folder": "moyin"})))
+    error = await _read_failure(
+        comfy, _job(expanding("LoadImageDataSetFromFolder", {"folder": "moyin"}))
+    )
     assert "not allow nodes of the class LoadImageDataSetFromFolder" in error["message"]
 
 

@@ -28,7 +28,7 @@ _MODELS = {"default": "plain.safetensors", "special": "special.safetensors"}
 
 @pytest.fixture(scope="module")
 def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """Run a farm with one pool of ComfyUI's own nodes, and one that also has test nodes."""
+    """Run a farm with two pools: one with ComfyUI's own nodes, and one that also has test nodes."""
     folder = tmp_path_factory.mktemp("two-pools")
     env = farm_env(comfyui, folder, cpus=0.1, gpus=0.5)
     config = Path(env["MOYIN_SERVE_CONFIG"])
@@ -69,7 +69,7 @@ async def comfy(farm: Comfy) -> Comfy:
 
 
 async def _are_up(farm: Comfy, *pools: str) -> bool:
-    """Return True if each of the pools lists its model, which no other pool has."""
+    """Return True if each of these pools lists its own model, which no other pool has."""
     async with farm.session.get("/models/diffusion_models") as response:
         listed_models = await response.json() if response.status == 200 else []
     return {_MODELS[pool] for pool in pools} <= set(listed_models)
@@ -90,7 +90,7 @@ async def _renderer_of(comfy: Comfy, prompt_id: str) -> str:
 
 
 async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: Comfy) -> None:
-    """Submit the graph once the second pool is ready, which is usually before the first pool is."""
+    """The first pool must render the graph, although usually only the second pool is ready yet."""
     await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
     graph, answers = picture(_color()), []
 
@@ -152,7 +152,7 @@ async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None
 async def test_a_graph_that_no_single_pool_can_run_is_refused(
     comfy: Comfy,
 ) -> None:
-    """No pool has both; the error lists the models of the pool that has the nodes."""
+    """The graph has a model of one pool and a node of the other; the model counts as unknown."""
     graph = _with_model(_MODELS["default"])
     graph["9"] = {"class_type": "Where", "inputs": {"seconds": 0.0}}
     status, body = await comfy.post("/prompt", {"prompt": graph})

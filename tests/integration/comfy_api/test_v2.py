@@ -65,10 +65,11 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
     return results
 
 
-async def finished(farm: Farm, job_id: str, *, row_ends_first: bool = False) -> Artifact:
-    """Simulate a worker that finishes the job.
+async def finish_job(farm: Farm, job_id: str, *, row_ends_first: bool = False) -> Artifact:
+    """Do what a worker does to finish the job, and return the stored output.
 
-    With ``row_ends_first``, the job's row is finished before its events are published.
+    Args:
+        row_ends_first: True to finish the job's row before the job's events are published.
     """
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
@@ -159,7 +160,7 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
     async with farm.client.get(path) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         assert await response.content.readline() == b"event: status\n"
-        artifact = await finished(farm, job["id"])
+        artifact = await finish_job(farm, job["id"])
         remaining_frames = (await response.text()).split("\n\n")
     names = [
         line
@@ -193,7 +194,7 @@ async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
     async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
         assert await response.content.readline() == b"event: status\n"
-        await finished(farm, job["id"], row_ends_first=True)
+        await finish_job(farm, job["id"], row_ends_first=True)
         remaining_lines = (await response.text()).splitlines()
     names = [line for line in remaining_lines if line.startswith("event: ")]
     assert names == ["event: progress", "event: output", "event: status"]
@@ -201,7 +202,7 @@ async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
 
 async def test_cancelling_a_finished_job_is_harmless(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
-    await finished(farm, job["id"])
+    await finish_job(farm, job["id"])
     body = await ask(farm.client, "POST", f"{JOBS}/{job['id']}/cancel")
     assert body["status"] == "succeeded"
 

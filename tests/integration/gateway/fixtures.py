@@ -124,7 +124,7 @@ class Services:
 
 
 class AnyGraph:
-    """The graph validator of a pool that is not running."""
+    """The graph validator of a pool that is not running: every graph is accepted."""
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
@@ -133,7 +133,7 @@ class AnyGraph:
 
 
 class ScriptedPools:
-    """Simulates pools with configured responses by path; without any, no pool is running."""
+    """Simulates render pools with responses by path; if there are none, no pool is running."""
 
     pools = ("default", "fast")
 

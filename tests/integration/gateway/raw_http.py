@@ -60,16 +60,19 @@ async def ask(
 class SlowClients:
     """Clients that send one byte per second until the server closes the connection.
 
-    Some send the head of a request slowly, some the body. They run in a separate thread.
+    Some send the head of a request slowly, others the body. All run in one separate thread.
 
     Attributes:
-        ended: the received bytes and the seconds until the connection was closed, by target.
+        ended: the response and the seconds until the connection was closed, by target.
     """
 
     def __init__(self, port: int, key: str, targets: Mapping[str, int]) -> None:
-        """Create ``targets[target]`` clients per request target; those of "" never end their request's head.
+        """Start the clients.
 
-        ``key`` may be empty.
+        Args:
+            key: the API key that they send; empty for none.
+            targets: the number of clients by request target; those of the target "" never end the
+                head of their request.
         """
         self._port = port
         self._key = key

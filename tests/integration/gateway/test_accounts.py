@@ -67,8 +67,8 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     )[1]
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
         assert (await client.call("GET", path, created_key["key"]))[0] == 200, path
-    assert await _closes(client, created_key["key"]) != "missing_api_key"
-    assert await _closes(client, "") == "missing_api_key"
+    assert await _read_close_code(client, created_key["key"]) != "missing_api_key"
+    assert await _read_close_code(client, "") == "missing_api_key"
     await client.call("DELETE", f"/accounts/keys/{created_key['id']}", operator)
     revoked = time.monotonic()
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
@@ -82,13 +82,13 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 401
     # Log lines are written in batches.
     await asyncio.sleep(2)
-    searched, leaks = _search(client.stack, client.secrets)
+    searched, leaks = _search_logs(client.stack, client.secrets)
     assert leaks == []
     assert searched > 10
 
 
-async def _closes(client: Session, key: str) -> str:
-    """Return the code with which the WebSocket of a nonexistent job is closed."""
+async def _read_close_code(client: Session, key: str) -> str:
+    """Open the WebSocket of a job that does not exist, and return the code of the close frame."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     url = f"{client.stack.url}/jobs/none/ws"
     async with client.session.ws_connect(url, headers=headers) as socket:
@@ -97,8 +97,8 @@ async def _closes(client: Session, key: str) -> str:
         return (message.extra or "").partition(":")[0]
 
 
-def _search(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, list[str]]:
-    """Return the number of log files, and the secrets found in each."""
+def _search_logs(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, list[str]]:
+    """Return the number of log files, and which secret was found in which file."""
     files = [
         path
         for folder in (stack.layout.logs, stack.layout.ray_logs)
@@ -153,7 +153,7 @@ DISGUISED = [
 async def test_a_request_that_two_may_read_differently_is_answered_by_none(
     gateway: RunningStack, sent: str
 ) -> None:
-    response = await _raw(gateway, sent)
+    response = await _send_raw(gateway, sent)
     # One refusal, or the connection's end: never an answer of an app that let it in.
     assert response == b"" or response.split(b" ")[1] in (b"400", b"401", b"501"), response
     assert response.count(b"HTTP/1.1 ") <= 1
@@ -161,7 +161,7 @@ async def test_a_request_that_two_may_read_differently_is_answered_by_none(
 
 @pytest.mark.parametrize("path", DISGUISED)
 async def test_no_spelling_of_a_path_gets_around_the_key(gateway: RunningStack, path: str) -> None:
-    response = await _raw(gateway, _get(path, "Connection: close"))
+    response = await _send_raw(gateway, _get(path, "Connection: close"))
     assert response.split(b" ")[1] in (b"400", b"401", b"404"), response
 
 
@@ -177,7 +177,7 @@ async def test_identity_headers_from_clients_are_ignored(client: Session) -> Non
         assert (await response.json())["owner"] == "admin"
 
 
-async def _raw(gateway: RunningStack, sent: str) -> bytes:
+async def _send_raw(gateway: RunningStack, sent: str) -> bytes:
     """Return all bytes that the server sends within a short time in response to these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports.door)
     writer.write(sent.encode("latin-1"))

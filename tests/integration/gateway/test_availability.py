@@ -21,7 +21,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.text.fixtures import local, serving, settled
+from tests.integration.text.fixtures import local, serving, wait_until_probed
 from tests.processes import with_lines
 from tests.stack import Measured
 from tests.waiting import eventually
@@ -106,8 +106,8 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
         f"another tenant's preview took {usual * 1000:.0f} ms, "
         f"{during_attack * 1000:.0f} ms during "
         f"{attacks()} rounds of hostile ones; the replica with its helpers held "
-        f"{mib_before:.0f} MiB before, {peak:.0f} MiB right after, "
-        f"{measure_memory_mib():.0f} MiB within a minute"
+        f"{mib_before:.0f} MiB "
+        f"before, {peak:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
     )
     # The very same preview is not made again.
     assert await previewed(other_session, "mine.png", "webp;7") == await previewed(
@@ -121,7 +121,7 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
     backend = local(llama)
     backend["models"][0] |= {"schema": True, "tools": True}
     async with serving(tmp_path, backend) as models_app:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         database = Database(Settings(data=tmp_path).sql_url)
         _, key = await KeyStore(database).create("bob", "test")
         await database.close()
@@ -182,7 +182,10 @@ async def measure_median(act: Callable[[], Awaitable[None]]) -> float:
 
 @asynccontextmanager
 async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
-    """Repeat ``act`` during the block, at least once; yield a function that returns the count."""
+    """Repeat ``act`` during the block; yield a function that returns how often it has ended.
+
+    The block begins when ``act`` has ended once.
+    """
     stop_event, rounds = asyncio.Event(), 0
 
     async def loop() -> None:

@@ -57,7 +57,7 @@ class Viewer:
                     return name, json.loads(line[6:])
 
     async def read_all(self, *names: str) -> dict[str, Any]:
-        """Return the data of the next events until there is one of each name."""
+        """Read events until there is one of each of these names; return their data by name."""
         parts_by_name: dict[str, Any] = {}
         while not parts_by_name.keys() >= set(names):
             name, data = await self.read()
@@ -86,7 +86,7 @@ async def record_call(farm: Farm, owner: str, usd: int) -> None:
 
 
 @contextmanager
-def counting_statements() -> Iterator[Counter[str]]:
+def count_statements() -> Iterator[Counter[str]]:
     """Count the statements of all databases of this process, by their text."""
     statements = Counter[str]()
 
@@ -104,12 +104,12 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
     clock = farm.clock = Clock()
 
     async def count_queries(viewers: int) -> Counter[str]:
-        """Return the database queries of three readings for ``viewers`` connected clients."""
+        """Return the database queries of three readings while ``viewers`` clients are connected."""
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
             open_viewers = [await stack.enter_async_context(viewing(farm, key)) for key in keys]
             await asyncio.gather(*(viewer.read_all(*ALL) for viewer in open_viewers))
-            with counting_statements() as statements:
+            with count_statements() as statements:
                 for dollars in (1, 2, 3):
                     await record_call(farm, "ann", dollars)
                     clock.now += LONGER
@@ -130,7 +130,7 @@ async def test_credentials_of_all_viewers_are_verified_by_the_same_queries(farm:
     identities: dict[str, Identity] = {key: await authenticator.authenticate(key) for key in keys}
     counts = []
     for number in (1, 20):
-        with counting_statements() as statements:
+        with count_statements() as statements:
             valid = await authenticator.recheck(dict(list(identities.items())[:number]))
         assert len(valid) == number
         counts.append(statements.total())

@@ -28,7 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n a picture"
 
 @pytest.fixture
 async def page(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client without a key."""
+    """Yield a client without a key, like a web page."""
     async with aiohttp.ClientSession(farm.url) as client:
         yield client
 

@@ -33,7 +33,7 @@ _colors = itertools.count(0x510000)
 async def call(
     client: aiohttp.ClientSession, method: str, path: str, body: Any = None
 ) -> tuple[int, Any]:
-    """Return the status and the JSON of a response, or None if it has no body."""
+    """Return the status and the JSON of a response; the JSON is None if it has no body."""
     async with client.request(method, path, json=body) as response:
         content = await response.read()
         return response.status, await response.json() if content else None
@@ -288,7 +288,7 @@ async def until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, 
 
 
 async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.ClientSession) -> None:
-    """On a whole farm: picture, history and events are gone, and the id cannot be used again."""
+    """After deletion, the picture, history and events are gone, and the id cannot be used again."""
     prompt_id, client_id = str(uuid.uuid4()), uuid.uuid4().hex
     body = {"prompt": picture(next(_colors)), "prompt_id": prompt_id, "client_id": client_id}
     assert (await call(session, "POST", "/prompt", body))[0] == 200
@@ -322,7 +322,7 @@ async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.Client
 async def test_the_same_graph_renders_after_its_first_job_is_deleted(
     session: aiohttp.ClientSession,
 ) -> None:
-    """The cache may provide the result; the second job has its own picture in any case."""
+    """The second job must have its own picture, even if its result comes from the cache."""
     body = {"kind": "render", "workflow": picture(next(_colors))}
     pictures = []
     for _ in range(2):

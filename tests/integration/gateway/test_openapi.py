@@ -39,7 +39,7 @@ from tests.integration.access.fixtures import (
 )
 from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
-from tests.integration.text.fixtures import serving, settled
+from tests.integration.text.fixtures import serving, wait_until_probed
 from tests.integration.text.wires.server import WireServer
 from tests.stack import Measured
 
@@ -80,7 +80,7 @@ def accounts_app(
     tmp_path_factory: pytest.TempPathFactory,
     valkey_server: ValkeyServer,
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Run the accounts app on PostgreSQL, which is stricter than SQLite."""
+    """Run the accounts app on PostgreSQL, which rejects more values than SQLite."""
     settings = Settings(
         data=tmp_path_factory.mktemp("accounts"),
         database_url=postgres.url(postgres.new(migrated_postgres)),
@@ -109,7 +109,7 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
             async with serving(folder, backend, gateway_url=gateway_url) as models:
-                await settled(models)
+                await wait_until_probed(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
     with in_thread(serving_models) as served_app:
@@ -198,7 +198,8 @@ def violations(
     Args:
         only: a path to test, instead of all paths.
         bearers: function that returns the bearers before each request, instead of the app's.
-        known: test only operations whose path parameters are all in this list, with valid requests.
+        known: values of path parameters; if given, sends only valid requests, and only to
+            operations whose path parameters are all known.
         path_parameters: values for every valid request.
     """
     url, owners = app
@@ -254,7 +255,7 @@ def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) 
 
 
 def _new_player(description: str) -> Iterable[str]:
-    """Yield the token of a new player; the call that signs out would invalidate a shared one."""
+    """Yield the token of a new player for each request, because some requests end the session."""
     body = {"email": f"{secrets.token_hex(8)}@example.com", "password": PASSWORD}
     url = description.replace("/openapi.json", "/register")
     answer = httpx.post(url, json=body, timeout=60)
@@ -273,7 +274,7 @@ def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) ->
 
 
 def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    """The stream of an ended job is read completely, that of a waiting job only in part."""
+    """Validate whole streams of ended jobs, and the beginning of streams of waiting jobs."""
     url, bearers = gateway_app
     address = url.removesuffix("/openapi.json")
     headers = {"authorization": f"Bearer {bearers['owner']}"}
@@ -315,7 +316,7 @@ def _render(address: str, headers: dict[str, str]) -> str:
 def test_existing_resources_match_the_description(
     gateway_app: tuple[str, dict[str, str]], measured: Measured
 ) -> None:
-    """`test_gateway` requests random ids that do not exist; here all ids and names exist."""
+    """Request ids and names that exist; `test_gateway` requests random ones."""
     url, bearers = gateway_app
     known_ids = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}

@@ -1,4 +1,4 @@
-"""Tests path traversal against a whole farm, with raw bytes: no file outside is reached."""
+"""Tests on a whole farm, with raw bytes, that path traversal reaches no file of the machine."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[s
             assert result in ((403, "path_refused"), (404, "route_not_found")), (name, result)
     userdata_after = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
     assert userdata_after.body == userdata_before.body
-    assert _written(gateway) == []
+    assert _list_written_files(gateway) == []
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_an_upload_stays_in_its_folder(
 ) -> None:
     answer = await _upload(gateway, headers, f"{EVIL}.png", **{field: value})
     assert (answer.status, answer.code) == (400, "invalid_request"), answer
-    assert _written(gateway) == []
+    assert _list_written_files(gateway) == []
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ async def test_an_uploads_name_is_a_name(
     assert (response.status, f'"name":"{EVIL}.txt"' in response.body.decode()) == (201, True), (
         response
     )
-    assert _written(gateway) == []
+    assert _list_written_files(gateway) == []
 
 
 async def _upload(
@@ -169,8 +169,8 @@ async def _upload(
     )
 
 
-def _written(gateway: RunningStack) -> list[str]:
-    """Return the files with names from this test that exist anywhere a traversal could put them."""
+def _list_written_files(gateway: RunningStack) -> list[str]:
+    """Return the files of this test that were written to any folder that a bad path could reach."""
     places = (gateway.data.parent, Path("/tmp"), Path.cwd())
     globs = [folder.rglob if folder == gateway.data.parent else folder.glob for folder in places]
     return [str(path) for glob in globs for path in glob(f"*{EVIL}*")]

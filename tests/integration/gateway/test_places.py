@@ -1,4 +1,4 @@
-"""Compares the queue places of fifty renders on two ComfyUIs in every API and in ComfyUI."""
+"""Compares the places in the queue of fifty renders, as shown by every API and by two ComfyUIs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _colors = itertools.count(0x310000)
 
 @dataclass
 class Api:
-    """The APIs of one gateway, and the stage of each job according to its events so far."""
+    """Reads one gateway through all its APIs, and follows the events of each job."""
 
     stack: RunningStack
     http: aiohttp.ClientSession
@@ -132,11 +132,12 @@ class Observations:
     Attributes:
         stored: jobs that were shown as running although no ComfyUI had them, because they had been
             executed and their files were being stored.
-        order: the jobs with a place in the latest sample, the first to begin first.
+        order: the waiting jobs with a position in the latest sample, in the order of these.
+        positions: the last known position of each job.
         samples: the number of samples.
         full: the number of samples in which every ComfyUI had a prompt.
-        rises: jobs that moved back because of jobs with a better class.
-        guessed: jobs whose start was estimated.
+        rises: how often a job moved back, because new jobs with a better class were put before it.
+        guessed: jobs for which the API estimated when they would start.
     """
 
     stored: set[str] = field(default_factory=set)
@@ -240,15 +241,15 @@ async def _render_all(api: Api) -> Observations:
 
 
 async def _wait_for_tick() -> None:
-    """Wait for the next tenth of a second; samples are taken at that rate if the machine can."""
+    """Wait until the next multiple of the sampling interval, a tenth of a second."""
     await asyncio.sleep(_INTERVAL_SECONDS - time.monotonic() % _INTERVAL_SECONDS)
 
 
-async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) -> bool:
-    """Compare all APIs and the ComfyUIs; return False once all jobs have ended.
+async def _sample(api: Api, priorities: Mapping[str, int], observations: Observations) -> bool:
+    """Compare all APIs with the ComfyUIs once; return False if all jobs have ended.
 
-    Everything is read between two reads of the ComfyUIs and two of the rows of jobs. A job that
-    changes in between may be shown in either state.
+    The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
+    between may be shown in its old or its new state.
     """
     ours = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
@@ -290,12 +291,12 @@ async def _sample(api: Api, priorities: Mapping[str, int], story: Observations) 
             assert _RUNNING in possible, job_id
     running_jobs = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
     # ComfyUI has executed what it no longer has. It must not get it afterwards.
-    assert not story.stored & held_jobs, "a job ran before a ComfyUI had it"
-    story.stored |= running_jobs - held_jobs
+    assert not observations.stored & held_jobs, "a job ran before a ComfyUI had it"
+    observations.stored |= running_jobs - held_jobs
     assert all(len(prompts) <= 1 for prompts in comfyuis.values())
-    story.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
-    story.samples += 1
-    _check_places({job_id: jobs_before[job_id] for job_id in ours}, priorities, story)
+    observations.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
+    observations.samples += 1
+    _check_places({job_id: jobs_before[job_id] for job_id in ours}, priorities, observations)
     return any(stage is not _ENDED for stage in later_stages.values())
 
 
@@ -305,9 +306,13 @@ async def _have_begun(api: Api, held: set[str]) -> bool:
 
 
 def _check_places(
-    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], story: Observations
+    jobs: Mapping[str, Mapping[str, Any]], priorities: Mapping[str, int], observations: Observations
 ) -> None:
-    """Check that places change only by the order of classes and, within a class, of arrival."""
+    """Check the positions of all waiting jobs against those of the previous sample.
+
+    They must be ordered by class. Within a class, no job may overtake another; a job moves back
+    only because of new jobs before it.
+    """
     waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
     assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting.values())
     positions = {j: job["position"] for j, job in waiting.items() if job["position"] is not None}
@@ -316,25 +321,25 @@ def _check_places(
     order = sorted(positions, key=lambda job_id: positions[job_id])
     classes = [priorities[job_id] for job_id in order]
     assert classes == sorted(classes), "renders of a better class begin first"
-    known_jobs = [job_id for job_id in story.order if job_id in positions]
-    new_jobs = {job_id for job_id in order if job_id not in story.positions}
+    known_jobs = [job_id for job_id in observations.order if job_id in positions]
+    new_jobs = {job_id for job_id in order if job_id not in observations.positions}
     assert [job_id for job_id in order if job_id not in new_jobs] == known_jobs, (
         "no render overtakes another"
     )
     for job_id in known_jobs:
-        fell_back = positions[job_id] - story.positions[job_id]
+        fell_back = positions[job_id] - observations.positions[job_id]
         jobs_ahead = order[: order.index(job_id)]
         assert fell_back <= len(new_jobs.intersection(jobs_ahead)), (
             "only new renders push others back"
         )
-        story.rises += fell_back > 0
+        observations.rises += fell_back > 0
     for job_id, job in waiting.items():
         starts_in = None if job["eta"] is None else job["eta"]["starts_in"]
         if starts_in is not None:
             assert 0 <= starts_in["p50"] <= starts_in["p90"]
-            story.guessed.add(job_id)
+            observations.guessed.add(job_id)
     if positions:
-        story.order, story.positions = order, {**story.positions, **positions}
+        observations.order, observations.positions = order, {**observations.positions, **positions}
 
 
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:

@@ -31,7 +31,7 @@ from tests.waiting import eventually
 
 
 class SentSecrets:
-    """The secrets that were sent, by their place; for keys and tokens only the secret part."""
+    """The secrets that were sent, by where they were sent; of keys and tokens, the secret part."""
 
     def __init__(self, gateway: RunningStack) -> None:
         self.gateway = gateway
@@ -103,15 +103,15 @@ async def test_no_log_holds_a_secret(
         "Ray's token": gateway.layout.ray_token.read_text().strip(),
     }.items():
         client.sent_secrets.note(description, secret)
-    for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _jobs, _grpc):
+    for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _submit_secrets, _grpc):
         await say(client)
     marker = secrets.token_hex(12)
     bearer = {"authorization": f"Bearer {gateway.api_key}"}
     for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
         await client.call("GET", path, 404, headers=bearer)
     # Lines are written in batches, by every app on its own.
-    await eventually(lambda: _logged(gateway).count(marker.encode()) >= 3, 180)
-    logged, syslog = _logged(gateway), _received(haproxy_log)
+    await eventually(lambda: _read_logs(gateway).count(marker.encode()) >= 3, 180)
+    logged, syslog = _read_logs(gateway), _received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):
         assert marker in gateway.layout.list_app_logs(app)[-1].read_text(), app
@@ -249,8 +249,8 @@ async def _links(client: Session) -> None:
         await client.call("GET", link, 200 if description == "link" else 401)
 
 
-async def _jobs(client: Session) -> None:
-    """Submit jobs with secrets in the URLs that they call, and in graphs that call other hosts."""
+async def _submit_secrets(client: Session) -> None:
+    """Submit jobs, a prompt and a chat that contain secrets in different places."""
     sent_secrets, bearer = (
         client.sent_secrets,
         {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"},
@@ -309,7 +309,7 @@ async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
     await runner.cleanup()
 
 
-def _logged(gateway: RunningStack) -> bytes:
+def _read_logs(gateway: RunningStack) -> bytes:
     """Return everything that the processes of the stack have logged."""
     folders = [gateway.layout.logs, Path(gateway.layout.ray_logs).resolve()]
     files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}

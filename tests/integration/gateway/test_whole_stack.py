@@ -27,7 +27,7 @@ SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, 
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(gateway: RunningStack) -> SlowClients:
-    """Run slow clients beside all tests of this module, which must not be affected."""
+    """Run slow clients during all tests of this module; they must not affect the tests."""
     return SlowClients(gateway.ports.door, gateway.api_key, SLOW)
 
 
@@ -242,9 +242,10 @@ async def test_slow_bodies_without_a_key_are_not_waited_for(
 
 
 async def _pool_is_up(session: aiohttp.ClientSession) -> None:
-    """Wait until a first picture has been rendered and graphs are validated.
+    """Wait until a picture has been rendered, and invalid graphs are refused.
 
-    The gateway calls a pool that did not respond again only after two seconds.
+    Graphs are not validated while the pool does not respond. After a failed call, the gateway waits
+    two seconds before it calls the pool again.
     """
     job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job

@@ -1,6 +1,6 @@
-"""A gateway's job service: ``python -m tests.integration.jobs.budget_process '<json>'``.
+"""Runs a gateway's job service: ``python -m tests.integration.jobs.budget_process '<json>'``.
 
-After reading a line, it submits all jobs at once, and prints the result of each.
+After reading a line from standard input, it submits all jobs at once and prints each result.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ disk_free_limit.absolute = 1MB
 
 
 class RabbitServer:
-    """RabbitMQ with a separate port mapper of Erlang, so that neither outlives the test."""
+    """A RabbitMQ server with its own Erlang port mapper, so that both end with the test."""
 
     def __init__(self, folder: Path) -> None:
         self.port, mapper, distribution = free_port(), free_port(), free_port()

@@ -182,7 +182,7 @@ async def test_health_checks_need_no_key(gateway: RunningStack) -> None:
 async def test_a_channel_that_checks_health_sends_its_calls(
     gateway: RunningStack, key: list[tuple[str, str]]
 ) -> None:
-    """The client's service configuration enables gRPC's own health checks."""
+    """A client whose channel checks the server's health must find it healthy and send its calls."""
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],
         "healthCheckConfig": {"serviceName": MOYIN},

@@ -72,25 +72,25 @@ async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
         await handle.result()
         history = await handle.fetch_history()
         await replayer.replay_workflow(history)
-        keep(name, history)
+        write_history(name, history)
 
 
-def keep(name: str, history: WorkflowHistory) -> None:
+def write_history(name: str, history: WorkflowHistory) -> None:
     """Write the history to a file if MOYIN_RECORD_HISTORIES is set."""
     version = os.environ.get("MOYIN_RECORD_HISTORIES")
     if version is None:
         return
     FOLDER.mkdir(exist_ok=True)
-    anonymous_history = _anonymous(json.loads(history.to_json()))
+    anonymous_history = _anonymize(json.loads(history.to_json()))
     path = FOLDER / f"{name}-{version}.json"
     path.write_text(json.dumps(anonymous_history, indent=1, sort_keys=True) + "\n")
 
 
-def _anonymous(value: Any) -> Any:
+def _anonymize(value: Any) -> Any:
     """Replace values that identify the machine on which the history was recorded."""
     if isinstance(value, dict):
         private = {"identity": "worker", "stackTrace": "", "binaryChecksum": ""}
-        return {key: private.get(key, _anonymous(inner)) for key, inner in value.items()}
+        return {key: private.get(key, _anonymize(inner)) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_anonymous(inner) for inner in value]
+        return [_anonymize(inner) for inner in value]
     return value

@@ -29,7 +29,7 @@ ENOUGH = 4
 
 
 class Queue(Protocol):
-    """The producer's side of a broker: it sends jobs, and reads results and dead letters."""
+    """A broker as its clients see it: sends jobs, reads results and messages that were rejected."""
 
     source: dict[str, Any]
     environ: dict[str, str]

@@ -1,4 +1,4 @@
-"""Tests which worker owns an entry of a stream, and when another worker may claim it."""
+"""Tests which worker owns a message of a Valkey stream, and when another may take it over."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ PROCESSES, SUBMISSIONS = 4, 13
 
 @dataclass(frozen=True)
 class BudgetedJobs:
-    """A job service with the settlement of its reservations."""
+    """A job service, and what settles the budget reservations of its jobs."""
 
     database: Database
     url: str
@@ -79,7 +79,7 @@ class BudgetedJobs:
 
 
 @pytest.fixture
-async def desk(
+async def budgeted_jobs(
     database_url: str, valkey_server: ValkeyServer, tmp_path: Path
 ) -> AsyncIterator[BudgetedJobs]:
     database, meter = Database(database_url), RequestMeter(valkey_server.url)
@@ -101,13 +101,13 @@ async def desk(
 
 
 async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
-    desk: BudgetedJobs, valkey_server: ValkeyServer
+    budgeted_jobs: BudgetedJobs, valkey_server: ValkeyServer
 ) -> None:
     options = {
-        "database": desk.url,
+        "database": budgeted_jobs.url,
         "redis": valkey_server.url,
-        "blobs": desk.blobs,
-        "owner": desk.caller.owner,
+        "blobs": budgeted_jobs.blobs,
+        "owner": budgeted_jobs.caller.owner,
         "usd": 10,
         "count": SUBMISSIONS,
     }
@@ -124,146 +124,154 @@ async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
     outcome_counts = Counter(code for output, _ in outputs for code in json.loads(output))
     refused_count = PROCESSES * SUBMISSIONS - 10
     assert outcome_counts == {"accepted": 10, "budget_exceeded": refused_count}
-    assert await desk.amounts() == (0, 10)
-    page, _ = await desk.jobs.list_page(desk.caller.owner)
+    assert await budgeted_jobs.amounts() == (0, 10)
+    page, _ = await budgeted_jobs.jobs.list_page(budgeted_jobs.caller.owner)
     assert len(page) == 10
 
-    await desk.end(page[0].id, JobStatus.CANCELLED)
-    await desk.settle()
-    assert await desk.amounts() == (0, 9)
-    await desk.submit()
+    await budgeted_jobs.end(page[0].id, JobStatus.CANCELLED)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (0, 9)
+    await budgeted_jobs.submit()
     with pytest.raises(BudgetExceeded):
-        await desk.submit()
+        await budgeted_jobs.submit()
 
 
 async def test_cost_replaces_the_estimate_once(
-    desk: BudgetedJobs, monkeypatch: pytest.MonkeyPatch
+    budgeted_jobs: BudgetedJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = await desk.submit(USUAL)
-    assert await desk.amounts() == (0, 5)
+    job_id = await budgeted_jobs.submit(USUAL)
+    assert await budgeted_jobs.amounts() == (0, 5)
     # Cheaper than the estimate so far.
-    await desk.book(job_id, 2)
-    await desk.settle()
-    assert await desk.amounts() == (0, 5)
+    await budgeted_jobs.book(job_id, 2)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (0, 5)
     # Dearer: the rest of the budget is known at once, and not only when the job has ended.
-    await desk.book(job_id, 5)
-    await desk.settle()
-    assert await desk.amounts() == (0, 7)
-    await desk.end(job_id, JobStatus.SUCCEEDED)
-    await asyncio.gather(*(desk.settle() for _ in range(5)))
-    assert await desk.amounts() == (7, 0)
-    assert await desk.settler._store.delete_settled() == 0, "a run may be booked yet"
+    await budgeted_jobs.book(job_id, 5)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (0, 7)
+    await budgeted_jobs.end(job_id, JobStatus.SUCCEEDED)
+    await asyncio.gather(*(budgeted_jobs.settle() for _ in range(5)))
+    assert await budgeted_jobs.amounts() == (7, 0)
+    assert await budgeted_jobs.settler._store.delete_settled() == 0, "a run may be booked yet"
     # A run that could not be booked before, and its repetition.
     for _ in range(2):
-        await desk.book(job_id, 1, run_id="a" * 32)
-        await desk.settle()
-    assert await desk.amounts() == (8, 0)
+        await budgeted_jobs.book(job_id, 1, run_id="a" * 32)
+        await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (8, 0)
     monkeypatch.setattr(reservations, "_KEPT", timedelta(0))
-    assert [await desk.settler._store.delete_settled() for _ in range(2)] == [1, 0]
+    assert [await budgeted_jobs.settler._store.delete_settled() for _ in range(2)] == [1, 0]
 
 
 async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
-    desk: BudgetedJobs, valkey_server: ValkeyServer
+    budgeted_jobs: BudgetedJobs, valkey_server: ValkeyServer
 ) -> None:
-    job_id = await desk.submit()
-    await desk.book(job_id, 3)
-    await desk.end(job_id, JobStatus.SUCCEEDED)
-    [due] = await desk.settler._store.list_due()
-    counter = desk.meter.job_reservations
+    job_id = await budgeted_jobs.submit()
+    await budgeted_jobs.book(job_id, 3)
+    await budgeted_jobs.end(job_id, JobStatus.SUCCEEDED)
+    [due] = await budgeted_jobs.settler._store.list_due()
+    counter = budgeted_jobs.meter.job_reservations
     # As a process does that dies before it writes to SQL; meanwhile another run is booked.
     await counter.recount(due.reservation, due.amount, counted_nano_usd=0, is_open=False)
-    assert await desk.amounts() == (3, 0)
-    await desk.book(job_id, 1)
-    assert await desk.settler._store.mark_counted(due) is False
-    await desk.settle()
-    assert await desk.amounts() == (4, 0)
+    assert await budgeted_jobs.amounts() == (3, 0)
+    await budgeted_jobs.book(job_id, 1)
+    assert await budgeted_jobs.settler._store.mark_counted(due) is False
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (4, 0)
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
-        money = f"moyin:limit:{{{desk.caller.owner}}}:owner:{desk.caller.owner}:money"
+        money = (
+            f"moyin:limit:{{{budgeted_jobs.caller.owner}}}:owner:{budgeted_jobs.caller.owner}:money"
+        )
         fields: list[Any] = await valkey.hkeys(money)
     assert not [field for field in fields if field.startswith(("lease:", "cost:"))]
 
 
 async def test_cancelled_render_is_covered_until_its_run_is_booked(
-    desk: BudgetedJobs, monkeypatch: pytest.MonkeyPatch
+    budgeted_jobs: BudgetedJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = await desk.submit(USUAL)
-    await desk.jobs.start(job_id, 1)
-    await desk.end(job_id, JobStatus.CANCELLED)
-    await desk.settle()
-    assert await desk.amounts() == (0, 5)
-    await desk.book(job_id, 2)
-    await desk.settle()
-    assert await desk.amounts() == (0, 5), "another run of the job may be booked yet"
+    job_id = await budgeted_jobs.submit(USUAL)
+    await budgeted_jobs.jobs.start(job_id, 1)
+    await budgeted_jobs.end(job_id, JobStatus.CANCELLED)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (0, 5)
+    await budgeted_jobs.book(job_id, 2)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (0, 5), "another run of the job may be booked yet"
 
     monkeypatch.setattr(jobs_module, "_LATE_RUNS", jobs_module._LATE_RUNS * 0)
-    later_job = await desk.submit()
-    await desk.jobs.start(later_job, 1)
-    await desk.end(later_job, JobStatus.FAILED)
-    await desk.settle()
-    assert await desk.amounts() == (0, 5)
+    later_job = await budgeted_jobs.submit()
+    await budgeted_jobs.jobs.start(later_job, 1)
+    await budgeted_jobs.end(later_job, JobStatus.FAILED)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (0, 5)
     # A deleted job does not escape.
-    await desk.service.delete(desk.caller.owner, [later_job])
-    await desk.book(later_job, 2)
-    await desk.settle()
-    assert await desk.amounts() == (2, 5)
+    await budgeted_jobs.service.delete(budgeted_jobs.caller.owner, [later_job])
+    await budgeted_jobs.book(later_job, 2)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (2, 5)
 
 
-async def test_retry_reserves_the_remaining_amount(desk: BudgetedJobs) -> None:
-    job_id = await desk.submit()
-    await desk.end(job_id, JobStatus.FAILED)
-    await desk.settle()
-    full_job = await desk.submit(USUAL, USUAL)
+async def test_retry_reserves_the_remaining_amount(budgeted_jobs: BudgetedJobs) -> None:
+    job_id = await budgeted_jobs.submit()
+    await budgeted_jobs.end(job_id, JobStatus.FAILED)
+    await budgeted_jobs.settle()
+    full_job = await budgeted_jobs.submit(USUAL, USUAL)
     with pytest.raises(BudgetExceeded) as exc_info:
-        await desk.service.retry(desk.caller, job_id)
+        await budgeted_jobs.service.retry(budgeted_jobs.caller, job_id)
     assert exc_info.value.details["reserved_usd"] == "10"
-    assert (await desk.jobs.find(job_id)).status is JobStatus.FAILED
-    await desk.end(full_job, JobStatus.CANCELLED)
-    await desk.settle()
-    await desk.service.retry(desk.caller, job_id)
-    assert await desk.amounts() == (0, 1)
-    await desk.book(job_id, 4)
-    await desk.end(job_id, JobStatus.SUCCEEDED, attempt=2)
-    await desk.settle()
-    assert await desk.amounts() == (4, 0)
+    assert (await budgeted_jobs.jobs.find(job_id)).status is JobStatus.FAILED
+    await budgeted_jobs.end(full_job, JobStatus.CANCELLED)
+    await budgeted_jobs.settle()
+    await budgeted_jobs.service.retry(budgeted_jobs.caller, job_id)
+    assert await budgeted_jobs.amounts() == (0, 1)
+    await budgeted_jobs.book(job_id, 4)
+    await budgeted_jobs.end(job_id, JobStatus.SUCCEEDED, attempt=2)
+    await budgeted_jobs.settle()
+    assert await budgeted_jobs.amounts() == (4, 0)
     with pytest.raises(JobFinished):
-        await desk.service.retry(desk.caller, job_id)
-    await _until_amounts_are(desk, (4, 0))
+        await budgeted_jobs.service.retry(budgeted_jobs.caller, job_id)
+    await _wait_for_amounts(budgeted_jobs, (4, 0))
 
 
-async def test_repeated_request_needs_no_money(desk: BudgetedJobs) -> None:
+async def test_repeated_request_needs_no_money(budgeted_jobs: BudgetedJobs) -> None:
     spec = render(USUAL, USUAL)
-    first_job, _ = await desk.service.submit(desk.caller, spec, idempotency_key="k")
-    same_job, is_new = await desk.service.submit(desk.caller, spec, idempotency_key="k")
+    first_job, _ = await budgeted_jobs.service.submit(
+        budgeted_jobs.caller, spec, idempotency_key="k"
+    )
+    same_job, is_new = await budgeted_jobs.service.submit(
+        budgeted_jobs.caller, spec, idempotency_key="k"
+    )
     assert (same_job.id, is_new) == (first_job.id, False)
-    assert await desk.amounts() == (0, 10)
+    assert await budgeted_jobs.amounts() == (0, 10)
 
 
-async def test_refused_job_returns_its_reservation(desk: BudgetedJobs) -> None:
+async def test_refused_job_returns_its_reservation(budgeted_jobs: BudgetedJobs) -> None:
     chosen_id = str(uuid.uuid4())
-    await desk.service.submit(desk.caller, render(), job_id=chosen_id)
+    await budgeted_jobs.service.submit(budgeted_jobs.caller, render(), job_id=chosen_id)
     # The same job again, with money for a second one.
-    _, is_new = await desk.service.submit(desk.caller, render(), job_id=chosen_id)
+    _, is_new = await budgeted_jobs.service.submit(budgeted_jobs.caller, render(), job_id=chosen_id)
     assert not is_new
-    await _until_amounts_are(desk, (0, 1))
+    await _wait_for_amounts(budgeted_jobs, (0, 1))
 
 
 async def test_callers_without_budgets_need_neither_estimates_nor_valkey(
-    desk: BudgetedJobs,
+    budgeted_jobs: BudgetedJobs,
 ) -> None:
     meter = RequestMeter("redis://127.0.0.1:1")
-    async with open_service(desk.database, meter, "redis://127.0.0.1:1", desk.blobs) as service:
-        free = replace(desk.caller, limits=())
+    async with open_service(
+        budgeted_jobs.database, meter, "redis://127.0.0.1:1", budgeted_jobs.blobs
+    ) as service:
+        free = replace(budgeted_jobs.caller, limits=())
         with pytest.raises(ServiceUnavailable):
-            await service.submit(desk.caller, render())
+            await service.submit(budgeted_jobs.caller, render())
         budget_hold = await service._budgets.reserve(free, render())
         assert budget_hold.reservation is None
     await meter.close()
 
 
-async def _until_amounts_are(desk: BudgetedJobs, expected: tuple[int, int]) -> None:
+async def _wait_for_amounts(budgeted_jobs: BudgetedJobs, expected: tuple[int, int]) -> None:
     """Wait for the expected amounts, because reservations are released in the background."""
 
     async def are_as_expected() -> bool:
-        return await desk.amounts() == expected
+        return await budgeted_jobs.amounts() == expected
 
     await eventually(are_as_expected)

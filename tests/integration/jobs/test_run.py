@@ -251,7 +251,7 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
 async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
     renderer: Renderer,
 ) -> None:
-    """The cancellation is written to the row; the previous attempt's workflow does not get it."""
+    """Cancel attempt 2 while only attempt 1 has a workflow; only the job's row is cancelled."""
     renderer.hold.clear()
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
     await renderer.started.wait()
@@ -364,7 +364,7 @@ async def test_double_starts_are_harmless(renderer: Renderer) -> None:
 
 
 async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> None:
-    """After kill -9 during step three, steps one and two are not run again."""
+    """After kill -9 during step three, another worker runs only that step again."""
     farm.services.answers["/svc/slow"] = slowly(asyncio.Event())
     steps = [CHAT, {"kind": "http", "request": {"path": "/svc/quick"}},
              {"kind": "http", "request": {"path": "/svc/slow"}}]  # fmt: skip

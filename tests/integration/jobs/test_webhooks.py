@@ -104,7 +104,7 @@ async def test_a_slow_receiver_holds_nothing_up(
 async def test_slow_receivers_do_not_delay_other_webhooks(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    """There are more slow receivers than a worker has concurrent activities."""
+    """Jobs still end while more receivers are slow than a worker has concurrent activities."""
     hook_server, url = receiver
     hook_server.open.clear()
     job_ids = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
@@ -142,10 +142,10 @@ async def test_a_job_cancelled_before_its_start_sends_events(
     assert '"job.cancelled"' in body
 
 
-async def test_a_name_that_leads_inside_is_not_called(
+async def test_host_name_with_private_address_is_not_called(
     farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    """The host name is accepted at submission, and its address is rejected at the call."""
+    """The host name is accepted at submission, but its address is private, so the call fails."""
     farm.networks = ""
     await farm.start_worker()
     hook_server, url = receiver

@@ -30,7 +30,7 @@ KEYS = {
 }
 
 
-async def _own(scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond(scope: Scope, receive: Receive, send: Send) -> None:
     """Respond in place of the gateway's own routes."""
     if scope["path"] != "/jobs":
         raise RouteNotFound(f"there is no {scope['path']}")
@@ -39,7 +39,7 @@ async def _own(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class ProxyServer:
-    """A running proxy, with its ``url`` and a client with Ann's key; `routes` replaces the table.
+    """A running proxy, and a client with Ann's key; `routes` replaces the route table.
 
     Attributes:
         keys: the valid keys, which a test may change.
@@ -68,7 +68,7 @@ async def proxy_serving(
     await proxy.start()
     keys = StaticAuthenticator(KEYS)
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, app=_own),
+        ProxyOrApp(proxy, guarded=proxy, app=_respond),
         service="gateway",
         authenticator=keys,
         errors=render_problem_details,

@@ -1,4 +1,7 @@
-"""Tests with raw bytes that no request is forwarded that servers could split differently."""
+"""Tests that the proxy forwards no request that two servers could read differently.
+
+The requests are sent as raw bytes; their bodies or paths are ambiguous.
+"""
 
 from __future__ import annotations
 

@@ -126,10 +126,10 @@ async def test_the_service_gets_the_identity_only_from_the_gateway(
         jwt.decode(seen_headers["x-moyin-identity"], other_secret, ["HS256"], audience="assets")
 
 
-async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
+async def test_clients_cannot_send_headers_of_authentication_proxies(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """Covers HTTP and WebSockets, and every spelling that a server may read as such a header."""
+    """HTTP and WebSocket requests lose such headers, however the client spells their names."""
     lies = {
         name: "admin"
         for name in (
@@ -150,10 +150,10 @@ async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
     assert "admin" not in service.seen[1].headers.values()
 
 
-async def test_a_path_that_another_server_reads_as_another_routes_is_refused(
+async def test_path_that_could_belong_to_a_stricter_route_is_refused(
     upstream: str, service: Service
 ) -> None:
-    """The inner route may require a scope that the outer route does not."""
+    """For example, ``/assets//inner/x`` could be read as a path of the route ``/assets/inner``."""
     inner = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip
@@ -202,7 +202,7 @@ async def test_a_slow_reader_slows_the_service_down(
 ) -> None:
     chunks = 1_500
     async with proxy_server.client.get(f"/assets/flood?chunks={chunks}") as response:
-        await _at_rest(lambda: service.sent)
+        await _wait_until_constant(lambda: service.sent)
         assert 0 < service.sent < chunks * len(CHUNK) / 2
         assert len(await response.read()) == chunks * len(CHUNK)
 
@@ -219,7 +219,7 @@ async def test_a_slow_service_slows_the_sender_down(
             sent_chunks += 1
 
     sending = asyncio.create_task(_text(proxy_server.client.put("/assets/drain", data=body())))
-    await _at_rest(lambda: sent_chunks)
+    await _wait_until_constant(lambda: sent_chunks)
     assert 0 < sent_chunks < chunks / 2
     service.go_on.set()
     assert await sending == str(chunks * len(CHUNK))
@@ -247,7 +247,7 @@ async def test_a_client_that_disconnects_ends_the_upstream_call(
             "/assets/flood?chunks=100000", timeout=aiohttp.ClientTimeout(0.5)
         ) as response:
             await response.read()
-    sent_before = await _at_rest(lambda: service.sent)
+    sent_before = await _wait_until_constant(lambda: service.sent)
     assert sent_before < 100_000 * len(CHUNK)
 
 
@@ -327,10 +327,10 @@ async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, servic
     assert len(service.seen) + len(second_service.seen) == 3
 
 
-async def test_the_last_servers_response_is_passed_on(
+async def test_last_response_is_forwarded_when_all_servers_fail(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """The last response is passed on even if more retries remain, because it is not our failure."""
+    """When all servers have failed, the last response is forwarded, even if retries remain."""
     second_service = Service("two")
     async with serving(second_service) as url:
         first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
@@ -370,8 +370,8 @@ async def test_an_unavailable_service_gets_no_requests_for_a_while(
 
 
 @asynccontextmanager
-async def _back_again(proxy_server: ProxyServer) -> AsyncIterator[Breaker]:
-    """Open the breaker of a service that works again; the next request is the probe."""
+async def _recovered_service(proxy_server: ProxyServer) -> AsyncIterator[Breaker]:
+    """Open the breaker of a service, then start the service; the next request is the probe."""
     port = free_port()
     proxy_server.routes(route(f"http://127.0.0.1:{port}"))
     for _ in range(3):
@@ -387,7 +387,7 @@ async def _back_again(proxy_server: ProxyServer) -> AsyncIterator[Breaker]:
 async def test_a_stream_that_never_ends_proves_that_a_service_is_back(
     proxy_server: ProxyServer,
 ) -> None:
-    async with _back_again(proxy_server) as breaker:
+    async with _recovered_service(proxy_server) as breaker:
         async with proxy_server.client.get("/assets/events") as stream:
             assert await stream.content.readuntil(b"\n\n") == b"data: first\n\n"
             async with proxy_server.client.get("/assets/x") as response:
@@ -398,7 +398,7 @@ async def test_a_stream_that_never_ends_proves_that_a_service_is_back(
 async def test_a_service_that_is_back_and_breaks_off_has_failed_once(
     proxy_server: ProxyServer,
 ) -> None:
-    async with _back_again(proxy_server) as breaker:
+    async with _recovered_service(proxy_server) as breaker:
         with pytest.raises(aiohttp.ClientPayloadError):
             async with proxy_server.client.get("/assets/broken?length=1000000") as response:
                 await response.read()
@@ -406,7 +406,7 @@ async def test_a_service_that_is_back_and_breaks_off_has_failed_once(
 
 
 async def test_a_probe_is_judged_once(proxy_server: ProxyServer) -> None:
-    async with _back_again(proxy_server) as breaker:
+    async with _recovered_service(proxy_server) as breaker:
         async with proxy_server.client.get("/assets/events") as stream:
             await stream.content.readuntil(b"\n\n")
             # Meanwhile it fails again, and another request probes.
@@ -580,8 +580,8 @@ async def _is(status: Any, wanted: int) -> bool:
     return bool(await status == wanted)
 
 
-async def _at_rest(value: Any, seconds: float = 0.3) -> int:
-    """Wait until the value has not changed for some time, and return it."""
+async def _wait_until_constant(value: Any, seconds: float = 0.3) -> int:
+    """Wait until the function's value has not changed for ``seconds``, and return the value."""
     last_value, since = value(), time.monotonic()
     while time.monotonic() - since < seconds:
         await asyncio.sleep(0.02)

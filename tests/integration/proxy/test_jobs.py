@@ -62,7 +62,7 @@ async def test_prefer_respond_async_makes_any_call_a_job(studio: Farm) -> None:
 
 
 async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio: Farm) -> None:
-    """A server may ignore the preference (RFC 7240), but the route's option requires a job."""
+    """The header ``Prefer: respond-async`` is ignored, unless the route requires jobs."""
     _, key = await KeyStore(studio.database).create("ann", "viewer's", scopes={"jobs:read"})
     headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
     async with studio.client.put("/fast/z", data=b"now", headers=headers) as response:
@@ -74,8 +74,8 @@ async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio:
         assert response.status == 202
 
 
-async def test_a_job_s_own_call_is_answered_at_once(studio: Farm) -> None:
-    """If a job's own call became another job, the job would never get its response."""
+async def test_call_of_a_job_does_not_become_a_job(studio: Farm) -> None:
+    """The call that a job makes must not become a job itself, or the job would get no response."""
     job = await studio.submit({"kind": "http", "request": {"path": "/slow/direct"}})
     [token] = [
         headers["authorization"]

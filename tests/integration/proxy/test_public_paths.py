@@ -1,4 +1,4 @@
-"""Tests that paths which need no key on the gateway's host need one on another service's host."""
+"""Tests that paths that are public on the gateway's host need a key on a service's own host."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ async def test_a_route_is_added_and_removed_without_downtime(
         assert await is_gone()
         async with _load(client) as status_counts:
             await asyncio.to_thread(
-                gateway.run, "deploy", "--config", _with(config_before, url, tmp_path)
+                gateway.run, "deploy", "--config", _add_route(config_before, url, tmp_path)
             )
             try:
                 await eventually(is_there, 180)
@@ -87,8 +87,8 @@ async def _load(client: aiohttp.ClientSession) -> AsyncIterator[Counter[int]]:
     await load_task
 
 
-def _with(config: str, url: str, folder: Path) -> str:
-    """Return the path of the same configuration with one more route."""
+def _add_route(config: str, url: str, folder: Path) -> str:
+    """Write the configuration with one more route to a file, and return its path."""
     loaded_config = yaml.safe_load(Path(config).read_text())
     [gateway] = [app for app in loaded_config["applications"] if app["name"] == "gateway"]
     route = {

@@ -82,7 +82,7 @@ async def test_an_unavailable_or_refusing_service_closes_the_socket(
 async def test_a_server_that_shuts_down_is_skipped(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    """A handshake has no effect, so it may be retried on the next server."""
+    """The handshake is repeated at the next server; this is safe, as a handshake has no effect."""
 
     async def going(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

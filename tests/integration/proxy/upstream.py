@@ -1,4 +1,4 @@
-"""A service for the proxy's tests, in the test's process or in one that can be killed."""
+"""A service for the proxy's tests, which runs in the test's process or in one that is killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ CHUNK = b"x" * 65_536
 
 
 class Service:
-    """Responds by path, and records the requests and how much it could send."""
+    """A service that behaves differently for each path, and records the requests it gets.
+
+    Attributes:
+        sent: the number of bytes that it could send.
+        taken: the number of bytes that it has read.
+        failing: how many more requests to ``/flaky`` fail; above zero, ``/health`` responds with
+            503.
+    """
 
     def __init__(self, name: str = "one") -> None:
         self.name = name
@@ -61,7 +68,7 @@ class Service:
         return response
 
     async def _release(self, request: web.Request) -> web.Response:
-        """Let a waiting request continue; for services in a separate process."""
+        """Set ``go_on``, which lets waiting requests continue, from another process."""
         self.go_on.set()
         return web.Response()
 
@@ -102,7 +109,7 @@ class Service:
         return response
 
     async def _flaky(self, request: web.Request) -> web.Response:
-        """Close the connection without a response while `failing` is set."""
+        """Close the connection without a response while ``failing`` is above zero."""
         self.seen.append(request)
         if self.failing > 0:
             self.failing -= 1

@@ -1,4 +1,4 @@
-"""Compares the models that a pool's ComfyUIs load with those of a first-come-first-served order."""
+"""Checks that a pool loads models less often than if it ran the jobs in order of arrival."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def with_large_models(folder: Path) -> tuple[str, ...]:
 async def models_stay_loaded_and_nobody_starves(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
-    """Four models on two actors; one owner submits half of all jobs before the others."""
+    """Check that a pool loads models rarely, and that an owner with many jobs delays no other.
+
+    Four models compete for two actors; one owner submits half of all jobs before the other owners.
+    """
     began = time.monotonic()
     changes = (await pool.status.remote())["changes"]
     blocking_jobs = [await farm.submit(sleepy(120)) for _ in range(2)]
@@ -73,7 +76,7 @@ async def models_stay_loaded_and_nobody_starves(
 
 
 async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
-    """Return the start of the job in ComfyUI in ms, and whether it loaded the model of node 3."""
+    """Return when ComfyUI began the job (in ms), and whether it had to load the model of node 3."""
     output = from_json(await farm.blobs.get((await farm.result(job_id)).output))
     messages = dict(output["record"]["messages"])
     return messages["execution_start"]["timestamp"], "3" not in messages["execution_cached"][

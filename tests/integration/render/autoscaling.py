@@ -1,4 +1,4 @@
-"""Runs Ray's autoscaler on this machine, with nodes that are processes with a fake card."""
+"""Runs Ray's autoscaler on this machine; its nodes are processes that pretend to have a card."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def fake_gpu_nodes(
 ) -> Iterator[dict[str, Any]]:
     """Yield the arguments of `ray_cluster` for a head whose autoscaler adds nodes with one card.
 
-    The autoscaler is that of `ray up`, with Ray's `fake_multinode` provider: each node that it
-    starts is a raylet, a child process of the head's monitor. The remaining ones are ended with the
-    block.
+    The autoscaler is the one of `ray up`, with Ray's `fake_multinode` provider: each node that it
+    starts is a raylet, a child process of the head's monitor. At the end of the block, the
+    remaining raylets are ended.
     """
     # Needed before the head starts, which would choose it.
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"

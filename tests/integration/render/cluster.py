@@ -99,7 +99,7 @@ class RenderOne:
 
 @dataclass
 class RenderFarm:
-    """The settings, stores and clients for a pool; `deploy` deploys the pool itself."""
+    """What a render pool needs: settings, stores and clients. `deploy` deploys the pool."""
 
     comfyui: ComfyUI
     settings: Settings

@@ -48,6 +48,6 @@ def attempt(code: str, given: Any = None) -> dict[str, Any]:
     return {"1": {"class_type": "Attempt", "inputs": inputs}}
 
 
-def finding(values: Any) -> Any:
-    """Return what the code stored in ``found``, from the node's outputs other than files."""
+def read_finding(values: Any) -> Any:
+    """Return what the code stored in ``found``, from the outputs of its node."""
     return json.loads(values["1"]["text"][0])

@@ -53,8 +53,8 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
                 labels=labels,
             )
             assert gpu_nodes() == set()
-            held_jobs = await _a_queue_brings_nodes(farm, pool, measured)
-            await _other_replicas_start_on_the_head()
+            held_jobs = await _check_queue_adds_nodes(farm, pool, measured)
+            await _check_other_replicas()
             pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
             await _cancel(farm, held_jobs)
             results = await asyncio.gather(*map(farm.result, pictures))
@@ -67,11 +67,11 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
-async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
-    """Check that as many nodes start as allowed, and that a waiting actor blocks no other actor.
+async def _check_queue_adds_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
+    """Check that a queue starts as many nodes as are allowed, and that one more actor waits.
 
     Returns:
-        Jobs that occupy the nodes until they are cancelled.
+        The ids of jobs that occupy the nodes until they are cancelled.
     """
     began = time.monotonic()
     first_job = await farm.submit(picture())
@@ -99,8 +99,8 @@ async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
         await farm.client.get_workflow_handle(job_id).cancel()
 
 
-async def _other_replicas_start_on_the_head() -> None:
-    """Check that other replicas start on the head, since they would keep a new node alive."""
+async def _check_other_replicas() -> None:
+    """Check that replicas of other apps start on the head, because they would keep a node alive."""
     names = [f"other-{number}" for number in range(3)]
     apps = [
         serve.RunTarget(build(RenderArgs(pool=name, min_actors=0)), f"render-{name}", None)

@@ -84,12 +84,12 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         pids = {actor["renderer"]["pid"] for actor in actors.values()}
         await eventually(lambda: set(comfyui_processes(tmp_path)) == pids)
         assert [actor["devices"] for actor in actors.values()] == ["0", "0"], "they share it"
-        await _a_third_waits_for_room(tmp_path)
+        await _check_third_actor_waits(tmp_path)
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
-async def _a_third_waits_for_room(folder: Path) -> None:
-    """Check that a third actor waits until the pool with two halves of the one card is gone."""
+async def _check_third_actor_waits(folder: Path) -> None:
+    """Check that a third actor waits for the card until a pool with two actors on it is deleted."""
     third_actor = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
     placed = third_actor.status.remote()
     await asyncio.sleep(4)
@@ -132,9 +132,9 @@ async def test_a_pool_on_one_node(
         await _inputs_are_the_owners_own(farm)
         await _a_bad_graph_fails_at_once(farm, pool)
         await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
-        pool = await _another_configuration_takes_over_under_load(farm, pool, measured)
+        pool = await _change_configuration_under_load(farm, pool, measured)
         await models_stay_loaded_and_nobody_starves(farm, pool, measured)
-        await _a_poisoned_job_is_given_up(farm)
+        await _check_poisoned_job_fails(farm)
         await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
@@ -161,7 +161,7 @@ async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
     graph = picture()
     for artifact_id in (f"art_{'2' * 32}", other_artifact.id):
         graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
-        assert await _failure(farm, await farm.submit(graph)) == "artifact_not_found"
+        assert await _read_failure(farm, await farm.submit(graph)) == "artifact_not_found"
     graph["1"]["inputs"]["image"] = f"artifact:{own_artifact.id}"
     assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
 
@@ -174,7 +174,7 @@ async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     verdict = await actor.validate.remote(graph)
     assert verdict["error"]["type"] == "invalid_prompt"
     assert "error" not in await actor.validate.remote(picture())
-    assert await _failure(farm, await farm.submit(graph)) == "invalid_graph"
+    assert await _read_failure(farm, await farm.submit(graph)) == "invalid_graph"
 
 
 async def _a_new_replica_adopts_the_running_prompt(
@@ -184,7 +184,7 @@ async def _a_new_replica_adopts_the_running_prompt(
     measured: Measured,
 ) -> None:
     pid = actor["renderer"]["pid"]
-    prompts_before = await _prompts_so_far(pid)
+    prompts_before = await _count_prompts(pid)
     job_id = await farm.submit(sleepy(12))
     await farm.renderer_of(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
@@ -195,13 +195,11 @@ async def _a_new_replica_adopts_the_running_prompt(
     assert len(result.artifacts) == 1
     [now] = (await farm.ready(pool, 1)).values()
     assert now["renderer"]["pid"] == pid, "the same ComfyUI all along"
-    assert await _prompts_so_far(pid) == prompts_before + 2, "rendered once, and asked once"
+    assert await _count_prompts(pid) == prompts_before + 2, "rendered once, and asked once"
 
 
-async def _another_configuration_takes_over_under_load(
-    farm: RenderFarm, pool: Any, measured: Measured
-) -> Any:
-    """Change to two actors with a smaller share while no actor is idle; no render may be lost."""
+async def _change_configuration_under_load(farm: RenderFarm, pool: Any, measured: Measured) -> Any:
+    """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
     running_job = await farm.submit(sleepy(3))
     await farm.renderer_of(pool, running_job)
     jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
@@ -216,7 +214,7 @@ async def _another_configuration_takes_over_under_load(
         queue_patience=1,
     )
     await farm.result(running_job)
-    assert await _attempts(farm, running_job) == 1, "drained"
+    assert await _count_attempts(farm, running_job) == 1, "drained"
     jobs += [await farm.submit(upscaled(MODELS[n % 2])) for n in range(12)]
     results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
     assert all(len(result.artifacts) == 1 for result in results)
@@ -229,11 +227,11 @@ async def _another_configuration_takes_over_under_load(
     return pool
 
 
-async def _a_poisoned_job_is_given_up(farm: RenderFarm) -> None:
+async def _check_poisoned_job_fails(farm: RenderFarm) -> None:
     """Check that a job which kills ComfyUI is tried twice and then fails; later jobs succeed."""
     job_id = await farm.submit({"1": {"class_type": "Crash", "inputs": {}}})
-    assert await _failure(farm, job_id) == "render_poisoned"
-    assert await _attempts(farm, job_id) == 2
+    assert await _read_failure(farm, job_id) == "render_poisoned"
+    assert await _count_attempts(farm, job_id) == 2
 
 
 async def _nobody_stays_and_somebody_comes_back(
@@ -246,15 +244,15 @@ async def _nobody_stays_and_somebody_comes_back(
     measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
 
 
-async def _attempts(farm: RenderFarm, job_id: str) -> int:
-    """Return how often the render step of an ended job was begun."""
+async def _count_attempts(farm: RenderFarm, job_id: str) -> int:
+    """Return how often the render step of an ended job was attempted."""
     history = await farm.client.get_workflow_handle(job_id).fetch_history()
     starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
     return max(e.activity_task_started_event_attributes.attempt for e in starts)
 
 
-async def _prompts_so_far(pid: int) -> float:
-    """Return how many prompts this ComfyUI has accepted, including the one that finds out."""
+async def _count_prompts(pid: int) -> float:
+    """Submit a prompt to this ComfyUI, and return how many it has accepted so far."""
     line = psutil.Process(pid).cmdline()
     folder = Path(line[line.index("--base-directory") + 1]).parent
     with tempfile.TemporaryDirectory() as short_folder:
@@ -270,8 +268,8 @@ async def _empty(pool: Any) -> bool:
     return not (await pool.status.remote())["actors"]
 
 
-async def _failure(farm: RenderFarm, job_id: str) -> str | None:
-    """Return the error code of the job's activity, or None."""
+async def _read_failure(farm: RenderFarm, job_id: str) -> str | None:
+    """Wait until the job fails, and return the error code of its activity."""
     with pytest.raises(WorkflowFailureError) as exc_info:
         await farm.result(job_id)
     assert isinstance(exc_info.value.cause, ActivityError)

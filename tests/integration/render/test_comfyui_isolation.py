@@ -31,7 +31,7 @@ from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
 from tests.integration.render.fixtures import blobs, options, picture
-from tests.integration.render.hostile import attempt, finding, write_hostile_nodes
+from tests.integration.render.hostile import attempt, read_finding, write_hostile_nodes
 from tests.waiting import eventually
 
 __all__ = ["blobs", "options"]
@@ -73,7 +73,7 @@ for path in given:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a data folder like that of a stack, which contains the process's own folder."""
+    """Create a data folder like a stack's; the folder of the ComfyUI process is in it."""
     folder = tmp_path_factory.mktemp("stack")
     folder.joinpath("secret").write_text(SECRET)
     folder.joinpath("moyin.db").write_text(SECRET)
@@ -105,9 +105,9 @@ async def hostile(
         await renderer.close()
 
 
-async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
-    """Run an attempt, and return its findings."""
-    return finding((await done(renderer, attempt(code, given), **kwargs)).values)
+async def run_attempt(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
+    """Run code in ComfyUI's process, and return its findings."""
+    return read_finding((await done(renderer, attempt(code, given), **kwargs)).values)
 
 
 async def done(renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any) -> RenderSucceeded:
@@ -120,8 +120,8 @@ async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSuccee
     return last_event
 
 
-async def given_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
-    """Store an input file of a prompt, and return its digest by name."""
+async def store_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
+    """Store an input file, and return a mapping from its name to its digest."""
     sha256 = await renderer._blobs.put(content)
     file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
     return {make_input_name(file): sha256}
@@ -133,7 +133,7 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
     sha256 = await hostile._blobs.put(b"a picture of another tenant's")
     [blob] = stack.rglob(sha256)
     # Somebody's prompt that waits for its turn, and one whose files are still to be stored.
-    waiting = await given_input(hostile, b"another tenant's input")
+    waiting = await store_input(hostile, b"another tenant's input")
     await hostile.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting))
     [staged] = (hostile._folder.staging).iterdir()
     late_folder = hostile._folder.done / "another"
@@ -152,7 +152,7 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
         Path(f"/proc/{os.getpid()}/environ"),
     ]
     assert sum(path.exists() for path in private) > 10, "they are there"
-    result = await tried(hostile, _READ, [str(path) for path in private])
+    result = await run_attempt(hostile, _READ, [str(path) for path in private])
     # Folders on the way to what it may read, with nothing else in them.
     shown_texts = {
         path: names for path, names in result.items() if names and isinstance(names, str)
@@ -168,7 +168,7 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
 
 
 async def test_it_knows_no_users_processes_or_secrets(hostile: ComfyRenderer) -> None:
-    passwd = await tried(hostile, _READ, ["/etc/passwd"])
+    passwd = await run_attempt(hostile, _READ, ["/etc/passwd"])
     assert passwd["/etc/passwd"].startswith("comfyui:x:")
     code = """
 import glob, os
@@ -180,7 +180,7 @@ found = {
     "devices": sorted(os.listdir("/dev")),
 }
 """
-    result = await tried(hostile, code)
+    result = await run_attempt(hostile, code)
     assert SECRET not in str(result)
     assert result["count"] < 5 < len(psutil.pids())
     allowed = {
@@ -223,18 +223,18 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
         *(str(path) for path in (hostile._folder.base, hostile._folder.inputs, Path("/var"))),
         str(options.python.parent.parent),
     ]
-    assert await tried(hostile, _WRITE, places) == []
+    assert await run_attempt(hostile, _WRITE, places) == []
     own_folders = [str(path) for path in hostile._folder.writable]
     # What a node says comes without the machine's paths.
     names = HostPathFilter.for_process(hostile._options)
-    assert await tried(hostile, _WRITE, own_folders) == [
+    assert await run_attempt(hostile, _WRITE, own_folders) == [
         names.hide_known(path) for path in own_folders
     ]
 
 
-async def test_an_input_can_be_read_and_not_changed(hostile: ComfyRenderer) -> None:
-    """The input is a link to a file that other prompts use, too."""
-    files = await given_input(hostile, b"an input of two prompts")
+async def test_input_file_can_be_read_but_not_changed(hostile: ComfyRenderer) -> None:
+    """A node must not change an input file, because other prompts use the same file."""
+    files = await store_input(hostile, b"an input of two prompts")
     code = """
 import os
 found = []
@@ -251,7 +251,7 @@ found.append(open(path).read())
 """
     [name] = files
     for _ in range(2):
-        *ways, content = await tried(hostile, code, name, files=files)
+        *ways, content = await run_attempt(hostile, code, name, files=files)
         assert content == "an input of two prompts"
         assert "done" not in ways
 
@@ -292,7 +292,7 @@ found = {
     },
 }
 """
-    result = await tried(hostile, code)
+    result = await run_attempt(hostile, code)
     assert {way for way, went in result["ways"].items() if went} == set()
     assert result["capabilities"] == ["0" * 16] * 4
     assert (result["no_new_privileges"], result["filtered"]) == ("1", "2")
@@ -338,7 +338,7 @@ except OSError:
     for path in addresses["unix"]:
         _, writer = await asyncio.open_unix_connection(path)
         writer.close()
-    assert await tried(hostile, code, addresses) == []
+    assert await run_attempt(hostile, code, addresses) == []
     for server in servers:
         server.close()
         await server.wait_closed()
@@ -359,34 +359,36 @@ while not os.path.exists(place + "/late"):
     time.sleep(0.01)
 found = True
 """
-    assert await tried(hostile, code)
+    assert await run_attempt(hostile, code)
     pid = (await hostile.status()).pid
     assert pid is not None
     init = psutil.Process(pid).parent()
     assert init is not None
     alive = [p for p in init.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     assert [p.pid for p in alive] == [pid]
-    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == await _untouched(hostile)
+    assert await run_attempt(
+        hostile, _SEEN, [str(hostile._folder.base)]
+    ) == await _list_visible_files(hostile)
 
 
 async def test_the_next_tenant_finds_no_trace(hostile: ComfyRenderer, stack: Path) -> None:
-    files_before = await _untouched(hostile)
-    files = await given_input(hostile, b"Ada's input")
+    files_before = await _list_visible_files(hostile)
+    files = await store_input(hostile, b"Ada's input")
     writable_folders = [*map(str, hostile._folder.writable), "/tmp", "/var/tmp", "/dev/shm"]
     code = f"{_WRITE}\nfound = os.listdir(folder_paths.get_input_directory() + '/moyin')"
-    assert await tried(hostile, code, writable_folders, files=files) == [
+    assert await run_attempt(hostile, code, writable_folders, files=files) == [
         Path(next(iter(files))).name
     ]
-    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
+    assert await run_attempt(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
     assert not list(stack.rglob("trace")), "nor is it kept"
 
 
-async def test_a_thread_that_goes_on_leaves_nothing_between_prompts(hostile: ComfyRenderer) -> None:
-    """Code of a package may continue to run in the process and write during the next prompt.
+async def test_thread_that_outlives_its_prompt_leaves_no_files(hostile: ComfyRenderer) -> None:
+    """Files that such a thread writes are neither visible to the next prompt nor stored.
 
-    The next prompt must not find those files, and none of them may get into the store.
+    The thread is started by a node and keeps writing after its prompt has ended.
     """
-    files_before = await _untouched(hostile)
+    files_before = await _list_visible_files(hostile)
     code = """
 import threading, time
 place = folder_paths.get_output_directory()
@@ -400,11 +402,11 @@ def late():
 kept["thread"] = threading.Thread(target=late, daemon=True)
 kept["thread"].start()
 """
-    await tried(hostile, code)
+    await run_attempt(hostile, code)
     (hostile._folder.base / "output" / "early").write_text("written since the prompt ended")
-    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
-    await tried(hostile, "kept['go'] = True\nkept['wrote'].wait(10)")
-    assert await tried(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
+    assert await run_attempt(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
+    await run_attempt(hostile, "kept['go'] = True\nkept['wrote'].wait(10)")
+    assert await run_attempt(hostile, _SEEN, [str(hostile._folder.base)]) == files_before
 
 
 @pytest.mark.parametrize(
@@ -446,13 +448,13 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 
 
 async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRenderer) -> None:
-    files = await given_input(hostile, b"the next tenant's input")
+    files = await store_input(hostile, b"the next tenant's input")
     requests = [
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
     ]
     first_task, second_task = [asyncio.create_task(_last(hostile, request)) for request in requests]
-    assert finding((await first_task).values) == []
+    assert read_finding((await first_task).values) == []
     assert (await second_task).files
 
 
@@ -519,14 +521,14 @@ try:
 except OSError as error:
     found = error.strerror
 """
-    assert await tried(hostile, code) == "File too large"
+    assert await run_attempt(hostile, code) == "File too large"
 
 
 async def test_validation_reveals_no_file_of_the_running_prompt(
     hostile: ComfyRenderer,
 ) -> None:
-    """The nodes that load files list the contents of the input and output folders as options."""
-    files = await given_input(hostile, b"Ada's input")
+    """The options of nodes that load files must not list the files of the running prompt."""
+    files = await store_input(hostile, b"Ada's input")
     code = """
 import os, time
 for place in (folder_paths.get_output_directory(), folder_paths.get_temp_directory()):
@@ -535,7 +537,7 @@ while not os.path.exists(given):
     time.sleep(0.02)
 """
     go = hostile._folder.scratch / "go"
-    rendering = asyncio.create_task(tried(hostile, code, str(go), files=files))
+    rendering = asyncio.create_task(run_attempt(hostile, code, str(go), files=files))
     output = hostile._folder.base / "output" / "adas-file.png"
     await eventually(output.exists)
     info = json.loads(await hostile.get("/object_info") or b"")
@@ -573,9 +575,9 @@ def _addresses() -> list[Any]:
     return [a for a in results if a.family == socket.AF_INET]
 
 
-async def _untouched(renderer: ComfyRenderer) -> list[str]:
-    """Return the files that the next prompt finds in its folders, to detect leftovers."""
+async def _list_visible_files(renderer: ComfyRenderer) -> list[str]:
+    """Return the files that the next prompt finds in its folders, for a later comparison."""
     await done(renderer, picture())
-    result: list[str] = await tried(renderer, _SEEN, [str(renderer._folder.base)])
+    result: list[str] = await run_attempt(renderer, _SEEN, [str(renderer._folder.base)])
     assert result, "the bridge at least"
     return result

@@ -208,7 +208,7 @@ async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
 
 
 async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
-    """Checks that ComfyUI agrees: within the bounds a value is valid, outside it is not."""
+    """ComfyUI accepts values within the reported bounds, and rejects values outside of them."""
     graph = picture()
     unchecked_inputs = (await renderer.validate(graph))["free"]
     [(node, inputs)] = [
@@ -241,7 +241,7 @@ async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
 
 
 async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -> None:
-    """ComfyUI's history marks such a prompt as a success, but its messages contain the error."""
+    """ComfyUI's history marks such a prompt as a success; only the messages contain the error."""
     graph = picture()
     graph["3"] = {
         "class_type": "TestDynamicDependencyCycle",
@@ -371,10 +371,10 @@ async def test_bad_nodes(
         blobs,
     ) as renderer:
         await _collections_leave_out_what_was_imported(renderer)
-        await _a_name_that_is_used_again_is_each_prompts_own_file(renderer, monkeypatch)
+        await _check_reused_file_name(renderer, monkeypatch)
         await _memory_is_freed_and_it_is_tried_once_more(renderer)
         await _a_hung_node_costs_its_prompt_and_the_process(renderer)
-        await _a_zombie_is_replaced(renderer)
+        await _check_zombie_is_replaced(renderer)
         assert list(renderer._folder.done.iterdir()) == [], "nothing of any prompt is left"
         assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
     assert comfyui_processes(tmp_path) == []
@@ -386,10 +386,11 @@ async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> N
     assert int(success.values["1"]["text"][0]) > 100_000
 
 
-async def _a_name_that_is_used_again_is_each_prompts_own_file(
-    renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next prompt writes a file of the same name while the first file is being stored."""
+async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that each prompt's file is stored, although the next prompt reuses the file's name.
+
+    The next prompt writes its file while the first one is still being stored.
+    """
     blobs, folder = renderer._blobs, renderer._folder
     may_store, put_stream = asyncio.Event(), blobs.put_stream
 
@@ -438,8 +439,8 @@ async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer)
     assert (await renderer.status()).pid != pid
 
 
-async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
-    """The process still answers HTTP, but the thread that executes prompts is dead."""
+async def _check_zombie_is_replaced(renderer: ComfyRenderer) -> None:
+    """Check that ComfyUI is restarted if it answers HTTP but its thread for prompts is dead."""
     pid = (await renderer.status()).pid
     with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:
         await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})

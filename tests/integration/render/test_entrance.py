@@ -24,7 +24,7 @@ _POOL = "entrance"
 
 @workflow.defn(sandboxed=False)
 class Enter:
-    """An activity in the pool's queue with the workflow's priority, like a render."""
+    """A workflow with one activity in the pool's queue, which has the workflow's priority."""
 
     @workflow.run
     async def run(self, name: str) -> None:
@@ -89,7 +89,7 @@ async def _enter(client: Client, submissions: list[tuple[str, int]]) -> list[str
             )
             for number, (owner, priority) in enumerate(submissions)
         ]
-        await _scheduled(handles)
+        await _wait_until_scheduled(handles)
         entrance = Entrance()
         async with Worker(
             client,
@@ -102,7 +102,7 @@ async def _enter(client: Client, submissions: list[tuple[str, int]]) -> list[str
     return entrance.order
 
 
-async def _scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None:
+async def _wait_until_scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None:
     """Wait until all activities are in their queue."""
     for handle in handles:
         while True:

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render.cluster import RenderFarm, render_farm
-from tests.integration.render.hostile import attempt, finding, write_hostile_nodes
+from tests.integration.render.hostile import attempt, read_finding, write_hostile_nodes
 from tests.integration.servers import TemporalServer, ValkeyServer
 
 _SECRET = "signs the stack's tokens"
@@ -88,7 +88,7 @@ async def test_it_reaches_nothing_of_the_farm(
 
 async def _tried(farm: RenderFarm, code: str, given: Any = None) -> Any:
     result = await farm.result(await farm.submit(attempt(code, given)))
-    return finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
+    return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 
 def _list_servers() -> list[tuple[str, int]]:

@@ -298,7 +298,7 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
         client.request(
             "POST", "/v1/images/generations", json.dumps(body), {**headers, **extra_headers}
         )
-        jobs[user] = found(http, user)
+        jobs[user] = find_job(http, user)
         client.close()
     until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
     # Who gave a key comes back for the same job.
@@ -308,8 +308,8 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
         until(http, job_id, lambda job: job["status"] == "cancelled")
 
 
-def found(http: httpx.Client, user: str) -> str:
-    """Wait for a job whose metadata contains the user, and return its id."""
+def find_job(http: httpx.Client, user: str) -> str:
+    """Wait for a job with ``user`` in its metadata, and return the job's id."""
 
     def ids() -> list[str]:
         jobs: list[Job] = http.get("/jobs").json()["jobs"]

@@ -33,7 +33,8 @@ class App:
     """An app with one replica, as Serve describes it to HAProxy.
 
     Attributes:
-        fallback: the port of Serve's own proxy, the backup for an app without replicas.
+        fallback: the port of Serve's own proxy, to which HAProxy sends requests if no replica
+            exists.
     """
 
     prefix: str
@@ -42,8 +43,8 @@ class App:
     fallback: int | None = None
 
 
-def written(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
-    """Make Serve write its configuration for ``apps``, and return the file."""
+def write_config(folder: Path, apps: Mapping[str, App], ports: Ports) -> Path:
+    """Make Serve write its configuration of HAProxy for ``apps``, and return the file's path."""
     config = HAProxyConfig(
         http_options=HTTPOptions(host="127.0.0.1", port=ports.http),
         grpc_options=gRPCOptions(port=ports.grpc, grpc_servicer_functions=[_SERVICER]),
@@ -84,10 +85,10 @@ def _backend(name: str, app: App, protocol: RequestProtocol) -> BackendConfig:
 
 
 @asynccontextmanager
-async def launched(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports]:
+async def run_haproxy(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports]:
     """Run HAProxy during the block."""
     ports = Ports(http=free_port(), grpc=free_port())
-    config = written(folder, apps, ports)
+    config = write_config(folder, apps, ports)
     # As Serve's child finds them.
     environ = ray.build_ray_environ()
     process = await asyncio.create_subprocess_exec(

@@ -39,7 +39,11 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
 def examine(
     environ: Mapping[str, str], *options: str, inside: Sequence[str] = ()
 ) -> tuple[int, dict[str, Any]]:
-    """Run `moyin doctor --json`, perhaps in a sandbox, and return its status and its checks."""
+    """Run `moyin doctor --json`, and return its exit status and its checks by name.
+
+    Args:
+        inside: the command line of a sandbox to run it in.
+    """
     command = [*inside, sys.executable, "-m", "moyin.cli.main", "doctor", "--json", *options]
     process = subprocess.run(
         command,
@@ -57,7 +61,10 @@ def examine(
 def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """Simulates a container without namespaces, with a small disk and another user's files."""
+    """In a sandbox like a small container, the doctor must report each of these problems.
+
+    The sandbox allows no namespaces, and a configuration file belongs to another user.
+    """
     data, config = tmp_path / "data", tmp_path / "config" / "moyin"
     data.mkdir()
     config.mkdir(parents=True)

@@ -92,7 +92,7 @@ def test_keys_of_the_command_line_open_the_gateway_until_revoked(gateway: Runnin
 
 
 def test_serve_deploy_takes_the_same_file(gateway: RunningStack) -> None:
-    """Deploy by `ray start` with the output of `moyin ray-env`, and `serve deploy`."""
+    """Deploy the stack's own configuration with Ray's `serve deploy`; the farm must still work."""
     gateway.serve_deploy(yaml.safe_load(gateway.layout.serve_config.read_text()))
     assert gateway.run("status").returncode == 0
     assert gateway.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()

@@ -41,7 +41,10 @@ backend service
 
 @pytest.fixture
 async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
-    """Run a service that never responds; yield its port and a semaphore that counts disconnects."""
+    """Run a service that never responds.
+
+    Yields its port, and a semaphore that is released at each disconnect that the service notices.
+    """
     departure_count = asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,10 +59,13 @@ async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
         yield server.sockets[0].getsockname()[1], departure_count
 
 
-async def test_a_client_that_leaves_is_noticed(
+async def test_disconnect_of_a_client_reaches_the_service(
     departures: tuple[int, asyncio.Semaphore], tmp_path: Path
 ) -> None:
-    """The request's head and body are sent separately, as most clients do."""
+    """HAProxy must tell the service when a client disconnects before the response.
+
+    The head and the body of the request are sent separately, as most clients do.
+    """
     service, departure_count = departures
     async with _haproxy(tmp_path, service) as port:
         for _ in range(CLIENTS):

@@ -26,7 +26,7 @@ from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.jobs.grpc.faults import Fault
 from tests.integration.servers import free_port
-from tests.integration.stack.serve_haproxy import App, Ports, launched
+from tests.integration.stack.serve_haproxy import App, Ports, run_haproxy
 
 STARTING = "the service is starting or restarting; try again"
 PATHS = [
@@ -50,7 +50,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
 @pytest.fixture
 async def nowhere(tmp_path: Path) -> AsyncIterator[Ports]:
     """Run HAProxy without apps, as before the first deployment and after `serve shutdown`."""
-    async with launched(tmp_path, {}) as ports:
+    async with run_haproxy(tmp_path, {}) as ports:
         yield ports
 
 
@@ -63,7 +63,7 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
 async def test_every_path_gets_its_own_shape(nowhere: Ports, http: aiohttp.ClientSession) -> None:
     error = ServiceUnavailable(STARTING, retry_after=5)
     for path in PATHS:
-        await _is_rendered(http, nowhere, error, path)
+        await _check_response(http, nowhere, error, path)
 
 
 async def test_every_method_gets_it(nowhere: Ports, http: aiohttp.ClientSession) -> None:
@@ -102,10 +102,10 @@ async def test_an_app_without_replicas_is_unavailable(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
     apps = {"gateway": _app("/"), "models": _app("/v1")}
-    async with launched(tmp_path, apps) as ports:
+    async with run_haproxy(tmp_path, apps) as ports:
         error = ServiceUnavailable(STARTING, retry_after=5)
         for path in ("/jobs", "/v1/chat/completions", "/prompt"):
-            await _is_rendered(http, ports, error, path)
+            await _check_response(http, ports, error, path)
 
 
 async def test_a_replica_that_dies_under_a_request(
@@ -124,9 +124,9 @@ async def test_a_replica_that_dies_under_a_request(
         "the replica ended before it answered; the request may have been carried out",
         retry_after=1,
     )
-    async with server, launched(tmp_path, {"gateway": app}) as ports:
+    async with server, run_haproxy(tmp_path, {"gateway": app}) as ports:
         for path in ("/jobs", "/prompt"):
-            await _is_rendered(http, ports, error, path)
+            await _check_response(http, ports, error, path)
 
 
 async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
@@ -178,9 +178,12 @@ async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports
     "apps", [["accounts"], ["accounts", "models"], ["gateway"], ["gateway", "accounts"]]
 )
 async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Path) -> None:
-    """The app is unknown or has no replica; calls without an app's name go to the gateway."""
+    """Calls to an app that is unknown or has no replica fail with UNAVAILABLE.
+
+    A call without an app's name goes to the gateway.
+    """
     known_apps = {name: _app(f"/{name}") for name in apps}
-    async with launched(tmp_path, known_apps) as ports:
+    async with run_haproxy(tmp_path, known_apps) as ports:
         for application in ("gateway", None):
             assert (await _call(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
 
@@ -196,7 +199,7 @@ async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> Non
         await server.start()
         servers.append(server)
     try:
-        async with launched(tmp_path, apps) as ports:
+        async with run_haproxy(tmp_path, apps) as ports:
             names = [(await _call(ports, app)).details() for app in (None, "accounts", "gateway")]
     finally:
         for server in servers:
@@ -205,14 +208,14 @@ async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> Non
 
 
 async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
-    """That proxy would send NOT_FOUND in trailers, which HAProxy cannot change."""
+    """Serve's proxy would answer NOT_FOUND in trailers, which HAProxy cannot change."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([_Proxy()])
     fallback = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     apps = {"gateway": App(prefix="/", http=free_port(), grpc=free_port(), fallback=fallback)}
     try:
-        async with launched(tmp_path, apps) as ports:
+        async with run_haproxy(tmp_path, apps) as ports:
             # HAProxy checks twice, four times a second, before it would trust the proxy.
             failures = [await _call(ports, "gateway", pause=0.1) for _ in range(20)]
     finally:
@@ -221,7 +224,7 @@ async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
 
 
 class _Replica(grpc.GenericRpcHandler):
-    """A healthy replica where every call fails with the app's name in the message."""
+    """A healthy replica of an app; each call fails with a message that contains the app's name."""
 
     def __init__(self, app: str) -> None:
         self._app = app
@@ -240,7 +243,7 @@ async def _send_health(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
 
 
 class _Proxy(grpc.GenericRpcHandler):
-    """Serve's own proxy: it is healthy, and every call fails with NOT_FOUND."""
+    """A fake of Serve's own proxy: it is healthy, and each call fails with NOT_FOUND."""
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         healthy = call.method.endswith("/Healthz")
@@ -255,7 +258,7 @@ def _app(prefix: str) -> App:
     return App(prefix=prefix, http=free_port(), grpc=free_port())
 
 
-async def _is_rendered(
+async def _check_response(
     http: aiohttp.ClientSession, ports: Ports, error: MoyinError, path: str
 ) -> None:
     """Check that HAProxy responds to ``path`` exactly as the app behind it would for ``error``."""

@@ -74,7 +74,7 @@ def test_a_second_up_does_nothing(stack: RunningStack) -> None:
 
 
 def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
-    """Only Ray's own ports are public, because other nodes join there with the token."""
+    """Only Ray's own ports listen on all interfaces, because other nodes connect to them."""
     ports = stack.ports
     private = {
         ports.door,
@@ -118,8 +118,8 @@ def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) ->
     assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
 
 
-def test_valkeys_password_is_shown_nowhere(stack: RunningStack) -> None:
-    """Checks command lines, logs, state files, the tools' output and the dashboard."""
+def test_password_of_valkey_is_not_disclosed(stack: RunningStack) -> None:
+    """Search command lines, logs, state files, outputs and Ray's dashboard for the password."""
     token = stack.layout.ray_token.read_text().strip()
     dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
     shown_texts = {
@@ -183,7 +183,10 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
 def test_killing_the_supervisor_ends_all_and_up_starts_again(
     stack: RunningStack, measured: Measured
 ) -> None:
-    """Also covers a data folder from before Valkey had a password: its data must remain."""
+    """All processes end with the supervisor, and the next `moyin up` finds Valkey's data.
+
+    The data folder has no password for Valkey, like one of an older version.
+    """
     key, password_before = stack.api_key, stack.valkey_password
     with redis.Redis.from_url(stack.settings.redis_url) as ours:
         ours.set("kept", "1")

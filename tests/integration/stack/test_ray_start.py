@@ -118,28 +118,28 @@ def head() -> Iterator[Head]:
 
 
 @pytest.mark.timeout(300)
-def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
-    """Covers the time before the first `serve deploy`, during it, and after `serve shutdown`."""
+def test_no_response_is_404_while_apps_start(head: Head) -> None:
+    """No response is 404 before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
     deploying = head.deploy()
     seen_answers: set[str] = set()
     while "ok" not in seen_answers:
-        seen_answers |= _answers(head)
+        seen_answers |= _check_answers(head)
         if deploying.poll() not in (None, 0):
             deploying = head.deploy()
     assert "503" in seen_answers, "HAProxy was there before the app"
     # Other paths have no app; no app but ours is called over gRPC.
-    assert _answers(head) == {"ok", "503", "UNAVAILABLE"}
+    assert _check_answers(head) == {"ok", "503", "UNAVAILABLE"}
 
     stopping = head.serve("shutdown", "-y")
     while stopping.poll() is None or seen_answers & {"ok", "cut"}:
-        seen_answers = _answers(head)
+        seen_answers = _check_answers(head)
     assert stopping.returncode == 0
     assert seen_answers <= {"503", "refused", "UNAVAILABLE"}
 
 
-def _answers(head: Head) -> set[str]:
-    """Return the responses of every kind of path, and check each of them."""
+def _check_answers(head: Head) -> set[str]:
+    """Request a path of every kind, check each response, and return the different responses."""
     results = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)

@@ -1,4 +1,4 @@
-"""The smallest app that a stack can deploy: it responds, or can be made to fail at its start."""
+"""The smallest app that a stack can deploy; a test can make it fail at its start."""
 
 import redis.asyncio as redis
 from pydantic import BaseModel, ConfigDict

@@ -27,7 +27,7 @@ ARTIFACT = Artifact(
 
 
 async def test_concurrent_writes_of_one_artifact_store_it_once(database_url: str) -> None:
-    """This happens when several prompts load the same output for the first time."""
+    """Prompts that load the same output for the first time store the same artifact concurrently."""
     databases = [Database(database_url) for _ in range(4)]
     stores = [ArtifactStore(database) for database in databases]
     await asyncio.gather(*(store.add(ARTIFACT, owner="ann") for store in stores * 5))
@@ -84,7 +84,7 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
 
 
 class _Explained(Database):
-    """Stores the database's query plan of the last query for one row."""
+    """Stores in ``plan`` how the database executes the last query for a single row."""
 
     plan = ""
 

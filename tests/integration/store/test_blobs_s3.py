@@ -128,7 +128,7 @@ async def test_a_large_file_goes_in_parts(blobs: BlobStore, tmp_path: Path) -> N
 
 
 async def test_a_missing_bucket_is_an_error(tmp_path: Path, s3_server: S3Server) -> None:
-    await _fails(BlobStore("s3://nowhere/below"), tmp_path)
+    await _check_all_fail(BlobStore("s3://nowhere/below"), tmp_path)
     client = s3_server.client()
     names = [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
     client.close()
@@ -140,7 +140,7 @@ async def test_keys_that_are_wrong(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "wrong")
-    await _fails(BlobStore(url), tmp_path)
+    await _check_all_fail(BlobStore(url), tmp_path)
 
 
 async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    await _fails(BlobStore(url), tmp_path)
+    await _check_all_fail(BlobStore(url), tmp_path)
 
 
 async def test_cancelled_calls_close_their_connection(
@@ -227,8 +227,8 @@ def _port(server: asyncio.Server) -> int:
     return port
 
 
-async def _fails(blobs: BlobStore, folder: Path) -> None:
-    """Assert that every operation fails with an error that does not concern a single blob."""
+async def _check_all_fail(blobs: BlobStore, folder: Path) -> None:
+    """Assert that every operation fails with an error about the store, not about one blob."""
     source = folder / "source"
     source.write_bytes(b"abc")
     digest = "0" * 64

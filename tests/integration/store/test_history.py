@@ -169,7 +169,7 @@ async def test_a_rare_word_is_found_among_many_jobs(
 async def test_a_page_and_its_cursor_are_read_in_one_statement(
     database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs that are deleted while a page is read must not make the next page skip other jobs."""
+    """Deleting jobs while a page is read must not make the next page skip other jobs."""
     monkeypatch.setattr(pages, "MAX_SCANNED", 4)
     jobs, ids = JobStore(database), []
     for number in range(12):

@@ -36,7 +36,10 @@ async def test_entries_that_the_database_refuses_delay_no_others(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """SQLite accepts some invalid rows; PostgreSQL's driver reports them like an outage."""
+    """Other entries are stored although the database refuses one of the same transaction.
+
+    PostgreSQL's driver reports an invalid row like an outage; SQLite accepts some invalid rows.
+    """
     monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(usage, "_RETRY_SECONDS", 0.01)
     database = Database(database_url)

@@ -54,7 +54,7 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
     writer = Database(url)
 
     async def write() -> None:
-        """Record a call as another process would, which fails if the migration locks the table."""
+        """Record a call while a migration runs; this fails if the migration locks the table."""
         async with writer.writing() as transaction:
             await transaction.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
             await transaction.execute(_INSERT_CALL, {"id": uuid.uuid4().hex, "at": now()})
@@ -168,7 +168,10 @@ _INSERT_CALL = sa.text(
 
 @contextmanager
 def _before_each_statement(work: Callable[[str], Any]) -> Iterator[list[str]]:
-    """Call ``work`` before each statement, except those of a `Database`; yield the statements."""
+    """Call ``work`` before each statement of a migration during the block; yield the statements.
+
+    The statements of the test's own inserts are left out.
+    """
     statements: list[str] = []
 
     def listen(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:

@@ -75,10 +75,10 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
         await database.close()
 
 
-async def test_a_tenant_counts_once_though_it_learns_while_levels_are_read(
+async def test_tenant_is_listed_once_when_its_state_is_saved_meanwhile(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A state that is saved meanwhile moves the tenant to another page."""
+    """Saving a state moves its tenant to another page, but its levels are still listed once."""
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
     await asyncio.to_thread(migrate, url)
     database = Database(url)

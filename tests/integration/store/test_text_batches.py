@@ -1,4 +1,4 @@
-"""Tests the lines of batches on both databases, because their locks differ."""
+"""Tests the lines of batches on SQLite and PostgreSQL, because their locks differ."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
 
 
 async def test_new_runners_at_once_claim_each_line_once(database: Database) -> None:
-    """A runner is new in each round, because others cannot see at once that it is alive."""
+    """Runners that start concurrently must not claim the same line.
+
+    Each round has new runners, because the others do not yet know that a new runner is alive.
+    """
     lines = BatchLineStore(database)
     await begin(database, "batch_1", ROUNDS * NEW_RUNNERS * 10)
     for round_number in range(ROUNDS):
@@ -122,8 +125,8 @@ async def test_native_batches_take_no_line_from_a_new_runner(database: Database)
         )  # fmt: skip
         await natives.add(native)
         names = [f"{batch_id}-{runner}" for runner in range(4)]
-        *groups, assigned = await asyncio.gather(
-            *(lines.claim(batch_id, name, 2, seconds=60) for name in names),
+        groups, assigned = await asyncio.gather(
+            asyncio.gather(*(lines.claim(batch_id, name, 2, seconds=60) for name in names)),
             natives.assign(native, numbers),
         )
         claimed_numbers = [line.number for group in groups for line in group]

@@ -39,7 +39,7 @@ ENTRY = UsageEntry(
 
 
 class RecordedCalls:
-    """A ledger that writes entries at once, with given times."""
+    """A ledger that writes each entry immediately, with a time given by the test."""
 
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reports = UsageReports(database)

@@ -37,7 +37,7 @@ class Provider:
     Attributes:
         calls: the bodies of ordinary calls.
         batches: the received batches, by id, with their requests by custom id.
-        holds: True while batches must not end.
+        holds: True to keep all batches running.
         loses_answer: True to break the connection after a batch has been received.
         refuses: the status with which new batches are refused, or None.
         unanswered: the number of requests, at the end of each batch, that get no answer.
@@ -79,7 +79,7 @@ class Provider:
         return not self.holds or batch_id in self.cancelled
 
     def _split(self, batch_id: str) -> tuple[list[str], list[str]]:
-        """Return the custom ids of a batch that get an answer, and those that get none."""
+        """Return the custom ids of a batch that get an answer, and the custom ids that get none."""
         ids = list(self.batches[batch_id])
         answer_count = 0 if batch_id in self.cancelled else len(ids) - self.unanswered
         return ids[:answer_count], ids[answer_count:]

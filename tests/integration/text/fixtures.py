@@ -259,8 +259,8 @@ async def serving(
         await server_task
 
 
-async def settled(models_app: ModelsApp) -> None:
-    """Wait until every back end has been probed once, which reveals its kind."""
+async def wait_until_probed(models_app: ModelsApp) -> None:
+    """Wait until every back end has been probed once, because a probe determines its kind."""
     runtimes = models_app.text_router.fleet.runtimes.values()
     await eventually(lambda: all(runtime.is_up is not None for runtime in runtimes))
 

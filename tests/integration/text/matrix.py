@@ -49,7 +49,12 @@ ROME = ("weather", {"city": "Rome"})
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The result of one feature: it passed, was refused with ``field``, or cannot be expressed."""
+    """The result of one feature with one client and one back end.
+
+    Attributes:
+        passed: True if the answer was as requested.
+        field: the field that the gateway named when it refused the request; None if it did not.
+    """
 
     passed: bool = False
     field: str | None = None

@@ -14,8 +14,8 @@ class RequestedFeatures:
     """The features that a client requests.
 
     Attributes:
-        tools: offer one tool; `forces_tool` requires its call.
-        allows_single_tool_call: at most one tool call at a time.
+        tools: offer one tool; with `forces_tool`, the model must call it.
+        allows_single_tool_call: allow at most one tool call per answer.
         picture: the content of a picture, or its URL.
         wants_json: the answer must be JSON; with `has_schema`, JSON that matches a schema.
     """
@@ -37,7 +37,7 @@ class RequestedFeatures:
 
 @dataclass(kw_only=True)
 class ReceivedAnswer:
-    """An answer; ``message`` is the message that the client sends back to continue."""
+    """An answer; ``message`` is the message that the client must send back in the next turn."""
 
     text: str = ""
     thinking: str = ""
@@ -63,7 +63,7 @@ class Client(Protocol):
     async def ask(
         self, model: str, features: RequestedFeatures, *, stream: bool
     ) -> ReceivedAnswer | None:
-        """Send a request and return the answer, or None if the protocol cannot express it.
+        """Send a request and return the answer, or None if the protocol cannot express the request.
 
         Raises:
             Refused: the gateway refused the request.

@@ -20,7 +20,7 @@ from tests.integration.text.wires.script import SCHEMA
 
 
 class ResponsesClient:
-    """Keeps the conversation itself: it sends all items, and stores nothing on the gateway."""
+    """Sends the whole conversation with each request, so that the gateway stores nothing."""
 
     def __init__(self, sdk: openai.AsyncOpenAI) -> None:
         self._sdk = sdk

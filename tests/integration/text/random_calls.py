@@ -40,7 +40,7 @@ class Call:
 
 
 class RandomCalls:
-    """Draws calls; ``picture_url`` is where a picture can be fetched."""
+    """Draws calls from a seed; the picture at ``picture_url`` exists."""
 
     def __init__(self, seed: int, picture_url: str) -> None:
         self._random = random.Random(seed)
@@ -70,13 +70,13 @@ class RandomCalls:
         return f"{words} {'weather? ' * self._maybe(0.5)}{self._random.random()}"
 
     def _picture(self, *, urls: bool = True) -> str | None:
-        """Return a data URL or another URL of a picture, but None in most cases."""
+        """Return the URL of a picture, or a data URL; in most cases, return None."""
         if not self._maybe(0.2):
             return None
         return self._picture_url if urls and self._maybe(0.4) else f"data:image/png;base64,{_DATA}"
 
     def _add(self, body: dict[str, Any], share: float, values: Mapping[str, Any]) -> None:
-        """Add each member with the probability ``share``."""
+        """Add each of ``values`` to the body with the probability ``share``."""
         body |= {name: value for name, value in values.items() if self._maybe(share)}
 
     def _schema(self) -> dict[str, Any]:

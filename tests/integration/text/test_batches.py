@@ -46,7 +46,7 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 class Model:
-    """Answers with the prompt; fails ``failures[prompt]`` times first."""
+    """Answers each call with its prompt, after failing ``failures[prompt]`` times."""
 
     def __init__(self) -> None:
         self.calls_by_text = Counter[str]()

@@ -14,7 +14,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.integration.text.fixtures import ModelsApp, claude, local, serving, settled
+from tests.integration.text.fixtures import ModelsApp, claude, local, serving, wait_until_probed
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
 HELLO: Any = {"role": "user", "content": "Say hello."}
@@ -153,7 +153,7 @@ async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
     async with aiohttp.ClientSession(
         headers={"authorization": f"Bearer {models_app.api_key}"}
     ) as http:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         story_message = {"role": "user", "content": "Tell a very long story."}
         body = {"model": model, "messages": [story_message], "max_tokens": 1500, "stream": True}
         whole_request = {**body, "stream": False, "max_tokens": 1}

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from tests.integration.text.fixtures import serving, settled
+from tests.integration.text.fixtures import serving, wait_until_probed
 from tests.integration.text.random_calls import Call, RandomCalls
 from tests.integration.text.wires.server import WireServer
 
@@ -21,7 +21,7 @@ _RULES = {"routing": {"rescue": "off"}}
 
 
 class _AnyServer(WireServer):
-    """Accepts unknown members like real servers, and supports text completions."""
+    """Accepts unknown members, as real servers do, and supports text completions."""
 
     async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
         return await super()._body(request, None)
@@ -102,7 +102,7 @@ async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
             models_app.url, headers={"authorization": f"Bearer {models_app.api_key}"}
         ) as http,
     ):
-        await settled(models_app)
+        await wait_until_probed(models_app)
         calls = RandomCalls(SEED, f"{server.url}/picture.png")
         outcomes: Counter[tuple[str, ...]] = Counter()
         for number in range(CALLS):

@@ -112,20 +112,22 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
     config_before = gateway.env["MOYIN_SERVE_CONFIG"]
     async with flaky_server() as flaky:
         await asyncio.to_thread(
-            gateway.run, "deploy", "--config", _with(config_before, flaky, tmp_path)
+            gateway.run, "deploy", "--config", _add_backend(config_before, flaky, tmp_path)
         )
         try:
             assert await _ask(session) == 502
             await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
             flaky.fails = False
             await eventually(lambda: _answers(session), 180)
-            await eventually(lambda: _came_into(gateway, "half_open", "closed"), _METRICS_SECONDS)
+            await eventually(
+                lambda: _was_in_states(gateway, "half_open", "closed"), _METRICS_SECONDS
+            )
         finally:
             await asyncio.to_thread(gateway.run, "deploy", "--config", config_before)
 
 
-def _with(config: str, flaky: Flaky, folder: Path) -> str:
-    """Return the path of the same configuration with one more back end."""
+def _add_backend(config: str, flaky: Flaky, folder: Path) -> str:
+    """Write the configuration with one more back end to a file, and return its path."""
     loaded_config = yaml.safe_load(Path(config).read_text())
     [models] = [app for app in loaded_config["applications"] if app["name"] == "models"]
     backend = {
@@ -152,11 +154,11 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
 
 async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
     assert await _ask(session) in (502, 503)
-    return await _came_into(gateway, "open")
+    return await _was_in_states(gateway, "open")
 
 
-async def _came_into(gateway: RunningStack, *states: str) -> bool:
-    """Return True if the metrics show that the breaker has been in all these states."""
+async def _was_in_states(gateway: RunningStack, *states: str) -> bool:
+    """Return True if the metrics show that the breaker has been in each of these states."""
     text = await metrics(gateway)
     name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
     return all(series(text, name, backend, f'state="{state}"') for state in states)

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from moyin.http.breaker import BreakerState
-from tests.integration.text.fixtures import ModelsApp, local, serving, settled
+from tests.integration.text.fixtures import ModelsApp, local, serving, wait_until_probed
 from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
 from tests.stack import Measured
 from tests.waiting import eventually
@@ -35,7 +35,10 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 async def farm(
     folder: Path, upstreams: dict[str, Upstream], **kwargs: Any
 ) -> AsyncIterator[ModelsApp]:
-    """Run one back end per kind and a working one; ``<kind>-or-fine`` falls back to that."""
+    """Run a faulty back end of each kind, and one that works.
+
+    The alias ``<kind>-or-fine`` tries the faulty back end first, and then the working one.
+    """
     async with AsyncExitStack() as stack:
         fine_upstream = await stack.enter_async_context(Upstream(FINE).running())
         backends = []
@@ -85,7 +88,7 @@ class Clock:
         return self.now
 
 
-def closed(models_app: ModelsApp, kind: str) -> None:
+def close_breaker(models_app: ModelsApp, kind: str) -> None:
     """Close the back end's breaker, so that each test begins in the same state."""
     models_app.text_router.fleet.runtimes[kind].breaker.succeed()
 
@@ -113,7 +116,7 @@ async def test_before_the_first_byte(
 ) -> None:
     async with farm(tmp_path, {kind: Upstream(answer) for kind in KINDS}) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
-            closed(models_app, kind)
+            close_breaker(models_app, kind)
             cell = f"{path} to {kind}, stream={stream}"
             response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
             assert response.status == status, (cell, text)
@@ -122,7 +125,7 @@ async def test_before_the_first_byte(
             if code == "overloaded" and (kind != "ollama" or path.startswith("ollama")):
                 assert response.headers["retry-after"] == "7", cell
             # Another one answers instead, unless the request is at fault.
-            closed(models_app, kind)
+            close_breaker(models_app, kind)
             response, text = await ask(models_app, path, f"{kind}-or-fine")
             assert response.status == (400 if status == 400 else 200), (cell, text)
             if response.status == 200:
@@ -140,7 +143,7 @@ async def test_after_the_first_byte(tmp_path: Path, head: str, rest: str) -> Non
     upstreams = {kind: Upstream(BEGUN[kind].replace(ENDS, head), rest) for kind in KINDS}
     async with farm(tmp_path, upstreams) as models_app:
         for kind, path in product(KINDS, PATHS):
-            closed(models_app, kind)
+            close_breaker(models_app, kind)
             cell = f"{path} to {kind}"
             response, text = await ask(models_app, path, f"{kind}-or-fine", stream=True)
             assert response.status == 200, cell
@@ -159,7 +162,7 @@ async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
     async with farm(tmp_path, upstreams, timeout_s=0.2) as models_app, asyncio.timeout(30):
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
-            closed(models_app, kind)
+            close_breaker(models_app, kind)
             response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
             assert response.status == 504, (kind, path, text)
             assert code_of(path, text) == "backend_timeout"
@@ -169,7 +172,7 @@ async def test_a_stream_that_begins_late_is_retried_on_another_back_end(tmp_path
     upstreams = {kind: Upstream(None) for kind in KINDS}
     async with farm(tmp_path, upstreams, first_byte_s=0.1) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
-            closed(models_app, kind)
+            close_breaker(models_app, kind)
             response, text = await ask(models_app, path, f"m-{kind}", stream=True)
             assert (response.status, code_of(path, text)) == (504, "backend_timeout"), (kind, path)
 
@@ -178,7 +181,7 @@ async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> 
     upstreams = {kind: Upstream(None) for kind in KINDS}
     async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
-            closed(models_app, kind)
+            close_breaker(models_app, kind)
             headers: dict[str, Any] = {"x-moyin-timeout": "0.2"}
             response, text = await ask(models_app, path, f"{kind}-or-fine", **headers)
             assert response.status == 504, (kind, path, text)
@@ -188,7 +191,7 @@ async def test_unreachable_backends_are_unavailable(tmp_path: Path) -> None:
     backends = [backend(kind, NOWHERE) for kind in KINDS]
     async with serving(tmp_path, *backends) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
-            closed(models_app, kind)
+            close_breaker(models_app, kind)
             response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
             assert response.status in (502, 503), (kind, path)
             assert code_of(path, text) in ("backend_unavailable", "service_unavailable")
@@ -271,10 +274,8 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
     measured(f"upstream was cut {longest:.2f} s after its client left, at most")
 
 
-async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
-    llama: str, tmp_path: Path
-) -> None:
-    """The kernel still accepts connections for a stopped process, so only a response counts."""
+async def test_suspended_server_gets_no_calls(llama: str, tmp_path: Path) -> None:
+    """A suspended server counts as unavailable, although the kernel accepts connections for it."""
     port = int(llama.rpartition(":")[2])
     [process] = [
         psutil.Process(connection.pid)
@@ -284,7 +285,7 @@ async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
         and connection.laddr.port == port
     ]
     async with serving(tmp_path, local(llama)) as models_app:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         runtime = models_app.text_router.fleet.runtimes["local"]
         process.suspend()
         try:

@@ -1,4 +1,4 @@
-"""Tests over a real Valkey follow-ups on another replica than the one that answered."""
+"""Tests on a real Valkey that a replica detects a follow-up to another replica's answer."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from moyin.settings import Settings
 from moyin.text.judging.comparison import derive_comparison_id
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeBudget, JudgeRules
 from moyin.text.judging.verdict import Outcome
-from tests.integration.jobs.test_histories import keep
+from tests.integration.jobs.test_histories import write_history
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.test_feedback import Client as Caller
@@ -58,11 +58,11 @@ asyncio.run(main())
 
 
 class Models:
-    """An OpenAI-compatible server with all three models.
+    """An OpenAI-compatible server with the model that answers, a second model, and the judge.
 
     Attributes:
-        worse: the model whose answer the judge grades 0; it grades the other 4.
-        hold: an event that the judge waits for.
+        worse: the model whose answer the judge grades 0; the judge grades the other answer 4.
+        hold: an event for which the judge waits before it answers.
     """
 
     def __init__(self) -> None:
@@ -267,7 +267,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         await Replayer(workflows=[JudgeWorkflow], data_converter=DATA_CONVERTER).replay_workflow(
             history
         )
-        keep("judge", history)
+        write_history("judge", history)
         history_bytes = b"".join(event.SerializeToString() for event in history.events)
         assert job.encode() in history_bytes
         assert b"Bluebird" not in history_bytes
@@ -307,10 +307,10 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
         assert await place.left() == []
 
 
-async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
+async def test_verdict_of_a_killed_replica_is_recorded_once(
     place: JudgeServers, models: Models
 ) -> None:
-    """After kill -9 of a replica during the judge's call, only one replica calls it again."""
+    """After kill -9 of a replica during the judge's call, one other replica repeats the call."""
     models.hold = asyncio.Event()
     process_options = {
         "folder": str(place.folder),
@@ -361,7 +361,7 @@ async def test_the_judge_continues_after_it_was_turned_off_and_on(
 async def test_turning_the_judge_off_deletes_its_comparisons(
     place: JudgeServers, models: Models
 ) -> None:
-    """A job whose comparison is gone ends as soon as the judge is available."""
+    """The job of a deleted comparison ends once the judge is turned on again."""
     models.hold = asyncio.Event()
     async with place.app(models) as models_app:
         assert models_app.judge is not None
@@ -421,11 +421,11 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
     await eventually(settled)
     for _ in range(30):
         await call(budgets[0])
-    await eventually(lambda: _settled(budgets[1]))
+    await eventually(lambda: _is_spent(budgets[1]))
     for meter in meters:
         await meter.close()
 
 
-async def _settled(budget: JudgeBudget) -> bool:
-    """Return True if less than the price of a call is left, and the budget is not exceeded."""
+async def _is_spent(budget: JudgeBudget) -> bool:
+    """Return True if the budget is not exceeded, but too little is left for another call."""
     return Decimal("0.7") < await budget.read_spent_usd() <= 1

@@ -24,10 +24,10 @@ from tests.waiting import eventually
 __all__ = ["models", "place"]
 
 
-async def test_temporal_dies_under_the_judge(
+async def test_comparison_continues_after_an_outage_of_temporal(
     tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: Models
 ) -> None:
-    """The replica answers and stops normally; the next one continues when Temporal is back."""
+    """The replica keeps answering and stops normally; its successor completes the comparison."""
     judge_servers = JudgeServers(tmp_path, valkey_server, own_temporal)
     models.hold = asyncio.Event()
     async with judge_servers.app(models) as models_app:

@@ -12,7 +12,7 @@ import ollama
 import openai
 import pytest
 
-from tests.integration.text.fixtures import ModelsApp, claude, local, serving, settled
+from tests.integration.text.fixtures import ModelsApp, claude, local, serving, wait_until_probed
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
 HELLO = {"role": "user", "content": "Say hello."}
@@ -31,7 +31,7 @@ async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
     for backend in backends:
         backend["models"][0]["schema"] = True
     async with serving(tmp_path, *backends) as models_app:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         yield models_app
 
 

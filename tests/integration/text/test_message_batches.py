@@ -1,4 +1,4 @@
-"""Tests Anthropic's batches with its SDK and a real Temporal, and as native batches elsewhere."""
+"""Tests Anthropic's batches with its SDK and a real Temporal, with and without batch APIs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RESULT: TypeAdapter[Any] = TypeAdapter(MessageBatchIndividualResponse)
 
 
 class Studio(Farm):
-    """A farm whose back ends are Anthropic and OpenAI with batch APIs, and Anthropic without.
+    """A farm with three back ends: Anthropic and OpenAI with batch APIs, and Anthropic without one.
 
     A call costs 0.012 USD: 1,000 input tokens at 10 USD per million, and 100 output tokens at 20.
     """
@@ -83,7 +83,7 @@ class Studio(Farm):
         return any(row["status"] == "running" for row in await self.find_native())
 
     async def find_native(self) -> Any:
-        """Return the rows of native batches without the plans."""
+        """Return the rows of native batches; rows of plans have no model, and are left out."""
         query = sa.select(native_batches).where(native_batches.c.model != "")
         return await self.app.database.fetch_all(query)
 

@@ -44,7 +44,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
 
 @pytest.fixture
 async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
-    """Return the key of a tenant with few permissions."""
+    """Yield the key of a tenant whose only scope is ``text``."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
     yield key
@@ -148,7 +148,7 @@ async def test_health_needs_no_key(models_app: ModelsApp) -> None:
 async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
     models_app: ModelsApp, eve: str
 ) -> None:
-    """The request is refused as a chat would be, even if the model is loaded already."""
+    """A request to load such a model is refused like a chat with it."""
     headers = {"authorization": f"Bearer {eve}"}
     messages = [{"role": "user", "content": "hi"}]
     async with aiohttp.ClientSession(headers=headers) as http:

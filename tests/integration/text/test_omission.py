@@ -64,7 +64,7 @@ FORCED: dict[str, Any] = {
 
 @asynccontextmanager
 async def calling(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
-    """Run the app with a model that lacks features, one that has them, and an alias of both."""
+    """Run the app with models with and without tools and reasoning, and an alias of both kinds."""
     plain_model = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
     models = [
         {"name": "plain", **plain_model},

@@ -27,7 +27,12 @@ FORM = "multipart/form-data; boundary=x"
 
 
 class Speaker:
-    """Sends speech: first bytes at once, the rest when allowed; ``left`` if the client has gone."""
+    """A back end that sends the first bytes of speech, and the rest once ``may_end`` is set.
+
+    Attributes:
+        left: set when the client has disconnected meanwhile.
+        uploaded: the size of the last upload.
+    """
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()

@@ -22,7 +22,7 @@ from moyin.store.sql import now
 from tests.acceptance.scripted import new_scripted_app
 from tests.examples import DEFAULT_GATEWAY, find_missing_members, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
-from tests.integration.text.fixtures import ModelsApp, serving, settled
+from tests.integration.text.fixtures import ModelsApp, serving, wait_until_probed
 from tests.integration.text.test_batches import NAMESPACE, Farm, Model, line
 from tests.waiting import eventually
 
@@ -46,7 +46,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
         "models": [{"name": "m", "context": 8_000, "price": {"input": 1, "output": 1}}],
     }
     async with serving(tmp_path, backend) as models_app:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         yield models_app
     await runner.cleanup()
 

@@ -1,4 +1,4 @@
-"""Tests that no tenant can use or detect what llama.cpp caches of another tenant's prompt."""
+"""Tests that no tenant can use or detect another tenant's prompts in llama.cpp's cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.integration.text.fixtures import local, serving, settled
+from tests.integration.text.fixtures import local, serving, wait_until_probed
 
 SECRET = "The launch code of the studio's next film is forty-two. " * 40
 
@@ -47,7 +47,7 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
     llama: str, tmp_path: Path, members: dict[str, Any]
 ) -> None:
     async with serving(tmp_path, local(llama)) as models_app:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         await complete(models_app.url, models_app.api_key, **members)
         answer = await complete(models_app.url, await other_key(tmp_path), **members)
         prompt = answer["usage"]["prompt_tokens"]
@@ -59,7 +59,7 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
 
 async def test_where_one_tenant_is_alone_prompts_may_be_reused(llama: str, tmp_path: Path) -> None:
     async with serving(tmp_path, {**local(llama), "prompt_cache": True}) as models_app:
-        await settled(models_app)
+        await wait_until_probed(models_app)
         await complete(models_app.url, models_app.api_key)
         answer = await complete(models_app.url, models_app.api_key)
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 400

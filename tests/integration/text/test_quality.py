@@ -33,7 +33,7 @@ CLAUDE = BEGUN["anthropic"] + (
 
 
 def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the back ends and other rules of serve_config.yaml; llama.cpp runs without Ray."""
+    """Return the back ends and other rules of serve_config.yaml, with the servers of a test."""
     config = load_serve_config(Path("serve_config.yaml"), Ports())
     (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])

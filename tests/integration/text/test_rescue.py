@@ -1,4 +1,4 @@
-"""Tests as a client that a stream which begins with a fault is replaced by another model's."""
+"""Tests that a client gets another model's stream if the first one begins with a fault."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_stream_of_any_backend_is_cut(tmp_path: Path, kind: str) -> None:
-    """Each kind of back end must notice that the connection of the abandoned stream is closed."""
+async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind: str) -> None:
+    """The gateway closes the connection of an abandoned stream, whatever the kind of back end."""
     async with (
         Upstream(BEGUN[kind], holds=True).running() as weak_upstream,
         Upstream(JSON).running() as up,

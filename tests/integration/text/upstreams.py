@@ -39,7 +39,7 @@ class Upstream:
     Attributes:
         answer: the bytes, which a test may change; None to wait without a response.
         holds: True to keep the connection open after ``answer`` until the client closes it.
-        left: set when a client has closed the connection first.
+        left: set when a client has closed the connection before the server did.
     """
 
     def __init__(self, answer: str | None, later: str = "", *, holds: bool = False) -> None:

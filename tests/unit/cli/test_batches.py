@@ -25,10 +25,10 @@ def batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def shown(
+async def batch_states(
     stub: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
-    """Return a list of batch states, to be filled by the test; each request returns the next."""
+    """Return an empty list that the test fills with batch states; each request returns the next."""
     states: list[dict[str, Any]] = []
     gateway, handlers = stub
     loop = asyncio.get_running_loop()
@@ -51,7 +51,7 @@ async def shown(
 
 async def test_a_file_is_submitted_and_followed(
     stub: tuple[GatewayClient, dict[str, Handler]],
-    shown: list[dict[str, Any]],
+    batch_states: list[dict[str, Any]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -71,7 +71,7 @@ async def test_a_file_is_submitted_and_followed(
         return web.json_response(batch("validating"))
 
     stub[1].update({"/v1/files": upload, "/v1/batches": create})
-    shown += [batch("in_progress", 1), batch("in_progress", 1), batch("completed", 3)]
+    batch_states += [batch("in_progress", 1), batch("in_progress", 1), batch("completed", 3)]
     command = ["batches", "submit", str(file), "--label", "a=b", "--wait"]
     assert await asyncio.to_thread(run, command) == 0
     assert received == {
@@ -91,13 +91,13 @@ async def test_a_file_is_submitted_and_followed(
 
 
 async def test_an_invalid_file_is_explained(
-    shown: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    batch_states: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     problems = [
         {"code": "a", "message": "b", "line": 2},
         {"code": "empty_file", "message": "c", "line": None},
     ]
-    shown.append(batch("failed", errors={"data": problems}))
+    batch_states.append(batch("failed", errors={"data": problems}))
     assert await asyncio.to_thread(run, ["batches", "watch", "batch_1"]) == 3
     errors = capsys.readouterr().err.splitlines()
     assert errors[1:] == ["line 2: a: b", "empty_file: c"]
@@ -105,7 +105,7 @@ async def test_an_invalid_file_is_explained(
 
 async def test_results_are_printed_or_written_to_a_file(
     stub: tuple[GatewayClient, dict[str, Handler]],
-    shown: list[dict[str, Any]],
+    batch_states: list[dict[str, Any]],
     tmp_path: Path,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
@@ -114,16 +114,16 @@ async def test_results_are_printed_or_written_to_a_file(
 
     for name in ("o", "e"):
         stub[1][f"/v1/files/{name}/content"] = content
-    shown.append(batch("in_progress"))
+    batch_states.append(batch("in_progress"))
     results = ["batches", "results", "batch_1"]
     assert await asyncio.to_thread(run, results) == 1
     assert b"the batch is in_progress" in capfdbinary.readouterr().err
-    shown[0] = batch("completed", output_file_id="o")
+    batch_states[0] = batch("completed", output_file_id="o")
     assert await asyncio.to_thread(run, results) == 0
     assert capfdbinary.readouterr().out == b"/v1/files/o/content"
     assert await asyncio.to_thread(run, [*results, "--errors"]) == 0
     assert capfdbinary.readouterr().out == b""
-    shown[0] = batch("completed", output_file_id="o", error_file_id="e")
+    batch_states[0] = batch("completed", output_file_id="o", error_file_id="e")
     target = tmp_path / "errors.jsonl"
     assert await asyncio.to_thread(run, [*results, "--errors", "--to", str(target)]) == 0
     assert target.read_bytes() == b"/v1/files/e/content"
@@ -131,7 +131,7 @@ async def test_results_are_printed_or_written_to_a_file(
 
 async def test_batches_are_listed_shown_and_cancelled(
     stub: tuple[GatewayClient, dict[str, Handler]],
-    shown: list[dict[str, Any]],
+    batch_states: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def list_page(request: web.Request) -> web.Response:
@@ -142,7 +142,7 @@ async def test_batches_are_listed_shown_and_cancelled(
         return web.json_response(batch("cancelling"))
 
     stub[1].update({"/v1/batches": list_page, "/v1/batches/batch_1/cancel": cancel})
-    shown.append(batch("completed"))
+    batch_states.append(batch("completed"))
     assert await asyncio.to_thread(run, ["batches", "list"]) == 0
     assert capsys.readouterr().out == "batch_1\tcompleted\t3\t3\t0\t1970-01-01 00:00:00\n"
     assert await asyncio.to_thread(run, ["batches", "show", "batch_1"]) == 0

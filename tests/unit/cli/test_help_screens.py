@@ -55,7 +55,7 @@ def test_wrong_usage_names_the_mistake_and_the_help(columns: int) -> None:
 
 
 def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
-    """Return the help texts of a command that are missing or cut off on its screen."""
+    """Return those help texts of a command that its screen does not show, or shows cut off."""
     shown = squeeze(screen)
     texts = [f"Usage: moyin {name}".strip(), " ".join((command.help or "").split())]
     for parameter in command.params:
@@ -68,7 +68,7 @@ def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
 
 
 def is_shown(text: str, shown: str) -> bool:
-    """Return True if the words appear in this order; a value's bounds may be between them."""
+    """Return True if ``shown`` has the words in this order; a value's bounds may come between."""
     words = iter(shown.split())
     return all(word in words for word in text.split())
 

@@ -1,4 +1,4 @@
-"""Tests in a pseudo-terminal that pictures are shown by the protocol that the terminal supports."""
+"""Tests in a pseudo-terminal that pictures are shown with the protocol the terminal supports."""
 
 from __future__ import annotations
 

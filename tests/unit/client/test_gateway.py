@@ -261,15 +261,15 @@ def test_every_known_code_becomes_its_own_type(code: str) -> None:
     ],
 )
 def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> None:
-    """The body may come from any service behind the gateway."""
+    """The error keeps its status, whatever service behind the gateway has written the body."""
     error = RequestRefused(400, {}, body)
     assert (error.status, error.reported_code) == (400, None)
 
 
-async def test_an_error_of_the_callers_block_is_not_blamed_on_the_gateway(
+async def test_error_of_the_block_is_not_changed(
     client: GatewayClient,
 ) -> None:
-    """For example, standard output may be closed in `moyin chat | head`."""
+    """An error that the block raises is not changed, such as BrokenPipeError in `chat | head`."""
     with pytest.raises(BrokenPipeError):
         async with client.open("GET", "/jobs"):
             raise BrokenPipeError

@@ -132,7 +132,7 @@ class Rig:
 
     @asynccontextmanager
     async def client(self, events: PromptNotifiers | None = None) -> AsyncIterator[Client]:
-        """Connect a client."""
+        """Connect a client, and collect its messages during the block."""
         received: asyncio.Queue[str | bytes] = asyncio.Queue()
         notifier = (events or self.events()).new_notifier(OWNER, CLIENT, received.put)
         running = asyncio.create_task(notifier.run())

@@ -7,7 +7,7 @@ from moyin.comfy_api.counts import OpenPromptCounts
 
 
 class FakePromptStore:
-    """A fake store that counts the queries, and responds when ``may_respond`` is set."""
+    """A fake store that counts queries, and does not respond before ``may_respond`` is set."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -22,8 +22,8 @@ COLLEAGUE = Identity(owner=OWNER, key_id="other")
 CAT = ComfyFileName(filename="cat.png", subfolder="sub", type="input")
 
 
-def content(digit: str) -> Artifact:
-    """Return an upload whose content is identified by a digit."""
+def make_upload(digit: str) -> Artifact:
+    """Return an upload; uploads with another ``digit`` have other content."""
     return Artifact(
         id=generate_artifact_id(), name="cat.png", media_type="image/png", size=3, sha256=digit * 64
     )
@@ -74,18 +74,18 @@ def test_a_name_that_leads_out_of_its_folder_is_rejected(parts: tuple[str, str, 
 async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
     rig: Rig,
 ) -> None:
-    first, second = content("1"), content("2")
+    first, second = make_upload("1"), make_upload("2")
     put = rig.files.add_upload
     assert await put(OWNER, CAT, first, overwrite=False) == (CAT, first)
-    again = await put(OWNER, CAT, content("1"), overwrite=False)
+    again = await put(OWNER, CAT, make_upload("1"), overwrite=False)
     assert again == (CAT, first), "the artifact that has the name, not the new one"
     renamed, artifact = await put(OWNER, CAT, second, overwrite=False)
     assert renamed == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
     assert artifact == second
-    bobs, _ = await put("bob", CAT, content("2"), overwrite=False)
+    bobs, _ = await put("bob", CAT, make_upload("2"), overwrite=False)
     assert bobs == CAT, "names are per tenant"
     assert await rig.files.find_file(ADA, CAT) == first
-    third = content("3")
+    third = make_upload("3")
     assert await put(OWNER, CAT, third, overwrite=True) == (CAT, third)
     assert await rig.files.find_file(ADA, CAT) == third
     # The names are those that graphs use.
@@ -109,8 +109,8 @@ async def test_only_the_owner_finds_an_output(rig: Rig) -> None:
 
 
 async def finish(rig: Rig, job: Job, digit: str, name: str = "p_00001_.png") -> Artifact:
-    """End a job with one output, whose content is identified by a digit."""
-    artifact = replace(content(digit), id=derive_step_artifact_id(job.id, 0, 0), name=name)
+    """End a job with one output file, whose content is determined by ``digit``."""
+    artifact = replace(make_upload(digit), id=derive_step_artifact_id(job.id, 0, 0), name=name)
     result = replace(await rig.result(record()), artifacts=(artifact,))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
     return artifact
@@ -159,13 +159,13 @@ async def test_outputs_of_other_tenants_and_uploads_are_never_the_newest(rig: Ri
     with pytest.raises(ArtifactNotFound):
         await rig.files.find_file(ADA, plain, CLIENT)
     # An upload with the name is no output, whatever artifact row it has.
-    upload = replace(content("2"), name=plain.filename)
+    upload = replace(make_upload("2"), name=plain.filename)
     await rig.files.add_upload(OWNER, replace(plain, type="input"), upload, overwrite=False)
     with pytest.raises(ArtifactNotFound):
         await rig.files.find_file(ADA, plain)
     assert (await rig.files.find_file(BOB, plain)).sha256 == "1" * 64
     # An upload among the outputs has its exact name.
-    await rig.files.add_upload("bob", plain, content("3"), overwrite=False)
+    await rig.files.add_upload("bob", plain, make_upload("3"), overwrite=False)
     assert (await rig.files.find_file(BOB, plain)).sha256 == "3" * 64
 
 
@@ -184,7 +184,7 @@ async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:
     pruned_file = output(job.id, "q_00001_.png")
     result = await rig.result(record(files=(file, pruned_file)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
-    await rig.files.add_upload(OWNER, CAT, content("1"), overwrite=False)
+    await rig.files.add_upload(OWNER, CAT, make_upload("1"), overwrite=False)
     earlier = f"{job.id}/p_00001_.png [output]"
     gone = f"{job.id}/q_00001_.png [output]"
     outcome = await rig.files.find_in_texts(

@@ -104,10 +104,13 @@ async def test_a_prompts_start_is_sent_at_last_though_its_row_is_not_written(
         assert (await receive(client))[0] == "execution_start"
 
 
-async def test_frames_that_wait_for_a_start_do_not_end_the_connection(
+async def test_frames_before_the_job_runs_are_not_lost(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fast sampler sends hundreds of frames while the job's row waits to be written."""
+    """No frame is lost while the job's row is not yet marked as running.
+
+    A fast sampler sends hundreds of frames in that time.
+    """
     subscription: Subscription[Frame] = Subscription("0-0")
 
     @asynccontextmanager

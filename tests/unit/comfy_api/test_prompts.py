@@ -324,7 +324,7 @@ async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
 
 @pytest.fixture
 async def jobs_by_kind(rig: Rig) -> dict[str, str]:
-    """Return the ids of waiting and running jobs, by submitter and client."""
+    """Create waiting and running jobs of several submitters and clients; return ids by name."""
     ids = {}
     for is_running, state in ((False, "waits"), (True, "runs")):
         submissions: dict[str, dict[str, Any]] = {

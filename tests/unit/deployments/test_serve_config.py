@@ -68,8 +68,8 @@ def _rename_models(config: Any) -> None:
     _app(config, "models")["deployments"][0]["name"] = "Modles"
 
 
-def _another_pool(config: Any) -> None:
-    """Remove the gateway's pools, whose default is ``default``, and rename the only pool."""
+def _rename_pool(config: Any) -> None:
+    """Rename the only pool to ``big``, so that the gateway's default pool does not exist."""
     del _app(config, "gateway")["args"]
     app = _app(config, "render-default")
     app["name"], app["args"]["pool"] = "render-big", "big"
@@ -150,7 +150,7 @@ def _another_pool(config: Any) -> None:
             ".name: must be 'render-default' for the pool 'default'",
         ),
         (
-            _another_pool,
+            _rename_pool,
             "applications.gateway.args.pools: there is no pool 'default'; the pools are big",
         ),
     ],

@@ -28,7 +28,7 @@ print("survived", flush=True)
 
 
 async def _iterations_until_accepted(kind: type[uvicorn.Server]) -> int:
-    """Return the iterations of the event loop until all of `CLIENTS` connections are accepted."""
+    """Return how many iterations of the event loop the server needs to accept all connections."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
     config = uvicorn.Config(lambda: None, factory=True, lifespan="off", log_config=None)
@@ -63,7 +63,7 @@ def test_several_connections_are_accepted_per_iteration() -> None:
 
 
 async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray must import its server class from where `deployments.middleware` replaces it."""
+    """Ray must create the server class with which `deployments.middleware` replaces uvicorn's."""
     monkeypatch.setattr(uvicorn, "Server", ReplicaServer)
 
     async def app(*_: object) -> None:

@@ -17,8 +17,8 @@ def weigh(*schemas: Any) -> None:
     check_schemas((f"tools.{n}.function.parameters", schema) for n, schema in enumerate(schemas))
 
 
-def bound(*schemas: Any) -> tuple[str, str | None]:
-    """Return the name of the exceeded bound; also check the error."""
+def find_exceeded_bound(*schemas: Any) -> tuple[str, str | None]:
+    """Return the name of the bound that the schemas exceed, and the error's field."""
     with pytest.raises(SchemaTooLarge) as exc_info:
         weigh(*schemas)
     error = exc_info.value
@@ -96,21 +96,21 @@ def test_tools_of_an_agent_are_accepted() -> None:
     ],
 )
 def test_schema_that_blocks_a_server_is_refused(schema: Any, exceeded: str) -> None:
-    assert bound(schema) == (exceeded, "tools.0.function.parameters")
+    assert find_exceeded_bound(schema) == (exceeded, "tools.0.function.parameters")
 
 
 def test_references_are_resolved() -> None:
     parts: dict[str, Any] = {"a0": {"type": "string"}}
     for n in range(1, 13):
         parts[f"a{n}"] = {"anyOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2}
-    assert bound({"$ref": "#/$defs/a12", "$defs": parts})[0] == "alternatives"
+    assert find_exceeded_bound({"$ref": "#/$defs/a12", "$defs": parts})[0] == "alternatives"
 
 
 def test_a_long_chain_of_references_is_refused() -> None:
     parts: dict[str, Any] = {"a0": {"type": "string"}}
     for n in range(1, 3_000):
         parts[f"a{n}"] = {"$ref": f"#/$defs/a{n - 1}"}
-    assert bound({"$ref": "#/$defs/a2999", "$defs": parts})[0] == "depth"
+    assert find_exceeded_bound({"$ref": "#/$defs/a2999", "$defs": parts})[0] == "depth"
 
 
 @pytest.mark.parametrize(
@@ -122,22 +122,22 @@ def test_a_long_chain_of_references_is_refused() -> None:
     ],
 )
 def test_directly_recursive_schema_is_refused(schema: Any) -> None:
-    assert bound(schema)[0] == "alternatives"
+    assert find_exceeded_bound(schema)[0] == "alternatives"
 
 
 def test_depth_and_number_are_bounded() -> None:
     deep: Any = {"type": "integer"}
     for _ in range(40):
         deep = object_schema(items=deep)
-    assert bound(deep)[0] == "depth"
+    assert find_exceeded_bound(deep)[0] == "depth"
     many = {
         "type": "object",
         "properties": {f"p{n}": object_schema(*map(str, range(40))) for n in range(99)},
     }
-    assert bound(many)[0] == "nodes"
+    assert find_exceeded_bound(many)[0] == "nodes"
 
 
 def test_bounds_apply_to_all_schemas_of_a_request() -> None:
     half = {"enum": [f"v{n}" for n in range(200)]}
     weigh(half, half)
-    assert bound(half, half, half) == ("values", "tools.2.function.parameters")
+    assert find_exceeded_bound(half, half, half) == ("values", "tools.2.function.parameters")

@@ -1,4 +1,4 @@
-"""Tests with a real database and real files that owners delete jobs, singly or by a filter."""
+"""Tests the deletion of jobs by their owners, one or many, with a real database and real files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Rig:
         return job.id
 
     async def show(self, job_id: str) -> dict[str, Any]:
-        """Return the member ``submitted`` of a job's response."""
+        """Return the member ``submitted`` of the job, as the API shows it."""
         job = await self.jobs.find(job_id)
         spec = await self.service.load_small_spec(job)
         body = render_job_detail(job, [], spec).model_dump(mode="json", exclude_none=True)

@@ -13,7 +13,7 @@ from tests.waiting import eventually
 
 
 class Pools:
-    """Two fake pools, whose positions, outages and delays a test sets, and a clock."""
+    """Two fake pools and a clock; a test sets the pools' positions, outages and delays."""
 
     def __init__(self) -> None:
         self.positions: dict[str, Mapping[str, int]] = {"a": {"one": 1, "two": 2}, "b": {"else": 1}}

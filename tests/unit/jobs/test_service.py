@@ -113,8 +113,8 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
     await database.close()
 
 
-def changed(name: str, field: str) -> Template:
-    """Return a template that was changed meanwhile: it has another graph and another pool."""
+def find_changed_template(name: str, field: str) -> Template:
+    """Find a template as it would be after a change: with another graph and another pool."""
     template = TEMPLATES.find(name, field)
     node, *_ = template.graph
     graph = {**template.graph, node: {**template.graph[node], "_meta": {"title": "changed"}}}
@@ -132,8 +132,8 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
     assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
 
 
-async def test_a_job_with_a_pruned_jobs_id_shows_its_own_spec(jobs: Jobs) -> None:
-    """Another process prunes the first job, and another tenant submits a job with its id."""
+async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: Jobs) -> None:
+    """The cached spec of a pruned job is not used for another tenant's job with the same id."""
     job, _ = await jobs.submit(SWATCH)
     spec = await jobs.service.load_small_spec(job)
     assert spec is not None and spec.metadata == {}
@@ -222,7 +222,7 @@ async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
 
 
 class ChangedGuard(PermissiveGraphGuard):
-    """A guard that enforces the submitter's permissions at the time of a retry."""
+    """A guard that refuses the node class ``denied``, as after a change of the permissions."""
 
     def __init__(self, *pools: str, denied: str = "") -> None:
         super().__init__(*pools)
@@ -255,7 +255,7 @@ async def test_a_retry_may_use_only_the_pools_and_nodes_of_a_new_job(
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])
-@pytest.mark.parametrize("templates", [changed, refuse_templates])
+@pytest.mark.parametrize("templates", [find_changed_template, refuse_templates])
 async def test_a_repeated_key_returns_the_first_job_if_the_template_has_changed(
     jobs: Jobs, templates: Any, batch: Any
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tests that links and anchors are valid on GitHub and on the site, and navigation is complete."""
+"""Tests that links and anchors work on GitHub and on the site, and that navigation is complete."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_navigation_lists_every_page_once() -> None:
 
 @pytest.fixture(scope="module")
 def site_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the site's copy of the pages, with empty pictures as diagrams."""
+    """Return the folder with the site's copy of the pages, in which diagrams are empty pictures."""
     folder = tmp_path_factory.mktemp("pages")
     SitePages(folder, _draw_nothing).write()
     return folder

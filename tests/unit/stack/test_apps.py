@@ -153,7 +153,7 @@ async def test_each_pending_reason_is_reported_once(
 async def test_without_a_gateway_the_farm_is_ready_when_haproxy_responds(
     prefix: str | None, serve: Serve, tmp_path: Path
 ) -> None:
-    """HAProxy responds to /readyz with 503 forever, because no app has that path."""
+    """A 503 of HAProxy for /readyz counts as ready, because no app serves that path."""
     options = _options(tmp_path, "a")
     app = {"name": "x", "route_prefix": prefix, "args": {"mark": "a"}}
     options.serve_config.write_text(yaml.safe_dump({"applications": [app]}))

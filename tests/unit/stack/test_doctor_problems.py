@@ -1,6 +1,6 @@
 """Tests that `moyin doctor` finds and fixes the most likely problems of a machine.
 
-Those that need a server or a sandbox are in tests/integration/stack/test_doctor.py.
+Problems that need a server or a sandbox are in tests/integration/stack/test_doctor.py.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def test_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_version_of_ray(tmp_path: Path) -> None:
-    """Python finds another installation first."""
+    """An old Ray that precedes the installed one on Python's path is reported."""
     folder = tmp_path / "ray-2.9.3.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.9.3\n")
@@ -175,7 +175,7 @@ def test_other_version_of_ray(tmp_path: Path) -> None:
 
 
 def test_ray_of_another_environment(tmp_path: Path) -> None:
-    """The program `ray` on the PATH is not beside the Python that runs Moyin."""
+    """Warn if the program `ray` on the PATH is not beside the Python that runs Moyin."""
     venv.create(tmp_path / "venv")
     packages = [path for path in sys.path if path.endswith("site-packages")]
     python = str(tmp_path / "venv" / "bin" / "python")
@@ -325,7 +325,10 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
 
 
 def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
-    """A supervisor on a full disk, or one that begins, has the lock but no state."""
+    """The processes of a supervisor that holds its lock are not ended as left over.
+
+    It has no state file while it starts, and on a full disk.
+    """
     options = Options.read()
     options.layout.prepare()
     lock = SupervisorLock(options.layout.lock)
@@ -402,7 +405,7 @@ def test_command_prints_the_advice_and_fails(capsys: pytest.CaptureFixture[str])
 
 
 def mend_one(options: Options, name: str) -> CheckResult:
-    """Run the checks and their fixes up to the check ``name``, and return its result."""
+    """Run all checks and fixes up to the check ``name``, and return the result of this check."""
     steps: list[str] = []
     result = next(result for result in mend(options, steps.append) if result.name == name)
     assert steps[-1].startswith(f"{name}: ")

@@ -79,13 +79,13 @@ def test_request_head_has_a_time_limit_and_no_path_is_logged(tmp_path: Path) -> 
 
 
 def test_splicing_is_disabled(tmp_path: Path) -> None:
-    """See `tests/integration/stack/test_haproxy.py` for the reason."""
+    """With splicing, HAProxy would not notice that clients leave; an integration test shows it."""
     assert "splice" not in launch(tmp_path)
     assert "option abortonclose" in launch(tmp_path)
 
 
 def test_app_names_are_not_disclosed(tmp_path: Path) -> None:
-    """See `tests/integration/gateway/test_app_names.py` for the test on a whole farm."""
+    """The configuration lists no app; an integration test sends requests to a whole farm."""
     config = launch(tmp_path)
     assert ':\\"gateway\\"' not in config
     assert "    http-request set-path /-/routes/ if routes\n" in config
@@ -96,7 +96,7 @@ def test_app_names_are_not_disclosed(tmp_path: Path) -> None:
 
 
 def test_serve_template_has_the_lines_that_the_launcher_edits() -> None:
-    """This test fails first if a new version of Ray changes the template."""
+    """If a new Ray changes the template, this test fails first and shows the missing line."""
     assert HAPROXY_CONFIG_TEMPLATE.count(" if routes\n") == 3
     assert HAPROXY_CONFIG_TEMPLATE.count('routes_message }}" if routes\n') == 1
     assert HAPROXY_CONFIG_TEMPLATE.count("if is_list_applications\n") == 2
@@ -112,8 +112,8 @@ def test_the_script_of_the_errors_is_loaded_from_any_folder(tmp_path: Path) -> N
     assert f'global\n    lua-load-per-thread "{_ERRORS}"\n' in launch(tmp_path)
 
 
-def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
-    """See `tests/integration/stack/test_haproxy_errors.py` for the responses that replace them."""
+def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
+    """All of Serve's error responses are replaced; an integration test checks the new ones."""
     config = launch(tmp_path)
     assert "errorfile" not in config and "status 404" not in config
     for status in (400, 408, 500, 502, 503, 504):
@@ -131,7 +131,7 @@ def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
 def test_haproxy_does_not_start_with_an_unknown_template(
     tmp_path: Path, line: str, other: str
 ) -> None:
-    """The launcher must stop if it does not know Serve's template."""
+    """The launcher fails if Serve's configuration lacks a line that the launcher must edit."""
     assert line in _CONFIG
     done = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other))
     assert (done.returncode, done.stdout) == (1, "")

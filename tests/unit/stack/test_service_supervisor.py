@@ -63,7 +63,7 @@ class Recorder:
 async def test_faulty_process_is_restarted(
     tmp_path: Path, after_ready: Callable[[], Awaitable[None]] | None
 ) -> None:
-    """This also holds while the apps are being deployed, which would wait for the process."""
+    """A process with a fault is restarted, even while the callback ``after_ready`` still runs."""
     faulty: set[int] = set()
 
     def reason(pid: int) -> str | None:

@@ -23,7 +23,7 @@ async def _at_once() -> None:
 
 @pytest.fixture
 def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Record the deployments of a supervisor that runs one small process."""
+    """Let supervisors run one small process and only record deployments; return the records."""
     done: list[str] = []
 
     def note(name: str) -> Callable[..., object]:
@@ -58,20 +58,20 @@ async def test_full_disk_stops_no_service_and_ended_ones_restart(
 
     monkeypatch.setattr(supervisor, "write_state", write)
     running = asyncio.create_task(Supervisor(Options.read(port_base=free_port_base())).run())
-    pid = await _up(running, states, deployments, times=1)
+    pid = await _wait_for_deployments(running, states, deployments, times=1)
     full = True
     os.kill(pid, signal.SIGKILL)
-    again = await _up(running, states, deployments, times=2)
+    again = await _wait_for_deployments(running, states, deployments, times=2)
     assert again != pid
     assert deployments == ["deploy", "redeploy"]
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(running, 20)
 
 
-async def _up(
+async def _wait_for_deployments(
     running: asyncio.Task[None], states: list[StackState], deployments: list[str], *, times: int
 ) -> int:
-    """Wait for the given number of deployments and return Ray's process id."""
+    """Wait until there were ``times`` deployments, and return Ray's process id."""
     async with asyncio.timeout(20):
         while len(deployments) < times or states[-1].parts["ray"].status is not PartStatus.UP:
             assert not running.done(), running.exception()

@@ -32,7 +32,7 @@ async def write(archive: Archive, blobs: BlobStore) -> Sequence[bytes]:
 
 
 def check_with_unzip(path: Path) -> None:
-    """Read an archive with Info-ZIP, where it is installed."""
+    """Check an archive with Info-ZIP's `unzip`, if it is installed."""
     if (unzip := shutil.which("unzip")) is not None:
         subprocess.run([unzip, "-tq", path], check=True)
 
@@ -94,7 +94,7 @@ def test_archives_are_bounded() -> None:
 
 
 def test_the_largest_archive_needs_no_zip64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The promised size counts no ZIP64 parts: `zipfile` would write them beyond its limit."""
+    """The announced size counts no ZIP64 parts, so not even the largest archive may need them."""
     names = ["n" * 200 + f"{number}.png" for number in range(MAX_FILES)]
     archive = Archive([new_file(name, size=MAX_BYTES // MAX_FILES) for name in names])
     assert archive.size < zipfile.ZIP64_LIMIT

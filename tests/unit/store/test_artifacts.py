@@ -13,7 +13,7 @@ from moyin.store.sql import Database
 
 
 async def test_an_index_finds_favourites_among_many_files(database: Database) -> None:
-    """Without the index, each page would read all files of the owner to find a few favourites."""
+    """The query must use the index, or each page would read all files to find few favourites."""
 
     def plan(connection: sa.Connection, where: ArtifactFilter) -> str:
         requests: list[Any] = []

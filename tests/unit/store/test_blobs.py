@@ -88,7 +88,7 @@ class Changing(io.BytesIO):
 
 
 async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
-    """Otherwise the content of the second read would be stored under the digest of the first."""
+    """A second read could get other content, and store it under the first content's digest."""
     blob = await blobs.put_stream(Changing(b"good"), 100)
     assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
     assert await blobs.get(blob.sha256) == b"good"

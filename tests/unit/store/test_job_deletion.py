@@ -1,4 +1,4 @@
-"""Tests that owners can delete ended jobs, and that the files of these are deleted later."""
+"""Tests that owners can delete ended jobs, and that the files of deleted jobs are deleted later."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Rig:
         return artifact
 
     async def prune(self) -> PruneResult:
-        """Prune everything that was deleted until now, as if all files were older."""
+        """Prune everything that was deleted so far, as if all files were old enough."""
         before = now() + LATER
         return await self.pruner.run_deleted(before)
 
@@ -232,7 +232,7 @@ async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
 
 
 async def test_a_name_of_a_deleted_file_is_free(database: Database, tmp_path: Path) -> None:
-    """Covers databases of versions in which the name of a deleted file was not freed."""
+    """A new upload can have the name of a deleted file whose name an old version has not freed."""
     rig = Rig(database, tmp_path)
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
     old = await rig.artifact(b"old", "art_" + "0" * 32)

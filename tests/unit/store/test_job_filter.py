@@ -60,7 +60,7 @@ class Jobs:
         return number
 
     async def find(self, owner: str = "ada", *, limit: int = 50, **conditions: Any) -> list[str]:
-        """Return the numbers of all jobs that match, by pages of ``limit``."""
+        """Return the numbers of all matching jobs, read in pages of ``limit``."""
         numbers, cursor = [], None
         while True:
             page, cursor = await self.store.list_page(
@@ -228,7 +228,10 @@ async def test_a_search_has_no_operators(jobs: Jobs, search: str) -> None:
 async def test_searches_are_paged_and_combined(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, indexed: int
 ) -> None:
-    """The index returns all matches or, if there are more than ``indexed``, rows are searched."""
+    """Searches give the same results with the index and without it.
+
+    With more than ``indexed`` matches, the index is not used and the rows are searched.
+    """
     monkeypatch.setattr(job_filter, "MAX_SCANNED", indexed)
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
     for number in range(12):

@@ -59,7 +59,7 @@ class PastJobs:
     ) -> str:
         """Create a job of one step that ended ``days`` ago, or that still runs if ``days`` is None.
 
-        ``preview`` is a file that only ComfyUI's history mentions.
+        ``preview`` is the content of a file that only ComfyUI's history refers to.
         """
         step = step or Step(kind=StepKind.RENDER, payload={"1": graph})
         spec = JobSpec(kind=step.kind.value, steps=(step,))

@@ -113,7 +113,7 @@ async def test_a_cancelled_call_is_committed_or_rolled_back(
 
 
 async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
-    """Enabling WAL needs exclusive access, so it happens before other processes open the file."""
+    """Every process gets WAL mode, although switching to it needs exclusive access to the file."""
     url = f"sqlite:///{tmp_path / 'moyin.db'}"
     databases = [Database(url) for _ in range(8)]
     await asyncio.gather(*(database.ensure_schema() for database in databases))

@@ -79,10 +79,10 @@ async def test_items_are_found_with_their_proofs(stored: StoredResponses) -> Non
     }
 
 
-async def test_only_answers_count_for_the_size_of_references(
+async def test_stored_requests_do_not_count_for_the_size_limit(
     stored: StoredResponses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If requests counted, clients that send the whole conversation would soon exceed the limit."""
+    """Stored requests do not count for the limit; they repeat the conversation and grow fast."""
     monkeypatch.setattr(stored_responses, "_MAX_BYTES", 10_000)
     for number in (1, 2):
         await stored.add(replace(answer(number), input=[user("x" * 9_000)]))

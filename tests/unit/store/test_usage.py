@@ -170,7 +170,7 @@ async def test_an_unexpected_error_is_retried(refusing: RefusingDatabase) -> Non
 
 
 async def test_entries_during_a_commit_wait_for_the_next_one(database: Database) -> None:
-    """Otherwise each request would need its own commit under load."""
+    """New entries wait for the next commit; one commit per request would be too slow under load."""
     ledger, commits = UsageLedger(database), 0
     writing = database.writing
 

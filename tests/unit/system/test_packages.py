@@ -15,7 +15,7 @@ PYTHON = Path(sys.executable)
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """Return an environment with pip settings only in a file and in PIP_FIND_LINKS."""
+    """Return variables such that pip finds its settings only in a file and in PIP_FIND_LINKS."""
     file = tmp_path / "pip.conf"
     file.write_text(
         "[global]\nindex-url = https://packages.studio.example/simple\ntimeout = 60\n"

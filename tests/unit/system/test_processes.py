@@ -145,7 +145,7 @@ def test_ended_child_is_missing_before_it_is_waited_for() -> None:
 
 
 def _wait_for(folder: Path, count: int) -> None:
-    """Wait for the processes, each of which shows its own environment only after exec."""
+    """Wait until ``count`` processes show their own environment, which they do only after exec."""
     deadline = time.monotonic() + 5
     while len(list(find_processes(str(folder)))) < count:
         assert time.monotonic() < deadline

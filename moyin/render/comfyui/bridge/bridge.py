@@ -110,7 +110,7 @@ def register() -> None:
 
 
 async def freeze_startup_objects(_app: Any) -> None:
-    """Exempt all existing objects, which live as long as the process, from garbage collection."""
+    """Exempt all present objects from garbage collection; they live as long as the process."""
     gc.collect()
     gc.freeze()
 
@@ -118,7 +118,12 @@ async def freeze_startup_objects(_app: Any) -> None:
 async def validate_graph(
     validate_prompt: Callable[..., Any], body: dict[str, Any]
 ) -> tuple[int, Any]:
-    """Return the status and body of ComfyUI's response to ``POST /prompt``, without ``number``."""
+    """Validate the body of ``POST /prompt`` as ComfyUI does, without queueing the prompt.
+
+    Returns:
+        The response's status and body. The body has no ``number``, but the ids of valid
+            ``outputs``.
+    """
     if "prompt" not in body:
         error = {
             "type": "no_prompt",
@@ -176,7 +181,7 @@ def _list_simple_inputs(
 
 
 def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the response body of ``/moyin/look``, and drop the history entries to ``forget``."""
+    """Return a prompt's state, and drop the history entries that the body lists in ``forget``."""
     prompt_id = body["prompt_id"]
     with queue.mutex:
         for read_id in body.get("forget", ()):
@@ -204,7 +209,7 @@ def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
 
 
 def _overrides(node_class: Any, *names: str) -> bool:
-    """Return whether the class, or a base class outside ``comfy_api``, defines one of ``names``."""
+    """Return True if the class, or a base class outside ``comfy_api``, defines one of ``names``."""
     return any(
         name in vars(base)
         for base in node_class.__mro__
@@ -220,14 +225,14 @@ class ExecutorThread:
         self._was_seen = False
 
     def is_alive(self) -> bool:
-        """Return whether the thread is alive; also True if no such thread has ever been found."""
+        """Return whether the thread is alive, or True if the thread has not been found yet."""
         is_present = any(_EXECUTOR_THREAD in thread.name for thread in threading.enumerate())
         self._was_seen = self._was_seen or is_present
         return is_present or not self._was_seen
 
 
 async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return whether the executor is busy with a prompt, or resets a flag within ``seconds``."""
+    """Return True if the executor runs a prompt, or resets a test flag within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         # Repeated, because an executor that is finishing a prompt may miss the notification.
@@ -256,7 +261,7 @@ def wrap_save_path(original: Callable[..., Any], context: Callable[[], Any]) -> 
 def wrap_send(
     original: Callable[..., None], folder_of: Callable[[str], str]
 ) -> Callable[..., None]:
-    """Wrap ``PromptServer.send_sync`` to report all files in the folder of their prompt.
+    """Wrap ``PromptServer.send_sync`` so that events report each file in the folder of its prompt.
 
     Nodes that choose their own file names ignore that folder. The wrapper changes the lists of the
     event in place, because ComfyUI's history and cache use the same lists.

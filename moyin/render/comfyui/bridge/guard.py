@@ -51,7 +51,7 @@ class NodeRules:
         self._known: dict[str, dict[str, Rule]] = {}
 
     def get_rules(self, class_type: str) -> Mapping[str, Rule]:
-        """Return the rules of a class by input, or an empty mapping for an unknown class."""
+        """Return the rules of a class's inputs by input name; empty if the class is unknown."""
         if class_type not in self._known:
             try:
                 node = self._find_classes[class_type]
@@ -68,7 +68,11 @@ class NodeRules:
 
 
 def store_patterns(body: dict[str, Any]) -> dict[str, Any]:
-    """Store the patterns in the body of ``POST /prompt`` for `wrap_validation`."""
+    """Remember the node patterns in a body of ``POST /prompt``, which `wrap_validation` needs.
+
+    Returns:
+        The body, unchanged.
+    """
     _submitted_patterns.set(get_moyin_data(body.get("extra_data")))
     return body
 

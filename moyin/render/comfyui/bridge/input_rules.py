@@ -96,7 +96,7 @@ def find_refusals(
     rules: Callable[[str], Mapping[str, Rule]],
     is_own: Callable[[str], bool],
 ) -> Iterator[Refusal]:
-    """Yield the inputs that name, or may name during execution, a file that is not the caller's.
+    """Yield the inputs that name, or may later name, a file that does not belong to the caller.
 
     Args:
         rules: returns the rules of a node class's inputs, which are empty for an unknown class.
@@ -135,7 +135,7 @@ def allows_link(rule: Rule) -> bool:
 
 
 def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
-    """Return whether an input with this rule may have this value, whose texts are all checked."""
+    """Return whether an input with this rule may have this value; all texts in it are checked."""
     return rule.kind == TEXT or all(
         _allows_text(rule, text, is_own) for text in _find_strings(value)
     )
@@ -187,7 +187,11 @@ def _derive_rule(
 
 
 def _guess_path_kind(name: str, writes_files: bool) -> str | None:
-    """Return the kind of a text input, or None if its name does not suggest a path."""
+    """Return the rule kind of a text input whose name suggests a path, or else None.
+
+    Args:
+        writes_files: True if the node writes files.
+    """
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or words[-1] in _ATTRIBUTE_WORDS:
         return None

@@ -1,7 +1,7 @@
 """Serves the paths of OpenAI, Anthropic and Ollama.
 
-A member that the API format does not have gets status 400, so that a test fails if Moyin forwards
-a member of the client's protocol.
+A request with a member that its API format does not have gets status 400, so that a test fails if
+Moyin forwards members of another protocol.
 """
 
 from __future__ import annotations

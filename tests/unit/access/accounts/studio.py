@@ -49,7 +49,7 @@ class Studio:
         """Add a member; return the session and the identity of its access token."""
         email = f"{secrets.token_hex(6)}@example.com"
         _, token = await self.parts.organisations.add_member(
-            by(self.operator), self.organisation, email=email, name="", role=role
+            make_caller(self.operator), self.organisation, email=email, name="", role=role
         )
         await self.parts.sign_in.reset_password(str(token), PASSWORD, "")
         signed_in = await self.parts.sign_in.sign_in(email, PASSWORD, "")
@@ -67,8 +67,8 @@ class Studio:
         return len(await KeyStore(self.database).list_all())
 
 
-def by(identity: Identity) -> Caller:
-    """Return a caller with this identity."""
+def make_caller(identity: Identity) -> Caller:
+    """Return a `Caller` with this identity."""
     return Caller(identity=identity, request_id="r", address="")
 
 
@@ -87,6 +87,8 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
         database = Database(settings.sql_url)
         _, text = await KeyStore(database).create("admin", "operator")
         operator = await parts.authenticator.authenticate(text)
-        organisation_id = await parts.organisations.create_organisation(by(operator), "studio")
+        organisation_id = await parts.organisations.create_organisation(
+            make_caller(operator), "studio"
+        )
         yield Studio(parts, database, operator, organisation_id.id)
         await database.close()

@@ -19,6 +19,6 @@ def test_only_configured_providers_are_trusted_with_emails() -> None:
 
 
 def test_provider_names_are_unique() -> None:
-    """The second provider would silently replace the first."""
+    """Two providers of one name are refused, because the second would replace the first."""
     with pytest.raises(ValidationError, match="names must be unique"):
         AccountsConfig.model_validate({"providers": [provider(), provider(client_id="two")]})

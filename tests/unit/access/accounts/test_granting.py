@@ -1,4 +1,4 @@
-"""Tests that callers cannot grant scopes that they lack, nor for longer than they have them."""
+"""Tests that callers cannot grant scopes that they lack, nor for longer than their own last."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moyin.errors import (
     TooManyAttempts,
 )
 from moyin.store.sql import Transaction, now
-from tests.unit.access.accounts.studio import PASSWORD, Studio, by
+from tests.unit.access.accounts.studio import PASSWORD, Studio, make_caller
 
 TOMORROW, NEXT_WEEK = timedelta(days=1), timedelta(days=7)
 
@@ -34,7 +34,7 @@ async def _key_of(
     expires_at: datetime | None = None,
 ) -> tuple[Any, Identity]:
     key, text = await studio.parts.api_keys.create_key(
-        by(identity), name="", scopes=scopes, expires_at=expires_at, user_id=None
+        make_caller(identity), name="", scopes=scopes, expires_at=expires_at, user_id=None
     )
     return key, await studio.parts.authenticator.authenticate(text)
 
@@ -43,28 +43,36 @@ async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
     organisations, (_, admin) = studio.parts.organisations, await studio.member()
     _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
     viewer = await organisations.add_service_account(
-        by(admin), studio.organisation, "bot", Role.VIEWER
+        make_caller(admin), studio.organisation, "bot", Role.VIEWER
     )
     for role in Role:
         with pytest.raises(InsufficientScope, match="cannot grant scopes"):
             await organisations.add_member(
-                by(hirer), studio.organisation, email="e@example.com", name="", role=role
+                make_caller(hirer), studio.organisation, email="e@example.com", name="", role=role
             )
         with pytest.raises(InsufficientScope):
-            await organisations.add_service_account(by(hirer), studio.organisation, "other", role)
+            await organisations.add_service_account(
+                make_caller(hirer), studio.organisation, "other", role
+            )
         with pytest.raises(InsufficientScope):
-            await organisations.change_member(by(hirer), studio.organisation, viewer.id, role=role)
+            await organisations.change_member(
+                make_caller(hirer), studio.organisation, viewer.id, role=role
+            )
     # Disabling a member grants nothing.
-    await organisations.change_member(by(hirer), studio.organisation, viewer.id, disabled=True)
-    members, _ = await organisations.list_members(by(admin), studio.organisation)
+    await organisations.change_member(
+        make_caller(hirer), studio.organisation, viewer.id, disabled=True
+    )
+    members, _ = await organisations.list_members(make_caller(admin), studio.organisation)
     assert [user.role for user in members] == [
         Role.VIEWER, Role.ADMIN,
     ]  # fmt: skip
     _, enough = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
-    await organisations.add_service_account(by(enough), studio.organisation, "reader", Role.VIEWER)
+    await organisations.add_service_account(
+        make_caller(enough), studio.organisation, "reader", Role.VIEWER
+    )
     with pytest.raises(InsufficientScope):
         await organisations.add_service_account(
-            by(enough), studio.organisation, "writer", Role.MEMBER
+            make_caller(enough), studio.organisation, "writer", Role.MEMBER
         )
 
 
@@ -73,7 +81,7 @@ async def test_an_operator_may_assign_any_role(studio: Studio) -> None:
         owner="admin", key_id=studio.operator.key_id, scopes=frozenset({"operator"})
     )
     user = await studio.parts.organisations.add_service_account(
-        by(operator), studio.organisation, "bot", Role.ADMIN
+        make_caller(operator), studio.organisation, "bot", Role.ADMIN
     )
     assert user.role is Role.ADMIN
 
@@ -92,8 +100,8 @@ async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
     # A key that expires later cannot be rotated; the own key can.
     lasting, _ = await _key_of(studio, admin, [JOBS_WRITE])
     with pytest.raises(InsufficientScope, match="expires later than your own key"):
-        await studio.parts.api_keys.rotate_key(by(visitor), lasting.id, timedelta(0))
-    await studio.parts.api_keys.rotate_key(by(visitor), mine.id, timedelta(0))
+        await studio.parts.api_keys.rotate_key(make_caller(visitor), lasting.id, timedelta(0))
+    await studio.parts.api_keys.rotate_key(make_caller(visitor), mine.id, timedelta(0))
     # Keys of a session may outlive it.
     lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
     assert lasting.expires_at > ends
@@ -105,10 +113,10 @@ async def test_a_member_can_be_invited_again(studio: Studio) -> None:
     organisations, sign_in = studio.parts.organisations, studio.parts.sign_in
     _, admin = await studio.member()
     organisation_id, first = await organisations.add_member(
-        by(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
+        make_caller(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
     )
     user, second = await organisations.invite_member(
-        by(admin), studio.organisation, organisation_id.id
+        make_caller(admin), studio.organisation, organisation_id.id
     )
     assert user.id == organisation_id.id
     with pytest.raises(InvalidToken):
@@ -117,7 +125,9 @@ async def test_a_member_can_be_invited_again(studio: Studio) -> None:
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
     assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
     # Without a mail server, only an invitation can replace a forgotten password.
-    _, third = await organisations.invite_member(by(admin), studio.organisation, organisation_id.id)
+    _, third = await organisations.invite_member(
+        make_caller(admin), studio.organisation, organisation_id.id
+    )
     await sign_in.reset_password(str(third), "another password", "")
     with pytest.raises(InvalidCredentials):
         await sign_in.sign_in("new@example.com", PASSWORD, "")
@@ -132,20 +142,22 @@ async def test_inviting_a_member_needs_all_scopes_of_the_role(studio: Studio) ->
     _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
     for identity in (member, hirer):
         with pytest.raises(InsufficientScope):
-            await organisations.invite_member(by(identity), studio.organisation, boss.user.id)
-    other = await organisations.create_organisation(by(studio.operator), "rival")
+            await organisations.invite_member(
+                make_caller(identity), studio.organisation, boss.user.id
+            )
+    other = await organisations.create_organisation(make_caller(studio.operator), "rival")
     with pytest.raises(NotFound):
-        await organisations.invite_member(by(studio.operator), other.id, boss.user.id)
+        await organisations.invite_member(make_caller(studio.operator), other.id, boss.user.id)
     bot = await organisations.add_service_account(
-        by(admin), studio.organisation, "bot", Role.MEMBER
+        make_caller(admin), studio.organisation, "bot", Role.MEMBER
     )
     with pytest.raises(InvalidRequest, match="not a service account"):
-        await organisations.invite_member(by(admin), studio.organisation, bot.id)
+        await organisations.invite_member(make_caller(admin), studio.organisation, bot.id)
     await organisations.change_member(
-        by(admin), studio.organisation, str(member.user), disabled=True
+        make_caller(admin), studio.organisation, str(member.user), disabled=True
     )
     with pytest.raises(InvalidRequest, match="is disabled"):
-        await organisations.invite_member(by(admin), studio.organisation, str(member.user))
+        await organisations.invite_member(make_caller(admin), studio.organisation, str(member.user))
 
 
 async def test_an_invitation_checks_the_role_inside_its_transaction(
@@ -164,14 +176,14 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
     async def late(identity: Identity, **kwargs: Any) -> AsyncIterator[Transaction]:
         monkeypatch.setattr(transactions, "begin", begin)
         await organisations.change_member(
-            by(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+            make_caller(admin), studio.organisation, someone.user.id, role=Role.ADMIN
         )
         async with begin(identity, **kwargs) as transaction:
             yield transaction
 
     monkeypatch.setattr(transactions, "begin", late)
     with pytest.raises(InsufficientScope):
-        await organisations.invite_member(by(hirer), studio.organisation, someone.user.id)
+        await organisations.invite_member(make_caller(hirer), studio.organisation, someone.user.id)
 
 
 async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
@@ -179,9 +191,11 @@ async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
     _, admin = await studio.member()
     someone, _ = await studio.member(Role.VIEWER)
     _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
-    _, token = await organisations.invite_member(by(hirer), studio.organisation, someone.user.id)
+    _, token = await organisations.invite_member(
+        make_caller(hirer), studio.organisation, someone.user.id
+    )
     await organisations.change_member(
-        by(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+        make_caller(admin), studio.organisation, someone.user.id, role=Role.ADMIN
     )
     with pytest.raises(InvalidToken):
         await studio.parts.sign_in.reset_password(str(token), "another password", "")
@@ -203,11 +217,13 @@ async def test_with_a_mail_server_an_invitation_is_only_mailed(
     old, _ = await studio.member(Role.MEMBER)
     studio.parts.sign_in._mailer = outbox = Outbox()
     new, _ = await studio.parts.organisations.add_member(
-        by(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
+        make_caller(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
     )
     for user in (new.id, old.user.id):
         assert (
-            await studio.parts.organisations.invite_member(by(admin), studio.organisation, user)
+            await studio.parts.organisations.invite_member(
+                make_caller(admin), studio.organisation, user
+            )
         )[1] is None
     await studio.parts.sign_in.close()
     assert [(mail.to, mail.subject) for mail in outbox.mails] == [
@@ -247,13 +263,13 @@ async def test_a_key_without_named_scopes_gets_the_default_ones(
     working = {"text", "jobs:read", "jobs:write"}
     _, admin = await studio.member()
     bot = await studio.parts.organisations.add_service_account(
-        by(admin), studio.organisation, "b", Role.VIEWER
+        make_caller(admin), studio.organisation, "b", Role.VIEWER
     )
     for who in (studio.operator, admin):
         key, _ = await _key_of(studio, who)
         assert key.scopes == working
     key, _ = await studio.parts.api_keys.create_key(
-        by(admin), name="", scopes=None, expires_at=None, user_id=bot.id
+        make_caller(admin), name="", scopes=None, expires_at=None, user_id=bot.id
     )
     assert key.scopes == {"jobs:read"}
     _, narrow = await _key_of(studio, admin, [KEYS])

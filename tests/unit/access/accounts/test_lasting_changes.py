@@ -1,4 +1,4 @@
-"""Tests that lasting changes verify the caller again and are audited; otherwise they fail."""
+"""Tests that lasting changes fail unless the caller is verified again and the change is audited."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, MoyinError, NameTaken
 from moyin.store.audit import AuditLog
 from moyin.store.limits import LimitStore
-from tests.unit.access.accounts.studio import PASSWORD, SECRET, Studio, by
+from tests.unit.access.accounts.studio import PASSWORD, SECRET, Studio, make_caller
 from tests.unit.access.accounts.test_passwords import QUICK
 
 
@@ -62,12 +62,12 @@ LASTING_CHANGES = [_key, _member, _service, _role, _limit, _profile]
 
 @pytest.mark.parametrize("change", LASTING_CHANGES)
 async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, change: Any) -> None:
-    """The session that the gatekeeper has cached may have ended seconds ago."""
+    """The change is refused although the gatekeeper's cache may still contain the session."""
     _, known = await studio.member()
     before = await studio.audited_actions(), await studio.count_keys()
     await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=False)
     with pytest.raises(InvalidKey):
-        await change(studio, by(known))
+        await change(studio, make_caller(known))
     assert (await studio.audited_actions(), await studio.count_keys()) == before
     assert (await studio.parts.users.get(str(known.user))).name == ""
 
@@ -75,20 +75,20 @@ async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, chan
 async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None:
     signed_in, known = await studio.member()
     key, text = await studio.parts.api_keys.create_key(
-        by(known), name="", scopes=known.scopes, expires_at=None, user_id=None
+        make_caller(known), name="", scopes=known.scopes, expires_at=None, user_id=None
     )
     held = await studio.parts.authenticator.authenticate(text)
-    await _key(studio, by(held))
+    await _key(studio, make_caller(held))
     await studio.parts.organisations.change_member(
-        by(studio.operator), studio.organisation, signed_in.user.id, role=Role.MEMBER
+        make_caller(studio.operator), studio.organisation, signed_in.user.id, role=Role.MEMBER
     )
     with pytest.raises(InvalidKey):
-        await _service(studio, by(held))
+        await _service(studio, make_caller(held))
     fewer = await studio.parts.authenticator.authenticate(text)
-    await _key(studio, by(fewer))
-    await studio.parts.api_keys.revoke_key(by(studio.operator), key.id)
+    await _key(studio, make_caller(fewer))
+    await studio.parts.api_keys.revoke_key(make_caller(studio.operator), key.id)
     with pytest.raises(InvalidKey):
-        await _key(studio, by(fewer))
+        await _key(studio, make_caller(fewer))
 
 
 async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> None:
@@ -102,20 +102,20 @@ async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> N
         scopes=known.scopes,
     )
     job = await studio.parts.authenticator.authenticate(token)
-    await _key(studio, by(job))
+    await _key(studio, make_caller(job))
     await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=True)
     job = await studio.parts.authenticator.authenticate(token)
     with pytest.raises(InvalidKey):
-        await _key(studio, by(job))
+        await _key(studio, make_caller(job))
 
 
 async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
     _, known = await studio.member()
     key, leaked = await studio.parts.api_keys.create_key(
-        by(known), name="", scopes=None, expires_at=None, user_id=None
+        make_caller(known), name="", scopes=None, expires_at=None, user_id=None
     )
     await studio.parts.authenticator.authenticate(leaked)
-    await studio.parts.api_keys.rotate_key(by(known), key.id, timedelta(0))
+    await studio.parts.api_keys.rotate_key(make_caller(known), key.id, timedelta(0))
     with pytest.raises(InvalidKey):
         await studio.parts.authenticator.authenticate(leaked)
 
@@ -124,7 +124,7 @@ async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
 async def test_an_operation_without_audit_entry_is_rolled_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    """The caller may disconnect at any moment, and the process may end at any moment."""
+    """If the audit entry cannot be written, as when the caller disconnects, nothing is changed."""
     _, known = await studio.member()
     members = await studio.parts.users.list_members(studio.organisation)
 
@@ -135,12 +135,12 @@ async def test_an_operation_without_audit_entry_is_rolled_back(
     with monkeypatch.context() as patch:
         patch.setattr(AuditLog, "write", fail)
         with pytest.raises(ConnectionResetError):
-            await change(studio, by(known))
+            await change(studio, make_caller(known))
     assert await studio.count_keys() == before
     assert await studio.parts.users.list_members(studio.organisation) == members
     assert await LimitStore(studio.database).list_for([f"user:{known.user}"]) == ()
     # A change of role would have ended the session.
-    await _key(studio, by(known))
+    await _key(studio, make_caller(known))
 
 
 async def test_a_player_is_created_with_limits_or_not_at_all(
@@ -200,7 +200,7 @@ async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
 
     async def demote() -> None:
         await studio.parts.organisations.change_member(
-            by(studio.operator), studio.organisation, signed_in.user.id, role=Role.VIEWER
+            make_caller(studio.operator), studio.organisation, signed_in.user.id, role=Role.VIEWER
         )
 
     studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote)

@@ -1,4 +1,4 @@
-"""Tests that open connections recheck their credentials, for each way in which these can end."""
+"""Tests that open connections recheck their credentials, for each way in which credentials end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moyin.domain.limits import Limit
 from moyin.store.schema import api_keys, sessions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
-from tests.unit.access.accounts.studio import Studio, by
+from tests.unit.access.accounts.studio import Studio, make_caller
 
 _SIGNING_KEY = b"s" * 32
 
@@ -54,7 +54,7 @@ async def scene(studio: Studio) -> Scene:
     signed_in, member = await studio.member(Role.MEMBER)
     scene = Scene(studio, admin, signed_in.access_token, member)
     key, scene.key = await studio.parts.api_keys.create_key(
-        by(member), name="", scopes=[TEXT, JOBS_READ], expires_at=None, user_id=None
+        make_caller(member), name="", scopes=[TEXT, JOBS_READ], expires_at=None, user_id=None
     )
     scene.key_id = key.id
     scene.key_identity = await studio.parts.authenticator.authenticate(scene.key)
@@ -62,11 +62,13 @@ async def scene(studio: Studio) -> Scene:
 
 
 async def _revoke(scene: Scene) -> None:
-    await scene.studio.parts.api_keys.revoke_key(by(scene.member), scene.key_id)
+    await scene.studio.parts.api_keys.revoke_key(make_caller(scene.member), scene.key_id)
 
 
 async def _rotate(scene: Scene) -> None:
-    await scene.studio.parts.api_keys.rotate_key(by(scene.member), scene.key_id, timedelta(0))
+    await scene.studio.parts.api_keys.rotate_key(
+        make_caller(scene.member), scene.key_id, timedelta(0)
+    )
 
 
 async def _expire(scene: Scene) -> None:
@@ -86,13 +88,16 @@ async def _idle(scene: Scene) -> None:
 
 async def _shut_out(scene: Scene) -> None:
     await scene.studio.parts.organisations.change_member(
-        by(scene.admin), scene.studio.organisation, str(scene.member.user), disabled=True
+        make_caller(scene.admin), scene.studio.organisation, str(scene.member.user), disabled=True
     )
 
 
 async def _other_role(scene: Scene) -> None:
     await scene.studio.parts.organisations.change_member(
-        by(scene.admin), scene.studio.organisation, str(scene.member.user), role=Role.VIEWER
+        make_caller(scene.admin),
+        scene.studio.organisation,
+        str(scene.member.user),
+        role=Role.VIEWER,
     )
 
 
@@ -129,14 +134,14 @@ async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> 
     assert (await recheck(held))[scene.key].scopes == {TEXT, JOBS_READ}
     await _other_role(scene)
     limit = Limit(subject=f"key:{scene.key_id}", concurrent_requests=0)
-    await scene.studio.parts.api_keys.set_limit(by(scene.admin), limit)
+    await scene.studio.parts.api_keys.set_limit(make_caller(scene.admin), limit)
     result = (await recheck(held))[scene.key]
     assert (result.scopes, result.limits) == ({JOBS_READ}, (limit,))
     assert not result.has_scope(JOBS_WRITE)
 
 
 async def test_deleting_a_signing_key_ends_connections_of_its_tokens(scene: Scene) -> None:
-    api_keys, operator = scene.studio.parts.api_keys, by(scene.studio.operator)
+    api_keys, operator = scene.studio.parts.api_keys, make_caller(scene.studio.operator)
     verifier = TokenVerifier(scene.studio.parts.token_issuer._keys)
     assert await verifier.has_known_key(scene.token)
     [old] = [key.kid for key in await scene.studio.parts.token_issuer._keys.list_public_keys()]

@@ -55,7 +55,7 @@ def find_owner(scope: Scope) -> str:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond with the owner and the size of the body; some paths fail."""
+    """Respond with the owner and the size of the body; special paths make the app fail."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -248,8 +248,11 @@ async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 @pytest.mark.parametrize("cookie", ["other", "bad"])
-async def test_an_event_token_counts_before_the_cookie(cookie: str, kind: str) -> None:
-    """Browsers send the console's cookie even for other pages of the studio on the same site."""
+async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str) -> None:
+    """A request with both is authenticated by the event token.
+
+    Browsers send the console's cookie even for other pages of the same site.
+    """
     client = Client()
     headers = {
         "cookie": f"moyin_session={cookie}",
@@ -269,7 +272,7 @@ async def test_an_event_token_counts_before_the_cookie(cookie: str, kind: str) -
 
 
 async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:
-    """The app must read `reader`, since `owner` raises an error for callers with event tokens."""
+    """Apps on these paths must read ``reader``, because ``owner`` fails for event tokens."""
     with pytest.raises(InsufficientScope):
         await client.call("/job", query=b"token=event")
     for path, query in (

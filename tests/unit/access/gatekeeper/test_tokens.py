@@ -96,14 +96,14 @@ async def test_an_access_token_authenticates_its_user(studio: Studio) -> None:
 
 
 async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> None:
-    """The issuing replica may run on a machine whose clock is slightly ahead."""
+    """A token that seems to be issued in the future is accepted, since replicas' clocks differ."""
     now = int(time.time())
     ahead = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
     assert (await studio.authenticator.authenticate(ahead)).user == studio.user.id
 
 
 def _with_public_key(studio: Studio) -> str:
-    """Sign with the public key as a shared secret (algorithm confusion)."""
+    """Forge a token by using the public key as a shared secret (algorithm confusion); return it."""
     pem = studio.pair.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return sign_with_hs256(studio.claims(), {"kid": studio.pair.kid, "typ": "at+jwt"}, pem)
 

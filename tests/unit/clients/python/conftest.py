@@ -27,7 +27,7 @@ class AnyClient:
 
 
 class Pauses:
-    """Replaces the sleep of both clients: records the pauses, and calls ``on_pause`` in each."""
+    """Replaces the sleep of both clients: records each pause, and calls ``on_pause``."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

@@ -16,7 +16,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A scripted response: ``pieces`` are chunks of a stream, after which ``breaks`` resets it."""
+    """A scripted response.
+
+    Attributes:
+        pieces: the chunks of a streamed body.
+        breaks: True to reset the connection after the last piece.
+    """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +98,7 @@ class ScriptedGateway:
         return replies.pop(0) if replies else problem(404, "route_not_found")
 
     def start(self) -> None:
-        """Listen; after a stop, on the same port as before."""
+        """Listen on a free port, or after a stop on the same port as before."""
         self._server = _Server(("127.0.0.1", self._port), _Handler)
         self._server.gateway = self
         self._port = self._server.server_address[1]

@@ -24,7 +24,7 @@ class _RecordingApp:
 
 
 async def request(path: str) -> list[str]:
-    """Send a request and return the paths that reached the gateway's own app."""
+    """Send a request for ``path``, and return the paths that reached the gateway's own app."""
     app = _RecordingApp()
     proxy_or_app = ProxyOrApp(cast(Proxy, _NoRoutes()), guarded=app, app=app)
     await proxy_or_app({"type": "http", "path": path, "headers": []}, _receive, _send)
@@ -33,7 +33,7 @@ async def request(path: str) -> list[str]:
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/models", "/accounts", "/accounts/session"])
 async def test_paths_of_other_apps_are_unavailable(path: str) -> None:
-    """HAProxy sends these paths to the gateway only until their own app is deployed."""
+    """Expect status 503: HAProxy sends these paths here only until their own app is deployed."""
     with pytest.raises(ServiceUnavailable) as raised:
         await request(path)
     assert raised.value.retry_after == 5

@@ -17,7 +17,7 @@ ADA = Identity(owner="ada", key_id="k")
 
 
 class Route(CallRoute):
-    """Returns the request or raises ``error``; first records a failed and a complete call."""
+    """Records an incomplete and a complete call; responds with the request, or raises ``error``."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""Tests that edits of pictures by render templates are counted before they are rendered."""
+"""Tests that picture edits by templates count against the limits before they are rendered."""
 
 from __future__ import annotations
 

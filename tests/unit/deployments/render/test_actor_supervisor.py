@@ -80,7 +80,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 class RecordingLedger:
-    """A fake ledger that stores the longest measurement of each run by its id."""
+    """A fake ledger that stores the last measurement of each run, and fails with ``failure``."""
 
     def __init__(self) -> None:
         self.booked: dict[str, RenderRun] = {}
@@ -104,7 +104,7 @@ def new_supervisor(
 
 
 def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
-    """Start to render; ``prompt_id`` attaches to the prompt of an earlier attempt."""
+    """Start a render; ``prompt_id`` continues the prompt of an earlier attempt."""
     wanted = RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph={"1": {}})
     pending = PendingRender(id=wanted.prompt_id, priority=3, arrived=0)
     is_retry = prompt_id is not None
@@ -425,7 +425,7 @@ async def test_lost_actor_gets_no_renders_while_the_database_hangs(cluster: Clus
 
 async def test_many_runs_are_booked_in_several_transactions() -> None:
     class SlowLedger(RecordingLedger):
-        """A fake ledger that fails after the first transaction."""
+        """A fake ledger that fails in every transaction after the first."""
 
         async def book(self, runs: Sequence[RenderRun]) -> None:
             await super().book(runs)

@@ -336,7 +336,10 @@ async def test_record_of_an_interrupted_prompt_is_stored(
 
 
 async def test_waiting_step_sends_heartbeats(bench: Bench) -> None:
-    """Only lower bounds are checked: a loaded machine makes pauses longer, never shorter."""
+    """A step sends fewer heartbeats while it waits for a renderer than while it renders.
+
+    Only lower bounds are checked: a loaded machine makes pauses longer, never shorter.
+    """
     now = asyncio.get_running_loop().time
     beats: asyncio.Queue[float] = asyncio.Queue()
     bench.environment.on_heartbeat = lambda *_: beats.put_nowait(now())

@@ -15,7 +15,7 @@ from moyin.jobs.grpc.faults import Fault
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:
-    """Send an error response in two parts, whose detail has as many bytes as the job id says."""
+    """Respond with an error in two pieces; the job id is the length of the error's detail."""
     size = int(request.match_info["id"])
     body = json.dumps({"detail": "x" * size, "code": "job_not_found"}).encode()
     response = web.StreamResponse(status=404, headers={"content-length": str(len(body))})
@@ -27,7 +27,7 @@ async def refuse(request: web.Request) -> web.StreamResponse:
 
 
 async def end_early(request: web.Request) -> web.StreamResponse:
-    """Send a stream that ends because the caller lost access to it."""
+    """Respond with a stream that ends because the caller has lost access to it."""
     error = {"code": "invalid_api_key", "message": "the key or the session has ended"}
     if request.path.endswith("/events"):
         return web.Response(text=f"event: error\ndata: {json.dumps(error)}\n\n")
@@ -35,10 +35,10 @@ async def end_early(request: web.Request) -> web.StreamResponse:
 
 
 async def list_jobs(request: web.Request) -> web.StreamResponse:
-    """Return a page whose cursor is the query string that was sent.
+    """Return an empty page whose cursor is the query that was received, as JSON.
 
-    The metadata `sizes` hold the size in bytes of every job. If they are given, the cursor is the
-    number of the next job.
+    With the metadata `sizes`, return a page of jobs of these sizes in bytes instead; its cursor is
+    the number of the next job.
     """
     if "metadata.sizes" in request.query:
         sizes = json.loads(request.query["metadata.sizes"])

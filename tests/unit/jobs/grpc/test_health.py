@@ -95,10 +95,13 @@ async def test_a_watcher_of_an_unknown_service_stays() -> None:
     assert gateway.reads == 0
 
 
-async def test_clients_that_watch_work_while_others_take_all_watchers(
+async def test_client_can_call_when_no_watcher_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Watching needs no key; if it failed for lack of slots, gRPC clients would stop calling."""
+    """A client that watches the server's health can still call when no watcher is free.
+
+    Watching needs no key, so that anybody could occupy all watchers.
+    """
     monkeypatch.setattr(health, "_MAX_WATCHERS", 0)
     calls = health.HealthCalls()
     calls.grpc_health = HealthMonitor(Gateway().is_ready)

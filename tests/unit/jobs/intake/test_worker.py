@@ -90,7 +90,7 @@ class Service:
 
 
 class EndedJobs:
-    """A fake of both the feed and the job store, in which every job has succeeded."""
+    """A fake of both the job feed and the job store; every job in it has succeeded."""
 
     def __init__(self) -> None:
         self.keys: dict[tuple[str, str], Job] = {}

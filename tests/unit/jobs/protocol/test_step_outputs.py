@@ -1,4 +1,4 @@
-"""Tests references to outputs that a step of that kind never has."""
+"""Tests that a job is refused if it refers to an output that the step's kind never has."""
 
 from __future__ import annotations
 

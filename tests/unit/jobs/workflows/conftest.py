@@ -45,7 +45,7 @@ HEADS = (
 
 
 class Script:
-    """The activities of a job; ``on`` maps step indexes to special behaviours.
+    """The scripted activities of a job; ``on`` maps the index of a step to its special behaviour.
 
     Args:
         records: True if the activities of steps record their own results.

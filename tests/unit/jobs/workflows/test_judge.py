@@ -143,7 +143,7 @@ async def test_a_comparison_fails_if_the_outage_does_not_end(bench: Bench) -> No
 async def test_a_bug_is_not_retried_and_its_message_is_not_stored(
     bench: Bench, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The message of an error may contain the invalid value, such as a prompt."""
+    """The messages of unexpected errors stay out of the history, as they may contain a prompt."""
     bench.steps.answers = [error, Outcome.ANSWERED]
     handle = await bench.start()
     assert await handle.result() == Outcome.FAILED

@@ -28,7 +28,11 @@ def run(attempt: int, status: WorkflowExecutionStatus) -> Run:
 
 
 class Temporal:
-    """A fake with the runs of a workflow id, newest last; ``coming`` starts after the next call."""
+    """A fake Temporal with the runs of one workflow id, newest last.
+
+    Attributes:
+        coming: a run that starts after the next call, or None.
+    """
 
     def __init__(self, *runs: Run, coming: Run | None = None) -> None:
         self.runs = list(runs)

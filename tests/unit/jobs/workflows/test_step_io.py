@@ -69,7 +69,7 @@ async def test_a_missing_blob_fails_the_step(blobs: BlobStore) -> None:
 async def test_heartbeats_stop_whenever_the_step_ends(
     turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step may end in any iteration of the event loop; no heartbeat may follow its end."""
+    """No heartbeat follows the step's end, in whichever iteration of the event loop it ends."""
     monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", timedelta(0))
 
     async def step() -> None:

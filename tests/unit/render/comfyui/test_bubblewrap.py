@@ -1,4 +1,4 @@
-"""Tests the check whether this machine can isolate a process, and its advice."""
+"""Tests the check whether this machine can isolate a process, and the advice if it cannot."""
 
 from __future__ import annotations
 

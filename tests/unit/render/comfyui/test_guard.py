@@ -102,8 +102,10 @@ async def test_unchecked_input_is_accepted() -> None:
     assert (await validate(graph, None))[0] is False
 
 
-def executed(kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: Any) -> Any:
-    """Return the input data of a node just before it is executed."""
+def get_checked_inputs(
+    kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: Any
+) -> Any:
+    """Return the inputs that a node gets just before it is executed."""
 
     def get_input_data(*_: Any) -> Any:
         return values, {}, {}
@@ -114,26 +116,26 @@ def executed(kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: A
 
 def test_linked_values_are_checked_before_execution() -> None:
     linked = {"image": ["2", 0]}
-    assert executed("Load", linked, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
+    assert get_checked_inputs("Load", linked, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
     with pytest.raises(NotAllowed, match="image: you have no file"):
-        executed("Load", linked, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
+        get_checked_inputs("Load", linked, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
     with pytest.raises(NotAllowed, match="image"):
-        executed("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, ALLOWED)
-    executed("Load", linked, {"image": (None,)}, ALLOWED)
+        get_checked_inputs("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, ALLOWED)
+    get_checked_inputs("Load", linked, {"image": (None,)}, ALLOWED)
 
 
 def test_data_between_nodes_is_not_checked() -> None:
     values = {"model": [{"weights": "/models/x"}]}
-    executed("Load", {"model": ["2", 0]}, values, ALLOWED)
-    executed("Shows", {"source": ["2", 0]}, {"source": ["/models/x"]}, ALLOWED)
+    get_checked_inputs("Load", {"model": ["2", 0]}, values, ALLOWED)
+    get_checked_inputs("Shows", {"source": ["2", 0]}, {"source": ["/models/x"]}, ALLOWED)
     with pytest.raises(NotAllowed, match="model"):
-        executed("Load", {"model": "/models/x"}, {"model": ["/models/x"]}, ALLOWED)
+        get_checked_inputs("Load", {"model": "/models/x"}, {"model": ["/models/x"]}, ALLOWED)
 
 
 def test_expanded_node_of_a_denied_class_is_refused() -> None:
     with pytest.raises(NotAllowed, match="BadNode"):
-        executed("BadNode", {}, {}, ALLOWED)
-    executed("Odd", {"path": ["2", 0]}, {"path": ["/data/x"]}, ALLOWED)
+        get_checked_inputs("BadNode", {}, {}, ALLOWED)
+    get_checked_inputs("Odd", {"path": ["2", 0]}, {"path": ["/data/x"]}, ALLOWED)
 
 
 def test_input_data_without_execution_is_not_checked() -> None:

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> ProcessFolder:
 
 
 def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
-    """Write a file as an ended prompt would have left it."""
+    """Write a file where a prompt's files lie after the prompt has ended."""
     written = WrittenFiles(folder)
     written.begin_prompt(prompt_id)
     path = folder.base / "output" / name
@@ -96,7 +96,7 @@ async def test_pruned_cached_file_is_not_returned(
 
 
 async def test_reused_file_name_is_another_file(folder: ProcessFolder, blobs: BlobStore) -> None:
-    """A node that chooses its own file names may reuse a name for the prompt of another tenant."""
+    """A prompt gets its own file, even if another tenant's prompt used the file name before."""
     outputs, history = new_outputs(folder, blobs), entry("latest.png")
     write(folder, FIRST, "latest.png", b"Ada's")
     assert await content(outputs, blobs, FIRST, history) == b"Ada's"

@@ -53,15 +53,15 @@ async def test_the_newest_frame_is_published_and_those_in_between_are_not(
     previews = publisher(store)
     previews.schedule_frame(named(JPEG, node_id="3"))
     for _ in range(5):
-        await _turn()
+        await _run_other_tasks()
     for number in range(9):
         previews.schedule_frame(plain(PNG + b"%d" % number))
-        await _turn()
+        await _run_other_tasks()
     first = Preview(step=2, node="3", media_type="image/jpeg")
     assert store.published == [("j", first, JPEG)]
     pause.set()
     for _ in range(5):
-        await _turn()
+        await _run_other_tasks()
     last = Preview(step=2, node="", media_type="image/png")
     assert store.published[1:] == [("j", last, PNG + b"8")]
 
@@ -71,8 +71,8 @@ async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:
     for frame in (plain(JPEG + bytes(256 * 1024)), plain(b"<html>"), named(b"", node_id="1"), b""):
         previews = publisher(store)
         previews.schedule_frame(frame)
-        await _turn()
-        await _turn()
+        await _run_other_tasks()
+        await _run_other_tasks()
         previews.stop()
     previews = publisher(store)
     previews.schedule_frame(plain(JPEG))
@@ -96,7 +96,7 @@ def test_only_pictures_are_previews(frame: bytes, parsed: Any) -> None:
     assert parse_preview(frame) == parsed
 
 
-async def _turn() -> None:
+async def _run_other_tasks() -> None:
     """Let the other tasks run once."""
     loop = asyncio.get_running_loop()
     waiting = loop.create_future()

@@ -14,7 +14,10 @@ from moyin.render.comfyui.prompt_lock import PromptLock
 
 
 class Files:
-    """Records placed and finished files; blocks the thread of some prompts."""
+    """Records the placed files and the finished prompts; blocks the thread of two prompts.
+
+    The prompt ``slow`` blocks at its start, and ``lingering`` at its end.
+    """
 
     def __init__(self) -> None:
         self.placed: list[str] = []

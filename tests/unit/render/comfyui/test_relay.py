@@ -19,7 +19,7 @@ GRAPH = {"1": {"class_type": "SaveImageWebsocket"}, "2": {"class_type": "KSample
 
 
 class Frames:
-    """A fake `FrameStore` whose Valkey may be slow."""
+    """A fake `FrameStore` that can respond slowly, like a Valkey under load."""
 
     def __init__(self) -> None:
         self.published: list[Frame] = []
@@ -108,7 +108,7 @@ async def test_output_frames_are_stored_as_blobs(
 
 
 async def flush_all(relay: Relay) -> None:
-    """Wait for hundreds of frames, which may take longer than one flush waits."""
+    """Flush several times, because one flush may be too short for hundreds of frames."""
     for _ in range(20):
         await relay.flush()
 

@@ -138,7 +138,7 @@ def test_user_of_a_confined_process(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
-    """A user's own ComfyUI may contain the data folder and personal pictures."""
+    """The folders of data and pictures are hidden, although ComfyUI's readable folder has them."""
     home = tmp_path / "comfyui"
     for name in ("output", "input", "models", "data/artifacts"):
         (home / name).mkdir(parents=True)
@@ -205,7 +205,7 @@ def test_graphics_devices_and_their_groups_are_passed(
 
 
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
-    """Bubblewrap would create the mount point in a writable folder, where it can be moved."""
+    """Mount points would be ordinary folders in the writable one, which the sandbox could move."""
     words = command(options(tmp_path))
     written = [Path(path) for path in mounts(words, "--bind")]
     others = [Path(path) for path in mounts(words, "--ro-bind")]

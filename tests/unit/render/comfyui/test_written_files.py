@@ -128,7 +128,7 @@ def test_only_regular_files_inside_the_folder_are_opened(
 
 
 def test_locked_and_deep_folders_are_removed(folder: ProcessFolder) -> None:
-    """The folders are also deeper than Python's recursion limit."""
+    """The folders have no permissions, and are nested deeper than Python's recursion limit."""
     written, output_folder = WrittenFiles(folder), folder.base / "output"
     written.begin_prompt(ADA)
     (output_folder / "closed" / "closed").mkdir(parents=True)

@@ -45,7 +45,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def lying_png(width: int, height: int, *, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    """Return a PNG whose header claims a size for which there is too little data."""
+    """Return a PNG whose header declares a size for which the file contains too little data."""
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(interlaced))
     data = chunk(b"IDAT", zlib.compress(bytes(1000)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + data + chunk(b"IEND", b"")
@@ -232,7 +232,7 @@ async def test_idle_processes_end(tmp_path: Path) -> None:
     processes = PictureProcesses(idle=0.05)
     await convert(processes, tmp_path, plain((8, 8)))
     [pid] = processes.idle_pids
-    await asyncio.to_thread(_gone, pid)
+    await asyncio.to_thread(_wait_until_ended, pid)
     assert not processes.idle_pids
     await processes.close()
 
@@ -275,7 +275,7 @@ def test_process_ends_with_its_parent() -> None:
         # A stopped process can't read the end of its input.
         os.kill(pid, signal.SIGSTOP)
         parent.kill()
-    _gone(pid)
+    _wait_until_ended(pid)
 
 
 async def test_process_gets_no_secrets_of_the_replica(
@@ -287,7 +287,7 @@ async def test_process_gets_no_secrets_of_the_replica(
     await process.end()
 
 
-def _gone(pid: int) -> None:
-    """Wait until the process has ended, even if its parent has not reaped it."""
+def _wait_until_ended(pid: int) -> None:
+    """Wait until the process has ended; it may remain as a zombie until its parent notices."""
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.02)

@@ -64,7 +64,7 @@ def test_successful_entry_raises_nothing() -> None:
 
 
 def test_success_is_determined_by_the_messages() -> None:
-    """If the execution fails between nodes, ComfyUI's status is still that of the last node."""
+    """ComfyUI's status is ignored: after an error between nodes, it still says ``success``."""
     cycle = {
         "node_id": "4",
         "node_type": "Loop",

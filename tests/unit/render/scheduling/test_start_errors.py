@@ -1,4 +1,4 @@
-"""Tests `StartErrors`, which counts failed starts of renderers."""
+"""Tests `StartErrors`, which widens forecasts of starts by the errors of earlier forecasts."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def window(
     renders: Sequence[PendingRender],
     weights: dict[str, float] | None = None,
 ) -> Window:
-    """Return a window with one renderer per entry of ``loaded``, which is the renderer's model."""
+    """Return a window with these renders; ``loaded`` is the model of each renderer."""
     render_window = Window(RULES, OwnerFairShare(weights))
     for number, model in enumerate(loaded):
         render_window.add_renderer(str(number), [model] if model else [], 0.0)
@@ -50,8 +50,8 @@ def window(
     return render_window
 
 
-def served(render_window: Window, now: float, seconds: float = 1.0) -> list[str]:
-    """Return the order in which all renders are served, if each takes ``seconds``."""
+def list_served(render_window: Window, now: float, seconds: float = 1.0) -> list[str]:
+    """Return the order in which the window assigns all renders, if each takes ``seconds``."""
     order = []
     while len(render_window):
         choice = render_window.choose_assignment(now)
@@ -99,7 +99,7 @@ def test_due_render_goes_first_whatever_is_loaded(
 @given(LOADED, RENDERS)
 @settings(max_examples=50)
 def test_every_render_is_served_once(loaded: list[str], renders: list[PendingRender]) -> None:
-    assert sorted(served(window(loaded, renders), 60.0)) == sorted(r.id for r in renders)
+    assert sorted(list_served(window(loaded, renders), 60.0)) == sorted(r.id for r in renders)
 
 
 @given(LOADED, RENDERS, st.floats(60, 120))
@@ -131,7 +131,7 @@ def test_suiting_renders_go_by_class_then_owner_then_arrival(
         pending(str(number), owner=owner, priority=priority, arrived=number, entered=0)
         for number, (owner, priority) in enumerate(submitted)
     ]
-    order = served(window([""], renders), 0.0, seconds=0.01)
+    order = list_served(window([""], renders), 0.0, seconds=0.01)
     classes = [renders[int(name)].priority for name in order]
     assert classes == sorted(classes)
     for owner in "ab":
@@ -142,13 +142,13 @@ def test_suiting_renders_go_by_class_then_owner_then_arrival(
 def test_owner_with_many_renders_does_not_delay_others() -> None:
     flood = [pending(f"flood-{n:02}", owner="flood", arrived=n) for n in range(20)]
     small = [pending(f"small-{n}", owner="small", arrived=50 + n) for n in range(3)]
-    order = served(window([""], [*flood, *small]), 0.0, seconds=0.1)
+    order = list_served(window([""], [*flood, *small]), 0.0, seconds=0.1)
     assert [order.index(render.id) for render in small] == [1, 3, 5]
 
 
 def test_owner_with_more_weight_is_served_more_often() -> None:
     renders = [pending(f"{o}-{n}", owner=o, arrived=n) for n in range(9) for o in ("one", "two")]
-    order = served(window([""], renders, {"two": 2.0}), 0.0, seconds=0.1)
+    order = list_served(window([""], renders, {"two": 2.0}), 0.0, seconds=0.1)
     assert sum(name.startswith("two") for name in order[:9]) == 6
 
 
@@ -192,7 +192,7 @@ def test_render_waits_shortly_for_the_busy_renderer_with_its_model() -> None:
 def test_renderer_keeps_its_models_until_the_patience_of_others_ends() -> None:
     renders = [pending(f"a-{n}", "a", arrived=n) for n in range(50)]
     render_window = window(["a"], [*renders, pending("b", "b", owner="bob")])
-    order = served(render_window, 0.0)
+    order = list_served(render_window, 0.0)
     assert 5 <= order.index("b") <= 7, "5 s of patience, at one a second"
 
 
@@ -261,7 +261,7 @@ def test_forecast_is_the_order_in_which_renders_begin() -> None:
     order = _forecast(render_window)
     assert order[:3] == ["eve0", "eve1", "eve2"]
     assert _forecast(render_window, 2) == order[:2]
-    assert order == served(render_window, 0.0, render_window.mean_seconds)
+    assert order == list_served(render_window, 0.0, render_window.mean_seconds)
 
 
 def test_forecast_of_an_empty_pool_assumes_one_renderer() -> None:

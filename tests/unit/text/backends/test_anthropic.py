@@ -1,4 +1,4 @@
-"""Tests interrupted streams of Claude over a socket, because the SDK translates their errors."""
+"""Tests interrupted streams of Claude over a real socket, because its SDK translates the errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests malformed JSON responses: the router falls back, or the stream ends with an error."""
+"""Tests that after malformed JSON the router falls back, or the stream ends with an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests how the number of concurrent calls of an Ollama host is learned."""
+"""Tests how the router learns how many calls an Ollama host can run concurrently."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Api:
 
 
 class Lines:
-    """Makes the API run all lines whose model is ``native``."""
+    """Selects the lines with the model ``native`` for the batch API, and no other lines."""
 
     has_batch_api = True
 
@@ -206,7 +206,7 @@ class Rig:
         return await (replica or self.replica).advance(batch, self.file, has_limits=has_limits)
 
     async def until(self, **statuses: int) -> None:
-        """Advance until exactly the given numbers of native batches have these statuses."""
+        """Advance until the number of native batches with each status is exactly as given."""
 
         async def is_so() -> bool:
             await self.advance()
@@ -228,7 +228,7 @@ class Rig:
         return sorted(await self.database.fetch_values(query))
 
     async def claimable(self) -> list[int]:
-        """Return the lines that other runners could claim; the claim is released again."""
+        """Return the lines that another runner could claim now, and leave them unclaimed."""
         claimed = [line.number for line in await self.lines.claim("batch_1", "r", 100)]
         await self.lines.release("batch_1", claimed, "r")
         return claimed

@@ -47,7 +47,7 @@ ADA = Identity(owner="ada", key_id="key_1")
 
 
 class FakeCaller:
-    """Answers lines; ``errors`` maps lines to the errors of their first attempts."""
+    """Answers lines; ``errors`` maps a line to the errors of its first attempts."""
 
     def __init__(self) -> None:
         self.errors: dict[int, list[MoyinError]] = {}

@@ -120,7 +120,7 @@ class Queue:
 
 
 class JudgeRig:
-    """A router with three models that chooses the small one: bad answers cost almost nothing here.
+    """A router with three models, which chooses the small one because bad answers cost little here.
 
     Haiku is the better model, and Opus is the judge. The back ends use an API format that no client
     here uses, so that every request is translated.
@@ -209,11 +209,15 @@ class JudgeRig:
         return answer
 
     async def begin(self) -> Outcome:
-        """Start the comparison of the latest sample."""
+        """Start the comparison of the latest sampled answer, and return the outcome so far."""
         return await self.starter.start(self.sampler.samples.get_nowait())
 
     async def sampled(self, *args: Any, **kwargs: Any) -> Outcome:
-        """Send a request and start the comparison of its answer."""
+        """Send a request, and start the comparison of its answer.
+
+        Returns:
+            The comparison's outcome, or why the answer was not sampled.
+        """
         await self.ask(*args, **kwargs)
         return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
 

@@ -213,7 +213,7 @@ async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None)
     "raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
 )
 async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
-    """Otherwise retries would be charged every five minutes for six hours."""
+    """The comparison fails at once; retries would be charged every five minutes for six hours."""
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     for place, model in (("haiku", HAIKU), ("opus", OPUS)):
@@ -225,7 +225,7 @@ async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
 
 
 async def test_timed_out_call_is_not_repeated() -> None:
-    """Providers charge for calls that timed out."""
+    """The comparison fails at once, because providers also charge for calls that timed out."""
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     rig.backends[HAIKU].error = BackendTimeout("too slow")
@@ -233,7 +233,10 @@ async def test_timed_out_call_is_not_repeated() -> None:
 
 
 async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
-    """The last slot is reserved for another active tenant; the judge does not count as one."""
+    """The judge is not counted as a tenant, so the only tenant may use the last slot.
+
+    The last slot is otherwise reserved for another active tenant.
+    """
     rig = JudgeRig(BETTER_FIRST)
     slots = rig.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
     assert slots.try_acquire("ada")

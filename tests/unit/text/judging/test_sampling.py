@@ -65,8 +65,8 @@ async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
-async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> None:
-    """The client gets the answer and its cost in one piece."""
+async def test_stream_that_was_held_back_is_judged(codec: Any) -> None:
+    """A stream that is sent only once it is complete is compared like any other answer."""
     rig = JudgeRig(rescue=RescuePolicy.CHECKED, hold_streams=True)
     rig.backends[SMALL].answer = make_text_response('{"sorted": [1, 2]}')
     schema = {"type": "object"}
@@ -154,8 +154,8 @@ async def test_unsuitable_requests_are_not_sampled(changes: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("modalities", [5, True, "audio"])
-async def test_unvalidated_member_fails_no_answer(modalities: Any) -> None:
-    """The client still gets the answer."""
+async def test_invalid_unvalidated_member_does_not_fail_the_answer(modalities: Any) -> None:
+    """The client gets its answer although ``modalities``, which nothing validates, is invalid."""
     rig = JudgeRig()
     raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
     rig.runtimes["local"].pass_through, rig.backends[SMALL].raw = rig.backends[SMALL], raw
@@ -202,8 +202,8 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
     assert rig.queue.started == []
 
 
-async def test_where_residency_forbids_the_second_model_nothing_is_compared() -> None:
-    """The judge's model may process the data, but the configured second model may not."""
+async def test_residency_rules_can_prevent_the_comparison() -> None:
+    """There is no comparison, although the judge's own model may process the data."""
     rig = JudgeRig(rules=replace(RULES, second=HAIKU))
     deployments = rig.router.fleet.catalog.deployments
     moved = (
@@ -218,7 +218,7 @@ async def test_where_residency_forbids_the_second_model_nothing_is_compared() ->
 
 
 async def test_removed_alias_prevents_the_comparison() -> None:
-    """Without the alias its residency rules are unknown, so the data must not be sent elsewhere."""
+    """The alias had residency rules that are now unknown, so the data must not be sent on."""
     rig = JudgeRig(aliases={"home": Alias(residency=("on-premises",))})
     deployments = rig.router.fleet.catalog.deployments
     twin = replace(deployments[1], residency="on-premises")

@@ -1,4 +1,4 @@
-"""Tests transcripts of conversations and answers in every protocol, whole and streamed."""
+"""Tests the transcripts of conversations and answers, streamed and not, in every protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that the judge does not see the models' names, and that its verdict is mapped to them."""
+"""Tests that the judge does not see the models' names, and how its verdict is assigned to them."""
 
 from __future__ import annotations
 

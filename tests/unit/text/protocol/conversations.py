@@ -1,4 +1,4 @@
-"""Holds requests and responses of the domain that use every feature of the protocols."""
+"""Holds requests and responses, independent of a protocol, that use every feature."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def test_system_messages_in_the_conversation_join_the_system_prompt() -> None:
 def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     body = chat_response_to_client(answer)
     back = chat_response_to_domain(json.loads(body))
-    assert _unsigned(back) == answer
+    assert _drop_empty_signatures(back) == answer
     assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
 
 
@@ -158,25 +158,28 @@ NULLABLE |= {"server_tool_use"}
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_responses_have_null_only_where_claude_does(answer: ChatResponse) -> None:
-    assert nulls(json.loads(chat_response_to_client(answer))) <= NULLABLE
+    assert list_null_members(json.loads(chat_response_to_client(answer))) <= NULLABLE
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     for line in written.splitlines():
         if line.startswith(b"data: "):
-            assert nulls(json.loads(line[6:])) <= NULLABLE
+            assert list_null_members(json.loads(line[6:])) <= NULLABLE
 
 
-def nulls(value: Any) -> set[str]:
+def list_null_members(value: Any) -> set[str]:
     """Return the names of all members that are null."""
     if isinstance(value, list):
-        return set().union(*map(nulls, value))
+        return set().union(*map(list_null_members, value))
     if not isinstance(value, dict):
         return set()
-    return {k for k, v in value.items() if v is None}.union(*map(nulls, value.values()))
+    return {k for k, v in value.items() if v is None}.union(*map(list_null_members, value.values()))
 
 
-def _unsigned(answer: ChatResponse) -> ChatResponse:
-    """Return the answer without empty signatures, which the protocol requires for other models."""
+def _drop_empty_signatures(answer: ChatResponse) -> ChatResponse:
+    """Return the answer with None for each empty signature.
+
+    Anthropic's protocol requires a signature, so the reasoning of other models gets an empty one.
+    """
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
         for p in answer.parts

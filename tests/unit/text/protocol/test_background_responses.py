@@ -34,8 +34,8 @@ def parse(*earlier: dict[str, Any], **members: Any) -> ParsedResponseRequest:
     return CODEC.parse_continuation(to_json(data), data, earlier)
 
 
-def succeeded(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
-    """Return the job whose step sent the request that `to_job_request` makes."""
+def make_succeeded_job(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
+    """Return a succeeded job of ``request`` whose step got ``answer``."""
     inner = CODEC.parse(to_json(to_job_request(request)))
     assert inner.body.store is False and not inner.body.background
     return {
@@ -59,7 +59,7 @@ def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: s
     queued = request.render_queued("resp_1")
     Response.model_validate_json(to_json(queued), strict=True)
     assert is_pending(queued) and not has_ended(queued)
-    final = render_job(queued, succeeded(request, ANSWERS[name]))
+    final = render_job(queued, make_succeeded_job(request, ANSWERS[name]))
     Response.model_validate_json(to_json(final), strict=True)
     assert has_ended(final) and not is_pending(final)
     assert (final["id"], final["background"], final["store"]) == ("resp_1", True, True)
@@ -89,7 +89,7 @@ def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: s
 def test_events_before_the_answer_are_those_of_a_later_reader() -> None:
     request = parse()
     queued = request.render_queued("resp_1")
-    final = render_job(queued, succeeded(request, ANSWERS["text"]))
+    final = render_job(queued, make_succeeded_job(request, ANSWERS["text"]))
     [(_, early), _], [(_, late), _] = build_first_events(queued), build_first_events(final)
     assert early["response"] | {"model": ""} == late["response"] | {"model": ""}
 
@@ -129,8 +129,8 @@ def test_the_state_of_a_job_is_the_state_of_the_response(
         assert (kind, members["response"]["status"]) == ("response.failed", status)
 
 
-def failed_call(answer: str) -> dict[str, Any]:
-    """Return the job of a call that the gateway answered with status 400."""
+def make_failed_job(answer: str) -> dict[str, Any]:
+    """Return a failed job whose call got status 400 and this answer from the gateway."""
     message = "POST /v1/responses answered with status 400"
     details = {"status": 400, "answer": answer, "step": 0}
     return {
@@ -143,7 +143,7 @@ def failed_call(answer: str) -> dict[str, Any]:
 def test_a_failed_response_shows_the_error_of_its_call(length: int) -> None:
     error = BackendRejected("The prompt is bad: " + "x" * length, field="input.0")
     answer = CODEC.render_error(error, "r", "/v1/responses").body.decode()[:2_000]
-    shown = render_job(parse().render_queued("resp_1"), failed_call(answer))
+    shown = render_job(parse().render_queued("resp_1"), make_failed_job(answer))
     Response.model_validate_json(to_json(shown), strict=True)
     assert shown["status"] == "failed"
     assert ": The prompt is bad: xxx" in shown["error"]["message"]
@@ -158,7 +158,7 @@ def test_a_failed_response_shows_the_error_of_its_call(length: int) -> None:
 
 @pytest.mark.parametrize("answer", ["", "<html>", "[]", "{}", '{"error": "x"}', '{"error": {"me'])
 def test_a_failure_without_the_error_of_its_call_shows_that_of_the_job(answer: str) -> None:
-    shown = render_job(parse().render_queued("resp_1"), failed_call(answer))
+    shown = render_job(parse().render_queued("resp_1"), make_failed_job(answer))
     message = "step_failed: POST /v1/responses answered with status 400"
     assert shown["error"] == {"code": "server_error", "message": message}
 

@@ -1,7 +1,7 @@
 """Tests that no member which a vendor's SDK can send is silently dropped.
 
-Each member changes the domain's request, is refused by name, or is listed in `DROPPED` and in
-docs/reference/matrix.md. The same holds for the domain's requests to each back end.
+Each member changes the parsed request, is refused by name, or is listed in `DROPPED` and in
+docs/reference/matrix.md. The same holds when a parsed request is encoded for a back end.
 """
 
 from __future__ import annotations

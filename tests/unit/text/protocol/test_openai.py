@@ -61,14 +61,14 @@ from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
 @pytest.mark.parametrize("n", [1025, 10**19])
 def test_number_of_answers_is_bounded(n: int) -> None:
-    """A larger number would exceed the range in which limits can count."""
+    """A number ``n`` above the bound is refused; limits could not count it."""
     with pytest.raises(InvalidRequest) as exc_info:
         OpenAICodec().parse(to_json({**SMALL, "n": n}))
     assert exc_info.value.field == "n"
 
 
-def test_one_wrong_value_of_many_is_one_problem() -> None:
-    """Otherwise building an error for each value of each union branch blocks the event loop."""
+def test_wrong_value_in_a_long_list_gives_few_errors() -> None:
+    """The error lists few problems, because an error per value and type takes too long to build."""
     with pytest.raises(ValidationError) as exc_info:
         wire.EmbeddingBody.model_validate({"model": "m", "input": [1] * 100 + ["a"]})
     assert exc_info.value.error_count() <= 4
@@ -536,7 +536,7 @@ def test_needs_include_files_and_audio() -> None:
 def test_max_tokens_is_the_largest_limit_of_any_server(
     limits: dict[str, Any], expected: int | None
 ) -> None:
-    """Follows the observed behaviour of llama.cpp's server."""
+    """Of several limits in a request, the largest counts, as servers differ in which they use."""
     plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
     assert OpenAICodec().parse(body).derive_needs().max_tokens == expected

@@ -31,7 +31,8 @@ def parse(**changes: Any) -> ParsedCompletionRequest:
 def read_events(stream: bytes) -> list[dict[str, Any]]:
     """Return the events of a stream, each valid for the SDK in strict mode.
 
-    The SDK's type has no null ``finish_reason``, which OpenAI itself sends in all events but one.
+    A null ``finish_reason``, which OpenAI sends in all events but the last, is not in the SDK's
+    type.
     """
     *frames, done, end = stream.split(b"\n\n")
     assert (done, end) == (b"data: [DONE]", b"")

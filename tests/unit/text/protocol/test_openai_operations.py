@@ -115,8 +115,8 @@ def form(*files: FormFile, **fields: str) -> MultipartForm:
     return MultipartForm(fields=list(fields.items()), files=files)
 
 
-def repeat(received: MultipartForm, **fields: str) -> MultipartForm:
-    """Return a form with fields that it may contain already."""
+def add_fields(received: MultipartForm, **fields: str) -> MultipartForm:
+    """Return the form with further fields, whose names may already occur in it."""
     return MultipartForm(fields=[*received.fields, *fields.items()], files=received.files)
 
 
@@ -175,9 +175,9 @@ def test_bad_transcriptions(received: MultipartForm, field: str) -> None:
         (form(file("image"), prompt="p", n="0"), "n"),
         (form(file("image"), prompt="p", n="1.5"), "n"),
         (form(*[file("image[]")] * 17, prompt="p"), "image"),
-        (repeat(form(file("image"), prompt="p", n="10"), n="1"), "n"),
-        (repeat(form(file("image"), prompt="p"), prompt="q"), "prompt"),
-        (repeat(form(file("image"), prompt="p", model="m"), model="n"), "model"),
+        (add_fields(form(file("image"), prompt="p", n="10"), n="1"), "n"),
+        (add_fields(form(file("image"), prompt="p"), prompt="q"), "prompt"),
+        (add_fields(form(file("image"), prompt="p", model="m"), model="n"), "model"),
     ],
 )
 def test_bad_edits(received: MultipartForm, field: str) -> None:

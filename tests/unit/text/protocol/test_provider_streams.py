@@ -86,7 +86,7 @@ def encode(events: list[dict[str, Any]], *, done: bool) -> bytes:
 
 
 def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
-    """Return what an OpenAI client receives, validated strictly by OpenAI's own types."""
+    """Return the chunks that an OpenAI client gets, strictly validated by OpenAI's own types."""
     request: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
     if options:
         request["stream_options"] = options
@@ -106,7 +106,7 @@ def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
 
 
 def translate(body: bytes) -> list[chat.Delta]:
-    """Return the deltas from which responses in other protocols are made."""
+    """Return the deltas that are read from an OpenAI stream, to be sent in other protocols."""
     reader = StreamReader()
     return [d for at in range(0, len(body), 7) for d in reader.feed(body[at : at + 7])] + (
         reader.flush()
@@ -188,7 +188,7 @@ def test_calls_of_gemini_with_the_same_index_are_numbered() -> None:
 
 
 def test_streamed_tool_call_that_ends_with_stop_reports_tool_calls() -> None:
-    """Gemini, and OpenAI with a forced tool, end a streamed tool call with ``stop``."""
+    """Gemini, and OpenAI with a forced tool, send ``stop``; clients must get ``tool_calls``."""
     call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     events = [
         {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},

@@ -143,7 +143,7 @@ EXPECTED = {
 }
 
 
-def cut(stream: bytes, seed: int) -> list[bytes]:
+def split_stream(stream: bytes, seed: int) -> list[bytes]:
     """Split a stream into pieces of 1 to 64 bytes; some seeds give only the shortest pieces."""
     chance, longest = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
     pieces, start = [], 0
@@ -160,8 +160,8 @@ async def _generate(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
         yield piece
 
 
-def _answering(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
-    """Return a transport that answers each request with these pieces."""
+def _mock_transport(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
+    """Return a mock transport of ``library`` that answers each request with these pieces."""
 
     def handle(_: Any) -> Any:
         return library.Response(200, headers={"content-type": kind}, content=_generate(pieces))
@@ -170,17 +170,17 @@ def _answering(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
 
 
 async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
-    """Return the deltas of a stream as the back end of the provider's API reads it."""
+    """Return the deltas that a back end with this provider's API reads from a stream."""
     backend: Any
     if provider == "anthropic":
         backend = AnthropicBackend(Endpoint(url="http://up", key="k"), connections=1)
-        client = httpx2.AsyncClient(transport=_answering(pieces, "text/event-stream", httpx2))
+        client = httpx2.AsyncClient(transport=_mock_transport(pieces, "text/event-stream", httpx2))
         backend._sdk = anthropic.AsyncAnthropic(
             api_key="k", base_url="http://up", max_retries=0, http_client=client
         )
     elif provider == "ollama":
         backend = OllamaBackend("http://up", contexts={"m": 4096}, connections=1)
-        transport = _answering(pieces, "application/x-ndjson", httpx)
+        transport = _mock_transport(pieces, "application/x-ndjson", httpx)
         backend._sdk = ollama_backend._Client(host="http://up", transport=transport)
     else:
         endpoint = FixedEndpoint(Endpoint(url="http://up", key="k"))
@@ -220,7 +220,7 @@ async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
     whole = await read(provider, [STREAMS[provider]])
     assert summarize(whole) == EXPECTED[provider]
     for seed in range(CUTS):
-        pieces = cut(STREAMS[provider], seed)
+        pieces = split_stream(STREAMS[provider], seed)
         assert [_plain(d) for d in await read(provider, pieces)] == [_plain(d) for d in whole], seed
 
 
@@ -243,7 +243,7 @@ CORRECTED = ("index", "finish_reason")
 
 
 def contains(received: bytes, sent: bytes) -> bool:
-    """Return True if an event has at least the members of another."""
+    """Return True if the received event has at least the members of the sent event."""
     if received == sent:
         return True
     return _has_members(
@@ -293,7 +293,7 @@ def test_a_forwarded_stream_is_the_same_however_it_is_cut(provider: str, hide_us
     for seed in range(CUTS):
         tap = _tap(provider, hide_usage=hide_usage)
         tap.transcript = Transcript()
-        assert forward(tap, cut(stream, seed)) == whole, seed
+        assert forward(tap, split_stream(stream, seed)) == whole, seed
         assert (tap.usage, tap.tokens) == (first.usage, first.tokens), seed
         assert tap.transcript.text == transcript.text, seed
 
@@ -347,7 +347,7 @@ CLIENTS: dict[str, tuple[ProtocolCodec, dict[str, Any]]] = {
 async def test_each_client_gets_the_content_of_the_stream(provider: str, protocol: str) -> None:
     codec, body = CLIENTS[protocol]
     request = codec.parse(json.dumps({"model": "m", "stream": True, **body}).encode())
-    expected, pieces = EXPECTED[provider], cut(STREAMS[provider], 2)
+    expected, pieces = EXPECTED[provider], split_stream(STREAMS[provider], 2)
     writer = request.create_stream_writer()
     answer = decode_stream(codec, b"".join([writer.write(d) for d in await read(provider, pieces)]))
     assert answer.text == expected.text
@@ -390,7 +390,7 @@ def test_streams_that_are_read_in_turn_do_not_mix() -> None:
     readers: dict[str, Any] = {
         name: AnthropicReader() if name == "anthropic" else OpenAIReader() for name in names
     }
-    waiting = {name: cut(STREAMS[name], 2) for name in names}
+    waiting = {name: split_stream(STREAMS[name], 2) for name in names}
     deltas: dict[str, list[Delta]] = {name: [] for name in names}
     while waiting:
         name = chance.choice(sorted(waiting))
@@ -420,8 +420,8 @@ def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
         OpenAITap(hide_usage=True).feed(event)
 
 
-async def test_an_event_that_is_no_json_ends_all_streams_alike() -> None:
-    """Translated and forwarded streams fail alike, and the router tries another back end."""
+async def test_event_that_is_not_json_ends_every_stream() -> None:
+    """Translated and forwarded streams raise like errors; at the start, the router falls back."""
     broken = b"data: {nope}\n\n"
     for provider in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:

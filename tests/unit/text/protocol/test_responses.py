@@ -45,14 +45,14 @@ def parse(**members: Any) -> ParsedResponseRequest:
     return CODEC.parse(to_json({"model": "m", "input": "hi", **members}))
 
 
-def whole(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
+def encode_answer(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
     """Return the encoded answer, validated by the strict types of OpenAI's package."""
     body = request.encode_response(answer)
     Response.model_validate_json(body, strict=True)
     return dict(json.loads(body))
 
 
-def streamed(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[str, Any]]:
+def encode_stream(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[str, Any]]:
     """Return the events of a streamed answer, validated by OpenAI's package and numbered."""
     writer = request.create_stream_writer()
     body = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
@@ -65,7 +65,7 @@ def streamed(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[
     return events
 
 
-def comparable(response: dict[str, Any]) -> dict[str, Any]:
+def drop_varying_members(response: dict[str, Any]) -> dict[str, Any]:
     """Return a response without the members that differ in every response."""
     output = [{k: v for k, v in item.items() if k != "id"} for item in response["output"]]
     return {**response, "id": "", "created_at": 0, "output": output}
@@ -75,9 +75,9 @@ def comparable(response: dict[str, Any]) -> dict[str, Any]:
 def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
     answer = ANSWERS[name]
     request = parse(tools=[WEATHER])
-    events = streamed(request, answer)
-    expected = whole(parse(tools=[WEATHER]), answer)
-    assert comparable(events[-1]["response"]) == comparable(expected)
+    events = encode_stream(request, answer)
+    expected = encode_answer(parse(tools=[WEATHER]), answer)
+    assert drop_varying_members(events[-1]["response"]) == drop_varying_members(expected)
     assert events[-1]["type"] == f"response.{expected['status']}"
     assert list(request.record.responses.values()) == [events[-1]["response"]]
 
@@ -85,7 +85,7 @@ def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_response_is_read_back(name: str) -> None:
     answer = ANSWERS[name]
-    read = CODEC.read_response(whole(parse(tools=[WEATHER]), answer))
+    read = CODEC.read_response(encode_answer(parse(tools=[WEATHER]), answer))
     assert (read.parts, read.stop, read.usage) == (answer.parts, answer.stop, answer.usage)
     body = b"".join(
         map(parse(tools=[WEATHER]).create_stream_writer().write, split_into_deltas(answer))
@@ -94,7 +94,7 @@ def test_response_is_read_back(name: str) -> None:
 
 
 def test_text_events_are_nested_in_their_item() -> None:
-    events = streamed(parse(), ANSWERS["text"])
+    events = encode_stream(parse(), ANSWERS["text"])
     assert [event["type"].removeprefix("response.") for event in events] == [
         "created",
         "in_progress",
@@ -114,7 +114,7 @@ def test_text_events_are_nested_in_their_item() -> None:
 
 
 def test_answer_that_was_cut_is_incomplete() -> None:
-    response = whole(parse(max_output_tokens=16), ANSWERS["cut"])
+    response = encode_answer(parse(max_output_tokens=16), ANSWERS["cut"])
     assert response["status"] == "incomplete"
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
     assert response["max_output_tokens"] == 16
@@ -123,27 +123,27 @@ def test_answer_that_was_cut_is_incomplete() -> None:
 def test_refusal_has_its_own_part() -> None:
     parts = (Text(text="Well"), Text(text="I refuse", refusal=True))
     answer = replace(ANSWERS["refusal"], parts=parts)
-    response = whole(parse(), answer)
+    response = encode_answer(parse(), answer)
     assert [item["content"][0]["type"] for item in response["output"]] == ["output_text", "refusal"]
     assert response["output"][1]["content"] == [{"type": "refusal", "refusal": "I refuse"}]
     assert (response["status"], response["incomplete_details"]) == ("completed", None)
-    events = streamed(parse(), answer)
+    events = encode_stream(parse(), answer)
     assert "response.refusal.done" in [event["type"] for event in events]
-    assert comparable(events[-1]["response"]) == comparable(response)
+    assert drop_varying_members(events[-1]["response"]) == drop_varying_members(response)
     read = CODEC.read_response(response)
     assert (read.parts, read.stop) == (parts, StopReason.REFUSAL)
 
 
 def test_text_before_a_refusal_is_an_incomplete_answer() -> None:
-    """Claude's refusals and content filters end an answer without an explaining text."""
-    response = whole(parse(), ANSWERS["refusal"])
+    """An answer that was cut off by a refusal is incomplete; its reason is ``content_filter``."""
+    response = encode_answer(parse(), ANSWERS["refusal"])
     assert response["output"][0]["content"][0]["text"] == "No"
     assert response["status"] == "incomplete"
     assert response["incomplete_details"] == {"reason": "content_filter"}
 
 
 def test_each_tool_call_is_an_item_with_its_arguments() -> None:
-    events = streamed(parse(tools=[WEATHER]), ANSWERS["tools"])
+    events = encode_stream(parse(tools=[WEATHER]), ANSWERS["tools"])
     done = [e for e in events if e["type"] == "response.function_call_arguments.done"]
     assert [event["arguments"] for event in done] == ['{"city":"Paris"}', '{"city":"Rome"}']
     items = events[-1]["response"]["output"]
@@ -160,9 +160,9 @@ def test_custom_tool_takes_and_gives_plain_text() -> None:
     )
     request = parse(tools=[custom])
     assert request.chat.tools[0].schema["required"] == ["input"]
-    [item] = whole(request, answer)["output"]
+    [item] = encode_answer(request, answer)["output"]
     assert (item["type"], item["input"]) == ("custom_tool_call", '*** Begin\n"x"')
-    events = streamed(request, answer)
+    events = encode_stream(request, answer)
     inputs = [e["input"] for e in events if e["type"] == "response.custom_tool_call_input.done"]
     assert inputs == ['*** Begin\n"x"']
     again = parse(
@@ -189,21 +189,23 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
         ToolUse(id="c3", name="agents__patch", arguments='{"input":"x"}'),
     )
     answer = replace(ANSWERS["text"], parts=calls, stop=StopReason.TOOL_USE)
-    items = whole(request, answer)["output"]
+    items = encode_answer(request, answer)["output"]
     assert [(item["name"], item.get("namespace")) for item in items] == [
         ("stop", "agents"),
         ("stop", None),
         ("patch", "agents"),
     ]
     done = [
-        e["item"] for e in streamed(request, answer) if e["type"] == "response.output_item.done"
+        e["item"]
+        for e in encode_stream(request, answer)
+        if e["type"] == "response.output_item.done"
     ]
-    assert [comparable({"output": [a]}) for a in done] == [
-        comparable({"output": [b]}) for b in items
+    assert [drop_varying_members({"output": [a]}) for a in done] == [
+        drop_varying_members({"output": [b]}) for b in items
     ]
     again = parse(tools=[outer, group], input=items).to_domain("m")
     assert again.messages[0].parts == calls
-    read = CODEC.read_response(whole(request, answer))
+    read = CODEC.read_response(encode_answer(request, answer))
     assert [part.name for part in read.parts if isinstance(part, ToolUse)] == [
         call.name for call in calls
     ]
@@ -219,8 +221,8 @@ def test_two_tools_of_one_name_are_refused() -> None:
     assert exc_info.value.field == "tools.1.name"
 
 
-def test_the_answer_that_the_client_gets_is_found_among_several() -> None:
-    """A rescued call has two answers; the record must contain the one that the client received."""
+def test_each_encoded_answer_is_recorded_by_its_id() -> None:
+    """A call may encode several answers, as after a rescue; each is recorded under its own id."""
     request = parse()
     for name in ("text", "thinking"):
         body = request.encode_response(ANSWERS[name])
@@ -245,7 +247,7 @@ def test_custom_tool_call_is_read_back_as_json() -> None:
     answer = ChatResponse(
         id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
     )
-    assert CODEC.read_response(whole(parse(tools=[custom]), answer)).parts == answer.parts
+    assert CODEC.read_response(encode_answer(parse(tools=[custom]), answer)).parts == answer.parts
 
 
 @pytest.mark.parametrize("proof", [{"redacted": 5}, {"signature": ["x"]}, {"text": None}])
@@ -281,9 +283,12 @@ def test_reasoning_returns_with_the_proof_of_its_origin(thinking: Thinking) -> N
         usage=Usage(output_tokens=3),
     )
     request = parse(include=["reasoning.encrypted_content"])
-    for response in (whole(request, answer), streamed(request, answer)[-1]["response"]):
+    for response in (
+        encode_answer(request, answer),
+        encode_stream(request, answer)[-1]["response"],
+    ):
         assert parse(input=response["output"]).chat.messages[0].parts == answer.parts
-    assert whole(parse(), answer)["output"][0]["encrypted_content"] is None
+    assert encode_answer(parse(), answer)["output"][0]["encrypted_content"] is None
 
 
 def test_request_is_translated() -> None:

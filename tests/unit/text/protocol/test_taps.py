@@ -1,4 +1,4 @@
-"""Tests the transcripts of stream taps, for text events and for others between them."""
+"""Tests the transcripts that stream taps record from the events of forwarded streams."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def features(*words: int) -> tuple[int, ...]:
 
 
 def learn_from(memory: LearnedWeights, good: float, *words: int) -> None:
-    """Learn from one signal like the estimator."""
+    """Learn from one signal (``good`` from 0 to 1) about a question, as the estimator does."""
     expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).compute_residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 
@@ -26,8 +26,12 @@ def read(memory: LearnedWeights, *words: int) -> float:
     return WeightReader(features(*words)).compute_residual(memory.mean)
 
 
-def topics(tell: bool) -> LearnedWeights:
-    """Learn from 200 questions with decisive or irrelevant words, and return the weights."""
+def learn_topics(tell: bool) -> LearnedWeights:
+    """Learn from 200 questions, and return the weights.
+
+    Args:
+        tell: True if the words of a question determine its rating; False for random ratings.
+    """
     chance, memory = random.Random(7), LearnedWeights()
     for number in range(200):
         topic = number % 4
@@ -37,12 +41,12 @@ def topics(tell: bool) -> LearnedWeights:
 
 
 def test_trust_grows_with_informative_words_and_shrinks_otherwise() -> None:
-    assert topics(tell=True).mean[WORD_TRUST] > 0.1
-    assert topics(tell=False).mean[WORD_TRUST] < 0.0
+    assert learn_topics(tell=True).mean[WORD_TRUST] > 0.1
+    assert learn_topics(tell=False).mean[WORD_TRUST] < 0.0
 
 
 def test_trust_scales_only_the_words() -> None:
-    memory = topics(tell=True)
+    memory = learn_topics(tell=True)
     words, shape = read(memory, 1, 2, 3), sum(memory.mean[number] for number in SHAPE)
     memory.mean[WORD_TRUST] = 0.0
     once = read(memory, 1, 2, 3)
@@ -75,7 +79,7 @@ def test_trust_is_bounded_also_after_merging() -> None:
 
 
 def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
-    memory = topics(tell=True)
+    memory = learn_topics(tell=True)
     assert memory.merge_with(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
         memory.mean[WORD_TRUST]
     )
@@ -86,7 +90,7 @@ def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
 
 
 def test_weights_stored_without_trust_read_as_before() -> None:
-    learned = topics(tell=True).mean
+    learned = learn_topics(tell=True).mean
     known = {0: 3.0, FIRST_WORD_FEATURE + 1: 2.0, FIRST_WORD_FEATURE + 2: 2.0}
     stored = LearnedWeights.from_json(LearnedWeights(mean=learned, information=known).to_json())
     words = (learned[FIRST_WORD_FEATURE + 1] + learned[FIRST_WORD_FEATURE + 2]) / math.sqrt(2)

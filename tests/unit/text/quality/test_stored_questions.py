@@ -26,8 +26,8 @@ TEXT = "Is this clause of the licence contract valid?"
 _DAY = 86_400.0
 
 
-def earlier(question: Question) -> Question:
-    """Return a question that was stored before the formula feature existed, as it is read now."""
+def read_earlier_question(question: Question) -> Question:
+    """Return the question as it is read after a version without the formula feature stored it."""
     value = question_to_json(question)
     value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
     assert (
@@ -44,7 +44,7 @@ def learned(question: Question) -> LearnedWeights:
 
 
 def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
-    now, before = ask(TEXT), earlier(ask(TEXT))
+    now, before = ask(TEXT), read_earlier_question(ask(TEXT))
     assert before.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
     assert all(number < FIRST_WORD_FEATURE for number in before.features[:SHAPE_FEATURES])
     memory = learned(before)
@@ -53,9 +53,11 @@ def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
 
 
 def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
-    memory = learned(earlier(ask(TEXT)))
+    memory = learned(read_earlier_question(ask(TEXT)))
     assert memory.mean[FORMULA_FEATURE] == memory.mean[FORMULA_FEATURE + 1] == 0.0
-    (other,) = set(earlier(ask(TEXT)).features[:SHAPE_FEATURES]) - set(ask(TEXT).features)
+    (other,) = set(read_earlier_question(ask(TEXT)).features[:SHAPE_FEATURES]) - set(
+        ask(TEXT).features
+    )
     assert not any(
         other in ask(text).features for text in (TEXT, "x = 3", "Say hello", "こんにちは")
     )
@@ -77,7 +79,9 @@ def test_current_question_is_read_unchanged() -> None:
 def test_earlier_learning_counts_and_fades() -> None:
     estimator = Estimator()
     for number in range(40):
-        estimator.learn("studio", signal(earlier(ask(TEXT)), 0.0, key=f"key-{number}"))
+        estimator.learn(
+            "studio", signal(read_earlier_question(ask(TEXT)), 0.0, key=f"key-{number}")
+        )
     saved_state = json.dumps(estimator.get_state("studio").to_json())
 
     def chance(after: float) -> float:

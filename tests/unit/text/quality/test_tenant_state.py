@@ -22,32 +22,34 @@ def share(estimator: Estimator, tenants: int) -> None:
     estimator.set_shared_levels(compute_shared_levels(map(extract_levels, states)))
 
 
-def newcomer(estimator: Estimator, tenants: int) -> float:
-    """Return the estimate for a tenant without signals after other tenants' levels were shared."""
+def estimate_newcomer(estimator: Estimator, tenants: int) -> float:
+    """Share the levels of ``tenants`` tenants, and return the estimate for a new tenant."""
     share(estimator, tenants)
     return estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
 
 
 def test_new_tenant_learns_from_agreeing_tenants() -> None:
     plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
-    assert newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
+    assert estimate_newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
 
 
 def test_too_few_tenants_share_nothing() -> None:
     plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
-    assert newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
+    assert estimate_newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
 
 
 def test_flooded_tenant_moves_no_other() -> None:
     honest, flooded = shared_estimator(MIN_TENANTS, 1.0), shared_estimator(MIN_TENANTS, 1.0)
     for number in range(5_000):
         flooded.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
-    assert abs(newcomer(honest, MIN_TENANTS) - newcomer(flooded, MIN_TENANTS)) < 0.01
+    assert (
+        abs(estimate_newcomer(honest, MIN_TENANTS) - estimate_newcomer(flooded, MIN_TENANTS)) < 0.01
+    )
 
 
 def test_own_signals_replace_shared_levels() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
-    newcomer(estimator, MIN_TENANTS)
+    estimate_newcomer(estimator, MIN_TENANTS)
     for number in range(200):
         estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
     assert estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p > 0.85
@@ -68,13 +70,13 @@ def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
     plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW))
     estimator.freeze("tenant-0")
-    assert newcomer(estimator, MIN_TENANTS) == plain.p
+    assert estimate_newcomer(estimator, MIN_TENANTS) == plain.p
     estimator.freeze("tenant-0", False)
     estimator.freeze("new")
-    assert newcomer(estimator, MIN_TENANTS) == plain.p
+    assert estimate_newcomer(estimator, MIN_TENANTS) == plain.p
     assert estimator.get_shared_levels("new", MODEL) == {}
     estimator.freeze("new", False)
-    assert newcomer(estimator, MIN_TENANTS) < plain.p
+    assert estimate_newcomer(estimator, MIN_TENANTS) < plain.p
 
 
 def test_learning_does_not_depend_on_shared_levels() -> None:

@@ -18,11 +18,11 @@ _COUNT = 2_400
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of requests; lengths are medians in tokens with the spread of their logarithm.
+    """A kind of requests; each length is a median in tokens with the spread of its logarithm.
 
     Attributes:
         share: the kind's share of all requests.
-        cached: the part of the prompt in Claude's cache, which the request marks.
+        cached: the part of the prompt that is in Claude's cache, which the request marks.
         alias: the requested alias.
     """
 
@@ -64,7 +64,12 @@ _AT_HOME = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRequest:
-    """A request; ``prompt`` is in tokens as a back end counts them, ``bytes_`` in bytes."""
+    """A request.
+
+    Attributes:
+        prompt: the length of the prompt in tokens, as the back end counts them.
+        bytes_: the length of the prompt in bytes.
+    """
 
     id: str
     kind: Kind

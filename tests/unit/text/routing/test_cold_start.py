@@ -1,4 +1,4 @@
-"""Tests the shipped configuration without any signals on two hundred prompts (docs/routing.md)."""
+"""Tests how the shipped configuration routes two hundred prompts before it has any signals."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Decisions = list[tuple[str, list[Candidate]]]
 def decide_all(
     mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
 ) -> Decisions:
-    """Return the candidates of each prompt, with an additional 8B model on a local Ollama."""
+    """Return the candidates for each prompt, by the shipped rules with more back ends."""
     rules = shipped()
     config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
     fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)

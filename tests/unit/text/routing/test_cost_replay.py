@@ -1,4 +1,4 @@
-"""Compares the router's cost for a day of requests with an oracle that knows every length."""
+"""Compares the router's costs for a day of requests with the costs of an all-knowing router."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ AMORTISED = (("0.02", "0.90"), ("0.06", "0.60"))
 PAID_FOR = (("0", "0"), ("0", "0"))
 
 
-def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
-    """Return the deployments of a fleet: two local GPUs at these prices, and Claude."""
+def build_deployments(
+    small: tuple[str, str], large: tuple[str, str]
+) -> tuple[ModelDeployment, ...]:
+    """Return a fleet's deployments: a small and a large local model at these prices, and Claude."""
     return (
         deployment(
             "small",
@@ -136,7 +138,7 @@ def codec_of(request: TraceRequest) -> ProtocolCodec:
 def body_of(request: TraceRequest) -> bytes:
     kind = request.kind
     if kind.cached:
-        return marked_body_of(request)
+        return build_marked_body(request)
     content: object = "x" * request.bytes_
     if kind.vision:
         picture = {"type": "image_url", "image_url": {"url": _PICTURE}}
@@ -155,7 +157,7 @@ def body_of(request: TraceRequest) -> bytes:
     return json.dumps(body).encode()
 
 
-def marked_body_of(request: TraceRequest) -> bytes:
+def build_marked_body(request: TraceRequest) -> bytes:
     """Return a body in Anthropic's format, which can mark a prompt for caching."""
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
@@ -173,7 +175,7 @@ def marked_body_of(request: TraceRequest) -> bytes:
 async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     cards: tuple[tuple[str, str], tuple[str, str]], measured: Measured
 ) -> None:
-    all_deployments = offers_of(*cards)
+    all_deployments = build_deployments(*cards)
     trace = {request.id: request for request in requests()}
     assert len(trace) >= 2_000
     servers = {

@@ -42,7 +42,7 @@ def small_router(*deployments: Any, **rules: Any) -> Router:
 async def ask(
     router: Router, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> tuple[str, str]:
-    """Send a request, and return the model and the route."""
+    """Send a request; return the model that answered and the reported route."""
     messages = [{"role": "user", "content": SORT}]
     body = json.dumps({"model": model, "messages": messages}).encode()
     codec = OpenAICodec()

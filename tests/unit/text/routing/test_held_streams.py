@@ -1,4 +1,4 @@
-"""Tests that held streams are cached as sent, and end when their client disconnects."""
+"""Tests that streams held back until complete are cached as sent, and end with their client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from moyin.text.routing.router import Router
 from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
-from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
+from tests.unit.text.routing.test_rescue_streams import Streams, make_forwarding_gateway, raw
 
 CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10))}
 
@@ -37,8 +37,8 @@ def with_cache(gateway: Streams) -> Memory:
     return cache
 
 
-async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
-    """Return the body of an answer and of its cached copy."""
+async def ask_twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
+    """Send a request twice; return the body of the answer, and that of its cached copy."""
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
     first = await drained(answer)
     await asyncio.sleep(0)  # it is written beside the answer
@@ -50,25 +50,25 @@ async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
 async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
     gateway = Streams(first=GOOD, hold_streams=True, aliases=CACHED)
     with_cache(gateway)
-    first, again = await twice(gateway, response_format=FORMAT)
+    first, again = await ask_twice(gateway, response_format=FORMAT)
     assert b"[DONE]" in first
     assert again == first
 
 
 async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
-    gateway = passing(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
     gateway.router.fleet = replace(
         gateway.router.fleet,
         catalog=replace(gateway.router.fleet.catalog, aliases=CACHED),
     )
     with_cache(gateway)
-    first, again = await twice(gateway)
+    first, again = await ask_twice(gateway)
     assert b"Yes." in first
     assert again == first
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
-    """A client that gets a cached answer has not complained about the earlier one."""
+    """A repeated request that is answered from the cache is no complaint about the first answer."""
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
@@ -90,7 +90,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
         learning=cast(Any, gateway.learning),
         follow_ups=follow_ups,
     )
-    await twice(gateway)
+    await ask_twice(gateway)
     gateway.learning.background.run_tasks()
     assert len(noticed) == 1
 
@@ -153,7 +153,7 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
 
 @pytest.mark.parametrize("streams", [True, False])
 async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
-    """The database keeps one signal per request and source."""
+    """The faults are stored with different sources: a request has one signal per source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()

@@ -41,7 +41,7 @@ NOW = 1_795_000_000.0
 
 
 class Call:
-    """A stand-in for a parsed request."""
+    """A minimal parsed request."""
 
     def select_recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
@@ -61,7 +61,7 @@ class Replica:
     async def answer(
         self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
     ) -> None:
-        """Record a decision as if the small model had answered."""
+        """Record a routing decision, as if the deployment ``by`` had answered a request."""
         await self.learning.load_tenant(owner)
         needs = Needs(prompt_tokens=20)
         call: Any = Call()
@@ -96,7 +96,7 @@ class Replica:
         return self.estimator.estimate(owner, model, deployment.ability, question)
 
 
-def alike(one: Estimate, other: Estimate) -> bool:
+def are_alike(one: Estimate, other: Estimate) -> bool:
     """Return True if two states differ only by rounding."""
     return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
         other.p, abs=1e-6
@@ -123,7 +123,7 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
 
 
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
-    """The second decision of a rescued request may still be unwritten when it is rated."""
+    """A rescued request has two decisions; the second counts even if it is not yet stored."""
     replica = Replica(database)
     await replica.answer("r1")
     await replica.learning.flush()
@@ -145,7 +145,7 @@ async def test_learned_state_survives_a_restart(database: Database) -> None:
             await first.learning.close()
         second = Replica(database)
         await second.learning.load_tenant("ada")
-        assert alike(second.estimate(), first.estimate())
+        assert are_alike(second.estimate(), first.estimate())
         assert second.estimate().signals == 3
 
 
@@ -202,8 +202,8 @@ def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> Usage
     return replace(entry, **members)
 
 
-async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
-    """Add a request to the ledger without a routing decision."""
+async def add_to_ledger(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
+    """Add a request without a routing decision to the ledger."""
     await replica.ledger.start()
     replica.ledger.record(entry(request_id, model))
     await replica.ledger.close()
@@ -234,7 +234,7 @@ async def test_ledger_names_the_model_of_a_request_without_a_decision(
 ) -> None:
     replica = Replica(database)
     replica.now = time.time()  # when the ledger writes
-    await booked(replica, "r1")
+    await add_to_ledger(replica, "r1")
     await replica.learning.load_tenant("ada")
     before, other = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
     assert await replica.rate("r1", 0.0) == {"r1": 0.0}
@@ -259,7 +259,7 @@ async def test_compared_requests_may_be_known_to_the_ledger_only(
     replica = Replica(database)
     replica.now = time.time()
     await replica.answer("decided")
-    await booked(replica, "named", model="claude-haiku-5-5")
+    await add_to_ledger(replica, "named", model="claude-haiku-5-5")
     scores = await replica.feedback.submit(
         "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
     )
@@ -332,15 +332,15 @@ async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     replica = Replica(database)
     await replica.answer("r1")
     await replica.rate("r1", 1.0)
-    learned = replica.estimate()
+    learned_estimate = replica.estimate()
     await replica.learning.load_tenant("bob")
-    assert replica.estimate() != learned
+    assert replica.estimate() != learned_estimate
     await replica.learning.load_tenant("ada")
-    assert alike(replica.estimate(), learned)
+    assert are_alike(replica.estimate(), learned_estimate)
 
 
-async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
-    """Create tenants that have learned from agreeing signals."""
+async def create_learned_tenants(database: Database, tenants: int, score: float = 0.0) -> None:
+    """Create tenants, each of which has learned from signals with the same score."""
     for number in range(tenants):
         owner, replica = f"studio-{number}", Replica(database)
         await replica.answer("r", owner)
@@ -370,7 +370,7 @@ async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
 async def test_new_tenant_starts_with_shared_levels(
     database: Database,
 ) -> None:
-    await learned(database, 5)
+    await create_learned_tenants(database, 5)
     one, two = Replica(database), Replica(database)
     before = one.estimate("newcomer")
     for replica in (one, two):
@@ -386,7 +386,7 @@ async def test_new_tenant_starts_with_shared_levels(
 
 
 async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> None:
-    await learned(database, 4)
+    await create_learned_tenants(database, 4)
     replica = Replica(database)
     before = replica.estimate("newcomer")
     await replica.learning.refresh_shared_levels()
@@ -394,7 +394,7 @@ async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> N
 
 
 async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
-    await learned(database, 6, score=1.0)
+    await create_learned_tenants(database, 6, score=1.0)
     replica = Replica(database)
     await replica.learning.refresh_shared_levels()
     before = replica.estimate("newcomer")
@@ -409,7 +409,7 @@ async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
 
 
 async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
-    await learned(database, 5)
+    await create_learned_tenants(database, 5)
     replica = Replica(database)
     before = replica.estimate("newcomer")
     await replica.learning.apply_owner_action("studio-0", "freeze")
@@ -421,7 +421,7 @@ async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
 async def test_outdated_levels_are_ignored(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await learned(database, 5)
+    await create_learned_tenants(database, 5)
     store = Replica(database).store
     assert len(await store.list_levels()) == 5
     monkeypatch.setattr("moyin.store.quality._MAX_LEVELS", 4)

@@ -59,7 +59,7 @@ class Gateway:
 
 
 class SharedAnswers:
-    """A stand-in for the answers of other replicas, without any answers."""
+    """A stand-in for the store of other replicas' answers, which is always empty."""
 
     def queue_query(self, *_: Any) -> bool:
         return False
@@ -68,8 +68,8 @@ class SharedAnswers:
         return False
 
 
-def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Fail the test if anything is read, hashed or checked."""
+def forbid_reading(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Fail the test if it reads a conversation, checks an answer, or calls one of ``names``."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("not allowed on the request path")
@@ -87,7 +87,7 @@ async def test_named_model_causes_no_learning_work_on_the_request_path(
 ) -> None:
     gateway = Gateway()
     with monkeypatch.context() as path:
-        unread(path, "moyin.text.routing.request_quality.build_question")
+        forbid_reading(path, "moyin.text.routing.request_quality.build_question")
         await gateway.ask("claude-haiku-5-5")
     assert len(gateway.learning.background) == 1
     gateway.learning.background.run_tasks()
@@ -99,7 +99,7 @@ async def test_learning_is_deferred_to_the_background_queue(
 ) -> None:
     gateway = Gateway()
     with monkeypatch.context() as path:
-        unread(path)
+        forbid_reading(path)
         await gateway.ask()
     assert gateway.learning.decisions == []
     with monkeypatch.context() as later:

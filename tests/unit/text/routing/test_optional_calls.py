@@ -21,7 +21,7 @@ CODEC = OpenAICompletionsCodec()
 
 
 class ChatOnly(FakeBackend):
-    """A server of OpenAI's format without text completions."""
+    """A server of OpenAI's format that supports chats but no other calls."""
 
     async def forward(self, request: RawRequest) -> bytes:
         self.requests.append(request)
@@ -34,7 +34,7 @@ class ChatOnly(FakeBackend):
 
 
 class Missing(ChatOnly):
-    """A server that does not have the model, either."""
+    """A server that does not have the model, so that chats fail, too."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> Any:
         self.requests.append(request)

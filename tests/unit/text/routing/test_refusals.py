@@ -1,4 +1,4 @@
-"""Tests that a refusal in OpenAI's separate member does not count as a faulty answer."""
+"""Tests that a refusal that OpenAI sends in its own member ``refusal`` is no faulty answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moyin.text.protocol.openai.response import chat_response_to_domain
 from moyin.text.protocol.openai.stream import StreamReader
 from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_rescue import FORMAT
-from tests.unit.text.routing.test_rescue_streams import USED, passing
+from tests.unit.text.routing.test_rescue_streams import USED, make_forwarding_gateway
 
 NO = "I can't help with that."
 WHOLE = {
@@ -43,7 +43,7 @@ def streamed() -> list[bytes]:
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("hold_streams", [True, False])
 async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool) -> None:
-    gateway = passing(ApiFormat.OPENAI, streamed(), hold_streams=hold_streams)
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, streamed(), hold_streams=hold_streams)
     gateway.small.raw = json.dumps(WHOLE).encode()
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     body = await drained(answer) if streams else answer.body

@@ -24,7 +24,7 @@ def explain(rig: Rig, **changes: object) -> Explanation:
 
 
 def rig_with_gaps(*gaps: Any) -> Rig:
-    """Return a router with Anthropic back ends, each with an unsupported feature or None."""
+    """Return a router with an Anthropic back end for each gap: a feature that it lacks, or None."""
     return Rig(*(FakeBackend(api_format=ApiFormat.ANTHROPIC, gap=gap) for gap in gaps))
 
 

@@ -1,4 +1,4 @@
-"""Tests when quality is part of the score, what clients may set, and how it is reported."""
+"""Tests when quality affects the choice of a model, what clients may set, and what is reported."""
 
 from __future__ import annotations
 

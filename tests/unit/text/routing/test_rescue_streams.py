@@ -164,7 +164,7 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
 @pytest.mark.parametrize("wire", PASSED)
 async def test_pass_through_streams_are_checked(wire: ApiFormat) -> None:
     codec, changes, upstream, fault = PASSED[wire]
-    gateway = passing(wire, upstream)
+    gateway = make_forwarding_gateway(wire, upstream)
     model, route, _ = await gateway.stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", f"rescue after {fault}")
     assert gateway.ledger[0].input_tokens > 0
@@ -173,15 +173,15 @@ async def test_pass_through_streams_are_checked(wire: ApiFormat) -> None:
 @pytest.mark.parametrize("wire", PASSED)
 async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> None:
     codec, changes, upstream, fault = PASSED[wire]
-    gateway = passing(wire, upstream, rescue=RescuePolicy.OFF)
+    gateway = make_forwarding_gateway(wire, upstream, rescue=RescuePolicy.OFF)
     model, _, body = await gateway.stream(codec, **changes)
     assert model == "smollm2-135m"
     assert body
     assert gateway.learning.signals == [("smollm2-135m", "checked", fault, 0.0)]
 
 
-def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
-    """Make the small model's server use the client's API format."""
+def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
+    """Return a `Streams` whose small model has the client's API format, so it is not translated."""
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
@@ -197,7 +197,7 @@ def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
 
 async def test_good_beginning_passes_unchanged() -> None:
     upstream = raw('{"ok"', ": ", "true}")
-    gateway = passing(ApiFormat.OPENAI, upstream)
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
     model, _, answer = await gateway.ask(stream=True, response_format=FORMAT)
     assert model == "smollm2-135m"
     assert answer.stream is not None
@@ -262,7 +262,7 @@ async def test_no_rescue_without_time_left() -> None:
 
 
 async def test_stream_failing_before_its_first_word_falls_back() -> None:
-    gateway = passing(ApiFormat.OPENAI, raw("Hello"))
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, raw("Hello"))
     gateway.small.error = StreamInterrupted("gone")
     gateway.small.chunks_before_error = 1
     gateway.router.fleet.runtimes["local"].retries = 0
@@ -274,7 +274,7 @@ async def test_stream_failing_before_its_first_word_falls_back() -> None:
 
 
 class Slow(FakeBackend):
-    """A back end that sends its first event, and the rest when the test releases it."""
+    """A back end that sends the first event at once, and the rest when the test releases it."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__(raw_stream=pieces)
@@ -297,7 +297,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_slow_first_word_ends_the_hold_without_loss() -> None:
     upstream = raw("Hello", " there")
-    gateway = passing(ApiFormat.OPENAI, upstream)
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
     gateway.router.fleet.runtimes["local"].backend = slow
     gateway.router.fleet.runtimes["local"].pass_through = slow
@@ -313,7 +313,7 @@ async def test_slow_first_word_ends_the_hold_without_loss() -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_disconnect_while_waiting_for_a_word_ends_the_call() -> None:
     upstream = raw("Hello")
-    gateway = passing(ApiFormat.OPENAI, upstream)
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
     gateway.router.fleet.runtimes["local"].backend = slow
     gateway.router.fleet.runtimes["local"].pass_through = slow
@@ -326,7 +326,7 @@ async def test_disconnect_while_waiting_for_a_word_ends_the_call() -> None:
 
 async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     slow = Slow(raw("Hello"))
-    gateway = passing(ApiFormat.OPENAI, [])
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, [])
     gateway.router.fleet.runtimes["local"].backend = slow
     gateway.router.fleet.runtimes["local"].pass_through = slow
     call_task = asyncio.create_task(gateway.ask(stream=True))
@@ -363,7 +363,7 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
-    """Both models run on one host with a single slot, which the first call occupies."""
+    """The first answer is sent, because it occupies the only slot of the host of both models."""
     gateway = Streams()
     local = runtime("local", gateway.small, limit=1)
     local.pass_through = None
@@ -430,7 +430,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
 
 
 class Late(FakeBackend):
-    """A back end that never starts to answer."""
+    """A back end that never begins to answer."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         self.requests.append(request)

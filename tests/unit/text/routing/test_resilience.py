@@ -408,7 +408,7 @@ async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
 
 
 async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
-    """A client retries after a 503, but rarely after a 404."""
+    """Expect 503 and not 404, because clients retry only after a 503."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable) as exc_info:
@@ -492,7 +492,7 @@ async def test_answers_that_are_no_json_are_charged() -> None:
 
 
 async def test_interrupted_unsent_tool_call_is_charged() -> None:
-    """Ollama's clients only get complete tool calls, so nothing was sent yet."""
+    """The tokens cost money, although an Ollama client gets no part of an incomplete tool call."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
     broken = FakeBackend(
         replace(make_text_response(), parts=(use,)),

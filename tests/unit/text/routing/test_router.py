@@ -206,7 +206,7 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
 
 
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
-    """A process that was suspended finds its health check timed out although the server is up."""
+    """A probe is repeated, because it may time out when our own process was suspended."""
     backend = FakeBackend()
     probe, failures = backend.probe, [BackendTimeout("x")]
 
@@ -358,7 +358,7 @@ class Budget:
 async def test_unknown_member_does_not_change_the_reservation(
     n: Any,
 ) -> None:
-    """Otherwise the call would be free, whatever the budget is."""
+    """Anthropic's protocol has no ``n``; if it counted, a call with ``n: 0`` would be free."""
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
     taken = []
     for more in ({}, {"n": n}):

@@ -1,4 +1,4 @@
-"""Tests that JSON schemas that would block a local server are not sent to it in any protocol."""
+"""Tests that schemas that would block a local server are not sent to it, in any protocol."""
 
 from __future__ import annotations
 

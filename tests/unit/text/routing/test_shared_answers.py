@@ -1,4 +1,4 @@
-"""Tests that follow-ups are detected on other replicas than the one that answered."""
+"""Tests that a replica detects follow-ups to an answer that another replica has given."""
 
 from __future__ import annotations
 

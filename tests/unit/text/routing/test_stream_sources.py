@@ -49,9 +49,9 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
 
     tap = StreamTap(hide_usage=not include_usage)
     source = ForwardedSource(upstream(), tap, prompt_tokens=10)
-    passed = b"".join([piece async for piece in source.iterate_pieces()])
+    body = b"".join([piece async for piece in source.iterate_pieces()])
     assert source.usage == Usage(input_tokens=10, output_tokens=1)
-    events = [json.loads(line) for line in passed.replace(b"data: ", b"").split(b"\n\n")[:-2]]
+    events = [json.loads(line) for line in body.replace(b"data: ", b"").split(b"\n\n")[:-2]]
     assert len(events) == 1 + include_usage
     if include_usage:
         last = openai.types.chat.ChatCompletionChunk.model_validate(events[-1], strict=True)
@@ -92,8 +92,8 @@ async def test_complete_stream_without_usage_is_counted() -> None:
     assert usage == Usage(input_tokens=7, output_tokens=4)
 
 
-async def passed(*pieces: bytes) -> ForwardedSource:
-    """Read a stream of bytes in OpenAI's format to its end, and return its source."""
+async def read_forwarded(*pieces: bytes) -> ForwardedSource:
+    """Read a forwarded OpenAI stream to its end, and return its source."""
 
     async def upstream() -> AsyncGenerator[bytes, None]:
         for piece in pieces:
@@ -109,14 +109,14 @@ async def passed(*pieces: bytes) -> ForwardedSource:
 async def test_stream_without_done_has_ended_well() -> None:
     text = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
     last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-    source = await passed(text, last)
+    source = await read_forwarded(text, last)
     assert source.usage == Usage(input_tokens=10, output_tokens=1)
     with pytest.raises(StreamInterrupted):
-        await passed(text)
+        await read_forwarded(text)
 
 
 async def read_stated_usage(*deltas: Delta) -> list[tuple[int, int]]:
-    """Return the (input, output) tokens that an Anthropic client gets in a stream of ``deltas``."""
+    """Return each usage, as (input, output) tokens, in the stream that an Anthropic client gets."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:

@@ -1,4 +1,4 @@
-"""Tests that viewers of a tenant share readings, and that tenants do not."""
+"""Tests that all viewers of a tenant share readings, but never with another tenant's viewers."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
     await feeds.close()
 
 
-async def test_sums_of_many_tenants_are_read_by_turns() -> None:
-    """The models app refuses further sums while eight wait."""
+async def test_at_most_two_sums_are_read_concurrently() -> None:
+    """Otherwise the models app would refuse calls, because it lets at most eight of them wait."""
     sources = Sources()
     feeds = sources.build_feeds()
     tenants = [f"tenant{number}" for number in range(20)]

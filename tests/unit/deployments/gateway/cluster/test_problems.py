@@ -92,7 +92,7 @@ def test_pool_names_the_error_of_its_renderer_and_since_when() -> None:
 
 
 def test_values_in_messages_are_parameters_too() -> None:
-    """Clients in other languages write the message themselves."""
+    """Each value in a problem's message is also a parameter, so that clients can translate it."""
     failed = replace(RENDERER, state=RendererState.FAILED, error="no memory")
     for reading, parameters in (
         (replace(HEALTHY, disk_free=1024**3), {"free_bytes": 1024**3}),

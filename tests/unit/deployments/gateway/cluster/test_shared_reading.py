@@ -95,8 +95,11 @@ async def test_viewers_receive_only_changes() -> None:
     assert source.readings == readings, "nothing is read while nobody looks"
 
 
-async def test_a_reading_does_not_belong_to_the_request_of_its_first_viewer() -> None:
-    """Serve cancels the calls that a request has made when its client disconnects."""
+async def test_reading_runs_outside_of_any_request() -> None:
+    """A shared reading runs outside of any request's context.
+
+    Otherwise Serve would cancel it when the first viewer disconnects.
+    """
     request: ContextVar[str] = ContextVar("request", default="none")
 
     async def read() -> str:

@@ -36,7 +36,10 @@ SIGNING_KEY = b"k" * 32
 
 
 def identify(app: ASGIApp) -> ASGIApp:
-    """Add the identity in the headers ``x-owner`` and ``x-job`` (for event tokens) to requests."""
+    """Wrap an app so that requests get the identity that their headers describe.
+
+    ``x-owner`` is the tenant; ``x-job`` makes it an event token for that job.
+    """
 
     async def identified(scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope["headers"])

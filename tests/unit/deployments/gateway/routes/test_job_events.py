@@ -13,7 +13,7 @@ from moyin.jobs.protocol.event_bodies import StreamError
 
 
 def test_line_separators_in_data_are_escaped() -> None:
-    """Clients such as httpx split lines at every line boundary that Python knows."""
+    """Unicode's line separators are escaped, because clients such as httpx split lines there."""
     message = "a\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029é"
     event = JobEvent(id="1-0", type=EventType.FAILED, data={"message": message})
     head, kind, data = _format_event(event).removesuffix("\n").splitlines()

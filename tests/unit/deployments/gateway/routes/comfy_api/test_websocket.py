@@ -49,7 +49,11 @@ class FakeNotifier:
 
 
 class Socket:
-    """The server's side of a fake connection; ``stuck``: the client reads no more messages."""
+    """The server's side of a fake connection.
+
+    Attributes:
+        stuck: True if the client reads no more messages.
+    """
 
     def __init__(self) -> None:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
