@@ -180,8 +180,8 @@ async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
 async def _console(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
     """Sign an administrator of the organisation in, as the console does."""
     # Cookies of hosts without a name are refused by default.
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
+    cookie_jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:
         body = {"email": Studio.email(number), "password": PASSWORD}
         async with session.post("/accounts/session", json=body) as response:
             assert response.status == 200, await response.text()

@@ -76,10 +76,10 @@ async def fill(database: Database, blobs: BlobStore, studio: Studio) -> None:
 
 async def _store_picture(blobs: BlobStore, number: int) -> Artifact:
     size = (_PICTURE_PIXELS, _PICTURE_PIXELS)
-    noise = Image.effect_noise(size, 20 + number)
+    noise_channel = Image.effect_noise(size, 20 + number)
     colour = Image.new("L", size, number * 255 // _DIFFERENT_PICTURES)
     content = io.BytesIO()
-    Image.merge("RGB", (noise, colour, noise)).save(content, "png")
+    Image.merge("RGB", (noise_channel, colour, noise_channel)).save(content, "png")
     data = content.getvalue()
     return Artifact(
         id="", name=f"picture_{number:05}_.png", media_type="image/png", size=len(data),

@@ -87,8 +87,8 @@ def contest(farm: Farm, others: Peers) -> list[Result]:
 def duel(farm: Farm, others: Peers) -> list[Result]:
     """Measure TensorZero, the fastest peer, and one replica of Moyin's models app in turns."""
     direct_gateway = direct(others.mock, others.mock_pid)
-    with tensorzero(others.mock) as peer:
-        gateways = [direct_gateway, moyin(farm, MOYIN), peer]
+    with tensorzero(others.mock) as peer_gateway:
+        gateways = [direct_gateway, moyin(farm, MOYIN), peer_gateway]
         return _compare(
             gateways, connections=_DUEL_CONNECTIONS, streams=_DUEL_STREAMS, all_streams=True
         )

@@ -53,12 +53,12 @@ async def cost(farm: Farm, jobs: int) -> dict[str, float]:
         began = time.monotonic()
         busy_seconds = await measure_processes(farm.data, _jobs(session, jobs))
         seconds = time.monotonic() - began
-    figures = {
+    cost_by_part = {
         part: (busy_seconds[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs
         for part in busy_seconds
     }
-    figures["all"] = sum(ms for part, ms in figures.items() if part != "ComfyUI")
-    return figures | {"seconds": seconds / jobs}
+    cost_by_part["all"] = sum(ms for part, ms in cost_by_part.items() if part != "ComfyUI")
+    return cost_by_part | {"seconds": seconds / jobs}
 
 
 async def _jobs(session: aiohttp.ClientSession, count: int) -> None:
@@ -111,8 +111,8 @@ def main() -> None:
     options = parser.parse_args()
     with running("http://127.0.0.1:9") as farm:
         for _ in range(options.rounds):
-            figures = asyncio.run(cost(farm, options.jobs))
-            print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+            cost_by_part = asyncio.run(cost(farm, options.jobs))
+            print(json.dumps({name: round(value, 2) for name, value in cost_by_part.items()}))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
         async with AsyncExitStack() as sessions:
             comfyuis = [await sessions.enter_async_context(straight_to(path)) for path in folders]
             direct_seconds = await _directly(comfyuis, jobs)
-        seconds, submitting = await _through_farm(session, farm.url, jobs)
-    return Crowd(direct_seconds=direct_seconds, farm_seconds=seconds, submit_seconds=submitting)
+        seconds, submit_seconds = await _through_farm(session, farm.url, jobs)
+    return Crowd(direct_seconds=direct_seconds, farm_seconds=seconds, submit_seconds=submit_seconds)
 
 
 def _graph() -> dict[str, Any]:

@@ -67,24 +67,24 @@ def record_hour(*, seed: int, actors: int, load: float) -> Recording:
     weights = (6, 5, 2, 6, 2, 1, 4)
     renders: list[PendingRender] = []
     seconds: dict[str, float] = {}
-    work, at = 0.0, 0.0
+    work, arrived_at = 0.0, 0.0
     while work < load * actors * _HOUR:
-        owner, at = f"owner-{rng.randrange(20):02}", rng.uniform(0, _HOUR)
+        owner, arrived_at = f"owner-{rng.randrange(20):02}", rng.uniform(0, _HOUR)
         shape, mean = rng.choices(_SHAPES, weights)[0]
         checkpoint, size = rng.choices(_CHECKPOINTS, (5, 4, 2, 1))[0]
-        burst = rng.choice([1, 1, 1, 1, 2, 4, 8, 40])
+        burst_size = rng.choice([1, 1, 1, 1, 2, 4, 8, 40])
         priority = rng.choice([3, 3, 3, 3, 2, 4])
-        for _ in range(burst):
+        for _ in range(burst_size):
             name = f"{len(renders):05}"
             render_seconds = (
                 mean * max(0.5, rng.gauss(1, 1 / 8)) * (3 if rng.random() < 1 / 40 else 1)
             )
             seconds[name] = render_seconds
             work += render_seconds
-            at += rng.uniform(0, 0.2)
+            arrived_at += rng.uniform(0, 0.2)
             renders.append(
                 PendingRender(
-                    id=name, priority=priority, arrived=at, owner=owner,
+                    id=name, priority=priority, arrived=arrived_at, owner=owner,
                     models={checkpoint: int(size)}, shape=f"{shape} {checkpoint}",
                 )
             )  # fmt: skip
@@ -118,9 +118,9 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
             window.begin_render(choice, now)
             errors.record_start(choice.pending.id, now)
             job_readings = readings.pop(choice.pending.id, [])
-            actual = [(now - at, p50, p90) for at, p50, p90 in job_readings]
-            guesses.starts += actual
-            guesses.first += actual[:1]
+            actual_waits = [(now - read_at, p50, p90) for read_at, p50, p90 in job_readings]
+            guesses.starts += actual_waits
+            guesses.first += actual_waits[:1]
             seconds = (
                 recording.seconds[choice.pending.id] + loaded_bytes / recording.bytes_per_second
             )
@@ -161,12 +161,16 @@ def _read(
 
 
 def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    errors = [abs(actual - p50) for actual, p50, _ in guesses]
+    errors = [abs(actual_wait - p50) for actual_wait, p50, _ in guesses]
     return {
         "guesses": len(guesses),
-        "within_p90": round(statistics.fmean(actual <= p90 for actual, _, p90 in guesses), 3),
-        "within_p50": round(statistics.fmean(actual <= p50 for actual, p50, _ in guesses), 3),
-        "median_wait": round(statistics.median(actual for actual, _, _ in guesses), 1),
+        "within_p90": round(
+            statistics.fmean(actual_wait <= p90 for actual_wait, _, p90 in guesses), 3
+        ),
+        "within_p50": round(
+            statistics.fmean(actual_wait <= p50 for actual_wait, p50, _ in guesses), 3
+        ),
+        "median_wait": round(statistics.median(actual_wait for actual_wait, _, _ in guesses), 1),
         "median_error": round(statistics.median(errors), 1),
         "p90_error": round(quantile(errors, 0.9), 1),
         "median_p90": round(statistics.median(p90 for _, _, p90 in guesses), 1),

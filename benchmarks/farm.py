@@ -71,8 +71,8 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
         config["applications"].remove(apps["render-default"])
     elif actors > 1:
         # All actors share one GPU and all CPUs.
-        crowded = {"actors": actors, "gpus": 1 / actors, "cpus": 0, "window": 10 * actors}
-        apps["render-default"]["args"].update(crowded)
+        pool_settings = {"actors": actors, "gpus": 1 / actors, "cpus": 0, "window": 10 * actors}
+        apps["render-default"]["args"].update(pool_settings)
     config["applications"].append(
         {
             "name": "bare",

@@ -220,8 +220,8 @@ async def _delete(store: JobStore, count: int) -> None:
 
 
 def _show(what: str, seconds: list[float]) -> None:
-    hundredths = statistics.quantiles(seconds, n=100)
-    p50, p95 = 1000 * hundredths[49], 1000 * hundredths[94]
+    percentiles = statistics.quantiles(seconds, n=100)
+    p50, p95 = 1000 * percentiles[49], 1000 * percentiles[94]
     print(f"{what}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")
 
 

@@ -67,16 +67,16 @@ def _parse(text: str) -> Measurement:
         assert latency is not None, text
         return float(latency[1]) * _UNITS[latency[2]]
 
-    rate = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
-    total = re.search(r"^\s+(\d+) requests in", text, re.MULTILINE)
-    assert rate is not None and total is not None, text
+    rate_match = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
+    total_match = re.search(r"^\s+(\d+) requests in", text, re.MULTILINE)
+    assert rate_match is not None and total_match is not None, text
     bad_responses = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     socket_errors = re.search(
         r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text
     )
     return Measurement(
-        requests=int(total[1]),
-        requests_per_second=float(rate[1]),
+        requests=int(total_match[1]),
+        requests_per_second=float(rate_match[1]),
         p50_ms=milliseconds("50"),
         p99_ms=milliseconds("99"),
         errors=(int(bad_responses[1]) if bad_responses else 0)

@@ -55,8 +55,8 @@ _STREAM = b"".join(
 
 
 def _response(content_type: bytes, body: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n"
-    return head % (content_type, len(body)) + body
+    header_template = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n"
+    return header_template % (content_type, len(body)) + body
 
 
 _WHOLE_RESPONSE = _response(b"application/json", _WHOLE)

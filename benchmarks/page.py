@@ -36,7 +36,7 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
     names = [line.split(" | ")[0].strip("| ") for line in process_table.splitlines()[1:]]
     table = names[: next(i for i, name in enumerate(names) if not name)]
     cells = {name: _row(page, name) for name in table}
-    return {name: (mean(start), mean(now)) for name, (start, now) in cells.items()}
+    return {name: (mean(start), mean(final_ms)) for name, (start, final_ms) in cells.items()}
 
 
 def _row(page: str, start: str) -> list[list[float]]:

@@ -27,8 +27,8 @@ def running_program(
         members = family(process.pid)
         process.terminate()
         _, alive = psutil.wait_procs(members, timeout=5)
-        for survivor in alive:
-            survivor.kill()
+        for surviving_process in alive:
+            surviving_process.kill()
         process.wait()
 
 

@@ -122,10 +122,10 @@ def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
         return None
     results = asyncio.run(_delays(place.streams, place.key, kind))
     held_delays = [delays for delays in results if delays is not None]
-    cuts = statistics.quantiles(
+    percentiles = statistics.quantiles(
         [ms for delays in held_delays for ms in delays] or [0.0, 0.0], n=100
     )
-    return OpenConnections(held=len(held_delays), p50_ms=cuts[49], p99_ms=cuts[98])
+    return OpenConnections(held=len(held_delays), p50_ms=percentiles[49], p99_ms=percentiles[98])
 
 
 async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
@@ -164,15 +164,15 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
 
 async def _measure_socket(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
     """Return the round-trip times on one of the WebSockets, which all send at the same time."""
-    trips = []
+    trip_ms = []
     for _ in range(_MESSAGES):
         began = time.monotonic()
         await socket.send_str("hello")
         await socket.receive_str()
-        trips.append((time.monotonic() - began) * 1e3)
+        trip_ms.append((time.monotonic() - began) * 1e3)
         await asyncio.sleep(0.2)
     await socket.close()
-    return trips
+    return trip_ms
 
 
 async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
@@ -238,8 +238,8 @@ def _nginx(program: str, others: Peers) -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "nginx.conf"
-        mock, service = (url.removeprefix("http://") for url in (others.mock, others.service))
-        config.write_text(_NGINX.format(folder=folder, mock=mock, service=service, port=port))
+        mock_host, service = (url.removeprefix("http://") for url in (others.mock, others.service))
+        config.write_text(_NGINX.format(folder=folder, mock=mock_host, service=service, port=port))
         with running_program([program, "-c", str(config), "-e", os.devnull]):
             wait_for(port)
             yield f"http://127.0.0.1:{port}"

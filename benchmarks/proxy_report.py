@@ -28,7 +28,7 @@ def show_proxy(standings: Sequence[ServerResult], folder: Path) -> None:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "open": OPEN,
-        "standings": [asdict(standing) for standing in standings],
+        "standings": [asdict(server_result) for server_result in standings],
         "ratios": ratios,
     }
     (folder / "proxy.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -38,21 +38,23 @@ def show_proxy(standings: Sequence[ServerResult], folder: Path) -> None:
 
 
 def _ratios(standings: Sequence[ServerResult]) -> dict[str, float]:
-    rate = {standing.name: standing.load.requests_per_second for standing in standings}
+    rate_by_name = {
+        server_result.name: server_result.load.requests_per_second for server_result in standings
+    }
     return {
-        f"{name} over {peer}": rate[name] / rate[peer]
+        f"{name} over {peer_name}": rate_by_name[name] / rate_by_name[peer_name]
         for name in ("Moyin", "Moyin's process alone")
-        for peer in ("nginx", "bare forwarder", "bare service")
-        if peer in rate
+        for peer_name in ("nginx", "bare forwarder", "bare service")
+        if peer_name in rate_by_name
     }
 
 
 def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
     print("\nreverse proxy, 16 connections requests/s    p50 ms    p99 ms    errors")
-    for standing in standings:
-        load = standing.load
+    for server_result in standings:
+        load = server_result.load
         print(
-            f"  {standing.name:24}{load.requests_per_second:14,.0f}"
+            f"  {server_result.name:24}{load.requests_per_second:14,.0f}"
             f"{load.p50_ms:10.2f}{load.p99_ms:10.2f}{load.errors:10}"
         )
     for title, kind in (
@@ -60,11 +62,11 @@ def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
         ("event streams (from the service to the client)", "streams"),
     ):
         print(f"\n{OPEN} open {title}\n{'held':>34}    p50 ms    p99 ms")
-        for standing in standings:
-            connections: OpenConnections | None = getattr(standing, kind)
+        for server_result in standings:
+            connections: OpenConnections | None = getattr(server_result, kind)
             if connections is not None:
                 print(
-                    f"  {standing.name:24}{connections.held:8,}"
+                    f"  {server_result.name:24}{connections.held:8,}"
                     f"{connections.p50_ms:10.2f}{connections.p99_ms:10.2f}"
                 )
     print("\nratio of requests/s")

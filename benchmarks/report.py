@@ -51,12 +51,13 @@ def report(
 
 
 def _text_ratios(text: Mapping[str, Measurement]) -> dict[str, float]:
-    rate = {name: measurement.requests_per_second for name, measurement in text.items()}
+    rate_by_name = {name: measurement.requests_per_second for name, measurement in text.items()}
     return {
-        "text_over_forwarder": rate["moyin"] / rate["forwarder"],
-        "text_over_forwarder_in_serve": rate["moyin"] / rate["forwarder in Serve"],
-        "forwarder_in_serve_over_forwarder": rate["forwarder in Serve"] / rate["forwarder"],
-        "text_over_mock": rate["moyin"] / rate["mock"],
+        "text_over_forwarder": rate_by_name["moyin"] / rate_by_name["forwarder"],
+        "text_over_forwarder_in_serve": rate_by_name["moyin"] / rate_by_name["forwarder in Serve"],
+        "forwarder_in_serve_over_forwarder": rate_by_name["forwarder in Serve"]
+        / rate_by_name["forwarder"],
+        "text_over_mock": rate_by_name["moyin"] / rate_by_name["mock"],
     }
 
 
@@ -110,10 +111,10 @@ def _plot(text: Mapping[str, Measurement], rendering: Rendering | None, path: Pa
 
 
 def _plot_text(panel: Any, text: Mapping[str, Measurement]) -> None:
-    compared = [
+    compared_rates = [
         text[name].requests_per_second for name in ("forwarder", "forwarder in Serve", "moyin")
     ]
-    bars = panel.barh(["bare forwarder", "the same in Serve", "Moyin /v1"], compared)
+    bars = panel.barh(["bare forwarder", "the same in Serve", "Moyin /v1"], compared_rates)
     panel.bar_label(bars, fmt="{:,.0f}", padding=4)
     panel.set_title("Text: requests a second, 16 connections")
 

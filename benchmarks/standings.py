@@ -56,15 +56,15 @@ def _targets(results: Sequence[Result]) -> list[dict[str, Any]]:
         _target("streams of 50 tokens/s held", moyin.held, "≥", 1_000),
         _target("first token +p50, one connection, ms", moyin.added_first.p50_ms, "≤", 0.3),
     ]
-    for name, least in ratios.items():
-        if (peer := by_name.get(name)) is None:
+    for name, target_ratio in ratios.items():
+        if (peer_result := by_name.get(name)) is None:
             continue
-        ratio = moyin.times(peer, _COMPARED)
-        rows.append(_target(f"requests/s over {name}", ratio, "≥", least))
+        ratio = moyin.times(peer_result, _COMPARED)
+        rows.append(_target(f"requests/s over {name}", ratio, "≥", target_ratio))
         if name == "TensorZero":
             continue
-        slower = moyin.load[_COMPARED].p99_ms / peer.load[_COMPARED].p99_ms
-        rows.append(_target(f"p99 over {name}", slower, "<", 1.0))
+        p99_ratio = moyin.load[_COMPARED].p99_ms / peer_result.load[_COMPARED].p99_ms
+        rows.append(_target(f"p99 over {name}", p99_ratio, "<", 1.0))
     if moyin.growth is not None:
         rows.append(_target("memory after over before", moyin.growth.ratio, "≤", _MAX_GROWTH))
     return rows
@@ -92,9 +92,12 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
             f"  {result.name:20}{added_first.p50_ms:18.2f}{added_first.p99_ms:10.2f}"
             f"{result.held:14}{result.busy:8.1f}"
         )
-    print(f"\n{'delay of tokens, ms':22}" + "".join(f"{h.streams:>14}" for h in results[0].streams))
+    print(
+        f"\n{'delay of tokens, ms':22}"
+        + "".join(f"{level.streams:>14}" for level in results[0].streams)
+    )
     for result in results:
-        cells = (f"{h.p50_ms:.0f}, {h.p99_ms:.0f}" for h in result.streams)
+        cells = (f"{level.p50_ms:.0f}, {level.p99_ms:.0f}" for level in result.streams)
         print(f"  {result.name:20}" + "".join(f"{cell:>14}" for cell in cells))
     print(f"\n{'memory':22}{'requests':>12}{'MiB before':>12}{'MiB after':>12}{'after/before':>14}")
     for result in results:

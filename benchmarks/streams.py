@@ -84,11 +84,11 @@ class _Reader(asyncio.Protocol):
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        now = time.monotonic_ns()
+        received_at = time.monotonic_ns()
         data = self._rest + data
         end_of_token = 0
         for token in _CONTENT.finditer(data):
-            self.delays.append(now - int(token[1]))
+            self.delays.append(received_at - int(token[1]))
             end_of_token = token.end()
         if not self.first and (end_of_token or _ANY_CONTENT.search(data)):
             self.first = time.perf_counter()
@@ -103,7 +103,7 @@ class _Reader(asyncio.Protocol):
 async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     reader = await _connect(gateway)
     request = _request(gateway, {"model": "mock", "stream": True})
-    waits = []
+    first_token_ms = []
     for _ in range(requests):
         began = time.perf_counter()
         reader.send(request)
@@ -111,9 +111,9 @@ async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
             await reader.done.wait()
         if not reader.first:
             raise SystemExit(f"{gateway.name} ended a stream without a token")
-        waits.append((reader.first - began) * 1000)
+        first_token_ms.append((reader.first - began) * 1000)
     reader.transport.close()
-    return FirstTokens(p50_ms=statistics.median(waits), p99_ms=_p99(waits))
+    return FirstTokens(p50_ms=statistics.median(first_token_ms), p99_ms=_p99(first_token_ms))
 
 
 async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
@@ -124,8 +124,8 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
         readers.append(await _connect(gateway))
         readers[-1].send(request)
     expected = tokens / paced.TOKENS_PER_SECOND
-    waiting = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
-    _, late_tasks = await asyncio.wait(waiting, timeout=expected * 2 + 5)
+    wait_tasks = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
+    _, late_tasks = await asyncio.wait(wait_tasks, timeout=expected * 2 + 5)
     for task in late_tasks:
         task.cancel()
     for reader in readers:

@@ -32,14 +32,14 @@ class Peers:
 @contextmanager
 def peers() -> Iterator[Peers]:
     """Run the mock, the bare forwarder, and a service with streams as separate processes."""
-    mock, forwarder, service = free_port(), free_port(), free_port()
-    mock_url, forwarder_url = f"http://127.0.0.1:{mock}", f"http://127.0.0.1:{forwarder}"
+    mock_port, forwarder, service = free_port(), free_port(), free_port()
+    mock_url, forwarder_url = f"http://127.0.0.1:{mock_port}", f"http://127.0.0.1:{forwarder}"
     uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
     with ExitStack() as stack:
-        pid = stack.enter_context(process(["benchmarks.mock", str(mock)]))
+        pid = stack.enter_context(process(["benchmarks.mock", str(mock_port)]))
         stack.enter_context(process([*uvicorn, "--log-level", "warning"], {"UPSTREAM": mock_url}))
         stack.enter_context(process(["benchmarks.proxied", "service", str(service)]))
-        for port in (mock, forwarder, service):
+        for port in (mock_port, forwarder, service):
             wait_for(port)
         yield Peers(
             mock=mock_url,

@@ -105,23 +105,25 @@ def digest() -> str:
 def _describe_events() -> dict[str, Any]:
     """Return the schemas of events; `JobEvents` maps each event type to its data's schema."""
     members: dict[str, Any] = {kind.value: (body, ...) for kind, body in EVENT_BODIES.items()}
-    shape: type[BaseModel] = create_model(
+    event_model: type[BaseModel] = create_model(
         "JobEvents", __doc__="The data of each type of event.", **members
     )
-    schema = shape.model_json_schema(ref_template=_REFERENCE + "{model}", mode="serialization")
+    schema = event_model.model_json_schema(
+        ref_template=_REFERENCE + "{model}", mode="serialization"
+    )
     schemas: dict[str, Any] = schema.pop("$defs")
     return {**schemas, "JobEvents": schema}
 
 
 def _collect(*documents: Mapping[str, Any]) -> dict[str, Any]:
     """Return all schemas by their short names; equally named ones are identical or unused here."""
-    collected: dict[str, Any] = {}
+    renamed_schemas: dict[str, Any] = {}
     for schemas in documents:
         for name, schema in schemas.items():
             # Of two models with one name, those of jobs are meant.
             if "__" not in name or name.startswith("moyin__jobs__protocol__wire__"):
-                collected[_shorten(name)] = _rename(schema)
-    return collected
+                renamed_schemas[_shorten(name)] = _rename(schema)
+    return renamed_schemas
 
 
 def _shorten(name: str) -> str:

@@ -63,16 +63,19 @@ def _lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
 
 def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
     """Return the lines of the table."""
-    wings: dict[str, Row] = defaultdict(Row)
-    for wing, row in measured:
-        for total in (wings[wing], wings["total"]):
-            total.statements += row.statements
-            total.unit += row.unit
-            total.servers += row.servers
-            total.either += row.either
-    head = f"{'':24}{'lines':>7}{'unit':>11}{'servers':>11}{'either':>11}"
-    names = sorted(wings, key=lambda name: (name == "total", name))
-    return [head, *(f"{name:24}{wings[name]}" for name in names if wings[name].statements)]
+    row_by_wing: dict[str, Row] = defaultdict(Row)
+    for wing_name, row in measured:
+        for summed_row in (row_by_wing[wing_name], row_by_wing["total"]):
+            summed_row.statements += row.statements
+            summed_row.unit += row.unit
+            summed_row.servers += row.servers
+            summed_row.either += row.either
+    header_line = f"{'':24}{'lines':>7}{'unit':>11}{'servers':>11}{'either':>11}"
+    names = sorted(row_by_wing, key=lambda name: (name == "total", name))
+    return [
+        header_line,
+        *(f"{name:24}{row_by_wing[name]}" for name in names if row_by_wing[name].statements),
+    ]
 
 
 def main() -> int:

@@ -60,9 +60,9 @@ class SitePages:
             if source.suffix == ".md":
                 self._write_page(source)
             else:
-                target = self._folder / source.relative_to(ROOT / "docs")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                target_path = self._folder / source.relative_to(ROOT / "docs")
+                target_path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target_path)
         for name in PAGES:
             self._write_page(ROOT / name)
 
@@ -83,9 +83,9 @@ class SitePages:
         self._write(page, "".join(parts))
 
     def _write(self, page: str, text: str) -> None:
-        target = self._folder / page
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
+        target_path = self._folder / page
+        target_path.parent.mkdir(parents=True, exist_ok=True)
+        target_path.write_text(text)
 
     def _rewrite_prose(self, text: str, source: Path, page: str) -> str:
         """Return Markdown (without code blocks) with links adjusted for the site."""
@@ -145,14 +145,14 @@ class SitePages:
         title = headings[-1].replace("`", "") if headings else "Moyin"
         name = hashlib.sha256(diagram.encode()).hexdigest()[:16]
         picture = Path("diagrams") / f"{name}.svg"
-        target = self._folder / picture
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._draw(diagram, target)
+        target_path = self._folder / picture
+        target_path.parent.mkdir(parents=True, exist_ok=True)
+        self._draw(diagram, target_path)
         path = os.path.relpath(picture, Path(page).parent)
         # Its text has 16 pixels at full size, and stays readable at 0.6 of that.
-        smallest = round(0.6 * _svg_width(target))
+        min_width = round(0.6 * _svg_width(target_path))
         return (
-            f'[![Diagram: {title}]({path}){{ .diagram style="min-width: {smallest}px" }}]({path})'
+            f'[![Diagram: {title}]({path}){{ .diagram style="min-width: {min_width}px" }}]({path})'
         )
 
 

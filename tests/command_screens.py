@@ -117,14 +117,14 @@ def find_flaws(screen: Screen, *, copied: Sequence[str] = ()) -> list[str]:
         copied: beginnings of lines that may be wider than the terminal. They are meant to be
             copied, and a terminal copies a line that it has broken as one line.
     """
-    flaws = []
+    found_flaws = []
     if "Traceback (most recent call last)" in screen.text:
-        flaws.append("a traceback")
-    flaws += [f"cut: {line}" for line in screen.lines if _CUT.search(line)]
+        found_flaws.append("a traceback")
+    found_flaws += [f"cut: {line}" for line in screen.lines if _CUT.search(line)]
     for line in screen.written_lines if screen.columns else ():
         # A word that is longer than the terminal is wide has to be broken.
         words = line.split()
         is_copied = line.strip().startswith(tuple(copied)) if copied else False
         if len(line) > screen.columns and not is_copied and max(map(len, words)) < screen.columns:
-            flaws.append(f"broken by the terminal: {line}")
-    return flaws
+            found_flaws.append(f"broken by the terminal: {line}")
+    return found_flaws

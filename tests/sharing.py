@@ -57,8 +57,8 @@ class FarmSharing:
         config.stash[_FILES] = frozenset(
             file for file, fixture in groups.items() if fixture == _FIXTURE
         )
-        order = {_FIXTURE: 0, _LAST_FIXTURE: 2}
-        items.sort(key=lambda item: order.get(groups.get(_file(item.nodeid), ""), 1))
+        group_order = {_FIXTURE: 0, _LAST_FIXTURE: 2}
+        items.sort(key=lambda item: group_order.get(groups.get(_file(item.nodeid), ""), 1))
         list_path = getattr(config, "workerinput", {}).get(_LIST)
         if list_path is not None:
             Path(list_path).write_text(json.dumps(groups))

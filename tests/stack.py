@@ -164,7 +164,7 @@ class RunningStack:
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
         scheduled: set[int] = set()
-        tries = 0
+        try_count = 0
         async for event in client.get_workflow_handle(job_id).fetch_history_events():
             if event.HasField("activity_task_scheduled_event_attributes"):
                 if event.activity_task_scheduled_event_attributes.activity_type.name == name:
@@ -172,8 +172,8 @@ class RunningStack:
             elif event.HasField("activity_task_started_event_attributes"):
                 started_event = event.activity_task_started_event_attributes
                 if started_event.scheduled_event_id in scheduled:
-                    tries = max(tries, started_event.attempt)
-        return tries
+                    try_count = max(try_count, started_event.attempt)
+        return try_count
 
     async def _activities(self, job_id: str, name: str) -> list[int]:
         client = await Client.connect(
@@ -218,12 +218,12 @@ def farm_env(comfyui: ComfyUI, folder: Path, **pool: Any) -> dict[str, str]:
         pool: further ``args`` of the render pool.
     """
     config = folder / "serve_config.yaml"
-    shipped, nodes = shipped_config(), str(write_nodes(folder))
-    for app in shipped["applications"]:
+    config_data, nodes = shipped_config(), str(write_nodes(folder))
+    for app in config_data["applications"]:
         if app["name"].startswith("render-"):
             app["args"]["comfyui"]["custom_nodes"].append(nodes)
             app["args"] |= pool
-    config.write_text(yaml.safe_dump(shipped))
+    config.write_text(yaml.safe_dump(config_data))
     return {
         "MOYIN_SERVE_CONFIG": str(config),
         "MOYIN_COMFYUI_HOME": str(comfyui.home),

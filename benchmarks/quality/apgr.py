@@ -21,10 +21,10 @@ def recovered(gains: Sequence[float], truths: Sequence[float]) -> list[float]:
         gains: expected gain of quality by prompt.
         truths: actual gain of quality by prompt.
     """
-    order = sorted(range(len(gains)), key=lambda number: -gains[number])
-    sums = [0.0, *accumulate(truths[number] for number in order)]
-    points = [round(share * len(order) / _SHARES) for share in range(_SHARES + 1)]
-    return [sums[point] / sums[-1] for point in points]
+    ranked_rows = sorted(range(len(gains)), key=lambda number: -gains[number])
+    cumulative_sums = [0.0, *accumulate(truths[number] for number in ranked_rows)]
+    points = [round(share * len(ranked_rows) / _SHARES) for share in range(_SHARES + 1)]
+    return [cumulative_sums[row_count] / cumulative_sums[-1] for row_count in points]
 
 
 def apgr(gains: Sequence[float], truths: Sequence[float]) -> float:

@@ -91,8 +91,8 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
     """Return, for each of `HALVES`, the constants and levels with which it is scored."""
     choices: list[Choice] = []
     for _, known_folds in HALVES:
-        fitted = difficulties(tables, known_folds, seed)
-        levels = {kind: round(level, 2) for kind, (level, _) in fitted.items()}
+        fitted_levels = difficulties(tables, known_folds, seed)
+        levels = {kind: round(level, 2) for kind, (level, _) in fitted_levels.items()}
         merits: dict[Constants, float] = {}
         with _use_levels(levels):
             for constants in GRID:

@@ -66,17 +66,17 @@ def draw(seed: int, clones: Path) -> list[Prompt]:
         command = ["git", "--git-dir", str(folder), "show", f"{_COMMITS[repository]}:{path}"]
         return subprocess.run(command, check=True, capture_output=True).stdout
 
-    mix: list[Prompt] = []
+    prompt_mix: list[Prompt] = []
     for kind, pool in _pools(read, clones).items():
         chance = random.Random(f"{SEED} {kind}")
-        order = sorted(pool, key=lambda prompt: prompt.text)
-        chance.shuffle(order)
-        chosen_rows, remaining_rows = order[:EACH], order[EACH:]
+        shuffled_prompts = sorted(pool, key=lambda prompt: prompt.text)
+        chance.shuffle(shuffled_prompts)
+        chosen_rows, remaining_rows = shuffled_prompts[:EACH], shuffled_prompts[EACH:]
         if seed != SEED:
             random.Random(f"{seed} {kind}").shuffle(remaining_rows)
             chosen_rows = remaining_rows[:EACH]
-        mix += chosen_rows
-    return mix
+        prompt_mix += chosen_rows
+    return prompt_mix
 
 
 def _pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
@@ -192,9 +192,10 @@ def main() -> None:
     parser.add_argument("--clones", type=Path, help="folder of bare clones, owner+name")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        mix = draw(arguments.seed, arguments.clones or Path(folder))
+        prompt_mix = draw(arguments.seed, arguments.clones or Path(folder))
     rows = (
-        {"class": prompt.kind, "source": prompt.source, "prompt": prompt.text} for prompt in mix
+        {"class": prompt.kind, "source": prompt.source, "prompt": prompt.text}
+        for prompt in prompt_mix
     )
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     arguments.target.write_text("".join(lines))

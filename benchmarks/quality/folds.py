@@ -55,15 +55,15 @@ Split = tuple[list[int], list[int]]  # numbers of rows to learn from, in order, 
 
 def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     """Return splits into five random folds; the rows to learn from are in random order."""
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
+    shuffled_rows = list(range(len(rows)))
+    random.Random(seed).shuffle(shuffled_rows)
     splits = []
     for fold in range(FOLDS):
         training_rows = [
-            number for part in range(FOLDS) if part != fold for number in order[part::FOLDS]
+            number for part in range(FOLDS) if part != fold for number in shuffled_rows[part::FOLDS]
         ]
         random.Random(fold + 1_000 * seed).shuffle(training_rows)
-        splits.append((training_rows, order[fold::FOLDS]))
+        splits.append((training_rows, shuffled_rows[fold::FOLDS]))
     return splits
 
 
@@ -71,15 +71,15 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     """Return splits into five folds by subject, so that no scored subject is learned."""
     subjects = sorted({row.subject for row in rows})
     random.Random(seed).shuffle(subjects)
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
+    shuffled_rows = list(range(len(rows)))
+    random.Random(seed).shuffle(shuffled_rows)
     splits = []
     for fold in range(FOLDS):
         held_subjects = set(subjects[fold::FOLDS])
         splits.append(
             (
-                [number for number in order if rows[number].subject not in held_subjects],
-                [number for number in order if rows[number].subject in held_subjects],
+                [number for number in shuffled_rows if rows[number].subject not in held_subjects],
+                [number for number in shuffled_rows if rows[number].subject in held_subjects],
             )
         )
     return splits
@@ -107,12 +107,12 @@ def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = No
             ]
             for model in (WEAK, STRONG)
         )
-        gains = [s - w for w, s in zip(weak_chances, strong_chances, strict=True)]
-        truths = [rows[row].strong - rows[row].weak for row in test_rows]
-        result.apgr.append(apgr(gains, truths))
-        result.curves.append(recovered(gains, truths))
-        result.length.append(_mean_of(lambda row: len(rows[row].prompt), test_rows, truths))
-        result.chance.append(apgr([chance.random() for _ in test_rows], truths))
+        expected_gains = [s - w for w, s in zip(weak_chances, strong_chances, strict=True)]
+        true_gains = [rows[row].strong - rows[row].weak for row in test_rows]
+        result.apgr.append(apgr(expected_gains, true_gains))
+        result.curves.append(recovered(expected_gains, true_gains))
+        result.length.append(_mean_of(lambda row: len(rows[row].prompt), test_rows, true_gains))
+        result.chance.append(apgr([chance.random() for _ in test_rows], true_gains))
         for row, w, s in zip(test_rows, weak_chances, strong_chances, strict=True):
             result.pairs += [(w, rows[row].weak), (s, rows[row].strong)]
     return result

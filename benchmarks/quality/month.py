@@ -134,22 +134,22 @@ class World:
     """Holds each model's true probability of a good answer, by topic and day."""
 
     def __init__(self, seed: int) -> None:
-        draw = random.Random(seed)
+        rng = random.Random(seed)
         self._surprises = {
-            model.name: [draw.gauss(model.surprise, 0.8) for _ in _TOPICS] for model in MODELS
+            model.name: [rng.gauss(model.surprise, 0.8) for _ in _TOPICS] for model in MODELS
         }
         # An update makes a local model better at two topics; a cloud model gets worse at two.
         self._drifts = {
-            "llama-3.1-8b": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), 2.0),
-            "claude-haiku-5-5": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), -2.0),
+            "llama-3.1-8b": dict.fromkeys(rng.sample(range(1, len(_TOPICS)), 2), 2.0),
+            "claude-haiku-5-5": dict.fromkeys(rng.sample(range(1, len(_TOPICS)), 2), -2.0),
         }
 
     def chance(self, model: SimulatedModel, request: Request) -> float:
         """Return the true probability that the answer is good."""
         ability = known(model)
         ability = ability.kinds.get(request.question.kind, ability)
-        _, _, harder, _ = _TOPICS[request.topic]
-        logit = ability.mean - request.question.difficulty - harder
+        _, _, topic_difficulty, _ = _TOPICS[request.topic]
+        logit = ability.mean - request.question.difficulty - topic_difficulty
         logit += self._surprises[model.name][request.topic]
         if request.day >= _DRIFT_DAY:
             logit += self._drifts.get(model.name, {}).get(request.topic, 0.0)
@@ -170,12 +170,12 @@ def known(model: SimulatedModel) -> Ability:
 
 def requests(seed: int) -> list[Request]:
     """Return the month's requests in order."""
-    draw = random.Random(seed + 1)
+    rng = random.Random(seed + 1)
     shares = [share for _, share, _, _ in _TOPICS]
     result = []
     for number in range(DAYS * _PER_DAY):
-        topic = draw.choices(range(len(_TOPICS)), shares)[0]
-        text = _TOPICS[topic][3].format(a=draw.choice(_WORDS), b=draw.choice(_WORDS))
+        topic = rng.choices(range(len(_TOPICS)), shares)[0]
+        text = _TOPICS[topic][3].format(a=rng.choice(_WORDS), b=rng.choice(_WORDS))
         question = build_question(
             [("user", text)],
             tools=False,
@@ -189,10 +189,10 @@ def requests(seed: int) -> list[Request]:
                 day=number / _PER_DAY,
                 topic=topic,
                 question=question,
-                luck=draw.random(),
-                signalled=draw.random() < _SIGNALLED,
-                person=f"person-{draw.randrange(_PEOPLE)}",
-                trying=draw.random() < _TRIED,
+                luck=rng.random(),
+                signalled=rng.random() < _SIGNALLED,
+                person=f"person-{rng.randrange(_PEOPLE)}",
+                trying=rng.random() < _TRIED,
             )
         )
     return result
@@ -228,8 +228,10 @@ def play(seed: int) -> Month:
     fixed: dict[tuple[str, str], float] = {}
     fixed_by_day: dict[tuple[str, str], list[float]] = {}
     for request in requests(seed):
-        available = [model for model in MODELS if model.since <= request.day]
-        chosen_model, has_tried = choose(estimator, available, request.question, request.trying)
+        available_models = [model for model in MODELS if model.since <= request.day]
+        chosen_model, has_tried = choose(
+            estimator, available_models, request.question, request.trying
+        )
         loss, has_failed = world.loss(chosen_model, request)
         loss += _USD_PER_VERDICT * has_tried
         totals["router"] += loss
@@ -248,8 +250,8 @@ def play(seed: int) -> Month:
             estimator.learn(_TENANT, signal)
         for model in MODELS:
             # Until a model is added, the most expensive one takes its place.
-            substitute = model if model.since <= request.day else MODELS[4]
-            loss, has_failed = world.loss(substitute, request)
+            substitute_model = model if model.since <= request.day else MODELS[4]
+            loss, has_failed = world.loss(substitute_model, request)
             cell = (request.question.kind, model.name)
             fixed[cell] = fixed.get(cell, 0.0) + loss
             fixed_by_day.setdefault(cell, [0.0] * DAYS)[int(request.day)] += loss

@@ -56,7 +56,8 @@ def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
     shares = [share * 10 for share in range(11)]
     for name, score in scores.items():
         mean = [
-            100 * sum(curve[at] for curve in score.curves) / len(score.curves) for at in range(11)
+            100 * sum(curve[step] for curve in score.curves) / len(score.curves)
+            for step in range(11)
         ]
         apgr = sum(score.apgr) / len(score.apgr)
         axes.plot(shares, mean, marker="o", markersize=3, label=f"{name}: APGR {apgr:.3f}")
@@ -88,7 +89,10 @@ def draw_month(months: Sequence[Month], target: Path) -> None:
     days = range(1, len(months[0].regret) + 1)
     for month in months:
         axes.plot(days, month.regret, color="tab:blue", alpha=0.25, linewidth=1)
-    mean = [sum(month.regret[at] for month in months) / len(months) for at in range(len(days))]
+    mean = [
+        sum(month.regret[day_index] for month in months) / len(months)
+        for day_index in range(len(days))
+    ]
     axes.plot(days, mean, color="tab:blue", linewidth=2.5, label=f"mean of {len(months)} seeds")
     axes.axhline(0, color="grey", linestyle="--")
     for day, label in ((15, "drift begins"), (20, "new model")):

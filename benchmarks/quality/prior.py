@@ -69,20 +69,20 @@ def difficulties(
 ) -> dict[str, tuple[float, int]]:
     """Return the difficulty of each kind, and the number of answers that it was computed from."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
-    for kind, row, guessed in _development(tables, folds, seed):
+    for kind, row, guess_chance in _development(tables, folds, seed):
         question = question_for(row.prompt)
         # The product adds this to the kind's level because of the length and other features.
         offset = question.difficulty - KIND_DIFFICULTY[question.kind]
         for model, label in ((WEAK, row.weak), (STRONG, row.strong)):
             ability = look_up_ability(model)
             assert ability is not None
-            answers[kind].append((ability.mean - offset, label, guessed))
-    fitted = {}
+            answers[kind].append((ability.mean - offset, label, guess_chance))
+    fitted_difficulties = {}
     for kind, kind_answers in answers.items():
         share = len(kind_answers) / (len(kind_answers) + _ANCHOR_ANSWERS)
         level = _level(kind_answers) if kind_answers else 0.0
-        fitted[kind] = (share * level + (1 - share) * ANCHORS[kind], len(kind_answers))
-    return fitted
+        fitted_difficulties[kind] = (share * level + (1 - share) * ANCHORS[kind], len(kind_answers))
+    return fitted_difficulties
 
 
 def _development(
@@ -106,8 +106,8 @@ def _level(answers: list[tuple[float, float, float]]) -> float:
 
     def surplus(difficulty: float) -> float:
         chances = (
-            guessed + (1 - guessed) / (1 + math.exp((difficulty - ability) * scale))
-            for ability, _, guessed in answers
+            guess_chance + (1 - guess_chance) / (1 + math.exp((difficulty - ability) * scale))
+            for ability, _, guess_chance in answers
         )
         return sum(chances) - good_answers
 

@@ -177,9 +177,9 @@ async def request_costs(
                 new_replica = _replica(root, home, backend, price, redis, model)
                 replicas[tree, state] = await stack.enter_async_context(new_replica)
         for kind in ("whole", "stream"):
-            for turn in range(rounds + 1):
+            for round_number in range(rounds + 1):
                 seconds_before = [await replica.cpu_seconds() for replica in replicas.values()]
-                for replica in list(replicas.values())[:: -1 if turn % 2 else 1]:
+                for replica in list(replicas.values())[:: -1 if round_number % 2 else 1]:
                     await replica.load(kind, requests, clients)
                 await asyncio.sleep(_WRITE_SECONDS)
                 for ((tree, state), replica), start in zip(
@@ -188,7 +188,7 @@ async def request_costs(
                     cpu_seconds = await replica.cpu_seconds() - start
                     cost = cpu_seconds / (requests // clients * clients) * 1e6
                     # The first round warms up.
-                    if turn:
+                    if round_number:
                         costs.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
     return costs
 
@@ -203,8 +203,8 @@ def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
     for (tree, kind), costs in results.items():
         cost_off, cost_on = costs["off"], costs["on"]
         shares = [
-            with_quality / cost_without - 1
-            for cost_without, with_quality in zip(cost_off, cost_on, strict=True)
+            cost_with / cost_without - 1
+            for cost_without, cost_with in zip(cost_off, cost_on, strict=True)
         ]
         lower_quartile, median, upper_quartile = statistics.quantiles(shares)
         print(

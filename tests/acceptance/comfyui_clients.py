@@ -48,9 +48,9 @@ class Clients:
     def node(self, script: str, *arguments: str) -> Any:
         """Run a Node.js script in the folder of its packages; return the JSON in its last line."""
         shutil.copy(_SCRIPTS / script, self.home)
-        beside = self.home / "node_modules"
-        if not beside.exists():
-            beside.symlink_to(self.folder / "node" / "node_modules")
+        modules_link = self.home / "node_modules"
+        if not modules_link.exists():
+            modules_link.symlink_to(self.folder / "node" / "node_modules")
         return self._run_script(["node", str(self.home / script), *arguments])
 
     def comfy(self, *arguments: str) -> subprocess.Popen[str]:
@@ -77,12 +77,12 @@ class Clients:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            out, err = process.communicate(timeout=_SECONDS)
+            stdout, err = process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            out, err = process.communicate()
-        assert process.returncode == 0, f"{command[1]}\n{out}\n{err}"
-        return json.loads(out.splitlines()[-1])
+            stdout, err = process.communicate()
+        assert process.returncode == 0, f"{command[1]}\n{stdout}\n{err}"
+        return json.loads(stdout.splitlines()[-1])
 
 
 class Graphs:

@@ -127,8 +127,8 @@ def check(
         AssertionError: a member is neither in the type nor an extension.
     """
     value = kind.validate_json(body, strict=True)
-    unknown = sorted(set(_unknown(value, "")) - extensions)
-    assert not unknown, f"{unknown} in {body!r}"
+    unknown_members = sorted(set(_unknown(value, "")) - extensions)
+    assert not unknown_members, f"{unknown_members} in {body!r}"
     return value
 
 

@@ -27,15 +27,15 @@ _SECONDS = 60
 @contextmanager
 def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
     """Serve the frontend from a thread, and yield its URL."""
-    ready: Future[str] = Future()
+    ready_url: Future[str] = Future()
     loop = asyncio.new_event_loop()
     stop_event = asyncio.Event()
     thread = threading.Thread(
-        target=loop.run_until_complete, args=(_serve(profile, files, ready, stop_event),)
+        target=loop.run_until_complete, args=(_serve(profile, files, ready_url, stop_event),)
     )
     thread.start()
     try:
-        yield ready.result(_SECONDS)
+        yield ready_url.result(_SECONDS)
     finally:
         loop.call_soon_threadsafe(stop_event.set)
         thread.join(_SECONDS)

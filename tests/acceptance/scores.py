@@ -47,8 +47,8 @@ def scores_table(scores: Iterable[Score]) -> list[str]:
         "|---|---|---:|---:|---:|---:|",
     ]
     for (suite, model), count in sorted(counts.items()):
-        figures = (count[name] for name in ("passed", "limit", "skipped", "failed"))
-        lines.append(f"| {suite} | {model} | {' | '.join(map(str, figures))} |")
+        outcome_counts = (count[name] for name in ("passed", "limit", "skipped", "failed"))
+        lines.append(f"| {suite} | {model} | {' | '.join(map(str, outcome_counts))} |")
     return [*lines, "", *_left_out(suites_by_reason)]
 
 
@@ -73,9 +73,9 @@ def limits_table() -> list[str]:
 
 def write(page: Path, name: str, lines: list[str]) -> None:
     """Replace the part of the page between the marks called ``name`` by ``lines``."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    head, result, after_begin = page.read_text().partition(begin)
-    _, closed, tail = after_begin.partition(end)
-    if not (result and closed):
+    begin_mark, end_mark = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, result, after_begin = page.read_text().partition(begin_mark)
+    _, found_end, tail = after_begin.partition(end_mark)
+    if not (result and found_end):
         raise ValueError(f"{page} has no marks for the section {name}")
-    page.write_text("\n".join([head + begin, "", *lines, "", end]) + tail)
+    page.write_text("\n".join([head + begin_mark, "", *lines, "", end_mark]) + tail)

@@ -256,10 +256,10 @@ def _make_value(
 ) -> Any:
     """Return a value that matches ``schema``, made of the prompt's numbers and quoted words."""
     if (reference := schema.get("$ref")) is not None:
-        target: Any = root
+        target_schema: Any = root
         for name in reference.removeprefix("#/").split("/"):
-            target = target[name]
-        return _make_value(target, root, numbers, quoted)
+            target_schema = target_schema[name]
+        return _make_value(target_schema, root, numbers, quoted)
     for members in ("anyOf", "oneOf", "allOf"):
         if members in schema:
             return _make_value(schema[members][0], root, numbers, quoted)

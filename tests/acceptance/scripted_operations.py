@@ -109,10 +109,10 @@ class OperationServer:
         texts = [d if isinstance(d, str) else d["text"] for d in body["documents"]]
         words = set(body["query"].lower().split())
         scores = [len(words & set(text.lower().split())) / len(words) for text in texts]
-        order = sorted(range(len(texts)), key=lambda index: -scores[index])
+        ranked_indexes = sorted(range(len(texts)), key=lambda index: -scores[index])
         results = [
             {"index": index, "relevance_score": scores[index]}
-            for index in order[: body.get("top_n")]
+            for index in ranked_indexes[: body.get("top_n")]
         ]
         if body["model"] == "cohere-rerank":
             meta = {"billed_units": {"search_units": 3}}
@@ -166,11 +166,16 @@ class OperationServer:
         body = await self._read_form(request, "CreateImageEditRequest")
         usage = {**TOKENS, "input_tokens_details": {"text_tokens": 10, "image_tokens": 20}}
         if body.get("stream"):
-            head = {"b64_json": PICTURE, "created_at": 1, "size": "1024x1024", "quality": "high"}
-            head |= {"background": "opaque", "output_format": "png"}
+            common_members = {
+                "b64_json": PICTURE,
+                "created_at": 1,
+                "size": "1024x1024",
+                "quality": "high",
+            }
+            common_members |= {"background": "opaque", "output_format": "png"}
             events: list[dict[str, Any]] = [
-                {"type": "image_edit.partial_image", "partial_image_index": 0, **head},
-                {"type": "image_edit.completed", "usage": usage, **head},
+                {"type": "image_edit.partial_image", "partial_image_index": 0, **common_members},
+                {"type": "image_edit.completed", "usage": usage, **common_members},
             ]
             return await _send_events(request, events)
         data = [{"b64_json": PICTURE}] * body.get("n", 1)

@@ -60,20 +60,20 @@ def test_a_whole_answer(client: anthropic.Anthropic, model: str) -> None:
 def test_the_streams_helper_puts_the_answer_together(
     client: anthropic.Anthropic, model: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8}
-    with client.messages.stream(**ask) as stream:
+    request: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8}
+    with client.messages.stream(**request) as stream:
         kinds = [event.type for event in stream]
         final_message = stream.get_final_message()
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
-    assert text_of(final_message) == text_of(client.messages.create(**ask))
+    assert text_of(final_message) == text_of(client.messages.create(**request))
     assert 0 < final_message.usage.output_tokens <= 8
 
 
 @pytest.mark.parametrize("model", ALL)
 def test_several_turns(client: anthropic.Anthropic, model: str) -> None:
-    turns: Any = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
-    assert client.messages.create(model=model, messages=turns, max_tokens=4).content
+    messages: Any = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
+    assert client.messages.create(model=model, messages=messages, max_tokens=4).content
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -89,29 +89,31 @@ def test_parse_fills_a_pydantic_model(client: anthropic.Anthropic, model: str) -
 
 @pytest.mark.parametrize("model", ALL)
 def test_a_stop_sequence_ends_the_answer(client: anthropic.Anthropic, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12}
-    whole_text = text_of(client.messages.create(**ask))
+    request: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12}
+    whole_text = text_of(client.messages.create(**request))
     stop = whole_text.split()[1]
-    cut = client.messages.create(**ask, stop_sequences=[stop])
-    assert cut.stop_reason in ("stop_sequence", "end_turn")
-    assert "".join(block.text for block in cut.content) == whole_text.partition(stop)[0]
+    cut_message = client.messages.create(**request, stop_sequences=[stop])
+    assert cut_message.stop_reason in ("stop_sequence", "end_turn")
+    assert "".join(block.text for block in cut_message.content) == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "tools": [TOOL], "max_tokens": 64}
+    request: dict[str, Any] = {"model": model, "tools": [TOOL], "max_tokens": 64}
     question: Any = {"role": "user", "content": "What is the weather in 'Paris'?"}
-    first_message = client.messages.create(**ask, messages=[question], tool_choice={"type": "any"})
+    first_message = client.messages.create(
+        **request, messages=[question], tool_choice={"type": "any"}
+    )
     assert first_message.stop_reason == "tool_use"
     [use] = [block for block in first_message.content if block.type == "tool_use"]
     assert use.input == {"city": "Paris"}
     result = {"type": "tool_result", "tool_use_id": use.id, "content": "Sunny."}
-    turns: Any = [
+    messages: Any = [
         question,
         {"role": "assistant", "content": first_message.content},
         {"role": "user", "content": [result]},
     ]
-    final_message = client.messages.create(**ask, messages=turns)
+    final_message = client.messages.create(**request, messages=messages)
     assert final_message.stop_reason == "end_turn"
     assert final_message.content[0].text
 
@@ -171,14 +173,14 @@ def test_a_picture_is_carried(client: anthropic.Anthropic, model: str) -> None:
 
 
 def test_thinking_comes_as_a_block_of_its_own(client: anthropic.Anthropic) -> None:
-    ask: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": SCRIPTED,
         "messages": [HELLO],
         "max_tokens": 2048,
         "thinking": {"type": "enabled", "budget_tokens": 1024},
     }
-    assert [b.type for b in client.messages.create(**ask).content] == ["thinking", "text"]
-    with client.messages.stream(**ask) as stream:
+    assert [b.type for b in client.messages.create(**request).content] == ["thinking", "text"]
+    with client.messages.stream(**request) as stream:
         thinking_text = "".join(event.thinking for event in stream if event.type == "thinking")
         final_message = stream.get_final_message()
     assert thinking_text

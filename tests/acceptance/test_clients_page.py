@@ -48,10 +48,10 @@ def test_every_snippet_is_run() -> None:
 
 def test_the_sdks(text_gateway: TextGateway) -> None:
     openai, anthropic, ollama = run("sdks", text_gateway)
-    hello: Any = {"model": SCRIPTED, "messages": [{"role": "user", "content": "Say hello."}]}
-    assert openai.chat.completions.create(**hello).choices[0].message.content == TEXT
-    assert anthropic.messages.create(**hello, max_tokens=99).content[0].text == TEXT
-    assert ollama.chat(**hello).message.content == TEXT
+    request: Any = {"model": SCRIPTED, "messages": [{"role": "user", "content": "Say hello."}]}
+    assert openai.chat.completions.create(**request).choices[0].message.content == TEXT
+    assert anthropic.messages.create(**request, max_tokens=99).content[0].text == TEXT
+    assert ollama.chat(**request).message.content == TEXT
     for client in (openai, anthropic, ollama._client):
         client.close()
 

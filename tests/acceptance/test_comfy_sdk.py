@@ -100,8 +100,8 @@ def test_follow_the_events(comfy: Comfy, measured: Measured) -> None:
     events = list(job.events())
     assert events[-1] == StatusChange(status="succeeded")
     assert StatusChange(status="running") in events
-    [ready] = [event for event in events if isinstance(event, OutputReady)]
-    assert ready.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
+    [output_event] = [event for event in events if isinstance(event, OutputReady)]
+    assert output_event.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
     progress_values = [event.value for event in events if isinstance(event, Progress)]
     assert progress_values == sorted(progress_values)
     measured(f"comfy-sdk: a one-second graph, from submit to its last event, "

@@ -175,8 +175,12 @@ def test_the_npm_sdk(
     assert result["again"] == 1
     assert result["long"] is False
     # It looks at the queue now and then, and may do so just when the job has left it.
-    interrupted, missing_error = "The execution was interrupted!", "The job went missing!"
-    assert set(result["failed"]) in ({interrupted}, {interrupted, missing_error}, {missing_error})
+    interrupted_error, missing_error = "The execution was interrupted!", "The job went missing!"
+    assert set(result["failed"]) in (
+        {interrupted_error},
+        {interrupted_error, missing_error},
+        {missing_error},
+    )
     assert farm.job(long_job)["status"] == "cancelled"
     assert result["stats"]["system"]["comfyui_version"]
 
@@ -194,9 +198,9 @@ def _at(url: str) -> list[str]:
 
 def _read_events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
     """Wait until `comfy` has ended with ``status``, and return the events that it printed."""
-    out, err = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == status, f"{out}\n{err}"
-    return [json.loads(line) for line in out.splitlines()]
+    stdout, err = process.communicate(timeout=_PATIENCE)
+    assert process.returncode == status, f"{stdout}\n{err}"
+    return [json.loads(line) for line in stdout.splitlines()]
 
 
 def _is_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:

@@ -124,12 +124,13 @@ def test_pages_fit_and_ask_no_other_host(
     context = browser.new_context(viewport=size, color_scheme=scheme)
     page = context.new_page()
     requests: list[str] = []
-    complaints: list[str] = []
+    console_errors: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.on(
-        "console", lambda entry: complaints.append(entry.text) if entry.type == "error" else None
+        "console",
+        lambda entry: console_errors.append(entry.text) if entry.type == "error" else None,
     )
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("pageerror", lambda error: console_errors.append(str(error)))
     for name in ("index", "reference/matrix", "architecture/life-of-a-render", "ja/index"):
         page.goto(f"{address}{name}.html")
         expect(page.locator("h1")).to_be_visible()
@@ -137,7 +138,7 @@ def test_pages_fit_and_ask_no_other_host(
         assert width <= size["width"], name
         assert _brightness(page) > 200 if scheme == "light" else _brightness(page) < 60
     context.close()
-    assert complaints == []
+    assert console_errors == []
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
 

@@ -71,9 +71,9 @@ async def test_refusal_of_the_only_host_has_retry_after(
             async with _full_queue(host):
                 async with openai.AsyncOpenAI(
                     base_url=f"{gateway.url}/v1", api_key=gateway.api_key, max_retries=0
-                ) as gpt:
+                ) as openai_client:
                     with pytest.raises(openai.RateLimitError) as openai_error:
-                        await gpt.chat.completions.create(model=CHAT, messages=[_HELLO])
+                        await openai_client.chat.completions.create(model=CHAT, messages=[_HELLO])
                 assert (openai_error.value.code, openai_error.value.type) == (
                     "overloaded",
                     "rate_limit_error",
@@ -167,14 +167,14 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
         await eventually(occupy)
         waits_before = host.read_log().count(_SCHEDULER_WAITS)
         with host.stopped_runners():
-            waiting = [tasks.create_task(call())]
+            call_tasks = [tasks.create_task(call())]
             # The scheduler has taken this one, so that the queue is empty.
             await eventually(lambda: host.read_log().count(_SCHEDULER_WAITS) > waits_before)
-            waiting += [tasks.create_task(call()) for _ in range(2)]
-            [refused_task], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            call_tasks += [tasks.create_task(call()) for _ in range(2)]
+            [refused_task], _ = await asyncio.wait(call_tasks, return_when=asyncio.FIRST_COMPLETED)
             assert (await refused_task).status == 503
             yield
-            for task in waiting:
+            for task in call_tasks:
                 task.cancel()
 
 

@@ -239,13 +239,18 @@ def test_openais_clients_get_logprobs(
         {"model": CHAT, "messages": [HELLO], "options": options}
         | {"stream": False, "logprobs": True, "top_logprobs": 2},
     )
-    ask: dict[str, Any] = {"model": CHAT, "messages": [HELLO], "temperature": 0, "max_tokens": 4}
-    ask |= {"logprobs": True, "top_logprobs": 2}
+    request: dict[str, Any] = {
+        "model": CHAT,
+        "messages": [HELLO],
+        "temperature": 0,
+        "max_tokens": 4,
+    }
+    request |= {"logprobs": True, "top_logprobs": 2}
     with openai.OpenAI(
         base_url=f"{ollama_gateway.url}/v1", api_key=ollama_gateway.api_key
     ) as client:
-        [choice] = client.chat.completions.create(**ask).choices
-        chunks = list(client.chat.completions.create(**ask, stream=True))
+        [choice] = client.chat.completions.create(**request).choices
+        chunks = list(client.chat.completions.create(**request, stream=True))
     assert choice.logprobs is not None
     result = choice.logprobs.content or []
     assert [item.token for item in result] == [item["token"] for item in server_answer["logprobs"]]
@@ -275,8 +280,8 @@ def test_the_package_of_npm(
         ["node", "ollama.mjs", ollama_gateway.ollama_url, ollama_gateway.api_key, CHAT], tmp_path
     )
     options = {"temperature": 0, "num_predict": 4}
-    ask = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
-    server_answer = ollama_server.call("POST", "/api/chat", ask)
+    request = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
+    server_answer = ollama_server.call("POST", "/api/chat", request)
     assert result["chat"] == result["streamed"] == server_answer["message"]["content"]
     assert (result["name"], result["logprobs"]) == (CHAT, 4)
     assert result["generated"]
@@ -292,10 +297,10 @@ def test_the_package_of_npm(
 def _normalize(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer without its durations, and with rounded numbers."""
     members = {name: value for name, value in answer.items() if name not in _TIMES}
-    rounded: dict[str, Any] = json.loads(
+    rounded_answer: dict[str, Any] = json.loads(
         json.dumps(members), parse_float=lambda text: round(float(text), 3)
     )
-    return rounded
+    return rounded_answer
 
 
 def _text(answer: dict[str, Any]) -> str:

@@ -40,17 +40,17 @@ def http(text_gateway: TextGateway) -> Iterator[httpx.Client]:
 
 def wav(seconds: int) -> bytes:
     file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setparams((1, 2, 8000, 0, "NONE", ""))
-        writer.writeframes(bytes(2 * 8000 * seconds))
+    with wave.open(file, "wb") as wave_writer:
+        wave_writer.setparams((1, 2, 8000, 0, "NONE", ""))
+        wave_writer.writeframes(bytes(2 * 8000 * seconds))
     return file.getvalue()
 
 
 def test_moderations_of_texts_without_a_model(client: openai.OpenAI) -> None:
     answer = client.moderations.create(input=["I kill time.", "Hello."])
     assert [result.flagged for result in answer.results] == [True, True]
-    applied = answer.results[0].category_applied_input_types
-    assert applied is not None and applied.violence == ["text"]
+    input_types = answer.results[0].category_applied_input_types
+    assert input_types is not None and input_types.violence == ["text"]
     _check_strictly(ModerationCreateResponse, answer)
 
 
@@ -217,9 +217,9 @@ def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as not_found_error:
         client.audio.speech.create(model="nothing", voice="alloy", input="Hi.")
     assert not_found_error.value.code == "model_not_found"
-    hello: Any = {"role": "user", "content": "Hi."}
+    message: Any = {"role": "user", "content": "Hi."}
     with pytest.raises(openai.BadRequestError) as chat:
-        client.chat.completions.create(model="whisper", messages=[hello])
+        client.chat.completions.create(model="whisper", messages=[message])
     assert chat.value.code == "unsupported_feature"
 
 

@@ -155,9 +155,9 @@ def test_items_of_a_stored_answer_are_named_by_their_ids(client: openai.OpenAI) 
     answer = client.responses.create(model=LLAMA, input=[reference, question], max_output_tokens=8)
     assert answer.usage is not None and first_response.usage is not None
     assert answer.usage.input_tokens > first_response.usage.input_tokens
-    unknown: Any = {"type": "item_reference", "id": "msg_" + "0" * 32 + "_0"}
+    unknown_reference: Any = {"type": "item_reference", "id": "msg_" + "0" * 32 + "_0"}
     with pytest.raises(openai.BadRequestError) as exc_info:
-        client.responses.create(model=LLAMA, input=[question, unknown])
+        client.responses.create(model=LLAMA, input=[question, unknown_reference])
     assert exc_info.value.param == "input.1.id"
 
 

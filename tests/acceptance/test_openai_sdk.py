@@ -57,12 +57,19 @@ def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
 @pytest.mark.parametrize("model", ALL)
 def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
     # Long enough for all of it: the helper takes an answer that was cut for an error.
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
-    with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as stream:
+    request: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 200,
+        "temperature": 0,
+    }
+    with client.chat.completions.stream(
+        **request, stream_options={"include_usage": True}
+    ) as stream:
         text = "".join(event.delta for event in stream if event.type == "content.delta")
         final_completion = stream.get_final_completion()
     assert text == final_completion.choices[0].message.content
-    assert text == client.chat.completions.create(**ask).choices[0].message.content
+    assert text == client.chat.completions.create(**request).choices[0].message.content
     assert final_completion.usage is not None
     assert 0 < final_completion.usage.completion_tokens < 200
 
@@ -70,8 +77,8 @@ def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, mode
 # llama.cpp has the call; for Claude's wire, and for the model that obeys, the prompt becomes a chat.
 @pytest.mark.parametrize("model", ALL)
 def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 8}
-    answer = client.completions.create(**ask, temperature=0)
+    request: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 8}
+    answer = client.completions.create(**request, temperature=0)
     Completion.model_validate(answer.model_dump(), strict=True)
     [choice] = answer.choices
     assert choice.text
@@ -80,7 +87,7 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: st
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     events = list(
         client.completions.create(
-            **ask, temperature=0, stream=True, stream_options={"include_usage": True}
+            **request, temperature=0, stream=True, stream_options={"include_usage": True}
         )
     )
     assert "".join(c.text for event in events for c in event.choices) == choice.text
@@ -98,11 +105,11 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: st
 
 @pytest.mark.parametrize("model", ALL)
 def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 12}
-    whole_text = client.completions.create(**ask, temperature=0).choices[0].text
+    request: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 12}
+    whole_text = client.completions.create(**request, temperature=0).choices[0].text
     stop = whole_text.split()[1]
-    cut = client.completions.create(**ask, temperature=0, stop=[stop]).choices[0]
-    assert cut.text == whole_text.partition(stop)[0]
+    cut_choice = client.completions.create(**request, temperature=0, stop=[stop]).choices[0]
+    assert cut_choice.text == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [CLAUDE, SCRIPTED])
@@ -120,9 +127,9 @@ def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) ->
 def test_members_that_a_chat_lacks_are_refused_by_name(
     client: openai.OpenAI, model: str, changes: dict[str, Any], field: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}
+    request: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}
     with pytest.raises(openai.BadRequestError) as exc_info:
-        client.completions.create(**ask)
+        client.completions.create(**request)
     assert (exc_info.value.param, exc_info.value.code) == (field, "unsupported_feature")
 
 
@@ -158,23 +165,28 @@ def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
-    whole_text = client.chat.completions.create(**ask).choices[0].message.content
+    request: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 12,
+        "temperature": 0,
+    }
+    whole_text = client.chat.completions.create(**request).choices[0].message.content
     assert whole_text
     stop = whole_text.split()[1]
-    cut = client.chat.completions.create(**ask, stop=[stop]).choices[0]
-    assert cut.finish_reason == "stop"
-    assert cut.message.content == whole_text.partition(stop)[0]
+    cut_choice = client.chat.completions.create(**request, stop=[stop]).choices[0]
+    assert cut_choice.finish_reason == "stop"
+    assert cut_choice.message.content == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str) -> None:
     tools = [openai.pydantic_function_tool(GetWeather)]
     question: Any = {"role": "user", "content": "What is the weather in 'Paris'?"}
-    ask: dict[str, Any] = {"model": model, "tools": tools, "max_tokens": 64}
+    request: dict[str, Any] = {"model": model, "tools": tools, "max_tokens": 64}
     message = (
         client.chat.completions.parse(
-            **ask, messages=[question], tool_choice="required", parallel_tool_calls=False
+            **request, messages=[question], tool_choice="required", parallel_tool_calls=False
         )
         .choices[0]
         .message
@@ -182,8 +194,8 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str)
     [call] = message.tool_calls or []
     assert call.function.parsed_arguments == GetWeather(city="Paris")
     result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
-    turns: Any = [question, message.model_dump(exclude_none=True), result]
-    final_completion = client.chat.completions.create(**ask, messages=turns)
+    messages: Any = [question, message.model_dump(exclude_none=True), result]
+    final_completion = client.chat.completions.create(**request, messages=messages)
     assert final_completion.choices[0].finish_reason == "stop"
     assert final_completion.choices[0].message.content
 
@@ -261,9 +273,9 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGatewa
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.chat.completions.create(model=SCRIPTED, messages=[HELLO], temperature=9)
     assert (exc_info.value.param, exc_info.value.code) == ("temperature", "invalid_request")
-    with pytest.raises(openai.NotFoundError) as unknown:
+    with pytest.raises(openai.NotFoundError) as unknown_model_error:
         client.models.retrieve("gpt-2")
-    assert unknown.value.code == "model_not_found"
+    assert unknown_model_error.value.code == "model_not_found"
     with (
         openai.OpenAI(
             base_url=text_gateway.openai, api_key="moyin_wrong", max_retries=0

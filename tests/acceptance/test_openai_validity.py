@@ -97,8 +97,8 @@ def calling(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
 def able(name: str, **place: Any) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"name": f"m-{name}", "upstream": "up", "context": 100_000, **abilities}
-    free = {"price": {"input": 0, "output": 0}}
-    return {"name": name, **place, "models": [{**model, **free}]}
+    free_price = {"price": {"input": 0, "output": 0}}
+    return {"name": name, **place, "models": [{**model, **free_price}]}
 
 
 @asynccontextmanager
@@ -110,8 +110,8 @@ async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
         openai_backend = able("openai", type="openai", base_url=f"{server.url}/v1")
         for backend_config in (ollama, openai_backend):
             vectors = {"name": f"v-{backend_config['name']}", "upstream": "up", "context": 8192}
-            free = {"price": {"input": 0, "output": 0}}
-            backend_config["models"].append({**vectors, "embeddings": True, **free})
+            free_price = {"price": {"input": 0, "output": 0}}
+            backend_config["models"].append({**vectors, "embeddings": True, **free_price})
         async with serving(folder, claude, ollama, openai_backend) as models_app:
             yield models_app
 

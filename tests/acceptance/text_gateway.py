@@ -94,11 +94,11 @@ def _able(url: str) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"context": 128_000, **abilities}
     names = (SCRIPTED, OTHER, SCRIPTED_GPT, SCRIPTED_CLAUDE)
-    free = {"price": {"input": 0, "output": 0}}
-    vectors = {"name": VECTORS, "context": 8192, "embeddings": True, **free}
+    free_price = {"price": {"input": 0, "output": 0}}
+    vectors = {"name": VECTORS, "context": 8192, "embeddings": True, **free_price}
     return {
         "name": "scripted",
         "type": "openai",
         "base_url": f"{url}/v1",
-        "models": [vectors, *({"name": name, **model, **free} for name in names)],
+        "models": [vectors, *({"name": name, **model, **free_price} for name in names)],
     }

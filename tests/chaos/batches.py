@@ -127,9 +127,9 @@ class BatchRun:
 
     def submit(self, folder: Path) -> None:
         file = folder / "input.jsonl"
-        with file.open("w") as out:
+        with file.open("w") as lines_file:
             for number in range(1, self.lines + 1):
-                out.write(json.dumps(_build_line(number)) + "\n")
+                lines_file.write(json.dumps(_build_line(number)) + "\n")
         self.id = self.gateway.run("batches", "submit", str(file)).stdout.strip()
 
     def get(self) -> dict[str, Any]:
@@ -171,11 +171,11 @@ class BatchRun:
             self.wait(lambda batch, share=share: _done(batch) >= share * self.lines, 300)  # type: ignore[misc]
             count_before = len(victims.processes(self.gateway.data, PARTS[part]))
             assert count_before >= 1, f"there is no {part}"
-            killed = victims.kill_one(self.gateway.data, PARTS[part])
+            killed_pid = victims.kill_one(self.gateway.data, PARTS[part])
             batch = self.get()
             assert batch["status"] == "in_progress", f"it was {batch['status']} before {part}"
             self.kills.append(f"{part} at {_done(batch)}")
-            victims.wait_for_another(self.gateway.data, PARTS[part], killed, count_before, 240)
+            victims.wait_for_another(self.gateway.data, PARTS[part], killed_pid, count_before, 240)
 
     def check(self, model: MockModel) -> None:
         """Assert that each line has one result, and that each answer is billed once."""
@@ -293,10 +293,10 @@ def main() -> int:
             batch_run.wait(lambda batch: _done(batch) > 0, 60)
             began, done_before = time.monotonic(), _done(batch_run.get())
             print("with:", describe(measure_calls(gateway, options.calls)), flush=True)
-            rate = (_done(batch_run.get()) - done_before) / (time.monotonic() - began)
+            lines_per_second = (_done(batch_run.get()) - done_before) / (time.monotonic() - began)
             batch_run.cancel()
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
-            print(f"{rate:.0f} lines/s", flush=True)
+            print(f"{lines_per_second:.0f} lines/s", flush=True)
             if options.measure_only:
                 return 0
             model.seconds, began = options.slow, time.monotonic()

@@ -104,7 +104,7 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report, rng = Report(), random.Random(plan.seed)
     database = Database(gateway.settings.sql_url)
-    killing = asyncio.create_task(_kill(gateway, plan, report))
+    kill_task = asyncio.create_task(_kill(gateway, plan, report))
     try:
         _, key = await KeyStore(database).create(_OWNER, "costs")
         limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
@@ -112,8 +112,8 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
             await _run_jobs(client, plan, rng)
-            killing.cancel()
-            await asyncio.gather(killing, return_exceptions=True)
+            kill_task.cancel()
+            await asyncio.gather(kill_task, return_exceptions=True)
             report.rows = await _wait_for_rows(database)
             jobs = await _list_jobs(client)
             report.spent_usd = await _wait_for_budget(client)
@@ -121,7 +121,7 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
         report.jobs_usd = sum((Decimal(str(job["cost_usd"])) for job in jobs), Decimal(0))
         report.executions = list_executions(gateway.data)
     finally:
-        killing.cancel()
+        kill_task.cancel()
         await database.close()
     _compare(report)
     return report
@@ -174,8 +174,8 @@ async def _run_job(
         kind: a number from 0 to 1, which determines whether the job fails, is cancelled or
             succeeds.
     """
-    fails = kind < plan.failing
-    body = {"kind": "render", "workflow": busy(seconds, 0x400000 + number, fails=fails)}
+    should_fail = kind < plan.failing
+    body = {"kind": "render", "workflow": busy(seconds, 0x400000 + number, fails=should_fail)}
     headers = {"idempotency-key": f"costs-{number}"}
     job = await _call(client, "POST", "/jobs", json=body, headers=headers)
     path = f"/jobs/{job['id']}"

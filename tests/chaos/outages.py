@@ -110,14 +110,14 @@ def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
     """Kill the oldest process of ``part`` with SIGKILL, and return once everything works again."""
     count_before = len(victims.processes(gateway.data, PARTS[part]))
     assert count_before >= 1, f"there is no {part}"
-    killed = time.monotonic()
+    killed_at = time.monotonic()
     pid = victims.kill_one(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:
-        rendering = pool.submit(_render, StackClient(gateway.url, gateway.api_key))
-        watch.wait_until_well(killed, seconds=_QUIET_SECONDS)
-        render = rendering.result()
+        render_future = pool.submit(_render, StackClient(gateway.url, gateway.api_key))
+        watch.wait_until_well(killed_at, seconds=_QUIET_SECONDS)
+        render = render_future.result()
     victims.wait_for_another(gateway.data, PARTS[part], pid, count_before, 240)
-    return Outage(part=part, killed=killed, calls=watch.since(killed), render=render)
+    return Outage(part=part, killed=killed_at, calls=watch.since(killed_at), render=render)
 
 
 def _render(client: StackClient) -> float:

@@ -84,12 +84,14 @@ class Report:
 
     @property
     def sentence(self) -> str:
-        killed = ", ".join(f"{name} {count}" for name, count in self.kills.items())
-        tries = ", ".join(f"{tries} times {count}" for tries, count in sorted(self.tries.items()))
+        kill_counts = ", ".join(f"{name} {count}" for name, count in self.kills.items())
+        try_counts = ", ".join(
+            f"{try_counts} times {count}" for try_counts, count in sorted(self.tries.items())
+        )
         return (
             f"{self.jobs} jobs ({self.slept:.0f} s of work) in {self.seconds:.0f} s, "
-            f"{self.kills.total()} kills ({killed}); {self.refused} calls tried again; "
-            f"render steps begun: {tries}; renders finished by ComfyUI: {self.renders}"
+            f"{self.kills.total()} kills ({kill_counts}); {self.refused} calls tried again; "
+            f"render steps begun: {try_counts}; renders finished by ComfyUI: {self.renders}"
         )
 
 
@@ -131,7 +133,7 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
     ]
     report.slept = sum(graph["3"]["inputs"]["seconds"] for graph in graphs)
     began = time.monotonic()
-    killing = asyncio.create_task(_kill(gateway, plan, report))
+    kill_task = asyncio.create_task(_kill(gateway, plan, report))
     try:
         async with asyncio.TaskGroup() as group:
             owners = [
@@ -141,8 +143,8 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
                 for owner_index, key in enumerate(keys)
             ]
     finally:
-        killing.cancel()
-        await asyncio.gather(killing, return_exceptions=True)
+        kill_task.cancel()
+        await asyncio.gather(kill_task, return_exceptions=True)
     report.seconds = time.monotonic() - began
     ids = [job_id for owner in owners for job_id in owner.result()]
     await _check_recovery(gateway, counts_before, report)
@@ -269,9 +271,9 @@ async def _all_there(gateway: RunningStack, actors: int) -> None:
 async def _check_recovery(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
     """Wait until as many processes of each kind run as before; report a problem if they do not."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
-    while (now := await asyncio.to_thread(_counts, gateway)) != before:
+    while (current_counts := await asyncio.to_thread(_counts, gateway)) != before:
         if time.monotonic() > deadline:
-            report.problems.append(f"processes: {before} before, {now} after")
+            report.problems.append(f"processes: {before} before, {current_counts} after")
             return
         await asyncio.sleep(0.5)
 
@@ -285,15 +287,15 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
             rows = (
                 await connection.execute(sa.select(artifacts.c.job_id, artifacts.c.sha256))
             ).all()
-            owned = [tuple(row) for row in rows]
+            owned_files = [tuple(row) for row in rows]
     finally:
         await database.close()
     steps = {job_id: len(entries) for job_id, entries in map(tuple, results)}
-    files = Counter(job_id for job_id, _ in owned)
+    files = Counter(job_id for job_id, _ in owned_files)
     for job_id in ids:
         if steps.get(job_id) != 1 or files[job_id] != 1:
             report.problems.append(f"{job_id}: {steps.get(job_id)} results, {files[job_id]} files")
-    pictures = {sha256 for job_id, sha256 in owned if job_id in set(ids)}
+    pictures = {sha256 for job_id, sha256 in owned_files if job_id in set(ids)}
     if len(set(ids)) != report.jobs or len(pictures) != report.jobs:
         report.problems.append(f"{len(set(ids))} jobs, {len(pictures)} different pictures")
 
@@ -303,13 +305,13 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
     settings = gateway.settings
     client = await Client.connect(settings.temporal_address, namespace=settings.temporal_namespace)
     for job_id in ids:
-        completed_steps = tries = 0
+        completed_steps = try_count = 0
         history = await client.get_workflow_handle(job_id).fetch_history()
         for event in history.events:
             if event.HasField("activity_task_started_event_attributes"):
-                tries = event.activity_task_started_event_attributes.attempt
+                try_count = event.activity_task_started_event_attributes.attempt
             completed_steps += event.HasField("activity_task_completed_event_attributes")
-        report.tries[tries] += 1
+        report.tries[try_count] += 1
         if completed_steps != 1:
             report.problems.append(f"{job_id}: {completed_steps} completed render steps")
     runs = Counter([run.id async for run in client.list_workflows()])

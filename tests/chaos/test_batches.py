@@ -22,11 +22,13 @@ def test_a_batch_survives_the_death_of_every_part(
     model = MockModel(seconds=0.1)
     with model.serving(), deployed(gateway, model, parallel=16):
         measure_calls(gateway, 10)
-        without = describe(measure_calls(gateway, 50))
+        times_without = describe(measure_calls(gateway, 50))
         run = BatchRun(gateway=gateway, lines=_LINES)
         run.submit(tmp_path)
         run.wait(lambda batch: batch["request_counts"]["completed"] > 0, 180)
-        measured(f"calls without a batch: {without}; with: {describe(measure_calls(gateway, 50))}")
+        measured(
+            f"calls without a batch: {times_without}; with: {describe(measure_calls(gateway, 50))}"
+        )
         run.kill_all(_KILLED)
         run.check(model)
     measured(f"killed {', '.join(run.kills)}: {run.repeated} lines were sent to the model again")

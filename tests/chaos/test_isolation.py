@@ -77,16 +77,16 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
             "render": lambda: _render(client),
         }
         await asyncio.gather(*(_until_well(use) for use in other_uses.values()))
-        bystanders = set(REPLICAS.values()) - {"Accounts"}
-        pids_before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
+        other_apps = set(REPLICAS.values()) - {"Accounts"}
+        pids_before, accounts_pids = _pids(gateway, other_apps), _pids(gateway, {"Accounts"})
         await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
-            await eventually(lambda: not sound & _pids(gateway, {"Accounts"}), 180)
+            await eventually(lambda: not accounts_pids & _pids(gateway, {"Accounts"}), 180)
             results_by_name = await Load(other_uses).run(_leak(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
         await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 180)
-        assert _pids(gateway, bystanders) == pids_before
+        assert _pids(gateway, other_apps) == pids_before
     uses = {name: len(results) for name, results in results_by_name.items()}
     assert all(uses.values())
     measured(
@@ -99,14 +99,14 @@ async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
     """Call the leaky accounts app until its replica is stopped because of its memory."""
     await _until_well(lambda: _get(client, KEYS))
     [process] = victims.processes(gateway.data, victims.replica("Accounts"))
-    largest = 0
+    largest_rss = 0
     with suppress(psutil.NoSuchProcess):
         async with asyncio.timeout(90):
             while process.status() != psutil.STATUS_ZOMBIE:
-                largest = max(largest, process.memory_info().rss)
+                largest_rss = max(largest_rss, process.memory_info().rss)
                 with suppress(AssertionError, aiohttp.ClientError):
                     await _get(client, KEYS)
-    assert largest > 0.8 * LEAK_LIMIT_MIB * 2**20
+    assert largest_rss > 0.8 * LEAK_LIMIT_MIB * 2**20
     await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 90)
     assert process.pid not in _pids(gateway, {"Accounts"})
 

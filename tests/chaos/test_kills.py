@@ -45,16 +45,18 @@ def test_a_running_job_survives_the_death_of(
         lambda job: job["status"] == "running" and job["progress"]["value"] > 0,
         180,
     )
-    killed = victims.kill_one(gateway.data, matches)
-    at = time.monotonic()
+    killed_pid = victims.kill_one(gateway.data, matches)
+    killed_at = time.monotonic()
 
     job = client.wait(job_id, FINAL, 300)
-    job_seconds = time.monotonic() - at
+    job_seconds = time.monotonic() - killed_at
     assert (job["status"], job["error"]) == ("succeeded", None)
     [artifact] = job["artifacts"]
     assert client.artifact(artifact["url"]).startswith(PNG)
 
-    replacement_seconds = victims.wait_for_another(gateway.data, matches, killed, count_before, 180)
+    replacement_seconds = victims.wait_for_another(
+        gateway.data, matches, killed_pid, count_before, 180
+    )
     assert len(victims.processes(gateway.data, victims.comfyui)) == comfyuis
     measured(
         f"kill -9 {name}: job done {job_seconds:.1f} s later, "

@@ -36,11 +36,11 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
             for method in ("GET", "POST")
             for _ in range(CLIENTS)
         ]
-        dying = 0
+        broken_connections = 0
         for number in range(KILLS):
             await asyncio.sleep(SECONDS / KILLS)
             victim = number % len(processes)
-            dying += _count_connections(ports[victim])
+            broken_connections += _count_connections(ports[victim])
             processes[victim].kill()
             await processes[victim].wait()
             processes[victim] = await _start(ports[victim])
@@ -51,13 +51,14 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
         for method in ("GET", "POST")
     }
     measured(
-        f"{KILLS} kills under {sum(status_counts.values())} requests, {dying} connections died: "
+        f"{KILLS} kills under {sum(status_counts.values())} requests, "
+        f"{broken_connections} connections died: "
         f"failed {failed_requests}"
     )
     assert status_counts["GET", 200] > 100 and status_counts["POST", 200] > 100
     assert failed_requests["GET"] == 0
     # One for each connection that dies, and each client has one under way.
-    assert failed_requests["POST"] <= min(dying, KILLS * CLIENTS)
+    assert failed_requests["POST"] <= min(broken_connections, KILLS * CLIENTS)
 
 
 async def _load(

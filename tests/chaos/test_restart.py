@@ -114,7 +114,7 @@ def _change_pools_under_load(gateway: RunningStack, client: StackClient, measure
     """
     _rendered(client, picture(next(_colors)))
     [old_process] = victims.processes(gateway.data, victims.comfyui)
-    started = Path(f"/proc/{old_process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    start_time = Path(f"/proc/{old_process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
     client.wait(jobs[0], {"running"}, 180)
     gateway.serve_deploy(_changed(yaml.safe_load(gateway.layout.serve_config.read_text())))
@@ -130,20 +130,20 @@ def _change_pools_under_load(gateway: RunningStack, client: StackClient, measure
         ended_jobs
     )
     assert [len(job["artifacts"]) for job in ended_jobs] == [0, *[1] * (len(ended_jobs) - 1)]
-    assert _text(ended_jobs[0]) == started
-    tries = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
-    measured(f"begun so often: {dict(tries)}")
+    assert _text(ended_jobs[0]) == start_time
+    try_counts = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
+    measured(f"begun so often: {dict(try_counts)}")
     return old_process.pid
 
 
 def _changed(config: dict[str, Any]) -> dict[str, Any]:
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
-    larger = copy.deepcopy(pool)
+    large_pool = copy.deepcopy(pool)
     pool["args"] |= {"gpus": 0.4, "cpus": 0.1, "larger_pool": "large"}
     pool["args"]["comfyui"]["flags"] = ["--cache-lru", "16"]
-    larger["name"] = "render-large"
-    larger["args"] |= {"pool": "large", "gpus": 0.6, "cpus": 0.1}
-    config["applications"].append(larger)
+    large_pool["name"] = "render-large"
+    large_pool["args"] |= {"pool": "large", "gpus": 0.6, "cpus": 0.1}
+    config["applications"].append(large_pool)
     return config
 
 

@@ -151,8 +151,8 @@ class Watch:
             time.sleep(0.2)
             now = time.monotonic()
             recent_calls = self.since(max(since, now - seconds))
-            well = {call.service for call in recent_calls if call.outcome == "ok"}
-            if now - since > seconds and well == SERVICES and _all_well(recent_calls):
+            well_services = {call.service for call in recent_calls if call.outcome == "ok"}
+            if now - since > seconds and well_services == SERVICES and _all_well(recent_calls):
                 return
         raise AssertionError(
             f"services still fail after {patience:.0f} s: {self.since(now - 1)[-20:]}"

@@ -46,8 +46,8 @@ class Runner:
         self._jobs: dict[str, Job] = {}
 
     def run(self, step: Step) -> dict[str, Any]:
-        do: Callable[[Step], dict[str, Any]] = getattr(self, step["do"])
-        return {"do": step["do"], **do(step)}
+        run_step: Callable[[Step], dict[str, Any]] = getattr(self, step["do"])
+        return {"do": step["do"], **run_step(step)}
 
     def submit(self, step: Step) -> dict[str, Any]:
         work, options = build_work(step["job"])
@@ -72,13 +72,13 @@ class Runner:
                 print(json.dumps({"kill": job.id}), flush=True)
                 sys.stdin.readline()
         ids = [event.id for event in events]
-        everything = [event.id for event in self._client.events(job)]
+        all_ids = [event.id for event in self._client.events(job)]
         half = len(ids) // 2
         resumed_ids = [event.id for event in self._client.events(job, last_event_id=ids[half])]
         return {
             "types": [event.type for event in events if event.type != "progress"],
             "repeated": len(ids) - len(set(ids)),
-            "lost": len(set(everything) - set(ids)),
+            "lost": len(set(all_ids) - set(ids)),
             "resumed": "the rest" if resumed_ids == ids[half + 1 :] else [ids, resumed_ids],
         }
 

@@ -24,7 +24,7 @@ def weather(city: str) -> str:
 
 async def main(url: str, key: str, model: str) -> None:
     plain_agent = page("openai_agents", url, key, model)["agent"]
-    hello = await Runner.run(plain_agent, "Say hello.")
+    hello_run = await Runner.run(plain_agent, "Say hello.")
     agent = Agent(name="forecaster", instructions="Be kind.", model=model, tools=[weather])
     answer = await Runner.run(agent, "What is the weather in 'Paris'?")
     streamed_run = Runner.run_streamed(agent, "What is the weather in 'Paris'?")
@@ -35,17 +35,17 @@ async def main(url: str, key: str, model: str) -> None:
     typed_agent = Agent(name="reader", model=model, output_type=Person)
     person = await Runner.run(typed_agent, "The person 'Ada' is 36 years old.")
     first_agent = Agent(name="first", model=model, handoffs=[Agent(name="second", model=model)])
-    handed = await Runner.run(first_agent, "Say hello.")
+    handoff_run = await Runner.run(first_agent, "Say hello.")
     results = [item.output for item in answer.new_items if item.type == "tool_call_output_item"]
     entries = {
-        "hello": hello.final_output,
+        "hello": hello_run.final_output,
         "results": results,
         "answer": answer.final_output,
         "streamed": streamed_run.final_output,
         "kinds": sorted(kinds),
         "continued": continued_run.final_output,
         "person": person.final_output.model_dump(),
-        "last_agent": handed.last_agent.name,
+        "last_agent": handoff_run.last_agent.name,
     }
     print(json.dumps(entries))
 

@@ -76,8 +76,8 @@ def runs_an_agent(name: str) -> None:
 
 def fills_objects() -> None:
     kwargs = {"response_format": Person}
-    filling = OpenAIChatGenerator(model=model, generation_kwargs=kwargs, max_retries=0, **OPENAI)
-    [answer] = filling.run([ChatMessage.from_user(SENTENCE)])["replies"]
+    generator = OpenAIChatGenerator(model=model, generation_kwargs=kwargs, max_retries=0, **OPENAI)
+    [answer] = generator.run([ChatMessage.from_user(SENTENCE)])["replies"]
     assert json.loads(answer.text) == PERSON, answer
 
 

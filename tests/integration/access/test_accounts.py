@@ -43,8 +43,8 @@ async def test_a_player_registers_signs_in_and_changes_the_profile(accounts: Acc
     await accounts.ok("PATCH", "/me", token, {"name": "Ann B", "profile": profile})
     shown_user = await accounts.ok("GET", "/me", token)
     assert (shown_user["name"], shown_user["profile"]) == ("Ann B", profile)
-    who = await accounts.ok("GET", "/whoami", token)
-    assert (who["owner"], who["scopes"]) == (user["id"], ["player"])
+    caller = await accounts.ok("GET", "/whoami", token)
+    assert (caller["owner"], caller["scopes"]) == (user["id"], ["player"])
 
 
 async def test_a_wrong_password_and_an_unknown_email_look_the_same(accounts: AccountsApp) -> None:
@@ -69,10 +69,10 @@ async def test_a_refresh_token_is_good_once_and_its_replay_ends_the_session(
         "POST", "/refresh", None, {"refresh_token": first_session["refresh_token"]}
     )
     assert (replay.status, replay.code) == (401, "invalid_token")
-    thief = await accounts.call(
+    thief_response = await accounts.call(
         "POST", "/refresh", None, {"refresh_token": second_session["refresh_token"]}
     )
-    assert thief.status == 401
+    assert thief_response.status == 401
     # The access token of the family is refused as well (nothing has it in a cache yet).
     assert (await accounts.call("GET", "/me", second_session["access_token"])).status == 401
 
@@ -84,10 +84,10 @@ async def test_concurrent_refreshes_end_the_token_family(
     answers = await asyncio.gather(
         *(accounts.call("POST", "/refresh", None, {"refresh_token": token}) for _ in range(5))
     )
-    won = [answer for answer in answers if answer.status == 200]
-    assert len(won) == 1
+    granted_answers = [answer for answer in answers if answer.status == 200]
+    assert len(granted_answers) == 1
     response = await accounts.call(
-        "POST", "/refresh", None, {"refresh_token": won[0].body["refresh_token"]}
+        "POST", "/refresh", None, {"refresh_token": granted_answers[0].body["refresh_token"]}
     )
     assert response.status == 401
 
@@ -135,9 +135,16 @@ async def test_two_admins_change_each_other_at_once(accounts: AccountsApp) -> No
         answers = await asyncio.gather(
             *(
                 accounts.call(
-                    "PATCH", f"{path}/{whom['user']['id']}", who["access_token"], {"role": "viewer"}
+                    "PATCH",
+                    f"{path}/{changed_admin['user']['id']}",
+                    acting_admin["access_token"],
+                    {"role": "viewer"},
                 )
-                for who, whom in ((first_admin, second_admin), (second_admin, first_admin)) * 4
+                for acting_admin, changed_admin in (
+                    (first_admin, second_admin),
+                    (second_admin, first_admin),
+                )
+                * 4
             )
         )
         # Who is changed first can't answer in kind.
@@ -186,10 +193,12 @@ async def test_a_new_password_needs_the_old_one_and_ends_other_sessions(
 async def test_a_forgotten_password_is_reset_by_mail_once(accounts: AccountsApp) -> None:
     session = await accounts.player()
     email = session["user"]["email"]
-    unknown = await accounts.call("POST", "/password/forgot", None, {"email": "no@example.com"})
+    unknown_response = await accounts.call(
+        "POST", "/password/forgot", None, {"email": "no@example.com"}
+    )
     known_response = await accounts.call("POST", "/password/forgot", None, {"email": email})
     assert (
-        (unknown.status, unknown.body)
+        (unknown_response.status, unknown_response.body)
         == (known_response.status, known_response.body)
         == (202, known_response.body)
     )
@@ -244,17 +253,17 @@ async def test_a_password_reset_ends_sign_ins_with_the_old_password(
         patch.setattr(accounts.parts.sign_in, "_passwords", slow_passwords)
         if way == "login":
             body = {"email": email, "password": PASSWORD}
-            under_way = asyncio.create_task(accounts.call("POST", "/login", None, body))
+            pending_call = asyncio.create_task(accounts.call("POST", "/login", None, body))
         else:
             body = {"current_password": PASSWORD, "new_password": "the thief's own"}
             call = accounts.call("POST", "/password", session["access_token"], body)
-            under_way = asyncio.create_task(call)
+            pending_call = asyncio.create_task(call)
         await slow_passwords.proven.wait()
         await accounts.ok(
             "POST", "/password/reset", None, {"token": token, "password": new_password}
         )
         slow_passwords.go_on.set()
-        answer = await under_way
+        answer = await pending_call
     assert (answer.status, answer.code) == (401, "invalid_credentials")
     for password, status in ((PASSWORD, 401), ("the thief's own", 401), (new_password, 200)):
         body = {"email": email, "password": password}
@@ -314,8 +323,8 @@ async def test_access_tokens_are_proven_by_the_published_keys(accounts: Accounts
 async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsApp) -> None:
     member = (await accounts.member(await accounts.organisation()))["access_token"]
     key = await accounts.ok("POST", "/keys", member, {"name": "ci", "scopes": ["jobs:read"]})
-    who = await accounts.ok("GET", "/whoami", key["key"])
-    assert (who["key_id"], who["scopes"]) == (key["id"], ["jobs:read"])
+    caller = await accounts.ok("GET", "/whoami", key["key"])
+    assert (caller["key_id"], caller["scopes"]) == (key["id"], ["jobs:read"])
     [listed_key] = (await accounts.ok("GET", "/keys", member))["keys"]
     assert listed_key["last_used_at"] is not None
     assert "key" not in listed_key
@@ -372,8 +381,8 @@ async def test_roles_and_service_accounts(accounts: AccountsApp) -> None:
         "POST", f"{path}/service-accounts", admin, {"name": "bot", "role": "member"}
     )
     key = await accounts.ok("POST", "/keys", admin, {"user": service["id"], "name": "bot's"})
-    who = await accounts.ok("GET", "/whoami", key["key"])
-    assert (who["owner"], who["user"], "text" in who["scopes"]) == (
+    caller = await accounts.ok("GET", "/whoami", key["key"])
+    assert (caller["owner"], caller["user"], "text" in caller["scopes"]) == (
         organisation, service["id"], True,
     )  # fmt: skip
     change = {"role": "viewer"}
@@ -421,12 +430,12 @@ async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsAp
         if not page:
             break
         entries += page
-    acts = [(entry["action"], entry["actor"]) for entry in reversed(entries)]
-    assert [action for action, _ in acts] == [
+    recorded_acts = [(entry["action"], entry["actor"]) for entry in reversed(entries)]
+    assert [action for action, _ in recorded_acts] == [
         "organisation.create", "member.create", "key.create", "limit.set", "key.rotate",
         "key.revoke",
     ]  # fmt: skip
-    assert {actor for action, actor in acts if action.startswith("key")} == {user}
+    assert {actor for action, actor in recorded_acts if action.startswith("key")} == {user}
     assert key["key"] not in str(entries)
 
 
@@ -458,17 +467,19 @@ async def test_new_players_get_the_limits_that_the_operator_set(accounts: Accoun
     assert "text" in (await accounts.ok("GET", "/whoami", player["access_token"]))["scopes"]
     accounts.parts.sign_in.policy = AccountsConfig(registration=False).sign_in_policy
     body = {"email": "late@example.com", "password": PASSWORD}
-    closed = await accounts.call("POST", "/register", None, body)
+    refused_response = await accounts.call("POST", "/register", None, body)
     accounts.parts.sign_in.policy = AccountsConfig().sign_in_policy
-    assert (closed.status, closed.code) == (403, "insufficient_scope")
+    assert (refused_response.status, refused_response.code) == (403, "insufficient_scope")
 
 
 async def test_without_a_mail_server_the_admin_hands_the_invitation_over(
     accounts: AccountsApp,
 ) -> None:
     path = f"/organisations/{await accounts.organisation()}/members"
-    mailed = await accounts.ok("POST", path, accounts.operator, {"email": "m@example.com"})
-    assert mailed["invitation"] is None
+    mailed_invitation = await accounts.ok(
+        "POST", path, accounts.operator, {"email": "m@example.com"}
+    )
+    assert mailed_invitation["invitation"] is None
     accounts.outbox.can_deliver = False
     invitation = await accounts.ok("POST", path, accounts.operator, {"email": "n@example.com"})
     accounts.outbox.can_deliver = True
@@ -486,8 +497,8 @@ async def test_an_operator_shuts_a_player_out(accounts: AccountsApp) -> None:
     await accounts.ok("PATCH", f"/users/{user}", accounts.operator, {"disabled": True})
     credentials = {"email": email, "password": PASSWORD}
     assert (await accounts.call("POST", "/login", None, credentials)).status == 401
-    refreshing = {"refresh_token": player["refresh_token"]}
-    assert (await accounts.call("POST", "/refresh", None, refreshing)).status == 401
+    refresh_body = {"refresh_token": player["refresh_token"]}
+    assert (await accounts.call("POST", "/refresh", None, refresh_body)).status == 401
     await accounts.ok("PATCH", f"/users/{user}", accounts.operator, {"disabled": False})
     await accounts.ok("POST", "/login", None, credentials)
 
@@ -523,6 +534,6 @@ async def test_a_player_closes_the_account_and_is_forgotten(accounts: AccountsAp
     assert (closed_user["email"], closed_user["name"], closed_user["disabled"]) == (None, "", True)
     credentials = {"email": email, "password": PASSWORD}
     assert (await accounts.call("POST", "/login", None, credentials)).status == 401
-    refreshing = {"refresh_token": player["refresh_token"]}
-    assert (await accounts.call("POST", "/refresh", None, refreshing)).status == 401
+    refresh_body = {"refresh_token": player["refresh_token"]}
+    assert (await accounts.call("POST", "/refresh", None, refresh_body)).status == 401
     assert (await accounts.player(email))["user"]["id"] != user

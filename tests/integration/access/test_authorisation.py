@@ -364,8 +364,8 @@ async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
     }  # fmt: skip
     bearers: dict[str, str | None] = {"nobody": None}
     for role, held_scopes in scopes.items():
-        whose = f"not {owner}" if role == "other tenant" else owner
-        bearers[role] = (await keys.create(whose, role, scopes=held_scopes))[1]
+        key_owner = f"not {owner}" if role == "other tenant" else owner
+        bearers[role] = (await keys.create(key_owner, role, scopes=held_scopes))[1]
     return bearers
 
 

@@ -67,16 +67,18 @@ async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
 
 async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
     bearers = await gateway_bearers(farm)
-    ours = {
+    comfyui_routes = {
         route: expected
         for route, expected in GATEWAY.items()
         if is_comfyui_path(path := route.split(" ")[1]) and not path.startswith(("/api/", "/v2/"))
     }
-    assert len(ours) > 40
+    assert len(comfyui_routes) > 40
     async with aiohttp.ClientSession(farm.url) as session:
         for base in ("/api", "/comfy/api"):
             job = await create_render_job(farm)
-            assert await find_wrong_answers(farm, session, bearers, job, ours, base) == {}, base
+            assert (
+                await find_wrong_answers(farm, session, bearers, job, comfyui_routes, base) == {}
+            ), base
         for path in SOCKETS:
             outcomes = [await judge_websocket(session, path, bearer) for bearer in bearers.values()]
             assert "".join(outcomes) == GATEWAY["GET /queue"], path
@@ -106,7 +108,7 @@ async def test_grpc(gateway: RunningStack) -> None:
     client = StackClient(gateway.url, str(bearers["everything"]))
     job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
     client.wait(job, {"succeeded"}, 120)
-    unfinished = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
+    unfinished_job = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
     requests = {
         "Chat": pb.ChatRequest(
             model="no-such", messages=[pb.ChatMessage(role="user", content="x")]
@@ -116,7 +118,7 @@ async def test_grpc(gateway: RunningStack) -> None:
         "WatchJob": pb.WatchJobRequest(id=job),
         "CancelJob": pb.CancelJobRequest(id=job),
         "RetryJob": pb.RetryJobRequest(id=job),
-        "DeleteJob": pb.DeleteJobRequest(id=unfinished),
+        "DeleteJob": pb.DeleteJobRequest(id=unfinished_job),
         "ListJobs": pb.ListJobsRequest(),
     }
     assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
@@ -127,7 +129,7 @@ async def test_grpc(gateway: RunningStack) -> None:
             for name, request in requests.items():
                 outcomes[name] += await _judged(getattr(stub, name), request, bearers[role])
         metadata = [("authorization", f"Bearer {bearers['everything']}")]
-        await stub.CancelJob(pb.CancelJobRequest(id=unfinished), metadata=metadata)
+        await stub.CancelJob(pb.CancelJobRequest(id=unfinished_job), metadata=metadata)
     assert outcomes == CALLS
 
 

@@ -55,8 +55,8 @@ class Browser:
 
 @asynccontextmanager
 async def browsing(accounts: AccountsApp) -> AsyncIterator[Browser]:
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(cookie_jar=jar) as session:
+    cookie_jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=cookie_jar) as session:
         yield Browser(accounts.url, session)
 
 
@@ -78,12 +78,12 @@ async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> 
         assert await browser.status("GET", "/me") == 401
         assert await browser.status("POST", "/session/renew") == 200
         assert await browser.status("GET", "/me") == 200
-        stolen = dict(browser.cookies)
+        stolen_cookies = dict(browser.cookies)
         assert await browser.status("POST", "/session/end") == 204
         assert browser.cookies == {}
     for path, name in (("/me", "moyin_session"), ("/session/renew", "moyin_refresh")):
         method = "POST" if name == "moyin_refresh" else "GET"
-        cookie = f"{name}={stolen[name]}"
+        cookie = f"{name}={stolen_cookies[name]}"
         refused_response = await accounts.call(method, path, cookie=cookie, **OWN_PAGE)
         assert refused_response.status == 401, path
 
@@ -103,9 +103,9 @@ async def test_a_refresh_secret_that_was_taken_out_ends_the_session(accounts: Ac
     async with browsing(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         secret = browser.cookies["moyin_refresh"]
-        thief = await accounts.ok("POST", "/refresh", None, {"refresh_token": secret})
+        thief_session = await accounts.ok("POST", "/refresh", None, {"refresh_token": secret})
         assert await browser.status("POST", "/session/renew") == 401
-    assert (await accounts.call("GET", "/me", thief["access_token"])).status == 401
+    assert (await accounts.call("GET", "/me", thief_session["access_token"])).status == 401
 
 
 async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
@@ -136,8 +136,8 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
         assert (await browser.call("GET", "/whoami")).body["owner"] == "admin"
         assert await browser.status("GET", "/sessions") == 403
         # A header counts before the cookie.
-        bearer = {"authorization": f"Bearer {player['access_token']}"}
-        whoami_response = await browser.call("GET", "/whoami", headers=bearer)
+        bearer_headers = {"authorization": f"Bearer {player['access_token']}"}
+        whoami_response = await browser.call("GET", "/whoami", headers=bearer_headers)
         assert whoami_response.body["user"] == player["user"]["id"]
         assert await browser.status("POST", "/session/end") == 204
     assert (await accounts.call("GET", "/whoami", accounts.operator)).status == 200
@@ -221,8 +221,10 @@ async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> Non
     paths = ["/session", "/login"] * 5
     # Ten are verified at once; of further ones, two may wait for their turn.
     for path in paths:
-        guess = await accounts.call("POST", path, None, wrong_credentials, **client_headers)
-        assert (guess.status, guess.code) == (401, "invalid_credentials")
+        guess_response = await accounts.call(
+            "POST", path, None, wrong_credentials, **client_headers
+        )
+        assert (guess_response.status, guess_response.code) == (401, "invalid_credentials")
     tasks = [
         asyncio.create_task(accounts.call("POST", path, None, wrong_credentials, **client_headers))
         for path in paths

@@ -56,11 +56,11 @@ def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
 
 async def storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter[str]:
     """Send ``requests`` from 64 clients to the replicas in turn; return the counts of statuses."""
-    turns = itertools.islice(itertools.cycle(urls), requests)
+    request_urls = itertools.islice(itertools.cycle(urls), requests)
     outcome_counts: Counter[str] = Counter()
 
     async def client(session: aiohttp.ClientSession) -> None:
-        for url in turns:
+        for url in request_urls:
             async with session.post(url, json=body) as response:
                 outcome_counts[(await response.json()).get("code", "passed")] += 1
 
@@ -271,7 +271,7 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
     limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
     admission = await meter.admit([limit], owner="h", usd=Decimal("0.8"))
     admission.record(Decimal("0.5"), 0)
-    settling: list[str | int] = [
+    settle_arguments: list[str | int] = [
         admission.lease,
         5 * 10**8,
         0,
@@ -279,7 +279,7 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
         "2000-01",
     ]
     for _ in range(2):
-        await meter._settle(keys=admission._keys, args=settling)
+        await meter._settle(keys=admission._keys, args=settle_arguments)
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
         stored_budget: Any = await valkey.hgetall("moyin:limit:{h}:key:twice:money")
     assert stored_budget["day_nano"] == str(5 * 10**8)

@@ -94,8 +94,8 @@ async def test_the_audit_log_is_filtered(accounts: AccountsApp) -> None:
     assert await actions(f"target={key}&actor={user}") == ["key.revoke", "key.create"]
     assert await actions("to=2020-01-01T00:00:00Z") == []
     assert len(await actions("from=2020-01-01T00:00:00Z")) == 4
-    everything = await actions(f"owner={organisation}", accounts.operator)
-    assert everything[-1] == "organisation.create"
+    all_actions = await actions(f"owner={organisation}", accounts.operator)
+    assert all_actions[-1] == "organisation.create"
     refused_response = await accounts.call("GET", f"/audit?owner={secrets.token_hex(4)}", admin)
     assert refused_response.code == "insufficient_scope"
 
@@ -122,5 +122,5 @@ async def test_an_admin_sees_budgets_of_the_tenant_and_its_members(accounts: Acc
 
 
 async def test_pages_that_sign_people_in_learn_the_ways(accounts: AccountsApp) -> None:
-    ways = await accounts.ok("GET", "/sign-in")
-    assert ways == {"providers": [], "registration": True, "password_reset": True}
+    sign_in_methods = await accounts.ok("GET", "/sign-in")
+    assert sign_in_methods == {"providers": [], "registration": True, "password_reset": True}

@@ -48,9 +48,9 @@ async def _opened(
 ) -> AsyncIterator[dict[str, asyncio.Task[str]]]:
     tasks: dict[str, asyncio.Task[str]] = {}
     start_events = []
-    for path, follow in paths.items():
+    for path, follow_stream in paths.items():
         start_events.append(asyncio.Event())
-        tasks[path] = asyncio.create_task(follow(path, client, start_events[-1]))
+        tasks[path] = asyncio.create_task(follow_stream(path, client, start_events[-1]))
     async with asyncio.timeout(20):
         for event in start_events:
             await event.wait()

@@ -28,9 +28,9 @@ async def run(accounts: AccountsApp, name: str, **variables: Any) -> list[Any]:
 
 async def test_a_player_registers_and_sees_who_it_is(accounts: AccountsApp) -> None:
     token = (await accounts.player())["access_token"]
-    session, me = await run(accounts, "player", ACCESS_TOKEN=token)
+    session, own_user = await run(accounts, "player", ACCESS_TOKEN=token)
     assert session["access_token"]
-    assert me == await accounts.ok("GET", "/me", token)
+    assert own_user == await accounts.ok("GET", "/me", token)
 
 
 async def test_a_member_makes_a_key_and_rotates_another(accounts: AccountsApp) -> None:

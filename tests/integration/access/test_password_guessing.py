@@ -132,9 +132,9 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     """The bound grows with the elapsed time, because a slow machine takes longer to guess."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = new_address() if known else ""
-    free, seconds_per_attempt = 6, 0.5
+    free_attempts, seconds_per_attempt = 6, 0.5
     pace, unlimited_rate = (
-        AttemptRate(free, seconds_per_attempt),
+        AttemptRate(free_attempts, seconds_per_attempt),
         AttemptRate(1_000_000, seconds_per_attempt),
     )
     bounds = {"address": pace, "account": unlimited_rate} if address else {"account": pace}
@@ -148,13 +148,15 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     )
     elapsed_seconds = time.monotonic() - began
     judged_guesses = sum(answer.status == 401 for answer in answers)
-    assert free <= judged_guesses <= free + elapsed_seconds / seconds_per_attempt + 1
+    assert (
+        free_attempts <= judged_guesses <= free_attempts + elapsed_seconds / seconds_per_attempt + 1
+    )
     refused_answers = [answer for answer in answers if answer.status == 429]
     assert {answer.code for answer in refused_answers} == {"too_many_attempts"}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused_answers)
     measured(
         f"{judged_guesses} of 60 guesses were judged in {elapsed_seconds:.1f} s "
-        f"at {free} and one in {seconds_per_attempt} s"
+        f"at {free_attempts} and one in {seconds_per_attempt} s"
     )
 
 
@@ -184,21 +186,21 @@ async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServ
         *(throttle.acquire(key) for throttle in (first_throttle, second_throttle) * 3)
     )
     assert time.monotonic() - began >= 5 * 0.2
-    order: list[int] = []
+    acquired_order: list[int] = []
 
     async def wait(number: int) -> None:
         await first_throttle.acquire(key)
-        order.append(number)
+        acquired_order.append(number)
 
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 2.0))
     await first_throttle.acquire(key)
     await first_throttle.acquire(key)  # the next turn is two seconds away
-    waiting = []
+    wait_tasks = []
     for number in range(3):
-        waiting.append(asyncio.create_task(wait(number)))
-        await eventually(lambda: len(first_throttle._waiting) == len(waiting))
-    await asyncio.gather(*waiting)
-    assert order == [2, 0, 1]
+        wait_tasks.append(asyncio.create_task(wait(number)))
+        await eventually(lambda: len(first_throttle._waiting) == len(wait_tasks))
+    await asyncio.gather(*wait_tasks)
+    assert acquired_order == [2, 0, 1]
     impatient_throttle = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
     with pytest.raises(TooManyAttempts):
         await impatient_throttle.acquire(key, key)

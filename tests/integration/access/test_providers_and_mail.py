@@ -124,9 +124,9 @@ async def test_an_email_is_linked_to_an_account_only_if_the_operator_allows_it(
     )
     assert (taken_response.status, taken_response.code) == (409, "name_taken")
     configure(accounts, provider, links_emails=True)
-    unproven: dict[str, Any] = {**claims, "email_verified": False}
+    unverified_claims: dict[str, Any] = {**claims, "email_verified": False}
     other_session = await accounts.ok(
-        "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve0", **unproven)
+        "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve0", **unverified_claims)
     )
     assert (other_session["user"]["id"] != squatter_id, other_session["user"]["email"]) == (
         True,
@@ -223,10 +223,12 @@ async def test_mail_goes_out_by_smtp_and_its_token_into_no_log(
     with caplog.at_level(logging.DEBUG):
         await SmtpMailer(f"smtp://127.0.0.1:{port}", "moyin@studio.example").send(mail)
     server.close()
-    [(sender, to, content)] = inbox.seen
-    assert (sender, to) == ("moyin@studio.example", ["ann@example.com"])
+    [(sender, recipients, content)] = inbox.seen
+    assert (sender, recipients) == ("moyin@studio.example", ["ann@example.com"])
     message = message_from_bytes(content)
     assert message["subject"] == "Set a new password"
     assert token in message.get_payload()
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith("moyin")]
-    assert token not in repr(mail) + str(ours)
+    moyin_messages = [
+        record.getMessage() for record in caplog.records if record.name.startswith("moyin")
+    ]
+    assert token not in repr(mail) + str(moyin_messages)

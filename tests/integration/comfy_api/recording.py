@@ -69,16 +69,16 @@ class Recorder:
         """Play a scene, and return everything that the client received, normalized."""
         client_id = str(uuid.uuid4())
         async with self._session.ws_connect(f"/ws?clientId={client_id}") as socket:
-            greeting = [await socket.receive_json(timeout=_SECONDS)]
+            first_messages = [await socket.receive_json(timeout=_SECONDS)]
             if scene.features:
                 await socket.send_json(_FEATURES)
-                greeting.append(await self._flags(socket))
+                first_messages.append(await self._flags(socket))
             prompts: list[Any] = []
             for graph in scene.graphs:
                 body = {"prompt": graph, "client_id": client_id, **scene.further_members}
-                interrupted = scene.interrupted and not prompts
-                prompts.append(await self._prompt(socket, body, interrupted=interrupted))
-        recording: dict[str, Any] = self.normal({"greeting": greeting, "prompts": prompts})
+                is_interrupted = scene.interrupted and not prompts
+                prompts.append(await self._prompt(socket, body, interrupted=is_interrupted))
+        recording: dict[str, Any] = self.normal({"greeting": first_messages, "prompts": prompts})
         return recording
 
     async def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -217,11 +217,11 @@ def _binary(frame: bytes) -> dict[str, Any]:
     metadata, start = parse_image_metadata(frame)
     start = start if metadata else 8
     picture = _pixels(Image.open(BytesIO(frame[start:])))
-    head = "" if metadata else frame[4:8].hex()
+    format_hex = "" if metadata else frame[4:8].hex()
     return {
         "type": f"binary {read_frame_type(frame)}",
         "about": metadata,
-        "format": head,
+        "format": format_hex,
         "picture": picture,
     }
 

@@ -83,19 +83,19 @@ async def running(comfy: Comfy, prompt_id: str) -> None:
 
 async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, stranger: Comfy) -> None:
     name = f"{uuid.uuid4().hex}.png"
-    ours, their_color = next(_colors), next(_colors)
-    for who, color in ((comfy, ours), (stranger, their_color)):
-        assert (await uploaded(who, name, color))["name"] == name
-    prompts = [(who, await who.queue(inverted(name))) for who in (comfy, stranger)]
-    files = [only_file(await who.finished(prompt_id)) for who, prompt_id in prompts]
+    our_color, their_color = next(_colors), next(_colors)
+    for caller, color in ((comfy, our_color), (stranger, their_color)):
+        assert (await uploaded(caller, name, color))["name"] == name
+    prompts = [(caller, await caller.queue(inverted(name))) for caller in (comfy, stranger)]
+    files = [only_file(await caller.finished(prompt_id)) for caller, prompt_id in prompts]
     assert [file["filename"] for file in files] == ["x_00001_.png"] * 2
-    for who, file, color in zip((comfy, stranger), files, (ours, their_color), strict=True):
-        assert await pixel(who, file) == rgb(0xFFFFFF - color)
-        assert await pixel(who, {"filename": name, "type": "input"}) == rgb(color)
+    for caller, file, color in zip((comfy, stranger), files, (our_color, their_color), strict=True):
+        assert await pixel(caller, file) == rgb(0xFFFFFF - color)
+        assert await pixel(caller, {"filename": name, "type": "input"}) == rgb(color)
     # A second file of the name is another file, as in ComfyUI; the first stays.
     second_upload = await uploaded(comfy, name, their_color)
     assert second_upload["name"] == name.replace(".png", " (1).png")
-    assert await pixel(comfy, {"filename": name, "type": "input"}) == rgb(ours)
+    assert await pixel(comfy, {"filename": name, "type": "input"}) == rgb(our_color)
 
 
 async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
@@ -127,8 +127,8 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         (comfy, {"filename": f"../{name}"}, 400),
         (comfy, {"filename": name, "client_id": "c" * 256}, 400),
     ]
-    for who, query, status in requests:
-        async with who.session.get("/view", params=query) as response:
+    for caller, query, status in requests:
+        async with caller.session.get("/view", params=query) as response:
             assert response.status == status, (query, await response.text())
 
 
@@ -166,8 +166,8 @@ async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Com
         (stranger, "/queue", {"delete": [prompt_id]}),
         (stranger, f"/api/jobs/{prompt_id}/cancel", {}),
     ]
-    for who, path, body in requests:
-        assert (await who.post(path, body))[0] == 200, path
+    for caller, path, body in requests:
+        assert (await caller.post(path, body))[0] == 200, path
     assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
 
 
@@ -179,9 +179,9 @@ async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -
         while not entry:
             remaining = (await comfy.get("/prompt"))["exec_info"]["queue_remaining"]
             queue = await comfy.get("/queue")
-            waits = prompt_id in [row[1] for rows in queue.values() for row in rows]
+            is_queued = prompt_id in [row[1] for rows in queue.values() for row in rows]
             entry = (await comfy.get(f"/history/{prompt_id}")).get(prompt_id, {})
-            assert waits or entry
+            assert is_queued or entry
             assert remaining or entry
 
 

@@ -136,7 +136,7 @@ def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
         )
     )
     yield from pairs
-    for spell in (
+    for spell_path in (
         lambda path: path.replace("/", "\\"),
         lambda path: quote(path, safe=""),
         lambda path: quote(quote(path, safe=""), safe=""),
@@ -149,7 +149,7 @@ def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
         lambda path: f"{path}[temp]",
     ):
         for existing_path, missing_path in (pairs[0], pairs[3]):
-            yield spell(existing_path), spell(missing_path)
+            yield spell_path(existing_path), spell_path(missing_path)
 
 
 def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
@@ -167,8 +167,8 @@ def takes_text(spec: list[Any]) -> bool:
 def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
     """Return True if the input is a multi-line text, or the node converts texts to texts."""
     options = spec[1] if len(spec) > 1 else {}
-    speaks = node["output"] and set(node["output"]) <= {"STRING", "INT", "FLOAT", "BOOLEAN"}
-    return spec[0] == "STRING" and bool(speaks or options.get("multiline"))
+    returns_text = node["output"] and set(node["output"]) <= {"STRING", "INT", "FLOAT", "BOOLEAN"}
+    return spec[0] == "STRING" and bool(returns_text or options.get("multiline"))
 
 
 def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,11 +236,11 @@ async def test_no_node_input_accepts_files_of_others(
 ) -> None:
     offered_nodes = await comfy.get("/object_info")
     name_inputs: list[Any] = []
-    prose: list[Any] = []
+    prose_inputs: list[Any] = []
     for kind in offered_nodes:
         for name, spec in inputs_of(nodes[kind]):
             if takes_text(spec):
-                (prose if is_prose(spec, nodes[kind]) else name_inputs).append((kind, name))
+                (prose_inputs if is_prose(spec, nodes[kind]) else name_inputs).append((kind, name))
     assert ("LoadImage", "image") in name_inputs and ("SaveImage", "filename_prefix") in name_inputs
     values = [*spellings(outside, find_root(gateway)), *others]
     other_names = {value for pair in others for value in pair}
@@ -264,8 +264,11 @@ async def test_no_node_input_accepts_files_of_others(
             assert refused_inputs == {f"{kind}.{name}" for kind, name in name_inputs}, pair[0]
 
     # Within an object or a list it is the same.
-    for wrap in (lambda text: {"image": text, "mask": text}, lambda text: {"__value__": [text]}):
-        status, answer = await tried(wrap(outside.existing))
+    for wrap_text in (
+        lambda text: {"image": text, "mask": text},
+        lambda text: {"__value__": [text]},
+    ):
+        status, answer = await tried(wrap_text(outside.existing))
         assert (status, len(answer["node_errors"])) == (400, len(name_inputs))
 
 
@@ -318,14 +321,14 @@ async def test_node_classes_for_the_workers_disk_are_not_listed(
     comfy: Comfy, nodes: dict[str, Any]
 ) -> None:
     offered_nodes = await comfy.get("/object_info")
-    denied = nodes.keys() - offered_nodes.keys()
+    denied_nodes = nodes.keys() - offered_nodes.keys()
     assert {
         "LoadImageDataSetFromFolder",
         "SaveImageTextDataSetToFolder",
         "CheckpointSave",
-    } <= denied
+    } <= denied_nodes
     assert "moyin" not in json.dumps(offered_nodes).replace("moyin_bridge", "")
-    for kind in denied:
+    for kind in denied_nodes:
         assert await comfy.get(f"/object_info/{kind}") == {}
         status, answer = await answered(
             comfy, build_graph({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
@@ -470,8 +473,8 @@ async def test_a_symbolic_link_of_an_earlier_node_has_no_name(
     comfy: Comfy, outside: Outside
 ) -> None:
     name = f"{uuid.uuid4().hex}.png"
-    target = outside.existing.encode().hex()
-    links = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target}}}
+    target_hex = outside.existing.encode().hex()
+    links = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target_hex}}}
     await comfy.finished(await comfy.queue(links))
     for value in (name, f"{name} [output]", f"{uuid.uuid4().hex}.png"):
         status, answer = await answered(comfy, inverted(value), value)

@@ -129,11 +129,11 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
 
 
 async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) -> None:
-    blue = BytesIO()
-    Image.new("RGB", (8, 8), (0, 0, 255)).save(blue, "PNG")
+    blue_picture = BytesIO()
+    Image.new("RGB", (8, 8), (0, 0, 255)).save(blue_picture, "PNG")
     name = f"blue {uuid.uuid4().hex}.png"
     form = aiohttp.FormData(quote_fields=False)
-    form.add_field("image", blue.getvalue(), filename=name, content_type="image/png")
+    form.add_field("image", blue_picture.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
         assert response.status == 200
     graph: dict[str, Any] = {"kind": "render", "workflow": inverted(name)}
@@ -195,8 +195,8 @@ async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
     first_prompt = await comfy.queue(sleepy(4, next(_colors)))
     second_prompt = await comfy.queue(picture(next(_colors)))
     queue = await comfy.get("/queue")
-    waiting = {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
-    assert {first_prompt, second_prompt} <= waiting
+    queued_prompts = {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
+    assert {first_prompt, second_prompt} <= queued_prompts
     assert (await comfy.post("/interrupt", {"prompt_id": first_prompt}))[0] == 200
     assert (await comfy.finished(first_prompt))["status"]["status_str"] == "error"
     assert (await comfy.finished(second_prompt))["status"]["status_str"] == "success"
@@ -232,17 +232,17 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
 async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
     running_prompt = await comfy.queue(sleepy(60, next(_colors)))
     await eventually(lambda: _runs(comfy, running_prompt), _PATIENCE)
-    waiting = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
+    waiting_prompts = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
     # What runs is none of its business.
-    assert (await comfy.post("/queue", {"delete": [running_prompt, waiting[0]]}))[0] == 200
+    assert (await comfy.post("/queue", {"delete": [running_prompt, waiting_prompts[0]]}))[0] == 200
     pending = {row[1] for row in (await comfy.get("/queue"))["queue_pending"]}
-    assert not pending & {running_prompt, waiting[0]}
-    assert pending >= set(waiting[1:])
+    assert not pending & {running_prompt, waiting_prompts[0]}
+    assert pending >= set(waiting_prompts[1:])
     assert (await comfy.post("/queue", {"clear": True}))[0] == 200
     queue = await comfy.get("/queue")
     assert queue["queue_pending"] == []
     assert [row[1] for row in queue["queue_running"]] == [running_prompt]
-    for prompt_id in waiting:
+    for prompt_id in waiting_prompts:
         [(name, _)] = (await comfy.finished(prompt_id))["status"]["messages"]
         assert name == "execution_interrupted"
     assert (await comfy.post("/interrupt", {}))[0] == 200

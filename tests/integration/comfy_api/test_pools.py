@@ -43,14 +43,14 @@ def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     apps = {app["name"]: app for app in config["applications"]}
     apps["gateway"]["args"]["pools"] = list(_MODELS)
     plain_app = apps["render-default"]
-    special = copy.deepcopy(plain_app) | {"name": "render-special"}
-    special["args"]["pool"] = "special"
+    special_app = copy.deepcopy(plain_app) | {"name": "render-special"}
+    special_app["args"]["pool"] = "special"
     plain_app["args"]["comfyui"]["custom_nodes"] = []
-    for app in (plain_app, special):
+    for app in (plain_app, special_app):
         app["args"]["comfyui"]["models"] = str(folder / app["args"]["pool"])
     # Nobody is asked for text.
     kept_apps = [apps[name] for name in ("gateway", "workers")]
-    return {**config, "applications": [*kept_apps, plain_app, special]}
+    return {**config, "applications": [*kept_apps, plain_app, special_app]}
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
     listed_models = await comfy.get("/models/diffusion_models")
     assert sorted(choices) == sorted(listed_models) == sorted(_MODELS.values())
     assert any("bad-nodes" in path for path in await comfy.get("/extensions"))
-    special = await comfy.get("/models/diffusion_models?pool=special")
-    assert special == [_MODELS["special"]]
+    special_models = await comfy.get("/models/diffusion_models?pool=special")
+    assert special_models == [_MODELS["special"]]
     assert "Where" not in await comfy.get("/object_info?pool=default")
     async with comfy.session.get("/models?pool=none") as response:
         assert (response.status, (await response.json())["error"]["type"]) == (
@@ -135,8 +135,8 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
 
 
 async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:
-    unknown = {**picture(_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
-    status, body = await comfy.post("/prompt", {"prompt": unknown})
+    unknown_graph = {**picture(_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
+    status, body = await comfy.post("/prompt", {"prompt": unknown_graph})
     assert (status, body["error"]["type"]) == (400, "invalid_prompt")
     assert "NoSuchNode" in body["error"]["message"]
     assert body["node_errors"] == {}

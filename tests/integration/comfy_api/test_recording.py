@@ -262,8 +262,8 @@ async def _recorded(url: str, key: str | None = None) -> Recording:
 
 async def _uploads(recorder: Recorder) -> list[Any]:
     responses = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
-    mask, original = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
-    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
+    mask, original_ref = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
+    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original_ref))
     for call in (
         {"filename": _UPLOAD, "type": "input"},
         {"filename": f"{_UPLOAD} [input]"},

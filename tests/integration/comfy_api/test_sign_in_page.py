@@ -17,8 +17,8 @@ FORM = {"accept": "text/html"}
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
     """Yield a session that keeps cookies and does not follow redirects."""
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
+    cookie_jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:
         yield session
 
 
@@ -39,9 +39,9 @@ async def test_a_form_signs_in_and_out(farm: Farm, browser: aiohttp.ClientSessio
     form = {"key": f" {farm.key} "}
     async with browser.post("/comfy/session", data=form, allow_redirects=False) as response:
         assert (response.status, response.headers["location"]) == (303, "/comfy/")
-        cookie, former, refresh = response.headers.getall("set-cookie")
+        cookie, old_cookie, refresh = response.headers.getall("set-cookie")
     assert "HttpOnly; SameSite=Strict" in cookie and "; Path=/; " in cookie
-    assert former.startswith("moyin_session=; Path=/comfy/; Max-Age=0; ")
+    assert old_cookie.startswith("moyin_session=; Path=/comfy/; Max-Age=0; ")
     assert refresh.startswith("moyin_refresh=; Path=/accounts/session; Max-Age=0; ")
     async with browser.get("/comfy/session") as response:
         assert await response.json() == {"owner": "ann", "user": None}

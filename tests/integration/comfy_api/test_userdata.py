@@ -45,10 +45,10 @@ async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
     assert await call("GET", "/userdata?dir=workflows%2F") == (200, ["a b.json"])
     assert (await call("GET", "/userdata?dir=nowhere"))[0] == 404
     assert (await call("GET", "/userdata"))[0] == 400
-    to = "/move/workflows%2Fsub%2Fc.json"
-    assert await call("POST", f"{name}{to}?overwrite=false") == (200, "workflows/sub/c.json")
+    move_path = "/move/workflows%2Fsub%2Fc.json"
+    assert await call("POST", f"{name}{move_path}?overwrite=false") == (200, "workflows/sub/c.json")
     assert (await call("GET", name))[0] == 404
-    assert (await call("POST", f"{name}{to}"))[0] == 404
+    assert (await call("POST", f"{name}{move_path}"))[0] == 404
     listed_files = (await call("GET", "/v2/userdata?path=workflows"))[1]
     assert [item["path"] for item in listed_files] == ["workflows/sub", "workflows/sub/c.json"]
     assert await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json") == (204, "")
@@ -76,8 +76,8 @@ async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> 
     users, keys = UserStore(farm.database), KeyStore(farm.database)
     person = await users.create(UserKind.PLAYER, email="a@example.com", name="a")
     own_key = (await keys.create("ann", "hers", user=person.id))[1]
-    async with farm.session(own_key) as hers:
-        callers = {"ann": farm.client, "bob": farm.other, "person": hers}
+    async with farm.session(own_key) as her_session:
+        callers = {"ann": farm.client, "bob": farm.other, "person": her_session}
         for name, client in callers.items():
             assert await call_route(client, "GET", "/settings") == (200, {})
             assert await call_route(client, "POST", "/userdata/a.json", data=name) == (

@@ -276,11 +276,11 @@ async def test_a_missing_asset_is_not_found(farm: Farm, info: Any) -> None:
 
 async def test_comfyuis_verdict(farm: Farm) -> None:
     results = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
-    verdict = {"error": {}, "node_errors": {"1": {"errors": [results]}}}
+    node_errors = {"error": {}, "node_errors": {"1": {"errors": [results]}}}
 
     async def validate(pool: str, graph: Any) -> None:
         assert graph == GRAPH, "what looks like a reference is a text"
-        raise InvalidGraph("no", details=verdict)
+        raise InvalidGraph("no", details=node_errors)
 
     farm.validator.validate = validate
     async with farm.client.post(JOBS, json={"workflow": GRAPH}) as response:

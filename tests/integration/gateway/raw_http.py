@@ -29,8 +29,8 @@ class Answer:
         if not isinstance(body, dict):
             return ""
         error = body.get("error")
-        inner = error if isinstance(error, dict) else {}
-        return str(body.get("code") or inner.get("code") or "")
+        inner_error = error if isinstance(error, dict) else {}
+        return str(body.get("code") or inner_error.get("code") or "")
 
 
 async def ask(
@@ -119,13 +119,13 @@ class SlowClients:
 
 
 async def _until_end(reader: asyncio.StreamReader) -> Answer:
-    came = b""
+    received_bytes = b""
     try:
         while piece := await reader.read(65_536):
-            came += piece
+            received_bytes += piece
     except ConnectionError:
-        return _answer(came)
-    return _answer(came)
+        return _answer(received_bytes)
+    return _answer(received_bytes)
 
 
 def _answer(received: bytes) -> Answer:

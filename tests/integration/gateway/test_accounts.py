@@ -82,9 +82,9 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 401
     # Log lines are written in batches.
     await asyncio.sleep(2)
-    searched, leaks = _search_logs(client.stack, client.secrets)
+    searched_files, leaks = _search_logs(client.stack, client.secrets)
     assert leaks == []
-    assert searched > 10
+    assert searched_files > 10
 
 
 async def _read_close_code(client: Session, key: str) -> str:
@@ -119,8 +119,12 @@ def _get(path: str, *headers: str) -> str:
 
 
 def _post(body: str, *headers: str) -> str:
-    head = ("POST /accounts/login HTTP/1.1", "Host: moyin", "Content-Type: application/json")
-    return "\r\n".join((*head, *headers, "", body))
+    request_lines = (
+        "POST /accounts/login HTTP/1.1",
+        "Host: moyin",
+        "Content-Type: application/json",
+    )
+    return "\r\n".join((*request_lines, *headers, "", body))
 
 
 AMBIGUOUS = {

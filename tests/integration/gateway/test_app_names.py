@@ -19,8 +19,8 @@ async def test_the_list_of_routes_asks_for_a_key(gateway: RunningStack, path: st
             problem = await response.json()
             assert (response.status, problem["code"]) == (401, "missing_api_key")
             assert response.content_type == "application/problem+json"
-        bearer = {"authorization": f"Bearer {gateway.api_key}"}
-        async with session.get(path, headers=bearer) as response:
+        bearer_headers = {"authorization": f"Bearer {gateway.api_key}"}
+        async with session.get(path, headers=bearer_headers) as response:
             problem = await response.json()
             assert (response.status, problem["code"]) == (404, "route_not_found")
 

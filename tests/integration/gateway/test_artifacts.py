@@ -100,8 +100,8 @@ async def test_conditions_and_head(farm: Farm) -> None:
         assert (response.status, response.headers["content-length"]) == (200, str(len(PNG)))
     async with farm.client.get(artifact["url"], headers={"if-none-match": etag}) as response:
         assert response.status == 304
-    stale = {"range": "bytes=0-3", "if-range": '"other"'}
-    async with farm.client.get(artifact["url"], headers=stale) as response:
+    stale_range = {"range": "bytes=0-3", "if-range": '"other"'}
+    async with farm.client.get(artifact["url"], headers=stale_range) as response:
         assert response.status == 200
 
 
@@ -145,10 +145,10 @@ async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Far
             return response.status, data, (await response.json()).get("url", "")
 
     answers = await asyncio.gather(*map(put, range(8)))
-    (accepted,) = [(data, url) for status, data, url in answers if status == 201]
+    (accepted_upload,) = [(data, url) for status, data, url in answers if status == 201]
     assert [status for status, _, _ in answers].count(422) == 7
-    async with farm.client.get(accepted[1]) as response:
-        assert await response.read() == accepted[0]
+    async with farm.client.get(accepted_upload[1]) as response:
+        assert await response.read() == accepted_upload[0]
 
 
 @pytest.mark.parametrize(

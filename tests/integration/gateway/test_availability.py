@@ -63,10 +63,10 @@ async def masked(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple
 
 async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured: Measured) -> None:
     qualities = itertools.count(1)
-    hostile, other_session = farm.client, farm.other
+    hostile_session, other_session = farm.client, farm.other
     assert len(png(BEYOND)) < 13_000
-    await uploaded(hostile, "beyond.png", png(BEYOND))
-    await uploaded(hostile, "largest.png", png(LARGEST))
+    await uploaded(hostile_session, "beyond.png", png(BEYOND))
+    await uploaded(hostile_session, "largest.png", png(LARGEST))
     await uploaded(other_session, "mine.png", png((512, 512), "RGB"))
 
     async def view() -> None:
@@ -80,32 +80,32 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
 
     async def attack() -> None:
         answers = await asyncio.gather(
-            *(previewed(hostile, "beyond.png", "webp") for _ in range(3)),
-            previewed(hostile, "largest.png", f"webp;{next(qualities) % 100}"),
+            *(previewed(hostile_session, "beyond.png", "webp") for _ in range(3)),
+            previewed(hostile_session, "largest.png", f"webp;{next(qualities) % 100}"),
         )
         # 429: its own pictures before it took too long.
         assert {status for status, _ in answers} <= {200, 413, 429}
 
-    status, response_body = await previewed(hostile, "beyond.png", "webp")
+    status, response_body = await previewed(hostile_session, "beyond.png", "webp")
     assert (status, json.loads(response_body)["code"]) == (413, "picture_too_large")
     assert (
         "9900 x 9900 pixels; only pictures of at most 67,108,864"
         in json.loads(response_body)["error"]["message"]
     )
-    status, body = await masked(hostile, "largest.png", png(BEYOND))
+    status, body = await masked(hostile_session, "largest.png", png(BEYOND))
     assert (status, body["code"]) == (413, "picture_too_large")
     assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192
     await view()
     mib_before = measure_memory_mib()
-    usual = await measure_median(view)
-    async with repeating(attack) as attacks:
+    usual_seconds = await measure_median(view)
+    async with repeating(attack) as attack_count:
         during_attack = await measure_median(view)
     peak = measure_memory_mib()
     await eventually(lambda: measure_memory_mib() <= mib_before * 1.1, _SOON_SECONDS)
     measured(
-        f"another tenant's preview took {usual * 1000:.0f} ms, "
+        f"another tenant's preview took {usual_seconds * 1000:.0f} ms, "
         f"{during_attack * 1000:.0f} ms during "
-        f"{attacks()} rounds of hostile ones; the replica with its helpers held "
+        f"{attack_count()} rounds of hostile ones; the replica with its helpers held "
         f"{mib_before:.0f} MiB "
         f"before, {peak:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
     )
@@ -125,7 +125,7 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
         database = Database(Settings(data=tmp_path).sql_url)
         _, key = await KeyStore(database).create("bob", "test")
         await database.close()
-        hostile, other_session = (
+        hostile_session, other_session = (
             session(models_app.url, models_app.api_key),
             session(models_app.url, key),
         )
@@ -143,19 +143,19 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
                 ({"tools": [tool]}, "tools.0.function.parameters"),
                 ({"json_schema": PATTERN}, "json_schema"),
             ):
-                status, body = await completed(hostile, **members)
+                status, body = await completed(hostile_session, **members)
                 assert (status, body["error"]["code"]) == (400, "schema_too_large")
                 assert body["error"]["param"] == field
 
-        async with hostile, other_session:
+        async with hostile_session, other_session:
             await chat()
-            usual = await measure_median(chat)
-            async with repeating(attack) as attacks:
+            usual_seconds = await measure_median(chat)
+            async with repeating(attack) as attack_count:
                 during_attack = await measure_median(chat)
         measured(
-            f"another tenant's answer took {usual * 1000:.0f} ms, "
+            f"another tenant's answer took {usual_seconds * 1000:.0f} ms, "
             f"{during_attack * 1000:.0f} ms during "
-            f"{attacks()} rounds of hostile schemas"
+            f"{attack_count()} rounds of hostile schemas"
         )
 
 
@@ -164,8 +164,8 @@ def session(url: str, key: str) -> aiohttp.ClientSession:
 
 
 async def completed(client: aiohttp.ClientSession, **members: Any) -> tuple[int, Any]:
-    ask = {"role": "user", "content": "Say hello."}
-    body = {"model": "smollm2", "messages": [ask], "max_tokens": 4, **members}
+    message = {"role": "user", "content": "Say hello."}
+    body = {"model": "smollm2", "messages": [message], "max_tokens": 4, **members}
     async with client.post("/v1/chat/completions", json=body) as response:
         return response.status, await response.json()
 

@@ -149,8 +149,8 @@ async def test_an_idempotency_key_makes_one_job(farm: Farm) -> None:
     async def post(client: aiohttp.ClientSession, body: Any) -> tuple[int, Any, str | None]:
         headers = {"Idempotency-Key": "k1"}
         async with client.post("/jobs", data=json.dumps(body), headers=headers) as response:
-            replayed = response.headers.get("Idempotent-Replayed")
-            return response.status, await response.json(), replayed
+            replayed_header = response.headers.get("Idempotent-Replayed")
+            return response.status, await response.json(), replayed_header
 
     first_answer = await post(farm.client, CHAT)
     repeated_answer = await post(farm.client, dict(reversed(CHAT.items())))
@@ -187,8 +187,8 @@ async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
         problem = await response.json()
     assert (response.status, problem["code"]) == (400, "invalid_graph")
     assert {"error": problem["error"], "node_errors": problem["node_errors"]} == comfy_error
-    referring = {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}
-    job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring}]}
+    referring_graph = {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}
+    job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring_graph}]}
     await farm.submit(job)
     assert requests == [("default", GRAPH)]
 

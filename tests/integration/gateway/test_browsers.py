@@ -27,16 +27,18 @@ async def client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
 async def test_pages_of_a_named_origin_may_call_and_others_may_not(
     gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
-    asks = {
+    preflight_headers = {
         "access-control-request-method": "GET",
         "access-control-request-headers": "authorization",
     }
-    async with client.options(path, headers={"origin": PAGE_ORIGIN, **asks}) as response:
+    async with client.options(
+        path, headers={"origin": PAGE_ORIGIN, **preflight_headers}
+    ) as response:
         assert response.status == 200
         assert response.headers["access-control-allow-origin"] == PAGE_ORIGIN
         assert "authorization" in response.headers["access-control-allow-headers"]
         assert "access-control-allow-credentials" not in response.headers
-    async with client.options(path, headers={"origin": EVIL, **asks}) as response:
+    async with client.options(path, headers={"origin": EVIL, **preflight_headers}) as response:
         assert response.status == 400
         assert "access-control-allow-origin" not in response.headers
     for origin, allowed in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):

@@ -110,8 +110,8 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
             open_viewers = [await stack.enter_async_context(viewing(farm, key)) for key in keys]
             await asyncio.gather(*(viewer.read_all(*ALL) for viewer in open_viewers))
             with count_statements() as statements:
-                for dollars in (1, 2, 3):
-                    await record_call(farm, "ann", dollars)
+                for cost_usd in (1, 2, 3):
+                    await record_call(farm, "ann", cost_usd)
                     clock.now += LONGER
                     await asyncio.gather(*(viewer.read_all("usage") for viewer in open_viewers))
         # Credentials of open streams are verified by a timer: see the next test.
@@ -131,8 +131,8 @@ async def test_credentials_of_all_viewers_are_verified_by_the_same_queries(farm:
     counts = []
     for number in (1, 20):
         with count_statements() as statements:
-            valid = await authenticator.recheck(dict(list(identities.items())[:number]))
-        assert len(valid) == number
+            valid_identities = await authenticator.recheck(dict(list(identities.items())[:number]))
+        assert len(valid_identities) == number
         counts.append(statements.total())
     assert counts[0] == counts[1] > 0
 
@@ -185,8 +185,8 @@ async def test_the_stream_of_a_former_operator_ends(farm: Farm) -> None:
     key = await new_key(farm, "studio", JOBS_READ, TEXT, OPERATOR)
     async with viewing(farm, key) as viewer:
         await viewer.read_all(*ALL)
-        former = api_keys.update().where(api_keys.c.owner == "studio")
-        await farm.database.execute(former.values(scopes=f"{JOBS_READ} {TEXT}"))
+        revoke_statement = api_keys.update().where(api_keys.c.owner == "studio")
+        await farm.database.execute(revoke_statement.values(scopes=f"{JOBS_READ} {TEXT}"))
         name, data = await viewer.read()
         while name != "error":
             name, data = await viewer.read()

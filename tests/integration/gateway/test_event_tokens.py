@@ -108,15 +108,15 @@ async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
     key_id, key = await keys.create("ann", "short-lived")
     async with farm.session(key) as client:
         token = await new_token(client, job)
-        brief = await new_token(client, job, expires_in=8)
+        short_token = await new_token(client, job, expires_in=8)
     async with (
-        page.get(f"/jobs/{job}/events?token={token}") as lasting,
-        page.get(f"/jobs/{job}/events?token={brief}") as outlasting,
+        page.get(f"/jobs/{job}/events?token={token}") as long_response,
+        page.get(f"/jobs/{job}/events?token={short_token}") as short_response,
         page.ws_connect(f"/jobs/{job}/ws?token={token}") as socket,
     ):
-        assert (lasting.status, outlasting.status) == (200, 200)
+        assert (long_response.status, short_response.status) == (200, 200)
         assert json.loads((await socket.receive(10)).data)["type"] == "queued"
-        path = f"/jobs/{job}/events?token={brief}"
+        path = f"/jobs/{job}/events?token={short_token}"
 
         async def has_expired() -> bool:
             async with page.get(path) as response:
@@ -125,10 +125,10 @@ async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
         await eventually(has_expired, 60)
         # Longer than the time between two checks: a stream outlives its token.
         await asyncio.sleep(4)
-        assert not outlasting.content.at_eof()
+        assert not short_response.content.at_eof()
         await keys.revoke(key_id)
         async with asyncio.timeout(20):
-            for response in (lasting, outlasting):
+            for response in (long_response, short_response):
                 assert "invalid_api_key" in (await response.text()).rpartition("event: error")[2]
             while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
                 continue
@@ -147,7 +147,11 @@ async def test_only_listed_routes_accept_credentials_in_queries(
     described_routes: dict[str, set[str]] = {"api_key": set(), "token": set(), "key": set()}
     for path, methods in paths.items():
         for method, operation in methods.items():
-            schemes = {name for way in operation.get("security", [{"x": []}]) for name in way}
+            schemes = {
+                name
+                for requirement in operation.get("security", [{"x": []}])
+                for name in requirement
+            }
             if not schemes or path.startswith("/comfy/session"):
                 continue
             route = f"{method.upper()} {path}"

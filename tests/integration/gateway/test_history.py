@@ -182,9 +182,9 @@ async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> N
     for job in jobs:
         await farm.until(job, "succeeded")
     body = {"filter": {"status": "succeeded"}}
-    deleting = asyncio.create_task(call(farm.client, "POST", "/jobs/delete", body))
+    delete_task = asyncio.create_task(call(farm.client, "POST", "/jobs/delete", body))
     render = await farm.submit(RENDER)
-    status, result = await deleting
+    status, result = await delete_task
     assert (status, result["done"], result["next_cursor"]) == (200, 30, None)
     assert await list_ids(farm.client) == [render["id"]]
 

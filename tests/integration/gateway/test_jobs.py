@@ -81,7 +81,7 @@ async def test_pages_and_filters(farm: Farm) -> None:
 
 async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    first_job, second_job, beyond = [(await farm.submit(render))["id"] for _ in range(3)]
+    first_job, second_job, third_job = [(await farm.submit(render))["id"] for _ in range(3)]
     short_duration = Duration(mean=4.0, variance=1.0)
     farm.scripted_pools.places["default"] = {
         second_job: QueuePlace(position=1),
@@ -96,7 +96,7 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
 
     async def have_places() -> bool:
         shown_jobs = await listed()
-        places = [shown_jobs[job_id]["position"] for job_id in (first_job, second_job, beyond)]
+        places = [shown_jobs[job_id]["position"] for job_id in (first_job, second_job, third_job)]
         return places == [2, 1, None]
 
     await eventually(have_places, 30)
@@ -106,7 +106,7 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     assert shown_job["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
     assert find_missing_members("docs/farm.md", "eta", shown_job) == []
     assert (await farm.show(second_job))["eta"] == {"starts_in": None, "ends_in": None}
-    assert (await farm.show(beyond))["eta"] is None
+    assert (await farm.show(third_job))["eta"] is None
     await farm.jobs.start(first_job, 1)
     shown_job = await farm.show(first_job)
     assert shown_job["started_at"] is not None
@@ -155,7 +155,7 @@ async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
     assert socket.close_code == 1000
     assert [(m["id"], m["type"]) for m in events] == [(f["id"], f["event"]) for f in job_frames]
     known_event_id, path = events[-2]["id"], f"/jobs/{job['id']}"
-    resumed: list[dict[str, Any]] = [
+    resume_options: list[dict[str, Any]] = [
         {"params": {"after": known_event_id}},
         {"params": {"last_event_id": known_event_id}},
         {"headers": {"Last-Event-ID": known_event_id}},
@@ -164,10 +164,10 @@ async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
             "params": {"last_event_id": events[0]["id"]},
         },
     ]
-    for options in resumed:
+    for options in resume_options:
         async with working_farm.client.ws_connect(f"{path}/ws", **options) as socket:
             assert [json.loads(m.data)["id"] async for m in socket] == [events[-1]["id"]]
-    for options in resumed[1:]:
+    for options in resume_options[1:]:
         async with working_farm.client.get(f"{path}/events", **options) as response:
             text = await response.text()
         assert text.count("id: ") == 1 and f"id: {events[-1]['id']}\n" in text
@@ -182,10 +182,10 @@ async def test_a_stream_ends_when_the_events_are_lost(
     valkey = ValkeyServer(folder)
     farm = Farm(tmp_path, temporal_server, valkey, Services())
     await farm.open()
-    released = asyncio.Event()
+    release_event = asyncio.Event()
 
     async def slow(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        await released.wait()
+        await release_event.wait()
         return aiohttp.web.json_response({})
 
     farm.services.answers["/svc/slow"] = slow
@@ -196,7 +196,7 @@ async def test_a_stream_ends_when_the_events_are_lost(
         watch_task = asyncio.create_task(frames(farm.client, job["id"]))
         await asyncio.sleep(0.3)
         valkey.kill()
-        released.set()
+        release_event.set()
         job_frames = await asyncio.wait_for(watch_task, 20)
         assert job_frames[-1]["event"] == "succeeded"
         assert "id" not in job_frames[-1]

@@ -30,8 +30,8 @@ async def run(farm: Farm, name: str, job: str = "") -> str:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(60):
-        output, complaints = await process.communicate()
-    assert process.returncode == 0, complaints.decode()
+        output, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
     return output.decode()
 
 
@@ -79,8 +79,8 @@ async def test_a_page_follows_a_job_by_a_token(working_farm: Farm) -> None:
 
 
 async def test_a_pipeline_uses_an_earlier_output(working_farm: Farm) -> None:
-    accepted: Any = json.loads((await run(working_farm, "pipeline")).rpartition("\n")[0])
-    job = await working_farm.until(accepted["id"])
+    accepted_job: Any = json.loads((await run(working_farm, "pipeline")).rpartition("\n")[0])
+    job = await working_farm.until(accepted_job["id"])
     assert job["priority"] == 4
     first_text, second_text = (output["text"] for output in job["outputs"])
     assert second_text == f"re: A poem on {first_text}"

@@ -278,7 +278,7 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
     url, bearers = gateway_app
     address = url.removesuffix("/openapi.json")
     headers = {"authorization": f"Bearer {bearers['owner']}"}
-    ended_job, waiting = _render(address, headers), _render(address, headers)
+    ended_job, waiting_job = _render(address, headers), _render(address, headers)
     assert httpx.post(f"{address}/jobs/{ended_job}/cancel", headers=headers, timeout=60).is_success
     while (
         httpx.get(f"{address}/jobs/{ended_job}", headers=headers, timeout=60).json()["status"]
@@ -293,11 +293,11 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
             problems, request_count = violations(gateway_app, only=path, **job)
             assert not problems, "\n\n".join(problems)
             total_requests += request_count
-        live_path = address + path.format(job_id=waiting)
-        with httpx.stream("GET", live_path, headers=headers, timeout=60) as live:
-            assert live.status_code == 200
-            assert live.headers["content-type"].startswith("text/event-stream")
-            lines = live.iter_lines()
+        live_path = address + path.format(job_id=waiting_job)
+        with httpx.stream("GET", live_path, headers=headers, timeout=60) as live_response:
+            assert live_response.status_code == 200
+            assert live_response.headers["content-type"].startswith("text/event-stream")
+            lines = live_response.iter_lines()
             assert any(line.startswith("event: ") for line in lines)
             if path == "/cluster/events":
                 ClusterBody.model_validate_json(next(lines).removeprefix("data: "), strict=True)

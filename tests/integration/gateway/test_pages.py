@@ -49,14 +49,14 @@ async def test_jobs_are_listed_by_filters(working_farm: Farm) -> None:
         return web.json_response({"error": {"message": "no"}}, status=400)
 
     working_farm.services.answers["/v1/chat/completions"] = refuse
-    aurora, other_job = [
+    aurora_job, other_job = [
         (await working_farm.submit(CHAT | {"metadata": {"project": project}}))["id"]
         for project in ("aurora", "dawn")
     ]
-    for job_id in (aurora, other_job):
+    for job_id in (aurora_job, other_job):
         await working_farm.until(job_id, "failed")
     page = json.loads(await run(working_farm, HISTORY, "list"))
-    assert [job["id"] for job in page["jobs"]] == [aurora]
+    assert [job["id"] for job in page["jobs"]] == [aurora_job]
 
 
 async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) -> None:
@@ -73,8 +73,11 @@ async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) 
         json.loads(await run(working_farm, page, name, replaced=later_replacement))["matched"] == 1
     )
     assert (await working_farm.show(job["id"]))["status"] == "succeeded"
-    for_good = later_replacement | {'"dry_run": true': '"dry_run": false'}
-    assert json.loads(await run(working_farm, page, name, replaced=for_good))["matched"] == 1
+    real_run_replacement = later_replacement | {'"dry_run": true': '"dry_run": false'}
+    assert (
+        json.loads(await run(working_farm, page, name, replaced=real_run_replacement))["matched"]
+        == 1
+    )
 
     async def is_gone() -> bool:
         async with working_farm.client.get(f"/jobs/{job['id']}") as response:
@@ -124,9 +127,9 @@ async def test_a_graph_is_rendered_and_followed(farm: Farm) -> None:
             return (await response.json())["jobs"]
 
     [job] = await eventually(find)
-    dawn = json.loads((ROOT / "examples" / "dawn.json").read_text())
+    dawn_graph = json.loads((ROOT / "examples" / "dawn.json").read_text())
     async with farm.client.get(f"/jobs/{job['id']}/graph") as response:
-        assert await response.json() == dawn
+        assert await response.json() == dawn_graph
     await farm.start_worker()
     async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
         assert response.status == 202

@@ -173,4 +173,4 @@ def _list_written_files(gateway: RunningStack) -> list[str]:
     """Return the files of this test that were written to any folder that a bad path could reach."""
     places = (gateway.data.parent, Path("/tmp"), Path.cwd())
     globs = [folder.rglob if folder == gateway.data.parent else folder.glob for folder in places]
-    return [str(path) for glob in globs for path in glob(f"*{EVIL}*")]
+    return [str(path) for glob_files in globs for path in glob_files(f"*{EVIL}*")]

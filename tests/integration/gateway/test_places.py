@@ -200,10 +200,10 @@ async def _render_all(api: Api) -> Observations:
         job_id = await api.submit(
             sleepy(0.3 + 0.1 * (len(priorities) % 4), next(_colors)), priority
         )
-        follow = follow_methods[len(priorities) % len(follow_methods)]
+        follow_job = follow_methods[len(priorities) % len(follow_methods)]
         priorities[job_id] = priority
         api.events[job_id] = []
-        streams.append(asyncio.create_task(follow(job_id)))
+        streams.append(asyncio.create_task(follow_job(job_id)))
 
     async def sample_while(condition: Callable[[], bool]) -> None:
         while await _sample(api, priorities, observations) and condition():
@@ -211,15 +211,15 @@ async def _render_all(api: Api) -> Observations:
 
     observations = Observations()
     # While these occupy the ComfyUIs, all others get their places.
-    occupying = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
-    await eventually(lambda: _have_begun(api, set(occupying)), 120)
+    occupying_jobs = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
+    await eventually(lambda: _have_begun(api, set(occupying_jobs)), 120)
     for _ in range(RENDERS):
         await submit(_NORMAL)
     await sample_while(lambda: len(observations.order) < RENDERS)
     for _ in range(URGENT):
         await submit(_URGENT)
     await sample_while(lambda: len(observations.order) < RENDERS + URGENT)
-    for job_id in occupying:
+    for job_id in occupying_jobs:
         await api.cancel(job_id)
     await sample_while(lambda: True)
     await asyncio.gather(*streams)
@@ -251,13 +251,13 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
     The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
     between may be shown in its old or its new state.
     """
-    ours = priorities.keys()
+    our_jobs = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
     # A ComfyUI that has a prompt says so to the pool, which writes the row a moment later.
-    held_jobs = set().union(*comfyuis.values()) & ours
+    held_jobs = set().union(*comfyuis.values()) & our_jobs
     await eventually(lambda: _have_begun(api, held_jobs), 120)
     jobs_before = await api.list_jobs()
-    stages = {job_id: _STAGES[jobs_before[job_id]["status"]] for job_id in ours}
+    stages = {job_id: _STAGES[jobs_before[job_id]["status"]] for job_id in our_jobs}
     sampled_ids = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
     sampled_ids += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
     running_page, queue, prompts, by_grpc = await asyncio.gather(
@@ -270,33 +270,35 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
     await eventually(
         lambda: all(api.get_stage(job_id) >= stage for job_id, stage in stages.items()), 120
     )
-    by_events = {job_id: api.get_stage(job_id) for job_id in ours}
+    by_events = {job_id: api.get_stage(job_id) for job_id in our_jobs}
     jobs_after = await api.list_jobs()
-    later_stages = {job_id: _STAGES[jobs_after[job_id]["status"]] for job_id in ours}
-    held_jobs |= set().union(*(await _read_comfyuis(api.stack)).values()) & ours
+    later_stages = {job_id: _STAGES[jobs_after[job_id]["status"]] for job_id in our_jobs}
+    held_jobs |= set().union(*(await _read_comfyuis(api.stack)).values()) & our_jobs
 
-    by_filter = {job_id: _RUNNING if job_id in running_page else None for job_id in ours}
-    for job_id in ours:
-        possible = range(stages[job_id], later_stages[job_id] + 1)
+    by_filter = {job_id: _RUNNING if job_id in running_page else None for job_id in our_jobs}
+    for job_id in our_jobs:
+        possible_stages = range(stages[job_id], later_stages[job_id] + 1)
         for name, stage in (
             ("queue", queue.get(job_id, _ENDED)),
             ("api/jobs", prompts[job_id]),
             ("grpc", by_grpc.get(job_id, stages[job_id])),
             ("events", by_events[job_id]),
         ):
-            assert stage in possible, (name, job_id, stage, possible)
+            assert stage in possible_stages, (name, job_id, stage, possible_stages)
         if by_filter[job_id] is None:
-            assert list(possible) != [_RUNNING], job_id
+            assert list(possible_stages) != [_RUNNING], job_id
         else:
-            assert _RUNNING in possible, job_id
+            assert _RUNNING in possible_stages, job_id
     running_jobs = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
     # ComfyUI has executed what it no longer has. It must not get it afterwards.
     assert not observations.stored & held_jobs, "a job ran before a ComfyUI had it"
     observations.stored |= running_jobs - held_jobs
     assert all(len(prompts) <= 1 for prompts in comfyuis.values())
-    observations.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
+    observations.full += (
+        sum(bool(set(prompts) & our_jobs) for prompts in comfyuis.values()) == ACTORS
+    )
     observations.samples += 1
-    _check_places({job_id: jobs_before[job_id] for job_id in ours}, priorities, observations)
+    _check_places({job_id: jobs_before[job_id] for job_id in our_jobs}, priorities, observations)
     return any(stage is not _ENDED for stage in later_stages.values())
 
 
@@ -313,33 +315,40 @@ def _check_places(
     They must be ordered by class. Within a class, no job may overtake another; a job moves back
     only because of new jobs before it.
     """
-    waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
-    assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting.values())
-    positions = {j: job["position"] for j, job in waiting.items() if job["position"] is not None}
+    waiting_jobs = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
+    assert all(
+        job["started_at"] is None and job["queued_for"] >= 0 for job in waiting_jobs.values()
+    )
+    positions = {
+        j: job["position"] for j, job in waiting_jobs.items() if job["position"] is not None
+    }
     assert len(set(positions.values())) == len(positions)
     assert all(position >= 1 for position in positions.values())
-    order = sorted(positions, key=lambda job_id: positions[job_id])
-    classes = [priorities[job_id] for job_id in order]
+    ordered_jobs = sorted(positions, key=lambda job_id: positions[job_id])
+    classes = [priorities[job_id] for job_id in ordered_jobs]
     assert classes == sorted(classes), "renders of a better class begin first"
     known_jobs = [job_id for job_id in observations.order if job_id in positions]
-    new_jobs = {job_id for job_id in order if job_id not in observations.positions}
-    assert [job_id for job_id in order if job_id not in new_jobs] == known_jobs, (
+    new_jobs = {job_id for job_id in ordered_jobs if job_id not in observations.positions}
+    assert [job_id for job_id in ordered_jobs if job_id not in new_jobs] == known_jobs, (
         "no render overtakes another"
     )
     for job_id in known_jobs:
-        fell_back = positions[job_id] - observations.positions[job_id]
-        jobs_ahead = order[: order.index(job_id)]
-        assert fell_back <= len(new_jobs.intersection(jobs_ahead)), (
+        lost_places = positions[job_id] - observations.positions[job_id]
+        jobs_ahead = ordered_jobs[: ordered_jobs.index(job_id)]
+        assert lost_places <= len(new_jobs.intersection(jobs_ahead)), (
             "only new renders push others back"
         )
-        observations.rises += fell_back > 0
-    for job_id, job in waiting.items():
+        observations.rises += lost_places > 0
+    for job_id, job in waiting_jobs.items():
         starts_in = None if job["eta"] is None else job["eta"]["starts_in"]
         if starts_in is not None:
             assert 0 <= starts_in["p50"] <= starts_in["p90"]
             observations.guessed.add(job_id)
     if positions:
-        observations.order, observations.positions = order, {**observations.positions, **positions}
+        observations.order, observations.positions = (
+            ordered_jobs,
+            {**observations.positions, **positions},
+        )
 
 
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:

@@ -83,8 +83,8 @@ def haproxy_log(gateway: RunningStack) -> Iterator[socket.socket]:
 @pytest.fixture
 async def client(gateway: RunningStack) -> AsyncIterator[Session]:
     database = Database(gateway.settings.sql_url)
-    jar = aiohttp.DummyCookieJar()
-    async with aiohttp.ClientSession(gateway.url, cookie_jar=jar) as session:
+    cookie_jar = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(gateway.url, cookie_jar=cookie_jar) as session:
         yield Session(SentSecrets(gateway), session, KeyStore(database))
     await database.close()
 
@@ -103,12 +103,21 @@ async def test_no_log_holds_a_secret(
         "Ray's token": gateway.layout.ray_token.read_text().strip(),
     }.items():
         client.sent_secrets.note(description, secret)
-    for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _submit_secrets, _grpc):
-        await say(client)
+    for send_secrets in (
+        _keys,
+        _cookies,
+        _sockets,
+        _tokens,
+        _passwords,
+        _links,
+        _submit_secrets,
+        _grpc,
+    ):
+        await send_secrets(client)
     marker = secrets.token_hex(12)
-    bearer = {"authorization": f"Bearer {gateway.api_key}"}
+    bearer_headers = {"authorization": f"Bearer {gateway.api_key}"}
     for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
-        await client.call("GET", path, 404, headers=bearer)
+        await client.call("GET", path, 404, headers=bearer_headers)
     # Lines are written in batches, by every app on its own.
     await eventually(lambda: _read_logs(gateway).count(marker.encode()) >= 3, 180)
     logged, syslog = _read_logs(gateway), _received(haproxy_log)
@@ -201,16 +210,18 @@ async def _tokens(client: Session) -> None:
         await call("GET", f"/jobs/none/events?token={token}", 401)
         await call("POST", "/comfy/session", json={"key": access})
         await call("GET", "/comfy/session", headers={"cookie": f"moyin_session={access}"})
-        forged = sent_secrets.note(
+        forged_token = sent_secrets.note(
             f"forged token {turn}", f"{access[:-43]}{secrets.token_hex(16)}abc"
         )
-        await call("GET", "/jobs", 401, headers={"authorization": f"Bearer {forged}"})
+        await call("GET", "/jobs", 401, headers={"authorization": f"Bearer {forged_token}"})
         if turn == 0:
             player = await call("POST", "/accounts/refresh", json={"refresh_token": refresh})
     await call("POST", "/accounts/refresh", 401, json={"refresh_token": refresh[:-1]})
-    ours = create_service_token(sent_secrets.gateway.settings.signing_key(), "admin", "jobs")
-    sent_secrets.note("a service's token", ours)
-    await call("GET", "/jobs", headers={"authorization": f"Bearer {ours}"})
+    service_token = create_service_token(
+        sent_secrets.gateway.settings.signing_key(), "admin", "jobs"
+    )
+    sent_secrets.note("a service's token", service_token)
+    await call("GET", "/jobs", headers={"authorization": f"Bearer {service_token}"})
 
 
 async def _passwords(client: Session) -> None:
@@ -231,15 +242,15 @@ async def _passwords(client: Session) -> None:
     broken_json = f'{{"password": "{new_secret("password in broken JSON")}", '
     await call("POST", "/accounts/login", 400, data=broken_json.encode())
     password_change = {"current_password": password, "new_password": new_secret("second password")}
-    bearer = {"authorization": f"Bearer {signed_in['access_token']}"}
-    await call("POST", "/accounts/password", 200, 204, json=password_change, headers=bearer)
+    bearer_headers = {"authorization": f"Bearer {signed_in['access_token']}"}
+    await call("POST", "/accounts/password", 200, 204, json=password_change, headers=bearer_headers)
     reset = {"token": new_secret("reset token"), "password": new_secret("third password")}
     await call("POST", "/accounts/password/reset", 401, json=reset)
 
 
 async def _links(client: Session) -> None:
-    bearer = {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"}
-    artifact = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer)
+    bearer_headers = {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"}
+    artifact = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer_headers)
     for description, key in {
         "link": client.sent_secrets.gateway.settings.signing_key(),
         "wrong link": secrets.token_bytes(32),
@@ -251,11 +262,11 @@ async def _links(client: Session) -> None:
 
 async def _submit_secrets(client: Session) -> None:
     """Submit jobs, a prompt and a chat that contain secrets in different places."""
-    sent_secrets, bearer = (
+    sent_secrets, bearer_headers = (
         client.sent_secrets,
         {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"},
     )
-    secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer)
+    secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer_headers)
     sent_secrets.note("webhooks' secret", secret["secret"])
     async with _receiver() as (url, was_called):
         body = {
@@ -266,18 +277,18 @@ async def _submit_secrets(client: Session) -> None:
             },
             "webhook": f"{url}?token={sent_secrets.new('address of a webhook')}",
         }
-        await client.call("POST", "/jobs", 202, json=body, headers=bearer)
+        await client.call("POST", "/jobs", 202, json=body, headers=bearer_headers)
         await asyncio.wait_for(was_called.wait(), 60)
     graph = {"1": {"class_type": "NoSuchNode", "inputs": {"text": sent_secrets.new("prompt")}}}
     extra_data = {"api_key_comfy_org": sent_secrets.new("ComfyUI's account")}
     prompt = {"prompt": graph, "extra_data": extra_data}
-    await client.call("POST", "/prompt", 200, 400, json=prompt, headers=bearer)
+    await client.call("POST", "/prompt", 200, 400, json=prompt, headers=bearer_headers)
     model = {
         "model": "claude-haiku-5-5",
         "messages": [{"role": "user", "content": sent_secrets.new("text")}],
     }
     answers = (400, 402, 403, 404, 429, 502, 503)
-    await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer)
+    await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer_headers)
 
 
 async def _grpc(client: Session) -> None:

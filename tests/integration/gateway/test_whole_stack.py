@@ -98,10 +98,17 @@ async def test_a_picture_of_one_step_is_the_input_of_the_next(
 
 
 async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSession) -> None:
-    ask = {"model": "auto", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
-    second_request = {**ask, "messages": [{"role": "user", "content": "Repeat: ${steps.0.text}"}]}
+    first_request = {
+        "model": "auto",
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
+    second_request = {
+        **first_request,
+        "messages": [{"role": "user", "content": "Repeat: ${steps.0.text}"}],
+    }
     steps = [
-        {"kind": "chat", "request": ask},
+        {"kind": "chat", "request": first_request},
         {"kind": "chat", "request": second_request},
         {"kind": "http", "request": {"method": "GET", "path": "/v1/models"}},
     ]
@@ -122,8 +129,8 @@ async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession)
     assert kinds.count("progress") >= 3
     assert {"running", "step"} <= set(kinds)
     middle_id = events[len(events) // 2]["id"]
-    resumed = await _events(session, job["id"], after=middle_id)
-    assert [e["id"] for e in resumed] == [e["id"] for e in events[len(events) // 2 + 1 :]]
+    resumed_events = await _events(session, job["id"], after=middle_id)
+    assert [e["id"] for e in resumed_events] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
 async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSession) -> None:
@@ -145,8 +152,8 @@ async def test_a_cancel_reaches_the_running_prompt_and_only_that(
         assert answer.status == 202
     cancelled_job = await _until(session, victim["id"], lambda job: job["status"] in FINAL)
     assert cancelled_job["status"] == "cancelled"
-    spared = await _until(session, other_job["id"], lambda job: job["status"] in FINAL)
-    assert spared["status"] == "succeeded"
+    spared_job = await _until(session, other_job["id"], lambda job: job["status"] in FINAL)
+    assert spared_job["status"] == "succeeded"
     measured(
         f"cancelled and the next one done {time.monotonic() - sent_at:.1f} s after the request"
     )

@@ -317,12 +317,12 @@ async def test_errors_keep_their_codes(
 
 async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinStub) -> None:
     ports = gateway.ports
-    ours = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
+    own_ports = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
     results = {
         (connection.laddr.ip, connection.laddr.port)
         for process in find_processes(str(gateway.data))
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ours
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in own_ports
     }
     assert ports.grpc in {port for _, port in results}
     assert {ip.removeprefix("::ffff:") for ip, _ in results} == {"127.0.0.1"}

@@ -90,7 +90,9 @@ def _anonymize(value: Any) -> Any:
     """Replace values that identify the machine on which the history was recorded."""
     if isinstance(value, dict):
         private = {"identity": "worker", "stackTrace": "", "binaryChecksum": ""}
-        return {key: private.get(key, _anonymize(inner)) for key, inner in value.items()}
+        return {
+            key: private.get(key, _anonymize(inner_value)) for key, inner_value in value.items()
+        }
     if isinstance(value, list):
-        return [_anonymize(inner) for inner in value]
+        return [_anonymize(inner_value) for inner_value in value]
     return value

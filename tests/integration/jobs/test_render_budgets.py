@@ -54,9 +54,12 @@ class BudgetedJobs:
     async def amounts(self) -> tuple[Decimal, Decimal]:
         """Return the spent and the reserved part of the tenant's daily budget."""
         states = await self.meter.budgets.list_states(self.caller.limits, self.caller.owner)
-        [of_key, of_owner] = states
-        assert (of_key.spent, of_key.reserved) == (of_owner.spent, of_owner.reserved)
-        return of_owner.spent, of_owner.reserved
+        [key_budget, owner_budget] = states
+        assert (key_budget.spent, key_budget.reserved) == (
+            owner_budget.spent,
+            owner_budget.reserved,
+        )
+        return owner_budget.spent, owner_budget.reserved
 
     async def submit(self, *graphs: Mapping[str, Any]) -> str:
         job, _ = await self.service.submit(self.caller, render(*graphs))
@@ -168,13 +171,15 @@ async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
     job_id = await budgeted_jobs.submit()
     await budgeted_jobs.book(job_id, 3)
     await budgeted_jobs.end(job_id, JobStatus.SUCCEEDED)
-    [due] = await budgeted_jobs.settler._store.list_due()
+    [due_settlement] = await budgeted_jobs.settler._store.list_due()
     counter = budgeted_jobs.meter.job_reservations
     # As a process does that dies before it writes to SQL; meanwhile another run is booked.
-    await counter.recount(due.reservation, due.amount, counted_nano_usd=0, is_open=False)
+    await counter.recount(
+        due_settlement.reservation, due_settlement.amount, counted_nano_usd=0, is_open=False
+    )
     assert await budgeted_jobs.amounts() == (3, 0)
     await budgeted_jobs.book(job_id, 1)
-    assert await budgeted_jobs.settler._store.mark_counted(due) is False
+    assert await budgeted_jobs.settler._store.mark_counted(due_settlement) is False
     await budgeted_jobs.settle()
     assert await budgeted_jobs.amounts() == (4, 0)
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
@@ -260,10 +265,10 @@ async def test_callers_without_budgets_need_neither_estimates_nor_valkey(
     async with open_service(
         budgeted_jobs.database, meter, "redis://127.0.0.1:1", budgeted_jobs.blobs
     ) as service:
-        free = replace(budgeted_jobs.caller, limits=())
+        unlimited_caller = replace(budgeted_jobs.caller, limits=())
         with pytest.raises(ServiceUnavailable):
             await service.submit(budgeted_jobs.caller, render())
-        budget_hold = await service._budgets.reserve(free, render())
+        budget_hold = await service._budgets.reserve(unlimited_caller, render())
         assert budget_hold.reservation is None
     await meter.close()
 

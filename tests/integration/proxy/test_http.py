@@ -78,8 +78,8 @@ async def test_the_browsers_session_is_no_service_s_business(
         ) as response:
             assert response.status == 200
         assert service.seen.pop().headers.get("cookie") == expected_cookie
-    lie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
-    assert build_response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
+    forged_cookie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
+    assert build_response_headers([forged_cookie, (b"set-cookie", b"a=1; Path=/")]) == [
         (b"set-cookie", b"a=1; Path=/")
     ]
 
@@ -94,7 +94,7 @@ async def test_an_answer_has_one_date_and_one_server(proxy_server: ProxyServer) 
 async def test_the_service_gets_the_identity_only_from_the_gateway(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    lies = {
+    forged_headers = {
         "x-moyin-owner": "admin",
         "X_Moyin_Owner": "admin",
         "x-moyin-identity": "forged",
@@ -105,7 +105,7 @@ async def test_the_service_gets_the_identity_only_from_the_gateway(
         "forwarded": "for=6.6.6.6",
         "x-api-key": "another",
     }
-    async with proxy_server.client.get("/assets/x", headers=lies) as response:
+    async with proxy_server.client.get("/assets/x", headers=forged_headers) as response:
         assert response.status == 200
     seen_headers = service.seen[0].headers
     assert "authorization" not in seen_headers and "x-api-key" not in seen_headers
@@ -130,7 +130,7 @@ async def test_clients_cannot_send_headers_of_authentication_proxies(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     """HTTP and WebSocket requests lose such headers, however the client spells their names."""
-    lies = {
+    forged_headers = {
         name: "admin"
         for name in (
             "Remote-User", "Remote_User", "REMOTE-USER", "X-WebAuth-User", "X_WebAuth-User",
@@ -139,13 +139,15 @@ async def test_clients_cannot_send_headers_of_authentication_proxies(
             "Any_Name", "X.Forwarded.User", "X-Original-URL",
         )
     }  # fmt: skip
-    async with proxy_server.client.get("/assets/x", headers={**lies, "x-mine": "1"}) as response:
+    async with proxy_server.client.get(
+        "/assets/x", headers={**forged_headers, "x-mine": "1"}
+    ) as response:
         assert response.status == 200
     seen_headers = service.seen[0].headers
     assert seen_headers["x-mine"] == "1"
     assert "admin" not in seen_headers.values()
     assert not [name for name in seen_headers if "_" in name]
-    async with proxy_server.client.ws_connect("/assets/ws", headers=lies) as socket:
+    async with proxy_server.client.ws_connect("/assets/ws", headers=forged_headers) as socket:
         await socket.close()
     assert "admin" not in service.seen[1].headers.values()
 
@@ -154,10 +156,10 @@ async def test_path_that_could_belong_to_a_stricter_route_is_refused(
     upstream: str, service: Service
 ) -> None:
     """For example, ``/assets//inner/x`` could be read as a path of the route ``/assets/inner``."""
-    inner = {
+    inner_route = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip
-    async with proxy_serving(route(upstream), inner) as proxy_server:
+    async with proxy_serving(route(upstream), inner_route) as proxy_server:
         for path in ("/assets//inner/x", "/assets/inner;v=1/x", "/assets/;/inner/x"):
             async with proxy_server.client.get(
                 URL(proxy_server.url + path, encoded=True)
@@ -218,11 +220,11 @@ async def test_a_slow_service_slows_the_sender_down(
             yield CHUNK
             sent_chunks += 1
 
-    sending = asyncio.create_task(_text(proxy_server.client.put("/assets/drain", data=body())))
+    send_task = asyncio.create_task(_text(proxy_server.client.put("/assets/drain", data=body())))
     await _wait_until_constant(lambda: sent_chunks)
     assert 0 < sent_chunks < chunks / 2
     service.go_on.set()
-    assert await sending == str(chunks * len(CHUNK))
+    assert await send_task == str(chunks * len(CHUNK))
 
 
 async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
@@ -271,11 +273,11 @@ async def test_redirects_lead_back_to_the_gateway(
 
 
 async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxyServer) -> None:
-    aware_headers = {
+    prefix_route = {
         **route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
         "proxy_redirect": False,
     }
-    proxy_server.routes(aware_headers)
+    proxy_server.routes(prefix_route)
     query = {"to": "/assets/x?y"}
     async with proxy_server.client.get(
         "/assets/moved", params=query, allow_redirects=False
@@ -582,9 +584,9 @@ async def _is(status: Any, wanted: int) -> bool:
 
 async def _wait_until_constant(value: Any, seconds: float = 0.3) -> int:
     """Wait until the function's value has not changed for ``seconds``, and return the value."""
-    last_value, since = value(), time.monotonic()
-    while time.monotonic() - since < seconds:
+    last_value, unchanged_since = value(), time.monotonic()
+    while time.monotonic() - unchanged_since < seconds:
         await asyncio.sleep(0.02)
         if value() != last_value:
-            last_value, since = value(), time.monotonic()
+            last_value, unchanged_since = value(), time.monotonic()
     return int(last_value)

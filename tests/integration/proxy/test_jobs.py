@@ -48,11 +48,11 @@ async def test_a_slow_service_s_calls_are_jobs(studio: Farm) -> None:
 
 async def test_prefer_respond_async_makes_any_call_a_job(studio: Farm) -> None:
     data = b"\x00\xe9"  # no UTF-8
-    preferring = {
+    prefer_headers = {
         "prefer": "wait=0, respond-async",
         "content-type": "text/plain; charset=latin-1",
     }
-    async with studio.client.put("/fast/x", data=data, headers=preferring) as response:
+    async with studio.client.put("/fast/x", data=data, headers=prefer_headers) as response:
         assert (response.status, response.headers["preference-applied"]) == (202, "respond-async")
         job = await response.json()
     assert (await studio.until(job["id"]))["status"] == "succeeded"

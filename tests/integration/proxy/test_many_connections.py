@@ -23,9 +23,9 @@ FILES = 10_000
 
 @pytest.fixture(autouse=True)
 def _enough_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < FILES:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft_limit < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard_limit), hard_limit))
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ async def service() -> AsyncIterator[str]:
 @pytest.fixture
 async def proxy_server(service: str) -> AsyncIterator[ProxyServer]:
     # A busy machine takes its time for the fifty that come at once.
-    patient = {"connect": 60.0}
-    route = {"name": "chat", "prefix": "/chat", "upstreams": [service], "timeouts": patient}
+    long_timeouts = {"connect": 60.0}
+    route = {"name": "chat", "prefix": "/chat", "upstreams": [service], "timeouts": long_timeouts}
     async with proxy_serving(route) as proxy_server:
         yield proxy_server
 

@@ -90,11 +90,11 @@ async def test_a_server_that_shuts_down_is_skipped(
         await writer.drain()
         writer.close()
 
-    well = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+    healthy_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
     async with await asyncio.start_server(going, "127.0.0.1", 0) as server:
         closing_server_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         proxy_server.routes(
-            {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url, well]}
+            {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url, healthy_url]}
         )
         for _ in range(2):
             async with proxy_server.client.ws_connect("/chat/socket") as socket:

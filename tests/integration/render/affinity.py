@@ -69,10 +69,14 @@ async def models_stay_loaded_and_nobody_starves(
     )
     assert loads == (await pool.status.remote())["changes"] - changes, "as the pool believes"
     assert 4 <= loads <= 0.25 * fifo_run.changes
-    order = [owner for (began, _), owner in sorted(zip(runs, owners, strict=True))]
-    last_positions = {owner: len(order) - order[::-1].index(owner) for owner in order}
-    assert last_positions["flood"] == len(order), "all of the others' before the last of the flood"
-    assert set(order[: len(order) // 2]) == set(owners), "everybody in the first half"
+    owner_order = [owner for (began, _), owner in sorted(zip(runs, owners, strict=True))]
+    last_positions = {
+        owner: len(owner_order) - owner_order[::-1].index(owner) for owner in owner_order
+    }
+    assert last_positions["flood"] == len(owner_order), (
+        "all of the others' before the last of the flood"
+    )
+    assert set(owner_order[: len(owner_order) // 2]) == set(owners), "everybody in the first half"
 
 
 async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:

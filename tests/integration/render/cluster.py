@@ -131,9 +131,9 @@ class RenderFarm:
         async with asyncio.timeout(seconds):
             while True:
                 actors = (await handle.status.remote())["actors"]
-                up = {n: a for n, a in actors.items() if a["renderer"]["ready"]}
-                if len(up) == count:
-                    return up
+                ready_actors = {n: a for n, a in actors.items() if a["renderer"]["ready"]}
+                if len(ready_actors) == count:
+                    return ready_actors
                 await asyncio.sleep(0.2)
 
     async def submit(

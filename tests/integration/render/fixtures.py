@@ -130,9 +130,9 @@ def upscaled(model: str) -> dict[str, Any]:
 
 def write_models(python: Path, folder: Path, *names: str) -> None:
     """Write upscale models of a few kB, with random weights, below the models folder ``folder``."""
-    target = folder / "upscale_models"
-    target.mkdir(parents=True)
-    paths = [str(target / name) for name in names]
+    target_folder = folder / "upscale_models"
+    target_folder.mkdir(parents=True)
+    paths = [str(target_folder / name) for name in names]
     subprocess.run([str(python), "-c", _WRITE_MODELS, *paths], check=True)
     for path in paths:
         # As safetensors writes them they are their owner's alone, and a confined ComfyUI is another.

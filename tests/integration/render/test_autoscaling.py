@@ -39,9 +39,9 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
     measured: Measured,
 ) -> None:
     labels = {"moyin-use": "render"}
-    with fake_gpu_nodes(tmp_path, most=NODES, idle_seconds=3, labels=labels) as head:
+    with fake_gpu_nodes(tmp_path, most=NODES, idle_seconds=3, labels=labels) as head_address:
         async with render_farm(
-            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head]
+            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head_address]
         ) as (farm, cluster):
             # One actor more than there can be nodes: it waits, and nobody minds.
             pool = await farm.deploy(

@@ -91,12 +91,12 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 async def _check_third_actor_waits(folder: Path) -> None:
     """Check that a third actor waits for the card until a pool with two actors on it is deleted."""
     third_actor = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
-    placed = third_actor.status.remote()
+    status_ref = third_actor.status.remote()
     await asyncio.sleep(4)
-    assert (await asyncio.to_thread(ray.wait, [placed], timeout=0))[0] == [], "there is no room"
+    assert (await asyncio.to_thread(ray.wait, [status_ref], timeout=0))[0] == [], "there is no room"
     assert len(comfyui_processes(folder)) == 2
     await asyncio.to_thread(serve.delete, "render-default")
-    assert (await placed).devices == "0"
+    assert (await status_ref).devices == "0"
 
     async def alone() -> bool:
         return (await third_actor.status.remote()).renderer.ready and len(
@@ -171,8 +171,8 @@ async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     graph["2"]["class_type"] = "NoSuchNode"
     [name, *_] = await pool.list_renderers.remote()
     actor = ray.get_actor(name, namespace=NAMESPACE)
-    verdict = await actor.validate.remote(graph)
-    assert verdict["error"]["type"] == "invalid_prompt"
+    validation = await actor.validate.remote(graph)
+    assert validation["error"]["type"] == "invalid_prompt"
     assert "error" not in await actor.validate.remote(picture())
     assert await _read_failure(farm, await farm.submit(graph)) == "invalid_graph"
 
@@ -193,8 +193,8 @@ async def _a_new_replica_adopts_the_running_prompt(
     elapsed_seconds = time.monotonic() - began
     measured(f"replica killed: job done {elapsed_seconds:.1f} s later")
     assert len(result.artifacts) == 1
-    [now] = (await farm.ready(pool, 1)).values()
-    assert now["renderer"]["pid"] == pid, "the same ComfyUI all along"
+    [new_actor] = (await farm.ready(pool, 1)).values()
+    assert new_actor["renderer"]["pid"] == pid, "the same ComfyUI all along"
     assert await _count_prompts(pid) == prompts_before + 2, "rendered once, and asked once"
 
 

@@ -133,14 +133,21 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
     sha256 = await hostile._blobs.put(b"a picture of another tenant's")
     [blob] = stack.rglob(sha256)
     # Somebody's prompt that waits for its turn, and one whose files are still to be stored.
-    waiting = await store_input(hostile, b"another tenant's input")
-    await hostile.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting))
-    [staged] = (hostile._folder.staging).iterdir()
+    waiting_input = await store_input(hostile, b"another tenant's input")
+    await hostile.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting_input))
+    [staged_file] = (hostile._folder.staging).iterdir()
     late_folder = hostile._folder.done / "another"
     late_folder.mkdir()
     late_folder.joinpath("output.png").write_text("another tenant's output")
     private = [
-        *(stack, stack / "secret", stack / "moyin.db", blob, staged, late_folder / "output.png"),
+        *(
+            stack,
+            stack / "secret",
+            stack / "moyin.db",
+            blob,
+            staged_file,
+            late_folder / "output.png",
+        ),
         *(hostile._folder.path, hostile._folder.log, Path.home(), Path("/etc/shadow")),
         *(
             Path("/root"),
@@ -251,9 +258,9 @@ found.append(open(path).read())
 """
     [name] = files
     for _ in range(2):
-        *ways, content = await run_attempt(hostile, code, name, files=files)
+        *successful_writes, content = await run_attempt(hostile, code, name, files=files)
         assert content == "an input of two prompts"
-        assert "done" not in ways
+        assert "done" not in successful_writes
 
 
 async def test_it_gains_no_privileges(hostile: ComfyRenderer) -> None:
@@ -293,7 +300,7 @@ found = {
 }
 """
     result = await run_attempt(hostile, code)
-    assert {way for way, went in result["ways"].items() if went} == set()
+    assert {method for method, succeeded in result["ways"].items() if succeeded} == set()
     assert result["capabilities"] == ["0" * 16] * 4
     assert (result["no_new_privileges"], result["filtered"]) == ("1", "2")
     assert "0" not in [number for ids in result["ids"] for number in ids]
@@ -306,17 +313,17 @@ async def test_it_reaches_no_server(hostile: ComfyRenderer, tmp_path: Path) -> N
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    abstract = f"\0moyin-test-{uuid.uuid4().hex}"
+    abstract_socket = f"\0moyin-test-{uuid.uuid4().hex}"
     servers = [
         await asyncio.start_server(greet, "0.0.0.0", 0),
         await asyncio.start_unix_server(greet, str(tmp_path / "s")),
-        await asyncio.start_unix_server(greet, abstract),
+        await asyncio.start_unix_server(greet, abstract_socket),
     ]
     port = servers[0].sockets[0].getsockname()[1]
     hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _addresses())}
     addresses: dict[str, Any] = {
         "tcp": [[host, port] for host in hosts],
-        "unix": [str(tmp_path / "s"), abstract],
+        "unix": [str(tmp_path / "s"), abstract_socket],
     }
     code = """
 import socket
@@ -536,13 +543,13 @@ for place in (folder_paths.get_output_directory(), folder_paths.get_temp_directo
 while not os.path.exists(given):
     time.sleep(0.02)
 """
-    go = hostile._folder.scratch / "go"
-    rendering = asyncio.create_task(run_attempt(hostile, code, str(go), files=files))
+    go_file = hostile._folder.scratch / "go"
+    render_task = asyncio.create_task(run_attempt(hostile, code, str(go_file), files=files))
     output = hostile._folder.base / "output" / "adas-file.png"
     await eventually(output.exists)
     info = json.loads(await hostile.get("/object_info") or b"")
-    go.touch()
-    await rendering
+    go_file.touch()
+    await render_task
     for node in ("LoadImage", "LoadImageMask", "LoadImageOutput"):
         assert "adas" not in str(info[node])
         assert Path(next(iter(files))).name not in str(info[node])

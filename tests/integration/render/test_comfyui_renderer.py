@@ -112,10 +112,10 @@ async def test_an_identical_graph_gives_the_second_job_its_own_result(
     assert first_result == second_result
     # Also while the first one's files are being stored.
     graph = sleepy(0.2)
-    third_result, fourth = await asyncio.gather(
+    third_result, fourth_result = await asyncio.gather(
         finished(renderer, graph), finished(renderer, graph)
     )
-    assert third_result == fourth
+    assert third_result == fourth_result
 
 
 async def test_a_cached_picture_holds_no_graph_of_another_tenants(
@@ -214,11 +214,16 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     [(node, inputs)] = [
         (node, result) for node, result in unchecked_inputs.items() if "width" in result
     ]
-    kind, least, maximum = inputs["width"]
+    kind, minimum, maximum = inputs["width"]
     assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
-    for value, valid in ((least, True), (maximum, True), (least - 1, False), (maximum + 1, False)):
+    for value, is_valid in (
+        (minimum, True),
+        (maximum, True),
+        (minimum - 1, False),
+        (maximum + 1, False),
+    ):
         graph[node]["inputs"]["width"] = value
-        assert ("error" not in await renderer.validate(graph)) == valid
+        assert ("error" not in await renderer.validate(graph)) == is_valid
     loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
     loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     assert "1" not in (await renderer.validate(loads))["free"], "it looks at files"
@@ -273,14 +278,16 @@ async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> 
 
 
 async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
-    running_request, waiting = request(sleepy(2)), request(sleepy(30))
+    running_request, waiting_request = request(sleepy(2)), request(sleepy(30))
     first_task = asyncio.create_task(
         finished(renderer, dict(running_request.graph), running_request.prompt_id)
     )
     await asyncio.sleep(0.3)
-    second_task = asyncio.create_task(finished(renderer, dict(waiting.graph), waiting.prompt_id))
+    second_task = asyncio.create_task(
+        finished(renderer, dict(waiting_request.graph), waiting_request.prompt_id)
+    )
     await asyncio.sleep(0.3)
-    await renderer.cancel(waiting.prompt_id)
+    await renderer.cancel(waiting_request.prompt_id)
     with pytest.raises(RenderFailed, match="cancelled"):
         await second_task
     assert len((await first_task).files) == 1
@@ -422,12 +429,12 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
 
 
 async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:
-    greedy = {"1": {"class_type": "Greedy", "inputs": {}}}
+    greedy_graph = {"1": {"class_type": "Greedy", "inputs": {}}}
     # The warm-up graph has set it up for one failure.
-    assert (await finished(renderer, greedy)).values == {"1": {"text": ["fits"]}}
+    assert (await finished(renderer, greedy_graph)).values == {"1": {"text": ["fits"]}}
     await events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
     with pytest.raises(OutOfMemory, match="no room"):
-        await events(renderer, greedy)
+        await events(renderer, greedy_graph)
     assert (await finished(renderer, picture())).files
 
 

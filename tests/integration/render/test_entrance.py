@@ -52,19 +52,21 @@ async def test_every_tenant_gets_in_while_another_floods_the_queue(
     submissions = (
         [("flood", 2)] * 40 + [("small", 3)] * 3 + [("urgent", 1)] * 3 + [("patient", 5)] * 2
     )
-    order = await _enter(client, submissions)
-    last_positions = {owner: len(order) - order[::-1].index(owner) for owner in set(order)}
+    entry_order = await _enter(client, submissions)
+    last_positions = {
+        owner: len(entry_order) - entry_order[::-1].index(owner) for owner in set(entry_order)
+    }
     assert last_positions["urgent"] <= 10
     assert last_positions["small"] <= 15
     # A strict order would have let these in last of all.
-    assert order.index("patient") <= 25
+    assert entry_order.index("patient") <= 25
 
 
 async def test_an_owner_of_more_weight_gets_in_more_often(temporal_server: TemporalServer) -> None:
     client = await _client(temporal_server)
     await set_owner_weights(client, _POOL, {"heavy": 4.0})
-    order = await _enter(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)
-    assert order[:20].count("heavy") >= 12
+    entry_order = await _enter(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)
+    assert entry_order[:20].count("heavy") >= 12
 
 
 async def _client(server: TemporalServer) -> Client:

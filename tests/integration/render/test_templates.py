@@ -229,8 +229,11 @@ def test_openai_s_sdk_gets_pictures(
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert size(answer.content) == (8, 8)
     head, _, name = item.url.rpartition("/")
-    altered = httpx.get(f"{head[:-4]}AAAA/{name}")
-    assert (altered.status_code, altered.json()["code"]) == (401, "invalid_token")
+    altered_link_answer = httpx.get(f"{head[:-4]}AAAA/{name}")
+    assert (altered_link_answer.status_code, altered_link_answer.json()["code"]) == (
+        401,
+        "invalid_token",
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,9 +351,9 @@ def test_an_equal_graph_is_rendered_once_for_its_tenant(
 
     assert done(http, {**body, "cache": False})["cached"] is False
     key = next(w for w in gateway.run("keys", "create", "rival").stdout.split() if "moyin_" in w)
-    with httpx.Client(base_url=gateway.url, headers={"x-api-key": key}, timeout=60) as rival:
-        assert done(rival, body)["cached"] is False
-        assert done(rival, body)["cached"] is True
+    with httpx.Client(base_url=gateway.url, headers={"x-api-key": key}, timeout=60) as other_tenant:
+        assert done(other_tenant, body)["cached"] is False
+        assert done(other_tenant, body)["cached"] is True
 
 
 def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> None:
@@ -443,8 +446,8 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
             model="shrink", prompt="Small.", image=picture, size="8x6", response_format="b64_json",
             extra_headers={"idempotency-key": f"edit-{next(_colors)}"},
         )  # fmt: skip
-        [edited] = answer.parse().data or []
-        assert size(base64.b64decode(edited.b64_json or "")) == (8, 6)
+        [edited_picture] = answer.parse().data or []
+        assert size(base64.b64decode(edited_picture.b64_json or "")) == (8, 6)
         assert http.get(f"/jobs/{answer.headers['x-moyin-job']}").json()["status"] == "succeeded"
         with pytest.raises(openai.BadRequestError) as mask:
             sdk.images.edit(model="shrink", prompt="x", image=picture, mask=picture)
@@ -484,7 +487,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         example = read_example("docs/templates.md", "edits", "python")
         assert '"house.png"' in example
         exec(example.replace('"house.png"', repr(str(house_path))), variables)
-        edited = [httpx.get(variable.url).content for variable in variables["made"].data]
-        assert [size(picture) for picture in edited] == [(4, 4)] * 2
+        edited_pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
+        assert [size(picture) for picture in edited_pictures] == [(4, 4)] * 2
     finally:
         shutil.rmtree(file.parent)

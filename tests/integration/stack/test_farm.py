@@ -84,8 +84,8 @@ def test_a_job_that_fails_has_an_exit_status_of_its_own(
 
 def test_keys_of_the_command_line_open_the_gateway_until_revoked(gateway: RunningStack) -> None:
     key = gateway.run("keys", "create", "visitor").stdout.strip()
-    visitor = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": key})
-    assert visitor.run("jobs", "list").stdout == ""
+    visitor_stack = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": key})
+    assert visitor_stack.run("jobs", "list").stdout == ""
     stranger = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": "moyin_no_key"})
     refused_process = stranger.run("jobs", "list", check=False)
     assert refused_process.stderr.startswith("error: invalid_api_key: ")

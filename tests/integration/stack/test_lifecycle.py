@@ -113,8 +113,8 @@ def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) ->
         pytest.raises(redis.AuthenticationError),
     ):
         stranger.ping()
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        assert ours.ping()
+    with redis.Redis.from_url(stack.settings.redis_url) as authenticated_client:
+        assert authenticated_client.ping()
     assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
 
 
@@ -166,12 +166,12 @@ def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: Runnin
 
 @pytest.mark.parametrize("name", ["valkey", "temporal"])
 def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measured) -> None:
-    killed = _state(stack)["parts"][name]["pid"]
-    os.kill(killed, signal.SIGKILL)
+    killed_pid = _state(stack)["parts"][name]["pid"]
+    os.kill(killed_pid, signal.SIGKILL)
 
     def back() -> bool:
         part = _state(stack)["parts"][name]
-        return bool(part["status"] == "up" and part["pid"] != killed)
+        return bool(part["status"] == "up" and part["pid"] != killed_pid)
 
     began = time.monotonic()
     eventually_blocking(back, 180)
@@ -188,9 +188,9 @@ def test_killing_the_supervisor_ends_all_and_up_starts_again(
     The data folder has no password for Valkey, like one of an older version.
     """
     key, password_before = stack.api_key, stack.valkey_password
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        ours.set("kept", "1")
-        ours.execute_command("WAITAOF", 1, 0, 5_000)
+    with redis.Redis.from_url(stack.settings.redis_url) as valkey_client:
+        valkey_client.set("kept", "1")
+        valkey_client.execute_command("WAITAOF", 1, 0, 5_000)
     stack.kill_supervisor()
     eventually_blocking(lambda: stack.processes() == [], 20)
     assert stack.run("status", check=False).returncode == 1
@@ -202,8 +202,8 @@ def test_killing_the_supervisor_ends_all_and_up_starts_again(
     measured(f"up again after {elapsed_seconds:.1f} s")
     assert stack.api_key == key
     assert stack.valkey_password != password_before
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        assert ours.get("kept") == b"1"
+    with redis.Redis.from_url(stack.settings.redis_url) as valkey_client:
+        assert valkey_client.get("kept") == b"1"
     assert _get(f"{stack.url}/valkey")["valkey"]
 
 

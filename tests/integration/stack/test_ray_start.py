@@ -89,7 +89,7 @@ class Head:
         )  # fmt: skip
 
     def deploy(self) -> subprocess.Popen[bytes]:
-        tiny = {
+        tiny_app = {
             "name": "tiny",
             "route_prefix": "/tiny",
             "import_path": "tests.integration.stack.tiny_app:build",
@@ -100,7 +100,7 @@ class Head:
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": self.ports.door},
             "grpc_options": {"port": self.ports.grpc, "grpc_servicer_functions": [_SERVICER]},
-            "applications": [tiny],
+            "applications": [tiny_app],
         }
         path.write_text(yaml.safe_dump(config))
         return self.serve("deploy", str(path))
@@ -121,20 +121,20 @@ def head() -> Iterator[Head]:
 def test_no_response_is_404_while_apps_start(head: Head) -> None:
     """No response is 404 before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
-    deploying = head.deploy()
+    deploy_process = head.deploy()
     seen_answers: set[str] = set()
     while "ok" not in seen_answers:
         seen_answers |= _check_answers(head)
-        if deploying.poll() not in (None, 0):
-            deploying = head.deploy()
+        if deploy_process.poll() not in (None, 0):
+            deploy_process = head.deploy()
     assert "503" in seen_answers, "HAProxy was there before the app"
     # Other paths have no app; no app but ours is called over gRPC.
     assert _check_answers(head) == {"ok", "503", "UNAVAILABLE"}
 
-    stopping = head.serve("shutdown", "-y")
-    while stopping.poll() is None or seen_answers & {"ok", "cut"}:
+    stop_process = head.serve("shutdown", "-y")
+    while stop_process.poll() is None or seen_answers & {"ok", "cut"}:
         seen_answers = _check_answers(head)
-    assert stopping.returncode == 0
+    assert stop_process.returncode == 0
     assert seen_answers <= {"503", "refused", "UNAVAILABLE"}
 
 

@@ -71,15 +71,18 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
     for owner, name in (("eve", "out.png"), ("ann", "OUT.png"), ("ann", "out%"), ("", "out.png")):
         assert await store.find_newest_output(owner, name, own_condition) is None
 
-    explained = _Explained(database_url)
-    await ArtifactStore(explained).find_newest_output("ann", "out.png", own_condition)
-    assert "ix_artifacts_outputs_by_name" in explained.plan
-    assert "SCAN artifacts" not in explained.plan and "Seq Scan on artifacts" not in explained.plan
+    explained_database = _Explained(database_url)
+    await ArtifactStore(explained_database).find_newest_output("ann", "out.png", own_condition)
+    assert "ix_artifacts_outputs_by_name" in explained_database.plan
+    assert (
+        "SCAN artifacts" not in explained_database.plan
+        and "Seq Scan on artifacts" not in explained_database.plan
+    )
 
     # The owner deletes the jobs.
     await jobs.delete("ann", [row.id for row in (await jobs.list_page("ann", limit=9))[0]])
     assert await store.find_newest_output("ann", "out.png", own_condition) is None
-    await explained.close()
+    await explained_database.close()
     await database.close()
 
 

@@ -105,10 +105,10 @@ async def test_writes_of_other_processes_are_visible(blobs: BlobStore, url: str)
         sys.executable, "-X", "dev", "-W", "error", "-c", WRITE, url, content,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    output, complaints = await process.communicate()
-    assert (output.decode().strip(), process.returncode) == (digest, 0), complaints.decode()
+    output, stderr = await process.communicate()
+    assert (output.decode().strip(), process.returncode) == (digest, 0), stderr.decode()
     # Its connections are closed: nobody warns at its end.
-    assert b"Unclosed" not in complaints and b"Warning" not in complaints, complaints.decode()
+    assert b"Unclosed" not in stderr and b"Warning" not in stderr, stderr.decode()
     assert await blobs.exists(digest)
     assert await blobs.get(digest) == content.encode()
     assert await blobs.exists(neighbour)
@@ -122,8 +122,10 @@ async def test_a_large_file_goes_in_parts(blobs: BlobStore, tmp_path: Path) -> N
     blob = await blobs.put_file(source)
     await blobs.copy_to(blob.sha256, tmp_path / "copy")
     assert (await blobs.put_file(tmp_path / "copy")) == blob
-    border = 32 * 1024 * 1024
-    part = [c async for c in blobs.read_chunks(blob.sha256, start=border - 2, end=border + 2)]
+    part_border = 32 * 1024 * 1024
+    part = [
+        c async for c in blobs.read_chunks(blob.sha256, start=part_border - 2, end=part_border + 2)
+    ]
     assert b"".join(part) == b"\x1f\x1f\x20\x20"
 
 
@@ -154,24 +156,24 @@ async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.Monk
 async def test_cancelled_calls_close_their_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requested, client_left = asyncio.Event(), asyncio.Event()
+    was_requested, client_left = asyncio.Event(), asyncio.Event()
 
     async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        requested.set()
+        was_requested.set()
         await reader.read()
         client_left.set()
         writer.close()
 
     async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_port(server)}")
-        getting = asyncio.create_task(BlobStore(url).get("0" * 64))
-        await requested.wait()
-        getting.cancel()
+        get_task = asyncio.create_task(BlobStore(url).get("0" * 64))
+        await was_requested.wait()
+        get_task.cancel()
         # Left alone it would hold the connection for ten seconds.
         async with asyncio.timeout(5):
             await client_left.wait()
-        assert getting.cancelled()
+        assert get_task.cancelled()
 
 
 @pytest.fixture

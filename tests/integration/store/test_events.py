@@ -107,10 +107,10 @@ async def test_a_slow_watcher_is_cut_and_the_others_are_not(
     store: EventStore, hub: EventHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "_QUEUE", 8)
-    async with hub.subscribe("a", None) as slow_watch, hub.subscribe("a", None) as quick:
+    async with hub.subscribe("a", None) as slow_watch, hub.subscribe("a", None) as quick_watch:
         for n in range(20):
             await publish(store, "a", range(n, n + 1))
-            assert await take(quick, 1) == [n]
+            assert await take(quick_watch, 1) == [n]
         assert await take(slow_watch, 8) == list(range(8))
         with pytest.raises(SlowConsumer):
             await take(slow_watch, 1)

@@ -219,8 +219,8 @@ async def test_an_id_that_is_being_deleted_stays_taken(postgres: Postgres) -> No
         deletion = await transaction.run_sync(lambda c: delete_ended_jobs(c, "ann", [new_job.id]))
         assert list(deletion.deleted) == [new_job.id]
         creation = asyncio.create_task(jobs.create(new_job))
-        waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        while not (await transaction.execute(waiting)).scalar_one():
+        lock_query = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        while not (await transaction.execute(lock_query)).scalar_one():
             assert not creation.done()
             await asyncio.sleep(0.05)
     with pytest.raises(PromptIdTaken):

@@ -51,11 +51,11 @@ def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> No
 async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Postgres) -> None:
     url = postgres.url(postgres.new())
     await asyncio.to_thread(migrate, url, "0012")
-    writer = Database(url)
+    writer_database = Database(url)
 
     async def write() -> None:
         """Record a call while a migration runs; this fails if the migration locks the table."""
-        async with writer.writing() as transaction:
+        async with writer_database.writing() as transaction:
             await transaction.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
             await transaction.execute(_INSERT_CALL, {"id": uuid.uuid4().hex, "at": now()})
 
@@ -73,7 +73,7 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
     ]
     assert len(built_indexes) == 8 and await _with(url, _count_calls) >= len(built_indexes)
     assert await _with(url, _differences) == []
-    await writer.close()
+    await writer_database.close()
 
 
 @pytest.mark.parametrize("statements_before", [4, 8, 17])
@@ -145,10 +145,10 @@ async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> Non
 async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
     labels = ({"client": "acme", "run no. 1": "a/b"}, {"client": "acme"}, {"client": "other"})
     for number, labels_of_job in enumerate(labels):
-        heads = ((StepKind.RENDER, "default"),)
+        step_kinds = ((StepKind.RENDER, "default"),)
         await jobs.create(
             NewJob(
-                id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=heads,
+                id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=step_kinds,
                 metadata=labels_of_job,
             )
         )  # fmt: skip

@@ -54,9 +54,11 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
     async def save(owner: str, number: int) -> None:
         """Write a state as an older replica does, which does not know the column `levels`."""
         values = {"state": sa.literal({}, sa.JSON), "number": number, "updated_at": now()}
-        at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
+        updated_at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
         insert = postgresql.insert if url.startswith("postgresql") else sqlite.insert
-        statement: Any = insert(table_before).values(owner=owner, **(values | {"updated_at": at}))
+        statement: Any = insert(table_before).values(
+            owner=owner, **(values | {"updated_at": updated_at})
+        )
         statement = statement.on_conflict_do_update(
             index_elements=["owner"], set_={"number": number}, where=table_before.c.number < number
         )
@@ -88,15 +90,15 @@ async def test_tenant_is_listed_once_when_its_state_is_saved_meanwhile(
         for number in range(4):
             levels = {"qwen3-8b": {"code": float(number)}}
             await store.save_state(f"t{number}", SavedState(state={}, number=1, levels=levels))
-        original_read, moved = (
+        original_read, pending_state = (
             database.read,
             [SavedState(state={}, number=2, levels={"a": {"code": 9.0}})],
         )
 
         async def reading(work: Any) -> Any:
             rows = await original_read(work)
-            while moved:
-                await store.save_state("t0", moved.pop())
+            while pending_state:
+                await store.save_state("t0", pending_state.pop())
             return rows
 
         monkeypatch.setattr(database, "read", reading)

@@ -71,10 +71,10 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
 
     async def run(name: str) -> None:
         # Half of the runners begin with the other batch, so that they lock both in turn.
-        order = ids if int(name) % 2 else ids[::-1]
+        batch_order = ids if int(name) % 2 else ids[::-1]
         while True:
             results = {}
-            for batch_id in order:
+            for batch_id in batch_order:
                 results[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
                 claimed_numbers[batch_id] += [line.number for line in results[batch_id]]
             group = [
@@ -91,8 +91,8 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
         assert sorted(claimed_numbers[batch_id]) == list(range(1, LINES + 1))
         query = sa.select(text_batches.c.completed).where(text_batches.c.id == batch_id)
         assert await database.fetch_value(query) == LINES
-    charged = await database.fetch_values(sa.select(usage.c.request_id))
-    assert len(charged) == len(set(charged)) == 2 * LINES
+    charged_requests = await database.fetch_values(sa.select(usage.c.request_id))
+    assert len(charged_requests) == len(set(charged_requests)) == 2 * LINES
 
 
 async def test_new_runners_at_once_claim_each_line_once(database: Database) -> None:
@@ -114,23 +114,25 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
 
 
 async def test_native_batches_take_no_line_from_a_new_runner(database: Database) -> None:
-    lines, natives = BatchLineStore(database), NativeBatchStore(database)
+    lines, native_batches = BatchLineStore(database), NativeBatchStore(database)
     numbers = range(1, 11)
     for round_number in range(NATIVE_ROUNDS):
         batch_id = f"batch_{round_number}"
         await begin(database, batch_id, len(numbers))
-        native = NativeBatch(
+        native_batch = NativeBatch(
             id=new_native_id(), batch_id=batch_id, backend="cloud", model="m",
             status=NativeStatus.ASSIGNED, created_at=now(), due_at=now(),
         )  # fmt: skip
-        await natives.add(native)
+        await native_batches.add(native_batch)
         names = [f"{batch_id}-{runner}" for runner in range(4)]
         groups, assigned = await asyncio.gather(
             asyncio.gather(*(lines.claim(batch_id, name, 2, seconds=60) for name in names)),
-            natives.assign(native, numbers),
+            native_batches.assign(native_batch, numbers),
         )
         claimed_numbers = [line.number for group in groups for line in group]
-        native_numbers = [line.number for line in await natives.list_lines(native, 0, 10)]
+        native_numbers = [
+            line.number for line in await native_batches.list_lines(native_batch, 0, 10)
+        ]
         remaining_lines = await lines.claim(batch_id, "last", 10, seconds=60)
         assert len(native_numbers) == assigned
         assert sorted(

@@ -109,22 +109,22 @@ async def test_filters_select_calls(recorded: RecordedCalls) -> None:
         "old": {"complete": False, "key_id": None, "requested_model": None},
     }
     for number, (name, changes) in enumerate(variants.items()):
-        at = NOON + timedelta(minutes=number)
-        await recorded.add(at, replace(ENTRY, request_id=name, **changes))
-    select = recorded.list_ids
-    assert await select(key_id="k2") == ["key"]
-    assert await select(backend="local") == ["backend"]
-    assert await select(model="opus") == ["model"]
-    assert await select(requested_model="fast") == ["alias"]
-    assert await select(owner="bob") == ["tenant"]
-    assert await select(status=CallStatus.CANCELLED) == ["cancelled"]
-    assert await select(status=CallStatus.FAILED) == ["failed"]
-    assert await select(status=CallStatus.INCOMPLETE) == ["old"]
-    assert await select(status=CallStatus.COMPLETE) == ["alias", "model", "backend", "key"]
-    assert await select(owner=None, since=NOON + timedelta(minutes=3)) == [
+        called_at = NOON + timedelta(minutes=number)
+        await recorded.add(called_at, replace(ENTRY, request_id=name, **changes))
+    list_ids = recorded.list_ids
+    assert await list_ids(key_id="k2") == ["key"]
+    assert await list_ids(backend="local") == ["backend"]
+    assert await list_ids(model="opus") == ["model"]
+    assert await list_ids(requested_model="fast") == ["alias"]
+    assert await list_ids(owner="bob") == ["tenant"]
+    assert await list_ids(status=CallStatus.CANCELLED) == ["cancelled"]
+    assert await list_ids(status=CallStatus.FAILED) == ["failed"]
+    assert await list_ids(status=CallStatus.INCOMPLETE) == ["old"]
+    assert await list_ids(status=CallStatus.COMPLETE) == ["alias", "model", "backend", "key"]
+    assert await list_ids(owner=None, since=NOON + timedelta(minutes=3)) == [
         "old", "failed", "cancelled", "tenant", "alias",
     ]  # fmt: skip
-    assert await select(until=NOON + timedelta(minutes=2)) == ["backend", "key"]
+    assert await list_ids(until=NOON + timedelta(minutes=2)) == ["backend", "key"]
 
 
 async def test_sums_by_groups_and_price_classes(
@@ -138,10 +138,10 @@ async def test_sums_by_groups_and_price_classes(
     await recorded.add(datetime(2026, 11, 20, 23, 59, tzinfo=UTC), failed_call)
     await recorded.add(datetime(2026, 11, 21, 0, 1, tzinfo=UTC), ENTRY)
     classes = PriceClasses(prompt_bounds=(100,), embeddings=frozenset({"vectors"}))
-    sums = await recorded.reports.sum_calls(
+    usage_sums = await recorded.reports.sum_calls(
         CallFilter(owner="ada"), [GroupBy.DAY, GroupBy.KEY], classes
     )
-    vectors = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in sums}
+    vectors = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in usage_sums}
     assert {key: item.calls for key, item in vectors.items()} == {
         ("2026-11-20", 0, False, True): 2,
         ("2026-11-20", 1, False, True): 1,
@@ -156,11 +156,11 @@ async def test_sums_by_groups_and_price_classes(
         14,
     )
     assert merged_group.cost_usd == Decimal("0.000000002")
-    assert {item.group[1] for item in sums} == {"k1"}
-    [total] = await recorded.reports.sum_calls(
+    assert {item.group[1] for item in usage_sums} == {"k1"}
+    [total_sum] = await recorded.reports.sum_calls(
         CallFilter(owner="ada", until=NOON + timedelta(hours=1), model="haiku"), [], PriceClasses()
     )
-    assert (total.group, total.calls, total.input_tokens) == ((), 3, 1_200)
+    assert (total_sum.group, total_sum.calls, total_sum.input_tokens) == ((), 3, 1_200)
     assert await recorded.reports.sum_calls(CallFilter(owner="eve"), [], classes) == []
     monkeypatch.setattr(usage_reports, "_MAX_SUMS", 1)
     with pytest.raises(InvalidRequest) as exc_info:

@@ -158,8 +158,8 @@ async def serving(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
     pictures = PictureFetcher(AllowedNetworks("127.0.0.0/8"))
-    fleet, estimator = builder.build(config), Estimator()
-    estimator.set_abilities(fleet.catalog.abilities)
+    built_fleet, estimator = builder.build(config), Estimator()
+    estimator.set_abilities(built_fleet.catalog.abilities)
     store = QualityStore(database)
     learning = QualityLearner(estimator, store)
     shared_answers = (
@@ -168,7 +168,9 @@ async def serving(
     follow_ups = FollowUpDetector(
         learning, shared_answers=shared_answers, secret=settings.signing_key()
     )
-    text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
+    text_router = Router(
+        built_fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups
+    )
 
     def follow_models() -> None:
         text_router.fleet = builder.build(config)

@@ -32,14 +32,14 @@ async def clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
         anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as anthropic_client,
     ):
         headers = {"authorization": f"Bearer {key}"}
-        three = ollama.AsyncClient(host=f"{url}/v1/ollama", headers=headers)
+        ollama_client = ollama.AsyncClient(host=f"{url}/v1/ollama", headers=headers)
         yield {
             "OpenAI": _OpenAI(openai_client),
             "Responses": ResponsesClient(openai_client),
             "Anthropic": _Anthropic(anthropic_client),
-            "Ollama": _Ollama(three),
+            "Ollama": _Ollama(ollama_client),
         }
-        await three.close()
+        await ollama_client.close()
 
 
 class _OpenAI:
@@ -266,22 +266,22 @@ class _Ollama:
 
     async def _chat(self, body: dict[str, Any]) -> AsyncIterator[Any]:
         # The SDK's own types keep four members of a tool's schema and drop the rest.
-        ask = (ollama.ChatResponse, "POST", "/api/chat")
+        request_call = (ollama.ChatResponse, "POST", "/api/chat")
         if body["stream"]:
-            async for piece in await self._sdk._request(*ask, json=body, stream=True):
+            async for piece in await self._sdk._request(*request_call, json=body, stream=True):
                 yield piece
         else:
-            yield await self._sdk._request(*ask, json=body)
+            yield await self._sdk._request(*request_call, json=body)
 
     def _messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if features.history:
             messages += [{"role": "system", "content": SYSTEM}]
             messages += [{"role": role, "content": text} for role, text in HISTORY]
-        turn: dict[str, Any] = {"role": "user", "content": features.text}
+        message: dict[str, Any] = {"role": "user", "content": features.text}
         if isinstance(features.picture, bytes):
-            turn["images"] = [base64.b64encode(PICTURE).decode()]
-        messages.append(turn)
+            message["images"] = [base64.b64encode(PICTURE).decode()]
+        messages.append(message)
         if features.previous_answer is not None:
             messages.append(features.previous_answer.message)
             messages += [

@@ -170,11 +170,11 @@ def test_a_deferred_continuation_has_the_conversation_once(
     direct_response = httpx.post(
         f"{gateway.url}/v1/responses", json=call, headers=_headers(gateway)
     )
-    prefer = _headers(gateway) | {"prefer": "respond-async"}
-    deferred = httpx.post(f"{gateway.url}/v1/responses", json=call, headers=prefer)
-    assert deferred.status_code == 202, deferred.text
+    prefer_headers = _headers(gateway) | {"prefer": "respond-async"}
+    deferred_response = httpx.post(f"{gateway.url}/v1/responses", json=call, headers=prefer_headers)
+    assert deferred_response.status_code == 202, deferred_response.text
     with httpx.Client(base_url=gateway.url, headers=_headers(gateway)) as http:
-        job = deferred.json()["id"]
+        job = deferred_response.json()["id"]
         eventually_blocking(lambda: _status(http, job) == "succeeded", 180)
         [output] = http.get(f"/jobs/{job}").json()["outputs"]
     expected = direct_response.json()["usage"]["input_tokens"]

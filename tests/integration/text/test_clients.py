@@ -57,10 +57,15 @@ async def test_openai_whole(openai_client: openai.AsyncOpenAI, model: str) -> No
 async def test_openai_streamed_is_the_whole_answer(
     openai_client: openai.AsyncOpenAI, model: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8, "temperature": 0}
-    whole_answer = await openai_client.chat.completions.create(**ask)
+    request: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    whole_answer = await openai_client.chat.completions.create(**request)
     stream = await openai_client.chat.completions.create(
-        **ask, stream=True, stream_options={"include_usage": True}
+        **request, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -82,16 +87,16 @@ async def test_a_client_that_did_not_ask_for_usage_gets_no_event_without_choices
 async def test_anthropic_whole_and_streamed(
     claude_client: anthropic.AsyncAnthropic, model: str
 ) -> None:
-    ask: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": model,
         "messages": [HELLO],
         "max_tokens": 8,
         "extra_body": {"temperature": 0},
     }
-    whole_message = await claude_client.messages.create(**ask)
+    whole_message = await claude_client.messages.create(**request)
     assert whole_message.stop_reason == "max_tokens"
     assert whole_message.usage.output_tokens == 8
-    async with claude_client.messages.stream(**ask) as stream:
+    async with claude_client.messages.stream(**request) as stream:
         text = "".join([piece async for piece in stream.text_stream])
         final_message = await stream.get_final_message()
     assert text == whole_message.content[0].text

@@ -58,7 +58,7 @@ def _backends(url: str) -> list[dict[str, Any]]:
     )
     plain_model = {"name": "m-plain", "upstream": "up", "context": 4_000}
     vectors = {"upstream": "up", "context": 8_000, "embeddings": True}
-    free = {"price": {"input": 0, "output": 0}}
+    free_price = {"price": {"input": 0, "output": 0}}
     return [
         {"name": "claude", "type": "anthropic", "base_url": url, "api_key_env": "LLAMA_KEY",
          "models": [claude]},
@@ -69,7 +69,7 @@ def _backends(url: str) -> list[dict[str, Any]]:
              fast_model, vectors | {"name": "v-openai", "price": {"input": 1, "output": 0}}
          ]},
         {"name": "house", "type": "openai", "base_url": f"{url}/v1",
-         "models": [plain_model | free]},
+         "models": [plain_model | free_price]},
     ]  # fmt: skip
 
 
@@ -89,8 +89,8 @@ async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     if response.status == 200:
         return response.headers["x-moyin-backend"], response.headers["x-moyin-model"]
     body = json.loads(text)
-    inner = body["error"] if isinstance(body.get("error"), dict) else body
-    return (inner["code"],)
+    inner_error = body["error"] if isinstance(body.get("error"), dict) else body
+    return (inner_error["code"],)
 
 
 async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:

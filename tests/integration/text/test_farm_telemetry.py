@@ -91,17 +91,17 @@ class Flaky:
 
 @asynccontextmanager
 async def flaky_server() -> AsyncIterator[Flaky]:
-    flaky = Flaky()
+    flaky_backend = Flaky()
     app = web.Application()
-    app.router.add_get("/v1/models", flaky.models)
-    app.router.add_post("/v1/chat/completions", flaky.chat)
+    app.router.add_get("/v1/models", flaky_backend.models)
+    app.router.add_post("/v1/chat/completions", flaky_backend.chat)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        flaky.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        yield flaky
+        flaky_backend.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        yield flaky_backend
     finally:
         await runner.cleanup()
 
@@ -110,14 +110,14 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
     gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     config_before = gateway.env["MOYIN_SERVE_CONFIG"]
-    async with flaky_server() as flaky:
+    async with flaky_server() as flaky_backend:
         await asyncio.to_thread(
-            gateway.run, "deploy", "--config", _add_backend(config_before, flaky, tmp_path)
+            gateway.run, "deploy", "--config", _add_backend(config_before, flaky_backend, tmp_path)
         )
         try:
             assert await _ask(session) == 502
             await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
-            flaky.fails = False
+            flaky_backend.fails = False
             await eventually(lambda: _answers(session), 180)
             await eventually(
                 lambda: _was_in_states(gateway, "half_open", "closed"), _METRICS_SECONDS

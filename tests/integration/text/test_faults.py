@@ -200,14 +200,14 @@ async def test_unreachable_backends_are_unavailable(tmp_path: Path) -> None:
 async def test_breaker_states_are_reported(tmp_path: Path) -> None:
     error_answer = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
     upstreams = {kind: Upstream(error_answer) for kind in KINDS}
-    was, now = BreakerState.CLOSED, BreakerState
+    closed_state, breaker_states = BreakerState.CLOSED, BreakerState
     async with farm(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():
             states, clock = models_app.telemetry.states[kind], Clock()
             models_app.text_router.fleet.runtimes[kind].breaker._clock = clock
             for _ in range(3):
                 await ask(models_app, "messages", f"m-{kind}")
-            assert states == [was, now.OPEN]
+            assert states == [closed_state, breaker_states.OPEN]
             # Open: nobody is asked, and the client hears when to come back.
             for path in PATHS:
                 response, text = await ask(models_app, path, f"m-{kind}")
@@ -216,10 +216,15 @@ async def test_breaker_states_are_reported(tmp_path: Path) -> None:
             assert upstream.request_count == 3
             clock.now += 2
             await ask(models_app, "messages", f"m-{kind}")
-            assert states == [was, now.OPEN, now.HALF_OPEN, now.OPEN]
+            assert states == [
+                closed_state,
+                breaker_states.OPEN,
+                breaker_states.HALF_OPEN,
+                breaker_states.OPEN,
+            ]
             assert upstream.request_count == 4
             models_app.text_router.fleet.runtimes[kind].breaker.succeed()
-            assert states[-1] is now.CLOSED
+            assert states[-1] is breaker_states.CLOSED
 
 
 @pytest.mark.parametrize(

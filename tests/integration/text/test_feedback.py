@@ -69,9 +69,9 @@ async def key_for(folder: Path, owner: str, *scopes: str) -> str:
 
 async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         ada, bob = (
@@ -97,13 +97,16 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         assert qwen["signals"] == {"code": 1.0}
         assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
         assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
-        (point,) = quality_page["calibration"]
-        assert (point["signals"], point["good"]) == (1, 0.0)
-        dearest = quality_page["prices"][-1]
-        assert (dearest["usd_per_bad_answer"], dearest["models"]) == (0.3, {"qwen3-8b": 1})
-        _, exported, _ = await ada.call("GET", "quality/export")
-        assert exported["signals"][0]["comment"] == "does not compile"
-        assert "merge sort" not in str(exported)
+        (calibration_point,) = quality_page["calibration"]
+        assert (calibration_point["signals"], calibration_point["good"]) == (1, 0.0)
+        dearest_price = quality_page["prices"][-1]
+        assert (dearest_price["usd_per_bad_answer"], dearest_price["models"]) == (
+            0.3,
+            {"qwen3-8b": 1},
+        )
+        _, exported_signals, _ = await ada.call("GET", "quality/export")
+        assert exported_signals["signals"][0]["comment"] == "does not compile"
+        assert "merge sort" not in str(exported_signals)
         assert (await bob.call("GET", "quality/export"))[1]["signals"] == []
         assert (await ada.call("POST", "quality/reset"))[0] == 204
         assert await p_good(ada, "qwen3-8b") == p_before
@@ -111,9 +114,9 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
 
 async def test_errors_name_the_field(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         ada, bob = (
@@ -135,9 +138,9 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
         ):
             status, body = await ada.rate(request, **feedback)
             assert (status, body["code"]) == (400, "invalid_request"), feedback
-        unknown = await ada.rate("unknown", score=1)
+        unknown_answer = await ada.rate("unknown", score=1)
         foreign_answer = await bob.rate(request, score=1)
-        for status, body in (unknown, foreign_answer):
+        for status, body in (unknown_answer, foreign_answer):
             assert (status, body["code"]) == (404, "request_not_found")
         assert (await ada.rate(request, score=1))[0] == 200
         assert (await ada.rate(request, score=1))[0] == 200
@@ -147,9 +150,9 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
 
 async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         ada = Client(models_app, models_app.api_key)
@@ -168,8 +171,8 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
         bob = Client(models_app, await key_for(tmp_path, "bob"))
         assert (await bob.rate(request, score=1))[0] == 404
         chosen_request = await ada.chat()
-        compared = await ada.rate(chosen_request, better_request_id=request)
-        assert compared[1]["scores"] == {chosen_request: 0.2, request: 0.8}
+        compared_answer = await ada.rate(chosen_request, better_request_id=request)
+        assert compared_answer[1]["scores"] == {chosen_request: 0.2, request: 0.8}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +194,9 @@ async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
 
 async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         request = await Client(models_app, models_app.api_key).chat()
@@ -202,9 +205,9 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
             "learned\n",
             "",
         )
-        status, out, _ = await moyin(models_app, "quality", "show")
+        status, stdout, _ = await moyin(models_app, "quality", "show")
         assert status == 0
-        lines = [line.split("\t") for line in out.splitlines()]
+        lines = [line.split("\t") for line in stdout.splitlines()]
         assert ["qwen3-8b", "code 1"] in [[line[0], *line[3:4]] for line in lines]
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
         assert (await moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")

@@ -51,26 +51,26 @@ class Studio:
 
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
-    claude, gpt = AnthropicProvider(), OpenAIProvider()
+    claude_provider, openai_provider = AnthropicProvider(), OpenAIProvider()
     capabilities = {"context": 100_000, "vision": True, "price": 0}
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(claude.running())
-        await stack.enter_async_context(gpt.running())
+        await stack.enter_async_context(claude_provider.running())
+        await stack.enter_async_context(openai_provider.running())
         models_app = await stack.enter_async_context(
             serving(
                 tmp_path,
                 {
-                    "name": "claude", "type": "anthropic", "base_url": claude.url,
+                    "name": "claude", "type": "anthropic", "base_url": claude_provider.url,
                     "api_key_env": "LLAMA_KEY", "models": [{"name": "claude", **capabilities}],
                 },
                 {
-                    "name": "gpt", "type": "openai", "base_url": f"{gpt.url}/v1",
+                    "name": "gpt", "type": "openai", "base_url": f"{openai_provider.url}/v1",
                     "api_key_env": "LLAMA_KEY", "models": [{"name": "gpt", **capabilities}],
                 },
             )
         )  # fmt: skip
         studio = Studio(models_app, Database(Settings(data=tmp_path).sql_url))
-        studio.claude, studio.gpt = claude, gpt
+        studio.claude, studio.gpt = claude_provider, openai_provider
         yield studio
         await studio.client.close()
         await studio.database.close()
@@ -193,8 +193,8 @@ async def test_an_expired_file_is_gone(studio: Studio) -> None:
         expires_after={"anchor": "created_at", "seconds": 3600},
     )
     assert stored_file.expires_at == stored_file.created_at + 3600
-    expired: sa.Update = files.update().values(expires_at=now())
-    await studio.database.execute(expired)
+    expire_statement: sa.Update = files.update().values(expires_at=now())
+    await studio.database.execute(expire_statement)
     with pytest.raises(openai.NotFoundError):
         await client.files.retrieve(stored_file.id)
 
@@ -323,8 +323,8 @@ async def test_the_example_of_the_page_is_read_by_claude(
 
 async def test_members_that_no_model_reads_are_refused_by_name(studio: Studio) -> None:
     client = studio.client
-    archive = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
-    part: Any = {"type": "input_file", "file_id": archive.id}
+    zip_file = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
+    part: Any = {"type": "input_file", "file_id": zip_file.id}
     with pytest.raises(openai.BadRequestError, match="application/zip") as exc_info:
         await client.responses.create(model="claude", input=[{"role": "user", "content": [part]}])
     assert exc_info.value.code == "unsupported_feature"

@@ -21,8 +21,8 @@ async def test_two_replicas_notice_each_others_follow_ups(
 ) -> None:
     for module in ("shared_answers", "followups"):
         monkeypatch.setattr(f"moyin.text.routing.{module}.MIN_SECONDS", 0.0)
-    async with Upstream(FINE).running() as up:
-        houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))
+    async with Upstream(FINE).running() as upstream:
+        houses = (house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0))
         async with (
             serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as item,
             serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as second_app,
@@ -54,10 +54,10 @@ async def test_two_replicas_notice_each_others_follow_ups(
             first_request = await ask(first_client)
             second_request = await ask(second_client)
             await ask(first_client, "func", "That is wrong")
-            _, exported, _ = await first_client.call("GET", "quality/export")
-            signals = {(item["request_id"], item["source"]) for item in exported["signals"]}
+            _, exported_signals, _ = await first_client.call("GET", "quality/export")
+            signals = {(item["request_id"], item["source"]) for item in exported_signals["signals"]}
             assert signals == {(first_request, "regenerated"), (second_request, "corrected")}
-            assert all(item["kind"] == "code" for item in exported["signals"])
+            assert all(item["kind"] == "code" for item in exported_signals["signals"])
 
 
 @pytest.fixture

@@ -234,18 +234,18 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         ]
 
         async def moved() -> bool:
-            now = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
-            return now[0] < estimates_before[0] and now[1] > estimates_before[1]
+            estimates_now = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
+            return estimates_now[0] < estimates_before[0] and estimates_now[1] > estimates_before[1]
 
         await eventually(moved)
         assert (await p_good(bob, ANSWERED), await p_good(bob, SECOND)) == estimates_before
 
         # The operator pays, to the nano dollar of what the budget counts.
         await eventually(lambda: len(place.query("SELECT owner FROM usage")) == 3)
-        paid = Counter[str]()
-        for owner, nano in place.query("SELECT owner, cost_nano_usd FROM usage"):
-            paid[owner] += nano
-        assert paid == {"ada": 110_000, JUDGE_OWNER: 1_100_000}
+        paid_by_owner = Counter[str]()
+        for owner, cost_nano_usd in place.query("SELECT owner, cost_nano_usd FROM usage"):
+            paid_by_owner[owner] += cost_nano_usd
+        assert paid_by_owner == {"ada": 110_000, JUDGE_OWNER: 1_100_000}
         assert models_app.judge is not None
 
         async def settled() -> bool:
@@ -327,8 +327,8 @@ async def test_verdict_of_a_killed_replica_is_recorded_once(
     )
     assert process.stdout is not None
     url, key = json.loads(await process.stdout.readline())
-    killed: Any = type("Killed", (), {"url": url})
-    request = await chat(Caller(killed, key))
+    killed_app: Any = type("Killed", (), {"url": url})
+    request = await chat(Caller(killed_app, key))
     await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
     process.kill()
     await process.wait()

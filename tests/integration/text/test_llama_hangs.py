@@ -77,7 +77,7 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured)
     os.kill(server_process(endpoint).pid, signal.SIGSTOP)
     with pytest.raises(BackendUnavailable):
         await backend.probe()
-    noticed = time.monotonic() - began
+    noticed_seconds = time.monotonic() - began
     find_task = asyncio.create_task(find_endpoint(endpoints, unlike=endpoint))
     with pytest.raises(StreamInterrupted):
         async for _ in stream:
@@ -86,7 +86,7 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured)
     assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
     replacement_seconds = time.monotonic() - began
     measured(
-        f"a stopped llama.cpp was noticed after {noticed:.1f} s and another answered after "
+        f"a stopped llama.cpp was noticed after {noticed_seconds:.1f} s and another answered after "
         f"{replacement_seconds:.1f} s"
     )
     await backend.close()

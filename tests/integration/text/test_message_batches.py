@@ -90,10 +90,14 @@ class Studio(Farm):
 
 @pytest.fixture
 async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterator[Studio]:
-    claude, gpt, plain_provider = AnthropicProvider(), OpenAIProvider(), AnthropicProvider()
+    claude_provider, openai_provider, plain_provider = (
+        AnthropicProvider(),
+        OpenAIProvider(),
+        AnthropicProvider(),
+    )
     price = {"input": 10, "output": 20}
     async with AsyncExitStack() as stack:
-        for provider in (claude, gpt, plain_provider):
+        for provider in (claude_provider, openai_provider, plain_provider):
             await stack.enter_async_context(provider.running())
 
         def backend(name: str, kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
@@ -106,8 +110,8 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
         app = await stack.enter_async_context(
             serving(
                 tmp_path,
-                backend("claude", "anthropic", claude.url, batch=True),
-                backend("gpt", "openai", f"{gpt.url}/v1", batch=True),
+                backend("claude", "anthropic", claude_provider.url, batch=True),
+                backend("gpt", "openai", f"{openai_provider.url}/v1", batch=True),
                 backend("plain", "anthropic", plain_provider.url),
                 rules={"batches": {"poll_s": 0.2}},
             )
@@ -116,7 +120,7 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
             temporal_server.address, NAMESPACE, retention=timedelta(days=1)
         )
         studio = Studio(app, Model(), temporal)
-        studio.claude, studio.gpt, studio.plain = claude, gpt, plain_provider
+        studio.claude, studio.gpt, studio.plain = claude_provider, openai_provider, plain_provider
         await stack.enter_async_context(studio.worker())
         stack.push_async_callback(studio.client.close)
         yield studio
@@ -293,10 +297,12 @@ async def test_lines_that_a_batch_api_refuses_are_called_singly(studio: Studio) 
         assert len(provider_server.calls) == 3 and not provider_server.batches
         assert provider_server.deleted == (["file-0"] if provider == "gpt" else [])
         provider_server.refuses, provider_server.unanswered = None, 2
-        partly = await studio.until(
+        partial_batch = await studio.until(
             await studio.create(*(chat(n, model=provider) for n in range(3)))
         )
-        assert partly.request_counts is not None and partly.request_counts.completed == 3
+        assert (
+            partial_batch.request_counts is not None and partial_batch.request_counts.completed == 3
+        )
         assert len(provider_server.calls) == 5
     costs = Counter(await studio.costs())
     assert costs == {Decimal("0.012"): 10, Decimal("0.006"): 2}
@@ -322,8 +328,8 @@ async def test_an_expired_batch_is_cancelled_at_its_back_end(studio: Studio) -> 
     async with studio.open_anthropic() as client:
         created_batch = await client.messages.batches.create(requests=[ask(1, model="claude")])
         await eventually(lambda: bool(studio.claude.batches))
-        expired: sa.Update = text_batches.update().values(expires_at=now())
-        await studio.app.database.execute(expired)
+        expire_statement: sa.Update = text_batches.update().values(expires_at=now())
+        await studio.app.database.execute(expire_statement)
         ended_batch = await studio.until_ended(created_batch.id)
     assert ended_batch.request_counts.expired == 1 and studio.claude.cancelled
     [result] = (await studio.read_results(created_batch.id)).values()
@@ -347,8 +353,8 @@ async def test_a_replica_that_stops_leaves_its_native_batches_to_others(studio: 
     await eventually(lambda: bool(studio.claude.batches))
     rows = await studio.find_native()
     # As if the replica had died in a step: the next is due when its lease ends.
-    lapse: sa.Update = native_batches.update().values(due_at=now() + timedelta(seconds=1))
-    await studio.app.database.execute(lapse)
+    lapse_statement: sa.Update = native_batches.update().values(due_at=now() + timedelta(seconds=1))
+    await studio.app.database.execute(lapse_statement)
     studio.claude.holds = False
     ended_batch = await studio.until(created_batch)
     assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 1

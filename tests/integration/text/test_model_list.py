@@ -68,9 +68,9 @@ async def test_anthropics_clients_page(models_app: ModelsApp) -> None:
         assert [model.id for model in first_page.data] == ALL[:2]
         assert first_page.has_more and first_page.last_id == "work"
         assert [model.id async for model in first_page] == ALL
-        behind = await client.models.list(limit=2, before_id="gpu")
-        assert [model.id for model in behind.data] == ["house", "cloud"]
-        assert behind.has_more
+        earlier_page = await client.models.list(limit=2, before_id="gpu")
+        assert [model.id for model in earlier_page.data] == ["house", "cloud"]
+        assert earlier_page.has_more
         start = await client.models.list(before_id="work")
         assert ([model.id for model in start.data], start.has_more) == (["auto"], False)
         model = await client.models.retrieve("cloud")
@@ -136,8 +136,8 @@ async def test_operators_see_back_ends_and_what_their_tokens_cost(models_app: Mo
     backends_by_model = {model["id"]: model["backends"] for model in body["data"]}
     assert [item["name"] for item in backends_by_model["work"]] == ["at-house", "at-cloud"]
     assert backends_by_model["house"][0]["usd_per_million_tokens"] == {"input": "3", "output": "7"}
-    hourly = backends_by_model["gpu"][0]["usd_per_million_tokens"]
-    assert float(hourly["output"]) > float(hourly["input"]) > 0
+    hourly_price = backends_by_model["gpu"][0]["usd_per_million_tokens"]
+    assert float(hourly_price["output"]) > float(hourly_price["input"]) > 0
 
 
 async def test_health_needs_no_key(models_app: ModelsApp) -> None:

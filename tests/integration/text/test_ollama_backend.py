@@ -91,8 +91,8 @@ async def test_a_client_that_leaves_cancels_upstream(
     http: aiohttp.ClientSession, bridge: OllamaBridge, measured: Measured
 ) -> None:
     # Without chance, and long enough that it can't have ended by itself when the client leaves.
-    tale = {"role": "user", "content": "Tell me the history of Europe in great detail."}
-    body = {"model": "smol", "messages": [tale], "max_tokens": 1500, "temperature": 0}
+    message = {"role": "user", "content": "Tell me the history of Europe in great detail."}
+    body = {"model": "smol", "messages": [message], "max_tokens": 1500, "temperature": 0}
     async with http.post("/v1/chat/completions", json={**body, "stream": True}) as response:
         await response.content.read(500)
         response.close()

@@ -85,9 +85,9 @@ async def test_embeddings_for_both_kinds_of_client(
     assert [row.embedding for row in single_answer.data] == [[4.5, 4.5, 4.5]]
     assert [row.embedding for row in batch_answer.data] == [[1.5, 1.5], [2.5, 2.5]]
     assert single_answer.usage.total_tokens == PROMPT
-    three = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
-    assert [list(row) for row in three.embeddings] == [[1.5], [2.5]]
-    assert three.prompt_eval_count == PROMPT
+    ollama_answer = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
+    assert [list(row) for row in ollama_answer.embeddings] == [[1.5], [2.5]]
+    assert ollama_answer.prompt_eval_count == PROMPT
     if model == "llama-vectors":
         assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.requests)
 
@@ -109,17 +109,17 @@ async def test_chat_and_vectors_do_not_take_each_others_models(models_app: Model
 async def test_tokens_are_counted_by_the_backend_or_estimated(
     models_app: ModelsApp,
 ) -> None:
-    ask: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 400}]}
+    request: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 400}]}
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
-        token_count = await client.messages.count_tokens(model="claude", **ask)
+        token_count = await client.messages.count_tokens(model="claude", **request)
         assert token_count.input_tokens == PROMPT
-        raw = await client.messages.with_raw_response.count_tokens(model="gpt", **ask)
+        raw = await client.messages.with_raw_response.count_tokens(model="gpt", **request)
         assert (await raw.parse()).input_tokens == 104
         assert raw.headers["x-moyin-estimated"] == "true"
         with pytest.raises(anthropic.NotFoundError):
-            await client.messages.count_tokens(model="nobody", **ask)
+            await client.messages.count_tokens(model="nobody", **request)
 
 
 async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClient) -> None:
@@ -142,10 +142,10 @@ async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClie
 async def test_generate_whole_streamed_and_with_a_picture(
     protocol_clients: ollama.AsyncClient, model: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
-    whole_answer = await protocol_clients.generate(**ask)
+    request: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
+    whole_answer = await protocol_clients.generate(**request)
     assert whole_answer.response == "Brief. After 1 turns STOP: hello"
-    pieces = [piece async for piece in await protocol_clients.generate(**ask, stream=True)]
+    pieces = [piece async for piece in await protocol_clients.generate(**request, stream=True)]
     assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
     assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
     picture_answer = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
@@ -219,8 +219,8 @@ async def test_unknown_members_are_passed_through(
     http: aiohttp.ClientSession, wires: WireServer
 ) -> None:
     content = [{"type": "image_url", "image_url": {"url": f"{wires.url}/picture.png"}}]
-    turn = {"role": "user", "content": content}
-    body = {"model": "gpt", "messages": [turn], "n": 1, "user": "ada"}
+    message = {"role": "user", "content": content}
+    body = {"model": "gpt", "messages": [message], "n": 1, "user": "ada"}
     async with http.post("/v1/chat/completions", data=json.dumps(body)) as response:
         answer = await response.json()
     assert answer["choices"][0]["message"]["content"] == SEEN

@@ -68,8 +68,8 @@ async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, error = await process.communicate()
-    return process.returncode or 0, out.decode(), error.decode()
+    stdout, error = await process.communicate()
+    return process.returncode or 0, stdout.decode(), error.decode()
 
 
 async def test_hard_requests_go_to_claude_and_routes_explain_why(
@@ -77,8 +77,8 @@ async def test_hard_requests_go_to_claude_and_routes_explain_why(
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
         for model in ("auto", "fast"):
-            status, out, stderr = await moyin(models_app, "chat", SORT, "--model", model)
-            assert (status, out) == (0, "Hi\n"), stderr
+            status, stdout, stderr = await moyin(models_app, "chat", SORT, "--model", model)
+            assert (status, stdout) == (0, "Hi\n"), stderr
             assert "claude-haiku-5-5" in stderr
             assert "better; claude-haiku-5-5: code, p_good 0." in stderr
             reason_line, request = stderr.splitlines()
@@ -101,19 +101,19 @@ async def test_the_command_line_explains_a_choice(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
-        status, out, _ = await moyin(models_app, "route", SORT)
+        status, stdout, _ = await moyin(models_app, "route", SORT)
         assert status == 0
-        first_row, *other_rows = [line.split("\t") for line in out.splitlines()]
+        first_row, *other_rows = [line.split("\t") for line in stdout.splitlines()]
         assert (first_row[0], first_row[4], first_row[-1]) == (
             "claude-haiku-5-5",
             "table",
             "better",
         )
         assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in other_rows)
-        status, out, _ = await moyin(
+        status, stdout, _ = await moyin(
             models_app, "route", SORT, "--json", "--usd-per-bad-answer", "0"
         )
-        body = json.loads(out)
+        body = json.loads(stdout)
         assert (body["quality"], body["chosen"]["model"]) == (None, "smollm2-135m")
         status, _, body = await moyin(models_app, "route", SORT, "--quality", "1")
         assert status == 1

@@ -44,11 +44,11 @@ def writer(url: str, name: str, price: float) -> dict[str, Any]:
 async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str) -> None:
     async with (
         Upstream(PROSE, holds=True).running() as weak_upstream,
-        Upstream(JSON).running() as strong,
+        Upstream(JSON).running() as strong_upstream,
         serving(
             tmp_path,
             writer(weak_upstream.url, "smollm2-135m", 0),
-            writer(strong.url, "qwen3-8b", 1),
+            writer(strong_upstream.url, "qwen3-8b", 1),
         ) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
@@ -89,13 +89,13 @@ async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind:
     """The gateway closes the connection of an abandoned stream, whatever the kind of back end."""
     async with (
         Upstream(BEGUN[kind], holds=True).running() as weak_upstream,
-        Upstream(JSON).running() as up,
+        Upstream(JSON).running() as upstream,
     ):
         model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}
         model["price"] = {"input": 0, "output": 0}
         weak_backend = {**backend(kind, weak_upstream.url), "name": "weak", "models": [model]}
         async with (
-            serving(tmp_path, weak_backend, writer(up.url, "qwen3-8b", 1)) as models_app,
+            serving(tmp_path, weak_backend, writer(upstream.url, "qwen3-8b", 1)) as models_app,
             aiohttp.ClientSession(
                 headers={"authorization": f"Bearer {models_app.api_key}"}
             ) as http,

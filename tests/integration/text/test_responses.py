@@ -93,11 +93,13 @@ async def test_a_cached_answer_is_a_response_of_its_own(
             "hit",
         )
         assert upstream.request_count == 1
-        original, cached_response = _response(text, stream), _response(second_text, stream)
-        assert cached_response["id"] != original["id"]
+        original_response, cached_response = _response(text, stream), _response(second_text, stream)
+        assert cached_response["id"] != original_response["id"]
         # The ids of its items contain the response's.
-        renewed = json.dumps(original).replace(original["id"][5:], cached_response["id"][5:])
-        assert cached_response == json.loads(renewed)
+        renewed_json = json.dumps(original_response).replace(
+            original_response["id"][5:], cached_response["id"][5:]
+        )
+        assert cached_response == json.loads(renewed_json)
         if stream:
             assert {
                 event["response"]["id"] for event in events(second_text) if "response" in event

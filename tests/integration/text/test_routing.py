@@ -83,9 +83,14 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
             **{"x-moyin-protocol": protocol, "x-moyin-residency": "on-premises"},
         )
         assert body["chosen"] == {"backend": "house", "model": "m-openai"}
-        (out,) = body["refused"]
-        assert (out["backend"], out["reason"]) == ("claude", "not allowed: data would go to cloud")
-        assert out["reasons"] == [{"code": "residency_not_allowed", "residency": "cloud"}]
+        (refused_backend,) = body["refused"]
+        assert (refused_backend["backend"], refused_backend["reason"]) == (
+            "claude",
+            "not allowed: data would go to cloud",
+        )
+        assert refused_backend["reasons"] == [
+            {"code": "residency_not_allowed", "residency": "cloud"}
+        ]
         assert upstream.request_count == 0
 
 
@@ -128,39 +133,46 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
 async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path) -> None:
     body = {"model": "auto", "messages": HELLO}
     async with (
-        Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
-        serving(tmp_path, house(up.url), cloud(up.url)) as models_app,
+        Upstream(
+            'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}'
+        ).running() as upstream,
+        serving(tmp_path, house(upstream.url), cloud(upstream.url)) as models_app,
     ):
         residency_header = {"x-moyin-residency": "on-premises"}
         response, response_body = await post(
             models_app, "messages/count_tokens", body, **residency_header
         )
-        assert (response.headers["x-moyin-estimated"], up.request_count) == ("true", 0)
+        assert (response.headers["x-moyin-estimated"], upstream.request_count) == ("true", 0)
         response, response_body = await post(models_app, "messages/count_tokens", body)
-        assert (response_body, up.request_count) == ({"input_tokens": 9}, 1)
+        assert (response_body, upstream.request_count) == ({"input_tokens": 9}, 1)
 
 
 @pytest.mark.parametrize("kind", ["image", "document"])
 async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path, kind: str) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
-    turn = {"role": "user", "content": [{"type": kind, "source": source}]}
+    message = {"role": "user", "content": [{"type": kind, "source": source}]}
     async with (
-        Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
-        serving(tmp_path, cloud(up.url)) as models_app,
+        Upstream(
+            'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}'
+        ).running() as upstream,
+        serving(tmp_path, cloud(upstream.url)) as models_app,
     ):
-        body = {"model": "auto", "messages": [turn]}
+        body = {"model": "auto", "messages": [message]}
         response, response_body = await post(models_app, "messages/count_tokens", body)
-        assert (response.headers["x-moyin-estimated"], up.request_count) == ("true", 0)
+        assert (response.headers["x-moyin-estimated"], upstream.request_count) == ("true", 0)
         assert response_body["input_tokens"] > 0
 
 
 async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
-    turn = {"role": "user", "content": [{"type": "document", "source": source}]}
-    async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as models_app:
-        body = {"model": "auto", "max_tokens": 5, "messages": [turn]}
+    message = {"role": "user", "content": [{"type": "document", "source": source}]}
+    async with (
+        Upstream(FINE).running() as upstream,
+        serving(tmp_path, cloud(upstream.url)) as models_app,
+    ):
+        body = {"model": "auto", "max_tokens": 5, "messages": [message]}
         response, response_body = await post(models_app, "messages", body)
-        assert (response.status, response_body["error"]["type"], up.request_count) == (
+        assert (response.status, response_body["error"]["type"], upstream.request_count) == (
             400,
             "invalid_request_error",
             0,

@@ -124,8 +124,8 @@ async def test_usage_is_summed_and_compared_with_the_dearest_model(
     assert groups["cheap"]["calls"] == 2
     assert groups["dear"]["day"] == f"{now():%Y-%m-%d}"
     assert "owner" not in groups["dear"]
-    dearest = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
-    assert dearest == DEAREST
+    dearest_cost = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
+    assert dearest_cost == DEAREST
     _, past_usage = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve)
     assert (past_usage["total"]["calls"], past_usage["groups"]) == (0, [])
     assert (past_usage["from"], past_usage["to"]) == (

@@ -27,13 +27,15 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
             else message["content"]
         )
     ]
-    system = body.get("system") or ""
+    system_prompt = body.get("system") or ""
     images = [block["source"] for block in blocks if block["type"] == "image"]
     assert all(source["type"] == "base64" for source in images)
     form = (body.get("output_config") or {}).get("format") or {}
     choice = body.get("tool_choice") or {"type": "auto"}
     return WireRequest(
-        system=system if isinstance(system, str) else " ".join(b["text"] for b in system),
+        system=system_prompt
+        if isinstance(system_prompt, str)
+        else " ".join(b["text"] for b in system_prompt),
         turns=len(body["messages"]),
         text=" ".join(block["text"] for block in blocks if block["type"] == "text"),
         tools=tuple(t["name"] for t in body.get("tools") or () if t["input_schema"] == SCHEMA),

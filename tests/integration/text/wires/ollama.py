@@ -18,9 +18,9 @@ GENERATE_KNOWN = KNOWN - {"messages", "tools"} | {"prompt", "system", "images"}
 
 
 def asked_to_generate(body: Mapping[str, Any]) -> WireRequest:
-    turn = {"role": "user", "content": body["prompt"], "images": body.get("images")}
-    system = {"role": "system", "content": body.get("system") or ""}
-    return asked_of({**body, "messages": [system, turn]})
+    user_message = {"role": "user", "content": body["prompt"], "images": body.get("images")}
+    system_message = {"role": "system", "content": body.get("system") or ""}
+    return asked_of({**body, "messages": [system_message, user_message]})
 
 
 def asked_of(body: Mapping[str, Any]) -> WireRequest:
@@ -49,9 +49,9 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
 def _message(
     answer: WireAnswer, text: str, thinking: str = "", *, calls: bool = False, chat: bool = True
 ) -> dict[str, Any]:
-    head = {"model": "up", "created_at": "2026-01-01T00:00:00Z"}
+    common_members = {"model": "up", "created_at": "2026-01-01T00:00:00Z"}
     if not chat:
-        return {**head, "response": text, "thinking": thinking}
+        return {**common_members, "response": text, "thinking": thinking}
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
@@ -59,7 +59,7 @@ def _message(
         message["tool_calls"] = [
             {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]
-    return {**head, "message": message}
+    return {**common_members, "message": message}
 
 
 def _end(answer: WireAnswer) -> dict[str, Any]:

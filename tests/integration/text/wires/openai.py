@@ -94,13 +94,18 @@ def whole(answer: WireAnswer) -> dict[str, Any]:
 
 
 def pieces(answer: WireAnswer, *, usage: bool) -> Iterator[bytes]:
-    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "up"}
+    common_members = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "up",
+    }
 
     def chunk(delta: Mapping[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         if reason is not None and answer.stopped_by is not None:
             choice["stop_reason"] = answer.stopped_by
-        return b"data: " + json.dumps(head | {"choices": [choice]}).encode() + b"\n\n"
+        return b"data: " + json.dumps(common_members | {"choices": [choice]}).encode() + b"\n\n"
 
     yield chunk({"role": "assistant", "content": ""})
     if answer.thinking:
@@ -115,6 +120,6 @@ def pieces(answer: WireAnswer, *, usage: bool) -> Iterator[bytes]:
             yield chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
     yield chunk({}, "tool_calls" if answer.calls else "stop")
     if usage:
-        total = head | {"choices": [], "usage": _usage(answer)}
-        yield b"data: " + json.dumps(total).encode() + b"\n\n"
+        usage_chunk = common_members | {"choices": [], "usage": _usage(answer)}
+        yield b"data: " + json.dumps(usage_chunk).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"

@@ -78,8 +78,8 @@ def say(request: WireRequest) -> WireAnswer:
         text = f"seed {request.seed}"
     else:
         text = f"{request.system} After {request.turns} turns STOP: hello"
-    stopped_by = next((stop for stop in request.stop if stop in text), None)
-    if stopped_by is not None:
-        text = text.partition(stopped_by)[0]
+    stop_text = next((stop for stop in request.stop if stop in text), None)
+    if stop_text is not None:
+        text = text.partition(stop_text)[0]
     thinking = THOUGHT if request.thinking else ""
-    return WireAnswer(text=text, calls=calls, thinking=thinking, stopped_by=stopped_by)
+    return WireAnswer(text=text, calls=calls, thinking=thinking, stopped_by=stop_text)

@@ -69,8 +69,8 @@ class WireServer:
     async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()
         self.requests.append((request.path, body))
-        if known is not None and (unknown := body.keys() - known):
-            text = json.dumps({"error": {"message": f"unknown: {sorted(unknown)}"}})
+        if known is not None and (unknown_members := body.keys() - known):
+            text = json.dumps({"error": {"message": f"unknown: {sorted(unknown_members)}"}})
             raise web.HTTPBadRequest(text=text, content_type="application/json")
         return body
 
