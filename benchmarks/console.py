@@ -57,13 +57,13 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1, help="ComfyUIs of the stack; 0 for none")
     options = parser.parse_args()
     with running(_NO_SERVER, actors=options.actors) as farm:
-        studio = asyncio.run(_prepare(farm, options.jobs, options.pictures))
+        studio = asyncio.run(_create_studio(farm, options.jobs, options.pictures))
         _show_pages(farm, options.rounds)
         asyncio.run(_time_lists(farm, studio))
         asyncio.run(_measure_viewers(farm, options.viewers, options.seconds))
 
 
-async def _prepare(farm: Farm, jobs: int, pictures: int) -> Studio:
+async def _create_studio(farm: Farm, jobs: int, pictures: int) -> Studio:
     """Create the organisation and fill the database of the running gateway."""
     async with _session(farm) as session:
         body = {"name": "The benchmark's studio"}
@@ -90,15 +90,15 @@ def _show_pages(farm: Farm, rounds: int) -> None:
             cold_seconds, warm_seconds = Pages(browser, farm.url, credentials).time_overview(
                 OVERVIEWS[name], rounds
             )
-            _show(f"overview of an {name}, empty cache", cold_seconds, _OVERVIEW_SECONDS)
-            _show(f"overview of an {name}, warm cache", warm_seconds, _OVERVIEW_SECONDS)
+            _print_seconds(f"overview of an {name}, empty cache", cold_seconds, _OVERVIEW_SECONDS)
+            _print_seconds(f"overview of an {name}, warm cache", warm_seconds, _OVERVIEW_SECONDS)
         pages = Pages(browser, farm.url, administrator)
         for page_list in LISTS:
             list_seconds, next_page_seconds = pages.time_list(page_list, rounds + 1)
-            _show(f"{page_list.name}, first click", list_seconds[:1], _LIST_SECONDS)
-            _show(f"{page_list.name}, click to rows", list_seconds[1:], _LIST_SECONDS)
+            _print_seconds(f"{page_list.name}, first click", list_seconds[:1], _LIST_SECONDS)
+            _print_seconds(f"{page_list.name}, click to rows", list_seconds[1:], _LIST_SECONDS)
             if next_page_seconds:
-                _show(f"{page_list.name}, next page", next_page_seconds, _LIST_SECONDS)
+                _print_seconds(f"{page_list.name}, next page", next_page_seconds, _LIST_SECONDS)
         requests = Counter(pages.record_requests("/overview", 20))
         print(f"requests of an open overview in 20 s: {dict(requests) or 'none but its stream'}")
 
@@ -106,7 +106,7 @@ def _show_pages(farm: Farm, rounds: int) -> None:
 async def _time_lists(farm: Farm, studio: Studio) -> None:
     """Print the seconds of consecutive pages of each list, read over HTTP."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(_console(farm, 0))
+        session = await stack.enter_async_context(_open_console_session(farm, 0))
         for name, (path, rows) in _PATHS.items():
             seconds, cursor = [], ""
             for _ in range(_HTTP_PAGES):
@@ -121,7 +121,7 @@ async def _time_lists(farm: Farm, studio: Studio) -> None:
                 cursor = (
                     f"&{'before' if rows == 'entries' else 'cursor'}={last_cursor}" if rows else ""
                 )
-            _show(f"{name}, over HTTP", seconds, _LIST_SECONDS)
+            _print_seconds(f"{name}, over HTTP", seconds, _LIST_SECONDS)
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
@@ -129,9 +129,14 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
     for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:
-            sessions = [await stack.enter_async_context(_console(farm, n)) for n in range(count)]
+            sessions = [
+                await stack.enter_async_context(_open_console_session(farm, n))
+                for n in range(count)
+            ]
             events = Counter[str]()
-            viewer_tasks = [asyncio.create_task(_follow(session, events)) for session in sessions]
+            viewer_tasks = [
+                asyncio.create_task(_follow_events(session, events)) for session in sessions
+            ]
             try:
                 await asyncio.sleep(_SETTLING_SECONDS)
                 assert all(events[name] >= count for name in _EVENTS), f"too few events: {events}"
@@ -155,7 +160,7 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
         )
 
 
-async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
+async def _follow_events(session: aiohttp.ClientSession, events: Counter[str]) -> None:
     """Follow the events of the overview like a browser until cancelled, and count them."""
 
     async def renew() -> None:
@@ -177,7 +182,7 @@ async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
 
 
 @asynccontextmanager
-async def _console(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
+async def _open_console_session(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
     """Sign an administrator of the organisation in, as the console does."""
     # Cookies of hosts without a name are refused by default.
     cookie_jar = aiohttp.CookieJar(unsafe=True)
@@ -192,7 +197,7 @@ def _session(farm: Farm) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(farm.url, headers={"authorization": f"Bearer {farm.key}"})
 
 
-def _show(what: str, seconds: Sequence[float], goal: float) -> None:
+def _print_seconds(what: str, seconds: Sequence[float], goal: float) -> None:
     median, worst_ms = 1000 * statistics.median(seconds), 1000 * max(seconds)
     sample_note = f"of {len(seconds)}" if len(seconds) > 1 else ""
     print(

@@ -17,7 +17,7 @@ from benchmarks.gateways import Gateway, direct, moyin, peers_of, tensorzero
 from benchmarks.load import Measurement, measure
 from benchmarks.memory import Growth, growth
 from benchmarks.processes import processor_seconds
-from benchmarks.streams import FirstTokens, Held, first_tokens, held
+from benchmarks.streams import FirstTokens, HeldStreams, first_tokens, held
 from benchmarks.text import BODY, Peers, median
 
 MOYIN, MOYIN_TWO = "Moyin", "Moyin, 2 replicas"
@@ -55,7 +55,7 @@ class Result:
     added: dict[int, tuple[float, float]]
     first: FirstTokens
     added_first: FirstTokens
-    streams: tuple[Held, ...]
+    streams: tuple[HeldStreams, ...]
     growth: Growth | None
     busy: float
 
@@ -110,7 +110,7 @@ def _compare(
     load_averages: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
     loads: dict[str, dict[int, list[Measurement]]] = {gateway.name: {} for gateway in gateways}
     processor: dict[str, dict[int, list[float]]] = {gateway.name: {} for gateway in gateways}
-    for count, gateway in _turns(gateways, connections):
+    for count, gateway in _order_of_measurements(gateways, connections):
         cpu_before = processor_seconds(gateway.processes())
         measurement = measure(
             gateway.url,
@@ -140,22 +140,24 @@ def _compare(
             rounds=rates[gateway.name],
             processor={c: statistics.median(us) for c, us in processor[gateway.name].items()},
             over_direct={c: _ratio(rates[gateway.name][c], rates[base][c]) for c in connections},
-            added={c: _added(medians[gateway.name][c], medians[base][c]) for c in connections},
+            added={
+                c: _added_latency(medians[gateway.name][c], medians[base][c]) for c in connections
+            },
             first=firsts[gateway.name],
             added_first=firsts[gateway.name].over(firsts[base]),
             streams=tuple(_increasing_streams(gateway, streams, all_streams)),
-            growth=_growth(gateway) if memory and gateway.name != base else None,
+            growth=_measure_growth(gateway) if memory and gateway.name != base else None,
             busy=statistics.median(load_averages[gateway.name]),
         )
         for gateway in gateways
     ]
 
 
-def _added(gateway: Measurement, direct: Measurement) -> tuple[float, float]:
+def _added_latency(gateway: Measurement, direct: Measurement) -> tuple[float, float]:
     return gateway.p50_ms - direct.p50_ms, gateway.p99_ms - direct.p99_ms
 
 
-def _turns(
+def _order_of_measurements(
     gateways: Sequence[Gateway], connections: Sequence[int]
 ) -> Iterator[tuple[int, Gateway]]:
     for _ in range(_ROUNDS):
@@ -171,7 +173,9 @@ def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
     )
 
 
-def _increasing_streams(gateway: Gateway, counts: Sequence[int], all_: bool) -> Iterator[Held]:
+def _increasing_streams(
+    gateway: Gateway, counts: Sequence[int], all_: bool
+) -> Iterator[HeldStreams]:
     for streams in counts:
         result = held(gateway, streams)
         yield result
@@ -179,6 +183,6 @@ def _increasing_streams(gateway: Gateway, counts: Sequence[int], all_: bool) -> 
             return
 
 
-def _growth(gateway: Gateway) -> Growth:
+def _measure_growth(gateway: Gateway) -> Growth:
     seconds = _MOYIN_SECONDS if gateway.name == MOYIN else _PEER_SECONDS
     return growth(gateway, _REQUESTS, seconds)

@@ -51,11 +51,11 @@ async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         folders = await _wait_for_comfyuis(farm, actors)
         # The first round only opens connections and fills caches.
-        await _through_farm(session, farm.url, actors)
+        await _time_farm_renders(session, farm.url, actors)
         async with AsyncExitStack() as sessions:
             comfyuis = [await sessions.enter_async_context(straight_to(path)) for path in folders]
-            direct_seconds = await _directly(comfyuis, jobs)
-        seconds, submit_seconds = await _through_farm(session, farm.url, jobs)
+            direct_seconds = await _time_direct_renders(comfyuis, jobs)
+        seconds, submit_seconds = await _time_farm_renders(session, farm.url, jobs)
     return Crowd(direct_seconds=direct_seconds, farm_seconds=seconds, submit_seconds=submit_seconds)
 
 
@@ -68,7 +68,7 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _directly(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
+async def _time_direct_renders(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
     began = time.perf_counter()
     targets = itertools.cycle(comfyuis)
 
@@ -76,12 +76,12 @@ async def _directly(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> fl
         async with next(targets).post("/prompt", json={"prompt": _graph()}) as response:
             response.raise_for_status()
 
-    await _concurrently([submit] * count)
+    await _run_concurrently([submit] * count)
     await asyncio.gather(*map(_wait_until_idle, comfyuis))
     return time.perf_counter() - began
 
 
-async def _through_farm(
+async def _time_farm_renders(
     session: aiohttp.ClientSession, url: str, count: int
 ) -> tuple[float, float]:
     began = time.perf_counter()
@@ -93,14 +93,14 @@ async def _through_farm(
             response.raise_for_status()
             jobs.append((await response.json())["id"])
 
-    await _concurrently([submit] * count)
+    await _run_concurrently([submit] * count)
     submit_seconds = time.perf_counter() - began
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
     return time.perf_counter() - began, submit_seconds
 
 
-async def _concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+async def _run_concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
     limit = asyncio.Semaphore(_CONCURRENCY)
 
     async def run(call: Callable[[], Awaitable[None]]) -> None:

@@ -131,7 +131,7 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
             measurements[choice.slot.name] = (measured_render, choice.slot.load_seconds)
             heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
         if len(window) and (has_arrived or now >= next_read):
-            _read(window, errors, now, readings, guesses)
+            _read_forecasts(window, errors, now, readings, guesses)
             next_read = now + _READ_SECONDS
         times = [ends[0][0]] if ends else []
         times += [arrivals[0].arrived] if arrivals else []
@@ -140,7 +140,7 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
     return guesses
 
 
-def _read(
+def _read_forecasts(
     window: Window,
     errors: StartErrors,
     now: float,
@@ -160,7 +160,7 @@ def _read(
             job_readings.append((now, item.starts_in.p50, item.starts_in.p90))
 
 
-def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+def _measure_errors(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
     errors = [abs(actual_wait - p50) for actual_wait, p50, _ in guesses]
     return {
         "guesses": len(guesses),
@@ -187,8 +187,8 @@ def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
             row = {
                 "seed": seed,
                 "load": load,
-                "at_submission": _measure(guesses.first),
-                "every_10_s": _measure(guesses.starts),
+                "at_submission": _measure_errors(guesses.first),
+                "every_10_s": _measure_errors(guesses.starts),
                 "unknown": guesses.unknown,
             }
             if guesses.forecast_seconds:

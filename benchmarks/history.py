@@ -71,14 +71,14 @@ def main() -> int:
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="moyin-history-") as folder,
-        _serving(arguments.database, Path(folder)) as url,
+        _open_database_url(arguments.database, Path(folder)) as url,
     ):
-        asyncio.run(_measure(url, arguments.jobs))
+        asyncio.run(_measure_history(url, arguments.jobs))
     return 0
 
 
 @contextlib.contextmanager
-def _serving(kind: str, folder: Path) -> Iterator[str]:
+def _open_database_url(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'jobs.sqlite'}"
         return
@@ -91,26 +91,28 @@ def _serving(kind: str, folder: Path) -> Iterator[str]:
         server.close()
 
 
-async def _measure(url: str, count: int) -> None:
+async def _measure_history(url: str, count: int) -> None:
     await asyncio.to_thread(migrate, url)
     database = Database(url)
     try:
         store = JobStore(database)
-        await _fill(database, count)
+        await _insert_jobs(database, count)
         await _analyze(database, url)
         for name, job_filter in _FILTERS.items():
-            _show(f"page of 50, filter {name}", await _time_pages(store, job_filter))
-        _show("submission without text", await _time_submissions(store, asyncio.sleep(5), words=0))
-        _show("submission alone", await _time_submissions(store, asyncio.sleep(5)))
+            _print_seconds(f"page of 50, filter {name}", await _time_pages(store, job_filter))
+        _print_seconds(
+            "submission without text", await _time_submissions(store, asyncio.sleep(5), words=0)
+        )
+        _print_seconds("submission alone", await _time_submissions(store, asyncio.sleep(5)))
         deletion = _delete(store, count // 10)
-        _show(
+        _print_seconds(
             f"submission beside {count // 10:,} deletions", await _time_submissions(store, deletion)
         )
     finally:
         await database.close()
 
 
-async def _fill(database: Database, count: int) -> None:
+async def _insert_jobs(database: Database, count: int) -> None:
     """Insert jobs of two owners, submitted within a day."""
     numbers, began = random.Random(7), now() - timedelta(days=1)
     for start in range(0, count, _ROWS_PER_INSERT):
@@ -219,7 +221,7 @@ async def _delete(store: JobStore, count: int) -> None:
     print(f"{count:,} jobs deleted in {time.perf_counter() - began:.1f} s")
 
 
-def _show(what: str, seconds: list[float]) -> None:
+def _print_seconds(what: str, seconds: list[float]) -> None:
     percentiles = statistics.quantiles(seconds, n=100)
     p50, p95 = 1000 * percentiles[49], 1000 * percentiles[94]
     print(f"{what}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")

@@ -41,10 +41,12 @@ def measure(
         script = Path(folder) / "post.lua"
         script.write_text(
             "wrk.method = 'POST'\n"
-            f"wrk.body = {_lua(json.dumps(body))}\n"
+            f"wrk.body = {_quote_for_lua(json.dumps(body))}\n"
             "wrk.headers['content-type'] = 'application/json'\n"
-            f"wrk.headers['authorization'] = {_lua('Bearer ' + key)}\n"
-            + "".join(f"wrk.headers['{k}'] = {_lua(v)}\n" for k, v in (headers or {}).items())
+            f"wrk.headers['authorization'] = {_quote_for_lua('Bearer ' + key)}\n"
+            + "".join(
+                f"wrk.headers['{k}'] = {_quote_for_lua(v)}\n" for k, v in (headers or {}).items()
+            )
         )
         command: list[str] = [
             "wrk",
@@ -58,10 +60,10 @@ def measure(
             url,
         ]
         process = subprocess.run(command, capture_output=True, text=True, check=True)
-    return _parse(process.stdout)
+    return _parse_output(process.stdout)
 
 
-def _parse(text: str) -> Measurement:
+def _parse_output(text: str) -> Measurement:
     def milliseconds(percentile: str) -> float:
         latency = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
         assert latency is not None, text
@@ -84,5 +86,5 @@ def _parse(text: str) -> Measurement:
     )
 
 
-def _lua(text: str) -> str:
+def _quote_for_lua(text: str) -> str:
     return "[==[" + text + "]==]"

@@ -28,17 +28,17 @@ class Growth:
 
 def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
     """Send ``requests`` requests, or as many as are answered in ``seconds``; return the growth."""
-    while _load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
+    while _measure_load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
         seconds -= _STEP_SECONDS
     counts, sizes = [0], [resident(gateway.processes())]
     while counts[-1] < requests and seconds > 0:
-        counts.append(counts[-1] + _load(gateway))
+        counts.append(counts[-1] + _measure_load(gateway))
         sizes.append(resident(gateway.processes()))
         seconds -= _STEP_SECONDS
     return Growth(requests=tuple(counts), bytes=tuple(sizes))
 
 
-def _load(gateway: Gateway) -> int:
+def _measure_load(gateway: Gateway) -> int:
     body = gateway.address(BODY)
     load = measure(gateway.url, body=body, headers=gateway.headers, seconds=_STEP_SECONDS)
     return load.requests

@@ -26,7 +26,7 @@ _OTHERS = {
 
 def throughput(page: str) -> dict[str, float]:
     """Return the requests per second through `/v1`, relative to Moyin's."""
-    bars = {name: 1 / _row(page, start)[0][0] for name, start in _OTHERS.items()}
+    bars = {name: 1 / _read_row(page, start)[0][0] for name, start in _OTHERS.items()}
     return {**bars, "Moyin, one replica": 1.0}
 
 
@@ -35,11 +35,11 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
     _, _, process_table = page.partition("| process | ms at the start | ms now |\n")
     names = [line.split(" | ")[0].strip("| ") for line in process_table.splitlines()[1:]]
     table = names[: next(i for i, name in enumerate(names) if not name)]
-    cells = {name: _row(page, name) for name in table}
+    cells = {name: _read_row(page, name) for name in table}
     return {name: (mean(start), mean(final_ms)) for name, (start, final_ms) in cells.items()}
 
 
-def _row(page: str, start: str) -> list[list[float]]:
+def _read_row(page: str, start: str) -> list[list[float]]:
     """Return the numbers in the table row that begins with ``start``."""
     [line] = [line for line in page.splitlines() if line.startswith(f"| {start}")]
     cells = line.strip("|").split(" | ")[1:]
@@ -57,7 +57,7 @@ def main() -> None:
     )
     axes.bar_label(bar_container, fmt="%.2f", padding=4)
     axes.set_xlabel("requests per second at 16 connections, Moyin = 1")
-    _finish(axes, FOLDER / "text.png")
+    _save_plot(axes, FOLDER / "text.png")
 
     _, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
     costs = render_cost(page)
@@ -77,10 +77,10 @@ def main() -> None:
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of processor time for a small render, without ComfyUI")
     axes.legend(frameon=False)
-    _finish(axes, FOLDER / "render.png")
+    _save_plot(axes, FOLDER / "render.png")
 
 
-def _finish(axes: Axes, path: Path) -> None:
+def _save_plot(axes: Axes, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     figure = axes.get_figure(root=True)

@@ -91,7 +91,7 @@ class ServerResult:
 
 def proxy(farm: Farm, others: Peers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
-    with _places(farm, others) as places:
+    with _run_servers(farm, others) as places:
         rounds: dict[str, list[Measurement]] = {server.name: [] for server in places}
         for _ in range(_ROUNDS):
             for server in places:
@@ -102,8 +102,8 @@ def proxy(farm: Farm, others: Peers) -> list[ServerResult]:
             ServerResult(
                 name=server.name,
                 load=median(rounds[server.name]),
-                sockets=_held(server, _SOCKETS),
-                streams=_held(server, _STREAMS),
+                sockets=_measure_held(server, _SOCKETS),
+                streams=_measure_held(server, _STREAMS),
             )
             for server in places
         ]
@@ -117,10 +117,10 @@ class _Kind:
     follow: Callable[[Any], Awaitable[list[float]]]
 
 
-def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
+def _measure_held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
     if place.streams is None:
         return None
-    results = asyncio.run(_delays(place.streams, place.key, kind))
+    results = asyncio.run(_measure_delays(place.streams, place.key, kind))
     held_delays = [delays for delays in results if delays is not None]
     percentiles = statistics.quantiles(
         [ms for delays in held_delays for ms in delays] or [0.0, 0.0], n=100
@@ -128,7 +128,7 @@ def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
     return OpenConnections(held=len(held_delays), p50_ms=percentiles[49], p99_ms=percentiles[98])
 
 
-async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
+async def _measure_delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
     """Open all connections, then return the delays of each; None for a connection that broke."""
     limit = asyncio.Semaphore(_CONCURRENCY)
 
@@ -199,7 +199,7 @@ _STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
 
 
 @contextmanager
-def _places(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
+def _run_servers(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
         mock_port, streaming = free_port(), free_port()
         for port, upstream in ((mock_port, others.mock), (streaming, others.service)):
@@ -228,13 +228,13 @@ def _places(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
         if nginx is None:
             print("nginx is left out: run `sudo apt-get install nginx-light`")
         else:
-            url = stack.enter_context(_nginx(nginx, others))
+            url = stack.enter_context(_run_nginx(nginx, others))
             places.insert(1, MeasuredServer(name="nginx", requests=url, streams=url, key=KEY))
         yield places
 
 
 @contextmanager
-def _nginx(program: str, others: Peers) -> Iterator[str]:
+def _run_nginx(program: str, others: Peers) -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "nginx.conf"

@@ -23,7 +23,7 @@ _COLORS = {"nginx": "tab:green", "Moyin": "tab:blue", "Moyin's process alone": "
 def show_proxy(standings: Sequence[ServerResult], folder: Path) -> None:
     """Print the results and write ``proxy.json`` and ``proxy.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    ratios = _ratios(standings)
+    ratios = _compute_ratios(standings)
     report = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
@@ -32,12 +32,12 @@ def show_proxy(standings: Sequence[ServerResult], folder: Path) -> None:
         "ratios": ratios,
     }
     (folder / "proxy.json").write_text(json.dumps(report, indent=2) + "\n")
-    _print(standings, ratios)
-    _plot(standings, folder / "proxy.png")
+    _print_results(standings, ratios)
+    _plot_results(standings, folder / "proxy.png")
     print(f"\n{folder / 'proxy.json'}\n{folder / 'proxy.png'}")
 
 
-def _ratios(standings: Sequence[ServerResult]) -> dict[str, float]:
+def _compute_ratios(standings: Sequence[ServerResult]) -> dict[str, float]:
     rate_by_name = {
         server_result.name: server_result.load.requests_per_second for server_result in standings
     }
@@ -49,7 +49,7 @@ def _ratios(standings: Sequence[ServerResult]) -> dict[str, float]:
     }
 
 
-def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
+def _print_results(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
     print("\nreverse proxy, 16 connections requests/s    p50 ms    p99 ms    errors")
     for server_result in standings:
         load = server_result.load
@@ -74,10 +74,10 @@ def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
         print(f"  {name:46} {ratio:7.2f}")
 
 
-def _plot(standings: Sequence[ServerResult], path: Path) -> None:
+def _plot_results(standings: Sequence[ServerResult], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
     bars = [(s.name, s.load.requests_per_second) for s in standings]
-    _bars(axes[0], "Requests a second, 16 connections", bars, "{:,.0f}")
+    _draw_bars(axes[0], "Requests a second, 16 connections", bars, "{:,.0f}")
     for panel, title, kind in (
         (axes[1], f"{OPEN:,} WebSockets: p99, ms", "sockets"),
         (axes[2], f"{OPEN:,} event streams: p99, ms", "streams"),
@@ -85,12 +85,14 @@ def _plot(standings: Sequence[ServerResult], path: Path) -> None:
         named_results = [
             (s.name, getattr(s, kind)) for s in standings if getattr(s, kind) is not None
         ]
-        _bars(panel, title, [(name, result.p99_ms) for name, result in named_results], "{:,.0f}")
+        _draw_bars(
+            panel, title, [(name, result.p99_ms) for name, result in named_results], "{:,.0f}"
+        )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def _bars(panel: Any, title: str, bars: Sequence[tuple[str, float]], label: str) -> None:
+def _draw_bars(panel: Any, title: str, bars: Sequence[tuple[str, float]], label: str) -> None:
     names = [name for name, _ in bars]
     colors = [_COLORS.get(name, "tab:gray") for name in names]
     bar_container = panel.barh(names, [value for _, value in bars], color=colors)

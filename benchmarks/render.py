@@ -37,15 +37,15 @@ class Rendering:
 
 def render(farm: Farm) -> Rendering:
     """Measure renders with one warm actor."""
-    return asyncio.run(_render(farm))
+    return asyncio.run(_measure_renders(farm))
 
 
-async def _render(farm: Farm) -> Rendering:
+async def _measure_renders(farm: Farm) -> Rendering:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
-        await _through_farm(session, farm.url, 1)  # starts the actor and opens connections
+        await _time_farm_renders(session, farm.url, 1)  # starts the actor and opens connections
         async with straight_to(comfyui_folders(farm)[0]) as comfyui:
-            direct_seconds = await _directly(comfyui)
-        seconds, submits = await _through_farm(session, farm.url, _GRAPHS)
+            direct_seconds = await _time_direct_renders(comfyui)
+        seconds, submits = await _time_farm_renders(session, farm.url, _GRAPHS)
     return Rendering(
         graphs=_GRAPHS,
         direct_seconds=direct_seconds,
@@ -54,7 +54,7 @@ async def _render(farm: Farm) -> Rendering:
     )
 
 
-def _graph() -> dict[str, Any]:
+def _new_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},
@@ -63,10 +63,10 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _directly(session: aiohttp.ClientSession) -> float:
+async def _time_direct_renders(session: aiohttp.ClientSession) -> float:
     began = time.perf_counter()
     for _ in range(_GRAPHS):
-        async with session.post("/prompt", json={"prompt": _graph()}) as response:
+        async with session.post("/prompt", json={"prompt": _new_graph()}) as response:
             response.raise_for_status()
     while True:
         async with session.get("/prompt") as response:
@@ -75,14 +75,14 @@ async def _directly(session: aiohttp.ClientSession) -> float:
         await asyncio.sleep(0.02)
 
 
-async def _through_farm(
+async def _time_farm_renders(
     session: aiohttp.ClientSession, url: str, count: int
 ) -> tuple[float, list[float]]:
     began = time.perf_counter()
     jobs, submits = [], []
     for _ in range(count):
         sent_at = time.perf_counter()
-        body = {"kind": "render", "workflow": _graph()}
+        body = {"kind": "render", "workflow": _new_graph()}
         async with session.post(f"{url}/jobs", json=body) as response:
             response.raise_for_status()
             jobs.append((await response.json())["id"])

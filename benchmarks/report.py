@@ -27,9 +27,9 @@ def report(
     folder: Path,
 ) -> None:
     """Print the ratios and write ``bench.json`` and ``bench.png`` into ``folder``."""
-    ratios = _text_ratios(text) if text else {}
+    ratios = _compute_text_ratios(text) if text else {}
     if rendering is not None:
-        ratios |= _render_ratios(rendering)
+        ratios |= _compute_render_ratios(rendering)
     if confined is not None:
         ratios |= {
             "strict_render_over_off": confined.render_ratio,
@@ -45,12 +45,12 @@ def report(
         "ratios": ratios,
     }
     (folder / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    _plot(text, rendering, folder / "bench.png")
-    _print(text, rendering, ratios)
+    _plot_results(text, rendering, folder / "bench.png")
+    _print_ratios(text, rendering, ratios)
     print(f"\n{folder / 'bench.json'}\n{folder / 'bench.png'}")
 
 
-def _text_ratios(text: Mapping[str, Measurement]) -> dict[str, float]:
+def _compute_text_ratios(text: Mapping[str, Measurement]) -> dict[str, float]:
     rate_by_name = {name: measurement.requests_per_second for name, measurement in text.items()}
     return {
         "text_over_forwarder": rate_by_name["moyin"] / rate_by_name["forwarder"],
@@ -61,14 +61,14 @@ def _text_ratios(text: Mapping[str, Measurement]) -> dict[str, float]:
     }
 
 
-def _render_ratios(rendering: Rendering) -> dict[str, float]:
+def _compute_render_ratios(rendering: Rendering) -> dict[str, float]:
     return {
         "render_over_direct": rendering.farm_seconds / rendering.direct_seconds,
         "submit_ms": rendering.submit_ms,
     }
 
 
-def _print(
+def _print_ratios(
     text: Mapping[str, Measurement], rendering: Rendering | None, ratios: Mapping[str, float]
 ) -> None:
     if text:
@@ -94,7 +94,7 @@ def _print(
         print(f"  {name:34} {ratio:7.2f}    {targets.get(name, '')}".rstrip())
 
 
-def _plot(text: Mapping[str, Measurement], rendering: Rendering | None, path: Path) -> None:
+def _plot_results(text: Mapping[str, Measurement], rendering: Rendering | None, path: Path) -> None:
     panels = [bool(text), rendering is not None].count(True)
     figure, axes = pyplot.subplots(
         1, panels, figsize=(5 * panels, 3.6), layout="constrained", squeeze=False

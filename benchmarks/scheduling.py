@@ -249,11 +249,11 @@ def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -
     for _ in range(2_000):
         family_seconds = list(work.values())
         rng.shuffle(family_seconds)
-        fewest_pairs = min(fewest_pairs, _pairs(family_seconds, makespan))
+        fewest_pairs = min(fewest_pairs, _count_pairs(family_seconds, makespan))
     return int(fewest_pairs), bound
 
 
-def _pairs(order: Sequence[float], capacity: float) -> int:
+def _count_pairs(order: Sequence[float], capacity: float) -> int:
     """Return the number of pairs if actors are filled with one checkpoint after the other.
 
     The remainder of a checkpoint goes to the fullest actor that has room for it.
@@ -286,14 +286,14 @@ def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
     rows = []
     for seed in seeds:
         load = new_load(seed=seed)
-        rows.append((_measure(load, farm), load))
+        rows.append((_measure_load(load, farm), load))
     for row, _ in rows:
         print(json.dumps(row))
     folder.joinpath("scheduling.json").write_text(json.dumps([r for r, _ in rows], indent=2) + "\n")
-    _plot(rows[0][1], farm, folder / "scheduling.png")
+    _plot_load(rows[0][1], farm, folder / "scheduling.png")
 
 
-def _measure(load: Load, farm: Farm) -> dict[str, Any]:
+def _measure_load(load: Load, farm: Farm) -> dict[str, Any]:
     moyin_run, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
     optimum, bound = fewest_changes(load, farm.actors, moyin_run.makespan)
     worst_owner = max(shares, key=lambda owner: moyin_run.p95(owner) / shares[owner])
@@ -321,7 +321,7 @@ def _measure(load: Load, farm: Farm) -> dict[str, Any]:
     }
 
 
-def _plot(load: Load, farm: Farm, path: Path) -> None:
+def _plot_load(load: Load, farm: Farm, path: Path) -> None:
     from matplotlib.figure import Figure
 
     moyin_run, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)

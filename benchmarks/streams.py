@@ -40,7 +40,7 @@ class FirstTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class HeldStreams:
     """The number of concurrent streams, the share of tokens that arrived, and their delays."""
 
     streams: int
@@ -56,15 +56,15 @@ class Held:
 
 def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
     """Send ``requests`` requests, one after the other on one connection; return the times."""
-    return uvloop.run(_first_tokens(gateway, requests))
+    return uvloop.run(_measure_first_tokens(gateway, requests))
 
 
-def held(gateway: Gateway, streams: int, seconds: float = 3) -> Held:
+def held(gateway: Gateway, streams: int, seconds: float = 3) -> HeldStreams:
     """Hold ``streams`` streams of fifty tokens a second for ``seconds``; return the results."""
-    return uvloop.run(_held(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
+    return uvloop.run(_hold_streams(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
 
 
-class _Reader(asyncio.Protocol):
+class _StreamReader(asyncio.Protocol):
     """Reads streams on one connection; ``delays`` are those of tokens with a send time, in ns."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class _Reader(asyncio.Protocol):
         self.done.set()
 
 
-async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
+async def _measure_first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     reader = await _connect(gateway)
     request = _request(gateway, {"model": "mock", "stream": True})
     first_token_ms = []
@@ -116,7 +116,7 @@ async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     return FirstTokens(p50_ms=statistics.median(first_token_ms), p99_ms=_p99(first_token_ms))
 
 
-async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
+async def _hold_streams(gateway: Gateway, streams: int, tokens: int) -> HeldStreams:
     body = {"model": paced.MODEL, "stream": True, "max_tokens": tokens}
     request = _request(gateway, body)
     readers = []
@@ -131,7 +131,7 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
     for reader in readers:
         reader.transport.close()
     delays = [ns / 1e6 for reader in readers for ns in reader.delays] or [float("inf")]
-    return Held(
+    return HeldStreams(
         streams=streams,
         arrived=sum(len(reader.delays) for reader in readers) / (streams * tokens),
         p50_ms=statistics.median(delays),
@@ -139,11 +139,11 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
     )
 
 
-async def _connect(gateway: Gateway) -> _Reader:
+async def _connect(gateway: Gateway) -> _StreamReader:
     url = urlsplit(gateway.url)
     assert url.hostname is not None and url.port is not None
     loop = asyncio.get_running_loop()
-    _, reader = await loop.create_connection(_Reader, url.hostname, url.port)
+    _, reader = await loop.create_connection(_StreamReader, url.hostname, url.port)
     return reader
 
 

@@ -30,7 +30,7 @@ EVENT_MEANINGS: Mapping[EventType, str] = {
 
 def list_error_types() -> Mapping[str, type[MoyinError]]:
     """Return every error type by its code, in the order of the class tree, base types first."""
-    return {kind.code: kind for kind in _walk(MoyinError) if "code" in vars(kind)}
+    return {kind.code: kind for kind in _walk_classes(MoyinError) if "code" in vars(kind)}
 
 
 def errors_page(written: str) -> str:
@@ -89,10 +89,10 @@ def events_page(written: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _walk(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
+def _walk_classes(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from _walk(child)
+        yield from _walk_classes(child)
 
 
 def _describe_model(model: type[BaseModel]) -> Iterator[str]:

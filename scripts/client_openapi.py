@@ -50,11 +50,11 @@ def describe_app(app: Any) -> dict[str, Any]:
     created_apps: list[FastAPI] = []
     new_fastapi = app.new_fastapi
 
-    def capture(*arguments: Any, **options: Any) -> FastAPI:
+    def capture_app(*arguments: Any, **options: Any) -> FastAPI:
         created_apps.append(new_fastapi(*arguments, **options))
         return created_apps[0]
 
-    with patch.object(app, "new_fastapi", capture):
+    with patch.object(app, "new_fastapi", capture_app):
         app.new_app(MagicMock())
     return created_apps[0].openapi()
 
@@ -73,10 +73,10 @@ def build_document() -> dict[str, Any]:
         operation["responses"] = {
             status: body for status, body in responses if status.startswith("2")
         }
-    schemas = _collect(
+    schemas = _collect_schemas(
         jobs["components"]["schemas"], usage["components"]["schemas"], _describe_events()
     )
-    paths = _rename(paths)
+    paths = _rename_references(paths)
     names = ["JobEvents", *_list_references(paths)]
     used_schemas: dict[str, Any] = {}
     while names:
@@ -115,14 +115,14 @@ def _describe_events() -> dict[str, Any]:
     return {**schemas, "JobEvents": schema}
 
 
-def _collect(*documents: Mapping[str, Any]) -> dict[str, Any]:
+def _collect_schemas(*documents: Mapping[str, Any]) -> dict[str, Any]:
     """Return all schemas by their short names; equally named ones are identical or unused here."""
     renamed_schemas: dict[str, Any] = {}
     for schemas in documents:
         for name, schema in schemas.items():
             # Of two models with one name, those of jobs are meant.
             if "__" not in name or name.startswith("moyin__jobs__protocol__wire__"):
-                renamed_schemas[_shorten(name)] = _rename(schema)
+                renamed_schemas[_shorten(name)] = _rename_references(schema)
     return renamed_schemas
 
 
@@ -130,7 +130,7 @@ def _shorten(name: str) -> str:
     return name.rpartition("__")[2]
 
 
-def _rename(value: Any) -> Any:
+def _rename_references(value: Any) -> Any:
     """Return a part of a document with short names, and without titles that repeat names."""
     text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten(match[1]), json.dumps(value))
     return json.loads(text, object_hook=_drop_titles)

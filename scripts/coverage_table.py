@@ -44,7 +44,7 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
             folders = path.relative_to(ROOT).parts[:-1]
             try:
                 executed_lines, statements = zip(
-                    *(_lines(part, path) for part in parts), strict=True
+                    *(_read_lines(part, path) for part in parts), strict=True
                 )
             except NoSource:
                 continue
@@ -55,7 +55,7 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
             )
 
 
-def _lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
+def _read_lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
     """Return the lines of a file that ran, and all executable lines."""
     _, statements, _, missing_lines, _ = part.analysis2(str(path))
     return set(statements) - set(missing_lines), set(statements)

@@ -37,14 +37,14 @@ _CUT = re.compile(r"\S…")
 
 def list_commands() -> dict[str, Any]:
     """Return every visible command and group by its full name, such as ``jobs list``."""
-    return dict(_walk("", typer.main.get_command(app)))
+    return dict(_walk_commands("", typer.main.get_command(app)))
 
 
-def _walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+def _walk_commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
     yield name, command
     for child_name, child in getattr(command, "commands", {}).items():
         if not child.hidden:
-            yield from _walk(f"{name} {child_name}".strip(), child)
+            yield from _walk_commands(f"{name} {child_name}".strip(), child)
 
 
 def capture(
@@ -64,7 +64,7 @@ def capture(
         variables=variables,
     )
     assert screen.status == 0, screen.text[-5000:]
-    return _split(screen)
+    return _split_screens(screen)
 
 
 def run_command(
@@ -99,10 +99,10 @@ def run_in_pipe(
         check=False,
     )
     assert process.returncode == 0, process.stdout[-5000:].decode()
-    return _split(Screen(output=process.stdout, columns=0, rows=0, status=0))
+    return _split_screens(Screen(output=process.stdout, columns=0, rows=0, status=0))
 
 
-def _split(whole: Screen) -> list[Screen]:
+def _split_screens(whole: Screen) -> list[Screen]:
     parts = _END.split(whole.output)
     return [
         replace(whole, output=output, status=int(status))

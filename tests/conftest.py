@@ -60,7 +60,7 @@ def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     # Nobody answers there: an implicit start would try to connect and fail.
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     if "ray" in sys.modules:
-        monkeypatch.setattr(sys.modules["ray"], "init", _refuse)
+        monkeypatch.setattr(sys.modules["ray"], "init", _refuse_to_start)
 
 
 @pytest.fixture
@@ -119,5 +119,5 @@ def gateway(
         yield stack
 
 
-def _refuse(*_: Any, **__: Any) -> NoReturn:
+def _refuse_to_start(*_: Any, **__: Any) -> NoReturn:
     raise AssertionError("a unit test must not start Ray")

@@ -18,7 +18,15 @@ from typing import Any
 from benchmarks.quality import plots
 from benchmarks.quality.choice import GRID, HALVES, Cut, choose_constants, cross_score
 from benchmarks.quality.cost import decision_costs
-from benchmarks.quality.folds import DEVELOPMENT, SEED, Score, by_row, by_subject, few, score
+from benchmarks.quality.folds import (
+    DEVELOPMENT,
+    SEED,
+    Score,
+    by_row,
+    by_subject,
+    limit_labels,
+    score,
+)
 from benchmarks.quality.month import Month, play
 from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
 from moyin.text.quality.abilities import Ability, look_up_ability
@@ -35,10 +43,10 @@ _MONTHS = 20
 _LABELLED_MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b", "claude-haiku-5-5")
 
 
-def _labelled(labels: int, draws: int) -> Cut:
+def _score_with_few_labels(labels: int, draws: int) -> Cut:
     return lambda tables, seed: (
         tables.mmlu,
-        [few([split], labels, draws) for split in by_row(tables.mmlu, seed)],
+        [limit_labels([split], labels, draws) for split in by_row(tables.mmlu, seed)],
     )
 
 
@@ -52,12 +60,12 @@ _CUTS: dict[str, Cut] = {
         tables.gsm8k,
         [[split] for split in by_row(tables.gsm8k, seed)],
     ),
-    f"MMLU, {_LABELS} labels": _labelled(_LABELS, _DRAWS),
+    f"MMLU, {_LABELS} labels": _score_with_few_labels(_LABELS, _DRAWS),
     "MMLU, subjects never seen": lambda tables, seed: (
         tables.mmlu,
         [[split] for split in by_subject(tables.mmlu, seed)],
     ),
-    _NO_SIGNAL: _labelled(0, 1),
+    _NO_SIGNAL: _score_with_few_labels(0, 1),
 }
 
 

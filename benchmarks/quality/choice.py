@@ -20,7 +20,7 @@ from benchmarks.quality.folds import (
     Score,
     Split,
     by_row,
-    few,
+    limit_labels,
     question_for,
     score,
 )
@@ -75,13 +75,13 @@ def _use_constants(constants: Constants) -> AbstractContextManager[object]:
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     """Return the mean APGR with few labels and on GSM8K, which depend on the spreads most."""
-    labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
-    small_splits = _within(by_row(tables.gsm8k, seed), folds)
+    labelled = limit_labels(_limit_to_folds(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
+    small_splits = _limit_to_folds(by_row(tables.gsm8k, seed), folds)
     few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
     return (few_labels + statistics.mean(score(tables.gsm8k, small_splits).apgr)) / 2
 
 
-def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
+def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
     """Return the splits of ``folds``, which learn only from answers in these folds."""
     known_rows = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]

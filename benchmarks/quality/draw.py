@@ -67,7 +67,7 @@ def draw(seed: int, clones: Path) -> list[Prompt]:
         return subprocess.run(command, check=True, capture_output=True).stdout
 
     prompt_mix: list[Prompt] = []
-    for kind, pool in _pools(read, clones).items():
+    for kind, pool in _read_pools(read, clones).items():
         chance = random.Random(f"{SEED} {kind}")
         shuffled_prompts = sorted(pool, key=lambda prompt: prompt.text)
         chance.shuffle(shuffled_prompts)
@@ -79,36 +79,38 @@ def draw(seed: int, clones: Path) -> list[Prompt]:
     return prompt_mix
 
 
-def _pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
+def _read_pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
     with tempfile.TemporaryDirectory() as folder:
         clone = ["git", "clone", "--quiet", str(_clone("lm-sys/RouteLLM", clones)), folder]
         subprocess.run(clone, check=True)
         tables = read_tables(folder)
     return {
-        "easy chat": _chats(read),
-        "extraction": _extractions(read),
-        "arithmetic": _unseen(tables.gsm8k, lambda _: True, "arithmetic", "GSM8K"),
+        "easy chat": _read_chats(read),
+        "extraction": _read_extractions(read),
+        "arithmetic": _read_unseen_questions(tables.gsm8k, lambda _: True, "arithmetic", "GSM8K"),
         "code": [
             Prompt(kind="code", source="HumanEval", text=json.loads(line)["prompt"])
             for line in gzip.decompress(
                 read("openai/human-eval", "data/HumanEval.jsonl.gz")
             ).splitlines()
         ],
-        "law": _unseen(tables.mmlu, lambda row: row.subject == "professional_law", "law", "MMLU"),
-        "German": _turns(
+        "law": _read_unseen_questions(
+            tables.mmlu, lambda row: row.subject == "professional_law", "law", "MMLU"
+        ),
+        "German": _read_first_turns(
             read, "Modalities/MT-Bench-X", "data/mt_bench_DE/question.jsonl", "German"
         ),
-        "Japanese": _turns(
+        "Japanese": _read_first_turns(
             read,
             "Stability-AI/FastChat",
             "fastchat/llm_judge/data/japanese_mt_bench/question_full.jsonl",
             "Japanese",
         ),
-        "long documents": _documents(read),
+        "long documents": _read_documents(read),
     }
 
 
-def _chats(read: Read) -> list[Prompt]:
+def _read_chats(read: Read) -> list[Prompt]:
     """Return the distinct first lines of conversations."""
     texts: dict[str, None] = {}
     for topic in ("greetings", "conversations"):
@@ -118,11 +120,11 @@ def _chats(read: Read) -> list[Prompt]:
     return [Prompt(kind="easy chat", source="ChatterBot corpus", text=text) for text in texts]
 
 
-def _extractions(read: Read) -> list[Prompt]:
+def _read_extractions(read: Read) -> list[Prompt]:
     """Return tasks that extract something from a given text or classify the text."""
     prompts = []
     for path in ("human_eval/user_oriented_instructions.jsonl", "data/seed_tasks.jsonl"):
-        for task in _lines(read("yizhongw/self-instruct", path)):
+        for task in _parse_lines(read("yizhongw/self-instruct", path)):
             instruction, input_text = task["instruction"], task["instances"][0]["input"].strip()
             is_wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
             if is_wanted and input_text:
@@ -131,7 +133,7 @@ def _extractions(read: Read) -> list[Prompt]:
     return prompts
 
 
-def _unseen(
+def _read_unseen_questions(
     rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
 ) -> list[Prompt]:
     """Return questions of the folds that were not used to compute the prior."""
@@ -145,21 +147,21 @@ def _unseen(
     ]
 
 
-def _turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
+def _read_first_turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
     """Return the first turns of a translated MT-Bench."""
     return [
         Prompt(kind=kind, source=repository, text=question["turns"][0])
-        for question in _lines(read(repository, path))
+        for question in _parse_lines(read(repository, path))
     ]
 
 
-def _documents(read: Read) -> list[Prompt]:
+def _read_documents(read: Read) -> list[Prompt]:
     """Return beginnings of meeting transcripts, each with a question about the meeting."""
     prompts = []
     for domain in ("Academic", "Committee", "Product"):
         for part in ("test", "val"):
             path = f"data/{domain}/jsonl/{part}.jsonl"
-            for number, meeting in enumerate(_lines(read("Yale-LILY/QMSum", path))):
+            for number, meeting in enumerate(_parse_lines(read("Yale-LILY/QMSum", path))):
                 chance = random.Random(f"{path} {number}")
                 lines = meeting["meeting_transcripts"]
                 text = "\n".join(f"{line['speaker']}: {line['content']}" for line in lines)
@@ -172,7 +174,7 @@ def _documents(read: Read) -> list[Prompt]:
     return prompts
 
 
-def _lines(content: bytes) -> list[dict[str, Any]]:
+def _parse_lines(content: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
 
 

@@ -85,7 +85,7 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     return splits
 
 
-def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
+def limit_labels(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
     """Return each split ``draws`` times, with only ``labels`` random prompts to learn from."""
     return [
         (training_rows[draw * labels : (draw + 1) * labels], test_rows)
@@ -102,7 +102,7 @@ def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = No
         chance = random.Random(test_rows[0])
         weak_chances, strong_chances = (
             [
-                _expected(estimator, model, question_for(rows[row].prompt, embed))
+                _expected_quality(estimator, model, question_for(rows[row].prompt, embed))
                 for row in test_rows
             ]
             for model in (WEAK, STRONG)
@@ -138,7 +138,7 @@ def _learn(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Es
     return estimator
 
 
-def _expected(estimator: Estimator, model: str, question: Question) -> float:
+def _expected_quality(estimator: Estimator, model: str, question: Question) -> float:
     return estimator.estimate(_TENANT, model, look_up_ability(model), question).p
 
 

@@ -27,7 +27,7 @@ def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]
     return result
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+def _new_axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -39,7 +39,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, target: Path) -> None:
+def _save_figure(figure: Any, target: Path) -> None:
     figure.savefig(target, dpi=110)
     from matplotlib import pyplot
 
@@ -48,7 +48,7 @@ def _save(figure: Any, target: Path) -> None:
 
 def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
     """Draw the recovered quality gap against the share of calls to the expensive model."""
-    figure, axes = _axes(
+    figure, axes = _new_axes(
         "Quality gap recovered, held-out prompts",
         "calls sent to the expensive model, %",
         "quality gap recovered, %",
@@ -63,12 +63,12 @@ def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
         axes.plot(shares, mean, marker="o", markersize=3, label=f"{name}: APGR {apgr:.3f}")
     axes.plot([0, 100], [0, 100], color="grey", linestyle="--", label="by chance: 0.5")
     axes.legend()
-    _save(figure, target)
+    _save_figure(figure, target)
 
 
 def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
     """Draw the true share of good answers against the expected one."""
-    figure, axes = _axes("Reliability, held-out answers", "p_good", "good answers, share")
+    figure, axes = _new_axes("Reliability, held-out answers", "p_good", "good answers, share")
     axes.axvspan(0.8, 0.9, color="tab:green", alpha=0.08)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect")
     for name, score in scores.items():
@@ -76,12 +76,12 @@ def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
         axes.plot([row[0] for row in rows], [row[1] for row in rows], marker="o", label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend()
-    _save(figure, target)
+    _save_figure(figure, target)
 
 
 def draw_month(months: Sequence[Month], target: Path) -> None:
     """Draw the cumulative regret against the best fixed policy by day, one line per seed."""
-    figure, axes = _axes(
+    figure, axes = _new_axes(
         "Regret against the best fixed policy selected afterwards",
         "day",
         "USD behind, cumulated (below 0: ahead)",
@@ -101,14 +101,14 @@ def draw_month(months: Sequence[Month], target: Path) -> None:
             label, (day + 0.2, 0.97), xycoords=("data", "axes fraction"), fontsize=8, va="top"
         )
     axes.legend(loc="lower left")
-    _save(figure, target)
+    _save_figure(figure, target)
 
 
 def draw_items(
     kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, target: Path
 ) -> None:
     """Draw p_good against a model's ability for each kind, and mark the abilities of known models."""
-    figure, axes = _axes("p_good before any signal", "ability, logits", "p_good")
+    figure, axes = _new_axes("p_good before any signal", "ability, logits", "p_good")
     levels = [step / 10 for step in range(-45, 71)]
     for number, (kind, difficulty) in enumerate(kinds.items()):
         curve = [chance(level, kind) for level in levels]
@@ -120,4 +120,4 @@ def draw_items(
         axes.annotate(name, (level, 0.02), rotation=90, fontsize=7, ha="right")
     axes.set(ylim=(0, 1))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save(figure, target)
+    _save_figure(figure, target)

@@ -69,7 +69,7 @@ def difficulties(
 ) -> dict[str, tuple[float, int]]:
     """Return the difficulty of each kind, and the number of answers that it was computed from."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
-    for kind, row, guess_chance in _development(tables, folds, seed):
+    for kind, row, guess_chance in _development_rows(tables, folds, seed):
         question = question_for(row.prompt)
         # The product adds this to the kind's level because of the length and other features.
         offset = question.difficulty - KIND_DIFFICULTY[question.kind]
@@ -80,12 +80,12 @@ def difficulties(
     fitted_difficulties = {}
     for kind, kind_answers in answers.items():
         share = len(kind_answers) / (len(kind_answers) + _ANCHOR_ANSWERS)
-        level = _level(kind_answers) if kind_answers else 0.0
+        level = _fit_level(kind_answers) if kind_answers else 0.0
         fitted_difficulties[kind] = (share * level + (1 - share) * ANCHORS[kind], len(kind_answers))
     return fitted_difficulties
 
 
-def _development(
+def _development_rows(
     tables: Tables, folds: Iterable[int], seed: int
 ) -> Iterator[tuple[str, Row, float]]:
     for fold in folds:
@@ -99,7 +99,7 @@ def _development(
         yield _KIND_OF[row.subject], row, 0.0
 
 
-def _level(answers: list[tuple[float, float, float]]) -> float:
+def _fit_level(answers: list[tuple[float, float, float]]) -> float:
     """Return the difficulty at which the expected number of good answers equals the true one."""
     scale = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIANCE)
     good_answers = sum(score for _, score, _ in answers)
@@ -111,10 +111,10 @@ def _level(answers: list[tuple[float, float, float]]) -> float:
         )
         return sum(chances) - good_answers
 
-    return _root(surplus, -8.0, 8.0)
+    return _find_root(surplus, -8.0, 8.0)
 
 
-def _root(decreasing: Callable[[float], float], low: float, high: float) -> float:
+def _find_root(decreasing: Callable[[float], float], low: float, high: float) -> float:
     for _ in range(60):
         midpoint = (low + high) / 2
         low, high = (midpoint, high) if decreasing(midpoint) > 0 else (low, midpoint)

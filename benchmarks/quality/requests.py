@@ -37,20 +37,20 @@ _HEAD = {"id": "chatcmpl-1", "created": 0, "model": "m"}
 _numbers = itertools.count(1)
 
 
-def _chunk(delta: Mapping[str, str], **kwargs: Any) -> bytes:
+def _new_chunk(delta: Mapping[str, str], **kwargs: Any) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": None, **kwargs}
-    return _event({**_HEAD, "object": "chat.completion.chunk", "choices": [choice]})
+    return _new_event({**_HEAD, "object": "chat.completion.chunk", "choices": [choice]})
 
 
-def _event(body: Mapping[str, Any]) -> bytes:
+def _new_event(body: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 _EVENTS = (
-    _chunk({"role": "assistant", "content": ""}),
-    *(_chunk({"content": f"word{number} "}) for number in range(_TOKENS)),
-    _chunk({}, finish_reason="stop"),
-    _event({**_HEAD, "choices": [], "usage": _USAGE}) + b"data: [DONE]\n\n",
+    _new_chunk({"role": "assistant", "content": ""}),
+    *(_new_chunk({"content": f"word{number} "}) for number in range(_TOKENS)),
+    _new_chunk({}, finish_reason="stop"),
+    _new_event({**_HEAD, "choices": [], "usage": _USAGE}) + b"data: [DONE]\n\n",
 )
 _MESSAGE = {"role": "assistant", "content": "".join(f"word{n} " for n in range(_TOKENS))}
 _WHOLE = json.dumps(
@@ -82,7 +82,7 @@ def _request(kind: str, model: str) -> dict[str, Any]:
     return {**body, "stream": True} if kind == "stream" else body
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answer_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer requests on one connection; streams have one event per chunk."""
     with suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
@@ -133,7 +133,7 @@ class _Replica:
 
 
 @asynccontextmanager
-async def _replica(
+async def _run_replica(
     tree: Path, folder: Path, backend: str, price: float, redis: str, model: str
 ) -> AsyncIterator[_Replica]:
     settings = {"PYTHONPATH": str(tree), "MOYIN_DATA": str(folder), "MOYIN_REDIS_URL": redis}
@@ -160,8 +160,8 @@ async def request_costs(
     """
     costs: dict[tuple[str, str], dict[str, list[float]]] = {}
     async with AsyncExitStack() as stack:
-        server = await asyncio.start_server(_answer, "127.0.0.1", 0)
-        stack.push_async_callback(_close, server)
+        server = await asyncio.start_server(_answer_requests, "127.0.0.1", 0)
+        stack.push_async_callback(_close_server, server)
         backend = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = free_port()
@@ -174,7 +174,7 @@ async def request_costs(
                 home = folder / f"{number}{state}"
                 home.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                new_replica = _replica(root, home, backend, price, redis, model)
+                new_replica = _run_replica(root, home, backend, price, redis, model)
                 replicas[tree, state] = await stack.enter_async_context(new_replica)
         for kind in ("whole", "stream"):
             for round_number in range(rounds + 1):
@@ -193,7 +193,7 @@ async def request_costs(
     return costs
 
 
-async def _close(server: asyncio.Server) -> None:
+async def _close_server(server: asyncio.Server) -> None:
     server.close()
 
 

@@ -94,7 +94,7 @@ class Graphs:
             "picture": _graph(self.color),
             "slow": _graph(self.color, sleep=1.0),
             "long": _graph(next(_colors), sleep=60.0),
-            "inverted": _inverted(),
+            "inverted": _inverting_graph(),
             "broken": _graph(next(_colors), error=True),
         }
         (folder / "graphs.json").write_text(json.dumps(self.all))
@@ -127,7 +127,7 @@ def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
     assert (process.returncode, stderr) == (0, "")
 
 
-def installed(home: Path) -> Clients:
+def install_clients(home: Path) -> Clients:
     process = subprocess.run(
         [str(ROOT / "scripts" / "comfyui_clients.sh")],
         env={**os.environ, "PYTHON": sys.executable},
@@ -140,31 +140,31 @@ def installed(home: Path) -> Clients:
 def _graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:
     size = {"width": WIDTH, "height": HEIGHT, "batch_size": 1, "color": color}
     graph: dict[str, Any] = {
-        "1": _titled("Plain", "EmptyImage", size),
-        "2": _saved(["1", 0]),
+        "1": _titled_node("Plain", "EmptyImage", size),
+        "2": _save_node(["1", 0]),
     }
     if sleep:
         inputs = {"value": ["1", 0], "seconds": sleep}
-        graph["3"] = _titled("Sleep", "TestSleep", inputs)
+        graph["3"] = _titled_node("Sleep", "TestSleep", inputs)
     if error:
-        graph["3"] = _titled("Break", "TestSyncError", {"value": ["1", 0]})
+        graph["3"] = _titled_node("Break", "TestSyncError", {"value": ["1", 0]})
     if "3" in graph:
         graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
 
 
-def _inverted() -> dict[str, Any]:
+def _inverting_graph() -> dict[str, Any]:
     return {
-        "1": _titled("Load", "LoadImage", {"image": ""}),
-        "2": _saved(["3", 0]),
-        "3": _titled("Invert", "ImageInvert", {"image": ["1", 0]}),
+        "1": _titled_node("Load", "LoadImage", {"image": ""}),
+        "2": _save_node(["3", 0]),
+        "3": _titled_node("Invert", "ImageInvert", {"image": ["1", 0]}),
     }
 
 
-def _saved(images: list[Any]) -> dict[str, Any]:
-    return _titled("Save", "SaveImage", {"images": images, "filename_prefix": "client"})
+def _save_node(images: list[Any]) -> dict[str, Any]:
+    return _titled_node("Save", "SaveImage", {"images": images, "filename_prefix": "client"})
 
 
-def _titled(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def _titled_node(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return a node with a title, because some clients find nodes by their titles."""
     return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}

@@ -31,7 +31,8 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
     loop = asyncio.new_event_loop()
     stop_event = asyncio.Event()
     thread = threading.Thread(
-        target=loop.run_until_complete, args=(_serve(profile, files, ready_url, stop_event),)
+        target=loop.run_until_complete,
+        args=(_serve_frontend(profile, files, ready_url, stop_event),),
     )
     thread.start()
     try:
@@ -42,14 +43,16 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
         loop.close()
 
 
-async def _serve(profile: Profile, files: Path, ready: Future[str], done: asyncio.Event) -> None:
-    connector = _OtherFiles(profile, files)
+async def _serve_frontend(
+    profile: Profile, files: Path, ready: Future[str], done: asyncio.Event
+) -> None:
+    connector = _OtherFrontendConnector(profile, files)
     async with connector.serve(0) as url:
         ready.set_result(url)
         await done.wait()
 
 
-class _OtherFiles(Connector):
+class _OtherFrontendConnector(Connector):
     def __init__(self, profile: Profile, files: Path) -> None:
         super().__init__(profile)
         self._files = files

@@ -49,10 +49,10 @@ def scores_table(scores: Iterable[Score]) -> list[str]:
     for (suite, model), count in sorted(counts.items()):
         outcome_counts = (count[name] for name in ("passed", "limit", "skipped", "failed"))
         lines.append(f"| {suite} | {model} | {' | '.join(map(str, outcome_counts))} |")
-    return [*lines, "", *_left_out(suites_by_reason)]
+    return [*lines, "", *_list_skipped_suites(suites_by_reason)]
 
 
-def _left_out(skipped: dict[str, set[str]]) -> Iterator[str]:
+def _list_skipped_suites(skipped: dict[str, set[str]]) -> Iterator[str]:
     if skipped:
         yield "Not asked, in the suites' own words:"
         yield ""

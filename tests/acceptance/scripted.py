@@ -34,8 +34,8 @@ def new_scripted_app() -> web.Application:
     async def complete(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         if problems := spec.validate(_without_nulls(body), "CreateChatCompletionRequest"):
-            return web.json_response(_refusal(problems[0]), status=400)
-        answer = _Answer(body)
+            return web.json_response(_build_refusal(problems[0]), status=400)
+        answer = _ScriptedAnswer(body)
         if not body.get("stream"):
             return web.json_response(answer.whole())
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -48,7 +48,7 @@ def new_scripted_app() -> web.Application:
     async def embed(request: web.Request) -> web.Response:
         body = await request.json()
         if problems := spec.validate(_without_nulls(body), "CreateEmbeddingRequest"):
-            return web.json_response(_refusal(problems[0]), status=400)
+            return web.json_response(_build_refusal(problems[0]), status=400)
         return web.json_response(_make_vectors(body))
 
     async def models(_: web.Request) -> web.Response:
@@ -69,7 +69,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _refusal(problem: str) -> dict[str, Any]:
+def _build_refusal(problem: str) -> dict[str, Any]:
     return {"error": {"message": f"not in the specification: {problem}"[:500], "type": "strict"}}
 
 
@@ -90,7 +90,7 @@ def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"object": "list", "model": body["model"], "data": data, "usage": usage}
 
 
-class _Answer:
+class _ScriptedAnswer:
     """The scripted answer to one request."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ class _Answer:
         prompt = _get_prompt(body)
         self._thought = _THOUGHT if body.get("reasoning_effort") not in (None, "none") else ""
         self._calls = _choose_calls(body, prompt)
-        text = "" if self._calls else _text(body, prompt)
+        text = "" if self._calls else _choose_text(body, prompt)
         self._text, self._finish = _truncate(text, body)
         if self._calls:
             self._finish = "tool_calls"
@@ -192,7 +192,7 @@ def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
             "type": "function",
             "function": {
                 "name": function["name"],
-                "arguments": _filled(_get_schema(function), prompt),
+                "arguments": _fill_schema(_get_schema(function), prompt),
             },
         }
         for number, function in enumerate(functions)
@@ -218,10 +218,10 @@ def _list_called_tools(messages: Sequence[Mapping[str, Any]]) -> set[str]:
     return names
 
 
-def _text(body: Mapping[str, Any], prompt: str) -> str:
+def _choose_text(body: Mapping[str, Any], prompt: str) -> str:
     form = body.get("response_format") or {}
     if form.get("type") == "json_schema":
-        return _filled(form["json_schema"]["schema"], prompt)
+        return _fill_schema(form["json_schema"]["schema"], prompt)
     if form.get("type") == "json_object":
         # Without a schema the members that the prompt quotes, or names.
         names = [a or b for a, b in _MEMBER.findall(prompt)] or ["setup", "punchline"]
@@ -241,7 +241,7 @@ def _truncate(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
     return text, "stop"
 
 
-def _filled(schema: Mapping[str, Any], prompt: str) -> str:
+def _fill_schema(schema: Mapping[str, Any], prompt: str) -> str:
     numbers = chain((int(n) for n in re.findall(r"\d+", prompt)), iter(lambda: 1, None))
     quoted_texts = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
     value = _make_value(schema, schema, numbers, quoted_texts)

@@ -70,7 +70,7 @@ def red_and_blue() -> bytes:
     return png + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def inverted(image: Any) -> dict[str, Any]:
+def inverting_graph(image: Any) -> dict[str, Any]:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": image}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -153,7 +153,7 @@ def test_a_stored_picture_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) 
     source = tmp_path / "two pixels.png"
     source.write_bytes(red_and_blue())
     asset = comfy.assets.from_file(source)
-    workflow = comfy.workflows.from_json(inverted("nothing.png"))
+    workflow = comfy.workflows.from_json(inverting_graph("nothing.png"))
     workflow.set_input("1", "image", asset)
     job = comfy.run(workflow, timeout=_PATIENCE)
     [output] = job.get_outputs("3")
@@ -212,7 +212,7 @@ def test_a_wrong_key(comfy: Comfy, address: str) -> None:
 
 async def test_the_same_without_blocking(async_comfy: AsyncComfy) -> None:
     asset = async_comfy.assets.from_bytes(red_and_blue(), filename="a.png")
-    job = await async_comfy.submit(async_comfy.workflows.from_json(inverted(asset)))
+    job = await async_comfy.submit(async_comfy.workflows.from_json(inverting_graph(asset)))
     events = [event async for event in job.events()]
     assert events[-1] == StatusChange(status="succeeded")
     await job.result()

@@ -21,7 +21,7 @@ from tests.acceptance.comfyui_clients import (
     Clients,
     Graphs,
     connected,
-    installed,
+    install_clients,
 )
 from tests.chaos.client import StackClient
 from tests.stack import RunningStack
@@ -34,7 +34,7 @@ _PATIENCE = 120
 def farm(gateway: RunningStack) -> StackClient:
     """Return a client of the farm once a ComfyUI is ready, because the clients list its nodes."""
     stack_client = StackClient(gateway.url, gateway.api_key)
-    job = stack_client.submit({"kind": "render", "workflow": _warm_up()})
+    job = stack_client.submit({"kind": "render", "workflow": _warm_up_graph()})
     stack_client.wait(job, {"succeeded"}, _PATIENCE)
     return stack_client
 
@@ -48,7 +48,7 @@ def local_url(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
 
 @pytest.fixture
 def clients(tmp_path: Path) -> Clients:
-    return installed(tmp_path)
+    return install_clients(tmp_path)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def graphs(tmp_path: Path) -> Graphs:
 def test_comfy_cli_runs_and_reports_progress(
     clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = _read_events(_run(clients, graphs.file(tmp_path, "slow"), local_url), 0)
+    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "slow"), local_url), 0)
     envelope = result[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
@@ -68,14 +68,14 @@ def test_comfy_cli_runs_and_reports_progress(
     [url] = envelope["data"]["outputs"]
     with urllib.request.urlopen(url, timeout=60) as answer:
         (tmp_path / "picture.png").write_bytes(answer.read())
-    _is_picture(tmp_path / "picture.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
     _check_listed_as_job(farm, envelope["data"]["prompt_id"])
 
 
 def test_comfy_cli_reports_errors(
     clients: Clients, graphs: Graphs, local_url: str, tmp_path: Path
 ) -> None:
-    result = _read_events(_run(clients, graphs.file(tmp_path, "broken"), local_url), 1)
+    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "broken"), local_url), 1)
     assert result[-1]["error"]["code"] == "execution_error"
     assert result[-1]["error"]["details"]["node_id"] == "3"
 
@@ -83,7 +83,7 @@ def test_comfy_cli_reports_errors(
 def test_comfy_cli_cancels(
     clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    run = _run(clients, graphs.file(tmp_path, "long"), local_url)
+    run = _run_workflow(clients, graphs.file(tmp_path, "long"), local_url)
     assert run.stdout is not None
     outputs = []
     for line in run.stdout:
@@ -92,7 +92,7 @@ def test_comfy_cli_cancels(
             break
     job = outputs[-1]["prompt_id"]
     [cancel_event] = _read_events(
-        clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0
+        clients.comfy("--json", "jobs", "cancel", job, *_address_options(local_url)), 0
     )
     assert cancel_event["ok"]
     run_events = _read_events(run, 130)
@@ -104,8 +104,8 @@ def test_comfy_api_simplified(
     clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("simplified.py", local_url, str(tmp_path))
-    _is_picture(tmp_path / "picture.png", graphs.color, height=16)
-    _is_inverted(tmp_path / "inverted.png", graphs.color, height=16)
+    _check_picture(tmp_path / "picture.png", graphs.color, height=16)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color, height=16)
     assert result["kept"].pop("artifact_id").startswith("art_")
     assert result["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
     _check_listed_as_job(farm, result["job"])
@@ -116,8 +116,8 @@ def test_comfy_api_client(
 ) -> None:
     result = clients.python("api_client.py", local_url, str(tmp_path))
     assert result["page"].startswith("<!doctype html>")
-    _is_picture(tmp_path / "picture.png", graphs.color)
-    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
     assert result["name"].startswith("client_")
     assert result["devices"]
     assert result["job"] in result["completed"]
@@ -130,8 +130,8 @@ def test_comfyapi_finds_the_newest_file_of_a_name(
     clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("api_manager.py", local_url, str(tmp_path))
-    _is_picture(tmp_path / "older.png", graphs.color)
-    _is_inverted(tmp_path / "newer.png", graphs.color)
+    _check_picture(tmp_path / "older.png", graphs.color)
+    _check_inverted_picture(tmp_path / "newer.png", graphs.color)
     assert set(result["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
     assert result["errors"] == []
     assert "Execution failed" in result["error"]
@@ -143,8 +143,8 @@ def test_comfyui_xy(
     clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
-    _is_picture(tmp_path / "picture.png", graphs.color)
-    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
     assert result["size"] == [WIDTH, HEIGHT]
     assert result["nodes"] == ["EmptyImage"]
     assert result["interrupted"] is True
@@ -156,7 +156,7 @@ def test_comfy_script(
     clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
-    _is_picture(tmp_path / "picture.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
     _check_listed_as_job(farm, result["made"])
     assert result["outputs"] == []
     assert farm.job(result["long"])["status"] == "cancelled"
@@ -166,8 +166,8 @@ def test_the_npm_sdk(
     clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
-    _is_picture(tmp_path / "picture.png", graphs.color)
-    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
     first_job, _, second_job, long_job = result["pending"]
     _check_listed_as_job(farm, first_job)
     _check_listed_as_job(farm, second_job)
@@ -185,13 +185,20 @@ def test_the_npm_sdk(
     assert result["stats"]["system"]["comfyui_version"]
 
 
-def _run(clients: Clients, workflow: str, url: str) -> subprocess.Popen[str]:
+def _run_workflow(clients: Clients, workflow: str, url: str) -> subprocess.Popen[str]:
     return clients.comfy(
-        "run", "--json", "--wait", "--timeout", str(_PATIENCE), "--workflow", workflow, *_at(url)
+        "run",
+        "--json",
+        "--wait",
+        "--timeout",
+        str(_PATIENCE),
+        "--workflow",
+        workflow,
+        *_address_options(url),
     )
 
 
-def _at(url: str) -> list[str]:
+def _address_options(url: str) -> list[str]:
     host, _, port = url.removeprefix("http://").partition(":")
     return ["--host", host, "--port", port]
 
@@ -203,17 +210,17 @@ def _read_events(process: subprocess.Popen[str], status: int) -> list[dict[str, 
     return [json.loads(line) for line in stdout.splitlines()]
 
 
-def _is_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:
+def _check_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:
     with Image.open(path) as picture:
         assert (picture.format, picture.size) == ("PNG", (WIDTH, height))
-        assert picture.convert("RGB").getpixel((0, 0)) == _parts(color)
+        assert picture.convert("RGB").getpixel((0, 0)) == _split_color(color)
 
 
-def _is_inverted(path: Path, color: int, *, height: int = HEIGHT) -> None:
-    _is_picture(path, 0xFFFFFF - color, height=height)
+def _check_inverted_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:
+    _check_picture(path, 0xFFFFFF - color, height=height)
 
 
-def _parts(color: int) -> tuple[int, int, int]:
+def _split_color(color: int) -> tuple[int, int, int]:
     return color >> 16, color >> 8 & 255, color & 255
 
 
@@ -223,7 +230,7 @@ def _check_listed_as_job(farm: StackClient, job_id: str) -> None:
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
 
 
-def _warm_up() -> dict[str, Any]:
+def _warm_up_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
     inputs = {"images": ["1", 0], "filename_prefix": "warm"}
     return {

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Page, WebSocket, sync_playwright
 
 from moyin.stack.profile import read_profile
-from tests.acceptance.comfyui_clients import installed
+from tests.acceptance.comfyui_clients import install_clients
 from tests.acceptance.other_frontend import other_frontend
 from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
@@ -56,7 +56,7 @@ class FrontendPage:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.messages: list[dict[str, Any]] = []
-        page.on("websocket", self._listen)
+        page.on("websocket", self._listen_to_socket)
 
     def read_profile(self, graph: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
@@ -74,10 +74,10 @@ class FrontendPage:
             f"no message of type {kind} among {[message['type'] for message in self.messages]}"
         )
 
-    def _listen(self, socket: WebSocket) -> None:
-        socket.on("framereceived", self._hear)
+    def _listen_to_socket(self, socket: WebSocket) -> None:
+        socket.on("framereceived", self._store_message)
 
-    def _hear(self, frame: str | bytes) -> None:
+    def _store_message(self, frame: str | bytes) -> None:
         if isinstance(frame, str):
             self.messages.append(json.loads(frame))
 
@@ -116,7 +116,10 @@ def frontend(
             frontend.page.fill("#key", gateway.api_key)
             frontend.page.click("button")
         else:
-            profile, files = read_profile(gateway.layout.profile, {}), installed(tmp_path).frontend
+            profile, files = (
+                read_profile(gateway.layout.profile, {}),
+                install_clients(tmp_path).frontend,
+            )
             url = stack.enter_context(other_frontend(profile, files))
             frontend.page.goto(f"{url}/")
         frontend.page.wait_for_function(_READY)

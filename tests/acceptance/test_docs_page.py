@@ -61,11 +61,11 @@ def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
     requests: list[str] = []
     console_errors: list[str] = []
 
-    def note(request: Request) -> None:
+    def note_request(request: Request) -> None:
         if not request.url.startswith("data:"):
             requests.append(request.url)
 
-    page.on("request", note)
+    page.on("request", note_request)
     page.on(
         "console",
         lambda message: console_errors.append(message.text) if message.type == "error" else None,

@@ -52,7 +52,7 @@ class _Suite(ChatModelIntegrationTests):
     max_tokens: int
 
     @pytest.fixture(autouse=True)
-    def _attach(
+    def _attach_gateway(
         self,
         text_gateway: TextGateway,
         request: pytest.FixtureRequest,

@@ -54,7 +54,7 @@ _MODELFILE = f'FROM {CHAT}\nPARAMETER temperature 0\nLICENSE "Apache 2.0"\n'
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
+def _test_models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
     """Copy the server's model to all names that the tests use, and remove the copies at the end."""
     ollama_server.create(_MODEL, _MODELFILE)
     for name in _NAMES[1:]:
@@ -91,9 +91,9 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
 ) -> None:
     pattern = f"^({'|'.join(tests)})${within}"
     began = time.monotonic()
-    bare_passed, bare_output = _run(ollama_server.url, pattern)
+    bare_passed, bare_output = _run_own_tests(ollama_server.url, pattern)
     bare_ended_at = time.monotonic()
-    result, output = _run(ollama_relay, pattern)
+    result, output = _run_own_tests(ollama_relay, pattern)
     ended_at = time.monotonic()
     measured(
         f"{len(result)} of Ollama's own tests through the gateway: "
@@ -104,7 +104,7 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
     assert bare_passed >= set(tests), bare_output[-20_000:]
 
 
-def _run(url: str, pattern: str) -> tuple[set[str], str]:
+def _run_own_tests(url: str, pattern: str) -> tuple[set[str], str]:
     """Run the tests against a server; return the names of those that passed, and the output."""
     folder = find_ollama()
     process = subprocess.run(

@@ -70,7 +70,7 @@ def test_answers_are_the_servers_own(
         ).text.splitlines()
     ]
     assert [piece["done"] for piece in pieces] == [*[False] * (len(pieces) - 1), True]
-    assert "".join(map(_text, pieces)) == _text(server_answer)
+    assert "".join(map(_text_of, pieces)) == _text_of(server_answer)
     assert {piece["model"] for piece in pieces} == {body["model"]}
 
 
@@ -163,15 +163,15 @@ def test_the_loaded_model_is_followed(
     assert ollama_gateway.call("POST", "/api/generate", load).status_code == 200
     [server_model] = ollama_server.call("GET", "/api/ps")["models"]
 
-    def find() -> dict[str, Any] | None:
+    def find_model() -> dict[str, Any] | None:
         models = ollama_gateway.call("GET", "/api/ps").json()["models"]
         return next((model for model in models if model["name"] == server_model["name"]), None)
 
-    result = eventually_blocking(find, SOON)
+    result = eventually_blocking(find_model, SOON)
     for member in ("size", "size_vram", "context_length", "digest", "details"):
         assert result[member] == server_model[member], member
     ollama_server.call("POST", "/api/generate", load | {"keep_alive": 0})
-    eventually_blocking(lambda: find() is None, SOON)
+    eventually_blocking(lambda: find_model() is None, SOON)
 
 
 @pytest.mark.parametrize("name", [CHAT, f"{CHAT}:latest", TOOLS])
@@ -303,7 +303,7 @@ def _normalize(answer: dict[str, Any]) -> dict[str, Any]:
     return rounded_answer
 
 
-def _text(answer: dict[str, Any]) -> str:
+def _text_of(answer: dict[str, Any]) -> str:
     text: str = answer.get("response") or (answer.get("message") or {}).get("content") or ""
     return text
 

@@ -38,7 +38,7 @@ def http(text_gateway: TextGateway) -> Iterator[httpx.Client]:
         yield http
 
 
-def wav(seconds: int) -> bytes:
+def make_wav(seconds: int) -> bytes:
     file = io.BytesIO()
     with wave.open(file, "wb") as wave_writer:
         wave_writer.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -92,7 +92,7 @@ def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
     client: openai.OpenAI,
 ) -> None:
     raw = client.audio.transcriptions.with_raw_response.create(
-        model="whisper", file=("hello.wav", wav(2)), prompt="Weather.", temperature=0
+        model="whisper", file=("hello.wav", make_wav(2)), prompt="Weather.", temperature=0
     )
     answer = raw.parse()
     assert isinstance(answer, Transcription) and answer.text == TRANSCRIPT
@@ -104,7 +104,7 @@ def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
 def test_a_transcription_with_times(client: openai.OpenAI) -> None:
     raw = client.audio.transcriptions.with_raw_response.create(
         model="whisper",
-        file=("hello.wav", wav(2)),
+        file=("hello.wav", make_wav(2)),
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
@@ -115,7 +115,7 @@ def test_a_transcription_with_times(client: openai.OpenAI) -> None:
 
 def test_a_transcription_as_text_costs_the_length_of_its_file(client: openai.OpenAI) -> None:
     raw = client.audio.transcriptions.with_raw_response.create(
-        model="whisper", file=("hello.wav", wav(60)), response_format="text"
+        model="whisper", file=("hello.wav", make_wav(60)), response_format="text"
     )
     assert raw.text.strip() == TRANSCRIPT
     assert raw.headers["content-type"].startswith("text/plain")
@@ -125,7 +125,7 @@ def test_a_transcription_as_text_costs_the_length_of_its_file(client: openai.Ope
 
 def test_a_transcription_is_streamed(client: openai.OpenAI) -> None:
     events = client.audio.transcriptions.create(
-        model="gpt-4o-transcribe", file=("hello.wav", wav(2)), stream=True
+        model="gpt-4o-transcribe", file=("hello.wav", make_wav(2)), stream=True
     )
     received_events = list(events)
     assert [event.type for event in received_events] == [
@@ -138,7 +138,7 @@ def test_a_transcription_is_streamed(client: openai.OpenAI) -> None:
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_a_translation(client: openai.OpenAI) -> None:
-    answer = client.audio.translations.create(model="whisper", file=("hallo.wav", wav(2)))
+    answer = client.audio.translations.create(model="whisper", file=("hallo.wav", make_wav(2)))
     assert answer.text == TRANSCRIPT
 
 
@@ -226,7 +226,7 @@ def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
 def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.audio.transcriptions.create(
-            model="whisper", file=("a.wav", wav(1)), extra_body={"response_format": "midi"}
+            model="whisper", file=("a.wav", make_wav(1)), extra_body={"response_format": "midi"}
         )
     assert exc_info.value.code == "backend_rejected"
 

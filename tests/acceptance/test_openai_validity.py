@@ -89,12 +89,12 @@ class Caller:
         return response.content
 
 
-def calling(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
+def open_client(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     return httpx.AsyncClient(base_url=f"{gateway.url}/v1/", headers=headers, timeout=60)
 
 
-def able(name: str, **place: Any) -> dict[str, Any]:
+def capable_backend(name: str, **place: Any) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"name": f"m-{name}", "upstream": "up", "context": 100_000, **abilities}
     free_price = {"price": {"input": 0, "output": 0}}
@@ -105,9 +105,11 @@ def able(name: str, **place: Any) -> dict[str, Any]:
 async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
     """Run the app with servers of the three API formats; models named ``v-…`` return vectors."""
     async with WireServer().running() as server:
-        claude = able("claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY")
-        ollama = able("ollama", type="ollama", hosts=[server.url])
-        openai_backend = able("openai", type="openai", base_url=f"{server.url}/v1")
+        claude = capable_backend(
+            "claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY"
+        )
+        ollama = capable_backend("ollama", type="ollama", hosts=[server.url])
+        openai_backend = capable_backend("openai", type="openai", base_url=f"{server.url}/v1")
         for backend_config in (ollama, openai_backend):
             vectors = {"name": f"v-{backend_config['name']}", "upstream": "up", "context": 8192}
             free_price = {"price": {"input": 0, "output": 0}}
@@ -117,7 +119,7 @@ async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
 
 
 async def test_answers_on_every_wire(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, calling(wires) as client:
+    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
         caller = Caller(client)
         for model in ("m-claude", "m-ollama", "m-openai"):
             for text, chat, response in WISHES.values():
@@ -138,7 +140,7 @@ async def test_answers_on_every_wire(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ALL)
 async def test_answers_of_real_models(text_gateway: TextGateway, model: str) -> None:
-    async with calling(text_gateway) as client:
+    async with open_client(text_gateway) as client:
         caller = Caller(client)
         messages = [{"role": "user", "content": "Say hello."}]
         await caller.chat(model=model, messages=messages, max_tokens=8)
@@ -176,7 +178,7 @@ REFUSED: list[tuple[str, str, dict[str, Any] | bytes, int]] = [
 
 
 async def test_refusals(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, calling(wires) as client:
+    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
         for method, path, body, status in REFUSED:
             content = body if isinstance(body, bytes) else to_json(body)
             headers = {"content-type": "application/json"}
@@ -199,7 +201,7 @@ async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
         serving(tmp_path, backend(kind, upstream.url)) as models_app,
-        calling(models_app) as client,
+        open_client(models_app) as client,
     ):
         model = f"m-{kind}"
         response = await client.post(

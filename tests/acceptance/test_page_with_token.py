@@ -64,7 +64,7 @@ class BreakableRelay:
         self._server = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._accept)]
+        self._threads = [threading.Thread(target=self._accept_connections)]
         self._threads[0].start()
 
     def cut(self) -> None:
@@ -81,15 +81,17 @@ class BreakableRelay:
         for thread in self._threads[1:]:
             thread.join()
 
-    def _accept(self) -> None:
+    def _accept_connections(self) -> None:
         with suppress(OSError):  # `close` ends the loop
             while True:
                 client_socket, _ = self._server.accept()
                 self._open.add(client_socket)
-                self._threads.append(threading.Thread(target=self._forward, args=(client_socket,)))
+                self._threads.append(
+                    threading.Thread(target=self._forward_bytes, args=(client_socket,))
+                )
                 self._threads[-1].start()
 
-    def _forward(self, near: socket.socket) -> None:
+    def _forward_bytes(self, near: socket.socket) -> None:
         """Copy bytes in both directions until either side closes."""
         with near, socket.create_connection(self._address) as server_socket, suppress(OSError):
             peer_of = {near: server_socket, server_socket: near}
@@ -132,7 +134,7 @@ def test_a_page_follows_a_render_and_shows_it(
     gateway: RunningStack, relay: BreakableRelay, page: Page
 ) -> None:
     client = StackClient(gateway.url, gateway.api_key)
-    job = client.submit({"kind": "render", "workflow": _graph()})
+    job = client.submit({"kind": "render", "workflow": _previewing_graph()})
     token = _post(gateway, f"/jobs/{job}/token", {"expires_in": 900})["token"]
     requests: list[Request] = []
     page.on("request", lambda request: requests.append(request))
@@ -164,7 +166,7 @@ def test_a_page_follows_a_render_and_shows_it(
         assert gateway.api_key not in request.url
 
 
-def _graph() -> dict[str, Any]:
+def _previewing_graph() -> dict[str, Any]:
     return {
         "1": {"class_type": "Previews", "inputs": {"count": 60}},
         "2": {"class_type": "EmptyImage", "inputs": {

@@ -55,14 +55,14 @@ class MockModel:
     def serving(self) -> Iterator[None]:
         with (
             start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(self._serving()),
+            portal.wrap_async_context_manager(self._serve_model()),
         ):
             yield
 
     @asynccontextmanager
-    async def _serving(self) -> AsyncIterator[None]:
+    async def _serve_model(self) -> AsyncIterator[None]:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/chat/completions", self._answer_chat)
         app.router.add_get("/v1/models", _list_models)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
@@ -73,7 +73,7 @@ class MockModel:
         finally:
             await runner.cleanup()
 
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _answer_chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
         self.calls_by_text[text] += 1
         await asyncio.sleep(self.seconds)
@@ -168,13 +168,18 @@ class BatchRun:
         """Kill the parts one after the other, each after the batch has made progress."""
         for number, part in enumerate(parts):
             share = (number + 0.5) / (len(parts) + 1)
-            self.wait(lambda batch, share=share: _done(batch) >= share * self.lines, 300)  # type: ignore[misc]
+            wanted = share * self.lines
+
+            def has_progressed(batch: Mapping[str, Any], wanted: float = wanted) -> bool:
+                return _count_finished_lines(batch) >= wanted
+
+            self.wait(has_progressed, 300)
             count_before = len(victims.processes(self.gateway.data, PARTS[part]))
             assert count_before >= 1, f"there is no {part}"
             killed_pid = victims.kill_one(self.gateway.data, PARTS[part])
             batch = self.get()
             assert batch["status"] == "in_progress", f"it was {batch['status']} before {part}"
-            self.kills.append(f"{part} at {_done(batch)}")
+            self.kills.append(f"{part} at {_count_finished_lines(batch)}")
             victims.wait_for_another(self.gateway.data, PARTS[part], killed_pid, count_before, 240)
 
     def check(self, model: MockModel) -> None:
@@ -256,7 +261,7 @@ def _build_line(number: int) -> dict[str, Any]:
     }
 
 
-def _done(batch: dict[str, Any]) -> int:
+def _count_finished_lines(batch: dict[str, Any]) -> int:
     counts = batch["request_counts"]
     return int(counts["completed"]) + int(counts["failed"])
 
@@ -290,10 +295,12 @@ def main() -> int:
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
             batch_run = BatchRun(gateway=gateway, lines=options.lines)
             batch_run.submit(folder_path)
-            batch_run.wait(lambda batch: _done(batch) > 0, 60)
-            began, done_before = time.monotonic(), _done(batch_run.get())
+            batch_run.wait(lambda batch: _count_finished_lines(batch) > 0, 60)
+            began, done_before = time.monotonic(), _count_finished_lines(batch_run.get())
             print("with:", describe(measure_calls(gateway, options.calls)), flush=True)
-            lines_per_second = (_done(batch_run.get()) - done_before) / (time.monotonic() - began)
+            lines_per_second = (_count_finished_lines(batch_run.get()) - done_before) / (
+                time.monotonic() - began
+            )
             batch_run.cancel()
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
             print(f"{lines_per_second:.0f} lines/s", flush=True)

@@ -49,7 +49,7 @@ class StackClient:
         return results
 
     def artifact(self, url: str) -> bytes:
-        return self._raw("GET", url)
+        return self._request_bytes("GET", url)
 
     def wait(self, job_id: str, until: set[str], seconds: float) -> dict[str, Any]:
         """Wait until the job's status is one of ``until``, and return the job."""
@@ -71,9 +71,9 @@ class StackClient:
         raise AssertionError(f"the job did not reach the status within {seconds} s: {job}")
 
     def _call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        return json.loads(self._raw(method, path, body, **headers))
+        return json.loads(self._request_bytes(method, path, body, **headers))
 
-    def _raw(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
+    def _request_bytes(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
         request = urllib.request.Request(
             path if path.startswith("http") else self._url + path,
             method=method,

@@ -104,7 +104,7 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report, rng = Report(), random.Random(plan.seed)
     database = Database(gateway.settings.sql_url)
-    kill_task = asyncio.create_task(_kill(gateway, plan, report))
+    kill_task = asyncio.create_task(_kill_processes(gateway, plan, report))
     try:
         _, key = await KeyStore(database).create(_OWNER, "costs")
         limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
@@ -123,11 +123,11 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
     finally:
         kill_task.cancel()
         await database.close()
-    _compare(report)
+    _compare_costs(report)
     return report
 
 
-def _compare(report: Report) -> None:
+def _compare_costs(report: Report) -> None:
     ledger = sum((row.cost_usd for row in report.rows), Decimal(0))
     if abs(ledger - report.jobs_usd) > Decimal("0.000001"):
         report.problems.append(f"the ledger has {ledger} USD, the jobs have {report.jobs_usd}")
@@ -180,16 +180,16 @@ async def _run_job(
     job = await _call(client, "POST", "/jobs", json=body, headers=headers)
     path = f"/jobs/{job['id']}"
     if plan.failing <= kind < plan.failing + plan.cancelled:
-        job = await _wait(client, path, FINAL | {"running"})
+        job = await _wait_for_status(client, path, FINAL | {"running"})
         await asyncio.sleep(seconds / 3)
         await _call(client, "POST", f"{path}/cancel", accepts=(202, 409))
-    job = await _wait(client, path, FINAL)
+    job = await _wait_for_status(client, path, FINAL)
     if job["status"] == "failed":
         await _call(client, "POST", f"{path}/retry", accepts=(202, 409))
-        await _wait(client, path, FINAL)
+        await _wait_for_status(client, path, FINAL)
 
 
-async def _wait(client: httpx.AsyncClient, path: str, statuses: set[str]) -> Any:
+async def _wait_for_status(client: httpx.AsyncClient, path: str, statuses: set[str]) -> Any:
     while True:
         job = await _call(client, "GET", path)
         if job["status"] in statuses:
@@ -261,7 +261,7 @@ async def _list_rows(database: Database) -> list[UsageEntry]:
             return rows
 
 
-async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
+async def _kill_processes(gateway: RunningStack, plan: Plan, report: Report) -> None:
     rng = random.Random(plan.seed)
     while True:
         for name in KILLS:
@@ -278,7 +278,7 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
             report.kills[name] += 1
 
 
-async def _main(plan: Plan) -> int:
+async def _check_plan(plan: Plan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-costs-") as folder:
         price = {"usd_per_gpu_hour": float(_USD_PER_HOUR * plan.actors)}
         comfyui = find_comfyui(Settings())
@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=plan.every)
     parser.add_argument("--seed", type=int, default=plan.seed)
     options = parser.parse_args()
-    sys.exit(asyncio.run(_main(Plan(**vars(options)))))
+    sys.exit(asyncio.run(_check_plan(Plan(**vars(options)))))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ class LeakyAccounts(Accounts):
         app = super().__serve_build_asgi_app__()
         leaked_blocks = []
 
-        async def leaking(scope: Any, receive: Any, send: Any) -> None:
+        async def leak_memory(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "http":
                 leaked_blocks.append(b"\1" * _LEAK_BYTES)
             await app(scope, receive, send)
 
-        return leaking
+        return leak_memory
 
 
 def build(args: AccountsArgs) -> serve.Application:

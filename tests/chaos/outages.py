@@ -113,14 +113,14 @@ def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
     killed_at = time.monotonic()
     pid = victims.kill_one(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:
-        render_future = pool.submit(_render, StackClient(gateway.url, gateway.api_key))
+        render_future = pool.submit(_time_render, StackClient(gateway.url, gateway.api_key))
         watch.wait_until_well(killed_at, seconds=_QUIET_SECONDS)
         render = render_future.result()
     victims.wait_for_another(gateway.data, PARTS[part], pid, count_before, 240)
     return Outage(part=part, killed=killed_at, calls=watch.since(killed_at), render=render)
 
 
-def _render(client: StackClient) -> float:
+def _time_render(client: StackClient) -> float:
     """Return the seconds until a picture is rendered, with retries."""
     began = time.monotonic()
     workflow = picture(next(_colors))

@@ -123,9 +123,9 @@ async def farm(
 async def soak(gateway: RunningStack, plan: Plan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report = Report(jobs=plan.jobs)
-    keys = await _keys(gateway, plan.owners)
-    await _all_there(gateway, plan.actors)
-    counts_before, renders_before = _counts(gateway), _count_renders(gateway)
+    keys = await _create_keys(gateway, plan.owners)
+    await _wait_for_actors(gateway, plan.actors)
+    counts_before, renders_before = _count_processes(gateway), _count_renders(gateway)
     rng = random.Random(plan.seed)
     graphs = [
         sleepy(round(rng.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
@@ -133,7 +133,7 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
     ]
     report.slept = sum(graph["3"]["inputs"]["seconds"] for graph in graphs)
     began = time.monotonic()
-    kill_task = asyncio.create_task(_kill(gateway, plan, report))
+    kill_task = asyncio.create_task(_kill_processes(gateway, plan, report))
     try:
         async with asyncio.TaskGroup() as group:
             owners = [
@@ -236,7 +236,7 @@ class _Caller:
             await asyncio.sleep(0.5)
 
 
-async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
+async def _kill_processes(gateway: RunningStack, plan: Plan, report: Report) -> None:
     rng = random.Random(plan.seed)
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
     for name in (name for _ in rounds for name in victims.KILLS):
@@ -254,16 +254,16 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
         report.kills[name] += 1
 
 
-def _counts(gateway: RunningStack) -> dict[str, int]:
+def _count_processes(gateway: RunningStack) -> dict[str, int]:
     return {
         name: len(victims.processes(gateway.data, matches))
         for name, matches in victims.KILLS.items()
     }
 
 
-async def _all_there(gateway: RunningStack, actors: int) -> None:
+async def _wait_for_actors(gateway: RunningStack, actors: int) -> None:
     deadline = time.monotonic() + _RECOVERY_SECONDS * 2
-    while (result := (await asyncio.to_thread(_counts, gateway))["ComfyUI"]) != actors:
+    while (result := (await asyncio.to_thread(_count_processes, gateway))["ComfyUI"]) != actors:
         assert time.monotonic() < deadline, f"{result} ComfyUIs"
         await asyncio.sleep(0.5)
 
@@ -271,7 +271,7 @@ async def _all_there(gateway: RunningStack, actors: int) -> None:
 async def _check_recovery(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
     """Wait until as many processes of each kind run as before; report a problem if they do not."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
-    while (current_counts := await asyncio.to_thread(_counts, gateway)) != before:
+    while (current_counts := await asyncio.to_thread(_count_processes, gateway)) != before:
         if time.monotonic() > deadline:
             report.problems.append(f"processes: {before} before, {current_counts} after")
             return
@@ -332,7 +332,7 @@ def _count_renders(gateway: RunningStack) -> int:
     return executed_prompts - sum(text.count("To see the GUI go to") for text in texts)
 
 
-async def _keys(gateway: RunningStack, count: int) -> list[str]:
+async def _create_keys(gateway: RunningStack, count: int) -> list[str]:
     database = Database(gateway.settings.sql_url)
     try:
         keys = KeyStore(database)
@@ -341,7 +341,7 @@ async def _keys(gateway: RunningStack, count: int) -> list[str]:
         await database.close()
 
 
-async def _main(plan: Plan) -> int:
+async def _soak_plan(plan: Plan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-soak-") as folder:
         async with farm(find_comfyui(Settings()), Path(folder), plan.actors) as gateway:
             report = await soak(gateway, plan)
@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--work", type=float, nargs=2, default=Plan.work, help="seconds a graph")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     options = vars(parser.parse_args())
-    sys.exit(asyncio.run(_main(Plan(**options | {"work": tuple(options["work"])}))))
+    sys.exit(asyncio.run(_soak_plan(Plan(**options | {"work": tuple(options["work"])}))))
 
 
 if __name__ == "__main__":

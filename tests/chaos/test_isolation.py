@@ -39,14 +39,14 @@ REPLICAS = {"models": "Models", "accounts": "Accounts", "render": "RenderPool"}
 async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
     victim: str, gateway: RunningStack, measured: Measured
 ) -> None:
-    async with _client(gateway) as client:
+    async with _open_client(gateway) as client:
         uses = {
-            "models": lambda: _ask(client),
+            "models": lambda: _ask_model(client),
             "accounts": lambda: _get(client, KEYS),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
             "render": lambda: _render(client),
         }
-        await asyncio.gather(*(_until_well(use) for use in uses.values()))
+        await asyncio.gather(*(_wait_until_well(use) for use in uses.values()))
         other_uses = {name: use for name, use in uses.items() if name != victim}
         windows = Windows()
         load = Load(other_uses)
@@ -70,23 +70,26 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
     limit = {"MOYIN_REPLICA_MEMORY_MIB": str(LEAK_LIMIT_MIB)}
     deployment["ray_actor_options"]["runtime_env"] = {"env_vars": limit}
     leaky.write_text(yaml.safe_dump(config))
-    async with _client(gateway) as client:
+    async with _open_client(gateway) as client:
         other_uses = {
-            "models": lambda: _ask(client),
+            "models": lambda: _ask_model(client),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
             "render": lambda: _render(client),
         }
-        await asyncio.gather(*(_until_well(use) for use in other_uses.values()))
+        await asyncio.gather(*(_wait_until_well(use) for use in other_uses.values()))
         other_apps = set(REPLICAS.values()) - {"Accounts"}
-        pids_before, accounts_pids = _pids(gateway, other_apps), _pids(gateway, {"Accounts"})
+        pids_before, accounts_pids = (
+            _find_pids(gateway, other_apps),
+            _find_pids(gateway, {"Accounts"}),
+        )
         await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
-            await eventually(lambda: not accounts_pids & _pids(gateway, {"Accounts"}), 180)
+            await eventually(lambda: not accounts_pids & _find_pids(gateway, {"Accounts"}), 180)
             results_by_name = await Load(other_uses).run(_leak(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
-        await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 180)
-        assert _pids(gateway, other_apps) == pids_before
+        await asyncio.wait_for(_wait_until_well(lambda: _get(client, KEYS)), 180)
+        assert _find_pids(gateway, other_apps) == pids_before
     uses = {name: len(results) for name, results in results_by_name.items()}
     assert all(uses.values())
     measured(
@@ -97,7 +100,7 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
 
 async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
     """Call the leaky accounts app until its replica is stopped because of its memory."""
-    await _until_well(lambda: _get(client, KEYS))
+    await _wait_until_well(lambda: _get(client, KEYS))
     [process] = victims.processes(gateway.data, victims.replica("Accounts"))
     largest_rss = 0
     with suppress(psutil.NoSuchProcess):
@@ -107,11 +110,11 @@ async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
                 with suppress(AssertionError, aiohttp.ClientError):
                     await _get(client, KEYS)
     assert largest_rss > 0.8 * LEAK_LIMIT_MIB * 2**20
-    await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 90)
-    assert process.pid not in _pids(gateway, {"Accounts"})
+    await asyncio.wait_for(_wait_until_well(lambda: _get(client, KEYS)), 90)
+    assert process.pid not in _find_pids(gateway, {"Accounts"})
 
 
-def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
+def _find_pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
     return {
         process.pid
         for name in deployments
@@ -191,30 +194,30 @@ async def _hang_and_kill(
     During each of these time spans, and the quiet ones between them, every other service is called.
     """
 
-    async def at_least(seconds: float) -> None:
+    async def sleep_and_wait(seconds: float) -> None:
         await asyncio.gather(asyncio.sleep(seconds), load.wait_for_each())
 
     [process] = victims.processes(gateway.data, victims.replica(deployment))
     try:
         for _ in range(ROUNDS):
-            await windows.spend("quiet", at_least(QUIET))
+            await windows.spend("quiet", sleep_and_wait(QUIET))
             process.send_signal(signal.SIGSTOP)
-            await windows.spend("hanging", at_least(HANGING))
+            await windows.spend("hanging", sleep_and_wait(HANGING))
             process.send_signal(signal.SIGCONT)
         process.send_signal(signal.SIGSTOP)
-        await windows.spend("hanging", at_least(HANGING))
+        await windows.spend("hanging", sleep_and_wait(HANGING))
     finally:
         process.kill()
     await windows.spend(
-        "dead", _both(asyncio.wait_for(_until_well(use), 180), load.wait_for_each())
+        "dead", _gather(asyncio.wait_for(_wait_until_well(use), 180), load.wait_for_each())
     )
 
 
-async def _both(first: Awaitable[None], second: Awaitable[None]) -> None:
+async def _gather(first: Awaitable[None], second: Awaitable[None]) -> None:
     await asyncio.gather(first, second)
 
 
-async def _until_well(use: Callable[[], Awaitable[None]]) -> None:
+async def _wait_until_well(use: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             async with asyncio.timeout(20):
@@ -229,7 +232,7 @@ async def _get(client: aiohttp.ClientSession, path: str) -> None:
         assert response.status == 200, await response.text()
 
 
-async def _ask(client: aiohttp.ClientSession) -> None:
+async def _ask_model(client: aiohttp.ClientSession) -> None:
     async with client.post("/v1/chat/completions", json=_CHAT) as response:
         assert response.status == 200, await response.text()
 
@@ -246,7 +249,7 @@ async def _render(client: aiohttp.ClientSession) -> None:
 
 
 @asynccontextmanager
-async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+async def _open_client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
         yield client
@@ -261,20 +264,20 @@ def _compare_times(found: dict[str, list[list[float]]]) -> str:
     before it, and reports the median of these ratios. The single span after the kill is compared
     with the median of all quiet spans.
     """
-    quiet_p99s = [_p99(window) for window in found["quiet"]]
+    quiet_p99s = [_percentile_99(window) for window in found["quiet"]]
     quiet_p99 = statistics.median(quiet_p99s)
     hanging_ratio = statistics.median(
-        _p99(w) / q for w, q in zip(found["hanging"], quiet_p99s, strict=False)
+        _percentile_99(w) / q for w, q in zip(found["hanging"], quiet_p99s, strict=False)
     )
     [dead_window] = found["dead"]
     return (
         f"p99 {quiet_p99:.0f} ms, {hanging_ratio:.2f} of that while hanging "
-        f"({sum(map(len, found['hanging']))} uses), {_p99(dead_window) / quiet_p99:.2f} "
+        f"({sum(map(len, found['hanging']))} uses), {_percentile_99(dead_window) / quiet_p99:.2f} "
         f"of that while dead "
         f"({len(dead_window)} uses)"
     )
 
 
-def _p99(seconds: list[float]) -> float:
+def _percentile_99(seconds: list[float]) -> float:
     """Return the 99th percentile in milliseconds; for fewer than 100 values, the maximum."""
     return sorted(seconds)[int(len(seconds) * 0.99)] * 1e3

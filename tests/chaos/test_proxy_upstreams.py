@@ -28,11 +28,11 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
         "upstreams": [f"http://127.0.0.1:{port}" for port in ports],
         "retries": 2,
     }
-    async with _processes(ports) as processes, proxy_serving(route) as proxy_server:
+    async with _run_services(ports) as processes, proxy_serving(route) as proxy_server:
         status_counts: Counter[tuple[str, int]] = Counter()
         load_is_over = asyncio.Event()
         load = [
-            asyncio.create_task(_load(proxy_server, method, status_counts, load_is_over))
+            asyncio.create_task(_send_requests(proxy_server, method, status_counts, load_is_over))
             for method in ("GET", "POST")
             for _ in range(CLIENTS)
         ]
@@ -43,7 +43,7 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
             broken_connections += _count_connections(ports[victim])
             processes[victim].kill()
             await processes[victim].wait()
-            processes[victim] = await _start(ports[victim])
+            processes[victim] = await _start_service(ports[victim])
         load_is_over.set()
         await asyncio.gather(*load)
     failed_requests = {
@@ -61,7 +61,7 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
     assert failed_requests["POST"] <= min(broken_connections, KILLS * CLIENTS)
 
 
-async def _load(
+async def _send_requests(
     proxy_server: ProxyServer, method: str, seen: Counter[tuple[str, int]], over: asyncio.Event
 ) -> None:
     while not over.is_set():
@@ -87,15 +87,15 @@ def _count_connections(port: int) -> int:
 
 
 @asynccontextmanager
-async def _processes(ports: list[int]) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-    processes = list(await asyncio.gather(*(_start(port) for port in ports)))
+async def _run_services(ports: list[int]) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    processes = list(await asyncio.gather(*(_start_service(port) for port in ports)))
     yield processes
     for process in processes:
         process.kill()
         await process.wait()
 
 
-async def _start(port: int) -> asyncio.subprocess.Process:
+async def _start_service(port: int) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.proxy.upstream", str(port),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE,

@@ -102,7 +102,7 @@ def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measure
     finally:
         gateway.run("deploy")
     victims.wait_for_another(gateway.data, victims.comfyui, changed_pid, 1, 180)
-    _rendered(client, picture(next(_colors)))
+    _render_graph(client, picture(next(_colors)))
 
 
 def _change_pools_under_load(gateway: RunningStack, client: StackClient, measured: Measured) -> int:
@@ -112,12 +112,12 @@ def _change_pools_under_load(gateway: RunningStack, client: StackClient, measure
     is not interrupted, even if it takes longer than a pool may take to end. Returns the pid of the
     old ComfyUI.
     """
-    _rendered(client, picture(next(_colors)))
+    _render_graph(client, picture(next(_colors)))
     [old_process] = victims.processes(gateway.data, victims.comfyui)
     start_time = Path(f"/proc/{old_process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
     client.wait(jobs[0], {"running"}, 180)
-    gateway.serve_deploy(_changed(yaml.safe_load(gateway.layout.serve_config.read_text())))
+    gateway.serve_deploy(_changed_config(yaml.safe_load(gateway.layout.serve_config.read_text())))
     began = time.monotonic()
     while old_process in victims.processes(gateway.data, victims.comfyui):
         jobs.append(_submit(client, sleepy(0.3, next(_colors))))
@@ -130,13 +130,13 @@ def _change_pools_under_load(gateway: RunningStack, client: StackClient, measure
         ended_jobs
     )
     assert [len(job["artifacts"]) for job in ended_jobs] == [0, *[1] * (len(ended_jobs) - 1)]
-    assert _text(ended_jobs[0]) == start_time
+    assert _text_of(ended_jobs[0]) == start_time
     try_counts = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
     measured(f"begun so often: {dict(try_counts)}")
     return old_process.pid
 
 
-def _changed(config: dict[str, Any]) -> dict[str, Any]:
+def _changed_config(config: dict[str, Any]) -> dict[str, Any]:
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
     large_pool = copy.deepcopy(pool)
     pool["args"] |= {"gpus": 0.4, "cpus": 0.1, "larger_pool": "large"}
@@ -152,14 +152,14 @@ def _check_move_to_larger_pool(client: StackClient) -> None:
 
     Later renders with the same models must go to that pool at once.
     """
-    first_job = _rendered(client, hungry(0.5, "big.safetensors"))
-    second_job = _rendered(client, hungry(0.55, "big.safetensors"))
-    small_job = _rendered(client, hungry(0.3, "small.safetensors"))
+    first_job = _render_graph(client, hungry(0.5, "big.safetensors"))
+    second_job = _render_graph(client, hungry(0.55, "big.safetensors"))
+    small_job = _render_graph(client, hungry(0.3, "small.safetensors"))
     pools = [job["outputs"][0]["backend"] for job in (first_job, second_job, small_job)]
     assert pools == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
-    retried_job = _rendered(client, {"1": {"class_type": "Tries", "inputs": {}}})
+    retried_job = _render_graph(client, {"1": {"class_type": "Tries", "inputs": {}}})
     # Two of the first one's, none of the second's, and the third.
-    assert _text(retried_job) == "3"
+    assert _text_of(retried_job) == "3"
 
 
 def _count_restarts(gateway: RunningStack) -> int:
@@ -174,12 +174,12 @@ def _submit(client: StackClient, graph: dict[str, Any]) -> str:
     return client.submit({"kind": "render", "workflow": graph})
 
 
-def _text(job: dict[str, Any]) -> str:
+def _text_of(job: dict[str, Any]) -> str:
     [text] = job["outputs"][0]["body"]["outputs"]["1"]["text"]
     return str(text)
 
 
-def _rendered(client: StackClient, graph: dict[str, Any]) -> dict[str, Any]:
+def _render_graph(client: StackClient, graph: dict[str, Any]) -> dict[str, Any]:
     job = client.wait(_submit(client, graph), FINAL, 300)
     assert (job["status"], job["error"]) == ("succeeded", None)
     return job

@@ -29,27 +29,27 @@ _JSON = frozenset({"application/json", "application/problem+json"})
 _PROBLEM = frozenset({"type", "title", "status", "detail", "instance", "code", "request_id"})
 
 
-def _problem(body: dict[str, Any]) -> Any:
+def _problem_code(body: dict[str, Any]) -> Any:
     return body["code"] if body.keys() >= _PROBLEM else None
 
 
-def _openai(body: dict[str, Any]) -> Any:
+def _openai_code(body: dict[str, Any]) -> Any:
     return body["error"]["code"] if body["error"].keys() >= {"message", "type", "param"} else None
 
 
-def _anthropic(body: dict[str, Any]) -> Any:
+def _anthropic_code(body: dict[str, Any]) -> Any:
     return body["error"]["code"] if body["type"] == "error" and body["error"]["type"] else None
 
 
-def _ollama(body: dict[str, Any]) -> Any:
+def _ollama_code(body: dict[str, Any]) -> Any:
     return body["code"] if isinstance(body["error"], str) else None
 
 
-def _comfyui(body: dict[str, Any]) -> Any:
+def _comfyui_code(body: dict[str, Any]) -> Any:
     return body["code"] if body["error"]["message"] and body["node_errors"] == {} else None
 
 
-def _comfyui_v2(body: dict[str, Any]) -> Any:
+def _comfyui_v2_code(body: dict[str, Any]) -> Any:
     return body["error"]["code"] if body["error"]["message"] else None
 
 
@@ -69,7 +69,7 @@ class Probe:
     path: str
     normal: int
     normal_code: str | None = None
-    code: Callable[[dict[str, Any]], Any] = _problem
+    code: Callable[[dict[str, Any]], Any] = _problem_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Watch:
     def calling(self) -> Iterator[Watch]:
         """Send the probes in a separate thread during the block."""
         with ThreadPoolExecutor(1) as pool:
-            run_future = pool.submit(asyncio.run, self._run())
+            run_future = pool.submit(asyncio.run, self._send_probes())
             try:
                 yield self
             finally:
@@ -152,7 +152,7 @@ class Watch:
             now = time.monotonic()
             recent_calls = self.since(max(since, now - seconds))
             well_services = {call.service for call in recent_calls if call.outcome == "ok"}
-            if now - since > seconds and well_services == SERVICES and _all_well(recent_calls):
+            if now - since > seconds and well_services == SERVICES and _are_all_well(recent_calls):
                 return
         raise AssertionError(
             f"services still fail after {patience:.0f} s: {self.since(now - 1)[-20:]}"
@@ -174,7 +174,7 @@ class Watch:
                 return
         raise AssertionError(f"a service still responds after {patience:.0f} s")
 
-    async def _run(self) -> None:
+    async def _send_probes(self) -> None:
         # Every call connects anew: a connection that is kept could hide who listens.
         connector = aiohttp.TCPConnector(force_close=True)
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
@@ -183,9 +183,9 @@ class Watch:
             asyncio.TaskGroup() as group,
         ):
             for probe in probes(self.job_id):
-                group.create_task(self._repeat(self._http, session, probe))
+                group.create_task(self._repeat(self._send_http_probe, session, probe))
             # Not gRPC's own asyncio: its poller is one for all loops of a process.
-            group.create_task(self._repeat(asyncio.to_thread, self._grpc))
+            group.create_task(self._repeat(asyncio.to_thread, self._send_grpc_probe))
 
     async def _repeat(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Repeat a call until the watch ends; each call has a timeout."""
@@ -193,7 +193,7 @@ class Watch:
             self.calls.append(await call(*arguments))
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _http(self, session: aiohttp.ClientSession, probe: Probe) -> Call:
+    async def _send_http_probe(self, session: aiohttp.ClientSession, probe: Probe) -> Call:
         began = time.monotonic()
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         body = b"{}" if probe.method == "POST" else None
@@ -217,7 +217,7 @@ class Watch:
             wrong=problem,
         )
 
-    def _grpc(self) -> Call:
+    def _send_grpc_probe(self) -> Call:
         began = time.monotonic()
         outcome, problem = "ok", None
         metadata = (("authorization", f"Bearer {self.key}"), ("application", "gateway"))
@@ -250,29 +250,29 @@ def probes(job_id: str) -> list[Probe]:
         ),
         Probe(
             service="gateway", method="POST", path="/prompt", normal=400,
-            normal_code="invalid_graph", code=_comfyui,
+            normal_code="invalid_graph", code=_comfyui_code,
         ),
         Probe(
             service="gateway", method="GET", path=f"/api/v2/jobs/{job_id}", normal=200,
-            code=_comfyui_v2,
+            code=_comfyui_v2_code,
         ),
         Probe(
             service="models", method="POST", path="/v1/chat/completions", normal=400,
-            normal_code="invalid_request", code=_openai,
+            normal_code="invalid_request", code=_openai_code,
         ),
         Probe(
             service="models", method="POST", path="/v1/messages", normal=400,
-            normal_code="invalid_request", code=_anthropic,
+            normal_code="invalid_request", code=_anthropic_code,
         ),
         Probe(
             service="models", method="POST", path="/api/chat", normal=400,
-            normal_code="invalid_request", code=_ollama,
+            normal_code="invalid_request", code=_ollama_code,
         ),
         Probe(service="accounts", method="GET", path="/accounts/whoami", normal=200),
     ]  # fmt: skip
 
 
-def _all_well(calls: list[Call]) -> bool:
+def _are_all_well(calls: list[Call]) -> bool:
     return all(call.outcome == "ok" for call in calls)
 
 

@@ -88,7 +88,7 @@ class Runner:
         return {
             "media_type": artifact.media_type,
             "begins": content[:8].hex(),
-            "thumbnail": _sniff(self._client.download(artifact, width=step["width"])),
+            "thumbnail": _detect_media_type(self._client.download(artifact, width=step["width"])),
         }
 
     def graph(self, step: Step) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def receiving(webhooks: Queue[tuple[dict[str, str], bytes]]) -> Iterator[str]:
         server.server_close()
 
 
-def _sniff(picture: bytes) -> str:
+def _detect_media_type(picture: bytes) -> str:
     return "image/webp" if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP" else "another type"
 
 

@@ -231,7 +231,7 @@ def list_routes(described: Mapping[str, Any]) -> set[str]:
     }
 
 
-def judge(status: int, code: str | None) -> str:
+def to_matrix_character(status: int, code: str | None) -> str:
     if code in ("missing_api_key", "invalid_api_key"):
         return "-"
     if code == "insufficient_scope":
@@ -309,7 +309,7 @@ def body_of(route: str) -> Any:
 
 
 @pytest.fixture
-async def cast(
+async def role_accounts(
     migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer
 ) -> AsyncIterator[RoleAccounts]:
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
@@ -320,20 +320,20 @@ async def cast(
         yield cast
 
 
-async def test_accounts(cast: RoleAccounts) -> None:
-    description = await cast.accounts_app.ok("GET", "/openapi.json")
+async def test_accounts(role_accounts: RoleAccounts) -> None:
+    description = await role_accounts.accounts_app.ok("GET", "/openapi.json")
     assert list_routes(description) == ACCOUNTS.keys(), "list the route with what each role may"
     wrong_routes = {}
     for route, expected in ACCOUNTS.items():
         method, template = route.split(" ")
         outcomes = ""
         for role in ACCOUNTS_ROLES:
-            path = await cast.path(template)
-            answer = await cast.accounts_app.call(
-                method, path, await cast.bearer(role), body_of(route)
+            path = await role_accounts.path(template)
+            answer = await role_accounts.accounts_app.call(
+                method, path, await role_accounts.bearer(role), body_of(route)
             )
             assert answer.status < 500, (route, role, answer)
-            outcomes += judge(answer.status, answer.code)
+            outcomes += to_matrix_character(answer.status, answer.code)
         if outcomes != expected:
             wrong_routes[route] = f"{outcomes}, not {expected}"
     assert wrong_routes == {}
@@ -354,10 +354,10 @@ async def test_gateway(farm: Farm) -> None:
 
 async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
     """Return a key for each of `GATEWAY_ROLES`."""
-    return await bearers_of(KeyStore(farm.database), "ann")
+    return await create_bearers(KeyStore(farm.database), "ann")
 
 
-async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
+async def create_bearers(keys: KeyStore, owner: str) -> dict[str, str | None]:
     scopes = {
         "player": {"player"}, "text": {"text"}, "reader": {"jobs:read"},
         "writer": {"jobs:write"}, "everything": {"*"}, "other tenant": {"*"},
@@ -417,7 +417,7 @@ async def find_wrong_answers(
                     # ComfyUI's protocols have a shape of their own.
                     code = body.get("code") or body["error"]["details"]["code"]
                 assert response.status < 500 or path == "/readyz", (route, code)
-                outcomes += judge(response.status, code)
+                outcomes += to_matrix_character(response.status, code)
         if outcomes != expected:
             wrong_routes[route] = f"{outcomes}, not {expected}"
     return wrong_routes
@@ -436,7 +436,7 @@ async def judge_websocket(session: aiohttp.ClientSession, path: str, bearer: str
         if message.type is aiohttp.WSMsgType.TEXT:
             return "+"
         assert message.type is aiohttp.WSMsgType.CLOSE
-        return judge(message.data % 1000, (message.extra or "").partition(":")[0])
+        return to_matrix_character(message.data % 1000, (message.extra or "").partition(":")[0])
 
 
 async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) -> None:
@@ -466,7 +466,7 @@ async def test_models(tmp_path: Path) -> None:
     ):
         database = Database(Settings(data=tmp_path).sql_url)
         keys = KeyStore(database)
-        bearers = await bearers_of(keys, "ada")
+        bearers = await create_bearers(keys, "ada")
         await database.close()
         accounts_app.ledger.record(ASKED)
         await eventually(lambda: accounts_app.ledger.get("ada", ASKED.request_id))
@@ -486,7 +486,7 @@ async def test_models(tmp_path: Path) -> None:
                 if not results and "API key" in text:
                     results = ["missing_api_key"]
                 code = results[0] if results else None
-                outcomes += judge(404 if code == "request_not_found" else 0, code)
+                outcomes += to_matrix_character(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
             assert outcomes == expected, (route, text)
 
@@ -498,7 +498,7 @@ async def test_calls_of_other_tenants(tmp_path: Path) -> None:
         aiohttp.ClientSession(f"{models_app.url}/v1/") as session,
     ):
         database = Database(Settings(data=tmp_path).sql_url)
-        bearers = await bearers_of(KeyStore(database), "ada")
+        bearers = await create_bearers(KeyStore(database), "ada")
         await database.close()
         for path in ("requests?owner=eve", "requests?owner=*", "usage?owner=eve", "usage?owner=*"):
             outcomes = ""
@@ -506,5 +506,7 @@ async def test_calls_of_other_tenants(tmp_path: Path) -> None:
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
                 async with session.get(path, headers=headers) as response:
-                    outcomes += judge(response.status, (await response.json()).get("code"))
+                    outcomes += to_matrix_character(
+                        response.status, (await response.json()).get("code")
+                    )
             assert outcomes == "-xxx++", path

@@ -18,7 +18,7 @@ from tests.chaos.graphs import sleepy
 from tests.integration.access.test_authorisation import (
     GATEWAY,
     GATEWAY_ROLES,
-    bearers_of,
+    create_bearers,
     create_render_job,
     find_wrong_answers,
     gateway_bearers,
@@ -103,7 +103,7 @@ async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
 
 async def test_grpc(gateway: RunningStack) -> None:
     database = Database(gateway.settings.sql_url)
-    bearers = await bearers_of(KeyStore(database), "grpc")
+    bearers = await create_bearers(KeyStore(database), "grpc")
     await database.close()
     client = StackClient(gateway.url, str(bearers["everything"]))
     job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
@@ -127,7 +127,9 @@ async def test_grpc(gateway: RunningStack) -> None:
         stub = MoyinStub(channel)
         for role in GATEWAY_ROLES:
             for name, request in requests.items():
-                outcomes[name] += await _judged(getattr(stub, name), request, bearers[role])
+                outcomes[name] += await _call_as_character(
+                    getattr(stub, name), request, bearers[role]
+                )
         metadata = [("authorization", f"Bearer {bearers['everything']}")]
         await stub.CancelJob(pb.CancelJobRequest(id=unfinished_job), metadata=metadata)
     assert outcomes == CALLS
@@ -143,7 +145,7 @@ _JUDGEMENTS: Mapping[grpc.StatusCode, str] = {
 }
 
 
-async def _judged(call: Any, request: Any, bearer: str | None) -> str:
+async def _call_as_character(call: Any, request: Any, bearer: str | None) -> str:
     metadata = [("application", "gateway")]
     if bearer is not None:
         metadata.append(("authorization", f"Bearer {bearer}"))

@@ -54,7 +54,7 @@ class Browser:
 
 
 @asynccontextmanager
-async def browsing(accounts: AccountsApp) -> AsyncIterator[Browser]:
+async def open_browser(accounts: AccountsApp) -> AsyncIterator[Browser]:
     cookie_jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(cookie_jar=cookie_jar) as session:
         yield Browser(accounts.url, session)
@@ -66,7 +66,7 @@ def password_of(player: Mapping[str, Any]) -> dict[str, str]:
 
 async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
     member = await accounts.member(await accounts.organisation())
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         login = await browser.call("POST", "/session", password_of(member))
         assert (login.status, login.headers["cache-control"]) == (200, "no-store")
         assert (login.body["user"], login.body["renewable"]) == (member["user"]["id"], True)
@@ -90,7 +90,7 @@ async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> 
 
 async def test_tabs_renew_at_once_and_stay_signed_in(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         statuses = [browser.status("POST", "/session/renew") for _ in range(5)]
         assert await asyncio.gather(*statuses) == [200] * 5
@@ -100,7 +100,7 @@ async def test_tabs_renew_at_once_and_stay_signed_in(accounts: AccountsApp) -> N
 
 async def test_a_refresh_secret_that_was_taken_out_ends_the_session(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         secret = browser.cookies["moyin_refresh"]
         thief_session = await accounts.ok("POST", "/refresh", None, {"refresh_token": secret})
@@ -113,19 +113,19 @@ async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
 ) -> None:
     player = await accounts.player()
     body = {"refresh_token": player["refresh_token"]}
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         login = await browser.call("POST", "/session", body)
         assert (login.status, login.body["user"]) == (200, player["user"]["id"])
         assert browser.cookies["moyin_refresh"] != player["refresh_token"]
         assert await browser.status("POST", "/session/renew") == 200
-    async with browsing(accounts) as second_browser:
+    async with open_browser(accounts) as second_browser:
         refused_response = await second_browser.call("POST", "/session", body)
         assert (refused_response.status, refused_response.body["field"]) == (401, "refresh_token")
 
 
 async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         login = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
         assert (login.status, login.body["owner"], login.body["renewable"]) == (200, "admin", False)
@@ -145,7 +145,7 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
 
 async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         token = f" {player['access_token']}\n"
         login = await browser.call("POST", "/session", {"api_key": token})
         assert (login.status, login.body["user"]) == (200, player["user"]["id"])
@@ -155,7 +155,7 @@ async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) 
 
 async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         cookies_before = browser.cookies
         calls: list[tuple[str, str, Any]] = [
@@ -242,7 +242,7 @@ async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> Non
 
 async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -> None:
     player, stranger = await accounts.player(), await accounts.player()
-    async with browsing(accounts) as first_browser, browsing(accounts) as second_browser:
+    async with open_browser(accounts) as first_browser, open_browser(accounts) as second_browser:
         for browser in (second_browser, first_browser):
             await browser.call("POST", "/session", password_of(player))
         listed_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
@@ -272,7 +272,7 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
 
 async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         path = f"/users/{player['user']['id']}"
         await accounts.ok("PATCH", path, accounts.operator, {"disabled": True})

@@ -54,7 +54,7 @@ def replicas(valkey_server: ValkeyServer) -> Iterator[list[str]]:
         process.communicate(timeout=20)
 
 
-async def storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter[str]:
+async def send_storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter[str]:
     """Send ``requests`` from 64 clients to the replicas in turn; return the counts of statuses."""
     request_urls = itertools.islice(itertools.cycle(urls), requests)
     outcome_counts: Counter[str] = Counter()
@@ -79,7 +79,7 @@ async def test_exactly_the_limit_of_ten_thousand_requests_passes(
         # A minute that outlasts the storm, however slow the machine.
         await valkey.set("moyin:limit:{studio}:key:storm:requests", 0, ex=3600)
     began = time.perf_counter()
-    outcome_counts = await storm(replicas, body, REQUESTS)
+    outcome_counts = await send_storm(replicas, body, REQUESTS)
     seconds = time.perf_counter() - began
     assert outcome_counts == {"passed": limit, "rate_limit_exceeded": REQUESTS - limit}
     measured(
@@ -99,12 +99,12 @@ async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
         "reserve": str(reserve),
         "spend": str(spend),
     }
-    outcome_counts = await storm(replicas, body, 1_000)
+    outcome_counts = await send_storm(replicas, body, 1_000)
     assert outcome_counts["passed"] + outcome_counts["budget_exceeded"] == 1_000
     spent_usd = spend * outcome_counts["passed"]
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
 
-        async def settled() -> bool:
+        async def is_spent_settled() -> bool:
             stored_budget: Any = await valkey.hgetall("moyin:limit:{studio}:owner:studio:money")
             return (
                 Decimal(stored_budget["day_nano"])
@@ -112,14 +112,14 @@ async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
                 == spent_usd * 10**9
             )
 
-        await eventually(settled)
+        await eventually(is_spent_settled)
         # The last of the storm may have come while others' money was still set aside. Nobody is
         # refused without need: what is left is given out as long as it covers a reservation.
         while budget - spent_usd >= reserve:
-            assert await storm(replicas, body, 1) == {"passed": 1}
+            assert await send_storm(replicas, body, 1) == {"passed": 1}
             spent_usd += spend
-            await eventually(settled)
-        assert await storm(replicas, body, 1) == {"budget_exceeded": 1}
+            await eventually(is_spent_settled)
+        assert await send_storm(replicas, body, 1) == {"budget_exceeded": 1}
     assert spent_usd <= budget
     measured(
         f"budget of {budget} USD: {outcome_counts['passed']} "
@@ -143,14 +143,14 @@ async def test_leases_bound_concurrent_calls(meter: RequestMeter) -> None:
     first_admission.release()
     first_admission.release()
 
-    async def one_is_free() -> bool:
+    async def has_free_slot() -> bool:
         try:
             await meter.admit([limit], owner="a")
         except RateLimited:
             return False
         return True
 
-    await eventually(one_is_free)
+    await eventually(has_free_slot)
     with pytest.raises(RateLimited):
         await meter.admit([limit], owner="a")
 
@@ -184,14 +184,14 @@ async def test_tokens_are_reserved_by_estimate_and_settled_by_actual_usage(
     first_admission.record(Decimal(0), 100)
     first_admission.release()
 
-    async def fits() -> bool:
+    async def fits_into_limit() -> bool:
         try:
             await meter.admit([limit], owner="c", tokens=900)
         except RateLimited:
             return False
         return True
 
-    await eventually(fits)
+    await eventually(fits_into_limit)
 
 
 async def test_free_models_answer_after_the_budget_is_spent(meter: RequestMeter) -> None:
@@ -212,7 +212,9 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
         states = await meter.budgets.list_states(limits, "i")
         return [(s.subject, s.period, s.spent, s.reserved, s.left) for s in states]
 
-    def amounts(spent: str, reserved: str) -> list[tuple[str, str, Decimal, Decimal, Decimal]]:
+    def list_amounts_of(
+        spent: str, reserved: str
+    ) -> list[tuple[str, str, Decimal, Decimal, Decimal]]:
         used_amounts = Decimal(spent), Decimal(reserved)
         return [
             (subject, period, *used_amounts, Decimal(limit) - sum(used_amounts))
@@ -221,15 +223,15 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
             )
         ]  # fmt: skip
 
-    assert await list_amounts() == amounts("0", "0")
+    assert await list_amounts() == list_amounts_of("0", "0")
     first_admission = await meter.admit(limits, owner="i", usd=Decimal("0.5"))
     second_admission = await meter.admit(limits, owner="i", usd=Decimal("0.3"))
-    assert await list_amounts() == amounts("0", "0.8")
+    assert await list_amounts() == list_amounts_of("0", "0.8")
     second_admission.record(Decimal("0.000000001"), 0)
     second_admission.release()
 
     async def is_settled() -> bool:
-        return await list_amounts() == amounts("0.000000001", "0.5")
+        return await list_amounts() == list_amounts_of("0.000000001", "0.5")
 
     await eventually(is_settled)
     with pytest.raises(BudgetExceeded) as exc_info:
@@ -298,14 +300,14 @@ async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
     with pytest.raises(asyncio.CancelledError):
         await admit_task
 
-    async def all_is_back() -> bool:
+    async def is_all_released() -> bool:
         try:
             (await meter.admit([limit], owner="e", usd=Decimal(1))).release()
         except (BudgetExceeded, RateLimited):
             return False
         return True
 
-    await eventually(all_is_back)
+    await eventually(is_all_released)
 
 
 async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path) -> None:

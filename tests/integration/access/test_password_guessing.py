@@ -36,7 +36,7 @@ async def login(
 
 
 @asynccontextmanager
-async def guessing(
+async def guess_passwords(
     accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
     """Guess passwords during the block, and yield the list of the statuses received so far.
@@ -92,7 +92,7 @@ async def test_a_right_password_gets_in_while_others_guess(
     email = (await accounts.player())["user"]["email"]
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
-    async with guessing(accounts, email, 12):
+    async with guess_passwords(accounts, email, 12):
         began = time.monotonic()
         assert (await login(accounts, email, PASSWORD)).status == 200
         login_seconds = time.monotonic() - began
@@ -107,7 +107,7 @@ async def test_known_address_signs_in_at_once_while_others_guess(
     home = new_address()
     first_login = await login(accounts, email, PASSWORD, home)
     credentials: dict[str, Any] = {"password": PASSWORD}
-    async with guessing(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
+    async with guess_passwords(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
         if way == "device":
             credentials["device_token"] = first_login.body["device_token"]
         elif way == "address":
@@ -162,7 +162,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
 
 async def test_guesses_from_one_address_do_not_lock_accounts(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
-    async with guessing(accounts, email, 40, new_address()):
+    async with guess_passwords(accounts, email, 40, new_address()):
         for _ in range(3):
             assert (await login(accounts, email, PASSWORD, new_address())).status == 200
 
@@ -188,7 +188,7 @@ async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServ
     assert time.monotonic() - began >= 5 * 0.2
     acquired_order: list[int] = []
 
-    async def wait(number: int) -> None:
+    async def wait_for_turn(number: int) -> None:
         await first_throttle.acquire(key)
         acquired_order.append(number)
 
@@ -197,7 +197,7 @@ async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServ
     await first_throttle.acquire(key)  # the next turn is two seconds away
     wait_tasks = []
     for number in range(3):
-        wait_tasks.append(asyncio.create_task(wait(number)))
+        wait_tasks.append(asyncio.create_task(wait_for_turn(number)))
         await eventually(lambda: len(first_throttle._waiting) == len(wait_tasks))
     await asyncio.gather(*wait_tasks)
     assert acquired_order == [2, 0, 1]

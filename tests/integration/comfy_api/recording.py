@@ -93,7 +93,7 @@ class Recorder:
         form = aiohttp.FormData(fields, quote_fields=False)
         form.add_field("image", content, filename=name, content_type="image/png")
         async with self._session.post(path, data=form) as response:
-            answer = await _answer(response)
+            answer = await _reduce_response(response)
         (answer["body"] or {}).pop("artifact_id", None)
         return self.normal(answer)
 
@@ -105,7 +105,7 @@ class Recorder:
             recording = {"status": response.status, "type": response.content_type}
             picture = Image.open(BytesIO(await response.read()))
         texts = {name: json.loads(text) for name, text in getattr(picture, "text", {}).items()}
-        return {**recording, "picture": _pixels(picture), "texts": texts}
+        return {**recording, "picture": _hash_pixels(picture), "texts": texts}
 
     async def _prompt(
         self, socket: aiohttp.ClientWebSocketResponse, body: dict[str, Any], *, interrupted: bool
@@ -123,9 +123,9 @@ class Recorder:
             )
         events += await _receive_messages(socket, _is_end)
         entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
-        entry["prompt"] = _columns(entry["prompt"])
+        entry["prompt"] = _name_columns(entry["prompt"])
         recording["history"] = entry
-        recording["files"] = [await self.view(**file) for file in _files(entry["outputs"])]
+        recording["files"] = [await self.view(**file) for file in _list_files(entry["outputs"])]
         recording["queue afterwards"] = await self._call("GET", "/queue")
         recording["events"] = _without_repeats(events)
         if interrupted:
@@ -134,7 +134,7 @@ class Recorder:
 
     async def _queue(self) -> dict[str, Any]:
         queue = (await self._call("GET", "/queue"))["body"]
-        rows_by_name = {name: [_columns(row) for row in rows] for name, rows in queue.items()}
+        rows_by_name = {name: [_name_columns(row) for row in rows] for name, rows in queue.items()}
         for row in (row for rows in rows_by_name.values() for row in rows):
             # The farm says where the prompt stands.
             row["extra_data"].pop("moyin", None)
@@ -149,7 +149,7 @@ class Recorder:
 
     async def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         async with self._session.request(method, path, json=body) as response:
-            return await _answer(response)
+            return await _reduce_response(response)
 
     def normal(self, value: Any, member: str = "") -> Any:
         """Return ``value`` without ids, times and file locations."""
@@ -174,7 +174,7 @@ class Recorder:
         return _UUID.sub("<id>", _PLACES.sub('File "<folder>/', text))
 
 
-async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
+async def _reduce_response(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """Return status and body of a response, reduced to the parts that ComfyUI and the farm share.
 
     ComfyUI's errors have no body, unless they concern a graph. The farm's errors always have a
@@ -201,7 +201,7 @@ async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) 
     while True:
         message = await socket.receive(timeout=_SECONDS)
         if message.type is aiohttp.WSMsgType.BINARY:
-            messages.append(_binary(message.data))
+            messages.append(_reduce_frame(message.data))
             continue
         assert message.type is aiohttp.WSMsgType.TEXT, message
         messages.append(json.loads(message.data))
@@ -213,10 +213,10 @@ def _is_end(event: Mapping[str, Any]) -> bool:
     return event["type"] == "executing" and event["data"]["node"] is None
 
 
-def _binary(frame: bytes) -> dict[str, Any]:
+def _reduce_frame(frame: bytes) -> dict[str, Any]:
     metadata, start = parse_image_metadata(frame)
     start = start if metadata else 8
-    picture = _pixels(Image.open(BytesIO(frame[start:])))
+    picture = _hash_pixels(Image.open(BytesIO(frame[start:])))
     format_hex = "" if metadata else frame[4:8].hex()
     return {
         "type": f"binary {read_frame_type(frame)}",
@@ -226,16 +226,16 @@ def _binary(frame: bytes) -> dict[str, Any]:
     }
 
 
-def _pixels(picture: Image.Image) -> dict[str, Any]:
+def _hash_pixels(picture: Image.Image) -> dict[str, Any]:
     content = hashlib.sha256(picture.tobytes()).hexdigest()
     return {"format": picture.format, "mode": picture.mode, "size": picture.size, "of": content}
 
 
-def _columns(row: Sequence[Any]) -> dict[str, Any]:
+def _name_columns(row: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(_ROW, row, strict=True))
 
 
-def _files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+def _list_files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     for node in sorted(outputs):
         for items in outputs[node].values():
             yield from (item for item in items if isinstance(item, dict) and "filename" in item)

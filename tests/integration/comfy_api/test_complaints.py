@@ -17,7 +17,13 @@ from yarl import URL
 
 from moyin.domain.job import JobStatus
 from tests.chaos.graphs import picture, sleepy
-from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
+from tests.integration.comfy_api.test_native_api import (
+    Comfy,
+    comfy,
+    comfyui_up,
+    inverting_graph,
+    stranger,
+)
 from tests.integration.gateway.fixtures import Farm
 from tests.nodes import NAME, SCRIPT
 from tests.stack import RunningStack
@@ -30,20 +36,20 @@ _PATIENCE = 120
 Event = dict[str, Any]
 
 
-def rgb(color: int) -> tuple[int, int, int]:
+def split_color(color: int) -> tuple[int, int, int]:
     return color >> 16, color >> 8 & 255, color & 255
 
 
-async def uploaded(comfy: Comfy, name: str, color: int) -> Any:
+async def upload_picture(comfy: Comfy, name: str, color: int) -> Any:
     file = BytesIO()
-    Image.new("RGB", (8, 8), rgb(color)).save(file, "PNG")
+    Image.new("RGB", (8, 8), split_color(color)).save(file, "PNG")
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("image", file.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
         return await response.json()
 
 
-async def pixel(comfy: Comfy, file: dict[str, str]) -> Any:
+async def read_pixel(comfy: Comfy, file: dict[str, str]) -> Any:
     async with comfy.session.get("/view", params=file) as response:
         assert response.status == 200, await response.text()
         return Image.open(BytesIO(await response.read())).convert("RGB").getpixel((0, 0))
@@ -68,34 +74,34 @@ async def receive_until(
     raise AssertionError(f"the WebSocket was closed after {events}")
 
 
-def end_of(prompt_id: str) -> Callable[[Event], bool]:
+def ends_prompt(prompt_id: str) -> Callable[[Event], bool]:
     data = {"node": None, "prompt_id": prompt_id}
     return lambda event: event["type"] == "executing" and event["data"] == data
 
 
 async def running(comfy: Comfy, prompt_id: str) -> None:
-    async def runs() -> bool:
+    async def is_running() -> bool:
         queue = await comfy.get("/queue")
         return prompt_id in [row[1] for row in queue["queue_running"]]
 
-    await eventually(runs, _PATIENCE)
+    await eventually(is_running, _PATIENCE)
 
 
 async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, stranger: Comfy) -> None:
     name = f"{uuid.uuid4().hex}.png"
     our_color, their_color = next(_colors), next(_colors)
     for caller, color in ((comfy, our_color), (stranger, their_color)):
-        assert (await uploaded(caller, name, color))["name"] == name
-    prompts = [(caller, await caller.queue(inverted(name))) for caller in (comfy, stranger)]
+        assert (await upload_picture(caller, name, color))["name"] == name
+    prompts = [(caller, await caller.queue(inverting_graph(name))) for caller in (comfy, stranger)]
     files = [only_file(await caller.finished(prompt_id)) for caller, prompt_id in prompts]
     assert [file["filename"] for file in files] == ["x_00001_.png"] * 2
     for caller, file, color in zip((comfy, stranger), files, (our_color, their_color), strict=True):
-        assert await pixel(caller, file) == rgb(0xFFFFFF - color)
-        assert await pixel(caller, {"filename": name, "type": "input"}) == rgb(color)
+        assert await read_pixel(caller, file) == split_color(0xFFFFFF - color)
+        assert await read_pixel(caller, {"filename": name, "type": "input"}) == split_color(color)
     # A second file of the name is another file, as in ComfyUI; the first stays.
-    second_upload = await uploaded(comfy, name, their_color)
+    second_upload = await upload_picture(comfy, name, their_color)
     assert second_upload["name"] == name.replace(".png", " (1).png")
-    assert await pixel(comfy, {"filename": name, "type": "input"}) == rgb(our_color)
+    assert await read_pixel(comfy, {"filename": name, "type": "input"}) == split_color(our_color)
 
 
 async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
@@ -103,7 +109,9 @@ async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
     prompts = [await comfy.queue(picture(color)) for color in colors]
     files = [only_file(await comfy.finished(prompt_id)) for prompt_id in prompts]
     assert files[0]["filename"] == files[1]["filename"]
-    assert [await pixel(comfy, file) for file in files] == [rgb(color) for color in colors]
+    assert [await read_pixel(comfy, file) for file in files] == [
+        split_color(color) for color in colors
+    ]
 
 
 async def test_name_without_subfolder_is_the_tenants_newest_output(
@@ -116,7 +124,7 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         graph["2"]["inputs"]["filename_prefix"] = f"deeper/{prefix}"
         await comfy.finished(await comfy.queue(graph))
         for extra_query in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
-            assert await pixel(comfy, {"filename": name, **extra_query}) == rgb(color)
+            assert await read_pixel(comfy, {"filename": name, **extra_query}) == split_color(color)
     requests = [
         (stranger, {"filename": name}, 404),
         (stranger, {"filename": name, "client_id": comfy.id}, 404),
@@ -136,10 +144,12 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
     color = next(_colors)
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         first_prompt = await comfy.queue(picture(color))
-        await receive_until(socket, end_of(first_prompt))
+        await receive_until(socket, ends_prompt(first_prompt))
         second_prompt = await comfy.queue(picture(color))
         events = [
-            e for e in await receive_until(socket, end_of(second_prompt)) if e["type"] != "status"
+            e
+            for e in await receive_until(socket, ends_prompt(second_prompt))
+            if e["type"] != "status"
         ]
     assert {event["data"]["prompt_id"] for event in events} == {second_prompt}
     [cached_nodes] = [
@@ -150,7 +160,7 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
     file = only_file(await comfy.finished(second_prompt))
     assert shown_output["images"] == [file]
     assert file["subfolder"].startswith(second_prompt)
-    assert await pixel(comfy, file) == rgb(color)
+    assert await read_pixel(comfy, file) == split_color(color)
 
 
 async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Comfy) -> None:
@@ -194,7 +204,7 @@ async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) ->
             events = await receive_until(new_socket, lambda event: event["type"] == "executing")
             # The socket that is closed now is not the one that the client listens to.
             await old_socket.close()
-            events += await receive_until(new_socket, end_of(prompt_id))
+            events += await receive_until(new_socket, ends_prompt(prompt_id))
     kinds = [event["type"] for event in events]
     assert {"progress_state", "executing", "executed", "execution_success"} <= set(kinds)
 
@@ -241,5 +251,5 @@ async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: b
                     assert interrupt_response.status == 200
             else:
                 assert await farm.jobs.finish(prompt_id, 1, JobStatus.CANCELLED, None)
-            events = await receive_until(socket, end_of(prompt_id))
+            events = await receive_until(socket, ends_prompt(prompt_id))
     assert "execution_interrupted" in [event["type"] for event in events]

@@ -24,7 +24,7 @@ _FAILING = {
 }
 
 
-def _forbidden(gateway: RunningStack) -> set[str]:
+def _forbidden_roots(gateway: RunningStack) -> set[str]:
     roots = {
         gateway.env["MOYIN_COMFYUI_HOME"],
         str(Path(gateway.env["MOYIN_COMFYUI_PYTHON"]).parent.parent),
@@ -38,12 +38,12 @@ def _forbidden(gateway: RunningStack) -> set[str]:
     return roots | {str(Path(root).resolve()) for root in roots}
 
 
-def _leaks(gateway: RunningStack, text: str) -> set[str]:
+def _find_leaks(gateway: RunningStack, text: str) -> set[str]:
     unescaped_text = text.replace("\\/", "/")
-    return {root for root in _forbidden(gateway) if root in unescaped_text}
+    return {root for root in _forbidden_roots(gateway) if root in unescaped_text}
 
 
-async def _broken_picture(comfy: Comfy) -> str:
+async def _upload_broken_picture(comfy: Comfy) -> str:
     name = f"{uuid.uuid4().hex}.png"
     form = aiohttp.FormData()
     form.add_field("image", b"no picture", filename=name, content_type="image/png")
@@ -52,10 +52,13 @@ async def _broken_picture(comfy: Comfy) -> str:
     return name
 
 
-async def _graph(comfy: Comfy, kind: str) -> dict[str, Any]:
+async def _failing_graph(comfy: Comfy, kind: str) -> dict[str, Any]:
     if kind == "stock":
         return {
-            "1": {"class_type": "LoadImage", "inputs": {"image": await _broken_picture(comfy)}},
+            "1": {
+                "class_type": "LoadImage",
+                "inputs": {"image": await _upload_broken_picture(comfy)},
+            },
             "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
         }
     if kind == "testing pack":
@@ -77,7 +80,7 @@ async def test_a_real_error_names_no_path_of_the_machine(
     node, message = _FAILING[kind]
     responses: list[str] = []
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue(await _graph(comfy, kind))
+        prompt_id = await comfy.queue(await _failing_graph(comfy, kind))
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 continue
@@ -101,7 +104,9 @@ async def test_a_real_error_names_no_path_of_the_machine(
         responses.append(await stream.text())
     job = await comfy.get(f"/jobs/{prompt_id}")
     assert message in job["error"]["message"]
-    assert not [(text[:200], result) for text in responses if (result := _leaks(gateway, text))]
+    assert not [
+        (text[:200], result) for text in responses if (result := _find_leaks(gateway, text))
+    ]
 
 
 async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:
@@ -118,7 +123,7 @@ async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, com
         assert status == 400, answer
         text = json.dumps(answer)
         # A client may hear its own words again, and nothing that they would have led to.
-        assert not _leaks(gateway, text.replace(named_path, "")), text
+        assert not _find_leaks(gateway, text.replace(named_path, "")), text
 
 
 async def test_farm_responses_name_no_path_of_the_machine(
@@ -132,6 +137,6 @@ async def test_farm_responses_name_no_path_of_the_machine(
         async with comfy.session.get(path) as response:
             text = await response.text()
             assert response.status in (200, 404), (path, text)
-            assert not _leaks(gateway, text), path
+            assert not _find_leaks(gateway, text), path
     stats = await comfy.get("/system_stats")
     assert stats["system"]["argv"] == ["moyin"]

@@ -24,7 +24,13 @@ import pytest
 from PIL import Image
 
 from tests.chaos.graphs import picture
-from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
+from tests.integration.comfy_api.test_native_api import (
+    Comfy,
+    comfy,
+    comfyui_up,
+    inverting_graph,
+    stranger,
+)
 from tests.stack import RunningStack
 
 __all__ = ["comfy", "comfyui_up", "stranger"]
@@ -206,7 +212,7 @@ def build_graph(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) 
     return graph
 
 
-def plain(answer: Any, *values: str) -> Any:
+def reduce_answer(answer: Any, *values: str) -> Any:
     """Return a response without ids and times, and with the tested values replaced."""
     text = json.dumps(answer, sort_keys=True, ensure_ascii=False)
     text = re.sub(r'"request_id": "[^"]*"', '"request_id": "…"', text)
@@ -215,9 +221,9 @@ def plain(answer: Any, *values: str) -> Any:
     return json.loads(text)
 
 
-async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
+async def queue_graph(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
     status, answer = await comfy.post("/prompt", {"prompt": graph, "client_id": comfy.id})
-    return status, plain(answer, *values)
+    return status, reduce_answer(answer, *values)
 
 
 def find_root(gateway: RunningStack) -> Path:
@@ -245,19 +251,23 @@ async def test_no_node_input_accepts_files_of_others(
     values = [*spellings(outside, find_root(gateway)), *others]
     other_names = {value for pair in others for value in pair}
 
-    async def tried(value: Any) -> tuple[int, Any]:
+    async def queue_with_value(value: Any) -> tuple[int, Any]:
         attacked_nodes = {
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
             for kind, name in name_inputs
         }
-        return await answered(comfy, build_graph(attacked_nodes, nodes), str(value))
+        return await queue_graph(comfy, build_graph(attacked_nodes, nodes), str(value))
 
     for pair in values:
-        (status, existing_answer), (_, missing_answer) = await asyncio.gather(*map(tried, pair))
+        (status, existing_answer), (_, missing_answer) = await asyncio.gather(
+            *map(queue_with_value, pair)
+        )
         assert existing_answer == missing_answer, pair[0]
         assert (status, existing_answer["code"]) == (400, "input_not_found"), existing_answer
         refused_inputs = set(existing_answer["node_errors"])
-        loads = {f"{kind}.{name}" for kind, name in name_inputs if _loads(nodes[kind], name)}
+        loads = {
+            f"{kind}.{name}" for kind, name in name_inputs if _is_upload_input(nodes[kind], name)
+        }
         assert loads <= refused_inputs, pair[0]
         # Names that lead nowhere else are for ComfyUI to judge, which has no such file either.
         if pair[0] not in other_names:
@@ -268,11 +278,11 @@ async def test_no_node_input_accepts_files_of_others(
         lambda text: {"image": text, "mask": text},
         lambda text: {"__value__": [text]},
     ):
-        status, answer = await tried(wrap_text(outside.existing))
+        status, answer = await queue_with_value(wrap_text(outside.existing))
         assert (status, len(answer["node_errors"])) == (400, len(name_inputs))
 
 
-def _loads(node: Mapping[str, Any], name: str) -> bool:
+def _is_upload_input(node: Mapping[str, Any], name: str) -> bool:
     """Return True if ComfyUI describes the input as one with an upload button."""
     [spec] = [spec for key, spec in inputs_of(node) if key == name]
     options = spec[1] if len(spec) > 1 else {}
@@ -299,7 +309,7 @@ async def test_text_input_accepts_any_text(
     ]
     assert ("PrimitiveString", "value") in text_inputs
 
-    async def ended(value: str) -> Any:
+    async def run_with_value(value: str) -> Any:
         attacked_nodes = {
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
             for kind, name in text_inputs
@@ -310,11 +320,11 @@ async def test_text_input_accepts_any_text(
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
         return entry["outputs"]
 
-    existing_record = await ended(outside.existing)
-    missing_record = await ended(outside.missing)
+    existing_record = await run_with_value(outside.existing)
+    missing_record = await run_with_value(outside.missing)
     assert existing_record.keys() == missing_record.keys()
     assert "canary sings" not in json.dumps(existing_record)
-    await ended(_PROSE)
+    await run_with_value(_PROSE)
 
 
 async def test_node_classes_for_the_workers_disk_are_not_listed(
@@ -330,7 +340,7 @@ async def test_node_classes_for_the_workers_disk_are_not_listed(
     assert "moyin" not in json.dumps(offered_nodes).replace("moyin_bridge", "")
     for kind in denied_nodes:
         assert await comfy.get(f"/object_info/{kind}") == {}
-        status, answer = await answered(
+        status, answer = await queue_graph(
             comfy, build_graph({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
         )
         assert (status, answer["code"]) == (400, "node_not_allowed")
@@ -338,27 +348,30 @@ async def test_node_classes_for_the_workers_disk_are_not_listed(
         assert kind in answer["node_errors"]["n"]["errors"][0]["details"]
 
 
-def _job(graph: Mapping[str, Any]) -> dict[str, Any]:
+def _render_job(graph: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "render", "workflow": graph}
 
 
-def _second(graph: Mapping[str, Any]) -> dict[str, Any]:
+def _pipeline_with_graph(graph: Mapping[str, Any]) -> dict[str, Any]:
     first_step = {"kind": "render", "workflow": picture(next(_colors))}
-    return {"kind": "pipeline", "steps": [first_step, _job(graph)]}
+    return {"kind": "pipeline", "steps": [first_step, _render_job(graph)]}
 
 
-def _swept(graph: dict[str, Any]) -> dict[str, Any]:
+def _sweep_over_graph(graph: dict[str, Any]) -> dict[str, Any]:
     name = graph["1"]["inputs"]["image"]
     plain_graph = {**graph, "1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
-    return {**_job(plain_graph), "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}}}
+    return {
+        **_render_job(plain_graph),
+        "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}},
+    }
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status", "field"),
     [
-        ("/jobs", _job, 400, "workflow.1.inputs.image"),
-        ("/jobs", _second, 400, "steps.1.workflow.1.inputs.image"),
-        ("/jobs", _swept, 400, "workflow.1.inputs.image"),
+        ("/jobs", _render_job, 400, "workflow.1.inputs.image"),
+        ("/jobs", _pipeline_with_graph, 400, "steps.1.workflow.1.inputs.image"),
+        ("/jobs", _sweep_over_graph, 400, "workflow.1.inputs.image"),
         ("/api/v2/jobs", lambda graph: {"workflow": graph}, 422, "workflow.1.inputs.image"),
     ],
 )
@@ -374,9 +387,9 @@ async def test_every_api_treats_foreign_objects_as_missing(
     for pair in [(outside.existing, outside.missing), *others]:
         answers = []
         for value in pair:
-            result, answer = await comfy.post(path, body(inverted(value)))
+            result, answer = await comfy.post(path, body(inverting_graph(value)))
             assert result == status, answer
-            answers.append(plain(answer, value))
+            answers.append(reduce_answer(answer, value))
         assert answers[0] == answers[1], pair
         refusal = answers[0] if "code" in answers[0] else answers[0]["error"]["details"]
         assert (refusal["code"], refusal["field"]) == ("input_not_found", field)
@@ -392,7 +405,7 @@ async def _read_failure(comfy: Comfy, body: Any, *values: str) -> Any:
             await asyncio.sleep(0.1)
             job = await comfy.get(f"/jobs/{job['id']}")
     assert job["status"] == "failed", job
-    return plain(job["error"], *values)
+    return reduce_answer(job["error"], *values)
 
 
 async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
@@ -403,8 +416,8 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outsid
             "1": {"class_type": "PrimitiveString", "inputs": {"value": value}},
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
         }
-        graph = inverted("${steps.0.body.outputs.2.text.0}")
-        return {"kind": "pipeline", "steps": [_job(chat_step), _job(graph)]}
+        graph = inverting_graph("${steps.0.body.outputs.2.text.0}")
+        return {"kind": "pipeline", "steps": [_render_job(chat_step), _render_job(graph)]}
 
     existing_error = await _read_failure(comfy, body(outside.existing), outside.existing)
     missing_error = await _read_failure(comfy, body(outside.missing), outside.missing)
@@ -412,7 +425,7 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outsid
     assert "you have no file" in json.dumps(existing_error)
 
 
-def _by_link(kind: str, name: str, value: str, rest: Mapping[str, Any]) -> dict[str, Any]:
+def _linking_graph(kind: str, name: str, value: str, rest: Mapping[str, Any]) -> dict[str, Any]:
     graph = {
         "1": {"class_type": "Says", "inputs": {"text": value}},
         "2": {"class_type": kind, "inputs": {**rest, name: ["1", 0]}},
@@ -431,7 +444,7 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
     ):
         extra_nodes: dict[str, Any] = {}
         status, answer = await comfy.post(
-            "/prompt", {"prompt": _by_link(kind, name, outside.existing, extra_nodes)}
+            "/prompt", {"prompt": _linking_graph(kind, name, outside.existing, extra_nodes)}
         )
         assert (status, answer["code"]) == (400, "input_not_found"), answer
         assert answer["node_errors"].keys() == {"2"}
@@ -439,10 +452,10 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
     inputs = {"images": ["image", 0]}
     other_name = f"../{uuid.uuid4()}/x"
     for value in (other_name, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
-        graph = _by_link("SaveImage", "filename_prefix", value, inputs)
-        error = await _read_failure(comfy, _job(graph), value)
+        graph = _linking_graph("SaveImage", "filename_prefix", value, inputs)
+        error = await _read_failure(comfy, _render_job(graph), value)
         assert "a relative name" in error["message"]
-    graph = _by_link("SaveImage", "filename_prefix", "fine/x", inputs)
+    graph = _linking_graph("SaveImage", "filename_prefix", "fine/x", inputs)
     entry = await comfy.finished(await comfy.queue(graph))
     assert entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
 
@@ -450,7 +463,7 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
 async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Outside) -> None:
     """The node fails when it is executed, because it is not known before into what it expands."""
 
-    def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def expanding_graph(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": kind, "values": json.dumps(values)}
         return {
             "1": {"class_type": "Expands", "inputs": inputs},
@@ -458,13 +471,15 @@ async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Ou
         }
 
     errors = [
-        await _read_failure(comfy, _job(expanding("LoadImage", {"image": value})), value)
+        await _read_failure(
+            comfy, _render_job(expanding_graph("LoadImage", {"image": value})), value
+        )
         for value in (outside.existing, outside.missing)
     ]
     assert errors[0] == errors[1]
     assert "you have no file" in errors[0]["message"]
     error = await _read_failure(
-        comfy, _job(expanding("LoadImageDataSetFromFolder", {"folder": "moyin"}))
+        comfy, _render_job(expanding_graph("LoadImageDataSetFromFolder", {"folder": "moyin"}))
     )
     assert "not allow nodes of the class LoadImageDataSetFromFolder" in error["message"]
 
@@ -477,12 +492,12 @@ async def test_a_symbolic_link_of_an_earlier_node_has_no_name(
     links = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target_hex}}}
     await comfy.finished(await comfy.queue(links))
     for value in (name, f"{name} [output]", f"{uuid.uuid4().hex}.png"):
-        status, answer = await answered(comfy, inverted(value), value)
+        status, answer = await queue_graph(comfy, inverting_graph(value), value)
         assert (status, answer["code"]) == (400, "input_not_found")
 
 
 @pytest.fixture
-async def own(comfy: Comfy) -> str:
+async def own_file(comfy: Comfy) -> str:
     name = f"own {uuid.uuid4().hex}.png"
     file = BytesIO()
     Image.new("RGB", (8, 8), (1, 2, 3)).save(file, "PNG")
@@ -493,12 +508,12 @@ async def own(comfy: Comfy) -> str:
     return name
 
 
-async def test_the_callers_own_files_are_loaded(comfy: Comfy, own: str) -> None:
-    entry = await comfy.finished(await comfy.queue(inverted(own)))
+async def test_the_callers_own_files_are_loaded(comfy: Comfy, own_file: str) -> None:
+    entry = await comfy.finished(await comfy.queue(inverting_graph(own_file)))
     [picture_file] = entry["outputs"]["3"]["images"]
     for name in (
-        f"{own} [input]",
+        f"{own_file} [input]",
         f"{picture_file['subfolder']}/{picture_file['filename']} [output]",
     ):
-        second_entry = await comfy.finished(await comfy.queue(inverted(name)))
+        second_entry = await comfy.finished(await comfy.queue(inverting_graph(name)))
         assert second_entry["status"]["status_str"] == "success"

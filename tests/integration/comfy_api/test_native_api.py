@@ -49,11 +49,11 @@ class Comfy:
         """Return the prompt's history entry, once it is complete."""
         entry: dict[str, Any] = {}
 
-        async def known() -> bool:
+        async def is_in_history() -> bool:
             entry.update((await self.get(f"/history/{prompt_id}")).get(prompt_id, {}))
             return bool(entry)
 
-        await eventually(known, _PATIENCE)
+        await eventually(is_in_history, _PATIENCE)
         return entry
 
 
@@ -83,7 +83,7 @@ async def stranger(gateway: RunningStack) -> AsyncIterator[Comfy]:
         yield Comfy(session)
 
 
-def inverted(name: str) -> dict[str, Any]:
+def inverting_graph(name: str) -> dict[str, Any]:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -104,7 +104,7 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
     async with comfy.session.get(f"/artifacts/{artifact_id}") as response:
         assert await response.read() == red.getvalue()
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue(inverted(name))
+        prompt_id = await comfy.queue(inverting_graph(name))
         events: list[dict[str, Any]] = []
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.TEXT:
@@ -136,7 +136,7 @@ async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) 
     form.add_field("image", blue_picture.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
         assert response.status == 200
-    graph: dict[str, Any] = {"kind": "render", "workflow": inverted(name)}
+    graph: dict[str, Any] = {"kind": "render", "workflow": inverting_graph(name)}
     resize: dict[str, Any] = {"kind": "render", "template": "resize",
               "inputs": {"image": name, "width": 4, "height": 4}}  # fmt: skip
     for body in (graph, resize):
@@ -210,11 +210,11 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         prompt_id = await comfy.queue(graph)
         # Which of the two nodes comes first is ComfyUI's choice.
-        if "progress" not in await _kinds(socket, "executed", prompt_id):
-            await _kinds(socket, "progress", prompt_id)
+        if "progress" not in await _receive_types(socket, "executed", prompt_id):
+            await _receive_types(socket, "progress", prompt_id)
     assert (await comfy.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
     # It has ended at once; what ComfyUI says of it follows when its node has stopped.
-    await eventually(lambda: _put_out(comfy, prompt_id), _PATIENCE)
+    await eventually(lambda: _has_outputs(comfy, prompt_id), _PATIENCE)
     entry = await comfy.finished(prompt_id)
     *_, (kind, last_message) = entry["status"]["messages"]
     assert (kind, last_message["node_id"], last_message["node_type"]) == (
@@ -231,7 +231,7 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
 
 async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
     running_prompt = await comfy.queue(sleepy(60, next(_colors)))
-    await eventually(lambda: _runs(comfy, running_prompt), _PATIENCE)
+    await eventually(lambda: _is_running(comfy, running_prompt), _PATIENCE)
     waiting_prompts = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
     # What runs is none of its business.
     assert (await comfy.post("/queue", {"delete": [running_prompt, waiting_prompts[0]]}))[0] == 200
@@ -256,15 +256,17 @@ async def test_a_reconnected_client_receives_the_remaining_messages_in_every_win
     async with comfy.session.ws_connect(address) as second_socket:
         async with comfy.session.ws_connect(address) as socket:
             prompt_id = await comfy.queue(sleepy(60, next(_colors)))
-            assert "progress" in await _kinds(socket, "progress", prompt_id)
+            assert "progress" in await _receive_types(socket, "progress", prompt_id)
         async with comfy.session.ws_connect(address) as socket:
             # Where it is comes first.
-            kinds = await _kinds(socket, "executing", prompt_id)
+            kinds = await _receive_types(socket, "executing", prompt_id)
             assert kinds == ["progress_state", "executing"]
             await comfy.post("/interrupt", {"prompt_id": prompt_id})
-            kinds += await _kinds(socket, "execution_interrupted", prompt_id)
+            kinds += await _receive_types(socket, "execution_interrupted", prompt_id)
             assert set(kinds) <= {"progress_state", "executing", "progress", kinds[-1]}
-        assert "execution_start" in await _kinds(second_socket, "execution_interrupted", prompt_id)
+        assert "execution_start" in await _receive_types(
+            second_socket, "execution_interrupted", prompt_id
+        )
 
 
 async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
@@ -289,15 +291,17 @@ async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
     assert (status, body["code"]) == (400, "prompt_id_taken")
 
 
-async def _put_out(comfy: Comfy, prompt_id: str) -> bool:
+async def _has_outputs(comfy: Comfy, prompt_id: str) -> bool:
     return bool((await comfy.finished(prompt_id))["outputs"])
 
 
-async def _runs(comfy: Comfy, prompt_id: str) -> bool:
+async def _is_running(comfy: Comfy, prompt_id: str) -> bool:
     return any(row[1] == prompt_id for row in (await comfy.get("/queue"))["queue_running"])
 
 
-async def _kinds(socket: aiohttp.ClientWebSocketResponse, last: str, prompt_id: str) -> list[str]:
+async def _receive_types(
+    socket: aiohttp.ClientWebSocketResponse, last: str, prompt_id: str
+) -> list[str]:
     """Return the types of the messages about the prompt, up to ``last``."""
     kinds: list[str] = []
     while last not in kinds:

@@ -22,7 +22,7 @@ async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def signed_in(browser: aiohttp.ClientSession, key: str) -> None:
+async def sign_in(browser: aiohttp.ClientSession, key: str) -> None:
     async with browser.post("/comfy/session", json={"key": key}) as response:
         assert response.status == 200, await response.text()
 
@@ -74,7 +74,7 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
 ) -> None:
     async with browser.get("/comfy/api/queue") as response:
         assert response.status == 401
-    await signed_in(browser, farm.key)
+    await sign_in(browser, farm.key)
     async with browser.get("/comfy/api/nothing-there") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
     [cookie] = [f"moyin_session={item.value}" for item in browser.cookie_jar]
@@ -97,7 +97,7 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
 async def test_another_sites_page_can_do_nothing_by_cookie(
     farm: Farm, browser: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
-    await signed_in(browser, farm.key)
+    await sign_in(browser, farm.key)
     for method in ("POST", "PUT", "DELETE"):
         async with browser.request(method, "/comfy/api/x", headers=headers) as response:
             body = (response.status, (await response.json())["code"])

@@ -33,12 +33,14 @@ async def ask(
         return json.loads(text) if text else None
 
 
-async def code(client: aiohttp.ClientSession, method: str, path: str, **options: Any) -> Any:
+async def read_error_code(
+    client: aiohttp.ClientSession, method: str, path: str, **options: Any
+) -> Any:
     async with client.request(method, path, **options) as response:
         return response.status, (await response.json())["error"]["code"]
 
 
-def form(**fields: str) -> aiohttp.FormData:
+def upload_form(**fields: str) -> aiohttp.FormData:
     form_data = aiohttp.FormData(quote_fields=False)
     for name, value in fields.items():
         form_data.add_field(name, value)
@@ -48,12 +50,12 @@ def form(**fields: str) -> aiohttp.FormData:
 
 async def upload(farm: Farm, **fields: str) -> Any:
     fields = {"content_type": "image/png", "file_path": "dir/cat.png", **fields}
-    async with farm.client.post(ASSETS, data=form(**fields)) as response:
+    async with farm.client.post(ASSETS, data=upload_form(**fields)) as response:
         assert response.status in (200, 201), await response.text()
         return await response.json()
 
 
-async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, Any]]:
+async def read_frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, Any]]:
     async with client.get(path) as response:
         assert response.content_type == "text/event-stream"
         text = await response.text()
@@ -103,12 +105,15 @@ async def test_a_job_is_the_same_everywhere(farm: Farm) -> None:
     response_body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}/workflow")
     assert response_body == {"workflow": GRAPH, "format": "api"}
     for path in ("", "/workflow", "/events"):
-        response_body = await code(farm.other, "GET", f"{JOBS}/{job['id']}{path}")
+        response_body = await read_error_code(farm.other, "GET", f"{JOBS}/{job['id']}{path}")
         assert response_body == (404, "not_found")
-    assert await code(farm.other, "POST", f"{JOBS}/{job['id']}/cancel") == (404, "not_found")
+    assert await read_error_code(farm.other, "POST", f"{JOBS}/{job['id']}/cancel") == (
+        404,
+        "not_found",
+    )
     chat = {"kind": "http", "request": {"path": "/svc/x"}}
     http = await farm.submit(chat)
-    assert await code(farm.client, "GET", f"{JOBS}/{http['id']}") == (404, "not_found")
+    assert await read_error_code(farm.client, "GET", f"{JOBS}/{http['id']}") == (404, "not_found")
 
 
 async def test_a_key_works_once(farm: Farm) -> None:
@@ -125,7 +130,7 @@ async def test_a_key_works_once(farm: Farm) -> None:
     # A submission that made no job leaves its key free.
     headers = {"Idempotency-Key": "k2"}
     bad_body: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
-    error_code = await code(farm.client, "POST", JOBS, json=bad_body, headers=headers)
+    error_code = await read_error_code(farm.client, "POST", JOBS, json=bad_body, headers=headers)
     assert error_code == (422, "workflow_format_ui")
     body = {"workflow": GRAPH}
     await ask(farm.client, "POST", JOBS, json=body, headers=headers, expected=201)
@@ -148,9 +153,9 @@ async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
     labelled = await ask(farm.client, "GET", JOBS, params=query)
     assert [job["id"] for job in labelled["jobs"]] == [ids[1]]
     assert (await ask(farm.other, "GET", JOBS))["jobs"] == []
-    assert await code(farm.client, "GET", f"{JOBS}?cursor=x") == (400, "invalid_cursor")
+    assert await read_error_code(farm.client, "GET", f"{JOBS}?cursor=x") == (400, "invalid_cursor")
     query = {'metadata[a"]': "x"}
-    error_code = await code(farm.client, "GET", JOBS, params=query)
+    error_code = await read_error_code(farm.client, "GET", JOBS, params=query)
     assert error_code == (400, "invalid_metadata_filter")
 
 
@@ -172,7 +177,7 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
     assert "event: progress" in names
     assert names.count("event: output") == 1
     # Whoever comes late gets the files and the end, and nothing of what was.
-    late_frames = await frames(farm.client, path)
+    late_frames = await read_frames(farm.client, path)
     assert [name for name, _ in late_frames] == ["output", "status"]
     assert late_frames[-1][1]["status"] == "succeeded"
     body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}")
@@ -186,7 +191,7 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
         assert (response.status, await response.read()) == (206, PNG[:4])
     asset = await ask(farm.client, "GET", f"{ASSETS}/{artifact.id}")
     assert (asset["job_id"], asset["hash"]) == (job["id"], None)
-    body = await code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
+    body = await read_error_code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
     assert body == (409, "asset_in_use")
 
 
@@ -225,28 +230,28 @@ async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> 
         False,
     )
     assert second_asset["id"] != asset["id"]
-    error_code = await code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
+    error_code = await read_error_code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
     assert error_code == (404, "blob_not_found")
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-        error_code = await code(farm.other, method, f"{ASSETS}/{asset['id']}{path}")
+        error_code = await read_error_code(farm.other, method, f"{ASSETS}/{asset['id']}{path}")
         assert error_code == (404, "not_found")
 
 
 async def test_other_bytes_than_were_meant_are_refused(farm: Farm) -> None:
-    data = form(expected_hash=f"blake3:{'0' * 64}")
-    assert await code(farm.client, "POST", ASSETS, data=data) == (409, "hash_mismatch")
+    data = upload_form(expected_hash=f"blake3:{'0' * 64}")
+    assert await read_error_code(farm.client, "POST", ASSETS, data=data) == (409, "hash_mismatch")
     assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
 
 
 async def test_an_uploads_key_works_once(farm: Farm) -> None:
     headers = {"Idempotency-Key": "u1"}
-    async with farm.client.post(ASSETS, data=form(), headers=headers) as response:
+    async with farm.client.post(ASSETS, data=upload_form(), headers=headers) as response:
         asset = await response.json()
         assert response.status == 201
     await farm.client.delete(f"{ASSETS}/{asset['id']}")
     # `/artifacts` stores the same content again.
     for path, status in ((ASSETS, 422), ("/artifacts", 201)):
-        async with farm.client.post(path, data=form(), headers=headers) as response:
+        async with farm.client.post(path, data=upload_form(), headers=headers) as response:
             assert response.status == status, await response.text()
 
 
@@ -257,10 +262,10 @@ async def test_a_deleted_upload_is_visible_only_to_jobs_that_use_it(farm: Farm) 
     await ask(farm.client, "POST", JOBS, json={"workflow": graph}, expected=201)
     await ask(farm.client, "DELETE", f"{ASSETS}/{asset['id']}", expected=204)
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-        error_code = await code(farm.client, method, f"{ASSETS}/{asset['id']}{path}")
+        error_code = await read_error_code(farm.client, method, f"{ASSETS}/{asset['id']}{path}")
         assert error_code == (404, "not_found")
     assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
-    error_code = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    error_code = await read_error_code(farm.client, "POST", JOBS, json={"workflow": graph})
     assert error_code == (422, "missing_asset")
     artifact = await ArtifactStore(farm.database).get_even_if_deleted("ann", asset["id"])
     assert await farm.blobs.get(artifact.sha256) == PNG
@@ -270,7 +275,7 @@ async def test_a_deleted_upload_is_visible_only_to_jobs_that_use_it(farm: Farm) 
 async def test_a_missing_asset_is_not_found(farm: Farm, info: Any) -> None:
     reference = {"__type": "core/ASSET", "info": info}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
-    error_code = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    error_code = await read_error_code(farm.client, "POST", JOBS, json={"workflow": graph})
     assert error_code == (422, "missing_asset")
 
 
@@ -302,5 +307,5 @@ async def test_a_full_queue_returns_retry_after(farm: Farm) -> None:
 
 async def test_without_a_key_and_without_a_route(farm: Farm) -> None:
     async with aiohttp.ClientSession(farm.url) as stranger:
-        assert await code(stranger, "GET", JOBS) == (401, "unauthorized")
-    assert await code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")
+        assert await read_error_code(stranger, "GET", JOBS) == (401, "unauthorized")
+    assert await read_error_code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")
