@@ -95,7 +95,7 @@ class OllamaServer:
                 stderr=log,
                 start_new_session=True,
             )
-        eventually_blocking(self._answers, _STARTS_WITHIN)
+        eventually_blocking(self._is_answering, _STARTS_WITHIN)
 
     def kill(self) -> None:
         """Kill the server and its runners."""
@@ -156,7 +156,7 @@ class OllamaServer:
         response.raise_for_status()
         return response.json() if response.content else None
 
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self._log.read_text()[-2000:]
         try:

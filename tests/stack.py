@@ -49,7 +49,7 @@ class RunningStack:
         self.layout = Layout(self.data)
         self.port_base = free_port_base()
         self.env = {
-            **{name: value for name, value in os.environ.items() if not _is_ours(name)},
+            **{name: value for name, value in os.environ.items() if not _is_own_variable(name)},
             "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(self.data),
             "MOYIN_PORT_BASE": str(self.port_base),
@@ -150,16 +150,16 @@ class RunningStack:
 
     def activities(self, job_id: str, name: str) -> list[int]:
         """Return the step indexes of the job's completed Temporal activities ``name``, in order."""
-        return asyncio.run(self._activities(job_id, name))
+        return asyncio.run(self._list_activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
         """Return how often the job's activities ``name`` were tried at most, once all have ended.
 
         Temporal records the start of an activity only together with its end.
         """
-        return asyncio.run(self._tries(job_id, name))
+        return asyncio.run(self._count_tries(job_id, name))
 
-    async def _tries(self, job_id: str, name: str) -> int:
+    async def _count_tries(self, job_id: str, name: str) -> int:
         client = await Client.connect(
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
@@ -175,7 +175,7 @@ class RunningStack:
                     try_count = max(try_count, started_event.attempt)
         return try_count
 
-    async def _activities(self, job_id: str, name: str) -> list[int]:
+    async def _list_activities(self, job_id: str, name: str) -> list[int]:
         client = await Client.connect(
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
@@ -262,5 +262,5 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _is_ours(name: str) -> bool:
+def _is_own_variable(name: str) -> bool:
     return name.startswith(("MOYIN_", "RAY_"))

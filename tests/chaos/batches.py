@@ -170,7 +170,7 @@ class BatchRun:
             share = (number + 0.5) / (len(parts) + 1)
             wanted = share * self.lines
 
-            def has_progressed(batch: Mapping[str, Any], wanted: float = wanted) -> bool:
+            def has_progressed(batch: dict[str, Any], wanted: float = wanted) -> bool:
                 return _count_finished_lines(batch) >= wanted
 
             self.wait(has_progressed, 300)

@@ -52,7 +52,7 @@ async def ask(
     writer.write(head.encode("latin-1") + b"\r\n\r\n" + body)
     try:
         async with asyncio.timeout(60):
-            return _answer(await reader.read())
+            return _parse_answer(await reader.read())
     finally:
         writer.close()
 
@@ -76,7 +76,9 @@ class SlowClients:
         """
         self._port = port
         self._key = key
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(targets)), daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._open_all(targets)), daemon=True
+        )
         self.ended: dict[str, list[tuple[Answer, float]]] = {}
         self._thread.start()
 
@@ -85,17 +87,17 @@ class SlowClients:
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "some are still being waited for"
 
-    async def _run(self, targets: Mapping[str, int]) -> None:
+    async def _open_all(self, targets: Mapping[str, int]) -> None:
         await asyncio.gather(
-            *(self._one(target) for target, count in targets.items() for _ in range(count))
+            *(self._send_slowly(target) for target, count in targets.items() for _ in range(count))
         )
 
-    async def _one(self, target: str) -> None:
+    async def _send_slowly(self, target: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        writer.write(self._beginning(target))
-        answer = asyncio.create_task(_until_end(reader))
+        writer.write(self._build_beginning(target))
+        answer = asyncio.create_task(_read_until_end(reader))
         try:
             while not answer.done():
                 writer.write(random.choice((b"a", b"b")))
@@ -107,7 +109,7 @@ class SlowClients:
             self.ended.setdefault(target, []).append((await answer, loop.time() - began))
             writer.close()
 
-    def _beginning(self, target: str) -> bytes:
+    def _build_beginning(self, target: str) -> bytes:
         head = f"POST {target or '/jobs'} HTTP/1.1\r\nHost: moyin\r\nX-Slow: "
         authorization = f"Authorization: Bearer {self._key}\r\n" if self._key else ""
         if target:
@@ -118,27 +120,27 @@ class SlowClients:
         return head.encode()
 
 
-async def _until_end(reader: asyncio.StreamReader) -> Answer:
+async def _read_until_end(reader: asyncio.StreamReader) -> Answer:
     received_bytes = b""
     try:
         while piece := await reader.read(65_536):
             received_bytes += piece
     except ConnectionError:
-        return _answer(received_bytes)
-    return _answer(received_bytes)
+        return _parse_answer(received_bytes)
+    return _parse_answer(received_bytes)
 
 
-def _answer(received: bytes) -> Answer:
+def _parse_answer(received: bytes) -> Answer:
     head, _, body = received.partition(b"\r\n\r\n")
     words: Any = head.split(b" ", 2)
     status = int(words[1]) if len(words) > 1 else 0
     text = head.decode("latin-1").lower()
     if "transfer-encoding: chunked" in text:
-        body = _joined(body)
+        body = _join_chunks(body)
     return Answer(status=status, head=text, body=body)
 
 
-def _joined(chunks: bytes) -> bytes:
+def _join_chunks(chunks: bytes) -> bytes:
     body = b""
     while chunks:
         size, _, after_size = chunks.partition(b"\r\n")

@@ -114,11 +114,11 @@ def _search_logs(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, lis
     return len(files), leaks
 
 
-def _get(path: str, *headers: str) -> str:
+def _get_request(path: str, *headers: str) -> str:
     return "\r\n".join((f"GET {path} HTTP/1.1", "Host: moyin", *headers, "", ""))
 
 
-def _post(body: str, *headers: str) -> str:
+def _login_request(body: str, *headers: str) -> str:
     request_lines = (
         "POST /accounts/login HTTP/1.1",
         "Host: moyin",
@@ -128,17 +128,19 @@ def _post(body: str, *headers: str) -> str:
 
 
 AMBIGUOUS = {
-    "two lengths": _post("{}", "Content-Length: 2", "Content-Length: 40"),
-    "a list of lengths": _post("{}", "Content-Length: 2, 40"),
-    "a negative length": _post("{}", "Content-Length: -2"),
-    "an unknown coding": _post("0\r\n\r\n", "Transfer-Encoding: xchunked", "Content-Length: 5"),
-    "a space before the colon": _post("{}", "Content-Length : 2"),
-    "a NUL in a header": _get("/accounts/whoami", "x-api-key: a\0b"),
-    "a folded header": _get("/accounts/whoami", "x-api-key: a", " b"),
+    "two lengths": _login_request("{}", "Content-Length: 2", "Content-Length: 40"),
+    "a list of lengths": _login_request("{}", "Content-Length: 2, 40"),
+    "a negative length": _login_request("{}", "Content-Length: -2"),
+    "an unknown coding": _login_request(
+        "0\r\n\r\n", "Transfer-Encoding: xchunked", "Content-Length: 5"
+    ),
+    "a space before the colon": _login_request("{}", "Content-Length : 2"),
+    "a NUL in a header": _get_request("/accounts/whoami", "x-api-key: a\0b"),
+    "a folded header": _get_request("/accounts/whoami", "x-api-key: a", " b"),
     "no host": "GET /accounts/whoami HTTP/1.1\r\n\r\n",
-    "a head without end": _get("/accounts/whoami", f"x-api-key: {'a' * 100_000}"),
-    "a target without end": _get(f"/accounts/whoami?a={'a' * 100_000}"),
-    "a line feed in the path": _get("/accounts/whoami\nx-api-key: a"),
+    "a head without end": _get_request("/accounts/whoami", f"x-api-key: {'a' * 100_000}"),
+    "a target without end": _get_request(f"/accounts/whoami?a={'a' * 100_000}"),
+    "a line feed in the path": _get_request("/accounts/whoami\nx-api-key: a"),
 }
 DISGUISED = [
     "/accounts/healthz/../keys",
@@ -165,7 +167,7 @@ async def test_a_request_that_two_may_read_differently_is_answered_by_none(
 
 @pytest.mark.parametrize("path", DISGUISED)
 async def test_no_spelling_of_a_path_gets_around_the_key(gateway: RunningStack, path: str) -> None:
-    response = await _send_raw(gateway, _get(path, "Connection: close"))
+    response = await _send_raw(gateway, _get_request(path, "Connection: close"))
     assert response.split(b" ")[1] in (b"400", b"401", b"404"), response
 
 

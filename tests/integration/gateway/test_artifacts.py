@@ -170,18 +170,18 @@ async def test_bad_uploads(
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(farm: Farm) -> None:
-    async def broken() -> Any:
+    async def broken_body() -> Any:
         yield PNG
         raise ConnectionResetError
 
     with pytest.raises(aiohttp.ClientError):
-        await farm.client.post("/artifacts", data=broken())
+        await farm.client.post("/artifacts", data=broken_body())
 
-    async def too_much() -> Any:
+    async def too_large_body() -> Any:
         for _ in range(64):
             yield b"x" * 65_536
 
-    async with farm.client.post("/artifacts", data=too_much()) as response:
+    async with farm.client.post("/artifacts", data=too_large_body()) as response:
         assert response.status == 413
     for _ in range(100):
         remaining_files = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))

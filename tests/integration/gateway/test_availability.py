@@ -40,20 +40,22 @@ def png(size: tuple[int, int], mode: str = "1") -> bytes:
     return buffer.getvalue()
 
 
-async def uploaded(client: aiohttp.ClientSession, name: str, picture: bytes) -> None:
+async def upload_picture(client: aiohttp.ClientSession, name: str, picture: bytes) -> None:
     form = aiohttp.FormData()
     form.add_field("image", picture, filename=name, content_type="image/png")
     async with client.post("/upload/image", data=form) as response:
         assert response.status == 200, await response.text()
 
 
-async def previewed(client: aiohttp.ClientSession, name: str, preview: str) -> tuple[int, bytes]:
+async def fetch_preview(
+    client: aiohttp.ClientSession, name: str, preview: str
+) -> tuple[int, bytes]:
     query = {"filename": name, "type": "input", "preview": preview}
     async with client.get("/view", params=query) as response:
         return response.status, await response.read()
 
 
-async def masked(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple[int, Any]:
+async def upload_mask(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple[int, Any]:
     form = aiohttp.FormData()
     form.add_field("image", mask, filename="masked.png", content_type="image/png")
     form.add_field("original_ref", f'{{"filename": "{name}", "type": "input"}}')
@@ -65,13 +67,13 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
     qualities = itertools.count(1)
     hostile_session, other_session = farm.client, farm.other
     assert len(png(BEYOND)) < 13_000
-    await uploaded(hostile_session, "beyond.png", png(BEYOND))
-    await uploaded(hostile_session, "largest.png", png(LARGEST))
-    await uploaded(other_session, "mine.png", png((512, 512), "RGB"))
+    await upload_picture(hostile_session, "beyond.png", png(BEYOND))
+    await upload_picture(hostile_session, "largest.png", png(LARGEST))
+    await upload_picture(other_session, "mine.png", png((512, 512), "RGB"))
 
-    async def view() -> None:
+    async def view_preview() -> None:
         # Another quality each time: none of them is kept.
-        status, image_bytes = await previewed(
+        status, image_bytes = await fetch_preview(
             other_session, "mine.png", f"webp;{next(qualities) % 100}"
         )
         assert status == 200
@@ -80,26 +82,26 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
 
     async def attack() -> None:
         answers = await asyncio.gather(
-            *(previewed(hostile_session, "beyond.png", "webp") for _ in range(3)),
-            previewed(hostile_session, "largest.png", f"webp;{next(qualities) % 100}"),
+            *(fetch_preview(hostile_session, "beyond.png", "webp") for _ in range(3)),
+            fetch_preview(hostile_session, "largest.png", f"webp;{next(qualities) % 100}"),
         )
         # 429: its own pictures before it took too long.
         assert {status for status, _ in answers} <= {200, 413, 429}
 
-    status, response_body = await previewed(hostile_session, "beyond.png", "webp")
+    status, response_body = await fetch_preview(hostile_session, "beyond.png", "webp")
     assert (status, json.loads(response_body)["code"]) == (413, "picture_too_large")
     assert (
         "9900 x 9900 pixels; only pictures of at most 67,108,864"
         in json.loads(response_body)["error"]["message"]
     )
-    status, body = await masked(hostile_session, "largest.png", png(BEYOND))
+    status, body = await upload_mask(hostile_session, "largest.png", png(BEYOND))
     assert (status, body["code"]) == (413, "picture_too_large")
     assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192
-    await view()
+    await view_preview()
     mib_before = measure_memory_mib()
-    usual_seconds = await measure_median(view)
+    usual_seconds = await measure_median(view_preview)
     async with repeating(attack) as attack_count:
-        during_attack = await measure_median(view)
+        during_attack = await measure_median(view_preview)
     peak = measure_memory_mib()
     await eventually(lambda: measure_memory_mib() <= mib_before * 1.1, _SOON_SECONDS)
     measured(
@@ -110,7 +112,7 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
         f"before, {peak:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
     )
     # The very same preview is not made again.
-    assert await previewed(other_session, "mine.png", "webp;7") == await previewed(
+    assert await fetch_preview(other_session, "mine.png", "webp;7") == await fetch_preview(
         other_session, "mine.png", "webp;7"
     )
 
@@ -131,7 +133,7 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
         )
 
         async def chat() -> None:
-            status, body = await completed(other_session)
+            status, body = await complete_chat(other_session)
             assert status == 200 and body["usage"]["completion_tokens"] > 0
 
         async def attack() -> None:
@@ -143,7 +145,7 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
                 ({"tools": [tool]}, "tools.0.function.parameters"),
                 ({"json_schema": PATTERN}, "json_schema"),
             ):
-                status, body = await completed(hostile_session, **members)
+                status, body = await complete_chat(hostile_session, **members)
                 assert (status, body["error"]["code"]) == (400, "schema_too_large")
                 assert body["error"]["param"] == field
 
@@ -163,7 +165,7 @@ def session(url: str, key: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(url, headers={"authorization": f"Bearer {key}"})
 
 
-async def completed(client: aiohttp.ClientSession, **members: Any) -> tuple[int, Any]:
+async def complete_chat(client: aiohttp.ClientSession, **members: Any) -> tuple[int, Any]:
     message = {"role": "user", "content": "Say hello."}
     body = {"model": "smollm2", "messages": [message], "max_tokens": 4, **members}
     async with client.post("/v1/chat/completions", json=body) as response:
@@ -188,7 +190,7 @@ async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callabl
     """
     stop_event, rounds = asyncio.Event(), 0
 
-    async def loop() -> None:
+    async def repeat_act() -> None:
         nonlocal rounds
         while not rounds or not stop_event.is_set():
             await act()
@@ -196,7 +198,7 @@ async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callabl
             # It shares this process with the servers: a flood is what limits on requests are for.
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    task = asyncio.create_task(loop())
+    task = asyncio.create_task(repeat_act())
     yield lambda: rounds
     stop_event.set()
     await task

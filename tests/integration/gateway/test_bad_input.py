@@ -21,7 +21,7 @@ GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 RENDER = {"kind": "render", "workflow": GRAPH}
 
 
-def later(index: int) -> dict[str, Any]:
+def job_with_reference(index: int) -> dict[str, Any]:
     http = {"kind": "http", "request": {"path": "/x", "body": f"${{steps.{index}.text}}"}}
     return {"kind": "pipeline", "steps": [http, CHAT]}
 
@@ -51,8 +51,8 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
      "invalid_request", "steps.1.workflow"),
     ("bad kind of step", {"kind": "pipeline", "steps": [{"kind": "pipeline", "steps": []}]},
      "invalid_request", "steps.0.kind"),
-    ("reference to itself", later(0), "invalid_request", "steps.0"),
-    ("reference forward", later(1), "invalid_request", "steps.0"),
+    ("reference to itself", job_with_reference(0), "invalid_request", "steps.0"),
+    ("reference forward", job_with_reference(1), "invalid_request", "steps.0"),
     ("priority", {**CHAT, "priority": 6}, "invalid_request", "priority"),
     ("past deadline", {**CHAT, "deadline": (datetime.now(UTC) - timedelta(1)).isoformat()},
      "invalid_request", "deadline"),

@@ -23,7 +23,7 @@ async def get(session: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-async def member(farm: Farm) -> aiohttp.ClientSession:
+async def open_member_session(farm: Farm) -> aiohttp.ClientSession:
     key = (await KeyStore(farm.database).create("ann", "m", scopes=frozenset({"jobs:read"})))[1]
     return farm.session(key)
 
@@ -39,7 +39,7 @@ async def test_members_see_load_and_operators_everything(farm: Farm) -> None:
     assert (fast_pool["queued"], fast_pool["running"], fast_pool["ready"]) == (2, 1, 1)
     assert [renderer["name"] for renderer in fast_pool["renderers"]] == ["comfyui-fast-0"]
     assert cluster["nodes"] == []
-    async with await member(farm) as session:
+    async with await open_member_session(farm) as session:
         status, shown_cluster = await get(session, "/cluster")
         assert (status, shown_cluster["nodes"], shown_cluster["problems"]) == (200, None, None)
         assert shown_cluster["pools"][1] == {**fast_pool, "renderers": None}
@@ -50,7 +50,10 @@ async def test_members_see_load_and_operators_everything(farm: Farm) -> None:
 
 async def test_events_follow_changes(farm: Farm) -> None:
     farm.scripted_pools.summaries = {"fast": POOL}
-    async with await member(farm) as session, session.get("/cluster/events") as response:
+    async with (
+        await open_member_session(farm) as session,
+        session.get("/cluster/events") as response,
+    ):
         assert response.content_type == "text/event-stream"
         assert await read_queued(response) == 2
         # Members do not see renderers, so this is no change for them.

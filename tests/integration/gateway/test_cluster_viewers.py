@@ -66,7 +66,7 @@ class Viewer:
 
 
 @asynccontextmanager
-async def viewing(farm: Farm, key: str) -> AsyncIterator[Viewer]:
+async def open_viewer(farm: Farm, key: str) -> AsyncIterator[Viewer]:
     async with farm.session(key) as session, session.get(STREAM) as response:
         assert response.status == 200, await response.text()
         yield Viewer(response)
@@ -107,7 +107,7 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
         """Return the database queries of three readings while ``viewers`` clients are connected."""
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
-            open_viewers = [await stack.enter_async_context(viewing(farm, key)) for key in keys]
+            open_viewers = [await stack.enter_async_context(open_viewer(farm, key)) for key in keys]
             await asyncio.gather(*(viewer.read_all(*ALL) for viewer in open_viewers))
             with count_statements() as statements:
                 for cost_usd in (1, 2, 3):
@@ -148,7 +148,7 @@ async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
         (bob, 4, ALL),
         (operator, 7, ALL),
     ):
-        async with viewing(farm, key) as viewer:
+        async with open_viewer(farm, key) as viewer:
             shown_parts = await viewer.read_all(*names)
         assert shown_parts.keys() == set(names)
         assert float(shown_parts["usage"]["total"]["cost_usd"]) == costs
@@ -169,7 +169,7 @@ async def test_data_beyond_the_callers_scopes_is_omitted(
     farm: Farm, scopes: tuple[str, ...], names: set[str]
 ) -> None:
     seen_names = set[str]()
-    async with viewing(farm, await new_key(farm, "ann", *scopes)) as viewer:
+    async with open_viewer(farm, await new_key(farm, "ann", *scopes)) as viewer:
         while not seen_names >= names:
             seen_names.add((await viewer.read())[0])
         # Seen only after another reading, before which everything else has come.
@@ -183,7 +183,7 @@ async def test_data_beyond_the_callers_scopes_is_omitted(
 
 async def test_the_stream_of_a_former_operator_ends(farm: Farm) -> None:
     key = await new_key(farm, "studio", JOBS_READ, TEXT, OPERATOR)
-    async with viewing(farm, key) as viewer:
+    async with open_viewer(farm, key) as viewer:
         await viewer.read_all(*ALL)
         revoke_statement = api_keys.update().where(api_keys.c.owner == "studio")
         await farm.database.execute(revoke_statement.values(scopes=f"{JOBS_READ} {TEXT}"))

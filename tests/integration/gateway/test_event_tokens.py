@@ -40,7 +40,7 @@ async def new_token(client: aiohttp.ClientSession, job: str, **body: Any) -> str
         return str((await response.json())["token"])
 
 
-async def refusal(client: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+async def read_refusal(client: aiohttp.ClientSession, path: str) -> tuple[int, str]:
     async with client.get(path) as response:
         return response.status, (await response.json())["code"]
 
@@ -66,7 +66,7 @@ async def test_a_token_follows_its_job_and_no_other(
         events = [json.loads(message.data)["id"] async for message in socket]
     assert (events, socket.close_code) == ([frame["id"] for frame in job_frames[2:]], 1000)
     for path in (f"/jobs/{other_job}/events", f"/jobs/{other_job}/preview", "/jobs/none/events"):
-        assert await refusal(page, f"{path}?token={token}") == (404, "job_not_found"), path
+        assert await read_refusal(page, f"{path}?token={token}") == (404, "job_not_found"), path
     async with page.ws_connect(f"/jobs/{other_job}/ws?token={token}") as socket:
         message = await socket.receive(10)
         assert (message.data, message.extra) == (4404, "job_not_found")
@@ -84,11 +84,11 @@ async def test_wrong_and_expired_tokens_are_refused(
         create_event_token(SIGNING_KEY, creator, job, 60): "invalid_api_key",
     }
     for token, code in wrong_tokens.items():
-        assert await refusal(page, f"/jobs/{job}/events?token={token}") == (401, code)
+        assert await read_refusal(page, f"/jobs/{job}/events?token={token}") == (401, code)
         async with page.ws_connect(f"/jobs/{job}/ws?token={token}") as socket:
             message = await socket.receive(10)
             assert (message.data, (message.extra or "").partition(":")[0]) == (1008, code)
-    assert await refusal(page, f"/jobs/{job}/events") == (401, "missing_api_key")
+    assert await read_refusal(page, f"/jobs/{job}/events") == (401, "missing_api_key")
     for expires_in in (0, 3601, -1, "60", True, 1.5, None):
         async with farm.client.post(
             f"/jobs/{job}/token", json={"expires_in": expires_in}
@@ -133,7 +133,7 @@ async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
             while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
                 continue
         assert message.data == 1008
-    assert await refusal(page, f"/jobs/{job}/events?token={token}") == (401, "invalid_api_key")
+    assert await read_refusal(page, f"/jobs/{job}/events?token={token}") == (401, "invalid_api_key")
 
 
 async def test_only_listed_routes_accept_credentials_in_queries(
@@ -198,9 +198,9 @@ async def test_previews_are_events_for_clients_that_request_them(
     preview = Preview(step=0, node="7", media_type="image/png")
     await store.publish(job, preview, b"for nobody")
     path = f"/jobs/{job}/preview?token={token}"
-    assert await refusal(page, path) == (404, "preview_not_found")
+    assert await read_refusal(page, path) == (404, "preview_not_found")
 
-    async def published(picture: bytes) -> bool:
+    async def is_preview_stored(picture: bytes) -> bool:
         await store.publish(job, preview, picture)
         return await store.find(job) is not None
 
@@ -210,7 +210,7 @@ async def test_previews_are_events_for_clients_that_request_them(
         page.ws_connect(f"/jobs/{job}/ws?token={token}&previews=true") as socket,
         asyncio.timeout(30),
     ):
-        await eventually(lambda: published(PNG), 20)
+        await eventually(lambda: is_preview_stored(PNG), 20)
         text = ""
         while "event: preview" not in text or not text.endswith("\n\n"):
             text += (await stream.content.readany()).decode()
@@ -229,7 +229,7 @@ async def test_previews_are_events_for_clients_that_request_them(
         assert (messages[-1]["id"], messages[-1]["data"]["node"]) == (None, "7")
         assert "preview" not in (await plain_response.content.readany()).decode()
     await store.close()
-    assert await refusal(page, f"/jobs/{job}/events?previews=perhaps&token={token}") == (
+    assert await read_refusal(page, f"/jobs/{job}/events?previews=perhaps&token={token}") == (
         400, "invalid_request",
     )  # fmt: skip
 
@@ -240,7 +240,7 @@ async def test_the_python_client_creates_tokens_and_reads_previews(
     job = (await farm.submit(RENDER))["id"]
     store = PreviewStore(valkey_server.url)
 
-    async def publish() -> None:
+    async def publish_previews() -> None:
         while True:
             await store.publish(job, Preview(step=0, node="7", media_type="image/png"), PNG)
             await asyncio.sleep(0.2)
@@ -251,7 +251,7 @@ async def test_the_python_client_creates_tokens_and_reads_previews(
             assert response.status == 200
         # The first call asks the renderer for previews.
         assert await client.preview(job) is None
-        publishing = asyncio.create_task(publish())
+        publishing = asyncio.create_task(publish_previews())
         try:
             async with aclosing(client.events(job, previews=True)) as events:
                 seen_events = [await anext(events)]

@@ -276,7 +276,7 @@ async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
     await asyncio.sleep(0.1)
 
 
-async def until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, Any]:
+async def wait_until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, Any]:
     job: dict[str, Any] = {}
 
     async def has_ended() -> bool:
@@ -292,7 +292,7 @@ async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.Client
     prompt_id, client_id = str(uuid.uuid4()), uuid.uuid4().hex
     body = {"prompt": picture(next(_colors)), "prompt_id": prompt_id, "client_id": client_id}
     assert (await call(session, "POST", "/prompt", body))[0] == 200
-    job = await until_ended(session, prompt_id)
+    job = await wait_until_ended(session, prompt_id)
     assert job["status"] == "succeeded", job
     [artifact] = job["artifacts"]
     _, entries = await call(session, "GET", f"/history/{prompt_id}")
@@ -328,7 +328,7 @@ async def test_the_same_graph_renders_after_its_first_job_is_deleted(
     for _ in range(2):
         status, job = await call(session, "POST", "/jobs", body)
         assert status == 202, job
-        [artifact] = (await until_ended(session, job["id"]))["artifacts"]
+        [artifact] = (await wait_until_ended(session, job["id"]))["artifacts"]
         async with session.get(artifact["url"]) as response:
             assert response.status == 200
             pictures.append(Image.open(BytesIO(await response.read())).tobytes())

@@ -90,16 +90,16 @@ async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
         ),
     }
 
-    async def listed() -> dict[str, Any]:
+    async def list_by_id() -> dict[str, Any]:
         async with farm.client.get("/jobs") as response:
             return {job["id"]: job for job in (await response.json())["jobs"]}
 
-    async def have_places() -> bool:
-        shown_jobs = await listed()
+    async def are_places_shown() -> bool:
+        shown_jobs = await list_by_id()
         places = [shown_jobs[job_id]["position"] for job_id in (first_job, second_job, third_job)]
         return places == [2, 1, None]
 
-    await eventually(have_places, 30)
+    await eventually(are_places_shown, 30)
     shown_job = await farm.show(first_job)
     assert shown_job["queued_for"] >= 0 and shown_job["started_at"] is None
     starts_in, ends_in = {"p50": 4.0, "p90": 5.3}, {"p50": 8.0, "p90": 9.8}
@@ -184,11 +184,11 @@ async def test_a_stream_ends_when_the_events_are_lost(
     await farm.open()
     release_event = asyncio.Event()
 
-    async def slow(_: aiohttp.web.Request) -> aiohttp.web.Response:
+    async def answer_slowly(_: aiohttp.web.Request) -> aiohttp.web.Response:
         await release_event.wait()
         return aiohttp.web.json_response({})
 
-    farm.services.answers["/svc/slow"] = slow
+    farm.services.answers["/svc/slow"] = answer_slowly
     try:
         await farm.start_worker()
         job = await farm.submit({"kind": "http", "request": {"path": "/svc/slow"}})

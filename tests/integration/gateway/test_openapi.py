@@ -61,7 +61,7 @@ Serving = Callable[[], AbstractAsyncContextManager[tuple[str, dict[str, str]]]]
 
 
 @contextmanager
-def in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
+def run_in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
     """Run an app in a separate thread, because Schemathesis blocks while it waits for responses.
 
     Yields the URL of the app's OpenAPI description, and bearers by role.
@@ -91,9 +91,9 @@ def accounts_app(
     @asynccontextmanager
     async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
         async with accounts_serving(settings) as accounts:
-            yield f"{accounts.url}/accounts/openapi.json", await _bearers(accounts)
+            yield f"{accounts.url}/accounts/openapi.json", await _create_bearers(accounts)
 
-    with in_thread(serving) as served_app:
+    with run_in_thread(serving) as served_app:
         yield served_app
 
 
@@ -112,7 +112,7 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 await wait_until_probed(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
-    with in_thread(serving_models) as served_app:
+    with run_in_thread(serving_models) as served_app:
         yield served_app
 
 
@@ -160,7 +160,7 @@ async def _template_gateway() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def _bearers(accounts: AccountsApp) -> dict[str, str]:
+async def _create_bearers(accounts: AccountsApp) -> dict[str, str]:
     admin = await accounts.member(await accounts.organisation(), "admin")
     return {"operator": accounts.operator, "admin": admin["access_token"]}
 
@@ -181,11 +181,11 @@ def gateway_app(
         yield f"{farm.url}/openapi.json", {"owner": farm.key}
         await farm.close()
 
-    with in_thread(serving) as served_app:
+    with run_in_thread(serving) as served_app:
         yield served_app
 
 
-def violations(
+def find_violations(
     app: tuple[str, dict[str, str]],
     *left_out: str,
     only: str = "",
@@ -243,8 +243,8 @@ def violations(
 
 
 def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    problems, request_count = violations(accounts_app, "/logout")
-    more_problems, sent_more = violations(
+    problems, request_count = find_violations(accounts_app, "/logout")
+    more_problems, sent_more = find_violations(
         accounts_app, only="/logout", bearers=lambda: _new_player(accounts_app[0])
     )
     assert not (problems + more_problems), "\n\n".join(problems + more_problems)
@@ -266,7 +266,7 @@ STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/ev
 
 
 def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    problems, request_count = violations(gateway_app, *STREAMS)
+    problems, request_count = find_violations(gateway_app, *STREAMS)
     assert not problems, "\n\n".join(problems)
     measured(
         f"schemathesis: {request_count} requests to the gateway, 0 errors, 0 undocumented answers"
@@ -290,7 +290,7 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
         # The stream of the cluster never ends.
         jobs: list[dict[str, Any]] = [{"job_id": ended_job}, {}] if "{job_id}" in path else []
         for job in jobs:
-            problems, request_count = violations(gateway_app, only=path, **job)
+            problems, request_count = find_violations(gateway_app, only=path, **job)
             assert not problems, "\n\n".join(problems)
             total_requests += request_count
         live_path = address + path.format(job_id=waiting_job)
@@ -321,7 +321,7 @@ def test_existing_resources_match_the_description(
     known_ids = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    problems, request_count = violations(gateway_app, *STREAMS, known=known_ids)
+    problems, request_count = find_violations(gateway_app, *STREAMS, known=known_ids)
     assert not problems, "\n\n".join(problems)
     measured(
         f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
@@ -375,6 +375,6 @@ def test_routes_require_a_key_as_documented(app: str, request: pytest.FixtureReq
 
 
 def test_models(models_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    problems, request_count = violations(models_app)
+    problems, request_count = find_violations(models_app)
     assert not problems, "\n\n".join(problems)
     measured(f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers")

@@ -104,14 +104,14 @@ async def test_no_log_holds_a_secret(
     }.items():
         client.sent_secrets.note(description, secret)
     for send_secrets in (
-        _keys,
-        _cookies,
-        _sockets,
-        _tokens,
-        _passwords,
-        _links,
+        _send_keys,
+        _send_cookies,
+        _send_by_sockets,
+        _send_tokens,
+        _send_passwords,
+        _send_links,
         _submit_secrets,
-        _grpc,
+        _send_by_grpc,
     ):
         await send_secrets(client)
     marker = secrets.token_hex(12)
@@ -120,7 +120,7 @@ async def test_no_log_holds_a_secret(
         await client.call("GET", path, 404, headers=bearer_headers)
     # Lines are written in batches, by every app on its own.
     await eventually(lambda: _read_logs(gateway).count(marker.encode()) >= 3, 180)
-    logged, syslog = _read_logs(gateway), _received(haproxy_log)
+    logged, syslog = _read_logs(gateway), _read_received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):
         assert marker in gateway.layout.list_app_logs(app)[-1].read_text(), app
@@ -136,7 +136,7 @@ async def test_no_log_holds_a_secret(
     )
 
 
-async def _keys(client: Session) -> None:
+async def _send_keys(client: Session) -> None:
     call, key, sent_secrets = client.call, client.key, client.sent_secrets
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
         bearer = await key(f"header of {path}")
@@ -159,7 +159,7 @@ async def _keys(client: Session) -> None:
     await call("GET", f"/jobs/{await key('path')}", 404, headers=request_headers)
 
 
-async def _cookies(client: Session) -> None:
+async def _send_cookies(client: Session) -> None:
     form, body = await client.key("form"), await client.key("JSON of a sign-in")
     await client.call("POST", "/comfy/session", 303, data={"key": form})
     await client.call("POST", "/comfy/session", json={"key": body})
@@ -173,7 +173,7 @@ async def _cookies(client: Session) -> None:
     await client.call("POST", "/jobs/cancel", 403, headers=cookie, json={})
 
 
-async def _sockets(client: Session) -> None:
+async def _send_by_sockets(client: Session) -> None:
     good_key, wrong_key = (
         await client.key("socket of a job"),
         client.sent_secrets.new("wrong key of a socket"),
@@ -190,7 +190,7 @@ async def _sockets(client: Session) -> None:
             await socket.receive(20)
 
 
-async def _tokens(client: Session) -> None:
+async def _send_tokens(client: Session) -> None:
     call, sent_secrets = client.call, client.sent_secrets
     mail = {
         "email": f"{secrets.token_hex(8)}@example.com",
@@ -224,7 +224,7 @@ async def _tokens(client: Session) -> None:
     await call("GET", "/jobs", headers={"authorization": f"Bearer {service_token}"})
 
 
-async def _passwords(client: Session) -> None:
+async def _send_passwords(client: Session) -> None:
     call, new_secret = client.call, client.sent_secrets.new
     mail, password = f"{secrets.token_hex(8)}@example.com", new_secret("first password")
     await call("POST", "/accounts/register", 201, json={"email": mail, "password": password})
@@ -248,7 +248,7 @@ async def _passwords(client: Session) -> None:
     await call("POST", "/accounts/password/reset", 401, json=reset)
 
 
-async def _links(client: Session) -> None:
+async def _send_links(client: Session) -> None:
     bearer_headers = {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"}
     artifact = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer_headers)
     for description, key in {
@@ -268,7 +268,7 @@ async def _submit_secrets(client: Session) -> None:
     )
     secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer_headers)
     sent_secrets.note("webhooks' secret", secret["secret"])
-    async with _receiver() as (url, was_called):
+    async with _run_receiver() as (url, was_called):
         body = {
             "kind": "http",
             "request": {
@@ -291,7 +291,7 @@ async def _submit_secrets(client: Session) -> None:
     await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer_headers)
 
 
-async def _grpc(client: Session) -> None:
+async def _send_by_grpc(client: Session) -> None:
     async with grpc.aio.insecure_channel(
         f"127.0.0.1:{client.sent_secrets.gateway.ports.grpc}"
     ) as channel:
@@ -302,16 +302,16 @@ async def _grpc(client: Session) -> None:
 
 
 @asynccontextmanager
-async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
+async def _run_receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
     """Run a webhook receiver that responds with 410 Gone."""
     was_called = asyncio.Event()
 
-    async def gone(request: web.Request) -> web.Response:
+    async def answer_gone(request: web.Request) -> web.Response:
         was_called.set()
         return web.Response(status=410)
 
     app = web.Application()
-    app.router.add_post("/hook", gone)
+    app.router.add_post("/hook", answer_gone)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     port = free_port()
@@ -328,7 +328,7 @@ def _read_logs(gateway: RunningStack) -> bytes:
     return b"\n".join(path.read_bytes() for path in sorted(files))
 
 
-def _received(receiver: socket.socket) -> bytes:
+def _read_received(receiver: socket.socket) -> bytes:
     lines = []
     with suppress(BlockingIOError):
         while True:

@@ -86,7 +86,7 @@ async def test_a_picture_of_one_step_is_the_input_of_the_next(
         {"kind": "render", "workflow": picture(next(_colors))},
         {"kind": "render", "workflow": second_graph},
     ]
-    job = await _done(session, {"kind": "pipeline", "steps": steps})
+    job = await _submit_and_wait(session, {"kind": "pipeline", "steps": steps})
     assert (job["status"], job["error"]) == ("succeeded", None)
     pictures = []
     for artifact in job["artifacts"]:
@@ -112,7 +112,7 @@ async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSessio
         {"kind": "chat", "request": second_request},
         {"kind": "http", "request": {"method": "GET", "path": "/v1/models"}},
     ]
-    job = await _done(session, {"kind": "pipeline", "steps": steps})
+    job = await _submit_and_wait(session, {"kind": "pipeline", "steps": steps})
     assert (job["status"], job["error"]) == ("succeeded", None)
     texts = [output["text"] for output in job["outputs"]]
     assert texts[0]
@@ -122,14 +122,14 @@ async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSessio
 
 async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession) -> None:
     _, job = await _post(session, {"kind": "render", "workflow": sleepy(4, next(_colors))})
-    events = await _events(session, job["id"])
+    events = await _read_events(session, job["id"])
     kinds = [event["event"] for event in events]
     assert kinds[0] == "queued"
     assert kinds[-1] == "succeeded"
     assert kinds.count("progress") >= 3
     assert {"running", "step"} <= set(kinds)
     middle_id = events[len(events) // 2]["id"]
-    resumed_events = await _events(session, job["id"], after=middle_id)
+    resumed_events = await _read_events(session, job["id"], after=middle_id)
     assert [e["id"] for e in resumed_events] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
@@ -146,13 +146,13 @@ async def test_a_cancel_reaches_the_running_prompt_and_only_that(
 ) -> None:
     _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
     _, other_job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
-    await _until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
+    await _wait_until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
     sent_at = time.monotonic()
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
         assert answer.status == 202
-    cancelled_job = await _until(session, victim["id"], lambda job: job["status"] in FINAL)
+    cancelled_job = await _wait_until(session, victim["id"], lambda job: job["status"] in FINAL)
     assert cancelled_job["status"] == "cancelled"
-    spared_job = await _until(session, other_job["id"], lambda job: job["status"] in FINAL)
+    spared_job = await _wait_until(session, other_job["id"], lambda job: job["status"] in FINAL)
     assert spared_job["status"] == "succeeded"
     measured(
         f"cancelled and the next one done {time.monotonic() - sent_at:.1f} s after the request"
@@ -167,7 +167,7 @@ async def test_a_node_that_raises_fails_the_job_with_its_name(
     graph = picture(next(_colors))
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
-    job = await _done(session, {"kind": "render", "workflow": graph})
+    job = await _submit_and_wait(session, {"kind": "render", "workflow": graph})
     assert (job["status"], job["error"]["code"]) == ("failed", "render_failed")
     assert "TestSyncError" in json.dumps(job["error"])
 
@@ -175,7 +175,7 @@ async def test_a_node_that_raises_fails_the_job_with_its_name(
 async def test_two_tenants_do_not_see_each_other(
     gateway: RunningStack, session: aiohttp.ClientSession
 ) -> None:
-    job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
+    job = await _submit_and_wait(session, {"kind": "render", "workflow": picture(next(_colors))})
     [key] = [
         word
         for word in gateway.run("keys", "create", "other").stdout.split()
@@ -204,14 +204,14 @@ async def test_an_answer_has_one_request_id_and_keeps_the_clients(
 async def test_a_body_over_the_limit_is_cut_on_the_stream(
     session: aiohttp.ClientSession, path: str
 ) -> None:
-    async def endless() -> AsyncIterator[bytes]:
+    async def endless_body() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * (1024 * 1024)
 
     # Whoever reads such a body to its end never answers.
     async with asyncio.timeout(60):
         try:
-            async with session.post(path, data=endless()) as answer:
+            async with session.post(path, data=endless_body()) as answer:
                 assert answer.status == 413
                 assert b"body_too_large" in await answer.read()
         except aiohttp.ClientConnectionError:
@@ -254,7 +254,7 @@ async def _pool_is_up(session: aiohttp.ClientSession) -> None:
     Graphs are not validated while the pool does not respond. After a failed call, the gateway waits
     two seconds before it calls the pool again.
     """
-    job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
+    job = await _submit_and_wait(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job
     wrong_graph = picture(next(_colors))
     wrong_graph["1"]["class_type"] = "NoSuchNode"
@@ -270,13 +270,13 @@ async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
         return answer.status, await answer.json(content_type=None)
 
 
-async def _done(session: aiohttp.ClientSession, body: Any) -> Any:
+async def _submit_and_wait(session: aiohttp.ClientSession, body: Any) -> Any:
     status, job = await _post(session, body)
     assert status == 202, job
-    return await _until(session, job["id"], lambda job: job["status"] in FINAL)
+    return await _wait_until(session, job["id"], lambda job: job["status"] in FINAL)
 
 
-async def _until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
+async def _wait_until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
     async def is_done() -> Any:
         async with session.get(f"/jobs/{job_id}") as answer:
             job = await answer.json()
@@ -285,7 +285,7 @@ async def _until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
     return await eventually(is_done, 240)
 
 
-async def _events(
+async def _read_events(
     session: aiohttp.ClientSession, job_id: str, after: str | None = None
 ) -> list[dict[str, str]]:
     headers = {"last-event-id": after} if after else {}

@@ -25,7 +25,7 @@ async def client(valkey_server: ValkeyServer) -> AsyncIterator[redis.Redis]:
         await client.delete("in", "out", "dead")
 
 
-def broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
+def new_broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
     return StreamBroker(
         server.url, stream="in", results="out", dead_letters="dead",
         claim_after=CLAIM_AFTER, concurrency=concurrency,
@@ -36,11 +36,11 @@ async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
     valkey_server: ValkeyServer, client: redis.Redis
 ) -> None:
     await client.xadd("in", {"id": "m1", "body": b"x"})
-    async with broker(valkey_server).session() as second_session:
-        async with broker(valkey_server).session() as first_session:
-            assert (await _take(first_session)).count == 1
-            assert await _nothing(second_session, CLAIM_AFTER * 3)
-        delivery = await _take(second_session)
+    async with new_broker(valkey_server).session() as second_session:
+        async with new_broker(valkey_server).session() as first_session:
+            assert (await _take_delivery(first_session)).count == 1
+            assert await _receives_nothing(second_session, CLAIM_AFTER * 3)
+        delivery = await _take_delivery(second_session)
         assert (delivery.message_id, delivery.body, delivery.count) == ("m1", b"x", 2)
         await second_session.complete(delivery, "r1", b"done")
     entries: Any = await client.xrange("out")
@@ -56,7 +56,7 @@ async def test_no_more_is_taken_than_can_be_held(
     for number in range(3):
         await client.xadd("in", {"id": str(number), "body": b"x"})
     async with (
-        broker(valkey_server, concurrency=2).session() as session,
+        new_broker(valkey_server, concurrency=2).session() as session,
         aclosing(session.deliveries()) as deliveries,
     ):
         first_delivery, _ = [await anext(deliveries) for _ in range(2)]
@@ -78,12 +78,12 @@ async def test_an_unreachable_server_is_reported() -> None:
             pass
 
 
-async def _take(session: Session) -> Delivery:
+async def _take_delivery(session: Session) -> Delivery:
     async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(10):
         return await anext(deliveries)
 
 
-async def _nothing(session: Session, seconds: float) -> bool:
+async def _receives_nothing(session: Session, seconds: float) -> bool:
     try:
         async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(seconds):
             await anext(deliveries)

@@ -110,7 +110,7 @@ async def renderer(working_farm: Farm) -> Any:
         renderer.hold.set()
 
 
-def slowly(released: asyncio.Event) -> Any:
+def answer_when_released(released: asyncio.Event) -> Any:
     async def answer(_: web.Request) -> web.Response:
         await released.wait()
         return web.json_response({"slow": True})
@@ -175,12 +175,12 @@ async def test_a_service_that_refuses_fails_the_job(working_farm: Farm) -> None:
 
 
 async def test_a_service_that_is_away_is_tried_again(working_farm: Farm) -> None:
-    async def away(request: web.Request) -> web.Response:
+    async def answer_unavailable(request: web.Request) -> web.Response:
         if working_farm.services.count("/svc/late") < 2:
             return web.Response(status=503, headers={"retry-after": "0"})
         return web.Response(text="here")
 
-    working_farm.services.answers["/svc/late"] = away
+    working_farm.services.answers["/svc/late"] = answer_unavailable
     job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/late"}})
     ended_job = await working_farm.until(job["id"])
     assert ended_job["outputs"][0]["text"] == "here"
@@ -208,10 +208,10 @@ async def test_a_reference_to_a_missing_value_fails_the_job(working_farm: Farm) 
 async def test_a_reference_can_not_smuggle_in_another_route(working_farm: Farm) -> None:
     chat = {"kind": "chat", "request": {"model": "m", "messages": [{"content": "/../jobs"}]}}
 
-    async def say(_: web.Request) -> web.Response:
+    async def answer_chat(_: web.Request) -> web.Response:
         return web.json_response({"choices": [{"message": {"content": "/../jobs"}}]})
 
-    working_farm.services.answers["/v1/chat/completions"] = say
+    working_farm.services.answers["/v1/chat/completions"] = answer_chat
     http = {"kind": "http", "request": {"method": "POST", "path": "/svc${steps.0.text}"}}
     job = await working_farm.submit({"kind": "pipeline", "steps": [chat, http]})
     ended_job = await working_farm.until(job["id"])
@@ -260,10 +260,10 @@ async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
 
 
 async def test_cancel_during_a_retry_pause(working_farm: Farm) -> None:
-    async def away(_: web.Request) -> web.Response:
+    async def answer_unavailable(_: web.Request) -> web.Response:
         return web.Response(status=503, headers={"retry-after": "600"})
 
-    working_farm.services.answers["/svc/away"] = away
+    working_farm.services.answers["/svc/away"] = answer_unavailable
     job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/away"}})
     await eventually(lambda: working_farm.services.calls)
     await working_farm.client.post(f"/jobs/{job['id']}/cancel")
@@ -339,10 +339,10 @@ async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: Rende
 
 
 async def test_the_sweeper_starts_jobs_that_were_only_accepted(farm: Farm) -> None:
-    async def nothing(*_: object) -> None:
+    async def do_nothing(*_: object) -> None:
         return None
 
-    with patch.object(farm.launcher, "start", nothing):
+    with patch.object(farm.launcher, "start", do_nothing):
         job = await farm.submit(CHAT)
     await farm.start_worker()
     assert (await farm.until(job["id"]))["status"] == "succeeded"
@@ -365,7 +365,7 @@ async def test_double_starts_are_harmless(renderer: Renderer) -> None:
 
 async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> None:
     """After kill -9 during step three, another worker runs only that step again."""
-    farm.services.answers["/svc/slow"] = slowly(asyncio.Event())
+    farm.services.answers["/svc/slow"] = answer_when_released(asyncio.Event())
     steps = [CHAT, {"kind": "http", "request": {"path": "/svc/quick"}},
              {"kind": "http", "request": {"path": "/svc/slow"}}]  # fmt: skip
     worker = await asyncio.create_subprocess_exec(

@@ -52,7 +52,7 @@ async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
         yield receiver, str(server.make_url("/hook"))
 
 
-async def secret(farm: Farm) -> str:
+async def read_webhook_secret(farm: Farm) -> str:
     async with farm.client.get("/jobs/webhook-secret") as response:
         result: str = (await response.json())["secret"]
         return result
@@ -64,7 +64,7 @@ async def test_the_webhook_of_the_end_is_signed(
     hook_server, url = receiver
     job = await working_farm.submit({**CHAT, "webhook": url, "metadata": {"a": "b"}})
     headers, body = await asyncio.wait_for(hook_server.got.get(), 20)
-    payload = Webhook(await secret(working_farm)).verify(body, headers)
+    payload = Webhook(await read_webhook_secret(working_farm)).verify(body, headers)
     assert payload["type"] == "job.succeeded"
     assert (payload["data"]["id"], payload["data"]["metadata"]) == (job["id"], {"a": "b"})
     assert payload["data"]["status"] == "succeeded"
@@ -123,17 +123,17 @@ async def test_a_job_cancelled_before_its_start_sends_events(
     temporal_goes: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def never(*_: object) -> None:
+    async def never_start(*_: object) -> None:
         return None
 
-    async def away(*_: object) -> None:
+    async def raise_unavailable(*_: object) -> None:
         raise ServiceUnavailable("Temporal is away")
 
     hook_server, url = receiver
     with monkeypatch.context() as patch:
-        patch.setattr(farm.launcher, "start", never)
+        patch.setattr(farm.launcher, "start", never_start)
         if temporal_goes:
-            patch.setattr(farm.launcher, "notify", away)
+            patch.setattr(farm.launcher, "notify", raise_unavailable)
         job = await farm.submit({**CHAT, "webhook": url})
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert (await response.json())["status"] == "cancelled"
@@ -156,10 +156,10 @@ async def test_host_name_with_private_address_is_not_called(
     # It is started just after the job's end.
     query = f"WorkflowId = '{handle.id}'"
 
-    async def started() -> int:
+    async def count_started() -> int:
         return (await client.count_workflows(query)).count
 
-    await eventually(started)
+    await eventually(count_started)
     with pytest.raises(WorkflowFailureError) as exc_info:
         await asyncio.wait_for(handle.result(), 20)
     assert isinstance(exc_info.value.cause, ActivityError)

@@ -220,7 +220,9 @@ async def test_a_slow_service_slows_the_sender_down(
             yield CHUNK
             sent_chunks += 1
 
-    send_task = asyncio.create_task(_text(proxy_server.client.put("/assets/drain", data=body())))
+    send_task = asyncio.create_task(
+        _read_text(proxy_server.client.put("/assets/drain", data=body()))
+    )
     await _wait_until_constant(lambda: sent_chunks)
     assert 0 < sent_chunks < chunks / 2
     service.go_on.set()
@@ -433,9 +435,9 @@ async def test_active_checks_take_a_sick_service_out(
 
     assert await status() == 200
     service.failing = 1
-    await eventually(lambda: _is(status(), 503))
+    await eventually(lambda: _has_status(status(), 503))
     service.failing = 0
-    await eventually(lambda: _is(status(), 200))
+    await eventually(lambda: _has_status(status(), 200))
 
 
 async def test_silence_has_an_end(proxy_server: ProxyServer) -> None:
@@ -470,22 +472,22 @@ async def test_a_new_table_counts_open_requests(
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
 
-    def table(concurrent: int) -> None:
+    def set_concurrency(concurrent: int) -> None:
         proxy_server.routes(route(url, limits={"concurrent": concurrent}))
 
     async def status() -> int:
         async with proxy_server.client.get("/assets/x") as response:
             return response.status
 
-    table(1)
+    set_concurrency(1)
     async with proxy_server.client.get("/assets/events") as stream:
         await stream.content.readuntil(b"\n\n")
-        table(1)
+        set_concurrency(1)
         assert await status() == 429
-        table(2)
+        set_concurrency(2)
         assert await status() == 200
         proxy_server.routes()
-        table(1)
+        set_concurrency(1)
         assert await status() == 429
         service.go_on.set()
         await stream.read()
@@ -572,13 +574,13 @@ async def test_hosts_have_routes_of_their_own(proxy_server: ProxyServer) -> None
                 assert response.headers["x-from"] == name
 
 
-async def _text(response: Any) -> str:
+async def _read_text(response: Any) -> str:
     async with response as answer:
         text: str = await answer.text()
         return text
 
 
-async def _is(status: Any, wanted: int) -> bool:
+async def _has_status(status: Any, wanted: int) -> bool:
     return bool(await status == wanted)
 
 

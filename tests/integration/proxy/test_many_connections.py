@@ -22,7 +22,7 @@ FILES = 10_000
 
 
 @pytest.fixture(autouse=True)
-def _enough_files() -> None:
+def _raise_file_limit() -> None:
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft_limit < FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard_limit), hard_limit))
@@ -49,27 +49,29 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
 ) -> None:
     began, gate = time.monotonic(), asyncio.Semaphore(50)
 
-    async def stream() -> aiohttp.ClientResponse:
+    async def open_event_stream() -> aiohttp.ClientResponse:
         async with gate:
             response = await proxy_server.client.get("/chat/events")
             assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
             return response
 
-    async def socket() -> aiohttp.ClientWebSocketResponse:
+    async def open_websocket() -> aiohttp.ClientWebSocketResponse:
         async with gate:
             return await proxy_server.client.ws_connect("/chat/socket")
 
-    streams = await asyncio.gather(*(stream() for _ in range(MANY)))
-    sockets = await asyncio.gather(*(socket() for _ in range(MANY)))
+    streams = await asyncio.gather(*(open_event_stream() for _ in range(MANY)))
+    sockets = await asyncio.gather(*(open_websocket() for _ in range(MANY)))
     [pool] = [runtime.pool for runtime in proxy_server.proxy._runtimes.values()]
     assert pool.members[0].active == 2 * MANY
     opened_at = time.monotonic()
 
-    async def say(number: int, socket: aiohttp.ClientWebSocketResponse) -> str:
+    async def exchange_number(number: int, socket: aiohttp.ClientWebSocketResponse) -> str:
         await socket.send_str(str(number))
         return await socket.receive_str()
 
-    answer = await asyncio.gather(*(say(n, socket) for n, socket in enumerate(sockets)))
+    answer = await asyncio.gather(
+        *(exchange_number(n, open_websocket) for n, open_websocket in enumerate(sockets))
+    )
     assert [item.partition(": ")[2] for item in answer] == [str(n) for n in range(MANY)]
     answered_at = time.monotonic()
     # Who holds nothing is served beside them.
@@ -83,5 +85,5 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
         f"{MANY} WebSockets and {MANY} streams: open after {opened_at - began:.1f} s, all sockets "
         f"answered within {answered_at - opened_at:.2f} s"
     )
-    await asyncio.gather(*(socket.close() for socket in sockets))
+    await asyncio.gather(*(open_websocket.close() for open_websocket in sockets))
     await eventually(lambda: pool.members[0].active == 0)

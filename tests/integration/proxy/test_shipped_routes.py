@@ -75,7 +75,7 @@ async def test_no_request_is_smuggled_into_another_connection(
         f"Content-Length: 0\r\nContent-Length: {len(smuggled)}\r\n\r\n{smuggled}",
         f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
     ):
-        await _raw(
+        await _send_raw(
             gateway,
             f"POST /api/chat HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {gateway.api_key}\r\n{framing}",
@@ -85,7 +85,7 @@ async def test_no_request_is_smuggled_into_another_connection(
                 assert response.status == 200, (framing, path)
 
 
-async def _raw(gateway: RunningStack, text: str) -> None:
+async def _send_raw(gateway: RunningStack, text: str) -> None:
     host, port = gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(text.encode())

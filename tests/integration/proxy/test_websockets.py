@@ -84,14 +84,16 @@ async def test_a_server_that_shuts_down_is_skipped(
 ) -> None:
     """The handshake is repeated at the next server; this is safe, as a handshake has no effect."""
 
-    async def going(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer_shutting_down(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 503 Going\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         await writer.drain()
         writer.close()
 
     healthy_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-    async with await asyncio.start_server(going, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(answer_shutting_down, "127.0.0.1", 0) as server:
         closing_server_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         proxy_server.routes(
             {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url, healthy_url]}

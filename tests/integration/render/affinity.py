@@ -31,9 +31,7 @@ def with_large_models(folder: Path) -> tuple[str, ...]:
     return ("--extra-model-paths-config", str(config))
 
 
-async def models_stay_loaded_and_nobody_starves(
-    farm: RenderFarm, pool: Any, measured: Measured
-) -> None:
+async def check_models_stay_loaded(farm: RenderFarm, pool: Any, measured: Measured) -> None:
     """Check that a pool loads models rarely, and that an owner with many jobs delays no other.
 
     Four models compete for two actors; one owner submits half of all jobs before the other owners.
@@ -46,10 +44,10 @@ async def models_stay_loaded_and_nobody_starves(
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
     jobs = [await farm.submit(loading(model), owner=owner) for owner, model in submissions]
-    await eventually(lambda: _waits(pool, len(jobs)), 180)
+    await eventually(lambda: _has_waiting(pool, len(jobs)), 180)
     for job_id in blocking_jobs:
         await farm.cancel(job_id)
-    runs = await asyncio.gather(*(_run(farm, job_id) for job_id in jobs))
+    runs = await asyncio.gather(*(_read_run(farm, job_id) for job_id in jobs))
 
     loads = sum(load_count for _, load_count in runs)
     fifo_run = fifo(
@@ -79,7 +77,7 @@ async def models_stay_loaded_and_nobody_starves(
     assert set(owner_order[: len(owner_order) // 2]) == set(owners), "everybody in the first half"
 
 
-async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
+async def _read_run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
     """Return when ComfyUI began the job (in ms), and whether it had to load the model of node 3."""
     output = from_json(await farm.blobs.get((await farm.result(job_id)).output))
     messages = dict(output["record"]["messages"])
@@ -88,5 +86,5 @@ async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
     ]
 
 
-async def _waits(pool: Any, count: int) -> bool:
+async def _has_waiting(pool: Any, count: int) -> bool:
     return bool((await pool.status.remote())["waiting"] == count)

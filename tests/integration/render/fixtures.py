@@ -88,7 +88,7 @@ async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[Com
     """Run a ComfyUI, which a module shares because its start takes seconds."""
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
-    await finished(renderer, picture())
+    await render_successfully(renderer, picture())
     yield renderer
     await renderer.close()
 
@@ -180,17 +180,17 @@ def request(graph: dict[str, Any], prompt_id: str | None = None) -> RenderReques
     return RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph=graph)
 
 
-async def events(
+async def render_events(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
 ) -> list[RenderEvent]:
     async with aclosing(renderer.render(request(graph, prompt_id))) as stream:
         return [event async for event in stream]
 
 
-async def finished(
+async def render_successfully(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
 ) -> RenderSucceeded:
-    seen_events = await events(renderer, graph, prompt_id)
+    seen_events = await render_events(renderer, graph, prompt_id)
     assert isinstance(seen_events[-1], RenderSucceeded)
     assert ExecutionFinished() in seen_events
     return seen_events[-1]

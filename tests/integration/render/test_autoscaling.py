@@ -17,7 +17,7 @@ from deployments.render.builder import build
 from deployments.render.config import RenderArgs
 from moyin.domain.job import JobStatus
 from moyin.render.comfyui.install import ComfyUI
-from tests.integration.render.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
+from tests.integration.render.autoscaling import fake_gpu_nodes, find_raylets, list_gpu_nodes
 from tests.integration.render.cluster import RenderFarm, render_farm
 from tests.integration.render.fixtures import comfyui_processes, picture, sleepy
 from tests.integration.servers import TemporalServer, ValkeyServer
@@ -52,18 +52,18 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
                 queue_patience=10,
                 labels=labels,
             )
-            assert gpu_nodes() == set()
+            assert list_gpu_nodes() == set()
             held_jobs = await _check_queue_adds_nodes(farm, pool, measured)
             await _check_other_replicas()
             pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
             await _cancel(farm, held_jobs)
             results = await asyncio.gather(*map(farm.result, pictures))
             assert all(len(result.artifacts) == 1 for result in results)
-            await _the_nodes_go_when_nothing_is_left(farm, pool, measured)
+            await _check_idle_nodes_are_removed(farm, pool, measured)
             address = cluster.address
             # The head's own is left.
-            await eventually(lambda: len(raylets(address)) == 1, 180)
-        assert raylets(address) == []
+            await eventually(lambda: len(find_raylets(address)) == 1, 180)
+        assert find_raylets(address) == []
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
@@ -76,19 +76,19 @@ async def _check_queue_adds_nodes(farm: RenderFarm, pool: Any, measured: Measure
     began = time.monotonic()
     first_job = await farm.submit(picture())
     jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
-    await eventually(gpu_nodes, 240)
+    await eventually(list_gpu_nodes, 240)
     measured(f"from a render without a node to the node: {time.monotonic() - began:.1f} s")
     assert len((await farm.result(first_job)).artifacts) == 1
     measured(f"to its picture: {time.monotonic() - began:.1f} s")
 
-    async def all_busy() -> dict[str, Any] | None:
+    async def are_all_busy() -> dict[str, Any] | None:
         status: dict[str, Any] = await pool.status.remote()
         busy_actors = [a for a in status["actors"].values() if a["renderer"]["running"]]
         return status if len(busy_actors) == NODES and len(status["placing"]) == 1 else None
 
-    status = await eventually(all_busy, 180)
+    status = await eventually(are_all_busy, 180)
     assert status["waiting"] == 2
-    assert {actor["node_id"] for actor in status["actors"].values()} == gpu_nodes()
+    assert {actor["node_id"] for actor in status["actors"].values()} == list_gpu_nodes()
     return jobs
 
 
@@ -107,7 +107,7 @@ async def _check_other_replicas() -> None:
         for name in names
     ]
     await asyncio.to_thread(serve.run_many, apps)
-    replicas = _processes("ray::ServeReplica:render-other")
+    replicas = _find_processes("ray::ServeReplica:render-other")
     assert len(replicas) == len(names)
     for replica in replicas:
         raylet = replica.parent()
@@ -115,18 +115,16 @@ async def _check_other_replicas() -> None:
         assert raylet.ppid() == os.getpid(), "a child of the autoscaler"
 
 
-def _processes(title: str) -> list[psutil.Process]:
+def _find_processes(title: str) -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [process for process, line in with_lines(children) if line.startswith(title)]
 
 
-async def _the_nodes_go_when_nothing_is_left(
-    farm: RenderFarm, pool: Any, measured: Measured
-) -> None:
+async def _check_idle_nodes_are_removed(farm: RenderFarm, pool: Any, measured: Measured) -> None:
     began = time.monotonic()
     await eventually(lambda: comfyui_processes(farm.settings.data) == [], 180)
     measured(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
-    await eventually(lambda: gpu_nodes() == set(), 240)
+    await eventually(lambda: list_gpu_nodes() == set(), 240)
     measured(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
     status = await pool.status.remote()
     assert (status["actors"], status["placing"]) == ({}, {})

@@ -25,7 +25,7 @@ from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.install import ComfyUI
 from moyin.render.comfyui.paths import HostPathFilter
 from tests.integration.render.affinity import (
-    models_stay_loaded_and_nobody_starves,
+    check_models_stay_loaded,
     with_large_models,
 )
 from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
@@ -98,12 +98,12 @@ async def _check_third_actor_waits(folder: Path) -> None:
     await asyncio.to_thread(serve.delete, "render-default")
     assert (await status_ref).devices == "0"
 
-    async def alone() -> bool:
+    async def is_only_actor() -> bool:
         return (await third_actor.status.remote()).renderer.ready and len(
             comfyui_processes(folder)
         ) == 1
 
-    await eventually(alone, 240)
+    await eventually(is_only_actor, 240)
 
 
 async def test_a_pool_on_one_node(
@@ -128,18 +128,18 @@ async def test_a_pool_on_one_node(
         pool = await farm.deploy(models, actors=1, gpus=0.5)
         [(name, actor)] = (await farm.ready(pool, 1)).items()
         assert name == "comfyui-default-0"
-        await _a_job_is_done_and_tells_its_progress(farm)
-        await _inputs_are_the_owners_own(farm)
-        await _a_bad_graph_fails_at_once(farm, pool)
-        await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
+        await _check_job_reports_progress(farm)
+        await _check_inputs_of_other_owners_are_refused(farm)
+        await _check_invalid_graph_fails_at_once(farm, pool)
+        await _check_new_replica_adopts_running_prompt(farm, pool, actor, measured)
         pool = await _change_configuration_under_load(farm, pool, measured)
-        await models_stay_loaded_and_nobody_starves(farm, pool, measured)
+        await check_models_stay_loaded(farm, pool, measured)
         await _check_poisoned_job_fails(farm)
-        await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
+        await _check_idle_actors_end_and_return(farm, pool, measured)
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
-async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
+async def _check_job_reports_progress(farm: RenderFarm) -> None:
     began = time.monotonic()
     job_id = await farm.submit(sleepy(4))
     result = await farm.result(job_id)
@@ -153,7 +153,7 @@ async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
     assert 0 < (await farm.jobs.get(OWNER, job_id)).progress.value <= 3
 
 
-async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
+async def _check_inputs_of_other_owners_are_refused(farm: RenderFarm) -> None:
     [other_artifact] = (
         await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))
     ).artifacts
@@ -166,7 +166,7 @@ async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
     assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
 
 
-async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
+async def _check_invalid_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     graph = picture()
     graph["2"]["class_type"] = "NoSuchNode"
     [name, *_] = await pool.list_renderers.remote()
@@ -177,7 +177,7 @@ async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     assert await _read_failure(farm, await farm.submit(graph)) == "invalid_graph"
 
 
-async def _a_new_replica_adopts_the_running_prompt(
+async def _check_new_replica_adopts_running_prompt(
     farm: RenderFarm,
     pool: Any,
     actor: dict[str, Any],
@@ -234,10 +234,10 @@ async def _check_poisoned_job_fails(farm: RenderFarm) -> None:
     assert await _count_attempts(farm, job_id) == 2
 
 
-async def _nobody_stays_and_somebody_comes_back(
+async def _check_idle_actors_end_and_return(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
-    await eventually(lambda: _empty(pool), 180)
+    await eventually(lambda: _has_no_actors(pool), 180)
     await eventually(lambda: comfyui_processes(farm.settings.data) == [])
     began = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
@@ -264,7 +264,7 @@ async def _count_prompts(pid: int) -> float:
             return (await client.submit(str(uuid.uuid4()), picture())).number
 
 
-async def _empty(pool: Any) -> bool:
+async def _has_no_actors(pool: Any) -> bool:
     return not (await pool.status.remote())["actors"]
 
 

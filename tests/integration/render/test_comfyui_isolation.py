@@ -100,21 +100,25 @@ async def hostile(
             BlobStore(f"file://{stack / 'artifacts'}"),
         )
         await renderer.start()
-        await done(renderer, picture())
+        await render_graph(renderer, picture())
         yield renderer
         await renderer.close()
 
 
 async def run_attempt(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
     """Run code in ComfyUI's process, and return its findings."""
-    return read_finding((await done(renderer, attempt(code, given), **kwargs)).values)
+    return read_finding((await render_graph(renderer, attempt(code, given), **kwargs)).values)
 
 
-async def done(renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any) -> RenderSucceeded:
-    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **kwargs))
+async def render_graph(
+    renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any
+) -> RenderSucceeded:
+    return await _render_to_end(
+        renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **kwargs)
+    )
 
 
-async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
+async def _render_to_end(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
     [*_, last_event] = [event async for event in renderer.render(request)]
     assert isinstance(last_event, RenderSucceeded)
     return last_event
@@ -320,7 +324,7 @@ async def test_it_reaches_no_server(hostile: ComfyRenderer, tmp_path: Path) -> N
         await asyncio.start_unix_server(greet, abstract_socket),
     ]
     port = servers[0].sockets[0].getsockname()[1]
-    hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _addresses())}
+    hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _own_addresses())}
     addresses: dict[str, Any] = {
         "tcp": [[host, port] for host in hosts],
         "unix": [str(tmp_path / "s"), abstract_socket],
@@ -445,8 +449,8 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
     }
     # The renderer tries it again without ComfyUI's cache, then gives up.
     with pytest.raises(MoyinError, match="does not exist"):
-        await done(hostile, attempt(code, arguments))
-    assert (await done(hostile, picture())).files, "the next prompt is rendered"
+        await render_graph(hostile, attempt(code, arguments))
+    assert (await render_graph(hostile, picture())).files, "the next prompt is rendered"
     assert not [
         p
         for p in (stack / "artifacts").rglob("*")
@@ -460,7 +464,9 @@ async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRen
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
     ]
-    first_task, second_task = [asyncio.create_task(_last(hostile, request)) for request in requests]
+    first_task, second_task = [
+        asyncio.create_task(_render_to_end(hostile, request)) for request in requests
+    ]
     assert read_finding((await first_task).values) == []
     assert (await second_task).files
 
@@ -506,14 +512,14 @@ async def test_a_prompt_that_forges_its_end_fails_only_itself(
     )
     await renderer.start()
     try:
-        await done(renderer, attempt(_ESCAPE))
+        await render_graph(renderer, attempt(_ESCAPE))
         pid_before = (await renderer.status()).pid
         with pytest.raises(NoResponse) as exc_info:
-            await done(renderer, picture())
+            await render_graph(renderer, picture())
         # It is worth another try, and not held against the prompt.
         assert exc_info.value.retryable
         assert exc_info.value.details == {}
-        await done(renderer, picture())
+        await render_graph(renderer, picture())
         assert (await renderer.status()).pid != pid_before
     finally:
         await renderer.close()
@@ -574,17 +580,17 @@ async def test_a_process_that_is_killed_takes_its_sandbox_along(hostile: ComfyRe
     process.send_signal(signal.SIGKILL)
     _, alive = await asyncio.to_thread(psutil.wait_procs, family, 10)
     assert [p for p in alive if p.pid != os.getpid()] == []
-    assert (await done(hostile, picture())).files
+    assert (await render_graph(hostile, picture())).files
 
 
-def _addresses() -> list[Any]:
+def _own_addresses() -> list[Any]:
     results = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
     return [a for a in results if a.family == socket.AF_INET]
 
 
 async def _list_visible_files(renderer: ComfyRenderer) -> list[str]:
     """Return the files that the next prompt finds in its folders, for a later comparison."""
-    await done(renderer, picture())
+    await render_graph(renderer, picture())
     result: list[str] = await run_attempt(renderer, _SEEN, [str(renderer._folder.base)])
     assert result, "the bridge at least"
     return result

@@ -46,11 +46,11 @@ from tests.integration.render.fixtures import (
     bad_nodes,
     blobs,
     comfyui_processes,
-    events,
     failing,
-    finished,
     options,
     picture,
+    render_events,
+    render_successfully,
     renderer,
     request,
     sleepy,
@@ -66,7 +66,7 @@ async def test_a_picture_is_rendered_and_stored(
     renderer: ComfyRenderer, blobs: BlobStore, options: ComfyOptions
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    success = await finished(renderer, picture(), prompt_id)
+    success = await render_successfully(renderer, picture(), prompt_id)
 
     [file] = success.files
     assert (file.name, file.media_type, file.node, file.slot, file.temporary) == (
@@ -82,7 +82,7 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    success = await finished(renderer, picture(), prompt_id)
+    success = await render_successfully(renderer, picture(), prompt_id)
     data = await blobs.get(success.files[0].sha256)
     assert b'"filename_prefix": "p"' in data
     assert prompt_id.encode() not in data
@@ -90,7 +90,7 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
     began = time.monotonic()
-    seen_events = await events(renderer, sleepy(4.0))
+    seen_events = await render_events(renderer, sleepy(4.0))
     elapsed_seconds = time.monotonic() - began
     progress = [event for event in seen_events if isinstance(event, RenderProgress)]
     assert 3 <= len(progress) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
@@ -108,12 +108,15 @@ async def test_an_identical_graph_gives_the_second_job_its_own_result(
     renderer: ComfyRenderer,
 ) -> None:
     graph = picture()
-    first_result, second_result = await finished(renderer, graph), await finished(renderer, graph)
+    first_result, second_result = (
+        await render_successfully(renderer, graph),
+        await render_successfully(renderer, graph),
+    )
     assert first_result == second_result
     # Also while the first one's files are being stored.
     graph = sleepy(0.2)
     third_result, fourth_result = await asyncio.gather(
-        finished(renderer, graph), finished(renderer, graph)
+        render_successfully(renderer, graph), render_successfully(renderer, graph)
     )
     assert third_result == fourth_result
 
@@ -140,17 +143,17 @@ async def test_lost_cached_outputs_are_rendered_again(
     renderer: ComfyRenderer,
 ) -> None:
     graph = picture()
-    first_result = await finished(renderer, graph)
+    first_result = await render_successfully(renderer, graph)
     assert renderer._outputs is not None
     renderer._outputs._stored.clear()
-    assert await finished(renderer, graph) == first_result
+    assert await render_successfully(renderer, graph) == first_result
 
 
 async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> None:
     graph = picture()
     graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     graph["10"] = {"class_type": "PreviewAny", "inputs": {"source": "a word"}}
-    success = await finished(renderer, graph)
+    success = await render_successfully(renderer, graph)
     assert [(file.node, file.temporary) for file in success.files] == [("2", True)]
     assert success.values == {"10": {"text": ["a word"]}}
 
@@ -160,12 +163,13 @@ async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None
     graph = sleepy(1.0)
     began = time.monotonic()
     first_result, second_result = await asyncio.gather(
-        finished(renderer, graph, prompt_id), finished(renderer, graph, prompt_id)
+        render_successfully(renderer, graph, prompt_id),
+        render_successfully(renderer, graph, prompt_id),
     )
     assert first_result == second_result
     assert time.monotonic() - began < 1.9, "two in a row would take two seconds"
     began = time.monotonic()
-    assert await finished(renderer, graph, prompt_id) == first_result
+    assert await render_successfully(renderer, graph, prompt_id) == first_result
     assert time.monotonic() - began < 0.1, "a finished one is remembered"
 
 
@@ -177,7 +181,9 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
         assert isinstance(event, ExecutionStarted | RenderProgress)
         break
     assert render_request.prompt_id in (await renderer.status()).running
-    success = await finished(renderer, dict(render_request.graph), render_request.prompt_id)
+    success = await render_successfully(
+        renderer, dict(render_request.graph), render_request.prompt_id
+    )
     assert len(success.files) == 1
 
 
@@ -202,7 +208,7 @@ async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
     assert body is not None
     assert body["error"]["type"] == type_
     with pytest.raises(InvalidGraph, match=names) as exc_info:
-        await events(renderer, graph)
+        await render_events(renderer, graph)
     assert exc_info.value.details == body
     assert "error" not in await renderer.validate(picture())
 
@@ -233,14 +239,14 @@ async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
     known_prompts = (await renderer.status()).known
     assert "error" not in await renderer.validate(sleepy(5))
     began = time.monotonic()
-    await finished(renderer, picture())
+    await render_successfully(renderer, picture())
     assert time.monotonic() - began < 2
     assert len((await renderer.status()).known) == len(known_prompts) + 1
 
 
 async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
     with pytest.raises(RenderFailed, match=r"node 3 \(TestSyncError\) failed") as exc_info:
-        await events(renderer, failing())
+        await render_events(renderer, failing())
     assert exc_info.value.details["node_id"] == "3"
     assert exc_info.value.details["node_type"] == "TestSyncError"
 
@@ -254,18 +260,18 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
     }
     graph["2"]["inputs"]["images"] = ["3", 0]
     with pytest.raises(RenderFailed, match="cycle") as exc_info:
-        await events(renderer, graph)
+        await render_events(renderer, graph)
     assert exc_info.value.details["node_id"] == "3"
-    assert len((await finished(renderer, picture())).files) == 1
+    assert len((await render_successfully(renderer, picture())).files) == 1
 
 
 async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> None:
     victim, other_request = request(sleepy(30)), request(sleepy(0.5))
     tasks = [
-        asyncio.create_task(finished(renderer, dict(r.graph), r.prompt_id))
+        asyncio.create_task(render_successfully(renderer, dict(r.graph), r.prompt_id))
         for r in (victim, other_request)
     ]
-    await eventually(lambda: _running(renderer, victim.prompt_id))
+    await eventually(lambda: _is_running(renderer, victim.prompt_id))
     await asyncio.sleep(0.5)
     began = time.monotonic()
     await renderer.cancel(victim.prompt_id)
@@ -280,11 +286,11 @@ async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> 
 async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
     running_request, waiting_request = request(sleepy(2)), request(sleepy(30))
     first_task = asyncio.create_task(
-        finished(renderer, dict(running_request.graph), running_request.prompt_id)
+        render_successfully(renderer, dict(running_request.graph), running_request.prompt_id)
     )
     await asyncio.sleep(0.3)
     second_task = asyncio.create_task(
-        finished(renderer, dict(waiting_request.graph), waiting_request.prompt_id)
+        render_successfully(renderer, dict(waiting_request.graph), waiting_request.prompt_id)
     )
     await asyncio.sleep(0.3)
     await renderer.cancel(waiting_request.prompt_id)
@@ -296,14 +302,14 @@ async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRende
 async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     with pytest.raises(RenderFailed):
-        await events(renderer, failing(), prompt_id)
-    assert len((await finished(renderer, picture(), prompt_id)).files) == 1
+        await render_events(renderer, failing(), prompt_id)
+    assert len((await render_successfully(renderer, picture(), prompt_id)).files) == 1
 
 
 async def test_an_input_file_is_loaded_from_the_store(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    picture_file = (await finished(renderer, picture(0xFF0000))).files[0]
+    picture_file = (await render_successfully(renderer, picture(0xFF0000))).files[0]
     artifact = Artifact(
         id="art_1",
         name="red.png",
@@ -333,7 +339,7 @@ async def test_an_input_file_is_loaded_from_the_store(
 async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     renderer: ComfyRenderer, options: ComfyOptions
 ) -> None:
-    task = asyncio.create_task(events(renderer, sleepy(30)))
+    task = asyncio.create_task(render_events(renderer, sleepy(30)))
     await asyncio.sleep(0.5)
     pid = (await renderer.status()).pid
     assert pid is not None
@@ -341,7 +347,7 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     with pytest.raises(WorkerLost) as exc_info:
         await task
     assert "ended" not in exc_info.value.details, "no fault of the prompt's"
-    assert (await finished(renderer, picture())).files
+    assert (await render_successfully(renderer, picture())).files
     status = await renderer.status()
     assert status.pid not in (None, pid)
     assert comfyui_processes(options.folder) == [status.pid]
@@ -352,7 +358,7 @@ async def test_a_stalled_socket_costs_nothing_but_progress(
 ) -> None:
     monkeypatch.setattr("moyin.render.comfyui.prompts.RunningPrompt.process_event", lambda *_: None)
     monkeypatch.setattr("moyin.render.comfyui.renderer._POLL_SECONDS", 0.5)
-    assert len((await finished(renderer, sleepy(0.2))).files) == 1
+    assert len((await render_successfully(renderer, sleepy(0.2))).files) == 1
 
 
 async def test_bad_nodes(
@@ -367,7 +373,7 @@ async def test_bad_nodes(
     monkeypatch.setattr("moyin.render.comfyui.session._CHECK_SECONDS", 0.3)
     nodes = (bad_nodes, options.home / TEST_NODES)
     warm_up = json.dumps({"1": {"class_type": "Room", "inputs": {"failures": 1}}})
-    async with _renderer(
+    async with _run_renderer(
         replace(
             options,
             folder=tmp_path / "run",
@@ -377,18 +383,18 @@ async def test_bad_nodes(
         ),
         blobs,
     ) as renderer:
-        await _collections_leave_out_what_was_imported(renderer)
+        await _check_gc_ignores_imported_objects(renderer)
         await _check_reused_file_name(renderer, monkeypatch)
-        await _memory_is_freed_and_it_is_tried_once_more(renderer)
-        await _a_hung_node_costs_its_prompt_and_the_process(renderer)
+        await _check_retry_after_freeing_memory(renderer)
+        await _check_hung_node_fails_its_prompt(renderer)
         await _check_zombie_is_replaced(renderer)
         assert list(renderer._folder.done.iterdir()) == [], "nothing of any prompt is left"
         assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
     assert comfyui_processes(tmp_path) == []
 
 
-async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> None:
-    success = await finished(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
+async def _check_gc_ignores_imported_objects(renderer: ComfyRenderer) -> None:
+    success = await render_successfully(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
     # Torch and ComfyUI's own nodes are some half a million.
     assert int(success.values["1"]["text"][0]) > 100_000
 
@@ -416,7 +422,9 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
     tasks = [
         asyncio.create_task(follow(*pair)) for pair in zip(texts, events_by_prompt, strict=True)
     ]
-    await eventually(lambda: all(ExecutionFinished() in events for events in events_by_prompt))
+    await eventually(
+        lambda: all(ExecutionFinished() in render_events for render_events in events_by_prompt)
+    )
     may_store.set()
     await asyncio.gather(*tasks)
     results = []
@@ -428,21 +436,21 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
     assert not [p for folder_path in emptied_folders for p in folder_path.rglob("*") if p.is_file()]
 
 
-async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:
+async def _check_retry_after_freeing_memory(renderer: ComfyRenderer) -> None:
     greedy_graph = {"1": {"class_type": "Greedy", "inputs": {}}}
     # The warm-up graph has set it up for one failure.
-    assert (await finished(renderer, greedy_graph)).values == {"1": {"text": ["fits"]}}
-    await events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
+    assert (await render_successfully(renderer, greedy_graph)).values == {"1": {"text": ["fits"]}}
+    await render_events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
     with pytest.raises(OutOfMemory, match="no room"):
-        await events(renderer, greedy_graph)
-    assert (await finished(renderer, picture())).files
+        await render_events(renderer, greedy_graph)
+    assert (await render_successfully(renderer, picture())).files
 
 
-async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer) -> None:
+async def _check_hung_node_fails_its_prompt(renderer: ComfyRenderer) -> None:
     pid = (await renderer.status()).pid
     with pytest.raises(RenderFailed, match=r"no progress within .* of 1 s"):
-        await events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
-    assert (await finished(renderer, picture())).files
+        await render_events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
+    assert (await render_successfully(renderer, picture())).files
     assert (await renderer.status()).pid != pid
 
 
@@ -450,9 +458,9 @@ async def _check_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     """Check that ComfyUI is restarted if it answers HTTP but its thread for prompts is dead."""
     pid = (await renderer.status()).pid
     with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:
-        await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
+        await render_events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
     assert exc_info.value.details == {"ended": "comfyui"}
-    assert (await finished(renderer, picture())).files
+    assert (await render_successfully(renderer, picture())).files
     assert (await renderer.status()).pid != pid
 
 
@@ -466,7 +474,7 @@ async def test_the_reason_of_a_failed_start_is_shown(
     await broken_renderer.start()
     try:
         with pytest.raises(ServiceUnavailable):
-            await events(broken_renderer, picture())
+            await render_events(broken_renderer, picture())
         assert "--no-such-flag" in ((await broken_renderer.status()).error or "")
         with pytest.raises(ServiceUnavailable):
             await broken_renderer.validate(picture())
@@ -475,15 +483,15 @@ async def test_the_reason_of_a_failed_start_is_shown(
 
 
 @asynccontextmanager
-async def _renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[ComfyRenderer]:
+async def _run_renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[ComfyRenderer]:
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
     try:
-        await finished(renderer, picture())
+        await render_successfully(renderer, picture())
         yield renderer
     finally:
         await renderer.close()
 
 
-async def _running(renderer: ComfyRenderer, prompt_id: str) -> bool:
+async def _is_running(renderer: ComfyRenderer, prompt_id: str) -> bool:
     return prompt_id in (await renderer.status()).running

@@ -68,7 +68,7 @@ async def test_it_reaches_nothing_of_the_farm(
         assert await asyncio.to_thread(_count_reachable, addresses) > 5, (
             "from outside all that can be"
         )
-        assert await _tried(farm, _CONNECT, addresses) == []
+        assert await _run_attempt(farm, _CONNECT, addresses) == []
 
         sha256 = await farm.blobs.put(b"another tenant's")
         private = [
@@ -80,13 +80,13 @@ async def test_it_reaches_nothing_of_the_farm(
         ]
         assert len(private) == 5
         assert all(path.exists() for path in private)
-        reached = await _tried(farm, _LOOK, {"files": [str(path) for path in private]})
+        reached = await _run_attempt(farm, _LOOK, {"files": [str(path) for path in private]})
         assert reached["files"] == []
         for secret in (_SECRET, "MOYIN_REDIS_URL", valkey_server.url):
             assert secret not in str(reached["texts"])
 
 
-async def _tried(farm: RenderFarm, code: str, given: Any = None) -> Any:
+async def _run_attempt(farm: RenderFarm, code: str, given: Any = None) -> Any:
     result = await farm.result(await farm.submit(attempt(code, given)))
     return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 

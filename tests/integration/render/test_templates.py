@@ -35,7 +35,7 @@ def http(gateway: RunningStack) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     with httpx.Client(base_url=gateway.url, headers=headers, timeout=60) as client:
         # From the first picture on, graphs are validated when they are submitted.
-        done(client, {"kind": "render", "workflow": picture(next(_colors))})
+        submit_and_wait(client, {"kind": "render", "workflow": picture(next(_colors))})
         yield client
 
 
@@ -53,36 +53,36 @@ def post(http: httpx.Client, body: Mapping[str, Any]) -> httpx.Response:
     return http.post("/jobs", json=body)
 
 
-def until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
-    def done() -> Job | None:
+def wait_until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
+    def submit_and_wait() -> Job | None:
         job: Job = http.get(f"/jobs/{job_id}").json()
         return job if condition(job) else None
 
-    result: Job = eventually_blocking(done, 240)
+    result: Job = eventually_blocking(submit_and_wait, 240)
     return result
 
 
-def done(http: httpx.Client, body: Mapping[str, Any]) -> Job:
+def submit_and_wait(http: httpx.Client, body: Mapping[str, Any]) -> Job:
     answer = post(http, body)
     assert answer.status_code == 202, answer.text
-    job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
     assert (job["status"], job["error"]) == ("succeeded", None)
     return job
 
 
-def swatch(**inputs: Any) -> Job:
+def swatch_job(**inputs: Any) -> Job:
     inputs = {"prompt": "x", "seed": next(_colors), "width": 16, "height": 8, **inputs}
     return {"kind": "render", "template": "swatch", "inputs": inputs}
 
 
-def size(picture: bytes) -> tuple[int, int]:
+def read_size(picture: bytes) -> tuple[int, int]:
     assert picture[:8] == PNG
     width, height = struct.unpack(">II", picture[16:24])
     return width, height
 
 
-def sizes(http: httpx.Client, job: Job) -> list[tuple[int, int]]:
-    return [size(http.get(artifact["url"]).content) for artifact in job["artifacts"]]
+def read_sizes(http: httpx.Client, job: Job) -> list[tuple[int, int]]:
+    return [read_size(http.get(artifact["url"]).content) for artifact in job["artifacts"]]
 
 
 def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client) -> None:
@@ -105,14 +105,14 @@ def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client
 @pytest.mark.parametrize(
     ("body", "field", "right"),
     [
-        (swatch(width=4), "inputs.width", "at least 8"),
-        (swatch(width="16"), "inputs.width", "an integer"),
-        (swatch(prompt=["colour", 0]), "inputs.prompt", "a string"),
-        (swatch(colour=1), "inputs.colour", "prompt, seed, width, height"),
+        (swatch_job(width=4), "inputs.width", "at least 8"),
+        (swatch_job(width="16"), "inputs.width", "an integer"),
+        (swatch_job(prompt=["colour", 0]), "inputs.prompt", "a string"),
+        (swatch_job(colour=1), "inputs.colour", "prompt, seed, width, height"),
         ({"kind": "render", "template": "swatch"}, "inputs.prompt", "missing"),
         ({"kind": "render", "template": "swutch"}, "template", "swatch"),
-        ({**swatch(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
-        ({**swatch(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
+        ({**swatch_job(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
+        ({**swatch_job(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
          "batch.sweep.inputs.width", "at least 8"),
     ],
 )  # fmt: skip
@@ -128,8 +128,8 @@ def test_errors_of_bad_inputs_name_valid_ones(
 
 def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> None:
     prompt = 'a ${steps.0.text} $${x} ["colour", 0]'
-    job = done(http, swatch(prompt=prompt, width=24, height=16))
-    assert sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
+    job = submit_and_wait(http, swatch_job(prompt=prompt, width=24, height=16))
+    assert read_sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
     assert job["outputs"][0]["body"]["outputs"]["caption"]["text"] == [prompt]
 
 
@@ -148,14 +148,14 @@ def test_an_own_picture_is_accepted_and_another_file_refused(
         "template": "resize",
         "inputs": {"image": {"from": "steps.0.artifacts.0"}, "width": 4, "height": 12},
     }
-    job = done(http, {"kind": "pipeline", "steps": [swatch(), resize]})
-    assert sizes(http, job) == [(16, 8), (4, 12)]
+    job = submit_and_wait(http, {"kind": "pipeline", "steps": [swatch_job(), resize]})
+    assert read_sizes(http, job) == [(16, 8), (4, 12)]
 
 
 def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     batch = {"sweep": {"inputs.width": [8, 9], "inputs.height": [10, 11]}}
-    job = done(http, {**swatch(), "batch": batch})
-    assert sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
+    job = submit_and_wait(http, {**swatch_job(), "batch": batch})
+    assert read_sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
     assert (job["steps"], job["progress"]["value"], job["progress"]["max"]) == (4, 4, 4)
     children = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
     assert children[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
@@ -178,17 +178,17 @@ def test_a_retried_batch_continues_after_its_finished_children(
     job_id = answer.json()["id"]
 
     # One ComfyUI, and nobody promises in which order it takes them.
-    running_job = until(http, job_id, lambda job: job["progress"]["value"] >= 1)
+    running_job = wait_until(http, job_id, lambda job: job["progress"]["value"] >= 1)
     assert running_job["progress"]["value"] < 3
     assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
-    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    job = wait_until(http, job_id, lambda job: job["status"] in FINAL)
     statuses = [child["status"] for child in job["children"]]
     assert job["status"] == "cancelled"
     assert set(statuses) == {"succeeded", "cancelled"}
     assert len(job["artifacts"]) == statuses.count("succeeded")
 
     assert http.post(f"/jobs/{job_id}/retry").status_code == 202
-    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    job = wait_until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["status"], job["attempts"], len(job["artifacts"])) == ("succeeded", 2, 3)
     cancelled_steps = [index for index, status in enumerate(statuses) if status == "cancelled"]
     assert sorted(gateway.activities(job_id, "render_step")) == cancelled_steps
@@ -202,7 +202,7 @@ def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
     body = {"kind": "render", "workflow": graph, "batch": {"sweep": {
         "workflow.1.inputs.color": [next(_colors), next(_colors)]}}}  # fmt: skip
     answer = post(http, body)
-    job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
     assert (job["status"], job["error"]["code"]) == ("failed", "render_failed")
     assert job["error"]["message"].startswith("2 of 2 children failed")
     assert [child["error"]["code"] for child in job["children"]] == ["render_failed"] * 2
@@ -218,7 +218,7 @@ def test_openai_s_sdk_gets_pictures(
     measured(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
     assert picture_file.data is not None
     pictures = [base64.b64decode(item.b64_json or "") for item in picture_file.data]
-    assert [size(item) for item in pictures] == [(16, 24)] * 2
+    assert [read_size(item) for item in pictures] == [(16, 24)] * 2
     assert pictures[0] != pictures[1]
 
     [item] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
@@ -227,7 +227,7 @@ def test_openai_s_sdk_gets_pictures(
     # No key: the address is enough for this one file, and any other is not.
     answer = httpx.get(item.url)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    assert size(answer.content) == (8, 8)
+    assert read_size(answer.content) == (8, 8)
     head, _, name = item.url.rpartition("/")
     altered_link_answer = httpx.get(f"{head[:-4]}AAAA/{name}")
     assert (altered_link_answer.status_code, altered_link_answer.json()["code"]) == (
@@ -267,7 +267,7 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
     assert [answer.status_code for answer in answers] == [202, 202], answers[0].text
     assert answers[0].headers["location"] == answers[1].headers["location"]
     job_id = answers[0].json()["id"]
-    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    job = wait_until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["metadata"], len(job["artifacts"])) == ({"user": "soon"}, 1)
 
     # Too long for the client: told once, and not rendered again by the SDK's retries.
@@ -281,7 +281,8 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
     ]
     assert [job["id"] for job in late_jobs] == [exc_info.value.response.headers["x-moyin-job"]]
     assert (
-        until(http, late_jobs[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
+        wait_until(http, late_jobs[0]["id"], lambda job: job["status"] in FINAL)["status"]
+        == "succeeded"
     )
 
 
@@ -290,7 +291,7 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
 ) -> None:
     # The only ComfyUI is busy, so that nothing below can end by itself.
     busy_job = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
-    until(http, busy_job, lambda job: job["status"] == "running")
+    wait_until(http, busy_job, lambda job: job["status"] == "running")
     jobs = {}
     key = {"idempotency-key": f"back-{next(_colors)}"}
     for user, extra_headers in {"back": key, "gone": {}}.items():
@@ -303,12 +304,12 @@ def test_a_disconnect_cancels_the_calls_of_the_client(
         )
         jobs[user] = find_job(http, user)
         client.close()
-    until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
+    wait_until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
     # Who gave a key comes back for the same job.
     assert http.get(f"/jobs/{jobs['back']}").json()["status"] not in FINAL
     for job_id in (jobs["back"], busy_job):
         assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
-        until(http, job_id, lambda job: job["status"] == "cancelled")
+        wait_until(http, job_id, lambda job: job["status"] == "cancelled")
 
 
 def find_job(http: httpx.Client, user: str) -> str:
@@ -325,10 +326,10 @@ def find_job(http: httpx.Client, user: str) -> str:
 def test_an_equal_graph_is_rendered_once_for_its_tenant(
     gateway: RunningStack, http: httpx.Client, measured: Measured
 ) -> None:
-    body = swatch(prompt="once")
-    first_job = done(http, body)
+    body = swatch_job(prompt="once")
+    first_job = submit_and_wait(http, body)
     began = time.monotonic()
-    second_job = done(http, body)
+    second_job = submit_and_wait(http, body)
     measured(f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end")
     assert (first_job["cached"], second_job["cached"], second_job["cost_usd"]) == (False, True, 0)
     assert second_job["outputs"][0]["backend"] == "cache"
@@ -345,15 +346,15 @@ def test_an_equal_graph_is_rendered_once_for_its_tenant(
     ]  # fmt: skip
     # All of a batch that was not rendered before is.
     seed = body["inputs"]["seed"]
-    batch = done(http, {**body, "batch": {"seeds": [seed, next(_colors)]}})
+    batch = submit_and_wait(http, {**body, "batch": {"seeds": [seed, next(_colors)]}})
     assert [child["cached"] for child in batch["children"]] == [True, False]
     assert batch["cached"] is False
 
-    assert done(http, {**body, "cache": False})["cached"] is False
+    assert submit_and_wait(http, {**body, "cache": False})["cached"] is False
     key = next(w for w in gateway.run("keys", "create", "rival").stdout.split() if "moyin_" in w)
     with httpx.Client(base_url=gateway.url, headers={"x-api-key": key}, timeout=60) as other_tenant:
-        assert done(other_tenant, body)["cached"] is False
-        assert done(other_tenant, body)["cached"] is True
+        assert submit_and_wait(other_tenant, body)["cached"] is False
+        assert submit_and_wait(other_tenant, body)["cached"] is True
 
 
 def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> None:
@@ -363,7 +364,7 @@ def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> No
         "inputs": {"image": ["1", 0], "value": 0.5},
     }
     graph["2"]["inputs"]["images"] = ["3", 0]
-    jobs = [done(http, {"kind": "render", "workflow": graph}) for _ in range(2)]
+    jobs = [submit_and_wait(http, {"kind": "render", "workflow": graph}) for _ in range(2)]
     assert [job["cached"] for job in jobs] == [False, False]
 
 
@@ -373,7 +374,7 @@ def test_a_failure_is_not_kept(http: httpx.Client) -> None:
     graph["2"]["inputs"]["images"] = ["3", 0]
     for _ in range(2):
         answer = post(http, {"kind": "render", "workflow": graph})
-        job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+        job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
         assert (job["status"], job["cached"]) == ("failed", False)
 
 
@@ -382,7 +383,7 @@ def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Pa
         "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
         "-o", str(tmp_path),
     ).stdout.split()  # fmt: skip
-    assert size(Path(process[-1]).read_bytes()) == (16, 8)
+    assert read_size(Path(process[-1]).read_bytes()) == (16, 8)
     refused_process = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
     assert refused_process.stderr.startswith("error: invalid_request: inputs.")
 
@@ -447,7 +448,7 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
             extra_headers={"idempotency-key": f"edit-{next(_colors)}"},
         )  # fmt: skip
         [edited_picture] = answer.parse().data or []
-        assert size(base64.b64decode(edited_picture.b64_json or "")) == (8, 6)
+        assert read_size(base64.b64decode(edited_picture.b64_json or "")) == (8, 6)
         assert http.get(f"/jobs/{answer.headers['x-moyin-job']}").json()["status"] == "succeeded"
         with pytest.raises(openai.BadRequestError) as mask:
             sdk.images.edit(model="shrink", prompt="x", image=picture, mask=picture)
@@ -468,7 +469,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
     variables: dict[str, Any] = {"client": sdk}
     exec(read_example("docs/templates.md", "images", "python"), variables)
     pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
-    assert [size(picture) for picture in pictures] == [(512, 512)] * 2
+    assert [read_size(picture) for picture in pictures] == [(512, 512)] * 2
 
     # Scales the picture instead of painting in it, which needs a model.
     seed = {"class_type": "PreviewAny", "inputs": {"source": "${inputs.seed}"}}
@@ -488,6 +489,6 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         assert '"house.png"' in example
         exec(example.replace('"house.png"', repr(str(house_path))), variables)
         edited_pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
-        assert [size(picture) for picture in edited_pictures] == [(4, 4)] * 2
+        assert [read_size(picture) for picture in edited_pictures] == [(4, 4)] * 2
     finally:
         shutil.rmtree(file.parent)

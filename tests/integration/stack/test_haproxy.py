@@ -67,7 +67,7 @@ async def test_disconnect_of_a_client_reaches_the_service(
     The head and the body of the request are sent separately, as most clients do.
     """
     service, departure_count = departures
-    async with _haproxy(tmp_path, service) as port:
+    async with _run_haproxy(tmp_path, service) as port:
         for _ in range(CLIENTS):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             for part in (HEAD, BODY):
@@ -81,7 +81,7 @@ async def test_disconnect_of_a_client_reaches_the_service(
 
 
 @asynccontextmanager
-async def _haproxy(folder: Path, service: int) -> AsyncIterator[int]:
+async def _run_haproxy(folder: Path, service: int) -> AsyncIterator[int]:
     port = free_port()
     config = folder / "haproxy.cfg"
     config.write_text(_CONFIG.format(port=port, service=service))

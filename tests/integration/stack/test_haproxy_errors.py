@@ -48,7 +48,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
 
 
 @pytest.fixture
-async def nowhere(tmp_path: Path) -> AsyncIterator[Ports]:
+async def ports_without_apps(tmp_path: Path) -> AsyncIterator[Ports]:
     """Run HAProxy without apps, as before the first deployment and after `serve shutdown`."""
     async with run_haproxy(tmp_path, {}) as ports:
         yield ports
@@ -60,40 +60,46 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def test_every_path_gets_its_own_shape(nowhere: Ports, http: aiohttp.ClientSession) -> None:
+async def test_every_path_gets_its_own_shape(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
     error = ServiceUnavailable(STARTING, retry_after=5)
     for path in PATHS:
-        await _check_response(http, nowhere, error, path)
+        await _check_response(http, ports_without_apps, error, path)
 
 
-async def test_every_method_gets_it(nowhere: Ports, http: aiohttp.ClientSession) -> None:
-    url = f"http://127.0.0.1:{nowhere.http}/jobs"
+async def test_every_method_gets_it(ports_without_apps: Ports, http: aiohttp.ClientSession) -> None:
+    url = f"http://127.0.0.1:{ports_without_apps.http}/jobs"
     for method in METHODS:
         async with http.request(method, url, data=b"{}") as answer:
             assert answer.status == 503, method
             assert (await answer.json(content_type=None))["code"] == "service_unavailable"
 
 
-async def test_a_head_request_gets_the_headers(nowhere: Ports, http: aiohttp.ClientSession) -> None:
-    async with http.head(f"http://127.0.0.1:{nowhere.http}/v1/messages") as answer:
+async def test_a_head_request_gets_the_headers(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
+    async with http.head(f"http://127.0.0.1:{ports_without_apps.http}/v1/messages") as answer:
         assert (answer.status, answer.headers["retry-after"]) == (503, "5")
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
         assert await answer.read() == b""
 
 
 async def test_a_request_without_a_good_id_gets_one(
-    nowhere: Ports, http: aiohttp.ClientSession
+    ports_without_apps: Ports, http: aiohttp.ClientSession
 ) -> None:
     for request_id in (None, "a b", "x" * 129, "a;b", ""):
         headers = {} if request_id is None else {"x-request-id": request_id}
-        async with http.get(f"http://127.0.0.1:{nowhere.http}/jobs", headers=headers) as answer:
+        async with http.get(
+            f"http://127.0.0.1:{ports_without_apps.http}/jobs", headers=headers
+        ) as answer:
             new_request_id = answer.headers["x-request-id"]
             assert (await answer.json(content_type=None))["request_id"] == new_request_id
         assert re.fullmatch("[0-9a-f]{32}", new_request_id), request_id
 
 
-async def test_a_long_path_is_cut(nowhere: Ports, http: aiohttp.ClientSession) -> None:
-    async with http.get(f"http://127.0.0.1:{nowhere.http}/{'a' * 8000}") as answer:
+async def test_a_long_path_is_cut(ports_without_apps: Ports, http: aiohttp.ClientSession) -> None:
+    async with http.get(f"http://127.0.0.1:{ports_without_apps.http}/{'a' * 8000}") as answer:
         assert answer.status == 503
         assert len((await answer.json(content_type=None))["instance"]) == 1024
 
@@ -101,7 +107,7 @@ async def test_a_long_path_is_cut(nowhere: Ports, http: aiohttp.ClientSession) -
 async def test_an_app_without_replicas_is_unavailable(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    apps = {"gateway": _app("/"), "models": _app("/v1")}
+    apps = {"gateway": _new_app("/"), "models": _new_app("/v1")}
     async with run_haproxy(tmp_path, apps) as ports:
         error = ServiceUnavailable(STARTING, retry_after=5)
         for path in ("/jobs", "/v1/chat/completions", "/prompt"):
@@ -111,14 +117,16 @@ async def test_an_app_without_replicas_is_unavailable(
 async def test_a_replica_that_dies_under_a_request(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def close_without_answer(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         if b"/-/healthz" in request:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    server = await asyncio.start_server(close_without_answer, "127.0.0.1", 0)
     app = App(prefix="/", http=server.sockets[0].getsockname()[1], grpc=free_port())
     error = WorkerLost(
         "the replica ended before it answered; the request may have been carried out",
@@ -129,8 +137,8 @@ async def test_a_replica_that_dies_under_a_request(
             await _check_response(http, ports, error, path)
 
 
-async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
-    gateway_url = f"http://127.0.0.1:{nowhere.http}"
+async def test_the_vendors_clients_try_again(ports_without_apps: Ports) -> None:
+    gateway_url = f"http://127.0.0.1:{ports_without_apps.http}"
     sent_paths: list[str] = []
 
     def count(request: Any) -> None:
@@ -139,14 +147,14 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
     hooks = {"request": [count]}
     messages: Any = [{"role": "user", "content": "Hi"}]
 
-    def by_openai() -> None:
+    def call_with_openai() -> None:
         with openai.DefaultHttpxClient(event_hooks=hooks) as http:
             client = openai.OpenAI(
                 base_url=f"{gateway_url}/v1", api_key="k", max_retries=1, http_client=http
             )
             client.chat.completions.create(model="auto", messages=messages)
 
-    def by_anthropic() -> None:
+    def call_with_anthropic() -> None:
         with anthropic.DefaultHttpxClient(event_hooks=hooks) as http:
             client = anthropic.Anthropic(
                 base_url=gateway_url, api_key="k", max_retries=1, http_client=http
@@ -154,7 +162,9 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
             client.messages.create(model="auto", max_tokens=9, messages=messages)
 
     responses = await asyncio.gather(
-        asyncio.to_thread(by_openai), asyncio.to_thread(by_anthropic), return_exceptions=True
+        asyncio.to_thread(call_with_openai),
+        asyncio.to_thread(call_with_anthropic),
+        return_exceptions=True,
     )
     assert sorted(sent_paths) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
     assert isinstance(responses[0], openai.InternalServerError)
@@ -164,8 +174,10 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
 
 
 @pytest.mark.parametrize("application", [None, "gateway"])
-async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports) -> None:
-    failure = await _call(nowhere, application)
+async def test_grpc_before_the_first_app(
+    application: str | None, ports_without_apps: Ports
+) -> None:
+    failure = await _call(ports_without_apps, application)
     assert failure.code() == grpc.StatusCode.UNAVAILABLE
     assert failure.details() == STARTING
     trailers = dict(failure.trailing_metadata() or ())
@@ -182,7 +194,7 @@ async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Pa
 
     A call without an app's name goes to the gateway.
     """
-    known_apps = {name: _app(f"/{name}") for name in apps}
+    known_apps = {name: _new_app(f"/{name}") for name in apps}
     async with run_haproxy(tmp_path, known_apps) as ports:
         for application in ("gateway", None):
             assert (await _call(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
@@ -254,7 +266,7 @@ class _Proxy(grpc.GenericRpcHandler):
         return b""
 
 
-def _app(prefix: str) -> App:
+def _new_app(prefix: str) -> App:
     return App(prefix=prefix, http=free_port(), grpc=free_port())
 
 

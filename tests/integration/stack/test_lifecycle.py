@@ -29,7 +29,7 @@ from tests.waiting import eventually_blocking
 pytestmark = pytest.mark.timeout(240)
 
 
-def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
+def _new_stack(folder: Path, *, broken: bool = False) -> RunningStack:
     config = folder / "serve_config.yaml"
     app = {
         "name": "tiny",
@@ -47,11 +47,11 @@ def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Run one stack for all tests of the module; only the last tests stop it."""
-    with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
+    with _new_stack(tmp_path_factory.mktemp("stack")).living() as stack:
         yield stack
 
 
-def _state(stack: RunningStack) -> Any:
+def _read_state(stack: RunningStack) -> Any:
     return json.loads(stack.run("status", "--json", check=False).stdout)
 
 
@@ -61,16 +61,16 @@ def _get(url: str) -> Any:
 
 
 def test_everything_is_up_and_the_gateway_answers(stack: RunningStack) -> None:
-    state = _state(stack)
+    state = _read_state(stack)
     assert state["phase"] == "ready"
     assert {part["status"] for part in state["parts"].values()} == {"up"}
     assert _get(f"{stack.url}/hello") == {"path": "/hello"}
 
 
 def test_a_second_up_does_nothing(stack: RunningStack) -> None:
-    pid_before = _state(stack)["pid"]
+    pid_before = _read_state(stack)["pid"]
     assert "up already" in stack.run("up").stdout
-    assert _state(stack)["pid"] == pid_before
+    assert _read_state(stack)["pid"] == pid_before
 
 
 def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
@@ -166,17 +166,17 @@ def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: Runnin
 
 @pytest.mark.parametrize("name", ["valkey", "temporal"])
 def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measured) -> None:
-    killed_pid = _state(stack)["parts"][name]["pid"]
+    killed_pid = _read_state(stack)["parts"][name]["pid"]
     os.kill(killed_pid, signal.SIGKILL)
 
-    def back() -> bool:
-        part = _state(stack)["parts"][name]
+    def is_restarted() -> bool:
+        part = _read_state(stack)["parts"][name]
         return bool(part["status"] == "up" and part["pid"] != killed_pid)
 
     began = time.monotonic()
-    eventually_blocking(back, 180)
+    eventually_blocking(is_restarted, 180)
     measured(f"{name} back after {time.monotonic() - began:.1f} s")
-    assert _state(stack)["parts"][name]["restarts"] == 1
+    assert _read_state(stack)["parts"][name]["restarts"] == 1
     assert _get(f"{stack.url}/")
 
 
@@ -216,13 +216,13 @@ def test_up_right_after_a_kill_ends_the_remaining_processes(stack: RunningStack)
 def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_order(
     stack: RunningStack, tmp_path: Path
 ) -> None:
-    second_stack = _stack(tmp_path)
+    second_stack = _new_stack(tmp_path)
     command = [sys.executable, "-m", "moyin.cli.main", "up", "--foreground"]
     try:
         process = subprocess.Popen(
             command, env=second_stack.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        eventually_blocking(lambda: _state(second_stack)["phase"] == "ready", 240)
+        eventually_blocking(lambda: _read_state(second_stack)["phase"] == "ready", 240)
         assert _get(f"{second_stack.url}/other") == {"path": "/other"}
         assert _get(f"{stack.url}/first") == {"path": "/first"}
         assert second_stack.url != stack.url
@@ -243,7 +243,7 @@ def test_down_leaves_nothing(stack: RunningStack, measured: Measured) -> None:
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
-    second_stack = _stack(tmp_path)
+    second_stack = _new_stack(tmp_path)
     with socket.socket() as server:
         # An earlier stack may have had it a moment ago.
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -258,7 +258,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_an_app_that_cannot_start_is_one_clear_line_and_nothing_stays(tmp_path: Path) -> None:
-    broken_stack = _stack(tmp_path, broken=True)
+    broken_stack = _new_stack(tmp_path, broken=True)
     refused_process = broken_stack.run("up", check=False)
     assert refused_process.returncode == 1
     error_line = refused_process.stderr.strip().splitlines()[-1]

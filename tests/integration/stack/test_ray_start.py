@@ -48,7 +48,7 @@ class Head:
             "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(folder / "data"),
             "RAY_AUTH_TOKEN_PATH": str(token),
-            # Ray renames its processes over their environment otherwise: `_belongs` reads it.
+            # `_belongs_to_stack` reads the environment, which Ray otherwise overwrites with titles.
             "SPT_NOENV": "1",
             # Beside other farms on this machine; a node has Serve's own ports and folder.
             "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
@@ -113,7 +113,7 @@ def head() -> Iterator[Head]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         process = head.start()
-        stack.callback(_end, process, folder)
+        stack.callback(_end_processes, process, folder)
         yield head
 
 
@@ -177,7 +177,7 @@ def _ray_env() -> Mapping[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _end_processes(process: subprocess.Popen[bytes], folder: Path) -> None:
     """End Ray and its remaining processes, such as HAProxy."""
     process.terminate()
     try:
@@ -185,7 +185,9 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    remaining_processes = [item for item in psutil.process_iter() if _belongs(item, folder)]
+    remaining_processes = [
+        item for item in psutil.process_iter() if _belongs_to_stack(item, folder)
+    ]
     for item in remaining_processes:
         # One that ended by itself meanwhile.
         with suppress(psutil.NoSuchProcess):
@@ -193,7 +195,7 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
     psutil.wait_procs(remaining_processes, timeout=10)
 
 
-def _belongs(process: psutil.Process, folder: Path) -> bool:
+def _belongs_to_stack(process: psutil.Process, folder: Path) -> bool:
     try:
         return process.environ().get("MOYIN_DATA") == str(folder / "data")
     except psutil.Error:

@@ -39,7 +39,7 @@ async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
     await hub.close()
 
 
-async def take(watch: Subscription[JobEvent], count: int) -> list[int]:
+async def take_numbers(watch: Subscription[JobEvent], count: int) -> list[int]:
     """Return the ids of the next ``count`` events, which may arrive in several batches."""
     taken_numbers: list[int] = []
     async with asyncio.timeout(10):
@@ -59,9 +59,9 @@ async def test_a_watcher_sees_the_past_and_the_present_in_order(
     await publish(store, "a", range(3))
     await publish(store, "b", range(100, 103))
     async with hub.subscribe("a", None) as events:
-        assert await take(events, 3) == [0, 1, 2]
+        assert await take_numbers(events, 3) == [0, 1, 2]
         await publish(store, "a", range(3, 6))
-        assert await take(events, 3) == [3, 4, 5]
+        assert await take_numbers(events, 3) == [3, 4, 5]
 
 
 async def test_a_late_watcher_rewinds_without_repeating_to_the_others(
@@ -69,12 +69,12 @@ async def test_a_late_watcher_rewinds_without_repeating_to_the_others(
 ) -> None:
     async with hub.subscribe("a", None) as first_watch:
         await publish(store, "a", range(4))
-        assert await take(first_watch, 4) == [0, 1, 2, 3]
+        assert await take_numbers(first_watch, 4) == [0, 1, 2, 3]
         async with hub.subscribe("a", None) as second_watch:
-            assert await take(second_watch, 4) == [0, 1, 2, 3]
+            assert await take_numbers(second_watch, 4) == [0, 1, 2, 3]
             await publish(store, "a", range(4, 6))
-            assert await take(first_watch, 2) == [4, 5]
-            assert await take(second_watch, 2) == [4, 5]
+            assert await take_numbers(first_watch, 2) == [4, 5]
+            assert await take_numbers(second_watch, 2) == [4, 5]
 
 
 async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
@@ -83,7 +83,7 @@ async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
     assert [e.data["n"] for e in stored_events] == [0, 1, 2, 3, 4]
     assert [e.data["n"] for e in await store.replay("a", stored_events[2].id)] == [3, 4]
     async with hub.subscribe("a", stored_events[2].id) as events:
-        assert await take(events, 2) == [3, 4]
+        assert await take_numbers(events, 2) == [3, 4]
     with pytest.raises(InvalidRequest):
         async with hub.subscribe("a", "nonsense"):
             pass
@@ -92,7 +92,7 @@ async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
 async def test_fifty_watchers_use_one_reader(store: EventStore, hub: EventHub) -> None:
     async def watch(job: str) -> list[int]:
         async with hub.subscribe(job, None) as events:
-            return await take(events, 10)
+            return await take_numbers(events, 10)
 
     watch_tasks = [asyncio.create_task(watch(f"job{i % 5}")) for i in range(50)]
     await asyncio.sleep(0.1)
@@ -110,10 +110,10 @@ async def test_a_slow_watcher_is_cut_and_the_others_are_not(
     async with hub.subscribe("a", None) as slow_watch, hub.subscribe("a", None) as quick_watch:
         for n in range(20):
             await publish(store, "a", range(n, n + 1))
-            assert await take(quick_watch, 1) == [n]
-        assert await take(slow_watch, 8) == list(range(8))
+            assert await take_numbers(quick_watch, 1) == [n]
+        assert await take_numbers(slow_watch, 8) == list(range(8))
         with pytest.raises(SlowConsumer):
-            await take(slow_watch, 1)
+            await take_numbers(slow_watch, 1)
 
 
 async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(
@@ -122,9 +122,9 @@ async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(
     published_events = [(EventType.PROGRESS, {"n": n}) for n in range(900)]
     await store.publish_all("a", published_events)
     async with hub.subscribe("a", None) as events:
-        assert await take(events, 900) == list(range(900))
+        assert await take_numbers(events, 900) == list(range(900))
         await publish(store, "a", range(900, 903))
-        assert await take(events, 3) == [900, 901, 902]
+        assert await take_numbers(events, 3) == [900, 901, 902]
 
 
 async def test_an_outage_pauses_watchers_and_costs_no_publisher(
@@ -132,14 +132,14 @@ async def test_an_outage_pauses_watchers_and_costs_no_publisher(
 ) -> None:
     async with hub.subscribe("a", None) as events:
         await publish(store, "a", range(2))
-        assert await take(events, 2) == [0, 1]
+        assert await take_numbers(events, 2) == [0, 1]
         await asyncio.sleep(1.1)  # appendfsync everysec: what was written a second ago is on disk
         valkey.kill()
         await publish(store, "a", range(99, 100))
         assert store.lost_count == 1
         await asyncio.to_thread(valkey.start)
         await publish(store, "a", range(2, 4))
-        assert await take(events, 2) == [2, 3]
+        assert await take_numbers(events, 2) == [2, 3]
 
 
 async def test_streams_are_bounded_and_expire(valkey: ValkeyServer, store: EventStore) -> None:

@@ -187,18 +187,18 @@ async def test_a_page_and_its_cursor_are_read_in_one_statement(
         assert len((await JobStore(other_database).delete("ann", ids[-3:])).deleted) == 3
         await other_database.close()
 
-    def interfere(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def delete_between_queries(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "row_number" in statement and deleting.ident is None:
             deleting.start()
             deleting.join()
 
     deleting = threading.Thread(target=lambda: asyncio.run(delete_newest()))
     job_filter = JobFilter(pool="rare")
-    sa.event.listen(sa.Engine, "after_cursor_execute", interfere)
+    sa.event.listen(sa.Engine, "after_cursor_execute", delete_between_queries)
     try:
         page, cursor = await jobs.list_page("ann", job_filter)
     finally:
-        sa.event.remove(sa.Engine, "after_cursor_execute", interfere)
+        sa.event.remove(sa.Engine, "after_cursor_execute", delete_between_queries)
     assert page == [] and cursor is not None and not deleting.is_alive()
     assert len((await jobs.list_page("ann"))[0]) == 9, "the deletion came between the statements"
     page, _ = await jobs.list_page("ann", job_filter, cursor=cursor)

@@ -40,12 +40,12 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> None:
     for _ in range(2):
         migrate(empty_url)
-        assert asyncio.run(_with(empty_url, _differences)) == []
-        asyncio.run(_with(empty_url, _insert_key))
-        identity = asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(KEY)))
+        assert asyncio.run(_with_database(empty_url, _find_differences)) == []
+        asyncio.run(_with_database(empty_url, _insert_key))
+        identity = asyncio.run(_with_database(empty_url, lambda d: KeyStore(d).verify(KEY)))
         assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
         migrate(empty_url, "base", down=True)
-        assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
+        assert asyncio.run(_with_database(empty_url, _list_tables)) == {"alembic_version"}
 
 
 async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Postgres) -> None:
@@ -71,8 +71,8 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
     built_indexes = [
         text for text in statements if text.startswith("CREATE INDEX") and "usage" in text
     ]
-    assert len(built_indexes) == 8 and await _with(url, _count_calls) >= len(built_indexes)
-    assert await _with(url, _differences) == []
+    assert len(built_indexes) == 8 and await _with_database(url, _count_calls) >= len(built_indexes)
+    assert await _with_database(url, _find_differences) == []
     await writer_database.close()
 
 
@@ -93,21 +93,21 @@ def test_an_interrupted_migration_of_postgresql_is_completed_later(
     with _before_each_statement(interrupt), pytest.raises(InterruptedError):
         migrate(url)
     # What PostgreSQL leaves if it is interrupted while it builds the first index.
-    asyncio.run(_with(url, _mark_an_index_invalid))
+    asyncio.run(_with_database(url, _mark_an_index_invalid))
     migrate(url)
-    assert asyncio.run(_with(url, _differences)) == []
-    assert asyncio.run(_with(url, _list_invalid_indexes)) == []
+    assert asyncio.run(_with_database(url, _find_differences)) == []
+    assert asyncio.run(_with_database(url, _list_invalid_indexes)) == []
 
 
 def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
     migrate(empty_url)
-    asyncio.run(_with(empty_url, _set_revision))
+    asyncio.run(_with_database(empty_url, _set_revision))
     for is_downgrade in (False, True):
         with pytest.raises(
             StackError, match=r"has the schema revision '0005'.*use that version or a new database"
         ):
             migrate(empty_url, "base" if is_downgrade else "head", down=is_downgrade)
-    assert "jobs" in asyncio.run(_with(empty_url, _tables))
+    assert "jobs" in asyncio.run(_with_database(empty_url, _list_tables))
 
 
 @pytest.fixture
@@ -153,12 +153,12 @@ async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
             )
         )  # fmt: skip
 
-    async def found(**filters: str) -> list[str]:
+    async def find_by_labels(**filters: str) -> list[str]:
         return [job.id for job in (await jobs.list_page("ann", JobFilter(metadata=filters)))[0]]
 
-    assert await found(client="acme") == ["job-1", "job-0"]
-    assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
-    assert await found(client="nobody") == await found(nothing="") == []
+    assert await find_by_labels(client="acme") == ["job-1", "job-0"]
+    assert await find_by_labels(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
+    assert await find_by_labels(client="nobody") == await find_by_labels(nothing="") == []
 
 
 _INSERT_CALL = sa.text(
@@ -174,16 +174,16 @@ def _before_each_statement(work: Callable[[str], Any]) -> Iterator[list[str]]:
     """
     statements: list[str] = []
 
-    def listen(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def note_statement(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "INSERT INTO usage" not in statement and "lock_timeout" not in statement:
             work(statement)
             statements.append(statement.strip())
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", listen)
+    sa.event.listen(sa.Engine, "before_cursor_execute", note_statement)
     try:
         yield statements
     finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", listen)
+        sa.event.remove(sa.Engine, "before_cursor_execute", note_statement)
 
 
 async def _count_calls(database: Database) -> int:
@@ -206,7 +206,7 @@ async def _list_invalid_indexes(database: Database) -> Any:
         return (await transaction.execute(query)).all()
 
 
-async def _with(url: str, work: Any) -> Any:
+async def _with_database(url: str, work: Any) -> Any:
     database = Database(url)
     try:
         return await work(database)
@@ -228,7 +228,7 @@ async def _set_revision(database: Database) -> None:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0005'"))
 
 
-async def _differences(database: Database) -> Any:
+async def _find_differences(database: Database) -> Any:
     async with database.reading() as connection:
         return await connection.run_sync(
             lambda c: compare_metadata(
@@ -237,7 +237,7 @@ async def _differences(database: Database) -> Any:
         )
 
 
-async def _tables(database: Database) -> set[str]:
+async def _list_tables(database: Database) -> set[str]:
     async with database.reading() as connection:
         names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
     return set(names)

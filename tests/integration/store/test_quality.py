@@ -95,13 +95,13 @@ async def test_tenant_is_listed_once_when_its_state_is_saved_meanwhile(
             [SavedState(state={}, number=2, levels={"a": {"code": 9.0}})],
         )
 
-        async def reading(work: Any) -> Any:
+        async def read_while_saving(work: Any) -> Any:
             rows = await original_read(work)
             while pending_state:
                 await store.save_state("t0", pending_state.pop())
             return rows
 
-        monkeypatch.setattr(database, "read", reading)
+        monkeypatch.setattr(database, "read", read_while_saving)
         result = await store.list_levels()
         assert len(result) == len({str(item) for item in result})
     finally:

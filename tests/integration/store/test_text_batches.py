@@ -35,7 +35,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def answered(batch_id: str, number: int) -> FinishedLine:
+def answered_line(batch_id: str, number: int) -> FinishedLine:
     entry = UsageEntry(
         request_id=f"{batch_id}-{number}", owner="ada", backend="b", model="m", input_tokens=1,
         cached_tokens=0, output_tokens=1, cost_usd=Decimal(0), complete=True,
@@ -44,7 +44,7 @@ def answered(batch_id: str, number: int) -> FinishedLine:
     return FinishedLine(batch_id=batch_id, result=result, usage=(entry,))
 
 
-async def begin(database: Database, batch_id: str, count: int) -> None:
+async def create_batch(database: Database, batch_id: str, count: int) -> None:
     """Create a batch with ``count`` lines, ready to be claimed."""
     batches = TextBatchStore(database)
     await batches.create(
@@ -66,7 +66,7 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
     lines = BatchLineStore(database)
     ids = ["batch_1", "batch_2"]
     for batch_id in ids:
-        await begin(database, batch_id, LINES)
+        await create_batch(database, batch_id, LINES)
     claimed_numbers: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
 
     async def run(name: str) -> None:
@@ -78,7 +78,7 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
                 results[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
                 claimed_numbers[batch_id] += [line.number for line in results[batch_id]]
             group = [
-                answered(b, line.number)
+                answered_line(b, line.number)
                 for b, batch_lines in results.items()
                 for line in batch_lines
             ]
@@ -101,7 +101,7 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
     Each round has new runners, because the others do not yet know that a new runner is alive.
     """
     lines = BatchLineStore(database)
-    await begin(database, "batch_1", ROUNDS * NEW_RUNNERS * 10)
+    await create_batch(database, "batch_1", ROUNDS * NEW_RUNNERS * 10)
     for round_number in range(ROUNDS):
         groups = await asyncio.gather(
             *(
@@ -118,7 +118,7 @@ async def test_native_batches_take_no_line_from_a_new_runner(database: Database)
     numbers = range(1, 11)
     for round_number in range(NATIVE_ROUNDS):
         batch_id = f"batch_{round_number}"
-        await begin(database, batch_id, len(numbers))
+        await create_batch(database, batch_id, len(numbers))
         native_batch = NativeBatch(
             id=new_native_id(), batch_id=batch_id, backend="cloud", model="m",
             status=NativeStatus.ASSIGNED, created_at=now(), due_at=now(),

@@ -70,10 +70,10 @@ class _OpenAI:
             body["seed"] = features.seed
         try:
             if not stream:
-                return self._whole(await self._sdk.chat.completions.create(**body))
+                return self._to_answer(await self._sdk.chat.completions.create(**body))
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             events = await self._sdk.chat.completions.create(**body)
-            return await self._streamed(events)
+            return await self._join_chunks(events)
         except openai.APIStatusError as error:
             raise Refused(error.status_code, str(error.code), error.param) from None
 
@@ -100,7 +100,7 @@ class _OpenAI:
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
         return messages
 
-    def _whole(self, answer: Any) -> ReceivedAnswer:
+    def _to_answer(self, answer: Any) -> ReceivedAnswer:
         message = answer.choices[0].message
         received_answer = ReceivedAnswer(
             text=message.content or "",
@@ -115,7 +115,7 @@ class _OpenAI:
         self._count(received_answer, answer.usage)
         return received_answer
 
-    async def _streamed(self, events: Any) -> ReceivedAnswer:
+    async def _join_chunks(self, events: Any) -> ReceivedAnswer:
         answer = ReceivedAnswer()
         calls: list[dict[str, Any]] = []
         async for chunk in events:
@@ -176,9 +176,9 @@ class _Anthropic:
             body["thinking"] = {"type": "enabled", "budget_tokens": 2000}
         try:
             if not stream:
-                return self._heard(await self._sdk.messages.create(**body))
+                return self._collect_answer(await self._sdk.messages.create(**body))
             async with self._sdk.messages.stream(**body) as events:
-                return self._heard(await events.get_final_message())
+                return self._collect_answer(await events.get_final_message())
         except anthropic.APIStatusError as error:
             assert isinstance(error.body, dict)
             response_body = error.body["error"]
@@ -208,7 +208,7 @@ class _Anthropic:
             messages.append({"role": "user", "content": results})
         return messages
 
-    def _heard(self, message: Any) -> ReceivedAnswer:
+    def _collect_answer(self, message: Any) -> ReceivedAnswer:
         usage = message.usage
         answer = ReceivedAnswer(
             reason=message.stop_reason,
@@ -256,7 +256,7 @@ class _Ollama:
             body["think"] = True
         body |= {"options": options, "stream": stream}
         try:
-            return self._heard([piece async for piece in self._chat(body)])
+            return self._collect_answer([piece async for piece in self._chat(body)])
         except ollama.ResponseError as error:
             # Of an error the SDK keeps the sentence only.
             response_body = (await self._sdk._client.post("/api/chat", json=body)).json()
@@ -292,7 +292,7 @@ class _Ollama:
             ]
         return messages
 
-    def _heard(self, pieces: list[Any]) -> ReceivedAnswer:
+    def _collect_answer(self, pieces: list[Any]) -> ReceivedAnswer:
         answer = ReceivedAnswer()
         tool_calls: list[Any] = []
         for piece in pieces:

@@ -39,7 +39,7 @@ def test_a_response_is_polled_continued_and_its_job_is_not_stored_again(
         True,
         [],
     )
-    ended_response = _ended(client, first_response.id)
+    ended_response = _wait_for_end(client, first_response.id)
     assert ended_response.status in ("completed", "incomplete") and ended_response.output_text
     assert client.responses.retrieve(first_response.id) == ended_response
     second_response = client.responses.create(
@@ -49,7 +49,7 @@ def test_a_response_is_polled_continued_and_its_job_is_not_stored_again(
         background=True,
         previous_response_id=first_response.id,
     )
-    second_response = _ended(client, second_response.id)
+    second_response = _wait_for_end(client, second_response.id)
     assert second_response.previous_response_id == first_response.id
     assert second_response.usage is not None and ended_response.usage is not None
     assert second_response.usage.input_tokens > ended_response.usage.input_tokens, (
@@ -118,7 +118,7 @@ def test_a_repeat_under_one_key_is_one_response(client: openai.OpenAI) -> None:
     call: dict[str, Any] = {"model": MODEL, "max_output_tokens": 4, "background": True}
     key = {"idempotency-key": "one-response"}
     first_response = client.responses.create(**call, input="hi", extra_headers=key)
-    ended_response = _ended(client, first_response.id)
+    ended_response = _wait_for_end(client, first_response.id)
     repeated_response = client.responses.create(**call, input="hi", extra_headers=key)
     assert repeated_response == ended_response
     with pytest.raises(openai.APIStatusError) as exc_info:
@@ -189,10 +189,10 @@ def _status(http: httpx.Client, job: str) -> str:
     return str(http.get(f"/jobs/{job}").json()["status"])
 
 
-def _ended(client: openai.OpenAI, response_id: str) -> Response:
-    def ended() -> Response | None:
+def _wait_for_end(client: openai.OpenAI, response_id: str) -> Response:
+    def find_ended_response() -> Response | None:
         shown_response = client.responses.retrieve(response_id)
         return None if shown_response.status in ("queued", "in_progress") else shown_response
 
-    result: Response = eventually_blocking(ended, 180)
+    result: Response = eventually_blocking(find_ended_response, 180)
     return result

@@ -59,9 +59,9 @@ class Model:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/embeddings", self._embed)
-        app.router.add_get("/v1/models", self._list)
+        app.router.add_post("/v1/chat/completions", self._answer_chat)
+        app.router.add_post("/v1/embeddings", self._answer_embedding)
+        app.router.add_get("/v1/models", self._list_models)
         runner = web.AppRunner(app)
         await runner.setup()
         try:
@@ -70,10 +70,10 @@ class Model:
         finally:
             await runner.cleanup()
 
-    async def _list(self, _: web.Request) -> web.Response:
+    async def _list_models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
 
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _answer_chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
         self.calls_by_text[text] += 1
         self.running += 1
@@ -96,7 +96,7 @@ class Model:
         content = json.dumps({**answer, "choices": [choice], "usage": usage}, indent=1)
         return web.Response(text=content, content_type="application/json")
 
-    async def _embed(self, request: web.Request) -> web.Response:
+    async def _answer_embedding(self, request: web.Request) -> web.Response:
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}]
         usage = {"prompt_tokens": 2, "total_tokens": 2}
         return web.json_response({"object": "list", "data": data, "model": "v", "usage": usage})
@@ -188,7 +188,7 @@ class Farm:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def line(number: int, text: str | None = None, **changes: Any) -> dict[str, Any]:
+def new_line(number: int, text: str | None = None, **changes: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": text or f"text {number}"}]
     return {
         "custom_id": f"line-{number}",
@@ -233,7 +233,7 @@ async def farm(
 async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None:
     farm.model.refused = {"text 3"}
     farm.model.failures["text 4"] = 2
-    lines: list[Any] = [line(number) for number in range(1, 41)]
+    lines: list[Any] = [new_line(number) for number in range(1, 41)]
     lines[1]["body"]["model"] = "nobody"
     created_batch = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
     assert (created_batch.status, created_batch.endpoint) == ("validating", "/v1/chat/completions")
@@ -264,13 +264,18 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
     ("lines", "code", "number", "param"),
     [
         ([b""], "empty_file", None, None),
-        ([line(1), b"{"], "invalid_json_line", 2, None),
-        ([line(1), line(1)], "duplicate_custom_id", 2, "custom_id"),
-        ([line(1, method="GET")], "invalid_method", 1, "method"),
-        ([line(1, url="/v1/embeddings")], "mismatched_url", 1, "url"),
-        ([line(1, body=[])], "missing_required_parameter", 1, "body"),
-        ([line(1, body={"model": "m", "stream": True})], "unsupported_parameter", 1, "body.stream"),
-        ([line(1, "x" * 1_000)], "line_too_large", 1, None),
+        ([new_line(1), b"{"], "invalid_json_line", 2, None),
+        ([new_line(1), new_line(1)], "duplicate_custom_id", 2, "custom_id"),
+        ([new_line(1, method="GET")], "invalid_method", 1, "method"),
+        ([new_line(1, url="/v1/embeddings")], "mismatched_url", 1, "url"),
+        ([new_line(1, body=[])], "missing_required_parameter", 1, "body"),
+        (
+            [new_line(1, body={"model": "m", "stream": True})],
+            "unsupported_parameter",
+            1,
+            "body.stream",
+        ),
+        ([new_line(1, "x" * 1_000)], "line_too_large", 1, None),
     ],
 )
 async def test_invalid_files_fail_before_any_line_runs(
@@ -289,7 +294,7 @@ async def test_invalid_files_fail_before_any_line_runs(
 
 async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     farm.model.free.clear()
-    batch = await farm.create(*(line(number) for number in range(1, 101)))
+    batch = await farm.create(*(new_line(number) for number in range(1, 101)))
     await farm.until(batch, lambda state: state.status == "in_progress")
     await eventually(lambda: farm.model.running == 4)
     assert (await farm.client.batches.cancel(batch.id)).status == "cancelling"
@@ -302,14 +307,14 @@ async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     assert {state["error"]["code"] for state in errors} == {"batch_cancelled"}
     assert farm.model.calls_by_text.total() == len(output)
     with pytest.raises(openai.ConflictError) as exc_info:
-        completed_batch = await farm.until(await farm.create(line(1)))
+        completed_batch = await farm.until(await farm.create(new_line(1)))
         await farm.client.batches.cancel(completed_batch.id)
     assert exc_info.value.code == "batch_finished"
 
 
 async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) -> None:
     farm.model.free.clear()
-    batch = await farm.create(*(line(number) for number in range(1, 51)))
+    batch = await farm.create(*(new_line(number) for number in range(1, 51)))
     await eventually(lambda: farm.model.running == 4)
     expiry = text_batches.update().where(text_batches.c.id == batch.id).values(expires_at=now())
     await farm.app.database.execute(expiry)
@@ -325,7 +330,7 @@ async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) ->
 async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
     limit = Limit(subject="owner:ada", usd_per_day=Decimal("0.0000001"))
     await LimitStore(farm.app.database).set(limit)
-    ended_batch = await farm.until(await farm.create(line(1), line(2)))
+    ended_batch = await farm.until(await farm.create(new_line(1), new_line(2)))
     assert ended_batch.status == "completed" and ended_batch.output_file_id is None
     errors = [item["response"] for item in await farm.read(ended_batch.error_file_id)]
     assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
@@ -336,11 +341,11 @@ async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
 
 async def test_vectors_and_lists(farm: Farm) -> None:
     body = {"model": "v", "input": "x"}
-    lines = [line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
+    lines = [new_line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
     first_batch = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
     [answer, _] = await farm.read(first_batch.output_file_id)
     assert answer["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
-    second_batch = await farm.create(line(1))
+    second_batch = await farm.create(new_line(1))
     page = await farm.client.batches.list(limit=1)
     assert [item.id for item in page.data] == [second_batch.id] and page.has_more
     assert [item.id async for item in farm.client.batches.list(limit=1)] == [

@@ -83,7 +83,7 @@ async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> Asy
     await database.close()
 
 
-def hello(**kwargs: Any) -> dict[str, Any]:
+def hello_body(**kwargs: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Tell me a long story."}]
     return {"model": "smollm2", "messages": messages, "max_tokens": 8, **kwargs}
 
@@ -96,7 +96,7 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
 
     async def call() -> str:
         try:
-            await client.chat.completions.create(**hello())
+            await client.chat.completions.create(**hello_body())
         except openai.APIStatusError as error:
             return f"{error.status_code} {error.code}"
         return "answered"
@@ -104,11 +104,11 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
     outcome_counts = Counter(await asyncio.gather(*(call() for _ in range(12))))
     assert outcome_counts.keys() == {"answered", "402 budget_exceeded"}
 
-    async def settled() -> bool:
+    async def is_settled_cost() -> bool:
         count, cost = await studio.ledger()
         return count == outcome_counts["answered"] and await studio.booked(key_id) == cost
 
-    await eventually(settled)
+    await eventually(is_settled_cost)
     _, cost = await studio.ledger()
     assert 0 < cost <= budget * NANO
     # What was set aside and not used is there again.
@@ -123,7 +123,7 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
 async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> None:
     # Less than the maximum cost of a call without max_tokens, which reserves a whole context.
     key_id, client = await studio.client(usd_per_day=Decimal("0.015"))
-    await client.chat.completions.create(**hello())
+    await client.chat.completions.create(**hello_body())
 
     async def is_settled() -> bool:
         _, cost = await studio.ledger()
@@ -132,7 +132,7 @@ async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> Non
     await eventually(is_settled)
     _, cost = await studio.ledger()
     with pytest.raises(openai.APIStatusError) as exc_info:
-        await client.chat.completions.create(**hello(max_tokens=openai.omit))
+        await client.chat.completions.create(**hello_body(max_tokens=openai.omit))
     error: Any = exc_info.value.body
     assert (exc_info.value.status_code, error["code"]) == (402, "budget_exceeded")
     report = await client.get("/usage", cast_to=httpx.Response)
@@ -151,18 +151,18 @@ async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> Non
 
 async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio) -> None:
     key_id, client = await studio.client(usd_per_month=Decimal(5), concurrent_requests=1)
-    stream = await client.chat.completions.create(**hello(stream=True, max_tokens=1500))
+    stream = await client.chat.completions.create(**hello_body(stream=True, max_tokens=1500))
     await anext(aiter(stream))
     booked_during = await studio.booked(key_id)
     await stream.close()
 
-    async def settled() -> bool:
+    async def is_settled_cost() -> bool:
         count, cost = await studio.ledger()
         return count == 1 and 0 < await studio.booked(key_id) == cost < booked_during
 
-    await eventually(settled)
+    await eventually(is_settled_cost)
     # The place of the cut stream is free again as well.
-    answer = await client.chat.completions.create(**hello())
+    answer = await client.chat.completions.create(**hello_body())
     assert answer.choices
     await client.close()
 
@@ -170,19 +170,19 @@ async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio)
 async def test_a_refused_call_and_a_failed_one_cost_nothing(studio: Studio) -> None:
     key_id, client = await studio.client(usd_per_day=Decimal(1), requests_per_minute=2)
     with pytest.raises(openai.NotFoundError):
-        await client.chat.completions.create(**hello(model="nobody"))
-    raw = await client.chat.completions.with_raw_response.create(**hello())
+        await client.chat.completions.create(**hello_body(model="nobody"))
+    raw = await client.chat.completions.with_raw_response.create(**hello_body())
     assert raw.headers["ratelimit-limit"] == "2"
     with suppress(openai.RateLimitError):
-        await client.chat.completions.create(**hello())
+        await client.chat.completions.create(**hello_body())
     with pytest.raises(openai.RateLimitError) as exc_info:
-        await client.chat.completions.create(**hello())
+        await client.chat.completions.create(**hello_body())
     assert exc_info.value.code == "rate_limit_exceeded"
     assert 0 < int(exc_info.value.response.headers["retry-after"]) <= 60
 
-    async def settled() -> bool:
+    async def is_settled_cost() -> bool:
         _, cost = await studio.ledger()
         return await studio.booked(key_id) == cost
 
-    await eventually(settled)
+    await eventually(is_settled_cost)
     await client.close()

@@ -198,12 +198,12 @@ async def test_the_description_is_complete(models_app: ModelsApp) -> None:
     paths = {"/chat/completions", "/messages", "/models", "/requests/{request_id}"}
     assert paths < set(description["paths"])
     schemas = description["components"]["schemas"]
-    references = set(_references(description))
+    references = set(_find_references(description))
     assert {reference.rpartition("/")[2] for reference in references} <= set(schemas)
 
 
-def _references(value: object) -> list[str]:
+def _find_references(value: object) -> list[str]:
     if isinstance(value, dict):
         own_references = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-        return own_references + [r for item in value.values() for r in _references(item)]
-    return [r for item in value for r in _references(item)] if isinstance(value, list) else []
+        return own_references + [r for item in value.values() for r in _find_references(item)]
+    return [r for item in value for r in _find_references(item)] if isinstance(value, list) else []

@@ -23,14 +23,16 @@ _RULES = {"routing": {"rescue": "off"}}
 class _AnyServer(WireServer):
     """Accepts unknown members, as real servers do, and supports text completions."""
 
-    async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
-        return await super()._body(request, None)
+    async def _read_body(
+        self, request: web.Request, known: frozenset[str] | None
+    ) -> dict[str, Any]:
+        return await super()._read_body(request, None)
 
     def _add_routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/completions", self._complete)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request, None)
+        body = await self._read_body(request, None)
         choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
         answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up"}
         choices = [{**choice, "index": index} for index in range(body.get("n") or 1)]
@@ -73,7 +75,7 @@ def _backends(url: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-async def _dry_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+async def _run_dry(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     async with http.post(f"/v1/route?protocol={call.protocol}", json=call.body) as response:
         body = await response.json()
     if response.status != 200:
@@ -83,7 +85,7 @@ async def _dry_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     return body["chosen"]["backend"], body["chosen"]["model"]
 
 
-async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+async def _run_for_real(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     async with http.post(f"/v1/{call.path}", json=call.body) as response:
         text = await response.text()
     if response.status == 200:
@@ -108,9 +110,9 @@ async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
         for number in range(CALLS):
             call = calls.draw()
             requests_before = len(server.requests)
-            named_model = await _dry_run(http, call)
+            named_model = await _run_dry(http, call)
             assert len(server.requests) == requests_before, "a dry run calls no back end"
-            assert named_model == await _real_run(http, call), f"{number}: {call}"
+            assert named_model == await _run_for_real(http, call), f"{number}: {call}"
             outcomes[named_model] += 1
     # The calls are of many kinds: all back ends answer some, and several refusals occur.
     assert {name for name, *_ in outcomes} >= {

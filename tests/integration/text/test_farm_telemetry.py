@@ -28,13 +28,13 @@ async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
         yield session
 
 
-async def metrics(gateway: RunningStack) -> str:
+async def read_metrics(gateway: RunningStack) -> str:
     url = f"http://127.0.0.1:{gateway.ports.ray_metrics}/metrics"
     async with aiohttp.ClientSession() as http, http.get(url) as response:
         return await response.text()
 
 
-def series(text: str, name: str, *labels: str) -> list[str]:
+def find_series(text: str, name: str, *labels: str) -> list[str]:
     lines = (line for line in text.splitlines() if line.startswith(f"ray_{name}"))
     return [line for line in lines if all(label in line for label in labels)]
 
@@ -49,17 +49,17 @@ async def test_calls_and_breakers_are_in_the_metrics(
     call = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
     text = ""
     async with asyncio.timeout(_METRICS_SECONDS):
-        while not series(text, "gen_ai_client_token_usage_sum", *call):
+        while not find_series(text, "gen_ai_client_token_usage_sum", *call):
             await asyncio.sleep(1)
-            text = await metrics(gateway)
+            text = await read_metrics(gateway)
     for name in (
         "gen_ai_client_token_usage_bucket",
         "gen_ai_server_request_duration_seconds_bucket",
         "gen_ai_server_time_to_first_token_seconds_bucket",
         "gen_ai_server_time_per_output_token_seconds_bucket",
     ):
-        assert series(text, name, *call), name
-    (line,) = series(text, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"')
+        assert find_series(text, name, *call), name
+    (line,) = find_series(text, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"')
     assert line.endswith(" 1.0")
 
 
@@ -115,10 +115,10 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
             gateway.run, "deploy", "--config", _add_backend(config_before, flaky_backend, tmp_path)
         )
         try:
-            assert await _ask(session) == 502
-            await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
+            assert await _ask_model(session) == 502
+            await eventually(lambda: _fails_until_open(gateway, session), _METRICS_SECONDS)
             flaky_backend.fails = False
-            await eventually(lambda: _answers(session), 180)
+            await eventually(lambda: _is_answered(session), 180)
             await eventually(
                 lambda: _was_in_states(gateway, "half_open", "closed"), _METRICS_SECONDS
             )
@@ -142,23 +142,23 @@ def _add_backend(config: str, flaky: Flaky, folder: Path) -> str:
     return str(path)
 
 
-async def _ask(session: aiohttp.ClientSession) -> int:
+async def _ask_model(session: aiohttp.ClientSession) -> int:
     body = {"model": "flaky", "messages": HELLO}
     async with session.post("/v1/chat/completions", json=body) as response:
         return response.status
 
 
-async def _answers(session: aiohttp.ClientSession) -> bool:
-    return await _ask(session) == 200
+async def _is_answered(session: aiohttp.ClientSession) -> bool:
+    return await _ask_model(session) == 200
 
 
-async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
-    assert await _ask(session) in (502, 503)
+async def _fails_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
+    assert await _ask_model(session) in (502, 503)
     return await _was_in_states(gateway, "open")
 
 
 async def _was_in_states(gateway: RunningStack, *states: str) -> bool:
     """Return True if the metrics show that the breaker has been in each of these states."""
-    text = await metrics(gateway)
+    text = await read_metrics(gateway)
     name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
-    return all(series(text, name, backend, f'state="{state}"') for state in states)
+    return all(find_series(text, name, backend, f'state="{state}"') for state in states)

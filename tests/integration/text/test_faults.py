@@ -273,7 +273,7 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
                 async with asyncio.timeout(5):
                     await upstream.left.wait()
             longest = max(longest, time.monotonic() - left_at)
-            entry = await booked(models_app, request_id)
+            entry = await find_booked_call(models_app, request_id)
             assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
             assert entry.cost_usd > 0
     measured(f"upstream was cut {longest:.2f} s after its client left, at most")
@@ -312,7 +312,7 @@ async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
         assert [upstream.request_count for upstream in upstreams.values()] == [0, 0, 0]
 
 
-async def booked(models_app: ModelsApp, request_id: str) -> Any:
+async def find_booked_call(models_app: ModelsApp, request_id: str) -> Any:
     return await eventually(lambda: models_app.ledger.get("ada", request_id))
 
 

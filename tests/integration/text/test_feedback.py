@@ -12,7 +12,7 @@ import pytest
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.text.fixtures import ModelsApp, serving
-from tests.integration.text.test_quality import moyin
+from tests.integration.text.test_quality import run_moyin
 from tests.integration.text.upstreams import FINE, Upstream, backend
 from tests.waiting import eventually
 
@@ -200,22 +200,22 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
         ) as models_app,
     ):
         request = await Client(models_app, models_app.api_key).chat()
-        assert await moyin(models_app, "feedback", request, "--score", "0.5") == (
+        assert await run_moyin(models_app, "feedback", request, "--score", "0.5") == (
             0,
             "learned\n",
             "",
         )
-        status, stdout, _ = await moyin(models_app, "quality", "show")
+        status, stdout, _ = await run_moyin(models_app, "quality", "show")
         assert status == 0
         lines = [line.split("\t") for line in stdout.splitlines()]
         assert ["qwen3-8b", "code 1"] in [[line[0], *line[3:4]] for line in lines]
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
-        assert (await moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
-        assert '"frozen": true' in (await moyin(models_app, "quality", "export"))[1]
-        stderr = (await moyin(models_app, "feedback", request, "--score", "0.5"))[1]
+        assert (await run_moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
+        assert '"frozen": true' in (await run_moyin(models_app, "quality", "export"))[1]
+        stderr = (await run_moyin(models_app, "feedback", request, "--score", "0.5"))[1]
         assert stderr.startswith("stored, but not learned, because learning is frozen")
-        assert (await moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
-        assert (await moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
-        assert '"models": {}' in (await moyin(models_app, "quality", "export"))[1]
-        status, _, stderr = await moyin(models_app, "feedback", "unknown", "--score", "1")
+        assert (await run_moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
+        assert (await run_moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
+        assert '"models": {}' in (await run_moyin(models_app, "quality", "export"))[1]
+        status, _, stderr = await run_moyin(models_app, "feedback", "unknown", "--score", "1")
         assert (status, stderr.partition(":")[2].strip()[:17]) == (1, "request_not_found")

@@ -15,13 +15,12 @@ from tests.integration.text.test_judge import (
     JudgeServers,
     Models,
     chat,
-    ended,
     models,
-    place,
+    wait_for_outcome,
 )
 from tests.waiting import eventually
 
-__all__ = ["models", "place"]
+__all__ = ["models"]
 
 
 async def test_comparison_continues_after_an_outage_of_temporal(
@@ -36,11 +35,11 @@ async def test_comparison_continues_after_an_outage_of_temporal(
         await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
         own_temporal.kill()
         await chat(ada)
-        await ended(models_app, Outcome.UNAVAILABLE)
+        await wait_for_outcome(models_app, Outcome.UNAVAILABLE)
         models.hold.set()
     own_temporal.start()
     async with judge_servers.app(models) as models_app:
-        await ended(models_app, Outcome.DISAGREED)
+        await wait_for_outcome(models_app, Outcome.DISAGREED)
         assert [row[0] for row in judge_servers.signals()] == [
             request,
             derive_comparison_id("ada", request),

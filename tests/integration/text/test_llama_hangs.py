@@ -62,7 +62,7 @@ async def find_endpoint(endpoints: LlamaEndpoints, unlike: Endpoint | None = Non
             await asyncio.sleep(0.2)
 
 
-async def texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
+async def stream_texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
     async for delta in backend.stream(request, now() + 300):
         yield delta
 
@@ -71,7 +71,7 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured)
     endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
     endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
-    stream = texts(backend, LONG)
+    stream = stream_texts(backend, LONG)
     await anext(stream)
     began = time.monotonic()
     os.kill(server_process(endpoint).pid, signal.SIGSTOP)

@@ -63,7 +63,7 @@ FORCED: dict[str, Any] = {
 
 
 @asynccontextmanager
-async def calling(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
+async def open_client(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
     """Run the app with models with and without tools and reasoning, and an alias of both kinds."""
     plain_model = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
     models = [
@@ -91,7 +91,7 @@ async def test_a_request_is_sent_without_unsupported_features(
     tmp_path: Path, protocol: str
 ) -> None:
     path, body = REQUESTS[protocol]
-    async with calling(tmp_path) as (client, server):
+    async with open_client(tmp_path) as (client, server):
         refused_response = await client.post(path, json={**body, "model": "plain"})
         assert refused_response.status_code == 400 and "tools" in refused_response.text
         answer = await client.post(path, json={**body, "model": "lenient"})
@@ -125,7 +125,7 @@ _REASONING = {"reasoning_effort", "reasoning", "thinking", "think"}
 @pytest.mark.parametrize("protocol", FORCED)
 async def test_a_request_that_insists_on_a_tool_is_refused(tmp_path: Path, protocol: str) -> None:
     path, body = REQUESTS[protocol]
-    async with calling(tmp_path) as (client, _):
+    async with open_client(tmp_path) as (client, _):
         forced_call = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
         answer = await client.post(path, json=forced_call)
         assert answer.status_code == 400 and "tools" in answer.text
@@ -133,7 +133,7 @@ async def test_a_request_that_insists_on_a_tool_is_refused(tmp_path: Path, proto
 
 async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path) -> None:
     body = {"messages": MESSAGES, "max_tokens": 9, "output_config": {"effort": "high"}}
-    async with calling(tmp_path) as (client, server):
+    async with open_client(tmp_path) as (client, server):
         answer = await client.post("messages", json={**body, "model": "plain"})
         assert answer.status_code == 200, answer.text
         assert "reasoning_effort" not in server.requests[-1][1]
@@ -144,7 +144,7 @@ async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path)
 
 async def test_responses_continue_and_show_the_usage(tmp_path: Path) -> None:
     path, body = REQUESTS["responses"]
-    async with calling(tmp_path) as (client, _):
+    async with open_client(tmp_path) as (client, _):
         first_response = (await client.post(path, json={**body, "model": "lenient"})).json()
         assert first_response["tools"] == [] and first_response["reasoning"]["effort"] is None
         next_members = {

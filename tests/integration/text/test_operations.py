@@ -103,7 +103,7 @@ async def studio(
     await database.close()
 
 
-def speech(characters: int) -> dict[str, Any]:
+def speech_body(characters: int) -> dict[str, Any]:
     return {"model": "tts", "voice": "a", "input": "x" * characters}
 
 
@@ -112,11 +112,11 @@ async def test_units_are_reserved_settled_and_shown(
 ) -> None:
     key_id, http = await studio.client(usd_per_day=Decimal("0.01"))
     async with http:
-        async with http.post("audio/speech", json=speech(600)) as first_response:
+        async with http.post("audio/speech", json=speech_body(600)) as first_response:
             assert first_response.status == 200
             assert await first_response.content.read(len(HEAD)) == HEAD
             # 0.006 of 0.01 USD are reserved while the first is spoken.
-            async with http.post("audio/speech", json=speech(600)) as second_response:
+            async with http.post("audio/speech", json=speech_body(600)) as second_response:
                 assert second_response.status == 402
                 error = (await second_response.json())["error"]
                 assert error["code"] == "budget_exceeded"
@@ -157,7 +157,7 @@ async def test_a_client_that_leaves_stops_the_back_end(
 ) -> None:
     _, http = await studio.client(usd_per_day=Decimal(1))
     async with http:
-        response = await http.post("audio/speech", json=speech(100))
+        response = await http.post("audio/speech", json=speech_body(100))
         assert await response.content.read(len(HEAD)) == HEAD
         response.close()
         await speaker[0].left.wait()

@@ -23,7 +23,7 @@ from tests.acceptance.scripted import new_scripted_app
 from tests.examples import DEFAULT_GATEWAY, find_missing_members, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
 from tests.integration.text.fixtures import ModelsApp, serving, wait_until_probed
-from tests.integration.text.test_batches import NAMESPACE, Farm, Model, line
+from tests.integration.text.test_batches import NAMESPACE, Farm, Model, new_line
 from tests.waiting import eventually
 
 TEXT = "Hello! It is sunny, and the answer is 3."
@@ -143,7 +143,7 @@ async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncI
 async def test_a_batch_of_openai(
     farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "requests.jsonl").write_text(json.dumps(line(1)))
+    (tmp_path / "requests.jsonl").write_text(json.dumps(new_line(1)))
     monkeypatch.chdir(tmp_path)
     first_part, later_mark, second_part = read_example(BATCHES, "openai", "python").partition(
         "# later"

@@ -35,7 +35,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def writer(url: str, name: str, price: float) -> dict[str, Any]:
+def writing_backend(url: str, name: str, price: float) -> dict[str, Any]:
     backends = house(url, name, price)
     return {**backends, "models": [{**backends["models"][0], "schema": True}]}
 
@@ -47,8 +47,8 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         Upstream(JSON).running() as strong_upstream,
         serving(
             tmp_path,
-            writer(weak_upstream.url, "smollm2-135m", 0),
-            writer(strong_upstream.url, "qwen3-8b", 1),
+            writing_backend(weak_upstream.url, "smollm2-135m", 0),
+            writing_backend(strong_upstream.url, "qwen3-8b", 1),
         ) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
@@ -95,7 +95,9 @@ async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind:
         model["price"] = {"input": 0, "output": 0}
         weak_backend = {**backend(kind, weak_upstream.url), "name": "weak", "models": [model]}
         async with (
-            serving(tmp_path, weak_backend, writer(upstream.url, "qwen3-8b", 1)) as models_app,
+            serving(
+                tmp_path, weak_backend, writing_backend(upstream.url, "qwen3-8b", 1)
+            ) as models_app,
             aiohttp.ClientSession(
                 headers={"authorization": f"Bearer {models_app.api_key}"}
             ) as http,

@@ -86,14 +86,17 @@ async def test_a_cached_answer_is_a_response_of_its_own(
         answer_cache = models_app.text_router._answer_cache
         assert answer_cache is not None
         await asyncio.gather(*answer_cache._writes)
-        await call(models_app, "DELETE", f"/{_response(text, stream)['id']}")
+        await call(models_app, "DELETE", f"/{_read_response(text, stream)['id']}")
         second_answer, second_text = await call(models_app, "POST", "", body)
         assert (first_answer.headers["x-moyin-cache"], second_answer.headers["x-moyin-cache"]) == (
             "miss",
             "hit",
         )
         assert upstream.request_count == 1
-        original_response, cached_response = _response(text, stream), _response(second_text, stream)
+        original_response, cached_response = (
+            _read_response(text, stream),
+            _read_response(second_text, stream),
+        )
         assert cached_response["id"] != original_response["id"]
         # The ids of its items contain the response's.
         renewed_json = json.dumps(original_response).replace(
@@ -108,7 +111,7 @@ async def test_a_cached_answer_is_a_response_of_its_own(
         assert (response.status, json.loads(stored_text)) == (200, cached_response)
 
 
-def _response(text: str, stream: bool) -> dict[str, Any]:
+def _read_response(text: str, stream: bool) -> dict[str, Any]:
     if not stream:
         return dict(json.loads(text))
     return dict(events(text)[-1]["response"])

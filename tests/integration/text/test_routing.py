@@ -180,7 +180,7 @@ async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
         assert "documents by URL" in response_body["error"]["message"]
 
 
-async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
+async def find_booked_call(models_app: ModelsApp, request_id: str) -> UsageEntry:
     entry: UsageEntry = await eventually(lambda: models_app.ledger.get("ada", request_id))
     return entry
 
@@ -206,7 +206,7 @@ async def test_an_alias_may_keep_answers(
         "seed": int(stream),
     }
     async with (
-        Upstream(_streamed() if stream else FINE).running() as upstream,
+        Upstream(_streamed_response() if stream else FINE).running() as upstream,
         serving(tmp_path, house(upstream.url), cache=store, faq=faq) as models_app,
     ):
         first_answer, text = await post(models_app, "chat/completions", body)
@@ -227,11 +227,11 @@ async def test_an_alias_may_keep_answers(
             assert text == second_text
             assert second_answer.headers["x-moyin-cost-usd"] == "0"
         assert upstream.request_count == 1
-        entry = await booked(models_app, second_answer.headers["x-request-id"])
+        entry = await find_booked_call(models_app, second_answer.headers["x-request-id"])
         assert (entry.backend, entry.cost_usd, entry.output_tokens) == ("cache", 0, 1)
 
 
-def _streamed() -> str:
+def _streamed_response() -> str:
     return (
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
@@ -241,7 +241,7 @@ def _streamed() -> str:
     )
 
 
-def response(text: str) -> CachedResponse:
+def new_cached_response(text: str) -> CachedResponse:
     return CachedResponse(
         backend="b",
         model="m",
@@ -253,15 +253,19 @@ def response(text: str) -> CachedResponse:
 
 async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: ResponseCache) -> None:
     for number in range(5):
-        await store.put("ada", f"d{number}", response(str(number)), ttl=60, entries=3)
+        await store.put("ada", f"d{number}", new_cached_response(str(number)), ttl=60, entries=3)
     cached_answers = [await store.get("ada", f"d{number}") for number in range(5)]
-    assert cached_answers == [None, None, *(response(str(number)) for number in (2, 3, 4))]
+    assert cached_answers == [
+        None,
+        None,
+        *(new_cached_response(str(number)) for number in (2, 3, 4)),
+    ]
     assert await store.get("eve", "d4") is None
 
 
 async def test_answers_expire(store: ResponseCache) -> None:
-    await store.put("ada", "short", response("x"), ttl=1, entries=3)
-    assert await store.get("ada", "short") == response("x")
+    await store.put("ada", "short", new_cached_response("x"), ttl=1, entries=3)
+    assert await store.get("ada", "short") == new_cached_response("x")
     await asyncio.sleep(1.2)
     assert await store.get("ada", "short") is None
 
@@ -272,7 +276,7 @@ async def test_a_cache_outage_is_a_miss_and_pauses_lookups() -> None:
     await store.close()
     store._cache._redis = None  # whoever asks it now, fails
     assert await store.get("ada", "x") is None
-    await store.put("ada", "x", response("x"), ttl=1, entries=1)
+    await store.put("ada", "x", new_cached_response("x"), ttl=1, entries=1)
 
 
 class Host:
@@ -285,8 +289,8 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Host]:
         app = web.Application()
-        app.router.add_get("/api/version", self._ps)
-        app.router.add_get("/api/ps", self._ps)
+        app.router.add_get("/api/version", self._list_resident_models)
+        app.router.add_get("/api/ps", self._list_resident_models)
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -294,7 +298,7 @@ class Host:
         yield self
         await runner.cleanup()
 
-    async def _ps(self, _: web.Request) -> web.Response:
+    async def _list_resident_models(self, _: web.Request) -> web.Response:
         models = [{"name": name, "size_vram": 1} for name in self.resident]
         return web.json_response({"models": models})
 

@@ -60,7 +60,7 @@ class WireAnswer:
         return len(self.text.split()) + len(self.calls) + len(self.thinking.split())
 
 
-def say(request: WireRequest) -> WireAnswer:
+def choose_answer(request: WireRequest) -> WireAnswer:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
     if request.results:
         text = " and ".join(request.results)
