@@ -153,9 +153,10 @@ class RunningStack:
         return asyncio.run(self._list_activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
-        """Return how often the job's activities ``name`` were tried at most, once all have ended.
+        """Return the largest number of attempts of one of the job's activities ``name``.
 
-        Temporal records the start of an activity only together with its end.
+        Waits until all of these have ended, since Temporal records the start of an activity only
+        then.
         """
         return asyncio.run(self._count_tries(job_id, name))
 

@@ -227,7 +227,7 @@ class BatchRun:
 
 
 def measure_calls(gateway: RunningStack, count: int) -> list[float]:
-    """Return the sorted seconds of consecutive interactive calls of the same model."""
+    """Return the sorted durations in seconds of consecutive interactive calls of the same model."""
     body = {"model": _MODEL, "messages": [{"role": "user", "content": "interactive"}]}
     call_seconds = []
     with httpx.Client(

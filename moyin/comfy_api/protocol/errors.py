@@ -22,9 +22,10 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 
 
 def build_error_body(error: MoyinError) -> dict[str, Any]:
-    """Return ``{"error": {"type", "message", "details", "extra_info"}, "node_errors": {…}}``.
+    """Return the error body of ComfyUI's API.
 
-    If the error's details contain ComfyUI's response to an invalid graph, return that response.
+    Its form is ``{"error": {"type", "message", "details", "extra_info"}, "node_errors": {…}}``. If
+    the error's details contain ComfyUI's response to an invalid graph, that response is returned.
     """
     if isinstance(error, _GRAPH_ERRORS) and "error" in error.details:
         return {

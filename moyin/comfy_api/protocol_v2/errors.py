@@ -41,7 +41,10 @@ _FIELD_CODES: tuple[tuple[str, int, str], ...] = (
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``{"error": {"code", "message", "details": {"code", "request_id", …}}}``."""
+    """Render an error as the Comfy API v2 expects it.
+
+    The body is ``{"error": {"code", "message", "details": {"code", "request_id", …}}}``.
+    """
     status, code = _status_and_code(error)
     details = {**_build_details(error), "code": error.code, "request_id": request_id}
     if error.field is not None:

@@ -101,7 +101,7 @@ class Keyboard:
         raise AssertionError(f"the arrow keys do not reach the item {name}")
 
     def check_whole_page(self) -> None:
-        """Press Tab from the beginning of the page to its end, and assert that nothing is left out."""
+        """Press Tab through the whole page; assert that all controls get the focus, in order."""
         for _ in range(_MOST_STOPS):
             if not self.tab():
                 break

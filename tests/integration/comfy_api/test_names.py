@@ -124,7 +124,7 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
 def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
     """Yield pairs of names: of a file outside ComfyUI's folder, and of a file that does not exist.
 
-    Each pair is spelled in the same way.
+    Both names of a pair are spelled in the same way, for example percent-encoded.
 
     Args:
         root: ComfyUI's folder.
@@ -461,7 +461,7 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
 
 
 async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Outside) -> None:
-    """The node fails when it is executed, because it is not known before into what it expands."""
+    """The forbidden nodes are known only when the node is executed; then the render must fail."""
 
     def expanding_graph(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": kind, "values": json.dumps(values)}

@@ -55,7 +55,7 @@ THREE: dict[str, Any] = {
 
 
 class Renderer:
-    """A fake render pool; everything else is real."""
+    """A farm with a fake render pool; all other parts are real."""
 
     def __init__(self, farm: Farm) -> None:
         self.farm = farm

@@ -20,7 +20,7 @@ from tests.unit.store.test_pruning import BEFORE, PastJobs
 async def test_many_prune_at_once(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Replicas may prune at the same time, because each replica prunes once an hour."""
+    """Replicas that prune concurrently delete each old job once, and no file that is in use."""
     monkeypatch.setattr(blob_references, "CHUNK", 3)
     databases = [Database(database_url) for _ in range(3)]
     await databases[0].ensure_schema()

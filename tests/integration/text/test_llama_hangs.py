@@ -124,7 +124,7 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
 
 
 async def test_a_busy_server_is_not_restarted() -> None:
-    """The calls take longer than a server without progress is tolerated, but they make progress."""
+    """The calls take longer than the limit for a server without progress, but make progress."""
     endpoints = LlamaEndpoints("busy", replace(SPEC, stalled_seconds=4.0, restart_seconds=8.0))
     endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=8)

@@ -68,7 +68,7 @@ def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
 
 
 def is_shown(text: str, shown: str) -> bool:
-    """Return True if ``shown`` has the words in this order; a value's bounds may come between."""
+    """Return True if ``shown`` has all words of ``text`` in this order; others may come between."""
     words = iter(shown.split())
     return all(word in words for word in text.split())
 

@@ -269,7 +269,7 @@ def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> No
 async def test_error_of_the_block_is_not_changed(
     client: GatewayClient,
 ) -> None:
-    """An error that the block raises is not changed, such as BrokenPipeError in `chat | head`."""
+    """An error of the `async with` block, such as BrokenPipeError, is no error of the gateway."""
     with pytest.raises(BrokenPipeError):
         async with client.open("GET", "/jobs"):
             raise BrokenPipeError

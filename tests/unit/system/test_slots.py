@@ -19,7 +19,7 @@ class Clock:
 
 
 class Queue:
-    """Calls of tenants to one back end; ``began`` lists the tenants in the order of their slots."""
+    """Calls of tenants to one back end; ``began`` lists the tenants as they got their slots."""
 
     def __init__(self, limit: int, queue: int = 100) -> None:
         self.clock = Clock()
@@ -154,7 +154,7 @@ async def test_last_slot_may_always_be_reserved() -> None:
 
 
 class Background:
-    """Background calls to one back end; ``began`` lists the tenants in the order of their slots."""
+    """Background calls to one back end; ``began`` lists the tenants as they got their slots."""
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots

@@ -280,7 +280,7 @@ def wrap_send(
 
 
 def _add_prompt_folder(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
-    """Return a copy of an output item with the folder of its prompt."""
+    """Return an output file's item with its prompt's folder; return other items unchanged."""
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
     subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")

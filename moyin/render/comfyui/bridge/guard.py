@@ -99,7 +99,7 @@ def wrap_validation(validate_prompt: Callable[..., Any], rules: NodeRules) -> Ca
 def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Callable[..., Any]:
     """Wrap ``execution.get_input_data`` to check the input values of a node before its execution.
 
-    The wrapped function raises `NotAllowed`.
+    The wrapped function raises `NotAllowed` for a node or a value that the prompt may not use.
     """
 
     @functools.wraps(get_input_data)

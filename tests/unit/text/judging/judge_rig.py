@@ -195,7 +195,7 @@ class JudgeRig:
         request_id: str = "r1",
         **changes: Any,
     ) -> Answer:
-        """Send a request like a client, and read the whole stream if it is one."""
+        """Send a request like a client; if the answer is a stream, read all of it."""
         codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}

@@ -49,7 +49,7 @@ Decisions = list[tuple[str, list[Candidate]]]
 def decide_all(
     mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
 ) -> Decisions:
-    """Return the candidates for each prompt, by the shipped rules with more back ends."""
+    """Return the router's candidates for each prompt, with the shipped rules and more back ends."""
     rules = shipped()
     config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
     fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
