@@ -197,11 +197,12 @@ def _session(farm: Farm) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(farm.url, headers={"authorization": f"Bearer {farm.key}"})
 
 
-def _print_seconds(what: str, seconds: Sequence[float], goal: float) -> None:
+def _print_seconds(description: str, seconds: Sequence[float], goal_seconds: float) -> None:
     median, worst_ms = 1000 * statistics.median(seconds), 1000 * max(seconds)
     sample_note = f"of {len(seconds)}" if len(seconds) > 1 else ""
     print(
-        f"{what}: {median:.0f} ms, worst {worst_ms:.0f} {sample_note} (goal: {1000 * goal:.0f})",
+        f"{description}: {median:.0f} ms, worst {worst_ms:.0f} {sample_note} "
+        f"(goal: {1000 * goal_seconds:.0f})",
         flush=True,
     )
 

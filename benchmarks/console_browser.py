@@ -134,7 +134,7 @@ class Pages:
                     page.close()
         return cold_seconds, warm_seconds
 
-    def time_list(self, opening: ListNavigation, rounds: int) -> tuple[list[float], list[float]]:
+    def time_list(self, navigation: ListNavigation, rounds: int) -> tuple[list[float], list[float]]:
         """Return the seconds from a click to the rows of the first page, and of the next one.
 
         From the second round on, the scripts are in the browser's cache; the lists never are.
@@ -142,18 +142,20 @@ class Pages:
         list_seconds, next_page_seconds = [], []
         with self.signed_in() as context:
             for _ in range(rounds):
-                page = _open_page(context, f"{self._url}/console{opening.start}", opening.wanted)
-                link = page.get_by_role(opening.role, name=opening.click, exact=True)
+                page = _open_page(
+                    context, f"{self._url}/console{navigation.start}", navigation.wanted
+                )
+                link = page.get_by_role(navigation.role, name=navigation.click, exact=True)
                 link.click()
                 list_seconds.append(_read_paint(page))
-                if opening.name in NEXT:
-                    next_page_seconds.append(self._time_next(page, opening))
+                if navigation.name in NEXT:
+                    next_page_seconds.append(self._time_next(page, navigation))
                 page.close()
         return list_seconds, next_page_seconds
 
-    def _time_next(self, page: Page, opening: ListNavigation) -> float:
-        button, count = NEXT[opening.name]
-        [selector] = opening.wanted.rows
+    def _time_next(self, page: Page, navigation: ListNavigation) -> float:
+        button, count = NEXT[navigation.name]
+        [selector] = navigation.wanted.rows
         # The rows of the jobs' next page replace those of the first, which are faded meanwhile.
         rows = {f"{selector}:not([aria-busy=true] *)": count}
         page.evaluate(ExpectedContent(rows=rows).to_script())

@@ -71,23 +71,23 @@ class Result:
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 
-def contest(farm: Farm, others: Peers) -> list[Result]:
+def contest(farm: Farm, peer_servers: Peers) -> list[Result]:
     """Measure all gateways with one replica of Moyin's models app, then Moyin with two replicas.
 
     Gateways that are compared take turns in every round, together with the direct path.
     """
-    direct_gateway = direct(others.mock, others.mock_pid)
-    with peers_of(others.mock) as peers:
+    direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
+    with peers_of(peer_servers.mock) as peers:
         main_results = _compare([direct_gateway, moyin(farm, MOYIN), *peers], memory=True)
         scale(farm, 2)
         two_replica_results = _compare([direct_gateway, moyin(farm, MOYIN_TWO)])
     return [*main_results[:2], two_replica_results[1], *main_results[2:]]
 
 
-def duel(farm: Farm, others: Peers) -> list[Result]:
+def duel(farm: Farm, peer_servers: Peers) -> list[Result]:
     """Measure TensorZero, the fastest peer, and one replica of Moyin's models app in turns."""
-    direct_gateway = direct(others.mock, others.mock_pid)
-    with tensorzero(others.mock) as peer_gateway:
+    direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
+    with tensorzero(peer_servers.mock) as peer_gateway:
         gateways = [direct_gateway, moyin(farm, MOYIN), peer_gateway]
         return _compare(
             gateways, connections=_DUEL_CONNECTIONS, streams=_DUEL_STREAMS, all_streams=True
@@ -153,8 +153,8 @@ def _compare(
     ]
 
 
-def _added_latency(gateway: Measurement, direct: Measurement) -> tuple[float, float]:
-    return gateway.p50_ms - direct.p50_ms, gateway.p99_ms - direct.p99_ms
+def _added_latency(gateway: Measurement, direct_measurement: Measurement) -> tuple[float, float]:
+    return gateway.p50_ms - direct_measurement.p50_ms, gateway.p99_ms - direct_measurement.p99_ms
 
 
 def _order_of_measurements(
@@ -166,20 +166,20 @@ def _order_of_measurements(
                 yield count, gateway
 
 
-def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
+def _ratio(rates: Sequence[float], other_rates: Sequence[float]) -> float:
     """Return the median of the ratios per round, in which noise longer than a round cancels out."""
     return statistics.median(
-        rate / other_rate for rate, other_rate in zip(rates, others, strict=True)
+        rate / other_rate for rate, other_rate in zip(rates, other_rates, strict=True)
     )
 
 
 def _increasing_streams(
-    gateway: Gateway, counts: Sequence[int], all_: bool
+    gateway: Gateway, counts: Sequence[int], measures_all: bool
 ) -> Iterator[HeldStreams]:
     for streams in counts:
         result = held(gateway, streams)
         yield result
-        if not result.ok and not all_:
+        if not result.ok and not measures_all:
             return
 
 

@@ -144,36 +144,36 @@ def _read_forecasts(
     window: Window,
     errors: StartErrors,
     now: float,
-    read: dict[str, list[tuple[float, float, float]]],
-    guesses: StartEstimates,
+    readings: dict[str, list[tuple[float, float, float]]],
+    estimates: StartEstimates,
 ) -> None:
     began = time.thread_time()
     expected = errors.widen_forecasts(window.forecast(now, _FORECAST), now)
     if len(expected) == _FORECAST:
-        guesses.forecast_seconds.append(time.thread_time() - began)
+        estimates.forecast_seconds.append(time.thread_time() - began)
     for item in expected:
         if item.starts_in is None:
-            guesses.unknown += 1
+            estimates.unknown += 1
             continue
-        job_readings = read.setdefault(item.pending.id, [])
+        job_readings = readings.setdefault(item.pending.id, [])
         if not job_readings or now - job_readings[-1][0] >= _READ_SECONDS:
             job_readings.append((now, item.starts_in.p50, item.starts_in.p90))
 
 
-def _measure_errors(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    errors = [abs(actual_wait - p50) for actual_wait, p50, _ in guesses]
+def _measure_errors(estimates: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    errors = [abs(actual_wait - p50) for actual_wait, p50, _ in estimates]
     return {
-        "guesses": len(guesses),
+        "guesses": len(estimates),
         "within_p90": round(
-            statistics.fmean(actual_wait <= p90 for actual_wait, _, p90 in guesses), 3
+            statistics.fmean(actual_wait <= p90 for actual_wait, _, p90 in estimates), 3
         ),
         "within_p50": round(
-            statistics.fmean(actual_wait <= p50 for actual_wait, p50, _ in guesses), 3
+            statistics.fmean(actual_wait <= p50 for actual_wait, p50, _ in estimates), 3
         ),
-        "median_wait": round(statistics.median(actual_wait for actual_wait, _, _ in guesses), 1),
+        "median_wait": round(statistics.median(actual_wait for actual_wait, _, _ in estimates), 1),
         "median_error": round(statistics.median(errors), 1),
         "p90_error": round(quantile(errors, 0.9), 1),
-        "median_p90": round(statistics.median(p90 for _, _, p90 in guesses), 1),
+        "median_p90": round(statistics.median(p90 for _, _, p90 in estimates), 1),
     }
 
 

@@ -185,12 +185,12 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
     )
 
 
-async def _time_pages(store: JobStore, where: JobFilter) -> list[float]:
+async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
     """Return the seconds for each of several consecutive pages."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
         began = time.perf_counter()
-        _, cursor = await store.list_page("ada", where, cursor=cursor)
+        _, cursor = await store.list_page("ada", job_filter, cursor=cursor)
         seconds.append(time.perf_counter() - began)
     return seconds
 
@@ -221,10 +221,10 @@ async def _delete(store: JobStore, count: int) -> None:
     print(f"{count:,} jobs deleted in {time.perf_counter() - began:.1f} s")
 
 
-def _print_seconds(what: str, seconds: list[float]) -> None:
+def _print_seconds(description: str, seconds: list[float]) -> None:
     percentiles = statistics.quantiles(seconds, n=100)
     p50, p95 = 1000 * percentiles[49], 1000 * percentiles[94]
-    print(f"{what}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")
+    print(f"{description}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
     return {name: (mean(start), mean(final_ms)) for name, (start, final_ms) in cells.items()}
 
 
-def _read_row(page: str, start: str) -> list[list[float]]:
-    """Return the numbers in the table row that begins with ``start``."""
-    [line] = [line for line in page.splitlines() if line.startswith(f"| {start}")]
+def _read_row(page: str, row_name: str) -> list[list[float]]:
+    """Return the numbers in the table row that begins with ``row_name``."""
+    [line] = [line for line in page.splitlines() if line.startswith(f"| {row_name}")]
     cells = line.strip("|").split(" | ")[1:]
     return [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)] for cell in cells]
 

@@ -89,9 +89,9 @@ class ServerResult:
     streams: OpenConnections | None
 
 
-def proxy(farm: Farm, others: Peers) -> list[ServerResult]:
+def proxy(farm: Farm, peer_servers: Peers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
-    with _run_servers(farm, others) as places:
+    with _run_servers(farm, peer_servers) as places:
         rounds: dict[str, list[Measurement]] = {server.name: [] for server in places}
         for _ in range(_ROUNDS):
             for server in places:
@@ -117,10 +117,10 @@ class _Kind:
     follow: Callable[[Any], Awaitable[list[float]]]
 
 
-def _measure_held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
-    if place.streams is None:
+def _measure_held(server: MeasuredServer, kind: _Kind) -> OpenConnections | None:
+    if server.streams is None:
         return None
-    results = asyncio.run(_measure_delays(place.streams, place.key, kind))
+    results = asyncio.run(_measure_delays(server.streams, server.key, kind))
     held_delays = [delays for delays in results if delays is not None]
     percentiles = statistics.quantiles(
         [ms for delays in held_delays for ms in delays] or [0.0, 0.0], n=100
@@ -199,18 +199,20 @@ _STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
 
 
 @contextmanager
-def _run_servers(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
+def _run_servers(farm: Farm, peer_servers: Peers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
         mock_port, streaming = free_port(), free_port()
-        for port, upstream in ((mock_port, others.mock), (streaming, others.service)):
+        for port, upstream in ((mock_port, peer_servers.mock), (streaming, peer_servers.service)):
             stack.enter_context(process(["benchmarks.proxied", "gateway", str(port), upstream]))
             wait_for(port)
         bare_server = MeasuredServer(
-            name="bare service", requests=others.mock, streams=others.service, key=KEY
+            name="bare service", requests=peer_servers.mock, streams=peer_servers.service, key=KEY
         )
         places = [
             bare_server,
-            MeasuredServer(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
+            MeasuredServer(
+                name="bare forwarder", requests=peer_servers.forwarder, streams=None, key=KEY
+            ),
             MeasuredServer(
                 name="Moyin's process alone",
                 requests=f"http://127.0.0.1:{mock_port}",
@@ -228,17 +230,19 @@ def _run_servers(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
         if nginx is None:
             print("nginx is left out: run `sudo apt-get install nginx-light`")
         else:
-            url = stack.enter_context(_run_nginx(nginx, others))
+            url = stack.enter_context(_run_nginx(nginx, peer_servers))
             places.insert(1, MeasuredServer(name="nginx", requests=url, streams=url, key=KEY))
         yield places
 
 
 @contextmanager
-def _run_nginx(program: str, others: Peers) -> Iterator[str]:
+def _run_nginx(program: str, peer_servers: Peers) -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "nginx.conf"
-        mock_host, service = (url.removeprefix("http://") for url in (others.mock, others.service))
+        mock_host, service = (
+            url.removeprefix("http://") for url in (peer_servers.mock, peer_servers.service)
+        )
         config.write_text(_NGINX.format(folder=folder, mock=mock_host, service=service, port=port))
         with running_program([program, "-c", str(config), "-e", os.devnull]):
             wait_for(port)

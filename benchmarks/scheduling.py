@@ -66,10 +66,10 @@ class Outcome:
         return quantile(self.waits[owner], 0.95)
 
 
-def quantile(values: Iterable[float], at: float) -> float:
-    """Return the smallest value such that the share ``at`` of all values is not above it."""
+def quantile(values: Iterable[float], share: float) -> float:
+    """Return the smallest value such that the share ``share`` of all values is not above it."""
     sorted_values = sorted(values)
-    return sorted_values[min(len(sorted_values) - 1, math.ceil(at * len(sorted_values)) - 1)]
+    return sorted_values[min(len(sorted_values) - 1, math.ceil(share * len(sorted_values)) - 1)]
 
 
 def new_load(
@@ -129,12 +129,12 @@ class TemporalQueue:
         self._present = 0.0
         self._numbers = itertools.count()
 
-    def put(self, waiting: PendingRender) -> None:
+    def put(self, render: PendingRender) -> None:
         """Append a render."""
-        key = (waiting.owner, waiting.priority)
-        level = max(self._present, self._passes.get(key, 0.0)) + 1 / _weight(waiting)
+        key = (render.owner, render.priority)
+        level = max(self._present, self._passes.get(key, 0.0)) + 1 / _weight(render)
         self._passes[key] = level
-        heapq.heappush(self._queue, (level, next(self._numbers), waiting))
+        heapq.heappush(self._queue, (level, next(self._numbers), render))
 
     def take(self) -> PendingRender | None:
         """Remove and return the next render; None if the queue is empty."""
@@ -227,8 +227,8 @@ def own_share(load: Load, farm: Farm) -> dict[str, float]:
     return p95
 
 
-def _weight(waiting: PendingRender) -> float:
-    return 2.0 ** (5 - waiting.priority)
+def _weight(render: PendingRender) -> float:
+    return 2.0 ** (5 - render.priority)
 
 
 def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -> tuple[int, int]:

@@ -70,9 +70,9 @@ def _check_targets(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_target(name: str, measured: float, sign: str, wanted: float) -> dict[str, Any]:
-    is_met = {"≥": measured >= wanted, "<": measured < wanted, "≤": measured <= wanted}[sign]
-    return {"name": name, "found": measured, "sign": sign, "wanted": wanted, "met": is_met}
+def _check_target(name: str, measured: float, sign: str, target: float) -> dict[str, Any]:
+    is_met = {"≥": measured >= target, "<": measured < target, "≤": measured <= target}[sign]
+    return {"name": name, "found": measured, "sign": sign, "wanted": target, "met": is_met}
 
 
 def _print_results(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None:
@@ -114,11 +114,13 @@ def _print_results(results: Sequence[Result], targets: Sequence[dict[str, Any]])
         print(f"  {target['name']:42}{target['found']:8.2f}{wanted_text:>10}{missed_note}")
 
 
-def _print_table(title: str, results: Sequence[Result], cell: Callable[[Result, int], str]) -> None:
+def _print_table(
+    title: str, results: Sequence[Result], format_cell: Callable[[Result, int], str]
+) -> None:
     connections = list(results[0].load)
     print(f"\n{title:22}" + "".join(f"{f'{c} conn.':>12}" for c in connections))
     for result in results:
-        print(f"  {result.name:20}" + "".join(f"{cell(result, c):>12}" for c in connections))
+        print(f"  {result.name:20}" + "".join(f"{format_cell(result, c):>12}" for c in connections))
 
 
 def _plot_results(results: Sequence[Result], path: Path) -> None:
@@ -138,13 +140,13 @@ def _plot_results(results: Sequence[Result], path: Path) -> None:
 
 
 def _draw_lines(
-    panel: Any, results: Sequence[Result], title: str, value: Callable[[Result, int], float]
+    panel: Any, results: Sequence[Result], title: str, get_value: Callable[[Result, int], float]
 ) -> None:
     connections = list(results[0].load)
     for result in results:
         panel.plot(
             connections,
-            [value(result, count) for count in connections],
+            [get_value(result, count) for count in connections],
             marker="o",
             label=result.name,
             color=_COLORS[result.name],

@@ -49,11 +49,11 @@ def peers() -> Iterator[Peers]:
         )
 
 
-def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measurement]:
+def text(farm: Farm, peer_servers: Peers, *, connections: int = 16) -> dict[str, Measurement]:
     """Measure all servers in turns and return the medians of several rounds."""
     urls = {
-        "mock": others.mock,
-        "forwarder": others.forwarder,
+        "mock": peer_servers.mock,
+        "forwarder": peer_servers.forwarder,
         "forwarder in Serve": f"{farm.url}/bare",
         "moyin": farm.url,
     }

@@ -48,9 +48,9 @@ Draw = Callable[[str, Path], None]
 class SitePages:
     """Writes the site's copy of all pages below a folder."""
 
-    def __init__(self, folder: Path, draw: Draw) -> None:
+    def __init__(self, folder: Path, draw_diagram: Draw) -> None:
         self._folder = folder
-        self._draw = draw
+        self._draw = draw_diagram
 
     def write(self) -> None:
         """Write all pages, the files that they link to, and the pictures."""
@@ -139,9 +139,9 @@ class SitePages:
         self._write(page, f"---\nsearch:\n  exclude: true\n---\n\n# {name}\n\n{code}")
         return page
 
-    def _diagram(self, diagram: str, before: str, page: str) -> str:
+    def _diagram(self, diagram: str, text_before: str, page: str) -> str:
         """Draw a Mermaid diagram and return the Markdown that shows it."""
-        headings = _HEADING.findall(before)
+        headings = _HEADING.findall(text_before)
         title = headings[-1].replace("`", "") if headings else "Moyin"
         name = hashlib.sha256(diagram.encode()).hexdigest()[:16]
         picture = Path("diagrams") / f"{name}.svg"
@@ -174,13 +174,13 @@ def _svg_width(picture: Path) -> float:
     return float(match[1])
 
 
-def draw_with_mermaid(diagram: str, target: Path) -> None:
+def draw_with_mermaid(diagram: str, path: Path) -> None:
     """Draw a diagram as SVG with Mermaid, which mermaidx runs without a browser."""
     import mermaidx
 
     if re.search(r"[\u2e80-\uffff]", diagram):
         raise SystemExit(f"mermaidx has no font to measure East Asian text: {diagram[:80]}")
-    mermaidx.render(diagram, theme="neutral").save(str(target))
+    mermaidx.render(diagram, theme="neutral").save(str(path))
 
 
 def mark_language(site: Path, language: str) -> None:
@@ -192,11 +192,11 @@ def mark_language(site: Path, language: str) -> None:
         page.write_text(html.replace(_ARTICLE, f'<article lang="{language}" ' + _ARTICLE[9:], 1))
 
 
-def build(work: Path, output: Path, draw: Draw = draw_with_mermaid) -> None:
+def build(work: Path, output: Path, draw_diagram: Draw = draw_with_mermaid) -> None:
     """Build the site in `output`; a warning of the generator is an error."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    SitePages(work / "pages", draw).write()
+    SitePages(work / "pages", draw_diagram).write()
     config = work / CONFIG.name
     shutil.copyfile(CONFIG, config)
     subprocess.run(

@@ -102,10 +102,10 @@ def run_in_pipe(
     return _split_screens(Screen(output=process.stdout, columns=0, rows=0, status=0))
 
 
-def _split_screens(whole: Screen) -> list[Screen]:
-    parts = _END.split(whole.output)
+def _split_screens(screen: Screen) -> list[Screen]:
+    parts = _END.split(screen.output)
     return [
-        replace(whole, output=output, status=int(status))
+        replace(screen, output=output, status=int(status))
         for output, status in zip(parts[::3], parts[2::3], strict=False)
     ]
 

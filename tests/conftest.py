@@ -16,7 +16,7 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import ComfyUI, find_comfyui
 from moyin.settings import Settings
 from tests.sharing import FarmSharing, shares_farm
-from tests.stack import RAY_NICENESS, Measured, RunningStack, farm_env
+from tests.stack import RAY_NICENESS, RecordMeasurement, RunningStack, farm_env
 from tests.watchdog import Watchdog
 
 pytest_plugins = [
@@ -64,7 +64,7 @@ def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def measured(record_property: Callable[[str, object], None]) -> Measured:
+def record_measurement(record_property: Callable[[str, object], None]) -> RecordMeasurement:
     """Record figures for the summary; no test passes or fails because of its timing."""
     return lambda sentence: record_property("measured", sentence)
 

@@ -86,7 +86,7 @@ def run_shell_example(
     url: str,
     folder: Path = ROOT,
     replaced: Mapping[str, str] | None = None,
-    then: str = "",
+    next_command: str = "",
     **variables: str,
 ) -> str:
     """Run an example in bash against the gateway at ``url``, and return its output.
@@ -104,7 +104,7 @@ def run_shell_example(
         assert old_text in text
         text = text.replace(old_text, new_text)
     process = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + then],
+        ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + next_command],
         env=os.environ | {"GATEWAY": url} | variables,
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

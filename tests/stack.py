@@ -31,7 +31,7 @@ from tests.processes import with_lines
 
 ROOT = Path(__file__).parents[1]
 # The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
-Measured = Callable[[str], None]
+RecordMeasurement = Callable[[str], None]
 # Whose pages may call a farm of the tests.
 PAGE_ORIGIN = "https://play.example"
 # Ray gives its workers 15, so that any other work on the machine would starve them.

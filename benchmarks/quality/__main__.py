@@ -43,10 +43,10 @@ _MONTHS = 20
 _LABELLED_MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b", "claude-haiku-5-5")
 
 
-def _score_with_few_labels(labels: int, draws: int) -> Cut:
+def _score_with_few_labels(labels: int, draw_count: int) -> Cut:
     return lambda tables, seed: (
         tables.mmlu,
-        [limit_labels([split], labels, draws) for split in by_row(tables.mmlu, seed)],
+        [limit_labels([split], labels, draw_count) for split in by_row(tables.mmlu, seed)],
     )
 
 

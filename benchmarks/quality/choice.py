@@ -104,9 +104,9 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
     return choices
 
 
-def cross_score(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -> Score:
+def cross_score(tables: Tables, split_rows: Cut, seed: int, choice: Sequence[Choice]) -> Score:
     """Score all folds in order, each half with the constants chosen on the other half."""
-    rows, splits = cut(tables, seed)
+    rows, splits = split_rows(tables, seed)
     result = Score()
     for (scored_folds, _), (constants, levels) in zip(HALVES, choice, strict=True):
         with _use_levels(levels), _use_constants(constants):

@@ -85,12 +85,12 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     return splits
 
 
-def limit_labels(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
-    """Return each split ``draws`` times, with only ``labels`` random prompts to learn from."""
+def limit_labels(splits: Iterable[Split], labels: int, draw_count: int) -> list[Split]:
+    """Return each split ``draw_count`` times, with only ``labels`` random prompts to learn from."""
     return [
         (training_rows[draw * labels : (draw + 1) * labels], test_rows)
         for training_rows, test_rows in splits
-        for draw in range(draws)
+        for draw in range(draw_count)
     ]
 
 
@@ -118,9 +118,9 @@ def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = No
     return result
 
 
-def _learn(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Estimator:
+def _learn(rows: Sequence[Row], row_order: Sequence[int], embed: Embed | None) -> Estimator:
     estimator = Estimator()
-    for count, row in enumerate(order):
+    for count, row in enumerate(row_order):
         for model, label in ((WEAK, rows[row].weak), (STRONG, rows[row].strong)):
             signal = Signal(
                 model=model,
@@ -142,8 +142,10 @@ def _expected_quality(estimator: Estimator, model: str, question: Question) -> f
     return estimator.estimate(_TENANT, model, look_up_ability(model), question).p
 
 
-def _mean_of(order: Callable[[int], float], held: Sequence[int], truths: Sequence[float]) -> float:
-    return apgr([order(row) for row in held], truths)
+def _mean_of(
+    score_row: Callable[[int], float], test_rows: Sequence[int], truths: Sequence[float]
+) -> float:
+    return apgr([score_row(row) for row in test_rows], truths)
 
 
 @lru_cache(maxsize=32_768)

@@ -27,26 +27,26 @@ def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]
     return result
 
 
-def _new_axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+def _new_axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
     return figure, axes
 
 
-def _save_figure(figure: Any, target: Path) -> None:
-    figure.savefig(target, dpi=110)
+def _save_figure(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=110)
     from matplotlib import pyplot
 
     pyplot.close(figure)
 
 
-def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
+def draw_recovered(scores: Mapping[str, Score], path: Path) -> None:
     """Draw the recovered quality gap against the share of calls to the expensive model."""
     figure, axes = _new_axes(
         "Quality gap recovered, held-out prompts",
@@ -63,10 +63,10 @@ def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
         axes.plot(shares, mean, marker="o", markersize=3, label=f"{name}: APGR {apgr:.3f}")
     axes.plot([0, 100], [0, 100], color="grey", linestyle="--", label="by chance: 0.5")
     axes.legend()
-    _save_figure(figure, target)
+    _save_figure(figure, path)
 
 
-def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
+def draw_reliability(scores: Mapping[str, Score], path: Path) -> None:
     """Draw the true share of good answers against the expected one."""
     figure, axes = _new_axes("Reliability, held-out answers", "p_good", "good answers, share")
     axes.axvspan(0.8, 0.9, color="tab:green", alpha=0.08)
@@ -76,10 +76,10 @@ def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
         axes.plot([row[0] for row in rows], [row[1] for row in rows], marker="o", label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend()
-    _save_figure(figure, target)
+    _save_figure(figure, path)
 
 
-def draw_month(months: Sequence[Month], target: Path) -> None:
+def draw_month(months: Sequence[Month], path: Path) -> None:
     """Draw the cumulative regret against the best fixed policy by day, one line per seed."""
     figure, axes = _new_axes(
         "Regret against the best fixed policy selected afterwards",
@@ -101,11 +101,11 @@ def draw_month(months: Sequence[Month], target: Path) -> None:
             label, (day + 0.2, 0.97), xycoords=("data", "axes fraction"), fontsize=8, va="top"
         )
     axes.legend(loc="lower left")
-    _save_figure(figure, target)
+    _save_figure(figure, path)
 
 
 def draw_items(
-    kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, target: Path
+    kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, path: Path
 ) -> None:
     """Draw p_good against a model's ability for each kind, and mark the abilities of known models."""
     figure, axes = _new_axes("p_good before any signal", "ability, logits", "p_good")
@@ -120,4 +120,4 @@ def draw_items(
         axes.annotate(name, (level, 0.02), rotation=90, fontsize=7, ha="right")
     axes.set(ylim=(0, 1))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _save_figure(figure, target)
+    _save_figure(figure, path)

@@ -121,9 +121,9 @@ def _find_root(decreasing: Callable[[float], float], low: float, high: float) ->
     return (low + high) / 2
 
 
-def render_module(fitted: dict[str, tuple[float, int]]) -> str:
+def render_module(fitted_difficulties: dict[str, tuple[float, int]]) -> str:
     """Return the source text of the generated module."""
-    rows = sorted(fitted.items(), key=lambda item: item[1][0])
+    rows = sorted(fitted_difficulties.items(), key=lambda item: item[1][0])
     means = "\n".join(
         f'    "{kind}": {level:.2f},  # {f"{count} answers" if count else "by hand"}'
         for kind, (level, count) in rows

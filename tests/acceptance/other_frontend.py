@@ -44,12 +44,12 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
 
 
 async def _serve_frontend(
-    profile: Profile, files: Path, ready: Future[str], done: asyncio.Event
+    profile: Profile, files: Path, ready_url: Future[str], stop_event: asyncio.Event
 ) -> None:
     connector = _OtherFrontendConnector(profile, files)
     async with connector.serve(0) as url:
-        ready.set_result(url)
-        await done.wait()
+        ready_url.set_result(url)
+        await stop_event.wait()
 
 
 class _OtherFrontendConnector(Connector):

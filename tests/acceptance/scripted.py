@@ -252,25 +252,25 @@ def _make_value(
     schema: Mapping[str, Any],
     root: Mapping[str, Any],
     numbers: Iterator[int],
-    quoted: Iterator[str],
+    quoted_texts: Iterator[str],
 ) -> Any:
     """Return a value that matches ``schema``, made of the prompt's numbers and quoted words."""
     if (reference := schema.get("$ref")) is not None:
         target_schema: Any = root
         for name in reference.removeprefix("#/").split("/"):
             target_schema = target_schema[name]
-        return _make_value(target_schema, root, numbers, quoted)
+        return _make_value(target_schema, root, numbers, quoted_texts)
     for members in ("anyOf", "oneOf", "allOf"):
         if members in schema:
-            return _make_value(schema[members][0], root, numbers, quoted)
+            return _make_value(schema[members][0], root, numbers, quoted_texts)
     if "enum" in schema or "const" in schema:
         return schema.get("const", (schema.get("enum") or [None])[0])
     match schema.get("type"):
         case "object":
             properties = schema.get("properties") or {}
-            return {n: _make_value(s, root, numbers, quoted) for n, s in properties.items()}
+            return {n: _make_value(s, root, numbers, quoted_texts) for n, s in properties.items()}
         case "array":
-            return [_make_value(schema.get("items") or {}, root, numbers, quoted)]
+            return [_make_value(schema.get("items") or {}, root, numbers, quoted_texts)]
         case "integer" | "number":
             return next(numbers)
         case "boolean":
@@ -278,4 +278,4 @@ def _make_value(
         case "null":
             return None
         case _:
-            return next(quoted)
+            return next(quoted_texts)

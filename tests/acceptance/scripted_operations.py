@@ -51,14 +51,14 @@ class OperationServer:
         for path, handler in calls.items():
             app.router.add_post(f"/v1/{path}", handler)
 
-    def _check(self, body: Mapping[str, Any], shape: str) -> None:
-        if problems := self._spec.validate(body, shape):
+    def _check(self, body: Mapping[str, Any], schema_name: str) -> None:
+        if problems := self._spec.validate(body, schema_name):
             message = f"not in the specification: {problems[0]}"[:500]
             raise web.HTTPBadRequest(
                 text=json.dumps({"error": {"message": message}}), content_type="application/json"
             )
 
-    async def _read_form(self, request: web.Request, shape: str) -> dict[str, Any]:
+    async def _read_form(self, request: web.Request, schema_name: str) -> dict[str, Any]:
         """Read and validate a form; return its fields with the types in OpenAI's document.
 
         A file is returned as the text ``file``, and its content is added to ``uploads``.
@@ -87,7 +87,7 @@ class OperationServer:
             else:
                 assert name not in body, f"{name} was sent twice"
                 body[name] = value
-        self._check(body, shape)
+        self._check(body, schema_name)
         return body
 
     async def moderate(self, request: web.Request) -> web.Response:

@@ -28,7 +28,7 @@ from comfy_sdk import (
 
 from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 _colors = itertools.count(0x7A0000)
 _PATIENCE = 120
@@ -94,7 +94,7 @@ def test_run_and_download(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -
     assert (job_record["status"], job_record["artifacts"][0]["id"]) == ("succeeded", output.id)
 
 
-def test_follow_the_events(comfy: Comfy, measured: Measured) -> None:
+def test_follow_the_events(comfy: Comfy, record_measurement: RecordMeasurement) -> None:
     began = time.monotonic()
     job = comfy.submit(comfy.workflows.from_json(sleepy(1.0, next(_colors))))
     events = list(job.events())
@@ -104,7 +104,7 @@ def test_follow_the_events(comfy: Comfy, measured: Measured) -> None:
     assert output_event.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
     progress_values = [event.value for event in events if isinstance(event, Progress)]
     assert progress_values == sorted(progress_values)
-    measured(f"comfy-sdk: a one-second graph, from submit to its last event, "
+    record_measurement(f"comfy-sdk: a one-second graph, from submit to its last event, "
              f"{time.monotonic() - began:.1f} s")  # fmt: skip
     # Whoever comes after the end gets it at once.
     replayed_events = list(comfy.jobs.get(job.id).events())

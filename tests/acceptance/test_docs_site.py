@@ -69,9 +69,9 @@ def browser() -> Iterator[Browser]:
 class _Tags(HTMLParser):
     """Counts the tags of a page's article and collects what the page loads."""
 
-    def __init__(self, html: str, *, whole: bool = False) -> None:
+    def __init__(self, html: str, *, whole_page: bool = False) -> None:
         super().__init__()
-        self._inside = whole
+        self._inside = whole_page
         self.counts: Counter[str] = Counter()
         self.loaded: set[str] = set()
         self.feed(html)
@@ -96,7 +96,7 @@ def test_pages_have_the_structure_that_github_shows(built: Path) -> None:
         if page.is_relative_to(sources / "files"):
             continue
         name = page.relative_to(sources)
-        expected = _Tags(_MARKDOWN.render(page.read_text()), whole=True).counts
+        expected = _Tags(_MARKDOWN.render(page.read_text()), whole_page=True).counts
         html = (built / "site" / name.with_suffix(".html")).read_text()
         assert _Tags(html).counts == expected, name
 

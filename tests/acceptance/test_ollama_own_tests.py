@@ -17,7 +17,7 @@ import pytest
 
 from tests.acceptance.ollama_gateway import SOON, OllamaGateway
 from tests.ollama_server import CHAT, OllamaServer, find_ollama
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually_blocking
 
 pytestmark = pytest.mark.timeout(1800)
@@ -68,7 +68,7 @@ def _test_models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> 
 
 
 @pytest.mark.parametrize(
-    ("tests", "within"),
+    ("tests", "subtest_pattern"),
     [
         pytest.param(_SHORT, "", id="short"),
         pytest.param(_EMBEDDINGS, "/^all-minilm$", id="embeddings"),
@@ -85,17 +85,17 @@ def _test_models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> 
 def test_ollamas_own_tests_pass_as_on_the_bare_server(
     ollama_server: OllamaServer,
     ollama_relay: str,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
     tests: tuple[str, ...],
-    within: str,
+    subtest_pattern: str,
 ) -> None:
-    pattern = f"^({'|'.join(tests)})${within}"
+    pattern = f"^({'|'.join(tests)})${subtest_pattern}"
     began = time.monotonic()
     bare_passed, bare_output = _run_own_tests(ollama_server.url, pattern)
     bare_ended_at = time.monotonic()
     result, output = _run_own_tests(ollama_relay, pattern)
     ended_at = time.monotonic()
-    measured(
+    record_measurement(
         f"{len(result)} of Ollama's own tests through the gateway: "
         f"{ended_at - bare_ended_at:.0f} s, "
         f"{len(bare_passed)} on the bare server: {bare_ended_at - began:.0f} s"

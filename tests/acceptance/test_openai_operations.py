@@ -231,6 +231,6 @@ def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None
     assert exc_info.value.code == "backend_rejected"
 
 
-def _check_strictly(shape: Any, value: Any) -> None:
+def _check_strictly(expected_type: Any, value: Any) -> None:
     """Assert that an object built by the SDK has every member that its type requires."""
-    TypeAdapter(shape).validate_python(value.to_dict(), strict=True)
+    TypeAdapter(expected_type).validate_python(value.to_dict(), strict=True)

@@ -91,15 +91,19 @@ class BreakableRelay:
                 )
                 self._threads[-1].start()
 
-    def _forward_bytes(self, near: socket.socket) -> None:
+    def _forward_bytes(self, client_socket: socket.socket) -> None:
         """Copy bytes in both directions until either side closes."""
-        with near, socket.create_connection(self._address) as server_socket, suppress(OSError):
-            peer_of = {near: server_socket, server_socket: near}
+        with (
+            client_socket,
+            socket.create_connection(self._address) as server_socket,
+            suppress(OSError),
+        ):
+            peer_of = {client_socket: server_socket, server_socket: client_socket}
             while True:
-                for source in select.select([near, server_socket], [], [])[0]:
+                for source in select.select([client_socket, server_socket], [], [])[0]:
                     data = source.recv(65_536)
                     if not data:
-                        self._open.discard(near)
+                        self._open.discard(client_socket)
                         return
                     peer_of[source].sendall(data)
 

@@ -30,9 +30,11 @@ class Person(BaseModel):
 
 
 @asynccontextmanager
-async def _open_model(text_gateway: TextGateway, through: str, model: str) -> AsyncIterator[Model]:
+async def _open_model(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> AsyncIterator[Model]:
     """Yield ``model``, called through one of the clients that pydantic-ai supports."""
-    if through == "anthropic":
+    if client_name == "anthropic":
         async with AsyncAnthropic(
             base_url=text_gateway.url, api_key=text_gateway.api_key
         ) as claude:
@@ -49,9 +51,11 @@ async def _open_model(text_gateway: TextGateway, through: str, model: str) -> As
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
-async def test_text_whole_and_streamed(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+@pytest.mark.parametrize("client_name", THROUGH)
+async def test_text_whole_and_streamed(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> None:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, instructions="Be kind.")
         whole_run = await agent.run("Say hello.", model_settings={"max_tokens": 16})
         assert whole_run.output
@@ -62,31 +66,33 @@ async def test_text_whole_and_streamed(text_gateway: TextGateway, through: str, 
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
+@pytest.mark.parametrize("client_name", THROUGH)
 async def test_a_typed_output_by_schema(
-    text_gateway: TextGateway, through: str, model: str
+    text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, output_type=NativeOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
-async def test_a_typed_output_by_tool(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+@pytest.mark.parametrize("client_name", THROUGH)
+async def test_a_typed_output_by_tool(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> None:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, output_type=ToolOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
+@pytest.mark.parametrize("client_name", THROUGH)
 async def test_a_tool_and_then_the_answer(
-    text_gateway: TextGateway, through: str, model: str
+    text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, retries=0)
         requests: list[str] = []
 
@@ -102,9 +108,11 @@ async def test_a_tool_and_then_the_answer(
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
-async def test_a_picture_is_carried(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+@pytest.mark.parametrize("client_name", THROUGH)
+async def test_a_picture_is_carried(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> None:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm)
         picture = BinaryContent(PNG, media_type="image/png")
         result = await agent.run(["What is it?", picture], model_settings={"max_tokens": 8})

@@ -151,11 +151,11 @@ class BatchRun:
             assert time.monotonic() < deadline, "nobody answers"
             time.sleep(0.5)
 
-    def wait(self, is_there: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+    def wait(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while True:
             batch = self.get()
-            if is_there(batch):
+            if condition(batch):
                 return batch
             assert time.monotonic() < deadline, batch
             time.sleep(0.2)

@@ -51,11 +51,11 @@ class StackClient:
     def artifact(self, url: str) -> bytes:
         return self._request_bytes("GET", url)
 
-    def wait(self, job_id: str, until: set[str], seconds: float) -> dict[str, Any]:
-        """Wait until the job's status is one of ``until``, and return the job."""
-        return self.wait_until(job_id, lambda job: job["status"] in until, seconds)
+    def wait(self, job_id: str, statuses: set[str], seconds: float) -> dict[str, Any]:
+        """Wait until the job's status is one of ``statuses``, and return the job."""
+        return self.wait_until(job_id, lambda job: job["status"] in statuses, seconds)
 
-    def wait_until(self, job_id: str, done: Any, seconds: float) -> dict[str, Any]:
+    def wait_until(self, job_id: str, condition: Any, seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -65,7 +65,7 @@ class StackClient:
                     assert error.code >= 500, error
                 time.sleep(0.2)
                 continue
-            if done(job):
+            if condition(job):
                 return job
             time.sleep(0.1)
         raise AssertionError(f"the job did not reach the status within {seconds} s: {job}")

@@ -150,14 +150,14 @@ def _compare_costs(report: Report) -> None:
         report.problems.append(f"booked and busy time differ by {difference:+.2f} s")
 
 
-async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) -> None:
+async def _run_jobs(client: httpx.AsyncClient, plan: Plan, rng: random.Random) -> None:
     remaining_seconds, number = plan.seconds, 0
     async with asyncio.TaskGroup() as group:
         # As many at once as the pool's window and actors hold.
         slots = asyncio.Semaphore(4 * plan.actors)
         while remaining_seconds > 0:
             await slots.acquire()
-            seconds, kind = round(dice.uniform(*plan.lengths), 2), dice.random()
+            seconds, kind = round(rng.uniform(*plan.lengths), 2), rng.random()
             remaining_seconds -= seconds
             number += 1
             job = _run_job(client, plan, number, seconds, kind)
@@ -165,7 +165,7 @@ async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) 
 
 
 async def _run_job(
-    client: httpx.AsyncClient, plan: Plan, number: int, seconds: float, kind: float
+    client: httpx.AsyncClient, plan: Plan, number: int, seconds: float, random_share: float
 ) -> None:
     """Run one job, and retry it once if it fails.
 
@@ -174,18 +174,18 @@ async def _run_job(
         kind: a number from 0 to 1, which determines whether the job fails, is cancelled or
             succeeds.
     """
-    should_fail = kind < plan.failing
+    should_fail = random_share < plan.failing
     body = {"kind": "render", "workflow": busy(seconds, 0x400000 + number, fails=should_fail)}
     headers = {"idempotency-key": f"costs-{number}"}
     job = await _call(client, "POST", "/jobs", json=body, headers=headers)
     path = f"/jobs/{job['id']}"
-    if plan.failing <= kind < plan.failing + plan.cancelled:
+    if plan.failing <= random_share < plan.failing + plan.cancelled:
         job = await _wait_for_status(client, path, FINAL | {"running"})
         await asyncio.sleep(seconds / 3)
-        await _call(client, "POST", f"{path}/cancel", accepts=(202, 409))
+        await _call(client, "POST", f"{path}/cancel", accepted_statuses=(202, 409))
     job = await _wait_for_status(client, path, FINAL)
     if job["status"] == "failed":
-        await _call(client, "POST", f"{path}/retry", accepts=(202, 409))
+        await _call(client, "POST", f"{path}/retry", accepted_statuses=(202, 409))
         await _wait_for_status(client, path, FINAL)
 
 
@@ -201,7 +201,7 @@ async def _call(
     client: httpx.AsyncClient,
     method: str,
     path: str,
-    accepts: tuple[int, ...] = (200, 202),
+    accepted_statuses: tuple[int, ...] = (200, 202),
     **options: Any,
 ) -> Any:
     """Repeat a call, which must be safe to repeat, until the gateway answers; return the body."""
@@ -209,7 +209,7 @@ async def _call(
     while True:
         try:
             response = await client.request(method, path, **options)
-            if response.status_code in accepts:
+            if response.status_code in accepted_statuses:
                 return response.json()
             # A farm that is being hurt says so with 5xx; anything else is a mistake.
             assert response.status_code >= 500, (method, path, response.text)

@@ -268,12 +268,14 @@ async def _wait_for_actors(gateway: RunningStack, actors: int) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _check_recovery(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
+async def _check_recovery(
+    gateway: RunningStack, counts_before: dict[str, int], report: Report
+) -> None:
     """Wait until as many processes of each kind run as before; report a problem if they do not."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
-    while (current_counts := await asyncio.to_thread(_count_processes, gateway)) != before:
+    while (current_counts := await asyncio.to_thread(_count_processes, gateway)) != counts_before:
         if time.monotonic() > deadline:
-            report.problems.append(f"processes: {before} before, {current_counts} after")
+            report.problems.append(f"processes: {counts_before} before, {current_counts} after")
             return
         await asyncio.sleep(0.5)
 

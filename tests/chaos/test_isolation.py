@@ -19,7 +19,7 @@ import yaml
 
 from tests.chaos import victims
 from tests.chaos.graphs import picture
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually
 
 ROUNDS, QUIET, HANGING = 5, 0.8, 0.8
@@ -37,7 +37,7 @@ REPLICAS = {"models": "Models", "accounts": "Accounts", "render": "RenderPool"}
 
 @pytest.mark.parametrize("victim", REPLICAS)
 async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
-    victim: str, gateway: RunningStack, measured: Measured
+    victim: str, gateway: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
     async with _open_client(gateway) as client:
         uses = {
@@ -56,11 +56,13 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
     for name in other_uses:
         result = windows.sort(results_by_name[name])
         assert all(result[window] for window in ("quiet", "hanging", "dead")), "the others went on"
-        measured(f"{victim} hung, then killed: {name} {_compare_times(result)}; no failure")
+        record_measurement(
+            f"{victim} hung, then killed: {name} {_compare_times(result)}; no failure"
+        )
 
 
 async def test_a_memory_leak_in_accounts_restarts_only_accounts(
-    gateway: RunningStack, tmp_path: Path, measured: Measured
+    gateway: RunningStack, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     leaky = tmp_path / "leaky.yaml"
     config = yaml.safe_load(Path(gateway.env["MOYIN_SERVE_CONFIG"]).read_text())
@@ -92,7 +94,7 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
         assert _find_pids(gateway, other_apps) == pids_before
     uses = {name: len(results) for name, results in results_by_name.items()}
     assert all(uses.values())
-    measured(
+    record_measurement(
         f"a leak in accounts: its replica ended at {LEAK_LIMIT_MIB} MiB and was replaced; "
         f"meanwhile {uses}, no failure"
     )
@@ -131,9 +133,9 @@ class Windows:
     def __init__(self) -> None:
         self._spans: list[tuple[str, float, float]] = []
 
-    async def spend(self, name: str, on: Awaitable[None]) -> None:
+    async def spend(self, name: str, fault: Awaitable[None]) -> None:
         began = time.monotonic()
-        await on
+        await fault
         self._spans.append((name, began, time.monotonic()))
 
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
@@ -159,12 +161,12 @@ class Load:
         self._begun = {name: asyncio.Event() for name in uses}
         self._is_over = False
 
-    async def run(self, meanwhile: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
-        """Return the start and duration of each call by service, made while ``meanwhile`` runs."""
+    async def run(self, concurrent_work: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
+        """Return start and duration of each call by service, made while ``concurrent_work`` runs."""
         async with asyncio.TaskGroup() as group:
             for name in self._uses:
                 group.create_task(self._use(name))
-            await meanwhile
+            await concurrent_work
             self._is_over = True
         return self._used
 
@@ -257,22 +259,23 @@ async def _open_client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSes
     await asyncio.sleep(0.1)
 
 
-def _compare_times(found: dict[str, list[list[float]]]) -> str:
+def _compare_times(times_by_fault: dict[str, list[list[float]]]) -> str:
     """Return a sentence that compares how long calls took during faults and in quiet times.
 
     Compares the 99th percentile of each span in which the service hangs with that of the quiet span
     before it, and reports the median of these ratios. The single span after the kill is compared
     with the median of all quiet spans.
     """
-    quiet_p99s = [_percentile_99(window) for window in found["quiet"]]
+    quiet_p99s = [_percentile_99(window) for window in times_by_fault["quiet"]]
     quiet_p99 = statistics.median(quiet_p99s)
     hanging_ratio = statistics.median(
-        _percentile_99(w) / q for w, q in zip(found["hanging"], quiet_p99s, strict=False)
+        _percentile_99(w) / q for w, q in zip(times_by_fault["hanging"], quiet_p99s, strict=False)
     )
-    [dead_window] = found["dead"]
+    [dead_window] = times_by_fault["dead"]
     return (
         f"p99 {quiet_p99:.0f} ms, {hanging_ratio:.2f} of that while hanging "
-        f"({sum(map(len, found['hanging']))} uses), {_percentile_99(dead_window) / quiet_p99:.2f} "
+        f"({sum(map(len, times_by_fault['hanging']))} uses), "
+        f"{_percentile_99(dead_window) / quiet_p99:.2f} "
         f"of that while dead "
         f"({len(dead_window)} uses)"
     )

@@ -11,7 +11,7 @@ import pytest
 from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 _colors = itertools.count(0x102030, 0x010101)
 SLEEP = 6.0
@@ -33,7 +33,7 @@ def test_a_running_job_survives_the_death_of(
     name: str,
     gateway: Any,
     client: StackClient,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     matches = victims.KILLS[name]
     count_before = len(victims.processes(gateway.data, matches))
@@ -58,7 +58,7 @@ def test_a_running_job_survives_the_death_of(
         gateway.data, matches, killed_pid, count_before, 180
     )
     assert len(victims.processes(gateway.data, victims.comfyui)) == comfyuis
-    measured(
+    record_measurement(
         f"kill -9 {name}: job done {job_seconds:.1f} s later, "
         f"replacement there after {replacement_seconds:.1f} s more"
     )

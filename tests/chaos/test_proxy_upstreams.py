@@ -13,14 +13,16 @@ import psutil
 
 from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.servers import free_port
-from tests.stack import ROOT, Measured
+from tests.stack import ROOT, RecordMeasurement
 
 CLIENTS = 16
 SECONDS = 2.0
 KILLS = 2
 
 
-async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Measured) -> None:
+async def test_a_service_that_dies_under_load_costs_no_safe_request(
+    record_measurement: RecordMeasurement,
+) -> None:
     ports = [free_port() for _ in range(3)]
     route = {
         "name": "assets",
@@ -50,7 +52,7 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
         method: sum(n for (m, s), n in status_counts.items() if m == method and s != 200)
         for method in ("GET", "POST")
     }
-    measured(
+    record_measurement(
         f"{KILLS} kills under {sum(status_counts.values())} requests, "
         f"{broken_connections} connections died: "
         f"failed {failed_requests}"
@@ -62,17 +64,20 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
 
 
 async def _send_requests(
-    proxy_server: ProxyServer, method: str, seen: Counter[tuple[str, int]], over: asyncio.Event
+    proxy_server: ProxyServer,
+    method: str,
+    status_counts: Counter[tuple[str, int]],
+    load_is_over: asyncio.Event,
 ) -> None:
-    while not over.is_set():
+    while not load_is_over.is_set():
         try:
             async with proxy_server.client.request(
                 method, "/assets/x", data=b"x" if method == "POST" else None
             ) as response:
                 await response.read()
-                seen[method, response.status] += 1
+                status_counts[method, response.status] += 1
         except aiohttp.ClientError:
-            seen[method, 0] += 1
+            status_counts[method, 0] += 1
 
 
 def _count_connections(port: int) -> int:

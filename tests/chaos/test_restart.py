@@ -19,7 +19,7 @@ from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import hungry, picture, sleepy
 from tests.chaos.outages import kill, watching
 from tests.chaos.watch import Watch
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 _colors = itertools.count(0x224466, 0x010101)
 # `python -m tests.chaos.outages` kills every part, which takes a quarter of an hour.
@@ -36,11 +36,11 @@ def watch(gateway: RunningStack) -> Iterator[Watch]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", _KILLED)
 def test_no_answer_misleads_while_it_restarts(
-    part: str, gateway: RunningStack, watch: Watch, measured: Measured
+    part: str, gateway: RunningStack, watch: Watch, record_measurement: RecordMeasurement
 ) -> None:
     restarts_before = _count_restarts(gateway)
     outage = kill(gateway, watch, part)
-    measured(outage.row)
+    record_measurement(outage.row)
     assert watch.wrong == []
     assert _count_restarts(gateway) == restarts_before + 1
 
@@ -55,8 +55,8 @@ def test_serve_shutdown_leaves_no_misleading_answer(gateway: RunningStack, watch
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", ["down", "crash"])
-def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str) -> None:
+@pytest.mark.parametrize("restart_method", ["down", "crash"])
+def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, restart_method: str) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
@@ -72,7 +72,7 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
     first_two = running_job["artifacts"]
     assert len(first_two) == 2
 
-    if how == "down":
+    if restart_method == "down":
         gateway.run("down")
         assert victims.processes(gateway.data, lambda line: True) == []
     else:
@@ -89,10 +89,12 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
 
 
 @pytest.mark.timeout(900)
-def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measured) -> None:
+def test_a_pool_changes_by_serve_deploy(
+    gateway: RunningStack, record_measurement: RecordMeasurement
+) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     try:
-        old_pid = _change_pools_under_load(gateway, client, measured)
+        old_pid = _change_pools_under_load(gateway, client, record_measurement)
         _check_move_to_larger_pool(client)
         command_lines = {
             p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)
@@ -105,7 +107,9 @@ def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measure
     _render_graph(client, picture(next(_colors)))
 
 
-def _change_pools_under_load(gateway: RunningStack, client: StackClient, measured: Measured) -> int:
+def _change_pools_under_load(
+    gateway: RunningStack, client: StackClient, record_measurement: RecordMeasurement
+) -> int:
     """Change the pools while more jobs arrive than can be rendered; all jobs must succeed.
 
     The change affects the share of the GPU, ComfyUI's flags and the set of pools. A running render
@@ -122,17 +126,19 @@ def _change_pools_under_load(gateway: RunningStack, client: StackClient, measure
     while old_process in victims.processes(gateway.data, victims.comfyui):
         jobs.append(_submit(client, sleepy(0.3, next(_colors))))
         time.sleep(0.3)
-    measured(f"pool changed: the old one gone {time.monotonic() - began:.1f} s later")
+    record_measurement(f"pool changed: the old one gone {time.monotonic() - began:.1f} s later")
     assert client.job(jobs[-1])["status"] not in FINAL, "some are left for the new one"
     ended_jobs = [client.wait(job_id, FINAL, 300) for job_id in jobs]
-    measured(f"and all {len(ended_jobs)} jobs done after {time.monotonic() - began:.1f} s")
+    record_measurement(
+        f"and all {len(ended_jobs)} jobs done after {time.monotonic() - began:.1f} s"
+    )
     assert [(job["status"], job["error"]) for job in ended_jobs] == [("succeeded", None)] * len(
         ended_jobs
     )
     assert [len(job["artifacts"]) for job in ended_jobs] == [0, *[1] * (len(ended_jobs) - 1)]
     assert _text_of(ended_jobs[0]) == start_time
     try_counts = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
-    measured(f"begun so often: {dict(try_counts)}")
+    record_measurement(f"begun so often: {dict(try_counts)}")
     return old_process.pid
 
 

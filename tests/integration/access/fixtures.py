@@ -47,10 +47,10 @@ class Outbox:
     async def send(self, mail: Mail) -> None:
         self.mails.append(mail)
 
-    async def token(self, to: str) -> str:
+    async def token(self, recipient: str) -> str:
         """Return the token in the newest mail to this address."""
-        await eventually(lambda: any(mail.to == to for mail in self.mails))
-        mail = next(mail for mail in reversed(self.mails) if mail.to == to)
+        await eventually(lambda: any(mail.to == recipient for mail in self.mails))
+        mail = next(mail for mail in reversed(self.mails) if mail.to == recipient)
         self.mails.remove(mail)
         return mail.text.split("\n\n")[1]
 

@@ -240,9 +240,12 @@ STRONGER = PasswordHasher(time_cost=2, memory_cost=8, parallelism=1)
 
 
 @pytest.mark.parametrize("hasher", [QUICK, STRONGER], ids=["current", "outdated"])
-@pytest.mark.parametrize("way", ["login", "change"])
+@pytest.mark.parametrize("sign_in_method", ["login", "change"])
 async def test_a_password_reset_ends_sign_ins_with_the_old_password(
-    accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, way: str, hasher: PasswordHasher
+    accounts: AccountsApp,
+    monkeypatch: pytest.MonkeyPatch,
+    sign_in_method: str,
+    hasher: PasswordHasher,
 ) -> None:
     session = await accounts.player()
     email, new_password = session["user"]["email"], "a brand new one"
@@ -251,7 +254,7 @@ async def test_a_password_reset_ends_sign_ins_with_the_old_password(
     slow_passwords = SlowPasswords(hasher)
     with monkeypatch.context() as patch:
         patch.setattr(accounts.parts.sign_in, "_passwords", slow_passwords)
-        if way == "login":
+        if sign_in_method == "login":
             body = {"email": email, "password": PASSWORD}
             pending_call = asyncio.create_task(accounts.call("POST", "/login", None, body))
         else:

@@ -221,11 +221,11 @@ ASKED = UsageEntry(
 MODELS_PUBLIC = frozenset({"GET /healthz", "GET /readyz"})
 
 
-def list_routes(described: Mapping[str, Any]) -> set[str]:
+def list_routes(description: Mapping[str, Any]) -> set[str]:
     """Return the routes of an OpenAPI description."""
     return {
         f"{method.upper()} {path}"
-        for path, methods in described["paths"].items()
+        for path, methods in description["paths"].items()
         for method in methods
         if method in _METHODS
     }
@@ -381,7 +381,7 @@ async def find_wrong_answers(
     bearers: Mapping[str, str | None],
     job: str,
     matrix: Mapping[str, str],
-    base: str = "",
+    base_path: str = "",
 ) -> dict[str, str]:
     """Call each route of ``matrix`` as each role, and return the differences from the matrix.
 
@@ -407,7 +407,7 @@ async def find_wrong_answers(
             )
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
             async with session.request(
-                method, base + path, headers=headers, allow_redirects=False
+                method, base_path + path, headers=headers, allow_redirects=False
             ) as response:
                 code = None
                 if response.status >= 400 and method == "HEAD":

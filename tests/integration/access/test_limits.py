@@ -30,7 +30,7 @@ from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.servers import ValkeyServer
-from tests.stack import ROOT, Measured
+from tests.stack import ROOT, RecordMeasurement
 from tests.waiting import eventually
 
 REPLICAS, CLIENTS, REQUESTS = 4, 64, 10_000
@@ -71,7 +71,7 @@ async def send_storm(urls: list[str], body: dict[str, Any], requests: int) -> Co
 
 
 async def test_exactly_the_limit_of_ten_thousand_requests_passes(
-    replicas: list[str], valkey_server: ValkeyServer, measured: Measured
+    replicas: list[str], valkey_server: ValkeyServer, record_measurement: RecordMeasurement
 ) -> None:
     limit = 1_234
     body = {"subject": "key:storm", "requests_per_minute": limit}
@@ -82,14 +82,14 @@ async def test_exactly_the_limit_of_ten_thousand_requests_passes(
     outcome_counts = await send_storm(replicas, body, REQUESTS)
     seconds = time.perf_counter() - began
     assert outcome_counts == {"passed": limit, "rate_limit_exceeded": REQUESTS - limit}
-    measured(
+    record_measurement(
         f"{REPLICAS} replicas, {CLIENTS} clients, {REQUESTS} requests against {limit} a minute: "
         f"{outcome_counts['passed']} passed, {REQUESTS / seconds:.0f} requests/s"
     )
 
 
 async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
-    replicas: list[str], valkey_server: ValkeyServer, measured: Measured
+    replicas: list[str], valkey_server: ValkeyServer, record_measurement: RecordMeasurement
 ) -> None:
     budget, reserve, spend = Decimal("1"), Decimal("0.01"), Decimal("0.003")
     body = {
@@ -121,7 +121,7 @@ async def test_a_budget_is_never_exceeded_and_settles_to_the_cost(
             await eventually(is_spent_settled)
         assert await send_storm(replicas, body, 1) == {"budget_exceeded": 1}
     assert spent_usd <= budget
-    measured(
+    record_measurement(
         f"budget of {budget} USD: {outcome_counts['passed']} "
         f"requests spent {spent_usd}, 0 overshoot"
     )

@@ -17,7 +17,7 @@ from tests.integration.gateway.fixtures import Farm
 from tests.integration.gateway.test_jobs import CHAT
 from tests.integration.proxy.fixtures import proxy_serving
 from tests.integration.proxy.upstream import Service, serving
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 PROMISED_SECONDS = 10.0
 
@@ -57,7 +57,9 @@ async def _follow_all(
     yield tasks
 
 
-async def test_event_streams_end_with_their_key(farm: Farm, measured: Measured) -> None:
+async def test_event_streams_end_with_their_key(
+    farm: Farm, record_measurement: RecordMeasurement
+) -> None:
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "short-lived")
     job = await farm.submit(CHAT)
@@ -79,7 +81,9 @@ async def test_event_streams_end_with_their_key(farm: Farm, measured: Measured) 
         await keys.revoke(key_id)
         async with asyncio.timeout(PROMISED_SECONDS):
             ends = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
-        measured(f"revoked: five connections ended after {time.monotonic() - began:.1f} s")
+        record_measurement(
+            f"revoked: five connections ended after {time.monotonic() - began:.1f} s"
+        )
         for path, end in ends.items():
             if paths[path] is _follow_socket:
                 assert end == "1008", path

@@ -15,7 +15,7 @@ from moyin.access.accounts.throttle import AttemptRate, AttemptRates, Throttle, 
 from moyin.errors import TooManyAttempts
 from tests.integration.access.fixtures import PASSWORD, AccountsApp, Answer
 from tests.integration.servers import ValkeyServer
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -62,7 +62,7 @@ async def guess_passwords(
 
 
 async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
-    accounts: AccountsApp, measured: Measured
+    accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
     """Covers a fresh stack, which knows no client address and remembers no earlier sign-in."""
     email = (await accounts.player())["user"]["email"]
@@ -76,7 +76,9 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
     )
     began = time.monotonic()
     right_login = await login(accounts, email, PASSWORD)
-    measured(f"after 150 wrong ones a right password is in after {time.monotonic() - began:.1f} s")
+    record_measurement(
+        f"after 150 wrong ones a right password is in after {time.monotonic() - began:.1f} s"
+    )
     assert right_login.status == 200
     # It did not have to wait for all of those who came before it.
     assert not all(guess.done() for guess in guess_tasks)
@@ -86,7 +88,7 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
 
 
 async def test_a_right_password_gets_in_while_others_guess(
-    accounts: AccountsApp, measured: Measured
+    accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
     """The user signs in for the first time, while guessers always occupy all slots."""
     email = (await accounts.player())["user"]["email"]
@@ -96,21 +98,21 @@ async def test_a_right_password_gets_in_while_others_guess(
         began = time.monotonic()
         assert (await login(accounts, email, PASSWORD)).status == 200
         login_seconds = time.monotonic() - began
-    measured(f"while twelve guess, a right password is in after {login_seconds:.1f} s")
+    record_measurement(f"while twelve guess, a right password is in after {login_seconds:.1f} s")
 
 
-@pytest.mark.parametrize("way", ["device", "address", "reset"])
+@pytest.mark.parametrize("evidence", ["device", "address", "reset"])
 async def test_known_address_signs_in_at_once_while_others_guess(
-    accounts: AccountsApp, way: str
+    accounts: AccountsApp, evidence: str
 ) -> None:
     email = (await accounts.player())["user"]["email"]
     home = new_address()
     first_login = await login(accounts, email, PASSWORD, home)
     credentials: dict[str, Any] = {"password": PASSWORD}
-    async with guess_passwords(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
-        if way == "device":
+    async with guess_passwords(accounts, email, 60, "" if evidence != "address" else "192.0.2.{}"):
+        if evidence == "device":
             credentials["device_token"] = first_login.body["device_token"]
-        elif way == "address":
+        elif evidence == "address":
             credentials["address"] = home
         else:
             await accounts.ok("POST", "/password/forgot", None, {"email": email})
@@ -125,13 +127,16 @@ async def test_known_address_signs_in_at_once_while_others_guess(
             assert (await login(accounts, email, **credentials)).status == 200
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("is_known", [False, True])
 async def test_guesses_are_bounded_at_an_account_and_from_an_address(
-    accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
+    accounts: AccountsApp,
+    monkeypatch: pytest.MonkeyPatch,
+    is_known: bool,
+    record_measurement: RecordMeasurement,
 ) -> None:
     """The bound grows with the elapsed time, because a slow machine takes longer to guess."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
-    address = new_address() if known else ""
+    address = new_address() if is_known else ""
     free_attempts, seconds_per_attempt = 6, 0.5
     pace, unlimited_rate = (
         AttemptRate(free_attempts, seconds_per_attempt),
@@ -154,7 +159,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     refused_answers = [answer for answer in answers if answer.status == 429]
     assert {answer.code for answer in refused_answers} == {"too_many_attempts"}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused_answers)
-    measured(
+    record_measurement(
         f"{judged_guesses} of 60 guesses were judged in {elapsed_seconds:.1f} s "
         f"at {free_attempts} and one in {seconds_per_attempt} s"
     )

@@ -163,17 +163,17 @@ async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsApp) -
     assert (unavailable_response.status, unavailable_response.code) == (503, "service_unavailable")
 
 
-@pytest.mark.parametrize("forge", ["other key", "hs256", "none", "audience", "issuer"])
+@pytest.mark.parametrize("forgery", ["other key", "hs256", "none", "audience", "issuer"])
 async def test_a_forged_identity_token_proves_nothing(
-    accounts: AccountsApp, provider: str, forge: str
+    accounts: AccountsApp, provider: str, forgery: str
 ) -> None:
     open_id = accounts.parts.open_id
     provider_config = open_id.providers["studio"]
     kid = (await open_id._discover(provider_config)).keys.keys[0].key_id
     claims: dict[str, Any] = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
-    claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forge, {})
+    claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forgery, {})
     headers = {"kid": kid}
-    match forge:
+    match forgery:
         case "hs256":
             async with accounts.session.get(f"{provider}/jwks") as answer:
                 token = sign_with_hs256(claims, headers, await answer.read())

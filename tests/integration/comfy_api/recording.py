@@ -151,20 +151,22 @@ class Recorder:
         async with self._session.request(method, path, json=body) as response:
             return await _reduce_response(response)
 
-    def normal(self, value: Any, member: str = "") -> Any:
-        """Return ``value`` without ids, times and file locations."""
-        if isinstance(value, Mapping):
-            return {name: self.normal(item, name) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            items = [self.normal(item) for item in value]
+    def normal(self, response_part: Any, member: str = "") -> Any:
+        """Return ``response_part`` without ids, times and file locations."""
+        if isinstance(response_part, Mapping):
+            return {name: self.normal(item, name) for name, item in response_part.items()}
+        if isinstance(response_part, list | tuple):
+            items = [self.normal(item) for item in response_part]
             return sorted(items) if member in _SETS else items
         if member in _MOMENTS:
             return "<moment>"
         if member == "number":
             return "<number>"
-        if not isinstance(value, str):
-            return value
-        return self._text(_FARM_FOLDER.sub("", value) if member == "subfolder" else value)
+        if not isinstance(response_part, str):
+            return response_part
+        return self._text(
+            _FARM_FOLDER.sub("", response_part) if member == "subfolder" else response_part
+        )
 
     def _text(self, text: str) -> str:
         for name, content in self._inputs.items():
@@ -192,8 +194,8 @@ async def _reduce_response(response: aiohttp.ClientResponse) -> dict[str, Any]:
     return recording
 
 
-async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
-    """Return the received messages up to the first text message that ``last`` accepts.
+async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, is_last: Any) -> list[Any]:
+    """Return the received messages up to the first text message that ``is_last`` accepts.
 
     A binary message is replaced by a description.
     """
@@ -205,7 +207,7 @@ async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) 
             continue
         assert message.type is aiohttp.WSMsgType.TEXT, message
         messages.append(json.loads(message.data))
-        if last(messages[-1]):
+        if is_last(messages[-1]):
             return messages
 
 

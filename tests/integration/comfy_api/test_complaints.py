@@ -61,15 +61,15 @@ def only_file(entry: dict[str, Any]) -> dict[str, str]:
 
 
 async def receive_until(
-    socket: aiohttp.ClientWebSocketResponse, last: Callable[[Event], bool]
+    socket: aiohttp.ClientWebSocketResponse, is_last: Callable[[Event], bool]
 ) -> list[Event]:
-    """Return the messages of a WebSocket up to and including the first that ``last`` accepts."""
+    """Return the messages of a WebSocket up to and including the first that ``is_last`` accepts."""
     events: list[Event] = []
     async with asyncio.timeout(_PATIENCE):
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
                 events.append(json.loads(message.data))
-                if last(events[-1]):
+                if is_last(events[-1]):
                     return events
     raise AssertionError(f"the WebSocket was closed after {events}")
 

@@ -52,8 +52,8 @@ async def _upload_broken_picture(comfy: Comfy) -> str:
     return name
 
 
-async def _failing_graph(comfy: Comfy, kind: str) -> dict[str, Any]:
-    if kind == "stock":
+async def _failing_graph(comfy: Comfy, node_kind: str) -> dict[str, Any]:
+    if node_kind == "stock":
         return {
             "1": {
                 "class_type": "LoadImage",
@@ -61,7 +61,7 @@ async def _failing_graph(comfy: Comfy, kind: str) -> dict[str, Any]:
             },
             "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
         }
-    if kind == "testing pack":
+    if node_kind == "testing pack":
         return {
             "1": {
                 "class_type": "EmptyImage",
@@ -73,14 +73,14 @@ async def _failing_graph(comfy: Comfy, kind: str) -> dict[str, Any]:
     return {"1": {"class_type": "Reads", "inputs": {"text": f"nope/{uuid.uuid4().hex}"}}}
 
 
-@pytest.mark.parametrize("kind", _FAILING)
+@pytest.mark.parametrize("node_kind", _FAILING)
 async def test_a_real_error_names_no_path_of_the_machine(
-    gateway: RunningStack, comfy: Comfy, kind: str
+    gateway: RunningStack, comfy: Comfy, node_kind: str
 ) -> None:
-    node, message = _FAILING[kind]
+    node, message = _FAILING[node_kind]
     responses: list[str] = []
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue(await _failing_graph(comfy, kind))
+        prompt_id = await comfy.queue(await _failing_graph(comfy, node_kind))
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 continue

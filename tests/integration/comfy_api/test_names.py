@@ -194,7 +194,9 @@ def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def build_graph(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
+def build_graph(
+    attacked_nodes: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any
+) -> dict[str, Any]:
     """Return a graph of the given nodes, in which ComfyUI validates all of them.
 
     ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
@@ -204,7 +206,7 @@ def build_graph(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) 
         nodes: ComfyUI's descriptions of the classes.
     """
     graph = {"image": picture(next(_colors))["1"]}
-    for node_id, (kind, inputs) in attacked.items():
+    for node_id, (kind, inputs) in attacked_nodes.items():
         graph[node_id] = {"class_type": kind, "inputs": inputs}
         if not nodes[kind]["output_node"] and nodes[kind]["output"]:
             preview = {"class_type": "PreviewAny", "inputs": {"source": [node_id, 0]}}
@@ -425,13 +427,15 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outsid
     assert "you have no file" in json.dumps(existing_error)
 
 
-def _linking_graph(kind: str, name: str, value: str, rest: Mapping[str, Any]) -> dict[str, Any]:
+def _linking_graph(
+    node_class: str, name: str, value: str, extra_nodes: Mapping[str, Any]
+) -> dict[str, Any]:
     graph = {
         "1": {"class_type": "Says", "inputs": {"text": value}},
-        "2": {"class_type": kind, "inputs": {**rest, name: ["1", 0]}},
+        "2": {"class_type": node_class, "inputs": {**extra_nodes, name: ["1", 0]}},
         "image": picture(next(_colors))["1"],
     }
-    if kind.startswith("Load"):
+    if node_class.startswith("Load"):
         graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
     return graph
 

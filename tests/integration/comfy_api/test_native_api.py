@@ -300,11 +300,11 @@ async def _is_running(comfy: Comfy, prompt_id: str) -> bool:
 
 
 async def _receive_types(
-    socket: aiohttp.ClientWebSocketResponse, last: str, prompt_id: str
+    socket: aiohttp.ClientWebSocketResponse, last_type: str, prompt_id: str
 ) -> list[str]:
-    """Return the types of the messages about the prompt, up to ``last``."""
+    """Return the types of the messages about the prompt, up to ``last_type``."""
     kinds: list[str] = []
-    while last not in kinds:
+    while last_type not in kinds:
         event = json.loads((await socket.receive(timeout=_PATIENCE)).data)
         if event["data"].get("prompt_id") == prompt_id:
             kinds.append(event["type"])

@@ -25,10 +25,10 @@ async def call_route(
         return response.status, text
 
 
-@pytest.mark.parametrize("base", ["", "/api", "/comfy/api"])
-async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
+@pytest.mark.parametrize("base_path", ["", "/api", "/comfy/api"])
+async def test_files_as_comfyui_keeps_them(farm: Farm, base_path: str) -> None:
     def call(method: str, path: str, **kwargs: Any) -> Any:
-        return call_route(farm.client, method, base + path, **kwargs)
+        return call_route(farm.client, method, base_path + path, **kwargs)
 
     name = "/userdata/workflows%2Fa%20b.json"
     assert await call("POST", f"{name}?overwrite=false", data=b'{"a": 1}') == (

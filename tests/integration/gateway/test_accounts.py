@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 PASSWORD = f"pass-{secrets.token_hex(8)}"
 
@@ -43,7 +43,7 @@ async def client(gateway: RunningStack) -> Any:
 
 
 async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
-    client: Session, measured: Measured
+    client: Session, record_measurement: RecordMeasurement
 ) -> None:
     email = f"{secrets.token_hex(6)}@example.com"
     body = {"email": email, "password": PASSWORD}
@@ -75,7 +75,9 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
         while (await client.call("GET", path, created_key["key"]))[0] != 401:
             assert time.monotonic() - revoked < 60, path
             await asyncio.sleep(0.1)
-    measured(f"a revoked key was refused everywhere after {time.monotonic() - revoked:.1f} s")
+    record_measurement(
+        f"a revoked key was refused everywhere after {time.monotonic() - revoked:.1f} s"
+    )
 
     refresh_body = {"refresh_token": player["refresh_token"]}
     assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 200
@@ -155,11 +157,11 @@ DISGUISED = [
 ]
 
 
-@pytest.mark.parametrize("sent", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
+@pytest.mark.parametrize("raw_request", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
 async def test_a_request_that_two_may_read_differently_is_answered_by_none(
-    gateway: RunningStack, sent: str
+    gateway: RunningStack, raw_request: str
 ) -> None:
-    response = await _send_raw(gateway, sent)
+    response = await _send_raw(gateway, raw_request)
     # One refusal, or the connection's end: never an answer of an app that let it in.
     assert response == b"" or response.split(b" ")[1] in (b"400", b"401", b"501"), response
     assert response.count(b"HTTP/1.1 ") <= 1
@@ -183,10 +185,10 @@ async def test_identity_headers_from_clients_are_ignored(client: Session) -> Non
         assert (await response.json())["owner"] == "admin"
 
 
-async def _send_raw(gateway: RunningStack, sent: str) -> bytes:
+async def _send_raw(gateway: RunningStack, raw_request: str) -> bytes:
     """Return all bytes that the server sends within a short time in response to these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports.door)
-    writer.write(sent.encode("latin-1"))
+    writer.write(raw_request.encode("latin-1"))
     response = b""
     with suppress(TimeoutError, ConnectionError):
         async with asyncio.timeout(1):

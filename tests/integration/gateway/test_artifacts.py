@@ -58,10 +58,12 @@ async def test_an_unnamed_file_of_no_type_is_looked_at(farm: Farm) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
+    "media_type", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
 )
-async def test_files_that_could_run_scripts_are_downloads(farm: Farm, kind: str) -> None:
-    artifact = await upload(farm, b"<script>alert(1)</script>", headers={"content-type": kind})
+async def test_files_that_could_run_scripts_are_downloads(farm: Farm, media_type: str) -> None:
+    artifact = await upload(
+        farm, b"<script>alert(1)</script>", headers={"content-type": media_type}
+    )
     async with farm.client.get(artifact["url"]) as response:
         assert response.headers["content-type"] == "application/octet-stream"
         assert response.headers["content-disposition"].startswith("attachment;")

@@ -23,7 +23,7 @@ from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.text.fixtures import local, serving, wait_until_probed
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 _ROUNDS = 12
@@ -63,7 +63,9 @@ async def upload_mask(client: aiohttp.ClientSession, name: str, mask: bytes) -> 
         return response.status, await response.json()
 
 
-async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured: Measured) -> None:
+async def test_pictures_of_any_size_cost_the_gateway_little(
+    farm: Farm, record_measurement: RecordMeasurement
+) -> None:
     qualities = itertools.count(1)
     hostile_session, other_session = farm.client, farm.other
     assert len(png(BEYOND)) < 13_000
@@ -104,7 +106,7 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
         during_attack = await measure_median(view_preview)
     peak = measure_memory_mib()
     await eventually(lambda: measure_memory_mib() <= mib_before * 1.1, _SOON_SECONDS)
-    measured(
+    record_measurement(
         f"another tenant's preview took {usual_seconds * 1000:.0f} ms, "
         f"{during_attack * 1000:.0f} ms during "
         f"{attack_count()} rounds of hostile ones; the replica with its helpers held "
@@ -118,7 +120,7 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
 
 
 async def test_schemas_of_any_size_cost_llama_cpp_nothing(
-    llama: str, tmp_path: Path, measured: Measured
+    llama: str, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     backend = local(llama)
     backend["models"][0] |= {"schema": True, "tools": True}
@@ -154,7 +156,7 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
             usual_seconds = await measure_median(chat)
             async with repeating(attack) as attack_count:
                 during_attack = await measure_median(chat)
-        measured(
+        record_measurement(
             f"another tenant's answer took {usual_seconds * 1000:.0f} ms, "
             f"{during_attack * 1000:.0f} ms during "
             f"{attack_count()} rounds of hostile schemas"
@@ -172,28 +174,28 @@ async def complete_chat(client: aiohttp.ClientSession, **members: Any) -> tuple[
         return response.status, await response.json()
 
 
-async def measure_median(act: Callable[[], Awaitable[None]]) -> float:
-    """Return the median duration of ``act`` in seconds."""
+async def measure_median(action: Callable[[], Awaitable[None]]) -> float:
+    """Return the median duration of ``action`` in seconds."""
     call_seconds = []
     for _ in range(_ROUNDS):
         began = time.monotonic()
-        await act()
+        await action()
         call_seconds.append(time.monotonic() - began)
     return statistics.median(call_seconds)
 
 
 @asynccontextmanager
-async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
-    """Repeat ``act`` during the block; yield a function that returns how often it has ended.
+async def repeating(action: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
+    """Repeat ``action`` during the block; yield a function that returns how often it has ended.
 
-    The block begins when ``act`` has ended once.
+    The block begins when ``action`` has ended once.
     """
     stop_event, rounds = asyncio.Event(), 0
 
     async def repeat_act() -> None:
         nonlocal rounds
         while not rounds or not stop_event.is_set():
-            await act()
+            await action()
             rounds += 1
             # It shares this process with the servers: a flood is what limits on requests are for.
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -51,8 +51,10 @@ def png(width: int = 400, height: int = 200) -> bytes:
     return buffer.getvalue()
 
 
-async def upload(client: aiohttp.ClientSession, content: bytes, kind: str = "image/png") -> str:
-    headers = {"content-type": kind}
+async def upload(
+    client: aiohttp.ClientSession, content: bytes, media_type: str = "image/png"
+) -> str:
+    headers = {"content-type": media_type}
     async with client.post("/artifacts", data=content, headers=headers) as response:
         assert response.status == 201
         return str((await response.json())["id"])

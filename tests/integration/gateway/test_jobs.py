@@ -15,7 +15,7 @@ from moyin.domain.queue_place import Duration, QueuePlace
 from tests.examples import find_missing_members
 from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 CHAT: dict[str, Any] = {
@@ -25,10 +25,10 @@ CHAT: dict[str, Any] = {
 
 
 async def frames(
-    client: aiohttp.ClientSession, job_id: str, last: str | None = None
+    client: aiohttp.ClientSession, job_id: str, last_event_id: str | None = None
 ) -> list[dict[str, str]]:
     """Return the server-sent events of a whole stream."""
-    headers = {} if last is None else {"Last-Event-ID": last}
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     async with client.get(f"/jobs/{job_id}/events", headers=headers) as response:
         if response.status == 204:
             return []
@@ -129,9 +129,9 @@ async def test_events_tell_the_whole_story(working_farm: Farm) -> None:
 async def test_events_resume_after_the_last_seen(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
     job_frames = await frames(working_farm.client, job["id"])
-    later_frames = await frames(working_farm.client, job["id"], last=job_frames[1]["id"])
+    later_frames = await frames(working_farm.client, job["id"], last_event_id=job_frames[1]["id"])
     assert [f["id"] for f in later_frames] == [f["id"] for f in job_frames[2:]]
-    assert await frames(working_farm.client, job["id"], last=job_frames[-1]["id"]) == []
+    assert await frames(working_farm.client, job["id"], last_event_id=job_frames[-1]["id"]) == []
 
 
 async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
@@ -271,11 +271,13 @@ async def test_a_job_is_accepted_while_temporal_is_away(
         await farm.close()
 
 
-async def test_submitting_answers_at_once(farm: Farm, measured: Measured) -> None:
+async def test_submitting_answers_at_once(
+    farm: Farm, record_measurement: RecordMeasurement
+) -> None:
     await farm.submit(CHAT)
     seconds = []
     for _ in range(30):
         began = time.perf_counter()
         assert (await farm.submit(CHAT))["status"] == "queued"
         seconds.append(time.perf_counter() - began)
-    measured(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")
+    record_measurement(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")

@@ -41,7 +41,7 @@ from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.fixtures import serving, wait_until_probed
 from tests.integration.text.wires.server import WireServer
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 CHECKS = [
     not_a_server_error,
@@ -188,9 +188,9 @@ def gateway_app(
 def find_violations(
     app: tuple[str, dict[str, str]],
     *left_out: str,
-    only: str = "",
+    only_path: str = "",
     bearers: Callable[[], Iterable[str]] | None = None,
-    known: Mapping[str, str] | None = None,
+    known_ids: Mapping[str, str] | None = None,
     **path_parameters: str,
 ) -> tuple[list[str], int]:
     """Return the violations of an OpenAPI description, and the number of requests that were sent.
@@ -209,12 +209,12 @@ def find_violations(
     operations = [item.ok() for item in parsed]
     # What is there is deleted last.
     for operation in sorted(operations, key=lambda item: item.method == "delete"):
-        if operation.path != only if only else operation.path in left_out:
+        if operation.path != only_path if only_path else operation.path in left_out:
             continue
         modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
-        if known is not None:
+        if known_ids is not None:
             named_parameters = set(re.findall(r"\{(\w+)\}", operation.path))
-            if not named_parameters or not named_parameters <= known.keys():
+            if not named_parameters or not named_parameters <= known_ids.keys():
                 continue
             modes = [GenerationMode.POSITIVE]
         for mode in modes:
@@ -225,7 +225,7 @@ def find_violations(
                 nonlocal request_count
                 names = case.path_parameters.keys()
                 case.path_parameters.update(path_parameters)
-                known_items = (known or {}).items()
+                known_items = (known_ids or {}).items()
                 case.path_parameters.update({n: value for n, value in known_items if n in names})
                 for bearer in bearers() if bearers is not None else owners.values():
                     request_count += 1
@@ -238,18 +238,20 @@ def find_violations(
                 continue  # there is nothing to do wrong
             except (FailureGroup, Failure) as error:
                 problems.append(f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}")
-    assert request_count, f"nothing was asked of {only or url}"
+    assert request_count, f"nothing was asked of {only_path or url}"
     return problems, request_count
 
 
-def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) -> None:
+def test_accounts(
+    accounts_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
     problems, request_count = find_violations(accounts_app, "/logout")
     more_problems, sent_more = find_violations(
-        accounts_app, only="/logout", bearers=lambda: _new_player(accounts_app[0])
+        accounts_app, only_path="/logout", bearers=lambda: _new_player(accounts_app[0])
     )
     assert not (problems + more_problems), "\n\n".join(problems + more_problems)
     request_count += sent_more
-    measured(
+    record_measurement(
         f"schemathesis: {request_count} requests to accounts, 0 errors, 0 undocumented answers"
     )
 
@@ -265,15 +267,19 @@ def _new_player(description: str) -> Iterable[str]:
 STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/events")
 
 
-def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
+def test_gateway(
+    gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
     problems, request_count = find_violations(gateway_app, *STREAMS)
     assert not problems, "\n\n".join(problems)
-    measured(
+    record_measurement(
         f"schemathesis: {request_count} requests to the gateway, 0 errors, 0 undocumented answers"
     )
 
 
-def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
+def test_event_streams(
+    gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
     """Validate whole streams of ended jobs, and the beginning of streams of waiting jobs."""
     url, bearers = gateway_app
     address = url.removesuffix("/openapi.json")
@@ -290,7 +296,7 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
         # The stream of the cluster never ends.
         jobs: list[dict[str, Any]] = [{"job_id": ended_job}, {}] if "{job_id}" in path else []
         for job in jobs:
-            problems, request_count = find_violations(gateway_app, only=path, **job)
+            problems, request_count = find_violations(gateway_app, only_path=path, **job)
             assert not problems, "\n\n".join(problems)
             total_requests += request_count
         live_path = address + path.format(job_id=waiting_job)
@@ -301,7 +307,7 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
             assert any(line.startswith("event: ") for line in lines)
             if path == "/cluster/events":
                 ClusterBody.model_validate_json(next(lines).removeprefix("data: "), strict=True)
-    measured(
+    record_measurement(
         f"schemathesis: {total_requests} requests to event streams, 0 errors, 0 undocumented answers"
     )
 
@@ -314,16 +320,16 @@ def _render(address: str, headers: dict[str, str]) -> str:
 
 
 def test_existing_resources_match_the_description(
-    gateway_app: tuple[str, dict[str, str]], measured: Measured
+    gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
     """Request ids and names that exist; `test_gateway` requests random ones."""
     url, bearers = gateway_app
     known_ids = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    problems, request_count = find_violations(gateway_app, *STREAMS, known=known_ids)
+    problems, request_count = find_violations(gateway_app, *STREAMS, known_ids=known_ids)
     assert not problems, "\n\n".join(problems)
-    measured(
+    record_measurement(
         f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
     )
 
@@ -374,7 +380,11 @@ def test_routes_require_a_key_as_documented(app: str, request: pytest.FixtureReq
     ] == []
 
 
-def test_models(models_app: tuple[str, dict[str, str]], measured: Measured) -> None:
+def test_models(
+    models_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
     problems, request_count = find_violations(models_app)
     assert not problems, "\n\n".join(problems)
-    measured(f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers")
+    record_measurement(
+        f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers"
+    )

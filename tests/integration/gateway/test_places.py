@@ -22,7 +22,7 @@ from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.render.comfyui.install import ComfyUI
 from tests.chaos.graphs import picture, sleepy
-from tests.stack import Measured, RunningStack, farm_env
+from tests.stack import RecordMeasurement, RunningStack, farm_env
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(1_200)
@@ -166,12 +166,12 @@ def stack(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 async def test_all_apis_and_comfyui_agree_on_fifty_renders(
-    stack: RunningStack, measured: Measured
+    stack: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
     async with _open_api(stack) as api:
         await _wait_for_comfyuis(api)
         observations = await _render_all(api)
-    measured(
+    record_measurement(
         f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {observations.samples} samples, "
         f"in {observations.full} of "
         f"which all ComfyUIs had a prompt, {len(observations.stored)} "
@@ -302,9 +302,9 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
     return any(stage is not _ENDED for stage in later_stages.values())
 
 
-async def _have_begun(api: Api, held: set[str]) -> bool:
+async def _have_begun(api: Api, job_ids: set[str]) -> bool:
     jobs = await api.list_jobs()
-    return all(jobs[job_id]["status"] != "queued" for job_id in held)
+    return all(jobs[job_id]["status"] != "queued" for job_id in job_ids)
 
 
 def _check_places(

@@ -26,7 +26,7 @@ from moyin.proxy.identity import derive_route_secret
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.servers import free_port
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually
 
 
@@ -37,17 +37,17 @@ class SentSecrets:
         self.gateway = gateway
         self.parts: dict[str, str] = {}
 
-    def note(self, where: str, secret: str) -> str:
+    def note(self, description: str, secret: str) -> str:
         if secret.count(".") == 2:
             part = secret.rsplit(".", 1)[1]
         else:
             part = secret.split("_", 2 if secret.startswith("moyin_") else 1)[-1]
-        assert len(part) >= 12, where
-        self.parts[where] = part
+        assert len(part) >= 12, description
+        self.parts[description] = part
         return secret
 
-    def new(self, where: str) -> str:
-        return self.note(where, secrets.token_hex(20))
+    def new(self, description: str) -> str:
+        return self.note(description, secrets.token_hex(20))
 
 
 class Session:
@@ -58,9 +58,11 @@ class Session:
         self.session = session
         self.keys = keys
 
-    async def key(self, where: str) -> str:
+    async def key(self, description: str) -> str:
         """Return a valid key that is used in one place only."""
-        return self.sent_secrets.note(where, (await self.keys.create("admin", where))[1])
+        return self.sent_secrets.note(
+            description, (await self.keys.create("admin", description))[1]
+        )
 
     async def call(self, method: str, path: str, *statuses: int, **kwargs: Any) -> Any:
         async with self.session.request(method, path, allow_redirects=False, **kwargs) as response:
@@ -90,7 +92,10 @@ async def client(gateway: RunningStack) -> AsyncIterator[Session]:
 
 
 async def test_no_log_holds_a_secret(
-    gateway: RunningStack, client: Session, haproxy_log: socket.socket, measured: Measured
+    gateway: RunningStack,
+    client: Session,
+    haproxy_log: socket.socket,
+    record_measurement: RecordMeasurement,
 ) -> None:
     signing_key = gateway.settings.signing_key()
     for description, secret in {
@@ -131,7 +136,7 @@ async def test_no_log_holds_a_secret(
         if part.encode() in logged or part.encode() in syslog
     ]
     assert leaks == []
-    measured(
+    record_measurement(
         f"{len(client.sent_secrets.parts)} secrets are in none of {len(logged):,} bytes of logs"
     )
 

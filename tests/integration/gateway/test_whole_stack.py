@@ -14,7 +14,7 @@ import pytest
 
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.gateway.raw_http import SlowClients
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -129,7 +129,7 @@ async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession)
     assert kinds.count("progress") >= 3
     assert {"running", "step"} <= set(kinds)
     middle_id = events[len(events) // 2]["id"]
-    resumed_events = await _read_events(session, job["id"], after=middle_id)
+    resumed_events = await _read_events(session, job["id"], after_id=middle_id)
     assert [e["id"] for e in resumed_events] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
@@ -142,7 +142,7 @@ async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSessio
 
 async def test_a_cancel_reaches_the_running_prompt_and_only_that(
     session: aiohttp.ClientSession,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
     _, other_job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
@@ -154,7 +154,7 @@ async def test_a_cancel_reaches_the_running_prompt_and_only_that(
     assert cancelled_job["status"] == "cancelled"
     spared_job = await _wait_until(session, other_job["id"], lambda job: job["status"] in FINAL)
     assert spared_job["status"] == "succeeded"
-    measured(
+    record_measurement(
         f"cancelled and the next one done {time.monotonic() - sent_at:.1f} s after the request"
     )
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
@@ -220,7 +220,7 @@ async def test_a_body_over_the_limit_is_cut_on_the_stream(
 
 
 async def test_connections_that_send_a_byte_a_second_are_closed(
-    slow: SlowClients, measured: Measured
+    slow: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
     await asyncio.to_thread(slow.wait, 240)
     assert {
@@ -234,17 +234,19 @@ async def test_connections_that_send_a_byte_a_second_are_closed(
                 # HAProxy's own word for a head that does not come.
                 assert answer.status in (0, 408)
         seconds = sorted(closed_after for _, closed_after in ended_connections)
-        measured(f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s")
+        record_measurement(
+            f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s"
+        )
 
 
 async def test_slow_bodies_without_a_key_are_not_waited_for(
-    strangers: SlowClients, measured: Measured
+    strangers: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
     await asyncio.to_thread(strangers.wait, 60)
     for target, ended_connections in strangers.ended.items():
         assert {answer.status for answer, _ in ended_connections} == {401}
         longest = max(closed_after for _, closed_after in ended_connections)
-        measured(f"slow {target} without a key: ended after {longest:.1f} s at most")
+        record_measurement(f"slow {target} without a key: ended after {longest:.1f} s at most")
         assert longest < 20
 
 
@@ -276,19 +278,19 @@ async def _submit_and_wait(session: aiohttp.ClientSession, body: Any) -> Any:
     return await _wait_until(session, job["id"], lambda job: job["status"] in FINAL)
 
 
-async def _wait_until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
+async def _wait_until(session: aiohttp.ClientSession, job_id: str, condition: Any) -> Any:
     async def is_done() -> Any:
         async with session.get(f"/jobs/{job_id}") as answer:
             job = await answer.json()
-        return job if done(job) else None
+        return job if condition(job) else None
 
     return await eventually(is_done, 240)
 
 
 async def _read_events(
-    session: aiohttp.ClientSession, job_id: str, after: str | None = None
+    session: aiohttp.ClientSession, job_id: str, after_id: str | None = None
 ) -> list[dict[str, str]]:
-    headers = {"last-event-id": after} if after else {}
+    headers = {"last-event-id": after_id} if after_id else {}
     async with (
         asyncio.timeout(60),
         session.get(f"/jobs/{job_id}/events", headers=headers) as answer,

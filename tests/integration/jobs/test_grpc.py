@@ -26,7 +26,7 @@ from moyin.jobs.grpc.translate import to_job_message
 from moyin.system.processes import find_processes
 from tests.chaos.graphs import picture, sleepy
 from tests.examples import read_example
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 # Serve has one gRPC port for all apps; calls without this are for the gateway.
 APP = ("application", "gateway")
@@ -212,7 +212,10 @@ def test_reflection_describes_the_services(gateway: RunningStack) -> None:
 
 
 async def test_a_watch_ends_soon_after_its_key(
-    gateway: RunningStack, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
+    gateway: RunningStack,
+    stub: MoyinStub,
+    key: list[tuple[str, str]],
+    record_measurement: RecordMeasurement,
 ) -> None:
     key_output = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
     [text] = [word for word in key_output if word.startswith("moyin_")]
@@ -228,7 +231,9 @@ async def test_a_watch_ends_soon_after_its_key(
             async with asyncio.timeout(10):
                 async for _ in event_stream:
                     continue
-        measured(f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key")
+        record_measurement(
+            f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key"
+        )
         assert exc_info.value.code() is grpc.StatusCode.UNAUTHENTICATED
     finally:
         await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)

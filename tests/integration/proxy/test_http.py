@@ -580,15 +580,15 @@ async def _read_text(response: Any) -> str:
         return text
 
 
-async def _has_status(status: Any, wanted: int) -> bool:
-    return bool(await status == wanted)
+async def _has_status(status: Any, expected_status: int) -> bool:
+    return bool(await status == expected_status)
 
 
-async def _wait_until_constant(value: Any, seconds: float = 0.3) -> int:
+async def _wait_until_constant(get_value: Any, seconds: float = 0.3) -> int:
     """Wait until the function's value has not changed for ``seconds``, and return the value."""
-    last_value, unchanged_since = value(), time.monotonic()
+    last_value, unchanged_since = get_value(), time.monotonic()
     while time.monotonic() - unchanged_since < seconds:
         await asyncio.sleep(0.02)
-        if value() != last_value:
-            last_value, unchanged_since = value(), time.monotonic()
+        if get_value() != last_value:
+            last_value, unchanged_since = get_value(), time.monotonic()
     return int(last_value)

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import service_process
 from tests.integration.servers import free_port
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 MANY = 1_000
@@ -45,7 +45,7 @@ async def proxy_server(service: str) -> AsyncIterator[ProxyServer]:
 
 
 async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
-    proxy_server: ProxyServer, service: str, measured: Measured
+    proxy_server: ProxyServer, service: str, record_measurement: RecordMeasurement
 ) -> None:
     began, gate = time.monotonic(), asyncio.Semaphore(50)
 
@@ -81,7 +81,7 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
         assert response.status == 200
     ends = await asyncio.gather(*(response.read() for response in streams))
     assert ends == [b"data: second\n\n"] * MANY
-    measured(
+    record_measurement(
         f"{MANY} WebSockets and {MANY} streams: open after {opened_at - began:.1f} s, all sockets "
         f"answered within {answered_at - opened_at:.2f} s"
     )

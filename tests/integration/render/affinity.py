@@ -13,7 +13,7 @@ from benchmarks.scheduling import Farm, Load, fifo
 from moyin.render.scheduling.rules import PendingRender
 from tests.integration.render.cluster import RenderFarm
 from tests.integration.render.fixtures import loading, sleepy, write_transformers
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensors")
@@ -31,7 +31,9 @@ def with_large_models(folder: Path) -> tuple[str, ...]:
     return ("--extra-model-paths-config", str(config))
 
 
-async def check_models_stay_loaded(farm: RenderFarm, pool: Any, measured: Measured) -> None:
+async def check_models_stay_loaded(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
+) -> None:
     """Check that a pool loads models rarely, and that an owner with many jobs delays no other.
 
     Four models compete for two actors; one owner submits half of all jobs before the other owners.
@@ -61,7 +63,7 @@ async def check_models_stay_loaded(farm: RenderFarm, pool: Any, measured: Measur
         Farm(actors=2, window=len(submissions)),
     )
     elapsed_seconds = time.monotonic() - began
-    measured(
+    record_measurement(
         f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads in {elapsed_seconds:.1f} s, "
         f"first come, first served {fifo_run.changes}"
     )

@@ -35,7 +35,7 @@ _NOTHING = (
 
 @contextmanager
 def fake_gpu_nodes(
-    folder: Path, *, most: int, idle_seconds: float, labels: dict[str, str]
+    folder: Path, *, max_nodes: int, idle_seconds: float, labels: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the arguments of `ray_cluster` for a head whose autoscaler adds nodes with one card.
 
@@ -46,7 +46,7 @@ def fake_gpu_nodes(
     # Needed before the head starts, which would choose it.
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
     config = folder / "autoscaling.yaml"
-    config.write_text(yaml.safe_dump(_autoscaler_config(address, most, idle_seconds, labels)))
+    config.write_text(yaml.safe_dump(_autoscaler_config(address, max_nodes, idle_seconds, labels)))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_enable_autoscaler_v2", "1")
         environment.setenv("RAY_FAKE_CLUSTER", "1")
@@ -84,11 +84,11 @@ def find_raylets(address: str) -> list[psutil.Process]:
 
 
 def _autoscaler_config(
-    address: str, most: int, idle_seconds: float, labels: dict[str, str]
+    address: str, max_nodes: int, idle_seconds: float, labels: dict[str, str]
 ) -> dict[str, Any]:
     return {
         "cluster_name": "test",
-        "max_workers": most,
+        "max_workers": max_nodes,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": idle_seconds / 60,
         "provider": {
@@ -108,7 +108,7 @@ def _autoscaler_config(
                 "labels": labels,
                 "node_config": {},
                 "min_workers": 0,
-                "max_workers": most,
+                "max_workers": max_nodes,
             },
         },
         "head_node_type": FAKE_HEAD_NODE_TYPE,

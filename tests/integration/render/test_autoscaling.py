@@ -22,7 +22,7 @@ from tests.integration.render.cluster import RenderFarm, render_farm
 from tests.integration.render.fixtures import comfyui_processes, picture, sleepy
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 NODES = 2
@@ -36,10 +36,10 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     labels = {"moyin-use": "render"}
-    with fake_gpu_nodes(tmp_path, most=NODES, idle_seconds=3, labels=labels) as head_address:
+    with fake_gpu_nodes(tmp_path, max_nodes=NODES, idle_seconds=3, labels=labels) as head_address:
         async with render_farm(
             comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head_address]
         ) as (farm, cluster):
@@ -53,13 +53,13 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
                 labels=labels,
             )
             assert list_gpu_nodes() == set()
-            held_jobs = await _check_queue_adds_nodes(farm, pool, measured)
+            held_jobs = await _check_queue_adds_nodes(farm, pool, record_measurement)
             await _check_other_replicas()
             pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
             await _cancel(farm, held_jobs)
             results = await asyncio.gather(*map(farm.result, pictures))
             assert all(len(result.artifacts) == 1 for result in results)
-            await _check_idle_nodes_are_removed(farm, pool, measured)
+            await _check_idle_nodes_are_removed(farm, pool, record_measurement)
             address = cluster.address
             # The head's own is left.
             await eventually(lambda: len(find_raylets(address)) == 1, 180)
@@ -67,7 +67,9 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
-async def _check_queue_adds_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
+async def _check_queue_adds_nodes(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
+) -> list[str]:
     """Check that a queue starts as many nodes as are allowed, and that one more actor waits.
 
     Returns:
@@ -77,9 +79,11 @@ async def _check_queue_adds_nodes(farm: RenderFarm, pool: Any, measured: Measure
     first_job = await farm.submit(picture())
     jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
     await eventually(list_gpu_nodes, 240)
-    measured(f"from a render without a node to the node: {time.monotonic() - began:.1f} s")
+    record_measurement(
+        f"from a render without a node to the node: {time.monotonic() - began:.1f} s"
+    )
     assert len((await farm.result(first_job)).artifacts) == 1
-    measured(f"to its picture: {time.monotonic() - began:.1f} s")
+    record_measurement(f"to its picture: {time.monotonic() - began:.1f} s")
 
     async def are_all_busy() -> dict[str, Any] | None:
         status: dict[str, Any] = await pool.status.remote()
@@ -120,11 +124,13 @@ def _find_processes(title: str) -> list[psutil.Process]:
     return [process for process, line in with_lines(children) if line.startswith(title)]
 
 
-async def _check_idle_nodes_are_removed(farm: RenderFarm, pool: Any, measured: Measured) -> None:
+async def _check_idle_nodes_are_removed(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
+) -> None:
     began = time.monotonic()
     await eventually(lambda: comfyui_processes(farm.settings.data) == [], 180)
-    measured(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
+    record_measurement(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
     await eventually(lambda: list_gpu_nodes() == set(), 240)
-    measured(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
+    record_measurement(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
     status = await pool.status.remote()
     assert (status["actors"], status["placing"]) == ({}, {})

@@ -39,7 +39,7 @@ from tests.integration.render.fixtures import (
 )
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(500)
@@ -53,7 +53,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     nodes = [{"num_cpus": 4}, GPU_NODE, GPU_NODE]
     async with render_farm(
@@ -73,7 +73,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         await asyncio.to_thread(cluster.remove_node, node, False)
 
         result = await farm.result(job_id)
-        measured(f"node lost: job done {time.monotonic() - began:.1f} s later")
+        record_measurement(f"node lost: job done {time.monotonic() - began:.1f} s later")
         assert result.backend != name
         [artifact] = result.artifacts
         assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
@@ -112,7 +112,7 @@ async def test_a_pool_on_one_node(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     """Check several scenarios on one pool, because its setup takes long."""
     async with render_farm(
@@ -131,11 +131,11 @@ async def test_a_pool_on_one_node(
         await _check_job_reports_progress(farm)
         await _check_inputs_of_other_owners_are_refused(farm)
         await _check_invalid_graph_fails_at_once(farm, pool)
-        await _check_new_replica_adopts_running_prompt(farm, pool, actor, measured)
-        pool = await _change_configuration_under_load(farm, pool, measured)
-        await check_models_stay_loaded(farm, pool, measured)
+        await _check_new_replica_adopts_running_prompt(farm, pool, actor, record_measurement)
+        pool = await _change_configuration_under_load(farm, pool, record_measurement)
+        await check_models_stay_loaded(farm, pool, record_measurement)
         await _check_poisoned_job_fails(farm)
-        await _check_idle_actors_end_and_return(farm, pool, measured)
+        await _check_idle_actors_end_and_return(farm, pool, record_measurement)
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
@@ -181,7 +181,7 @@ async def _check_new_replica_adopts_running_prompt(
     farm: RenderFarm,
     pool: Any,
     actor: dict[str, Any],
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     pid = actor["renderer"]["pid"]
     prompts_before = await _count_prompts(pid)
@@ -191,14 +191,16 @@ async def _check_new_replica_adopts_running_prompt(
     began = time.monotonic()
     result = await farm.result(job_id)
     elapsed_seconds = time.monotonic() - began
-    measured(f"replica killed: job done {elapsed_seconds:.1f} s later")
+    record_measurement(f"replica killed: job done {elapsed_seconds:.1f} s later")
     assert len(result.artifacts) == 1
     [new_actor] = (await farm.ready(pool, 1)).values()
     assert new_actor["renderer"]["pid"] == pid, "the same ComfyUI all along"
     assert await _count_prompts(pid) == prompts_before + 2, "rendered once, and asked once"
 
 
-async def _change_configuration_under_load(farm: RenderFarm, pool: Any, measured: Measured) -> Any:
+async def _change_configuration_under_load(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
+) -> Any:
     """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
     running_job = await farm.submit(sleepy(3))
     await farm.renderer_of(pool, running_job)
@@ -221,7 +223,9 @@ async def _change_configuration_under_load(farm: RenderFarm, pool: Any, measured
     assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
     status = await pool.status.remote()
     # How seldom it is depends on when the second one is up; the next scene judges it.
-    measured(f"{len(jobs)} renders of two models on two ComfyUIs: {status['changes']} changes")
+    record_measurement(
+        f"{len(jobs)} renders of two models on two ComfyUIs: {status['changes']} changes"
+    )
     assert status["changes"] >= 2
     assert {actor["spec"]["gpus"] for actor in status["actors"].values()} <= {0.4}
     return pool
@@ -235,13 +239,13 @@ async def _check_poisoned_job_fails(farm: RenderFarm) -> None:
 
 
 async def _check_idle_actors_end_and_return(
-    farm: RenderFarm, pool: Any, measured: Measured
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
     await eventually(lambda: _has_no_actors(pool), 180)
     await eventually(lambda: comfyui_processes(farm.settings.data) == [])
     began = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
-    measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
+    record_measurement(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
 
 
 async def _count_attempts(farm: RenderFarm, job_id: str) -> int:

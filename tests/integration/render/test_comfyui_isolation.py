@@ -105,9 +105,11 @@ async def hostile(
         await renderer.close()
 
 
-async def run_attempt(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
+async def run_attempt(
+    renderer: ComfyRenderer, code: str, arguments: Any = None, **kwargs: Any
+) -> Any:
     """Run code in ComfyUI's process, and return its findings."""
-    return read_finding((await render_graph(renderer, attempt(code, given), **kwargs)).values)
+    return read_finding((await render_graph(renderer, attempt(code, arguments), **kwargs)).values)
 
 
 async def render_graph(

@@ -188,7 +188,7 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
 
 
 @pytest.mark.parametrize(
-    ("breaks", "type_", "names"),
+    ("broken_node", "type_", "names"),
     [
         ({"class_type": "NoSuchNode", "inputs": {}}, "invalid_prompt", "NoSuchNode"),
         (
@@ -200,10 +200,10 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
     ],
 )
 async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
-    renderer: ComfyRenderer, breaks: object, type_: str, names: str
+    renderer: ComfyRenderer, broken_node: object, type_: str, names: str
 ) -> None:
     graph = picture()
-    graph["2"] = breaks
+    graph["2"] = broken_node
     body = await renderer.validate(graph)
     assert body is not None
     assert body["error"]["type"] == type_
@@ -411,10 +411,10 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
         await may_store.wait()
         return await put_stream(file, limit)
 
-    async def follow(text: str, seen: list[RenderEvent]) -> None:
+    async def follow(text: str, seen_events: list[RenderEvent]) -> None:
         graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
         async for event in renderer.render(request(graph)):
-            seen.append(event)
+            seen_events.append(event)
 
     monkeypatch.setattr(blobs, "put_stream", put_later)
     texts = ["Ada's", "Bob's", "Ada's"]

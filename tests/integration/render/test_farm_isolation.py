@@ -86,8 +86,8 @@ async def test_it_reaches_nothing_of_the_farm(
             assert secret not in str(reached["texts"])
 
 
-async def _run_attempt(farm: RenderFarm, code: str, given: Any = None) -> Any:
-    result = await farm.result(await farm.submit(attempt(code, given)))
+async def _run_attempt(farm: RenderFarm, code: str, arguments: Any = None) -> Any:
+    result = await farm.result(await farm.submit(attempt(code, arguments)))
     return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 
@@ -118,12 +118,12 @@ def _list_sockets(folder: Path) -> list[str]:
     ]
 
 
-def _count_reachable(given: dict[str, Any]) -> int:
+def _count_reachable(server_addresses: dict[str, Any]) -> int:
     """Return how many of the given servers are reachable."""
     count = 0
     for family, addresses in (
-        (socket.AF_INET, given["tcp"]),
-        (socket.AF_UNIX, given["unix"]),
+        (socket.AF_INET, server_addresses["tcp"]),
+        (socket.AF_UNIX, server_addresses["unix"]),
     ):
         for address in addresses:
             with socket.socket(family) as client:

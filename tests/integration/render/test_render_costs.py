@@ -25,7 +25,7 @@ from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
 from tests.integration.render.fixtures import comfyui_processes, upscaled, write_models
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(500)
@@ -42,7 +42,7 @@ async def test_renders_cost_their_measured_time_once(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     nodes = [{"num_cpus": 4, "num_gpus": 1}]
     async with render_farm(
@@ -53,7 +53,7 @@ async def test_renders_cost_their_measured_time_once(
         pool = await farm.deploy(models, actors=1, **_PRICE)
         await farm.ready(pool, 1)
         jobs = [
-            await _check_repeated_graph_is_free(farm, measured),
+            await _check_repeated_graph_is_free(farm, record_measurement),
             await _check_failed_render_costs(farm),
             await _check_cancelled_render_costs(farm),
             await _check_killed_replica(farm, pool),
@@ -79,7 +79,7 @@ async def test_renders_cost_their_measured_time_once(
         measured_seconds = sum(execution.seconds for execution in executions)
         assert float(seconds) > measured_seconds - 3
         assert 0 < sum(item.load_milliseconds for item in usage_sums) < 1000 * seconds
-        measured(
+        record_measurement(
             f"renders of {measured_seconds:.2f} s by ComfyUI's clock were booked with "
             f"{seconds:.2f} s"
         )
@@ -90,14 +90,16 @@ async def _list_rows(farm: RenderFarm, job_id: str) -> list[UsageEntry]:
     return [row for row in rows if row.request_id == job_id]
 
 
-async def _check_repeated_graph_is_free(farm: RenderFarm, measured: Measured) -> str:
+async def _check_repeated_graph_is_free(
+    farm: RenderFarm, record_measurement: RecordMeasurement
+) -> str:
     graph = busy(2, next(_colors))
     began = time.monotonic()
     job_id = await farm.submit(graph)
     result = await farm.result(job_id)
     elapsed_seconds = time.monotonic() - began
     assert result.gpu_seconds is not None
-    measured(
+    record_measurement(
         f"a render of 2 s: {result.gpu_seconds:.2f} s of the GPU, "
         f"done after {elapsed_seconds:.2f} s"
     )

@@ -20,7 +20,7 @@ import pytest
 from tests.acceptance.openai_models import check_response
 from tests.chaos.graphs import picture, sleepy
 from tests.examples import read_example
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually_blocking
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -103,7 +103,7 @@ def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client
 
 
 @pytest.mark.parametrize(
-    ("body", "field", "right"),
+    ("body", "field", "expected_text"),
     [
         (swatch_job(width=4), "inputs.width", "at least 8"),
         (swatch_job(width="16"), "inputs.width", "an integer"),
@@ -117,13 +117,13 @@ def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client
     ],
 )  # fmt: skip
 def test_errors_of_bad_inputs_name_valid_ones(
-    http: httpx.Client, body: Job, field: str, right: str
+    http: httpx.Client, body: Job, field: str, expected_text: str
 ) -> None:
     answer = post(http, body)
     problem = answer.json()
     assert (answer.status_code, problem["code"]) == (400, "invalid_request")
     assert problem["field"] == field
-    assert right in problem["detail"]
+    assert expected_text in problem["detail"]
 
 
 def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> None:
@@ -209,13 +209,13 @@ def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
 
 
 def test_openai_s_sdk_gets_pictures(
-    gateway: RunningStack, sdk: openai.OpenAI, measured: Measured
+    gateway: RunningStack, sdk: openai.OpenAI, record_measurement: RecordMeasurement
 ) -> None:
     began = time.monotonic()
     picture_file = sdk.images.generate(
         model="swatch", prompt="x", n=2, size="16x24", response_format="b64_json"
     )
-    measured(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
+    record_measurement(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
     assert picture_file.data is not None
     pictures = [base64.b64decode(item.b64_json or "") for item in picture_file.data]
     assert [read_size(item) for item in pictures] == [(16, 24)] * 2
@@ -237,7 +237,7 @@ def test_openai_s_sdk_gets_pictures(
 
 
 @pytest.mark.parametrize(
-    ("members", "kind", "param"),
+    ("members", "error_type", "param"),
     [
         ({"model": "gpt-image-9"}, openai.NotFoundError, "model"),
         ({"model": "resize"}, openai.BadRequestError, "model"),
@@ -252,10 +252,10 @@ def test_openai_sdk_gets_errors_in_its_own_format(
     http: httpx.Client,
     sdk: openai.OpenAI,
     members: dict[str, Any],
-    kind: type[openai.APIStatusError],
+    error_type: type[openai.APIStatusError],
     param: str,
 ) -> None:
-    with pytest.raises(kind) as exc_info:
+    with pytest.raises(error_type) as exc_info:
         sdk.images.generate(**{"model": "swatch", "prompt": "x", **members})
     assert exc_info.value.param == param
 
@@ -324,13 +324,15 @@ def find_job(http: httpx.Client, user: str) -> str:
 
 
 def test_an_equal_graph_is_rendered_once_for_its_tenant(
-    gateway: RunningStack, http: httpx.Client, measured: Measured
+    gateway: RunningStack, http: httpx.Client, record_measurement: RecordMeasurement
 ) -> None:
     body = swatch_job(prompt="once")
     first_job = submit_and_wait(http, body)
     began = time.monotonic()
     second_job = submit_and_wait(http, body)
-    measured(f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end")
+    record_measurement(
+        f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end"
+    )
     assert (first_job["cached"], second_job["cached"], second_job["cost_usd"]) == (False, True, 0)
     assert second_job["outputs"][0]["backend"] == "cache"
     # Its own artifacts, of the same bytes; the texts that the graph put out as well.

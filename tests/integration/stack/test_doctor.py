@@ -39,14 +39,22 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def examine(
-    environ: Mapping[str, str], *options: str, inside: Sequence[str] = ()
+    environ: Mapping[str, str], *options: str, sandbox_command: Sequence[str] = ()
 ) -> tuple[int, dict[str, Any]]:
     """Run `moyin doctor --json`, and return its exit status and its checks by name.
 
     Args:
         inside: the command line of a sandbox to run it in.
     """
-    command = [*inside, sys.executable, "-m", "moyin.cli.main", "doctor", "--json", *options]
+    command = [
+        *sandbox_command,
+        sys.executable,
+        "-m",
+        "moyin.cli.main",
+        "doctor",
+        "--json",
+        *options,
+    ]
     process = subprocess.run(
         command,
         env=dict(environ),
@@ -85,7 +93,7 @@ def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
         "--ro-bind", str(meminfo), "/proc/meminfo", "--cap-drop", "ALL",
         *(() if os.geteuid() == 0 else ("--unshare-user", "--disable-userns")), "--",
     ]  # fmt: skip
-    status, checks = examine(environ, inside=sandbox)
+    status, checks = examine(environ, sandbox_command=sandbox)
     assert status == 1
     results = {name: (check["verdict"], check["found"]) for name, check in checks.items()}
     advice_by_name = {name: check["advice"] for name, check in checks.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.stack import ROOT, Measured, RunningStack
+from tests.stack import ROOT, RecordMeasurement, RunningStack
 
 pytestmark = pytest.mark.timeout(300)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -98,9 +98,11 @@ def test_serve_deploy_takes_the_same_file(gateway: RunningStack) -> None:
     assert gateway.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()
 
 
-def test_memory_is_reported_by_part(gateway: RunningStack, measured: Measured) -> None:
+def test_memory_is_reported_by_part(
+    gateway: RunningStack, record_measurement: RecordMeasurement
+) -> None:
     bytes_by_part = json.loads(gateway.run("status", "--json", "--memory").stdout)["memory"]
     assert bytes_by_part.keys() >= {"ray", "apps", "temporal", "valkey", "supervisor", "comfyui"}
     without_comfyui = sum(size for part, size in bytes_by_part.items() if part != "comfyui")
-    measured(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
+    record_measurement(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
     assert without_comfyui < 3 * 2**30

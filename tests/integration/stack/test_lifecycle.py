@@ -23,7 +23,7 @@ from temporalio.client import Client
 
 from moyin.stack.service import send_request
 from moyin.system.processes import find_processes
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually_blocking
 
 pytestmark = pytest.mark.timeout(240)
@@ -165,7 +165,9 @@ def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: Runnin
 
 
 @pytest.mark.parametrize("name", ["valkey", "temporal"])
-def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measured) -> None:
+def test_a_killed_server_is_back(
+    stack: RunningStack, name: str, record_measurement: RecordMeasurement
+) -> None:
     killed_pid = _read_state(stack)["parts"][name]["pid"]
     os.kill(killed_pid, signal.SIGKILL)
 
@@ -175,13 +177,13 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
 
     began = time.monotonic()
     eventually_blocking(is_restarted, 180)
-    measured(f"{name} back after {time.monotonic() - began:.1f} s")
+    record_measurement(f"{name} back after {time.monotonic() - began:.1f} s")
     assert _read_state(stack)["parts"][name]["restarts"] == 1
     assert _get(f"{stack.url}/")
 
 
 def test_killing_the_supervisor_ends_all_and_up_starts_again(
-    stack: RunningStack, measured: Measured
+    stack: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
     """All processes end with the supervisor, and the next `moyin up` finds Valkey's data.
 
@@ -199,7 +201,7 @@ def test_killing_the_supervisor_ends_all_and_up_starts_again(
     began = time.monotonic()
     stack.run("up")
     elapsed_seconds = time.monotonic() - began
-    measured(f"up again after {elapsed_seconds:.1f} s")
+    record_measurement(f"up again after {elapsed_seconds:.1f} s")
     assert stack.api_key == key
     assert stack.valkey_password != password_before
     with redis.Redis.from_url(stack.settings.redis_url) as valkey_client:
@@ -234,10 +236,10 @@ def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_ord
     assert _get(f"{stack.url}/still") == {"path": "/still"}
 
 
-def test_down_leaves_nothing(stack: RunningStack, measured: Measured) -> None:
+def test_down_leaves_nothing(stack: RunningStack, record_measurement: RecordMeasurement) -> None:
     began = time.monotonic()
     stack.run("down")
-    measured(f"down: {time.monotonic() - began:.1f} s")
+    record_measurement(f"down: {time.monotonic() - began:.1f} s")
     assert stack.processes() == []
     assert "not running" in stack.run("down").stdout
 

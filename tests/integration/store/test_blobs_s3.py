@@ -65,14 +65,14 @@ async def test_objects_are_stored_under_the_prefix_of_the_url(
     client.close()
 
 
-@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize("uses_file", [False, True])
 async def test_known_content_becomes_a_new_artifact_without_an_upload(
     blobs: BlobStore,
     url: str,
     s3_server: S3Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    by_file: bool,
+    uses_file: bool,
 ) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"abc")
@@ -88,7 +88,7 @@ async def test_known_content_becomes_a_new_artifact_without_an_upload(
         # S3 counts in seconds.
         while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == modified_before:
             await asyncio.sleep(0.2)
-            await (blobs.put_file(source) if by_file else blobs.renew(digest))
+            await (blobs.put_file(source) if uses_file else blobs.renew(digest))
     client.close()
     assert await blobs.get(digest) == b"abc"
     assert not await blobs.renew("0" * 64)

@@ -46,8 +46,8 @@ class RecordedCalls:
         self._database = database
         self._monkeypatch = monkeypatch
 
-    async def add(self, at: datetime, *entries: UsageEntry) -> None:
-        self._monkeypatch.setattr(usage, "now", lambda: at)
+    async def add(self, called_at: datetime, *entries: UsageEntry) -> None:
+        self._monkeypatch.setattr(usage, "now", lambda: called_at)
         ledger = UsageLedger(self._database)
         for entry in entries:
             ledger.record(entry)

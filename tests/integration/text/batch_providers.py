@@ -438,8 +438,12 @@ def _new_completion(body: Mapping[str, Any]) -> dict[str, Any]:
     return completion.to_dict(mode="json")
 
 
-def _anthropic_error(status: int, kind: str, message: str) -> web.Response:
-    body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_1"}
+def _anthropic_error(status: int, error_type: str, message: str) -> web.Response:
+    body = {
+        "type": "error",
+        "error": {"type": error_type, "message": message},
+        "request_id": "req_1",
+    }
     return web.json_response(body, status=status)
 
 

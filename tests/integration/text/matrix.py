@@ -83,10 +83,10 @@ class _MatrixCase:
             raise _NotExpressible
         return answer
 
-    def check_end(self, answer: ReceivedAnswer, how: str) -> None:
-        expected = _REASONS[self.protocol][how]
+    def check_end(self, answer: ReceivedAnswer, expected_end: str) -> None:
+        expected = _REASONS[self.protocol][expected_end]
         # A back end that does not tell which stop string it met leaves a plain end.
-        if how == "stop" and self.backend == "Ollama":
+        if expected_end == "stop" and self.backend == "Ollama":
             expected = _REASONS[self.protocol]["end"]
         assert answer.reason == expected, answer
         assert answer.prompt == PROMPT, answer

@@ -147,11 +147,11 @@ class Farm:
         )
 
     async def until(
-        self, batch: Batch, is_there: Callable[[Batch], bool] = lambda state: state.status in ENDED
+        self, batch: Batch, condition: Callable[[Batch], bool] = lambda state: state.status in ENDED
     ) -> Batch:
         async def find() -> Batch | None:
             state = await self.client.batches.retrieve(batch.id)
-            return state if is_there(state) else None
+            return state if condition(state) else None
 
         state: Batch = await eventually(find, 180)
         return state

@@ -24,7 +24,7 @@ from moyin.store.schema import usage
 from moyin.store.sql import Database
 from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 # USD per million tokens: a short call reserves about a cent, for more than it can use.
@@ -89,7 +89,7 @@ def hello_body(**kwargs: Any) -> dict[str, Any]:
 
 
 async def test_calls_at_the_same_time_never_overshoot_a_budget(
-    studio: Studio, measured: Measured
+    studio: Studio, record_measurement: RecordMeasurement
 ) -> None:
     budget = Decimal("0.03")
     key_id, client = await studio.client(usd_per_day=budget)
@@ -114,7 +114,7 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
     # What was set aside and not used is there again.
     assert await call() == "answered"
     await client.close()
-    measured(
+    record_measurement(
         f"budget of {budget} USD, 12 calls at once: "
         f"{outcome_counts['answered']} answered, 0 overshoot"
     )

@@ -24,7 +24,7 @@ class _AnyServer(WireServer):
     """Accepts unknown members, as real servers do, and supports text completions."""
 
     async def _read_body(
-        self, request: web.Request, known: frozenset[str] | None
+        self, request: web.Request, known_members: frozenset[str] | None
     ) -> dict[str, Any]:
         return await super()._read_body(request, None)
 

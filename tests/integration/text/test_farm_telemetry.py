@@ -126,14 +126,14 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
             await asyncio.to_thread(gateway.run, "deploy", "--config", config_before)
 
 
-def _add_backend(config: str, flaky: Flaky, folder: Path) -> str:
+def _add_backend(config: str, flaky_backend: Flaky, folder: Path) -> str:
     """Write the configuration with one more back end to a file, and return its path."""
     loaded_config = yaml.safe_load(Path(config).read_text())
     [models] = [app for app in loaded_config["applications"] if app["name"] == "models"]
     backend = {
         "name": "flaky",
         "type": "openai",
-        "base_url": flaky.url,
+        "base_url": flaky_backend.url,
         "models": [{"name": "flaky", "context": 8192, "price": 0}],
     }
     models["deployments"][0]["user_config"]["backends"].append(backend)

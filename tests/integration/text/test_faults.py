@@ -22,7 +22,7 @@ import pytest
 from moyin.http.breaker import BreakerState
 from tests.integration.text.fixtures import ModelsApp, local, serving, wait_until_probed
 from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 PATHS = ["chat/completions", "messages", "ollama/api/chat"]
@@ -135,12 +135,14 @@ async def test_before_the_first_byte(
 
 
 @pytest.mark.parametrize(
-    ("head", "rest"),
+    ("answer_head", "answer_rest"),
     [(ENDS, ""), (PROMISES, ""), (ENDS, "data: {nope}\n\n")],
     ids=["ended", "cut", "malformed"],
 )
-async def test_after_the_first_byte(tmp_path: Path, head: str, rest: str) -> None:
-    upstreams = {kind: Upstream(BEGUN[kind].replace(ENDS, head), rest) for kind in KINDS}
+async def test_after_the_first_byte(tmp_path: Path, answer_head: str, answer_rest: str) -> None:
+    upstreams = {
+        kind: Upstream(BEGUN[kind].replace(ENDS, answer_head), answer_rest) for kind in KINDS
+    }
     async with farm(tmp_path, upstreams) as models_app:
         for kind, path in product(KINDS, PATHS):
             close_breaker(models_app, kind)
@@ -251,7 +253,7 @@ async def test_some_faults_open_the_breaker_at_once(
 
 
 async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
-    tmp_path: Path, measured: Measured
+    tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     upstreams = {kind: Upstream(BEGUN[kind], holds=True) for kind in KINDS}
     longest = 0.0
@@ -276,7 +278,7 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
             entry = await find_booked_call(models_app, request_id)
             assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
             assert entry.cost_usd > 0
-    measured(f"upstream was cut {longest:.2f} s after its client left, at most")
+    record_measurement(f"upstream was cut {longest:.2f} s after its client left, at most")
 
 
 async def test_suspended_server_gets_no_calls(llama: str, tmp_path: Path) -> None:

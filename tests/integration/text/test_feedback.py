@@ -176,10 +176,10 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("scope", "allowed"),
+    ("scope", "allowed_paths"),
     [("text", {"feedback", "quality"}), ("jobs:write", set()), ("org:admin", {"quality/reset"})],
 )
-async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
+async def test_scopes(tmp_path: Path, scope: str, allowed_paths: set[str]) -> None:
     async with serving(tmp_path, house("http://127.0.0.1:9", "qwen3-8b", 1)) as models_app:
         client = Client(models_app, await key_for(tmp_path, "ada", scope))
         for method, path, body in (
@@ -189,7 +189,7 @@ async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
         ):
             status, response_body, _ = await client.call(method, path, body)
             is_refused = status == 403
-            assert is_refused is (path not in allowed), (path, status, response_body)
+            assert is_refused is (path not in allowed_paths), (path, status, response_body)
 
 
 async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest, Message, Role, Text
 from moyin.errors import BackendError
 from moyin.text.backends.http import Endpoint
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 HI = ChatRequest(
@@ -76,7 +76,7 @@ def server_process(endpoint: Endpoint) -> psutil.Process:
 
 
 async def test_two_replicas_share_one_and_a_killed_one_comes_back(
-    cluster: None, measured: Measured
+    cluster: None, record_measurement: RecordMeasurement
 ) -> None:
     first_endpoints, second_endpoints = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
     endpoint = await find_endpoint(first_endpoints)
@@ -91,7 +91,7 @@ async def test_two_replicas_share_one_and_a_killed_one_comes_back(
     new_endpoint = await find_endpoint(first_endpoints)
     assert (new_endpoint.url, new_endpoint.key) != (endpoint.url, endpoint.key)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
-    measured(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
+    record_measurement(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
     await backend.close()
 
 

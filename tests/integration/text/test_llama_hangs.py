@@ -22,7 +22,7 @@ from moyin.domain.chat import ChatRequest
 from moyin.errors import BackendError, BackendUnavailable, StreamInterrupted
 from moyin.text.backends.http import Endpoint
 from tests.integration.text.test_llama_actor import HI, server_process
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 SPEC = LlamaSpec(gguf=None, alias="smollm2", context=1024, parallel=2, cpus=1, gpus=0)
 # What no model's answer fits for long, and what llama.cpp never gets done with.
@@ -51,13 +51,15 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def find_endpoint(endpoints: LlamaEndpoints, unlike: Endpoint | None = None) -> Endpoint:
-    """Return the server's endpoint, once it differs from ``unlike``."""
+async def find_endpoint(
+    endpoints: LlamaEndpoints, old_endpoint: Endpoint | None = None
+) -> Endpoint:
+    """Return the server's endpoint, once it differs from ``old_endpoint``."""
     async with asyncio.timeout(150):
         while True:
             with suppress(BackendError):
                 endpoint = await endpoints.find()
-                if endpoint != unlike:
+                if endpoint != old_endpoint:
                     return endpoint
             await asyncio.sleep(0.2)
 
@@ -67,7 +69,9 @@ async def stream_texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIter
         yield delta
 
 
-async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured) -> None:
+async def test_a_stopped_one_is_replaced_and_its_streams_end(
+    record_measurement: RecordMeasurement,
+) -> None:
     endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
     endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
@@ -78,14 +82,14 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured)
     with pytest.raises(BackendUnavailable):
         await backend.probe()
     noticed_seconds = time.monotonic() - began
-    find_task = asyncio.create_task(find_endpoint(endpoints, unlike=endpoint))
+    find_task = asyncio.create_task(find_endpoint(endpoints, old_endpoint=endpoint))
     with pytest.raises(StreamInterrupted):
         async for _ in stream:
             pass
     assert (await find_task).key != endpoint.key
     assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
     replacement_seconds = time.monotonic() - began
-    measured(
+    record_measurement(
         f"a stopped llama.cpp was noticed after {noticed_seconds:.1f} s and another answered after "
         f"{replacement_seconds:.1f} s"
     )
@@ -118,7 +122,7 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
                 await asyncio.sleep(0.2)
         with pytest.raises(aiohttp.ClientError):
             await chat_task
-    assert (await find_endpoint(endpoints, unlike=endpoint)).key != endpoint.key
+    assert (await find_endpoint(endpoints, old_endpoint=endpoint)).key != endpoint.key
     assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
     await backend.close()
 

@@ -13,7 +13,7 @@ import pytest
 
 from moyin.testing.ollama_bridge import OllamaBridge
 from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 HELLO = {"role": "user", "content": "Say hello."}
 SCHEMA = {
@@ -58,13 +58,15 @@ async def test_a_dead_host_is_fallen_back_from(http: aiohttp.ClientSession) -> N
 
 
 @pytest.mark.parametrize(
-    ("path", "end"), [("chat/completions", "data: [DONE]"), ("messages", '"message_stop"}')]
+    ("path", "stream_end"), [("chat/completions", "data: [DONE]"), ("messages", '"message_stop"}')]
 )
-async def test_streams_in_both_protocols(http: aiohttp.ClientSession, path: str, end: str) -> None:
+async def test_streams_in_both_protocols(
+    http: aiohttp.ClientSession, path: str, stream_end: str
+) -> None:
     body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, "stream": True}
     async with http.post(f"/v1/{path}", json=body) as response:
         text = await response.text()
-    assert end in text
+    assert stream_end in text
     assert text.endswith(": x-moyin-cost-usd=0\n\n")
 
 
@@ -88,7 +90,7 @@ async def test_features_that_ollama_lacks_are_refused_by_name(http: aiohttp.Clie
 
 
 async def test_a_client_that_leaves_cancels_upstream(
-    http: aiohttp.ClientSession, bridge: OllamaBridge, measured: Measured
+    http: aiohttp.ClientSession, bridge: OllamaBridge, record_measurement: RecordMeasurement
 ) -> None:
     # Without chance, and long enough that it can't have ended by itself when the client leaves.
     message = {"role": "user", "content": "Tell me the history of Europe in great detail."}
@@ -98,4 +100,6 @@ async def test_a_client_that_leaves_cancels_upstream(
         response.close()
     left_at = time.monotonic()
     await asyncio.wait_for(bridge.cut.wait(), 1)
-    measured(f"upstream cancelled {time.monotonic() - left_at:.2f} s after the client left")
+    record_measurement(
+        f"upstream cancelled {time.monotonic() - left_at:.2f} s after the client left"
+    )

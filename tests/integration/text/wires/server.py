@@ -67,11 +67,11 @@ class WireServer:
         return web.Response(body=PICTURE, content_type="image/png")
 
     async def _read_body(
-        self, request: web.Request, known: frozenset[str] | None
+        self, request: web.Request, known_members: frozenset[str] | None
     ) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()
         self.requests.append((request.path, body))
-        if known is not None and (unknown_members := body.keys() - known):
+        if known_members is not None and (unknown_members := body.keys() - known_members):
             text = json.dumps({"error": {"message": f"unknown: {sorted(unknown_members)}"}})
             raise web.HTTPBadRequest(text=text, content_type="application/json")
         return body
@@ -130,8 +130,10 @@ class WireServer:
         return web.json_response(answer)
 
 
-async def _stream(request: web.Request, kind: str, pieces: Iterator[bytes]) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"content-type": kind})
+async def _stream(
+    request: web.Request, media_type: str, pieces: Iterator[bytes]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": media_type})
     await response.prepare(request)
     for piece in pieces:
         await response.write(piece)
