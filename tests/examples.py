@@ -96,15 +96,16 @@ def run_shell_example(
     Args:
         folder: the working directory.
         replaced: replacements for placeholders in the example.
-        then: lines to run after the example.
+        next_command: lines to run after the example.
         variables: the shell variables that the page presumes.
     """
     text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
     for old_text, new_text in (replaced or {}).items():
         assert old_text in text
         text = text.replace(old_text, new_text)
+    script = 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + next_command
     process = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + next_command],
+        ["bash", "-euo", "pipefail", "-c", script],
         env=os.environ | {"GATEWAY": url} | variables,
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

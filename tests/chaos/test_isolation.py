@@ -162,7 +162,7 @@ class Load:
         self._is_over = False
 
     async def run(self, concurrent_work: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
-        """Return start and duration of each call by service, made while ``concurrent_work`` runs."""
+        """Return start and duration of each call by service, while ``concurrent_work`` runs."""
         async with asyncio.TaskGroup() as group:
             for name in self._uses:
                 group.create_task(self._use(name))
