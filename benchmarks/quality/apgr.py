@@ -18,7 +18,7 @@ def recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[
     """Return the recovered parts of the gap if 0, 10, … 100 % go to the expensive model.
 
     Args:
-        gains: expected gain of quality by prompt.
+        expected_gains: expected gain of quality by prompt.
         truths: actual gain of quality by prompt.
     """
     ranked_rows = sorted(range(len(expected_gains)), key=lambda number: -expected_gains[number])

@@ -171,7 +171,7 @@ async def _run_job(
 
     Args:
         seconds: how long the graph runs.
-        kind: a number from 0 to 1, which determines whether the job fails, is cancelled or
+        random_share: a number from 0 to 1, which determines whether the job fails, is cancelled or
             succeeds.
     """
     should_fail = random_share < plan.failing

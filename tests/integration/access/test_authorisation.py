@@ -387,7 +387,7 @@ async def find_wrong_answers(
 
     Args:
         job: the id of the job that the paths contain.
-        base: the URL or path in front of the routes.
+        base_path: the URL or path in front of the routes.
     """
     path_values = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",

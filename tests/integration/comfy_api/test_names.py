@@ -202,7 +202,7 @@ def build_graph(
     ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
 
     Args:
-        attacked: the class and the inputs of each node, by its id.
+        attacked_nodes: the class and the inputs of each node, by its id.
         nodes: ComfyUI's descriptions of the classes.
     """
     graph = {"image": picture(next(_colors))["1"]}

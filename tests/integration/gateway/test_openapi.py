@@ -196,9 +196,9 @@ def find_violations(
     """Return the violations of an OpenAPI description, and the number of requests that were sent.
 
     Args:
-        only: a path to test, instead of all paths.
+        only_path: a path to test, instead of all paths.
         bearers: function that returns the bearers before each request, instead of the app's.
-        known: values of path parameters; if given, sends only valid requests, and only to
+        known_ids: values of path parameters; if given, sends only valid requests, and only to
             operations whose path parameters are all known.
         path_parameters: values for every valid request.
     """

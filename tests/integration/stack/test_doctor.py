@@ -44,7 +44,7 @@ def examine(
     """Run `moyin doctor --json`, and return its exit status and its checks by name.
 
     Args:
-        inside: the command line of a sandbox to run it in.
+        sandbox_command: the command line of a sandbox to run it in.
     """
     command = [
         *sandbox_command,
