@@ -74,7 +74,7 @@ def test_claude_code_answers_with_its_own_tools_offered(
     assert result["usage"]["output_tokens"] > 0
 
 
-def test_continue_answers(
+def test_continue_cli_gets_answers(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
 ) -> None:
     program = text_clients.require_node() / "@continuedev" / "cli" / "dist" / "cn.js"

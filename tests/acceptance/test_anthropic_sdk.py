@@ -46,7 +46,7 @@ def text_of(message: Any) -> str:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: anthropic.Anthropic, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: anthropic.Anthropic, model: str) -> None:
     message = client.messages.create(model=model, system="Be kind.", messages=[HELLO], max_tokens=8)
     [block] = message.content
     assert block.type == "text"
@@ -71,7 +71,7 @@ def test_the_streams_helper_puts_the_answer_together(
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_several_turns(client: anthropic.Anthropic, model: str) -> None:
+def test_conversation_of_several_turns_is_answered(client: anthropic.Anthropic, model: str) -> None:
     messages: Any = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
     assert client.messages.create(model=model, messages=messages, max_tokens=4).content
 

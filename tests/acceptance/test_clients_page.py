@@ -46,7 +46,7 @@ def test_every_snippet_is_run() -> None:
     assert list_snippets().keys() == HERE | ELSEWHERE
 
 
-def test_the_sdks(text_gateway: TextGateway) -> None:
+def test_documented_sdk_snippets_work(text_gateway: TextGateway) -> None:
     openai, anthropic, ollama = run("sdks", text_gateway)
     request: Any = {"model": SCRIPTED, "messages": [{"role": "user", "content": "Say hello."}]}
     assert openai.chat.completions.create(**request).choices[0].message.content == TEXT
@@ -56,7 +56,7 @@ def test_the_sdks(text_gateway: TextGateway) -> None:
         client.close()
 
 
-def test_langchain(text_gateway: TextGateway) -> None:
+def test_langchain_client_works(text_gateway: TextGateway) -> None:
     models = run("langchain", text_gateway)
     assert [type(model) for model in models] == [ChatOpenAI, ChatAnthropic, ChatOllama]
     for model in models:

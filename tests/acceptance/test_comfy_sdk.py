@@ -78,7 +78,7 @@ def inverting_graph(image: Any) -> dict[str, Any]:
     }
 
 
-def test_run_and_download(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -> None:
+def test_result_of_a_run_is_downloaded(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -> None:
     job = comfy.run(comfy.workflows.from_json(picture(next(_colors))), timeout=_PATIENCE)
     [output] = job.get_outputs("2")
     assert (output.type, output.content_type, output.job_id) == ("image", "image/png", job.id)
@@ -94,7 +94,7 @@ def test_run_and_download(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -
     assert (job_record["status"], job_record["artifacts"][0]["id"]) == ("succeeded", output.id)
 
 
-def test_follow_the_events(comfy: Comfy, record_measurement: RecordMeasurement) -> None:
+def test_events_are_followed(comfy: Comfy, record_measurement: RecordMeasurement) -> None:
     began = time.monotonic()
     job = comfy.submit(comfy.workflows.from_json(sleepy(1.0, next(_colors))))
     events = list(job.events())
@@ -111,7 +111,7 @@ def test_follow_the_events(comfy: Comfy, record_measurement: RecordMeasurement) 
     assert replayed_events[-1] == StatusChange(status="succeeded")
 
 
-def test_cancel(comfy: Comfy) -> None:
+def test_cancelled_job_ends(comfy: Comfy) -> None:
     job = comfy.submit(comfy.workflows.from_json(sleepy(60, next(_colors))))
     for event in job.events():
         if isinstance(event, StatusChange) and event.status == "running":
@@ -123,7 +123,7 @@ def test_cancel(comfy: Comfy) -> None:
         job.result()
 
 
-def test_a_key_works_once(comfy: Comfy) -> None:
+def test_idempotency_key_makes_one_job(comfy: Comfy) -> None:
     workflow = comfy.workflows.from_json(picture(next(_colors)))
     key = f"key-{next(_colors)}"
     label = {"key": key}
@@ -139,7 +139,7 @@ def test_a_key_works_once(comfy: Comfy) -> None:
     assert first_job.result().metadata == label
 
 
-def test_a_list_goes_on_from_page_to_page(comfy: Comfy) -> None:
+def test_list_continues_on_the_next_page(comfy: Comfy) -> None:
     label = {"list": str(next(_colors))}
     graph = comfy.workflows.from_json(picture(next(_colors)))
     ids = [comfy.submit(graph, metadata=label).id for _ in range(3)]
@@ -180,7 +180,7 @@ def test_a_stored_picture_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) 
     assert second_result.get_outputs("3")[0].to_bytes()[:4] == b"\x89PNG"
 
 
-def test_an_invalid_graph(comfy: Comfy) -> None:
+def test_invalid_graph_is_refused(comfy: Comfy) -> None:
     graph = picture(next(_colors))
     del graph["2"]["inputs"]["images"]
     with pytest.raises(InvalidWorkflow) as exc_info:
@@ -195,7 +195,7 @@ def test_an_invalid_graph(comfy: Comfy) -> None:
         comfy.submit(comfy.workflows.from_json(graph))
 
 
-def test_a_node_that_raises(comfy: Comfy) -> None:
+def test_raising_node_fails_the_render(comfy: Comfy) -> None:
     graph = picture(next(_colors))
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
@@ -205,12 +205,12 @@ def test_a_node_that_raises(comfy: Comfy) -> None:
     assert (job.error.code, job.error.node_id) == ("render_failed", "3")
 
 
-def test_a_wrong_key(comfy: Comfy, address: str) -> None:
+def test_wrong_key_is_an_authentication_error(comfy: Comfy, address: str) -> None:
     with Comfy(api_key="moyin_00000000_wrong") as stranger, pytest.raises(Unauthorized):
         stranger.submit(stranger.workflows.from_json(picture(1)))
 
 
-async def test_the_same_without_blocking(async_comfy: AsyncComfy) -> None:
+async def test_async_client_renders(async_comfy: AsyncComfy) -> None:
     asset = async_comfy.assets.from_bytes(red_and_blue(), filename="a.png")
     job = await async_comfy.submit(async_comfy.workflows.from_json(inverting_graph(asset)))
     events = [event async for event in job.events()]

@@ -162,7 +162,7 @@ def test_comfy_script(
     assert farm.job(result["long"])["status"] == "cancelled"
 
 
-def test_the_npm_sdk(
+def test_npm_sdk_renders(
     clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)

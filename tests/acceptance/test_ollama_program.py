@@ -22,7 +22,7 @@ def ollama_program(ollama_server: OllamaServer, ollama_relay: str) -> Program:
     return run
 
 
-def test_list(ollama_program: Program, ollama_server: OllamaServer) -> None:
+def test_models_are_listed(ollama_program: Program, ollama_server: OllamaServer) -> None:
     server_lines = ollama_server.run("list").splitlines()
     result = ollama_program("list").splitlines()
     assert {line.split()[0] for line in result} >= {"NAME", f"{CHAT}:latest", TOOLS}
@@ -32,7 +32,7 @@ def test_list(ollama_program: Program, ollama_server: OllamaServer) -> None:
     }
 
 
-def test_show(ollama_program: Program, ollama_server: OllamaServer) -> None:
+def test_model_is_shown(ollama_program: Program, ollama_server: OllamaServer) -> None:
     server_lines = ollama_server.run("show", CHAT).splitlines()
     # The parameters come in another order every time.
     assert sorted(ollama_program("show", CHAT).splitlines()) == sorted(server_lines)
@@ -57,13 +57,15 @@ def test_run_auto(ollama_program: Program) -> None:
     assert ollama_program("run", "auto", "Say hello.").strip()
 
 
-def test_pull(ollama_program: Program) -> None:
+def test_model_is_pulled(ollama_program: Program) -> None:
     ollama_program("pull", CHAT)
     with pytest.raises(AssertionError, match="a-model-that-nobody-has"):
         ollama_program("run", "a-model-that-nobody-has", "Hi")
 
 
-def test_copy_create_and_remove(ollama_program: Program, ollama_server: OllamaServer) -> None:
+def test_models_are_copied_created_and_removed(
+    ollama_program: Program, ollama_server: OllamaServer
+) -> None:
     ollama_program("cp", CHAT, "copied")
     assert "copied:latest" in ollama_program("list")
     ollama_program("rm", "copied")

@@ -41,7 +41,7 @@ def _headers(text_gateway: TextGateway) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: ollama.Client, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: ollama.Client, model: str) -> None:
     answer = client.chat(model, [HELLO], options={"num_predict": 8})
     assert answer.message.content
     assert answer.done
@@ -69,7 +69,7 @@ def test_generate_whole_and_streamed(client: ollama.Client, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_a_schema_is_kept(client: ollama.Client, model: str) -> None:
+def test_answer_follows_the_json_schema(client: ollama.Client, model: str) -> None:
     answer = client.chat(
         model,
         [{"role": "user", "content": 'The person "Ada" is 36 years old.'}],

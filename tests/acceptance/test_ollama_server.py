@@ -84,7 +84,7 @@ def test_a_conversation_continues_by_its_context(client: ollama.Client) -> None:
     assert (second_answer.prompt_eval_count or 0) > (answer_without_context.prompt_eval_count or 0)
 
 
-def test_a_schema_is_kept(client: ollama.Client) -> None:
+def test_answer_follows_the_json_schema(client: ollama.Client) -> None:
     schema = {
         "type": "object",
         "properties": {"age": {"type": "integer"}},
@@ -191,7 +191,7 @@ def test_the_server_is_alive(ollama_gateway: OllamaGateway, ollama_server: Ollam
     assert ollama_gateway.call("HEAD", "/").status_code == 200
 
 
-def test_an_existing_model_is_pulled(client: ollama.Client) -> None:
+def test_pull_of_an_existing_model_succeeds(client: ollama.Client) -> None:
     assert client.pull(CHAT).status == "success"
     assert [progress.status for progress in client.pull(TOOLS, stream=True)][-1] == "success"
 
@@ -268,7 +268,7 @@ def test_openais_clients_get_logprobs(
     assert streamed_tokens == [item.token for item in result]
 
 
-def test_the_package_of_npm(
+def test_npm_ollama_package_works(
     ollama_gateway: OllamaGateway,
     ollama_server: OllamaServer,
     text_clients: TextClients,

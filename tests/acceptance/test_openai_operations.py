@@ -101,7 +101,7 @@ def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
     _check_strictly(Transcription, answer)
 
 
-def test_a_transcription_with_times(client: openai.OpenAI) -> None:
+def test_transcription_has_timestamps(client: openai.OpenAI) -> None:
     raw = client.audio.transcriptions.with_raw_response.create(
         model="whisper",
         file=("hello.wav", make_wav(2)),
@@ -137,7 +137,7 @@ def test_a_transcription_is_streamed(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
-def test_a_translation(client: openai.OpenAI) -> None:
+def test_audio_is_translated(client: openai.OpenAI) -> None:
     answer = client.audio.translations.create(model="whisper", file=("hallo.wav", make_wav(2)))
     assert answer.text == TRANSCRIPT
 
@@ -181,7 +181,7 @@ def test_variations_get_the_date_that_the_back_end_left_out(client: openai.OpenA
 
 
 @pytest.mark.parametrize("path", ["rerank", "reranking"])
-def test_a_reranking_in_the_format_of_jina(http: httpx.Client, path: str) -> None:
+def test_reranking_answers_in_jina_format(http: httpx.Client, path: str) -> None:
     documents = ["It rains", {"text": "the sun is bright"}, "cats"]
     body = {"model": "rerank", "query": "the bright sun", "documents": documents, "top_n": 2}
     answer = http.post(path, json={**body, "return_documents": True})
@@ -197,7 +197,7 @@ def test_a_reranking_in_the_format_of_jina(http: httpx.Client, path: str) -> Non
     assert data["usage"]["total_tokens"] == 40 and data["id"]
 
 
-def test_a_reranking_in_the_format_of_cohere(http: httpx.Client) -> None:
+def test_reranking_answers_in_cohere_format(http: httpx.Client) -> None:
     answer = http.post("rerank", json={"model": "cohere", "query": "a", "documents": ["a"]})
     assert answer.headers["x-moyin-cost-usd"] == "0.006"  # three searches
     assert answer.json()["meta"]["billed_units"]["search_units"] == 3

@@ -50,7 +50,7 @@ def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: openai.OpenAI, model: str) -> None:
     response = client.responses.create(
         model=model, instructions="Be kind.", input="Say hello.", max_output_tokens=8
     )

@@ -39,7 +39,7 @@ def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
         model=model,
         messages=[{"role": "system", "content": "Be kind."}, HELLO],
@@ -141,7 +141,7 @@ def test_several_prompts_and_token_numbers_reach_llama_cpp(client: openai.OpenAI
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_several_turns(client: openai.OpenAI, model: str) -> None:
+def test_conversation_of_several_turns_is_answered(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
         model=model,
         messages=[HELLO, {"role": "assistant", "content": "Hello!"}, HELLO],
@@ -247,7 +247,7 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert client.models.retrieve(LLAMA).id == LLAMA
 
 
-async def test_the_async_client_and_many_at_once(text_gateway: TextGateway) -> None:
+async def test_async_client_sends_concurrent_calls(text_gateway: TextGateway) -> None:
     async with openai.AsyncOpenAI(
         base_url=text_gateway.openai, api_key=text_gateway.api_key
     ) as client:
@@ -260,7 +260,7 @@ async def test_the_async_client_and_many_at_once(text_gateway: TextGateway) -> N
     assert all(answer.choices[0].message.content for answer in answers)
 
 
-def test_a_stream_that_is_left_early_closes_well(client: openai.OpenAI) -> None:
+def test_stream_abandoned_by_the_client_is_closed(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model=LLAMA, messages=[HELLO], max_tokens=200, stream=True
     )

@@ -139,7 +139,7 @@ async def test_answers_on_every_wire(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ALL)
-async def test_answers_of_real_models(text_gateway: TextGateway, model: str) -> None:
+async def test_real_models_answer_valid_responses(text_gateway: TextGateway, model: str) -> None:
     async with open_client(text_gateway) as client:
         caller = Caller(client)
         messages = [{"role": "user", "content": "Say hello."}]
@@ -177,7 +177,7 @@ REFUSED: list[tuple[str, str, dict[str, Any] | bytes, int]] = [
 ]
 
 
-async def test_refusals(tmp_path: Path) -> None:
+async def test_refused_calls_have_ollama_errors(tmp_path: Path) -> None:
     async with serving_wires(tmp_path) as wires, open_client(wires) as client:
         for method, path, body, status in REFUSED:
             content = body if isinstance(body, bytes) else to_json(body)

@@ -67,7 +67,7 @@ async def test_text_whole_and_streamed(
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 @pytest.mark.parametrize("client_name", THROUGH)
-async def test_a_typed_output_by_schema(
+async def test_typed_output_uses_a_schema(
     text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
     async with _open_model(text_gateway, client_name, model) as llm:

@@ -34,7 +34,7 @@ def gateway_of_page() -> Iterator[ScriptedGateway]:
     gateway.stop()
 
 
-def test_its_own_tests_pass() -> None:
+def test_typescript_client_tests_pass() -> None:
     output = build_typescript_client("test")
     counts = dict(re.findall(r"^# (\w+) (\d+)$", output, re.MULTILINE))
     assert counts["fail"] == "0"

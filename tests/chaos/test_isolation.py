@@ -36,7 +36,7 @@ REPLICAS = {"models": "Models", "accounts": "Accounts", "render": "RenderPool"}
 
 
 @pytest.mark.parametrize("victim", REPLICAS)
-async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
+async def test_hanging_service_does_not_affect_other_services(
     victim: str, gateway: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
     async with _open_client(gateway) as client:

@@ -101,7 +101,7 @@ async def test_signing_out_ends_the_session(accounts: AccountsApp) -> None:
     assert refused_response.status == 401
 
 
-async def test_a_session_that_is_over_makes_no_key(accounts: AccountsApp) -> None:
+async def test_ended_session_cannot_create_a_key(accounts: AccountsApp) -> None:
     token = (await accounts.member(await accounts.organisation()))["access_token"]
     await accounts.ok("POST", "/keys", token, {"name": "before"})
     await accounts.ok("POST", "/logout", token)
@@ -158,7 +158,7 @@ async def test_two_admins_change_each_other_at_once(accounts: AccountsApp) -> No
         assert sorted(roles) == ["admin", "viewer"]
 
 
-async def test_signing_out_everywhere_ends_all(accounts: AccountsApp) -> None:
+async def test_signing_out_everywhere_ends_all_sessions(accounts: AccountsApp) -> None:
     first_session = await accounts.player()
     credentials = {"email": first_session["user"]["email"], "password": PASSWORD}
     second_session = await accounts.ok("POST", "/login", None, credentials)

@@ -491,7 +491,7 @@ async def test_models(tmp_path: Path) -> None:
             assert outcomes == expected, (route, text)
 
 
-async def test_calls_of_other_tenants(tmp_path: Path) -> None:
+async def test_calls_of_other_tenants_need_all_scopes(tmp_path: Path) -> None:
     """Only keys with all scopes, such as an operator's, may ask for the calls of other tenants."""
     async with (
         serving(tmp_path) as models_app,

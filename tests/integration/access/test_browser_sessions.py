@@ -195,7 +195,9 @@ async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> Non
     ],
     ids=str,
 )
-async def test_a_browser_signs_in_in_one_way(accounts: AccountsApp, body: Any) -> None:
+async def test_session_request_accepts_one_kind_of_credential(
+    accounts: AccountsApp, body: Any
+) -> None:
     refused_response = await accounts.call("POST", "/session", None, body)
     assert (refused_response.status, refused_response.code) == (400, "invalid_request")
     assert refused_response.body["field"] and "set-cookie" not in refused_response.headers

@@ -267,7 +267,7 @@ async def test_reservations_of_an_earlier_version_are_settled(
         await eventually(is_settled)
 
 
-async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
+async def test_repeated_settlement_releases_a_reservation_once(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
     limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
@@ -290,7 +290,7 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
     assert not [name for name in stored_budget if name.startswith("lease:")]
 
 
-async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
+async def test_cancelled_admission_leaves_no_reservation(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
     limit = Limit(subject="key:left", usd_per_day=Decimal(1), concurrent_requests=1)
@@ -343,7 +343,7 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-async def test_without_valkey_the_settings_decide(fail_open: bool) -> None:
+async def test_settings_decide_whether_to_limit_without_valkey(fail_open: bool) -> None:
     meter = RequestMeter(
         "redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open
     )
@@ -359,7 +359,7 @@ async def test_without_valkey_the_settings_decide(fail_open: bool) -> None:
     await meter.close()
 
 
-async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str) -> None:
+async def test_concurrently_set_limit_is_one_of_the_values(database_url: str) -> None:
     databases = [Database(database_url) for _ in range(4)]
     wanted_limits = [Limit(subject="owner:many", open_jobs=n) for n in range(1, 21)]
     try:
@@ -387,7 +387,7 @@ async def test_callers_without_limits_cost_no_round_trip() -> None:
     assert admission.headers == ()
 
 
-async def test_no_more_jobs_are_open_than_may_be(farm: Farm) -> None:
+async def test_open_jobs_are_limited(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", open_jobs=2))
     job = {"kind": "http", "request": {"path": "/svc/x"}}
     open_jobs = [(await farm.submit(job))["id"] for _ in range(2)]

@@ -121,6 +121,6 @@ async def test_an_admin_sees_budgets_of_the_tenant_and_its_members(accounts: Acc
     assert (await accounts.call("GET", foreign_budgets_path, admin)).status == 404
 
 
-async def test_pages_that_sign_people_in_learn_the_ways(accounts: AccountsApp) -> None:
+async def test_sign_in_methods_are_listed(accounts: AccountsApp) -> None:
     sign_in_methods = await accounts.ok("GET", "/sign-in")
     assert sign_in_methods == {"providers": [], "registration": True, "password_reset": True}

@@ -156,7 +156,7 @@ async def test_only_configured_addresses_are_sent_back_to(
     assert (refused_response.status, refused_response.body["field"]) == (400, "redirect_uri")
 
 
-async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsApp) -> None:
+async def test_unavailable_provider_is_not_a_server_error(accounts: AccountsApp) -> None:
     configure(accounts, "http://127.0.0.1:1")
     body = {"provider": "studio", "redirect_uri": BACK}
     unavailable_response = await accounts.call("POST", "/oidc/begin", None, body)

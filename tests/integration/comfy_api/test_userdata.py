@@ -26,7 +26,7 @@ async def call_route(
 
 
 @pytest.mark.parametrize("base_path", ["", "/api", "/comfy/api"])
-async def test_files_as_comfyui_keeps_them(farm: Farm, base_path: str) -> None:
+async def test_userdata_files_behave_as_in_comfyui(farm: Farm, base_path: str) -> None:
     def call(method: str, path: str, **kwargs: Any) -> Any:
         return call_route(farm.client, method, base_path + path, **kwargs)
 
@@ -63,7 +63,7 @@ async def test_files_as_comfyui_keeps_them(farm: Farm, base_path: str) -> None:
         "a/move/..%2Fb", "..%2Fa/move/b",
     ],
 )  # fmt: skip
-async def test_no_path_leads_out(farm: Farm, path: str) -> None:
+async def test_path_cannot_leave_the_folder(farm: Farm, path: str) -> None:
     url = URL(f"{farm.url}/api/userdata/{path}", encoded=True)
     async with farm.client.post(url, data=b"x") as response:
         assert (response.status, (await response.json())["code"]) == (403, "path_refused")
@@ -114,7 +114,7 @@ async def test_concurrent_settings_are_merged(farm: Farm) -> None:
         assert await call_route(farm.client, "GET", "/api/settings") == (200, {})
 
 
-async def test_a_shelf_has_an_end_and_a_file_is_no_page(farm: Farm) -> None:
+async def test_userdata_is_bounded_and_not_served_as_a_page(farm: Farm) -> None:
     status, body = await call_route(farm.client, "POST", "/userdata/a", data=b"x" * 200_000)
     assert (status, body["code"]) == (413, "no_room_left")
     await call_route(farm.client, "POST", "/userdata/a.html", data=b"<script>alert(1)</script>")

@@ -116,7 +116,7 @@ async def test_a_job_is_the_same_everywhere(farm: Farm) -> None:
     assert await read_error_code(farm.client, "GET", f"{JOBS}/{http['id']}") == (404, "not_found")
 
 
-async def test_a_key_works_once(farm: Farm) -> None:
+async def test_idempotency_key_makes_one_job(farm: Farm) -> None:
     headers = {"Idempotency-Key": "k1"}
     job = await ask(
         farm.client, "POST", JOBS, json={"workflow": GRAPH}, headers=headers, expected=201
@@ -237,13 +237,13 @@ async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> 
         assert error_code == (404, "not_found")
 
 
-async def test_other_bytes_than_were_meant_are_refused(farm: Farm) -> None:
+async def test_content_with_another_digest_is_refused(farm: Farm) -> None:
     data = upload_form(expected_hash=f"blake3:{'0' * 64}")
     assert await read_error_code(farm.client, "POST", ASSETS, data=data) == (409, "hash_mismatch")
     assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
 
 
-async def test_an_uploads_key_works_once(farm: Farm) -> None:
+async def test_upload_idempotency_key_stores_one_file(farm: Farm) -> None:
     headers = {"Idempotency-Key": "u1"}
     async with farm.client.post(ASSETS, data=upload_form(), headers=headers) as response:
         asset = await response.json()
@@ -279,7 +279,7 @@ async def test_a_missing_asset_is_not_found(farm: Farm, info: Any) -> None:
     assert error_code == (422, "missing_asset")
 
 
-async def test_comfyuis_verdict(farm: Farm) -> None:
+async def test_validation_error_of_comfyui_is_returned(farm: Farm) -> None:
     results = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
     node_errors = {"error": {}, "node_errors": {"1": {"errors": [results]}}}
 
@@ -305,7 +305,7 @@ async def test_a_full_queue_returns_retry_after(farm: Farm) -> None:
     assert int(response.headers["retry-after"]) >= 1
 
 
-async def test_without_a_key_and_without_a_route(farm: Farm) -> None:
+async def test_missing_keys_and_unknown_routes_have_v2_errors(farm: Farm) -> None:
     async with aiohttp.ClientSession(farm.url) as stranger:
         assert await read_error_code(stranger, "GET", JOBS) == (401, "unauthorized")
     assert await read_error_code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")

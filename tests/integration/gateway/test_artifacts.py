@@ -41,7 +41,7 @@ async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
         assert response.headers["content-length"] == str(len(PNG))
 
 
-async def test_a_form_is_taken_too(farm: Farm) -> None:
+async def test_form_body_is_accepted(farm: Farm) -> None:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("file", PNG, filename="../../etc/x.png", content_type="image/png")
     artifact = await upload(farm, form)
@@ -52,7 +52,7 @@ async def test_a_form_is_taken_too(farm: Farm) -> None:
     )
 
 
-async def test_an_unnamed_file_of_no_type_is_looked_at(farm: Farm) -> None:
+async def test_type_of_an_unnamed_file_is_detected(farm: Farm) -> None:
     artifact = await upload(farm, PNG)
     assert (artifact["name"], artifact["media_type"]) == ("upload.png", "image/png")
 
@@ -95,7 +95,7 @@ async def test_ranges(
         assert response.headers.get("content-range") == content_range
 
 
-async def test_conditions_and_head(farm: Farm) -> None:
+async def test_conditional_and_head_requests_are_answered(farm: Farm) -> None:
     artifact = await upload(farm, PNG)
     async with farm.client.head(artifact["url"]) as response:
         etag = response.headers["etag"]
@@ -107,7 +107,7 @@ async def test_conditions_and_head(farm: Farm) -> None:
         assert response.status == 200
 
 
-async def test_only_the_owner_sees_it(farm: Farm) -> None:
+async def test_artifact_is_visible_only_to_its_owner(farm: Farm) -> None:
     artifact = await upload(farm, PNG)
     async with farm.other.get(artifact["url"]) as response:
         assert (response.status, (await response.json())["code"]) == (404, "artifact_not_found")
@@ -162,7 +162,7 @@ async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Far
         (b"nothing", {"content-type": "multipart/form-data"}, None),
     ],
 )
-async def test_bad_uploads(
+async def test_invalid_uploads_are_refused(
     farm: Farm, data: bytes, headers: dict[str, str], field: str | None
 ) -> None:
     async with farm.client.post("/artifacts", data=data, headers=headers) as response:

@@ -166,14 +166,14 @@ async def test_an_idempotency_key_makes_one_job(farm: Farm) -> None:
     assert bob[1]["id"] != first_answer[1]["id"]
 
 
-async def test_a_bad_idempotency_key(farm: Farm) -> None:
+async def test_invalid_idempotency_key_is_refused(farm: Farm) -> None:
     headers = {"Idempotency-Key": "x" * 256}
     async with farm.client.post("/jobs", json=CHAT, headers=headers) as response:
         assert response.status == 400
         assert (await response.json())["field"] == "Idempotency-Key"
 
 
-async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
+async def test_graph_that_comfyui_refuses_is_an_error(farm: Farm) -> None:
     comfy_error = {"error": {"type": "invalid_prompt", "message": "no", "details": "", "extra_info": {}},
             "node_errors": {"1": {"errors": []}}}  # fmt: skip
     requests: list[Any] = []
@@ -214,19 +214,19 @@ async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=201", "limit=x", "status=done", "kind=x", "cursor=nope"]
 )
-async def test_a_bad_query(farm: Farm, query: str) -> None:
+async def test_invalid_query_is_refused(farm: Farm, query: str) -> None:
     async with farm.client.get(f"/jobs?{query}") as response:
         assert response.status == 400
         assert (await response.json())["field"] == query.partition("=")[0]
 
 
-async def test_a_bad_event_id(farm: Farm) -> None:
+async def test_invalid_event_id_is_refused(farm: Farm) -> None:
     job = await farm.submit(CHAT)
     path = f"/jobs/{job['id']}/events"
     async with farm.client.get(path, headers={"Last-Event-ID": "x"}) as response:
         assert (response.status, (await response.json())["field"]) == (400, "Last-Event-ID")
 
 
-async def test_unknown_routes(farm: Farm) -> None:
+async def test_unknown_routes_are_not_found(farm: Farm) -> None:
     async with farm.client.get("/nothing") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")

@@ -208,7 +208,7 @@ async def test_a_stream_ends_when_the_events_are_lost(
         valkey.kill()
 
 
-async def test_watchers_that_leave_free_everything(farm: Farm) -> None:
+async def test_disconnected_watchers_leave_no_tasks(farm: Farm) -> None:
     job = await farm.submit(CHAT)
     tasks_before = len(asyncio.all_tasks())
     for _ in range(5):

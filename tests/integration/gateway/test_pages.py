@@ -86,7 +86,7 @@ async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) 
     await eventually(is_gone)
 
 
-async def test_a_link_opens_a_file_without_a_key(farm: Farm) -> None:
+async def test_signed_link_opens_a_file_without_a_key(farm: Farm) -> None:
     content = png()
     artifact = await upload(farm.client, content)
     link = json.loads(await run(farm, HISTORY, "link", ID=artifact))

@@ -189,7 +189,7 @@ async def test_two_tenants_do_not_see_each_other(
         assert (await answer.json())["jobs"] == []
 
 
-async def test_an_answer_has_one_request_id_and_keeps_the_clients(
+async def test_answer_has_one_request_id_and_keeps_the_clients_id(
     session: aiohttp.ClientSession,
 ) -> None:
     for path in ("/jobs", "/v1/models"):

@@ -44,7 +44,9 @@ def key(gateway: RunningStack) -> list[tuple[str, str]]:
     return [APP, ("authorization", f"Bearer {gateway.api_key}")]
 
 
-async def test_an_answer_comes_in_pieces(stub: MoyinStub, key: list[tuple[str, str]]) -> None:
+async def test_chat_answer_is_streamed_over_grpc(
+    stub: MoyinStub, key: list[tuple[str, str]]
+) -> None:
     request = pb.ChatRequest(
         model="auto",
         messages=[pb.ChatMessage(role="user", content="Count from one to twenty.")],
@@ -60,7 +62,7 @@ async def test_an_answer_comes_in_pieces(stub: MoyinStub, key: list[tuple[str, s
     assert events[-1].HasField("cost_usd")
 
 
-async def test_a_job_from_its_submission_to_its_end(
+async def test_job_is_submitted_watched_and_finished(
     stub: MoyinStub, key: list[tuple[str, str]]
 ) -> None:
     job_json = json.dumps({"kind": "render", "workflow": picture(0x6060), "metadata": {"a": "b"}})

@@ -34,7 +34,7 @@ def http_step(path: str) -> dict[str, Any]:
     return {"kind": "http", "request": {"path": path}}
 
 
-async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
+async def test_recorded_histories_of_all_ends_replay(working_farm: Farm) -> None:
     farm = working_farm
 
     async def refuse(_: web.Request) -> web.Response:

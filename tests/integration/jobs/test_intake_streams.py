@@ -50,7 +50,7 @@ async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
     assert await client.xlen("in") == 0
 
 
-async def test_no_more_is_taken_than_can_be_held(
+async def test_broker_takes_no_more_messages_than_its_capacity(
     valkey_server: ValkeyServer, client: redis.Redis
 ) -> None:
     for number in range(3):

@@ -127,7 +127,7 @@ async def test_a_chat_job_ends_with_its_text_and_cost(working_farm: Farm) -> Non
     assert ended_job["cost_usd"] == 0.0012
 
 
-async def test_three_steps_hand_their_outputs_on(renderer: Renderer) -> None:
+async def test_steps_use_outputs_of_earlier_steps(renderer: Renderer) -> None:
     farm = renderer.farm
     job = await farm.submit({**THREE, "metadata": {"scene": "7"}})
     ended_job = await farm.until(job["id"])
@@ -142,7 +142,7 @@ async def test_three_steps_hand_their_outputs_on(renderer: Renderer) -> None:
         assert (await response.read()).endswith(job["id"].encode())
 
 
-async def test_a_step_that_can_be_tried_again_is(renderer: Renderer) -> None:
+async def test_retryable_step_is_retried(renderer: Renderer) -> None:
     renderer.fail = [to_application_error(WorkerLost("gone"))] * 2
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
     ended_job = await renderer.farm.until(job["id"])
@@ -150,7 +150,7 @@ async def test_a_step_that_can_be_tried_again_is(renderer: Renderer) -> None:
     assert renderer.tries == 3
 
 
-async def test_a_step_that_can_not_fails_the_job_with_its_reason(renderer: Renderer) -> None:
+async def test_permanent_step_failure_fails_the_job_with_its_reason(renderer: Renderer) -> None:
     error = RenderFailed("node 1 raised", details={"node": "1"})
     renderer.fail = [to_application_error(error)]
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
@@ -174,7 +174,7 @@ async def test_a_service_that_refuses_fails_the_job(working_farm: Farm) -> None:
     assert working_farm.services.count("/svc/no") == 1
 
 
-async def test_a_service_that_is_away_is_tried_again(working_farm: Farm) -> None:
+async def test_unavailable_service_is_retried(working_farm: Farm) -> None:
     async def answer_unavailable(request: web.Request) -> web.Response:
         if working_farm.services.count("/svc/late") < 2:
             return web.Response(status=503, headers={"retry-after": "0"})
@@ -270,7 +270,7 @@ async def test_cancel_during_a_retry_pause(working_farm: Farm) -> None:
     assert (await working_farm.until(job["id"]))["status"] == "cancelled"
 
 
-async def test_cancel_at_any_moment_leaves_one_end(working_farm: Farm) -> None:
+async def test_job_cancelled_at_any_moment_has_one_end(working_farm: Farm) -> None:
     farm = working_farm
     for delay in range(0, 120, 8):
         job = await farm.submit(CHAT)
@@ -349,7 +349,7 @@ async def test_the_sweeper_starts_jobs_that_were_only_accepted(farm: Farm) -> No
     assert len(farm.services.calls) == 1
 
 
-async def test_double_starts_are_harmless(renderer: Renderer) -> None:
+async def test_repeated_start_makes_one_workflow(renderer: Renderer) -> None:
     renderer.hold.clear()
     farm = renderer.farm
     job = await farm.submit({"kind": "render", "workflow": GRAPH})
@@ -392,7 +392,7 @@ async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
     assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)
 
 
-async def test_an_inside_token_lets_steps_through_the_gateway(working_farm: Farm) -> None:
+async def test_steps_call_the_gateway_with_a_service_token(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
     await working_farm.until(job["id"])
     headers = working_farm.services.calls[0][3]

@@ -87,7 +87,7 @@ async def test_a_failing_receiver_is_tried_again_with_the_same_id(
     assert first_delivery[1] == second_delivery[1]
 
 
-async def test_a_slow_receiver_holds_nothing_up(
+async def test_slow_webhook_receiver_delays_no_job(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
     hook_server, url = receiver

@@ -45,7 +45,7 @@ def route(*upstreams: str, **kwargs: Any) -> dict[str, Any]:
     return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **kwargs}
 
 
-async def test_a_request_crosses_whole(proxy_server: ProxyServer, service: Service) -> None:
+async def test_request_is_forwarded_completely(proxy_server: ProxyServer, service: Service) -> None:
     async with proxy_server.client.patch("/assets/a%2Fb?q=1&q=%20", data=b"\x00body") as response:
         assert await response.read() == b"\x00body"
         assert response.headers["x-from"] == "one"
@@ -84,7 +84,7 @@ async def test_the_browsers_session_is_no_service_s_business(
     ]
 
 
-async def test_an_answer_has_one_date_and_one_server(proxy_server: ProxyServer) -> None:
+async def test_answer_has_one_date_and_one_server_header(proxy_server: ProxyServer) -> None:
     async with proxy_server.client.get("/assets/x") as response:
         assert response.status == 200
         for name in ("date", "server"):
@@ -274,7 +274,7 @@ async def test_redirects_lead_back_to_the_gateway(
         assert (response.status, response.headers["location"]) == (302, forwarded_location)
 
 
-async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxyServer) -> None:
+async def test_redirect_with_forwarded_prefix_is_not_changed(proxy_server: ProxyServer) -> None:
     prefix_route = {
         **route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
         "proxy_redirect": False,
@@ -296,7 +296,7 @@ async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxySe
         ("/caf\u00e9".encode(), "/assets/caf\u00e9".encode()),
     ],
 )
-async def test_a_redirect_that_is_no_good_url_is_passed_on(
+async def test_redirect_with_invalid_url_is_forwarded(
     proxy_server: ProxyServer, location: bytes, forwarded_location: bytes
 ) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -388,7 +388,7 @@ async def _recovered_service(proxy_server: ProxyServer) -> AsyncIterator[Breaker
         yield member.breaker
 
 
-async def test_a_stream_that_never_ends_proves_that_a_service_is_back(
+async def test_endless_stream_closes_the_circuit_breaker(
     proxy_server: ProxyServer,
 ) -> None:
     async with _recovered_service(proxy_server) as breaker:
@@ -399,7 +399,7 @@ async def test_a_stream_that_never_ends_proves_that_a_service_is_back(
         assert breaker.state is BreakerState.CLOSED
 
 
-async def test_a_service_that_is_back_and_breaks_off_has_failed_once(
+async def test_broken_response_of_a_recovered_service_counts_once(
     proxy_server: ProxyServer,
 ) -> None:
     async with _recovered_service(proxy_server) as breaker:
@@ -409,7 +409,7 @@ async def test_a_service_that_is_back_and_breaks_off_has_failed_once(
         assert (breaker.state, breaker._failures) == (BreakerState.CLOSED, 1)
 
 
-async def test_a_probe_is_judged_once(proxy_server: ProxyServer) -> None:
+async def test_circuit_breaker_counts_a_probe_once(proxy_server: ProxyServer) -> None:
     async with _recovered_service(proxy_server) as breaker:
         async with proxy_server.client.get("/assets/events") as stream:
             await stream.content.readuntil(b"\n\n")
@@ -440,7 +440,7 @@ async def test_active_checks_take_a_sick_service_out(
     await eventually(lambda: _has_status(status(), 200))
 
 
-async def test_silence_has_an_end(proxy_server: ProxyServer) -> None:
+async def test_silent_service_is_timed_out(proxy_server: ProxyServer) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
     proxy_server.routes(route(url, timeouts={"first_byte": 0.2, "idle": 0.2}))
     async with proxy_server.client.get("/assets/silent") as response:

@@ -49,7 +49,7 @@ async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
             assert response.headers["x-from"] == "one", path
 
 
-async def test_these_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Service) -> None:
+async def test_gateway_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Service) -> None:
     cookie = {"cookie": f"moyin_session={farm.key}"}
     async with aiohttp.ClientSession(farm.url) as stranger:
         for path, headers in (

@@ -30,7 +30,7 @@ PICTURES = 4
 
 
 @pytest.mark.timeout(400)
-async def test_nodes_come_with_the_queue_and_go_with_it(
+async def test_nodes_are_added_for_the_queue_and_removed_after_it(
     comfyui: ComfyUI,
     tmp_path: Path,
     temporal_server: TemporalServer,

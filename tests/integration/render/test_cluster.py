@@ -106,7 +106,7 @@ async def _check_third_actor_waits(folder: Path) -> None:
     await eventually(is_only_actor, 240)
 
 
-async def test_a_pool_on_one_node(
+async def test_pool_on_one_node_passes_all_scenarios(
     comfyui: ComfyUI,
     tmp_path: Path,
     temporal_server: TemporalServer,

@@ -527,7 +527,7 @@ async def test_a_prompt_that_forges_its_end_fails_only_itself(
         await renderer.close()
 
 
-async def test_a_file_that_fills_the_disk_ends(hostile: ComfyRenderer) -> None:
+async def test_file_that_would_fill_the_disk_is_refused(hostile: ComfyRenderer) -> None:
     code = """
 try:
     with open(folder_paths.get_output_directory() + "/big", "wb") as file:

@@ -133,7 +133,7 @@ def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> N
     assert job["outputs"][0]["body"]["outputs"]["caption"]["text"] == [prompt]
 
 
-def test_an_own_picture_is_accepted_and_another_file_refused(
+def test_template_input_accepts_only_own_pictures(
     http: httpx.Client,
 ) -> None:
     text = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
@@ -370,7 +370,7 @@ def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> No
     assert [job["cached"] for job in jobs] == [False, False]
 
 
-def test_a_failure_is_not_kept(http: httpx.Client) -> None:
+def test_failed_render_is_not_cached(http: httpx.Client) -> None:
     graph = picture(next(_colors))
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]

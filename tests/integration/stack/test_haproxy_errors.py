@@ -68,7 +68,9 @@ async def test_every_path_gets_its_own_shape(
         await _check_response(http, ports_without_apps, error, path)
 
 
-async def test_every_method_gets_it(ports_without_apps: Ports, http: aiohttp.ClientSession) -> None:
+async def test_every_method_gets_the_unavailable_error(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
     url = f"http://127.0.0.1:{ports_without_apps.http}/jobs"
     for method in METHODS:
         async with http.request(method, url, data=b"{}") as answer:
@@ -85,7 +87,7 @@ async def test_a_head_request_gets_the_headers(
         assert await answer.read() == b""
 
 
-async def test_a_request_without_a_good_id_gets_one(
+async def test_request_without_valid_id_gets_a_new_id(
     ports_without_apps: Ports, http: aiohttp.ClientSession
 ) -> None:
     for request_id in (None, "a b", "x" * 129, "a;b", ""):
@@ -98,7 +100,9 @@ async def test_a_request_without_a_good_id_gets_one(
         assert re.fullmatch("[0-9a-f]{32}", new_request_id), request_id
 
 
-async def test_a_long_path_is_cut(ports_without_apps: Ports, http: aiohttp.ClientSession) -> None:
+async def test_long_path_is_truncated(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
     async with http.get(f"http://127.0.0.1:{ports_without_apps.http}/{'a' * 8000}") as answer:
         assert answer.status == 503
         assert len((await answer.json(content_type=None))["instance"]) == 1024
@@ -114,7 +118,7 @@ async def test_an_app_without_replicas_is_unavailable(
             await _check_response(http, ports, error, path)
 
 
-async def test_a_replica_that_dies_under_a_request(
+async def test_request_to_a_dying_replica_gets_an_error(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
     async def close_without_answer(
@@ -137,7 +141,7 @@ async def test_a_replica_that_dies_under_a_request(
             await _check_response(http, ports, error, path)
 
 
-async def test_the_vendors_clients_try_again(ports_without_apps: Ports) -> None:
+async def test_vendor_sdks_retry_unavailable_answers(ports_without_apps: Ports) -> None:
     gateway_url = f"http://127.0.0.1:{ports_without_apps.http}"
     sent_paths: list[str] = []
 

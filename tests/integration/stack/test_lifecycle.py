@@ -165,7 +165,7 @@ def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: Runnin
 
 
 @pytest.mark.parametrize("name", ["valkey", "temporal"])
-def test_a_killed_server_is_back(
+def test_killed_server_is_restarted(
     stack: RunningStack, name: str, record_measurement: RecordMeasurement
 ) -> None:
     killed_pid = _read_state(stack)["parts"][name]["pid"]
@@ -236,7 +236,9 @@ def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_ord
     assert _get(f"{stack.url}/still") == {"path": "/still"}
 
 
-def test_down_leaves_nothing(stack: RunningStack, record_measurement: RecordMeasurement) -> None:
+def test_down_stops_all_processes(
+    stack: RunningStack, record_measurement: RecordMeasurement
+) -> None:
     began = time.monotonic()
     stack.run("down")
     record_measurement(f"down: {time.monotonic() - began:.1f} s")
@@ -244,7 +246,7 @@ def test_down_leaves_nothing(stack: RunningStack, record_measurement: RecordMeas
     assert "not running" in stack.run("down").stdout
 
 
-def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+def test_used_port_is_reported_in_one_line(tmp_path: Path) -> None:
     second_stack = _new_stack(tmp_path)
     with socket.socket() as server:
         # An earlier stack may have had it a moment ago.
@@ -259,7 +261,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     assert second_stack.processes() == []
 
 
-def test_an_app_that_cannot_start_is_one_clear_line_and_nothing_stays(tmp_path: Path) -> None:
+def test_failing_app_is_reported_in_one_line_and_stopped(tmp_path: Path) -> None:
     broken_stack = _new_stack(tmp_path, broken=True)
     refused_process = broken_stack.run("up", check=False)
     assert refused_process.returncode == 1

@@ -138,14 +138,16 @@ async def test_a_missing_bucket_is_an_error(tmp_path: Path, s3_server: S3Server)
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-async def test_keys_that_are_wrong(
+async def test_store_with_wrong_keys_fails(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "wrong")
     await _check_all_fail(BlobStore(url), tmp_path)
 
 
-async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_without_keys_fails(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
@@ -190,16 +192,14 @@ async def farm(
     await farm.close()
 
 
-async def test_a_job_and_its_files(farm: Farm) -> None:
+async def test_job_and_its_files_are_stored_in_s3(farm: Farm) -> None:
     await farm.start_worker()
     job = await farm.submit(CHAT)
     ended_job = await farm.until(job["id"])
     assert (ended_job["status"], ended_job["outputs"][0]["text"]) == ("succeeded", "re: hello")
 
 
-async def test_the_gateway_while_the_server_is_away_and_back(
-    farm: Farm, s3_server: S3Server
-) -> None:
+async def test_gateway_answers_while_the_server_restarts(farm: Farm, s3_server: S3Server) -> None:
     data = bytes(range(256)) * 4000
     async with farm.client.post("/artifacts", data=data) as response:
         assert response.status == 201

@@ -30,7 +30,9 @@ async def store(valkey: Any, valkey_server: ValkeyServer) -> AsyncIterator[Compa
     await store.close()
 
 
-async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, valkey: Any) -> None:
+async def test_comparison_is_stored_once_for_at_most_a_day(
+    store: ComparisonStore, valkey: Any
+) -> None:
     assert await store.add("a", "ada", b"first")
     assert not await store.add("a", "ada", b"second")
     await store.add_second_answer("a", "answer")
@@ -83,7 +85,9 @@ async def test_the_capacity_per_tenant_is_enforced(store: ComparisonStore, valke
     assert await store.has_capacity("ada")
 
 
-async def test_one_tenant_cannot_use_every_place(valkey: Any, valkey_server: ValkeyServer) -> None:
+async def test_stored_comparisons_are_limited_per_tenant(
+    valkey: Any, valkey_server: ValkeyServer
+) -> None:
     store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=10, capacity_per_tenant=2)
     for name in ("a", "b"):
         await store.add(name, "ada", b"x")

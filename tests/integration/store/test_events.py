@@ -53,7 +53,7 @@ async def publish(store: EventStore, job: str, numbers: range) -> None:
         await store.publish(job, EventType.PROGRESS, {"n": n})
 
 
-async def test_a_watcher_sees_the_past_and_the_present_in_order(
+async def test_watcher_receives_old_and_new_events_in_order(
     store: EventStore, hub: EventHub
 ) -> None:
     await publish(store, "a", range(3))
@@ -103,7 +103,7 @@ async def test_fifty_watchers_use_one_reader(store: EventStore, hub: EventHub) -
     assert hub._positions == {}
 
 
-async def test_a_slow_watcher_is_cut_and_the_others_are_not(
+async def test_slow_watcher_is_disconnected_and_others_are_not(
     store: EventStore, hub: EventHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "_QUEUE", 8)
@@ -116,7 +116,7 @@ async def test_a_slow_watcher_is_cut_and_the_others_are_not(
             await take_numbers(slow_watch, 1)
 
 
-async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(
+async def test_long_event_history_does_not_disconnect_watchers(
     store: EventStore, hub: EventHub
 ) -> None:
     published_events = [(EventType.PROGRESS, {"n": n}) for n in range(900)]
@@ -127,7 +127,7 @@ async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(
         assert await take_numbers(events, 3) == [900, 901, 902]
 
 
-async def test_an_outage_pauses_watchers_and_costs_no_publisher(
+async def test_outage_pauses_watchers_but_not_publishers(
     valkey: ValkeyServer, store: EventStore, hub: EventHub
 ) -> None:
     async with hub.subscribe("a", None) as events:

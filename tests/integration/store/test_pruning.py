@@ -17,7 +17,7 @@ from moyin.store.sql import Database
 from tests.unit.store.test_pruning import BEFORE, PastJobs
 
 
-async def test_many_prune_at_once(
+async def test_concurrent_pruning_deletes_each_job_once(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replicas that prune concurrently delete each old job once, and no file that is in use."""

@@ -139,7 +139,7 @@ def test_deletion_cancels_the_job(client: openai.OpenAI, gateway: RunningStack) 
         eventually_blocking(lambda: _status(http, job["id"]) == "cancelled", 180)
 
 
-def test_mistakes_are_refused(client: openai.OpenAI) -> None:
+def test_invalid_background_requests_are_refused(client: openai.OpenAI) -> None:
     wrong_requests: dict[str, dict[str, Any]] = {
         "store": {"store": False},
         "model": {"model": "gpt-2"},

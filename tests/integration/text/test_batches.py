@@ -339,7 +339,7 @@ async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
     assert farm.model.calls_by_text.total() == 0
 
 
-async def test_vectors_and_lists(farm: Farm) -> None:
+async def test_embedding_batches_and_batch_lists_work(farm: Farm) -> None:
     body = {"model": "v", "input": "x"}
     lines = [new_line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
     first_batch = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))

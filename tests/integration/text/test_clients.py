@@ -43,7 +43,7 @@ async def claude_client(models_app: ModelsApp) -> AsyncIterator[anthropic.AsyncA
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_openai_whole(openai_client: openai.AsyncOpenAI, model: str) -> None:
+async def test_openai_client_gets_an_answer(openai_client: openai.AsyncOpenAI, model: str) -> None:
     answer = await openai_client.chat.completions.create(
         model=model, messages=[HELLO], max_tokens=8, temperature=0
     )
@@ -152,7 +152,7 @@ async def test_the_ledger_knows_every_call(models_app: ModelsApp) -> None:
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
+async def test_disconnected_client_is_charged_and_frees_the_back_end(
     models_app: ModelsApp, path: str, model: str
 ) -> None:
     async with aiohttp.ClientSession(

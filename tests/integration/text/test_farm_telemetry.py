@@ -63,7 +63,7 @@ async def test_calls_and_breakers_are_in_the_metrics(
     assert line.endswith(" 1.0")
 
 
-async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
+async def test_route_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
     body = {"model": "auto", "max_tokens": 4, "messages": HELLO}
     async with session.post("/v1/route", json=body) as response:
         response_body = await response.json()

@@ -160,7 +160,7 @@ async def test_after_the_first_byte(tmp_path: Path, answer_head: str, answer_res
             assert models_app.telemetry.calls[-1].error == "stream_interrupted", cell
 
 
-async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
+async def test_call_of_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
     async with farm(tmp_path, upstreams, timeout_s=0.2) as models_app, asyncio.timeout(30):
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
@@ -338,7 +338,7 @@ async def find_booked_call(models_app: ModelsApp, request_id: str) -> Any:
         ),
     ],
 )
-async def test_bad_input(
+async def test_invalid_input_is_refused(
     tmp_path: Path, path: str, body: bytes, status: int, code: str, field: str | None
 ) -> None:
     async with (

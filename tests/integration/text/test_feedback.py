@@ -148,7 +148,7 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
         assert (status, body["code"]) == (409, "feedback_given")
 
 
-async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_path: Path) -> None:
+async def test_feedback_on_a_named_model_updates_its_quality(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as upstream,
         serving(
@@ -179,7 +179,9 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
     ("scope", "allowed_paths"),
     [("text", {"feedback", "quality"}), ("jobs:write", set()), ("org:admin", {"quality/reset"})],
 )
-async def test_scopes(tmp_path: Path, scope: str, allowed_paths: set[str]) -> None:
+async def test_quality_routes_require_their_scopes(
+    tmp_path: Path, scope: str, allowed_paths: set[str]
+) -> None:
     async with serving(tmp_path, house("http://127.0.0.1:9", "qwen3-8b", 1)) as models_app:
         client = Client(models_app, await key_for(tmp_path, "ada", scope))
         for method, path, body in (

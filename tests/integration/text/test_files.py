@@ -237,7 +237,7 @@ async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: S
 
 
 @pytest.mark.parametrize("model", ["claude", "gpt"])
-async def test_a_chat_gets_its_files(studio: Studio, model: str) -> None:
+async def test_files_of_a_chat_reach_the_model(studio: Studio, model: str) -> None:
     client = studio.client
     uploads = {"report.pdf": PDF, "notes.txt": b"it rains", "dot.png": PNG}
     parts: Any = [
@@ -266,7 +266,7 @@ async def test_a_chat_gets_its_files(studio: Studio, model: str) -> None:
     assert "it rains" in text["text"]
 
 
-async def test_a_choice_is_explained_with_files(studio: Studio) -> None:
+async def test_route_explanation_accepts_files(studio: Studio) -> None:
     picture = await studio.client.files.create(file=("dot.png", PNG), purpose="vision")
     part = {"type": "input_image", "file_id": picture.id}
     bodies: dict[str, Any] = {

@@ -65,7 +65,7 @@ async def store(valkey_server: ValkeyServer) -> FollowUpStore:
     return FollowUpStore(valkey_server.url)
 
 
-async def test_a_value_is_taken_once_and_expires(
+async def test_stored_value_is_popped_once_and_expires(
     store: FollowUpStore, valkey_server: ValkeyServer
 ) -> None:
     try:
@@ -79,7 +79,7 @@ async def test_a_value_is_taken_once_and_expires(
         await store.close()
 
 
-async def test_an_outage_is_no_error_and_is_not_waited_for_again() -> None:
+async def test_cache_outage_is_no_error_and_is_not_retried() -> None:
     store = FollowUpStore("redis://127.0.0.1:9/0")
     try:
         assert not store.is_unavailable

@@ -50,7 +50,7 @@ async def ask(http: aiohttp.ClientSession, path: str, **kwargs: Any) -> tuple[An
         return response, await response.json()
 
 
-async def test_a_dead_host_is_fallen_back_from(http: aiohttp.ClientSession) -> None:
+async def test_calls_fall_back_from_a_dead_host(http: aiohttp.ClientSession) -> None:
     response, answer = await ask(http, "chat/completions")
     assert response.headers["x-moyin-backend"] == "gpu-1"
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -89,7 +89,7 @@ async def test_features_that_ollama_lacks_are_refused_by_name(http: aiohttp.Clie
     assert (response.status, answer["error"]["param"]) == (400, "tool_choice")
 
 
-async def test_a_client_that_leaves_cancels_upstream(
+async def test_client_disconnect_cancels_the_upstream_call(
     http: aiohttp.ClientSession, bridge: OllamaBridge, record_measurement: RecordMeasurement
 ) -> None:
     # Without chance, and long enough that it can't have ended by itself when the client leaves.

@@ -123,7 +123,7 @@ _REASONING = {"reasoning_effort", "reasoning", "thinking", "think"}
 
 
 @pytest.mark.parametrize("protocol", FORCED)
-async def test_a_request_that_insists_on_a_tool_is_refused(tmp_path: Path, protocol: str) -> None:
+async def test_request_with_forced_tool_is_refused(tmp_path: Path, protocol: str) -> None:
     path, body = REQUESTS[protocol]
     async with open_client(tmp_path) as (client, _):
         forced_call = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
@@ -131,7 +131,7 @@ async def test_a_request_that_insists_on_a_tool_is_refused(tmp_path: Path, proto
         assert answer.status_code == 400 and "tools" in answer.text
 
 
-async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path) -> None:
+async def test_effort_level_is_dropped_for_models_that_do_not_reason(tmp_path: Path) -> None:
     body = {"messages": MESSAGES, "max_tokens": 9, "output_config": {"effort": "high"}}
     async with open_client(tmp_path) as (client, server):
         answer = await client.post("messages", json={**body, "model": "plain"})

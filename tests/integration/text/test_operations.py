@@ -152,7 +152,7 @@ async def test_units_are_reserved_settled_and_shown(
         }
 
 
-async def test_a_client_that_leaves_stops_the_back_end(
+async def test_client_disconnect_stops_the_back_end(
     studio: Studio, speaker: tuple[Speaker, str]
 ) -> None:
     _, http = await studio.client(usd_per_day=Decimal(1))
@@ -184,7 +184,7 @@ async def test_a_client_that_leaves_stops_the_back_end(
         (FORM, b"y" * 1_000_001, 413, None),
     ],
 )  # fmt: skip
-async def test_bad_forms(
+async def test_invalid_forms_are_refused(
     studio: Studio, content_type: str, body: bytes, status: int, param: str | None
 ) -> None:
     _, http = await studio.client()

@@ -83,10 +83,12 @@ async def test_the_first_curl_streams_an_answer(models_app: ModelsApp, tmp_path:
 
 
 @pytest.mark.parametrize("page", QUICKSTARTS)
-async def test_the_variables_of_the_shell(models_app: ModelsApp, tmp_path: Path, page: str) -> None:
+async def test_shell_variables_of_the_page_are_set(
+    models_app: ModelsApp, tmp_path: Path, page: str
+) -> None:
     save_profile(tmp_path, models_app)
     output = await run(
-        models_app, page, "variables", folder=tmp_path, KEY="", then='echo "$GATEWAY $KEY"'
+        models_app, page, "variables", folder=tmp_path, KEY="", next_command='echo "$GATEWAY $KEY"'
     )
     assert output.split() == [models_app.url, models_app.api_key]
 
@@ -140,7 +142,7 @@ async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncI
         yield farm
 
 
-async def test_a_batch_of_openai(
+async def test_documented_openai_batch_example_works(
     farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "requests.jsonl").write_text(json.dumps(new_line(1)))
@@ -159,7 +161,7 @@ async def test_a_batch_of_openai(
     variables["client"].close()
 
 
-async def test_a_batch_of_anthropic(farm: Farm) -> None:
+async def test_documented_anthropic_batch_example_works(farm: Farm) -> None:
     first_part, later_mark, second_part = read_example(BATCHES, "anthropic", "python").partition(
         "# later"
     )

@@ -57,7 +57,7 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
         assert answer["timings"]["prompt_n"] == prompt > 400
 
 
-async def test_where_one_tenant_is_alone_prompts_may_be_reused(llama: str, tmp_path: Path) -> None:
+async def test_single_tenant_may_reuse_cached_prompts(llama: str, tmp_path: Path) -> None:
     async with serving(tmp_path, {**local(llama), "prompt_cache": True}) as models_app:
         await wait_until_probed(models_app)
         await complete_chat(models_app.url, models_app.api_key)

@@ -72,7 +72,7 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
-async def test_embeddings_for_both_kinds_of_client(
+async def test_embeddings_are_answered_to_openai_and_ollama_clients(
     models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wires: WireServer, model: str
 ) -> None:
     async with openai.AsyncOpenAI(
@@ -197,7 +197,7 @@ async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> No
     assert isinstance(body["error"], str)
 
 
-async def test_a_picture_that_is_none_is_named(
+async def test_invalid_picture_is_named_in_the_error(
     http: aiohttp.ClientSession, wires: WireServer
 ) -> None:
     for url, code in [
@@ -265,7 +265,7 @@ async def test_compressed_bodies_are_decoded_or_refused(
         ("chat/completions", "gpt", {}, 503, "service_unavailable"),
     ],
 )
-async def test_a_job_that_can_not_be_is_refused_at_once(
+async def test_impossible_job_is_refused_at_once(
     http: aiohttp.ClientSession,
     path: str,
     model: str,

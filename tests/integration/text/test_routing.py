@@ -51,7 +51,7 @@ def cloud(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", sorted(BODIES))
-async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: str) -> None:
+async def test_route_explanation_calls_no_back_end(tmp_path: Path, protocol: str) -> None:
     rules = {"routing": {"usd_per_second": 0.001}}
     async with (
         Upstream(FINE).running() as upstream,
@@ -251,7 +251,7 @@ def new_cached_response(text: str) -> CachedResponse:
     )
 
 
-async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: ResponseCache) -> None:
+async def test_stored_answers_are_limited_and_private_per_tenant(store: ResponseCache) -> None:
     for number in range(5):
         await store.put("ada", f"d{number}", new_cached_response(str(number)), ttl=60, entries=3)
     cached_answers = [await store.get("ada", f"d{number}") for number in range(5)]
