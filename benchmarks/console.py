@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 
 from benchmarks.console_browser import LISTS, OVERVIEWS, Pages, open_browser
-from benchmarks.console_data import PASSWORD, Studio, fill
+from benchmarks.console_data import PASSWORD, BenchmarkOrganisation, fill
 from benchmarks.cost import measure_processes
 from benchmarks.farm import Farm, running
 from moyin.settings import Settings
@@ -63,13 +63,15 @@ def main() -> None:
         asyncio.run(_measure_viewers(farm, options.viewers, options.seconds))
 
 
-async def _create_studio(farm: Farm, jobs: int, pictures: int) -> Studio:
+async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrganisation:
     """Create the organisation and fill the database of the running gateway."""
     async with _session(farm) as session:
         body = {"name": "The benchmark's studio"}
         async with session.post("/accounts/organisations", json=body) as response:
             response.raise_for_status()
-            studio = Studio(owner=(await response.json())["id"], jobs=jobs, pictures=pictures)
+            studio = BenchmarkOrganisation(
+                owner=(await response.json())["id"], jobs=jobs, pictures=pictures
+            )
     settings = Settings(data=farm.data)
     database = Database(settings.sql_url)
     began = time.monotonic()
@@ -83,7 +85,7 @@ async def _create_studio(farm: Farm, jobs: int, pictures: int) -> Studio:
 
 def _show_pages(farm: Farm, rounds: int) -> None:
     """Print the seconds until the overview and the lists have painted in Chromium."""
-    administrator = {"email": Studio.email(0), "password": PASSWORD}
+    administrator = {"email": BenchmarkOrganisation.email(0), "password": PASSWORD}
     with open_browser() as browser:
         callers = {"administrator": administrator, "operator": {"api_key": farm.key}}
         for name, credentials in callers.items():
@@ -103,7 +105,7 @@ def _show_pages(farm: Farm, rounds: int) -> None:
         print(f"requests of an open overview in 20 s: {dict(requests) or 'none but its stream'}")
 
 
-async def _time_lists(farm: Farm, studio: Studio) -> None:
+async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
     """Print the seconds of consecutive pages of each list, read over HTTP."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(_open_console_session(farm, 0))
@@ -187,7 +189,7 @@ async def _open_console_session(farm: Farm, number: int) -> AsyncIterator[aiohtt
     # Cookies of hosts without a name are refused by default.
     cookie_jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:
-        body = {"email": Studio.email(number), "password": PASSWORD}
+        body = {"email": BenchmarkOrganisation.email(number), "password": PASSWORD}
         async with session.post("/accounts/session", json=body) as response:
             assert response.status == 200, await response.text()
         yield session

@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
+class BenchmarkOrganisation:
     """The organisation and the numbers of its objects, which all date from this month."""
 
     owner: str
@@ -54,7 +54,7 @@ class Studio:
         return f"member-{number}@benchmark.example"
 
 
-async def fill(database: Database, blobs: BlobStore, studio: Studio) -> None:
+async def fill(database: Database, blobs: BlobStore, studio: BenchmarkOrganisation) -> None:
     """Insert jobs, pictures, calls, members, keys and entries of the audit log."""
     files = [await _store_picture(blobs, number) for number in range(_DIFFERENT_PICTURES)]
     numbers, members = random.Random(7), list(_build_members(studio.owner))
@@ -109,7 +109,8 @@ def _build_members(owner: str) -> Iterator[Row]:
     for number in range(MEMBERS):
         is_administrator = number < ADMINISTRATORS
         yield {
-            "id": generate_id("usr"), "kind": "member", "email": Studio.email(number),
+            "id": generate_id("usr"), "kind": "member",
+        "email": BenchmarkOrganisation.email(number),
             "name": f"Member {number}", "password": password if is_administrator else None,
             "organisation_id": owner, "role": "admin" if is_administrator else "member",
             "profile": {}, "created_at": now() - timedelta(minutes=number), "disabled_at": None,
@@ -117,7 +118,11 @@ def _build_members(owner: str) -> Iterator[Row]:
 
 
 def _build_job(
-    numbers: random.Random, studio: Studio, files: list[Artifact], members: list[str], number: int
+    numbers: random.Random,
+    studio: BenchmarkOrganisation,
+    files: list[Artifact],
+    members: list[str],
+    number: int,
 ) -> tuple[Row, Row | None, Row | None]:
     """Return the rows of an ended job and, if any, of its picture and of its model call."""
     # Evenly among the others, so that every page has both.

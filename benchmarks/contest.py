@@ -15,10 +15,10 @@ from itertools import takewhile
 from benchmarks.farm import Farm, scale
 from benchmarks.gateways import Gateway, direct, moyin, peers_of, tensorzero
 from benchmarks.load import Measurement, measure
-from benchmarks.memory import Growth, growth
+from benchmarks.memory import MemoryGrowth, growth
 from benchmarks.processes import processor_seconds
 from benchmarks.streams import FirstTokens, HeldStreams, first_tokens, held
-from benchmarks.text import BODY, Peers, median
+from benchmarks.text import BODY, PeerServers, median
 
 MOYIN, MOYIN_TWO = "Moyin", "Moyin, 2 replicas"
 CONNECTIONS = (1, 16, 64, 256)
@@ -56,7 +56,7 @@ class Result:
     first: FirstTokens
     added_first: FirstTokens
     streams: tuple[HeldStreams, ...]
-    growth: Growth | None
+    growth: MemoryGrowth | None
     busy: float
 
     @property
@@ -71,7 +71,7 @@ class Result:
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 
-def contest(farm: Farm, peer_servers: Peers) -> list[Result]:
+def contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
     """Measure all gateways with one replica of Moyin's models app, then Moyin with two replicas.
 
     Gateways that are compared take turns in every round, together with the direct path.
@@ -84,7 +84,7 @@ def contest(farm: Farm, peer_servers: Peers) -> list[Result]:
     return [*main_results[:2], two_replica_results[1], *main_results[2:]]
 
 
-def duel(farm: Farm, peer_servers: Peers) -> list[Result]:
+def duel(farm: Farm, peer_servers: PeerServers) -> list[Result]:
     """Measure TensorZero, the fastest peer, and one replica of Moyin's models app in turns."""
     direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
     with tensorzero(peer_servers.mock) as peer_gateway:
@@ -183,6 +183,6 @@ def _increasing_streams(
             return
 
 
-def _measure_growth(gateway: Gateway) -> Growth:
+def _measure_growth(gateway: Gateway) -> MemoryGrowth:
     seconds = _MOYIN_SECONDS if gateway.name == MOYIN else _PEER_SECONDS
     return growth(gateway, _REQUESTS, seconds)

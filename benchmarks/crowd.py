@@ -32,7 +32,7 @@ _colors = itertools.count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crowd:
+class CrowdTimes:
     """The times of one round, in seconds from the first submission.
 
     Attributes:
@@ -46,7 +46,7 @@ class Crowd:
     submit_seconds: float
 
 
-async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
+async def crowd(farm: Farm, actors: int, jobs: int) -> CrowdTimes:
     """Wait until all actors run, then time ``jobs`` jobs sent to ComfyUI and through the gateway."""
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         folders = await _wait_for_comfyuis(farm, actors)
@@ -56,7 +56,9 @@ async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
             comfyuis = [await sessions.enter_async_context(straight_to(path)) for path in folders]
             direct_seconds = await _time_direct_renders(comfyuis, jobs)
         seconds, submit_seconds = await _time_farm_renders(session, farm.url, jobs)
-    return Crowd(direct_seconds=direct_seconds, farm_seconds=seconds, submit_seconds=submit_seconds)
+    return CrowdTimes(
+        direct_seconds=direct_seconds, farm_seconds=seconds, submit_seconds=submit_seconds
+    )
 
 
 def _graph() -> dict[str, Any]:

@@ -14,7 +14,7 @@ _WARM_UP = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
+class MemoryGrowth:
     """The memory of the gateway's processes in bytes, by number of requests after the warm-up."""
 
     requests: tuple[int, ...]
@@ -26,7 +26,7 @@ class Growth:
         return self.bytes[-1] / self.bytes[0]
 
 
-def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
+def growth(gateway: Gateway, requests: int, seconds: float) -> MemoryGrowth:
     """Send ``requests`` requests, or as many as are answered in ``seconds``; return the growth."""
     while _measure_load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
         seconds -= _STEP_SECONDS
@@ -35,7 +35,7 @@ def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
         counts.append(counts[-1] + _measure_load(gateway))
         sizes.append(resident(gateway.processes()))
         seconds -= _STEP_SECONDS
-    return Growth(requests=tuple(counts), bytes=tuple(sizes))
+    return MemoryGrowth(requests=tuple(counts), bytes=tuple(sizes))
 
 
 def _measure_load(gateway: Gateway) -> int:

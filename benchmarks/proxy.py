@@ -27,7 +27,7 @@ from benchmarks.farm import MOCK, SERVICE, Farm
 from benchmarks.load import Measurement, measure
 from benchmarks.processes import free_port, running_program, wait_for
 from benchmarks.proxied import KEY
-from benchmarks.text import BODY, Peers, median, process
+from benchmarks.text import BODY, PeerServers, median, process
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class ServerResult:
     streams: OpenConnections | None
 
 
-def proxy(farm: Farm, peer_servers: Peers) -> list[ServerResult]:
+def proxy(farm: Farm, peer_servers: PeerServers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
     with _run_servers(farm, peer_servers) as places:
         rounds: dict[str, list[Measurement]] = {server.name: [] for server in places}
@@ -199,7 +199,7 @@ _STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
 
 
 @contextmanager
-def _run_servers(farm: Farm, peer_servers: Peers) -> Iterator[list[MeasuredServer]]:
+def _run_servers(farm: Farm, peer_servers: PeerServers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
         mock_port, streaming = free_port(), free_port()
         for port, upstream in ((mock_port, peer_servers.mock), (streaming, peer_servers.service)):
@@ -236,7 +236,7 @@ def _run_servers(farm: Farm, peer_servers: Peers) -> Iterator[list[MeasuredServe
 
 
 @contextmanager
-def _run_nginx(program: str, peer_servers: Peers) -> Iterator[str]:
+def _run_nginx(program: str, peer_servers: PeerServers) -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "nginx.conf"

@@ -12,7 +12,7 @@ from benchmarks.farm import Farm
 from benchmarks.load import Measurement, measure
 from benchmarks.processes import free_port, running_program, wait_for
 
-__all__ = ["BODY", "Peers", "free_port", "median", "peers", "process", "text", "wait_for"]
+__all__ = ["BODY", "PeerServers", "free_port", "median", "peers", "process", "text", "wait_for"]
 
 BODY = {"model": "mock", "messages": [{"role": "user", "content": "Say something about foxes."}]}
 _ROUNDS = 5
@@ -20,7 +20,7 @@ _SECONDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peers:
+class PeerServers:
     """The URLs of the servers that Moyin is compared with."""
 
     mock: str
@@ -30,7 +30,7 @@ class Peers:
 
 
 @contextmanager
-def peers() -> Iterator[Peers]:
+def peers() -> Iterator[PeerServers]:
     """Run the mock, the bare forwarder, and a service with streams as separate processes."""
     mock_port, forwarder, service = free_port(), free_port(), free_port()
     mock_url, forwarder_url = f"http://127.0.0.1:{mock_port}", f"http://127.0.0.1:{forwarder}"
@@ -41,7 +41,7 @@ def peers() -> Iterator[Peers]:
         stack.enter_context(process(["benchmarks.proxied", "service", str(service)]))
         for port in (mock_port, forwarder, service):
             wait_for(port)
-        yield Peers(
+        yield PeerServers(
             mock=mock_url,
             mock_pid=pid,
             forwarder=forwarder_url,
@@ -49,7 +49,7 @@ def peers() -> Iterator[Peers]:
         )
 
 
-def text(farm: Farm, peer_servers: Peers, *, connections: int = 16) -> dict[str, Measurement]:
+def text(farm: Farm, peer_servers: PeerServers, *, connections: int = 16) -> dict[str, Measurement]:
     """Measure all servers in turns and return the medians of several rounds."""
     urls = {
         "mock": peer_servers.mock,

@@ -27,7 +27,7 @@ from benchmarks.quality.folds import (
     limit_labels,
     score,
 )
-from benchmarks.quality.month import Month, play
+from benchmarks.quality.month import SimulatedMonth, play
 from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
 from moyin.text.quality.abilities import Ability, look_up_ability
 from moyin.text.quality.embedder import load_embedder
@@ -144,7 +144,7 @@ def summarize_score(name: str, result: Score) -> dict[str, Any]:
     return score_summary
 
 
-def summarize_months(months: list[Month]) -> dict[str, Any]:
+def summarize_months(months: list[SimulatedMonth]) -> dict[str, Any]:
     """Return and print the figures of the simulated months."""
     names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
     ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]

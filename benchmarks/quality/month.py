@@ -118,7 +118,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Month:
+class SimulatedMonth:
     """Totals by policy in USD, and the router's cumulative regret by day.
 
     The regret is relative to the best fixed policy; it is negative if the router is better.
@@ -130,7 +130,7 @@ class Month:
     policy: dict[str, str] = field(default_factory=dict)
 
 
-class World:
+class SimulatedWorld:
     """Holds each model's true probability of a good answer, by topic and day."""
 
     def __init__(self, seed: int) -> None:
@@ -219,9 +219,9 @@ def choose(
     return models[upper_bound_choice], upper_bound_choice != lower_bound_choice
 
 
-def play(seed: int) -> Month:
+def play(seed: int) -> SimulatedMonth:
     """Simulate the month with every policy."""
-    world, month, estimator = World(seed), Month(), Estimator()
+    world, month, estimator = SimulatedWorld(seed), SimulatedMonth(), Estimator()
     per_day = [0.0] * DAYS
     totals = {"router": 0.0}
     bad_answers = {"router": 0.0}

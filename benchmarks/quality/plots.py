@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.folds import Score
-from benchmarks.quality.month import Month
+from benchmarks.quality.month import SimulatedMonth
 
 
 def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
@@ -79,7 +79,7 @@ def draw_reliability(scores: Mapping[str, Score], path: Path) -> None:
     _save_figure(figure, path)
 
 
-def draw_month(months: Sequence[Month], path: Path) -> None:
+def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
     """Draw the cumulative regret against the best fixed policy by day, one line per seed."""
     figure, axes = _new_axes(
         "Regret against the best fixed policy selected afterwards",

@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 40, 24
 
 
 @dataclass(frozen=True)
-class Clients:
+class InstalledClients:
     """The environment that ``scripts/comfyui_clients.sh`` has installed.
 
     Attributes:
@@ -85,7 +85,7 @@ class Clients:
         return json.loads(stdout.splitlines()[-1])
 
 
-class Graphs:
+class GraphFiles:
     """Writes graphs to ``graphs.json`` in ``folder``; they are new, so that no result is cached."""
 
     def __init__(self, folder: Path) -> None:
@@ -127,14 +127,14 @@ def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
     assert (process.returncode, stderr) == (0, "")
 
 
-def install_clients(home: Path) -> Clients:
+def install_clients(home: Path) -> InstalledClients:
     process = subprocess.run(
         [str(ROOT / "scripts" / "comfyui_clients.sh")],
         env={**os.environ, "PYTHON": sys.executable},
         text=True, capture_output=True, timeout=_INSTALL_SECONDS, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    return Clients(folder=Path(process.stdout.strip()), home=home)
+    return InstalledClients(folder=Path(process.stdout.strip()), home=home)
 
 
 def _graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.limits import Limit, limit_of
+from tests.acceptance.limits import ModelLimit, limit_of
 from tests.acceptance.ollama_gateway import (
     ollama_gateway,
     ollama_relay,
@@ -25,7 +25,7 @@ from tests.integration.text.fixtures import llama
 
 __all__ = ["llama", "ollama_gateway", "ollama_relay", "ollama_server", "small_ollama_server"]
 
-_LIMIT = pytest.StashKey[Limit]()
+_LIMIT = pytest.StashKey[ModelLimit]()
 _HERE = Path(__file__).parent
 
 
@@ -105,7 +105,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _refuse_other_failures(
-    report: pytest.TestReport, limit: Limit | None, call: pytest.CallInfo[None]
+    report: pytest.TestReport, limit: ModelLimit | None, call: pytest.CallInfo[None]
 ) -> None:
     """Report an expected failure as a real one if its message does not match the limit's regex."""
     if limit is None or call.excinfo is None or not hasattr(report, "wasxfail"):

@@ -18,8 +18,8 @@ from PIL import Image
 from tests.acceptance.comfyui_clients import (
     HEIGHT,
     WIDTH,
-    Clients,
-    Graphs,
+    GraphFiles,
+    InstalledClients,
     connected,
     install_clients,
 )
@@ -47,17 +47,17 @@ def local_url(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
 
 
 @pytest.fixture
-def clients(tmp_path: Path) -> Clients:
+def clients(tmp_path: Path) -> InstalledClients:
     return install_clients(tmp_path)
 
 
 @pytest.fixture
-def graphs(tmp_path: Path) -> Graphs:
-    return Graphs(tmp_path)
+def graphs(tmp_path: Path) -> GraphFiles:
+    return GraphFiles(tmp_path)
 
 
 def test_comfy_cli_runs_and_reports_progress(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "slow"), local_url), 0)
     envelope = result[-1]
@@ -73,7 +73,7 @@ def test_comfy_cli_runs_and_reports_progress(
 
 
 def test_comfy_cli_reports_errors(
-    clients: Clients, graphs: Graphs, local_url: str, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, tmp_path: Path
 ) -> None:
     result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "broken"), local_url), 1)
     assert result[-1]["error"]["code"] == "execution_error"
@@ -81,7 +81,7 @@ def test_comfy_cli_reports_errors(
 
 
 def test_comfy_cli_cancels(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     run = _run_workflow(clients, graphs.file(tmp_path, "long"), local_url)
     assert run.stdout is not None
@@ -101,7 +101,7 @@ def test_comfy_cli_cancels(
 
 
 def test_comfy_api_simplified(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("simplified.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "picture.png", graphs.color, height=16)
@@ -112,7 +112,7 @@ def test_comfy_api_simplified(
 
 
 def test_comfy_api_client(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("api_client.py", local_url, str(tmp_path))
     assert result["page"].startswith("<!doctype html>")
@@ -127,7 +127,7 @@ def test_comfy_api_client(
 
 
 def test_comfyapi_finds_the_newest_file_of_a_name(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("api_manager.py", local_url, str(tmp_path))
     _check_picture(tmp_path / "older.png", graphs.color)
@@ -140,7 +140,11 @@ def test_comfyapi_finds_the_newest_file_of_a_name(
 
 
 def test_comfyui_xy(
-    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
+    clients: InstalledClients,
+    graphs: GraphFiles,
+    gateway: RunningStack,
+    farm: StackClient,
+    tmp_path: Path,
 ) -> None:
     result = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
@@ -153,7 +157,11 @@ def test_comfyui_xy(
 
 
 def test_comfy_script(
-    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
+    clients: InstalledClients,
+    graphs: GraphFiles,
+    gateway: RunningStack,
+    farm: StackClient,
+    tmp_path: Path,
 ) -> None:
     result = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
@@ -163,7 +171,11 @@ def test_comfy_script(
 
 
 def test_npm_sdk_renders(
-    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
+    clients: InstalledClients,
+    graphs: GraphFiles,
+    gateway: RunningStack,
+    farm: StackClient,
+    tmp_path: Path,
 ) -> None:
     result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
     _check_picture(tmp_path / "picture.png", graphs.color)
@@ -185,7 +197,7 @@ def test_npm_sdk_renders(
     assert result["stats"]["system"]["comfyui_version"]
 
 
-def _run_workflow(clients: Clients, workflow: str, url: str) -> subprocess.Popen[str]:
+def _run_workflow(clients: InstalledClients, workflow: str, url: str) -> subprocess.Popen[str]:
     return clients.comfy(
         "run",
         "--json",

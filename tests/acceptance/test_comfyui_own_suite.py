@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import pytest
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.acceptance.comfyui_clients import Clients, connected, install_clients
+from tests.acceptance.comfyui_clients import InstalledClients, connected, install_clients
 from tests.stack import RunningStack
 
 _FOLDER = "tests/execution"
@@ -52,7 +52,9 @@ def test_comfyuis_own_tests_pass(gateway: RunningStack, comfyui: ComfyUI, tmp_pa
     assert len(outcomes) == _TESTS, output
 
 
-def _run_suite(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[str, str], str]:
+def _run_suite(
+    clients: InstalledClients, home: Path, port: str, folder: Path
+) -> tuple[dict[str, str], str]:
     """Run the tests, and return the outcome of each by name, and pytest's output."""
     python, torch, report = folder / "bin" / "python", folder / "torch.py", folder / "report.xml"
     python.parent.mkdir()

@@ -26,7 +26,7 @@ _PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the documentation site from `pages` into `site`; return the folder with both."""
     assert _PYTHON.exists(), "the site's generator is missing: run `make site-environment`"
     folder = tmp_path_factory.mktemp("docs")
@@ -38,8 +38,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(built: Path) -> Iterator[str]:
-    handler = functools.partial(_SilentHandler, directory=str(built / "site"))
+def address(site_folder: Path) -> Iterator[str]:
+    handler = functools.partial(_SilentHandler, directory=str(site_folder / "site"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -88,8 +88,8 @@ class _Tags(HTMLParser):
         self._inside = self._inside and tag != "article"
 
 
-def test_pages_have_the_structure_that_github_shows(built: Path) -> None:
-    sources = built / "work" / "pages"
+def test_pages_have_the_structure_that_github_shows(site_folder: Path) -> None:
+    sources = site_folder / "work" / "pages"
     pages = sorted(sources.rglob("*.md"))
     assert len(pages) > 40
     for page in pages:
@@ -97,23 +97,23 @@ def test_pages_have_the_structure_that_github_shows(built: Path) -> None:
             continue
         name = page.relative_to(sources)
         expected = _Tags(_MARKDOWN.render(page.read_text()), whole_page=True).counts
-        html = (built / "site" / name.with_suffix(".html")).read_text()
+        html = (site_folder / "site" / name.with_suffix(".html")).read_text()
         assert _Tags(html).counts == expected, name
 
 
-def test_no_page_loads_from_another_host(built: Path) -> None:
-    pages = list((built / "site").rglob("*.html"))
+def test_no_page_loads_from_another_host(site_folder: Path) -> None:
+    pages = list((site_folder / "site").rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
         loaded_urls = _Tags(page.read_text()).loaded
         assert [url for url in loaded_urls if re.match(r"([a-z]+:)?//", url)] == [], page
-    for style in (built / "site").rglob("*.css"):
+    for style in (site_folder / "site").rglob("*.css"):
         assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style.read_text()), style
 
 
-def test_japanese_pages_name_their_language(built: Path) -> None:
+def test_japanese_pages_name_their_language(site_folder: Path) -> None:
     for name in ("index", "quickstart"):
-        assert '<article lang="ja"' in (built / "site" / "ja" / f"{name}.html").read_text()
+        assert '<article lang="ja"' in (site_folder / "site" / "ja" / f"{name}.html").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -50,7 +50,7 @@ _MAX_ERROR = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CostPlan:
     """The amount of work to run.
 
     Attributes:
@@ -100,7 +100,7 @@ class Report:
         )
 
 
-async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
+async def check_costs(gateway: RunningStack, plan: CostPlan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report, rng = Report(), random.Random(plan.seed)
     database = Database(gateway.settings.sql_url)
@@ -150,7 +150,7 @@ def _compare_costs(report: Report) -> None:
         report.problems.append(f"booked and busy time differ by {difference:+.2f} s")
 
 
-async def _run_jobs(client: httpx.AsyncClient, plan: Plan, rng: random.Random) -> None:
+async def _run_jobs(client: httpx.AsyncClient, plan: CostPlan, rng: random.Random) -> None:
     remaining_seconds, number = plan.seconds, 0
     async with asyncio.TaskGroup() as group:
         # As many at once as the pool's window and actors hold.
@@ -165,7 +165,7 @@ async def _run_jobs(client: httpx.AsyncClient, plan: Plan, rng: random.Random) -
 
 
 async def _run_job(
-    client: httpx.AsyncClient, plan: Plan, number: int, seconds: float, random_share: float
+    client: httpx.AsyncClient, plan: CostPlan, number: int, seconds: float, random_share: float
 ) -> None:
     """Run one job, and retry it once if it fails.
 
@@ -261,7 +261,7 @@ async def _list_rows(database: Database) -> list[UsageEntry]:
             return rows
 
 
-async def _kill_processes(gateway: RunningStack, plan: Plan, report: Report) -> None:
+async def _kill_processes(gateway: RunningStack, plan: CostPlan, report: Report) -> None:
     rng = random.Random(plan.seed)
     while True:
         for name in KILLS:
@@ -278,7 +278,7 @@ async def _kill_processes(gateway: RunningStack, plan: Plan, report: Report) -> 
             report.kills[name] += 1
 
 
-async def _check_plan(plan: Plan) -> int:
+async def _check_plan(plan: CostPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-costs-") as folder:
         price = {"usd_per_gpu_hour": float(_USD_PER_HOUR * plan.actors)}
         comfyui = find_comfyui(Settings())
@@ -291,13 +291,13 @@ async def _check_plan(plan: Plan) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    plan = Plan()
+    plan = CostPlan()
     parser.add_argument("--seconds", type=float, default=plan.seconds)
     parser.add_argument("--actors", type=int, default=plan.actors)
     parser.add_argument("--every", type=float, default=plan.every)
     parser.add_argument("--seed", type=int, default=plan.seed)
     options = parser.parse_args()
-    sys.exit(asyncio.run(_check_plan(Plan(**vars(options)))))
+    sys.exit(asyncio.run(_check_plan(CostPlan(**vars(options)))))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from moyin.settings import Settings
 from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture
-from tests.chaos.watch import SERVICES, Call, Watch
+from tests.chaos.watch import SERVICES, Call, ResponseWatch
 from tests.stack import RunningStack, farm_env
 
 PARTS: dict[str, Callable[[str], bool]] = {
@@ -95,18 +95,18 @@ class Outage:
 
 
 @contextmanager
-def watching(gateway: RunningStack) -> Iterator[Watch]:
+def watching(gateway: RunningStack) -> Iterator[ResponseWatch]:
     """Start clients that check every response, once the farm works in every part."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"
-    watch = Watch(gateway.url, gateway.ports.grpc, gateway.api_key, job_id)
+    watch = ResponseWatch(gateway.url, gateway.ports.grpc, gateway.api_key, job_id)
     with watch.calling():
         watch.wait_until_well(time.monotonic())
         yield watch
 
 
-def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
+def kill(gateway: RunningStack, watch: ResponseWatch, part: str) -> Outage:
     """Kill the oldest process of ``part`` with SIGKILL, and return once everything works again."""
     count_before = len(victims.processes(gateway.data, PARTS[part]))
     assert count_before >= 1, f"there is no {part}"

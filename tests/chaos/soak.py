@@ -42,7 +42,7 @@ _RECOVERY_SECONDS = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SoakPlan:
     """The amounts of work and of kills.
 
     Attributes:
@@ -120,7 +120,7 @@ async def farm(
     assert remaining_processes == [], remaining_processes
 
 
-async def soak(gateway: RunningStack, plan: Plan) -> Report:
+async def soak(gateway: RunningStack, plan: SoakPlan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report = Report(jobs=plan.jobs)
     keys = await _create_keys(gateway, plan.owners)
@@ -155,7 +155,7 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
 
 
 async def _run_owner(
-    gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
+    gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: SoakPlan, report: Report
 ) -> list[str]:
     """Submit all jobs of an owner, wait for them, fetch the results, and return the job ids."""
     async with _Caller(gateway.url, key, plan.patience, report) as caller:
@@ -236,7 +236,7 @@ class _Caller:
             await asyncio.sleep(0.5)
 
 
-async def _kill_processes(gateway: RunningStack, plan: Plan, report: Report) -> None:
+async def _kill_processes(gateway: RunningStack, plan: SoakPlan, report: Report) -> None:
     rng = random.Random(plan.seed)
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
     for name in (name for _ in rounds for name in victims.KILLS):
@@ -343,7 +343,7 @@ async def _create_keys(gateway: RunningStack, count: int) -> list[str]:
         await database.close()
 
 
-async def _soak_plan(plan: Plan) -> int:
+async def _soak_plan(plan: SoakPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-soak-") as folder:
         async with farm(find_comfyui(Settings()), Path(folder), plan.actors) as gateway:
             report = await soak(gateway, plan)
@@ -354,14 +354,16 @@ async def _soak_plan(plan: Plan) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=Plan.jobs)
-    parser.add_argument("--owners", type=int, default=Plan.owners)
-    parser.add_argument("--actors", type=int, default=Plan.actors)
-    parser.add_argument("--every", type=float, default=Plan.every, help="seconds between kills")
-    parser.add_argument("--work", type=float, nargs=2, default=Plan.work, help="seconds a graph")
-    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--jobs", type=int, default=SoakPlan.jobs)
+    parser.add_argument("--owners", type=int, default=SoakPlan.owners)
+    parser.add_argument("--actors", type=int, default=SoakPlan.actors)
+    parser.add_argument("--every", type=float, default=SoakPlan.every, help="seconds between kills")
+    parser.add_argument(
+        "--work", type=float, nargs=2, default=SoakPlan.work, help="seconds a graph"
+    )
+    parser.add_argument("--seed", type=int, default=SoakPlan.seed)
     options = vars(parser.parse_args())
-    sys.exit(asyncio.run(_soak_plan(Plan(**options | {"work": tuple(options["work"])}))))
+    sys.exit(asyncio.run(_soak_plan(SoakPlan(**options | {"work": tuple(options["work"])}))))
 
 
 if __name__ == "__main__":

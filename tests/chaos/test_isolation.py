@@ -48,8 +48,8 @@ async def test_hanging_service_does_not_affect_other_services(
         }
         await asyncio.gather(*(_wait_until_well(use) for use in uses.values()))
         other_uses = {name: use for name, use in uses.items() if name != victim}
-        windows = Windows()
-        load = Load(other_uses)
+        windows = FaultWindows()
+        load = ServiceLoad(other_uses)
         results_by_name = await load.run(
             _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows, load)
         )
@@ -87,7 +87,7 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
         await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
             await eventually(lambda: not accounts_pids & _find_pids(gateway, {"Accounts"}), 180)
-            results_by_name = await Load(other_uses).run(_leak(client, gateway))
+            results_by_name = await ServiceLoad(other_uses).run(_leak(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
         await asyncio.wait_for(_wait_until_well(lambda: _get(client, KEYS)), 180)
@@ -124,7 +124,7 @@ def _find_pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
     }
 
 
-class Windows:
+class FaultWindows:
     """Records the time spans (windows) in which each fault was active.
 
     Faults take turns, so that other work on the machine affects all of them equally.
@@ -152,7 +152,7 @@ class Windows:
         return results
 
 
-class Load:
+class ServiceLoad:
     """Calls services repeatedly and fails if a call fails."""
 
     def __init__(self, uses: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
@@ -188,8 +188,8 @@ async def _hang_and_kill(
     gateway: RunningStack,
     deployment: str,
     use: Callable[[], Awaitable[None]],
-    windows: Windows,
-    load: Load,
+    windows: FaultWindows,
+    load: ServiceLoad,
 ) -> None:
     """Suspend a service several times, kill it, and wait until it works again.
 

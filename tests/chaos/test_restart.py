@@ -18,7 +18,7 @@ from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import hungry, picture, sleepy
 from tests.chaos.outages import kill, watching
-from tests.chaos.watch import Watch
+from tests.chaos.watch import ResponseWatch
 from tests.stack import RecordMeasurement, RunningStack
 
 _colors = itertools.count(0x224466, 0x010101)
@@ -27,7 +27,7 @@ _KILLED = ["gcs_server", "raylet"]
 
 
 @pytest.fixture
-def watch(gateway: RunningStack) -> Iterator[Watch]:
+def watch(gateway: RunningStack) -> Iterator[ResponseWatch]:
     """Run clients that check every response during the test."""
     with watching(gateway) as watch:
         yield watch
@@ -36,7 +36,7 @@ def watch(gateway: RunningStack) -> Iterator[Watch]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", _KILLED)
 def test_no_answer_misleads_while_it_restarts(
-    part: str, gateway: RunningStack, watch: Watch, record_measurement: RecordMeasurement
+    part: str, gateway: RunningStack, watch: ResponseWatch, record_measurement: RecordMeasurement
 ) -> None:
     restarts_before = _count_restarts(gateway)
     outage = kill(gateway, watch, part)
@@ -46,7 +46,9 @@ def test_no_answer_misleads_while_it_restarts(
 
 
 @pytest.mark.timeout(900)
-def test_serve_shutdown_leaves_no_misleading_answer(gateway: RunningStack, watch: Watch) -> None:
+def test_serve_shutdown_leaves_no_misleading_answer(
+    gateway: RunningStack, watch: ResponseWatch
+) -> None:
     gateway.serve("shutdown", "-y")
     watch.wait_until_away(time.monotonic())
     gateway.run("deploy")

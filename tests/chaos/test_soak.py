@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.soak import Plan, soak
+from tests.chaos.soak import SoakPlan, soak
 from tests.chaos.victims import KILLS
 from tests.stack import RecordMeasurement, RunningStack
 
-PLAN = Plan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), patience=240)
+PLAN = SoakPlan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), patience=240)
 
 
 @pytest.mark.timeout(900)

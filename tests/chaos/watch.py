@@ -90,7 +90,7 @@ class Call:
 
 
 @dataclass
-class Watch:
+class ResponseWatch:
     """Sends all probes repeatedly while a ``with`` block runs, and appends each result to ``calls``."""
 
     url: str
@@ -101,7 +101,7 @@ class Watch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
-    def calling(self) -> Iterator[Watch]:
+    def calling(self) -> Iterator[ResponseWatch]:
         """Send the probes in a separate thread during the block."""
         with ThreadPoolExecutor(1) as pool:
             run_future = pool.submit(asyncio.run, self._send_probes())

@@ -21,15 +21,15 @@ from tests.integration.comfy_api.test_native_api import (
     Comfy,
     comfy,
     comfyui_up,
+    foreign_comfy,
     inverting_graph,
-    stranger,
 )
 from tests.integration.gateway.fixtures import Farm
 from tests.nodes import NAME, SCRIPT
 from tests.stack import RunningStack
 from tests.waiting import eventually
 
-__all__ = ["comfy", "comfyui_up", "stranger"]
+__all__ = ["comfy", "comfyui_up", "foreign_comfy"]
 
 _colors = itertools.count(0x3C0000)
 _PATIENCE = 120
@@ -87,15 +87,19 @@ async def running(comfy: Comfy, prompt_id: str) -> None:
     await eventually(is_running, _PATIENCE)
 
 
-async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, stranger: Comfy) -> None:
+async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, foreign_comfy: Comfy) -> None:
     name = f"{uuid.uuid4().hex}.png"
     our_color, their_color = next(_colors), next(_colors)
-    for caller, color in ((comfy, our_color), (stranger, their_color)):
+    for caller, color in ((comfy, our_color), (foreign_comfy, their_color)):
         assert (await upload_picture(caller, name, color))["name"] == name
-    prompts = [(caller, await caller.queue(inverting_graph(name))) for caller in (comfy, stranger)]
+    prompts = [
+        (caller, await caller.queue(inverting_graph(name))) for caller in (comfy, foreign_comfy)
+    ]
     files = [only_file(await caller.finished(prompt_id)) for caller, prompt_id in prompts]
     assert [file["filename"] for file in files] == ["x_00001_.png"] * 2
-    for caller, file, color in zip((comfy, stranger), files, (our_color, their_color), strict=True):
+    for caller, file, color in zip(
+        (comfy, foreign_comfy), files, (our_color, their_color), strict=True
+    ):
         assert await read_pixel(caller, file) == split_color(0xFFFFFF - color)
         assert await read_pixel(caller, {"filename": name, "type": "input"}) == split_color(color)
     # A second file of the name is another file, as in ComfyUI; the first stays.
@@ -115,7 +119,7 @@ async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
 
 
 async def test_name_without_subfolder_is_the_tenants_newest_output(
-    comfy: Comfy, stranger: Comfy
+    comfy: Comfy, foreign_comfy: Comfy
 ) -> None:
     prefix, colors = uuid.uuid4().hex, [next(_colors), next(_colors)]
     name = f"{prefix}_00001_.png"
@@ -126,8 +130,8 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         for extra_query in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
             assert await read_pixel(comfy, {"filename": name, **extra_query}) == split_color(color)
     requests = [
-        (stranger, {"filename": name}, 404),
-        (stranger, {"filename": name, "client_id": comfy.id}, 404),
+        (foreign_comfy, {"filename": name}, 404),
+        (foreign_comfy, {"filename": name, "client_id": comfy.id}, 404),
         (comfy, {"filename": name, "type": "input"}, 404),
         (comfy, {"filename": name, "subfolder": "deeper"}, 404),
         (comfy, {"filename": f"{prefix}%"}, 404),
@@ -163,18 +167,18 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
     assert await read_pixel(comfy, file) == split_color(color)
 
 
-async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Comfy) -> None:
+async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, foreign_comfy: Comfy) -> None:
     ended_prompt = await comfy.queue(picture(next(_colors)))
     await comfy.finished(ended_prompt)
     prompt_id = await comfy.queue(sleepy(2, next(_colors)))
     await running(comfy, prompt_id)
     requests: list[tuple[Comfy, str, Any]] = [
         (comfy, "/interrupt", {"prompt_id": ended_prompt}),
-        (stranger, "/interrupt", {}),
-        (stranger, "/interrupt", {"prompt_id": prompt_id}),
-        (stranger, "/queue", {"clear": True}),
-        (stranger, "/queue", {"delete": [prompt_id]}),
-        (stranger, f"/api/jobs/{prompt_id}/cancel", {}),
+        (foreign_comfy, "/interrupt", {}),
+        (foreign_comfy, "/interrupt", {"prompt_id": prompt_id}),
+        (foreign_comfy, "/queue", {"clear": True}),
+        (foreign_comfy, "/queue", {"delete": [prompt_id]}),
+        (foreign_comfy, f"/api/jobs/{prompt_id}/cancel", {}),
     ]
     for caller, path, body in requests:
         assert (await caller.post(path, body))[0] == 200, path

@@ -28,12 +28,12 @@ from tests.integration.comfy_api.test_native_api import (
     Comfy,
     comfy,
     comfyui_up,
+    foreign_comfy,
     inverting_graph,
-    stranger,
 )
 from tests.stack import RunningStack
 
-__all__ = ["comfy", "comfyui_up", "stranger"]
+__all__ = ["comfy", "comfyui_up", "foreign_comfy"]
 
 _CANARY = (7, 201, 93)
 _PATIENCE = 120
@@ -46,7 +46,7 @@ _PROSE = "/imagine a cat, e.g. and/or ../a dog [output], 50%2f50, ~5 cm, C:\\ an
 
 
 @dataclass(frozen=True)
-class Outside:
+class OutsideFiles:
     """A folder outside ComfyUI's folder that contains the file ``existing`` but not ``missing``."""
 
     folder: Path
@@ -68,15 +68,15 @@ class Outside:
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Iterator[Outside]:
+def outside_files(tmp_path: Path) -> Iterator[OutsideFiles]:
     folder = tmp_path / "outside"
     folder.mkdir()
     Image.new("RGB", (8, 8), _CANARY).save(folder / "canary.png")
     (folder / "canary.txt").write_text("the canary sings")
-    outside_files = Outside(folder)
-    state_before = outside_files.state()
-    yield outside_files
-    assert outside_files.state() == state_before, "something was written, changed or removed"
+    files = OutsideFiles(folder)
+    state_before = files.state()
+    yield files
+    assert files.state() == state_before, "something was written, changed or removed"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def others(stranger: Comfy) -> list[tuple[str, str]]:
+async def foreign_names(foreign_comfy: Comfy) -> list[tuple[str, str]]:
     """Return names of another tenant's files, each with the name of a file that does not exist."""
     color = next(_colors)
     file = BytesIO()
@@ -100,13 +100,13 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("image", file.getvalue(), filename="theirs.png", content_type="image/png")
     form.add_field("subfolder", "theirset")
-    async with stranger.session.post("/upload/image", data=form) as response:
+    async with foreign_comfy.session.post("/upload/image", data=form) as response:
         assert response.status == 200
-    async with stranger.session.post(
+    async with foreign_comfy.session.post(
         "/artifacts", data=file.getvalue(), headers={"content-type": "image/png"}
     ) as response:
         artifact = (await response.json())["id"]
-    entry = await stranger.finished(await stranger.queue(picture(next(_colors))))
+    entry = await foreign_comfy.finished(await foreign_comfy.queue(picture(next(_colors))))
     [picture_file] = entry["outputs"]["2"]["images"]
     output = f"{picture_file['subfolder']}/{picture_file['filename']}"
     sha = hashlib.sha256(file.getvalue()).hexdigest()
@@ -121,7 +121,7 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
     ]
 
 
-def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
+def spellings(outside_files: OutsideFiles, root: Path) -> Iterator[tuple[str, str]]:
     """Yield pairs of names: of a file outside ComfyUI's folder, and of a file that does not exist.
 
     Both names of a pair are spelled in the same way, for example percent-encoded.
@@ -129,10 +129,10 @@ def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
     Args:
         root: ComfyUI's folder.
     """
-    existing_file, missing_file = outside.existing, outside.missing
+    existing_file, missing_file = outside_files.existing, outside_files.missing
     pairs = [
         (existing_file, missing_file),
-        (str(outside.folder), f"{outside.folder}-gone"),
+        (str(outside_files.folder), f"{outside_files.folder}-gone"),
         ("/etc/passwd", "/etc/nope"),
     ]
     pairs.append(
@@ -239,8 +239,8 @@ async def test_no_node_input_accepts_files_of_others(
     gateway: RunningStack,
     comfy: Comfy,
     nodes: dict[str, Any],
-    outside: Outside,
-    others: list[tuple[str, str]],
+    outside_files: OutsideFiles,
+    foreign_names: list[tuple[str, str]],
 ) -> None:
     offered_nodes = await comfy.get("/object_info")
     name_inputs: list[Any] = []
@@ -250,8 +250,8 @@ async def test_no_node_input_accepts_files_of_others(
             if takes_text(spec):
                 (prose_inputs if is_prose(spec, nodes[kind]) else name_inputs).append((kind, name))
     assert ("LoadImage", "image") in name_inputs and ("SaveImage", "filename_prefix") in name_inputs
-    values = [*spellings(outside, find_root(gateway)), *others]
-    other_names = {value for pair in others for value in pair}
+    values = [*spellings(outside_files, find_root(gateway)), *foreign_names]
+    other_names = {value for pair in foreign_names for value in pair}
 
     async def queue_with_value(value: Any) -> tuple[int, Any]:
         attacked_nodes = {
@@ -280,7 +280,7 @@ async def test_no_node_input_accepts_files_of_others(
         lambda text: {"image": text, "mask": text},
         lambda text: {"__value__": [text]},
     ):
-        status, answer = await queue_with_value(wrap_text(outside.existing))
+        status, answer = await queue_with_value(wrap_text(outside_files.existing))
         assert (status, len(answer["node_errors"])) == (400, len(name_inputs))
 
 
@@ -292,7 +292,7 @@ def _is_upload_input(node: Mapping[str, Any], name: str) -> bool:
 
 
 async def test_text_input_accepts_any_text(
-    comfy: Comfy, nodes: dict[str, Any], outside: Outside
+    comfy: Comfy, nodes: dict[str, Any], outside_files: OutsideFiles
 ) -> None:
     """Nodes that need no models run with a path in every text input, and do not read the file."""
     offered_nodes = await comfy.get("/object_info")
@@ -322,8 +322,8 @@ async def test_text_input_accepts_any_text(
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
         return entry["outputs"]
 
-    existing_record = await run_with_value(outside.existing)
-    missing_record = await run_with_value(outside.missing)
+    existing_record = await run_with_value(outside_files.existing)
+    missing_record = await run_with_value(outside_files.missing)
     assert existing_record.keys() == missing_record.keys()
     assert "canary sings" not in json.dumps(existing_record)
     await run_with_value(_PROSE)
@@ -379,14 +379,14 @@ def _sweep_over_graph(graph: dict[str, Any]) -> dict[str, Any]:
 )
 async def test_every_api_treats_foreign_objects_as_missing(
     comfy: Comfy,
-    outside: Outside,
-    others: list[tuple[str, str]],
+    outside_files: OutsideFiles,
+    foreign_names: list[tuple[str, str]],
     path: str,
     body: Any,
     status: int,
     field: str,
 ) -> None:
-    for pair in [(outside.existing, outside.missing), *others]:
+    for pair in [(outside_files.existing, outside_files.missing), *foreign_names]:
         answers = []
         for value in pair:
             result, answer = await comfy.post(path, body(inverting_graph(value)))
@@ -410,7 +410,9 @@ async def _read_failure(comfy: Comfy, body: Any, *values: str) -> Any:
     return reduce_answer(job["error"], *values)
 
 
-async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
+async def test_output_of_an_earlier_step_cannot_name_a_file(
+    comfy: Comfy, outside_files: OutsideFiles
+) -> None:
     """A name from a step's output is checked when the next step begins; it is unknown before."""
 
     def body(value: str) -> dict[str, Any]:
@@ -421,8 +423,10 @@ async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outsid
         graph = inverting_graph("${steps.0.body.outputs.2.text.0}")
         return {"kind": "pipeline", "steps": [_render_job(chat_step), _render_job(graph)]}
 
-    existing_error = await _read_failure(comfy, body(outside.existing), outside.existing)
-    missing_error = await _read_failure(comfy, body(outside.missing), outside.missing)
+    existing_error = await _read_failure(
+        comfy, body(outside_files.existing), outside_files.existing
+    )
+    missing_error = await _read_failure(comfy, body(outside_files.missing), outside_files.missing)
     assert existing_error == missing_error
     assert "you have no file" in json.dumps(existing_error)
 
@@ -440,7 +444,9 @@ def _linking_graph(
     return graph
 
 
-async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outside: Outside) -> None:
+async def test_no_link_brings_a_name(
+    gateway: RunningStack, comfy: Comfy, outside_files: OutsideFiles
+) -> None:
     for kind, name in (
         ("LoadImage", "image"),
         ("LoadImageOutput", "image"),
@@ -448,14 +454,18 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
     ):
         extra_nodes: dict[str, Any] = {}
         status, answer = await comfy.post(
-            "/prompt", {"prompt": _linking_graph(kind, name, outside.existing, extra_nodes)}
+            "/prompt", {"prompt": _linking_graph(kind, name, outside_files.existing, extra_nodes)}
         )
         assert (status, answer["code"]) == (400, "input_not_found"), answer
         assert answer["node_errors"].keys() == {"2"}
     # Where a node writes may be made of texts, but it leads out of the prompt's folder for nobody.
     inputs = {"images": ["image", 0]}
     other_name = f"../{uuid.uuid4()}/x"
-    for value in (other_name, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
+    for value in (
+        other_name,
+        str(outside_files.folder / "x"),
+        str(outside_files.folder / "gone" / "x"),
+    ):
         graph = _linking_graph("SaveImage", "filename_prefix", value, inputs)
         error = await _read_failure(comfy, _render_job(graph), value)
         assert "a relative name" in error["message"]
@@ -464,7 +474,9 @@ async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outsid
     assert entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
 
 
-async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Outside) -> None:
+async def test_node_cannot_expand_into_forbidden_nodes(
+    comfy: Comfy, outside_files: OutsideFiles
+) -> None:
     """The forbidden nodes are known only when the node is executed; then the render must fail."""
 
     def expanding_graph(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -478,7 +490,7 @@ async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Ou
         await _read_failure(
             comfy, _render_job(expanding_graph("LoadImage", {"image": value})), value
         )
-        for value in (outside.existing, outside.missing)
+        for value in (outside_files.existing, outside_files.missing)
     ]
     assert errors[0] == errors[1]
     assert "you have no file" in errors[0]["message"]
@@ -489,10 +501,10 @@ async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Ou
 
 
 async def test_a_symbolic_link_of_an_earlier_node_has_no_name(
-    comfy: Comfy, outside: Outside
+    comfy: Comfy, outside_files: OutsideFiles
 ) -> None:
     name = f"{uuid.uuid4().hex}.png"
-    target_hex = outside.existing.encode().hex()
+    target_hex = outside_files.existing.encode().hex()
     links = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target_hex}}}
     await comfy.finished(await comfy.queue(links))
     for value in (name, f"{name} [output]", f"{uuid.uuid4().hex}.png"):

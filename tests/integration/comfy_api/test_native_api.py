@@ -73,7 +73,7 @@ async def comfy(gateway: RunningStack) -> AsyncIterator[Comfy]:
 
 
 @pytest.fixture
-async def stranger(gateway: RunningStack) -> AsyncIterator[Comfy]:
+async def foreign_comfy(gateway: RunningStack) -> AsyncIterator[Comfy]:
     """Yield a client of another tenant."""
     key = gateway.run("keys", "create", f"t-{uuid.uuid4().hex[:8]}").stdout
     [secret] = [word for word in key.split() if word.startswith("moyin_")]
@@ -128,7 +128,7 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
     assert shown_picture.getpixel((0, 0)) == (0, 255, 255)
 
 
-async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) -> None:
+async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, foreign_comfy: Comfy) -> None:
     blue_picture = BytesIO()
     Image.new("RGB", (8, 8), (0, 0, 255)).save(blue_picture, "PNG")
     name = f"blue {uuid.uuid4().hex}.png"
@@ -140,7 +140,7 @@ async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) 
     resize: dict[str, Any] = {"kind": "render", "template": "resize",
               "inputs": {"image": name, "width": 4, "height": 4}}  # fmt: skip
     for body in (graph, resize):
-        status, refusal = await stranger.post("/jobs", body)
+        status, refusal = await foreign_comfy.post("/jobs", body)
         assert status == 400, refusal
     pipeline = {"kind": "pipeline", "steps": [graph, resize]}
     batch = {**resize, "batch": {"inputs": [{"image": name}, {"image": name, "width": 5}]}}
@@ -166,22 +166,22 @@ async def _has_ended(comfy: Comfy, path: str) -> bool:
     return (await comfy.get(path))["status"] in ("succeeded", "failed", "cancelled")
 
 
-async def test_nothing_of_it_is_another_tenants(comfy: Comfy, stranger: Comfy) -> None:
-    stranger.id = comfy.id
-    async with stranger.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+async def test_nothing_of_it_is_another_tenants(comfy: Comfy, foreign_comfy: Comfy) -> None:
+    foreign_comfy.id = comfy.id
+    async with foreign_comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         prompt_id = await comfy.queue(picture(next(_colors)))
-        queue = await stranger.get("/queue")
+        queue = await foreign_comfy.get("/queue")
         assert queue == {"queue_running": [], "queue_pending": []}
         entry = await comfy.finished(prompt_id)
-        assert await stranger.get(f"/history/{prompt_id}") == {}
-        assert await stranger.get("/history") == {}
-        assert (await stranger.get("/api/jobs"))["jobs"] == []
+        assert await foreign_comfy.get(f"/history/{prompt_id}") == {}
+        assert await foreign_comfy.get("/history") == {}
+        assert (await foreign_comfy.get("/api/jobs"))["jobs"] == []
         [output] = entry["outputs"].values()
-        async with stranger.session.get("/view", params=output["images"][0]) as response:
+        async with foreign_comfy.session.get("/view", params=output["images"][0]) as response:
             assert response.status == 404
-        await stranger.session.post("/interrupt", json={"prompt_id": prompt_id})
+        await foreign_comfy.session.post("/interrupt", json={"prompt_id": prompt_id})
         # One prompt of one's own ends: whatever was to be heard of the other was heard before.
-        own_prompt = await stranger.queue(picture(next(_colors)))
+        own_prompt = await foreign_comfy.queue(picture(next(_colors)))
         event_types = set()
         async for message in socket:
             event = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}

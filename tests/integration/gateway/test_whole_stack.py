@@ -26,13 +26,13 @@ SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def slow(gateway: RunningStack) -> SlowClients:
+def slow_clients(gateway: RunningStack) -> SlowClients:
     """Run slow clients during all tests of this module; they must not affect the tests."""
     return SlowClients(gateway.ports.door, gateway.api_key, SLOW)
 
 
 @pytest.fixture(scope="module")
-def strangers(gateway: RunningStack) -> SlowClients:
+def keyless_clients(gateway: RunningStack) -> SlowClients:
     """Run slow clients without a key on routes that need one."""
     return SlowClients(
         gateway.ports.door, "", {"/jobs": 5, "/v1/chat/completions": 5, "/accounts/me": 5}
@@ -220,13 +220,13 @@ async def test_a_body_over_the_limit_is_cut_on_the_stream(
 
 
 async def test_connections_that_send_a_byte_a_second_are_closed(
-    slow: SlowClients, record_measurement: RecordMeasurement
+    slow_clients: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
-    await asyncio.to_thread(slow.wait, 240)
+    await asyncio.to_thread(slow_clients.wait, 240)
     assert {
-        target: len(ended_connections) for target, ended_connections in slow.ended.items()
+        target: len(ended_connections) for target, ended_connections in slow_clients.ended.items()
     } == SLOW
-    for target, ended_connections in slow.ended.items():
+    for target, ended_connections in slow_clients.ended.items():
         for answer, _ in ended_connections:
             if target:
                 assert (answer.status, b"body_too_slow" in answer.body) == (408, True), target
@@ -240,10 +240,10 @@ async def test_connections_that_send_a_byte_a_second_are_closed(
 
 
 async def test_slow_bodies_without_a_key_are_not_waited_for(
-    strangers: SlowClients, record_measurement: RecordMeasurement
+    keyless_clients: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
-    await asyncio.to_thread(strangers.wait, 60)
-    for target, ended_connections in strangers.ended.items():
+    await asyncio.to_thread(keyless_clients.wait, 60)
+    for target, ended_connections in keyless_clients.ended.items():
         assert {answer.status for answer, _ in ended_connections} == {401}
         longest = max(closed_after for _, closed_after in ended_connections)
         record_measurement(f"slow {target} without a key: ended after {longest:.1f} s at most")

@@ -48,7 +48,7 @@ ROME = ("weather", {"city": "Rome"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class MatrixCell:
     """The result of one feature with one client and one back end.
 
     Attributes:
@@ -65,7 +65,7 @@ class Cell:
         return f"400 `{self.field}`" if self.field is not None else "no word"
 
 
-Matrix = Mapping[tuple[str, str], Mapping[str, Cell]]
+Matrix = Mapping[tuple[str, str], Mapping[str, MatrixCell]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ async def run(folder: Path) -> Matrix:
     Raises:
         AssertionError: an answer is not as requested, or a refusal names no field.
     """
-    matrix: dict[tuple[str, str], dict[str, Cell]] = {}
+    matrix: dict[tuple[str, str], dict[str, MatrixCell]] = {}
     async with (
         WireServer().running() as server,
         serving(folder, *_backends(server.url)) as models_app,
@@ -233,7 +233,7 @@ async def run(folder: Path) -> Matrix:
     return matrix
 
 
-async def _test_cell(case: _MatrixCase, name: str) -> Cell:
+async def _test_cell(case: _MatrixCase, name: str) -> MatrixCell:
     whole_cell, streamed_cell = [await _test_once(case, name, stream) for stream in (False, True)]
     assert whole_cell == streamed_cell, (
         f"{case.protocol} to {case.backend}, {name}: {whole_cell} or {streamed_cell}"
@@ -241,19 +241,19 @@ async def _test_cell(case: _MatrixCase, name: str) -> Cell:
     return whole_cell
 
 
-async def _test_once(case: _MatrixCase, name: str, stream: bool) -> Cell:
+async def _test_once(case: _MatrixCase, name: str, stream: bool) -> MatrixCell:
     try:
         await FEATURES[name](case, stream)
     except Refused as refused:
         message = f"{case.protocol} to {case.backend}, {name}: {refused}"
         assert refused.status == 400, message
         assert refused.field is not None, message
-        return Cell(field=refused.field)
+        return MatrixCell(field=refused.field)
     except _NotExpressible:
-        return Cell()
+        return MatrixCell()
     except AssertionError as error:
         raise AssertionError(f"{case.protocol} to {case.backend}, {name}: {error}") from error
-    return Cell(passed=True)
+    return MatrixCell(passed=True)
 
 
 def _backends(url: str) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ NAMESPACE = "text-batches"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
-class Model:
+class ScriptedModel:
     """Answers each call with its prompt, after failing ``failures[prompt]`` times."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Model:
 class Farm:
     """A models app, a worker for batches, and a client of OpenAI."""
 
-    def __init__(self, app: ModelsApp, model: Model, temporal: TemporalConnection) -> None:
+    def __init__(self, app: ModelsApp, model: ScriptedModel, temporal: TemporalConnection) -> None:
         self.app = app
         self.model = model
         self.files = FileStore(app.database)
@@ -204,7 +204,7 @@ async def farm(
     tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
 ) -> AsyncIterator[Farm]:
     async with AsyncExitStack() as stack:
-        model = Model()
+        model = ScriptedModel()
         url = await stack.enter_async_context(model.serving())
         price = {"price": {"input": 1, "output": 1}}
         backend = {

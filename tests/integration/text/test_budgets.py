@@ -32,7 +32,7 @@ PRICE = 10
 NANO = 10**9
 
 
-class Studio:
+class BudgetedApp:
     """A models app with a priced model, its database and its Valkey."""
 
     def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
@@ -63,7 +63,9 @@ class Studio:
 
 
 @pytest.fixture
-async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> AsyncIterator[Studio]:
+async def budgeted_app(
+    llama: str, tmp_path: Path, valkey_server: ValkeyServer
+) -> AsyncIterator[BudgetedApp]:
     backend = {
         "name": "priced",
         "type": "openai",
@@ -79,7 +81,7 @@ async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> Asy
         serving(tmp_path, backend, redis_url=valkey_server.url) as models_app,
         redis.Redis.from_url(valkey_server.url) as valkey,
     ):
-        yield Studio(models_app, database, valkey)
+        yield BudgetedApp(models_app, database, valkey)
     await database.close()
 
 
@@ -89,10 +91,10 @@ def hello_body(**kwargs: Any) -> dict[str, Any]:
 
 
 async def test_calls_at_the_same_time_never_overshoot_a_budget(
-    studio: Studio, record_measurement: RecordMeasurement
+    budgeted_app: BudgetedApp, record_measurement: RecordMeasurement
 ) -> None:
     budget = Decimal("0.03")
-    key_id, client = await studio.client(usd_per_day=budget)
+    key_id, client = await budgeted_app.client(usd_per_day=budget)
 
     async def call() -> str:
         try:
@@ -105,11 +107,11 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
     assert outcome_counts.keys() == {"answered", "402 budget_exceeded"}
 
     async def is_settled_cost() -> bool:
-        count, cost = await studio.ledger()
-        return count == outcome_counts["answered"] and await studio.booked(key_id) == cost
+        count, cost = await budgeted_app.ledger()
+        return count == outcome_counts["answered"] and await budgeted_app.booked(key_id) == cost
 
     await eventually(is_settled_cost)
-    _, cost = await studio.ledger()
+    _, cost = await budgeted_app.ledger()
     assert 0 < cost <= budget * NANO
     # What was set aside and not used is there again.
     assert await call() == "answered"
@@ -120,17 +122,17 @@ async def test_calls_at_the_same_time_never_overshoot_a_budget(
     )
 
 
-async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> None:
+async def test_budgets_are_shown_in_usage_and_in_refusals(budgeted_app: BudgetedApp) -> None:
     # Less than the maximum cost of a call without max_tokens, which reserves a whole context.
-    key_id, client = await studio.client(usd_per_day=Decimal("0.015"))
+    key_id, client = await budgeted_app.client(usd_per_day=Decimal("0.015"))
     await client.chat.completions.create(**hello_body())
 
     async def is_settled() -> bool:
-        _, cost = await studio.ledger()
-        return 0 < cost == await studio.booked(key_id)
+        _, cost = await budgeted_app.ledger()
+        return 0 < cost == await budgeted_app.booked(key_id)
 
     await eventually(is_settled)
-    _, cost = await studio.ledger()
+    _, cost = await budgeted_app.ledger()
     with pytest.raises(openai.APIStatusError) as exc_info:
         await client.chat.completions.create(**hello_body(max_tokens=openai.omit))
     error: Any = exc_info.value.body
@@ -149,16 +151,16 @@ async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> Non
     await client.close()
 
 
-async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio) -> None:
-    key_id, client = await studio.client(usd_per_month=Decimal(5), concurrent_requests=1)
+async def test_an_interrupted_stream_settles_to_the_ledgers_cost(budgeted_app: BudgetedApp) -> None:
+    key_id, client = await budgeted_app.client(usd_per_month=Decimal(5), concurrent_requests=1)
     stream = await client.chat.completions.create(**hello_body(stream=True, max_tokens=1500))
     await anext(aiter(stream))
-    booked_during = await studio.booked(key_id)
+    booked_during = await budgeted_app.booked(key_id)
     await stream.close()
 
     async def is_settled_cost() -> bool:
-        count, cost = await studio.ledger()
-        return count == 1 and 0 < await studio.booked(key_id) == cost < booked_during
+        count, cost = await budgeted_app.ledger()
+        return count == 1 and 0 < await budgeted_app.booked(key_id) == cost < booked_during
 
     await eventually(is_settled_cost)
     # The place of the cut stream is free again as well.
@@ -167,8 +169,8 @@ async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio)
     await client.close()
 
 
-async def test_a_refused_call_and_a_failed_one_cost_nothing(studio: Studio) -> None:
-    key_id, client = await studio.client(usd_per_day=Decimal(1), requests_per_minute=2)
+async def test_a_refused_call_and_a_failed_one_cost_nothing(budgeted_app: BudgetedApp) -> None:
+    key_id, client = await budgeted_app.client(usd_per_day=Decimal(1), requests_per_minute=2)
     with pytest.raises(openai.NotFoundError):
         await client.chat.completions.create(**hello_body(model="nobody"))
     raw = await client.chat.completions.with_raw_response.create(**hello_body())
@@ -181,8 +183,8 @@ async def test_a_refused_call_and_a_failed_one_cost_nothing(studio: Studio) -> N
     assert 0 < int(exc_info.value.response.headers["retry-after"]) <= 60
 
     async def is_settled_cost() -> bool:
-        _, cost = await studio.ledger()
-        return await studio.booked(key_id) == cost
+        _, cost = await budgeted_app.ledger()
+        return await budgeted_app.booked(key_id) == cost
 
     await eventually(is_settled_cost)
     await client.close()

@@ -57,7 +57,7 @@ asyncio.run(main())
 """
 
 
-class Models:
+class JudgedModels:
     """An OpenAI-compatible server with the model that answers, a second model, and the judge.
 
     Attributes:
@@ -102,7 +102,7 @@ class Models:
         return web.json_response({"object": "list", "data": []})
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Models]:
+    async def running(self) -> AsyncIterator[JudgedModels]:
         app = web.Application()
         app.router.add_get("/v1/models", self.list_models)
         app.router.add_post("/v1/chat/completions", self.answer)
@@ -115,8 +115,8 @@ class Models:
 
 
 @pytest.fixture
-async def models() -> AsyncIterator[Models]:
-    async with Models().running() as models:
+async def models() -> AsyncIterator[JudgedModels]:
+    async with JudgedModels().running() as models:
         yield models
 
 
@@ -163,7 +163,7 @@ class JudgeServers:
         self.redis_url = valkey.url
         self.temporal = (temporal.address, NAMESPACE)
 
-    def app(self, models: Models, **rules: Any) -> Any:
+    def app(self, models: JudgedModels, **rules: Any) -> Any:
         return serving(self.folder, *house(models.url), **self.options(**rules))
 
     def options(self, **rules: Any) -> dict[str, Any]:
@@ -217,7 +217,7 @@ async def wait_for_outcome(models_app: ModelsApp, outcome: Outcome) -> None:
 
 
 async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
-    judge_servers: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     async with judge_servers.app(models) as models_app:
         ada, bob = (
@@ -278,7 +278,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
 
 
 async def test_a_stream_is_judged_and_one_request_id_once(
-    judge_servers: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     models.worse = SECOND
     async with judge_servers.app(models) as models_app:
@@ -297,7 +297,7 @@ async def test_a_stream_is_judged_and_one_request_id_once(
 
 
 async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
-    judge_servers: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     models.verdict = "Both are fine."
     async with judge_servers.app(models) as models_app:
@@ -308,7 +308,7 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
 
 
 async def test_verdict_of_a_killed_replica_is_recorded_once(
-    judge_servers: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     """After kill -9 of a replica during the judge's call, one other replica repeats the call."""
     models.hold = asyncio.Event()
@@ -344,7 +344,7 @@ async def test_verdict_of_a_killed_replica_is_recorded_once(
 
 
 async def test_the_judge_continues_after_it_was_turned_off_and_on(
-    judge_servers: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     async with judge_servers.app(models) as models_app:
         assert models_app.judge is not None
@@ -359,7 +359,7 @@ async def test_the_judge_continues_after_it_was_turned_off_and_on(
 
 
 async def test_turning_the_judge_off_deletes_its_comparisons(
-    judge_servers: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     """The job of a deleted comparison ends once the judge is turned on again."""
     models.hold = asyncio.Event()
@@ -382,7 +382,7 @@ async def test_turning_the_judge_off_deletes_its_comparisons(
 
 
 async def test_no_call_is_made_above_the_budget(
-    judge_servers: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     async with judge_servers.app(models, usd_per_month=0.001) as models_app:
         await chat(Caller(models_app, models_app.api_key))

@@ -12,8 +12,8 @@ from tests.integration.text.test_feedback import Client as Caller
 from tests.integration.text.test_judge import (
     JUDGE,
     SECOND,
+    JudgedModels,
     JudgeServers,
-    Models,
     chat,
     models,
     wait_for_outcome,
@@ -24,7 +24,7 @@ __all__ = ["models"]
 
 
 async def test_comparison_continues_after_an_outage_of_temporal(
-    tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: Models
+    tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: JudgedModels
 ) -> None:
     """The replica keeps answering and stops normally; its successor completes the comparison."""
     judge_servers = JudgeServers(tmp_path, valkey_server, own_temporal)

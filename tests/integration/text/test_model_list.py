@@ -43,7 +43,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
 
 
 @pytest.fixture
-async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
+async def eve_key(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
     """Yield the key of a tenant whose only scope is ``text``."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
@@ -110,18 +110,18 @@ async def test_errors_have_the_format_of_each_protocol(models_app: ModelsApp) ->
 
 
 async def test_a_tenant_sees_its_permitted_models_without_prices(
-    models_app: ModelsApp, eve: str
+    models_app: ModelsApp, eve_key: str
 ) -> None:
-    _, body = await get(models_app, "models", eve)
+    _, body = await get(models_app, "models", eve_key)
     assert [model["id"] for model in body["data"]] == ["auto", "house"]
     assert not any("backends" in model for model in body["data"])
     # What the tenant's data may not reach does not count as an ability either.
     assert {model["tools"] for model in body["data"]} == {False}
-    assert [(await get(models_app, f"models/{name}", eve))[0] for name in ALL] == [
+    assert [(await get(models_app, f"models/{name}", eve_key))[0] for name in ALL] == [
         200, 404, 200, 404, 404,
     ]  # fmt: skip
     client = ollama.AsyncClient(
-        host=f"{models_app.url}/v1/ollama", headers={"authorization": f"Bearer {eve}"}
+        host=f"{models_app.url}/v1/ollama", headers={"authorization": f"Bearer {eve_key}"}
     )
     listed_names = [model.model for model in (await client.list()).models]
     assert {str(name).partition(":")[0] for name in listed_names} == {"auto", "house"}
@@ -146,10 +146,10 @@ async def test_health_needs_no_key(models_app: ModelsApp) -> None:
 
 
 async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
-    models_app: ModelsApp, eve: str
+    models_app: ModelsApp, eve_key: str
 ) -> None:
     """A request to load such a model is refused like a chat with it."""
-    headers = {"authorization": f"Bearer {eve}"}
+    headers = {"authorization": f"Bearer {eve_key}"}
     messages = [{"role": "user", "content": "hi"}]
     async with aiohttp.ClientSession(headers=headers) as http:
         for name in ("gpu", "cloud"):

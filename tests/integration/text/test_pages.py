@@ -23,7 +23,7 @@ from tests.acceptance.scripted import new_scripted_app
 from tests.examples import DEFAULT_GATEWAY, find_missing_members, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
 from tests.integration.text.fixtures import ModelsApp, serving, wait_until_probed
-from tests.integration.text.test_batches import NAMESPACE, Farm, Model, new_line
+from tests.integration.text.test_batches import NAMESPACE, Farm, ScriptedModel, new_line
 from tests.waiting import eventually
 
 TEXT = "Hello! It is sunny, and the answer is 3."
@@ -136,7 +136,7 @@ async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncI
     """Run the models app with a worker for batches."""
     temporal = TemporalConnection(temporal_server.address, NAMESPACE, retention=timedelta(days=1))
     async with AsyncExitStack() as stack:
-        farm = Farm(models_app, Model(), temporal)
+        farm = Farm(models_app, ScriptedModel(), temporal)
         stack.push_async_callback(farm.client.close)
         await stack.enter_async_context(farm.worker())
         yield farm

@@ -23,13 +23,13 @@ HELLO: Any = {"role": "user", "content": "hi"}
 
 
 @pytest.fixture
-async def wires() -> AsyncIterator[WireServer]:
+async def wire_server() -> AsyncIterator[WireServer]:
     async with WireServer().running() as server:
         yield server
 
 
 @pytest.fixture
-async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
+async def models_app(wire_server: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
     capabilities = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
     vectors = {"upstream": "up", "context": 9000, "price": FREE, "embeddings": True}
 
@@ -41,14 +41,14 @@ async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsA
         {
             "name": "gpt",
             "type": "openai",
-            "base_url": f"{wires.url}/v1",
+            "base_url": f"{wire_server.url}/v1",
             "models": models("gpt"),
         },
-        {"name": "gpu", "type": "ollama", "hosts": [wires.url], "models": models("llama")},
+        {"name": "gpu", "type": "ollama", "hosts": [wire_server.url], "models": models("llama")},
         {
             "name": "claude",
             "type": "anthropic",
-            "base_url": wires.url,
+            "base_url": wire_server.url,
             "api_key_env": "LLAMA_KEY",
             "models": [{"name": "claude", **capabilities}],
         },
@@ -73,7 +73,7 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
 async def test_embeddings_are_answered_to_openai_and_ollama_clients(
-    models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wires: WireServer, model: str
+    models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wire_server: WireServer, model: str
 ) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
@@ -89,7 +89,7 @@ async def test_embeddings_are_answered_to_openai_and_ollama_clients(
     assert [list(row) for row in ollama_answer.embeddings] == [[1.5], [2.5]]
     assert ollama_answer.prompt_eval_count == PROMPT
     if model == "llama-vectors":
-        assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.requests)
+        assert all(body["options"]["num_ctx"] == 4096 for _, body in wire_server.requests)
 
 
 async def test_chat_and_vectors_do_not_take_each_others_models(models_app: ModelsApp) -> None:
@@ -153,18 +153,18 @@ async def test_generate_whole_streamed_and_with_a_picture(
 
 
 async def test_a_request_that_only_loads_is_answered_at_once(
-    protocol_clients: ollama.AsyncClient, wires: WireServer
+    protocol_clients: ollama.AsyncClient, wire_server: WireServer
 ) -> None:
     for load_answer in (
         await protocol_clients.generate(model="gpt"),
         await protocol_clients.chat(model="gpt"),
     ):
         assert (load_answer.done, load_answer.done_reason) == (True, "load")
-    assert wires.requests == []
+    assert wire_server.requests == []
 
 
 async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
-    http: aiohttp.ClientSession, wires: WireServer
+    http: aiohttp.ClientSession, wire_server: WireServer
 ) -> None:
     body = {
         "model": "llama",
@@ -176,7 +176,7 @@ async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
         assert (await response.json())["done"] is True
         assert response.headers["x-moyin-cost-usd"] == "0"
     options = {"min_p": 0.1, "num_ctx": 8192}
-    assert wires.requests == [("/api/chat", {**body, "model": "up", "options": options})]
+    assert wire_server.requests == [("/api/chat", {**body, "model": "up", "options": options})]
     async with http.post("/v1/ollama/api/chat", json={**body, "model": "gpt"}) as response:
         response_body = await response.json()
     assert (response.status, response_body["code"], response_body["field"]) == (
@@ -198,11 +198,11 @@ async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> No
 
 
 async def test_invalid_picture_is_named_in_the_error(
-    http: aiohttp.ClientSession, wires: WireServer
+    http: aiohttp.ClientSession, wire_server: WireServer
 ) -> None:
     for url, code in [
-        (f"{wires.url}/api/version", "invalid_request"),
-        (f"{wires.url}/nothing", "invalid_request"),
+        (f"{wire_server.url}/api/version", "invalid_request"),
+        (f"{wire_server.url}/nothing", "invalid_request"),
         ("ftp://example.org/a.png", "invalid_request"),
         ("http://10.1.2.3/a.png", "address_refused"),
         ("http://[::ffff:10.1.2.3]/a.png", "address_refused"),
@@ -212,19 +212,19 @@ async def test_invalid_picture_is_named_in_the_error(
         async with http.post("/v1/chat/completions", json=body) as response:
             error = (await response.json())["error"]
             assert (response.status, error["code"], error["param"]) == (400, code, "messages")
-    assert wires.requests == []
+    assert wire_server.requests == []
 
 
 async def test_unknown_members_are_passed_through(
-    http: aiohttp.ClientSession, wires: WireServer
+    http: aiohttp.ClientSession, wire_server: WireServer
 ) -> None:
-    content = [{"type": "image_url", "image_url": {"url": f"{wires.url}/picture.png"}}]
+    content = [{"type": "image_url", "image_url": {"url": f"{wire_server.url}/picture.png"}}]
     message = {"role": "user", "content": content}
     body = {"model": "gpt", "messages": [message], "n": 1, "user": "ada"}
     async with http.post("/v1/chat/completions", data=json.dumps(body)) as response:
         answer = await response.json()
     assert answer["choices"][0]["message"]["content"] == SEEN
-    ((_, request_body),) = wires.requests
+    ((_, request_body),) = wire_server.requests
     assert (request_body["n"], request_body["user"]) == (1, "ada")
 
 
