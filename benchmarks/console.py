@@ -74,12 +74,12 @@ async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrgan
             )
     settings = Settings(data=farm.data)
     database = Database(settings.sql_url)
-    began = time.monotonic()
+    started_at = time.monotonic()
     try:
         await fill(database, BlobStore(settings.blobs_url), studio)
     finally:
         await database.close()
-    print(f"filled in {time.monotonic() - began:.0f} s: {jobs:,} jobs, {pictures:,} pictures")
+    print(f"filled in {time.monotonic() - started_at:.0f} s: {jobs:,} jobs, {pictures:,} pictures")
     return studio
 
 
@@ -112,11 +112,11 @@ async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
         for name, (path, rows) in _PATHS.items():
             seconds, cursor = [], ""
             for _ in range(_HTTP_PAGES):
-                began = time.perf_counter()
+                started_at = time.perf_counter()
                 async with session.get(path.format(owner=studio.owner) + cursor) as response:
                     body = await response.json()
                     assert response.status == 200, body
-                seconds.append(time.perf_counter() - began)
+                seconds.append(time.perf_counter() - started_at)
                 last_cursor = body[rows][-1]["id"] if rows == "entries" else body.get("next_cursor")
                 if rows and last_cursor is None:
                     break

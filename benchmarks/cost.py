@@ -50,9 +50,9 @@ async def cost(farm: Farm, jobs: int) -> dict[str, float]:
             await _run_job(session)
         await asyncio.sleep(3)
         idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
-        began = time.monotonic()
+        started_at = time.monotonic()
         busy_seconds = await measure_processes(farm.data, _run_jobs(session, jobs))
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started_at
     cost_by_part = {
         part: (busy_seconds[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs
         for part in busy_seconds

@@ -71,7 +71,7 @@ def _graph() -> dict[str, Any]:
 
 
 async def _time_direct_renders(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     targets = itertools.cycle(comfyuis)
 
     async def submit() -> None:
@@ -80,13 +80,13 @@ async def _time_direct_renders(comfyuis: Sequence[aiohttp.ClientSession], count:
 
     await _run_concurrently([submit] * count)
     await asyncio.gather(*map(_wait_until_idle, comfyuis))
-    return time.perf_counter() - began
+    return time.perf_counter() - started_at
 
 
 async def _time_farm_renders(
     session: aiohttp.ClientSession, url: str, count: int
 ) -> tuple[float, float]:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     jobs: list[str] = []
 
     async def submit() -> None:
@@ -96,10 +96,10 @@ async def _time_farm_renders(
             jobs.append((await response.json())["id"])
 
     await _run_concurrently([submit] * count)
-    submit_seconds = time.perf_counter() - began
+    submit_seconds = time.perf_counter() - started_at
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
-    return time.perf_counter() - began, submit_seconds
+    return time.perf_counter() - started_at, submit_seconds
 
 
 async def _run_concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -147,10 +147,10 @@ def _read_forecasts(
     readings: dict[str, list[tuple[float, float, float]]],
     estimates: StartEstimates,
 ) -> None:
-    began = time.thread_time()
+    started_at = time.thread_time()
     expected = errors.widen_forecasts(window.forecast(now, _FORECAST), now)
     if len(expected) == _FORECAST:
-        estimates.forecast_seconds.append(time.thread_time() - began)
+        estimates.forecast_seconds.append(time.thread_time() - started_at)
     for item in expected:
         if item.starts_in is None:
             estimates.unknown += 1

@@ -114,11 +114,12 @@ async def _measure_history(url: str, count: int) -> None:
 
 async def _insert_jobs(database: Database, count: int) -> None:
     """Insert jobs of two owners, submitted within a day."""
-    numbers, began = random.Random(7), now() - timedelta(days=1)
+    numbers, started_at = random.Random(7), now() - timedelta(days=1)
     for start in range(0, count, _ROWS_PER_INSERT):
         ordinals = range(start, min(start + _ROWS_PER_INSERT, count))
         rows = [
-            _make_row(numbers, began + timedelta(days=1) * (number / count)) for number in ordinals
+            _make_row(numbers, started_at + timedelta(days=1) * (number / count))
+            for number in ordinals
         ]
         texts = [
             {"job_id": row["id"], "words": join_words(row["owner"], _make_text(numbers, ordinal))}
@@ -189,9 +190,9 @@ async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
     """Return the seconds for each of several consecutive pages."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         _, cursor = await store.list_page("ada", job_filter, cursor=cursor)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started_at)
     return seconds
 
 
@@ -202,9 +203,9 @@ async def _time_submissions(
     task, seconds, numbers = asyncio.ensure_future(concurrent_work), [], random.Random(8)
     while not task.done():
         text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         await store.create(_make_job("ada", "render", "default", "new", text))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started_at)
         await asyncio.sleep(0.02)
     await task
     return seconds
@@ -213,12 +214,12 @@ async def _time_submissions(
 async def _delete(store: JobStore, count: int) -> None:
     """Delete jobs by filters in chunks, as `moyin.jobs.history` does."""
     job_filter = JobFilter(statuses=(JobStatus.SUCCEEDED,))
-    began, remaining_count, cursor = time.perf_counter(), count, None
+    started_at, remaining_count, cursor = time.perf_counter(), count, None
     while remaining_count > 0:
         page = await store.list_ids("ada", job_filter, limit=_CHUNK, cursor=cursor)
         remaining_count -= len((await store.delete("ada", page.ids)).deleted)
         cursor = page.next_cursor
-    print(f"{count:,} jobs deleted in {time.perf_counter() - began:.1f} s")
+    print(f"{count:,} jobs deleted in {time.perf_counter() - started_at:.1f} s")
 
 
 def _print_seconds(description: str, seconds: list[float]) -> None:

@@ -61,17 +61,17 @@ async def isolation(rounds: int, graphs: int) -> IsolationCost:
                 renderers = {kind: _open_renderer(Path(folder), kind) for kind in kinds}
                 starts.append({})
                 for kind, renderer in renderers.items():
-                    began = time.perf_counter()
+                    started_at = time.perf_counter()
                     await renderer.start()
                     exit_stack.push_async_callback(renderer.close)
                     await _time_render(renderer, 0)
-                    starts[-1][kind] = time.perf_counter() - began
+                    starts[-1][kind] = time.perf_counter() - started_at
                 for _ in range(graphs):
                     renders.append({})
                     for kind, renderer in renderers.items():
-                        began = time.perf_counter()
+                        started_at = time.perf_counter()
                         await _time_render(renderer, _SECONDS)
-                        renders[-1][kind] = time.perf_counter() - began
+                        renders[-1][kind] = time.perf_counter() - started_at
     off_kind, strict_kind = _KINDS
     return IsolationCost(
         start_off=statistics.median(pair[off_kind] for pair in starts),

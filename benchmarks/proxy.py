@@ -166,10 +166,10 @@ async def _measure_socket(socket: aiohttp.ClientWebSocketResponse) -> list[float
     """Return the round-trip times on one of the WebSockets, which all send at the same time."""
     trip_ms = []
     for _ in range(_MESSAGES):
-        began = time.monotonic()
+        started_at = time.monotonic()
         await socket.send_str("hello")
         await socket.receive_str()
-        trip_ms.append((time.monotonic() - began) * 1e3)
+        trip_ms.append((time.monotonic() - started_at) * 1e3)
         await asyncio.sleep(0.2)
     await socket.close()
     return trip_ms

@@ -64,21 +64,21 @@ def _new_graph() -> dict[str, Any]:
 
 
 async def _time_direct_renders(session: aiohttp.ClientSession) -> float:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     for _ in range(_GRAPHS):
         async with session.post("/prompt", json={"prompt": _new_graph()}) as response:
             response.raise_for_status()
     while True:
         async with session.get("/prompt") as response:
             if (await response.json())["exec_info"]["queue_remaining"] == 0:
-                return time.perf_counter() - began
+                return time.perf_counter() - started_at
         await asyncio.sleep(0.02)
 
 
 async def _time_farm_renders(
     session: aiohttp.ClientSession, url: str, count: int
 ) -> tuple[float, list[float]]:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     jobs, submits = [], []
     for _ in range(count):
         sent_at = time.perf_counter()
@@ -89,7 +89,7 @@ async def _time_farm_renders(
         submits.append(time.perf_counter() - sent_at)
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
-    return time.perf_counter() - began, submits
+    return time.perf_counter() - started_at, submits
 
 
 async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -> None:

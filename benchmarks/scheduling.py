@@ -164,9 +164,9 @@ def simulate(load: Load, farm: Farm) -> Outcome:
         while True:
             while len(window) < farm.window and (next_render := queue.take()) is not None:
                 window.add(replace(next_render, entered=now))
-            began = time.thread_time()
+            started_at = time.thread_time()
             choice = window.choose_assignment(now)
-            outcome.decisions.append(time.thread_time() - began)
+            outcome.decisions.append(time.thread_time() - started_at)
             if choice is None:
                 break
             pending_render = choice.pending

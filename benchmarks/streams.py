@@ -105,13 +105,13 @@ async def _measure_first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     request = _request(gateway, {"model": "mock", "stream": True})
     first_token_ms = []
     for _ in range(requests):
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         reader.send(request)
         async with asyncio.timeout(30):
             await reader.done.wait()
         if not reader.first:
             raise SystemExit(f"{gateway.name} ended a stream without a token")
-        first_token_ms.append((reader.first - began) * 1000)
+        first_token_ms.append((reader.first - started_at) * 1000)
     reader.transport.close()
     return FirstTokens(p50_ms=statistics.median(first_token_ms), p99_ms=_p99(first_token_ms))
 

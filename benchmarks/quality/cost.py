@@ -74,8 +74,8 @@ def _new_question(text: str) -> Question:
 def _time_fastest(call: Callable[[], None]) -> float:
     best_seconds = float("inf")
     for _ in range(_ROUNDS):
-        began = time.process_time()
+        started_at = time.process_time()
         for _ in range(_CALLS):
             call()
-        best_seconds = min(best_seconds, time.process_time() - began)
+        best_seconds = min(best_seconds, time.process_time() - started_at)
     return best_seconds / _CALLS * 1e6

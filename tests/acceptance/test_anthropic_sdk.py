@@ -217,7 +217,7 @@ def test_errors_are_the_sdks_own(client: anthropic.Anthropic, text_gateway: Text
     with (
         anthropic.Anthropic(
             base_url=text_gateway.url, api_key="moyin_wrong", max_retries=0
-        ) as stranger,
+        ) as wrong_key_client,
         pytest.raises(anthropic.AuthenticationError),
     ):
-        stranger.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=8)
+        wrong_key_client.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=8)

@@ -95,7 +95,7 @@ def test_result_of_a_run_is_downloaded(comfy: Comfy, gateway: RunningStack, tmp_
 
 
 def test_events_are_followed(comfy: Comfy, record_measurement: RecordMeasurement) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     job = comfy.submit(comfy.workflows.from_json(sleepy(1.0, next(_colors))))
     events = list(job.events())
     assert events[-1] == StatusChange(status="succeeded")
@@ -105,7 +105,7 @@ def test_events_are_followed(comfy: Comfy, record_measurement: RecordMeasurement
     progress_values = [event.value for event in events if isinstance(event, Progress)]
     assert progress_values == sorted(progress_values)
     record_measurement(f"comfy-sdk: a one-second graph, from submit to its last event, "
-             f"{time.monotonic() - began:.1f} s")  # fmt: skip
+             f"{time.monotonic() - started_at:.1f} s")  # fmt: skip
     # Whoever comes after the end gets it at once.
     replayed_events = list(comfy.jobs.get(job.id).events())
     assert replayed_events[-1] == StatusChange(status="succeeded")
@@ -206,8 +206,8 @@ def test_raising_node_fails_the_render(comfy: Comfy) -> None:
 
 
 def test_wrong_key_is_an_authentication_error(comfy: Comfy, address: str) -> None:
-    with Comfy(api_key="moyin_00000000_wrong") as stranger, pytest.raises(Unauthorized):
-        stranger.submit(stranger.workflows.from_json(picture(1)))
+    with Comfy(api_key="moyin_00000000_wrong") as wrong_key_client, pytest.raises(Unauthorized):
+        wrong_key_client.submit(wrong_key_client.workflows.from_json(picture(1)))
 
 
 async def test_async_client_renders(async_comfy: AsyncComfy) -> None:

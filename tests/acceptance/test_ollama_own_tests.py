@@ -90,7 +90,7 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
     subtest_pattern: str,
 ) -> None:
     pattern = f"^({'|'.join(tests)})${subtest_pattern}"
-    began = time.monotonic()
+    started_at = time.monotonic()
     bare_passed, bare_output = _run_own_tests(ollama_server.url, pattern)
     bare_ended_at = time.monotonic()
     result, output = _run_own_tests(ollama_relay, pattern)
@@ -98,7 +98,7 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
     record_measurement(
         f"{len(result)} of Ollama's own tests through the gateway: "
         f"{ended_at - bare_ended_at:.0f} s, "
-        f"{len(bare_passed)} on the bare server: {bare_ended_at - began:.0f} s"
+        f"{len(bare_passed)} on the bare server: {bare_ended_at - started_at:.0f} s"
     )
     assert result >= bare_passed, output[-20_000:]
     assert bare_passed >= set(tests), bare_output[-20_000:]

@@ -161,8 +161,8 @@ def test_errors_are_the_sdks_own(client: ollama.Client, text_gateway: TextGatewa
     with (
         ollama.Client(
             text_gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}
-        ) as stranger,
+        ) as wrong_key_client,
         pytest.raises(ollama.ResponseError) as exc_info,
     ):
-        stranger.chat(SCRIPTED, [HELLO])
+        wrong_key_client.chat(SCRIPTED, [HELLO])
     assert exc_info.value.status_code == 401

@@ -91,36 +91,36 @@ def test_speech_as_events(http: httpx.Client) -> None:
 def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
     client: openai.OpenAI,
 ) -> None:
-    raw = client.audio.transcriptions.with_raw_response.create(
+    raw_response = client.audio.transcriptions.with_raw_response.create(
         model="whisper", file=("hello.wav", make_wav(2)), prompt="Weather.", temperature=0
     )
-    answer = raw.parse()
+    answer = raw_response.parse()
     assert isinstance(answer, Transcription) and answer.text == TRANSCRIPT
-    assert raw.headers["x-moyin-cost-usd"] == "0.0009"  # nine seconds
-    assert "x-moyin-estimated" not in raw.headers
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.0009"  # nine seconds
+    assert "x-moyin-estimated" not in raw_response.headers
     _check_strictly(Transcription, answer)
 
 
 def test_transcription_has_timestamps(client: openai.OpenAI) -> None:
-    raw = client.audio.transcriptions.with_raw_response.create(
+    raw_response = client.audio.transcriptions.with_raw_response.create(
         model="whisper",
         file=("hello.wav", make_wav(2)),
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
-    answer = raw.parse()
+    answer = raw_response.parse()
     assert isinstance(answer, TranscriptionVerbose) and answer.duration == 7.2
-    assert raw.headers["x-moyin-cost-usd"] == "0.0008"  # eight seconds
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.0008"  # eight seconds
 
 
 def test_a_transcription_as_text_costs_the_length_of_its_file(client: openai.OpenAI) -> None:
-    raw = client.audio.transcriptions.with_raw_response.create(
+    raw_response = client.audio.transcriptions.with_raw_response.create(
         model="whisper", file=("hello.wav", make_wav(60)), response_format="text"
     )
-    assert raw.text.strip() == TRANSCRIPT
-    assert raw.headers["content-type"].startswith("text/plain")
-    assert raw.headers["x-moyin-cost-usd"] == "0.006"
-    assert raw.headers["x-moyin-estimated"] == "true"
+    assert raw_response.text.strip() == TRANSCRIPT
+    assert raw_response.headers["content-type"].startswith("text/plain")
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.006"
+    assert raw_response.headers["x-moyin-estimated"] == "true"
 
 
 def test_a_transcription_is_streamed(client: openai.OpenAI) -> None:
@@ -143,17 +143,17 @@ def test_audio_is_translated(client: openai.OpenAI) -> None:
 
 
 def test_pictures_are_edited(client: openai.OpenAI) -> None:
-    raw = client.images.with_raw_response.edit(
+    raw_response = client.images.with_raw_response.edit(
         model="pictures",
         image=[("a.png", PNG, "image/png"), ("b.png", PNG, "image/png")],
         mask=("mask.png", PNG, "image/png"),
         prompt="Sun.",
         n=2,
     )
-    answer = raw.parse()
+    answer = raw_response.parse()
     assert [image.b64_json for image in answer.data or ()] == [PICTURE, PICTURE]
     # Two pictures, 30 tokens read and 5 written.
-    assert raw.headers["x-moyin-cost-usd"] == "0.08035"
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.08035"
     _check_strictly(ImagesResponse, answer)
 
 

@@ -279,13 +279,15 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGatewa
     with (
         openai.OpenAI(
             base_url=text_gateway.openai, api_key="moyin_wrong", max_retries=0
-        ) as stranger,
+        ) as wrong_key_client,
         pytest.raises(openai.AuthenticationError),
     ):
-        stranger.models.list()
+        wrong_key_client.models.list()
 
 
 def test_raw_responses_name_the_backend(client: openai.OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(model=SCRIPTED, messages=[HELLO])
-    assert raw.headers["x-moyin-backend"] == "scripted"
-    assert json.loads(raw.text)["choices"]
+    raw_response = client.chat.completions.with_raw_response.create(
+        model=SCRIPTED, messages=[HELLO]
+    )
+    assert raw_response.headers["x-moyin-backend"] == "scripted"
+    assert json.loads(raw_response.text)["choices"]

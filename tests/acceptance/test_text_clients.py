@@ -35,13 +35,13 @@ def test_openai_streams(gateway: RunningStack) -> None:
 
 def test_openai_response_names_backend_and_cost(gateway: RunningStack) -> None:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
-        raw = client.chat.completions.with_raw_response.create(
+        raw_response = client.chat.completions.with_raw_response.create(
             model="auto", messages=[HELLO], max_tokens=8
         )
-        assert raw.parse().choices[0].message.content
-    assert raw.headers["x-moyin-backend"]
-    assert raw.headers["x-moyin-route"] == "free"
-    assert Decimal(raw.headers["x-moyin-cost-usd"]) == 0
+        assert raw_response.parse().choices[0].message.content
+    assert raw_response.headers["x-moyin-backend"]
+    assert raw_response.headers["x-moyin-route"] == "free"
+    assert Decimal(raw_response.headers["x-moyin-cost-usd"]) == 0
 
 
 def test_anthropic_streams(gateway: RunningStack) -> None:

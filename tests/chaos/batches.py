@@ -236,9 +236,9 @@ def measure_calls(gateway: RunningStack, count: int) -> list[float]:
         timeout=60,
     ) as client:
         for _ in range(count):
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             answer = client.post("/chat/completions", json=body)
-            call_seconds.append(time.perf_counter() - began)
+            call_seconds.append(time.perf_counter() - started_at)
             assert answer.status_code == 200, answer.text
     return sorted(call_seconds)
 
@@ -296,23 +296,23 @@ def main() -> int:
             batch_run = BatchRun(gateway=gateway, lines=options.lines)
             batch_run.submit(folder_path)
             batch_run.wait(lambda batch: _count_finished_lines(batch) > 0, 60)
-            began, done_before = time.monotonic(), _count_finished_lines(batch_run.get())
+            started_at, done_before = time.monotonic(), _count_finished_lines(batch_run.get())
             print("with:", describe(measure_calls(gateway, options.calls)), flush=True)
             lines_per_second = (_count_finished_lines(batch_run.get()) - done_before) / (
-                time.monotonic() - began
+                time.monotonic() - started_at
             )
             batch_run.cancel()
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
             print(f"{lines_per_second:.0f} lines/s", flush=True)
             if options.measure_only:
                 return 0
-            model.seconds, began = options.slow, time.monotonic()
+            model.seconds, started_at = options.slow, time.monotonic()
             model.calls_by_text.clear()
             run = BatchRun(gateway=gateway, lines=options.lines)
             run.submit(folder_path)
             run.kill_all(options.parts or BATCH_PARTS)
             run.check(model)
-            print(f"{options.lines} lines in {time.monotonic() - began:.0f} s")
+            print(f"{options.lines} lines in {time.monotonic() - started_at:.0f} s")
             print(f"killed: {', '.join(run.kills)}")
             print(f"{run.repeated} lines were sent to the model again, none was billed twice")
     return 0

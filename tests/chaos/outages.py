@@ -122,12 +122,12 @@ def kill(gateway: RunningStack, watch: ResponseWatch, part: str) -> Outage:
 
 def _time_render(client: StackClient) -> float:
     """Return the seconds until a picture is rendered, with retries."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     workflow = picture(next(_colors))
     job_id = client.submit_patiently({"kind": "render", "workflow": workflow}, 240)
     job = client.wait(job_id, FINAL, 300)
     assert job["status"] == "succeeded", job["error"]
-    return time.monotonic() - began
+    return time.monotonic() - started_at
 
 
 def main() -> int:

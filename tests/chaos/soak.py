@@ -132,7 +132,7 @@ async def soak(gateway: RunningStack, plan: SoakPlan) -> Report:
         for number in range(plan.jobs)
     ]
     report.slept = sum(graph["3"]["inputs"]["seconds"] for graph in graphs)
-    began = time.monotonic()
+    started_at = time.monotonic()
     kill_task = asyncio.create_task(_kill_processes(gateway, plan, report))
     try:
         async with asyncio.TaskGroup() as group:
@@ -145,7 +145,7 @@ async def soak(gateway: RunningStack, plan: SoakPlan) -> Report:
     finally:
         kill_task.cancel()
         await asyncio.gather(kill_task, return_exceptions=True)
-    report.seconds = time.monotonic() - began
+    report.seconds = time.monotonic() - started_at
     ids = [job_id for owner in owners for job_id in owner.result()]
     await _check_recovery(gateway, counts_before, report)
     await _check_rows(gateway, ids, report)

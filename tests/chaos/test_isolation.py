@@ -134,9 +134,9 @@ class FaultWindows:
         self._spans: list[tuple[str, float, float]] = []
 
     async def spend(self, name: str, fault: Awaitable[None]) -> None:
-        began = time.monotonic()
+        started_at = time.monotonic()
         await fault
-        self._spans.append((name, began, time.monotonic()))
+        self._spans.append((name, started_at, time.monotonic()))
 
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
         """Assign calls to the window in which they began; return their durations by kind of window.
@@ -146,7 +146,9 @@ class FaultWindows:
         all_uses = list(uses)
         results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
         for name, start, end in self._spans:
-            window_seconds = [seconds for began, seconds in all_uses if start <= began < end]
+            window_seconds = [
+                seconds for started_at, seconds in all_uses if start <= started_at < end
+            ]
             if window_seconds:
                 results[name].append(window_seconds)
         return results
@@ -178,10 +180,10 @@ class ServiceLoad:
 
     async def _use(self, name: str) -> None:
         while not self._is_over:
-            began = time.monotonic()
+            started_at = time.monotonic()
             self._begun[name].set()
             await self._uses[name]()
-            self._used[name].append((began, time.monotonic() - began))
+            self._used[name].append((started_at, time.monotonic() - started_at))
 
 
 async def _hang_and_kill(

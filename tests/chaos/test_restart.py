@@ -124,15 +124,17 @@ def _change_pools_under_load(
     jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
     client.wait(jobs[0], {"running"}, 180)
     gateway.serve_deploy(_changed_config(yaml.safe_load(gateway.layout.serve_config.read_text())))
-    began = time.monotonic()
+    started_at = time.monotonic()
     while old_process in victims.processes(gateway.data, victims.comfyui):
         jobs.append(_submit(client, sleepy(0.3, next(_colors))))
         time.sleep(0.3)
-    record_measurement(f"pool changed: the old one gone {time.monotonic() - began:.1f} s later")
+    record_measurement(
+        f"pool changed: the old one gone {time.monotonic() - started_at:.1f} s later"
+    )
     assert client.job(jobs[-1])["status"] not in FINAL, "some are left for the new one"
     ended_jobs = [client.wait(job_id, FINAL, 300) for job_id in jobs]
     record_measurement(
-        f"and all {len(ended_jobs)} jobs done after {time.monotonic() - began:.1f} s"
+        f"and all {len(ended_jobs)} jobs done after {time.monotonic() - started_at:.1f} s"
     )
     assert [(job["status"], job["error"]) for job in ended_jobs] == [("succeeded", None)] * len(
         ended_jobs

@@ -73,10 +73,10 @@ def wait_for_another(
     data: Path, matches: Callable[[str], bool], dead_pid: int, count: int, seconds: float
 ) -> float:
     """Return the seconds until ``count`` matching processes run again, without ``dead_pid``."""
-    began = time.monotonic()
-    while time.monotonic() - began < seconds:
+    started_at = time.monotonic()
+    while time.monotonic() - started_at < seconds:
         pids = {process.pid for process in processes(data, matches)}
         if dead_pid not in pids and len(pids) == count:
-            return time.monotonic() - began
+            return time.monotonic() - started_at
         time.sleep(0.1)
     raise AssertionError(f"fewer than {count} processes run again after {seconds} s")

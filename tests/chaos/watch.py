@@ -194,7 +194,7 @@ class ResponseWatch:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _send_http_probe(self, session: aiohttp.ClientSession, probe: Probe) -> Call:
-        began = time.monotonic()
+        started_at = time.monotonic()
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         body = b"{}" if probe.method == "POST" else None
         problem = None
@@ -211,14 +211,14 @@ class ResponseWatch:
             outcome, problem = "silent", f"{probe.path}: no answer in {_PATIENCE_SECONDS:.0f} s"
         return Call(
             service=probe.service,
-            began=began,
+            began=started_at,
             ended=time.monotonic(),
             outcome=outcome,
             wrong=problem,
         )
 
     def _send_grpc_probe(self) -> Call:
-        began = time.monotonic()
+        started_at = time.monotonic()
         outcome, problem = "ok", None
         metadata = (("authorization", f"Bearer {self.key}"), ("application", "gateway"))
         # With a pool of its own: another channel's pause between attempts would count as ours.
@@ -236,7 +236,7 @@ class ResponseWatch:
                 elif "connect" in (error.details() or ""):
                     outcome = "refused"
         return Call(
-            service="gRPC", began=began, ended=time.monotonic(), outcome=outcome, wrong=problem
+            service="gRPC", began=started_at, ended=time.monotonic(), outcome=outcome, wrong=problem
         )
 
 

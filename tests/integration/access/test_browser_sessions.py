@@ -243,7 +243,7 @@ async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> Non
 
 
 async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -> None:
-    player, stranger = await accounts.player(), await accounts.player()
+    player, other_player = await accounts.player(), await accounts.player()
     async with open_browser(accounts) as first_browser, open_browser(accounts) as second_browser:
         for browser in (second_browser, first_browser):
             await browser.call("POST", "/session", password_of(player))
@@ -260,7 +260,7 @@ async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -
         )
         ids = [item["id"] for item in listed_sessions]
         hidden_response = await accounts.call(
-            "DELETE", f"/sessions/{ids[1]}", stranger["access_token"]
+            "DELETE", f"/sessions/{ids[1]}", other_player["access_token"]
         )
         assert (hidden_response.status, hidden_response.code) == (404, "not_found")
         assert await first_browser.status("DELETE", f"/sessions/{ids[1]}") == 204

@@ -77,12 +77,12 @@ async def test_event_streams_end_with_their_key(
         _follow_all(client, paths) as tasks,
         _follow_all(farm.client, {f"/jobs/{job['id']}/ws": _follow_socket}) as other_streams,
     ):
-        began = time.monotonic()
+        started_at = time.monotonic()
         await keys.revoke(key_id)
         async with asyncio.timeout(PROMISED_SECONDS):
             ends = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
         record_measurement(
-            f"revoked: five connections ended after {time.monotonic() - began:.1f} s"
+            f"revoked: five connections ended after {time.monotonic() - started_at:.1f} s"
         )
         for path, end in ends.items():
             if paths[path] is _follow_socket:

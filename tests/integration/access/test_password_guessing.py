@@ -74,10 +74,10 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
         lambda: len(throttle._waiting) + sum(guess.done() for guess in guess_tasks) == 60,
         seconds=60,
     )
-    began = time.monotonic()
+    started_at = time.monotonic()
     right_login = await login(accounts, email, PASSWORD)
     record_measurement(
-        f"after 150 wrong ones a right password is in after {time.monotonic() - began:.1f} s"
+        f"after 150 wrong ones a right password is in after {time.monotonic() - started_at:.1f} s"
     )
     assert right_login.status == 200
     # It did not have to wait for all of those who came before it.
@@ -95,9 +95,9 @@ async def test_a_right_password_gets_in_while_others_guess(
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
     async with guess_passwords(accounts, email, 12):
-        began = time.monotonic()
+        started_at = time.monotonic()
         assert (await login(accounts, email, PASSWORD)).status == 200
-        login_seconds = time.monotonic() - began
+        login_seconds = time.monotonic() - started_at
     record_measurement(f"while twelve guess, a right password is in after {login_seconds:.1f} s")
 
 
@@ -147,11 +147,11 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
         throttle, "rates", AttemptRates(pair=unlimited_rate, timeout_seconds=3.0, **bounds)
     )
     emails = [f"{secrets.token_hex(6)}@example.com" for _ in range(20 if address else 1)]
-    began = time.monotonic()
+    started_at = time.monotonic()
     answers = await asyncio.gather(
         *(login(accounts, emails[n % len(emails)], WRONG, address) for n in range(60))
     )
-    elapsed_seconds = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - started_at
     judged_guesses = sum(answer.status == 401 for answer in answers)
     assert (
         free_attempts <= judged_guesses <= free_attempts + elapsed_seconds / seconds_per_attempt + 1
@@ -186,11 +186,11 @@ async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServ
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
     await first_throttle.acquire(key)
     await second_throttle.acquire(key)  # the first turn
-    began = time.monotonic()
+    started_at = time.monotonic()
     await asyncio.gather(
         *(throttle.acquire(key) for throttle in (first_throttle, second_throttle) * 3)
     )
-    assert time.monotonic() - began >= 5 * 0.2
+    assert time.monotonic() - started_at >= 5 * 0.2
     acquired_order: list[int] = []
 
     async def wait_for_turn(number: int) -> None:

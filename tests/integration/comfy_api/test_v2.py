@@ -306,6 +306,6 @@ async def test_a_full_queue_returns_retry_after(farm: Farm) -> None:
 
 
 async def test_missing_keys_and_unknown_routes_have_v2_errors(farm: Farm) -> None:
-    async with aiohttp.ClientSession(farm.url) as stranger:
-        assert await read_error_code(stranger, "GET", JOBS) == (401, "unauthorized")
+    async with aiohttp.ClientSession(farm.url) as keyless_session:
+        assert await read_error_code(keyless_session, "GET", JOBS) == (401, "unauthorized")
     assert await read_error_code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")

@@ -95,7 +95,7 @@ class SlowClients:
     async def _send_slowly(self, target: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started_at = loop.time()
         writer.write(self._build_beginning(target))
         answer = asyncio.create_task(_read_until_end(reader))
         try:
@@ -106,7 +106,7 @@ class SlowClients:
             # Who is hung up on while it writes still reads what came before.
             pass
         finally:
-            self.ended.setdefault(target, []).append((await answer, loop.time() - began))
+            self.ended.setdefault(target, []).append((await answer, loop.time() - started_at))
             writer.close()
 
     def _build_beginning(self, target: str) -> bytes:

@@ -178,9 +178,9 @@ async def measure_median(action: Callable[[], Awaitable[None]]) -> float:
     """Return the median duration of ``action`` in seconds."""
     call_seconds = []
     for _ in range(_ROUNDS):
-        began = time.monotonic()
+        started_at = time.monotonic()
         await action()
-        call_seconds.append(time.monotonic() - began)
+        call_seconds.append(time.monotonic() - started_at)
     return statistics.median(call_seconds)
 
 

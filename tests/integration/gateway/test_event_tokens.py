@@ -96,7 +96,10 @@ async def test_wrong_and_expired_tokens_are_refused(
             body = await response.json()
             assert (response.status, body["field"]) == (400, "expires_in"), expires_in
     _, key = await KeyStore(farm.database).create("other tenant", "k")
-    async with farm.session(key) as stranger, stranger.post(f"/jobs/{job}/token") as response:
+    async with (
+        farm.session(key) as other_session,
+        other_session.post(f"/jobs/{job}/token") as response,
+    ):
         assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
 
 

@@ -277,7 +277,7 @@ async def test_submitting_answers_at_once(
     await farm.submit(CHAT)
     seconds = []
     for _ in range(30):
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         assert (await farm.submit(CHAT))["status"] == "queued"
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started_at)
     record_measurement(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")

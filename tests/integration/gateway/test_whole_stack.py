@@ -181,11 +181,11 @@ async def test_two_tenants_do_not_see_each_other(
         for word in gateway.run("keys", "create", "other").stdout.split()
         if word.startswith("moyin_")
     ]
-    stranger = {"authorization": f"Bearer {key}"}
+    other_headers = {"authorization": f"Bearer {key}"}
     for path in (f"/jobs/{job['id']}", f"/jobs/{job['id']}/events", job["artifacts"][0]["url"]):
-        async with session.get(path, headers=stranger) as answer:
+        async with session.get(path, headers=other_headers) as answer:
             assert answer.status == 404, path
-    async with session.get("/jobs", headers=stranger) as answer:
+    async with session.get("/jobs", headers=other_headers) as answer:
         assert (await answer.json())["jobs"] == []
 
 

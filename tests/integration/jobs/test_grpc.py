@@ -228,13 +228,13 @@ async def test_a_watch_ends_soon_after_its_key(
     try:
         await anext(aiter(event_stream))
         await asyncio.to_thread(gateway.run, "keys", "revoke", text.split("_")[1])
-        began = asyncio.get_running_loop().time()
+        started_at = asyncio.get_running_loop().time()
         with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             async with asyncio.timeout(10):
                 async for _ in event_stream:
                     continue
         record_measurement(
-            f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key"
+            f"gRPC: ended {asyncio.get_running_loop().time() - started_at:.1f} s after its key"
         )
         assert exc_info.value.code() is grpc.StatusCode.UNAUTHENTICATED
     finally:

@@ -92,12 +92,12 @@ async def test_slow_webhook_receiver_delays_no_job(
 ) -> None:
     hook_server, url = receiver
     hook_server.delay = 3
-    began = time.monotonic()
+    started_at = time.monotonic()
     job = await working_farm.submit({**CHAT, "webhook": url})
     await working_farm.until(job["id"])
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - started_at < 3
     await working_farm.client.get(f"/jobs/{job['id']}/events")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - started_at < 3
     await asyncio.wait_for(hook_server.got.get(), 20)
 
 

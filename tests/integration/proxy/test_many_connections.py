@@ -47,7 +47,7 @@ async def proxy_server(service: str) -> AsyncIterator[ProxyServer]:
 async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
     proxy_server: ProxyServer, service: str, record_measurement: RecordMeasurement
 ) -> None:
-    began, gate = time.monotonic(), asyncio.Semaphore(50)
+    started_at, gate = time.monotonic(), asyncio.Semaphore(50)
 
     async def open_event_stream() -> aiohttp.ClientResponse:
         async with gate:
@@ -82,7 +82,8 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
     ends = await asyncio.gather(*(response.read() for response in streams))
     assert ends == [b"data: second\n\n"] * MANY
     record_measurement(
-        f"{MANY} WebSockets and {MANY} streams: open after {opened_at - began:.1f} s, all sockets "
+        f"{MANY} WebSockets and {MANY} streams: open after "
+        f"{opened_at - started_at:.1f} s, all sockets "
         f"answered within {answered_at - opened_at:.2f} s"
     )
     await asyncio.gather(*(open_websocket.close() for open_websocket in sockets))

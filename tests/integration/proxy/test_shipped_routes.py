@@ -53,8 +53,8 @@ async def test_nothing_else_of_api_is_taken_and_errors_have_ollamas_shape(
     async with client.get("/api/no-such-thing") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
     async with (
-        aiohttp.ClientSession(gateway.url) as stranger,
-        stranger.get("/api/tags") as response,
+        aiohttp.ClientSession(gateway.url) as keyless_session,
+        keyless_session.get("/api/tags") as response,
     ):
         body = await response.json()
         assert (response.status, body["code"]) == (401, "missing_api_key")

@@ -58,8 +58,8 @@ async def test_without_a_key_there_is_no_socket(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     async with (
-        aiohttp.ClientSession(proxy_server.url) as stranger,
-        stranger.ws_connect("/chat/socket") as socket,
+        aiohttp.ClientSession(proxy_server.url) as keyless_session,
+        keyless_session.ws_connect("/chat/socket") as socket,
     ):
         message = await socket.receive()
         assert (message.type, message.data) == (WSMsgType.CLOSE, 1008)

@@ -38,7 +38,7 @@ async def check_models_stay_loaded(
 
     Four models compete for two actors; one owner submits half of all jobs before the other owners.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     changes = (await pool.status.remote())["changes"]
     blocking_jobs = [await farm.submit(sleepy(120)) for _ in range(2)]
     for job_id in blocking_jobs:
@@ -62,14 +62,14 @@ async def check_models_stay_loaded(
         ),
         Farm(actors=2, window=len(submissions)),
     )
-    elapsed_seconds = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - started_at
     record_measurement(
         f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads in {elapsed_seconds:.1f} s, "
         f"first come, first served {fifo_run.changes}"
     )
     assert loads == (await pool.status.remote())["changes"] - changes, "as the pool believes"
     assert 4 <= loads <= 0.25 * fifo_run.changes
-    owner_order = [owner for (began, _), owner in sorted(zip(runs, owners, strict=True))]
+    owner_order = [owner for (started_at, _), owner in sorted(zip(runs, owners, strict=True))]
     last_positions = {
         owner: len(owner_order) - owner_order[::-1].index(owner) for owner in owner_order
     }

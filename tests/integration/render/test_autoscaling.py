@@ -75,15 +75,15 @@ async def _check_queue_adds_nodes(
     Returns:
         The ids of jobs that occupy the nodes until they are cancelled.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     first_job = await farm.submit(picture())
     jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
     await eventually(list_gpu_nodes, 240)
     record_measurement(
-        f"from a render without a node to the node: {time.monotonic() - began:.1f} s"
+        f"from a render without a node to the node: {time.monotonic() - started_at:.1f} s"
     )
     assert len((await farm.result(first_job)).artifacts) == 1
-    record_measurement(f"to its picture: {time.monotonic() - began:.1f} s")
+    record_measurement(f"to its picture: {time.monotonic() - started_at:.1f} s")
 
     async def are_all_busy() -> dict[str, Any] | None:
         status: dict[str, Any] = await pool.status.remote()
@@ -127,10 +127,12 @@ def _find_processes(title: str) -> list[psutil.Process]:
 async def _check_idle_nodes_are_removed(
     farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     await eventually(lambda: comfyui_processes(farm.settings.data) == [], 180)
-    record_measurement(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
+    record_measurement(f"idle for 3 s ends ComfyUI after {time.monotonic() - started_at:.1f} s")
     await eventually(lambda: list_gpu_nodes() == set(), 240)
-    record_measurement(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
+    record_measurement(
+        f"and the nodes, idle for 3 s more, after {time.monotonic() - started_at:.1f} s"
+    )
     status = await pool.status.remote()
     assert (status["actors"], status["placing"]) == ({}, {})

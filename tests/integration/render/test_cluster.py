@@ -69,11 +69,11 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         name = await farm.renderer_of(pool, job_id)
         lost_actor = actors[name]
         [node] = [n for n in cluster.worker_nodes if n.node_id == lost_actor["node_id"]]
-        began = time.monotonic()
+        started_at = time.monotonic()
         await asyncio.to_thread(cluster.remove_node, node, False)
 
         result = await farm.result(job_id)
-        record_measurement(f"node lost: job done {time.monotonic() - began:.1f} s later")
+        record_measurement(f"node lost: job done {time.monotonic() - started_at:.1f} s later")
         assert result.backend != name
         [artifact] = result.artifacts
         assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
@@ -140,7 +140,7 @@ async def test_pool_on_one_node_passes_all_scenarios(
 
 
 async def _check_job_reports_progress(farm: RenderFarm) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     job_id = await farm.submit(sleepy(4))
     result = await farm.result(job_id)
     assert result.backend == "comfyui-default-0"
@@ -148,7 +148,7 @@ async def _check_job_reports_progress(farm: RenderFarm) -> None:
     assert artifact.name == "p_00001_.png"
     assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
     events = [e for e in await farm.events.replay(job_id, None) if e.type is EventType.PROGRESS]
-    assert 3 <= len(events) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
+    assert 3 <= len(events) <= 4 * (time.monotonic() - started_at) + 2, "four a second at most"
     assert all(event.data["max"] == 3 and event.data["step"] == 0 for event in events)
     assert 0 < (await farm.jobs.get(OWNER, job_id)).progress.value <= 3
 
@@ -188,9 +188,9 @@ async def _check_new_replica_adopts_running_prompt(
     job_id = await farm.submit(sleepy(12))
     await farm.renderer_of(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
-    began = time.monotonic()
+    started_at = time.monotonic()
     result = await farm.result(job_id)
-    elapsed_seconds = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - started_at
     record_measurement(f"replica killed: job done {elapsed_seconds:.1f} s later")
     assert len(result.artifacts) == 1
     [new_actor] = (await farm.ready(pool, 1)).values()
@@ -243,9 +243,9 @@ async def _check_idle_actors_end_and_return(
 ) -> None:
     await eventually(lambda: _has_no_actors(pool), 180)
     await eventually(lambda: comfyui_processes(farm.settings.data) == [])
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
-    record_measurement(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
+    record_measurement(f"from no actor to a picture: {time.monotonic() - started_at:.1f} s")
 
 
 async def _count_attempts(farm: RenderFarm, job_id: str) -> int:

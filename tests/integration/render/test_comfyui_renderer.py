@@ -89,11 +89,11 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
 
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     seen_events = await render_events(renderer, sleepy(4.0))
-    elapsed_seconds = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - started_at
     progress = [event for event in seen_events if isinstance(event, RenderProgress)]
-    assert 3 <= len(progress) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
+    assert 3 <= len(progress) <= 4 * (time.monotonic() - started_at) + 2, "four a second at most"
     assert [p.value for p in progress] == sorted(p.value for p in progress)
     assert any(0 < p.value < 3 and p.node == "3" for p in progress)
     assert all(p.max == 3 for p in progress)
@@ -161,16 +161,16 @@ async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> 
 async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     graph = sleepy(1.0)
-    began = time.monotonic()
+    started_at = time.monotonic()
     first_result, second_result = await asyncio.gather(
         render_successfully(renderer, graph, prompt_id),
         render_successfully(renderer, graph, prompt_id),
     )
     assert first_result == second_result
-    assert time.monotonic() - began < 1.9, "two in a row would take two seconds"
-    began = time.monotonic()
+    assert time.monotonic() - started_at < 1.9, "two in a row would take two seconds"
+    started_at = time.monotonic()
     assert await render_successfully(renderer, graph, prompt_id) == first_result
-    assert time.monotonic() - began < 0.1, "a finished one is remembered"
+    assert time.monotonic() - started_at < 0.1, "a finished one is remembered"
 
 
 async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
@@ -238,9 +238,9 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
 async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
     known_prompts = (await renderer.status()).known
     assert "error" not in await renderer.validate(sleepy(5))
-    began = time.monotonic()
+    started_at = time.monotonic()
     await render_successfully(renderer, picture())
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started_at < 2
     assert len((await renderer.status()).known) == len(known_prompts) + 1
 
 
@@ -273,11 +273,11 @@ async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> 
     ]
     await eventually(lambda: _is_running(renderer, victim.prompt_id))
     await asyncio.sleep(0.5)
-    began = time.monotonic()
+    started_at = time.monotonic()
     await renderer.cancel(victim.prompt_id)
     with pytest.raises(RenderFailed):
         await tasks[0]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started_at < 2
     await renderer.cancel(victim.prompt_id)
     await renderer.cancel(str(uuid.uuid4()))
     assert len((await tasks[1]).files) == 1

@@ -94,10 +94,10 @@ async def _check_repeated_graph_is_free(
     farm: RenderFarm, record_measurement: RecordMeasurement
 ) -> str:
     graph = busy(2, next(_colors))
-    began = time.monotonic()
+    started_at = time.monotonic()
     job_id = await farm.submit(graph)
     result = await farm.result(job_id)
-    elapsed_seconds = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - started_at
     assert result.gpu_seconds is not None
     record_measurement(
         f"a render of 2 s: {result.gpu_seconds:.2f} s of the GPU, "

@@ -211,11 +211,13 @@ def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
 def test_openai_s_sdk_gets_pictures(
     gateway: RunningStack, sdk: openai.OpenAI, record_measurement: RecordMeasurement
 ) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     picture_file = sdk.images.generate(
         model="swatch", prompt="x", n=2, size="16x24", response_format="b64_json"
     )
-    record_measurement(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
+    record_measurement(
+        f"two pictures through images.generate: {time.monotonic() - started_at:.2f} s"
+    )
     assert picture_file.data is not None
     pictures = [base64.b64decode(item.b64_json or "") for item in picture_file.data]
     assert [read_size(item) for item in pictures] == [(16, 24)] * 2
@@ -328,10 +330,10 @@ def test_an_equal_graph_is_rendered_once_for_its_tenant(
 ) -> None:
     body = swatch_job(prompt="once")
     first_job = submit_and_wait(http, body)
-    began = time.monotonic()
+    started_at = time.monotonic()
     second_job = submit_and_wait(http, body)
     record_measurement(
-        f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end"
+        f"a render that was kept: {time.monotonic() - started_at:.2f} s from submit to end"
     )
     assert (first_job["cached"], second_job["cached"], second_job["cost_usd"]) == (False, True, 0)
     assert second_job["outputs"][0]["backend"] == "cache"

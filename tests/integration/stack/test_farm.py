@@ -86,8 +86,10 @@ def test_keys_of_the_command_line_open_the_gateway_until_revoked(gateway: Runnin
     key = gateway.run("keys", "create", "visitor").stdout.strip()
     visitor_stack = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": key})
     assert visitor_stack.run("jobs", "list").stdout == ""
-    stranger = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": "moyin_no_key"})
-    refused_process = stranger.run("jobs", "list", check=False)
+    keyless_stack = RunningStack(
+        gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": "moyin_no_key"}
+    )
+    refused_process = keyless_stack.run("jobs", "list", check=False)
     assert refused_process.stderr.startswith("error: invalid_api_key: ")
 
 

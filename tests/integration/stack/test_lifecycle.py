@@ -109,10 +109,10 @@ def test_rays_dashboard_asks_for_the_token(stack: RunningStack) -> None:
 
 def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) -> None:
     with (
-        redis.Redis(port=stack.ports.valkey) as stranger,
+        redis.Redis(port=stack.ports.valkey) as keyless_client,
         pytest.raises(redis.AuthenticationError),
     ):
-        stranger.ping()
+        keyless_client.ping()
     with redis.Redis.from_url(stack.settings.redis_url) as authenticated_client:
         assert authenticated_client.ping()
     assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
@@ -175,9 +175,9 @@ def test_killed_server_is_restarted(
         part = _read_state(stack)["parts"][name]
         return bool(part["status"] == "up" and part["pid"] != killed_pid)
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     eventually_blocking(is_restarted, 180)
-    record_measurement(f"{name} back after {time.monotonic() - began:.1f} s")
+    record_measurement(f"{name} back after {time.monotonic() - started_at:.1f} s")
     assert _read_state(stack)["parts"][name]["restarts"] == 1
     assert _get(f"{stack.url}/")
 
@@ -198,9 +198,9 @@ def test_killing_the_supervisor_ends_all_and_up_starts_again(
     assert stack.run("status", check=False).returncode == 1
     stack.layout.valkey_password.unlink()
     stack.layout.valkey_config.unlink()
-    began = time.monotonic()
+    started_at = time.monotonic()
     stack.run("up")
-    elapsed_seconds = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - started_at
     record_measurement(f"up again after {elapsed_seconds:.1f} s")
     assert stack.api_key == key
     assert stack.valkey_password != password_before
@@ -239,9 +239,9 @@ def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_ord
 def test_down_stops_all_processes(
     stack: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     stack.run("down")
-    record_measurement(f"down: {time.monotonic() - began:.1f} s")
+    record_measurement(f"down: {time.monotonic() - started_at:.1f} s")
     assert stack.processes() == []
     assert "not running" in stack.run("down").stdout
 

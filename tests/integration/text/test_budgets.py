@@ -173,8 +173,8 @@ async def test_a_refused_call_and_a_failed_one_cost_nothing(budgeted_app: Budget
     key_id, client = await budgeted_app.client(usd_per_day=Decimal(1), requests_per_minute=2)
     with pytest.raises(openai.NotFoundError):
         await client.chat.completions.create(**hello_body(model="nobody"))
-    raw = await client.chat.completions.with_raw_response.create(**hello_body())
-    assert raw.headers["ratelimit-limit"] == "2"
+    raw_response = await client.chat.completions.with_raw_response.create(**hello_body())
+    assert raw_response.headers["ratelimit-limit"] == "2"
     with suppress(openai.RateLimitError):
         await client.chat.completions.create(**hello_body())
     with pytest.raises(openai.RateLimitError) as exc_info:

@@ -106,16 +106,16 @@ async def test_anthropic_whole_and_streamed(
 async def test_auto_chooses_the_free_local_model_and_reports_it(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
-    raw = await openai_client.chat.completions.with_raw_response.create(
+    raw_response = await openai_client.chat.completions.with_raw_response.create(
         model="auto",
         messages=[HELLO],
         max_tokens=3,
         extra_headers={"x-moyin-usd-per-bad-answer": "0"},
     )
     # Without a price of bad answers money alone decides.
-    assert raw.headers["x-moyin-backend"] == "local"
-    assert raw.headers["x-moyin-route"] == "free"
-    assert raw.headers["x-moyin-cost-usd"] == "0"
+    assert raw_response.headers["x-moyin-backend"] == "local"
+    assert raw_response.headers["x-moyin-route"] == "free"
+    assert raw_response.headers["x-moyin-cost-usd"] == "0"
 
 
 async def test_auto_uses_the_cloud_for_abilities_that_the_local_model_lacks(
@@ -126,11 +126,11 @@ async def test_auto_uses_the_cloud_for_abilities_that_the_local_model_lacks(
         await openai_client.chat.completions.create(model="smollm2", messages=[long_message])
     assert exc_info.value.code == "context_too_long"
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    raw = await openai_client.chat.completions.with_raw_response.create(
+    raw_response = await openai_client.chat.completions.with_raw_response.create(
         model="auto", messages=[HELLO], max_tokens=3, tools=[tool]
     )
-    assert raw.headers["x-moyin-backend"] == "claude"
-    assert Decimal(raw.headers["x-moyin-cost-usd"]) > 0
+    assert raw_response.headers["x-moyin-backend"] == "claude"
+    assert Decimal(raw_response.headers["x-moyin-cost-usd"]) > 0
 
 
 async def test_the_ledger_knows_every_call(models_app: ModelsApp) -> None:

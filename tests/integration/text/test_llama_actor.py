@@ -85,13 +85,15 @@ async def test_two_replicas_share_one_and_a_killed_one_comes_back(
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
 
     server_process(endpoint).kill()
-    began = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(BackendError):
         await backend.chat(HI, asyncio.get_running_loop().time() + 5)
     new_endpoint = await find_endpoint(first_endpoints)
     assert (new_endpoint.url, new_endpoint.key) != (endpoint.url, endpoint.key)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
-    record_measurement(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
+    record_measurement(
+        f"the embedded server answered again after {time.monotonic() - started_at:.1f} s"
+    )
     await backend.close()
 
 

@@ -77,18 +77,18 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(
     backend = LlamaBackend(endpoints, connections=4)
     stream = stream_texts(backend, LONG)
     await anext(stream)
-    began = time.monotonic()
+    started_at = time.monotonic()
     os.kill(server_process(endpoint).pid, signal.SIGSTOP)
     with pytest.raises(BackendUnavailable):
         await backend.probe()
-    noticed_seconds = time.monotonic() - began
+    noticed_seconds = time.monotonic() - started_at
     find_task = asyncio.create_task(find_endpoint(endpoints, old_endpoint=endpoint))
     with pytest.raises(StreamInterrupted):
         async for _ in stream:
             pass
     assert (await find_task).key != endpoint.key
     assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
-    replacement_seconds = time.monotonic() - began
+    replacement_seconds = time.monotonic() - started_at
     record_measurement(
         f"a stopped llama.cpp was noticed after {noticed_seconds:.1f} s and another answered after "
         f"{replacement_seconds:.1f} s"

@@ -115,9 +115,9 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
     ) as client:
         token_count = await client.messages.count_tokens(model="claude", **request)
         assert token_count.input_tokens == PROMPT
-        raw = await client.messages.with_raw_response.count_tokens(model="gpt", **request)
-        assert (await raw.parse()).input_tokens == 104
-        assert raw.headers["x-moyin-estimated"] == "true"
+        raw_response = await client.messages.with_raw_response.count_tokens(model="gpt", **request)
+        assert (await raw_response.parse()).input_tokens == 104
+        assert raw_response.headers["x-moyin-estimated"] == "true"
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.count_tokens(model="nobody", **request)
 
