@@ -32,22 +32,22 @@ _PARTS = {
 def main() -> None:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    part_help = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
-    parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=part_help)
+    part_descriptions = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
+    parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=part_descriptions)
     part = parser.parse_args().part
     actors = 0 if part == "duel" else 1
-    with peers() as others, running(others.mock, others.service, actors) as farm:
+    with peers() as peer_servers, running(peer_servers.mock, peer_servers.service, actors) as farm:
         if part == "duel":
-            show(duel(farm, others), _RESULTS, part)
+            show(duel(farm, peer_servers), _RESULTS, part)
         if part in ("text", "render", "all"):
-            measured = text(farm, others) if part != "render" else {}
-            rendered = render(farm) if part != "text" else None
-            confined = asyncio.run(isolation(_ROUNDS, _GRAPHS)) if part != "text" else None
-            report(measured, rendered, confined, _RESULTS)
+            text_results = text(farm, peer_servers) if part != "render" else {}
+            render_result = render(farm) if part != "text" else None
+            isolation_result = asyncio.run(isolation(_ROUNDS, _GRAPHS)) if part != "text" else None
+            report(text_results, render_result, isolation_result, _RESULTS)
         if part in ("proxy", "all"):
-            show_proxy(proxy(farm, others), _RESULTS)
+            show_proxy(proxy(farm, peer_servers), _RESULTS)
         if part in ("peers", "all"):
-            show(contest(farm, others), _RESULTS)
+            show(contest(farm, peer_servers), _RESULTS)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aiohttp
 
 from benchmarks.console_browser import LISTS, OVERVIEWS, Pages, open_browser
-from benchmarks.console_data import PASSWORD, Studio, fill
+from benchmarks.console_data import PASSWORD, BenchmarkOrganisation, fill
 from benchmarks.cost import measure_processes
 from benchmarks.farm import Farm, running
 from moyin.settings import Settings
@@ -57,69 +57,73 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1, help="ComfyUIs of the stack; 0 for none")
     options = parser.parse_args()
     with running(_NO_SERVER, actors=options.actors) as farm:
-        studio = asyncio.run(_prepare(farm, options.jobs, options.pictures))
+        studio = asyncio.run(_create_studio(farm, options.jobs, options.pictures))
         _show_pages(farm, options.rounds)
         asyncio.run(_time_lists(farm, studio))
         asyncio.run(_measure_viewers(farm, options.viewers, options.seconds))
 
 
-async def _prepare(farm: Farm, jobs: int, pictures: int) -> Studio:
+async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrganisation:
     """Create the organisation, fill the database of the running gateway, and return the studio."""
     async with _session(farm) as session:
         body = {"name": "The benchmark's studio"}
         async with session.post("/accounts/organisations", json=body) as response:
             response.raise_for_status()
-            studio = Studio(owner=(await response.json())["id"], jobs=jobs, pictures=pictures)
+            studio = BenchmarkOrganisation(
+                owner=(await response.json())["id"], jobs=jobs, pictures=pictures
+            )
     settings = Settings(data=farm.data)
     database = Database(settings.sql_url)
-    began = time.monotonic()
+    started_at = time.monotonic()
     try:
         await fill(database, BlobStore(settings.blobs_url), studio)
     finally:
         await database.close()
-    print(f"filled in {time.monotonic() - began:.0f} s: {jobs:,} jobs, {pictures:,} pictures")
+    print(f"filled in {time.monotonic() - started_at:.0f} s: {jobs:,} jobs, {pictures:,} pictures")
     return studio
 
 
 def _show_pages(farm: Farm, rounds: int) -> None:
     """Measure and print the seconds until Chromium has painted the overview and the lists."""
-    administrator = {"email": Studio.email(0), "password": PASSWORD}
+    administrator = {"email": BenchmarkOrganisation.email(0), "password": PASSWORD}
     with open_browser() as browser:
         callers = {"administrator": administrator, "operator": {"api_key": farm.key}}
         for name, credentials in callers.items():
-            cold, warm = Pages(browser, farm.url, credentials).time_overview(
+            cold_seconds, warm_seconds = Pages(browser, farm.url, credentials).time_overview(
                 OVERVIEWS[name], rounds
             )
-            _show(f"overview of an {name}, empty cache", cold, _OVERVIEW_SECONDS)
-            _show(f"overview of an {name}, warm cache", warm, _OVERVIEW_SECONDS)
+            _print_seconds(f"overview of an {name}, empty cache", cold_seconds, _OVERVIEW_SECONDS)
+            _print_seconds(f"overview of an {name}, warm cache", warm_seconds, _OVERVIEW_SECONDS)
         pages = Pages(browser, farm.url, administrator)
-        for opening in LISTS:
-            first, following = pages.time_list(opening, rounds + 1)
-            _show(f"{opening.name}, first click", first[:1], _LIST_SECONDS)
-            _show(f"{opening.name}, click to rows", first[1:], _LIST_SECONDS)
-            if following:
-                _show(f"{opening.name}, next page", following, _LIST_SECONDS)
+        for page_list in LISTS:
+            list_seconds, next_page_seconds = pages.time_list(page_list, rounds + 1)
+            _print_seconds(f"{page_list.name}, first click", list_seconds[:1], _LIST_SECONDS)
+            _print_seconds(f"{page_list.name}, click to rows", list_seconds[1:], _LIST_SECONDS)
+            if next_page_seconds:
+                _print_seconds(f"{page_list.name}, next page", next_page_seconds, _LIST_SECONDS)
         requests = Counter(pages.record_requests("/overview", 20))
         print(f"requests of an open overview in 20 s: {dict(requests) or 'none but its stream'}")
 
 
-async def _time_lists(farm: Farm, studio: Studio) -> None:
+async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
     """Measure and print the seconds of consecutive pages of each list, read over HTTP."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(_console(farm, 0))
+        session = await stack.enter_async_context(_open_console_session(farm, 0))
         for name, (path, rows) in _PATHS.items():
             seconds, cursor = [], ""
             for _ in range(_HTTP_PAGES):
-                began = time.perf_counter()
+                started_at = time.perf_counter()
                 async with session.get(path.format(owner=studio.owner) + cursor) as response:
                     body = await response.json()
                     assert response.status == 200, body
-                seconds.append(time.perf_counter() - began)
-                last = body[rows][-1]["id"] if rows == "entries" else body.get("next_cursor")
-                if rows and last is None:
+                seconds.append(time.perf_counter() - started_at)
+                last_cursor = body[rows][-1]["id"] if rows == "entries" else body.get("next_cursor")
+                if rows and last_cursor is None:
                     break
-                cursor = f"&{'before' if rows == 'entries' else 'cursor'}={last}" if rows else ""
-            _show(f"{name}, over HTTP", seconds, _LIST_SECONDS)
+                cursor = (
+                    f"&{'before' if rows == 'entries' else 'cursor'}={last_cursor}" if rows else ""
+                )
+            _print_seconds(f"{name}, over HTTP", seconds, _LIST_SECONDS)
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
@@ -127,21 +131,29 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
     for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:
-            sessions = [await stack.enter_async_context(_console(farm, n)) for n in range(count)]
+            sessions = [
+                await stack.enter_async_context(_open_console_session(farm, n))
+                for n in range(count)
+            ]
             events = Counter[str]()
-            following = [asyncio.create_task(_follow(session, events)) for session in sessions]
+            viewer_tasks = [
+                asyncio.create_task(_follow_events(session, events)) for session in sessions
+            ]
             try:
                 await asyncio.sleep(_SETTLING_SECONDS)
                 assert all(events[name] >= count for name in _EVENTS), f"too few events: {events}"
                 events.clear()
-                used = await measure_processes(farm.data, asyncio.sleep(duration))
-                for task in following:
+                cpu_seconds = await measure_processes(farm.data, asyncio.sleep(duration))
+                for task in viewer_tasks:
                     assert not task.done(), task.exception()
             finally:
-                for task in following:
+                for task in viewer_tasks:
                     task.cancel()
-                await asyncio.gather(*following, return_exceptions=True)
-        shares = {part: 100 * (used[part] / duration - idle[part] / _IDLE_SECONDS) for part in used}
+                await asyncio.gather(*viewer_tasks, return_exceptions=True)
+        shares = {
+            part: 100 * (cpu_seconds[part] / duration - idle[part] / _IDLE_SECONDS)
+            for part in cpu_seconds
+        }
         parts = ", ".join(f"{part} {share:.2f}" for part, share in sorted(shares.items()))
         print(
             f"{count} open overviews take {sum(shares.values()):.2f} % of a core beyond none "
@@ -150,7 +162,7 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
         )
 
 
-async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
+async def _follow_events(session: aiohttp.ClientSession, events: Counter[str]) -> None:
     """Read the overview's event streams like a browser until cancelled, and count the events."""
 
     async def renew() -> None:
@@ -172,16 +184,16 @@ async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
 
 
 @asynccontextmanager
-async def _console(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
+async def _open_console_session(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
     """Sign in as an administrator of the organisation, and yield the session with its cookie.
 
     Args:
         number: the number of the member.
     """
     # Cookies of hosts without a name are refused by default.
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
-        body = {"email": Studio.email(number), "password": PASSWORD}
+    cookie_jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:
+        body = {"email": BenchmarkOrganisation.email(number), "password": PASSWORD}
         async with session.post("/accounts/session", json=body) as response:
             assert response.status == 200, await response.text()
         yield session
@@ -191,11 +203,12 @@ def _session(farm: Farm) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(farm.url, headers={"authorization": f"Bearer {farm.key}"})
 
 
-def _show(label: str, seconds: Sequence[float], goal: float) -> None:
-    median, worst = 1000 * statistics.median(seconds), 1000 * max(seconds)
-    counted = f"of {len(seconds)}" if len(seconds) > 1 else ""
+def _print_seconds(description: str, seconds: Sequence[float], goal_seconds: float) -> None:
+    median, worst_ms = 1000 * statistics.median(seconds), 1000 * max(seconds)
+    sample_note = f"of {len(seconds)}" if len(seconds) > 1 else ""
     print(
-        f"{label}: {median:.0f} ms, worst {worst:.0f} {counted} (goal: {1000 * goal:.0f})",
+        f"{description}: {median:.0f} ms, worst {worst_ms:.0f} {sample_note} "
+        f"(goal: {1000 * goal_seconds:.0f})",
         flush=True,
     )
 

@@ -44,7 +44,7 @@ document.addEventListener("click", () => {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ExpectedContent:
     """The content that a page must show: headings, and minimum numbers of rows by CSS selector."""
 
     headings: tuple[str, ...] = ()
@@ -55,44 +55,48 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
+class ListNavigation:
     """A way to open a list: the starting page, the click, and the rows that must be painted."""
 
     name: str
     start: str
     role: Any
     click: str
-    wanted: Wanted
+    wanted: ExpectedContent
 
 
 _ROWS = "main tbody tr"
-_MEMBERS = Wanted(rows={_ROWS: 50})
+_MEMBERS = ExpectedContent(rows={_ROWS: 50})
 LISTS = (
-    Opening(
-        name="jobs", start="/account", role="link", click="Jobs", wanted=Wanted(rows={_ROWS: 50})
+    ListNavigation(
+        name="jobs", start="/account", role="link", click="Jobs",
+        wanted=ExpectedContent(rows={_ROWS: 50}),
     ),
-    Opening(
+    ListNavigation(
         name="gallery", start="/account", role="link", click="Gallery",
-        wanted=Wanted(rows={"main [role=listitem]": 48}),
+        wanted=ExpectedContent(rows={"main [role=listitem]": 48}),
     ),
-    Opening(name="members", start="/account", role="link", click="People", wanted=_MEMBERS),
-    Opening(
-        name="keys", start="/people/limits", role="tab", click="Keys", wanted=Wanted(rows={_ROWS: 50})
+    ListNavigation(name="members", start="/account", role="link", click="People", wanted=_MEMBERS),
+    ListNavigation(
+        name="keys", start="/people/limits", role="tab", click="Keys",
+        wanted=ExpectedContent(rows={_ROWS: 50}),
     ),
-    Opening(
+    ListNavigation(
         name="audit", start="/people/limits", role="tab", click="Audit log",
-        wanted=Wanted(rows={_ROWS: 50}),
+        wanted=ExpectedContent(rows={_ROWS: 50}),
     ),
-    Opening(
+    ListNavigation(
         name="usage", start="/account", role="link", click="Usage",
-        wanted=Wanted(rows={"main .recharts-surface": 1, _ROWS: 3}),
+        wanted=ExpectedContent(rows={"main .recharts-surface": 1, _ROWS: 3}),
     ),
 )  # fmt: skip
 # What shows the next page of a list, whose rows replace or follow those of the first.
 NEXT = {"jobs": ("Next", 50), "gallery": ("Load more", 96), "members": ("Load more", 100)}
 OVERVIEWS = {
-    "administrator": Wanted(headings=("Money", "Render pools", "Text back ends")),
-    "operator": Wanted(headings=("Money", "Render pools", "Nodes and GPUs", "Text back ends")),
+    "administrator": ExpectedContent(headings=("Money", "Render pools", "Text back ends")),
+    "operator": ExpectedContent(
+        headings=("Money", "Render pools", "Nodes and GPUs", "Text back ends")
+    ),
 }
 
 
@@ -116,54 +120,60 @@ class Pages:
         finally:
             context.close()
 
-    def time_overview(self, wanted: Wanted, rounds: int) -> tuple[list[float], list[float]]:
+    def time_overview(
+        self, wanted: ExpectedContent, rounds: int
+    ) -> tuple[list[float], list[float]]:
         """Return the seconds of first visits with an empty cache, and those of second visits."""
-        cold: list[float] = []
-        warm: list[float] = []
+        cold_seconds: list[float] = []
+        warm_seconds: list[float] = []
         for _ in range(rounds):
             with self.signed_in() as context:
-                for seconds in (cold, warm):
-                    page = _open(context, f"{self._url}/console/overview", wanted)
+                for seconds in (cold_seconds, warm_seconds):
+                    page = _open_page(context, f"{self._url}/console/overview", wanted)
                     seconds.append(_read_paint(page))
                     page.close()
-        return cold, warm
+        return cold_seconds, warm_seconds
 
-    def time_list(self, opening: Opening, rounds: int) -> tuple[list[float], list[float]]:
-        """Return the seconds from a click to the painted rows, for the first and for the next page.
+    def time_list(self, navigation: ListNavigation, rounds: int) -> tuple[list[float], list[float]]:
+        """Return the seconds from a click to the rows of the first page, and of the next one.
 
         Each list has one value per round. From the second round on, the scripts are in the
         browser's cache; the rows never are.
         """
-        first, following = [], []
+        list_seconds, next_page_seconds = [], []
         with self.signed_in() as context:
             for _ in range(rounds):
-                page = _open(context, f"{self._url}/console{opening.start}", opening.wanted)
-                link = page.get_by_role(opening.role, name=opening.click, exact=True)
+                page = _open_page(
+                    context, f"{self._url}/console{navigation.start}", navigation.wanted
+                )
+                link = page.get_by_role(navigation.role, name=navigation.click, exact=True)
                 link.click()
-                first.append(_read_paint(page))
-                if opening.name in NEXT:
-                    following.append(self._time_next(page, opening))
+                list_seconds.append(_read_paint(page))
+                if navigation.name in NEXT:
+                    next_page_seconds.append(self._time_next(page, navigation))
                 page.close()
-        return first, following
+        return list_seconds, next_page_seconds
 
-    def _time_next(self, page: Page, opening: Opening) -> float:
-        button, count = NEXT[opening.name]
-        [selector] = opening.wanted.rows
+    def _time_next(self, page: Page, navigation: ListNavigation) -> float:
+        button, count = NEXT[navigation.name]
+        [selector] = navigation.wanted.rows
         # The rows of the jobs' next page replace those of the first, which are faded meanwhile.
         rows = {f"{selector}:not([aria-busy=true] *)": count}
-        page.evaluate(Wanted(rows=rows).to_script())
+        page.evaluate(ExpectedContent(rows=rows).to_script())
         page.get_by_role("button", name=button, exact=True).click()
         return _read_paint(page)
 
     def record_requests(self, path: str, seconds: float) -> list[str]:
         """Return the requests that a page sends in the ``seconds`` after it has painted."""
         with self.signed_in() as context:
-            page = _open(context, f"{self._url}/console{path}", OVERVIEWS["administrator"])
+            page = _open_page(context, f"{self._url}/console{path}", OVERVIEWS["administrator"])
             _read_paint(page)
-            seen: list[str] = []
-            page.on("request", lambda request: seen.append(f"{request.method} {request.url}"))
+            seen_requests: list[str] = []
+            page.on(
+                "request", lambda request: seen_requests.append(f"{request.method} {request.url}")
+            )
             page.wait_for_timeout(1000 * seconds)
-            return [request.replace(self._url, "") for request in seen]
+            return [request.replace(self._url, "") for request in seen_requests]
 
 
 @contextmanager
@@ -180,7 +190,7 @@ def open_browser() -> Iterator[Browser]:
             browser.close()
 
 
-def _open(context: BrowserContext, url: str, wanted: Wanted) -> Page:
+def _open_page(context: BrowserContext, url: str, wanted: ExpectedContent) -> Page:
     page = context.new_page()
     page.add_init_script(wanted.to_script() + _WATCH)
     page.goto(url)

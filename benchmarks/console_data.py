@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
+class BenchmarkOrganisation:
     """The benchmark's organisation: its id, and how many jobs and pictures it gets.
 
     All objects date from this month.
@@ -57,7 +57,7 @@ class Studio:
         return f"member-{number}@benchmark.example"
 
 
-async def fill(database: Database, blobs: BlobStore, studio: Studio) -> None:
+async def fill(database: Database, blobs: BlobStore, studio: BenchmarkOrganisation) -> None:
     """Insert jobs, pictures, calls, members, keys and entries of the audit log."""
     files = [await _store_picture(blobs, number) for number in range(_DIFFERENT_PICTURES)]
     numbers, members = random.Random(7), list(_build_members(studio.owner))
@@ -65,10 +65,10 @@ async def fill(database: Database, blobs: BlobStore, studio: Studio) -> None:
     ids = [member["id"] for member in members]
     for start in range(0, studio.jobs, _ROWS_PER_INSERT):
         ordinals = range(start, min(start + _ROWS_PER_INSERT, studio.jobs))
-        built = [_build_job(numbers, studio, files, ids, number) for number in ordinals]
-        await _insert(database, jobs, (job for job, _, _ in built))
-        await _insert(database, artifacts, (file for _, file, _ in built if file))
-        await _insert(database, usage, (call for _, _, call in built if call))
+        job_rows = [_build_job(numbers, studio, files, ids, number) for number in ordinals]
+        await _insert(database, jobs, (job for job, _, _ in job_rows))
+        await _insert(database, artifacts, (file for _, file, _ in job_rows if file))
+        await _insert(database, usage, (call for _, _, call in job_rows if call))
         print(f"\r{ordinals.stop:,} jobs", end="", file=sys.stderr)
     print(file=sys.stderr)
     await _insert(database, usage, _build_calls(numbers, studio.owner))
@@ -79,10 +79,10 @@ async def fill(database: Database, blobs: BlobStore, studio: Studio) -> None:
 
 async def _store_picture(blobs: BlobStore, number: int) -> Artifact:
     size = (_PICTURE_PIXELS, _PICTURE_PIXELS)
-    noise = Image.effect_noise(size, 20 + number)
+    noise_channel = Image.effect_noise(size, 20 + number)
     colour = Image.new("L", size, number * 255 // _DIFFERENT_PICTURES)
     content = io.BytesIO()
-    Image.merge("RGB", (noise, colour, noise)).save(content, "png")
+    Image.merge("RGB", (noise_channel, colour, noise_channel)).save(content, "png")
     data = content.getvalue()
     return Artifact(
         id="", name=f"picture_{number:05}_.png", media_type="image/png", size=len(data),
@@ -102,9 +102,9 @@ async def _insert(database: Database, table: sa.Table, rows: Iterator[Row]) -> N
 
 def _choose_time(numbers: random.Random) -> datetime:
     """Return a random time of this month, because the overview shows the sums of this month."""
-    newest = now()
-    first = newest.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return newest - numbers.random() * (newest - first)
+    newest_time = now()
+    month_start = newest_time.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return newest_time - numbers.random() * (newest_time - month_start)
 
 
 def _build_members(owner: str) -> Iterator[Row]:
@@ -112,7 +112,8 @@ def _build_members(owner: str) -> Iterator[Row]:
     for number in range(MEMBERS):
         is_administrator = number < ADMINISTRATORS
         yield {
-            "id": generate_id("usr"), "kind": "member", "email": Studio.email(number),
+            "id": generate_id("usr"), "kind": "member",
+        "email": BenchmarkOrganisation.email(number),
             "name": f"Member {number}", "password": password if is_administrator else None,
             "organisation_id": owner, "role": "admin" if is_administrator else "member",
             "profile": {}, "created_at": now() - timedelta(minutes=number), "disabled_at": None,
@@ -120,7 +121,11 @@ def _build_members(owner: str) -> Iterator[Row]:
 
 
 def _build_job(
-    numbers: random.Random, studio: Studio, files: list[Artifact], members: list[str], number: int
+    numbers: random.Random,
+    studio: BenchmarkOrganisation,
+    files: list[Artifact],
+    members: list[str],
+    number: int,
 ) -> tuple[Row, Row | None, Row | None]:
     """Return the rows of an ended job, of its picture, and of its model call.
 
@@ -133,7 +138,7 @@ def _build_job(
     created_at, member = _choose_time(numbers), numbers.choice(members)
     seconds = numbers.uniform(2, 30)
     kind = StepKind.RENDER if has_picture else StepKind.CHAT
-    new = NewJob(
+    new_job = NewJob(
         id=str(uuid.uuid4()), owner=studio.owner, kind=kind.value, spec=uuid.uuid4().hex * 2,
         heads=((kind, "default"),), metadata={"project": f"p{numbers.randrange(50)}"},
         user=member, templates=("portrait",) if has_picture else (),
@@ -143,7 +148,7 @@ def _build_job(
     )[0]  # fmt: skip
     finished_at = created_at + timedelta(seconds=seconds)
     job = {
-        **build_row(new), "status": status, "created_at": created_at, "queued_at": created_at,
+        **build_row(new_job), "status": status, "created_at": created_at, "queued_at": created_at,
         "started_at": created_at + timedelta(seconds=1), "finished_at": finished_at,
         "dispatched": True,
     }  # fmt: skip
@@ -151,7 +156,7 @@ def _build_job(
         return job, None, None
     file = files[number % len(files)]
     picture = Artifact(
-        id=derive_step_artifact_id(new.id, 0, 0), name=file.name, media_type=file.media_type,
+        id=derive_step_artifact_id(new_job.id, 0, 0), name=file.name, media_type=file.media_type,
         size=file.size, sha256=file.sha256,
     )  # fmt: skip
     result = StepResult(
@@ -160,12 +165,12 @@ def _build_job(
     )  # fmt: skip
     nano_usd = round(seconds * 1e9 / 3600)
     artifact = {
-        "id": picture.id, "owner": studio.owner, "job_id": new.id, "name": picture.name,
+        "id": picture.id, "owner": studio.owner, "job_id": new_job.id, "name": picture.name,
         "media_type": picture.media_type, "size": picture.size, "sha256": picture.sha256,
         "blake3": None, "created_at": finished_at, "deleted_at": None, "favourite": False,
     }  # fmt: skip
     call = _build_call(numbers, studio.owner, finished_at) | {
-        "request_id": new.id, "backend": "default", "model": "comfyui", "operation": "render",
+        "request_id": new_job.id, "backend": "default", "model": "comfyui", "operation": "render",
         "unit": "gpu_milliseconds", "quantity": round(1000 * seconds), "load_milliseconds": 0,
         "cost_nano_usd": nano_usd, "input_tokens": 0, "output_tokens": 0, "complete": True,
     }  # fmt: skip

@@ -15,10 +15,10 @@ from itertools import takewhile
 from benchmarks.farm import Farm, scale
 from benchmarks.gateways import Gateway, direct, moyin, peers_of, tensorzero
 from benchmarks.load import Measurement, measure
-from benchmarks.memory import Growth, growth
+from benchmarks.memory import MemoryGrowth, growth
 from benchmarks.processes import processor_seconds
-from benchmarks.streams import FirstTokens, Held, first_tokens, held
-from benchmarks.text import BODY, Peers, median
+from benchmarks.streams import FirstTokens, HeldStreams, first_tokens, held
+from benchmarks.text import BODY, PeerServers, median
 
 MOYIN, MOYIN_TWO = "Moyin", "Moyin, 2 replicas"
 CONNECTIONS = (1, 16, 64, 256)
@@ -56,15 +56,15 @@ class Result:
     added: dict[int, tuple[float, float]]
     first: FirstTokens
     added_first: FirstTokens
-    streams: tuple[Held, ...]
-    growth: Growth | None
+    streams: tuple[HeldStreams, ...]
+    growth: MemoryGrowth | None
     busy: float
 
     @property
     def held(self) -> int:
         """The largest number of streams that the gateway forwarded without noticeable delay."""
         return max(
-            (held.streams for held in takewhile(lambda held: held.ok, self.streams)), default=0
+            (level.streams for level in takewhile(lambda held: held.ok, self.streams)), default=0
         )
 
     def times(self, other: Result, connections: int) -> float:
@@ -72,27 +72,27 @@ class Result:
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 
-def contest(farm: Farm, others: Peers) -> list[Result]:
+def contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
     """Measure all gateways with one replica of Moyin's models app, then Moyin with two replicas.
 
     Gateways that are compared take turns in every round, together with direct calls of the mock.
     """
-    straight = direct(others.mock, others.mock_pid)
-    with peers_of(others.mock) as peers:
-        first = _compare([straight, moyin(farm, MOYIN), *peers], memory=True)
+    direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
+    with peers_of(peer_servers.mock) as peers:
+        main_results = _compare([direct_gateway, moyin(farm, MOYIN), *peers], memory=True)
         scale(farm, 2)
-        second = _compare([straight, moyin(farm, MOYIN_TWO)])
-    return [*first[:2], second[1], *first[2:]]
+        two_replica_results = _compare([direct_gateway, moyin(farm, MOYIN_TWO)])
+    return [*main_results[:2], two_replica_results[1], *main_results[2:]]
 
 
-def duel(farm: Farm, others: Peers) -> list[Result]:
+def duel(farm: Farm, peer_servers: PeerServers) -> list[Result]:
     """Measure one replica of Moyin's models app and TensorZero, the fastest other gateway.
 
     They take turns in every round, together with direct calls of the mock.
     """
-    straight = direct(others.mock, others.mock_pid)
-    with tensorzero(others.mock) as peer:
-        gateways = [straight, moyin(farm, MOYIN), peer]
+    direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
+    with tensorzero(peer_servers.mock) as peer_gateway:
+        gateways = [direct_gateway, moyin(farm, MOYIN), peer_gateway]
         return _compare(
             gateways, connections=_DUEL_CONNECTIONS, streams=_DUEL_STREAMS, all_streams=True
         )
@@ -112,11 +112,11 @@ def _compare(
         all_streams: True to measure larger numbers of streams even after a gateway has failed.
         memory: True to measure also the growth of memory.
     """
-    busy: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
+    load_averages: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
     loads: dict[str, dict[int, list[Measurement]]] = {gateway.name: {} for gateway in gateways}
     processor: dict[str, dict[int, list[float]]] = {gateway.name: {} for gateway in gateways}
-    for count, gateway in _turns(gateways, connections):
-        before = processor_seconds(gateway.processes())
+    for count, gateway in _order_of_measurements(gateways, connections):
+        cpu_before = processor_seconds(gateway.processes())
         measurement = measure(
             gateway.url,
             body=gateway.address(BODY),
@@ -124,11 +124,11 @@ def _compare(
             connections=count,
             seconds=_SECONDS,
         )
-        used = processor_seconds(gateway.processes()) - before
+        cpu_seconds = processor_seconds(gateway.processes()) - cpu_before
         loads[gateway.name].setdefault(count, []).append(measurement)
-        cost = used / max(measurement.requests, 1) * 1e6
+        cost = cpu_seconds / max(measurement.requests, 1) * 1e6
         processor[gateway.name].setdefault(count, []).append(cost)
-        busy[gateway.name].append(os.getloadavg()[0])
+        load_averages[gateway.name].append(os.getloadavg()[0])
     rates = {
         name: {c: tuple(m.requests_per_second for m in rounds) for c, rounds in load.items()}
         for name, load in loads.items()
@@ -145,22 +145,24 @@ def _compare(
             rounds=rates[gateway.name],
             processor={c: statistics.median(us) for c, us in processor[gateway.name].items()},
             over_direct={c: _ratio(rates[gateway.name][c], rates[base][c]) for c in connections},
-            added={c: _added(medians[gateway.name][c], medians[base][c]) for c in connections},
+            added={
+                c: _added_latency(medians[gateway.name][c], medians[base][c]) for c in connections
+            },
             first=firsts[gateway.name],
             added_first=firsts[gateway.name].over(firsts[base]),
             streams=tuple(_increasing_streams(gateway, streams, all_streams)),
-            growth=_growth(gateway) if memory and gateway.name != base else None,
-            busy=statistics.median(busy[gateway.name]),
+            growth=_measure_growth(gateway) if memory and gateway.name != base else None,
+            busy=statistics.median(load_averages[gateway.name]),
         )
         for gateway in gateways
     ]
 
 
-def _added(gateway: Measurement, direct: Measurement) -> tuple[float, float]:
-    return gateway.p50_ms - direct.p50_ms, gateway.p99_ms - direct.p99_ms
+def _added_latency(gateway: Measurement, direct_measurement: Measurement) -> tuple[float, float]:
+    return gateway.p50_ms - direct_measurement.p50_ms, gateway.p99_ms - direct_measurement.p99_ms
 
 
-def _turns(
+def _order_of_measurements(
     gateways: Sequence[Gateway], connections: Sequence[int]
 ) -> Iterator[tuple[int, Gateway]]:
     for _ in range(_ROUNDS):
@@ -169,22 +171,26 @@ def _turns(
                 yield count, gateway
 
 
-def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
+def _ratio(rates: Sequence[float], other_rates: Sequence[float]) -> float:
     """Divide the two rates of each round, and return the median of the quotients.
 
     Noise that lasts longer than a round affects both rates, so it cancels out.
     """
-    return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
+    return statistics.median(
+        rate / other_rate for rate, other_rate in zip(rates, other_rates, strict=True)
+    )
 
 
-def _increasing_streams(gateway: Gateway, counts: Sequence[int], all_: bool) -> Iterator[Held]:
+def _increasing_streams(
+    gateway: Gateway, counts: Sequence[int], measures_all: bool
+) -> Iterator[HeldStreams]:
     for streams in counts:
         result = held(gateway, streams)
         yield result
-        if not result.ok and not all_:
+        if not result.ok and not measures_all:
             return
 
 
-def _growth(gateway: Gateway) -> Growth:
+def _measure_growth(gateway: Gateway) -> MemoryGrowth:
     seconds = _MOYIN_SECONDS if gateway.name == MOYIN else _PEER_SECONDS
     return growth(gateway, _REQUESTS, seconds)

@@ -50,34 +50,35 @@ async def cost(farm: Farm, jobs: int) -> dict[str, float]:
         farm.url, headers={"authorization": f"Bearer {farm.key}"}
     ) as session:
         for _ in range(5):
-            await _job(session)
+            await _run_job(session)
         await asyncio.sleep(3)
         idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
-        began = time.monotonic()
-        busy = await measure_processes(farm.data, _jobs(session, jobs))
-        seconds = time.monotonic() - began
-    figures = {
-        part: (busy[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs for part in busy
+        started_at = time.monotonic()
+        busy_seconds = await measure_processes(farm.data, _run_jobs(session, jobs))
+        seconds = time.monotonic() - started_at
+    cost_by_part = {
+        part: (busy_seconds[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs
+        for part in busy_seconds
     }
-    figures["all"] = sum(ms for part, ms in figures.items() if part != "ComfyUI")
-    return figures | {"seconds": seconds / jobs}
+    cost_by_part["all"] = sum(ms for part, ms in cost_by_part.items() if part != "ComfyUI")
+    return cost_by_part | {"seconds": seconds / jobs}
 
 
-async def _jobs(session: aiohttp.ClientSession, count: int) -> None:
+async def _run_jobs(session: aiohttp.ClientSession, count: int) -> None:
     for _ in range(count):
-        await _job(session)
+        await _run_job(session)
 
 
-async def _job(session: aiohttp.ClientSession) -> None:
+async def _run_job(session: aiohttp.ClientSession) -> None:
     """Submit a job and read its events to the end, as clients do."""
-    async with session.post("/jobs", json={"kind": "render", "workflow": _graph()}) as response:
+    async with session.post("/jobs", json={"kind": "render", "workflow": _new_graph()}) as response:
         response.raise_for_status()
         job_id = (await response.json())["id"]
     async with session.get(f"/jobs/{job_id}/events") as response:
         assert "event: succeeded" in await response.text()
 
 
-def _graph() -> dict[str, Any]:
+def _new_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},
@@ -87,15 +88,15 @@ def _graph() -> dict[str, Any]:
 
 async def measure_processes(data: Path, activity: Any) -> Mapping[str, float]:
     """Await ``activity``; return the seconds of processor time that each part of the stack used."""
-    before = dict(_times(data))
+    seconds_before = dict(_read_processor_times(data))
     await activity
-    spent: dict[str, float] = defaultdict(float)
-    for (part, process), seconds in _times(data):
-        spent[part] += seconds - before.get((part, process), 0.0)
-    return spent
+    spent_seconds: dict[str, float] = defaultdict(float)
+    for (part, process), seconds in _read_processor_times(data):
+        spent_seconds[part] += seconds - seconds_before.get((part, process), 0.0)
+    return spent_seconds
 
 
-def _times(data: Path) -> Iterator[tuple[tuple[str, int], float]]:
+def _read_processor_times(data: Path) -> Iterator[tuple[tuple[str, int], float]]:
     for process in find_processes(str(data)):
         try:
             line, times = " ".join(process.cmdline()), process.cpu_times()
@@ -113,8 +114,8 @@ def main() -> None:
     options = parser.parse_args()
     with running("http://127.0.0.1:9") as farm:
         for _ in range(options.rounds):
-            figures = asyncio.run(cost(farm, options.jobs))
-            print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+            cost_by_part = asyncio.run(cost(farm, options.jobs))
+            print(json.dumps({name: round(value, 2) for name, value in cost_by_part.items()}))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _colors = itertools.count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crowd:
+class CrowdTimes:
     """The times of one round, in seconds from the first submission.
 
     Attributes:
@@ -46,7 +46,7 @@ class Crowd:
     submit_seconds: float
 
 
-async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
+async def crowd(farm: Farm, actors: int, jobs: int) -> CrowdTimes:
     """Time ``jobs`` graphs sent to ComfyUI directly, then as many jobs sent through the gateway.
 
     First wait until all actors run.
@@ -54,12 +54,14 @@ async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         folders = await _wait_for_comfyuis(farm, actors)
         # The first round only opens connections and fills caches.
-        await _through_farm(session, farm.url, actors)
+        await _time_farm_renders(session, farm.url, actors)
         async with AsyncExitStack() as sessions:
             comfyuis = [await sessions.enter_async_context(straight_to(path)) for path in folders]
-            direct = await _directly(comfyuis, jobs)
-        seconds, submitting = await _through_farm(session, farm.url, jobs)
-    return Crowd(direct_seconds=direct, farm_seconds=seconds, submit_seconds=submitting)
+            direct_seconds = await _time_direct_renders(comfyuis, jobs)
+        seconds, submit_seconds = await _time_farm_renders(session, farm.url, jobs)
+    return CrowdTimes(
+        direct_seconds=direct_seconds, farm_seconds=seconds, submit_seconds=submit_seconds
+    )
 
 
 def _graph() -> dict[str, Any]:
@@ -71,23 +73,23 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _directly(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
-    began = time.perf_counter()
+async def _time_direct_renders(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
+    started_at = time.perf_counter()
     targets = itertools.cycle(comfyuis)
 
     async def submit() -> None:
         async with next(targets).post("/prompt", json={"prompt": _graph()}) as response:
             response.raise_for_status()
 
-    await _concurrently([submit] * count)
+    await _run_concurrently([submit] * count)
     await asyncio.gather(*map(_wait_until_idle, comfyuis))
-    return time.perf_counter() - began
+    return time.perf_counter() - started_at
 
 
-async def _through_farm(
+async def _time_farm_renders(
     session: aiohttp.ClientSession, url: str, count: int
 ) -> tuple[float, float]:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     jobs: list[str] = []
 
     async def submit() -> None:
@@ -96,14 +98,14 @@ async def _through_farm(
             response.raise_for_status()
             jobs.append((await response.json())["id"])
 
-    await _concurrently([submit] * count)
-    submitted = time.perf_counter() - began
+    await _run_concurrently([submit] * count)
+    submit_seconds = time.perf_counter() - started_at
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
-    return time.perf_counter() - began, submitted
+    return time.perf_counter() - started_at, submit_seconds
 
 
-async def _concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+async def _run_concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
     limit = asyncio.Semaphore(_CONCURRENCY)
 
     async def run(call: Callable[[], Awaitable[None]]) -> None:

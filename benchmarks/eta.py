@@ -75,22 +75,24 @@ def record_hour(*, seed: int, actors: int, load: float) -> Recording:
     weights = (6, 5, 2, 6, 2, 1, 4)
     renders: list[PendingRender] = []
     seconds: dict[str, float] = {}
-    work, at = 0.0, 0.0
+    work, arrived_at = 0.0, 0.0
     while work < load * actors * _HOUR:
-        owner, at = f"owner-{rng.randrange(20):02}", rng.uniform(0, _HOUR)
+        owner, arrived_at = f"owner-{rng.randrange(20):02}", rng.uniform(0, _HOUR)
         shape, mean = rng.choices(_SHAPES, weights)[0]
         checkpoint, size = rng.choices(_CHECKPOINTS, (5, 4, 2, 1))[0]
-        burst = rng.choice([1, 1, 1, 1, 2, 4, 8, 40])
+        burst_size = rng.choice([1, 1, 1, 1, 2, 4, 8, 40])
         priority = rng.choice([3, 3, 3, 3, 2, 4])
-        for _ in range(burst):
+        for _ in range(burst_size):
             name = f"{len(renders):05}"
-            takes = mean * max(0.5, rng.gauss(1, 1 / 8)) * (3 if rng.random() < 1 / 40 else 1)
-            seconds[name] = takes
-            work += takes
-            at += rng.uniform(0, 0.2)
+            render_seconds = (
+                mean * max(0.5, rng.gauss(1, 1 / 8)) * (3 if rng.random() < 1 / 40 else 1)
+            )
+            seconds[name] = render_seconds
+            work += render_seconds
+            arrived_at += rng.uniform(0, 0.2)
             renders.append(
                 PendingRender(
-                    id=name, priority=priority, arrived=at, owner=owner,
+                    id=name, priority=priority, arrived=arrived_at, owner=owner,
                     models={checkpoint: int(size)}, shape=f"{shape} {checkpoint}",
                 )
             )  # fmt: skip
@@ -106,7 +108,7 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
     arrivals = deque(recording.renders)
     ends: list[tuple[float, str, float]] = []
     measurements: dict[str, tuple[MeasuredRender, float]] = {}
-    read: dict[str, list[tuple[float, float, float]]] = {}
+    readings: dict[str, list[tuple[float, float, float]]] = {}
     now, next_read = 0.0, 0.0
     while arrivals or len(window) or ends:
         while ends and ends[0][0] <= now:
@@ -119,23 +121,25 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
             window.add(replace(arrivals.popleft(), entered=now))
             has_arrived = True
         while (choice := window.choose_assignment(now)) is not None:
-            missing = [n for n in choice.pending.models if n not in choice.slot.models]
-            loaded = sum(choice.pending.models[name] for name in missing)
+            missing_models = [n for n in choice.pending.models if n not in choice.slot.models]
+            loaded_bytes = sum(choice.pending.models[name] for name in missing_models)
             window.begin_render(choice, now)
             errors.record_start(choice.pending.id, now)
-            waited = read.pop(choice.pending.id, [])
-            actual = [(now - at, p50, p90) for at, p50, p90 in waited]
-            guesses.starts += actual
-            guesses.first += actual[:1]
-            seconds = recording.seconds[choice.pending.id] + loaded / recording.bytes_per_second
-            load = loaded / recording.bytes_per_second
-            measured = MeasuredRender(
+            job_readings = readings.pop(choice.pending.id, [])
+            actual_waits = [(now - read_at, p50, p90) for read_at, p50, p90 in job_readings]
+            guesses.starts += actual_waits
+            guesses.first += actual_waits[:1]
+            seconds = (
+                recording.seconds[choice.pending.id] + loaded_bytes / recording.bytes_per_second
+            )
+            load = loaded_bytes / recording.bytes_per_second
+            measured_render = MeasuredRender(
                 shape=choice.pending.shape, seconds=seconds, load_seconds=load
             )
-            measurements[choice.slot.name] = (measured, choice.slot.load_seconds)
+            measurements[choice.slot.name] = (measured_render, choice.slot.load_seconds)
             heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
         if len(window) and (has_arrived or now >= next_read):
-            _read(window, errors, now, read, guesses)
+            _read_forecasts(window, errors, now, readings, guesses)
             next_read = now + _READ_SECONDS
         times = [ends[0][0]] if ends else []
         times += [arrivals[0].arrived] if arrivals else []
@@ -144,36 +148,40 @@ def replay(recording: Recording, actors: int) -> StartEstimates:
     return guesses
 
 
-def _read(
+def _read_forecasts(
     window: Window,
     errors: StartErrors,
     now: float,
-    read: dict[str, list[tuple[float, float, float]]],
-    guesses: StartEstimates,
+    readings: dict[str, list[tuple[float, float, float]]],
+    estimates: StartEstimates,
 ) -> None:
-    began = time.thread_time()
+    started_at = time.thread_time()
     expected = errors.widen_forecasts(window.forecast(now, _FORECAST), now)
     if len(expected) == _FORECAST:
-        guesses.forecast_seconds.append(time.thread_time() - began)
+        estimates.forecast_seconds.append(time.thread_time() - started_at)
     for item in expected:
         if item.starts_in is None:
-            guesses.unknown += 1
+            estimates.unknown += 1
             continue
-        estimates = read.setdefault(item.pending.id, [])
-        if not estimates or now - estimates[-1][0] >= _READ_SECONDS:
-            estimates.append((now, item.starts_in.p50, item.starts_in.p90))
+        job_readings = readings.setdefault(item.pending.id, [])
+        if not job_readings or now - job_readings[-1][0] >= _READ_SECONDS:
+            job_readings.append((now, item.starts_in.p50, item.starts_in.p90))
 
 
-def _measure(guesses: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    errors = [abs(actual - p50) for actual, p50, _ in guesses]
+def _measure_errors(estimates: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    errors = [abs(actual_wait - p50) for actual_wait, p50, _ in estimates]
     return {
-        "guesses": len(guesses),
-        "within_p90": round(statistics.fmean(actual <= p90 for actual, _, p90 in guesses), 3),
-        "within_p50": round(statistics.fmean(actual <= p50 for actual, p50, _ in guesses), 3),
-        "median_wait": round(statistics.median(actual for actual, _, _ in guesses), 1),
+        "guesses": len(estimates),
+        "within_p90": round(
+            statistics.fmean(actual_wait <= p90 for actual_wait, _, p90 in estimates), 3
+        ),
+        "within_p50": round(
+            statistics.fmean(actual_wait <= p50 for actual_wait, p50, _ in estimates), 3
+        ),
+        "median_wait": round(statistics.median(actual_wait for actual_wait, _, _ in estimates), 1),
         "median_error": round(statistics.median(errors), 1),
         "p90_error": round(quantile(errors, 0.9), 1),
-        "median_p90": round(statistics.median(p90 for _, _, p90 in guesses), 1),
+        "median_p90": round(statistics.median(p90 for _, _, p90 in estimates), 1),
     }
 
 
@@ -187,8 +195,8 @@ def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
             row = {
                 "seed": seed,
                 "load": load,
-                "at_submission": _measure(guesses.first),
-                "every_10_s": _measure(guesses.starts),
+                "at_submission": _measure_errors(guesses.first),
+                "every_10_s": _measure_errors(guesses.starts),
                 "unknown": guesses.unknown,
             }
             if guesses.forecast_seconds:

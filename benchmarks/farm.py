@@ -71,8 +71,8 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
         config["applications"].remove(apps["render-default"])
     elif actors > 1:
         # All actors share one GPU and all CPUs.
-        crowded = {"actors": actors, "gpus": 1 / actors, "cpus": 0, "window": 10 * actors}
-        apps["render-default"]["args"].update(crowded)
+        pool_settings = {"actors": actors, "gpus": 1 / actors, "cpus": 0, "window": 10 * actors}
+        apps["render-default"]["args"].update(pool_settings)
     config["applications"].append(
         {
             "name": "bare",
@@ -98,12 +98,12 @@ def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> It
             "PYTHONPATH": str(_ROOT),
             "MOYIN_DATA": str(data),
             "MOYIN_SERVE_CONFIG": str(config),
-            "MOYIN_PORT_BASE": str(_free_base()),
+            "MOYIN_PORT_BASE": str(_find_free_port_base()),
         }
         if comfyui is not None:
             environ["MOYIN_COMFYUI_HOME"] = str(comfyui.home)
             environ["MOYIN_COMFYUI_PYTHON"] = str(comfyui.python)
-        _moyin("up", environ)
+        _run_moyin("up", environ)
         try:
             profile = tomllib.loads((data / "profile.toml").read_text())
             yield Farm(
@@ -114,7 +114,7 @@ def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> It
                 environ=environ,
             )
         finally:
-            _moyin("down", environ)
+            _run_moyin("down", environ)
 
 
 def scale(farm: Farm, replicas: int) -> None:
@@ -124,15 +124,15 @@ def scale(farm: Farm, replicas: int) -> None:
         if app["name"] == "models":
             app["deployments"][0]["num_replicas"] = replicas
     farm.config.write_text(yaml.safe_dump(config))
-    _moyin("deploy", farm.environ)
+    _run_moyin("deploy", farm.environ)
 
 
-def _moyin(command: str, environ: Mapping[str, str]) -> None:
+def _run_moyin(command: str, environ: Mapping[str, str]) -> None:
     program = Path(sys.executable).with_name("moyin")
     subprocess.run([program, command], env=dict(environ), check=True)
 
 
-def _free_base() -> int:
+def _find_free_port_base() -> int:
     """Return the first port of a range that seems to be unused."""
     for base in range(22000, 32000, 500):
         with socket.socket() as probe:

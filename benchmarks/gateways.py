@@ -89,7 +89,7 @@ def moyin(farm: Farm, name: str) -> Gateway:
 def tensorzero(mock_url: str) -> Iterator[Gateway]:
     """Run TensorZero's gateway during the block, configured without a database, and yield it."""
     home = _CACHE / "tensorzero"
-    _install(home, f"{_TENSORZERO} openai", _pip)
+    _install(home, f"{_TENSORZERO} openai", _install_with_pip)
     provider = {"type": "openai", "api_base": f"{mock_url}/v1", "api_key_location": "none"}
     lines = ["[gateway]", "observability.enabled = false"]
     for name in ("mock", paced.MODEL):
@@ -130,18 +130,18 @@ def _replicas(farm: Farm) -> list[psutil.Process]:
     return [
         process
         for process in find_processes(str(farm.data))
-        if "ServeReplica:models" in _title(process)
+        if "ServeReplica:models" in _find_title(process)
     ]
 
 
-def _title(process: psutil.Process) -> str:
+def _find_title(process: psutil.Process) -> str:
     return " ".join(process.cmdline())
 
 
 @contextmanager
 def _litellm(mock_url: str) -> Iterator[Gateway]:
     home = _CACHE / "litellm"
-    _install(home, _LITELLM, _pip)
+    _install(home, _LITELLM, _install_with_pip)
     port, key = free_port(), f"sk-{secrets.token_hex(16)}"
     upstream = {"api_base": f"{mock_url}/v1", "api_key": "none"}
     config = {
@@ -176,7 +176,7 @@ def _litellm(mock_url: str) -> Iterator[Gateway]:
 @contextmanager
 def _portkey(mock_url: str) -> Iterator[Gateway]:
     home = _CACHE / "portkey"
-    _install(home, json.dumps(_PORTKEY), _npm)
+    _install(home, json.dumps(_PORTKEY), _install_with_npm)
     port = free_port()
     server = home / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
     command = ["node", str(server), "--headless", f"--port={port}"]
@@ -194,13 +194,13 @@ def _portkey(mock_url: str) -> Iterator[Gateway]:
         )
 
 
-def _pip(home: Path, requirements: str) -> None:
+def _install_with_pip(home: Path, requirements: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements.split()]
     subprocess.run(pip, check=True, env={**os.environ, **_NO_PYTHONPATH})
 
 
-def _npm(home: Path, _: str) -> None:
+def _install_with_npm(home: Path, _: str) -> None:
     (home / "package.json").write_text(json.dumps(_PORTKEY))
     subprocess.run(["npm", "install", "--silent", "--no-fund", "--no-audit"], cwd=home, check=True)
 

@@ -71,14 +71,14 @@ def main() -> int:
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="moyin-history-") as folder,
-        _serving(arguments.database, Path(folder)) as url,
+        _open_database_url(arguments.database, Path(folder)) as url,
     ):
-        asyncio.run(_measure(url, arguments.jobs))
+        asyncio.run(_measure_history(url, arguments.jobs))
     return 0
 
 
 @contextlib.contextmanager
-def _serving(kind: str, folder: Path) -> Iterator[str]:
+def _open_database_url(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'jobs.sqlite'}"
         return
@@ -91,32 +91,35 @@ def _serving(kind: str, folder: Path) -> Iterator[str]:
         server.close()
 
 
-async def _measure(url: str, count: int) -> None:
+async def _measure_history(url: str, count: int) -> None:
     await asyncio.to_thread(migrate, url)
     database = Database(url)
     try:
         store = JobStore(database)
-        await _fill(database, count)
+        await _insert_jobs(database, count)
         await _analyze(database, url)
-        for name, where in _FILTERS.items():
-            _show(f"page of 50, filter {name}", await _time_pages(store, where))
-        _show("submission without text", await _time_submissions(store, asyncio.sleep(5), words=0))
-        _show("submission alone", await _time_submissions(store, asyncio.sleep(5)))
+        for name, job_filter in _FILTERS.items():
+            _print_seconds(f"page of 50, filter {name}", await _time_pages(store, job_filter))
+        _print_seconds(
+            "submission without text", await _time_submissions(store, asyncio.sleep(5), words=0)
+        )
+        _print_seconds("submission alone", await _time_submissions(store, asyncio.sleep(5)))
         deletion = _delete(store, count // 10)
-        _show(
+        _print_seconds(
             f"submission beside {count // 10:,} deletions", await _time_submissions(store, deletion)
         )
     finally:
         await database.close()
 
 
-async def _fill(database: Database, count: int) -> None:
+async def _insert_jobs(database: Database, count: int) -> None:
     """Insert ``count`` jobs of two owners, with submission times within one day."""
-    numbers, began = random.Random(7), now() - timedelta(days=1)
+    numbers, started_at = random.Random(7), now() - timedelta(days=1)
     for start in range(0, count, _ROWS_PER_INSERT):
         ordinals = range(start, min(start + _ROWS_PER_INSERT, count))
         rows = [
-            _make_row(numbers, began + timedelta(days=1) * (number / count)) for number in ordinals
+            _make_row(numbers, started_at + timedelta(days=1) * (number / count))
+            for number in ordinals
         ]
         texts = [
             {"job_id": row["id"], "words": join_words(row["owner"], _make_text(numbers, ordinal))}
@@ -150,10 +153,12 @@ def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
     statuses = ("succeeded", "failed", "cancelled", "queued", "running")
     status = numbers.choices(statuses, (90, 5, 3, 1, 1))[0]
     pool = numbers.choices(("default", "large"), (9, 1))[0]
-    new = _make_job(numbers.choices(_OWNERS, (9, 1))[0], kind, pool, f"p{numbers.randrange(50)}")
+    new_job = _make_job(
+        numbers.choices(_OWNERS, (9, 1))[0], kind, pool, f"p{numbers.randrange(50)}"
+    )
     templates = ["portrait"] if kind == "render" and numbers.random() < 0.1 else None
     changes = {"status": status, "created_at": created_at, "templates": templates}
-    return {**build_row(new), **changes, "dispatched": True}
+    return {**build_row(new_job), **changes, "dispatched": True}
 
 
 def _make_text(numbers: random.Random, ordinal: int) -> str:
@@ -181,13 +186,13 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
     )
 
 
-async def _time_pages(store: JobStore, where: JobFilter) -> list[float]:
+async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
     """Return the seconds that each of several consecutive pages of a list took."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
-        began = time.perf_counter()
-        _, cursor = await store.list_page("ada", where, cursor=cursor)
-        seconds.append(time.perf_counter() - began)
+        started_at = time.perf_counter()
+        _, cursor = await store.list_page("ada", job_filter, cursor=cursor)
+        seconds.append(time.perf_counter() - started_at)
     return seconds
 
 
@@ -198,9 +203,9 @@ async def _time_submissions(
     task, seconds, numbers = asyncio.ensure_future(concurrent_work), [], random.Random(8)
     while not task.done():
         text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         await store.create(_make_job("ada", "render", "default", "new", text))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started_at)
         await asyncio.sleep(0.02)
     await task
     return seconds
@@ -208,19 +213,19 @@ async def _time_submissions(
 
 async def _delete(store: JobStore, count: int) -> None:
     """Delete ``count`` jobs by a filter, in chunks like `moyin.jobs.history`; print the time."""
-    where = JobFilter(statuses=(JobStatus.SUCCEEDED,))
-    began, remaining_count, cursor = time.perf_counter(), count, None
+    job_filter = JobFilter(statuses=(JobStatus.SUCCEEDED,))
+    started_at, remaining_count, cursor = time.perf_counter(), count, None
     while remaining_count > 0:
-        page = await store.list_ids("ada", where, limit=_CHUNK, cursor=cursor)
+        page = await store.list_ids("ada", job_filter, limit=_CHUNK, cursor=cursor)
         remaining_count -= len((await store.delete("ada", page.ids)).deleted)
         cursor = page.next_cursor
-    print(f"{count:,} jobs deleted in {time.perf_counter() - began:.1f} s")
+    print(f"{count:,} jobs deleted in {time.perf_counter() - started_at:.1f} s")
 
 
-def _show(label: str, seconds: list[float]) -> None:
-    hundredths = statistics.quantiles(seconds, n=100)
-    p50, p95 = 1000 * hundredths[49], 1000 * hundredths[94]
-    print(f"{label}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")
+def _print_seconds(description: str, seconds: list[float]) -> None:
+    percentiles = statistics.quantiles(seconds, n=100)
+    p50, p95 = 1000 * percentiles[49], 1000 * percentiles[94]
+    print(f"{description}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, worst {1000 * max(seconds):.0f} ms")
 
 
 if __name__ == "__main__":

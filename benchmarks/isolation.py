@@ -57,33 +57,33 @@ async def isolation(rounds: int, graphs: int) -> IsolationCost:
         # The order alternates, because the first one finds fewer files in the page cache.
         kinds = _KINDS if number % 2 else _KINDS[::-1]
         with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
-            async with AsyncExitStack() as running:
-                renderers = {kind: _renderer(Path(folder), kind) for kind in kinds}
+            async with AsyncExitStack() as exit_stack:
+                renderers = {kind: _open_renderer(Path(folder), kind) for kind in kinds}
                 starts.append({})
                 for kind, renderer in renderers.items():
-                    began = time.perf_counter()
+                    started_at = time.perf_counter()
                     await renderer.start()
-                    running.push_async_callback(renderer.close)
-                    await _render(renderer, 0)
-                    starts[-1][kind] = time.perf_counter() - began
+                    exit_stack.push_async_callback(renderer.close)
+                    await _time_render(renderer, 0)
+                    starts[-1][kind] = time.perf_counter() - started_at
                 for _ in range(graphs):
                     renders.append({})
                     for kind, renderer in renderers.items():
-                        began = time.perf_counter()
-                        await _render(renderer, _SECONDS)
-                        renders[-1][kind] = time.perf_counter() - began
-    off, strict = _KINDS
+                        started_at = time.perf_counter()
+                        await _time_render(renderer, _SECONDS)
+                        renders[-1][kind] = time.perf_counter() - started_at
+    off_kind, strict_kind = _KINDS
     return IsolationCost(
-        start_off=statistics.median(pair[off] for pair in starts),
-        start_strict=statistics.median(pair[strict] for pair in starts),
-        start_more=statistics.median(pair[strict] - pair[off] for pair in starts),
-        render_off=statistics.median(pair[off] for pair in renders),
-        render_strict=statistics.median(pair[strict] for pair in renders),
-        render_ratio=statistics.median(pair[strict] / pair[off] for pair in renders),
+        start_off=statistics.median(pair[off_kind] for pair in starts),
+        start_strict=statistics.median(pair[strict_kind] for pair in starts),
+        start_more=statistics.median(pair[strict_kind] - pair[off_kind] for pair in starts),
+        render_off=statistics.median(pair[off_kind] for pair in renders),
+        render_strict=statistics.median(pair[strict_kind] for pair in renders),
+        render_ratio=statistics.median(pair[strict_kind] / pair[off_kind] for pair in renders),
     )
 
 
-def _renderer(folder: Path, kind: Isolation) -> ComfyRenderer:
+def _open_renderer(folder: Path, kind: Isolation) -> ComfyRenderer:
     installation = find_comfyui(Settings())
     options = ComfyOptions(
         home=installation.home,
@@ -97,7 +97,7 @@ def _renderer(folder: Path, kind: Isolation) -> ComfyRenderer:
     return ComfyRenderer(options, BlobStore(f"file://{folder / 'blobs'}"))
 
 
-async def _render(renderer: ComfyRenderer, seconds: float) -> None:
+async def _time_render(renderer: ComfyRenderer, seconds: float) -> None:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
     graph: dict[str, Any] = {
         "1": {"class_type": "EmptyImage", "inputs": size},

@@ -50,10 +50,12 @@ def measure(
         script = Path(folder) / "post.lua"
         script.write_text(
             "wrk.method = 'POST'\n"
-            f"wrk.body = {_lua(json.dumps(body))}\n"
+            f"wrk.body = {_quote_for_lua(json.dumps(body))}\n"
             "wrk.headers['content-type'] = 'application/json'\n"
-            f"wrk.headers['authorization'] = {_lua('Bearer ' + key)}\n"
-            + "".join(f"wrk.headers['{k}'] = {_lua(v)}\n" for k, v in (headers or {}).items())
+            f"wrk.headers['authorization'] = {_quote_for_lua('Bearer ' + key)}\n"
+            + "".join(
+                f"wrk.headers['{k}'] = {_quote_for_lua(v)}\n" for k, v in (headers or {}).items()
+            )
         )
         command: list[str] = [
             "wrk",
@@ -66,29 +68,32 @@ def measure(
             str(script),
             url,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return _parse(done.stdout)
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return _parse_output(process.stdout)
 
 
-def _parse(text: str) -> Measurement:
+def _parse_output(text: str) -> Measurement:
     def milliseconds(percentile: str) -> float:
         latency = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
         assert latency is not None, text
         return float(latency[1]) * _UNITS[latency[2]]
 
-    rate = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
-    total = re.search(r"^\s+(\d+) requests in", text, re.MULTILINE)
-    assert rate is not None and total is not None, text
-    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
-    lost = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
+    rate_match = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
+    total_match = re.search(r"^\s+(\d+) requests in", text, re.MULTILINE)
+    assert rate_match is not None and total_match is not None, text
+    bad_responses = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    socket_errors = re.search(
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text
+    )
     return Measurement(
-        requests=int(total[1]),
-        requests_per_second=float(rate[1]),
+        requests=int(total_match[1]),
+        requests_per_second=float(rate_match[1]),
         p50_ms=milliseconds("50"),
         p99_ms=milliseconds("99"),
-        errors=(int(bad[1]) if bad else 0) + sum(map(int, lost.groups() if lost else ())),
+        errors=(int(bad_responses[1]) if bad_responses else 0)
+        + sum(map(int, socket_errors.groups() if socket_errors else ())),
     )
 
 
-def _lua(text: str) -> str:
+def _quote_for_lua(text: str) -> str:
     return "[==[" + text + "]==]"

@@ -14,7 +14,7 @@ _WARM_UP = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
+class MemoryGrowth:
     """The memory of a gateway's processes, measured repeatedly during the load.
 
     Attributes:
@@ -31,19 +31,19 @@ class Growth:
         return self.bytes[-1] / self.bytes[0]
 
 
-def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
+def growth(gateway: Gateway, requests: int, seconds: float) -> MemoryGrowth:
     """Send up to ``requests`` requests in at most ``seconds``; return the growth of memory."""
-    while _load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
+    while _measure_load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
         seconds -= _STEP_SECONDS
     counts, sizes = [0], [resident(gateway.processes())]
     while counts[-1] < requests and seconds > 0:
-        counts.append(counts[-1] + _load(gateway))
+        counts.append(counts[-1] + _measure_load(gateway))
         sizes.append(resident(gateway.processes()))
         seconds -= _STEP_SECONDS
-    return Growth(requests=tuple(counts), bytes=tuple(sizes))
+    return MemoryGrowth(requests=tuple(counts), bytes=tuple(sizes))
 
 
-def _load(gateway: Gateway) -> int:
+def _measure_load(gateway: Gateway) -> int:
     body = gateway.address(BODY)
     load = measure(gateway.url, body=body, headers=gateway.headers, seconds=_STEP_SECONDS)
     return load.requests

@@ -36,7 +36,7 @@ _WHOLE = json.dumps(
 ).encode()
 
 
-def _chunk(**members: object) -> bytes:
+def _new_chunk(**members: object) -> bytes:
     body = {**_ID, "object": "chat.completion.chunk", **members}
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
@@ -44,19 +44,21 @@ def _chunk(**members: object) -> bytes:
 _STREAM = b"".join(
     [
         *(
-            _chunk(choices=[{"index": 0, "delta": {"content": word + " "}, "finish_reason": None}])
+            _new_chunk(
+                choices=[{"index": 0, "delta": {"content": word + " "}, "finish_reason": None}]
+            )
             for word in _TEXT.split()
         ),
-        _chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]),
-        _chunk(choices=[], usage=_USAGE),
+        _new_chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]),
+        _new_chunk(choices=[], usage=_USAGE),
         b"data: [DONE]\n\n",
     ]
 )
 
 
 def _response(content_type: bytes, body: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n"
-    return head % (content_type, len(body)) + body
+    header_template = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n"
+    return header_template % (content_type, len(body)) + body
 
 
 _WHOLE_RESPONSE = _response(b"application/json", _WHOLE)
@@ -77,25 +79,25 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while (request := self._next()) is not None:
+        while (request := self._next_body()) is not None:
             if _PACED in request:
                 self._pacer.join(self._transport, request)
                 continue
             streams = b'"stream": true' in request or b'"stream":true' in request
             self._transport.write(_STREAM_RESPONSE if streams else _WHOLE_RESPONSE)
 
-    def _next(self) -> bytes | None:
-        head, separator, rest = self._received.partition(b"\r\n\r\n")
+    def _next_body(self) -> bytes | None:
+        head, separator, body = self._received.partition(b"\r\n\r\n")
         if not separator:
             return None
         length = 0
         for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
                 length = int(line[15:])
-        if len(rest) < length:
+        if len(body) < length:
             return None
-        self._received = rest[length:]
-        return rest[:length]
+        self._received = body[length:]
+        return body[:length]
 
 
 async def _serve(port: int) -> None:

@@ -17,15 +17,15 @@ _ID = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 0, "
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-def _event(**choice: object) -> bytes:
+def _new_event(**choice: object) -> bytes:
     return b"data: " + json.dumps({**_ID, "choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
 
 
-_TOKEN = _event(delta={"content": "%d "}, finish_reason=None)
-_END = _event(delta={}, finish_reason="stop") + b"data: [DONE]\n\n"
+_TOKEN = _new_event(delta={"content": "%d "}, finish_reason=None)
+_END = _new_event(delta={}, finish_reason="stop") + b"data: [DONE]\n\n"
 
 
-def _chunk(body: bytes) -> bytes:
+def _to_http_chunk(body: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(body), body)
 
 
@@ -45,23 +45,23 @@ class Pacer:
         self._joined += 1
         if not self._due:
             self._due = time.monotonic()
-            asyncio.get_running_loop().call_soon(self._tick, 0)
+            asyncio.get_running_loop().call_soon(self._write_tokens, 0)
 
-    def _tick(self, number: int) -> None:
+    def _write_tokens(self, number: int) -> None:
         slot = self._slots[number % _SLOTS]
-        token = _chunk(_TOKEN % time.monotonic_ns())
-        for transport, left in list(slot.items()):
+        token = _to_http_chunk(_TOKEN % time.monotonic_ns())
+        for transport, remaining_chunks in list(slot.items()):
             if transport.is_closing():
                 del slot[transport]
-            elif left:
+            elif remaining_chunks:
                 transport.write(token)
-                slot[transport] = left - 1
+                slot[transport] = remaining_chunks - 1
             else:
-                transport.write(_chunk(_END) + b"0\r\n\r\n")
+                transport.write(_to_http_chunk(_END) + b"0\r\n\r\n")
                 del slot[transport]
         if any(self._slots):
             self._due += _TICK
             delay = max(0.0, self._due - time.monotonic())
-            asyncio.get_running_loop().call_later(delay, self._tick, number + 1)
+            asyncio.get_running_loop().call_later(delay, self._write_tokens, number + 1)
         else:
             self._due = 0.0

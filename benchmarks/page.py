@@ -26,7 +26,7 @@ _OTHERS = {
 
 def throughput(page: str) -> dict[str, float]:
     """Return the requests per second of each server through `/v1`, divided by Moyin's."""
-    bars = {name: 1 / _row(page, start)[0][0] for name, start in _OTHERS.items()}
+    bars = {name: 1 / _read_row(page, start)[0][0] for name, start in _OTHERS.items()}
     return {**bars, "Moyin, one replica": 1.0}
 
 
@@ -35,16 +35,16 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
 
     Each pair has the figure at the start of the project and the figure now.
     """
-    _, _, rest = page.partition("| process | ms at the start | ms now |\n")
-    names = [line.split(" | ")[0].strip("| ") for line in rest.splitlines()[1:]]
+    _, _, process_table = page.partition("| process | ms at the start | ms now |\n")
+    names = [line.split(" | ")[0].strip("| ") for line in process_table.splitlines()[1:]]
     table = names[: next(i for i, name in enumerate(names) if not name)]
-    cells = {name: _row(page, name) for name in table}
-    return {name: (mean(start), mean(now)) for name, (start, now) in cells.items()}
+    cells = {name: _read_row(page, name) for name in table}
+    return {name: (mean(start), mean(final_ms)) for name, (start, final_ms) in cells.items()}
 
 
-def _row(page: str, start: str) -> list[list[float]]:
-    """Return the numbers in the page's table row that begins with ``start``, by cell."""
-    [line] = [line for line in page.splitlines() if line.startswith(f"| {start}")]
+def _read_row(page: str, row_name: str) -> list[list[float]]:
+    """Return the numbers in the table row that begins with ``row_name``."""
+    [line] = [line for line in page.splitlines() if line.startswith(f"| {row_name}")]
     cells = line.strip("|").split(" | ")[1:]
     return [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)] for cell in cells]
 
@@ -55,12 +55,12 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     _, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")
     bars = throughput(page)
-    drawn = axes.barh(
+    bar_container = axes.barh(
         list(bars), list(bars.values()), color=["#9aa5b1"] * len(_OTHERS) + ["#4051b5"]
     )
-    axes.bar_label(drawn, fmt="%.2f", padding=4)
+    axes.bar_label(bar_container, fmt="%.2f", padding=4)
     axes.set_xlabel("requests per second at 16 connections, Moyin = 1")
-    _finish(axes, FOLDER / "text.png")
+    _save_plot(axes, FOLDER / "text.png")
 
     _, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
     costs = render_cost(page)
@@ -70,20 +70,20 @@ def main() -> None:
         (0.2, 0, "at the start", "#9aa5b1"),
         (-0.2, 1, "now", "#4051b5"),
     ):
-        drawn = axes.barh(
-            [place + shift for place in places],
+        bar_container = axes.barh(
+            [position + shift for position in places],
             [pair[index] for pair in costs.values()],
             height=0.38, label=label, color=colour,
         )  # fmt: skip
-        axes.bar_label(drawn, fmt="%.0f", padding=4)
+        axes.bar_label(bar_container, fmt="%.0f", padding=4)
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of processor time for a small render, without ComfyUI")
     axes.legend(frameon=False)
-    _finish(axes, FOLDER / "render.png")
+    _save_plot(axes, FOLDER / "render.png")
 
 
-def _finish(axes: Axes, path: Path) -> None:
+def _save_plot(axes: Axes, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     figure = axes.get_figure(root=True)

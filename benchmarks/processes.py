@@ -27,8 +27,8 @@ def running_program(
         members = family(process.pid)
         process.terminate()
         _, alive = psutil.wait_procs(members, timeout=5)
-        for survivor in alive:
-            survivor.kill()
+        for surviving_process in alive:
+            surviving_process.kill()
         process.wait()
 
 
@@ -53,8 +53,8 @@ def wait_for(port: int, seconds: float = 20) -> None:
 def family(pid: int) -> list[psutil.Process]:
     """Return a process and all of its descendants; empty if the process has ended."""
     try:
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
+        root_process = psutil.Process(pid)
+        return [root_process, *root_process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 

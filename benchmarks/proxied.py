@@ -34,7 +34,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise RouteNotFound("this gateway serves only the proxy's route")
 
 
-async def _gateway(port: int, service: str) -> None:
+async def _serve_gateway(port: int, service: str) -> None:
     proxy = Proxy(signing_key=b"0" * 32)
     routes = [{"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service]}]
     proxy.configure(GatewayConfig.model_validate({"routes": routes}).to_route_table(""))
@@ -53,17 +53,17 @@ async def _gateway(port: int, service: str) -> None:
     await proxy.close()
 
 
-async def _service(port: int) -> None:
+async def _serve_service(port: int) -> None:
     app = web.Application()
-    app.router.add_get("/events", _events)
-    app.router.add_get("/socket", _socket)
+    app.router.add_get("/events", _stream_events)
+    app.router.add_get("/socket", _echo_messages)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
     await asyncio.Event().wait()
 
 
-async def _events(request: web.Request) -> web.StreamResponse:
+async def _stream_events(request: web.Request) -> web.StreamResponse:
     """Stream an event every second; each event contains the time at which it was sent."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
@@ -74,7 +74,7 @@ async def _events(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _socket(request: web.Request) -> web.WebSocketResponse:
+async def _echo_messages(request: web.Request) -> web.WebSocketResponse:
     """Return every message of a WebSocket to its sender."""
     socket = web.WebSocketResponse()
     await socket.prepare(request)
@@ -85,6 +85,6 @@ async def _socket(request: web.Request) -> web.WebSocketResponse:
 
 if __name__ == "__main__":
     if sys.argv[1] == "gateway":
-        uvloop.run(_gateway(int(sys.argv[2]), sys.argv[3]))
+        uvloop.run(_serve_gateway(int(sys.argv[2]), sys.argv[3]))
     else:
-        uvloop.run(_service(int(sys.argv[2])))
+        uvloop.run(_serve_service(int(sys.argv[2])))

@@ -27,7 +27,7 @@ from benchmarks.farm import MOCK, SERVICE, Farm
 from benchmarks.load import Measurement, measure
 from benchmarks.processes import free_port, running_program, wait_for
 from benchmarks.proxied import KEY
-from benchmarks.text import BODY, Peers, median, process
+from benchmarks.text import BODY, PeerServers, median, process
 
 T = TypeVar("T")
 
@@ -99,23 +99,23 @@ class ServerResult:
     streams: OpenConnections | None
 
 
-def proxy(farm: Farm, others: Peers) -> list[ServerResult]:
+def proxy(farm: Farm, peer_servers: PeerServers) -> list[ServerResult]:
     """Measure all servers in turns; the results for requests are medians of the rounds."""
-    with _places(farm, others) as places:
-        rounds: dict[str, list[Measurement]] = {place.name: [] for place in places}
+    with _run_servers(farm, peer_servers) as places:
+        rounds: dict[str, list[Measurement]] = {server.name: [] for server in places}
         for _ in range(_ROUNDS):
-            for place in places:
-                rounds[place.name].append(
-                    measure(place.requests, body=BODY, key=place.key, seconds=_SECONDS)
+            for server in places:
+                rounds[server.name].append(
+                    measure(server.requests, body=BODY, key=server.key, seconds=_SECONDS)
                 )
         return [
             ServerResult(
-                name=place.name,
-                load=median(rounds[place.name]),
-                sockets=_held(place, _SOCKETS),
-                streams=_held(place, _STREAMS),
+                name=server.name,
+                load=median(rounds[server.name]),
+                sockets=_measure_held(server, _SOCKETS),
+                streams=_measure_held(server, _STREAMS),
             )
-            for place in places
+            for server in places
         ]
 
 
@@ -132,16 +132,18 @@ class _Kind:
     follow: Callable[[Any], Awaitable[list[float]]]
 
 
-def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
-    if place.streams is None:
+def _measure_held(server: MeasuredServer, kind: _Kind) -> OpenConnections | None:
+    if server.streams is None:
         return None
-    results = asyncio.run(_delays(place.streams, place.key, kind))
-    held = [delays for delays in results if delays is not None]
-    cuts = statistics.quantiles([ms for delays in held for ms in delays] or [0.0, 0.0], n=100)
-    return OpenConnections(held=len(held), p50_ms=cuts[49], p99_ms=cuts[98])
+    results = asyncio.run(_measure_delays(server.streams, server.key, kind))
+    held_delays = [delays for delays in results if delays is not None]
+    percentiles = statistics.quantiles(
+        [ms for delays in held_delays for ms in delays] or [0.0, 0.0], n=100
+    )
+    return OpenConnections(held=len(held_delays), p50_ms=percentiles[49], p99_ms=percentiles[98])
 
 
-async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
+async def _measure_delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
     """Open `OPEN` connections, and return the delays of the messages on each of them.
 
     The result of a connection that broke later is None; connections that failed to open are left
@@ -181,15 +183,15 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
 
 async def _measure_socket(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
     """Return the round-trip times in ms of messages on a WebSocket while all others send, too."""
-    trips = []
+    trip_ms = []
     for _ in range(_MESSAGES):
-        began = time.monotonic()
+        started_at = time.monotonic()
         await socket.send_str("hello")
         await socket.receive_str()
-        trips.append((time.monotonic() - began) * 1e3)
+        trip_ms.append((time.monotonic() - started_at) * 1e3)
         await asyncio.sleep(0.2)
     await socket.close()
-    return trips
+    return trip_ms
 
 
 async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
@@ -216,21 +218,23 @@ _STREAMS = _Kind(open=_open_stream, follow=_measure_stream)
 
 
 @contextmanager
-def _places(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
+def _run_servers(farm: Farm, peer_servers: PeerServers) -> Iterator[list[MeasuredServer]]:
     with ExitStack() as stack:
-        alone, streaming = free_port(), free_port()
-        for port, upstream in ((alone, others.mock), (streaming, others.service)):
+        mock_port, streaming = free_port(), free_port()
+        for port, upstream in ((mock_port, peer_servers.mock), (streaming, peer_servers.service)):
             stack.enter_context(process(["benchmarks.proxied", "gateway", str(port), upstream]))
             wait_for(port)
-        bare = MeasuredServer(
-            name="bare service", requests=others.mock, streams=others.service, key=KEY
+        bare_server = MeasuredServer(
+            name="bare service", requests=peer_servers.mock, streams=peer_servers.service, key=KEY
         )
         places = [
-            bare,
-            MeasuredServer(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
+            bare_server,
+            MeasuredServer(
+                name="bare forwarder", requests=peer_servers.forwarder, streams=None, key=KEY
+            ),
             MeasuredServer(
                 name="Moyin's process alone",
-                requests=f"http://127.0.0.1:{alone}",
+                requests=f"http://127.0.0.1:{mock_port}",
                 streams=f"http://127.0.0.1:{streaming}",
                 key=KEY,
             ),
@@ -245,18 +249,20 @@ def _places(farm: Farm, others: Peers) -> Iterator[list[MeasuredServer]]:
         if nginx is None:
             print("nginx is left out: run `sudo apt-get install nginx-light`")
         else:
-            url = stack.enter_context(_nginx(nginx, others))
+            url = stack.enter_context(_run_nginx(nginx, peer_servers))
             places.insert(1, MeasuredServer(name="nginx", requests=url, streams=url, key=KEY))
         yield places
 
 
 @contextmanager
-def _nginx(program: str, others: Peers) -> Iterator[str]:
+def _run_nginx(program: str, peer_servers: PeerServers) -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "nginx.conf"
-        mock, service = (url.removeprefix("http://") for url in (others.mock, others.service))
-        config.write_text(_NGINX.format(folder=folder, mock=mock, service=service, port=port))
+        mock_host, service = (
+            url.removeprefix("http://") for url in (peer_servers.mock, peer_servers.service)
+        )
+        config.write_text(_NGINX.format(folder=folder, mock=mock_host, service=service, port=port))
         with running_program([program, "-c", str(config), "-e", os.devnull]):
             wait_for(port)
             yield f"http://127.0.0.1:{port}"

@@ -23,36 +23,38 @@ _COLORS = {"nginx": "tab:green", "Moyin": "tab:blue", "Moyin's process alone": "
 def show_proxy(standings: Sequence[ServerResult], folder: Path) -> None:
     """Print the results and write ``proxy.json`` and ``proxy.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    ratios = _ratios(standings)
+    ratios = _compute_ratios(standings)
     report = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "open": OPEN,
-        "standings": [asdict(standing) for standing in standings],
+        "standings": [asdict(server_result) for server_result in standings],
         "ratios": ratios,
     }
     (folder / "proxy.json").write_text(json.dumps(report, indent=2) + "\n")
-    _print(standings, ratios)
-    _plot(standings, folder / "proxy.png")
+    _print_results(standings, ratios)
+    _plot_results(standings, folder / "proxy.png")
     print(f"\n{folder / 'proxy.json'}\n{folder / 'proxy.png'}")
 
 
-def _ratios(standings: Sequence[ServerResult]) -> dict[str, float]:
-    rate = {standing.name: standing.load.requests_per_second for standing in standings}
+def _compute_ratios(standings: Sequence[ServerResult]) -> dict[str, float]:
+    rate_by_name = {
+        server_result.name: server_result.load.requests_per_second for server_result in standings
+    }
     return {
-        f"{name} over {peer}": rate[name] / rate[peer]
+        f"{name} over {peer_name}": rate_by_name[name] / rate_by_name[peer_name]
         for name in ("Moyin", "Moyin's process alone")
-        for peer in ("nginx", "bare forwarder", "bare service")
-        if peer in rate
+        for peer_name in ("nginx", "bare forwarder", "bare service")
+        if peer_name in rate_by_name
     }
 
 
-def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
+def _print_results(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
     print("\nreverse proxy, 16 connections requests/s    p50 ms    p99 ms    errors")
-    for standing in standings:
-        load = standing.load
+    for server_result in standings:
+        load = server_result.load
         print(
-            f"  {standing.name:24}{load.requests_per_second:14,.0f}"
+            f"  {server_result.name:24}{load.requests_per_second:14,.0f}"
             f"{load.p50_ms:10.2f}{load.p99_ms:10.2f}{load.errors:10}"
         )
     for title, kind in (
@@ -60,34 +62,41 @@ def _print(standings: Sequence[ServerResult], ratios: dict[str, float]) -> None:
         ("event streams (from the service to the client)", "streams"),
     ):
         print(f"\n{OPEN} open {title}\n{'held':>34}    p50 ms    p99 ms")
-        for standing in standings:
-            held: OpenConnections | None = getattr(standing, kind)
-            if held is not None:
-                print(f"  {standing.name:24}{held.held:8,}{held.p50_ms:10.2f}{held.p99_ms:10.2f}")
+        for server_result in standings:
+            connections: OpenConnections | None = getattr(server_result, kind)
+            if connections is not None:
+                print(
+                    f"  {server_result.name:24}{connections.held:8,}"
+                    f"{connections.p50_ms:10.2f}{connections.p99_ms:10.2f}"
+                )
     print("\nratio of requests/s")
     for name, ratio in ratios.items():
         print(f"  {name:46} {ratio:7.2f}")
 
 
-def _plot(standings: Sequence[ServerResult], path: Path) -> None:
+def _plot_results(standings: Sequence[ServerResult], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
     bars = [(s.name, s.load.requests_per_second) for s in standings]
-    _bars(axes[0], "Requests a second, 16 connections", bars, "{:,.0f}")
+    _draw_bars(axes[0], "Requests a second, 16 connections", bars, "{:,.0f}")
     for panel, title, kind in (
         (axes[1], f"{OPEN:,} WebSockets: p99, ms", "sockets"),
         (axes[2], f"{OPEN:,} event streams: p99, ms", "streams"),
     ):
-        held = [(s.name, getattr(s, kind)) for s in standings if getattr(s, kind) is not None]
-        _bars(panel, title, [(name, result.p99_ms) for name, result in held], "{:,.0f}")
+        named_results = [
+            (s.name, getattr(s, kind)) for s in standings if getattr(s, kind) is not None
+        ]
+        _draw_bars(
+            panel, title, [(name, result.p99_ms) for name, result in named_results], "{:,.0f}"
+        )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def _bars(panel: Any, title: str, bars: Sequence[tuple[str, float]], label: str) -> None:
+def _draw_bars(panel: Any, title: str, bars: Sequence[tuple[str, float]], label: str) -> None:
     names = [name for name, _ in bars]
     colors = [_COLORS.get(name, "tab:gray") for name in names]
-    drawn = panel.barh(names, [value for _, value in bars], color=colors)
-    panel.bar_label(drawn, fmt=label, padding=4)
+    bar_container = panel.barh(names, [value for _, value in bars], color=colors)
+    panel.bar_label(bar_container, fmt=label, padding=4)
     panel.set_title(title)
     panel.margins(x=0.2)
     panel.invert_yaxis()

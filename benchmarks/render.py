@@ -42,24 +42,24 @@ class Rendering:
 
 def render(farm: Farm) -> Rendering:
     """Time renders with one actor that is warm, directly and through the gateway."""
-    return asyncio.run(_render(farm))
+    return asyncio.run(_measure_renders(farm))
 
 
-async def _render(farm: Farm) -> Rendering:
+async def _measure_renders(farm: Farm) -> Rendering:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
-        await _through_farm(session, farm.url, 1)  # starts the actor and opens connections
+        await _time_farm_renders(session, farm.url, 1)  # starts the actor and opens connections
         async with straight_to(comfyui_folders(farm)[0]) as comfyui:
-            direct = await _directly(comfyui)
-        seconds, submits = await _through_farm(session, farm.url, _GRAPHS)
+            direct_seconds = await _time_direct_renders(comfyui)
+        seconds, submits = await _time_farm_renders(session, farm.url, _GRAPHS)
     return Rendering(
         graphs=_GRAPHS,
-        direct_seconds=direct,
+        direct_seconds=direct_seconds,
         farm_seconds=seconds,
         submit_ms=statistics.median(submits) * 1000,
     )
 
 
-def _graph() -> dict[str, Any]:
+def _new_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
     return {
         "1": {"class_type": "EmptyImage", "inputs": size},
@@ -68,33 +68,33 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _directly(session: aiohttp.ClientSession) -> float:
-    began = time.perf_counter()
+async def _time_direct_renders(session: aiohttp.ClientSession) -> float:
+    started_at = time.perf_counter()
     for _ in range(_GRAPHS):
-        async with session.post("/prompt", json={"prompt": _graph()}) as response:
+        async with session.post("/prompt", json={"prompt": _new_graph()}) as response:
             response.raise_for_status()
     while True:
         async with session.get("/prompt") as response:
             if (await response.json())["exec_info"]["queue_remaining"] == 0:
-                return time.perf_counter() - began
+                return time.perf_counter() - started_at
         await asyncio.sleep(0.02)
 
 
-async def _through_farm(
+async def _time_farm_renders(
     session: aiohttp.ClientSession, url: str, count: int
 ) -> tuple[float, list[float]]:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     jobs, submits = [], []
     for _ in range(count):
-        sent = time.perf_counter()
-        body = {"kind": "render", "workflow": _graph()}
+        sent_at = time.perf_counter()
+        body = {"kind": "render", "workflow": _new_graph()}
         async with session.post(f"{url}/jobs", json=body) as response:
             response.raise_for_status()
             jobs.append((await response.json())["id"])
-        submits.append(time.perf_counter() - sent)
+        submits.append(time.perf_counter() - sent_at)
     for job_id in jobs:
         await _wait_for_job(session, url, job_id)
-    return time.perf_counter() - began, submits
+    return time.perf_counter() - started_at, submits
 
 
 async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -> None:

@@ -21,58 +21,63 @@ from matplotlib import pyplot
 
 
 def report(
-    text: Mapping[str, Measurement],
+    text_results: Mapping[str, Measurement],
     rendering: Rendering | None,
-    confined: IsolationCost | None,
+    isolation_cost: IsolationCost | None,
     folder: Path,
 ) -> None:
     """Print the results as ratios, and write ``bench.json`` and ``bench.png`` into ``folder``."""
-    ratios = _text_ratios(text) if text else {}
+    ratios = _compute_text_ratios(text_results) if text_results else {}
     if rendering is not None:
-        ratios |= _render_ratios(rendering)
-    if confined is not None:
+        ratios |= _compute_render_ratios(rendering)
+    if isolation_cost is not None:
         ratios |= {
-            "strict_render_over_off": confined.render_ratio,
-            "strict_start_more_s": confined.start_more,
+            "strict_render_over_off": isolation_cost.render_ratio,
+            "strict_start_more_s": isolation_cost.start_more,
         }
     folder.mkdir(parents=True, exist_ok=True)
     result = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "text": {name: asdict(measurement) for name, measurement in text.items()},
+        "text": {name: asdict(measurement) for name, measurement in text_results.items()},
         "render": asdict(rendering) if rendering is not None else None,
-        "isolation": asdict(confined) if confined is not None else None,
+        "isolation": asdict(isolation_cost) if isolation_cost is not None else None,
         "ratios": ratios,
     }
     (folder / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    _plot(text, rendering, folder / "bench.png")
-    _print(text, rendering, ratios)
+    _plot_results(text_results, rendering, folder / "bench.png")
+    _print_ratios(text_results, rendering, ratios)
     print(f"\n{folder / 'bench.json'}\n{folder / 'bench.png'}")
 
 
-def _text_ratios(text: Mapping[str, Measurement]) -> dict[str, float]:
-    rate = {name: measurement.requests_per_second for name, measurement in text.items()}
+def _compute_text_ratios(text_results: Mapping[str, Measurement]) -> dict[str, float]:
+    rate_by_name = {
+        name: measurement.requests_per_second for name, measurement in text_results.items()
+    }
     return {
-        "text_over_forwarder": rate["moyin"] / rate["forwarder"],
-        "text_over_forwarder_in_serve": rate["moyin"] / rate["forwarder in Serve"],
-        "forwarder_in_serve_over_forwarder": rate["forwarder in Serve"] / rate["forwarder"],
-        "text_over_mock": rate["moyin"] / rate["mock"],
+        "text_over_forwarder": rate_by_name["moyin"] / rate_by_name["forwarder"],
+        "text_over_forwarder_in_serve": rate_by_name["moyin"] / rate_by_name["forwarder in Serve"],
+        "forwarder_in_serve_over_forwarder": rate_by_name["forwarder in Serve"]
+        / rate_by_name["forwarder"],
+        "text_over_mock": rate_by_name["moyin"] / rate_by_name["mock"],
     }
 
 
-def _render_ratios(rendering: Rendering) -> dict[str, float]:
+def _compute_render_ratios(rendering: Rendering) -> dict[str, float]:
     return {
         "render_over_direct": rendering.farm_seconds / rendering.direct_seconds,
         "submit_ms": rendering.submit_ms,
     }
 
 
-def _print(
-    text: Mapping[str, Measurement], rendering: Rendering | None, ratios: Mapping[str, float]
+def _print_ratios(
+    text_results: Mapping[str, Measurement],
+    rendering: Rendering | None,
+    ratios: Mapping[str, float],
 ) -> None:
-    if text:
+    if text_results:
         print("\ntext, 16 connections     requests/s    p50 ms    p99 ms    errors")
-    for name, load in text.items():
+    for name, load in text_results.items():
         print(
             f"  {name:20} {load.requests_per_second:12,.0f}"
             f"{load.p50_ms:10.2f}{load.p99_ms:10.2f}{load.errors:10}"
@@ -93,13 +98,15 @@ def _print(
         print(f"  {name:34} {ratio:7.2f}    {targets.get(name, '')}".rstrip())
 
 
-def _plot(text: Mapping[str, Measurement], rendering: Rendering | None, path: Path) -> None:
-    panels = [bool(text), rendering is not None].count(True)
+def _plot_results(
+    text_results: Mapping[str, Measurement], rendering: Rendering | None, path: Path
+) -> None:
+    panels = [bool(text_results), rendering is not None].count(True)
     figure, axes = pyplot.subplots(
         1, panels, figsize=(5 * panels, 3.6), layout="constrained", squeeze=False
     )
-    if text:
-        _plot_text(axes[0][0], text)
+    if text_results:
+        _plot_text(axes[0][0], text_results)
     if rendering is not None:
         _plot_render(axes[0][-1], rendering)
     for panel in axes[0]:
@@ -109,11 +116,12 @@ def _plot(text: Mapping[str, Measurement], rendering: Rendering | None, path: Pa
     pyplot.close(figure)
 
 
-def _plot_text(panel: Any, text: Mapping[str, Measurement]) -> None:
-    compared = [
-        text[name].requests_per_second for name in ("forwarder", "forwarder in Serve", "moyin")
+def _plot_text(panel: Any, text_results: Mapping[str, Measurement]) -> None:
+    compared_rates = [
+        text_results[name].requests_per_second
+        for name in ("forwarder", "forwarder in Serve", "moyin")
     ]
-    bars = panel.barh(["bare forwarder", "the same in Serve", "Moyin /v1"], compared)
+    bars = panel.barh(["bare forwarder", "the same in Serve", "Moyin /v1"], compared_rates)
     panel.bar_label(bars, fmt="{:,.0f}", padding=4)
     panel.set_title("Text: requests a second, 16 connections")
 

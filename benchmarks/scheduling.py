@@ -77,10 +77,10 @@ class Outcome:
         return quantile(self.waits[owner], 0.95)
 
 
-def quantile(values: Iterable[float], at: float) -> float:
-    """Return the smallest value such that at least the share ``at`` of all values is not larger."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(at * len(ordered)) - 1)]
+def quantile(values: Iterable[float], share: float) -> float:
+    """Return the smallest value such that the share ``share`` of all values is not above it."""
+    sorted_values = sorted(values)
+    return sorted_values[min(len(sorted_values) - 1, math.ceil(share * len(sorted_values)) - 1)]
 
 
 def new_load(
@@ -103,30 +103,32 @@ def new_load(
     rng = random.Random(seed)
     names = [f"checkpoints/{number:02}.safetensors" for number in range(checkpoints)]
     popularity = [1 / (rank + 1) ** 0.8 for rank in range(checkpoints)]
-    others = itertools.cycle(f"owner-{number:02}" for number in range(1, owners))
+    other_owners = itertools.cycle(f"owner-{number:02}" for number in range(1, owners))
     requests = [
         (0.0, number, FLOODER, rng.choices(names, popularity)[0], 3)
         for number in range(renders // 2)
     ]
     while len(requests) < renders:
-        owner, at = next(others), rng.uniform(0, span)
-        used = rng.choices(names, popularity, k=rng.randint(1, 4))
+        owner, arrived_at = next(other_owners), rng.uniform(0, span)
+        used_models = rng.choices(names, popularity, k=rng.randint(1, 4))
         priority = rng.choice([3, 3, 3, 2, 4])
         size = min(rng.randint(*batches), renders - len(requests))
         for _ in range(size):
-            requests.append((at, len(requests), owner, rng.choice(used), priority))
+            requests.append((arrived_at, len(requests), owner, rng.choice(used_models), priority))
     requests.sort()
-    waiting = tuple(
+    pending_renders = tuple(
         PendingRender(
             id=f"{number:05}",
             priority=priority,
-            arrived=at,
+            arrived=arrived_at,
             owner=owner,
             models={name: _CHECKPOINT_BYTES},
         )
-        for number, (at, _, owner, name, priority) in enumerate(requests)
+        for number, (arrived_at, _, owner, name, priority) in enumerate(requests)
     )
-    return Load(renders=waiting, seconds={w.id: rng.uniform(4, 16) for w in waiting})
+    return Load(
+        renders=pending_renders, seconds={w.id: rng.uniform(4, 16) for w in pending_renders}
+    )
 
 
 class TemporalQueue:
@@ -138,19 +140,19 @@ class TemporalQueue:
         self._present = 0.0
         self._numbers = itertools.count()
 
-    def put(self, waiting: PendingRender) -> None:
+    def put(self, render: PendingRender) -> None:
         """Append a render."""
-        key = (waiting.owner, waiting.priority)
-        level = max(self._present, self._passes.get(key, 0.0)) + 1 / _weight(waiting)
+        key = (render.owner, render.priority)
+        level = max(self._present, self._passes.get(key, 0.0)) + 1 / _weight(render)
         self._passes[key] = level
-        heapq.heappush(self._queue, (level, next(self._numbers), waiting))
+        heapq.heappush(self._queue, (level, next(self._numbers), render))
 
     def take(self) -> PendingRender | None:
         """Remove and return the next render; None if the queue is empty."""
         if not self._queue:
             return None
-        self._present, _, waiting = heapq.heappop(self._queue)
-        return waiting
+        self._present, _, pending_render = heapq.heappop(self._queue)
+        return pending_render
 
 
 def simulate(load: Load, farm: Farm) -> Outcome:
@@ -161,7 +163,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
         window.add_renderer(name, (), 0.0)
     arrivals = deque(load.renders)
     ends: list[tuple[float, str, float]] = []
-    now, busy = 0.0, 0
+    now, busy_actors = 0.0, 0
     while arrivals or len(window) or ends:
         while arrivals and arrivals[0].arrived <= now:
             queue.put(arrivals.popleft())
@@ -169,28 +171,28 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             _, name, seconds = heapq.heappop(ends)
             window.record_render_seconds(seconds)
             window.mark_free(name, now)
-            busy -= 1
+            busy_actors -= 1
         while True:
-            while len(window) < farm.window and (entering := queue.take()) is not None:
-                window.add(replace(entering, entered=now))
-            began = time.thread_time()
+            while len(window) < farm.window and (next_render := queue.take()) is not None:
+                window.add(replace(next_render, entered=now))
+            started_at = time.thread_time()
             choice = window.choose_assignment(now)
-            outcome.decisions.append(time.thread_time() - began)
+            outcome.decisions.append(time.thread_time() - started_at)
             if choice is None:
                 break
-            waiting = choice.pending
-            loading = farm.rules.estimate_load_seconds(waiting, choice.slot)
+            pending_render = choice.pending
+            loading = farm.rules.estimate_load_seconds(pending_render, choice.slot)
             window.begin_render(choice, now)
-            busy += 1
+            busy_actors += 1
             outcome.changes += loading > 0
-            outcome.waits[waiting.owner].append(now - waiting.arrived)
-            outcome.windowed.append((waiting.priority, now - waiting.entered))
-            seconds = loading + load.seconds[waiting.id]
+            outcome.waits[pending_render.owner].append(now - pending_render.arrived)
+            outcome.windowed.append((pending_render.priority, now - pending_render.entered))
+            seconds = loading + load.seconds[pending_render.id]
             outcome.makespan = max(outcome.makespan, now + seconds)
             heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
         events = [ends[0][0]] if ends else []
         events += [arrivals[0].arrived] if arrivals else []
-        events += [now + _TICK] if len(window) and busy < farm.actors else []
+        events += [now + _TICK] if len(window) and busy_actors < farm.actors else []
         now = min(events, default=now)
     return outcome
 
@@ -198,17 +200,19 @@ def simulate(load: Load, farm: Farm) -> Outcome:
 def fifo(load: Load, farm: Farm) -> Outcome:
     """Simulate the load with a scheduler that gives the oldest render to the next free actor."""
     outcome = Outcome()
-    free = [(0.0, number, "") for number in range(farm.actors)]
-    for waiting in load.renders:
-        at, number, family = heapq.heappop(free)
-        start = max(at, waiting.arrived)
-        changes = waiting.family != family
-        loading = sum(waiting.models.values()) / farm.rules.bytes_per_second if changes else 0.0
+    actor_heap = [(0.0, number, "") for number in range(farm.actors)]
+    for pending_render in load.renders:
+        free_at, number, family = heapq.heappop(actor_heap)
+        start = max(free_at, pending_render.arrived)
+        changes = pending_render.family != family
+        loading = (
+            sum(pending_render.models.values()) / farm.rules.bytes_per_second if changes else 0.0
+        )
         outcome.changes += changes
-        outcome.waits[waiting.owner].append(start - waiting.arrived)
-        end = start + loading + load.seconds[waiting.id]
+        outcome.waits[pending_render.owner].append(start - pending_render.arrived)
+        end = start + loading + load.seconds[pending_render.id]
         outcome.makespan = max(outcome.makespan, end)
-        heapq.heappush(free, (end, number, waiting.family))
+        heapq.heappush(actor_heap, (end, number, pending_render.family))
     return outcome
 
 
@@ -219,24 +223,24 @@ def own_share(load: Load, farm: Farm) -> dict[str, float]:
     With fair scheduling no owner waits longer than this.
     """
     renders: dict[str, list[PendingRender]] = defaultdict(list)
-    for waiting in load.renders:
-        renders[waiting.owner].append(waiting)
+    for pending_render in load.renders:
+        renders[pending_render.owner].append(pending_render)
     weights = {o: max(_weight(w) for w in pending) for o, pending in renders.items()}
     p95 = {}
     for owner, pending in renders.items():
         share = farm.actors * weights[owner] / sum(weights.values())
         actors = max(1, round(share))
-        free, waits = [0.0] * actors, []
-        for waiting in pending:
-            start = max(heapq.heappop(free), waiting.arrived)
-            waits.append(start - waiting.arrived)
-            heapq.heappush(free, start + load.seconds[waiting.id] * actors / share)
-        p95[owner] = quantile(waits, 0.95)
+        free_times, wait_seconds = [0.0] * actors, []
+        for pending_render in pending:
+            start = max(heapq.heappop(free_times), pending_render.arrived)
+            wait_seconds.append(start - pending_render.arrived)
+            heapq.heappush(free_times, start + load.seconds[pending_render.id] * actors / share)
+        p95[owner] = quantile(wait_seconds, 0.95)
     return p95
 
 
-def _weight(waiting: PendingRender) -> float:
-    return 2.0 ** (5 - waiting.priority)
+def _weight(render: PendingRender) -> float:
+    return 2.0 ** (5 - render.priority)
 
 
 def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -> tuple[int, int]:
@@ -249,38 +253,42 @@ def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -
         The fewest pairs that the search found, and a lower bound.
     """
     work: dict[str, float] = defaultdict(float)
-    for waiting in load.renders:
-        work[waiting.family] += load.seconds[waiting.id]
+    for pending_render in load.renders:
+        work[pending_render.family] += load.seconds[pending_render.id]
     bound = sum(math.ceil(seconds / makespan) for seconds in work.values())
     rng = random.Random(seed)
-    best = math.inf
+    fewest_pairs = math.inf
     for _ in range(2_000):
-        order = list(work.values())
-        rng.shuffle(order)
-        best = min(best, _pairs(order, makespan))
-    return int(best), bound
+        family_seconds = list(work.values())
+        rng.shuffle(family_seconds)
+        fewest_pairs = min(fewest_pairs, _count_pairs(family_seconds, makespan))
+    return int(fewest_pairs), bound
 
 
-def _pairs(order: Sequence[float], capacity: float) -> int:
-    """Return the number of (actor, checkpoint) pairs if checkpoints are placed in this order.
+def _count_pairs(order: Sequence[float], capacity: float) -> int:
+    """Return the number of pairs if actors are filled with one checkpoint after the other.
 
     Each checkpoint fills actors of ``capacity`` seconds. Its remainder goes to the fullest actor
     that has room for it.
     """
     pairs = 0
-    free: list[float] = []
+    free_by_actor: list[float] = []
     for seconds in order:
-        full_actors, rest = divmod(seconds, capacity)
+        full_actors, remaining_seconds = divmod(seconds, capacity)
         pairs += int(full_actors)
-        if rest <= 0:
+        if remaining_seconds <= 0:
             continue
         pairs += 1
-        fitting = [index for index, left in enumerate(free) if left >= rest]
-        if fitting:
-            index = min(fitting, key=lambda i: free[i])
-            free[index] -= rest
+        fitting_actors = [
+            index
+            for index, free_seconds in enumerate(free_by_actor)
+            if free_seconds >= remaining_seconds
+        ]
+        if fitting_actors:
+            index = min(fitting_actors, key=lambda i: free_by_actor[i])
+            free_by_actor[index] -= remaining_seconds
         else:
-            free.append(capacity - rest)
+            free_by_actor.append(capacity - remaining_seconds)
     return pairs
 
 
@@ -291,63 +299,66 @@ def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
     rows = []
     for seed in seeds:
         load = new_load(seed=seed)
-        rows.append((_measure(load, farm), load))
+        rows.append((_measure_load(load, farm), load))
     for row, _ in rows:
         print(json.dumps(row))
     folder.joinpath("scheduling.json").write_text(json.dumps([r for r, _ in rows], indent=2) + "\n")
-    _plot(rows[0][1], farm, folder / "scheduling.png")
+    _plot_load(rows[0][1], farm, folder / "scheduling.png")
 
 
-def _measure(load: Load, farm: Farm) -> dict[str, Any]:
-    ours, plain, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
-    optimum, bound = fewest_changes(load, farm.actors, ours.makespan)
-    worst = max(shares, key=lambda owner: ours.p95(owner) / shares[owner])
-    overdue = max(
-        waited - priority * farm.rules.ageing_seconds for priority, waited in ours.windowed
+def _measure_load(load: Load, farm: Farm) -> dict[str, Any]:
+    moyin_run, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
+    optimum, bound = fewest_changes(load, farm.actors, moyin_run.makespan)
+    worst_owner = max(shares, key=lambda owner: moyin_run.p95(owner) / shares[owner])
+    longest_overdue = max(
+        waited_seconds - priority * farm.rules.ageing_seconds
+        for priority, waited_seconds in moyin_run.windowed
     )
     return {
         "renders": len(load.renders),
         "owners": len(shares),
-        "changes": ours.changes,
-        "changes_fifo": plain.changes,
+        "changes": moyin_run.changes,
+        "changes_fifo": fifo_run.changes,
         "changes_optimum": optimum,
         "changes_bound": bound,
-        "makespan": round(ours.makespan),
-        "makespan_fifo": round(plain.makespan),
-        "worst_owner": worst,
-        "worst_owner_share": round(ours.p95(worst) / shares[worst], 2),
+        "makespan": round(moyin_run.makespan),
+        "makespan_fifo": round(fifo_run.makespan),
+        "worst_owner": worst_owner,
+        "worst_owner_share": round(moyin_run.p95(worst_owner) / shares[worst_owner], 2),
         "worst_owner_share_fifo": round(
-            max(plain.p95(owner) / share for owner, share in shares.items()), 2
+            max(fifo_run.p95(owner) / share for owner, share in shares.items()), 2
         ),
-        "longest_past_due": round(overdue, 1),
-        "decision_us_mean": round(sum(ours.decisions) / len(ours.decisions) * 1e6),
-        "decision_us_p99": round(quantile(ours.decisions, 0.99) * 1e6),
+        "longest_past_due": round(longest_overdue, 1),
+        "decision_us_mean": round(sum(moyin_run.decisions) / len(moyin_run.decisions) * 1e6),
+        "decision_us_p99": round(quantile(moyin_run.decisions, 0.99) * 1e6),
     }
 
 
-def _plot(load: Load, farm: Farm, path: Path) -> None:
+def _plot_load(load: Load, farm: Farm, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    ours, plain, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
+    moyin_run, fifo_run, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
     owners = sorted((o for o in shares if o != FLOODER), key=lambda owner: shares[owner])
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    waits, changes = figure.subplots(1, 2, width_ratios=(3, 1))
-    waits.plot([plain.p95(owner) for owner in owners], ".", color="tab:gray", label="FIFO")
-    waits.plot([ours.p95(owner) for owner in owners], ".", color="tab:blue", label="Moyin")
-    waits.plot([shares[owner] for owner in owners], "_", color="tab:green", label="a share alone")
-    waits.plot(
+    wait_axes, changes = figure.subplots(1, 2, width_ratios=(3, 1))
+    wait_axes.plot([fifo_run.p95(owner) for owner in owners], ".", color="tab:gray", label="FIFO")
+    wait_axes.plot([moyin_run.p95(owner) for owner in owners], ".", color="tab:blue", label="Moyin")
+    wait_axes.plot(
+        [shares[owner] for owner in owners], "_", color="tab:green", label="a share alone"
+    )
+    wait_axes.plot(
         [2 * shares[owner] for owner in owners], "_", color="tab:red", label="twice that (limit)"
     )
-    waits.set(
+    wait_axes.set(
         xlabel="49 owners other than the one that floods",
         ylabel="p95 wait, seconds",
         ylim=(0, None),
     )
-    waits.legend()
-    optimum, _ = fewest_changes(load, farm.actors, ours.makespan)
+    wait_axes.legend()
+    optimum, _ = fewest_changes(load, farm.actors, moyin_run.makespan)
     bars = changes.bar(
         ["FIFO", "Moyin", "optimum"],
-        [plain.changes, ours.changes, optimum],
+        [fifo_run.changes, moyin_run.changes, optimum],
         color=["tab:gray", "tab:blue", "tab:green"],
     )
     changes.bar_label(bars)

@@ -34,7 +34,7 @@ _COLORS = {
 def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
     """Print the results, and write ``<name>.json`` and ``<name>.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    targets = _targets(results)
+    targets = _check_targets(results)
     report = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
@@ -42,40 +42,40 @@ def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
         "targets": targets,
     }
     (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    _print(results, targets)
-    _plot(results, folder / f"{name}.png")
+    _print_results(results, targets)
+    _plot_results(results, folder / f"{name}.png")
     print(f"\n{folder / name}.json\n{folder / name}.png")
 
 
-def _targets(results: Sequence[Result]) -> list[dict[str, Any]]:
+def _check_targets(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return each target for one replica of Moyin, and whether the replica meets it."""
     by_name = {result.name: result for result in results}
     moyin = by_name[MOYIN]
     ratios = {"TensorZero": 0.5, "LiteLLM, 2 workers": 8.0, "Portkey": 1.5}
     rows = [
-        _target("streams of 50 tokens/s held", moyin.held, "≥", 1_000),
-        _target("first token +p50, one connection, ms", moyin.added_first.p50_ms, "≤", 0.3),
+        _check_target("streams of 50 tokens/s held", moyin.held, "≥", 1_000),
+        _check_target("first token +p50, one connection, ms", moyin.added_first.p50_ms, "≤", 0.3),
     ]
-    for name, least in ratios.items():
-        if (peer := by_name.get(name)) is None:
+    for name, target_ratio in ratios.items():
+        if (peer_result := by_name.get(name)) is None:
             continue
-        ratio = moyin.times(peer, _COMPARED)
-        rows.append(_target(f"requests/s over {name}", ratio, "≥", least))
+        ratio = moyin.times(peer_result, _COMPARED)
+        rows.append(_check_target(f"requests/s over {name}", ratio, "≥", target_ratio))
         if name == "TensorZero":
             continue
-        slower = moyin.load[_COMPARED].p99_ms / peer.load[_COMPARED].p99_ms
-        rows.append(_target(f"p99 over {name}", slower, "<", 1.0))
+        p99_ratio = moyin.load[_COMPARED].p99_ms / peer_result.load[_COMPARED].p99_ms
+        rows.append(_check_target(f"p99 over {name}", p99_ratio, "<", 1.0))
     if moyin.growth is not None:
-        rows.append(_target("memory after over before", moyin.growth.ratio, "≤", _MAX_GROWTH))
+        rows.append(_check_target("memory after over before", moyin.growth.ratio, "≤", _MAX_GROWTH))
     return rows
 
 
-def _target(name: str, measured: float, sign: str, wanted: float) -> dict[str, Any]:
-    met = {"≥": measured >= wanted, "<": measured < wanted, "≤": measured <= wanted}[sign]
-    return {"name": name, "found": measured, "sign": sign, "wanted": wanted, "met": met}
+def _check_target(name: str, measured: float, sign: str, target: float) -> dict[str, Any]:
+    is_met = {"≥": measured >= target, "<": measured < target, "≤": measured <= target}[sign]
+    return {"name": name, "found": measured, "sign": sign, "wanted": target, "met": is_met}
 
 
-def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None:
+def _print_results(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None:
     for title, cell in (
         ("requests/s", lambda r, c: f"{r.load[c].requests_per_second:,.0f}"),
         ("over direct", lambda r, c: f"{r.over_direct[c]:.4f}"),
@@ -84,17 +84,20 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
         ("processor µs", lambda r, c: f"{r.processor[c]:,.0f}"),
         ("errors", lambda r, c: f"{r.load[c].errors}"),
     ):
-        _table(title, results, cell)
+        _print_table(title, results, cell)
     print(f"\n{'streams':22}{'first token +p50':>18}{'+p99 ms':>10}{'held at 50/s':>14}{'load':>8}")
     for result in results:
-        first = result.added_first
+        added_first = result.added_first
         print(
-            f"  {result.name:20}{first.p50_ms:18.2f}{first.p99_ms:10.2f}"
+            f"  {result.name:20}{added_first.p50_ms:18.2f}{added_first.p99_ms:10.2f}"
             f"{result.held:14}{result.busy:8.1f}"
         )
-    print(f"\n{'delay of tokens, ms':22}" + "".join(f"{h.streams:>14}" for h in results[0].streams))
+    print(
+        f"\n{'delay of tokens, ms':22}"
+        + "".join(f"{level.streams:>14}" for level in results[0].streams)
+    )
     for result in results:
-        cells = (f"{h.p50_ms:.0f}, {h.p99_ms:.0f}" for h in result.streams)
+        cells = (f"{level.p50_ms:.0f}, {level.p99_ms:.0f}" for level in result.streams)
         print(f"  {result.name:20}" + "".join(f"{cell:>14}" for cell in cells))
     print(f"\n{'memory':22}{'requests':>12}{'MiB before':>12}{'MiB after':>12}{'after/before':>14}")
     for result in results:
@@ -106,24 +109,28 @@ def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None
             )
     print(f"\n{'target, 16 connections':44}{'now':>8}{'wanted':>10}")
     for target in targets:
-        met = "" if target["met"] else "  missed"
-        wanted = f"{target['sign']} {target['wanted']}"
-        print(f"  {target['name']:42}{target['found']:8.2f}{wanted:>10}{met}")
+        missed_note = "" if target["met"] else "  missed"
+        wanted_text = f"{target['sign']} {target['wanted']}"
+        print(f"  {target['name']:42}{target['found']:8.2f}{wanted_text:>10}{missed_note}")
 
 
-def _table(title: str, results: Sequence[Result], cell: Callable[[Result, int], str]) -> None:
+def _print_table(
+    title: str, results: Sequence[Result], format_cell: Callable[[Result, int], str]
+) -> None:
     connections = list(results[0].load)
     print(f"\n{title:22}" + "".join(f"{f'{c} conn.':>12}" for c in connections))
     for result in results:
-        print(f"  {result.name:20}" + "".join(f"{cell(result, c):>12}" for c in connections))
+        print(f"  {result.name:20}" + "".join(f"{format_cell(result, c):>12}" for c in connections))
 
 
-def _plot(results: Sequence[Result], path: Path) -> None:
+def _plot_results(results: Sequence[Result], path: Path) -> None:
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
-    _lines(axes[0][0], results, "Requests a second", lambda r, c: r.load[c].requests_per_second)
-    _lines(axes[0][1], results, "Latency: p99, ms", lambda r, c: r.load[c].p99_ms)
-    _bars(axes[1][0], results)
-    _memory(axes[1][1], results)
+    _draw_lines(
+        axes[0][0], results, "Requests a second", lambda r, c: r.load[c].requests_per_second
+    )
+    _draw_lines(axes[0][1], results, "Latency: p99, ms", lambda r, c: r.load[c].p99_ms)
+    _draw_bars(axes[1][0], results)
+    _draw_memory(axes[1][1], results)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     for panel in axes.flat:
@@ -132,14 +139,14 @@ def _plot(results: Sequence[Result], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _lines(
-    panel: Any, results: Sequence[Result], title: str, value: Callable[[Result, int], float]
+def _draw_lines(
+    panel: Any, results: Sequence[Result], title: str, get_value: Callable[[Result, int], float]
 ) -> None:
     connections = list(results[0].load)
     for result in results:
         panel.plot(
             connections,
-            [value(result, count) for count in connections],
+            [get_value(result, count) for count in connections],
             marker="o",
             label=result.name,
             color=_COLORS[result.name],
@@ -152,12 +159,12 @@ def _lines(
     panel.grid(alpha=0.3)
 
 
-def _bars(panel: Any, results: Sequence[Result]) -> None:
+def _draw_bars(panel: Any, results: Sequence[Result]) -> None:
     names = [result.name for result in results]
     bars = panel.barh(
         names, [result.held for result in results], color=[_COLORS[name] for name in names]
     )
-    limit = max(held.streams for result in results for held in result.streams)
+    limit = max(level.streams for result in results for level in result.streams)
     panel.bar_label(
         bars,
         [f"{r.held}{' or more' if r.streams[-1].ok else ''}" for r in results],
@@ -168,7 +175,7 @@ def _bars(panel: Any, results: Sequence[Result]) -> None:
     panel.set_title("Streams of 50 tokens/s held, p99 of delay ≤ 100 ms")
 
 
-def _memory(panel: Any, results: Sequence[Result]) -> None:
+def _draw_memory(panel: Any, results: Sequence[Result]) -> None:
     for result in results:
         if result.growth is not None:
             panel.plot(

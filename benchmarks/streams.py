@@ -40,7 +40,7 @@ class FirstTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class HeldStreams:
     """The result of many concurrent streams.
 
     Attributes:
@@ -62,15 +62,15 @@ class Held:
 
 def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
     """Send ``requests`` requests one after the other; return the times to their first tokens."""
-    return uvloop.run(_first_tokens(gateway, requests))
+    return uvloop.run(_measure_first_tokens(gateway, requests))
 
 
-def held(gateway: Gateway, streams: int, seconds: float = 3) -> Held:
+def held(gateway: Gateway, streams: int, seconds: float = 3) -> HeldStreams:
     """Keep ``streams`` streams of fifty tokens a second open for ``seconds``; return the result."""
-    return uvloop.run(_held(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
+    return uvloop.run(_hold_streams(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
 
 
-class _Reader(asyncio.Protocol):
+class _StreamReader(asyncio.Protocol):
     """Reads streams on one connection.
 
     Attributes:
@@ -95,39 +95,39 @@ class _Reader(asyncio.Protocol):
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        now = time.monotonic_ns()
+        received_at = time.monotonic_ns()
         data = self._rest + data
-        read = 0
+        end_of_token = 0
         for token in _CONTENT.finditer(data):
-            self.delays.append(now - int(token[1]))
-            read = token.end()
-        if not self.first and (read or _ANY_CONTENT.search(data)):
+            self.delays.append(received_at - int(token[1]))
+            end_of_token = token.end()
+        if not self.first and (end_of_token or _ANY_CONTENT.search(data)):
             self.first = time.perf_counter()
         if _DONE in data:
             self.done.set()
-        self._rest = data[max(read, len(data) - _OVERLAP) :]
+        self._rest = data[max(end_of_token, len(data) - _OVERLAP) :]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.done.set()
 
 
-async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
+async def _measure_first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     reader = await _connect(gateway)
     request = _request(gateway, {"model": "mock", "stream": True})
-    waits = []
+    first_token_ms = []
     for _ in range(requests):
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         reader.send(request)
         async with asyncio.timeout(30):
             await reader.done.wait()
         if not reader.first:
             raise SystemExit(f"{gateway.name} ended a stream without a token")
-        waits.append((reader.first - began) * 1000)
+        first_token_ms.append((reader.first - started_at) * 1000)
     reader.transport.close()
-    return FirstTokens(p50_ms=statistics.median(waits), p99_ms=_p99(waits))
+    return FirstTokens(p50_ms=statistics.median(first_token_ms), p99_ms=_p99(first_token_ms))
 
 
-async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
+async def _hold_streams(gateway: Gateway, streams: int, tokens: int) -> HeldStreams:
     body = {"model": paced.MODEL, "stream": True, "max_tokens": tokens}
     request = _request(gateway, body)
     readers = []
@@ -135,14 +135,14 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
         readers.append(await _connect(gateway))
         readers[-1].send(request)
     expected = tokens / paced.TOKENS_PER_SECOND
-    waiting = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
-    _, late = await asyncio.wait(waiting, timeout=expected * 2 + 5)
-    for task in late:
+    wait_tasks = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
+    _, late_tasks = await asyncio.wait(wait_tasks, timeout=expected * 2 + 5)
+    for task in late_tasks:
         task.cancel()
     for reader in readers:
         reader.transport.close()
     delays = [ns / 1e6 for reader in readers for ns in reader.delays] or [float("inf")]
-    return Held(
+    return HeldStreams(
         streams=streams,
         arrived=sum(len(reader.delays) for reader in readers) / (streams * tokens),
         p50_ms=statistics.median(delays),
@@ -150,11 +150,11 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
     )
 
 
-async def _connect(gateway: Gateway) -> _Reader:
+async def _connect(gateway: Gateway) -> _StreamReader:
     url = urlsplit(gateway.url)
     assert url.hostname is not None and url.port is not None
     loop = asyncio.get_running_loop()
-    _, reader = await loop.create_connection(_Reader, url.hostname, url.port)
+    _, reader = await loop.create_connection(_StreamReader, url.hostname, url.port)
     return reader
 
 

@@ -12,7 +12,7 @@ from benchmarks.farm import Farm
 from benchmarks.load import Measurement, measure
 from benchmarks.processes import free_port, running_program, wait_for
 
-__all__ = ["BODY", "Peers", "free_port", "median", "peers", "process", "text", "wait_for"]
+__all__ = ["BODY", "PeerServers", "free_port", "median", "peers", "process", "text", "wait_for"]
 
 BODY = {"model": "mock", "messages": [{"role": "user", "content": "Say something about foxes."}]}
 _ROUNDS = 5
@@ -20,7 +20,7 @@ _SECONDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peers:
+class PeerServers:
     """The URLs of the servers that are measured beside Moyin.
 
     Attributes:
@@ -36,18 +36,18 @@ class Peers:
 
 
 @contextmanager
-def peers() -> Iterator[Peers]:
+def peers() -> Iterator[PeerServers]:
     """Run the mock, the forwarder and the service of `Peers` as processes during the block."""
-    mock, forwarder, service = free_port(), free_port(), free_port()
-    mock_url, forwarder_url = f"http://127.0.0.1:{mock}", f"http://127.0.0.1:{forwarder}"
+    mock_port, forwarder, service = free_port(), free_port(), free_port()
+    mock_url, forwarder_url = f"http://127.0.0.1:{mock_port}", f"http://127.0.0.1:{forwarder}"
     uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
     with ExitStack() as stack:
-        pid = stack.enter_context(process(["benchmarks.mock", str(mock)]))
+        pid = stack.enter_context(process(["benchmarks.mock", str(mock_port)]))
         stack.enter_context(process([*uvicorn, "--log-level", "warning"], {"UPSTREAM": mock_url}))
         stack.enter_context(process(["benchmarks.proxied", "service", str(service)]))
-        for port in (mock, forwarder, service):
+        for port in (mock_port, forwarder, service):
             wait_for(port)
-        yield Peers(
+        yield PeerServers(
             mock=mock_url,
             mock_pid=pid,
             forwarder=forwarder_url,
@@ -55,11 +55,11 @@ def peers() -> Iterator[Peers]:
         )
 
 
-def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measurement]:
+def text(farm: Farm, peer_servers: PeerServers, *, connections: int = 16) -> dict[str, Measurement]:
     """Measure all servers in turns, and return the medians of several rounds by server."""
     urls = {
-        "mock": others.mock,
-        "forwarder": others.forwarder,
+        "mock": peer_servers.mock,
+        "forwarder": peer_servers.forwarder,
         "forwarder in Serve": f"{farm.url}/bare",
         "moyin": farm.url,
     }

@@ -30,7 +30,7 @@ EVENT_MEANINGS: Mapping[EventType, str] = {
 
 def list_error_types() -> Mapping[str, type[MoyinError]]:
     """Return the error types by code, each base type before the types derived from it."""
-    return {kind.code: kind for kind in _walk(MoyinError) if "code" in vars(kind)}
+    return {kind.code: kind for kind in _walk_classes(MoyinError) if "code" in vars(kind)}
 
 
 def errors_page(written: str) -> str:
@@ -77,9 +77,9 @@ def events_page(written: str) -> str:
     ]
     for kind in EventType:
         body = event_bodies.EVENT_BODIES[kind].__name__
-        last = "yes" if kind.is_final else ""
+        is_last = "yes" if kind.is_final else ""
         link = f"[{body}](#{body.lower()})"
-        lines.append(f"| `{kind.value}` | {last} | {link} | {EVENT_MEANINGS[kind]} |")
+        lines.append(f"| `{kind.value}` | {is_last} | {link} | {EVENT_MEANINGS[kind]} |")
     lines += [
         "",
         "A job that is retried goes on with `queued` after a last event, in the same stream. The event `error`",
@@ -92,10 +92,10 @@ def events_page(written: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _walk(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
+def _walk_classes(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from _walk(child)
+        yield from _walk_classes(child)
 
 
 def _describe_model(model: type[BaseModel]) -> Iterator[str]:

@@ -47,16 +47,16 @@ _REFERENCES = re.compile(re.escape(_REFERENCE) + r"(\w+)")
 
 def describe_app(app: Any) -> dict[str, Any]:
     """Return the OpenAPI document of an app, given its module; all parts of the app are mocks."""
-    created: list[FastAPI] = []
+    created_apps: list[FastAPI] = []
     new_fastapi = app.new_fastapi
 
-    def capture(*arguments: Any, **options: Any) -> FastAPI:
-        created.append(new_fastapi(*arguments, **options))
-        return created[0]
+    def capture_app(*arguments: Any, **options: Any) -> FastAPI:
+        created_apps.append(new_fastapi(*arguments, **options))
+        return created_apps[0]
 
-    with patch.object(app, "new_fastapi", capture):
+    with patch.object(app, "new_fastapi", capture_app):
         app.new_app(MagicMock())
-    return created[0].openapi()
+    return created_apps[0].openapi()
 
 
 def build_document() -> dict[str, Any]:
@@ -73,22 +73,22 @@ def build_document() -> dict[str, Any]:
         operation["responses"] = {
             status: body for status, body in responses if status.startswith("2")
         }
-    schemas = _collect(
+    schemas = _collect_schemas(
         jobs["components"]["schemas"], usage["components"]["schemas"], _describe_events()
     )
-    paths = _rename(paths)
+    paths = _rename_references(paths)
     names = ["JobEvents", *_list_references(paths)]
-    used: dict[str, Any] = {}
+    used_schemas: dict[str, Any] = {}
     while names:
         name = names.pop()
-        if name not in used:
-            used[name] = schemas[name]
+        if name not in used_schemas:
+            used_schemas[name] = schemas[name]
             names += _list_references(schemas[name])
     return {
         "openapi": jobs["openapi"],
         "info": {"title": "The part of Moyin's API that moyin-client uses", "version": "1"},
         "paths": paths,
-        "components": {"schemas": dict(sorted(used.items()))},
+        "components": {"schemas": dict(sorted(used_schemas.items()))},
     }
 
 
@@ -105,33 +105,35 @@ def digest() -> str:
 def _describe_events() -> dict[str, Any]:
     """Return the schemas of events; `JobEvents` names the schema of each event's data."""
     members: dict[str, Any] = {kind.value: (body, ...) for kind, body in EVENT_BODIES.items()}
-    shape: type[BaseModel] = create_model(
+    event_model: type[BaseModel] = create_model(
         "JobEvents", __doc__="The data of each type of event.", **members
     )
-    schema = shape.model_json_schema(ref_template=_REFERENCE + "{model}", mode="serialization")
+    schema = event_model.model_json_schema(
+        ref_template=_REFERENCE + "{model}", mode="serialization"
+    )
     schemas: dict[str, Any] = schema.pop("$defs")
     return {**schemas, "JobEvents": schema}
 
 
-def _collect(*documents: Mapping[str, Any]) -> dict[str, Any]:
+def _collect_schemas(*documents: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schemas of several documents, by their short names.
 
     If schemas of different modules have the same name, that of the jobs API is kept.
     """
-    collected: dict[str, Any] = {}
+    renamed_schemas: dict[str, Any] = {}
     for schemas in documents:
         for name, schema in schemas.items():
             # Of two models with one name, those of jobs are meant.
             if "__" not in name or name.startswith("moyin__jobs__protocol__wire__"):
-                collected[_shorten(name)] = _rename(schema)
-    return collected
+                renamed_schemas[_shorten(name)] = _rename_references(schema)
+    return renamed_schemas
 
 
 def _shorten(name: str) -> str:
     return name.rpartition("__")[2]
 
 
-def _rename(value: Any) -> Any:
+def _rename_references(value: Any) -> Any:
     """Return a part of a document in which schemas have short names and no redundant titles."""
     text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten(match[1]), json.dumps(value))
     return json.loads(text, object_hook=_drop_titles)

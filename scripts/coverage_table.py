@@ -43,34 +43,39 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
         for path in sorted((ROOT / package).rglob("*.py")):
             folders = path.relative_to(ROOT).parts[:-1]
             try:
-                ran, statements = zip(*(_lines(part, path) for part in parts), strict=True)
+                executed_lines, statements = zip(
+                    *(_read_lines(part, path) for part in parts), strict=True
+                )
             except NoSource:
                 continue
-            unit, servers = ran
+            unit, servers = executed_lines
             yield (
                 "/".join(folders[:2]),
                 Row(len(statements[0]), len(unit), len(servers), len(unit | servers)),
             )
 
 
-def _lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
+def _read_lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
     """Return the lines of a file that ran in a part of the tests, and all its executable lines."""
-    _, statements, _, missing, _ = part.analysis2(str(path))
-    return set(statements) - set(missing), set(statements)
+    _, statements, _, missing_lines, _ = part.analysis2(str(path))
+    return set(statements) - set(missing_lines), set(statements)
 
 
 def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
     """Return the lines of the table: one for each package, and the total."""
-    wings: dict[str, Row] = defaultdict(Row)
-    for wing, row in measured:
-        for total in (wings[wing], wings["total"]):
-            total.statements += row.statements
-            total.unit += row.unit
-            total.servers += row.servers
-            total.either += row.either
-    head = f"{'':24}{'lines':>7}{'unit':>11}{'servers':>11}{'either':>11}"
-    names = sorted(wings, key=lambda name: (name == "total", name))
-    return [head, *(f"{name:24}{wings[name]}" for name in names if wings[name].statements)]
+    row_by_wing: dict[str, Row] = defaultdict(Row)
+    for wing_name, row in measured:
+        for summed_row in (row_by_wing[wing_name], row_by_wing["total"]):
+            summed_row.statements += row.statements
+            summed_row.unit += row.unit
+            summed_row.servers += row.servers
+            summed_row.either += row.either
+    header_line = f"{'':24}{'lines':>7}{'unit':>11}{'servers':>11}{'either':>11}"
+    names = sorted(row_by_wing, key=lambda name: (name == "total", name))
+    return [
+        header_line,
+        *(f"{name:24}{row_by_wing[name]}" for name in names if row_by_wing[name].statements),
+    ]
 
 
 def main() -> int:

@@ -48,9 +48,9 @@ Draw = Callable[[str, Path], None]
 class SitePages:
     """Writes the site's copy of all pages below a folder."""
 
-    def __init__(self, folder: Path, draw: Draw) -> None:
+    def __init__(self, folder: Path, draw_diagram: Draw) -> None:
         self._folder = folder
-        self._draw = draw
+        self._draw = draw_diagram
 
     def write(self) -> None:
         """Write all pages, the files that they link to, and the pictures."""
@@ -60,9 +60,9 @@ class SitePages:
             if source.suffix == ".md":
                 self._write_page(source)
             else:
-                target = self._folder / source.relative_to(ROOT / "docs")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+                target_path = self._folder / source.relative_to(ROOT / "docs")
+                target_path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target_path)
         for name in PAGES:
             self._write_page(ROOT / name)
 
@@ -83,9 +83,9 @@ class SitePages:
         self._write(page, "".join(parts))
 
     def _write(self, page: str, text: str) -> None:
-        target = self._folder / page
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
+        target_path = self._folder / page
+        target_path.parent.mkdir(parents=True, exist_ok=True)
+        target_path.write_text(text)
 
     def _rewrite_prose(self, text: str, source: Path, page: str) -> str:
         """Return Markdown text, without code blocks, whose links lead to pages of the site."""
@@ -139,20 +139,20 @@ class SitePages:
         self._write(page, f"---\nsearch:\n  exclude: true\n---\n\n# {name}\n\n{code}")
         return page
 
-    def _diagram(self, diagram: str, before: str, page: str) -> str:
+    def _diagram(self, diagram: str, text_before: str, page: str) -> str:
         """Draw a Mermaid diagram and return the Markdown that shows it."""
-        headings = _HEADING.findall(before)
+        headings = _HEADING.findall(text_before)
         title = headings[-1].replace("`", "") if headings else "Moyin"
         name = hashlib.sha256(diagram.encode()).hexdigest()[:16]
         picture = Path("diagrams") / f"{name}.svg"
-        target = self._folder / picture
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._draw(diagram, target)
+        target_path = self._folder / picture
+        target_path.parent.mkdir(parents=True, exist_ok=True)
+        self._draw(diagram, target_path)
         path = os.path.relpath(picture, Path(page).parent)
         # Its text has 16 pixels at full size, and stays readable at 0.6 of that.
-        smallest = round(0.6 * _svg_width(target))
+        min_width = round(0.6 * _svg_width(target_path))
         return (
-            f'[![Diagram: {title}]({path}){{ .diagram style="min-width: {smallest}px" }}]({path})'
+            f'[![Diagram: {title}]({path}){{ .diagram style="min-width: {min_width}px" }}]({path})'
         )
 
 
@@ -174,13 +174,13 @@ def _svg_width(picture: Path) -> float:
     return float(match[1])
 
 
-def draw_with_mermaid(diagram: str, target: Path) -> None:
+def draw_with_mermaid(diagram: str, path: Path) -> None:
     """Draw a diagram as SVG with Mermaid, which mermaidx runs without a browser."""
     import mermaidx
 
     if re.search(r"[\u2e80-\uffff]", diagram):
         raise SystemExit(f"mermaidx has no font to measure East Asian text: {diagram[:80]}")
-    mermaidx.render(diagram, theme="neutral").save(str(target))
+    mermaidx.render(diagram, theme="neutral").save(str(path))
 
 
 def mark_language(site: Path, language: str) -> None:
@@ -192,11 +192,11 @@ def mark_language(site: Path, language: str) -> None:
         page.write_text(html.replace(_ARTICLE, f'<article lang="{language}" ' + _ARTICLE[9:], 1))
 
 
-def build(work: Path, output: Path, draw: Draw = draw_with_mermaid) -> None:
+def build(work: Path, output: Path, draw_diagram: Draw = draw_with_mermaid) -> None:
     """Build the site in `output`; a warning of the site generator raises an error."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    SitePages(work / "pages", draw).write()
+    SitePages(work / "pages", draw_diagram).write()
     config = work / CONFIG.name
     shutil.copyfile(CONFIG, config)
     subprocess.run(

@@ -29,7 +29,7 @@ _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
 def settings_page() -> str:
     """Return the text of the page that lists all environment variables."""
-    lines = ["# Settings", "", _WRITTEN, *_settings(), *_ports(), *_other_variables()]
+    lines = ["# Settings", "", _WRITTEN, *_settings_rows(), *_port_rows(), *_other_variable_rows()]
     return "\n".join(lines) + "\n"
 
 
@@ -51,17 +51,17 @@ def cli_page() -> str:
         "`MOYIN_DEBUG=1` shows where an error came from.",
         "",
     ]
-    for name, command in _commands("moyin", typer.main.get_command(app)):
-        lines += _command(name, command)
+    for name, command in _command_sections("moyin", typer.main.get_command(app)):
+        lines += _command_section(name, command)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def stale() -> list[str]:
     """Return the names of the pages that differ from what the code generates."""
-    return [name for name, text in _pages() if _read(FOLDER / name) != text]
+    return [name for name, text in _generate_pages() if _read_page(FOLDER / name) != text]
 
 
-def _pages() -> Iterator[tuple[str, str]]:
+def _generate_pages() -> Iterator[tuple[str, str]]:
     yield "cli.md", cli_page()
     yield "settings.md", settings_page()
     yield "errors.md", errors_page(_WRITTEN)
@@ -69,33 +69,33 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "asyncapi.json", asyncapi_document()
 
 
-def _read(path: Path) -> str:
+def _read_page(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def _settings() -> Iterator[str]:
+def _settings_rows() -> Iterator[str]:
     yield "Read once per process from the environment. `moyin up` passes them to every process."
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
     for name, field in Settings.model_fields.items():
-        yield f"| `MOYIN_{name.upper()}` | {_default(field)} | {field.description} |"
+        yield f"| `MOYIN_{name.upper()}` | {_format_default(field)} | {field.description} |"
     yield ""
 
 
-def _ports() -> Iterator[str]:
+def _port_rows() -> Iterator[str]:
     yield "## Ports of `moyin up`"
     yield ""
     yield "`MOYIN_PORT_BASE` (or `--port-base`) moves them all: the gateway takes it, the others follow."
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, meaning in Ports.describe_ports():
-        yield f"| `{variable}` | `{default}` | {meaning} |"
+    for variable, default, description in Ports.describe_ports():
+        yield f"| `{variable}` | `{default}` | {description} |"
     yield ""
 
 
-def _other_variables() -> Iterator[str]:
+def _other_variable_rows() -> Iterator[str]:
     yield "## The command line and the stack"
     yield ""
     yield "| variable | meaning |"
@@ -104,22 +104,22 @@ def _other_variables() -> Iterator[str]:
         yield f"| `{variable}` | {meaning} |"
 
 
-def _default(field: FieldInfo) -> str:
+def _format_default(field: FieldInfo) -> str:
     value = field.get_default()
     return "" if value in ("", None) else f"`{value}`"
 
 
-def _commands(name: str, command: Command) -> Iterator[tuple[str, Command]]:
+def _command_sections(name: str, command: Command) -> Iterator[tuple[str, Command]]:
     children: dict[str, Command] = getattr(command, "commands", {})
     if not children:
         yield name, command
     for child_name, child in children.items():
         if child.hidden:
             continue
-        yield from _commands(f"{name} {child_name}", child)
+        yield from _command_sections(f"{name} {child_name}", child)
 
 
-def _command(name: str, command: Command) -> Iterator[str]:
+def _command_section(name: str, command: Command) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     words = [name, *(_metavar(argument) for argument in arguments)]
@@ -128,7 +128,8 @@ def _command(name: str, command: Command) -> Iterator[str]:
     yield inspect.cleandoc(command.help or "")
     yield ""
     for parameter in (*arguments, *options):
-        yield f"- {_names(parameter)}: {getattr(parameter, 'help', '') or ''}{_default_of(parameter)}"
+        yield f"- {_option_names(parameter)}: {getattr(parameter, 'help', '') or ''}"
+        f"{_parameter_default(parameter)}"
     if arguments or options:
         yield ""
 
@@ -140,13 +141,13 @@ def _metavar(parameter: Any) -> str:
     return name if parameter.required else f"[{name}]"
 
 
-def _names(parameter: Any) -> str:
+def _option_names(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"`{_metavar(parameter)}`"
     return ", ".join(f"`{name}`" for name in parameter.opts)
 
 
-def _default_of(parameter: Any) -> str:
+def _parameter_default(parameter: Any) -> str:
     value = parameter.default
     if parameter.required or value in (None, False, "") or callable(value):
         return ""
@@ -161,7 +162,7 @@ def main() -> int:
             print(f"docs/reference/{name} is stale: run `make docs`")
         return 1 if names else 0
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, text in _pages():
+    for name, text in _generate_pages():
         (FOLDER / name).write_text(text)
     return 0
 

@@ -87,8 +87,8 @@ class BlobContract:
         source.write_bytes(data)
         puts = (blobs.put(data) for _ in range(20))
         files = (blobs.put_file(source) for _ in range(20))
-        digests, stored = await asyncio.gather(asyncio.gather(*puts), asyncio.gather(*files))
-        [digest] = {*digests, *(blob.sha256 for blob in stored)}
+        digests, stored_blobs = await asyncio.gather(asyncio.gather(*puts), asyncio.gather(*files))
+        [digest] = {*digests, *(blob.sha256 for blob in stored_blobs)}
         assert await blobs.get(digest) == data
 
     async def test_only_old_blobs_are_deleted(self, blobs: BlobStore) -> None:

@@ -37,14 +37,14 @@ _CUT = re.compile(r"\S…")
 
 def list_commands() -> dict[str, Any]:
     """Return every visible command and group by its full name, such as ``jobs list``."""
-    return dict(_walk("", typer.main.get_command(app)))
+    return dict(_walk_commands("", typer.main.get_command(app)))
 
 
-def _walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+def _walk_commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
     yield name, command
     for child_name, child in getattr(command, "commands", {}).items():
         if not child.hidden:
-            yield from _walk(f"{name} {child_name}".strip(), child)
+            yield from _walk_commands(f"{name} {child_name}".strip(), child)
 
 
 def capture(
@@ -55,7 +55,7 @@ def capture(
     variables: Mapping[str, str] | None = None,
 ) -> list[Screen]:
     """Run commands one after the other in a terminal, and return the screen of each."""
-    whole = run_in_terminal(
+    screen = run_in_terminal(
         _PROGRAM,
         json.dumps(commands),
         reply=_ATTRIBUTES,
@@ -63,8 +63,8 @@ def capture(
         rows=rows,
         variables=variables,
     )
-    assert whole.status == 0, whole.text[-5000:]
-    return _split(whole)
+    assert screen.status == 0, screen.text[-5000:]
+    return _split_screens(screen)
 
 
 def run_command(
@@ -89,7 +89,7 @@ def run_in_pipe(
     commands: Sequence[Sequence[str]], variables: Mapping[str, str] | None = None
 ) -> list[Screen]:
     """Run commands with a pipe as standard output and error; `Screen.output` contains both."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _PROGRAM, json.dumps(commands)],
         env={**os.environ, **(variables or {})},
         stdin=subprocess.DEVNULL,
@@ -98,14 +98,14 @@ def run_in_pipe(
         timeout=_SECONDS,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-5000:].decode()
-    return _split(Screen(output=done.stdout, columns=0, rows=0, status=0))
+    assert process.returncode == 0, process.stdout[-5000:].decode()
+    return _split_screens(Screen(output=process.stdout, columns=0, rows=0, status=0))
 
 
-def _split(whole: Screen) -> list[Screen]:
-    parts = _END.split(whole.output)
+def _split_screens(screen: Screen) -> list[Screen]:
+    parts = _END.split(screen.output)
     return [
-        replace(whole, output=output, status=int(status))
+        replace(screen, output=output, status=int(status))
         for output, status in zip(parts[::3], parts[2::3], strict=False)
     ]
 
@@ -117,14 +117,14 @@ def find_flaws(screen: Screen, *, copied: Sequence[str] = ()) -> list[str]:
         copied: beginnings of lines that may be wider than the terminal. They are meant to be
             copied, and a terminal copies a line that it has broken as one line.
     """
-    flaws = []
+    found_flaws = []
     if "Traceback (most recent call last)" in screen.text:
-        flaws.append("a traceback")
-    flaws += [f"cut: {line}" for line in screen.lines if _CUT.search(line)]
+        found_flaws.append("a traceback")
+    found_flaws += [f"cut: {line}" for line in screen.lines if _CUT.search(line)]
     for line in screen.written_lines if screen.columns else ():
         # A word that is longer than the terminal is wide has to be broken.
         words = line.split()
         is_copied = line.strip().startswith(tuple(copied)) if copied else False
         if len(line) > screen.columns and not is_copied and max(map(len, words)) < screen.columns:
-            flaws.append(f"broken by the terminal: {line}")
-    return flaws
+            found_flaws.append(f"broken by the terminal: {line}")
+    return found_flaws

@@ -16,7 +16,7 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import ComfyUI, find_comfyui
 from moyin.settings import Settings
 from tests.sharing import FarmSharing, shares_farm
-from tests.stack import RAY_NICENESS, Measured, RunningStack, farm_env
+from tests.stack import RAY_NICENESS, RecordMeasurement, RunningStack, farm_env
 from tests.watchdog import Watchdog
 
 pytest_plugins = [
@@ -60,11 +60,11 @@ def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     # Nobody answers there: an implicit start would try to connect and fail.
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     if "ray" in sys.modules:
-        monkeypatch.setattr(sys.modules["ray"], "init", _refuse)
+        monkeypatch.setattr(sys.modules["ray"], "init", _refuse_to_start)
 
 
 @pytest.fixture
-def measured(record_property: Callable[[str, object], None]) -> Measured:
+def record_measurement(record_property: Callable[[str, object], None]) -> RecordMeasurement:
     """Record figures for the summary; no test passes or fails because of its timing."""
     return lambda sentence: record_property("measured", sentence)
 
@@ -94,8 +94,8 @@ def _summarise_times(terminalreporter: Any) -> None:
     # Those of unit tests are shown by pytest's own last line.
     if len(seconds) > 1:
         terminalreporter.section("seconds of tests by folder")
-        for folder, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-            terminalreporter.line(f"{folder}: {spent:.0f}")
+        for folder, folder_seconds in sorted(seconds.items(), key=lambda item: -item[1]):
+            terminalreporter.line(f"{folder}: {folder_seconds:.0f}")
 
 
 @pytest.fixture(scope="session")
@@ -119,5 +119,5 @@ def gateway(
         yield stack
 
 
-def _refuse(*_: Any, **__: Any) -> NoReturn:
+def _refuse_to_start(*_: Any, **__: Any) -> NoReturn:
     raise AssertionError("a unit test must not start Ray")

@@ -69,8 +69,8 @@ def find_missing_members(page: str, name: str, value: Any) -> list[str]:
     The example is shortened: `…` stands for text, and `{…}` for any object.
     """
     text = read_example(page, name, "json").replace("{…}", "{}").strip()
-    shown = json.loads(text if text.startswith("{") else f"{{{text}}}")
-    return sorted(_list_members(shown) - _list_members(value))
+    shown_value = json.loads(text if text.startswith("{") else f"{{{text}}}")
+    return sorted(_list_members(shown_value) - _list_members(value))
 
 
 def _list_members(value: Any, path: str = "") -> set[str]:
@@ -86,7 +86,7 @@ def run_shell_example(
     url: str,
     folder: Path = ROOT,
     replaced: Mapping[str, str] | None = None,
-    then: str = "",
+    next_command: str = "",
     **variables: str,
 ) -> str:
     """Run an example in bash against the gateway at ``url``, and return its output.
@@ -96,17 +96,18 @@ def run_shell_example(
     Args:
         folder: the working directory.
         replaced: replacements for placeholders in the example.
-        then: lines to run after the example.
+        next_command: lines to run after the example.
         variables: the shell variables that the page presumes.
     """
     text = read_example(page, name, "sh").replace(DEFAULT_GATEWAY, url)
-    for old, new in (replaced or {}).items():
-        assert old in text
-        text = text.replace(old, new)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + then],
+    for old_text, new_text in (replaced or {}).items():
+        assert old_text in text
+        text = text.replace(old_text, new_text)
+    script = 'curl() { command curl -sS --fail-with-body "$@"; }\n' + text + next_command
+    process = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
         env=os.environ | {"GATEWAY": url} | variables,
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{page}: {name}: {done.stdout}{done.stderr}"
-    return done.stdout
+    assert process.returncode == 0, f"{page}: {name}: {process.stdout}{process.stderr}"
+    return process.stdout

@@ -95,7 +95,7 @@ class OllamaServer:
                 stderr=log,
                 start_new_session=True,
             )
-        eventually_blocking(self._answers, _STARTS_WITHIN)
+        eventually_blocking(self._is_answering, _STARTS_WITHIN)
 
     def kill(self) -> None:
         """Kill the server and its runners."""
@@ -126,7 +126,7 @@ class OllamaServer:
 
     def run(self, *arguments: str, **environment: str) -> str:
         """Run the program ``ollama`` as a client of the server, and return its output."""
-        done = subprocess.run(
+        process = subprocess.run(
             [self.program, *arguments],
             env=self.environment | environment,
             stdin=subprocess.DEVNULL,
@@ -134,8 +134,8 @@ class OllamaServer:
             text=True,
             timeout=120,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     def create_models(self) -> None:
         """Create the models from the same model file that the tests of llama.cpp use."""
@@ -156,7 +156,7 @@ class OllamaServer:
         response.raise_for_status()
         return response.json() if response.content else None
 
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self._log.read_text()[-2000:]
         try:

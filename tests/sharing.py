@@ -49,7 +49,7 @@ class FarmSharing:
         Also remembers these files for the scheduler.
         """
         groups = {
-            _file(item.nodeid): fixture
+            _file_of(item.nodeid): fixture
             for item in items
             for fixture in (_FIXTURE, _LAST_FIXTURE)
             if fixture in getattr(item, "fixturenames", ())
@@ -57,11 +57,11 @@ class FarmSharing:
         config.stash[_FILES] = frozenset(
             file for file, fixture in groups.items() if fixture == _FIXTURE
         )
-        order = {_FIXTURE: 0, _LAST_FIXTURE: 2}
-        items.sort(key=lambda item: order.get(groups.get(_file(item.nodeid), ""), 1))
-        place = getattr(config, "workerinput", {}).get(_LIST)
-        if place is not None:
-            Path(place).write_text(json.dumps(groups))
+        group_order = {_FIXTURE: 0, _LAST_FIXTURE: 2}
+        items.sort(key=lambda item: group_order.get(groups.get(_file_of(item.nodeid), ""), 1))
+        list_path = getattr(config, "workerinput", {}).get(_LIST)
+        if list_path is not None:
+            Path(list_path).write_text(json.dumps(groups))
 
 
 class _FarmScheduling(LoadFileScheduling):
@@ -78,13 +78,13 @@ class _FarmScheduling(LoadFileScheduling):
         return groups
 
     def _split_scope(self, nodeid: str) -> str:
-        return self._groups.get(_file(nodeid), _file(nodeid))
+        return self._groups.get(_file_of(nodeid), _file_of(nodeid))
 
 
 def shares_farm(item: pytest.Item) -> bool:
     """Return True if a test in the same file uses the farm."""
-    return _file(item.nodeid) in item.config.stash[_FILES]
+    return _file_of(item.nodeid) in item.config.stash[_FILES]
 
 
-def _file(nodeid: str) -> str:
+def _file_of(nodeid: str) -> str:
     return nodeid.partition("::")[0]

@@ -31,7 +31,7 @@ from tests.processes import with_lines
 
 ROOT = Path(__file__).parents[1]
 # The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
-Measured = Callable[[str], None]
+RecordMeasurement = Callable[[str], None]
 # Whose pages may call a farm of the tests.
 PAGE_ORIGIN = "https://play.example"
 # Ray gives its workers 15, so that any other work on the machine would starve them.
@@ -49,7 +49,7 @@ class RunningStack:
         self.layout = Layout(self.data)
         self.port_base = free_port_base()
         self.env = {
-            **{name: value for name, value in os.environ.items() if not _is_ours(name)},
+            **{name: value for name, value in os.environ.items() if not _is_own_variable(name)},
             "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(self.data),
             "MOYIN_PORT_BASE": str(self.port_base),
@@ -100,7 +100,7 @@ class RunningStack:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a `moyin` command without a terminal."""
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "moyin.cli.main", *arguments],
             env=self.env,
             capture_output=True,
@@ -108,11 +108,12 @@ class RunningStack:
             timeout=_UP_SECONDS,
             check=False,
         )
-        if check and done.returncode != 0:
+        if check and process.returncode != 0:
             raise AssertionError(
-                f"moyin {' '.join(arguments)}: status {done.returncode}\n{done.stdout}{done.stderr}"
+                f"moyin {' '.join(arguments)}: status {process.returncode}\n"
+                f"{process.stdout}{process.stderr}"
             )
-        return done
+        return process
 
     def serve_deploy(self, config: Mapping[str, Any]) -> None:
         """Run Ray's own `serve deploy`, which returns before the deployment is complete."""
@@ -122,7 +123,7 @@ class RunningStack:
 
     def serve(self, command: str, *arguments: str) -> None:
         """Run one of Ray's own `serve` commands."""
-        done = subprocess.run(
+        process = subprocess.run(
             [
                 str(Path(sys.executable).with_name("serve")), command,
                 "--address", f"http://127.0.0.1:{self.ports.dashboard}", *arguments,
@@ -134,7 +135,7 @@ class RunningStack:
             },
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
 
     def kill_supervisor(self) -> int:
         """Kill the supervisor, which owns all other processes, with SIGKILL; return its pid."""
@@ -149,7 +150,7 @@ class RunningStack:
 
     def activities(self, job_id: str, name: str) -> list[int]:
         """Return the step indexes of the job's completed Temporal activities ``name``, in order."""
-        return asyncio.run(self._activities(job_id, name))
+        return asyncio.run(self._list_activities(job_id, name))
 
     def tries(self, job_id: str, name: str) -> int:
         """Return the largest number of attempts of one of the job's activities ``name``.
@@ -157,14 +158,14 @@ class RunningStack:
         Waits until all of these have ended, since Temporal records the start of an activity only
         then.
         """
-        return asyncio.run(self._tries(job_id, name))
+        return asyncio.run(self._count_tries(job_id, name))
 
-    async def _tries(self, job_id: str, name: str) -> int:
+    async def _count_tries(self, job_id: str, name: str) -> int:
         client = await Client.connect(
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
         scheduled: set[int] = set()
-        tries = 0
+        try_count = 0
         async for event in client.get_workflow_handle(job_id).fetch_history_events():
             if event.HasField("activity_task_scheduled_event_attributes"):
                 if event.activity_task_scheduled_event_attributes.activity_type.name == name:
@@ -172,15 +173,15 @@ class RunningStack:
             elif event.HasField("activity_task_started_event_attributes"):
                 started_event = event.activity_task_started_event_attributes
                 if started_event.scheduled_event_id in scheduled:
-                    tries = max(tries, started_event.attempt)
-        return tries
+                    try_count = max(try_count, started_event.attempt)
+        return try_count
 
-    async def _activities(self, job_id: str, name: str) -> list[int]:
+    async def _list_activities(self, job_id: str, name: str) -> list[int]:
         client = await Client.connect(
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
         scheduled: dict[int, int] = {}
-        done: list[int] = []
+        finished_steps: list[int] = []
         async for event in client.get_workflow_handle(job_id).fetch_history_events():
             if event.HasField("activity_task_scheduled_event_attributes"):
                 attributes = event.activity_task_scheduled_event_attributes
@@ -190,8 +191,8 @@ class RunningStack:
             elif event.HasField("activity_task_completed_event_attributes"):
                 origin = event.activity_task_completed_event_attributes.scheduled_event_id
                 if origin in scheduled:
-                    done.append(scheduled[origin])
-        return done
+                    finished_steps.append(scheduled[origin])
+        return finished_steps
 
 
 def shipped_config(**changes: Any) -> dict[str, Any]:
@@ -218,12 +219,12 @@ def farm_env(comfyui: ComfyUI, folder: Path, **pool: Any) -> dict[str, str]:
         pool: further ``args`` of the render pool.
     """
     config = folder / "serve_config.yaml"
-    shipped, nodes = shipped_config(), str(write_nodes(folder))
-    for app in shipped["applications"]:
+    config_data, nodes = shipped_config(), str(write_nodes(folder))
+    for app in config_data["applications"]:
         if app["name"].startswith("render-"):
             app["args"]["comfyui"]["custom_nodes"].append(nodes)
             app["args"] |= pool
-    config.write_text(yaml.safe_dump(shipped))
+    config.write_text(yaml.safe_dump(config_data))
     return {
         "MOYIN_SERVE_CONFIG": str(config),
         "MOYIN_COMFYUI_HOME": str(comfyui.home),
@@ -262,5 +263,5 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _is_ours(name: str) -> bool:
+def _is_own_variable(name: str) -> bool:
     return name.startswith(("MOYIN_", "RAY_"))

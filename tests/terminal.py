@@ -49,8 +49,10 @@ class Screen:
             return self.output.decode().splitlines()
         screen = pyte.HistoryScreen(self.columns, self.rows, history=_HISTORY)
         pyte.ByteStream(screen).feed(self.output)
-        above = ["".join(row[x].data for x in range(self.columns)) for row in screen.history.top]
-        lines = [line.rstrip() for line in (*above, *screen.display)]
+        scrolled_lines = [
+            "".join(row[x].data for x in range(self.columns)) for row in screen.history.top
+        ]
+        lines = [line.rstrip() for line in (*scrolled_lines, *screen.display)]
         while lines and not lines[-1]:
             lines.pop()
         return lines
@@ -95,18 +97,20 @@ def run_in_terminal(
     """
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    inherited = {name: value for name, value in os.environ.items() if name not in _LEAKING}
+    inherited_variables = {
+        name: value for name, value in os.environ.items() if name not in _LEAKING
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        env={**inherited, "TERM": "xterm-256color", **(variables or {})},
+        env={**inherited_variables, "TERM": "xterm-256color", **(variables or {})},
         start_new_session=True,
         preexec_fn=_take_terminal,
     )
     os.close(terminal)
-    waiting = {_QUERY_END: reply, **(typed or {})}
+    pending_replies = {_QUERY_END: reply, **(typed or {})}
     output = b""
     while True:
         try:
@@ -114,8 +118,8 @@ def run_in_terminal(
         except OSError:  # Linux reports so that the program has ended.
             break
         output += piece
-        for text in [text for text in waiting if text in output]:
-            os.write(controller, waiting.pop(text))
+        for text in [text for text in pending_replies if text in output]:
+            os.write(controller, pending_replies.pop(text))
     os.close(controller)
     return Screen(output=output, columns=columns, rows=rows, status=process.wait())
 

@@ -18,8 +18,16 @@ from typing import Any
 from benchmarks.quality import plots
 from benchmarks.quality.choice import GRID, HALVES, Cut, choose_constants, cross_score
 from benchmarks.quality.cost import decision_costs
-from benchmarks.quality.folds import DEVELOPMENT, SEED, Score, by_row, by_subject, few, score
-from benchmarks.quality.month import Month, play
+from benchmarks.quality.folds import (
+    DEVELOPMENT,
+    SEED,
+    Score,
+    by_row,
+    by_subject,
+    limit_labels,
+    score,
+)
+from benchmarks.quality.month import SimulatedMonth, play
 from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
 from moyin.text.quality.abilities import Ability, look_up_ability
 from moyin.text.quality.embedder import load_embedder
@@ -35,10 +43,10 @@ _MONTHS = 20
 _LABELLED_MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b", "claude-haiku-5-5")
 
 
-def _labelled(labels: int, draws: int) -> Cut:
+def _score_with_few_labels(labels: int, draw_count: int) -> Cut:
     return lambda tables, seed: (
         tables.mmlu,
-        [few([split], labels, draws) for split in by_row(tables.mmlu, seed)],
+        [limit_labels([split], labels, draw_count) for split in by_row(tables.mmlu, seed)],
     )
 
 
@@ -52,12 +60,12 @@ _CUTS: dict[str, Cut] = {
         tables.gsm8k,
         [[split] for split in by_row(tables.gsm8k, seed)],
     ),
-    f"MMLU, {_LABELS} labels": _labelled(_LABELS, _DRAWS),
+    f"MMLU, {_LABELS} labels": _score_with_few_labels(_LABELS, _DRAWS),
     "MMLU, subjects never seen": lambda tables, seed: (
         tables.mmlu,
         [[split] for split in by_subject(tables.mmlu, seed)],
     ),
-    _NO_SIGNAL: _labelled(0, 1),
+    _NO_SIGNAL: _score_with_few_labels(0, 1),
 }
 
 
@@ -68,7 +76,9 @@ def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict
     """
     tables = read_tables(source)
     choice = choose_constants(tables, seed)
-    scores = {name: cross_score(tables, cut, seed, choice) for name, cut in _CUTS.items()}
+    scores = {
+        name: cross_score(tables, split_rows, seed, choice) for name, split_rows in _CUTS.items()
+    }
     return scores, [{**asdict(constants), "levels": levels} for constants, levels in choice]
 
 
@@ -78,24 +88,24 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
     Returns:
         The scores of the first division, and a summary of all divisions.
     """
-    means: dict[str, list[float]] = {name: [] for name in _CUTS}
-    first: dict[str, Score] = {}
+    mean_apgr: dict[str, list[float]] = {name: [] for name in _CUTS}
+    first_scores: dict[str, Score] = {}
     choices = []
     with ProcessPoolExecutor() as pool:
         for scores, choice in pool.map(partial(score_partition, source), _PARTITIONS):
-            first = first or scores
+            first_scores = first_scores or scores
             choices.append(choice)
             for name, result in scores.items():
-                means[name].append(round(statistics.mean(result.apgr), 4))
-            print(json.dumps(choice) + "\n" + json.dumps(means), flush=True)
+                mean_apgr[name].append(round(statistics.mean(result.apgr), 4))
+            print(json.dumps(choice) + "\n" + json.dumps(mean_apgr), flush=True)
     summary = {
         "grid": [asdict(constants) for constants in GRID],
         "scored_folds_and_those_that_chose": HALVES,
         "chosen": choices,
-        "apgr_by_partition": means,
-        "mean": {name: round(statistics.mean(values), 4) for name, values in means.items()},
+        "apgr_by_partition": mean_apgr,
+        "mean": {name: round(statistics.mean(values), 4) for name, values in mean_apgr.items()},
     }
-    return first, summary
+    return first_scores, summary
 
 
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
@@ -103,49 +113,52 @@ def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
 
     Each way of splitting is scored twice: with word features only, and with the embedder.
     """
-    means: dict[str, dict[str, float]] = {}
+    mean_apgr: dict[str, dict[str, float]] = {}
     for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):
-        for name, cut in _CUTS.items():
+        for name, split_rows in _CUTS.items():
             values: list[float] = []
             for seed in _PARTITIONS:
-                rows, splits = cut(tables, seed)
+                rows, splits = split_rows(tables, seed)
                 parts = [split for fold in DEVELOPMENT for split in splits[fold]]
                 values += score(rows, parts, embed).apgr
-            means.setdefault(name, {})[features] = round(statistics.mean(values), 4)
-    print("embedder: " + json.dumps(means))
-    return means
+            mean_apgr.setdefault(name, {})[features] = round(statistics.mean(values), 4)
+    print("embedder: " + json.dumps(mean_apgr))
+    return mean_apgr
 
 
 def summarize_score(name: str, result: Score) -> dict[str, Any]:
     """Return the figures of one score, and print them."""
     per_fold = len(result.apgr) // 5
-    unseen = [value for i, value in enumerate(result.apgr) if i // per_fold not in DEVELOPMENT]
-    middle = [pair for pair in result.pairs if 0.8 <= pair[0] <= 0.9]
-    figures = {
+    unseen_values = [
+        value for i, value in enumerate(result.apgr) if i // per_fold not in DEVELOPMENT
+    ]
+    middle_pairs = [pair for pair in result.pairs if 0.8 <= pair[0] <= 0.9]
+    score_summary = {
         "apgr": round(statistics.mean(result.apgr), 4),
-        "apgr_of_folds_0_to_2": round(statistics.mean(unseen), 4),
+        "apgr_of_folds_0_to_2": round(statistics.mean(unseen_values), 4),
         "spread_of_folds": round(statistics.stdev(result.apgr), 4),
         "by_fold": [round(value, 4) for value in result.apgr],
         "by_length": round(statistics.mean(result.length), 4),
         "by_chance": round(statistics.mean(result.chance), 4),
-        "answers_with_p_good_in_0.8_to_0.9": len(middle),
-        "of_these_good": round(statistics.mean(pair[1] for pair in middle), 4),
+        "answers_with_p_good_in_0.8_to_0.9": len(middle_pairs),
+        "of_these_good": round(statistics.mean(pair[1] for pair in middle_pairs), 4),
         "reliability": [
-            [round(p, 3), round(truth, 3), n] for p, truth, n in plots.bins(result.pairs)
+            [round(p, 3), round(is_good_rate, 3), n]
+            for p, is_good_rate, n in plots.bins(result.pairs)
         ],
     }
-    print(f"{name}: " + json.dumps({k: v for k, v in figures.items() if k != "reliability"}))
-    return figures
+    print(f"{name}: " + json.dumps({k: v for k, v in score_summary.items() if k != "reliability"}))
+    return score_summary
 
 
-def summarize_months(months: list[Month]) -> dict[str, Any]:
+def summarize_months(months: list[SimulatedMonth]) -> dict[str, Any]:
     """Return the figures of the simulated months, and print them."""
     names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
     ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]
     single_model_totals = [
         month.totals["router"] / min(month.totals[name] for name in names) for month in months
     ]
-    figures = {
+    month_summary = {
         "seeds": len(months),
         "router_to_best_fixed_policy": [round(ratio, 3) for ratio in ratios],
         "mean": round(statistics.mean(ratios), 3),
@@ -162,8 +175,8 @@ def summarize_months(months: list[Month]) -> dict[str, Any]:
             for name in months[0].bad
         },
     }
-    print("months: " + json.dumps(figures))
-    return figures
+    print("months: " + json.dumps(month_summary))
+    return month_summary
 
 
 def chance(level: float, kind: str) -> float:
@@ -185,8 +198,8 @@ def main() -> None:
     parser.add_argument("--embedder", action="store_true", help="measure only the embedder")
     arguments = parser.parse_args()
     if arguments.embedder:
-        gains = with_embedder(read_tables(arguments.source))
-        (_TARGET / "embedder.json").write_text(json.dumps(gains, indent=1) + "\n")
+        embedder_gains = with_embedder(read_tables(arguments.source))
+        (_TARGET / "embedder.json").write_text(json.dumps(embedder_gains, indent=1) + "\n")
         return
     scores, partitions = score_partitions(arguments.source)
     months = [play(seed) for seed in range(_MONTHS)]
@@ -205,8 +218,10 @@ def main() -> None:
         {name: scores[name] for name in scores if name != _NO_SIGNAL},
         _TARGET / "recovered.png",
     )
-    calibrated = ("MMLU", "GSM8K", "MMLU, subjects never seen", _NO_SIGNAL)
-    plots.draw_reliability({name: scores[name] for name in calibrated}, _TARGET / "reliability.png")
+    calibrated_scores = ("MMLU", "GSM8K", "MMLU, subjects never seen", _NO_SIGNAL)
+    plots.draw_reliability(
+        {name: scores[name] for name in calibrated_scores}, _TARGET / "reliability.png"
+    )
     plots.draw_month(months, _TARGET / "month.png")
     levels = {name: ability.mean for name in _LABELLED_MODELS if (ability := look_up_ability(name))}
     plots.draw_items(KIND_DIFFICULTY, levels, chance, _TARGET / "items.png")

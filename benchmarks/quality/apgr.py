@@ -14,20 +14,20 @@ from itertools import accumulate
 _SHARES = 10
 
 
-def recovered(gains: Sequence[float], truths: Sequence[float]) -> list[float]:
-    """Return which part of the quality gap is recovered if 0, 10, … 100 % use the expensive model.
+def recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[float]:
+    """Return the recovered parts of the gap if 0, 10, … 100 % go to the expensive model.
 
     Args:
-        gains: expected gain of quality by prompt.
+        expected_gains: expected gain of quality by prompt.
         truths: actual gain of quality by prompt.
     """
-    order = sorted(range(len(gains)), key=lambda number: -gains[number])
-    sums = [0.0, *accumulate(truths[number] for number in order)]
-    points = [round(share * len(order) / _SHARES) for share in range(_SHARES + 1)]
-    return [sums[point] / sums[-1] for point in points]
+    ranked_rows = sorted(range(len(expected_gains)), key=lambda number: -expected_gains[number])
+    cumulative_sums = [0.0, *accumulate(truths[number] for number in ranked_rows)]
+    points = [round(share * len(ranked_rows) / _SHARES) for share in range(_SHARES + 1)]
+    return [cumulative_sums[row_count] / cumulative_sums[-1] for row_count in points]
 
 
-def apgr(gains: Sequence[float], truths: Sequence[float]) -> float:
+def apgr(expected_gains: Sequence[float], truths: Sequence[float]) -> float:
     """Return the average performance gap recovered: the mean of `recovered` over all shares."""
-    curve = recovered(gains, truths)
+    curve = recovered(expected_gains, truths)
     return (sum(curve) - (curve[0] + curve[-1]) / 2) / _SHARES

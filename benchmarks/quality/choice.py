@@ -21,7 +21,7 @@ from benchmarks.quality.folds import (
     Score,
     Split,
     by_row,
-    few,
+    limit_labels,
     question_for,
     score,
 )
@@ -80,16 +80,16 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     One is the APGR (`benchmarks.quality.apgr`) after few labels, the other that on GSM8K. These
     depend more on the constants than other scores do.
     """
-    labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
-    small = _within(by_row(tables.gsm8k, seed), folds)
+    labelled = limit_labels(_limit_to_folds(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
+    small_splits = _limit_to_folds(by_row(tables.gsm8k, seed), folds)
     few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
-    return (few_labels + statistics.mean(score(tables.gsm8k, small).apgr)) / 2
+    return (few_labels + statistics.mean(score(tables.gsm8k, small_splits).apgr)) / 2
 
 
-def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
+def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
     """Return the splits that score ``folds``, without the rows of other folds to learn from."""
-    known = {number for fold in folds for number in splits[fold][1]}
-    return [([n for n in splits[fold][0] if n in known], splits[fold][1]) for fold in folds]
+    known_rows = {number for fold in folds for number in splits[fold][1]}
+    return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 
 
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
@@ -98,26 +98,26 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
     The results are in the order of `HALVES`.
     """
     choices: list[Choice] = []
-    for _, known in HALVES:
-        fitted = difficulties(tables, known, seed)
-        levels = {kind: round(level, 2) for kind, (level, _) in fitted.items()}
+    for _, known_folds in HALVES:
+        fitted_levels = difficulties(tables, known_folds, seed)
+        levels = {kind: round(level, 2) for kind, (level, _) in fitted_levels.items()}
         merits: dict[Constants, float] = {}
         with _use_levels(levels):
             for constants in GRID:
                 with _use_constants(constants):
-                    merits[constants] = _merit(tables, known, seed)
+                    merits[constants] = _merit(tables, known_folds, seed)
         # The first in the grid wins a tie.
-        best = max(GRID, key=merits.__getitem__)
-        choices.append((best, levels))
+        best_constants = max(GRID, key=merits.__getitem__)
+        choices.append((best_constants, levels))
     return choices
 
 
-def cross_score(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -> Score:
+def cross_score(tables: Tables, split_rows: Cut, seed: int, choice: Sequence[Choice]) -> Score:
     """Score all folds, each with the constants that were chosen without it."""
-    rows, splits = cut(tables, seed)
+    rows, splits = split_rows(tables, seed)
     result = Score()
-    for (scored, _), (constants, levels) in zip(HALVES, choice, strict=True):
+    for (scored_folds, _), (constants, levels) in zip(HALVES, choice, strict=True):
         with _use_levels(levels), _use_constants(constants):
-            for fold in scored:
+            for fold in scored_folds:
                 result.add(score(rows, splits[fold]))
     return result

@@ -43,7 +43,7 @@ def decision_costs() -> dict[str, float]:
     for model, _ in candidates:
         signal = Signal(
             model=model,
-            question=_question(_TYPICAL),
+            question=_new_question(_TYPICAL),
             score=1.0,
             weight=1.0,
             source="feedback",
@@ -53,14 +53,14 @@ def decision_costs() -> dict[str, float]:
         estimator.learn("tenant", signal)
 
     def decide(text: str) -> None:
-        question = _question(text)
+        question = _new_question(text)
         for model, ability in candidates:
             estimator.estimate("tenant", model, ability, question)
 
-    return {name: _fastest(partial(decide, text)) for name, text in _TEXTS.items()}
+    return {name: _time_fastest(partial(decide, text)) for name, text in _TEXTS.items()}
 
 
-def _question(text: str) -> Question:
+def _new_question(text: str) -> Question:
     return build_question(
         [("user", text)],
         tools=False,
@@ -71,11 +71,11 @@ def _question(text: str) -> Question:
     )
 
 
-def _fastest(call: Callable[[], None]) -> float:
-    best = float("inf")
+def _time_fastest(call: Callable[[], None]) -> float:
+    best_seconds = float("inf")
     for _ in range(_ROUNDS):
-        began = time.process_time()
+        started_at = time.process_time()
         for _ in range(_CALLS):
             call()
-        best = min(best, time.process_time() - began)
-    return best / _CALLS * 1e6
+        best_seconds = min(best_seconds, time.process_time() - started_at)
+    return best_seconds / _CALLS * 1e6

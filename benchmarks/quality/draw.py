@@ -66,49 +66,51 @@ def draw(seed: int, clones: Path) -> list[Prompt]:
         command = ["git", "--git-dir", str(folder), "show", f"{_COMMITS[repository]}:{path}"]
         return subprocess.run(command, check=True, capture_output=True).stdout
 
-    mix: list[Prompt] = []
-    for kind, pool in _pools(read, clones).items():
+    prompt_mix: list[Prompt] = []
+    for kind, pool in _read_pools(read, clones).items():
         chance = random.Random(f"{SEED} {kind}")
-        order = sorted(pool, key=lambda prompt: prompt.text)
-        chance.shuffle(order)
-        chosen, rest = order[:EACH], order[EACH:]
+        shuffled_prompts = sorted(pool, key=lambda prompt: prompt.text)
+        chance.shuffle(shuffled_prompts)
+        chosen_rows, remaining_rows = shuffled_prompts[:EACH], shuffled_prompts[EACH:]
         if seed != SEED:
-            random.Random(f"{seed} {kind}").shuffle(rest)
-            chosen = rest[:EACH]
-        mix += chosen
-    return mix
+            random.Random(f"{seed} {kind}").shuffle(remaining_rows)
+            chosen_rows = remaining_rows[:EACH]
+        prompt_mix += chosen_rows
+    return prompt_mix
 
 
-def _pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
+def _read_pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
     with tempfile.TemporaryDirectory() as folder:
         clone = ["git", "clone", "--quiet", str(_clone("lm-sys/RouteLLM", clones)), folder]
         subprocess.run(clone, check=True)
         tables = read_tables(folder)
     return {
-        "easy chat": _chats(read),
-        "extraction": _extractions(read),
-        "arithmetic": _unseen(tables.gsm8k, lambda _: True, "arithmetic", "GSM8K"),
+        "easy chat": _read_chats(read),
+        "extraction": _read_extractions(read),
+        "arithmetic": _read_unseen_questions(tables.gsm8k, lambda _: True, "arithmetic", "GSM8K"),
         "code": [
             Prompt(kind="code", source="HumanEval", text=json.loads(line)["prompt"])
             for line in gzip.decompress(
                 read("openai/human-eval", "data/HumanEval.jsonl.gz")
             ).splitlines()
         ],
-        "law": _unseen(tables.mmlu, lambda row: row.subject == "professional_law", "law", "MMLU"),
-        "German": _turns(
+        "law": _read_unseen_questions(
+            tables.mmlu, lambda row: row.subject == "professional_law", "law", "MMLU"
+        ),
+        "German": _read_first_turns(
             read, "Modalities/MT-Bench-X", "data/mt_bench_DE/question.jsonl", "German"
         ),
-        "Japanese": _turns(
+        "Japanese": _read_first_turns(
             read,
             "Stability-AI/FastChat",
             "fastchat/llm_judge/data/japanese_mt_bench/question_full.jsonl",
             "Japanese",
         ),
-        "long documents": _documents(read),
+        "long documents": _read_documents(read),
     }
 
 
-def _chats(read: Read) -> list[Prompt]:
+def _read_chats(read: Read) -> list[Prompt]:
     """Return the distinct first lines of small talk, as easy prompts."""
     texts: dict[str, None] = {}
     for topic in ("greetings", "conversations"):
@@ -118,20 +120,20 @@ def _chats(read: Read) -> list[Prompt]:
     return [Prompt(kind="easy chat", source="ChatterBot corpus", text=text) for text in texts]
 
 
-def _extractions(read: Read) -> list[Prompt]:
+def _read_extractions(read: Read) -> list[Prompt]:
     """Return tasks that extract something from a given text or classify the text."""
     prompts = []
     for path in ("human_eval/user_oriented_instructions.jsonl", "data/seed_tasks.jsonl"):
-        for task in _lines(read("yizhongw/self-instruct", path)):
+        for task in _parse_lines(read("yizhongw/self-instruct", path)):
             instruction, input_text = task["instruction"], task["instances"][0]["input"].strip()
-            wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
-            if wanted and input_text:
+            is_wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
+            if is_wanted and input_text:
                 text = f"{instruction}\n\n{input_text}"
                 prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=text))
     return prompts
 
 
-def _unseen(
+def _read_unseen_questions(
     rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
 ) -> list[Prompt]:
     """Return the wanted questions from folds that `benchmarks.quality.prior` does not use."""
@@ -145,21 +147,21 @@ def _unseen(
     ]
 
 
-def _turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
+def _read_first_turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
     """Return the first question of each conversation in a translated MT-Bench."""
     return [
         Prompt(kind=kind, source=repository, text=question["turns"][0])
-        for question in _lines(read(repository, path))
+        for question in _parse_lines(read(repository, path))
     ]
 
 
-def _documents(read: Read) -> list[Prompt]:
+def _read_documents(read: Read) -> list[Prompt]:
     """Return long prompts: the start of a meeting's transcript, and a question about it."""
     prompts = []
     for domain in ("Academic", "Committee", "Product"):
         for part in ("test", "val"):
             path = f"data/{domain}/jsonl/{part}.jsonl"
-            for number, meeting in enumerate(_lines(read("Yale-LILY/QMSum", path))):
+            for number, meeting in enumerate(_parse_lines(read("Yale-LILY/QMSum", path))):
                 chance = random.Random(f"{path} {number}")
                 lines = meeting["meeting_transcripts"]
                 text = "\n".join(f"{line['speaker']}: {line['content']}" for line in lines)
@@ -172,7 +174,7 @@ def _documents(read: Read) -> list[Prompt]:
     return prompts
 
 
-def _lines(content: bytes) -> list[dict[str, Any]]:
+def _parse_lines(content: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
 
 
@@ -192,9 +194,10 @@ def main() -> None:
     parser.add_argument("--clones", type=Path, help="folder of bare clones, owner+name")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        mix = draw(arguments.seed, arguments.clones or Path(folder))
+        prompt_mix = draw(arguments.seed, arguments.clones or Path(folder))
     rows = (
-        {"class": prompt.kind, "source": prompt.source, "prompt": prompt.text} for prompt in mix
+        {"class": prompt.kind, "source": prompt.source, "prompt": prompt.text}
+        for prompt in prompt_mix
     )
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     arguments.target.write_text("".join(lines))

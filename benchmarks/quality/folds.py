@@ -60,13 +60,15 @@ def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     A split has the numbers of the rows to learn from, in random order, and those to score: the
     fold.
     """
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
+    shuffled_rows = list(range(len(rows)))
+    random.Random(seed).shuffle(shuffled_rows)
     splits = []
     for fold in range(FOLDS):
-        rest = [number for part in range(FOLDS) if part != fold for number in order[part::FOLDS]]
-        random.Random(fold + 1_000 * seed).shuffle(rest)
-        splits.append((rest, order[fold::FOLDS]))
+        training_rows = [
+            number for part in range(FOLDS) if part != fold for number in shuffled_rows[part::FOLDS]
+        ]
+        random.Random(fold + 1_000 * seed).shuffle(training_rows)
+        splits.append((training_rows, shuffled_rows[fold::FOLDS]))
     return splits
 
 
@@ -77,26 +79,26 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
     """
     subjects = sorted({row.subject for row in rows})
     random.Random(seed).shuffle(subjects)
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
+    shuffled_rows = list(range(len(rows)))
+    random.Random(seed).shuffle(shuffled_rows)
     splits = []
     for fold in range(FOLDS):
-        held = set(subjects[fold::FOLDS])
+        held_subjects = set(subjects[fold::FOLDS])
         splits.append(
             (
-                [number for number in order if rows[number].subject not in held],
-                [number for number in order if rows[number].subject in held],
+                [number for number in shuffled_rows if rows[number].subject not in held_subjects],
+                [number for number in shuffled_rows if rows[number].subject in held_subjects],
             )
         )
     return splits
 
 
-def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
-    """Return ``draws`` smaller splits for each split, with only ``labels`` rows to learn from."""
+def limit_labels(splits: Iterable[Split], labels: int, draw_count: int) -> list[Split]:
+    """Return each split ``draw_count`` times, with only ``labels`` random prompts to learn from."""
     return [
-        (rest[draw * labels : (draw + 1) * labels], held)
-        for rest, held in splits
-        for draw in range(draws)
+        (training_rows[draw * labels : (draw + 1) * labels], test_rows)
+        for training_rows, test_rows in splits
+        for draw in range(draw_count)
     ]
 
 
@@ -107,32 +109,35 @@ def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = No
         embed: computes features of a prompt; None uses only features of words.
     """
     result = Score()
-    for rest, held in splits:
-        estimator = _learn(rows, rest, embed)
-        chance = random.Random(held[0])
-        weak, strong = (
-            [_expected(estimator, model, question_for(rows[row].prompt, embed)) for row in held]
+    for training_rows, test_rows in splits:
+        estimator = _learn(rows, training_rows, embed)
+        chance = random.Random(test_rows[0])
+        weak_chances, strong_chances = (
+            [
+                _expected_quality(estimator, model, question_for(rows[row].prompt, embed))
+                for row in test_rows
+            ]
             for model in (WEAK, STRONG)
         )
-        gains = [s - w for w, s in zip(weak, strong, strict=True)]
-        truths = [rows[row].strong - rows[row].weak for row in held]
-        result.apgr.append(apgr(gains, truths))
-        result.curves.append(recovered(gains, truths))
-        result.length.append(_mean_of(lambda row: len(rows[row].prompt), held, truths))
-        result.chance.append(apgr([chance.random() for _ in held], truths))
-        for row, w, s in zip(held, weak, strong, strict=True):
+        expected_gains = [s - w for w, s in zip(weak_chances, strong_chances, strict=True)]
+        true_gains = [rows[row].strong - rows[row].weak for row in test_rows]
+        result.apgr.append(apgr(expected_gains, true_gains))
+        result.curves.append(recovered(expected_gains, true_gains))
+        result.length.append(_mean_of(lambda row: len(rows[row].prompt), test_rows, true_gains))
+        result.chance.append(apgr([chance.random() for _ in test_rows], true_gains))
+        for row, w, s in zip(test_rows, weak_chances, strong_chances, strict=True):
             result.pairs += [(w, rows[row].weak), (s, rows[row].strong)]
     return result
 
 
-def _learn(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Estimator:
+def _learn(rows: Sequence[Row], row_order: Sequence[int], embed: Embed | None) -> Estimator:
     estimator = Estimator()
-    for count, row in enumerate(order):
-        for model, good in ((WEAK, rows[row].weak), (STRONG, rows[row].strong)):
+    for count, row in enumerate(row_order):
+        for model, label in ((WEAK, rows[row].weak), (STRONG, rows[row].strong)):
             signal = Signal(
                 model=model,
                 question=question_for(rows[row].prompt, embed),
-                score=good,
+                score=label,
                 weight=1.0,
                 source="feedback",
                 key=f"person-{count % _KEYS}",
@@ -145,12 +150,14 @@ def _learn(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Es
     return estimator
 
 
-def _expected(estimator: Estimator, model: str, question: Question) -> float:
+def _expected_quality(estimator: Estimator, model: str, question: Question) -> float:
     return estimator.estimate(_TENANT, model, look_up_ability(model), question).p
 
 
-def _mean_of(order: Callable[[int], float], held: Sequence[int], truths: Sequence[float]) -> float:
-    return apgr([order(row) for row in held], truths)
+def _mean_of(
+    score_row: Callable[[int], float], test_rows: Sequence[int], truths: Sequence[float]
+) -> float:
+    return apgr([score_row(row) for row in test_rows], truths)
 
 
 @lru_cache(maxsize=32_768)

@@ -119,8 +119,8 @@ class Request:
 
 
 @dataclass(slots=True)
-class Month:
-    """The results of a simulated month.
+class SimulatedMonth:
+    """Totals by policy in USD, and the router's cumulative regret by day.
 
     Attributes:
         totals: total cost in USD by policy.
@@ -136,26 +136,26 @@ class Month:
     policy: dict[str, str] = field(default_factory=dict)
 
 
-class World:
+class SimulatedWorld:
     """Holds each model's true probability of a good answer, by topic and day."""
 
     def __init__(self, seed: int) -> None:
-        draw = random.Random(seed)
+        rng = random.Random(seed)
         self._surprises = {
-            model.name: [draw.gauss(model.surprise, 0.8) for _ in _TOPICS] for model in MODELS
+            model.name: [rng.gauss(model.surprise, 0.8) for _ in _TOPICS] for model in MODELS
         }
         # An update makes a local model better at two topics; a cloud model gets worse at two.
         self._drifts = {
-            "llama-3.1-8b": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), 2.0),
-            "claude-haiku-5-5": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), -2.0),
+            "llama-3.1-8b": dict.fromkeys(rng.sample(range(1, len(_TOPICS)), 2), 2.0),
+            "claude-haiku-5-5": dict.fromkeys(rng.sample(range(1, len(_TOPICS)), 2), -2.0),
         }
 
     def chance(self, model: SimulatedModel, request: Request) -> float:
         """Return the true probability that the model answers the request well."""
         ability = known(model)
         ability = ability.kinds.get(request.question.kind, ability)
-        _, _, harder, _ = _TOPICS[request.topic]
-        logit = ability.mean - request.question.difficulty - harder
+        _, _, topic_difficulty, _ = _TOPICS[request.topic]
+        logit = ability.mean - request.question.difficulty - topic_difficulty
         logit += self._surprises[model.name][request.topic]
         if request.day >= _DRIFT_DAY:
             logit += self._drifts.get(model.name, {}).get(request.topic, 0.0)
@@ -166,8 +166,8 @@ class World:
 
         A bad answer costs more.
         """
-        bad = request.luck >= self.chance(model, request)
-        return model.price + _USD_PER_BAD * bad, bad
+        is_bad = request.luck >= self.chance(model, request)
+        return model.price + _USD_PER_BAD * is_bad, is_bad
 
 
 def known(model: SimulatedModel) -> Ability:
@@ -179,12 +179,12 @@ def known(model: SimulatedModel) -> Ability:
 
 def requests(seed: int) -> list[Request]:
     """Return the month's requests in order."""
-    draw = random.Random(seed + 1)
+    rng = random.Random(seed + 1)
     shares = [share for _, share, _, _ in _TOPICS]
     result = []
     for number in range(DAYS * _PER_DAY):
-        topic = draw.choices(range(len(_TOPICS)), shares)[0]
-        text = _TOPICS[topic][3].format(a=draw.choice(_WORDS), b=draw.choice(_WORDS))
+        topic = rng.choices(range(len(_TOPICS)), shares)[0]
+        text = _TOPICS[topic][3].format(a=rng.choice(_WORDS), b=rng.choice(_WORDS))
         question = build_question(
             [("user", text)],
             tools=False,
@@ -198,10 +198,10 @@ def requests(seed: int) -> list[Request]:
                 day=number / _PER_DAY,
                 topic=topic,
                 question=question,
-                luck=draw.random(),
-                signalled=draw.random() < _SIGNALLED,
-                person=f"person-{draw.randrange(_PEOPLE)}",
-                trying=draw.random() < _TRIED,
+                luck=rng.random(),
+                signalled=rng.random() < _SIGNALLED,
+                person=f"person-{rng.randrange(_PEOPLE)}",
+                trying=rng.random() < _TRIED,
             )
         )
     return result
@@ -228,27 +228,29 @@ def choose(
     return models[upper_bound_choice], upper_bound_choice != lower_bound_choice
 
 
-def play(seed: int) -> Month:
+def play(seed: int) -> SimulatedMonth:
     """Simulate the month for every policy and return the results."""
-    world, month, estimator = World(seed), Month(), Estimator()
+    world, month, estimator = SimulatedWorld(seed), SimulatedMonth(), Estimator()
     per_day = [0.0] * DAYS
     totals = {"router": 0.0}
-    bad = {"router": 0.0}
+    bad_answers = {"router": 0.0}
     fixed: dict[tuple[str, str], float] = {}
     fixed_by_day: dict[tuple[str, str], list[float]] = {}
     for request in requests(seed):
-        available = [model for model in MODELS if model.since <= request.day]
-        chosen, tried = choose(estimator, available, request.question, request.trying)
-        loss, failed = world.loss(chosen, request)
-        loss += _USD_PER_VERDICT * tried
+        available_models = [model for model in MODELS if model.since <= request.day]
+        chosen_model, has_tried = choose(
+            estimator, available_models, request.question, request.trying
+        )
+        loss, has_failed = world.loss(chosen_model, request)
+        loss += _USD_PER_VERDICT * has_tried
         totals["router"] += loss
-        bad["router"] += failed
+        bad_answers["router"] += has_failed
         per_day[int(request.day)] += loss
-        if request.signalled or tried:
+        if request.signalled or has_tried:
             signal = Signal(
-                model=chosen.name,
+                model=chosen_model.name,
                 question=request.question,
-                score=0.0 if failed else 1.0,
+                score=0.0 if has_failed else 1.0,
                 weight=1.0,
                 source="feedback",
                 key=request.person,
@@ -257,22 +259,22 @@ def play(seed: int) -> Month:
             estimator.learn(_TENANT, signal)
         for model in MODELS:
             # Until a model is added, the most expensive one takes its place.
-            substitute = model if model.since <= request.day else MODELS[4]
-            loss, failed = world.loss(substitute, request)
+            substitute_model = model if model.since <= request.day else MODELS[4]
+            loss, has_failed = world.loss(substitute_model, request)
             cell = (request.question.kind, model.name)
             fixed[cell] = fixed.get(cell, 0.0) + loss
             fixed_by_day.setdefault(cell, [0.0] * DAYS)[int(request.day)] += loss
             if not model.since:
                 totals[model.name] = totals.get(model.name, 0.0) + loss
-                bad[model.name] = bad.get(model.name, 0.0) + failed
-    best: dict[str, str] = {}
+                bad_answers[model.name] = bad_answers.get(model.name, 0.0) + has_failed
+    best_models: dict[str, str] = {}
     for kind in {kind for kind, _ in fixed}:
         losses = {model.name: fixed[kind, model.name] for model in MODELS}
-        best[kind] = min(losses, key=losses.__getitem__)
-    totals["best fixed policy"] = sum(fixed[item] for item in best.items())
+        best_models[kind] = min(losses, key=losses.__getitem__)
+    totals["best fixed policy"] = sum(fixed[item] for item in best_models.items())
     regret = 0.0
     for day in range(DAYS):
-        regret += per_day[day] - sum(fixed_by_day[item][day] for item in best.items())
+        regret += per_day[day] - sum(fixed_by_day[item][day] for item in best_models.items())
         month.regret.append(regret)
-    month.totals, month.bad, month.policy = totals, bad, best
+    month.totals, month.bad, month.policy = totals, bad_answers, best_models
     return month

@@ -69,23 +69,23 @@ def difficulties(
 ) -> dict[str, tuple[float, int]]:
     """Return for each kind of request its difficulty, and the number of answers behind it."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
-    for kind, row, guessed in _development(tables, folds, seed):
+    for kind, row, guess_chance in _development_rows(tables, folds, seed):
         question = question_for(row.prompt)
         # The product adds this to the kind's level because of the length and other features.
         offset = question.difficulty - KIND_DIFFICULTY[question.kind]
-        for model, good in ((WEAK, row.weak), (STRONG, row.strong)):
+        for model, label in ((WEAK, row.weak), (STRONG, row.strong)):
             ability = look_up_ability(model)
             assert ability is not None
-            answers[kind].append((ability.mean - offset, good, guessed))
-    fitted = {}
-    for kind, known in answers.items():
-        share = len(known) / (len(known) + _ANCHOR_ANSWERS)
-        level = _level(known) if known else 0.0
-        fitted[kind] = (share * level + (1 - share) * ANCHORS[kind], len(known))
-    return fitted
+            answers[kind].append((ability.mean - offset, label, guess_chance))
+    fitted_difficulties = {}
+    for kind, kind_answers in answers.items():
+        share = len(kind_answers) / (len(kind_answers) + _ANCHOR_ANSWERS)
+        level = _fit_level(kind_answers) if kind_answers else 0.0
+        fitted_difficulties[kind] = (share * level + (1 - share) * ANCHORS[kind], len(kind_answers))
+    return fitted_difficulties
 
 
-def _development(
+def _development_rows(
     tables: Tables, folds: Iterable[int], seed: int
 ) -> Iterator[tuple[str, Row, float]]:
     for fold in folds:
@@ -99,35 +99,35 @@ def _development(
         yield _KIND_OF[row.subject], row, 0.0
 
 
-def _level(answers: list[tuple[float, float, float]]) -> float:
+def _fit_level(answers: list[tuple[float, float, float]]) -> float:
     """Return the difficulty with which the expected number of good answers equals the true number.
 
     Args:
         answers: for each answer the model's ability, the quality, and the chance of guessing right.
     """
     scale = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIANCE)
-    good = sum(score for _, score, _ in answers)
+    good_answers = sum(score for _, score, _ in answers)
 
     def surplus(difficulty: float) -> float:
         chances = (
-            guessed + (1 - guessed) / (1 + math.exp((difficulty - ability) * scale))
-            for ability, _, guessed in answers
+            guess_chance + (1 - guess_chance) / (1 + math.exp((difficulty - ability) * scale))
+            for ability, _, guess_chance in answers
         )
-        return sum(chances) - good
+        return sum(chances) - good_answers
 
-    return _root(surplus, -8.0, 8.0)
+    return _find_root(surplus, -8.0, 8.0)
 
 
-def _root(decreasing: Callable[[float], float], low: float, high: float) -> float:
+def _find_root(decreasing: Callable[[float], float], low: float, high: float) -> float:
     for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if decreasing(middle) > 0 else (low, middle)
+        midpoint = (low + high) / 2
+        low, high = (midpoint, high) if decreasing(midpoint) > 0 else (low, midpoint)
     return (low + high) / 2
 
 
-def render_module(fitted: dict[str, tuple[float, int]]) -> str:
+def render_module(fitted_difficulties: dict[str, tuple[float, int]]) -> str:
     """Return the Python source of the generated module."""
-    rows = sorted(fitted.items(), key=lambda item: item[1][0])
+    rows = sorted(fitted_difficulties.items(), key=lambda item: item[1][0])
     means = "\n".join(
         f'    "{kind}": {level:.2f},  # {f"{count} answers" if count else "by hand"}'
         for kind, (level, count) in rows

@@ -50,7 +50,7 @@ async def serve(backend: str, usd_per_bad_answer: float) -> None:
     await models.reconfigure({"backends": hosts, "aliases": {"auto": auto}, "routing": routing})
     server = ReplicaServer(uvicorn.Config(models.__serve_build_asgi_app__(), log_level="warning"))
     listener = socket.create_server(("127.0.0.1", 0))
-    running = asyncio.create_task(server.serve([listener]))
+    server_task = asyncio.create_task(server.serve([listener]))
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", key, flush=True)
@@ -58,7 +58,7 @@ async def serve(backend: str, usd_per_bad_answer: float) -> None:
     while await loop.run_in_executor(None, sys.stdin.readline):
         print(time.process_time(), flush=True)
     server.should_exit = True
-    await running
+    await server_task
 
 
 if __name__ == "__main__":

@@ -38,20 +38,20 @@ _HEAD = {"id": "chatcmpl-1", "created": 0, "model": "m"}
 _numbers = itertools.count(1)
 
 
-def _chunk(delta: Mapping[str, str], **kwargs: Any) -> bytes:
+def _new_chunk(delta: Mapping[str, str], **kwargs: Any) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": None, **kwargs}
-    return _event({**_HEAD, "object": "chat.completion.chunk", "choices": [choice]})
+    return _new_event({**_HEAD, "object": "chat.completion.chunk", "choices": [choice]})
 
 
-def _event(body: Mapping[str, Any]) -> bytes:
+def _new_event(body: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 _EVENTS = (
-    _chunk({"role": "assistant", "content": ""}),
-    *(_chunk({"content": f"word{number} "}) for number in range(_TOKENS)),
-    _chunk({}, finish_reason="stop"),
-    _event({**_HEAD, "choices": [], "usage": _USAGE}) + b"data: [DONE]\n\n",
+    _new_chunk({"role": "assistant", "content": ""}),
+    *(_new_chunk({"content": f"word{number} "}) for number in range(_TOKENS)),
+    _new_chunk({}, finish_reason="stop"),
+    _new_event({**_HEAD, "choices": [], "usage": _USAGE}) + b"data: [DONE]\n\n",
 )
 _MESSAGE = {"role": "assistant", "content": "".join(f"word{n} " for n in range(_TOKENS))}
 _WHOLE = json.dumps(
@@ -87,7 +87,7 @@ def _request(kind: str, model: str) -> dict[str, Any]:
     return {**body, "stream": True} if kind == "stream" else body
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answer_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer all requests of one connection, like a model server.
 
     Each event of a stream is sent as a chunk of its own.
@@ -106,9 +106,9 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
                     await asyncio.sleep(0)
                 writer.write(b"0\r\n\r\n")
             else:
-                whole = _WHOLE if head.startswith(b"post") else b"{}"
-                kind = b"content-type: application/json\r\ncontent-length: %d" % len(whole)
-                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (kind, whole))
+                response_body = _WHOLE if head.startswith(b"post") else b"{}"
+                kind = b"content-type: application/json\r\ncontent-length: %d" % len(response_body)
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (kind, response_body))
     writer.close()
 
 
@@ -141,7 +141,7 @@ class _Replica:
 
 
 @asynccontextmanager
-async def _replica(
+async def _run_replica(
     tree: Path, folder: Path, backend: str, price: float, redis: str, model: str
 ) -> AsyncIterator[_Replica]:
     settings = {"PYTHONPATH": str(tree), "MOYIN_DATA": str(folder), "MOYIN_REDIS_URL": redis}
@@ -168,8 +168,8 @@ async def request_costs(
     """
     costs: dict[tuple[str, str], dict[str, list[float]]] = {}
     async with AsyncExitStack() as stack:
-        server = await asyncio.start_server(_answer, "127.0.0.1", 0)
-        stack.push_async_callback(_close, server)
+        server = await asyncio.start_server(_answer_requests, "127.0.0.1", 0)
+        stack.push_async_callback(_close_server, server)
         backend = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = free_port()
@@ -182,24 +182,26 @@ async def request_costs(
                 home = folder / f"{number}{state}"
                 home.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                opened = _replica(root, home, backend, price, redis, model)
-                replicas[tree, state] = await stack.enter_async_context(opened)
+                new_replica = _run_replica(root, home, backend, price, redis, model)
+                replicas[tree, state] = await stack.enter_async_context(new_replica)
         for kind in ("whole", "stream"):
-            for turn in range(rounds + 1):
-                before = [await replica.cpu_seconds() for replica in replicas.values()]
-                for replica in list(replicas.values())[:: -1 if turn % 2 else 1]:
+            for round_number in range(rounds + 1):
+                seconds_before = [await replica.cpu_seconds() for replica in replicas.values()]
+                for replica in list(replicas.values())[:: -1 if round_number % 2 else 1]:
                     await replica.load(kind, requests, clients)
                 await asyncio.sleep(_WRITE_SECONDS)
-                for ((tree, state), replica), start in zip(replicas.items(), before, strict=True):
-                    used = await replica.cpu_seconds() - start
-                    cost = used / (requests // clients * clients) * 1e6
+                for ((tree, state), replica), start in zip(
+                    replicas.items(), seconds_before, strict=True
+                ):
+                    cpu_seconds = await replica.cpu_seconds() - start
+                    cost = cpu_seconds / (requests // clients * clients) * 1e6
                     # The first round warms up.
-                    if turn:
+                    if round_number:
                         costs.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
     return costs
 
 
-async def _close(server: asyncio.Server) -> None:
+async def _close_server(server: asyncio.Server) -> None:
     server.close()
 
 
@@ -207,12 +209,17 @@ def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
     """Print for each kind the medians, how much more the estimates cost, and the fastest rounds."""
     print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
     for (tree, kind), costs in results.items():
-        off, on = costs["off"], costs["on"]
-        shares = [with_quality / plain - 1 for plain, with_quality in zip(off, on, strict=True)]
-        low, middle, high = statistics.quantiles(shares)
+        cost_off, cost_on = costs["off"], costs["on"]
+        shares = [
+            cost_with / cost_without - 1
+            for cost_without, cost_with in zip(cost_off, cost_on, strict=True)
+        ]
+        lower_quartile, median, upper_quartile = statistics.quantiles(shares)
         print(
-            f"| {tree}, {kind} | {statistics.median(off):.0f} | {statistics.median(on):.0f} "
-            f"| {middle:.1%} ({low:.1%} to {high:.1%}) | {min(off):.0f}, {min(on):.0f} |"
+            f"| {tree}, {kind} | {statistics.median(cost_off):.0f} "
+            f"| {statistics.median(cost_on):.0f} "
+            f"| {median:.1%} ({lower_quartile:.1%} to {upper_quartile:.1%}) "
+            f"| {min(cost_off):.0f}, {min(cost_on):.0f} |"
         )
 
 

@@ -57,29 +57,29 @@ def read_tables(source: str = PUBLIC) -> Tables:
         ValueError: a file differs from the one that the published results were computed from.
     """
     if (Path(source) / _FOLDER).is_dir():
-        return _read(Path(source))
+        return _read_files(Path(source))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", source, folder], check=True)
         subprocess.run(["git", "-C", folder, "checkout", "--quiet", COMMIT], check=True)
-        return _read(Path(folder))
+        return _read_files(Path(folder))
 
 
-def _read(root: Path) -> Tables:
-    texts = {name: _checked(root, name, digest) for name, digest in _hashes()}
+def _read_files(root: Path) -> Tables:
+    texts = {name: _read_checked(root, name, digest) for name, digest in _read_hashes()}
     subjects = [name for name in texts if "/mmlu/responses/" in name]
     mmlu = [
         row
         for name in subjects
-        for row in _answers(texts[name], Path(name).stem.removeprefix("mmlu_"))
+        for row in _read_answers(texts[name], Path(name).stem.removeprefix("mmlu_"))
     ]
     return Tables(
-        mmlu=_clean(mmlu, texts[f"{_FOLDER}/mmlu/contaminated_prompts.jsonl"]),
-        gsm8k=_clean(
-            _answers(texts[f"{_FOLDER}/gsm8k/gsm8k_responses.csv"], ""),
+        mmlu=_drop_contaminated(mmlu, texts[f"{_FOLDER}/mmlu/contaminated_prompts.jsonl"]),
+        gsm8k=_drop_contaminated(
+            _read_answers(texts[f"{_FOLDER}/gsm8k/gsm8k_responses.csv"], ""),
             texts[f"{_FOLDER}/gsm8k/contaminated_prompts.jsonl"],
         ),
-        mt_bench=_clean(
-            _judged(
+        mt_bench=_drop_contaminated(
+            _read_judgements(
                 texts[f"{_FOLDER}/mt_bench/question.jsonl"],
                 texts[f"{_FOLDER}/mt_bench/judgements.jsonl"],
             ),
@@ -88,20 +88,20 @@ def _read(root: Path) -> Tables:
     )
 
 
-def _hashes() -> Iterator[tuple[str, str]]:
+def _read_hashes() -> Iterator[tuple[str, str]]:
     for line in HASHES.read_text().splitlines():
         digest, _, name = line.partition("  ")
         yield name, digest
 
 
-def _checked(root: Path, name: str, digest: str) -> str:
+def _read_checked(root: Path, name: str, digest: str) -> str:
     content = (root / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{name} is not the file of commit {COMMIT}: its SHA-256 differs")
     return content.decode()
 
 
-def _answers(text: str, subject: str) -> Iterator[Row]:
+def _read_answers(text: str, subject: str) -> Iterator[Row]:
     for row in csv.DictReader(io.StringIO(text)):
         yield Row(
             prompt=row["prompt"],
@@ -111,26 +111,30 @@ def _answers(text: str, subject: str) -> Iterator[Row]:
         )
 
 
-def _judged(questions: str, judgements: str) -> Iterator[Row]:
+def _read_judgements(questions: str, judgements: str) -> Iterator[Row]:
     """Yield a row for the first question of each conversation in MT-Bench.
 
     The quality of an answer is the mean mark of both turns, as in RouteLLM, divided by 10.
     """
     marks: dict[tuple[int, str], list[float]] = {}
     for line in judgements.splitlines():
-        judged = json.loads(line)
-        marks.setdefault((judged["question_id"], judged["model"]), []).append(judged["score"])
+        judgement = json.loads(line)
+        marks.setdefault((judgement["question_id"], judgement["model"]), []).append(
+            judgement["score"]
+        )
     for line in questions.splitlines():
         question = json.loads(line)
-        weak, strong = (marks[question["question_id"], model] for model in (WEAK, STRONG))
+        weak_marks, strong_marks = (
+            marks[question["question_id"], model] for model in (WEAK, STRONG)
+        )
         yield Row(
             prompt=question["turns"][0],
             subject=question["category"],
-            weak=sum(weak) / len(weak) / 10,
-            strong=sum(strong) / len(strong) / 10,
+            weak=sum(weak_marks) / len(weak_marks) / 10,
+            strong=sum(strong_marks) / len(strong_marks) / 10,
         )
 
 
-def _clean(rows: Iterator[Row] | list[Row], contaminated: str) -> tuple[Row, ...]:
-    known = {json.loads(line)["eval_prompt"] for line in contaminated.splitlines()}
-    return tuple(row for row in rows if row.prompt not in known)
+def _drop_contaminated(rows: Iterator[Row] | list[Row], contaminated: str) -> tuple[Row, ...]:
+    known_prompts = {json.loads(line)["eval_prompt"] for line in contaminated.splitlines()}
+    return tuple(row for row in rows if row.prompt not in known_prompts)

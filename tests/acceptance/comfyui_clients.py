@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 40, 24
 
 
 @dataclass(frozen=True)
-class Clients:
+class InstalledClients:
     """The environment that ``scripts/comfyui_clients.sh`` has installed.
 
     Attributes:
@@ -48,9 +48,9 @@ class Clients:
     def node(self, script: str, *arguments: str) -> Any:
         """Run a Node.js script in the folder of its packages; return the JSON in its last line."""
         shutil.copy(_SCRIPTS / script, self.home)
-        beside = self.home / "node_modules"
-        if not beside.exists():
-            beside.symlink_to(self.folder / "node" / "node_modules")
+        modules_link = self.home / "node_modules"
+        if not modules_link.exists():
+            modules_link.symlink_to(self.folder / "node" / "node_modules")
         return self._run_script(["node", str(self.home / script), *arguments])
 
     def comfy(self, *arguments: str) -> subprocess.Popen[str]:
@@ -77,15 +77,15 @@ class Clients:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            out, err = process.communicate(timeout=_SECONDS)
+            stdout, err = process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            out, err = process.communicate()
-        assert process.returncode == 0, f"{command[1]}\n{out}\n{err}"
-        return json.loads(out.splitlines()[-1])
+            stdout, err = process.communicate()
+        assert process.returncode == 0, f"{command[1]}\n{stdout}\n{err}"
+        return json.loads(stdout.splitlines()[-1])
 
 
-class Graphs:
+class GraphFiles:
     """Writes graphs to ``graphs.json`` in ``folder``; they are new, so that no result is cached."""
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class Graphs:
             "picture": _graph(self.color),
             "slow": _graph(self.color, sleep=1.0),
             "long": _graph(next(_colors), sleep=60.0),
-            "inverted": _inverted(),
+            "inverted": _inverting_graph(),
             "broken": _graph(next(_colors), error=True),
         }
         (folder / "graphs.json").write_text(json.dumps(self.all))
@@ -127,44 +127,44 @@ def connected(gateway: RunningStack, key: str = "") -> Iterator[str]:
     assert (process.returncode, stderr) == (0, "")
 
 
-def installed(home: Path) -> Clients:
-    done = subprocess.run(
+def install_clients(home: Path) -> InstalledClients:
+    process = subprocess.run(
         [str(ROOT / "scripts" / "comfyui_clients.sh")],
         env={**os.environ, "PYTHON": sys.executable},
         text=True, capture_output=True, timeout=_INSTALL_SECONDS, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return Clients(folder=Path(done.stdout.strip()), home=home)
+    assert process.returncode == 0, process.stderr
+    return InstalledClients(folder=Path(process.stdout.strip()), home=home)
 
 
 def _graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:
     size = {"width": WIDTH, "height": HEIGHT, "batch_size": 1, "color": color}
     graph: dict[str, Any] = {
-        "1": _titled("Plain", "EmptyImage", size),
-        "2": _saved(["1", 0]),
+        "1": _titled_node("Plain", "EmptyImage", size),
+        "2": _save_node(["1", 0]),
     }
     if sleep:
         inputs = {"value": ["1", 0], "seconds": sleep}
-        graph["3"] = _titled("Sleep", "TestSleep", inputs)
+        graph["3"] = _titled_node("Sleep", "TestSleep", inputs)
     if error:
-        graph["3"] = _titled("Break", "TestSyncError", {"value": ["1", 0]})
+        graph["3"] = _titled_node("Break", "TestSyncError", {"value": ["1", 0]})
     if "3" in graph:
         graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
 
 
-def _inverted() -> dict[str, Any]:
+def _inverting_graph() -> dict[str, Any]:
     return {
-        "1": _titled("Load", "LoadImage", {"image": ""}),
-        "2": _saved(["3", 0]),
-        "3": _titled("Invert", "ImageInvert", {"image": ["1", 0]}),
+        "1": _titled_node("Load", "LoadImage", {"image": ""}),
+        "2": _save_node(["3", 0]),
+        "3": _titled_node("Invert", "ImageInvert", {"image": ["1", 0]}),
     }
 
 
-def _saved(images: list[Any]) -> dict[str, Any]:
-    return _titled("Save", "SaveImage", {"images": images, "filename_prefix": "client"})
+def _save_node(images: list[Any]) -> dict[str, Any]:
+    return _titled_node("Save", "SaveImage", {"images": images, "filename_prefix": "client"})
 
 
-def _titled(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def _titled_node(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return a node with a title, because some clients find nodes by their titles."""
     return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.limits import Limit, limit_of
+from tests.acceptance.limits import ModelLimit, limit_of
 from tests.acceptance.ollama_gateway import (
     ollama_gateway,
     ollama_relay,
@@ -25,7 +25,7 @@ from tests.integration.text.fixtures import llama
 
 __all__ = ["llama", "ollama_gateway", "ollama_relay", "ollama_server", "small_ollama_server"]
 
-_LIMIT = pytest.StashKey[Limit]()
+_LIMIT = pytest.StashKey[ModelLimit]()
 _HERE = Path(__file__).parent
 
 
@@ -57,11 +57,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # Clients that keep connections from one test to the next need the same loop.
         if inspect.iscoroutinefunction(item.obj):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-        limit = limit_of(item.path.stem, _model(item), _name(item))
+        limit = limit_of(item.path.stem, _find_model(item), _name_test(item))
         if limit is not None:
             item.stash[_LIMIT] = limit
             # Half a second each, to show in full what nobody looks at.
-            item.repr_failure = _in_a_word  # type: ignore[method-assign]
+            item.repr_failure = _summarise_error  # type: ignore[method-assign]
             item.add_marker(pytest.mark.xfail(reason=limit.reason, strict=limit.certain))
 
 
@@ -70,12 +70,15 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if not isinstance(item, pytest.Function) or (suite := _suite(item)) is None:
+    if not isinstance(item, pytest.Function) or (suite := _find_suite(item)) is None:
         return report
     _refuse_other_failures(report, item.stash.get(_LIMIT, None), call)
     if report.when == "call" or report.outcome != "passed":
         score = Score(
-            suite=suite, model=_model(item), outcome=_outcome(report), reason=_reason(report)
+            suite=suite,
+            model=_find_model(item),
+            outcome=_find_outcome(report),
+            reason=_skip_reason(report),
         )
         # A dictionary, which pytest-xdist can send from one process to another.
         report.user_properties.append(("score", asdict(score)))
@@ -102,7 +105,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _refuse_other_failures(
-    report: pytest.TestReport, limit: Limit | None, call: pytest.CallInfo[None]
+    report: pytest.TestReport, limit: ModelLimit | None, call: pytest.CallInfo[None]
 ) -> None:
     """Report an expected failure as a real one if its message does not match the limit's regex."""
     if limit is None or call.excinfo is None or not hasattr(report, "wasxfail"):
@@ -113,34 +116,34 @@ def _refuse_other_failures(
         del report.wasxfail
 
 
-def _in_a_word(excinfo: pytest.ExceptionInfo[BaseException]) -> str:
+def _summarise_error(excinfo: pytest.ExceptionInfo[BaseException]) -> str:
     return excinfo.exconly()
 
 
-def _suite(item: pytest.Function) -> str | None:
+def _find_suite(item: pytest.Function) -> str | None:
     return getattr(item.cls, "SUITE", None) or getattr(item.module, "SUITE", None)
 
 
-def _model(item: pytest.Function) -> str:
+def _find_model(item: pytest.Function) -> str:
     callspec = getattr(item, "callspec", None)
-    named = callspec.params.get("model") if callspec is not None else None
-    if isinstance(named, str):
-        return named
+    model_name = callspec.params.get("model") if callspec is not None else None
+    if isinstance(model_name, str):
+        return model_name
     result: str = getattr(item.cls, "MODEL", SCRIPTED)
     return result
 
 
-def _name(item: pytest.Function) -> str:
+def _name_test(item: pytest.Function) -> str:
     return f"{item.cls.__name__}.{item.name}" if item.cls is not None else item.name
 
 
-def _outcome(report: pytest.TestReport) -> str:
+def _find_outcome(report: pytest.TestReport) -> str:
     if hasattr(report, "wasxfail") and report.outcome == "skipped":
         return "limit"
     return report.outcome
 
 
-def _reason(report: pytest.TestReport) -> str:
+def _skip_reason(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     return ""

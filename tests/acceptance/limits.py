@@ -11,7 +11,7 @@ from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
+class ModelLimit:
     """Tests of one module that are expected to fail with one model.
 
     Attributes:
@@ -35,8 +35,9 @@ class Limit:
         path, _, case = name.partition("[")
         function = path.rpartition(".")[2]
         return any(
-            known in (path, function) or ("[" in known and f"{function}[{case}".startswith(known))
-            for known in self.names
+            known_name in (path, function)
+            or ("[" in known_name and f"{function}[{case}".startswith(known_name))
+            for known_name in self.names
         )
 
 
@@ -53,63 +54,63 @@ _UNENDED = "length limit was reached|Failed to parse|Invalid json"
 _NO_VISION = "no model under this name supports vision"
 
 LIMITS = (
-    Limit(
+    ModelLimit(
         module="openai_sdk",
         model=LLAMA,
         names=("test_a_tool_is_called_and_its_result_read",),
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="openai_sdk",
         model=LLAMA,
         names=("test_a_picture_is_carried",),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
-    Limit(
+    ModelLimit(
         module="anthropic_sdk",
         model=LLAMA,
         names=("test_a_tool_is_called_and_its_result_read",),
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="anthropic_sdk",
         model=LLAMA,
         names=("test_a_picture_is_carried",),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
-    Limit(
+    ModelLimit(
         module="ollama_sdk",
         model=LLAMA,
         names=("test_a_tool_is_called_and_its_result_read",),
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="ollama_sdk",
         model=LLAMA,
         names=("test_a_picture_is_carried",),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
-    Limit(
+    ModelLimit(
         module="llm_comply",
         model=LLAMA,
         names=("test_openai_chat[chat-tool-calling", "test_anthropic[anth-tool-calling"),
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="llm_comply",
         model=LLAMA,
         names=("test_openai_chat[chat-image-input", "test_anthropic[anth-image-input"),
         reason=_VISION,
         evidence=_NO_VISION,
     ),
-    Limit(
+    ModelLimit(
         module="llm_comply",
         model=CLAUDE,
         names=("test_openai_chat[chat-tool-calling",),
@@ -117,14 +118,14 @@ LIMITS = (
         "of calling the tool",
         evidence="tool_calls is missing",
     ),
-    Limit(
+    ModelLimit(
         module="llm_comply",
         model=CLAUDE,
         names=("test_openai_chat[chat-image-input",),
         reason="SmolLM2-135M stands in for Claude here and sees no pictures",
         evidence="HTTP 400",
     ),
-    Limit(
+    ModelLimit(
         module="langchain",
         model=LLAMA,
         names=(
@@ -143,7 +144,7 @@ LIMITS = (
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="langchain",
         model=LLAMA,
         names=(
@@ -157,7 +158,7 @@ LIMITS = (
         reason=_SCHEMA_BY_TOOL,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="langchain",
         model=LLAMA,
         names=(
@@ -171,7 +172,7 @@ LIMITS = (
         evidence=_UNENDED,
         certain=False,
     ),
-    Limit(
+    ModelLimit(
         module="langchain",
         model=LLAMA,
         names=("test_json_mode",),
@@ -180,21 +181,21 @@ LIMITS = (
         evidence=_UNENDED,
         certain=False,
     ),
-    Limit(
+    ModelLimit(
         module="instructor",
         model=LLAMA,
         names=("test_through_openai[Mode.TOOLS", "test_through_anthropic"),
         reason=_SCHEMA_BY_TOOL,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="pydantic_ai",
         model=LLAMA,
         names=("test_a_typed_output_by_tool", "test_a_tool_and_then_the_answer"),
         reason=_TOOLS,
         evidence=_NO_TOOLS,
     ),
-    Limit(
+    ModelLimit(
         module="pydantic_ai",
         model=LLAMA,
         names=("test_a_picture_is_carried",),
@@ -204,6 +205,6 @@ LIMITS = (
 )
 
 
-def limit_of(module: str, model: str, name: str) -> Limit | None:
+def limit_of(module: str, model: str, name: str) -> ModelLimit | None:
     """Return the limit that applies to a test, or None."""
     return next((limit for limit in LIMITS if limit.covers(module, model, name)), None)

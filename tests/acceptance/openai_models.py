@@ -118,7 +118,7 @@ def _check_content(response: httpx.Response) -> None:
 
 
 def check(
-    kind: TypeAdapter[Any], body: bytes | str, extensions: frozenset[str] = frozenset()
+    type_adapter: TypeAdapter[Any], body: bytes | str, extensions: frozenset[str] = frozenset()
 ) -> Any:
     """Return the body as an object of the package's type, which may have the given extensions.
 
@@ -126,9 +126,9 @@ def check(
         ValidationError: the body does not match the type.
         AssertionError: a member is neither in the type nor an extension.
     """
-    value = kind.validate_json(body, strict=True)
-    unknown = sorted(set(_unknown(value, "")) - extensions)
-    assert not unknown, f"{unknown} in {body!r}"
+    value = type_adapter.validate_json(body, strict=True)
+    unknown_members = sorted(set(_unknown(value, "")) - extensions)
+    assert not unknown_members, f"{unknown_members} in {body!r}"
     return value
 
 

@@ -27,29 +27,32 @@ _SECONDS = 60
 @contextmanager
 def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
     """Serve the frontend from a thread, and yield its URL."""
-    ready: Future[str] = Future()
+    ready_url: Future[str] = Future()
     loop = asyncio.new_event_loop()
-    done = asyncio.Event()
+    stop_event = asyncio.Event()
     thread = threading.Thread(
-        target=loop.run_until_complete, args=(_serve(profile, files, ready, done),)
+        target=loop.run_until_complete,
+        args=(_serve_frontend(profile, files, ready_url, stop_event),),
     )
     thread.start()
     try:
-        yield ready.result(_SECONDS)
+        yield ready_url.result(_SECONDS)
     finally:
-        loop.call_soon_threadsafe(done.set)
+        loop.call_soon_threadsafe(stop_event.set)
         thread.join(_SECONDS)
         loop.close()
 
 
-async def _serve(profile: Profile, files: Path, ready: Future[str], done: asyncio.Event) -> None:
-    connector = _OtherFiles(profile, files)
+async def _serve_frontend(
+    profile: Profile, files: Path, ready_url: Future[str], stop_event: asyncio.Event
+) -> None:
+    connector = _OtherFrontendConnector(profile, files)
     async with connector.serve(0) as url:
-        ready.set_result(url)
-        await done.wait()
+        ready_url.set_result(url)
+        await stop_event.wait()
 
 
-class _OtherFiles(Connector):
+class _OtherFrontendConnector(Connector):
     def __init__(self, profile: Profile, files: Path) -> None:
         super().__init__(profile)
         self._files = files

@@ -36,23 +36,23 @@ class Score:
 def scores_table(scores: Iterable[Score]) -> list[str]:
     """Return a Markdown table with a row per suite and model, and the tests that suites skipped."""
     counts: dict[tuple[str, str], Counter[str]] = {}
-    skipped: dict[str, set[str]] = {}
+    suites_by_reason: dict[str, set[str]] = {}
     for score in scores:
         row = (score.suite, _MODELS.get(score.model, "the model that obeys"))
         counts.setdefault(row, Counter())[score.outcome] += 1
         if score.outcome == "skipped":
-            skipped.setdefault(score.reason, set()).add(score.suite)
+            suites_by_reason.setdefault(score.reason, set()).add(score.suite)
     lines = [
         "| suite | on | passed | limit of the model | not asked | failed |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for (suite, model), count in sorted(counts.items()):
-        figures = (count[name] for name in ("passed", "limit", "skipped", "failed"))
-        lines.append(f"| {suite} | {model} | {' | '.join(map(str, figures))} |")
-    return [*lines, "", *_left_out(skipped)]
+        outcome_counts = (count[name] for name in ("passed", "limit", "skipped", "failed"))
+        lines.append(f"| {suite} | {model} | {' | '.join(map(str, outcome_counts))} |")
+    return [*lines, "", *_list_skipped_suites(suites_by_reason)]
 
 
-def _left_out(skipped: dict[str, set[str]]) -> Iterator[str]:
+def _list_skipped_suites(skipped: dict[str, set[str]]) -> Iterator[str]:
     if skipped:
         yield "Not asked, in the suites' own words:"
         yield ""
@@ -73,9 +73,9 @@ def limits_table() -> list[str]:
 
 def write(page: Path, name: str, lines: list[str]) -> None:
     """Replace the part of the page between the marks called ``name`` by ``lines``."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    head, result, rest = page.read_text().partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (result and closed):
+    begin_mark, end_mark = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, result, after_begin = page.read_text().partition(begin_mark)
+    _, found_end, tail = after_begin.partition(end_mark)
+    if not (result and found_end):
         raise ValueError(f"{page} has no marks for the section {name}")
-    page.write_text("\n".join([head + begin, "", *lines, "", end]) + tail)
+    page.write_text("\n".join([head + begin_mark, "", *lines, "", end_mark]) + tail)

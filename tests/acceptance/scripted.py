@@ -34,8 +34,8 @@ def new_scripted_app() -> web.Application:
     async def complete(request: web.Request) -> web.StreamResponse:
         body = await request.json()
         if problems := spec.validate(_without_nulls(body), "CreateChatCompletionRequest"):
-            return web.json_response(_refusal(problems[0]), status=400)
-        answer = _Answer(body)
+            return web.json_response(_build_refusal(problems[0]), status=400)
+        answer = _ScriptedAnswer(body)
         if not body.get("stream"):
             return web.json_response(answer.whole())
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -48,7 +48,7 @@ def new_scripted_app() -> web.Application:
     async def embed(request: web.Request) -> web.Response:
         body = await request.json()
         if problems := spec.validate(_without_nulls(body), "CreateEmbeddingRequest"):
-            return web.json_response(_refusal(problems[0]), status=400)
+            return web.json_response(_build_refusal(problems[0]), status=400)
         return web.json_response(_make_vectors(body))
 
     async def models(_: web.Request) -> web.Response:
@@ -69,7 +69,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _refusal(problem: str) -> dict[str, Any]:
+def _build_refusal(problem: str) -> dict[str, Any]:
     return {"error": {"message": f"not in the specification: {problem}"[:500], "type": "strict"}}
 
 
@@ -90,7 +90,7 @@ def _make_vectors(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"object": "list", "model": body["model"], "data": data, "usage": usage}
 
 
-class _Answer:
+class _ScriptedAnswer:
     """The scripted answer to one request."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
@@ -99,7 +99,7 @@ class _Answer:
         prompt = _get_prompt(body)
         self._thought = _THOUGHT if body.get("reasoning_effort") not in (None, "none") else ""
         self._calls = _choose_calls(body, prompt)
-        text = "" if self._calls else _text(body, prompt)
+        text = "" if self._calls else _choose_text(body, prompt)
         self._text, self._finish = _truncate(text, body)
         if self._calls:
             self._finish = "tool_calls"
@@ -178,10 +178,10 @@ def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
     """
     functions = [tool["function"] for tool in body.get("tools") or ()]
     choice = body.get("tool_choice") or ("auto" if functions else "none")
-    called = _list_called_tools(body["messages"])
-    if choice == "none" or not functions or (choice == "auto" and called):
+    called_tools = _list_called_tools(body["messages"])
+    if choice == "none" or not functions or (choice == "auto" and called_tools):
         return []
-    functions = [f for f in functions if f["name"] not in called] or functions
+    functions = [f for f in functions if f["name"] not in called_tools] or functions
     if isinstance(choice, dict):
         functions = [f for f in functions if f["name"] == choice["function"]["name"]]
     elif body.get("parallel_tool_calls") is False or "parallel" not in prompt:
@@ -192,7 +192,7 @@ def _choose_calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
             "type": "function",
             "function": {
                 "name": function["name"],
-                "arguments": _filled(_get_schema(function), prompt),
+                "arguments": _fill_schema(_get_schema(function), prompt),
             },
         }
         for number, function in enumerate(functions)
@@ -218,10 +218,10 @@ def _list_called_tools(messages: Sequence[Mapping[str, Any]]) -> set[str]:
     return names
 
 
-def _text(body: Mapping[str, Any], prompt: str) -> str:
+def _choose_text(body: Mapping[str, Any], prompt: str) -> str:
     form = body.get("response_format") or {}
     if form.get("type") == "json_schema":
-        return _filled(form["json_schema"]["schema"], prompt)
+        return _fill_schema(form["json_schema"]["schema"], prompt)
     if form.get("type") == "json_object":
         # Without a schema the members that the prompt quotes, or names.
         names = [a or b for a, b in _MEMBER.findall(prompt)] or ["setup", "punchline"]
@@ -241,10 +241,10 @@ def _truncate(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
     return text, "stop"
 
 
-def _filled(schema: Mapping[str, Any], prompt: str) -> str:
+def _fill_schema(schema: Mapping[str, Any], prompt: str) -> str:
     numbers = chain((int(n) for n in re.findall(r"\d+", prompt)), iter(lambda: 1, None))
-    quoted = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
-    value = _make_value(schema, schema, numbers, quoted)
+    quoted_texts = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
+    value = _make_value(schema, schema, numbers, quoted_texts)
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -252,25 +252,25 @@ def _make_value(
     schema: Mapping[str, Any],
     root: Mapping[str, Any],
     numbers: Iterator[int],
-    quoted: Iterator[str],
+    quoted_texts: Iterator[str],
 ) -> Any:
     """Return a value that matches ``schema``, made of the prompt's numbers and quoted words."""
     if (reference := schema.get("$ref")) is not None:
-        target: Any = root
+        target_schema: Any = root
         for name in reference.removeprefix("#/").split("/"):
-            target = target[name]
-        return _make_value(target, root, numbers, quoted)
+            target_schema = target_schema[name]
+        return _make_value(target_schema, root, numbers, quoted_texts)
     for members in ("anyOf", "oneOf", "allOf"):
         if members in schema:
-            return _make_value(schema[members][0], root, numbers, quoted)
+            return _make_value(schema[members][0], root, numbers, quoted_texts)
     if "enum" in schema or "const" in schema:
         return schema.get("const", (schema.get("enum") or [None])[0])
     match schema.get("type"):
         case "object":
             properties = schema.get("properties") or {}
-            return {n: _make_value(s, root, numbers, quoted) for n, s in properties.items()}
+            return {n: _make_value(s, root, numbers, quoted_texts) for n, s in properties.items()}
         case "array":
-            return [_make_value(schema.get("items") or {}, root, numbers, quoted)]
+            return [_make_value(schema.get("items") or {}, root, numbers, quoted_texts)]
         case "integer" | "number":
             return next(numbers)
         case "boolean":
@@ -278,4 +278,4 @@ def _make_value(
         case "null":
             return None
         case _:
-            return next(quoted)
+            return next(quoted_texts)

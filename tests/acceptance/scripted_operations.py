@@ -51,14 +51,14 @@ class OperationServer:
         for path, handler in calls.items():
             app.router.add_post(f"/v1/{path}", handler)
 
-    def _check(self, body: Mapping[str, Any], shape: str) -> None:
-        if problems := self._spec.validate(body, shape):
+    def _check(self, body: Mapping[str, Any], schema_name: str) -> None:
+        if problems := self._spec.validate(body, schema_name):
             message = f"not in the specification: {problems[0]}"[:500]
             raise web.HTTPBadRequest(
                 text=json.dumps({"error": {"message": message}}), content_type="application/json"
             )
 
-    async def _read_form(self, request: web.Request, shape: str) -> dict[str, Any]:
+    async def _read_form(self, request: web.Request, schema_name: str) -> dict[str, Any]:
         """Read and validate a form; return its fields with the types in OpenAI's document.
 
         A file is returned as the text ``file``, and its content is added to ``uploads``.
@@ -87,20 +87,20 @@ class OperationServer:
             else:
                 assert name not in body, f"{name} was sent twice"
                 body[name] = value
-        self._check(body, shape)
+        self._check(body, schema_name)
         return body
 
     async def moderate(self, request: web.Request) -> web.Response:
         body = await request.json()
         self._check(body, "CreateModerationRequest")
         inputs = body["input"]
-        many = isinstance(inputs, list) and isinstance(inputs[0], str)
+        is_list = isinstance(inputs, list) and isinstance(inputs[0], str)
         result = {
             "flagged": "kill" in json.dumps(inputs),
             "categories": dict.fromkeys(_CATEGORIES, False),
             "category_scores": dict.fromkeys(_CATEGORIES, 0.01),
         }
-        results = [result] * (len(inputs) if many else 1)
+        results = [result] * (len(inputs) if is_list else 1)
         return web.json_response({"id": "modr-1", "model": body["model"], "results": results})
 
     async def rerank(self, request: web.Request) -> web.Response:
@@ -109,10 +109,10 @@ class OperationServer:
         texts = [d if isinstance(d, str) else d["text"] for d in body["documents"]]
         words = set(body["query"].lower().split())
         scores = [len(words & set(text.lower().split())) / len(words) for text in texts]
-        order = sorted(range(len(texts)), key=lambda index: -scores[index])
+        ranked_indexes = sorted(range(len(texts)), key=lambda index: -scores[index])
         results = [
             {"index": index, "relevance_score": scores[index]}
-            for index in order[: body.get("top_n")]
+            for index in ranked_indexes[: body.get("top_n")]
         ]
         if body["model"] == "cohere-rerank":
             meta = {"billed_units": {"search_units": 3}}
@@ -166,11 +166,16 @@ class OperationServer:
         body = await self._read_form(request, "CreateImageEditRequest")
         usage = {**TOKENS, "input_tokens_details": {"text_tokens": 10, "image_tokens": 20}}
         if body.get("stream"):
-            head = {"b64_json": PICTURE, "created_at": 1, "size": "1024x1024", "quality": "high"}
-            head |= {"background": "opaque", "output_format": "png"}
+            common_members = {
+                "b64_json": PICTURE,
+                "created_at": 1,
+                "size": "1024x1024",
+                "quality": "high",
+            }
+            common_members |= {"background": "opaque", "output_format": "png"}
             events: list[dict[str, Any]] = [
-                {"type": "image_edit.partial_image", "partial_image_index": 0, **head},
-                {"type": "image_edit.completed", "usage": usage, **head},
+                {"type": "image_edit.partial_image", "partial_image_index": 0, **common_members},
+                {"type": "image_edit.completed", "usage": usage, **common_members},
             ]
             return await _send_events(request, events)
         data = [{"b64_json": PICTURE}] * body.get("n", 1)

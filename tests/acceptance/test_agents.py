@@ -22,8 +22,8 @@ _TEXT = "Hello! It is sunny, and the answer is 3."
 def test_openai_agents_runs_tools_handoffs_and_continues(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
 ) -> None:
-    place = [text_gateway.url, text_gateway.api_key, SCRIPTED]
-    result = run_script([text_clients.python, "agents_sdk.py", *place], tmp_path)
+    script_arguments = [text_gateway.url, text_gateway.api_key, SCRIPTED]
+    result = run_script([text_clients.python, "agents_sdk.py", *script_arguments], tmp_path)
     assert result["hello"] == _TEXT
     assert result["results"] == ["sunny in Paris"]
     assert result["answer"] == result["streamed"] == result["continued"] == _TEXT
@@ -42,7 +42,7 @@ def test_codex_runs_a_command_and_reads_its_output(
     config = allowed + fill_in("codex", url=text_gateway.url, model=SCRIPTED)
     (home / "config.toml").write_text(config)
     command = [str(node / ".bin" / "codex"), "exec", "--json", "--skip-git-repo-check"]
-    codex = _run(
+    codex = _run_agent(
         [*command, "Run 'echo hello > made.txt; cat made.txt'"],
         workspace,
         {"HOME": str(home), "CODEX_HOME": str(home), "MOYIN_API_KEY": text_gateway.api_key},
@@ -63,7 +63,7 @@ def test_claude_code_answers_with_its_own_tools_offered(
     [program] = text_clients.require_node().glob("@anthropic-ai/claude-code-*/claude")
     home, workspace = _new_folders(tmp_path)
     lines = fill_in("claude-code", url=text_gateway.url, model=SCRIPTED)
-    claude = _run(
+    claude = _run_agent(
         ["sh", "-c", f'{lines}exec "{program}" -p "Say hello." --output-format json'],
         workspace,
         {"HOME": str(home), "MOYIN_API_KEY": text_gateway.api_key},
@@ -74,14 +74,14 @@ def test_claude_code_answers_with_its_own_tools_offered(
     assert result["usage"]["output_tokens"] > 0
 
 
-def test_continue_answers(
+def test_continue_cli_gets_answers(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path: Path
 ) -> None:
     program = text_clients.require_node() / "@continuedev" / "cli" / "dist" / "cn.js"
     home, workspace = _new_folders(tmp_path)
     config = fill_in("continue", url=text_gateway.url, model=SCRIPTED)
     (workspace / "config.yaml").write_text(config.replace("moyin_…", text_gateway.api_key))
-    answer = _run(
+    answer = _run_agent(
         ["node", str(program), "-p", "Say hello.", "--config", "config.yaml"],
         workspace,
         {"HOME": str(home), "CONTINUE_TELEMETRY_ENABLED": "0"},
@@ -98,7 +98,7 @@ def _new_folders(parent: Path) -> tuple[Path, Path]:
     return home, workspace
 
 
-def _run(
+def _run_agent(
     command: list[str], folder: Path, environ: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -46,7 +46,7 @@ def text_of(message: Any) -> str:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: anthropic.Anthropic, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: anthropic.Anthropic, model: str) -> None:
     message = client.messages.create(model=model, system="Be kind.", messages=[HELLO], max_tokens=8)
     [block] = message.content
     assert block.type == "text"
@@ -60,20 +60,20 @@ def test_a_whole_answer(client: anthropic.Anthropic, model: str) -> None:
 def test_the_streams_helper_puts_the_answer_together(
     client: anthropic.Anthropic, model: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8}
-    with client.messages.stream(**ask) as stream:
+    request: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8}
+    with client.messages.stream(**request) as stream:
         kinds = [event.type for event in stream]
-        final = stream.get_final_message()
+        final_message = stream.get_final_message()
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
-    assert text_of(final) == text_of(client.messages.create(**ask))
-    assert 0 < final.usage.output_tokens <= 8
+    assert text_of(final_message) == text_of(client.messages.create(**request))
+    assert 0 < final_message.usage.output_tokens <= 8
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_several_turns(client: anthropic.Anthropic, model: str) -> None:
-    turns: Any = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
-    assert client.messages.create(model=model, messages=turns, max_tokens=4).content
+def test_conversation_of_several_turns_is_answered(client: anthropic.Anthropic, model: str) -> None:
+    messages: Any = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
+    assert client.messages.create(model=model, messages=messages, max_tokens=4).content
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -89,31 +89,33 @@ def test_parse_fills_a_pydantic_model(client: anthropic.Anthropic, model: str) -
 
 @pytest.mark.parametrize("model", ALL)
 def test_a_stop_sequence_ends_the_answer(client: anthropic.Anthropic, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12}
-    whole = text_of(client.messages.create(**ask))
-    stop = whole.split()[1]
-    cut = client.messages.create(**ask, stop_sequences=[stop])
-    assert cut.stop_reason in ("stop_sequence", "end_turn")
-    assert "".join(block.text for block in cut.content) == whole.partition(stop)[0]
+    request: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12}
+    whole_text = text_of(client.messages.create(**request))
+    stop = whole_text.split()[1]
+    cut_message = client.messages.create(**request, stop_sequences=[stop])
+    assert cut_message.stop_reason in ("stop_sequence", "end_turn")
+    assert "".join(block.text for block in cut_message.content) == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "tools": [TOOL], "max_tokens": 64}
+    request: dict[str, Any] = {"model": model, "tools": [TOOL], "max_tokens": 64}
     question: Any = {"role": "user", "content": "What is the weather in 'Paris'?"}
-    first = client.messages.create(**ask, messages=[question], tool_choice={"type": "any"})
-    assert first.stop_reason == "tool_use"
-    [use] = [block for block in first.content if block.type == "tool_use"]
+    first_message = client.messages.create(
+        **request, messages=[question], tool_choice={"type": "any"}
+    )
+    assert first_message.stop_reason == "tool_use"
+    [use] = [block for block in first_message.content if block.type == "tool_use"]
     assert use.input == {"city": "Paris"}
     result = {"type": "tool_result", "tool_use_id": use.id, "content": "Sunny."}
-    turns: Any = [
+    messages: Any = [
         question,
-        {"role": "assistant", "content": first.content},
+        {"role": "assistant", "content": first_message.content},
         {"role": "user", "content": [result]},
     ]
-    final = client.messages.create(**ask, messages=turns)
-    assert final.stop_reason == "end_turn"
-    assert final.content[0].text
+    final_message = client.messages.create(**request, messages=messages)
+    assert final_message.stop_reason == "end_turn"
+    assert final_message.content[0].text
 
 
 def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
@@ -135,9 +137,9 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
         tools=[get_weather],
         messages=[{"role": "user", "content": "What is the weather in 'Paris'?"}],
     )
-    final = runner.until_done()
+    final_message = runner.until_done()
     assert requests == ["Paris"]
-    assert final.stop_reason == "end_turn"
+    assert final_message.stop_reason == "end_turn"
 
 
 def test_parallel_tool_calls_are_separate_in_a_stream(client: anthropic.Anthropic) -> None:
@@ -147,8 +149,8 @@ def test_parallel_tool_calls_are_separate_in_a_stream(client: anthropic.Anthropi
         tools=[TOOL | {"name": "today"}, TOOL | {"name": "tomorrow"}],
         max_tokens=64,
     ) as stream:
-        final = stream.get_final_message()
-    uses = [block for block in final.content if block.type == "tool_use"]
+        final_message = stream.get_final_message()
+    uses = [block for block in final_message.content if block.type == "tool_use"]
     assert [(use.name, use.input) for use in uses] == [
         ("today", {"city": "Rome"}),
         ("tomorrow", {"city": "Rome"}),
@@ -171,25 +173,25 @@ def test_a_picture_is_carried(client: anthropic.Anthropic, model: str) -> None:
 
 
 def test_thinking_comes_as_a_block_of_its_own(client: anthropic.Anthropic) -> None:
-    ask: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": SCRIPTED,
         "messages": [HELLO],
         "max_tokens": 2048,
         "thinking": {"type": "enabled", "budget_tokens": 1024},
     }
-    assert [b.type for b in client.messages.create(**ask).content] == ["thinking", "text"]
-    with client.messages.stream(**ask) as stream:
-        thought = "".join(event.thinking for event in stream if event.type == "thinking")
-        final = stream.get_final_message()
-    assert thought
-    assert [block.type for block in final.content] == ["thinking", "text"]
+    assert [b.type for b in client.messages.create(**request).content] == ["thinking", "text"]
+    with client.messages.stream(**request) as stream:
+        thinking_text = "".join(event.thinking for event in stream if event.type == "thinking")
+        final_message = stream.get_final_message()
+    assert thinking_text
+    assert [block.type for block in final_message.content] == ["thinking", "text"]
 
 
 @pytest.mark.parametrize("model", ALL)
 def test_tokens_are_counted(client: anthropic.Anthropic, model: str) -> None:
-    short = client.messages.count_tokens(model=model, messages=[HELLO])
-    long = client.messages.count_tokens(model=model, messages=[HELLO] * 3, system="Be kind.")
-    assert 0 < short.input_tokens < long.input_tokens
+    short_count = client.messages.count_tokens(model=model, messages=[HELLO])
+    long_count = client.messages.count_tokens(model=model, messages=[HELLO] * 3, system="Be kind.")
+    assert 0 < short_count.input_tokens < long_count.input_tokens
 
 
 def test_models_are_listed_and_retrieved(client: anthropic.Anthropic) -> None:
@@ -215,7 +217,7 @@ def test_errors_are_the_sdks_own(client: anthropic.Anthropic, text_gateway: Text
     with (
         anthropic.Anthropic(
             base_url=text_gateway.url, api_key="moyin_wrong", max_retries=0
-        ) as stranger,
+        ) as wrong_key_client,
         pytest.raises(anthropic.AuthenticationError),
     ):
-        stranger.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=8)
+        wrong_key_client.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=8)

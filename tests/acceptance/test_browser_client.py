@@ -81,14 +81,14 @@ def test_a_page_uploads_submits_follows_and_downloads(
     gateway_of_page: ScriptedGateway, page: Page
 ) -> None:
     gateway = gateway_of_page
-    ended = {"id": "j1", "status": "succeeded"}
+    ended_job = {"id": "j1", "status": "succeeded"}
     gateway.script("POST", "/artifacts", LOST, answer({"id": "art_1"}, 201))
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
     gateway.script(
         "GET", "/jobs/j1/events",
         # It ends early but in order: after a reset, Chromium drops what it has not read.
         stream(event("running", {"id": "j1", "status": "running"}, "1-0")),
-        stream(event("succeeded", ended, "2-0")),
+        stream(event("succeeded", ended_job, "2-0")),
     )  # fmt: skip
     picture = Reply(headers={"content-type": "image/webp"}, body=b"picture")
     gateway.script("GET", "/artifacts/art_2", picture)
@@ -101,13 +101,13 @@ def test_a_page_uploads_submits_follows_and_downloads(
         "picture": ["image/webp", "picture"],
         "error": ["MoyinError", 404, "job_not_found", "req_7"],
     }
-    called = [
+    calls = [
         request for request in gateway.requests if request.path.startswith(("/jobs", "/artifacts"))
     ]
-    uploads = [request for request in called if request.path == "/artifacts"]
+    uploads = [request for request in calls if request.path == "/artifacts"]
     assert [request.body for request in uploads] == [b"photo", b"photo"]
     assert len({request.headers["idempotency-key"] for request in uploads}) == 1
     assert uploads[0].query == {"name": "photo.png"}
-    assert {request.headers["authorization"] for request in called} == {"Bearer key-1"}
-    followed = [request for request in called if request.path == "/jobs/j1/events"]
-    assert [request.headers.get("last-event-id") for request in followed] == [None, "1-0"]
+    assert {request.headers["authorization"] for request in calls} == {"Bearer key-1"}
+    follow_requests = [request for request in calls if request.path == "/jobs/j1/events"]
+    assert [request.headers.get("last-event-id") for request in follow_requests] == [None, "1-0"]

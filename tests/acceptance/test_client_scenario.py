@@ -50,7 +50,7 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
     # Reading would wait for a runner that hangs, so a timer ends it.
     timer = threading.Timer(_SECONDS, runner.kill)
     timer.start()
-    killed: list[int] = []
+    killed_pids: list[int] = []
     results: list[Any] = []
     try:
         runner.stdin.write(json.dumps(task) + "\n")
@@ -61,7 +61,7 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
                 # Otherwise the client might have all events already.
                 job = StackClient(stack.url, stack.api_key).job(message["kill"])
                 assert job["status"] == "running", "the render ended before the gateway was killed"
-                killed.append(kill_gateways(stack))
+                killed_pids.append(kill_gateways(stack))
                 runner.stdin.write("\n")
                 runner.stdin.flush()
             else:
@@ -73,7 +73,7 @@ def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], li
         runner.wait()
         runner.stdin.close()
         runner.stdout.close()
-    return results, killed
+    return results, killed_pids
 
 
 @pytest.mark.timeout(1500)
@@ -87,15 +87,15 @@ def test_both_clients_do_the_scenario_alike(gateway: RunningStack) -> None:
     expected = json.loads((SCENARIO / "expected.json").read_text())
     results = {}
     for name, command in commands.items():
-        results[name], killed = run_scenario(command, gateway)
-        assert len(killed) == 1, f"{name}: the stream was not followed over a kill"
+        results[name], killed_pids = run_scenario(command, gateway)
+        assert len(killed_pids) == 1, f"{name}: the stream was not followed over a kill"
         # The farm is left as it was found.
-        victims.wait_for_another(gateway.data, GATEWAY, killed[0], count, 180)
-    wrong = [
+        victims.wait_for_another(gateway.data, GATEWAY, killed_pids[0], count, 180)
+    differences = [
         (name, *steps)
         for name, result in results.items()
         for steps in zip_longest(result, expected)
         if steps[0] != steps[1]
     ]
-    assert wrong == []
+    assert differences == []
     assert results["typescript"] == results["python"]

@@ -46,17 +46,17 @@ def test_every_snippet_is_run() -> None:
     assert list_snippets().keys() == HERE | ELSEWHERE
 
 
-def test_the_sdks(text_gateway: TextGateway) -> None:
+def test_documented_sdk_snippets_work(text_gateway: TextGateway) -> None:
     openai, anthropic, ollama = run("sdks", text_gateway)
-    hello: Any = {"model": SCRIPTED, "messages": [{"role": "user", "content": "Say hello."}]}
-    assert openai.chat.completions.create(**hello).choices[0].message.content == TEXT
-    assert anthropic.messages.create(**hello, max_tokens=99).content[0].text == TEXT
-    assert ollama.chat(**hello).message.content == TEXT
+    request: Any = {"model": SCRIPTED, "messages": [{"role": "user", "content": "Say hello."}]}
+    assert openai.chat.completions.create(**request).choices[0].message.content == TEXT
+    assert anthropic.messages.create(**request, max_tokens=99).content[0].text == TEXT
+    assert ollama.chat(**request).message.content == TEXT
     for client in (openai, anthropic, ollama._client):
         client.close()
 
 
-def test_langchain(text_gateway: TextGateway) -> None:
+def test_langchain_client_works(text_gateway: TextGateway) -> None:
     models = run("langchain", text_gateway)
     assert [type(model) for model in models] == [ChatOpenAI, ChatAnthropic, ChatOllama]
     for model in models:
@@ -68,8 +68,8 @@ def test_langchain(text_gateway: TextGateway) -> None:
 def test_the_configuration_is_valid(name: str) -> None:
     data = yaml.safe_load(list_snippets()[name][1])
     if name == "omit":
-        plain = {"context": 2048, "price": {"input": 0, "output": 0}}
-        models = [{"name": model, **plain} for model in data["aliases"]["chat"]["models"]]
+        model_defaults = {"context": 2048, "price": {"input": 0, "output": 0}}
+        models = [{"name": model, **model_defaults} for model in data["aliases"]["chat"]["models"]]
         data["backends"] = [
             {"name": "b", "type": "openai", "base_url": "http://a.test/v1", "models": models}
         ]

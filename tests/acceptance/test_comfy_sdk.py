@@ -28,7 +28,7 @@ from comfy_sdk import (
 
 from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 _colors = itertools.count(0x7A0000)
 _PATIENCE = 120
@@ -43,9 +43,9 @@ def address(gateway: RunningStack, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def comfy(gateway: RunningStack, address: str) -> Iterator[Comfy]:
     # Graphs are validated where an actor is up.
-    plain = StackClient(address, gateway.api_key)
-    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
-    plain.wait(job, {"succeeded"}, _PATIENCE)
+    stack_client = StackClient(address, gateway.api_key)
+    job = stack_client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    stack_client.wait(job, {"succeeded"}, _PATIENCE)
     with Comfy(api_key=gateway.api_key) as client:
         yield client
 
@@ -70,7 +70,7 @@ def red_and_blue() -> bytes:
     return png + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def inverted(image: Any) -> dict[str, Any]:
+def inverting_graph(image: Any) -> dict[str, Any]:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": image}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -78,7 +78,7 @@ def inverted(image: Any) -> dict[str, Any]:
     }
 
 
-def test_run_and_download(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -> None:
+def test_result_of_a_run_is_downloaded(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -> None:
     job = comfy.run(comfy.workflows.from_json(picture(next(_colors))), timeout=_PATIENCE)
     [output] = job.get_outputs("2")
     assert (output.type, output.content_type, output.job_id) == ("image", "image/png", job.id)
@@ -90,28 +90,28 @@ def test_run_and_download(comfy: Comfy, gateway: RunningStack, tmp_path: Path) -
     assert output.to_stream(copy) == len(content)
     assert output.get_download_url().url.startswith(gateway.url)
     # The same job everywhere.
-    plain = StackClient(gateway.url, gateway.api_key).job(job.id)
-    assert (plain["status"], plain["artifacts"][0]["id"]) == ("succeeded", output.id)
+    job_record = StackClient(gateway.url, gateway.api_key).job(job.id)
+    assert (job_record["status"], job_record["artifacts"][0]["id"]) == ("succeeded", output.id)
 
 
-def test_follow_the_events(comfy: Comfy, measured: Measured) -> None:
-    began = time.monotonic()
+def test_events_are_followed(comfy: Comfy, record_measurement: RecordMeasurement) -> None:
+    started_at = time.monotonic()
     job = comfy.submit(comfy.workflows.from_json(sleepy(1.0, next(_colors))))
-    seen = list(job.events())
-    assert seen[-1] == StatusChange(status="succeeded")
-    assert StatusChange(status="running") in seen
-    [ready] = [event for event in seen if isinstance(event, OutputReady)]
-    assert ready.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
-    progress_values = [event.value for event in seen if isinstance(event, Progress)]
+    events = list(job.events())
+    assert events[-1] == StatusChange(status="succeeded")
+    assert StatusChange(status="running") in events
+    [output_event] = [event for event in events if isinstance(event, OutputReady)]
+    assert output_event.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
+    progress_values = [event.value for event in events if isinstance(event, Progress)]
     assert progress_values == sorted(progress_values)
-    measured(f"comfy-sdk: a one-second graph, from submit to its last event, "
-             f"{time.monotonic() - began:.1f} s")  # fmt: skip
+    record_measurement(f"comfy-sdk: a one-second graph, from submit to its last event, "
+             f"{time.monotonic() - started_at:.1f} s")  # fmt: skip
     # Whoever comes after the end gets it at once.
-    late = list(comfy.jobs.get(job.id).events())
-    assert late[-1] == StatusChange(status="succeeded")
+    replayed_events = list(comfy.jobs.get(job.id).events())
+    assert replayed_events[-1] == StatusChange(status="succeeded")
 
 
-def test_cancel(comfy: Comfy) -> None:
+def test_cancelled_job_ends(comfy: Comfy) -> None:
     job = comfy.submit(comfy.workflows.from_json(sleepy(60, next(_colors))))
     for event in job.events():
         if isinstance(event, StatusChange) and event.status == "running":
@@ -123,23 +123,23 @@ def test_cancel(comfy: Comfy) -> None:
         job.result()
 
 
-def test_a_key_works_once(comfy: Comfy) -> None:
+def test_idempotency_key_makes_one_job(comfy: Comfy) -> None:
     workflow = comfy.workflows.from_json(picture(next(_colors)))
     key = f"key-{next(_colors)}"
     label = {"key": key}
-    first = comfy.submit(workflow, idempotency_key=key, metadata=label)
-    with pytest.raises(IdempotencyKeyReuse) as again:
+    first_job = comfy.submit(workflow, idempotency_key=key, metadata=label)
+    with pytest.raises(IdempotencyKeyReuse) as repeat_error:
         comfy.submit(workflow, idempotency_key=key, metadata=label)
-    assert again.value.details is not None
-    assert again.value.details["job_id"] == first.id
+    assert repeat_error.value.details is not None
+    assert repeat_error.value.details["job_id"] == first_job.id
     workflow.set_input("1", "width", 16)
     with pytest.raises(IdempotencyKeyReuse):
         comfy.submit(workflow, idempotency_key=key, metadata=label)
-    assert [job.id for job in comfy.list_jobs(metadata=label)] == [first.id]
-    assert first.result().metadata == label
+    assert [job.id for job in comfy.list_jobs(metadata=label)] == [first_job.id]
+    assert first_job.result().metadata == label
 
 
-def test_a_list_goes_on_from_page_to_page(comfy: Comfy) -> None:
+def test_list_continues_on_the_next_page(comfy: Comfy) -> None:
     label = {"list": str(next(_colors))}
     graph = comfy.workflows.from_json(picture(next(_colors)))
     ids = [comfy.submit(graph, metadata=label).id for _ in range(3)]
@@ -153,16 +153,16 @@ def test_a_stored_picture_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) 
     source = tmp_path / "two pixels.png"
     source.write_bytes(red_and_blue())
     asset = comfy.assets.from_file(source)
-    workflow = comfy.workflows.from_json(inverted("nothing.png"))
+    workflow = comfy.workflows.from_json(inverting_graph("nothing.png"))
     workflow.set_input("1", "image", asset)
     job = comfy.run(workflow, timeout=_PATIENCE)
     [output] = job.get_outputs("3")
     assert output.to_bytes()[:4] == b"\x89PNG"
-    again = comfy.assets.from_file(source)
-    assert again.commit() != asset.id, (
+    repeated_asset = comfy.assets.from_file(source)
+    assert repeated_asset.commit() != asset.id, (
         "the bytes are here already, so this is another asset of them"
     )
-    assert again.created_new is False
+    assert repeated_asset.created_new is False
     graph = job.get_workflow()
     assert graph.format == "api"
     assert graph.graph["1"]["inputs"]["image"]["info"]["id"] == asset.id
@@ -174,28 +174,28 @@ def test_a_stored_picture_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) 
     with pytest.raises(MissingAsset):
         comfy.submit(comfy.workflows.from_json(graph.graph))
     # What a job made can go into the next.
-    made = comfy.assets.get(output.id)
-    workflow.set_input("1", "image", made)
-    back = comfy.run(workflow, timeout=_PATIENCE)
-    assert back.get_outputs("3")[0].to_bytes()[:4] == b"\x89PNG"
+    made_asset = comfy.assets.get(output.id)
+    workflow.set_input("1", "image", made_asset)
+    second_result = comfy.run(workflow, timeout=_PATIENCE)
+    assert second_result.get_outputs("3")[0].to_bytes()[:4] == b"\x89PNG"
 
 
-def test_an_invalid_graph(comfy: Comfy) -> None:
+def test_invalid_graph_is_refused(comfy: Comfy) -> None:
     graph = picture(next(_colors))
     del graph["2"]["inputs"]["images"]
-    with pytest.raises(InvalidWorkflow) as refused:
+    with pytest.raises(InvalidWorkflow) as exc_info:
         comfy.submit(comfy.workflows.from_json(graph))
-    assert refused.value.details is not None
-    [error] = refused.value.details["node_errors"]["2"]
+    assert exc_info.value.details is not None
+    [error] = exc_info.value.details["node_errors"]["2"]
     assert (error["field"], error["reason"]) == ("images", "required_input_missing")
-    assert refused.value.details["code"] == "invalid_graph"
-    assert refused.value.request_id
+    assert exc_info.value.details["code"] == "invalid_graph"
+    assert exc_info.value.request_id
     graph["1"]["class_type"] = "NoSuchNode"
     with pytest.raises(InvalidWorkflow):
         comfy.submit(comfy.workflows.from_json(graph))
 
 
-def test_a_node_that_raises(comfy: Comfy) -> None:
+def test_raising_node_fails_the_render(comfy: Comfy) -> None:
     graph = picture(next(_colors))
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
@@ -205,16 +205,16 @@ def test_a_node_that_raises(comfy: Comfy) -> None:
     assert (job.error.code, job.error.node_id) == ("render_failed", "3")
 
 
-def test_a_wrong_key(comfy: Comfy, address: str) -> None:
-    with Comfy(api_key="moyin_00000000_wrong") as stranger, pytest.raises(Unauthorized):
-        stranger.submit(stranger.workflows.from_json(picture(1)))
+def test_wrong_key_is_an_authentication_error(comfy: Comfy, address: str) -> None:
+    with Comfy(api_key="moyin_00000000_wrong") as wrong_key_client, pytest.raises(Unauthorized):
+        wrong_key_client.submit(wrong_key_client.workflows.from_json(picture(1)))
 
 
-async def test_the_same_without_blocking(async_comfy: AsyncComfy) -> None:
+async def test_async_client_renders(async_comfy: AsyncComfy) -> None:
     asset = async_comfy.assets.from_bytes(red_and_blue(), filename="a.png")
-    job = await async_comfy.submit(async_comfy.workflows.from_json(inverted(asset)))
-    seen = [event async for event in job.events()]
-    assert seen[-1] == StatusChange(status="succeeded")
+    job = await async_comfy.submit(async_comfy.workflows.from_json(inverting_graph(asset)))
+    events = [event async for event in job.events()]
+    assert events[-1] == StatusChange(status="succeeded")
     await job.result()
     [output] = job.get_outputs("3")
     assert (await output.to_bytes())[:4] == b"\x89PNG"

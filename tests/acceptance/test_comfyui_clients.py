@@ -18,10 +18,10 @@ from PIL import Image
 from tests.acceptance.comfyui_clients import (
     HEIGHT,
     WIDTH,
-    Clients,
-    Graphs,
+    GraphFiles,
+    InstalledClients,
     connected,
-    installed,
+    install_clients,
 )
 from tests.chaos.client import StackClient
 from tests.stack import RunningStack
@@ -33,10 +33,10 @@ _PATIENCE = 120
 @pytest.fixture(scope="module")
 def farm(gateway: RunningStack) -> StackClient:
     """Return a client of the farm once a ComfyUI is ready, because the clients list its nodes."""
-    plain = StackClient(gateway.url, gateway.api_key)
-    job = plain.submit({"kind": "render", "workflow": _warm_up()})
-    plain.wait(job, {"succeeded"}, _PATIENCE)
-    return plain
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    job = stack_client.submit({"kind": "render", "workflow": _warm_up_graph()})
+    stack_client.wait(job, {"succeeded"}, _PATIENCE)
+    return stack_client
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +47,19 @@ def local_url(gateway: RunningStack, farm: StackClient) -> Iterator[str]:
 
 
 @pytest.fixture
-def clients(tmp_path: Path) -> Clients:
-    return installed(tmp_path)
+def clients(tmp_path: Path) -> InstalledClients:
+    return install_clients(tmp_path)
 
 
 @pytest.fixture
-def graphs(tmp_path: Path) -> Graphs:
-    return Graphs(tmp_path)
+def graphs(tmp_path: Path) -> GraphFiles:
+    return GraphFiles(tmp_path)
 
 
 def test_comfy_cli_runs_and_reports_progress(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    result = _read_events(_run(clients, graphs.file(tmp_path, "slow"), local_url), 0)
+    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "slow"), local_url), 0)
     envelope = result[-1]
     assert envelope["ok"]
     assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
@@ -68,22 +68,22 @@ def test_comfy_cli_runs_and_reports_progress(
     [url] = envelope["data"]["outputs"]
     with urllib.request.urlopen(url, timeout=60) as answer:
         (tmp_path / "picture.png").write_bytes(answer.read())
-    _is_picture(tmp_path / "picture.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
     _check_listed_as_job(farm, envelope["data"]["prompt_id"])
 
 
 def test_comfy_cli_reports_errors(
-    clients: Clients, graphs: Graphs, local_url: str, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, tmp_path: Path
 ) -> None:
-    result = _read_events(_run(clients, graphs.file(tmp_path, "broken"), local_url), 1)
+    result = _read_events(_run_workflow(clients, graphs.file(tmp_path, "broken"), local_url), 1)
     assert result[-1]["error"]["code"] == "execution_error"
     assert result[-1]["error"]["details"]["node_id"] == "3"
 
 
 def test_comfy_cli_cancels(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
-    run = _run(clients, graphs.file(tmp_path, "long"), local_url)
+    run = _run_workflow(clients, graphs.file(tmp_path, "long"), local_url)
     assert run.stdout is not None
     outputs = []
     for line in run.stdout:
@@ -91,31 +91,33 @@ def test_comfy_cli_cancels(
         if outputs[-1]["type"] == "progress":
             break
     job = outputs[-1]["prompt_id"]
-    [cancelled] = _read_events(clients.comfy("--json", "jobs", "cancel", job, *_at(local_url)), 0)
-    assert cancelled["ok"]
-    rest = _read_events(run, 130)
-    assert rest[-1]["error"]["code"] == "cancelled"
+    [cancel_event] = _read_events(
+        clients.comfy("--json", "jobs", "cancel", job, *_address_options(local_url)), 0
+    )
+    assert cancel_event["ok"]
+    run_events = _read_events(run, 130)
+    assert run_events[-1]["error"]["code"] == "cancelled"
     farm.wait(job, {"cancelled"}, _PATIENCE)
 
 
 def test_comfy_api_simplified(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("simplified.py", local_url, str(tmp_path))
-    _is_picture(tmp_path / "picture.png", graphs.color, height=16)
-    _is_inverted(tmp_path / "inverted.png", graphs.color, height=16)
+    _check_picture(tmp_path / "picture.png", graphs.color, height=16)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color, height=16)
     assert result["kept"].pop("artifact_id").startswith("art_")
     assert result["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
     _check_listed_as_job(farm, result["job"])
 
 
 def test_comfy_api_client(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("api_client.py", local_url, str(tmp_path))
     assert result["page"].startswith("<!doctype html>")
-    _is_picture(tmp_path / "picture.png", graphs.color)
-    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
     assert result["name"].startswith("client_")
     assert result["devices"]
     assert result["job"] in result["completed"]
@@ -125,11 +127,11 @@ def test_comfy_api_client(
 
 
 def test_comfyapi_finds_the_newest_file_of_a_name(
-    clients: Clients, graphs: Graphs, local_url: str, farm: StackClient, tmp_path: Path
+    clients: InstalledClients, graphs: GraphFiles, local_url: str, farm: StackClient, tmp_path: Path
 ) -> None:
     result = clients.python("api_manager.py", local_url, str(tmp_path))
-    _is_picture(tmp_path / "older.png", graphs.color)
-    _is_inverted(tmp_path / "newer.png", graphs.color)
+    _check_picture(tmp_path / "older.png", graphs.color)
+    _check_inverted_picture(tmp_path / "newer.png", graphs.color)
     assert set(result["names"]) == {"client_00001_.png"}, "each prompt numbers its own files"
     assert result["errors"] == []
     assert "Execution failed" in result["error"]
@@ -138,11 +140,15 @@ def test_comfyapi_finds_the_newest_file_of_a_name(
 
 
 def test_comfyui_xy(
-    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
+    clients: InstalledClients,
+    graphs: GraphFiles,
+    gateway: RunningStack,
+    farm: StackClient,
+    tmp_path: Path,
 ) -> None:
     result = clients.python("xy.py", gateway.url, str(tmp_path), gateway.api_key)
-    _is_picture(tmp_path / "picture.png", graphs.color)
-    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
     assert result["size"] == [WIDTH, HEIGHT]
     assert result["nodes"] == ["EmptyImage"]
     assert result["interrupted"] is True
@@ -151,63 +157,82 @@ def test_comfyui_xy(
 
 
 def test_comfy_script(
-    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
+    clients: InstalledClients,
+    graphs: GraphFiles,
+    gateway: RunningStack,
+    farm: StackClient,
+    tmp_path: Path,
 ) -> None:
     result = clients.python("script.py", gateway.url, str(tmp_path), gateway.api_key)
-    _is_picture(tmp_path / "picture.png", graphs.color)
+    _check_picture(tmp_path / "picture.png", graphs.color)
     _check_listed_as_job(farm, result["made"])
     assert result["outputs"] == []
     assert farm.job(result["long"])["status"] == "cancelled"
 
 
-def test_the_npm_sdk(
-    clients: Clients, graphs: Graphs, gateway: RunningStack, farm: StackClient, tmp_path: Path
+def test_npm_sdk_renders(
+    clients: InstalledClients,
+    graphs: GraphFiles,
+    gateway: RunningStack,
+    farm: StackClient,
+    tmp_path: Path,
 ) -> None:
     result = clients.node("sdk.mjs", gateway.url, str(tmp_path), gateway.api_key)
-    _is_picture(tmp_path / "picture.png", graphs.color)
-    _is_inverted(tmp_path / "inverted.png", graphs.color)
-    first, _, again, long = result["pending"]
-    _check_listed_as_job(farm, first)
-    _check_listed_as_job(farm, again)
+    _check_picture(tmp_path / "picture.png", graphs.color)
+    _check_inverted_picture(tmp_path / "inverted.png", graphs.color)
+    first_job, _, second_job, long_job = result["pending"]
+    _check_listed_as_job(farm, first_job)
+    _check_listed_as_job(farm, second_job)
     assert [value for node, value, _ in result["progress"] if node == "3"]
     assert result["again"] == 1
     assert result["long"] is False
     # It looks at the queue now and then, and may do so just when the job has left it.
-    interrupted, missing = "The execution was interrupted!", "The job went missing!"
-    assert set(result["failed"]) in ({interrupted}, {interrupted, missing}, {missing})
-    assert farm.job(long)["status"] == "cancelled"
+    interrupted_error, missing_error = "The execution was interrupted!", "The job went missing!"
+    assert set(result["failed"]) in (
+        {interrupted_error},
+        {interrupted_error, missing_error},
+        {missing_error},
+    )
+    assert farm.job(long_job)["status"] == "cancelled"
     assert result["stats"]["system"]["comfyui_version"]
 
 
-def _run(clients: Clients, workflow: str, url: str) -> subprocess.Popen[str]:
+def _run_workflow(clients: InstalledClients, workflow: str, url: str) -> subprocess.Popen[str]:
     return clients.comfy(
-        "run", "--json", "--wait", "--timeout", str(_PATIENCE), "--workflow", workflow, *_at(url)
+        "run",
+        "--json",
+        "--wait",
+        "--timeout",
+        str(_PATIENCE),
+        "--workflow",
+        workflow,
+        *_address_options(url),
     )
 
 
-def _at(url: str) -> list[str]:
+def _address_options(url: str) -> list[str]:
     host, _, port = url.removeprefix("http://").partition(":")
     return ["--host", host, "--port", port]
 
 
 def _read_events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
     """Wait until `comfy` has ended with ``status``, and return the events that it printed."""
-    out, err = process.communicate(timeout=_PATIENCE)
-    assert process.returncode == status, f"{out}\n{err}"
-    return [json.loads(line) for line in out.splitlines()]
+    stdout, err = process.communicate(timeout=_PATIENCE)
+    assert process.returncode == status, f"{stdout}\n{err}"
+    return [json.loads(line) for line in stdout.splitlines()]
 
 
-def _is_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:
+def _check_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:
     with Image.open(path) as picture:
         assert (picture.format, picture.size) == ("PNG", (WIDTH, height))
-        assert picture.convert("RGB").getpixel((0, 0)) == _parts(color)
+        assert picture.convert("RGB").getpixel((0, 0)) == _split_color(color)
 
 
-def _is_inverted(path: Path, color: int, *, height: int = HEIGHT) -> None:
-    _is_picture(path, 0xFFFFFF - color, height=height)
+def _check_inverted_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:
+    _check_picture(path, 0xFFFFFF - color, height=height)
 
 
-def _parts(color: int) -> tuple[int, int, int]:
+def _split_color(color: int) -> tuple[int, int, int]:
     return color >> 16, color >> 8 & 255, color & 255
 
 
@@ -217,7 +242,7 @@ def _check_listed_as_job(farm: StackClient, job_id: str) -> None:
     assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
 
 
-def _warm_up() -> dict[str, Any]:
+def _warm_up_graph() -> dict[str, Any]:
     size = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
     inputs = {"images": ["1", 0], "filename_prefix": "warm"}
     return {

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Page, WebSocket, sync_playwright
 
 from moyin.stack.profile import read_profile
-from tests.acceptance.comfyui_clients import installed
+from tests.acceptance.comfyui_clients import install_clients
 from tests.acceptance.other_frontend import other_frontend
 from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
@@ -56,7 +56,7 @@ class FrontendPage:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.messages: list[dict[str, Any]] = []
-        page.on("websocket", self._listen)
+        page.on("websocket", self._listen_to_socket)
 
     def read_profile(self, graph: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
@@ -74,10 +74,10 @@ class FrontendPage:
             f"no message of type {kind} among {[message['type'] for message in self.messages]}"
         )
 
-    def _listen(self, socket: WebSocket) -> None:
-        socket.on("framereceived", self._hear)
+    def _listen_to_socket(self, socket: WebSocket) -> None:
+        socket.on("framereceived", self._store_message)
 
-    def _hear(self, frame: str | bytes) -> None:
+    def _store_message(self, frame: str | bytes) -> None:
         if isinstance(frame, str):
             self.messages.append(json.loads(frame))
 
@@ -89,9 +89,9 @@ def frontend(
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
-    plain = StackClient(gateway.url, gateway.api_key)
-    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
-    plain.wait(job, {"succeeded"}, _PATIENCE)
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    job = stack_client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    stack_client.wait(job, {"succeeded"}, _PATIENCE)
     with ExitStack() as stack:
         playwright = stack.enter_context(sync_playwright())
         context = playwright.chromium.launch_persistent_context(
@@ -101,7 +101,7 @@ def frontend(
         stack.callback(context.close)
         context.set_default_timeout(_PATIENCE * 1000)
         # Else a newcomer is shown templates first.
-        known = context.request.post(
+        response = context.request.post(
             f"{gateway.url}/settings/Comfy.TutorialCompleted",
             data="true",
             headers={
@@ -109,14 +109,17 @@ def frontend(
                 "content-type": "application/json",
             },
         )
-        assert known.ok, known.text()
+        assert response.ok, response.text()
         frontend = FrontendPage(context.pages[0])
         if request.param == _OWN:
             frontend.page.goto(f"{gateway.url}/comfy/")
             frontend.page.fill("#key", gateway.api_key)
             frontend.page.click("button")
         else:
-            profile, files = read_profile(gateway.layout.profile, {}), installed(tmp_path).frontend
+            profile, files = (
+                read_profile(gateway.layout.profile, {}),
+                install_clients(tmp_path).frontend,
+            )
             url = stack.enter_context(other_frontend(profile, files))
             frontend.page.goto(f"{url}/")
         frontend.page.wait_for_function(_READY)
@@ -135,8 +138,12 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendPage
     frontend.page.wait_for_function(f"({_SHOWN})().length === 1")
     [(icon, *answer)] = frontend.page.evaluate(_ICONS)
     assert answer == [200, "image/png"], icon
-    shown = frontend.page.evaluate(_SHOWN)
-    assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
+    shown_image = frontend.page.evaluate(_SHOWN)
+    assert frontend.page.evaluate(_PIXEL, shown_image) == [
+        color >> 16,
+        color >> 8 & 255,
+        color & 255,
+    ]
 
 
 def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningStack) -> None:
@@ -148,5 +155,5 @@ def test_a_running_prompt_is_cancelled(frontend: FrontendPage, gateway: RunningS
     [prompt_id] = [
         m["data"]["prompt_id"] for m in frontend.messages if m["type"] == "execution_start"
     ]
-    plain = StackClient(gateway.url, gateway.api_key)
-    plain.wait(prompt_id, {"cancelled"}, _PATIENCE)
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    stack_client.wait(prompt_id, {"cancelled"}, _PATIENCE)

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import pytest
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.acceptance.comfyui_clients import Clients, connected, installed
+from tests.acceptance.comfyui_clients import InstalledClients, connected, install_clients
 from tests.stack import RunningStack
 
 _FOLDER = "tests/execution"
@@ -42,24 +42,26 @@ _TORCH = """class cuda:
 
 @pytest.mark.timeout(_SECONDS + 300)
 def test_comfyuis_own_tests_pass(gateway: RunningStack, comfyui: ComfyUI, tmp_path: Path) -> None:
-    clients = installed(tmp_path)
+    clients = install_clients(tmp_path)
     words = gateway.run("keys", "create", f"suite-{uuid.uuid4().hex[:8]}").stdout.split()
     key = next(word for word in words if word.startswith("moyin_"))
     with connected(gateway, key) as url:
-        outcomes, output = _run(clients, comfyui.home, url.rpartition(":")[2], tmp_path)
-    failed = [name for name, outcome in outcomes.items() if outcome != "passed"]
-    assert failed == [], output
+        outcomes, output = _run_suite(clients, comfyui.home, url.rpartition(":")[2], tmp_path)
+    failed_tests = [name for name, outcome in outcomes.items() if outcome != "passed"]
+    assert failed_tests == [], output
     assert len(outcomes) == _TESTS, output
 
 
-def _run(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[str, str], str]:
+def _run_suite(
+    clients: InstalledClients, home: Path, port: str, folder: Path
+) -> tuple[dict[str, str], str]:
     """Run the tests, and return the outcome of each by name, and pytest's output."""
     python, torch, report = folder / "bin" / "python", folder / "torch.py", folder / "report.xml"
     python.parent.mkdir()
     python.write_text(_PYTHON)
     python.chmod(0o755)
     torch.write_text(_TORCH)
-    done = subprocess.run(
+    process = subprocess.run(
         [
             str(clients.folder / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider",
             "--port", port, "--output_dir", str(folder / "output"), "--skip-timing-checks",
@@ -78,11 +80,13 @@ def _run(clients: Clients, home: Path, port: str, folder: Path) -> tuple[dict[st
         cwd=home, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, timeout=_SECONDS, check=False,
     )  # fmt: skip
-    assert report.exists(), done.stdout
+    assert report.exists(), process.stdout
     cases = ElementTree.parse(report).getroot().iter("testcase")
-    outcomes = {f"{case.get('classname')}.{case.get('name')}": _outcome(case) for case in cases}
-    return outcomes, done.stdout
+    outcomes = {
+        f"{case.get('classname')}.{case.get('name')}": _find_outcome(case) for case in cases
+    }
+    return outcomes, process.stdout
 
 
-def _outcome(case: ElementTree.Element) -> str:
+def _find_outcome(case: ElementTree.Element) -> str:
     return next((child.tag for child in case if child.tag != "system-out"), "passed")

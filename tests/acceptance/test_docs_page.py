@@ -59,25 +59,25 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
     requests: list[str] = []
-    complaints: list[str] = []
+    console_errors: list[str] = []
 
-    def note(request: Request) -> None:
+    def note_request(request: Request) -> None:
         if not request.url.startswith("data:"):
             requests.append(request.url)
 
-    page.on("request", note)
+    page.on("request", note_request)
     page.on(
         "console",
-        lambda message: complaints.append(message.text) if message.type == "error" else None,
+        lambda message: console_errors.append(message.text) if message.type == "error" else None,
     )
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("pageerror", lambda error: console_errors.append(str(error)))
     page.goto(f"http://{_HOST}:{port}/accounts/docs")
     health = page.locator(".opblock", has_text=re.compile(r"/healthz"))
     health.get_by_role("button").first.click()
     health.get_by_role("button", name="Try it out").click()
     health.get_by_role("button", name="Execute").click()
     expect(health.locator(".live-responses-table")).to_contain_text('"status": "ok"')
-    assert complaints == []
+    assert console_errors == []
     assert {urlsplit(url).netloc for url in requests} == {f"{_HOST}:{port}"}
     assert {urlsplit(url).path.removeprefix("/accounts/") for url in requests} == {
         "docs", "docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json", "healthz",

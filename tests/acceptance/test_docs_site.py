@@ -26,20 +26,20 @@ _PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the documentation site from `pages` into `site`; return the folder with both."""
     assert _PYTHON.exists(), "the site's generator is missing: run `make site-environment`"
     folder = tmp_path_factory.mktemp("docs")
     command = [str(_PYTHON), "scripts/docs_site.py"]
     command += ["--work", str(folder / "work"), "--output", str(folder / "site")]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
     return folder
 
 
 @pytest.fixture(scope="module")
-def address(built: Path) -> Iterator[str]:
-    handler = functools.partial(_SilentHandler, directory=str(built / "site"))
+def address(site_folder: Path) -> Iterator[str]:
+    handler = functools.partial(_SilentHandler, directory=str(site_folder / "site"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -69,9 +69,9 @@ def browser() -> Iterator[Browser]:
 class _Tags(HTMLParser):
     """Counts the tags of a page's article and collects what the page loads."""
 
-    def __init__(self, html: str, *, whole: bool = False) -> None:
+    def __init__(self, html: str, *, whole_page: bool = False) -> None:
         super().__init__()
-        self._inside = whole
+        self._inside = whole_page
         self.counts: Counter[str] = Counter()
         self.loaded: set[str] = set()
         self.feed(html)
@@ -88,32 +88,32 @@ class _Tags(HTMLParser):
         self._inside = self._inside and tag != "article"
 
 
-def test_pages_have_the_structure_that_github_shows(built: Path) -> None:
-    sources = built / "work" / "pages"
+def test_pages_have_the_structure_that_github_shows(site_folder: Path) -> None:
+    sources = site_folder / "work" / "pages"
     pages = sorted(sources.rglob("*.md"))
     assert len(pages) > 40
     for page in pages:
         if page.is_relative_to(sources / "files"):
             continue
         name = page.relative_to(sources)
-        expected = _Tags(_MARKDOWN.render(page.read_text()), whole=True).counts
-        html = (built / "site" / name.with_suffix(".html")).read_text()
+        expected = _Tags(_MARKDOWN.render(page.read_text()), whole_page=True).counts
+        html = (site_folder / "site" / name.with_suffix(".html")).read_text()
         assert _Tags(html).counts == expected, name
 
 
-def test_no_page_loads_from_another_host(built: Path) -> None:
-    pages = list((built / "site").rglob("*.html"))
+def test_no_page_loads_from_another_host(site_folder: Path) -> None:
+    pages = list((site_folder / "site").rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
-        loaded = _Tags(page.read_text()).loaded
-        assert [url for url in loaded if re.match(r"([a-z]+:)?//", url)] == [], page
-    for style in (built / "site").rglob("*.css"):
+        loaded_urls = _Tags(page.read_text()).loaded
+        assert [url for url in loaded_urls if re.match(r"([a-z]+:)?//", url)] == [], page
+    for style in (site_folder / "site").rglob("*.css"):
         assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", style.read_text()), style
 
 
-def test_japanese_pages_name_their_language(built: Path) -> None:
+def test_japanese_pages_name_their_language(site_folder: Path) -> None:
     for name in ("index", "quickstart"):
-        assert '<article lang="ja"' in (built / "site" / "ja" / f"{name}.html").read_text()
+        assert '<article lang="ja"' in (site_folder / "site" / "ja" / f"{name}.html").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -124,12 +124,13 @@ def test_pages_fit_and_ask_no_other_host(
     context = browser.new_context(viewport=size, color_scheme=scheme)
     page = context.new_page()
     requests: list[str] = []
-    complaints: list[str] = []
+    console_errors: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.on(
-        "console", lambda entry: complaints.append(entry.text) if entry.type == "error" else None
+        "console",
+        lambda entry: console_errors.append(entry.text) if entry.type == "error" else None,
     )
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("pageerror", lambda error: console_errors.append(str(error)))
     for name in ("index", "reference/matrix", "architecture/life-of-a-render", "ja/index"):
         page.goto(f"{address}{name}.html")
         expect(page.locator("h1")).to_be_visible()
@@ -137,7 +138,7 @@ def test_pages_fit_and_ask_no_other_host(
         assert width <= size["width"], name
         assert _brightness(page) > 200 if scheme == "light" else _brightness(page) < 60
     context.close()
-    assert complaints == []
+    assert console_errors == []
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
 
 

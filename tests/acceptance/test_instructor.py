@@ -56,7 +56,7 @@ def test_partial_answers_grow(text_gateway: TextGateway, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", [SCRIPTED])
-async def test_through_the_async_client(text_gateway: TextGateway, model: str) -> None:
+async def test_async_client_gets_structured_output(text_gateway: TextGateway, model: str) -> None:
     async with openai.AsyncOpenAI(
         base_url=text_gateway.openai, api_key=text_gateway.api_key
     ) as client:

@@ -36,11 +36,11 @@ async def _close_clients() -> AsyncIterator[None]:
     yield
     # By `type`: `isinstance` asks the object for its class, and a proxy that Temporal's workflow
     # sandbox left behind raises then.
-    for thing in gc.get_objects():
-        if issubclass(type(thing), httpx.AsyncClient | httpx2.AsyncClient):
-            await thing.aclose()
-        elif issubclass(type(thing), httpx.Client | httpx2.Client):
-            thing.close()
+    for http_client in gc.get_objects():
+        if issubclass(type(http_client), httpx.AsyncClient | httpx2.AsyncClient):
+            await http_client.aclose()
+        elif issubclass(type(http_client), httpx.Client | httpx2.Client):
+            http_client.close()
     gc.collect()
 
 
@@ -52,7 +52,7 @@ class _Suite(ChatModelIntegrationTests):
     max_tokens: int
 
     @pytest.fixture(autouse=True)
-    def _attach(
+    def _attach_gateway(
         self,
         text_gateway: TextGateway,
         request: pytest.FixtureRequest,

@@ -20,28 +20,28 @@ from tests.acceptance.text_gateway import CLAUDE, LLAMA, SCRIPTED_CLAUDE, SCRIPT
 SUITE = f"llm-comply {__version__}"
 
 
-def _of(cases: list[Case]) -> pytest.MarkDecorator:
+def _parametrize(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
 @pytest.mark.parametrize("model", [LLAMA, CLAUDE, SCRIPTED_GPT])
-@_of(OPENAI_CHAT_TESTS)
+@_parametrize(OPENAI_CHAT_TESTS)
 def test_openai_chat(text_gateway: TextGateway, model: str, case: Case) -> None:
-    _run(text_gateway, model, case, _spec("openai_chat"))
+    _run_case(text_gateway, model, case, _load_spec("openai_chat"))
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED_CLAUDE])
-@_of(ANTHROPIC_TESTS)
+@_parametrize(ANTHROPIC_TESTS)
 def test_anthropic(text_gateway: TextGateway, model: str, case: Case) -> None:
-    _run(text_gateway, model, case, _spec("anthropic"))
+    _run_case(text_gateway, model, case, _load_spec("anthropic"))
 
 
 @cache
-def _spec(name: str) -> SpecLoader:
+def _load_spec(name: str) -> SpecLoader:
     return SpecLoader(str(files("llm_comply.specs").joinpath(f"{name}.json")))
 
 
-def _run(text_gateway: TextGateway, model: str, case: Case, spec: SpecLoader) -> None:
+def _run_case(text_gateway: TextGateway, model: str, case: Case, spec: SpecLoader) -> None:
     config = ComplianceConfig(
         base_url=text_gateway.openai, api_key=text_gateway.api_key, model=model, verbose=True
     )

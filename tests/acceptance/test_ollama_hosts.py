@@ -37,27 +37,29 @@ async def test_calls_go_to_the_host_that_has_the_model_in_memory(
         async with _session(gateway) as http:
             for index in (1, 0, 1):
                 for number, host in enumerate(hosts):
-                    await _load(host, is_loaded=number == index)
+                    await _set_loaded(host, is_loaded=number == index)
                 await eventually(partial(_is_chosen, http, f"gpu-{index}"), SOON)
                 for _ in range(3):
                     async with http.post(
-                        "/v1/ollama/api/generate", json=_ask(num_predict=1)
+                        "/v1/ollama/api/generate", json=_generate_body(num_predict=1)
                     ) as call:
-                        assert (call.status, _host(call)) == (200, f"gpu-{index}")
+                        assert (call.status, _host_of(call)) == (200, f"gpu-{index}")
                 assert not await _list_loaded(hosts[1 - index])
 
 
 async def test_call_that_a_full_host_refuses_is_answered_by_another(
     ollama_server: OllamaServer, small_ollama_server: OllamaServer, tmp_path: Path
 ) -> None:
-    await _load(ollama_server, is_loaded=False)
+    await _set_loaded(ollama_server, is_loaded=False)
     async with _full_queue(small_ollama_server):
         hosts = [small_ollama_server.url, ollama_server.url]
         with gateway_before(tmp_path / "gateway", hosts) as gateway:
             async with _session(gateway) as http:
                 await eventually(lambda: _is_chosen(http, "gpu-0"), SOON)
-                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as call:
-                    assert (call.status, _host(call)) == (200, "gpu-1")
+                async with http.post(
+                    "/v1/ollama/api/generate", json=_generate_body(num_predict=1)
+                ) as call:
+                    assert (call.status, _host_of(call)) == (200, "gpu-1")
                     assert call.headers["x-moyin-route"] == "fallback after overloaded"
 
 
@@ -71,24 +73,24 @@ async def test_refusal_of_the_only_host_has_retry_after(
             async with _full_queue(host):
                 async with openai.AsyncOpenAI(
                     base_url=f"{gateway.url}/v1", api_key=gateway.api_key, max_retries=0
-                ) as gpt:
-                    with pytest.raises(openai.RateLimitError) as refused:
-                        await gpt.chat.completions.create(model=CHAT, messages=[_HELLO])
-                assert (refused.value.code, refused.value.type) == (
+                ) as openai_client:
+                    with pytest.raises(openai.RateLimitError) as openai_error:
+                        await openai_client.chat.completions.create(model=CHAT, messages=[_HELLO])
+                assert (openai_error.value.code, openai_error.value.type) == (
                     "overloaded",
                     "rate_limit_error",
                 )
-                check_error(refused.value.response.content)
-                assert refused.value.response.headers["retry-after"] == "1"
+                check_error(openai_error.value.response.content)
+                assert openai_error.value.response.headers["retry-after"] == "1"
                 async with anthropic.AsyncAnthropic(
                     base_url=gateway.url, api_key=gateway.api_key, max_retries=0
                 ) as claude:
-                    with pytest.raises(anthropic.RateLimitError) as limited:
+                    with pytest.raises(anthropic.RateLimitError) as anthropic_error:
                         await claude.messages.create(model=CHAT, messages=[_HELLO], max_tokens=1)
-                assert isinstance(limited.value.body, dict)
-                assert limited.value.body["error"]["type"] == "rate_limit_error"
-                assert limited.value.response.headers["retry-after"] == "1"
-                call = await http.post("/v1/ollama/api/generate", json=_ask(stream=True))
+                assert isinstance(anthropic_error.value.body, dict)
+                assert anthropic_error.value.body["error"]["type"] == "rate_limit_error"
+                assert anthropic_error.value.response.headers["retry-after"] == "1"
+                call = await http.post("/v1/ollama/api/generate", json=_generate_body(stream=True))
                 assert (call.status, call.headers["retry-after"]) == (429, "1")
                 assert set(await call.json()) == {"error", "code", "request_id"}
                 # After three refusals the host gets a rest.
@@ -97,7 +99,9 @@ async def test_refusal_of_the_only_host_has_retry_after(
                 check_error(await call.text())
 
             async def is_answered() -> bool:
-                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as call:
+                async with http.post(
+                    "/v1/ollama/api/generate", json=_generate_body(num_predict=1)
+                ) as call:
                     return call.status == 200
 
             await eventually(is_answered, SOON)
@@ -109,20 +113,22 @@ async def test_a_killed_host_ends_its_streams_only(
     hosts = [ollama_server.url, small_ollama_server.url]
     with gateway_before(tmp_path / "gateway", hosts, parallel=1) as gateway:
         async with _session(gateway) as http:
-            first, second = await _open_two(http)
-            streams = {_host(response): response for response in (first, second)}
+            first_stream, second_stream = await _open_two(http)
+            streams = {_host_of(response): response for response in (first_stream, second_stream)}
             assert set(streams) == {"gpu-0", "gpu-1"}
             small_ollama_server.kill()
             async with asyncio.timeout(10):
-                *_, last = [json.loads(line) async for line in streams["gpu-1"].content]
-            assert set(last) >= {"error"}, last
+                *_, last_line = [json.loads(line) async for line in streams["gpu-1"].content]
+            assert set(last_line) >= {"error"}, last_line
             pieces = [json.loads(await streams["gpu-0"].content.readline()) for _ in range(3)]
             assert not any("error" in piece for piece in pieces)
             streams["gpu-0"].close()
             # The dead host is left out.
             for _ in range(3):
-                async with http.post("/v1/ollama/api/generate", json=_ask(num_predict=1)) as result:
-                    assert (result.status, _host(result)) == (200, "gpu-0")
+                async with http.post(
+                    "/v1/ollama/api/generate", json=_generate_body(num_predict=1)
+                ) as result:
+                    assert (result.status, _host_of(result)) == (200, "gpu-0")
             small_ollama_server.start()
 
             async def are_both_used() -> bool:
@@ -130,13 +136,13 @@ async def test_a_killed_host_ends_its_streams_only(
                     result = await _open_two(http, num_predict=32)
                     for response in result:
                         response.close()
-                    return {_host(response) for response in result} == {"gpu-0", "gpu-1"}
+                    return {_host_of(response) for response in result} == {"gpu-0", "gpu-1"}
                 return False
 
             await eventually(are_both_used, 240)
 
 
-def _ask(*, stream: bool = False, **options: Any) -> dict[str, Any]:
+def _generate_body(*, stream: bool = False, **options: Any) -> dict[str, Any]:
     return {"model": CHAT, "prompt": _PROMPT, "stream": stream, "options": _LONG | options}
 
 
@@ -150,35 +156,35 @@ async def _full_queue(host: OllamaServer) -> AsyncIterator[None]:
     """
     async with (
         aiohttp.ClientSession(host.url) as http,
-        AsyncExitStack() as opened,
+        AsyncExitStack() as exit_stack,
         asyncio.TaskGroup() as tasks,
     ):
 
         async def call(**kwargs: Any) -> aiohttp.ClientResponse:
-            response = await http.post("/api/generate", json=_ask(**kwargs))
-            opened.callback(response.close)
+            response = await http.post("/api/generate", json=_generate_body(**kwargs))
+            exit_stack.callback(response.close)
             await response.content.readline()
             return response
 
-        async def occupy() -> bool:
+        async def occupy_host() -> bool:
             return (await call(num_ctx=1024, stream=True)).status == 200
 
         # Calls that an earlier test has cancelled may be in the queue for a moment.
-        await eventually(occupy)
-        seen = host.read_log().count(_SCHEDULER_WAITS)
+        await eventually(occupy_host)
+        waits_before = host.read_log().count(_SCHEDULER_WAITS)
         with host.stopped_runners():
-            waiting = [tasks.create_task(call())]
+            call_tasks = [tasks.create_task(call())]
             # The scheduler has taken this one, so that the queue is empty.
-            await eventually(lambda: host.read_log().count(_SCHEDULER_WAITS) > seen)
-            waiting += [tasks.create_task(call()) for _ in range(2)]
-            [refused], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            assert (await refused).status == 503
+            await eventually(lambda: host.read_log().count(_SCHEDULER_WAITS) > waits_before)
+            call_tasks += [tasks.create_task(call()) for _ in range(2)]
+            [refused_task], _ = await asyncio.wait(call_tasks, return_when=asyncio.FIRST_COMPLETED)
+            assert (await refused_task).status == 503
             yield
-            for task in waiting:
+            for task in call_tasks:
                 task.cancel()
 
 
-async def _load(host: OllamaServer, *, is_loaded: bool) -> None:
+async def _set_loaded(host: OllamaServer, *, is_loaded: bool) -> None:
     """Load the model, or unload it and wait until its process has ended."""
     body = {"model": CHAT, "keep_alive": "30m" if is_loaded else 0, "stream": False}
     await asyncio.to_thread(host.call, "POST", "/api/generate", body)
@@ -202,7 +208,7 @@ async def _is_chosen(http: aiohttp.ClientSession, host: str) -> bool:
         return result
 
 
-def _host(response: aiohttp.ClientResponse) -> str:
+def _host_of(response: aiohttp.ClientResponse) -> str:
     return response.headers["x-moyin-backend"]
 
 
@@ -220,7 +226,9 @@ async def _open_two(
     """Open two streams concurrently, and return both responses once both streams have begun."""
 
     async def open_stream() -> aiohttp.ClientResponse:
-        response = await http.post("/v1/ollama/api/generate", json=_ask(stream=True, **options))
+        response = await http.post(
+            "/v1/ollama/api/generate", json=_generate_body(stream=True, **options)
+        )
         response.raise_for_status()
         try:
             await response.content.readline()
@@ -229,12 +237,12 @@ async def _open_two(
             raise
         return response
 
-    opened = await asyncio.gather(open_stream(), open_stream(), return_exceptions=True)
-    errors = [answer for answer in opened if isinstance(answer, BaseException)]
-    streams = [answer for answer in opened if not isinstance(answer, BaseException)]
+    results = await asyncio.gather(open_stream(), open_stream(), return_exceptions=True)
+    errors = [answer for answer in results if isinstance(answer, BaseException)]
+    streams = [answer for answer in results if not isinstance(answer, BaseException)]
     if errors:
         for stream in streams:
             stream.close()
         raise errors[0]
-    first, second = streams
-    return first, second
+    first_stream, second_stream = streams
+    return first_stream, second_stream

@@ -17,7 +17,7 @@ import pytest
 
 from tests.acceptance.ollama_gateway import SOON, OllamaGateway
 from tests.ollama_server import CHAT, OllamaServer, find_ollama
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually_blocking
 
 pytestmark = pytest.mark.timeout(1800)
@@ -54,21 +54,21 @@ _MODELFILE = f'FROM {CHAT}\nPARAMETER temperature 0\nLICENSE "Apache 2.0"\n'
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
+def _test_models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Iterator[None]:
     """Copy the server's model to all names that the tests use, and remove the copies at the end."""
     ollama_server.create(_MODEL, _MODELFILE)
     for name in _NAMES[1:]:
         ollama_server.call("POST", "/api/copy", {"source": _MODEL, "destination": name})
-    tagged = {name if ":" in name else f"{name}:latest" for name in _NAMES}
-    eventually_blocking(lambda: tagged <= ollama_gateway.list_names(), SOON)
+    tagged_names = {name if ":" in name else f"{name}:latest" for name in _NAMES}
+    eventually_blocking(lambda: tagged_names <= ollama_gateway.list_names(), SOON)
     yield
     for name in _NAMES:
         ollama_server.call("DELETE", "/api/delete", {"model": name})
-    eventually_blocking(lambda: not tagged & ollama_gateway.list_names(), SOON)
+    eventually_blocking(lambda: not tagged_names & ollama_gateway.list_names(), SOON)
 
 
 @pytest.mark.parametrize(
-    ("tests", "within"),
+    ("tests", "subtest_pattern"),
     [
         pytest.param(_SHORT, "", id="short"),
         pytest.param(_EMBEDDINGS, "/^all-minilm$", id="embeddings"),
@@ -85,28 +85,29 @@ def _models(ollama_server: OllamaServer, ollama_gateway: OllamaGateway) -> Itera
 def test_ollamas_own_tests_pass_as_on_the_bare_server(
     ollama_server: OllamaServer,
     ollama_relay: str,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
     tests: tuple[str, ...],
-    within: str,
+    subtest_pattern: str,
 ) -> None:
-    pattern = f"^({'|'.join(tests)})${within}"
-    began = time.monotonic()
-    bare, bare_output = _run(ollama_server.url, pattern)
-    between = time.monotonic()
-    result, output = _run(ollama_relay, pattern)
-    ended = time.monotonic()
-    measured(
-        f"{len(result)} of Ollama's own tests through the gateway: {ended - between:.0f} s, "
-        f"{len(bare)} on the bare server: {between - began:.0f} s"
+    pattern = f"^({'|'.join(tests)})${subtest_pattern}"
+    started_at = time.monotonic()
+    bare_passed, bare_output = _run_own_tests(ollama_server.url, pattern)
+    bare_ended_at = time.monotonic()
+    result, output = _run_own_tests(ollama_relay, pattern)
+    ended_at = time.monotonic()
+    record_measurement(
+        f"{len(result)} of Ollama's own tests through the gateway: "
+        f"{ended_at - bare_ended_at:.0f} s, "
+        f"{len(bare_passed)} on the bare server: {bare_ended_at - started_at:.0f} s"
     )
-    assert result >= bare, output[-20_000:]
-    assert bare >= set(tests), bare_output[-20_000:]
+    assert result >= bare_passed, output[-20_000:]
+    assert bare_passed >= set(tests), bare_output[-20_000:]
 
 
-def _run(url: str, pattern: str) -> tuple[set[str], str]:
+def _run_own_tests(url: str, pattern: str) -> tuple[set[str], str]:
     """Run the tests against a server; return the names of those that passed, and the output."""
     folder = find_ollama()
-    done = subprocess.run(
+    process = subprocess.run(
         [
             folder / "integration.test",
             "-test.v",
@@ -124,4 +125,4 @@ def _run(url: str, pattern: str) -> tuple[set[str], str]:
         capture_output=True,
         text=True,
     )
-    return set(_PASSED.findall(done.stdout)), done.stdout + done.stderr
+    return set(_PASSED.findall(process.stdout)), process.stdout + process.stderr

@@ -22,18 +22,20 @@ def ollama_program(ollama_server: OllamaServer, ollama_relay: str) -> Program:
     return run
 
 
-def test_list(ollama_program: Program, ollama_server: OllamaServer) -> None:
-    own = ollama_server.run("list").splitlines()
+def test_models_are_listed(ollama_program: Program, ollama_server: OllamaServer) -> None:
+    server_lines = ollama_server.run("list").splitlines()
     result = ollama_program("list").splitlines()
     assert {line.split()[0] for line in result} >= {"NAME", f"{CHAT}:latest", TOOLS}
     # Name, digest and size as on the host.
-    assert {tuple(line.split()[:4]) for line in own} <= {tuple(line.split()[:4]) for line in result}
+    assert {tuple(line.split()[:4]) for line in server_lines} <= {
+        tuple(line.split()[:4]) for line in result
+    }
 
 
-def test_show(ollama_program: Program, ollama_server: OllamaServer) -> None:
-    own = ollama_server.run("show", CHAT).splitlines()
+def test_model_is_shown(ollama_program: Program, ollama_server: OllamaServer) -> None:
+    server_lines = ollama_server.run("show", CHAT).splitlines()
     # The parameters come in another order every time.
-    assert sorted(ollama_program("show", CHAT).splitlines()) == sorted(own)
+    assert sorted(ollama_program("show", CHAT).splitlines()) == sorted(server_lines)
     assert "tools" in ollama_program("show", TOOLS)
 
 
@@ -41,11 +43,11 @@ def test_run_ps_and_stop(ollama_program: Program, ollama_server: OllamaServer) -
     for name in (CHAT, f"{CHAT}:latest"):
         assert ollama_program("run", name, "Say hello.").strip()
     eventually_blocking(lambda: f"{CHAT}:latest" in ollama_program("ps"), SOON)
-    own = ollama_server.run("ps").splitlines()[1].split()
+    server_row = ollama_server.run("ps").splitlines()[1].split()
     # The gateway also lists the model that shares its weights, before or after it.
     rows = [line.split() for line in ollama_program("ps").splitlines()]
-    [listed] = [row for row in rows if row[0] == f"{CHAT}:latest"]
-    assert listed[:4] == own[:4]
+    [listed_row] = [row for row in rows if row[0] == f"{CHAT}:latest"]
+    assert listed_row[:4] == server_row[:4]
     ollama_program("stop", CHAT)
     eventually_blocking(lambda: not ollama_server.run("ps").splitlines()[1:])
     eventually_blocking(lambda: CHAT not in ollama_program("ps"), SOON)
@@ -55,13 +57,15 @@ def test_run_auto(ollama_program: Program) -> None:
     assert ollama_program("run", "auto", "Say hello.").strip()
 
 
-def test_pull(ollama_program: Program) -> None:
+def test_model_is_pulled(ollama_program: Program) -> None:
     ollama_program("pull", CHAT)
     with pytest.raises(AssertionError, match="a-model-that-nobody-has"):
         ollama_program("run", "a-model-that-nobody-has", "Hi")
 
 
-def test_copy_create_and_remove(ollama_program: Program, ollama_server: OllamaServer) -> None:
+def test_models_are_copied_created_and_removed(
+    ollama_program: Program, ollama_server: OllamaServer
+) -> None:
     ollama_program("cp", CHAT, "copied")
     assert "copied:latest" in ollama_program("list")
     ollama_program("rm", "copied")

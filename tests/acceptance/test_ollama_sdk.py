@@ -41,7 +41,7 @@ def _headers(text_gateway: TextGateway) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: ollama.Client, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: ollama.Client, model: str) -> None:
     answer = client.chat(model, [HELLO], options={"num_predict": 8})
     assert answer.message.content
     assert answer.done
@@ -52,24 +52,24 @@ def test_a_whole_answer(client: ollama.Client, model: str) -> None:
 
 @pytest.mark.parametrize("model", ALL)
 def test_a_stream_is_the_whole_answer(client: ollama.Client, model: str) -> None:
-    whole = client.chat(model, [HELLO], options={"num_predict": 8})
+    whole_answer = client.chat(model, [HELLO], options={"num_predict": 8})
     chunks = list(client.chat(model, [HELLO], stream=True, options={"num_predict": 8}))
-    assert "".join(chunk.message.content or "" for chunk in chunks) == whole.message.content
+    assert "".join(chunk.message.content or "" for chunk in chunks) == whole_answer.message.content
     assert [chunk.done for chunk in chunks].index(True) == len(chunks) - 1
     assert (chunks[-1].eval_count or 0) > 0
 
 
 @pytest.mark.parametrize("model", ALL)
 def test_generate_whole_and_streamed(client: ollama.Client, model: str) -> None:
-    ask: Any = {"model": model, "prompt": "Say hello.", "system": "Be kind."}
-    whole = client.generate(**ask, options={"num_predict": 8})
-    pieces = client.generate(**ask, stream=True, options={"num_predict": 8})
-    assert whole.response
-    assert "".join(piece.response or "" for piece in pieces) == whole.response
+    request: Any = {"model": model, "prompt": "Say hello.", "system": "Be kind."}
+    whole_answer = client.generate(**request, options={"num_predict": 8})
+    pieces = client.generate(**request, stream=True, options={"num_predict": 8})
+    assert whole_answer.response
+    assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-def test_a_schema_is_kept(client: ollama.Client, model: str) -> None:
+def test_answer_follows_the_json_schema(client: ollama.Client, model: str) -> None:
     answer = client.chat(
         model,
         [{"role": "user", "content": 'The person "Ada" is 36 years old.'}],
@@ -81,24 +81,24 @@ def test_a_schema_is_kept(client: ollama.Client, model: str) -> None:
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_stop_sequence_ends_the_answer(client: ollama.Client, model: str) -> None:
-    whole = client.chat(model, [HELLO], options={"num_predict": 12}).message.content or ""
-    stop = whole.split()[1]
-    cut = client.chat(model, [HELLO], options={"num_predict": 12, "stop": [stop]})
-    assert cut.done_reason == "stop"
-    assert cut.message.content == whole.partition(stop)[0]
+    whole_text = client.chat(model, [HELLO], options={"num_predict": 12}).message.content or ""
+    stop = whole_text.split()[1]
+    cut_answer = client.chat(model, [HELLO], options={"num_predict": 12, "stop": [stop]})
+    assert cut_answer.done_reason == "stop"
+    assert cut_answer.message.content == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: ollama.Client, model: str) -> None:
-    turns: list[Any] = [{"role": "user", "content": "What is the weather in 'Paris'?"}]
-    answer = client.chat(model, turns, tools=[get_weather])
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in 'Paris'?"}]
+    answer = client.chat(model, messages, tools=[get_weather])
     [call] = answer.message.tool_calls or []
     assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
     result = get_weather(**call.function.arguments)
-    turns += [answer.message, {"role": "tool", "tool_name": "get_weather", "content": result}]
-    final = client.chat(model, turns, tools=[get_weather])
-    assert final.message.content
-    assert not final.message.tool_calls
+    messages += [answer.message, {"role": "tool", "tool_name": "get_weather", "content": result}]
+    final_answer = client.chat(model, messages, tools=[get_weather])
+    assert final_answer.message.content
+    assert not final_answer.message.tool_calls
 
 
 def test_parallel_tools_come_in_a_stream(client: ollama.Client) -> None:
@@ -121,8 +121,8 @@ def test_parallel_tools_come_in_a_stream(client: ollama.Client) -> None:
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_picture_is_carried(client: ollama.Client, model: str) -> None:
-    turn = {"role": "user", "content": "What is it?", "images": [PNG]}
-    assert client.chat(model, [turn], options={"num_predict": 8}).message.content
+    message = {"role": "user", "content": "What is it?", "images": [PNG]}
+    assert client.chat(model, [message], options={"num_predict": 8}).message.content
 
 
 def test_thinking_is_separate_from_text(client: ollama.Client) -> None:
@@ -134,9 +134,9 @@ def test_thinking_is_separate_from_text(client: ollama.Client) -> None:
 def test_texts_become_vectors(client: ollama.Client) -> None:
     vectors = client.embed(VECTORS, ["fox", "hound"])
     assert [list(vector) for vector in vectors.embeddings] == [[3, ord("f")], [5, ord("h")]]
-    [one] = client.embed(VECTORS, "fox").embeddings
+    [fox_vector] = client.embed(VECTORS, "fox").embeddings
     assert list(client.embeddings(VECTORS, "hound").embedding) == [5, ord("h")]
-    assert list(one) == [3, ord("f")]
+    assert list(fox_vector) == [3, ord("f")]
 
 
 def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
@@ -155,14 +155,14 @@ async def test_the_async_client_streams(text_gateway: TextGateway) -> None:
 
 
 def test_errors_are_the_sdks_own(client: ollama.Client, text_gateway: TextGateway) -> None:
-    with pytest.raises(ollama.ResponseError, match="gpt-2") as unknown:
+    with pytest.raises(ollama.ResponseError, match="gpt-2") as unknown_model_error:
         client.chat("gpt-2", [HELLO])
-    assert unknown.value.status_code == 404
+    assert unknown_model_error.value.status_code == 404
     with (
         ollama.Client(
             text_gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}
-        ) as stranger,
-        pytest.raises(ollama.ResponseError) as refused,
+        ) as wrong_key_client,
+        pytest.raises(ollama.ResponseError) as exc_info,
     ):
-        stranger.chat(SCRIPTED, [HELLO])
-    assert refused.value.status_code == 401
+        wrong_key_client.chat(SCRIPTED, [HELLO])
+    assert exc_info.value.status_code == 401

@@ -54,14 +54,14 @@ def client(ollama_gateway: OllamaGateway) -> Iterator[ollama.Client]:
 def test_answers_are_the_servers_own(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer, call: str
 ) -> None:
-    path, more = CALLS[call]
-    options = {"temperature": 0, "seed": 1, "num_predict": 6, **more.get("options", {})}
-    body = {"model": CHAT, "stream": False, **more, "options": options}
-    own = ollama_server.call("POST", f"/api/{path}", body)
+    path, call_members = CALLS[call]
+    options = {"temperature": 0, "seed": 1, "num_predict": 6, **call_members.get("options", {})}
+    body = {"model": CHAT, "stream": False, **call_members, "options": options}
+    server_answer = ollama_server.call("POST", f"/api/{path}", body)
     response = ollama_gateway.call("POST", f"/api/{path}", body)
     assert response.status_code == 200, response.text
     result = response.json()
-    assert _normalize(result) == _normalize(own)
+    assert _normalize(result) == _normalize(server_answer)
     assert result["eval_duration"] > 0
     pieces = [
         json.loads(line)
@@ -70,19 +70,21 @@ def test_answers_are_the_servers_own(
         ).text.splitlines()
     ]
     assert [piece["done"] for piece in pieces] == [*[False] * (len(pieces) - 1), True]
-    assert "".join(map(_text, pieces)) == _text(own)
+    assert "".join(map(_text_of, pieces)) == _text_of(server_answer)
     assert {piece["model"] for piece in pieces} == {body["model"]}
 
 
 def test_a_conversation_continues_by_its_context(client: ollama.Client) -> None:
     options = {"num_predict": 6, "temperature": 0}
-    first = client.generate(CHAT, "My name is Ada.", options=options)
-    alone = client.generate(CHAT, "What is my name?", options=options)
-    second = client.generate(CHAT, "What is my name?", options=options, context=first.context)
-    assert (second.prompt_eval_count or 0) > (alone.prompt_eval_count or 0)
+    first_answer = client.generate(CHAT, "My name is Ada.", options=options)
+    answer_without_context = client.generate(CHAT, "What is my name?", options=options)
+    second_answer = client.generate(
+        CHAT, "What is my name?", options=options, context=first_answer.context
+    )
+    assert (second_answer.prompt_eval_count or 0) > (answer_without_context.prompt_eval_count or 0)
 
 
-def test_a_schema_is_kept(client: ollama.Client) -> None:
+def test_answer_follows_the_json_schema(client: ollama.Client) -> None:
     schema = {
         "type": "object",
         "properties": {"age": {"type": "integer"}},
@@ -96,18 +98,18 @@ def test_a_schema_is_kept(client: ollama.Client) -> None:
 
 def test_vectors_are_the_hosts_own(client: ollama.Client, ollama_server: OllamaServer) -> None:
     texts = ["fox", "the hound"]
-    own = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": texts})
+    server_answer = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": texts})
     vectors = client.embed(CHAT, texts)
-    assert [list(vector) for vector in vectors.embeddings] == own["embeddings"]
-    assert vectors.prompt_eval_count == own["prompt_eval_count"]
-    old = ollama_server.call("POST", "/api/embeddings", {"model": CHAT, "prompt": "fox"})
-    assert list(client.embeddings(CHAT, "fox").embedding) == pytest.approx(old["embedding"])
+    assert [list(vector) for vector in vectors.embeddings] == server_answer["embeddings"]
+    assert vectors.prompt_eval_count == server_answer["prompt_eval_count"]
+    old_answer = ollama_server.call("POST", "/api/embeddings", {"model": CHAT, "prompt": "fox"})
+    assert list(client.embeddings(CHAT, "fox").embedding) == pytest.approx(old_answer["embedding"])
 
 
 def test_a_tool_is_refused_by_a_model_without_tools(client: ollama.Client) -> None:
-    with pytest.raises(ollama.ResponseError, match="tools") as refused:
+    with pytest.raises(ollama.ResponseError, match="tools") as exc_info:
         client.chat(CHAT, [HELLO], tools=[WEATHER])
-    assert refused.value.status_code == 400
+    assert exc_info.value.status_code == 400
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -127,25 +129,29 @@ def test_models_are_loaded_and_unloaded(
 def test_models_are_described_as_the_server_does(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
-    own = {model["name"]: model for model in ollama_server.call("GET", "/api/tags")["models"]}
+    server_models = {
+        model["name"]: model for model in ollama_server.call("GET", "/api/tags")["models"]
+    }
     result = ollama_gateway.call("GET", "/api/tags").json()["models"]
     for model in result:
-        if model["name"] in own:
-            real = own.pop(model["name"])
+        if model["name"] in server_models:
+            server_model = server_models.pop(model["name"])
             # The host tells this in /api/show only.
-            real["details"]["parent_model"] = model["details"]["parent_model"]
-            assert model == real
-    assert not own
+            server_model["details"]["parent_model"] = model["details"]["parent_model"]
+            assert model == server_model
+    assert not server_models
     for name in (CHAT, f"{CHAT}:latest", TOOLS):
-        shown = ollama_gateway.call("POST", "/api/show", {"model": name}).json()
-        real = ollama_server.call("POST", "/api/show", {"model": name})
+        shown_model = ollama_gateway.call("POST", "/api/show", {"model": name}).json()
+        server_model = ollama_server.call("POST", "/api/show", {"model": name})
         # A path of the host.
-        shown["details"].pop("parent_model"), real["details"].pop("parent_model")
+        shown_model["details"].pop("parent_model"), server_model["details"].pop("parent_model")
         for member in ("details", "capabilities", "template", "modified_at"):
-            assert shown[member] == real[member], member
+            assert shown_model[member] == server_model[member], member
         # The host lists them in another order every time.
-        assert sorted(shown["parameters"].split("\n")) == sorted(real["parameters"].split("\n"))
-        assert shown["model_info"]["llama.context_length"] == 8192
+        assert sorted(shown_model["parameters"].split("\n")) == sorted(
+            server_model["parameters"].split("\n")
+        )
+        assert shown_model["model_info"]["llama.context_length"] == 8192
     own_version = ollama_server.call("GET", "/api/version")
     assert ollama_gateway.call("GET", "/api/version").json() == own_version
 
@@ -155,17 +161,17 @@ def test_the_loaded_model_is_followed(
 ) -> None:
     load = {"model": CHAT, "stream": False}
     assert ollama_gateway.call("POST", "/api/generate", load).status_code == 200
-    [own] = ollama_server.call("GET", "/api/ps")["models"]
+    [server_model] = ollama_server.call("GET", "/api/ps")["models"]
 
-    def find() -> dict[str, Any] | None:
+    def find_model() -> dict[str, Any] | None:
         models = ollama_gateway.call("GET", "/api/ps").json()["models"]
-        return next((model for model in models if model["name"] == own["name"]), None)
+        return next((model for model in models if model["name"] == server_model["name"]), None)
 
-    result = eventually_blocking(find, SOON)
+    result = eventually_blocking(find_model, SOON)
     for member in ("size", "size_vram", "context_length", "digest", "details"):
-        assert result[member] == own[member], member
+        assert result[member] == server_model[member], member
     ollama_server.call("POST", "/api/generate", load | {"keep_alive": 0})
-    eventually_blocking(lambda: find() is None, SOON)
+    eventually_blocking(lambda: find_model() is None, SOON)
 
 
 @pytest.mark.parametrize("name", [CHAT, f"{CHAT}:latest", TOOLS])
@@ -179,13 +185,13 @@ def test_answers_contain_the_requested_model_name(client: ollama.Client, name: s
 
 
 def test_the_server_is_alive(ollama_gateway: OllamaGateway, ollama_server: OllamaServer) -> None:
-    own = httpx.get(ollama_server.url)
+    server_answer = httpx.get(ollama_server.url)
     result = ollama_gateway.call("GET", "/")
-    assert (result.status_code, result.text) == (own.status_code, own.text)
+    assert (result.status_code, result.text) == (server_answer.status_code, server_answer.text)
     assert ollama_gateway.call("HEAD", "/").status_code == 200
 
 
-def test_an_existing_model_is_pulled(client: ollama.Client) -> None:
+def test_pull_of_an_existing_model_succeeds(client: ollama.Client) -> None:
     assert client.pull(CHAT).status == "success"
     assert [progress.status for progress in client.pull(TOOLS, stream=True)][-1] == "success"
 
@@ -194,9 +200,9 @@ def test_errors_are_as_the_servers(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
     body = {"model": "gone", "messages": [HELLO]}
-    own = httpx.post(f"{ollama_server.url}/api/chat", json=body)
+    server_answer = httpx.post(f"{ollama_server.url}/api/chat", json=body)
     result = ollama_gateway.call("POST", "/api/chat", body)
-    assert result.status_code == own.status_code == 404
+    assert result.status_code == server_answer.status_code == 404
     assert isinstance(result.json()["error"], str)
 
 
@@ -227,37 +233,42 @@ def test_openais_clients_get_logprobs(
     ollama_gateway: OllamaGateway, ollama_server: OllamaServer
 ) -> None:
     options = {"temperature": 0, "num_predict": 4}
-    own = ollama_server.call(
+    server_answer = ollama_server.call(
         "POST",
         "/api/chat",
         {"model": CHAT, "messages": [HELLO], "options": options}
         | {"stream": False, "logprobs": True, "top_logprobs": 2},
     )
-    ask: dict[str, Any] = {"model": CHAT, "messages": [HELLO], "temperature": 0, "max_tokens": 4}
-    ask |= {"logprobs": True, "top_logprobs": 2}
+    request: dict[str, Any] = {
+        "model": CHAT,
+        "messages": [HELLO],
+        "temperature": 0,
+        "max_tokens": 4,
+    }
+    request |= {"logprobs": True, "top_logprobs": 2}
     with openai.OpenAI(
         base_url=f"{ollama_gateway.url}/v1", api_key=ollama_gateway.api_key
     ) as client:
-        [choice] = client.chat.completions.create(**ask).choices
-        chunks = list(client.chat.completions.create(**ask, stream=True))
+        [choice] = client.chat.completions.create(**request).choices
+        chunks = list(client.chat.completions.create(**request, stream=True))
     assert choice.logprobs is not None
     result = choice.logprobs.content or []
-    assert [item.token for item in result] == [item["token"] for item in own["logprobs"]]
+    assert [item.token for item in result] == [item["token"] for item in server_answer["logprobs"]]
     assert [item.logprob for item in result] == pytest.approx(
-        [item["logprob"] for item in own["logprobs"]], abs=1e-3
+        [item["logprob"] for item in server_answer["logprobs"]], abs=1e-3
     )
     assert all(len(item.top_logprobs) == 2 for item in result)
-    streamed = [
+    streamed_tokens = [
         item.token
         for chunk in chunks
         for part in chunk.choices
         if part.logprobs is not None
         for item in part.logprobs.content or ()
     ]
-    assert streamed == [item.token for item in result]
+    assert streamed_tokens == [item.token for item in result]
 
 
-def test_the_package_of_npm(
+def test_npm_ollama_package_works(
     ollama_gateway: OllamaGateway,
     ollama_server: OllamaServer,
     text_clients: TextClients,
@@ -269,9 +280,9 @@ def test_the_package_of_npm(
         ["node", "ollama.mjs", ollama_gateway.ollama_url, ollama_gateway.api_key, CHAT], tmp_path
     )
     options = {"temperature": 0, "num_predict": 4}
-    ask = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
-    own = ollama_server.call("POST", "/api/chat", ask)
-    assert result["chat"] == result["streamed"] == own["message"]["content"]
+    request = {"model": CHAT, "messages": [HELLO], "options": options, "stream": False}
+    server_answer = ollama_server.call("POST", "/api/chat", request)
+    assert result["chat"] == result["streamed"] == server_answer["message"]["content"]
     assert (result["name"], result["logprobs"]) == (CHAT, 4)
     assert result["generated"]
     vectors = ollama_server.call("POST", "/api/embed", {"model": CHAT, "input": "fox"})
@@ -286,13 +297,13 @@ def test_the_package_of_npm(
 def _normalize(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer without its durations, and with rounded numbers."""
     members = {name: value for name, value in answer.items() if name not in _TIMES}
-    rounded: dict[str, Any] = json.loads(
+    rounded_answer: dict[str, Any] = json.loads(
         json.dumps(members), parse_float=lambda text: round(float(text), 3)
     )
-    return rounded
+    return rounded_answer
 
 
-def _text(answer: dict[str, Any]) -> str:
+def _text_of(answer: dict[str, Any]) -> str:
     text: str = answer.get("response") or (answer.get("message") or {}).get("content") or ""
     return text
 

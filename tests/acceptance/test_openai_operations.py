@@ -38,19 +38,19 @@ def http(text_gateway: TextGateway) -> Iterator[httpx.Client]:
         yield http
 
 
-def wav(seconds: int) -> bytes:
+def make_wav(seconds: int) -> bytes:
     file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setparams((1, 2, 8000, 0, "NONE", ""))
-        writer.writeframes(bytes(2 * 8000 * seconds))
+    with wave.open(file, "wb") as wave_writer:
+        wave_writer.setparams((1, 2, 8000, 0, "NONE", ""))
+        wave_writer.writeframes(bytes(2 * 8000 * seconds))
     return file.getvalue()
 
 
 def test_moderations_of_texts_without_a_model(client: openai.OpenAI) -> None:
     answer = client.moderations.create(input=["I kill time.", "Hello."])
     assert [result.flagged for result in answer.results] == [True, True]
-    applied = answer.results[0].category_applied_input_types
-    assert applied is not None and applied.violence == ["text"]
+    input_types = answer.results[0].category_applied_input_types
+    assert input_types is not None and input_types.violence == ["text"]
     _check_strictly(ModerationCreateResponse, answer)
 
 
@@ -83,74 +83,77 @@ def test_speech_as_events(http: httpx.Client) -> None:
     body = {"model": "tts", "voice": "alloy", "input": "Hi.", "stream_format": "sse"}
     answer = http.post("/audio/speech", json=body)
     assert answer.headers["content-type"] == "text/event-stream"
-    first, second, cost, _ = answer.text.split("\n\n")
-    assert '"speech.audio.delta"' in first and '"speech.audio.done"' in second
+    first_event, second_event, cost, _ = answer.text.split("\n\n")
+    assert '"speech.audio.delta"' in first_event and '"speech.audio.done"' in second_event
     assert cost == ": x-moyin-cost-usd=0.000045"
 
 
 def test_a_transcription_is_billed_by_the_usage_that_the_back_end_reports(
     client: openai.OpenAI,
 ) -> None:
-    raw = client.audio.transcriptions.with_raw_response.create(
-        model="whisper", file=("hello.wav", wav(2)), prompt="Weather.", temperature=0
+    raw_response = client.audio.transcriptions.with_raw_response.create(
+        model="whisper", file=("hello.wav", make_wav(2)), prompt="Weather.", temperature=0
     )
-    answer = raw.parse()
+    answer = raw_response.parse()
     assert isinstance(answer, Transcription) and answer.text == TRANSCRIPT
-    assert raw.headers["x-moyin-cost-usd"] == "0.0009"  # nine seconds
-    assert "x-moyin-estimated" not in raw.headers
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.0009"  # nine seconds
+    assert "x-moyin-estimated" not in raw_response.headers
     _check_strictly(Transcription, answer)
 
 
-def test_a_transcription_with_times(client: openai.OpenAI) -> None:
-    raw = client.audio.transcriptions.with_raw_response.create(
+def test_transcription_has_timestamps(client: openai.OpenAI) -> None:
+    raw_response = client.audio.transcriptions.with_raw_response.create(
         model="whisper",
-        file=("hello.wav", wav(2)),
+        file=("hello.wav", make_wav(2)),
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
-    answer = raw.parse()
+    answer = raw_response.parse()
     assert isinstance(answer, TranscriptionVerbose) and answer.duration == 7.2
-    assert raw.headers["x-moyin-cost-usd"] == "0.0008"  # eight seconds
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.0008"  # eight seconds
 
 
 def test_a_transcription_as_text_costs_the_length_of_its_file(client: openai.OpenAI) -> None:
-    raw = client.audio.transcriptions.with_raw_response.create(
-        model="whisper", file=("hello.wav", wav(60)), response_format="text"
+    raw_response = client.audio.transcriptions.with_raw_response.create(
+        model="whisper", file=("hello.wav", make_wav(60)), response_format="text"
     )
-    assert raw.text.strip() == TRANSCRIPT
-    assert raw.headers["content-type"].startswith("text/plain")
-    assert raw.headers["x-moyin-cost-usd"] == "0.006"
-    assert raw.headers["x-moyin-estimated"] == "true"
+    assert raw_response.text.strip() == TRANSCRIPT
+    assert raw_response.headers["content-type"].startswith("text/plain")
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.006"
+    assert raw_response.headers["x-moyin-estimated"] == "true"
 
 
 def test_a_transcription_is_streamed(client: openai.OpenAI) -> None:
     events = client.audio.transcriptions.create(
-        model="gpt-4o-transcribe", file=("hello.wav", wav(2)), stream=True
+        model="gpt-4o-transcribe", file=("hello.wav", make_wav(2)), stream=True
     )
-    received = list(events)
-    assert [event.type for event in received] == ["transcript.text.delta", "transcript.text.done"]
-    for event in received:
+    received_events = list(events)
+    assert [event.type for event in received_events] == [
+        "transcript.text.delta",
+        "transcript.text.done",
+    ]
+    for event in received_events:
         _check_strictly(TranscriptionStreamEvent, event)
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
-def test_a_translation(client: openai.OpenAI) -> None:
-    answer = client.audio.translations.create(model="whisper", file=("hallo.wav", wav(2)))
+def test_audio_is_translated(client: openai.OpenAI) -> None:
+    answer = client.audio.translations.create(model="whisper", file=("hallo.wav", make_wav(2)))
     assert answer.text == TRANSCRIPT
 
 
 def test_pictures_are_edited(client: openai.OpenAI) -> None:
-    raw = client.images.with_raw_response.edit(
+    raw_response = client.images.with_raw_response.edit(
         model="pictures",
         image=[("a.png", PNG, "image/png"), ("b.png", PNG, "image/png")],
         mask=("mask.png", PNG, "image/png"),
         prompt="Sun.",
         n=2,
     )
-    answer = raw.parse()
+    answer = raw_response.parse()
     assert [image.b64_json for image in answer.data or ()] == [PICTURE, PICTURE]
     # Two pictures, 30 tokens read and 5 written.
-    assert raw.headers["x-moyin-cost-usd"] == "0.08035"
+    assert raw_response.headers["x-moyin-cost-usd"] == "0.08035"
     _check_strictly(ImagesResponse, answer)
 
 
@@ -159,12 +162,12 @@ def test_an_edit_is_streamed(client: openai.OpenAI) -> None:
         model="pictures", image=("a.png", PNG, "image/png"), prompt="Sun.", stream=True,
         partial_images=1,
     )  # fmt: skip
-    received = list(events)
-    assert [event.type for event in received] == [
+    received_events = list(events)
+    assert [event.type for event in received_events] == [
         "image_edit.partial_image",
         "image_edit.completed",
     ]
-    for event in received:
+    for event in received_events:
         _check_strictly(ImageEditStreamEvent, event)
 
 
@@ -178,7 +181,7 @@ def test_variations_get_the_date_that_the_back_end_left_out(client: openai.OpenA
 
 
 @pytest.mark.parametrize("path", ["rerank", "reranking"])
-def test_a_reranking_in_the_format_of_jina(http: httpx.Client, path: str) -> None:
+def test_reranking_answers_in_jina_format(http: httpx.Client, path: str) -> None:
     documents = ["It rains", {"text": "the sun is bright"}, "cats"]
     body = {"model": "rerank", "query": "the bright sun", "documents": documents, "top_n": 2}
     answer = http.post(path, json={**body, "return_documents": True})
@@ -194,7 +197,7 @@ def test_a_reranking_in_the_format_of_jina(http: httpx.Client, path: str) -> Non
     assert data["usage"]["total_tokens"] == 40 and data["id"]
 
 
-def test_a_reranking_in_the_format_of_cohere(http: httpx.Client) -> None:
+def test_reranking_answers_in_cohere_format(http: httpx.Client) -> None:
     answer = http.post("rerank", json={"model": "cohere", "query": "a", "documents": ["a"]})
     assert answer.headers["x-moyin-cost-usd"] == "0.006"  # three searches
     assert answer.json()["meta"]["billed_units"]["search_units"] == 3
@@ -211,23 +214,23 @@ def test_a_model_without_the_ability_is_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.audio.speech.create(model="whisper", voice="alloy", input="Hi.")
     assert (exc_info.value.code, exc_info.value.param) == ("unsupported_feature", "model")
-    with pytest.raises(openai.NotFoundError) as missing:
+    with pytest.raises(openai.NotFoundError) as not_found_error:
         client.audio.speech.create(model="nothing", voice="alloy", input="Hi.")
-    assert missing.value.code == "model_not_found"
-    hello: Any = {"role": "user", "content": "Hi."}
+    assert not_found_error.value.code == "model_not_found"
+    message: Any = {"role": "user", "content": "Hi."}
     with pytest.raises(openai.BadRequestError) as chat:
-        client.chat.completions.create(model="whisper", messages=[hello])
+        client.chat.completions.create(model="whisper", messages=[message])
     assert chat.value.code == "unsupported_feature"
 
 
 def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.audio.transcriptions.create(
-            model="whisper", file=("a.wav", wav(1)), extra_body={"response_format": "midi"}
+            model="whisper", file=("a.wav", make_wav(1)), extra_body={"response_format": "midi"}
         )
     assert exc_info.value.code == "backend_rejected"
 
 
-def _check_strictly(shape: Any, value: Any) -> None:
+def _check_strictly(expected_type: Any, value: Any) -> None:
     """Assert that an object built by the SDK has every member that its type requires."""
-    TypeAdapter(shape).validate_python(value.to_dict(), strict=True)
+    TypeAdapter(expected_type).validate_python(value.to_dict(), strict=True)

@@ -50,7 +50,7 @@ def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: openai.OpenAI, model: str) -> None:
     response = client.responses.create(
         model=model, instructions="Be kind.", input="Say hello.", max_output_tokens=8
     )
@@ -64,9 +64,9 @@ def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
 def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
     with client.responses.stream(model=model, input="Say hello.", temperature=0) as stream:
         text = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
-        final = stream.get_final_response()
-    assert text == final.output_text
-    assert final.usage is not None and final.usage.output_tokens > 0
+        final_response = stream.get_final_response()
+    assert text == final_response.output_text
+    assert final_response.usage is not None and final_response.usage.output_tokens > 0
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
@@ -84,20 +84,20 @@ def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None
 
 
 def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI) -> None:
-    first = client.responses.create(
+    first_response = client.responses.create(
         model=SCRIPTED, input="What is the weather in Paris?", tools=[WEATHER]
     )
-    [call] = [item for item in first.output if isinstance(item, ResponseFunctionToolCall)]
+    [call] = [item for item in first_response.output if isinstance(item, ResponseFunctionToolCall)]
     assert call.name == "get_weather"
     assert "city" in json.loads(call.arguments)
     result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     for answer in (
         client.responses.create(
-            model=SCRIPTED, input=[result], tools=[WEATHER], previous_response_id=first.id
+            model=SCRIPTED, input=[result], tools=[WEATHER], previous_response_id=first_response.id
         ),
         client.responses.create(
             model=SCRIPTED,
-            input=[QUESTION, *cast(Any, first.output), result],
+            input=[QUESTION, *cast(Any, first_response.output), result],
             tools=[WEATHER],
         ),
     ):
@@ -115,43 +115,49 @@ def test_a_picture_is_carried(client: openai.OpenAI) -> None:
 
 
 def test_a_stored_answer_is_continued_listed_and_deleted(client: openai.OpenAI) -> None:
-    first = client.responses.create(model=LLAMA, input="My name is Ada.", max_output_tokens=8)
-    *_, last = client.responses.create(
+    first_response = client.responses.create(
+        model=LLAMA, input="My name is Ada.", max_output_tokens=8
+    )
+    *_, last_event = client.responses.create(
         model=LLAMA,
         input="What is my name?",
         max_output_tokens=8,
-        previous_response_id=first.id,
+        previous_response_id=first_response.id,
         stream=True,
     )
-    assert last.type == "response.incomplete"
-    second = last.response
-    third = client.responses.create(
-        model=LLAMA, input="And now?", max_output_tokens=8, previous_response_id=second.id
+    assert last_event.type == "response.incomplete"
+    second_response = last_event.response
+    third_response = client.responses.create(
+        model=LLAMA, input="And now?", max_output_tokens=8, previous_response_id=second_response.id
     )
-    assert third.usage is not None and first.usage is not None
-    assert third.usage.input_tokens > first.usage.input_tokens, "it has read the earlier turns"
-    assert client.responses.retrieve(third.id) == third
-    items = client.responses.input_items.list(second.id).data
+    assert third_response.usage is not None and first_response.usage is not None
+    assert third_response.usage.input_tokens > first_response.usage.input_tokens, (
+        "it has read the earlier turns"
+    )
+    assert client.responses.retrieve(third_response.id) == third_response
+    items = client.responses.input_items.list(second_response.id).data
     assert [cast(Any, item).content[0].text for item in items] == ["What is my name?"]
-    client.responses.delete(first.id)
-    with pytest.raises(openai.NotFoundError, match=first.id):
-        client.responses.retrieve(first.id)
+    client.responses.delete(first_response.id)
+    with pytest.raises(openai.NotFoundError, match=first_response.id):
+        client.responses.retrieve(first_response.id)
     with pytest.raises(openai.BadRequestError) as exc_info:
-        client.responses.create(model=LLAMA, input="?", previous_response_id=second.id)
+        client.responses.create(model=LLAMA, input="?", previous_response_id=second_response.id)
     assert exc_info.value.code == "previous_response_not_found"
     assert exc_info.value.param == "previous_response_id"
 
 
 def test_items_of_a_stored_answer_are_named_by_their_ids(client: openai.OpenAI) -> None:
-    first = client.responses.create(model=LLAMA, input="My name is Ada.", max_output_tokens=8)
-    reference: Any = {"type": "item_reference", "id": first.output[0].id}
+    first_response = client.responses.create(
+        model=LLAMA, input="My name is Ada.", max_output_tokens=8
+    )
+    reference: Any = {"type": "item_reference", "id": first_response.output[0].id}
     question: Any = {"role": "user", "content": "What is my name?"}
     answer = client.responses.create(model=LLAMA, input=[reference, question], max_output_tokens=8)
-    assert answer.usage is not None and first.usage is not None
-    assert answer.usage.input_tokens > first.usage.input_tokens
-    unknown: Any = {"type": "item_reference", "id": "msg_" + "0" * 32 + "_0"}
+    assert answer.usage is not None and first_response.usage is not None
+    assert answer.usage.input_tokens > first_response.usage.input_tokens
+    unknown_reference: Any = {"type": "item_reference", "id": "msg_" + "0" * 32 + "_0"}
     with pytest.raises(openai.BadRequestError) as exc_info:
-        client.responses.create(model=LLAMA, input=[question, unknown])
+        client.responses.create(model=LLAMA, input=[question, unknown_reference])
     assert exc_info.value.param == "input.1.id"
 
 
@@ -176,5 +182,7 @@ async def test_a_stream_is_cancelled(text_gateway: TextGateway) -> None:
                 if event.type == "response.output_text.delta":
                     break
         await asyncio.sleep(0)
-        again = await client.responses.create(model=LLAMA, input="hi", max_output_tokens=4)
-    assert again.output_text
+        second_response = await client.responses.create(
+            model=LLAMA, input="hi", max_output_tokens=4
+        )
+    assert second_response.output_text

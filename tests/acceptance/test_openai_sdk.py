@@ -39,7 +39,7 @@ def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
+def test_chat_is_answered_without_streaming(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
         model=model,
         messages=[{"role": "system", "content": "Be kind."}, HELLO],
@@ -57,21 +57,28 @@ def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
 @pytest.mark.parametrize("model", ALL)
 def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
     # Long enough for all of it: the helper takes an answer that was cut for an error.
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
-    with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as stream:
+    request: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 200,
+        "temperature": 0,
+    }
+    with client.chat.completions.stream(
+        **request, stream_options={"include_usage": True}
+    ) as stream:
         text = "".join(event.delta for event in stream if event.type == "content.delta")
-        final = stream.get_final_completion()
-    assert text == final.choices[0].message.content
-    assert text == client.chat.completions.create(**ask).choices[0].message.content
-    assert final.usage is not None
-    assert 0 < final.usage.completion_tokens < 200
+        final_completion = stream.get_final_completion()
+    assert text == final_completion.choices[0].message.content
+    assert text == client.chat.completions.create(**request).choices[0].message.content
+    assert final_completion.usage is not None
+    assert 0 < final_completion.usage.completion_tokens < 200
 
 
 # llama.cpp has the call; for Claude's wire, and for the model that obeys, the prompt becomes a chat.
 @pytest.mark.parametrize("model", ALL)
 def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 8}
-    answer = client.completions.create(**ask, temperature=0)
+    request: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 8}
+    answer = client.completions.create(**request, temperature=0)
     Completion.model_validate(answer.model_dump(), strict=True)
     [choice] = answer.choices
     assert choice.text
@@ -80,7 +87,7 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: st
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     events = list(
         client.completions.create(
-            **ask, temperature=0, stream=True, stream_options={"include_usage": True}
+            **request, temperature=0, stream=True, stream_options={"include_usage": True}
         )
     )
     assert "".join(c.text for event in events for c in event.choices) == choice.text
@@ -98,11 +105,11 @@ def test_a_text_is_completed_whole_and_streamed(client: openai.OpenAI, model: st
 
 @pytest.mark.parametrize("model", ALL)
 def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 12}
-    whole = client.completions.create(**ask, temperature=0).choices[0].text
-    stop = whole.split()[1]
-    cut = client.completions.create(**ask, temperature=0, stop=[stop]).choices[0]
-    assert cut.text == whole.partition(stop)[0]
+    request: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 12}
+    whole_text = client.completions.create(**request, temperature=0).choices[0].text
+    stop = whole_text.split()[1]
+    cut_choice = client.completions.create(**request, temperature=0, stop=[stop]).choices[0]
+    assert cut_choice.text == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [CLAUDE, SCRIPTED])
@@ -120,9 +127,9 @@ def test_a_stop_sequence_ends_a_completion(client: openai.OpenAI, model: str) ->
 def test_members_that_a_chat_lacks_are_refused_by_name(
     client: openai.OpenAI, model: str, changes: dict[str, Any], field: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}
+    request: dict[str, Any] = {"model": model, "prompt": "Say hello.", "max_tokens": 4, **changes}
     with pytest.raises(openai.BadRequestError) as exc_info:
-        client.completions.create(**ask)
+        client.completions.create(**request)
     assert (exc_info.value.param, exc_info.value.code) == (field, "unsupported_feature")
 
 
@@ -134,7 +141,7 @@ def test_several_prompts_and_token_numbers_reach_llama_cpp(client: openai.OpenAI
 
 
 @pytest.mark.parametrize("model", ALL)
-def test_several_turns(client: openai.OpenAI, model: str) -> None:
+def test_conversation_of_several_turns_is_answered(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(
         model=model,
         messages=[HELLO, {"role": "assistant", "content": "Hello!"}, HELLO],
@@ -158,23 +165,28 @@ def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
-    whole = client.chat.completions.create(**ask).choices[0].message.content
-    assert whole
-    stop = whole.split()[1]
-    cut = client.chat.completions.create(**ask, stop=[stop]).choices[0]
-    assert cut.finish_reason == "stop"
-    assert cut.message.content == whole.partition(stop)[0]
+    request: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 12,
+        "temperature": 0,
+    }
+    whole_text = client.chat.completions.create(**request).choices[0].message.content
+    assert whole_text
+    stop = whole_text.split()[1]
+    cut_choice = client.chat.completions.create(**request, stop=[stop]).choices[0]
+    assert cut_choice.finish_reason == "stop"
+    assert cut_choice.message.content == whole_text.partition(stop)[0]
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str) -> None:
     tools = [openai.pydantic_function_tool(GetWeather)]
     question: Any = {"role": "user", "content": "What is the weather in 'Paris'?"}
-    ask: dict[str, Any] = {"model": model, "tools": tools, "max_tokens": 64}
+    request: dict[str, Any] = {"model": model, "tools": tools, "max_tokens": 64}
     message = (
         client.chat.completions.parse(
-            **ask, messages=[question], tool_choice="required", parallel_tool_calls=False
+            **request, messages=[question], tool_choice="required", parallel_tool_calls=False
         )
         .choices[0]
         .message
@@ -182,10 +194,10 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str)
     [call] = message.tool_calls or []
     assert call.function.parsed_arguments == GetWeather(city="Paris")
     result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
-    turns: Any = [question, message.model_dump(exclude_none=True), result]
-    final = client.chat.completions.create(**ask, messages=turns)
-    assert final.choices[0].finish_reason == "stop"
-    assert final.choices[0].message.content
+    messages: Any = [question, message.model_dump(exclude_none=True), result]
+    final_completion = client.chat.completions.create(**request, messages=messages)
+    assert final_completion.choices[0].finish_reason == "stop"
+    assert final_completion.choices[0].message.content
 
 
 def test_parallel_tool_calls_are_separate_in_a_stream(client: openai.OpenAI) -> None:
@@ -195,9 +207,9 @@ def test_parallel_tool_calls_are_separate_in_a_stream(client: openai.OpenAI) -> 
         messages=[{"role": "user", "content": "Ask in parallel about 'Rome' and 'Oslo'."}],
         tools=tools,
     ) as stream:
-        done = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
+        finished_calls = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
         calls = stream.get_final_completion().choices[0].message.tool_calls or []
-    assert [event.name for event in done] == ["today", "tomorrow"]
+    assert [event.name for event in finished_calls] == ["today", "tomorrow"]
     assert [call.function.parsed_arguments for call in calls] == [GetWeather(city="Rome")] * 2
     assert len({call.id for call in calls}) == 2
 
@@ -235,7 +247,7 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert client.models.retrieve(LLAMA).id == LLAMA
 
 
-async def test_the_async_client_and_many_at_once(text_gateway: TextGateway) -> None:
+async def test_async_client_sends_concurrent_calls(text_gateway: TextGateway) -> None:
     async with openai.AsyncOpenAI(
         base_url=text_gateway.openai, api_key=text_gateway.api_key
     ) as client:
@@ -248,7 +260,7 @@ async def test_the_async_client_and_many_at_once(text_gateway: TextGateway) -> N
     assert all(answer.choices[0].message.content for answer in answers)
 
 
-def test_a_stream_that_is_left_early_closes_well(client: openai.OpenAI) -> None:
+def test_stream_abandoned_by_the_client_is_closed(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model=LLAMA, messages=[HELLO], max_tokens=200, stream=True
     )
@@ -258,22 +270,24 @@ def test_a_stream_that_is_left_early_closes_well(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGateway) -> None:
-    with pytest.raises(openai.BadRequestError) as bad:
+    with pytest.raises(openai.BadRequestError) as exc_info:
         client.chat.completions.create(model=SCRIPTED, messages=[HELLO], temperature=9)
-    assert (bad.value.param, bad.value.code) == ("temperature", "invalid_request")
-    with pytest.raises(openai.NotFoundError) as unknown:
+    assert (exc_info.value.param, exc_info.value.code) == ("temperature", "invalid_request")
+    with pytest.raises(openai.NotFoundError) as unknown_model_error:
         client.models.retrieve("gpt-2")
-    assert unknown.value.code == "model_not_found"
+    assert unknown_model_error.value.code == "model_not_found"
     with (
         openai.OpenAI(
             base_url=text_gateway.openai, api_key="moyin_wrong", max_retries=0
-        ) as stranger,
+        ) as wrong_key_client,
         pytest.raises(openai.AuthenticationError),
     ):
-        stranger.models.list()
+        wrong_key_client.models.list()
 
 
 def test_raw_responses_name_the_backend(client: openai.OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(model=SCRIPTED, messages=[HELLO])
-    assert raw.headers["x-moyin-backend"] == "scripted"
-    assert json.loads(raw.text)["choices"]
+    raw_response = client.chat.completions.with_raw_response.create(
+        model=SCRIPTED, messages=[HELLO]
+    )
+    assert raw_response.headers["x-moyin-backend"] == "scripted"
+    assert json.loads(raw_response.text)["choices"]

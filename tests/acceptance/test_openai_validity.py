@@ -68,15 +68,15 @@ class Caller:
             check(COMPLETION, data.replace(b'"finish_reason":null', b'"finish_reason":"stop"'))
 
     async def respond(self, **body: Any) -> None:
-        whole = check(RESPONSE, await self.post("responses", body))
+        whole_response = check(RESPONSE, await self.post("responses", body))
         events = stream_data(await self.post("responses", body | {"stream": True}))
-        last = [check(EVENT, data) for data in events][-1]
-        assert last.type in ("response.completed", "response.incomplete")
-        for made in (whole.id, last.response.id):
-            check(RESPONSE, await self.get(f"responses/{made}"))
-            check(ITEMS, await self.get(f"responses/{made}/input_items"))
-        continued = body | {"previous_response_id": whole.id, "input": "And now?"}
-        check(RESPONSE, await self.post("responses", continued))
+        last_event = [check(EVENT, data) for data in events][-1]
+        assert last_event.type in ("response.completed", "response.incomplete")
+        for response_id in (whole_response.id, last_event.response.id):
+            check(RESPONSE, await self.get(f"responses/{response_id}"))
+            check(ITEMS, await self.get(f"responses/{response_id}/input_items"))
+        next_body = body | {"previous_response_id": whole_response.id, "input": "And now?"}
+        check(RESPONSE, await self.post("responses", next_body))
 
     async def post(self, path: str, body: dict[str, Any]) -> bytes:
         response = await self._client.post(path, json=body)
@@ -89,35 +89,37 @@ class Caller:
         return response.content
 
 
-def calling(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
+def open_client(gateway: TextGateway | ModelsApp) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     return httpx.AsyncClient(base_url=f"{gateway.url}/v1/", headers=headers, timeout=60)
 
 
-def able(name: str, **place: Any) -> dict[str, Any]:
+def capable_backend(name: str, **place: Any) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"name": f"m-{name}", "upstream": "up", "context": 100_000, **abilities}
-    free = {"price": {"input": 0, "output": 0}}
-    return {"name": name, **place, "models": [{**model, **free}]}
+    free_price = {"price": {"input": 0, "output": 0}}
+    return {"name": name, **place, "models": [{**model, **free_price}]}
 
 
 @asynccontextmanager
 async def serving_wires(folder: Path) -> AsyncIterator[ModelsApp]:
     """Run the app with servers of the three API formats; models named ``v-…`` return vectors."""
     async with WireServer().running() as server:
-        claude = able("claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY")
-        ollama = able("ollama", type="ollama", hosts=[server.url])
-        other = able("openai", type="openai", base_url=f"{server.url}/v1")
-        for place in (ollama, other):
-            vectors = {"name": f"v-{place['name']}", "upstream": "up", "context": 8192}
-            free = {"price": {"input": 0, "output": 0}}
-            place["models"].append({**vectors, "embeddings": True, **free})
-        async with serving(folder, claude, ollama, other) as models_app:
+        claude = capable_backend(
+            "claude", type="anthropic", base_url=server.url, api_key_env="LLAMA_KEY"
+        )
+        ollama = capable_backend("ollama", type="ollama", hosts=[server.url])
+        openai_backend = capable_backend("openai", type="openai", base_url=f"{server.url}/v1")
+        for backend_config in (ollama, openai_backend):
+            vectors = {"name": f"v-{backend_config['name']}", "upstream": "up", "context": 8192}
+            free_price = {"price": {"input": 0, "output": 0}}
+            backend_config["models"].append({**vectors, "embeddings": True, **free_price})
+        async with serving(folder, claude, ollama, openai_backend) as models_app:
             yield models_app
 
 
 async def test_answers_on_every_wire(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, calling(wires) as client:
+    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
         caller = Caller(client)
         for model in ("m-claude", "m-ollama", "m-openai"):
             for text, chat, response in WISHES.values():
@@ -130,15 +132,15 @@ async def test_answers_on_every_wire(tmp_path: Path) -> None:
             check(
                 EMBEDDINGS, await caller.post("embeddings", {"model": model, "input": ["a", "b"]})
             )
-        listed = from_json(await caller.get("models"))
-        assert listed["object"] == "list"
-        for item in listed["data"]:
+        model_list = from_json(await caller.get("models"))
+        assert model_list["object"] == "list"
+        for item in model_list["data"]:
             check(MODEL, await caller.get(f"models/{item['id']}"), MODEL_EXTENSIONS)
 
 
 @pytest.mark.parametrize("model", ALL)
-async def test_answers_of_real_models(text_gateway: TextGateway, model: str) -> None:
-    async with calling(text_gateway) as client:
+async def test_real_models_answer_valid_responses(text_gateway: TextGateway, model: str) -> None:
+    async with open_client(text_gateway) as client:
         caller = Caller(client)
         messages = [{"role": "user", "content": "Say hello."}]
         await caller.chat(model=model, messages=messages, max_tokens=8)
@@ -175,8 +177,8 @@ REFUSED: list[tuple[str, str, dict[str, Any] | bytes, int]] = [
 ]
 
 
-async def test_refusals(tmp_path: Path) -> None:
-    async with serving_wires(tmp_path) as wires, calling(wires) as client:
+async def test_refused_calls_have_ollama_errors(tmp_path: Path) -> None:
+    async with serving_wires(tmp_path) as wires, open_client(wires) as client:
         for method, path, body, status in REFUSED:
             content = body if isinstance(body, bytes) else to_json(body)
             headers = {"content-type": "application/json"}
@@ -199,18 +201,18 @@ async def test_errors_of_broken_back_ends(tmp_path: Path, kind: str) -> None:
     async with (
         Upstream(BEGUN[kind]).running() as upstream,
         serving(tmp_path, backend(kind, upstream.url)) as models_app,
-        calling(models_app) as client,
+        open_client(models_app) as client,
     ):
         model = f"m-{kind}"
         response = await client.post(
             "chat/completions", json={"model": model, **HI, "stream": True}
         )
-        *chunks, last = stream_data(response.content)
+        *chunks, last_chunk = stream_data(response.content)
         assert chunks
         if kind != "openai":
             # Of OpenAI's wire the bytes pass, and these are not OpenAI's own.
             assert [check(CHUNK, data) for data in chunks]
-        check_error(last)
+        check_error(last_chunk)
         body = {"model": model, "input": "hi", "stream": True}
         events = stream_data((await client.post("responses", json=body)).content)
         assert [check(EVENT, data).type for data in events][-1] == "error"

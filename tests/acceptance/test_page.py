@@ -7,5 +7,5 @@ from tests.acceptance.scores import PAGE, limits_table
 
 def test_the_page_lists_every_limit() -> None:
     page = PAGE.read_text()
-    missing = [line for line in limits_table() if line not in page]
-    assert missing == [], "run `pytest tests/acceptance --clients-page`"
+    missing_lines = [line for line in limits_table() if line not in page]
+    assert missing_lines == [], "run `pytest tests/acceptance --clients-page`"

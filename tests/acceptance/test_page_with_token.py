@@ -64,14 +64,14 @@ class BreakableRelay:
         self._server = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._accept)]
+        self._threads = [threading.Thread(target=self._accept_connections)]
         self._threads[0].start()
 
     def cut(self) -> None:
         """Break all open connections; new connections are forwarded as before."""
-        for near in tuple(self._open):
+        for client_socket in tuple(self._open):
             with suppress(OSError):  # the browser may have closed it meanwhile
-                near.shutdown(socket.SHUT_RDWR)
+                client_socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._server.shutdown(socket.SHUT_RDWR)
@@ -81,25 +81,31 @@ class BreakableRelay:
         for thread in self._threads[1:]:
             thread.join()
 
-    def _accept(self) -> None:
+    def _accept_connections(self) -> None:
         with suppress(OSError):  # `close` ends the loop
             while True:
-                near, _ = self._server.accept()
-                self._open.add(near)
-                self._threads.append(threading.Thread(target=self._forward, args=(near,)))
+                client_socket, _ = self._server.accept()
+                self._open.add(client_socket)
+                self._threads.append(
+                    threading.Thread(target=self._forward_bytes, args=(client_socket,))
+                )
                 self._threads[-1].start()
 
-    def _forward(self, near: socket.socket) -> None:
+    def _forward_bytes(self, client_socket: socket.socket) -> None:
         """Copy bytes in both directions until either side closes."""
-        with near, socket.create_connection(self._address) as far, suppress(OSError):
-            other = {near: far, far: near}
+        with (
+            client_socket,
+            socket.create_connection(self._address) as server_socket,
+            suppress(OSError),
+        ):
+            peer_of = {client_socket: server_socket, server_socket: client_socket}
             while True:
-                for source in select.select([near, far], [], [])[0]:
+                for source in select.select([client_socket, server_socket], [], [])[0]:
                     data = source.recv(65_536)
                     if not data:
-                        self._open.discard(near)
+                        self._open.discard(client_socket)
                         return
-                    other[source].sendall(data)
+                    peer_of[source].sendall(data)
 
 
 @pytest.fixture
@@ -132,7 +138,7 @@ def test_a_page_follows_a_render_and_shows_it(
     gateway: RunningStack, relay: BreakableRelay, page: Page
 ) -> None:
     client = StackClient(gateway.url, gateway.api_key)
-    job = client.submit({"kind": "render", "workflow": _graph()})
+    job = client.submit({"kind": "render", "workflow": _previewing_graph()})
     token = _post(gateway, f"/jobs/{job}/token", {"expires_in": 900})["token"]
     requests: list[Request] = []
     page.on("request", lambda request: requests.append(request))
@@ -150,13 +156,13 @@ def test_a_page_follows_a_render_and_shows_it(
     page.wait_for_function("seen.opened === 2")
     page.wait_for_function("document.querySelector('#status').textContent === 'succeeded'")
     page.wait_for_function("seen.closed !== null && picture.naturalWidth === 256")
-    seen = page.evaluate("seen")
+    seen_by_page = page.evaluate("seen")
     ids = [event["id"] for event in _stored_events(gateway, job)]
     page.wait_for_function(f"seen.sse.length >= {len(ids)}")
-    seen = page.evaluate("seen")
-    assert (seen["sse"], seen["ws"], seen["closed"]) == (ids, ids, 1000)
-    assert seen["previews"] >= 1
-    previews = [source for source in seen["sources"] if "/preview?" in source]
+    seen_by_page = page.evaluate("seen")
+    assert (seen_by_page["sse"], seen_by_page["ws"], seen_by_page["closed"]) == (ids, ids, 1000)
+    assert seen_by_page["previews"] >= 1
+    previews = [source for source in seen_by_page["sources"] if "/preview?" in source]
     assert len(previews) >= 2 and len(set(previews)) == len(previews)
     for request in requests:
         assert "authorization" not in request.headers and "x-api-key" not in request.headers
@@ -164,7 +170,7 @@ def test_a_page_follows_a_render_and_shows_it(
         assert gateway.api_key not in request.url
 
 
-def _graph() -> dict[str, Any]:
+def _previewing_graph() -> dict[str, Any]:
     return {
         "1": {"class_type": "Previews", "inputs": {"count": 60}},
         "2": {"class_type": "EmptyImage", "inputs": {

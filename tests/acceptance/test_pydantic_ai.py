@@ -30,9 +30,11 @@ class Person(BaseModel):
 
 
 @asynccontextmanager
-async def _open_model(text_gateway: TextGateway, through: str, model: str) -> AsyncIterator[Model]:
+async def _open_model(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> AsyncIterator[Model]:
     """Yield ``model``, called through one of the clients that pydantic-ai supports."""
-    if through == "anthropic":
+    if client_name == "anthropic":
         async with AsyncAnthropic(
             base_url=text_gateway.url, api_key=text_gateway.api_key
         ) as claude:
@@ -49,44 +51,48 @@ async def _open_model(text_gateway: TextGateway, through: str, model: str) -> As
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
-async def test_text_whole_and_streamed(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+@pytest.mark.parametrize("client_name", THROUGH)
+async def test_text_whole_and_streamed(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> None:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, instructions="Be kind.")
-        whole = await agent.run("Say hello.", model_settings={"max_tokens": 16})
-        assert whole.output
-        assert whole.usage.output_tokens > 0
+        whole_run = await agent.run("Say hello.", model_settings={"max_tokens": 16})
+        assert whole_run.output
+        assert whole_run.usage.output_tokens > 0
         async with agent.run_stream("Say hello.", model_settings={"max_tokens": 16}) as stream:
             pieces = [piece async for piece in stream.stream_text(delta=True, debounce_by=None)]
-        assert "".join(pieces) == whole.output
+        assert "".join(pieces) == whole_run.output
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
-async def test_a_typed_output_by_schema(
-    text_gateway: TextGateway, through: str, model: str
+@pytest.mark.parametrize("client_name", THROUGH)
+async def test_typed_output_uses_a_schema(
+    text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, output_type=NativeOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
-async def test_a_typed_output_by_tool(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+@pytest.mark.parametrize("client_name", THROUGH)
+async def test_a_typed_output_by_tool(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> None:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, output_type=ToolOutput(Person), retries=0)
         result = await agent.run(PROMPT, model_settings={"max_tokens": 64})
         assert result.output == Person(name="Ada", age=36)
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
+@pytest.mark.parametrize("client_name", THROUGH)
 async def test_a_tool_and_then_the_answer(
-    text_gateway: TextGateway, through: str, model: str
+    text_gateway: TextGateway, client_name: str, model: str
 ) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm, retries=0)
         requests: list[str] = []
 
@@ -102,9 +108,11 @@ async def test_a_tool_and_then_the_answer(
 
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
-@pytest.mark.parametrize("through", THROUGH)
-async def test_a_picture_is_carried(text_gateway: TextGateway, through: str, model: str) -> None:
-    async with _open_model(text_gateway, through, model) as llm:
+@pytest.mark.parametrize("client_name", THROUGH)
+async def test_a_picture_is_carried(
+    text_gateway: TextGateway, client_name: str, model: str
+) -> None:
+    async with _open_model(text_gateway, client_name, model) as llm:
         agent = Agent(llm)
         picture = BinaryContent(PNG, media_type="image/png")
         result = await agent.run(["What is it?", picture], model_settings={"max_tokens": 8})

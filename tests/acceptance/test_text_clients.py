@@ -35,13 +35,13 @@ def test_openai_streams(gateway: RunningStack) -> None:
 
 def test_openai_response_names_backend_and_cost(gateway: RunningStack) -> None:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
-        raw = client.chat.completions.with_raw_response.create(
+        raw_response = client.chat.completions.with_raw_response.create(
             model="auto", messages=[HELLO], max_tokens=8
         )
-        assert raw.parse().choices[0].message.content
-    assert raw.headers["x-moyin-backend"]
-    assert raw.headers["x-moyin-route"] == "free"
-    assert Decimal(raw.headers["x-moyin-cost-usd"]) == 0
+        assert raw_response.parse().choices[0].message.content
+    assert raw_response.headers["x-moyin-backend"]
+    assert raw_response.headers["x-moyin-route"] == "free"
+    assert Decimal(raw_response.headers["x-moyin-cost-usd"]) == 0
 
 
 def test_anthropic_streams(gateway: RunningStack) -> None:
@@ -50,10 +50,10 @@ def test_anthropic_streams(gateway: RunningStack) -> None:
         client.messages.stream(model="auto", messages=[HELLO], max_tokens=16) as stream,
     ):
         text = "".join(stream.text_stream)
-        final = stream.get_final_message()
+        final_message = stream.get_final_message()
     assert text
-    assert final.stop_reason in ("end_turn", "max_tokens")
-    assert 0 < final.usage.output_tokens <= 16
+    assert final_message.stop_reason in ("end_turn", "max_tokens")
+    assert 0 < final_message.usage.output_tokens <= 16
 
 
 def test_curl_streams(gateway: RunningStack) -> None:
@@ -61,7 +61,7 @@ def test_curl_streams(gateway: RunningStack) -> None:
     if curl is None:
         pytest.fail("this test needs curl")
     body = {"model": "auto", "messages": [HELLO], "max_tokens": 8, "stream": True}
-    done = subprocess.run(
+    process = subprocess.run(
         [
             *(curl, "-sSN", f"{gateway.url}/v1/chat/completions", "-d", json.dumps(body)),
             *("-H", f"Authorization: Bearer {gateway.api_key}"),
@@ -71,10 +71,10 @@ def test_curl_streams(gateway: RunningStack) -> None:
         timeout=120,
         check=True,
     )
-    *events, last, cost, end = done.stdout.split("\n\n")
+    *events, last_event, cost, end = process.stdout.split("\n\n")
     assert len(events) >= 2
     assert all(json.loads(event.removeprefix("data: "))["choices"] for event in events)
-    assert (last, end) == ("data: [DONE]", "")
+    assert (last_event, end) == ("data: [DONE]", "")
     assert cost == ": x-moyin-cost-usd=0"
 
 

@@ -19,19 +19,19 @@ pytestmark = pytest.mark.timeout(400)
 Found = Mapping[str, str]
 
 
-def _names(kinds: tuple[str, ...], checks: tuple[str, ...], *others: str) -> list[str]:
+def _name_checks(kinds: tuple[str, ...], checks: tuple[str, ...], *others: str) -> list[str]:
     return [*(f"{kind} {check}" for kind, check in product(kinds, checks)), *others]
 
 
 NODE_CHECKS = {
-    "aisdk": _names(
+    "aisdk": _name_checks(
         ("openai", "openai.chat", "anthropic", "openai-compatible"),
         ("generateText", "streamText", "tools", "objects", "a picture", "an error"),
         "openai continues a response",
         "openai.completion",
         "openai and openai-compatible embeddings",
     ),
-    "langchain": _names(
+    "langchain": _name_checks(
         ("ChatOpenAI", "ChatOpenAI useResponsesApi", "ChatAnthropic", "ChatOllama"),
         ("invoke", "stream", "tools", "objects"),
         "OpenAI completes",
@@ -53,7 +53,7 @@ NODE_CHECKS = {
         "ollama list, show, ps and version",
     ],
 }
-LITELLM_CHECKS = _names(
+LITELLM_CHECKS = _name_checks(
     ("openai", "hosted_vllm", "anthropic", "ollama_chat"),
     ("whole", "streamed", "tools", "objects", "error"),
     "text-completion-openai",
@@ -63,13 +63,13 @@ LITELLM_CHECKS = _names(
     "lines of the page",
     "in front of the gateway",
 )
-LLAMA_INDEX_CHECKS = _names(
+LLAMA_INDEX_CHECKS = _name_checks(
     ("OpenAI", "Anthropic", "OpenAILike chat", "Ollama"),
     ("chats", "runs_tools", "runs_an_agent", "fills_objects"),
     "OpenAILike completes",
     "embeddings",
 )
-HAYSTACK_CHECKS = _names(
+HAYSTACK_CHECKS = _name_checks(
     ("openai", "openai responses", "anthropic", "ollama"),
     ("chats", "runs_an_agent"),
     "openai fills_objects",
@@ -84,7 +84,7 @@ def found_by_node(
     folder = tmp_path_factory.mktemp("node")
     # Node.js looks for packages beside the script.
     (folder / "node_modules").symlink_to(text_clients.require_node())
-    return _run("node", "clients.mjs", text_gateway, folder)
+    return _run_checks("node", "clients.mjs", text_gateway, folder)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def found_by_litellm(
     folder = tmp_path_factory.mktemp("litellm")
     config = fill_in("litellm-in-front", url=text_gateway.url, model=SCRIPTED)
     (folder / "litellm_in_front.yaml").write_text(config)
-    return _run(text_clients.python, "litellm_client.py", text_gateway, folder)
+    return _run_checks(text_clients.python, "litellm_client.py", text_gateway, folder)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def found_by_llama_index(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> Found:
     folder = tmp_path_factory.mktemp("llama_index")
-    return _run(text_clients.frameworks, "llama_index_client.py", text_gateway, folder)
+    return _run_checks(text_clients.frameworks, "llama_index_client.py", text_gateway, folder)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,12 @@ def found_by_haystack(
     text_clients: TextClients, text_gateway: TextGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> Found:
     folder = tmp_path_factory.mktemp("haystack")
-    return _run(text_clients.frameworks, "haystack_client.py", text_gateway, folder)
+    return _run_checks(text_clients.frameworks, "haystack_client.py", text_gateway, folder)
 
 
-def _run(program: str, script: str, text_gateway: TextGateway, folder: Path) -> Found:
-    place = [text_gateway.url, text_gateway.api_key, SCRIPTED, VECTORS]
-    result: Found = run_script([program, script, *place], folder)
+def _run_checks(program: str, script: str, text_gateway: TextGateway, folder: Path) -> Found:
+    script_arguments = [text_gateway.url, text_gateway.api_key, SCRIPTED, VECTORS]
+    result: Found = run_script([program, script, *script_arguments], folder)
     return result
 
 
@@ -143,8 +143,10 @@ class TestNodeSdks:
         assert found_by_node[f"sdks: {check}"] == "ok"
 
     def test_no_check_is_left_out(self, found_by_node: Found) -> None:
-        listed = {f"{suite}: {name}" for suite, names in NODE_CHECKS.items() for name in names}
-        assert found_by_node.keys() == listed
+        listed_checks = {
+            f"{suite}: {name}" for suite, names in NODE_CHECKS.items() for name in names
+        }
+        assert found_by_node.keys() == listed_checks
 
 
 class TestLiteLlm:

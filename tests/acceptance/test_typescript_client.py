@@ -34,9 +34,9 @@ def gateway_of_page() -> Iterator[ScriptedGateway]:
     gateway.stop()
 
 
-def test_its_own_tests_pass() -> None:
-    printed = build_typescript_client("test")
-    counts = dict(re.findall(r"^# (\w+) (\d+)$", printed, re.MULTILINE))
+def test_typescript_client_tests_pass() -> None:
+    output = build_typescript_client("test")
+    counts = dict(re.findall(r"^# (\w+) (\d+)$", output, re.MULTILINE))
     assert counts["fail"] == "0"
     assert int(counts["pass"]) > 50, "not all tests were run"
 
@@ -66,19 +66,19 @@ def run_example(
 
 def test_the_example_renders_a_photo(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
     gateway = gateway_of_page
-    ended = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
+    ended_job = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
     gateway.script(
         "GET", "/jobs/j1/events",
         stream(
             event("progress", {"value": 3, "max": 20, "step": 0}, "1-0"),
-            event("succeeded", ended, "2-0"),
+            event("succeeded", ended_job, "2-0"),
         ),
     )  # fmt: skip
-    gateway.script("GET", "/jobs/j1", answer(ended))
+    gateway.script("GET", "/jobs/j1", answer(ended_job))
     gateway.script("GET", "/artifacts/art_2", Reply(body=b"picture"))
-    done = run_example(gateway, tmp_path)
-    assert (done.returncode, done.stdout) == (0, "3 of 20\n"), done.stderr
+    process = run_example(gateway, tmp_path)
+    assert (process.returncode, process.stdout) == (0, "3 of 20\n"), process.stderr
     assert (tmp_path / "art_2.png").read_bytes() == b"picture"
     assert gateway.requests[0].body == b"photo"
     assert gateway.requests[1].json == {
@@ -89,26 +89,26 @@ def test_the_example_renders_a_photo(gateway_of_page: ScriptedGateway, tmp_path:
 
 def test_the_example_shows_the_error(gateway_of_page: ScriptedGateway, tmp_path: Path) -> None:
     gateway_of_page.script("POST", "/jobs", problem(400, "invalid_request", field="inputs.seed"))
-    done = run_example(gateway_of_page, tmp_path)
-    assert done.returncode == 1
-    assert re.search(r"MoyinError.*invalid_request", done.stderr)
-    assert "field: 'inputs.seed'" in done.stderr
+    process = run_example(gateway_of_page, tmp_path)
+    assert process.returncode == 1
+    assert re.search(r"MoyinError.*invalid_request", process.stderr)
+    assert "field: 'inputs.seed'" in process.stderr
 
 
 def test_the_example_of_the_readme_asks_for_a_colour(
     gateway_of_page: ScriptedGateway, tmp_path: Path
 ) -> None:
     gateway = gateway_of_page
-    ended = {
+    ended_job = {
         "id": "j1",
         "status": "succeeded",
         "outputs": [{"step": 0, "kind": "chat", "text": "teal"}],
     }
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
-    gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended, "2-0")))
-    gateway.script("GET", "/jobs/j1", answer(ended))
-    done = run_example(gateway, tmp_path, FOLDER / "README.md", "example")
-    assert (done.returncode, done.stdout) == (0, "teal\n"), done.stderr
+    gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended_job, "2-0")))
+    gateway.script("GET", "/jobs/j1", answer(ended_job))
+    process = run_example(gateway, tmp_path, FOLDER / "README.md", "example")
+    assert (process.returncode, process.stdout) == (0, "teal\n"), process.stderr
     assert gateway.requests[0].json["kind"] == "chat"
 
 
@@ -123,11 +123,11 @@ def test_the_commands_of_the_readme_build_the_package(tmp_path: Path) -> None:
     if authorities.exists():
         # Node.js has its own list of certificate authorities.
         environment.setdefault("NODE_EXTRA_CA_CERTS", str(authorities))
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-euc", text],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     manifest = json.loads((copy / "package.json").read_text())
     assert (copy / manifest["exports"]["."]["default"]).is_file()
 
@@ -141,9 +141,9 @@ def test_the_installation_of_the_readme_links_the_package(tmp_path: Path) -> Non
     # Needs no registry, as the package has no dependencies.
     environment = os.environ | {"npm_config_offline": "true", "npm_config_audit": "false"}
     script = "import('moyin-client').then((m) => console.log(typeof m.Client))"
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-euc", f"{install}node -e {shlex.quote(script)}"],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "function"
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == "function"

@@ -55,24 +55,29 @@ def running(llama: str, folder: Path) -> Iterator[TextGateway]:
     """Run the app with llama.cpp and the scripted model as back ends during the block."""
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(_serving(llama, folder)) as text_gateway,
+        portal.wrap_async_context_manager(_serve_models_app(llama, folder)) as text_gateway,
     ):
         yield text_gateway
 
 
 @asynccontextmanager
-async def _serving(llama: str, folder: Path) -> AsyncIterator[TextGateway]:
+async def _serve_models_app(llama: str, folder: Path) -> AsyncIterator[TextGateway]:
     async with (
-        _upstream() as url,
+        _serve_scripted_model() as url,
         serving(
-            folder, _small(llama), claude(llama), _able(url), operations_backend(url), **ALIASES
+            folder,
+            _small_backend(llama),
+            claude(llama),
+            _capable_backend(url),
+            operations_backend(url),
+            **ALIASES,
         ) as models_app,
     ):
         yield TextGateway(url=models_app.url, api_key=models_app.api_key)
 
 
 @asynccontextmanager
-async def _upstream() -> AsyncIterator[str]:
+async def _serve_scripted_model() -> AsyncIterator[str]:
     runner = web.AppRunner(new_scripted_app())
     await runner.setup()
     try:
@@ -82,7 +87,7 @@ async def _upstream() -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-def _small(llama: str) -> dict[str, Any]:
+def _small_backend(llama: str) -> dict[str, Any]:
     """Return the back end of llama.cpp with a model that supports JSON schemas but no tools."""
     backend = local(llama)
     [model] = backend["models"]
@@ -90,15 +95,15 @@ def _small(llama: str) -> dict[str, Any]:
     return backend
 
 
-def _able(url: str) -> dict[str, Any]:
+def _capable_backend(url: str) -> dict[str, Any]:
     abilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     model = {"context": 128_000, **abilities}
     names = (SCRIPTED, OTHER, SCRIPTED_GPT, SCRIPTED_CLAUDE)
-    free = {"price": {"input": 0, "output": 0}}
-    vectors = {"name": VECTORS, "context": 8192, "embeddings": True, **free}
+    free_price = {"price": {"input": 0, "output": 0}}
+    vectors = {"name": VECTORS, "context": 8192, "embeddings": True, **free_price}
     return {
         "name": "scripted",
         "type": "openai",
         "base_url": f"{url}/v1",
-        "models": [vectors, *({"name": name, **model, **free} for name in names)],
+        "models": [vectors, *({"name": name, **model, **free_price} for name in names)],
     }

@@ -18,12 +18,12 @@ _NO_NODE, _NOT_INSTALLED = 3, 4
 
 def build_typescript_client(*arguments: str) -> str:
     """Build the client and its tests, and return the script's output."""
-    done = subprocess.run(
+    process = subprocess.run(
         [str(ROOT / "scripts" / "typescript_client.sh"), *arguments],
         env={**os.environ, "PYTHON": sys.executable},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False,
     )  # fmt: skip
-    if done.returncode in (_NO_NODE, _NOT_INSTALLED):
-        pytest.skip(f"the TypeScript client is not built: {done.stderr[-300:]}")
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    return done.stdout
+    if process.returncode in (_NO_NODE, _NOT_INSTALLED):
+        pytest.skip(f"the TypeScript client is not built: {process.stderr[-300:]}")
+    assert process.returncode == 0, (process.stdout + process.stderr)[-5000:]
+    return process.stdout

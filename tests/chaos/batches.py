@@ -55,14 +55,14 @@ class MockModel:
     def serving(self) -> Iterator[None]:
         with (
             start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(self._serving()),
+            portal.wrap_async_context_manager(self._serve_model()),
         ):
             yield
 
     @asynccontextmanager
-    async def _serving(self) -> AsyncIterator[None]:
+    async def _serve_model(self) -> AsyncIterator[None]:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/chat/completions", self._answer_chat)
         app.router.add_get("/v1/models", _list_models)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
@@ -73,7 +73,7 @@ class MockModel:
         finally:
             await runner.cleanup()
 
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _answer_chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
         self.calls_by_text[text] += 1
         await asyncio.sleep(self.seconds)
@@ -95,8 +95,8 @@ async def _list_models(_: web.Request) -> web.Response:
 def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator[None]:
     """Add the model to the farm's models app during the block."""
     path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
-    before = path.read_text()
-    config = yaml.safe_load(before)
+    text_before = path.read_text()
+    config = yaml.safe_load(text_before)
     [app] = [app for app in config["applications"] if app["name"] == "models"]
     backend = {
         "name": "batch-mock",
@@ -111,7 +111,7 @@ def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator
         gateway.run("deploy")
         yield
     finally:
-        path.write_text(before)
+        path.write_text(text_before)
         gateway.run("deploy")
 
 
@@ -127,9 +127,9 @@ class BatchRun:
 
     def submit(self, folder: Path) -> None:
         file = folder / "input.jsonl"
-        with file.open("w") as out:
+        with file.open("w") as lines_file:
             for number in range(1, self.lines + 1):
-                out.write(json.dumps(_build_line(number)) + "\n")
+                lines_file.write(json.dumps(_build_line(number)) + "\n")
         self.id = self.gateway.run("batches", "submit", str(file)).stdout.strip()
 
     def get(self) -> dict[str, Any]:
@@ -151,11 +151,11 @@ class BatchRun:
             assert time.monotonic() < deadline, "nobody answers"
             time.sleep(0.5)
 
-    def wait(self, is_there: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+    def wait(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while True:
             batch = self.get()
-            if is_there(batch):
+            if condition(batch):
                 return batch
             assert time.monotonic() < deadline, batch
             time.sleep(0.2)
@@ -168,39 +168,48 @@ class BatchRun:
         """Kill the parts one after the other, each after the batch has made progress."""
         for number, part in enumerate(parts):
             share = (number + 0.5) / (len(parts) + 1)
-            self.wait(lambda batch, share=share: _done(batch) >= share * self.lines, 300)  # type: ignore[misc]
-            before = len(victims.processes(self.gateway.data, PARTS[part]))
-            assert before >= 1, f"there is no {part}"
-            killed = victims.kill_one(self.gateway.data, PARTS[part])
+            wanted = share * self.lines
+
+            def has_progressed(batch: dict[str, Any], wanted: float = wanted) -> bool:
+                return _count_finished_lines(batch) >= wanted
+
+            self.wait(has_progressed, 300)
+            count_before = len(victims.processes(self.gateway.data, PARTS[part]))
+            assert count_before >= 1, f"there is no {part}"
+            killed_pid = victims.kill_one(self.gateway.data, PARTS[part])
             batch = self.get()
             assert batch["status"] == "in_progress", f"it was {batch['status']} before {part}"
-            self.kills.append(f"{part} at {_done(batch)}")
-            victims.wait_for_another(self.gateway.data, PARTS[part], killed, before, 240)
+            self.kills.append(f"{part} at {_count_finished_lines(batch)}")
+            victims.wait_for_another(self.gateway.data, PARTS[part], killed_pid, count_before, 240)
 
     def check(self, model: MockModel) -> None:
         """Assert that each line has one result, and that each answer is billed once."""
         batch = self.wait(lambda state: state["status"] in _ENDED, 600)
-        refused = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
+        refused_ids = {f"line-{n}" for n in range(1, self.lines + 1) if n % _REFUSED_EVERY == 0}
         assert batch["status"] == "completed", batch
-        counts = {"total": self.lines, "failed": len(refused)}
-        assert batch["request_counts"] == {**counts, "completed": self.lines - len(refused)}
-        answered = self._read(batch["output_file_id"])
-        failed = self._read(batch["error_file_id"])
-        assert len(answered) == self.lines - len(refused) and len(failed) == len(refused)
-        assert {line["custom_id"] for line in failed} == refused
-        assert {line["custom_id"] for line in answered} == {
+        counts = {"total": self.lines, "failed": len(refused_ids)}
+        assert batch["request_counts"] == {**counts, "completed": self.lines - len(refused_ids)}
+        answered_lines = self._read(batch["output_file_id"])
+        failed_lines = self._read(batch["error_file_id"])
+        assert len(answered_lines) == self.lines - len(refused_ids) and len(failed_lines) == len(
+            refused_ids
+        )
+        assert {line["custom_id"] for line in failed_lines} == refused_ids
+        assert {line["custom_id"] for line in answered_lines} == {
             f"line-{n}" for n in range(1, self.lines + 1)
-        } - refused
+        } - refused_ids
         call_counts = {
             text: n for text, n in model.calls_by_text.items() if text.startswith("line")
         }
         assert len(call_counts) == self.lines
         self.repeated = sum(call_counts.values()) - self.lines
-        requests = {line["response"]["request_id"] for line in answered}
+        requests = {line["response"]["request_id"] for line in answered_lines}
         rows = self._read_ledger()
-        complete = [(request_id, cost) for request_id, cost, is_complete in rows if is_complete]
-        assert Counter(request_id for request_id, _ in complete) == Counter(requests)
-        assert {cost for _, cost in complete} == {_NANO_USD}
+        complete_rows = [
+            (request_id, cost) for request_id, cost, is_complete in rows if is_complete
+        ]
+        assert Counter(request_id for request_id, _ in complete_rows) == Counter(requests)
+        assert {cost for _, cost in complete_rows} == {_NANO_USD}
 
     def _read(self, file_id: str) -> list[dict[str, Any]]:
         result = httpx.get(
@@ -220,18 +229,18 @@ class BatchRun:
 def measure_calls(gateway: RunningStack, count: int) -> list[float]:
     """Return the sorted durations in seconds of consecutive interactive calls of the same model."""
     body = {"model": _MODEL, "messages": [{"role": "user", "content": "interactive"}]}
-    took = []
+    call_seconds = []
     with httpx.Client(
         base_url=f"{gateway.url}/v1",
         headers={"authorization": f"Bearer {gateway.api_key}"},
         timeout=60,
     ) as client:
         for _ in range(count):
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             answer = client.post("/chat/completions", json=body)
-            took.append(time.perf_counter() - began)
+            call_seconds.append(time.perf_counter() - started_at)
             assert answer.status_code == 200, answer.text
-    return sorted(took)
+    return sorted(call_seconds)
 
 
 def describe(took: Sequence[float]) -> str:
@@ -252,7 +261,7 @@ def _build_line(number: int) -> dict[str, Any]:
     }
 
 
-def _done(batch: dict[str, Any]) -> int:
+def _count_finished_lines(batch: dict[str, Any]) -> int:
     counts = batch["request_counts"]
     return int(counts["completed"]) + int(counts["failed"])
 
@@ -279,29 +288,31 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=32, help="places of the back end")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="moyin-batches-") as folder:
-        place, model = Path(folder), MockModel(options.seconds)
-        gateway = RunningStack(place, _text_farm_env(place))
+        folder_path, model = Path(folder), MockModel(options.seconds)
+        gateway = RunningStack(folder_path, _text_farm_env(folder_path))
         with gateway.living(), model.serving(), deployed(gateway, model, options.parallel):
             measure_calls(gateway, 50)
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
-            measured = BatchRun(gateway=gateway, lines=options.lines)
-            measured.submit(place)
-            measured.wait(lambda batch: _done(batch) > 0, 60)
-            began, done = time.monotonic(), _done(measured.get())
+            batch_run = BatchRun(gateway=gateway, lines=options.lines)
+            batch_run.submit(folder_path)
+            batch_run.wait(lambda batch: _count_finished_lines(batch) > 0, 60)
+            started_at, done_before = time.monotonic(), _count_finished_lines(batch_run.get())
             print("with:", describe(measure_calls(gateway, options.calls)), flush=True)
-            rate = (_done(measured.get()) - done) / (time.monotonic() - began)
-            measured.cancel()
+            lines_per_second = (_count_finished_lines(batch_run.get()) - done_before) / (
+                time.monotonic() - started_at
+            )
+            batch_run.cancel()
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
-            print(f"{rate:.0f} lines/s", flush=True)
+            print(f"{lines_per_second:.0f} lines/s", flush=True)
             if options.measure_only:
                 return 0
-            model.seconds, began = options.slow, time.monotonic()
+            model.seconds, started_at = options.slow, time.monotonic()
             model.calls_by_text.clear()
             run = BatchRun(gateway=gateway, lines=options.lines)
-            run.submit(place)
+            run.submit(folder_path)
             run.kill_all(options.parts or BATCH_PARTS)
             run.check(model)
-            print(f"{options.lines} lines in {time.monotonic() - began:.0f} s")
+            print(f"{options.lines} lines in {time.monotonic() - started_at:.0f} s")
             print(f"killed: {', '.join(run.kills)}")
             print(f"{run.repeated} lines were sent to the model again, none was billed twice")
     return 0

@@ -49,13 +49,13 @@ class StackClient:
         return results
 
     def artifact(self, url: str) -> bytes:
-        return self._raw("GET", url)
+        return self._request_bytes("GET", url)
 
-    def wait(self, job_id: str, until: set[str], seconds: float) -> dict[str, Any]:
-        """Wait until the job's status is one of ``until``, and return the job."""
-        return self.wait_until(job_id, lambda job: job["status"] in until, seconds)
+    def wait(self, job_id: str, statuses: set[str], seconds: float) -> dict[str, Any]:
+        """Wait until the job's status is one of ``statuses``, and return the job."""
+        return self.wait_until(job_id, lambda job: job["status"] in statuses, seconds)
 
-    def wait_until(self, job_id: str, done: Any, seconds: float) -> dict[str, Any]:
+    def wait_until(self, job_id: str, condition: Any, seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -65,15 +65,15 @@ class StackClient:
                     assert error.code >= 500, error
                 time.sleep(0.2)
                 continue
-            if done(job):
+            if condition(job):
                 return job
             time.sleep(0.1)
         raise AssertionError(f"the job did not reach the status within {seconds} s: {job}")
 
     def _call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
-        return json.loads(self._raw(method, path, body, **headers))
+        return json.loads(self._request_bytes(method, path, body, **headers))
 
-    def _raw(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
+    def _request_bytes(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
         request = urllib.request.Request(
             path if path.startswith("http") else self._url + path,
             method=method,

@@ -50,7 +50,7 @@ _MAX_ERROR = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CostPlan:
     """The amount of work to run.
 
     Attributes:
@@ -100,20 +100,20 @@ class Report:
         )
 
 
-async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
+async def check_costs(gateway: RunningStack, plan: CostPlan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
-    report, dice = Report(), random.Random(plan.seed)
+    report, rng = Report(), random.Random(plan.seed)
     database = Database(gateway.settings.sql_url)
-    killing = asyncio.create_task(_kill(gateway, plan, report))
+    kill_task = asyncio.create_task(_kill_processes(gateway, plan, report))
     try:
         _, key = await KeyStore(database).create(_OWNER, "costs")
         limit = Limit(subject=f"owner:{_OWNER}", usd_per_month=Decimal(100_000))
         await LimitStore(database).set(limit)
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
-            await _run_jobs(client, plan, dice)
-            killing.cancel()
-            await asyncio.gather(killing, return_exceptions=True)
+            await _run_jobs(client, plan, rng)
+            kill_task.cancel()
+            await asyncio.gather(kill_task, return_exceptions=True)
             report.rows = await _wait_for_rows(database)
             jobs = await _list_jobs(client)
             report.spent_usd = await _wait_for_budget(client)
@@ -121,43 +121,43 @@ async def check_costs(gateway: RunningStack, plan: Plan) -> Report:
         report.jobs_usd = sum((Decimal(str(job["cost_usd"])) for job in jobs), Decimal(0))
         report.executions = list_executions(gateway.data)
     finally:
-        killing.cancel()
+        kill_task.cancel()
         await database.close()
-    _compare(report)
+    _compare_costs(report)
     return report
 
 
-def _compare(report: Report) -> None:
+def _compare_costs(report: Report) -> None:
     ledger = sum((row.cost_usd for row in report.rows), Decimal(0))
     if abs(ledger - report.jobs_usd) > Decimal("0.000001"):
         report.problems.append(f"the ledger has {ledger} USD, the jobs have {report.jobs_usd}")
     if ledger != report.spent_usd:
         report.problems.append(f"the ledger has {ledger} USD, the budget {report.spent_usd}")
-    priced = Decimal(str(report.booked)) * _USD_PER_HOUR / 3600
-    if abs(ledger - priced) > Decimal("0.001") * len(report.rows):
-        report.problems.append(f"{report.booked} s cost {ledger} USD, and not {priced}")
+    expected_usd = Decimal(str(report.booked)) * _USD_PER_HOUR / 3600
+    if abs(ledger - expected_usd) > Decimal("0.001") * len(report.rows):
+        report.problems.append(f"{report.booked} s cost {ledger} USD, and not {expected_usd}")
     if len(report.rows) > len(report.executions):
         report.problems.append(
             f"{len(report.executions)} executions were booked as {len(report.rows)} runs"
         )
-    lost = len(report.executions) - len(report.rows)
+    lost_executions = len(report.executions) - len(report.rows)
     # An actor may be lost before the pool has seen its run.
-    if lost > report.kills["actor"]:
-        report.problems.append(f"{lost} executions were not booked")
+    if lost_executions > report.kills["actor"]:
+        report.problems.append(f"{lost_executions} executions were not booked")
     allowed = _MAX_ERROR * report.busy
     difference = report.booked - report.busy
     if not -allowed - _LOST_SECONDS * report.kills["actor"] <= difference <= allowed:
         report.problems.append(f"booked and busy time differ by {difference:+.2f} s")
 
 
-async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) -> None:
+async def _run_jobs(client: httpx.AsyncClient, plan: CostPlan, rng: random.Random) -> None:
     remaining_seconds, number = plan.seconds, 0
     async with asyncio.TaskGroup() as group:
         # As many at once as the pool's window and actors hold.
         slots = asyncio.Semaphore(4 * plan.actors)
         while remaining_seconds > 0:
             await slots.acquire()
-            seconds, kind = round(dice.uniform(*plan.lengths), 2), dice.random()
+            seconds, kind = round(rng.uniform(*plan.lengths), 2), rng.random()
             remaining_seconds -= seconds
             number += 1
             job = _run_job(client, plan, number, seconds, kind)
@@ -165,31 +165,31 @@ async def _run_jobs(client: httpx.AsyncClient, plan: Plan, dice: random.Random) 
 
 
 async def _run_job(
-    client: httpx.AsyncClient, plan: Plan, number: int, seconds: float, kind: float
+    client: httpx.AsyncClient, plan: CostPlan, number: int, seconds: float, random_share: float
 ) -> None:
     """Run one job, and retry it once if it fails.
 
     Args:
         seconds: how long the graph runs.
-        kind: a number from 0 to 1, which determines whether the job fails, is cancelled or
+        random_share: a number from 0 to 1, which determines whether the job fails, is cancelled or
             succeeds.
     """
-    fails = kind < plan.failing
-    body = {"kind": "render", "workflow": busy(seconds, 0x400000 + number, fails=fails)}
+    should_fail = random_share < plan.failing
+    body = {"kind": "render", "workflow": busy(seconds, 0x400000 + number, fails=should_fail)}
     headers = {"idempotency-key": f"costs-{number}"}
     job = await _call(client, "POST", "/jobs", json=body, headers=headers)
     path = f"/jobs/{job['id']}"
-    if plan.failing <= kind < plan.failing + plan.cancelled:
-        job = await _wait(client, path, FINAL | {"running"})
+    if plan.failing <= random_share < plan.failing + plan.cancelled:
+        job = await _wait_for_status(client, path, FINAL | {"running"})
         await asyncio.sleep(seconds / 3)
-        await _call(client, "POST", f"{path}/cancel", accepts=(202, 409))
-    job = await _wait(client, path, FINAL)
+        await _call(client, "POST", f"{path}/cancel", accepted_statuses=(202, 409))
+    job = await _wait_for_status(client, path, FINAL)
     if job["status"] == "failed":
-        await _call(client, "POST", f"{path}/retry", accepts=(202, 409))
-        await _wait(client, path, FINAL)
+        await _call(client, "POST", f"{path}/retry", accepted_statuses=(202, 409))
+        await _wait_for_status(client, path, FINAL)
 
 
-async def _wait(client: httpx.AsyncClient, path: str, statuses: set[str]) -> Any:
+async def _wait_for_status(client: httpx.AsyncClient, path: str, statuses: set[str]) -> Any:
     while True:
         job = await _call(client, "GET", path)
         if job["status"] in statuses:
@@ -201,7 +201,7 @@ async def _call(
     client: httpx.AsyncClient,
     method: str,
     path: str,
-    accepts: tuple[int, ...] = (200, 202),
+    accepted_statuses: tuple[int, ...] = (200, 202),
     **options: Any,
 ) -> Any:
     """Repeat a call, which must be safe to repeat, until the gateway answers; return the body."""
@@ -209,7 +209,7 @@ async def _call(
     while True:
         try:
             response = await client.request(method, path, **options)
-            if response.status_code in accepts:
+            if response.status_code in accepted_statuses:
                 return response.json()
             # A farm that is being hurt says so with 5xx; anything else is a mistake.
             assert response.status_code >= 500, (method, path, response.text)
@@ -233,9 +233,9 @@ async def _list_jobs(client: httpx.AsyncClient) -> list[Any]:
 
 async def _wait_for_rows(database: Database) -> list[UsageEntry]:
     """Wait until the ledger gets no more rows, and return its rows of renders."""
-    before = None
-    while before != (rows := await _list_rows(database)):
-        before = rows
+    rows_before = None
+    while rows_before != (rows := await _list_rows(database)):
+        rows_before = rows
         await asyncio.sleep(20)
     return rows
 
@@ -261,8 +261,8 @@ async def _list_rows(database: Database) -> list[UsageEntry]:
             return rows
 
 
-async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
-    dice = random.Random(plan.seed)
+async def _kill_processes(gateway: RunningStack, plan: CostPlan, report: Report) -> None:
+    rng = random.Random(plan.seed)
     while True:
         for name in KILLS:
             await asyncio.sleep(plan.every)
@@ -272,13 +272,13 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
             if not victim_processes:
                 continue  # not back yet from its last death
             try:
-                dice.choice(victim_processes).kill()
+                rng.choice(victim_processes).kill()
             except psutil.NoSuchProcess:
                 continue
             report.kills[name] += 1
 
 
-async def _main(plan: Plan) -> int:
+async def _check_plan(plan: CostPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-costs-") as folder:
         price = {"usd_per_gpu_hour": float(_USD_PER_HOUR * plan.actors)}
         comfyui = find_comfyui(Settings())
@@ -291,13 +291,13 @@ async def _main(plan: Plan) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    plan = Plan()
+    plan = CostPlan()
     parser.add_argument("--seconds", type=float, default=plan.seconds)
     parser.add_argument("--actors", type=int, default=plan.actors)
     parser.add_argument("--every", type=float, default=plan.every)
     parser.add_argument("--seed", type=int, default=plan.seed)
     options = parser.parse_args()
-    sys.exit(asyncio.run(_main(Plan(**vars(options)))))
+    sys.exit(asyncio.run(_check_plan(CostPlan(**vars(options)))))
 
 
 if __name__ == "__main__":

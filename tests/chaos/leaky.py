@@ -20,14 +20,14 @@ class LeakyAccounts(Accounts):
 
     def __serve_build_asgi_app__(self) -> Any:
         app = super().__serve_build_asgi_app__()
-        kept = []
+        leaked_blocks = []
 
-        async def leaking(scope: Any, receive: Any, send: Any) -> None:
+        async def leak_memory(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "http":
-                kept.append(b"\1" * _LEAK_BYTES)
+                leaked_blocks.append(b"\1" * _LEAK_BYTES)
             await app(scope, receive, send)
 
-        return leaking
+        return leak_memory
 
 
 def build(args: AccountsArgs) -> serve.Application:

@@ -23,7 +23,7 @@ from moyin.settings import Settings
 from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture
-from tests.chaos.watch import SERVICES, Call, Watch
+from tests.chaos.watch import SERVICES, Call, ResponseWatch
 from tests.stack import RunningStack, farm_env
 
 PARTS: dict[str, Callable[[str], bool]] = {
@@ -95,39 +95,39 @@ class Outage:
 
 
 @contextmanager
-def watching(gateway: RunningStack) -> Iterator[Watch]:
+def watching(gateway: RunningStack) -> Iterator[ResponseWatch]:
     """Start clients that check every response, once the farm works in every part."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 300)["status"] == "succeeded"
-    watch = Watch(gateway.url, gateway.ports.grpc, gateway.api_key, job_id)
+    watch = ResponseWatch(gateway.url, gateway.ports.grpc, gateway.api_key, job_id)
     with watch.calling():
         watch.wait_until_well(time.monotonic())
         yield watch
 
 
-def kill(gateway: RunningStack, watch: Watch, part: str) -> Outage:
+def kill(gateway: RunningStack, watch: ResponseWatch, part: str) -> Outage:
     """Kill the oldest process of ``part`` with SIGKILL, and return once everything works again."""
-    before = len(victims.processes(gateway.data, PARTS[part]))
-    assert before >= 1, f"there is no {part}"
-    killed = time.monotonic()
+    count_before = len(victims.processes(gateway.data, PARTS[part]))
+    assert count_before >= 1, f"there is no {part}"
+    killed_at = time.monotonic()
     pid = victims.kill_one(gateway.data, PARTS[part])
     with ThreadPoolExecutor(1) as pool:
-        rendering = pool.submit(_render, StackClient(gateway.url, gateway.api_key))
-        watch.wait_until_well(killed, seconds=_QUIET_SECONDS)
-        render = rendering.result()
-    victims.wait_for_another(gateway.data, PARTS[part], pid, before, 240)
-    return Outage(part=part, killed=killed, calls=watch.since(killed), render=render)
+        render_future = pool.submit(_time_render, StackClient(gateway.url, gateway.api_key))
+        watch.wait_until_well(killed_at, seconds=_QUIET_SECONDS)
+        render = render_future.result()
+    victims.wait_for_another(gateway.data, PARTS[part], pid, count_before, 240)
+    return Outage(part=part, killed=killed_at, calls=watch.since(killed_at), render=render)
 
 
-def _render(client: StackClient) -> float:
+def _time_render(client: StackClient) -> float:
     """Return the seconds until a picture is rendered, with retries."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     workflow = picture(next(_colors))
     job_id = client.submit_patiently({"kind": "render", "workflow": workflow}, 240)
     job = client.wait(job_id, FINAL, 300)
     assert job["status"] == "succeeded", job["error"]
-    return time.monotonic() - began
+    return time.monotonic() - started_at
 
 
 def main() -> int:
@@ -142,8 +142,8 @@ def main() -> int:
             print("|---" * (len(_COLUMNS) + 2) + "|", flush=True)
             for part in parts:
                 print(kill(gateway, watch, part).row, flush=True)
-            for wrong in watch.wrong:
-                print(f"WRONG: {wrong}", file=sys.stderr)
+            for problem in watch.wrong:
+                print(f"WRONG: {problem}", file=sys.stderr)
             return 1 if watch.wrong else 0
 
 

@@ -42,7 +42,7 @@ _RECOVERY_SECONDS = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SoakPlan:
     """The amounts of work and of kills.
 
     Attributes:
@@ -84,12 +84,14 @@ class Report:
 
     @property
     def sentence(self) -> str:
-        killed = ", ".join(f"{name} {count}" for name, count in self.kills.items())
-        tries = ", ".join(f"{tries} times {count}" for tries, count in sorted(self.tries.items()))
+        kill_counts = ", ".join(f"{name} {count}" for name, count in self.kills.items())
+        try_counts = ", ".join(
+            f"{try_counts} times {count}" for try_counts, count in sorted(self.tries.items())
+        )
         return (
             f"{self.jobs} jobs ({self.slept:.0f} s of work) in {self.seconds:.0f} s, "
-            f"{self.kills.total()} kills ({killed}); {self.refused} calls tried again; "
-            f"render steps begun: {tries}; renders finished by ComfyUI: {self.renders}"
+            f"{self.kills.total()} kills ({kill_counts}); {self.refused} calls tried again; "
+            f"render steps begun: {try_counts}; renders finished by ComfyUI: {self.renders}"
         )
 
 
@@ -114,46 +116,46 @@ async def farm(
         yield gateway
     finally:
         await asyncio.to_thread(gateway.run, "down", check=False)
-    left = gateway.processes()
-    assert left == [], left
+    remaining_processes = gateway.processes()
+    assert remaining_processes == [], remaining_processes
 
 
-async def soak(gateway: RunningStack, plan: Plan) -> Report:
+async def soak(gateway: RunningStack, plan: SoakPlan) -> Report:
     """Execute the plan and return a report; `Report.problems` lists the deviations."""
     report = Report(jobs=plan.jobs)
-    keys = await _keys(gateway, plan.owners)
-    await _all_there(gateway, plan.actors)
-    before, rendered = _counts(gateway), _count_renders(gateway)
-    dice = random.Random(plan.seed)
+    keys = await _create_keys(gateway, plan.owners)
+    await _wait_for_actors(gateway, plan.actors)
+    counts_before, renders_before = _count_processes(gateway), _count_renders(gateway)
+    rng = random.Random(plan.seed)
     graphs = [
-        sleepy(round(dice.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
+        sleepy(round(rng.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
         for number in range(plan.jobs)
     ]
     report.slept = sum(graph["3"]["inputs"]["seconds"] for graph in graphs)
-    began = time.monotonic()
-    killing = asyncio.create_task(_kill(gateway, plan, report))
+    started_at = time.monotonic()
+    kill_task = asyncio.create_task(_kill_processes(gateway, plan, report))
     try:
         async with asyncio.TaskGroup() as group:
             owners = [
                 group.create_task(
-                    _run_owner(gateway, key, graphs[place :: plan.owners], plan, report)
+                    _run_owner(gateway, key, graphs[owner_index :: plan.owners], plan, report)
                 )
-                for place, key in enumerate(keys)
+                for owner_index, key in enumerate(keys)
             ]
     finally:
-        killing.cancel()
-        await asyncio.gather(killing, return_exceptions=True)
-    report.seconds = time.monotonic() - began
+        kill_task.cancel()
+        await asyncio.gather(kill_task, return_exceptions=True)
+    report.seconds = time.monotonic() - started_at
     ids = [job_id for owner in owners for job_id in owner.result()]
-    await _check_recovery(gateway, before, report)
+    await _check_recovery(gateway, counts_before, report)
     await _check_rows(gateway, ids, report)
     await _check_workflows(gateway, ids, report)
-    report.renders = _count_renders(gateway) - rendered
+    report.renders = _count_renders(gateway) - renders_before
     return report
 
 
 async def _run_owner(
-    gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
+    gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: SoakPlan, report: Report
 ) -> list[str]:
     """Submit all jobs of an owner, wait for them, fetch the results, and return the job ids."""
     async with _Caller(gateway.url, key, plan.patience, report) as caller:
@@ -161,7 +163,7 @@ async def _run_owner(
         for graph in graphs:
             body = {"kind": "render", "workflow": graph}
             ids.append((await caller.post("/jobs", body, f"soak-{len(ids)}"))["id"])
-        wanted = set(ids)
+        expected_ids = set(ids)
         deadline = time.monotonic() + plan.patience
         while True:
             page = (await caller.get("/jobs?limit=200"))["jobs"]
@@ -172,7 +174,7 @@ async def _run_owner(
                 report.problems.append(f"never ended: {open_}")
                 break
             await asyncio.sleep(2)
-        if {job["id"] for job in page} != wanted or len(page) != len(ids):
+        if {job["id"] for job in page} != expected_ids or len(page) != len(ids):
             report.problems.append("an owner has other jobs than were submitted")
         for job in page:
             await _check_job(caller, job, report)
@@ -234,8 +236,8 @@ class _Caller:
             await asyncio.sleep(0.5)
 
 
-async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
-    dice = random.Random(plan.seed)
+async def _kill_processes(gateway: RunningStack, plan: SoakPlan, report: Report) -> None:
+    rng = random.Random(plan.seed)
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
     for name in (name for _ in rounds for name in victims.KILLS):
         await asyncio.sleep(plan.every)
@@ -244,7 +246,7 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
         )
         if not victim_processes:
             continue  # not back yet from its last death
-        victim = dice.choice(victim_processes)
+        victim = rng.choice(victim_processes)
         try:
             victim.kill()
         except psutil.NoSuchProcess:
@@ -252,26 +254,28 @@ async def _kill(gateway: RunningStack, plan: Plan, report: Report) -> None:
         report.kills[name] += 1
 
 
-def _counts(gateway: RunningStack) -> dict[str, int]:
+def _count_processes(gateway: RunningStack) -> dict[str, int]:
     return {
         name: len(victims.processes(gateway.data, matches))
         for name, matches in victims.KILLS.items()
     }
 
 
-async def _all_there(gateway: RunningStack, actors: int) -> None:
+async def _wait_for_actors(gateway: RunningStack, actors: int) -> None:
     deadline = time.monotonic() + _RECOVERY_SECONDS * 2
-    while (result := (await asyncio.to_thread(_counts, gateway))["ComfyUI"]) != actors:
+    while (result := (await asyncio.to_thread(_count_processes, gateway))["ComfyUI"]) != actors:
         assert time.monotonic() < deadline, f"{result} ComfyUIs"
         await asyncio.sleep(0.5)
 
 
-async def _check_recovery(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
+async def _check_recovery(
+    gateway: RunningStack, counts_before: dict[str, int], report: Report
+) -> None:
     """Wait until as many processes of each kind run as before; report a problem if they do not."""
     deadline = time.monotonic() + _RECOVERY_SECONDS
-    while (now := await asyncio.to_thread(_counts, gateway)) != before:
+    while (current_counts := await asyncio.to_thread(_count_processes, gateway)) != counts_before:
         if time.monotonic() > deadline:
-            report.problems.append(f"processes: {before} before, {now} after")
+            report.problems.append(f"processes: {counts_before} before, {current_counts} after")
             return
         await asyncio.sleep(0.5)
 
@@ -285,15 +289,15 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
             rows = (
                 await connection.execute(sa.select(artifacts.c.job_id, artifacts.c.sha256))
             ).all()
-            owned = [tuple(row) for row in rows]
+            owned_files = [tuple(row) for row in rows]
     finally:
         await database.close()
     steps = {job_id: len(entries) for job_id, entries in map(tuple, results)}
-    files = Counter(job_id for job_id, _ in owned)
+    files = Counter(job_id for job_id, _ in owned_files)
     for job_id in ids:
         if steps.get(job_id) != 1 or files[job_id] != 1:
             report.problems.append(f"{job_id}: {steps.get(job_id)} results, {files[job_id]} files")
-    pictures = {sha256 for job_id, sha256 in owned if job_id in set(ids)}
+    pictures = {sha256 for job_id, sha256 in owned_files if job_id in set(ids)}
     if len(set(ids)) != report.jobs or len(pictures) != report.jobs:
         report.problems.append(f"{len(set(ids))} jobs, {len(pictures)} different pictures")
 
@@ -303,15 +307,15 @@ async def _check_workflows(gateway: RunningStack, ids: list[str], report: Report
     settings = gateway.settings
     client = await Client.connect(settings.temporal_address, namespace=settings.temporal_namespace)
     for job_id in ids:
-        completed = tries = 0
+        completed_steps = try_count = 0
         history = await client.get_workflow_handle(job_id).fetch_history()
         for event in history.events:
             if event.HasField("activity_task_started_event_attributes"):
-                tries = event.activity_task_started_event_attributes.attempt
-            completed += event.HasField("activity_task_completed_event_attributes")
-        report.tries[tries] += 1
-        if completed != 1:
-            report.problems.append(f"{job_id}: {completed} completed render steps")
+                try_count = event.activity_task_started_event_attributes.attempt
+            completed_steps += event.HasField("activity_task_completed_event_attributes")
+        report.tries[try_count] += 1
+        if completed_steps != 1:
+            report.problems.append(f"{job_id}: {completed_steps} completed render steps")
     runs = Counter([run.id async for run in client.list_workflows()])
     if any(runs[job_id] > 1 for job_id in ids):
         report.problems.append("a job had more than one workflow")
@@ -326,11 +330,11 @@ def _count_renders(gateway: RunningStack) -> int:
         path.read_text(errors="replace")
         for path in (gateway.data / "comfyui" / "run").glob("*/comfyui.log*")
     ]
-    done = sum(text.count("Prompt executed in") for text in texts)
-    return done - sum(text.count("To see the GUI go to") for text in texts)
+    executed_prompts = sum(text.count("Prompt executed in") for text in texts)
+    return executed_prompts - sum(text.count("To see the GUI go to") for text in texts)
 
 
-async def _keys(gateway: RunningStack, count: int) -> list[str]:
+async def _create_keys(gateway: RunningStack, count: int) -> list[str]:
     database = Database(gateway.settings.sql_url)
     try:
         keys = KeyStore(database)
@@ -339,7 +343,7 @@ async def _keys(gateway: RunningStack, count: int) -> list[str]:
         await database.close()
 
 
-async def _main(plan: Plan) -> int:
+async def _soak_plan(plan: SoakPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-soak-") as folder:
         async with farm(find_comfyui(Settings()), Path(folder), plan.actors) as gateway:
             report = await soak(gateway, plan)
@@ -350,14 +354,16 @@ async def _main(plan: Plan) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=Plan.jobs)
-    parser.add_argument("--owners", type=int, default=Plan.owners)
-    parser.add_argument("--actors", type=int, default=Plan.actors)
-    parser.add_argument("--every", type=float, default=Plan.every, help="seconds between kills")
-    parser.add_argument("--work", type=float, nargs=2, default=Plan.work, help="seconds a graph")
-    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--jobs", type=int, default=SoakPlan.jobs)
+    parser.add_argument("--owners", type=int, default=SoakPlan.owners)
+    parser.add_argument("--actors", type=int, default=SoakPlan.actors)
+    parser.add_argument("--every", type=float, default=SoakPlan.every, help="seconds between kills")
+    parser.add_argument(
+        "--work", type=float, nargs=2, default=SoakPlan.work, help="seconds a graph"
+    )
+    parser.add_argument("--seed", type=int, default=SoakPlan.seed)
     options = vars(parser.parse_args())
-    sys.exit(asyncio.run(_main(Plan(**options | {"work": tuple(options["work"])}))))
+    sys.exit(asyncio.run(_soak_plan(SoakPlan(**options | {"work": tuple(options["work"])}))))
 
 
 if __name__ == "__main__":

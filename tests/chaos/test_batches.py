@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.batches import BatchRun, MockModel, deployed, describe, measure_calls
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 # `python -m tests.chaos.batches` kills every part, with 20,000 lines. What ends all of Ray, and so
 # both replicas at once, takes a minute of processor time.
@@ -17,16 +17,20 @@ _LINES = 2_000
 
 @pytest.mark.timeout(900)
 def test_a_batch_survives_the_death_of_every_part(
-    gateway: RunningStack, tmp_path: Path, measured: Measured
+    gateway: RunningStack, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     model = MockModel(seconds=0.1)
     with model.serving(), deployed(gateway, model, parallel=16):
         measure_calls(gateway, 10)
-        without = describe(measure_calls(gateway, 50))
+        times_without = describe(measure_calls(gateway, 50))
         run = BatchRun(gateway=gateway, lines=_LINES)
         run.submit(tmp_path)
         run.wait(lambda batch: batch["request_counts"]["completed"] > 0, 180)
-        measured(f"calls without a batch: {without}; with: {describe(measure_calls(gateway, 50))}")
+        record_measurement(
+            f"calls without a batch: {times_without}; with: {describe(measure_calls(gateway, 50))}"
+        )
         run.kill_all(_KILLED)
         run.check(model)
-    measured(f"killed {', '.join(run.kills)}: {run.repeated} lines were sent to the model again")
+    record_measurement(
+        f"killed {', '.join(run.kills)}: {run.repeated} lines were sent to the model again"
+    )

@@ -19,7 +19,7 @@ import yaml
 
 from tests.chaos import victims
 from tests.chaos.graphs import picture
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually
 
 ROUNDS, QUIET, HANGING = 5, 0.8, 0.8
@@ -36,31 +36,33 @@ REPLICAS = {"models": "Models", "accounts": "Accounts", "render": "RenderPool"}
 
 
 @pytest.mark.parametrize("victim", REPLICAS)
-async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
-    victim: str, gateway: RunningStack, measured: Measured
+async def test_hanging_service_does_not_affect_other_services(
+    victim: str, gateway: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
-    async with _client(gateway) as client:
+    async with _open_client(gateway) as client:
         uses = {
-            "models": lambda: _ask(client),
+            "models": lambda: _ask_model(client),
             "accounts": lambda: _get(client, KEYS),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
             "render": lambda: _render(client),
         }
-        await asyncio.gather(*(_until_well(use) for use in uses.values()))
-        others = {name: use for name, use in uses.items() if name != victim}
-        windows = Windows()
-        load = Load(others)
-        used = await load.run(
+        await asyncio.gather(*(_wait_until_well(use) for use in uses.values()))
+        other_uses = {name: use for name, use in uses.items() if name != victim}
+        windows = FaultWindows()
+        load = ServiceLoad(other_uses)
+        results_by_name = await load.run(
             _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows, load)
         )
-    for name in others:
-        result = windows.sort(used[name])
+    for name in other_uses:
+        result = windows.sort(results_by_name[name])
         assert all(result[window] for window in ("quiet", "hanging", "dead")), "the others went on"
-        measured(f"{victim} hung, then killed: {name} {_compare_times(result)}; no failure")
+        record_measurement(
+            f"{victim} hung, then killed: {name} {_compare_times(result)}; no failure"
+        )
 
 
 async def test_a_memory_leak_in_accounts_restarts_only_accounts(
-    gateway: RunningStack, tmp_path: Path, measured: Measured
+    gateway: RunningStack, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     leaky = tmp_path / "leaky.yaml"
     config = yaml.safe_load(Path(gateway.env["MOYIN_SERVE_CONFIG"]).read_text())
@@ -70,26 +72,29 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
     limit = {"MOYIN_REPLICA_MEMORY_MIB": str(LEAK_LIMIT_MIB)}
     deployment["ray_actor_options"]["runtime_env"] = {"env_vars": limit}
     leaky.write_text(yaml.safe_dump(config))
-    async with _client(gateway) as client:
-        others = {
-            "models": lambda: _ask(client),
+    async with _open_client(gateway) as client:
+        other_uses = {
+            "models": lambda: _ask_model(client),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
             "render": lambda: _render(client),
         }
-        await asyncio.gather(*(_until_well(use) for use in others.values()))
-        bystanders = set(REPLICAS.values()) - {"Accounts"}
-        before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
+        await asyncio.gather(*(_wait_until_well(use) for use in other_uses.values()))
+        other_apps = set(REPLICAS.values()) - {"Accounts"}
+        pids_before, accounts_pids = (
+            _find_pids(gateway, other_apps),
+            _find_pids(gateway, {"Accounts"}),
+        )
         await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
-            await eventually(lambda: not sound & _pids(gateway, {"Accounts"}), 180)
-            used = await Load(others).run(_leak(client, gateway))
+            await eventually(lambda: not accounts_pids & _find_pids(gateway, {"Accounts"}), 180)
+            results_by_name = await ServiceLoad(other_uses).run(_leak(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
-        await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 180)
-        assert _pids(gateway, bystanders) == before
-    uses = {name: len(results) for name, results in used.items()}
+        await asyncio.wait_for(_wait_until_well(lambda: _get(client, KEYS)), 180)
+        assert _find_pids(gateway, other_apps) == pids_before
+    uses = {name: len(results) for name, results in results_by_name.items()}
     assert all(uses.values())
-    measured(
+    record_measurement(
         f"a leak in accounts: its replica ended at {LEAK_LIMIT_MIB} MiB and was replaced; "
         f"meanwhile {uses}, no failure"
     )
@@ -97,21 +102,21 @@ async def test_a_memory_leak_in_accounts_restarts_only_accounts(
 
 async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
     """Call the leaky accounts app until its replica is stopped because of its memory."""
-    await _until_well(lambda: _get(client, KEYS))
+    await _wait_until_well(lambda: _get(client, KEYS))
     [process] = victims.processes(gateway.data, victims.replica("Accounts"))
-    largest = 0
+    largest_rss = 0
     with suppress(psutil.NoSuchProcess):
         async with asyncio.timeout(90):
             while process.status() != psutil.STATUS_ZOMBIE:
-                largest = max(largest, process.memory_info().rss)
+                largest_rss = max(largest_rss, process.memory_info().rss)
                 with suppress(AssertionError, aiohttp.ClientError):
                     await _get(client, KEYS)
-    assert largest > 0.8 * LEAK_LIMIT_MIB * 2**20
-    await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 90)
-    assert process.pid not in _pids(gateway, {"Accounts"})
+    assert largest_rss > 0.8 * LEAK_LIMIT_MIB * 2**20
+    await asyncio.wait_for(_wait_until_well(lambda: _get(client, KEYS)), 90)
+    assert process.pid not in _find_pids(gateway, {"Accounts"})
 
 
-def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
+def _find_pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
     return {
         process.pid
         for name in deployments
@@ -119,7 +124,7 @@ def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
     }
 
 
-class Windows:
+class FaultWindows:
     """Records the time spans (windows) in which each fault was active.
 
     Faults take turns, so that other work on the machine affects all of them equally.
@@ -128,10 +133,10 @@ class Windows:
     def __init__(self) -> None:
         self._spans: list[tuple[str, float, float]] = []
 
-    async def spend(self, name: str, on: Awaitable[None]) -> None:
-        began = time.monotonic()
-        await on
-        self._spans.append((name, began, time.monotonic()))
+    async def spend(self, name: str, fault: Awaitable[None]) -> None:
+        started_at = time.monotonic()
+        await fault
+        self._spans.append((name, started_at, time.monotonic()))
 
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
         """Assign calls to the window in which they began; return their durations by kind of window.
@@ -141,13 +146,15 @@ class Windows:
         all_uses = list(uses)
         results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
         for name, start, end in self._spans:
-            took = [seconds for began, seconds in all_uses if start <= began < end]
-            if took:
-                results[name].append(took)
+            window_seconds = [
+                seconds for started_at, seconds in all_uses if start <= started_at < end
+            ]
+            if window_seconds:
+                results[name].append(window_seconds)
         return results
 
 
-class Load:
+class ServiceLoad:
     """Calls services repeatedly and fails if a call fails."""
 
     def __init__(self, uses: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
@@ -156,12 +163,12 @@ class Load:
         self._begun = {name: asyncio.Event() for name in uses}
         self._is_over = False
 
-    async def run(self, meanwhile: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
-        """Return the start and duration of each call by service, made while ``meanwhile`` runs."""
+    async def run(self, concurrent_work: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
+        """Return start and duration of each call by service, while ``concurrent_work`` runs."""
         async with asyncio.TaskGroup() as group:
             for name in self._uses:
                 group.create_task(self._use(name))
-            await meanwhile
+            await concurrent_work
             self._is_over = True
         return self._used
 
@@ -173,48 +180,48 @@ class Load:
 
     async def _use(self, name: str) -> None:
         while not self._is_over:
-            began = time.monotonic()
+            started_at = time.monotonic()
             self._begun[name].set()
             await self._uses[name]()
-            self._used[name].append((began, time.monotonic() - began))
+            self._used[name].append((started_at, time.monotonic() - started_at))
 
 
 async def _hang_and_kill(
     gateway: RunningStack,
     deployment: str,
     use: Callable[[], Awaitable[None]],
-    windows: Windows,
-    load: Load,
+    windows: FaultWindows,
+    load: ServiceLoad,
 ) -> None:
     """Suspend a service several times, kill it, and wait until it works again.
 
     During each of these time spans, and the quiet ones between them, every other service is called.
     """
 
-    async def at_least(seconds: float) -> None:
+    async def sleep_and_wait(seconds: float) -> None:
         await asyncio.gather(asyncio.sleep(seconds), load.wait_for_each())
 
     [process] = victims.processes(gateway.data, victims.replica(deployment))
     try:
         for _ in range(ROUNDS):
-            await windows.spend("quiet", at_least(QUIET))
+            await windows.spend("quiet", sleep_and_wait(QUIET))
             process.send_signal(signal.SIGSTOP)
-            await windows.spend("hanging", at_least(HANGING))
+            await windows.spend("hanging", sleep_and_wait(HANGING))
             process.send_signal(signal.SIGCONT)
         process.send_signal(signal.SIGSTOP)
-        await windows.spend("hanging", at_least(HANGING))
+        await windows.spend("hanging", sleep_and_wait(HANGING))
     finally:
         process.kill()
     await windows.spend(
-        "dead", _both(asyncio.wait_for(_until_well(use), 180), load.wait_for_each())
+        "dead", _gather(asyncio.wait_for(_wait_until_well(use), 180), load.wait_for_each())
     )
 
 
-async def _both(first: Awaitable[None], second: Awaitable[None]) -> None:
+async def _gather(first: Awaitable[None], second: Awaitable[None]) -> None:
     await asyncio.gather(first, second)
 
 
-async def _until_well(use: Callable[[], Awaitable[None]]) -> None:
+async def _wait_until_well(use: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             async with asyncio.timeout(20):
@@ -229,7 +236,7 @@ async def _get(client: aiohttp.ClientSession, path: str) -> None:
         assert response.status == 200, await response.text()
 
 
-async def _ask(client: aiohttp.ClientSession) -> None:
+async def _ask_model(client: aiohttp.ClientSession) -> None:
     async with client.post("/v1/chat/completions", json=_CHAT) as response:
         assert response.status == 200, await response.text()
 
@@ -246,7 +253,7 @@ async def _render(client: aiohttp.ClientSession) -> None:
 
 
 @asynccontextmanager
-async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+async def _open_client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
         yield client
@@ -254,24 +261,28 @@ async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
     await asyncio.sleep(0.1)
 
 
-def _compare_times(found: dict[str, list[list[float]]]) -> str:
+def _compare_times(times_by_fault: dict[str, list[list[float]]]) -> str:
     """Return a sentence that compares how long calls took during faults and in quiet times.
 
     Compares the 99th percentile of each span in which the service hangs with that of the quiet span
     before it, and reports the median of these ratios. The single span after the kill is compared
     with the median of all quiet spans.
     """
-    quiet = [_p99(took) for took in found["quiet"]]
-    before = statistics.median(quiet)
-    hanging = statistics.median(_p99(w) / q for w, q in zip(found["hanging"], quiet, strict=False))
-    [dead] = found["dead"]
+    quiet_p99s = [_percentile_99(window) for window in times_by_fault["quiet"]]
+    quiet_p99 = statistics.median(quiet_p99s)
+    hanging_ratio = statistics.median(
+        _percentile_99(w) / q for w, q in zip(times_by_fault["hanging"], quiet_p99s, strict=False)
+    )
+    [dead_window] = times_by_fault["dead"]
     return (
-        f"p99 {before:.0f} ms, {hanging:.2f} of that while hanging "
-        f"({sum(map(len, found['hanging']))} uses), {_p99(dead) / before:.2f} of that while dead "
-        f"({len(dead)} uses)"
+        f"p99 {quiet_p99:.0f} ms, {hanging_ratio:.2f} of that while hanging "
+        f"({sum(map(len, times_by_fault['hanging']))} uses), "
+        f"{_percentile_99(dead_window) / quiet_p99:.2f} "
+        f"of that while dead "
+        f"({len(dead_window)} uses)"
     )
 
 
-def _p99(seconds: list[float]) -> float:
+def _percentile_99(seconds: list[float]) -> float:
     """Return the 99th percentile in milliseconds; for fewer than 100 values, the maximum."""
     return sorted(seconds)[int(len(seconds) * 0.99)] * 1e3

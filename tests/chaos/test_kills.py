@@ -11,7 +11,7 @@ import pytest
 from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 _colors = itertools.count(0x102030, 0x010101)
 SLEEP = 6.0
@@ -33,11 +33,11 @@ def test_a_running_job_survives_the_death_of(
     name: str,
     gateway: Any,
     client: StackClient,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     matches = victims.KILLS[name]
-    before = len(victims.processes(gateway.data, matches))
-    assert before >= 1
+    count_before = len(victims.processes(gateway.data, matches))
+    assert count_before >= 1
     comfyuis = len(victims.processes(gateway.data, victims.comfyui))
     job_id = client.submit({"kind": "render", "workflow": sleepy(SLEEP, next(_colors))})
     client.wait_until(
@@ -45,17 +45,20 @@ def test_a_running_job_survives_the_death_of(
         lambda job: job["status"] == "running" and job["progress"]["value"] > 0,
         180,
     )
-    killed = victims.kill_one(gateway.data, matches)
-    at = time.monotonic()
+    killed_pid = victims.kill_one(gateway.data, matches)
+    killed_at = time.monotonic()
 
     job = client.wait(job_id, FINAL, 300)
-    took = time.monotonic() - at
+    job_seconds = time.monotonic() - killed_at
     assert (job["status"], job["error"]) == ("succeeded", None)
     [artifact] = job["artifacts"]
     assert client.artifact(artifact["url"]).startswith(PNG)
 
-    back = victims.wait_for_another(gateway.data, matches, killed, before, 180)
+    replacement_seconds = victims.wait_for_another(
+        gateway.data, matches, killed_pid, count_before, 180
+    )
     assert len(victims.processes(gateway.data, victims.comfyui)) == comfyuis
-    measured(
-        f"kill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more"
+    record_measurement(
+        f"kill -9 {name}: job done {job_seconds:.1f} s later, "
+        f"replacement there after {replacement_seconds:.1f} s more"
     )

@@ -13,14 +13,16 @@ import psutil
 
 from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.servers import free_port
-from tests.stack import ROOT, Measured
+from tests.stack import ROOT, RecordMeasurement
 
 CLIENTS = 16
 SECONDS = 2.0
 KILLS = 2
 
 
-async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Measured) -> None:
+async def test_a_service_that_dies_under_load_costs_no_safe_request(
+    record_measurement: RecordMeasurement,
+) -> None:
     ports = [free_port() for _ in range(3)]
     route = {
         "name": "assets",
@@ -28,50 +30,54 @@ async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Me
         "upstreams": [f"http://127.0.0.1:{port}" for port in ports],
         "retries": 2,
     }
-    async with _processes(ports) as processes, proxy_serving(route) as proxy_server:
-        seen: Counter[tuple[str, int]] = Counter()
-        over = asyncio.Event()
+    async with _run_services(ports) as processes, proxy_serving(route) as proxy_server:
+        status_counts: Counter[tuple[str, int]] = Counter()
+        load_is_over = asyncio.Event()
         load = [
-            asyncio.create_task(_load(proxy_server, method, seen, over))
+            asyncio.create_task(_send_requests(proxy_server, method, status_counts, load_is_over))
             for method in ("GET", "POST")
             for _ in range(CLIENTS)
         ]
-        dying = 0
+        broken_connections = 0
         for number in range(KILLS):
             await asyncio.sleep(SECONDS / KILLS)
             victim = number % len(processes)
-            dying += _count_connections(ports[victim])
+            broken_connections += _count_connections(ports[victim])
             processes[victim].kill()
             await processes[victim].wait()
-            processes[victim] = await _start(ports[victim])
-        over.set()
+            processes[victim] = await _start_service(ports[victim])
+        load_is_over.set()
         await asyncio.gather(*load)
-    failed = {
-        method: sum(n for (m, s), n in seen.items() if m == method and s != 200)
+    failed_requests = {
+        method: sum(n for (m, s), n in status_counts.items() if m == method and s != 200)
         for method in ("GET", "POST")
     }
-    measured(
-        f"{KILLS} kills under {sum(seen.values())} requests, {dying} connections died: "
-        f"failed {failed}"
+    record_measurement(
+        f"{KILLS} kills under {sum(status_counts.values())} requests, "
+        f"{broken_connections} connections died: "
+        f"failed {failed_requests}"
     )
-    assert seen["GET", 200] > 100 and seen["POST", 200] > 100
-    assert failed["GET"] == 0
+    assert status_counts["GET", 200] > 100 and status_counts["POST", 200] > 100
+    assert failed_requests["GET"] == 0
     # One for each connection that dies, and each client has one under way.
-    assert failed["POST"] <= min(dying, KILLS * CLIENTS)
+    assert failed_requests["POST"] <= min(broken_connections, KILLS * CLIENTS)
 
 
-async def _load(
-    proxy_server: ProxyServer, method: str, seen: Counter[tuple[str, int]], over: asyncio.Event
+async def _send_requests(
+    proxy_server: ProxyServer,
+    method: str,
+    status_counts: Counter[tuple[str, int]],
+    load_is_over: asyncio.Event,
 ) -> None:
-    while not over.is_set():
+    while not load_is_over.is_set():
         try:
             async with proxy_server.client.request(
                 method, "/assets/x", data=b"x" if method == "POST" else None
             ) as response:
                 await response.read()
-                seen[method, response.status] += 1
+                status_counts[method, response.status] += 1
         except aiohttp.ClientError:
-            seen[method, 0] += 1
+            status_counts[method, 0] += 1
 
 
 def _count_connections(port: int) -> int:
@@ -86,15 +92,15 @@ def _count_connections(port: int) -> int:
 
 
 @asynccontextmanager
-async def _processes(ports: list[int]) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-    processes = list(await asyncio.gather(*(_start(port) for port in ports)))
+async def _run_services(ports: list[int]) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    processes = list(await asyncio.gather(*(_start_service(port) for port in ports)))
     yield processes
     for process in processes:
         process.kill()
         await process.wait()
 
 
-async def _start(port: int) -> asyncio.subprocess.Process:
+async def _start_service(port: int) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.proxy.upstream", str(port),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE,

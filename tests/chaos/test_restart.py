@@ -18,8 +18,8 @@ from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import hungry, picture, sleepy
 from tests.chaos.outages import kill, watching
-from tests.chaos.watch import Watch
-from tests.stack import Measured, RunningStack
+from tests.chaos.watch import ResponseWatch
+from tests.stack import RecordMeasurement, RunningStack
 
 _colors = itertools.count(0x224466, 0x010101)
 # `python -m tests.chaos.outages` kills every part, which takes a quarter of an hour.
@@ -27,7 +27,7 @@ _KILLED = ["gcs_server", "raylet"]
 
 
 @pytest.fixture
-def watch(gateway: RunningStack) -> Iterator[Watch]:
+def watch(gateway: RunningStack) -> Iterator[ResponseWatch]:
     """Run clients that check every response during the test."""
     with watching(gateway) as watch:
         yield watch
@@ -36,17 +36,19 @@ def watch(gateway: RunningStack) -> Iterator[Watch]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", _KILLED)
 def test_no_answer_misleads_while_it_restarts(
-    part: str, gateway: RunningStack, watch: Watch, measured: Measured
+    part: str, gateway: RunningStack, watch: ResponseWatch, record_measurement: RecordMeasurement
 ) -> None:
-    before = _count_restarts(gateway)
+    restarts_before = _count_restarts(gateway)
     outage = kill(gateway, watch, part)
-    measured(outage.row)
+    record_measurement(outage.row)
     assert watch.wrong == []
-    assert _count_restarts(gateway) == before + 1
+    assert _count_restarts(gateway) == restarts_before + 1
 
 
 @pytest.mark.timeout(900)
-def test_serve_shutdown_leaves_no_misleading_answer(gateway: RunningStack, watch: Watch) -> None:
+def test_serve_shutdown_leaves_no_misleading_answer(
+    gateway: RunningStack, watch: ResponseWatch
+) -> None:
     gateway.serve("shutdown", "-y")
     watch.wait_until_away(time.monotonic())
     gateway.run("deploy")
@@ -55,8 +57,8 @@ def test_serve_shutdown_leaves_no_misleading_answer(gateway: RunningStack, watch
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", ["down", "crash"])
-def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str) -> None:
+@pytest.mark.parametrize("restart_method", ["down", "crash"])
+def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, restart_method: str) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
@@ -64,15 +66,15 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
         {"kind": "render", "workflow": sleepy(6, next(_colors))},
     ]
     job_id = client.submit({"kind": "pipeline", "steps": steps})
-    running = client.wait_until(
+    running_job = client.wait_until(
         job_id,
         lambda job: job["progress"]["step"] == 2 and job["progress"]["value"] > 0,
         300,
     )
-    first_two = running["artifacts"]
+    first_two = running_job["artifacts"]
     assert len(first_two) == 2
 
-    if how == "down":
+    if restart_method == "down":
         gateway.run("down")
         assert victims.processes(gateway.data, lambda line: True) == []
     else:
@@ -84,62 +86,74 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
     # The checkpoints of steps one and two are the ones from before: they ran once.
     assert job["artifacts"][:2] == first_two
     assert len(job["artifacts"]) == 3
-    ran = gateway.activities(job_id, "render_step")
-    assert [ran.count(index) for index in (0, 1)] == [1, 1]
+    rendered_steps = gateway.activities(job_id, "render_step")
+    assert [rendered_steps.count(index) for index in (0, 1)] == [1, 1]
 
 
 @pytest.mark.timeout(900)
-def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measured) -> None:
+def test_a_pool_changes_by_serve_deploy(
+    gateway: RunningStack, record_measurement: RecordMeasurement
+) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     try:
-        old = _change_pools_under_load(gateway, client, measured)
+        old_pid = _change_pools_under_load(gateway, client, record_measurement)
         _check_move_to_larger_pool(client)
-        new = {p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)}
-        assert len(new) == 2 and old not in new
-        [changed] = [pid for pid, line in new.items() if "--cache-lru" in line]
+        command_lines = {
+            p.pid: p.cmdline() for p in victims.processes(gateway.data, victims.comfyui)
+        }
+        assert len(command_lines) == 2 and old_pid not in command_lines
+        [changed_pid] = [pid for pid, line in command_lines.items() if "--cache-lru" in line]
     finally:
         gateway.run("deploy")
-    victims.wait_for_another(gateway.data, victims.comfyui, changed, 1, 180)
-    _rendered(client, picture(next(_colors)))
+    victims.wait_for_another(gateway.data, victims.comfyui, changed_pid, 1, 180)
+    _render_graph(client, picture(next(_colors)))
 
 
-def _change_pools_under_load(gateway: RunningStack, client: StackClient, measured: Measured) -> int:
+def _change_pools_under_load(
+    gateway: RunningStack, client: StackClient, record_measurement: RecordMeasurement
+) -> int:
     """Change the pools while more jobs arrive than can be rendered; all jobs must succeed.
 
     The change affects the share of the GPU, ComfyUI's flags and the set of pools. A running render
     is not interrupted, even if it takes longer than a pool may take to end. Returns the pid of the
     old ComfyUI.
     """
-    _rendered(client, picture(next(_colors)))
-    [old] = victims.processes(gateway.data, victims.comfyui)
-    started = Path(f"/proc/{old.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    _render_graph(client, picture(next(_colors)))
+    [old_process] = victims.processes(gateway.data, victims.comfyui)
+    start_time = Path(f"/proc/{old_process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
     client.wait(jobs[0], {"running"}, 180)
-    gateway.serve_deploy(_changed(yaml.safe_load(gateway.layout.serve_config.read_text())))
-    began = time.monotonic()
-    while old in victims.processes(gateway.data, victims.comfyui):
+    gateway.serve_deploy(_changed_config(yaml.safe_load(gateway.layout.serve_config.read_text())))
+    started_at = time.monotonic()
+    while old_process in victims.processes(gateway.data, victims.comfyui):
         jobs.append(_submit(client, sleepy(0.3, next(_colors))))
         time.sleep(0.3)
-    measured(f"pool changed: the old one gone {time.monotonic() - began:.1f} s later")
+    record_measurement(
+        f"pool changed: the old one gone {time.monotonic() - started_at:.1f} s later"
+    )
     assert client.job(jobs[-1])["status"] not in FINAL, "some are left for the new one"
-    ended = [client.wait(job_id, FINAL, 300) for job_id in jobs]
-    measured(f"and all {len(ended)} jobs done after {time.monotonic() - began:.1f} s")
-    assert [(job["status"], job["error"]) for job in ended] == [("succeeded", None)] * len(ended)
-    assert [len(job["artifacts"]) for job in ended] == [0, *[1] * (len(ended) - 1)]
-    assert _text(ended[0]) == started
-    tries = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
-    measured(f"begun so often: {dict(tries)}")
-    return old.pid
+    ended_jobs = [client.wait(job_id, FINAL, 300) for job_id in jobs]
+    record_measurement(
+        f"and all {len(ended_jobs)} jobs done after {time.monotonic() - started_at:.1f} s"
+    )
+    assert [(job["status"], job["error"]) for job in ended_jobs] == [("succeeded", None)] * len(
+        ended_jobs
+    )
+    assert [len(job["artifacts"]) for job in ended_jobs] == [0, *[1] * (len(ended_jobs) - 1)]
+    assert _text_of(ended_jobs[0]) == start_time
+    try_counts = Counter(gateway.tries(job_id, "render_step") for job_id in jobs)
+    record_measurement(f"begun so often: {dict(try_counts)}")
+    return old_process.pid
 
 
-def _changed(config: dict[str, Any]) -> dict[str, Any]:
+def _changed_config(config: dict[str, Any]) -> dict[str, Any]:
     [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
-    larger = copy.deepcopy(pool)
+    large_pool = copy.deepcopy(pool)
     pool["args"] |= {"gpus": 0.4, "cpus": 0.1, "larger_pool": "large"}
     pool["args"]["comfyui"]["flags"] = ["--cache-lru", "16"]
-    larger["name"] = "render-large"
-    larger["args"] |= {"pool": "large", "gpus": 0.6, "cpus": 0.1}
-    config["applications"].append(larger)
+    large_pool["name"] = "render-large"
+    large_pool["args"] |= {"pool": "large", "gpus": 0.6, "cpus": 0.1}
+    config["applications"].append(large_pool)
     return config
 
 
@@ -148,14 +162,14 @@ def _check_move_to_larger_pool(client: StackClient) -> None:
 
     Later renders with the same models must go to that pool at once.
     """
-    first = _rendered(client, hungry(0.5, "big.safetensors"))
-    again = _rendered(client, hungry(0.55, "big.safetensors"))
-    small = _rendered(client, hungry(0.3, "small.safetensors"))
-    pools = [job["outputs"][0]["backend"] for job in (first, again, small)]
+    first_job = _render_graph(client, hungry(0.5, "big.safetensors"))
+    second_job = _render_graph(client, hungry(0.55, "big.safetensors"))
+    small_job = _render_graph(client, hungry(0.3, "small.safetensors"))
+    pools = [job["outputs"][0]["backend"] for job in (first_job, second_job, small_job)]
     assert pools == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
-    tried = _rendered(client, {"1": {"class_type": "Tries", "inputs": {}}})
+    retried_job = _render_graph(client, {"1": {"class_type": "Tries", "inputs": {}}})
     # Two of the first one's, none of the second's, and the third.
-    assert _text(tried) == "3"
+    assert _text_of(retried_job) == "3"
 
 
 def _count_restarts(gateway: RunningStack) -> int:
@@ -170,12 +184,12 @@ def _submit(client: StackClient, graph: dict[str, Any]) -> str:
     return client.submit({"kind": "render", "workflow": graph})
 
 
-def _text(job: dict[str, Any]) -> str:
+def _text_of(job: dict[str, Any]) -> str:
     [text] = job["outputs"][0]["body"]["outputs"]["1"]["text"]
     return str(text)
 
 
-def _rendered(client: StackClient, graph: dict[str, Any]) -> dict[str, Any]:
+def _render_graph(client: StackClient, graph: dict[str, Any]) -> dict[str, Any]:
     job = client.wait(_submit(client, graph), FINAL, 300)
     assert (job["status"], job["error"]) == ("succeeded", None)
     return job

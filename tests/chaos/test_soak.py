@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.soak import Plan, soak
+from tests.chaos.soak import SoakPlan, soak
 from tests.chaos.victims import KILLS
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
-PLAN = Plan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), patience=240)
+PLAN = SoakPlan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), patience=240)
 
 
 @pytest.mark.timeout(900)
-async def test_no_job_is_lost_or_executed_twice(gateway: RunningStack, measured: Measured) -> None:
+async def test_no_job_is_lost_or_executed_twice(
+    gateway: RunningStack, record_measurement: RecordMeasurement
+) -> None:
     report = await soak(gateway, PLAN)
-    measured(report.sentence)
+    record_measurement(report.sentence)
     assert report.problems == []
     assert report.kills.keys() == KILLS.keys(), "one of each at least"
     assert report.renders >= PLAN.jobs

@@ -70,13 +70,13 @@ def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
 
 
 def wait_for_another(
-    data: Path, matches: Callable[[str], bool], dead: int, count: int, seconds: float
+    data: Path, matches: Callable[[str], bool], dead_pid: int, count: int, seconds: float
 ) -> float:
-    """Return the seconds until ``count`` matching processes run again, without the pid ``dead``."""
-    began = time.monotonic()
-    while time.monotonic() - began < seconds:
+    """Return the seconds until ``count`` matching processes run again, without ``dead_pid``."""
+    started_at = time.monotonic()
+    while time.monotonic() - started_at < seconds:
         pids = {process.pid for process in processes(data, matches)}
-        if dead not in pids and len(pids) == count:
-            return time.monotonic() - began
+        if dead_pid not in pids and len(pids) == count:
+            return time.monotonic() - started_at
         time.sleep(0.1)
     raise AssertionError(f"fewer than {count} processes run again after {seconds} s")

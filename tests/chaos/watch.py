@@ -29,27 +29,27 @@ _JSON = frozenset({"application/json", "application/problem+json"})
 _PROBLEM = frozenset({"type", "title", "status", "detail", "instance", "code", "request_id"})
 
 
-def _problem(body: dict[str, Any]) -> Any:
+def _problem_code(body: dict[str, Any]) -> Any:
     return body["code"] if body.keys() >= _PROBLEM else None
 
 
-def _openai(body: dict[str, Any]) -> Any:
+def _openai_code(body: dict[str, Any]) -> Any:
     return body["error"]["code"] if body["error"].keys() >= {"message", "type", "param"} else None
 
 
-def _anthropic(body: dict[str, Any]) -> Any:
+def _anthropic_code(body: dict[str, Any]) -> Any:
     return body["error"]["code"] if body["type"] == "error" and body["error"]["type"] else None
 
 
-def _ollama(body: dict[str, Any]) -> Any:
+def _ollama_code(body: dict[str, Any]) -> Any:
     return body["code"] if isinstance(body["error"], str) else None
 
 
-def _comfyui(body: dict[str, Any]) -> Any:
+def _comfyui_code(body: dict[str, Any]) -> Any:
     return body["code"] if body["error"]["message"] and body["node_errors"] == {} else None
 
 
-def _comfyui_v2(body: dict[str, Any]) -> Any:
+def _comfyui_v2_code(body: dict[str, Any]) -> Any:
     return body["error"]["code"] if body["error"]["message"] else None
 
 
@@ -69,7 +69,7 @@ class Probe:
     path: str
     normal: int
     normal_code: str | None = None
-    code: Callable[[dict[str, Any]], Any] = _problem
+    code: Callable[[dict[str, Any]], Any] = _problem_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Call:
 
 
 @dataclass
-class Watch:
+class ResponseWatch:
     """Sends all probes repeatedly while a ``with`` block runs, and appends each result to ``calls``."""
 
     url: str
@@ -101,21 +101,21 @@ class Watch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
-    def calling(self) -> Iterator[Watch]:
+    def calling(self) -> Iterator[ResponseWatch]:
         """Send the probes in a separate thread during the block."""
         with ThreadPoolExecutor(1) as pool:
-            ended = pool.submit(asyncio.run, self._run())
+            run_future = pool.submit(asyncio.run, self._send_probes())
             try:
                 yield self
             finally:
                 self._stop.set()
-            ended.result()
+            run_future.result()
 
     @property
     def wrong(self) -> list[str]:
         """Return the distinct wrong responses."""
-        wrong = [call.wrong for call in self.calls if call.wrong is not None]
-        return list(dict.fromkeys([*wrong, *self._held_too_long()]))
+        problems = [call.wrong for call in self.calls if call.wrong is not None]
+        return list(dict.fromkeys([*problems, *self._held_too_long()]))
 
     def _held_too_long(self) -> Iterator[str]:
         """Yield a problem for each call that was held although its service had recovered.
@@ -124,15 +124,16 @@ class Watch:
         and succeeded.
         """
         calls = list(self.calls)
-        for held in calls:
-            if held.ended - held.began > _HELD_SECONDS and any(
-                call.service == held.service
+        for held_call in calls:
+            if held_call.ended - held_call.began > _HELD_SECONDS and any(
+                call.service == held_call.service
                 and call.outcome == "ok"
-                and call.began > held.began
-                and held.ended - call.ended > _HELD_SECONDS
+                and call.began > held_call.began
+                and held_call.ended - call.ended > _HELD_SECONDS
                 for call in calls
             ):
-                yield f"{held.service}: a call was held for {held.ended - held.began:.0f} s"
+                seconds = held_call.ended - held_call.began
+                yield f"{held_call.service}: a call was held for {seconds:.0f} s"
 
     def since(self, moment: float) -> list[Call]:
         """Return the calls that ended after ``moment`` (by `time.monotonic`)."""
@@ -149,9 +150,9 @@ class Watch:
         while time.monotonic() - since < patience:
             time.sleep(0.2)
             now = time.monotonic()
-            last = self.since(max(since, now - seconds))
-            well = {call.service for call in last if call.outcome == "ok"}
-            if now - since > seconds and well == SERVICES and _all_well(last):
+            recent_calls = self.since(max(since, now - seconds))
+            well_services = {call.service for call in recent_calls if call.outcome == "ok"}
+            if now - since > seconds and well_services == SERVICES and _are_all_well(recent_calls):
                 return
         raise AssertionError(
             f"services still fail after {patience:.0f} s: {self.since(now - 1)[-20:]}"
@@ -165,13 +166,15 @@ class Watch:
         """
         while time.monotonic() - since < patience:
             time.sleep(0.2)
-            last = self.since(max(since, time.monotonic() - 1))
-            unavailable_services = {call.service for call in last if call.outcome != "ok"}
-            if unavailable_services == SERVICES and not any(call.outcome == "ok" for call in last):
+            recent_calls = self.since(max(since, time.monotonic() - 1))
+            unavailable_services = {call.service for call in recent_calls if call.outcome != "ok"}
+            if unavailable_services == SERVICES and not any(
+                call.outcome == "ok" for call in recent_calls
+            ):
                 return
         raise AssertionError(f"a service still responds after {patience:.0f} s")
 
-    async def _run(self) -> None:
+    async def _send_probes(self) -> None:
         # Every call connects anew: a connection that is kept could hide who listens.
         connector = aiohttp.TCPConnector(force_close=True)
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
@@ -180,9 +183,9 @@ class Watch:
             asyncio.TaskGroup() as group,
         ):
             for probe in probes(self.job_id):
-                group.create_task(self._repeat(self._http, session, probe))
+                group.create_task(self._repeat(self._send_http_probe, session, probe))
             # Not gRPC's own asyncio: its poller is one for all loops of a process.
-            group.create_task(self._repeat(asyncio.to_thread, self._grpc))
+            group.create_task(self._repeat(asyncio.to_thread, self._send_grpc_probe))
 
     async def _repeat(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Repeat a call until the watch ends; each call has a timeout."""
@@ -190,33 +193,33 @@ class Watch:
             self.calls.append(await call(*arguments))
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _http(self, session: aiohttp.ClientSession, probe: Probe) -> Call:
-        began = time.monotonic()
+    async def _send_http_probe(self, session: aiohttp.ClientSession, probe: Probe) -> Call:
+        started_at = time.monotonic()
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         body = b"{}" if probe.method == "POST" else None
-        wrong = None
+        problem = None
         try:
             async with session.request(
                 probe.method, self.url + probe.path, headers=headers, data=body
             ) as answer:
-                outcome, wrong = judge(probe, answer.status, answer.headers, await answer.read())
+                outcome, problem = judge(probe, answer.status, answer.headers, await answer.read())
         except aiohttp.ClientConnectorError:
             outcome = "refused"
         except (aiohttp.ClientError, ConnectionError):
             outcome = "cut"
         except TimeoutError:
-            outcome, wrong = "silent", f"{probe.path}: no answer in {_PATIENCE_SECONDS:.0f} s"
+            outcome, problem = "silent", f"{probe.path}: no answer in {_PATIENCE_SECONDS:.0f} s"
         return Call(
             service=probe.service,
-            began=began,
+            began=started_at,
             ended=time.monotonic(),
             outcome=outcome,
-            wrong=wrong,
+            wrong=problem,
         )
 
-    def _grpc(self) -> Call:
-        began = time.monotonic()
-        outcome, wrong = "ok", None
+    def _send_grpc_probe(self) -> Call:
+        started_at = time.monotonic()
+        outcome, problem = "ok", None
         metadata = (("authorization", f"Bearer {self.key}"), ("application", "gateway"))
         # With a pool of its own: another channel's pause between attempts would count as ours.
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
@@ -229,11 +232,11 @@ class Watch:
             except grpc.RpcError as error:
                 outcome = error.code().name.lower()
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
-                    wrong = f"gRPC: {error.code().name}: {error.details()}"
+                    problem = f"gRPC: {error.code().name}: {error.details()}"
                 elif "connect" in (error.details() or ""):
                     outcome = "refused"
         return Call(
-            service="gRPC", began=began, ended=time.monotonic(), outcome=outcome, wrong=wrong
+            service="gRPC", began=started_at, ended=time.monotonic(), outcome=outcome, wrong=problem
         )
 
 
@@ -247,29 +250,29 @@ def probes(job_id: str) -> list[Probe]:
         ),
         Probe(
             service="gateway", method="POST", path="/prompt", normal=400,
-            normal_code="invalid_graph", code=_comfyui,
+            normal_code="invalid_graph", code=_comfyui_code,
         ),
         Probe(
             service="gateway", method="GET", path=f"/api/v2/jobs/{job_id}", normal=200,
-            code=_comfyui_v2,
+            code=_comfyui_v2_code,
         ),
         Probe(
             service="models", method="POST", path="/v1/chat/completions", normal=400,
-            normal_code="invalid_request", code=_openai,
+            normal_code="invalid_request", code=_openai_code,
         ),
         Probe(
             service="models", method="POST", path="/v1/messages", normal=400,
-            normal_code="invalid_request", code=_anthropic,
+            normal_code="invalid_request", code=_anthropic_code,
         ),
         Probe(
             service="models", method="POST", path="/api/chat", normal=400,
-            normal_code="invalid_request", code=_ollama,
+            normal_code="invalid_request", code=_ollama_code,
         ),
         Probe(service="accounts", method="GET", path="/accounts/whoami", normal=200),
     ]  # fmt: skip
 
 
-def _all_well(calls: list[Call]) -> bool:
+def _are_all_well(calls: list[Call]) -> bool:
     return all(call.outcome == "ok" for call in calls)
 
 
@@ -277,20 +280,22 @@ def judge(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
     """Return the outcome of a response, and what is wrong with it, or None."""
-    shown = f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
+    shown_answer = (
+        f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
+    )
     if status == probe.normal and probe.normal_code is None:
         return "ok", None
     try:
         code = probe.code(json.loads(body))
     except (ValueError, LookupError, TypeError, AttributeError):
-        return str(status), f"another shape: {shown}"
+        return str(status), f"another shape: {shown_answer}"
     if status == probe.normal and code == probe.normal_code:
         return "ok", None
     if status not in _OUTAGE_STATUSES:
-        return str(status), f"no such status in an outage: {shown}"
+        return str(status), f"no such status in an outage: {shown_answer}"
     if not isinstance(code, str) or headers.get("content-type") not in _JSON:
-        return str(status), f"another shape: {shown}"
+        return str(status), f"another shape: {shown_answer}"
     for name in ("retry-after", "x-request-id"):
         if not headers.get(name):
-            return str(status), f"no {name}: {shown}"
+            return str(status), f"no {name}: {shown_answer}"
     return str(status), None

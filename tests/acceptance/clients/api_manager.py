@@ -24,11 +24,11 @@ def load(name: str) -> None:
     manager.load_workflow(str(path))
 
 
-def render(target: str) -> tuple[str, str]:
+def render(file_name: str) -> tuple[str, str]:
     job = manager.submit_workflow()
     name, address = manager.wait_for_finish(job, poll_interval=0.2)
     assert manager.check_queue(job)
-    manager.download_output(address, save_path=str(folder), filename=target)
+    manager.download_output(address, save_path=str(folder), filename=file_name)
     return job, name
 
 

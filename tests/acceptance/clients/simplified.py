@@ -18,17 +18,17 @@ graphs = json.loads((folder / "graphs.json").read_text())
 api = ComfyApiWrapper(url)
 
 
-def wrapped(name: str) -> ComfyWorkflowWrapper:
+def wrap_graph(name: str) -> ComfyWorkflowWrapper:
     (folder / f"{name}.json").write_text(json.dumps(graphs[name]))
     return ComfyWorkflowWrapper(str(folder / f"{name}.json"))
 
 
-picture = wrapped("picture")
+picture = wrap_graph("picture")
 picture.set_node_param("Plain", "height", 16)
 [(name, data)] = api.queue_and_wait_images(picture, "Save").items()
 (folder / "picture.png").write_bytes(data)
 kept = api.upload_image(str(folder / "picture.png"), subfolder="simplified")
-inverted = wrapped("inverted")
+inverted = wrap_graph("inverted")
 inverted.set_node_param("Load", "image", f"{kept['subfolder']}/{kept['name']}")
 [(_, data)] = api.queue_and_wait_images(inverted, "Save").items()
 (folder / "inverted.png").write_bytes(data)

@@ -32,11 +32,11 @@ graphs["inverted"]["1"]["inputs"]["image"] = name
 
 async def invert() -> None:
     async with (
-        aiohttp.ClientSession(headers=headers) as own,
-        AsyncComfyUiClient(url=url, raise_on_error=True, session=own) as asynchronous,
+        aiohttp.ClientSession(headers=headers) as own_session,
+        AsyncComfyUiClient(url=url, raise_on_error=True, session=own_session) as asynchronous,
     ):
-        [inverted] = await asynchronous.process_workflow(graphs["inverted"])
-        inverted.save(folder / "inverted.png")
+        [inverted_image] = await asynchronous.process_workflow(graphs["inverted"])
+        inverted_image.save(folder / "inverted.png")
 
 
 asyncio.run(invert())

@@ -23,27 +23,29 @@ def weather(city: str) -> str:
 
 
 async def main(url: str, key: str, model: str) -> None:
-    plain = page("openai_agents", url, key, model)["agent"]
-    hello = await Runner.run(plain, "Say hello.")
+    plain_agent = page("openai_agents", url, key, model)["agent"]
+    hello_run = await Runner.run(plain_agent, "Say hello.")
     agent = Agent(name="forecaster", instructions="Be kind.", model=model, tools=[weather])
     answer = await Runner.run(agent, "What is the weather in 'Paris'?")
-    streamed = Runner.run_streamed(agent, "What is the weather in 'Paris'?")
-    kinds = {event.type async for event in streamed.stream_events()}
-    continued = await Runner.run(agent, "And now?", previous_response_id=answer.last_response_id)
-    typed = Agent(name="reader", model=model, output_type=Person)
-    person = await Runner.run(typed, "The person 'Ada' is 36 years old.")
-    first = Agent(name="first", model=model, handoffs=[Agent(name="second", model=model)])
-    handed = await Runner.run(first, "Say hello.")
+    streamed_run = Runner.run_streamed(agent, "What is the weather in 'Paris'?")
+    kinds = {event.type async for event in streamed_run.stream_events()}
+    continued_run = await Runner.run(
+        agent, "And now?", previous_response_id=answer.last_response_id
+    )
+    typed_agent = Agent(name="reader", model=model, output_type=Person)
+    person = await Runner.run(typed_agent, "The person 'Ada' is 36 years old.")
+    first_agent = Agent(name="first", model=model, handoffs=[Agent(name="second", model=model)])
+    handoff_run = await Runner.run(first_agent, "Say hello.")
     results = [item.output for item in answer.new_items if item.type == "tool_call_output_item"]
     entries = {
-        "hello": hello.final_output,
+        "hello": hello_run.final_output,
         "results": results,
         "answer": answer.final_output,
-        "streamed": streamed.final_output,
+        "streamed": streamed_run.final_output,
         "kinds": sorted(kinds),
-        "continued": continued.final_output,
+        "continued": continued_run.final_output,
         "person": person.final_output.model_dump(),
-        "last_agent": handed.last_agent.name,
+        "last_agent": handoff_run.last_agent.name,
     }
     print(json.dumps(entries))
 

@@ -76,15 +76,17 @@ def runs_an_agent(name: str) -> None:
 
 def fills_objects() -> None:
     kwargs = {"response_format": Person}
-    filling = OpenAIChatGenerator(model=model, generation_kwargs=kwargs, max_retries=0, **OPENAI)
-    [answer] = filling.run([ChatMessage.from_user(SENTENCE)])["replies"]
+    generator = OpenAIChatGenerator(model=model, generation_kwargs=kwargs, max_retries=0, **OPENAI)
+    [answer] = generator.run([ChatMessage.from_user(SENTENCE)])["replies"]
     assert json.loads(answer.text) == PERSON, answer
 
 
 def embeds() -> None:
-    place = {"model": vectors, **OPENAI}
-    assert OpenAITextEmbedder(**place).run("bcd")["embedding"] == [3, 98]
-    result = OpenAIDocumentEmbedder(progress_bar=False, **place).run([Document(content="a")])
+    embedder_options = {"model": vectors, **OPENAI}
+    assert OpenAITextEmbedder(**embedder_options).run("bcd")["embedding"] == [3, 98]
+    result = OpenAIDocumentEmbedder(progress_bar=False, **embedder_options).run(
+        [Document(content="a")]
+    )
     assert result["documents"][0].embedding == [1, 97]
 
 

@@ -112,29 +112,29 @@ def generates() -> None:
 
 
 def embeds() -> None:
-    for place in (
+    for options in (
         {"model": f"openai/{vectors}", **OPENAI},
         {"model": f"ollama/{vectors}", **OLLAMA},
     ):
-        answer = litellm.embedding(input=["a", "bcd"], **place)
+        answer = litellm.embedding(input=["a", "bcd"], **options)
         assert [row["embedding"] for row in answer.data] == [[1, 97], [3, 98]], answer
 
 
 def responses() -> None:
-    place = {"model": f"openai/{model}", **OPENAI}
+    options = {"model": f"openai/{model}", **OPENAI}
     tool = {"type": "function", **FUNCTION}
-    first = litellm.responses(input="Say hello.", instructions="Be kind.", **place)
-    assert first.output[0].content[0].text == TEXT
-    events = list(litellm.responses(input="Say hello.", stream=True, **place))
+    first_response = litellm.responses(input="Say hello.", instructions="Be kind.", **options)
+    assert first_response.output[0].content[0].text == TEXT
+    events = list(litellm.responses(input="Say hello.", stream=True, **options))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == TEXT
     assert events[-1].type == "response.completed"
-    tool_response = litellm.responses(input=QUESTION, tools=[tool], **place)
+    tool_response = litellm.responses(input=QUESTION, tools=[tool], **options)
     [call] = [item for item in tool_response.output if item.type == "function_call"]
     assert json.loads(call.arguments) == {"city": "Paris"}
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     answer = litellm.responses(
-        input=[result], tools=[tool], previous_response_id=tool_response.id, **place
+        input=[result], tools=[tool], previous_response_id=tool_response.id, **options
     )
     assert answer.output[0].content[0].text == TEXT
 

@@ -51,8 +51,8 @@ HELLO = [ChatMessage(role="system", content="Be kind."), ChatMessage(content="Sa
 
 def chats(llm: Any) -> None:
     assert llm.chat(HELLO).message.content == TEXT
-    streamed = [piece.delta or "" for piece in llm.stream_chat(HELLO)]
-    assert "".join(streamed) == TEXT, streamed
+    streamed_texts = [piece.delta or "" for piece in llm.stream_chat(HELLO)]
+    assert "".join(streamed_texts) == TEXT, streamed_texts
     assert llm.complete("Say hello.").text == TEXT
 
 
@@ -72,8 +72,8 @@ def runs_an_agent(llm: Any) -> None:
 
 
 def fills_objects(llm: Any) -> None:
-    filled = llm.as_structured_llm(Person).complete(SENTENCE).raw
-    assert filled == Person(**PERSON), filled
+    filled_person = llm.as_structured_llm(Person).complete(SENTENCE).raw
+    assert filled_person == Person(**PERSON), filled_person
 
 
 def completes() -> None:
@@ -84,10 +84,10 @@ def completes() -> None:
 
 
 def embeds() -> None:
-    place = {"api_base": f"{url}/v1", "api_key": key, "model_name": vectors, "max_retries": 0}
+    options = {"api_base": f"{url}/v1", "api_key": key, "model_name": vectors, "max_retries": 0}
     for embedding in (
-        OpenAIEmbedding(**place),
-        OpenAILikeEmbedding(**place),
+        OpenAIEmbedding(**options),
+        OpenAILikeEmbedding(**options),
         OllamaEmbedding(vectors, base_url=f"{url}/v1/ollama", client_kwargs={"headers": HEADERS}),
     ):
         assert embedding.get_text_embedding_batch(["a", "bcd"]) == [[1, 97], [3, 98]]

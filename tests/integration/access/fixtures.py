@@ -47,10 +47,10 @@ class Outbox:
     async def send(self, mail: Mail) -> None:
         self.mails.append(mail)
 
-    async def token(self, to: str) -> str:
+    async def token(self, recipient: str) -> str:
         """Return the token in the newest mail to this address."""
-        await eventually(lambda: any(mail.to == to for mail in self.mails))
-        mail = next(mail for mail in reversed(self.mails) if mail.to == to)
+        await eventually(lambda: any(mail.to == recipient for mail in self.mails))
+        mail = next(mail for mail in reversed(self.mails) if mail.to == recipient)
         self.mails.remove(mail)
         return mail.text.split("\n\n")[1]
 
@@ -132,8 +132,8 @@ class Postgres:
             self._server = get_server(folder, cleanup_mode="delete")
 
     def url(self, name: str) -> str:
-        plain: str = self._server.get_uri(database=name)
-        return plain.replace("postgresql://", "postgresql+asyncpg://", 1)
+        server_uri: str = self._server.get_uri(database=name)
+        return server_uri.replace("postgresql://", "postgresql+asyncpg://", 1)
 
     def new(self, template: str = "template1") -> str:
         """Create a database as a copy of ``template``, and return its name."""
@@ -214,16 +214,16 @@ async def serving(app: Any) -> AsyncIterator[str]:
     """Serve an ASGI app on a free port, and yield its URL."""
     config = uvicorn.Config(app, port=0, log_config=None, timeout_keep_alive=300)
     server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
+    server_task = asyncio.create_task(server.serve())
     while not server.started:
-        assert not running.done(), "the app did not start"
+        assert not server_task.done(), "the app did not start"
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        await running
+        await server_task
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])

@@ -35,7 +35,7 @@ def provider() -> Iterator[str]:
 
 def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
     """Configure this provider as the only one through which users can sign in."""
-    configured = {
+    provider_config = {
         "name": "studio",
         "issuer": issuer,
         "client_id": "moyin",
@@ -43,6 +43,6 @@ def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
         "redirect_uris": [BACK],
         **changes,
     }
-    config = AccountsConfig.model_validate({"providers": [configured]})
+    config = AccountsConfig.model_validate({"providers": [provider_config]})
     accounts_app.parts.open_id.providers = config.providers_by_name({"STUDIO_SECRET": "s3cret"})
     accounts_app.parts.sign_in.policy = config.sign_in_policy

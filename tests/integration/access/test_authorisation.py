@@ -221,17 +221,17 @@ ASKED = UsageEntry(
 MODELS_PUBLIC = frozenset({"GET /healthz", "GET /readyz"})
 
 
-def list_routes(described: Mapping[str, Any]) -> set[str]:
+def list_routes(description: Mapping[str, Any]) -> set[str]:
     """Return the routes of an OpenAPI description."""
     return {
         f"{method.upper()} {path}"
-        for path, methods in described["paths"].items()
+        for path, methods in description["paths"].items()
         for method in methods
         if method in _METHODS
     }
 
 
-def judge(status: int, code: str | None) -> str:
+def to_matrix_character(status: int, code: str | None) -> str:
     if code in ("missing_api_key", "invalid_api_key"):
         return "-"
     if code == "insufficient_scope":
@@ -309,7 +309,7 @@ def body_of(route: str) -> Any:
 
 
 @pytest.fixture
-async def cast(
+async def role_accounts(
     migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer
 ) -> AsyncIterator[RoleAccounts]:
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
@@ -320,31 +320,31 @@ async def cast(
         yield cast
 
 
-async def test_accounts(cast: RoleAccounts) -> None:
-    described = await cast.accounts_app.ok("GET", "/openapi.json")
-    assert list_routes(described) == ACCOUNTS.keys(), "list the route with what each role may"
-    wrong = {}
+async def test_accounts(role_accounts: RoleAccounts) -> None:
+    description = await role_accounts.accounts_app.ok("GET", "/openapi.json")
+    assert list_routes(description) == ACCOUNTS.keys(), "list the route with what each role may"
+    wrong_routes = {}
     for route, expected in ACCOUNTS.items():
         method, template = route.split(" ")
-        seen = ""
+        outcomes = ""
         for role in ACCOUNTS_ROLES:
-            path = await cast.path(template)
-            answer = await cast.accounts_app.call(
-                method, path, await cast.bearer(role), body_of(route)
+            path = await role_accounts.path(template)
+            answer = await role_accounts.accounts_app.call(
+                method, path, await role_accounts.bearer(role), body_of(route)
             )
             assert answer.status < 500, (route, role, answer)
-            seen += judge(answer.status, answer.code)
-        if seen != expected:
-            wrong[route] = f"{seen}, not {expected}"
-    assert wrong == {}
+            outcomes += to_matrix_character(answer.status, answer.code)
+        if outcomes != expected:
+            wrong_routes[route] = f"{outcomes}, not {expected}"
+    assert wrong_routes == {}
 
 
 async def test_gateway(farm: Farm) -> None:
     bearers = await gateway_bearers(farm)
     async with aiohttp.ClientSession(farm.url) as session:
         async with session.get("/openapi.json") as response:
-            described = await response.json()
-        assert list_routes(described) == GATEWAY.keys(), "list the route with what each role may"
+            description = await response.json()
+        assert list_routes(description) == GATEWAY.keys(), "list the route with what each role may"
         job = await create_render_job(farm)
         assert await find_wrong_answers(farm, session, bearers, job, GATEWAY) == {}
         for role, bearer in bearers.items():
@@ -354,18 +354,18 @@ async def test_gateway(farm: Farm) -> None:
 
 async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
     """Return a key for each of `GATEWAY_ROLES`."""
-    return await bearers_of(KeyStore(farm.database), "ann")
+    return await create_bearers(KeyStore(farm.database), "ann")
 
 
-async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
+async def create_bearers(keys: KeyStore, owner: str) -> dict[str, str | None]:
     scopes = {
         "player": {"player"}, "text": {"text"}, "reader": {"jobs:read"},
         "writer": {"jobs:write"}, "everything": {"*"}, "other tenant": {"*"},
     }  # fmt: skip
     bearers: dict[str, str | None] = {"nobody": None}
-    for role, held in scopes.items():
-        whose = f"not {owner}" if role == "other tenant" else owner
-        bearers[role] = (await keys.create(whose, role, scopes=held))[1]
+    for role, held_scopes in scopes.items():
+        key_owner = f"not {owner}" if role == "other tenant" else owner
+        bearers[role] = (await keys.create(key_owner, role, scopes=held_scopes))[1]
     return bearers
 
 
@@ -381,31 +381,33 @@ async def find_wrong_answers(
     bearers: Mapping[str, str | None],
     job: str,
     matrix: Mapping[str, str],
-    base: str = "",
+    base_path: str = "",
 ) -> dict[str, str]:
     """Call each route of ``matrix`` as each role, and return the differences from the matrix.
 
     Args:
         job: the id of the job that the paths contain.
-        base: the URL or path in front of the routes.
+        base_path: the URL or path in front of the routes.
     """
-    known = {
+    path_values = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
         "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
         "digest": f"blake3:{blake3(b'text').hexdigest()}",
     }  # fmt: skip
-    wrong = {}
+    wrong_routes = {}
     for route, expected in matrix.items():
         method, template = route.split(" ")
-        seen = ""
+        outcomes = ""
         for bearer in bearers.values():
             # One for each call: some routes delete it.
-            stored = await upload(farm) if "{a" in template or "{digest}" in template else ""
-            path = template.format_map(known | {"artifact_id": stored, "asset_id": stored})
+            artifact_id = await upload(farm) if "{a" in template or "{digest}" in template else ""
+            path = template.format_map(
+                path_values | {"artifact_id": artifact_id, "asset_id": artifact_id}
+            )
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
             async with session.request(
-                method, base + path, headers=headers, allow_redirects=False
+                method, base_path + path, headers=headers, allow_redirects=False
             ) as response:
                 code = None
                 if response.status >= 400 and method == "HEAD":
@@ -415,10 +417,10 @@ async def find_wrong_answers(
                     # ComfyUI's protocols have a shape of their own.
                     code = body.get("code") or body["error"]["details"]["code"]
                 assert response.status < 500 or path == "/readyz", (route, code)
-                seen += judge(response.status, code)
-        if seen != expected:
-            wrong[route] = f"{seen}, not {expected}"
-    return wrong
+                outcomes += to_matrix_character(response.status, code)
+        if outcomes != expected:
+            wrong_routes[route] = f"{outcomes}, not {expected}"
+    return wrong_routes
 
 
 async def upload(farm: Farm) -> str:
@@ -434,7 +436,7 @@ async def judge_websocket(session: aiohttp.ClientSession, path: str, bearer: str
         if message.type is aiohttp.WSMsgType.TEXT:
             return "+"
         assert message.type is aiohttp.WSMsgType.CLOSE
-        return judge(message.data % 1000, (message.extra or "").partition(":")[0])
+        return to_matrix_character(message.data % 1000, (message.extra or "").partition(":")[0])
 
 
 async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) -> None:
@@ -443,11 +445,11 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
     key_id, key = await keys.create("ann", "narrow", scopes={"jobs:write", "jobs:read"})
     call = {"kind": "http", "request": {"path": "/svc/x"}}
     chat = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
-    async with farm.session(key) as narrow:
-        async with narrow.post("/jobs", json=chat) as response:
+    async with farm.session(key) as narrow_session:
+        async with narrow_session.post("/jobs", json=chat) as response:
             body = await response.json()
             assert (response.status, body["scope"]) == (403, "text")
-        async with narrow.post("/jobs", json=call) as response:
+        async with narrow_session.post("/jobs", json=call) as response:
             job = (await response.json())["id"]
     await farm.until(job, "succeeded")
     [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
@@ -464,16 +466,16 @@ async def test_models(tmp_path: Path) -> None:
     ):
         database = Database(Settings(data=tmp_path).sql_url)
         keys = KeyStore(database)
-        bearers = await bearers_of(keys, "ada")
+        bearers = await create_bearers(keys, "ada")
         await database.close()
         accounts_app.ledger.record(ASKED)
         await eventually(lambda: accounts_app.ledger.get("ada", ASKED.request_id))
         async with session.get("openapi.json") as response:
-            described = await response.json()
-        for route in list_routes(described):
+            description = await response.json()
+        for route in list_routes(description):
             method, path = route.split(" ")
             path = re.sub(r"{\w+}", ASKED.request_id, path)
-            seen = ""
+            outcomes = ""
             for role in MODELS_ROLES:
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
@@ -484,25 +486,27 @@ async def test_models(tmp_path: Path) -> None:
                 if not results and "API key" in text:
                     results = ["missing_api_key"]
                 code = results[0] if results else None
-                seen += judge(404 if code == "request_not_found" else 0, code)
+                outcomes += to_matrix_character(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
-            assert seen == expected, (route, text)
+            assert outcomes == expected, (route, text)
 
 
-async def test_calls_of_other_tenants(tmp_path: Path) -> None:
+async def test_calls_of_other_tenants_need_all_scopes(tmp_path: Path) -> None:
     """Only keys with all scopes, such as an operator's, may ask for the calls of other tenants."""
     async with (
         serving(tmp_path) as models_app,
         aiohttp.ClientSession(f"{models_app.url}/v1/") as session,
     ):
         database = Database(Settings(data=tmp_path).sql_url)
-        bearers = await bearers_of(KeyStore(database), "ada")
+        bearers = await create_bearers(KeyStore(database), "ada")
         await database.close()
         for path in ("requests?owner=eve", "requests?owner=*", "usage?owner=eve", "usage?owner=*"):
-            seen = ""
+            outcomes = ""
             for role in MODELS_ROLES:
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
                 async with session.get(path, headers=headers) as response:
-                    seen += judge(response.status, (await response.json()).get("code"))
-            assert seen == "-xxx++", path
+                    outcomes += to_matrix_character(
+                        response.status, (await response.json()).get("code")
+                    )
+            assert outcomes == "-xxx++", path

@@ -18,7 +18,7 @@ from tests.chaos.graphs import sleepy
 from tests.integration.access.test_authorisation import (
     GATEWAY,
     GATEWAY_ROLES,
-    bearers_of,
+    create_bearers,
     create_render_job,
     find_wrong_answers,
     gateway_bearers,
@@ -57,7 +57,7 @@ SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
     bearers, job = await gateway_bearers(farm), await create_render_job(farm)
     async with aiohttp.ClientSession(farm.url) as session:
-        page = {route: seen for route, seen in UNLISTED.items() if route != "GET /comfy/"}
+        page = {route: outcomes for route, outcomes in UNLISTED.items() if route != "GET /comfy/"}
         assert await find_wrong_answers(farm, session, bearers, job, page) == {}
         for bearer in bearers.values():
             headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
@@ -67,19 +67,21 @@ async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
 
 async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
     bearers = await gateway_bearers(farm)
-    ours = {
+    comfyui_routes = {
         route: expected
         for route, expected in GATEWAY.items()
         if is_comfyui_path(path := route.split(" ")[1]) and not path.startswith(("/api/", "/v2/"))
     }
-    assert len(ours) > 40
+    assert len(comfyui_routes) > 40
     async with aiohttp.ClientSession(farm.url) as session:
         for base in ("/api", "/comfy/api"):
             job = await create_render_job(farm)
-            assert await find_wrong_answers(farm, session, bearers, job, ours, base) == {}, base
+            assert (
+                await find_wrong_answers(farm, session, bearers, job, comfyui_routes, base) == {}
+            ), base
         for path in SOCKETS:
-            seen = [await judge_websocket(session, path, bearer) for bearer in bearers.values()]
-            assert "".join(seen) == GATEWAY["GET /queue"], path
+            outcomes = [await judge_websocket(session, path, bearer) for bearer in bearers.values()]
+            assert "".join(outcomes) == GATEWAY["GET /queue"], path
 
 
 async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
@@ -101,12 +103,12 @@ async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
 
 async def test_grpc(gateway: RunningStack) -> None:
     database = Database(gateway.settings.sql_url)
-    bearers = await bearers_of(KeyStore(database), "grpc")
+    bearers = await create_bearers(KeyStore(database), "grpc")
     await database.close()
     client = StackClient(gateway.url, str(bearers["everything"]))
     job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
     client.wait(job, {"succeeded"}, 120)
-    unfinished = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
+    unfinished_job = client.submit({"kind": "render", "workflow": sleepy(600, 0x6363)})
     requests = {
         "Chat": pb.ChatRequest(
             model="no-such", messages=[pb.ChatMessage(role="user", content="x")]
@@ -116,19 +118,21 @@ async def test_grpc(gateway: RunningStack) -> None:
         "WatchJob": pb.WatchJobRequest(id=job),
         "CancelJob": pb.CancelJobRequest(id=job),
         "RetryJob": pb.RetryJobRequest(id=job),
-        "DeleteJob": pb.DeleteJobRequest(id=unfinished),
+        "DeleteJob": pb.DeleteJobRequest(id=unfinished_job),
         "ListJobs": pb.ListJobsRequest(),
     }
     assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
-    seen: dict[str, str] = dict.fromkeys(CALLS, "")
+    outcomes: dict[str, str] = dict.fromkeys(CALLS, "")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         stub = MoyinStub(channel)
         for role in GATEWAY_ROLES:
             for name, request in requests.items():
-                seen[name] += await _judged(getattr(stub, name), request, bearers[role])
+                outcomes[name] += await _call_as_character(
+                    getattr(stub, name), request, bearers[role]
+                )
         metadata = [("authorization", f"Bearer {bearers['everything']}")]
-        await stub.CancelJob(pb.CancelJobRequest(id=unfinished), metadata=metadata)
-    assert seen == CALLS
+        await stub.CancelJob(pb.CancelJobRequest(id=unfinished_job), metadata=metadata)
+    assert outcomes == CALLS
 
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Moyin"]
@@ -141,7 +145,7 @@ _JUDGEMENTS: Mapping[grpc.StatusCode, str] = {
 }
 
 
-async def _judged(call: Any, request: Any, bearer: str | None) -> str:
+async def _call_as_character(call: Any, request: Any, bearer: str | None) -> str:
     metadata = [("application", "gateway")]
     if bearer is not None:
         metadata.append(("authorization", f"Bearer {bearer}"))

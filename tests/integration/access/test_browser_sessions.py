@@ -54,9 +54,9 @@ class Browser:
 
 
 @asynccontextmanager
-async def browsing(accounts: AccountsApp) -> AsyncIterator[Browser]:
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(cookie_jar=jar) as session:
+async def open_browser(accounts: AccountsApp) -> AsyncIterator[Browser]:
+    cookie_jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=cookie_jar) as session:
         yield Browser(accounts.url, session)
 
 
@@ -66,7 +66,7 @@ def password_of(player: Mapping[str, Any]) -> dict[str, str]:
 
 async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> None:
     member = await accounts.member(await accounts.organisation())
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         login = await browser.call("POST", "/session", password_of(member))
         assert (login.status, login.headers["cache-control"]) == (200, "no-store")
         assert (login.body["user"], login.body["renewable"]) == (member["user"]["id"], True)
@@ -78,19 +78,19 @@ async def test_a_person_signs_in_renews_and_signs_out(accounts: AccountsApp) -> 
         assert await browser.status("GET", "/me") == 401
         assert await browser.status("POST", "/session/renew") == 200
         assert await browser.status("GET", "/me") == 200
-        stolen = dict(browser.cookies)
+        stolen_cookies = dict(browser.cookies)
         assert await browser.status("POST", "/session/end") == 204
         assert browser.cookies == {}
     for path, name in (("/me", "moyin_session"), ("/session/renew", "moyin_refresh")):
         method = "POST" if name == "moyin_refresh" else "GET"
-        cookie = f"{name}={stolen[name]}"
-        refused = await accounts.call(method, path, cookie=cookie, **OWN_PAGE)
-        assert refused.status == 401, path
+        cookie = f"{name}={stolen_cookies[name]}"
+        refused_response = await accounts.call(method, path, cookie=cookie, **OWN_PAGE)
+        assert refused_response.status == 401, path
 
 
 async def test_tabs_renew_at_once_and_stay_signed_in(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         statuses = [browser.status("POST", "/session/renew") for _ in range(5)]
         assert await asyncio.gather(*statuses) == [200] * 5
@@ -100,12 +100,12 @@ async def test_tabs_renew_at_once_and_stay_signed_in(accounts: AccountsApp) -> N
 
 async def test_a_refresh_secret_that_was_taken_out_ends_the_session(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         secret = browser.cookies["moyin_refresh"]
-        thief = await accounts.ok("POST", "/refresh", None, {"refresh_token": secret})
+        thief_session = await accounts.ok("POST", "/refresh", None, {"refresh_token": secret})
         assert await browser.status("POST", "/session/renew") == 401
-    assert (await accounts.call("GET", "/me", thief["access_token"])).status == 401
+    assert (await accounts.call("GET", "/me", thief_session["access_token"])).status == 401
 
 
 async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
@@ -113,19 +113,19 @@ async def test_the_refresh_token_of_a_new_session_moves_into_the_cookie(
 ) -> None:
     player = await accounts.player()
     body = {"refresh_token": player["refresh_token"]}
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         login = await browser.call("POST", "/session", body)
         assert (login.status, login.body["user"]) == (200, player["user"]["id"])
         assert browser.cookies["moyin_refresh"] != player["refresh_token"]
         assert await browser.status("POST", "/session/renew") == 200
-    async with browsing(accounts) as other:
-        refused = await other.call("POST", "/session", body)
-        assert (refused.status, refused.body["field"]) == (401, "refresh_token")
+    async with open_browser(accounts) as second_browser:
+        refused_response = await second_browser.call("POST", "/session", body)
+        assert (refused_response.status, refused_response.body["field"]) == (401, "refresh_token")
 
 
 async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         login = await browser.call("POST", "/session", {"api_key": f" {accounts.operator} "})
         assert (login.status, login.body["owner"], login.body["renewable"]) == (200, "admin", False)
@@ -136,16 +136,16 @@ async def test_an_api_key_signs_in_without_renewal(accounts: AccountsApp) -> Non
         assert (await browser.call("GET", "/whoami")).body["owner"] == "admin"
         assert await browser.status("GET", "/sessions") == 403
         # A header counts before the cookie.
-        bearer = {"authorization": f"Bearer {player['access_token']}"}
-        shown = await browser.call("GET", "/whoami", headers=bearer)
-        assert shown.body["user"] == player["user"]["id"]
+        bearer_headers = {"authorization": f"Bearer {player['access_token']}"}
+        whoami_response = await browser.call("GET", "/whoami", headers=bearer_headers)
+        assert whoami_response.body["user"] == player["user"]["id"]
         assert await browser.status("POST", "/session/end") == 204
     assert (await accounts.call("GET", "/whoami", accounts.operator)).status == 200
 
 
 async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         token = f" {player['access_token']}\n"
         login = await browser.call("POST", "/session", {"api_key": token})
         assert (login.status, login.body["user"]) == (200, player["user"]["id"])
@@ -155,9 +155,9 @@ async def test_an_access_token_may_be_pasted_with_spaces(accounts: AccountsApp) 
 
 async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
-        before = browser.cookies
+        cookies_before = browser.cookies
         calls: list[tuple[str, str, Any]] = [
             ("POST", "/session", password_of(player)),
             ("POST", "/session/renew", None),
@@ -168,12 +168,17 @@ async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> Non
         ]
         for method, path, body in calls:
             for headers in EVIL:
-                refused = await browser.call(method, path, body, headers)
-                assert (refused.status, refused.code) == (403, "cross_site_request"), path
+                refused_response = await browser.call(method, path, body, headers)
+                assert (refused_response.status, refused_response.code) == (
+                    403,
+                    "cross_site_request",
+                ), path
         for method, path in (("PATCH", "/me"), ("POST", "/session/renew")):
-            silent = await browser.call(method, path, {}, headers={})
-            assert (silent.status, silent.code) == (403, "cross_site_request"), path
-        assert browser.cookies == before
+            silent_response = await browser.call(method, path, {}, headers={})
+            assert (silent_response.status, silent_response.code) == (403, "cross_site_request"), (
+                path
+            )
+        assert browser.cookies == cookies_before
         assert (await browser.call("GET", "/me")).body["name"] == "Ann"
 
 
@@ -190,76 +195,90 @@ async def test_pages_of_other_sites_can_do_nothing(accounts: AccountsApp) -> Non
     ],
     ids=str,
 )
-async def test_a_browser_signs_in_in_one_way(accounts: AccountsApp, body: Any) -> None:
-    refused = await accounts.call("POST", "/session", None, body)
-    assert (refused.status, refused.code) == (400, "invalid_request")
-    assert refused.body["field"] and "set-cookie" not in refused.headers
+async def test_session_request_accepts_one_kind_of_credential(
+    accounts: AccountsApp, body: Any
+) -> None:
+    refused_response = await accounts.call("POST", "/session", None, body)
+    assert (refused_response.status, refused_response.code) == (400, "invalid_request")
+    assert refused_response.body["field"] and "set-cookie" not in refused_response.headers
 
 
 async def test_wrong_secrets_get_no_cookie(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    wrong: list[tuple[Any, str]] = [
+    wrong_bodies: list[tuple[Any, str]] = [
         ({**password_of(player), "password": "wrong"}, "invalid_credentials"),
         ({"api_key": "moyin_x_y"}, "invalid_api_key"),
         ({"refresh_token": "moyinr_x"}, "invalid_token"),
     ]
-    for body, code in wrong:
-        refused = await accounts.call("POST", "/session", None, body)
-        assert (refused.status, refused.code) == (401, code)
-        assert "set-cookie" not in refused.headers
+    for body, code in wrong_bodies:
+        refused_response = await accounts.call("POST", "/session", None, body)
+        assert (refused_response.status, refused_response.code) == (401, code)
+        assert "set-cookie" not in refused_response.headers
 
 
 async def test_guesses_are_slowed_down_as_at_login(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    wrong = {**password_of(player), "password": "wrong"}
-    here = {"x-forwarded-for": f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"}
+    wrong_credentials = {**password_of(player), "password": "wrong"}
+    client_headers = {"x-forwarded-for": f"2001:db8::{secrets.token_hex(2)}:{secrets.token_hex(2)}"}
     paths = ["/session", "/login"] * 5
     # Ten are verified at once; of further ones, two may wait for their turn.
     for path in paths:
-        guess = await accounts.call("POST", path, None, wrong, **here)
-        assert (guess.status, guess.code) == (401, "invalid_credentials")
+        guess_response = await accounts.call(
+            "POST", path, None, wrong_credentials, **client_headers
+        )
+        assert (guess_response.status, guess_response.code) == (401, "invalid_credentials")
     tasks = [
-        asyncio.create_task(accounts.call("POST", path, None, wrong, **here)) for path in paths
+        asyncio.create_task(accounts.call("POST", path, None, wrong_credentials, **client_headers))
+        for path in paths
     ]
-    refused = 0
+    refusal_count = 0
     for task in asyncio.as_completed(tasks):
-        refused += (await task).code == "too_many_attempts"
-        if refused > len(paths) // 2:
+        refusal_count += (await task).code == "too_many_attempts"
+        if refusal_count > len(paths) // 2:
             break
-    assert refused > len(paths) // 2
+    assert refusal_count > len(paths) // 2
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_sessions_are_listed_and_ended_one_by_one(accounts: AccountsApp) -> None:
-    player, stranger = await accounts.player(), await accounts.player()
-    async with browsing(accounts) as here, browsing(accounts) as there:
-        for browser in (there, here):
+    player, other_player = await accounts.player(), await accounts.player()
+    async with open_browser(accounts) as first_browser, open_browser(accounts) as second_browser:
+        for browser in (second_browser, first_browser):
             await browser.call("POST", "/session", password_of(player))
-        listed = (await here.call("GET", "/sessions")).body["sessions"]
-        assert [item["current"] for item in listed] == [True, False, False]
-        assert listed[0]["user_agent"] == "Firefox 140" and listed[0]["address"] == ADDRESS
-        assert listed[0]["created_at"] <= listed[0]["last_used_at"] < listed[0]["expires_at"]
-        ids = [item["id"] for item in listed]
-        hidden = await accounts.call("DELETE", f"/sessions/{ids[1]}", stranger["access_token"])
-        assert (hidden.status, hidden.code) == (404, "not_found")
-        assert await here.status("DELETE", f"/sessions/{ids[1]}") == 204
-        assert await here.status("DELETE", f"/sessions/{ids[1]}") == 404
-        assert await there.status("GET", "/me") == 401
-        assert await there.status("POST", "/session/renew") == 401
-        assert await here.status("GET", "/me") == 200
-        left = (await here.call("GET", "/sessions")).body["sessions"]
-        assert [item["id"] for item in left] == [ids[0], ids[2]]
+        listed_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
+        assert [item["current"] for item in listed_sessions] == [True, False, False]
+        assert (
+            listed_sessions[0]["user_agent"] == "Firefox 140"
+            and listed_sessions[0]["address"] == ADDRESS
+        )
+        assert (
+            listed_sessions[0]["created_at"]
+            <= listed_sessions[0]["last_used_at"]
+            < listed_sessions[0]["expires_at"]
+        )
+        ids = [item["id"] for item in listed_sessions]
+        hidden_response = await accounts.call(
+            "DELETE", f"/sessions/{ids[1]}", other_player["access_token"]
+        )
+        assert (hidden_response.status, hidden_response.code) == (404, "not_found")
+        assert await first_browser.status("DELETE", f"/sessions/{ids[1]}") == 204
+        assert await first_browser.status("DELETE", f"/sessions/{ids[1]}") == 404
+        assert await second_browser.status("GET", "/me") == 401
+        assert await second_browser.status("POST", "/session/renew") == 401
+        assert await first_browser.status("GET", "/me") == 200
+        remaining_sessions = (await first_browser.call("GET", "/sessions")).body["sessions"]
+        assert [item["id"] for item in remaining_sessions] == [ids[0], ids[2]]
 
 
 async def test_a_disabled_user_is_signed_out(accounts: AccountsApp) -> None:
     player = await accounts.player()
-    async with browsing(accounts) as browser:
+    async with open_browser(accounts) as browser:
         await browser.call("POST", "/session", password_of(player))
         path = f"/users/{player['user']['id']}"
         await accounts.ok("PATCH", path, accounts.operator, {"disabled": True})
         assert await browser.status("GET", "/me") == 401
         assert await browser.status("POST", "/session/renew") == 401
-        refused = await browser.call("POST", "/session", password_of(player))
-        assert (refused.status, refused.code) == (401, "invalid_credentials")
+        refused_response = await browser.call("POST", "/session", password_of(player))
+        assert (refused_response.status, refused_response.code) == (401, "invalid_credentials")

@@ -33,8 +33,8 @@ async def test_members_are_listed_by_pages_and_found(accounts: AccountsApp) -> N
         await accounts.ok("POST", f"{path}/service-accounts", accounts.operator, body)
     members = await read_pages(accounts, f"{path}/members?", "members", accounts.operator)
     assert [m["name"] for m in members] == ["Ren", "Mikado", "100%", "Mika", "Aki"]
-    whole = await accounts.ok("GET", f"{path}/members", accounts.operator)
-    assert (whole["members"], whole["next_cursor"]) == (members, None)
+    full_list = await accounts.ok("GET", f"{path}/members", accounts.operator)
+    assert (full_list["members"], full_list["next_cursor"]) == (members, None)
     result = await read_pages(
         accounts, f"{path}/members?search=mika&", "members", accounts.operator
     )
@@ -42,8 +42,8 @@ async def test_members_are_listed_by_pages_and_found(accounts: AccountsApp) -> N
     # `%` and `_` stand for themselves.
     result = await read_pages(accounts, f"{path}/members?search=%25&", "members", accounts.operator)
     assert [m["name"] for m in result] == ["100%"]
-    refused = await accounts.call("GET", f"{path}/members?cursor=x", accounts.operator)
-    assert (refused.status, refused.body["field"]) == (400, "cursor")
+    refused_response = await accounts.call("GET", f"{path}/members?cursor=x", accounts.operator)
+    assert (refused_response.status, refused_response.body["field"]) == (400, "cursor")
 
 
 async def test_operators_find_organisations_and_keys_of_others(accounts: AccountsApp) -> None:
@@ -55,21 +55,21 @@ async def test_operators_find_organisations_and_keys_of_others(accounts: Account
         await accounts.ok("GET", f"/organisations?search={name[-8:].upper()}", accounts.operator)
     )["organisations"]
     assert result["id"] == organisation
-    made = [
+    created_keys = [
         (await accounts.ok("POST", "/keys", bearer, {"name": f"key {number}"}))["id"]
         for number, bearer in enumerate((admin, admin, member))
     ]
-    await accounts.ok("DELETE", f"/keys/{made[0]}", admin)
-    for bearer, expected in ((admin, made), (member, made[2:])):
+    await accounts.ok("DELETE", f"/keys/{created_keys[0]}", admin)
+    for bearer, expected in ((admin, created_keys), (member, created_keys[2:])):
         keys = await read_pages(accounts, "/keys?", "keys", bearer)
         assert [key["id"] for key in keys] == expected[::-1]
     path = f"/keys?owner={organisation}&valid=true&"
     keys = await read_pages(accounts, path, "keys", accounts.operator)
-    assert [key["id"] for key in keys] == made[:0:-1]
+    assert [key["id"] for key in keys] == created_keys[:0:-1]
     user = keys[0]["user"]
     assert await read_pages(accounts, f"/keys?user={user}&", "keys", admin) == keys[:1]
-    own = (await accounts.ok("GET", "/me", admin))["id"]
-    assert await read_pages(accounts, f"/keys?user={own}&", "keys", member) == []
+    own_id = (await accounts.ok("GET", "/me", admin))["id"]
+    assert await read_pages(accounts, f"/keys?user={own_id}&", "keys", member) == []
     assert (await accounts.call("GET", path, admin)).status == 200
     foreign_keys_path = f"/keys?owner={await accounts.organisation()}"
     assert (await accounts.call("GET", foreign_keys_path, admin)).code == "insufficient_scope"
@@ -94,10 +94,10 @@ async def test_the_audit_log_is_filtered(accounts: AccountsApp) -> None:
     assert await actions(f"target={key}&actor={user}") == ["key.revoke", "key.create"]
     assert await actions("to=2020-01-01T00:00:00Z") == []
     assert len(await actions("from=2020-01-01T00:00:00Z")) == 4
-    everything = await actions(f"owner={organisation}", accounts.operator)
-    assert everything[-1] == "organisation.create"
-    other = await accounts.call("GET", f"/audit?owner={secrets.token_hex(4)}", admin)
-    assert other.code == "insufficient_scope"
+    all_actions = await actions(f"owner={organisation}", accounts.operator)
+    assert all_actions[-1] == "organisation.create"
+    refused_response = await accounts.call("GET", f"/audit?owner={secrets.token_hex(4)}", admin)
+    assert refused_response.code == "insufficient_scope"
 
 
 async def test_an_admin_sees_budgets_of_the_tenant_and_its_members(accounts: AccountsApp) -> None:
@@ -121,6 +121,6 @@ async def test_an_admin_sees_budgets_of_the_tenant_and_its_members(accounts: Acc
     assert (await accounts.call("GET", foreign_budgets_path, admin)).status == 404
 
 
-async def test_pages_that_sign_people_in_learn_the_ways(accounts: AccountsApp) -> None:
-    ways = await accounts.ok("GET", "/sign-in")
-    assert ways == {"providers": [], "registration": True, "password_reset": True}
+async def test_sign_in_methods_are_listed(accounts: AccountsApp) -> None:
+    sign_in_methods = await accounts.ok("GET", "/sign-in")
+    assert sign_in_methods == {"providers": [], "registration": True, "password_reset": True}

@@ -17,12 +17,12 @@ from tests.integration.gateway.fixtures import Farm
 from tests.integration.gateway.test_jobs import CHAT
 from tests.integration.proxy.fixtures import proxy_serving
 from tests.integration.proxy.upstream import Service, serving
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 PROMISED_SECONDS = 10.0
 
 
-async def _socket(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
+async def _follow_socket(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
     """Return the reason with which a WebSocket was closed."""
     async with client.ws_connect(path) as socket:
         async for message in socket:
@@ -31,61 +31,65 @@ async def _socket(path: str, client: aiohttp.ClientSession, has_begun: asyncio.E
         return f"{socket.close_code}"
 
 
-async def _stream(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
+async def _follow_stream(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
     """Return the last event of a stream."""
-    last = b""
+    last_chunk = b""
     async with client.get(path) as response:
         assert response.status == 200
         async for chunk in response.content.iter_any():
-            last = chunk
+            last_chunk = chunk
             has_begun.set()
-    return last.decode()
+    return last_chunk.decode()
 
 
 @asynccontextmanager
-async def _opened(
+async def _follow_all(
     client: aiohttp.ClientSession, paths: dict[str, Any]
 ) -> AsyncIterator[dict[str, asyncio.Task[str]]]:
     tasks: dict[str, asyncio.Task[str]] = {}
     start_events = []
-    for path, follow in paths.items():
+    for path, follow_stream in paths.items():
         start_events.append(asyncio.Event())
-        tasks[path] = asyncio.create_task(follow(path, client, start_events[-1]))
+        tasks[path] = asyncio.create_task(follow_stream(path, client, start_events[-1]))
     async with asyncio.timeout(20):
         for event in start_events:
             await event.wait()
     yield tasks
 
 
-async def test_event_streams_end_with_their_key(farm: Farm, measured: Measured) -> None:
+async def test_event_streams_end_with_their_key(
+    farm: Farm, record_measurement: RecordMeasurement
+) -> None:
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "short-lived")
     job = await farm.submit(CHAT)
     render = await farm.submit({"kind": "render", "workflow": {"1": {"class_type": "EmptyImage",
                                 "inputs": {}}}})  # fmt: skip
     paths = {
-        f"/jobs/{job['id']}/events": _stream,
-        f"/jobs/{job['id']}/ws": _socket,
-        f"/api/v2/jobs/{render['id']}/events": _stream,
-        "/ws?clientId=desk": _socket,
-        "/api/ws?clientId=desk": _socket,
+        f"/jobs/{job['id']}/events": _follow_stream,
+        f"/jobs/{job['id']}/ws": _follow_socket,
+        f"/api/v2/jobs/{render['id']}/events": _follow_stream,
+        "/ws?clientId=desk": _follow_socket,
+        "/api/ws?clientId=desk": _follow_socket,
     }
     async with (
         farm.session(key) as client,
-        _opened(client, paths) as tasks,
-        _opened(farm.client, {f"/jobs/{job['id']}/ws": _socket}) as others,
+        _follow_all(client, paths) as tasks,
+        _follow_all(farm.client, {f"/jobs/{job['id']}/ws": _follow_socket}) as other_streams,
     ):
-        began = time.monotonic()
+        started_at = time.monotonic()
         await keys.revoke(key_id)
         async with asyncio.timeout(PROMISED_SECONDS):
             ends = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
-        measured(f"revoked: five connections ended after {time.monotonic() - began:.1f} s")
+        record_measurement(
+            f"revoked: five connections ended after {time.monotonic() - started_at:.1f} s"
+        )
         for path, end in ends.items():
-            if paths[path] is _socket:
+            if paths[path] is _follow_socket:
                 assert end == "1008", path
             else:
                 assert end.startswith("event: error\n") and "invalid_api_key" in end, path
-        for task in others.values():
+        for task in other_streams.values():
             assert not task.done()
             task.cancel()
 
@@ -108,7 +112,7 @@ async def test_proxied_connections_end_with_their_key(path: str) -> None:
                     assert close_message == (WSMsgType.CLOSE, 1008, reason)
             else:
                 has_begun = asyncio.Event()
-                stream = asyncio.create_task(_stream(path, proxy_server.client, has_begun))
+                stream = asyncio.create_task(_follow_stream(path, proxy_server.client, has_begun))
                 await has_begun.wait()
                 proxy_server.keys.identities.pop("ann-key")
                 async with asyncio.timeout(PROMISED_SECONDS):

@@ -16,34 +16,34 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def run(accounts: AccountsApp, name: str, **variables: Any) -> list[Any]:
     """Run an example and return the bodies that it prints."""
-    printed = await asyncio.to_thread(
+    output = await asyncio.to_thread(
         run_shell_example, "docs/accounts.md", name, url=accounts.url, **variables
     )
     decoder, bodies, position = json.JSONDecoder(), [], 0
-    while position < len(printed.rstrip()):
-        body, position = decoder.raw_decode(printed, position)
+    while position < len(output.rstrip()):
+        body, position = decoder.raw_decode(output, position)
         bodies.append(body)
     return bodies
 
 
 async def test_a_player_registers_and_sees_who_it_is(accounts: AccountsApp) -> None:
     token = (await accounts.player())["access_token"]
-    session, me = await run(accounts, "player", ACCESS_TOKEN=token)
+    session, own_user = await run(accounts, "player", ACCESS_TOKEN=token)
     assert session["access_token"]
-    assert me == await accounts.ok("GET", "/me", token)
+    assert own_user == await accounts.ok("GET", "/me", token)
 
 
 async def test_a_member_makes_a_key_and_rotates_another(accounts: AccountsApp) -> None:
     token = (await accounts.member(await accounts.organisation()))["access_token"]
-    old = await accounts.ok("POST", "/keys", token, {"name": "old", "scopes": ["text"]})
-    key, rotated = await run(accounts, "keys", ACCESS_TOKEN=token, ID=old["id"])
+    old_key = await accounts.ok("POST", "/keys", token, {"name": "old", "scopes": ["text"]})
+    key, rotated_key = await run(accounts, "keys", ACCESS_TOKEN=token, ID=old_key["id"])
     assert (key["name"], key["scopes"]) == ("ci", ["text"])
-    assert rotated["key"] != old["key"]
+    assert rotated_key["key"] != old_key["key"]
 
 
 async def test_an_operator_sets_limits(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     [limits] = await run(accounts, "limits", OPERATOR_KEY=accounts.operator, ORG=organisation)
-    shown = await accounts.ok("GET", f"/limits/owner:{organisation}", accounts.operator)
-    assert shown == limits
-    assert shown["requests_per_minute"] == 600
+    shown_limits = await accounts.ok("GET", f"/limits/owner:{organisation}", accounts.operator)
+    assert shown_limits == limits
+    assert shown_limits["requests_per_minute"] == 600

@@ -15,7 +15,7 @@ from moyin.access.accounts.throttle import AttemptRate, AttemptRates, Throttle, 
 from moyin.errors import TooManyAttempts
 from tests.integration.access.fixtures import PASSWORD, AccountsApp, Answer
 from tests.integration.servers import ValkeyServer
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -36,7 +36,7 @@ async def login(
 
 
 @asynccontextmanager
-async def guessing(
+async def guess_passwords(
     accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
     """Guess passwords during the block, and yield the list of the statuses received so far.
@@ -47,8 +47,8 @@ async def guessing(
 
     async def guess(number: int) -> None:
         while True:
-            here = address.format(number)
-            statuses.append((await login(accounts, email, WRONG, here)).status)
+            client_address = address.format(number)
+            statuses.append((await login(accounts, email, WRONG, client_address)).status)
 
     tasks = [asyncio.create_task(guess(number)) for number in range(guessers)]
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
@@ -62,54 +62,57 @@ async def guessing(
 
 
 async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
-    accounts: AccountsApp, measured: Measured
+    accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
     """Covers a fresh stack, which knows no client address and remembers no earlier sign-in."""
     email = (await accounts.player())["user"]["email"]
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     guesses = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(90)]
     assert {(await guess).status for guess in guesses} <= {401, 429}
-    more = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(60)]
+    guess_tasks = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(60)]
     await eventually(
-        lambda: len(throttle._waiting) + sum(guess.done() for guess in more) == 60, seconds=60
+        lambda: len(throttle._waiting) + sum(guess.done() for guess in guess_tasks) == 60,
+        seconds=60,
     )
-    began = time.monotonic()
-    right = await login(accounts, email, PASSWORD)
-    measured(f"after 150 wrong ones a right password is in after {time.monotonic() - began:.1f} s")
-    assert right.status == 200
+    started_at = time.monotonic()
+    right_login = await login(accounts, email, PASSWORD)
+    record_measurement(
+        f"after 150 wrong ones a right password is in after {time.monotonic() - started_at:.1f} s"
+    )
+    assert right_login.status == 200
     # It did not have to wait for all of those who came before it.
-    assert not all(guess.done() for guess in more)
-    for guess in more:
+    assert not all(guess.done() for guess in guess_tasks)
+    for guess in guess_tasks:
         guess.cancel()
-    await asyncio.gather(*more, return_exceptions=True)
+    await asyncio.gather(*guess_tasks, return_exceptions=True)
 
 
 async def test_a_right_password_gets_in_while_others_guess(
-    accounts: AccountsApp, measured: Measured
+    accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
     """The user signs in for the first time, while guessers always occupy all slots."""
     email = (await accounts.player())["user"]["email"]
     for _ in range(100 // 5):
         await asyncio.gather(*(login(accounts, email, WRONG) for _ in range(5)))
-    async with guessing(accounts, email, 12):
-        began = time.monotonic()
+    async with guess_passwords(accounts, email, 12):
+        started_at = time.monotonic()
         assert (await login(accounts, email, PASSWORD)).status == 200
-        took = time.monotonic() - began
-    measured(f"while twelve guess, a right password is in after {took:.1f} s")
+        login_seconds = time.monotonic() - started_at
+    record_measurement(f"while twelve guess, a right password is in after {login_seconds:.1f} s")
 
 
-@pytest.mark.parametrize("way", ["device", "address", "reset"])
+@pytest.mark.parametrize("evidence", ["device", "address", "reset"])
 async def test_known_address_signs_in_at_once_while_others_guess(
-    accounts: AccountsApp, way: str
+    accounts: AccountsApp, evidence: str
 ) -> None:
     email = (await accounts.player())["user"]["email"]
     home = new_address()
-    first = await login(accounts, email, PASSWORD, home)
+    first_login = await login(accounts, email, PASSWORD, home)
     credentials: dict[str, Any] = {"password": PASSWORD}
-    async with guessing(accounts, email, 60, "" if way != "address" else "192.0.2.{}"):
-        if way == "device":
-            credentials["device_token"] = first.body["device_token"]
-        elif way == "address":
+    async with guess_passwords(accounts, email, 60, "" if evidence != "address" else "192.0.2.{}"):
+        if evidence == "device":
+            credentials["device_token"] = first_login.body["device_token"]
+        elif evidence == "address":
             credentials["address"] = home
         else:
             await accounts.ok("POST", "/password/forgot", None, {"email": email})
@@ -118,40 +121,53 @@ async def test_known_address_signs_in_at_once_while_others_guess(
                 "token": await accounts.outbox.token(email),
                 "password": credentials["password"],
             }
-            done = await accounts.ok("POST", "/password/reset", None, body)
-            credentials["device_token"] = done["device_token"]
+            reset_response = await accounts.ok("POST", "/password/reset", None, body)
+            credentials["device_token"] = reset_response["device_token"]
         for _ in range(12):
             assert (await login(accounts, email, **credentials)).status == 200
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("is_known", [False, True])
 async def test_guesses_are_bounded_at_an_account_and_from_an_address(
-    accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
+    accounts: AccountsApp,
+    monkeypatch: pytest.MonkeyPatch,
+    is_known: bool,
+    record_measurement: RecordMeasurement,
 ) -> None:
     """The bound grows with the elapsed time, because a slow machine takes longer to guess."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
-    address = new_address() if known else ""
-    free, every = 6, 0.5
-    pace, none = AttemptRate(free, every), AttemptRate(1_000_000, every)
-    bounds = {"address": pace, "account": none} if address else {"account": pace}
-    monkeypatch.setattr(throttle, "rates", AttemptRates(pair=none, timeout_seconds=3.0, **bounds))
+    address = new_address() if is_known else ""
+    free_attempts, seconds_per_attempt = 6, 0.5
+    pace, unlimited_rate = (
+        AttemptRate(free_attempts, seconds_per_attempt),
+        AttemptRate(1_000_000, seconds_per_attempt),
+    )
+    bounds = {"address": pace, "account": unlimited_rate} if address else {"account": pace}
+    monkeypatch.setattr(
+        throttle, "rates", AttemptRates(pair=unlimited_rate, timeout_seconds=3.0, **bounds)
+    )
     emails = [f"{secrets.token_hex(6)}@example.com" for _ in range(20 if address else 1)]
-    began = time.monotonic()
+    started_at = time.monotonic()
     answers = await asyncio.gather(
         *(login(accounts, emails[n % len(emails)], WRONG, address) for n in range(60))
     )
-    took = time.monotonic() - began
-    judged = sum(answer.status == 401 for answer in answers)
-    assert free <= judged <= free + took / every + 1
-    refused = [answer for answer in answers if answer.status == 429]
-    assert {answer.code for answer in refused} == {"too_many_attempts"}
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    measured(f"{judged} of 60 guesses were judged in {took:.1f} s at {free} and one in {every} s")
+    elapsed_seconds = time.monotonic() - started_at
+    judged_guesses = sum(answer.status == 401 for answer in answers)
+    assert (
+        free_attempts <= judged_guesses <= free_attempts + elapsed_seconds / seconds_per_attempt + 1
+    )
+    refused_answers = [answer for answer in answers if answer.status == 429]
+    assert {answer.code for answer in refused_answers} == {"too_many_attempts"}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused_answers)
+    record_measurement(
+        f"{judged_guesses} of 60 guesses were judged in {elapsed_seconds:.1f} s "
+        f"at {free_attempts} and one in {seconds_per_attempt} s"
+    )
 
 
 async def test_guesses_from_one_address_do_not_lock_accounts(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
-    async with guessing(accounts, email, 40, new_address()):
+    async with guess_passwords(accounts, email, 40, new_address()):
         for _ in range(3):
             assert (await login(accounts, email, PASSWORD, new_address())).status == 200
 
@@ -166,32 +182,34 @@ async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
 async def test_all_replicas_share_the_rate_of_attempts(valkey_server: ValkeyServer) -> None:
     """Two replicas share one rate; each serves its newest and its oldest waiting caller in turn."""
     rates = AttemptRates(timeout_seconds=3600)
-    one, two = (Throttle(valkey_server.url, rates=rates) for _ in "12")
+    first_throttle, second_throttle = (Throttle(valkey_server.url, rates=rates) for _ in "12")
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
-    await one.acquire(key)
-    await two.acquire(key)  # the first turn
-    began = time.monotonic()
-    await asyncio.gather(*(throttle.acquire(key) for throttle in (one, two) * 3))
-    assert time.monotonic() - began >= 5 * 0.2
-    order: list[int] = []
+    await first_throttle.acquire(key)
+    await second_throttle.acquire(key)  # the first turn
+    started_at = time.monotonic()
+    await asyncio.gather(
+        *(throttle.acquire(key) for throttle in (first_throttle, second_throttle) * 3)
+    )
+    assert time.monotonic() - started_at >= 5 * 0.2
+    acquired_order: list[int] = []
 
-    async def wait(number: int) -> None:
-        await one.acquire(key)
-        order.append(number)
+    async def wait_for_turn(number: int) -> None:
+        await first_throttle.acquire(key)
+        acquired_order.append(number)
 
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 2.0))
-    await one.acquire(key)
-    await one.acquire(key)  # the next turn is two seconds away
-    waiting = []
+    await first_throttle.acquire(key)
+    await first_throttle.acquire(key)  # the next turn is two seconds away
+    wait_tasks = []
     for number in range(3):
-        waiting.append(asyncio.create_task(wait(number)))
-        await eventually(lambda: len(one._waiting) == len(waiting))
-    await asyncio.gather(*waiting)
-    assert order == [2, 0, 1]
+        wait_tasks.append(asyncio.create_task(wait_for_turn(number)))
+        await eventually(lambda: len(first_throttle._waiting) == len(wait_tasks))
+    await asyncio.gather(*wait_tasks)
+    assert acquired_order == [2, 0, 1]
     impatient_throttle = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
     with pytest.raises(TooManyAttempts):
         await impatient_throttle.acquire(key, key)
-    for throttle in (one, two, impatient_throttle):
+    for throttle in (first_throttle, second_throttle, impatient_throttle):
         await throttle.close()
 
 
@@ -203,32 +221,38 @@ async def test_new_players_are_bounded_from_an_address_and_altogether(
         headers = {"x-forwarded-for": address} if address else {}
         return await accounts.call("POST", "/register", None, body, **headers)
 
-    here = new_address()
-    assert {(await register(here)).status for _ in range(30)} == {201}
-    refused = await register(here)
-    assert (refused.status, refused.code) == (429, "too_many_attempts")
+    home_address = new_address()
+    assert {(await register(home_address)).status for _ in range(30)} == {201}
+    refused_response = await register(home_address)
+    assert (refused_response.status, refused_response.code) == (429, "too_many_attempts")
     assert (await register(new_address())).status == 201
-    few = type(accounts.parts.sign_in.policy)(registrations_per_hour=1)
-    monkeypatch.setattr(accounts.parts.sign_in, "policy", few)
-    refused = await register()
-    assert (refused.status, int(refused.headers["retry-after"]) > 0) == (429, True)
+    strict_policy = type(accounts.parts.sign_in.policy)(registrations_per_hour=1)
+    monkeypatch.setattr(accounts.parts.sign_in, "policy", strict_policy)
+    refused_response = await register()
+    assert (refused_response.status, int(refused_response.headers["retry-after"]) > 0) == (
+        429,
+        True,
+    )
 
 
 async def test_a_weak_password_is_refused_wherever_one_is_set(accounts: AccountsApp) -> None:
-    weak = {"email": "ann.lee@example.com", "password": "password1234", "name": ""}
-    refused = await accounts.call("POST", "/register", None, weak)
-    assert (refused.status, refused.code, refused.body["field"]) == (
+    weak_registration = {"email": "ann.lee@example.com", "password": "password1234", "name": ""}
+    refused_response = await accounts.call("POST", "/register", None, weak_registration)
+    assert (refused_response.status, refused_response.code, refused_response.body["field"]) == (
         400, "weak_password", "password",
     )  # fmt: skip
     player = await accounts.player()
     email, token = player["user"]["email"], player["access_token"]
     change = {"current_password": PASSWORD, "new_password": email}
-    refused = await accounts.call("POST", "/password", token, change)
-    assert (refused.code, refused.body["field"]) == ("weak_password", "new_password")
+    refused_response = await accounts.call("POST", "/password", token, change)
+    assert (refused_response.code, refused_response.body["field"]) == (
+        "weak_password",
+        "new_password",
+    )
     await accounts.ok("POST", "/password/forgot", None, {"email": email})
     reset = {"token": await accounts.outbox.token(email), "password": email}
-    refused = await accounts.call("POST", "/password/reset", None, reset)
-    assert (refused.code, refused.body["field"]) == ("weak_password", "password")
+    refused_response = await accounts.call("POST", "/password/reset", None, reset)
+    assert (refused_response.code, refused_response.body["field"]) == ("weak_password", "password")
     # Nothing has changed, and the mailed token is still good.
     assert (await login(accounts, email, PASSWORD)).status == 200
     await accounts.ok("POST", "/password/reset", None, {**reset, "password": "a brand new one"})

@@ -56,23 +56,25 @@ async def vouch(
     async with accounts_app.session.post(
         login["authorization_url"], data={"sub": subject}, allow_redirects=False
     ) as response:
-        returned = parse_qs(urlsplit(response.headers["location"]).query)
-    assert returned["state"] == [login["state"]]
-    return {"state": login["state"], "code": returned["code"][0]}
+        callback_query = parse_qs(urlsplit(response.headers["location"]).query)
+    assert callback_query["state"] == [login["state"]]
+    return {"state": login["state"], "code": callback_query["code"][0]}
 
 
 async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
     accounts: AccountsApp, provider: str
 ) -> None:
     claims: dict[str, Any] = {"email": "Ada@Example.com", "email_verified": True, "name": "Ada"}
-    first = await accounts.ok(
+    first_session = await accounts.ok(
         "POST", "/oidc/finish", None, await vouch(accounts, provider, "ada", **claims)
     )
-    user = first["user"]
+    user = first_session["user"]
     assert (user["email"], user["name"], user["kind"]) == ("ada@example.com", "Ada", "player")
-    again = await accounts.ok("POST", "/oidc/finish", None, await vouch(accounts, provider, "ada"))
-    assert again["user"]["id"] == user["id"]
-    assert (await accounts.ok("GET", "/me", again["access_token"]))["id"] == user["id"]
+    second_session = await accounts.ok(
+        "POST", "/oidc/finish", None, await vouch(accounts, provider, "ada")
+    )
+    assert second_session["user"]["id"] == user["id"]
+    assert (await accounts.ok("GET", "/me", second_session["access_token"]))["id"] == user["id"]
 
 
 async def test_repeated_beginnings_are_limited_and_sign_ins_are_not(
@@ -80,7 +82,7 @@ async def test_repeated_beginnings_are_limited_and_sign_ins_are_not(
 ) -> None:
     body = {"provider": "studio", "redirect_uri": BACK}
     guesser, studio = ({"x-forwarded-for": f"203.0.113.{n}"} for n in (41, 42))
-    here = studio["x-forwarded-for"]
+    client_address = studio["x-forwarded-for"]
     statuses = [
         (await accounts.call("POST", "/oidc/begin", None, body, **guesser)).status
         for _ in range(101)
@@ -90,85 +92,88 @@ async def test_repeated_beginnings_are_limited_and_sign_ins_are_not(
         await accounts.call("POST", "/oidc/begin", None, body, **studio)
     # Each takes the place of the one before, who is in.
     for _ in range(3):
-        returned = await vouch(accounts, provider, "ada", here)
-        signed_in = await accounts.call("POST", "/oidc/finish", None, returned, **studio)
+        callback = await vouch(accounts, provider, "ada", client_address)
+        signed_in = await accounts.call("POST", "/oidc/finish", None, callback, **studio)
         assert signed_in.status == 200
 
 
 async def test_a_provider_code_is_valid_once(accounts: AccountsApp, provider: str) -> None:
-    returned = await vouch(accounts, provider, "bob")
-    await accounts.ok("POST", "/oidc/finish", None, returned)
-    replay = await accounts.call("POST", "/oidc/finish", None, returned)
+    callback = await vouch(accounts, provider, "bob")
+    await accounts.ok("POST", "/oidc/finish", None, callback)
+    replay = await accounts.call("POST", "/oidc/finish", None, callback)
     assert (replay.status, replay.body["field"]) == (401, "state")
-    wrong = {**await vouch(accounts, provider, "bob"), "code": "made-up"}
-    assert (await accounts.call("POST", "/oidc/finish", None, wrong)).status == 401
+    wrong_callback = {**await vouch(accounts, provider, "bob"), "code": "made-up"}
+    assert (await accounts.call("POST", "/oidc/finish", None, wrong_callback)).status == 401
 
 
 async def test_an_email_is_linked_to_an_account_only_if_the_operator_allows_it(
     accounts: AccountsApp, provider: str
 ) -> None:
     squatter = await accounts.player("eve@example.com")
-    known = squatter["user"]["id"]
+    squatter_id = squatter["user"]["id"]
     database = Database(accounts.settings.sql_url)
-    _, key = await KeyStore(database).create(known, "squatter's", user=known)
+    _, key = await KeyStore(database).create(squatter_id, "squatter's", user=squatter_id)
     await database.close()
     await accounts.ok("POST", "/password/forgot", None, {"email": "eve@example.com"})
     token = await accounts.outbox.token("eve@example.com")
     # Known to the app, as it will be for some seconds after its end.
     await accounts.ok("GET", "/me", squatter["access_token"])
     claims: dict[str, Any] = {"email": "eve@example.com", "email_verified": True}
-    taken = await accounts.call(
+    taken_response = await accounts.call(
         "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve", **claims)
     )
-    assert (taken.status, taken.code) == (409, "name_taken")
+    assert (taken_response.status, taken_response.code) == (409, "name_taken")
     configure(accounts, provider, links_emails=True)
-    unproven: dict[str, Any] = {**claims, "email_verified": False}
-    other = await accounts.ok(
-        "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve0", **unproven)
+    unverified_claims: dict[str, Any] = {**claims, "email_verified": False}
+    other_session = await accounts.ok(
+        "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve0", **unverified_claims)
     )
-    assert (other["user"]["id"] != known, other["user"]["email"]) == (True, None)
-    linked = await accounts.ok(
+    assert (other_session["user"]["id"] != squatter_id, other_session["user"]["email"]) == (
+        True,
+        None,
+    )
+    linked_session = await accounts.ok(
         "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve", **claims)
     )
-    assert linked["user"]["id"] == known
+    assert linked_session["user"]["id"] == squatter_id
     # Who registered with that email first has not proven to own it.
     body = {"email": "eve@example.com", "password": PASSWORD}
     assert (await accounts.call("POST", "/login", None, body)).status == 401
     assert (await accounts.call("GET", "/whoami", key)).status == 401
     change = {"current_password": PASSWORD, "new_password": "the squatter's own"}
-    refused = await accounts.call("POST", "/password", squatter["access_token"], change)
-    assert refused.status == 401
+    refused_response = await accounts.call("POST", "/password", squatter["access_token"], change)
+    assert refused_response.status == 401
     reset = {"token": token, "password": "the squatter's own"}
     assert (await accounts.call("POST", "/password/reset", None, reset)).status == 401
-    assert (await accounts.parts.users.get(known)).password is None
+    assert (await accounts.parts.users.get(squatter_id)).password is None
 
 
 async def test_only_configured_addresses_are_sent_back_to(
     accounts: AccountsApp, provider: str
 ) -> None:
     body = {"provider": "studio", "redirect_uri": "https://evil.example/"}
-    refused = await accounts.call("POST", "/oidc/begin", None, body)
-    assert (refused.status, refused.body["field"]) == (400, "redirect_uri")
+    refused_response = await accounts.call("POST", "/oidc/begin", None, body)
+    assert (refused_response.status, refused_response.body["field"]) == (400, "redirect_uri")
 
 
-async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsApp) -> None:
+async def test_unavailable_provider_is_not_a_server_error(accounts: AccountsApp) -> None:
     configure(accounts, "http://127.0.0.1:1")
     body = {"provider": "studio", "redirect_uri": BACK}
     unavailable_response = await accounts.call("POST", "/oidc/begin", None, body)
     assert (unavailable_response.status, unavailable_response.code) == (503, "service_unavailable")
 
 
-@pytest.mark.parametrize("forge", ["other key", "hs256", "none", "audience", "issuer"])
+@pytest.mark.parametrize("forgery", ["other key", "hs256", "none", "audience", "issuer"])
 async def test_a_forged_identity_token_proves_nothing(
-    accounts: AccountsApp, provider: str, forge: str
+    accounts: AccountsApp, provider: str, forgery: str
 ) -> None:
     open_id = accounts.parts.open_id
-    known = open_id.providers["studio"]
-    kid = (await open_id._discover(known)).keys.keys[0].key_id
+    provider_config = open_id.providers["studio"]
+    kid = (await open_id._discover(provider_config)).keys.keys[0].key_id
     claims: dict[str, Any] = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
-    claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forge, {})
+    claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forgery, {})
     headers = {"kid": kid}
-    match forge:
+    match forgery:
         case "hs256":
             async with accounts.session.get(f"{provider}/jwks") as answer:
                 token = sign_with_hs256(claims, headers, await answer.read())
@@ -177,7 +182,7 @@ async def test_a_forged_identity_token_proves_nothing(
         case _:
             token = jwt.encode(claims, rsa.generate_private_key(65537, 2048), "RS256", headers)
     with pytest.raises(InvalidCredentials):
-        await open_id._verify_id_token(known, token)
+        await open_id._verify_id_token(provider_config, token)
 
 
 async def test_without_the_accounts_app_its_tokens_and_keys_open_the_others(
@@ -218,10 +223,12 @@ async def test_mail_goes_out_by_smtp_and_its_token_into_no_log(
     with caplog.at_level(logging.DEBUG):
         await SmtpMailer(f"smtp://127.0.0.1:{port}", "moyin@studio.example").send(mail)
     server.close()
-    [(sender, to, content)] = inbox.seen
-    assert (sender, to) == ("moyin@studio.example", ["ann@example.com"])
+    [(sender, recipients, content)] = inbox.seen
+    assert (sender, recipients) == ("moyin@studio.example", ["ann@example.com"])
     message = message_from_bytes(content)
     assert message["subject"] == "Set a new password"
     assert token in message.get_payload()
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith("moyin")]
-    assert token not in repr(mail) + str(ours)
+    moyin_messages = [
+        record.getMessage() for record in caplog.records if record.name.startswith("moyin")
+    ]
+    assert token not in repr(mail) + str(moyin_messages)

@@ -69,16 +69,16 @@ class Recorder:
         """Play a scene, and return everything that the client received, normalized."""
         client_id = str(uuid.uuid4())
         async with self._session.ws_connect(f"/ws?clientId={client_id}") as socket:
-            greeting = [await socket.receive_json(timeout=_SECONDS)]
+            first_messages = [await socket.receive_json(timeout=_SECONDS)]
             if scene.features:
                 await socket.send_json(_FEATURES)
-                greeting.append(await self._flags(socket))
+                first_messages.append(await self._flags(socket))
             prompts: list[Any] = []
             for graph in scene.graphs:
                 body = {"prompt": graph, "client_id": client_id, **scene.further_members}
-                interrupted = scene.interrupted and not prompts
-                prompts.append(await self._prompt(socket, body, interrupted=interrupted))
-        recording: dict[str, Any] = self.normal({"greeting": greeting, "prompts": prompts})
+                is_interrupted = scene.interrupted and not prompts
+                prompts.append(await self._prompt(socket, body, interrupted=is_interrupted))
+        recording: dict[str, Any] = self.normal({"greeting": first_messages, "prompts": prompts})
         return recording
 
     async def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Recorder:
         form = aiohttp.FormData(fields, quote_fields=False)
         form.add_field("image", content, filename=name, content_type="image/png")
         async with self._session.post(path, data=form) as response:
-            answer = await _answer(response)
+            answer = await _reduce_response(response)
         (answer["body"] or {}).pop("artifact_id", None)
         return self.normal(answer)
 
@@ -102,37 +102,39 @@ class Recorder:
         async with self._session.get("/view", params=file) as response:
             if response.status != 200:
                 return {"status": response.status}
-            recorded = {"status": response.status, "type": response.content_type}
+            recording = {"status": response.status, "type": response.content_type}
             picture = Image.open(BytesIO(await response.read()))
         texts = {name: json.loads(text) for name, text in getattr(picture, "text", {}).items()}
-        return {**recorded, "picture": _pixels(picture), "texts": texts}
+        return {**recording, "picture": _hash_pixels(picture), "texts": texts}
 
     async def _prompt(
         self, socket: aiohttp.ClientWebSocketResponse, body: dict[str, Any], *, interrupted: bool
     ) -> dict[str, Any]:
-        recorded: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
-        prompt_id = (recorded["answer"]["body"] or {}).get("prompt_id")
+        recording: dict[str, Any] = {"answer": await self._call("POST", "/prompt", body)}
+        prompt_id = (recording["answer"]["body"] or {}).get("prompt_id")
         if prompt_id is None:
-            return recorded
+            return recording
         events: list[Any] = []
         if interrupted:
             events += await _receive_messages(socket, lambda event: event["type"] == "progress")
-            recorded["queue"] = await self._queue()
-            recorded["interrupt"] = await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
+            recording["queue"] = await self._queue()
+            recording["interrupt"] = await self._call(
+                "POST", "/interrupt", {"prompt_id": prompt_id}
+            )
         events += await _receive_messages(socket, _is_end)
         entry = (await self._call("GET", f"/history/{prompt_id}"))["body"][prompt_id]
-        entry["prompt"] = _columns(entry["prompt"])
-        recorded["history"] = entry
-        recorded["files"] = [await self.view(**file) for file in _files(entry["outputs"])]
-        recorded["queue afterwards"] = await self._call("GET", "/queue")
-        recorded["events"] = _without_repeats(events)
+        entry["prompt"] = _name_columns(entry["prompt"])
+        recording["history"] = entry
+        recording["files"] = [await self.view(**file) for file in _list_files(entry["outputs"])]
+        recording["queue afterwards"] = await self._call("GET", "/queue")
+        recording["events"] = _without_repeats(events)
         if interrupted:
-            _remove_interruption_details(recorded)
-        return recorded
+            _remove_interruption_details(recording)
+        return recording
 
     async def _queue(self) -> dict[str, Any]:
         queue = (await self._call("GET", "/queue"))["body"]
-        rows_by_name = {name: [_columns(row) for row in rows] for name, rows in queue.items()}
+        rows_by_name = {name: [_name_columns(row) for row in rows] for name, rows in queue.items()}
         for row in (row for rows in rows_by_name.values() for row in rows):
             # The farm says where the prompt stands.
             row["extra_data"].pop("moyin", None)
@@ -147,22 +149,24 @@ class Recorder:
 
     async def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         async with self._session.request(method, path, json=body) as response:
-            return await _answer(response)
+            return await _reduce_response(response)
 
-    def normal(self, value: Any, member: str = "") -> Any:
-        """Return ``value`` without ids, times and file locations."""
-        if isinstance(value, Mapping):
-            return {name: self.normal(item, name) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            items = [self.normal(item) for item in value]
+    def normal(self, response_part: Any, member: str = "") -> Any:
+        """Return ``response_part`` without ids, times and file locations."""
+        if isinstance(response_part, Mapping):
+            return {name: self.normal(item, name) for name, item in response_part.items()}
+        if isinstance(response_part, list | tuple):
+            items = [self.normal(item) for item in response_part]
             return sorted(items) if member in _SETS else items
         if member in _MOMENTS:
             return "<moment>"
         if member == "number":
             return "<number>"
-        if not isinstance(value, str):
-            return value
-        return self._text(_FARM_FOLDER.sub("", value) if member == "subfolder" else value)
+        if not isinstance(response_part, str):
+            return response_part
+        return self._text(
+            _FARM_FOLDER.sub("", response_part) if member == "subfolder" else response_part
+        )
 
     def _text(self, text: str) -> str:
         for name, content in self._inputs.items():
@@ -172,26 +176,26 @@ class Recorder:
         return _UUID.sub("<id>", _PLACES.sub('File "<folder>/', text))
 
 
-async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
+async def _reduce_response(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """Return status and body of a response, reduced to the parts that ComfyUI and the farm share.
 
     ComfyUI's errors have no body, unless they concern a graph. The farm's errors always have a
     body; if they concern a graph, it contains a ``code`` and the ``request_id``, too.
     """
     content = await response.read()
-    recorded: dict[str, Any] = {"status": response.status, "body": None}
+    recording: dict[str, Any] = {"status": response.status, "body": None}
     if response.status >= 400 and response.url.path != "/prompt":
-        return recorded
+        return recording
     if content:
-        recorded["type"] = response.content_type
-        recorded["body"] = json.loads(content)
+        recording["type"] = response.content_type
+        recording["body"] = json.loads(content)
     if response.status >= 400:
-        recorded["body"] = {name: recorded["body"][name] for name in ("error", "node_errors")}
-    return recorded
+        recording["body"] = {name: recording["body"][name] for name in ("error", "node_errors")}
+    return recording
 
 
-async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) -> list[Any]:
-    """Return the received messages up to the first text message that ``last`` accepts.
+async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, is_last: Any) -> list[Any]:
+    """Return the received messages up to the first text message that ``is_last`` accepts.
 
     A binary message is replaced by a description.
     """
@@ -199,11 +203,11 @@ async def _receive_messages(socket: aiohttp.ClientWebSocketResponse, last: Any) 
     while True:
         message = await socket.receive(timeout=_SECONDS)
         if message.type is aiohttp.WSMsgType.BINARY:
-            messages.append(_binary(message.data))
+            messages.append(_reduce_frame(message.data))
             continue
         assert message.type is aiohttp.WSMsgType.TEXT, message
         messages.append(json.loads(message.data))
-        if last(messages[-1]):
+        if is_last(messages[-1]):
             return messages
 
 
@@ -211,29 +215,29 @@ def _is_end(event: Mapping[str, Any]) -> bool:
     return event["type"] == "executing" and event["data"]["node"] is None
 
 
-def _binary(frame: bytes) -> dict[str, Any]:
-    about, start = parse_image_metadata(frame)
-    start = start if about else 8
-    picture = _pixels(Image.open(BytesIO(frame[start:])))
-    head = "" if about else frame[4:8].hex()
+def _reduce_frame(frame: bytes) -> dict[str, Any]:
+    metadata, start = parse_image_metadata(frame)
+    start = start if metadata else 8
+    picture = _hash_pixels(Image.open(BytesIO(frame[start:])))
+    format_hex = "" if metadata else frame[4:8].hex()
     return {
         "type": f"binary {read_frame_type(frame)}",
-        "about": about,
-        "format": head,
+        "about": metadata,
+        "format": format_hex,
         "picture": picture,
     }
 
 
-def _pixels(picture: Image.Image) -> dict[str, Any]:
+def _hash_pixels(picture: Image.Image) -> dict[str, Any]:
     content = hashlib.sha256(picture.tobytes()).hexdigest()
     return {"format": picture.format, "mode": picture.mode, "size": picture.size, "of": content}
 
 
-def _columns(row: Sequence[Any]) -> dict[str, Any]:
+def _name_columns(row: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(_ROW, row, strict=True))
 
 
-def _files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
+def _list_files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
     for node in sorted(outputs):
         for items in outputs[node].values():
             yield from (item for item in items if isinstance(item, dict) and "filename" in item)

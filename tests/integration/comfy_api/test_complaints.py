@@ -17,33 +17,39 @@ from yarl import URL
 
 from moyin.domain.job import JobStatus
 from tests.chaos.graphs import picture, sleepy
-from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
+from tests.integration.comfy_api.test_native_api import (
+    Comfy,
+    comfy,
+    comfyui_up,
+    foreign_comfy,
+    inverting_graph,
+)
 from tests.integration.gateway.fixtures import Farm
 from tests.nodes import NAME, SCRIPT
 from tests.stack import RunningStack
 from tests.waiting import eventually
 
-__all__ = ["comfy", "comfyui_up", "stranger"]
+__all__ = ["comfy", "comfyui_up", "foreign_comfy"]
 
 _colors = itertools.count(0x3C0000)
 _PATIENCE = 120
 Event = dict[str, Any]
 
 
-def rgb(color: int) -> tuple[int, int, int]:
+def split_color(color: int) -> tuple[int, int, int]:
     return color >> 16, color >> 8 & 255, color & 255
 
 
-async def uploaded(comfy: Comfy, name: str, color: int) -> Any:
+async def upload_picture(comfy: Comfy, name: str, color: int) -> Any:
     file = BytesIO()
-    Image.new("RGB", (8, 8), rgb(color)).save(file, "PNG")
+    Image.new("RGB", (8, 8), split_color(color)).save(file, "PNG")
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("image", file.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
         return await response.json()
 
 
-async def pixel(comfy: Comfy, file: dict[str, str]) -> Any:
+async def read_pixel(comfy: Comfy, file: dict[str, str]) -> Any:
     async with comfy.session.get("/view", params=file) as response:
         assert response.status == 200, await response.text()
         return Image.open(BytesIO(await response.read())).convert("RGB").getpixel((0, 0))
@@ -55,47 +61,51 @@ def only_file(entry: dict[str, Any]) -> dict[str, str]:
 
 
 async def receive_until(
-    socket: aiohttp.ClientWebSocketResponse, last: Callable[[Event], bool]
+    socket: aiohttp.ClientWebSocketResponse, is_last: Callable[[Event], bool]
 ) -> list[Event]:
-    """Return the messages of a WebSocket up to and including the first that ``last`` accepts."""
+    """Return the messages of a WebSocket up to and including the first that ``is_last`` accepts."""
     events: list[Event] = []
     async with asyncio.timeout(_PATIENCE):
         async for message in socket:
             if message.type is aiohttp.WSMsgType.TEXT:
                 events.append(json.loads(message.data))
-                if last(events[-1]):
+                if is_last(events[-1]):
                     return events
     raise AssertionError(f"the WebSocket was closed after {events}")
 
 
-def end_of(prompt_id: str) -> Callable[[Event], bool]:
+def ends_prompt(prompt_id: str) -> Callable[[Event], bool]:
     data = {"node": None, "prompt_id": prompt_id}
     return lambda event: event["type"] == "executing" and event["data"] == data
 
 
 async def running(comfy: Comfy, prompt_id: str) -> None:
-    async def runs() -> bool:
+    async def is_running() -> bool:
         queue = await comfy.get("/queue")
         return prompt_id in [row[1] for row in queue["queue_running"]]
 
-    await eventually(runs, _PATIENCE)
+    await eventually(is_running, _PATIENCE)
 
 
-async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, stranger: Comfy) -> None:
+async def test_uploads_of_one_name_are_each_owners_own(comfy: Comfy, foreign_comfy: Comfy) -> None:
     name = f"{uuid.uuid4().hex}.png"
-    ours, theirs = next(_colors), next(_colors)
-    for who, color in ((comfy, ours), (stranger, theirs)):
-        assert (await uploaded(who, name, color))["name"] == name
-    prompts = [(who, await who.queue(inverted(name))) for who in (comfy, stranger)]
-    files = [only_file(await who.finished(prompt_id)) for who, prompt_id in prompts]
+    our_color, their_color = next(_colors), next(_colors)
+    for caller, color in ((comfy, our_color), (foreign_comfy, their_color)):
+        assert (await upload_picture(caller, name, color))["name"] == name
+    prompts = [
+        (caller, await caller.queue(inverting_graph(name))) for caller in (comfy, foreign_comfy)
+    ]
+    files = [only_file(await caller.finished(prompt_id)) for caller, prompt_id in prompts]
     assert [file["filename"] for file in files] == ["x_00001_.png"] * 2
-    for who, file, color in zip((comfy, stranger), files, (ours, theirs), strict=True):
-        assert await pixel(who, file) == rgb(0xFFFFFF - color)
-        assert await pixel(who, {"filename": name, "type": "input"}) == rgb(color)
+    for caller, file, color in zip(
+        (comfy, foreign_comfy), files, (our_color, their_color), strict=True
+    ):
+        assert await read_pixel(caller, file) == split_color(0xFFFFFF - color)
+        assert await read_pixel(caller, {"filename": name, "type": "input"}) == split_color(color)
     # A second file of the name is another file, as in ComfyUI; the first stays.
-    second = await uploaded(comfy, name, theirs)
-    assert second["name"] == name.replace(".png", " (1).png")
-    assert await pixel(comfy, {"filename": name, "type": "input"}) == rgb(ours)
+    second_upload = await upload_picture(comfy, name, their_color)
+    assert second_upload["name"] == name.replace(".png", " (1).png")
+    assert await read_pixel(comfy, {"filename": name, "type": "input"}) == split_color(our_color)
 
 
 async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
@@ -103,11 +113,13 @@ async def test_outputs_of_one_name_are_each_prompts_own(comfy: Comfy) -> None:
     prompts = [await comfy.queue(picture(color)) for color in colors]
     files = [only_file(await comfy.finished(prompt_id)) for prompt_id in prompts]
     assert files[0]["filename"] == files[1]["filename"]
-    assert [await pixel(comfy, file) for file in files] == [rgb(color) for color in colors]
+    assert [await read_pixel(comfy, file) for file in files] == [
+        split_color(color) for color in colors
+    ]
 
 
 async def test_name_without_subfolder_is_the_tenants_newest_output(
-    comfy: Comfy, stranger: Comfy
+    comfy: Comfy, foreign_comfy: Comfy
 ) -> None:
     prefix, colors = uuid.uuid4().hex, [next(_colors), next(_colors)]
     name = f"{prefix}_00001_.png"
@@ -115,11 +127,11 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         graph = picture(color)
         graph["2"]["inputs"]["filename_prefix"] = f"deeper/{prefix}"
         await comfy.finished(await comfy.queue(graph))
-        for more in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
-            assert await pixel(comfy, {"filename": name, **more}) == rgb(color)
+        for extra_query in ({}, {"type": "output"}, {"subfolder": ""}, {"subfolder": "."}):
+            assert await read_pixel(comfy, {"filename": name, **extra_query}) == split_color(color)
     requests = [
-        (stranger, {"filename": name}, 404),
-        (stranger, {"filename": name, "client_id": comfy.id}, 404),
+        (foreign_comfy, {"filename": name}, 404),
+        (foreign_comfy, {"filename": name, "client_id": comfy.id}, 404),
         (comfy, {"filename": name, "type": "input"}, 404),
         (comfy, {"filename": name, "subfolder": "deeper"}, 404),
         (comfy, {"filename": f"{prefix}%"}, 404),
@@ -127,43 +139,49 @@ async def test_name_without_subfolder_is_the_tenants_newest_output(
         (comfy, {"filename": f"../{name}"}, 400),
         (comfy, {"filename": name, "client_id": "c" * 256}, 400),
     ]
-    for who, query, status in requests:
-        async with who.session.get("/view", params=query) as response:
+    for caller, query, status in requests:
+        async with caller.session.get("/view", params=query) as response:
             assert response.status == status, (query, await response.text())
 
 
 async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> None:
     color = next(_colors)
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        first = await comfy.queue(picture(color))
-        await receive_until(socket, end_of(first))
-        second = await comfy.queue(picture(color))
-        events = [e for e in await receive_until(socket, end_of(second)) if e["type"] != "status"]
-    assert {event["data"]["prompt_id"] for event in events} == {second}
-    [cached] = [event["data"]["nodes"] for event in events if event["type"] == "execution_cached"]
-    assert sorted(cached) == ["1", "2"], "nothing was rendered"
-    [shown] = [event["data"]["output"] for event in events if event["type"] == "executed"]
-    file = only_file(await comfy.finished(second))
-    assert shown["images"] == [file]
-    assert file["subfolder"].startswith(second)
-    assert await pixel(comfy, file) == rgb(color)
+        first_prompt = await comfy.queue(picture(color))
+        await receive_until(socket, ends_prompt(first_prompt))
+        second_prompt = await comfy.queue(picture(color))
+        events = [
+            e
+            for e in await receive_until(socket, ends_prompt(second_prompt))
+            if e["type"] != "status"
+        ]
+    assert {event["data"]["prompt_id"] for event in events} == {second_prompt}
+    [cached_nodes] = [
+        event["data"]["nodes"] for event in events if event["type"] == "execution_cached"
+    ]
+    assert sorted(cached_nodes) == ["1", "2"], "nothing was rendered"
+    [shown_output] = [event["data"]["output"] for event in events if event["type"] == "executed"]
+    file = only_file(await comfy.finished(second_prompt))
+    assert shown_output["images"] == [file]
+    assert file["subfolder"].startswith(second_prompt)
+    assert await read_pixel(comfy, file) == split_color(color)
 
 
-async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Comfy) -> None:
-    ended = await comfy.queue(picture(next(_colors)))
-    await comfy.finished(ended)
+async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, foreign_comfy: Comfy) -> None:
+    ended_prompt = await comfy.queue(picture(next(_colors)))
+    await comfy.finished(ended_prompt)
     prompt_id = await comfy.queue(sleepy(2, next(_colors)))
     await running(comfy, prompt_id)
     requests: list[tuple[Comfy, str, Any]] = [
-        (comfy, "/interrupt", {"prompt_id": ended}),
-        (stranger, "/interrupt", {}),
-        (stranger, "/interrupt", {"prompt_id": prompt_id}),
-        (stranger, "/queue", {"clear": True}),
-        (stranger, "/queue", {"delete": [prompt_id]}),
-        (stranger, f"/api/jobs/{prompt_id}/cancel", {}),
+        (comfy, "/interrupt", {"prompt_id": ended_prompt}),
+        (foreign_comfy, "/interrupt", {}),
+        (foreign_comfy, "/interrupt", {"prompt_id": prompt_id}),
+        (foreign_comfy, "/queue", {"clear": True}),
+        (foreign_comfy, "/queue", {"delete": [prompt_id]}),
+        (foreign_comfy, f"/api/jobs/{prompt_id}/cancel", {}),
     ]
-    for who, path, body in requests:
-        assert (await who.post(path, body))[0] == 200, path
+    for caller, path, body in requests:
+        assert (await caller.post(path, body))[0] == 200, path
     assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
 
 
@@ -175,22 +193,22 @@ async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -
         while not entry:
             remaining = (await comfy.get("/prompt"))["exec_info"]["queue_remaining"]
             queue = await comfy.get("/queue")
-            waits = prompt_id in [row[1] for rows in queue.values() for row in rows]
+            is_queued = prompt_id in [row[1] for rows in queue.values() for row in rows]
             entry = (await comfy.get(f"/history/{prompt_id}")).get(prompt_id, {})
-            assert waits or entry
+            assert is_queued or entry
             assert remaining or entry
 
 
 async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) -> None:
     path = f"/ws?clientId={comfy.id}"
-    async with comfy.session.ws_connect(path) as old:
+    async with comfy.session.ws_connect(path) as old_socket:
         prompt_id = await comfy.queue(sleepy(2, next(_colors)))
-        await receive_until(old, lambda event: event["type"] == "executing")
-        async with comfy.session.ws_connect(path) as new:
-            events = await receive_until(new, lambda event: event["type"] == "executing")
+        await receive_until(old_socket, lambda event: event["type"] == "executing")
+        async with comfy.session.ws_connect(path) as new_socket:
+            events = await receive_until(new_socket, lambda event: event["type"] == "executing")
             # The socket that is closed now is not the one that the client listens to.
-            await old.close()
-            events += await receive_until(new, end_of(prompt_id))
+            await old_socket.close()
+            events += await receive_until(new_socket, ends_prompt(prompt_id))
     kinds = [event["type"] for event in events]
     assert {"progress_state", "executing", "executed", "execution_success"} <= set(kinds)
 
@@ -208,21 +226,21 @@ async def test_a_node_packages_files_reach_the_frontend(
         assert response.status == 304
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession() as session:
-        for hidden in (path, f"/comfy{path}"):
-            async with session.get(gateway.url + hidden) as response:
-                assert response.status == 401, hidden
-        for other in (
+        for hidden_path in (path, f"/comfy{path}"):
+            async with session.get(gateway.url + hidden_path) as response:
+                assert response.status == 401, hidden_path
+        for other_path in (
             "", "/nothing.js", "/..%2f__init__.py", "/%2e%2e/__init__.py", "/..%252f__init__.py",
         ):  # fmt: skip
-            url = URL(f"{gateway.url}/extensions/{NAME}{other}", encoded=True)
+            url = URL(f"{gateway.url}/extensions/{NAME}{other_path}", encoded=True)
             async with session.get(url, headers=headers) as response:
-                assert response.status == 404, other
+                assert response.status == 404, other_path
 
 
 @pytest.mark.parametrize("event_type", [True, False], ids=["event_type", "lost"])
 async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: bool) -> None:
     """A replica reports the end even if it gets no event, because it also polls the job's row."""
-    async with farm._gateway() as other, aiohttp.ClientSession(other) as session:
+    async with farm._gateway() as other_replica, aiohttp.ClientSession(other_replica) as session:
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:
             await receive_until(socket, lambda event: event["type"] == "status")
@@ -237,5 +255,5 @@ async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: b
                     assert interrupt_response.status == 200
             else:
                 assert await farm.jobs.finish(prompt_id, 1, JobStatus.CANCELLED, None)
-            events = await receive_until(socket, end_of(prompt_id))
+            events = await receive_until(socket, ends_prompt(prompt_id))
     assert "execution_interrupted" in [event["type"] for event in events]

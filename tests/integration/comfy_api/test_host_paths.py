@@ -24,7 +24,7 @@ _FAILING = {
 }
 
 
-def _forbidden(gateway: RunningStack) -> set[str]:
+def _forbidden_roots(gateway: RunningStack) -> set[str]:
     roots = {
         gateway.env["MOYIN_COMFYUI_HOME"],
         str(Path(gateway.env["MOYIN_COMFYUI_PYTHON"]).parent.parent),
@@ -38,12 +38,12 @@ def _forbidden(gateway: RunningStack) -> set[str]:
     return roots | {str(Path(root).resolve()) for root in roots}
 
 
-def _leaks(gateway: RunningStack, text: str) -> set[str]:
-    plain = text.replace("\\/", "/")
-    return {root for root in _forbidden(gateway) if root in plain}
+def _find_leaks(gateway: RunningStack, text: str) -> set[str]:
+    unescaped_text = text.replace("\\/", "/")
+    return {root for root in _forbidden_roots(gateway) if root in unescaped_text}
 
 
-async def _broken_picture(comfy: Comfy) -> str:
+async def _upload_broken_picture(comfy: Comfy) -> str:
     name = f"{uuid.uuid4().hex}.png"
     form = aiohttp.FormData()
     form.add_field("image", b"no picture", filename=name, content_type="image/png")
@@ -52,13 +52,16 @@ async def _broken_picture(comfy: Comfy) -> str:
     return name
 
 
-async def _graph(comfy: Comfy, kind: str) -> dict[str, Any]:
-    if kind == "stock":
+async def _failing_graph(comfy: Comfy, node_kind: str) -> dict[str, Any]:
+    if node_kind == "stock":
         return {
-            "1": {"class_type": "LoadImage", "inputs": {"image": await _broken_picture(comfy)}},
+            "1": {
+                "class_type": "LoadImage",
+                "inputs": {"image": await _upload_broken_picture(comfy)},
+            },
             "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
         }
-    if kind == "testing pack":
+    if node_kind == "testing pack":
         return {
             "1": {
                 "class_type": "EmptyImage",
@@ -70,14 +73,14 @@ async def _graph(comfy: Comfy, kind: str) -> dict[str, Any]:
     return {"1": {"class_type": "Reads", "inputs": {"text": f"nope/{uuid.uuid4().hex}"}}}
 
 
-@pytest.mark.parametrize("kind", _FAILING)
+@pytest.mark.parametrize("node_kind", _FAILING)
 async def test_a_real_error_names_no_path_of_the_machine(
-    gateway: RunningStack, comfy: Comfy, kind: str
+    gateway: RunningStack, comfy: Comfy, node_kind: str
 ) -> None:
-    node, message = _FAILING[kind]
+    node, message = _FAILING[node_kind]
     responses: list[str] = []
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue(await _graph(comfy, kind))
+        prompt_id = await comfy.queue(await _failing_graph(comfy, node_kind))
         async for frame in socket:
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 continue
@@ -86,10 +89,10 @@ async def test_a_real_error_names_no_path_of_the_machine(
                 continue
             responses.append(frame.data)
             if event["type"] == "execution_error":
-                failed = event["data"]
+                failure = event["data"]
                 break
-    assert (failed["node_type"], message in failed["exception_message"]) == (node, True), failed
-    trace = "".join(failed["traceback"])
+    assert (failure["node_type"], message in failure["exception_message"]) == (node, True), failure
+    trace = "".join(failure["traceback"])
     assert 'File "<comfyui>/execution.py"' in trace, "it still says where it came from"
     await comfy.finished(prompt_id)
     for path in (
@@ -101,13 +104,15 @@ async def test_a_real_error_names_no_path_of_the_machine(
         responses.append(await stream.text())
     job = await comfy.get(f"/jobs/{prompt_id}")
     assert message in job["error"]["message"]
-    assert not [(text[:200], result) for text in responses if (result := _leaks(gateway, text))]
+    assert not [
+        (text[:200], result) for text in responses if (result := _find_leaks(gateway, text))
+    ]
 
 
 async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:
-    named = f"{gateway.data}/nope.png"
+    named_path = f"{gateway.data}/nope.png"
     graph = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": named}},
+        "1": {"class_type": "LoadImage", "inputs": {"image": named_path}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
     for path, body in (
@@ -118,7 +123,7 @@ async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, com
         assert status == 400, answer
         text = json.dumps(answer)
         # A client may hear its own words again, and nothing that they would have led to.
-        assert not _leaks(gateway, text.replace(named, "")), text
+        assert not _find_leaks(gateway, text.replace(named_path, "")), text
 
 
 async def test_farm_responses_name_no_path_of_the_machine(
@@ -132,6 +137,6 @@ async def test_farm_responses_name_no_path_of_the_machine(
         async with comfy.session.get(path) as response:
             text = await response.text()
             assert response.status in (200, 404), (path, text)
-            assert not _leaks(gateway, text), path
+            assert not _find_leaks(gateway, text), path
     stats = await comfy.get("/system_stats")
     assert stats["system"]["argv"] == ["moyin"]

@@ -24,10 +24,16 @@ import pytest
 from PIL import Image
 
 from tests.chaos.graphs import picture
-from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
+from tests.integration.comfy_api.test_native_api import (
+    Comfy,
+    comfy,
+    comfyui_up,
+    foreign_comfy,
+    inverting_graph,
+)
 from tests.stack import RunningStack
 
-__all__ = ["comfy", "comfyui_up", "stranger"]
+__all__ = ["comfy", "comfyui_up", "foreign_comfy"]
 
 _CANARY = (7, 201, 93)
 _PATIENCE = 120
@@ -40,7 +46,7 @@ _PROSE = "/imagine a cat, e.g. and/or ../a dog [output], 50%2f50, ~5 cm, C:\\ an
 
 
 @dataclass(frozen=True)
-class Outside:
+class OutsideFiles:
     """A folder outside ComfyUI's folder that contains the file ``existing`` but not ``missing``."""
 
     folder: Path
@@ -62,15 +68,15 @@ class Outside:
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Iterator[Outside]:
+def outside_files(tmp_path: Path) -> Iterator[OutsideFiles]:
     folder = tmp_path / "outside"
     folder.mkdir()
     Image.new("RGB", (8, 8), _CANARY).save(folder / "canary.png")
     (folder / "canary.txt").write_text("the canary sings")
-    outside = Outside(folder)
-    before = outside.state()
-    yield outside
-    assert outside.state() == before, "something was written, changed or removed"
+    files = OutsideFiles(folder)
+    state_before = files.state()
+    yield files
+    assert files.state() == state_before, "something was written, changed or removed"
 
 
 @pytest.fixture
@@ -86,7 +92,7 @@ async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def others(stranger: Comfy) -> list[tuple[str, str]]:
+async def foreign_names(foreign_comfy: Comfy) -> list[tuple[str, str]]:
     """Return names of another tenant's files, each with the name of a file that does not exist."""
     color = next(_colors)
     file = BytesIO()
@@ -94,13 +100,13 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("image", file.getvalue(), filename="theirs.png", content_type="image/png")
     form.add_field("subfolder", "theirset")
-    async with stranger.session.post("/upload/image", data=form) as response:
+    async with foreign_comfy.session.post("/upload/image", data=form) as response:
         assert response.status == 200
-    async with stranger.session.post(
+    async with foreign_comfy.session.post(
         "/artifacts", data=file.getvalue(), headers={"content-type": "image/png"}
     ) as response:
         artifact = (await response.json())["id"]
-    entry = await stranger.finished(await stranger.queue(picture(next(_colors))))
+    entry = await foreign_comfy.finished(await foreign_comfy.queue(picture(next(_colors))))
     [picture_file] = entry["outputs"]["2"]["images"]
     output = f"{picture_file['subfolder']}/{picture_file['filename']}"
     sha = hashlib.sha256(file.getvalue()).hexdigest()
@@ -115,7 +121,7 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
     ]
 
 
-def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
+def spellings(outside_files: OutsideFiles, root: Path) -> Iterator[tuple[str, str]]:
     """Yield pairs of names: of a file outside ComfyUI's folder, and of a file that does not exist.
 
     Both names of a pair are spelled in the same way, for example percent-encoded.
@@ -123,15 +129,20 @@ def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
     Args:
         root: ComfyUI's folder.
     """
-    here, gone = outside.existing, outside.missing
+    existing_file, missing_file = outside_files.existing, outside_files.missing
     pairs = [
-        (here, gone),
-        (str(outside.folder), f"{outside.folder}-gone"),
+        (existing_file, missing_file),
+        (str(outside_files.folder), f"{outside_files.folder}-gone"),
         ("/etc/passwd", "/etc/nope"),
     ]
-    pairs.append((os.path.relpath(here, root / "input"), os.path.relpath(gone, root / "input")))
+    pairs.append(
+        (
+            os.path.relpath(existing_file, root / "input"),
+            os.path.relpath(missing_file, root / "input"),
+        )
+    )
     yield from pairs
-    for spell in (
+    for spell_path in (
         lambda path: path.replace("/", "\\"),
         lambda path: quote(path, safe=""),
         lambda path: quote(quote(path, safe=""), safe=""),
@@ -143,8 +154,8 @@ def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
         lambda path: f"{path} [output]",
         lambda path: f"{path}[temp]",
     ):
-        for existing, missing in (pairs[0], pairs[3]):
-            yield spell(existing), spell(missing)
+        for existing_path, missing_path in (pairs[0], pairs[3]):
+            yield spell_path(existing_path), spell_path(missing_path)
 
 
 def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
@@ -162,8 +173,8 @@ def takes_text(spec: list[Any]) -> bool:
 def is_prose(spec: list[Any], node: Mapping[str, Any]) -> bool:
     """Return True if the input is a multi-line text, or the node converts texts to texts."""
     options = spec[1] if len(spec) > 1 else {}
-    speaks = node["output"] and set(node["output"]) <= {"STRING", "INT", "FLOAT", "BOOLEAN"}
-    return spec[0] == "STRING" and bool(speaks or options.get("multiline"))
+    returns_text = node["output"] and set(node["output"]) <= {"STRING", "INT", "FLOAT", "BOOLEAN"}
+    return spec[0] == "STRING" and bool(returns_text or options.get("multiline"))
 
 
 def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,17 +194,19 @@ def fill_inputs(node: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def build_graph(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) -> dict[str, Any]:
+def build_graph(
+    attacked_nodes: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any
+) -> dict[str, Any]:
     """Return a graph of the given nodes, in which ComfyUI validates all of them.
 
     ComfyUI validates only nodes that an output needs, so the other nodes get an output here.
 
     Args:
-        attacked: the class and the inputs of each node, by its id.
+        attacked_nodes: the class and the inputs of each node, by its id.
         nodes: ComfyUI's descriptions of the classes.
     """
     graph = {"image": picture(next(_colors))["1"]}
-    for node_id, (kind, inputs) in attacked.items():
+    for node_id, (kind, inputs) in attacked_nodes.items():
         graph[node_id] = {"class_type": kind, "inputs": inputs}
         if not nodes[kind]["output_node"] and nodes[kind]["output"]:
             preview = {"class_type": "PreviewAny", "inputs": {"source": [node_id, 0]}}
@@ -201,7 +214,7 @@ def build_graph(attacked: Mapping[str, tuple[str, dict[str, Any]]], nodes: Any) 
     return graph
 
 
-def plain(answer: Any, *values: str) -> Any:
+def reduce_answer(answer: Any, *values: str) -> Any:
     """Return a response without ids and times, and with the tested values replaced."""
     text = json.dumps(answer, sort_keys=True, ensure_ascii=False)
     text = re.sub(r'"request_id": "[^"]*"', '"request_id": "…"', text)
@@ -210,9 +223,9 @@ def plain(answer: Any, *values: str) -> Any:
     return json.loads(text)
 
 
-async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
+async def queue_graph(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
     status, answer = await comfy.post("/prompt", {"prompt": graph, "client_id": comfy.id})
-    return status, plain(answer, *values)
+    return status, reduce_answer(answer, *values)
 
 
 def find_root(gateway: RunningStack) -> Path:
@@ -226,45 +239,52 @@ async def test_no_node_input_accepts_files_of_others(
     gateway: RunningStack,
     comfy: Comfy,
     nodes: dict[str, Any],
-    outside: Outside,
-    others: list[tuple[str, str]],
+    outside_files: OutsideFiles,
+    foreign_names: list[tuple[str, str]],
 ) -> None:
-    offered = await comfy.get("/object_info")
-    named: list[Any] = []
-    prose: list[Any] = []
-    for kind in offered:
+    offered_nodes = await comfy.get("/object_info")
+    name_inputs: list[Any] = []
+    prose_inputs: list[Any] = []
+    for kind in offered_nodes:
         for name, spec in inputs_of(nodes[kind]):
             if takes_text(spec):
-                (prose if is_prose(spec, nodes[kind]) else named).append((kind, name))
-    assert ("LoadImage", "image") in named and ("SaveImage", "filename_prefix") in named
-    values = [*spellings(outside, find_root(gateway)), *others]
-    theirs = {value for pair in others for value in pair}
+                (prose_inputs if is_prose(spec, nodes[kind]) else name_inputs).append((kind, name))
+    assert ("LoadImage", "image") in name_inputs and ("SaveImage", "filename_prefix") in name_inputs
+    values = [*spellings(outside_files, find_root(gateway)), *foreign_names]
+    other_names = {value for pair in foreign_names for value in pair}
 
-    async def tried(value: Any) -> tuple[int, Any]:
-        attacked = {
+    async def queue_with_value(value: Any) -> tuple[int, Any]:
+        attacked_nodes = {
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
-            for kind, name in named
+            for kind, name in name_inputs
         }
-        return await answered(comfy, build_graph(attacked, nodes), str(value))
+        return await queue_graph(comfy, build_graph(attacked_nodes, nodes), str(value))
 
     for pair in values:
-        (status, existing), (_, missing) = await asyncio.gather(*map(tried, pair))
-        assert existing == missing, pair[0]
-        assert (status, existing["code"]) == (400, "input_not_found"), existing
-        refused = set(existing["node_errors"])
-        loads = {f"{kind}.{name}" for kind, name in named if _loads(nodes[kind], name)}
-        assert loads <= refused, pair[0]
+        (status, existing_answer), (_, missing_answer) = await asyncio.gather(
+            *map(queue_with_value, pair)
+        )
+        assert existing_answer == missing_answer, pair[0]
+        assert (status, existing_answer["code"]) == (400, "input_not_found"), existing_answer
+        refused_inputs = set(existing_answer["node_errors"])
+        loads = {
+            f"{kind}.{name}" for kind, name in name_inputs if _is_upload_input(nodes[kind], name)
+        }
+        assert loads <= refused_inputs, pair[0]
         # Names that lead nowhere else are for ComfyUI to judge, which has no such file either.
-        if pair[0] not in theirs:
-            assert refused == {f"{kind}.{name}" for kind, name in named}, pair[0]
+        if pair[0] not in other_names:
+            assert refused_inputs == {f"{kind}.{name}" for kind, name in name_inputs}, pair[0]
 
     # Within an object or a list it is the same.
-    for wrap in (lambda text: {"image": text, "mask": text}, lambda text: {"__value__": [text]}):
-        status, answer = await tried(wrap(outside.existing))
-        assert (status, len(answer["node_errors"])) == (400, len(named))
+    for wrap_text in (
+        lambda text: {"image": text, "mask": text},
+        lambda text: {"__value__": [text]},
+    ):
+        status, answer = await queue_with_value(wrap_text(outside_files.existing))
+        assert (status, len(answer["node_errors"])) == (400, len(name_inputs))
 
 
-def _loads(node: Mapping[str, Any], name: str) -> bool:
+def _is_upload_input(node: Mapping[str, Any], name: str) -> bool:
     """Return True if ComfyUI describes the input as one with an upload button."""
     [spec] = [spec for key, spec in inputs_of(node) if key == name]
     options = spec[1] if len(spec) > 1 else {}
@@ -272,57 +292,57 @@ def _loads(node: Mapping[str, Any], name: str) -> bool:
 
 
 async def test_text_input_accepts_any_text(
-    comfy: Comfy, nodes: dict[str, Any], outside: Outside
+    comfy: Comfy, nodes: dict[str, Any], outside_files: OutsideFiles
 ) -> None:
     """Nodes that need no models run with a path in every text input, and do not read the file."""
-    offered = await comfy.get("/object_info")
+    offered_nodes = await comfy.get("/object_info")
     protocol_clients = [
         (kind, name)
-        for kind in offered
+        for kind in offered_nodes
         for name, spec in inputs_of(nodes[kind])
         if is_prose(spec, nodes[kind])
     ]
     assert ("CLIPTextEncode", "text") in protocol_clients
-    complete = [
+    text_inputs = [
         (kind, name)
         for kind, name in protocol_clients
         if fill_inputs(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
         and nodes[kind]["python_module"].startswith(("nodes", "comfy_extras"))
     ]
-    assert ("PrimitiveString", "value") in complete
+    assert ("PrimitiveString", "value") in text_inputs
 
-    async def ended(value: str) -> Any:
-        attacked = {
+    async def run_with_value(value: str) -> Any:
+        attacked_nodes = {
             f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
-            for kind, name in complete
+            for kind, name in text_inputs
             if "egex" not in kind
         }
-        prompt_id = await comfy.queue(build_graph(attacked, nodes))
+        prompt_id = await comfy.queue(build_graph(attacked_nodes, nodes))
         entry = await comfy.finished(prompt_id)
         assert entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
         return entry["outputs"]
 
-    existing = await ended(outside.existing)
-    missing = await ended(outside.missing)
-    assert existing.keys() == missing.keys()
-    assert "canary sings" not in json.dumps(existing)
-    await ended(_PROSE)
+    existing_record = await run_with_value(outside_files.existing)
+    missing_record = await run_with_value(outside_files.missing)
+    assert existing_record.keys() == missing_record.keys()
+    assert "canary sings" not in json.dumps(existing_record)
+    await run_with_value(_PROSE)
 
 
 async def test_node_classes_for_the_workers_disk_are_not_listed(
     comfy: Comfy, nodes: dict[str, Any]
 ) -> None:
-    offered = await comfy.get("/object_info")
-    denied = nodes.keys() - offered.keys()
+    offered_nodes = await comfy.get("/object_info")
+    denied_nodes = nodes.keys() - offered_nodes.keys()
     assert {
         "LoadImageDataSetFromFolder",
         "SaveImageTextDataSetToFolder",
         "CheckpointSave",
-    } <= denied
-    assert "moyin" not in json.dumps(offered).replace("moyin_bridge", "")
-    for kind in denied:
+    } <= denied_nodes
+    assert "moyin" not in json.dumps(offered_nodes).replace("moyin_bridge", "")
+    for kind in denied_nodes:
         assert await comfy.get(f"/object_info/{kind}") == {}
-        status, answer = await answered(
+        status, answer = await queue_graph(
             comfy, build_graph({"n": (kind, fill_inputs(nodes[kind]))}, nodes)
         )
         assert (status, answer["code"]) == (400, "node_not_allowed")
@@ -330,45 +350,48 @@ async def test_node_classes_for_the_workers_disk_are_not_listed(
         assert kind in answer["node_errors"]["n"]["errors"][0]["details"]
 
 
-def _job(graph: Mapping[str, Any]) -> dict[str, Any]:
+def _render_job(graph: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "render", "workflow": graph}
 
 
-def _second(graph: Mapping[str, Any]) -> dict[str, Any]:
-    first = {"kind": "render", "workflow": picture(next(_colors))}
-    return {"kind": "pipeline", "steps": [first, _job(graph)]}
+def _pipeline_with_graph(graph: Mapping[str, Any]) -> dict[str, Any]:
+    first_step = {"kind": "render", "workflow": picture(next(_colors))}
+    return {"kind": "pipeline", "steps": [first_step, _render_job(graph)]}
 
 
-def _swept(graph: dict[str, Any]) -> dict[str, Any]:
+def _sweep_over_graph(graph: dict[str, Any]) -> dict[str, Any]:
     name = graph["1"]["inputs"]["image"]
-    plain = {**graph, "1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
-    return {**_job(plain), "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}}}
+    plain_graph = {**graph, "1": {"class_type": "LoadImage", "inputs": {"image": ""}}}
+    return {
+        **_render_job(plain_graph),
+        "batch": {"sweep": {"workflow.1.inputs.image": ["", "", name]}},
+    }
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status", "field"),
     [
-        ("/jobs", _job, 400, "workflow.1.inputs.image"),
-        ("/jobs", _second, 400, "steps.1.workflow.1.inputs.image"),
-        ("/jobs", _swept, 400, "workflow.1.inputs.image"),
+        ("/jobs", _render_job, 400, "workflow.1.inputs.image"),
+        ("/jobs", _pipeline_with_graph, 400, "steps.1.workflow.1.inputs.image"),
+        ("/jobs", _sweep_over_graph, 400, "workflow.1.inputs.image"),
         ("/api/v2/jobs", lambda graph: {"workflow": graph}, 422, "workflow.1.inputs.image"),
     ],
 )
 async def test_every_api_treats_foreign_objects_as_missing(
     comfy: Comfy,
-    outside: Outside,
-    others: list[tuple[str, str]],
+    outside_files: OutsideFiles,
+    foreign_names: list[tuple[str, str]],
     path: str,
     body: Any,
     status: int,
     field: str,
 ) -> None:
-    for pair in [(outside.existing, outside.missing), *others]:
+    for pair in [(outside_files.existing, outside_files.missing), *foreign_names]:
         answers = []
         for value in pair:
-            result, answer = await comfy.post(path, body(inverted(value)))
+            result, answer = await comfy.post(path, body(inverting_graph(value)))
             assert result == status, answer
-            answers.append(plain(answer, value))
+            answers.append(reduce_answer(answer, value))
         assert answers[0] == answers[1], pair
         refusal = answers[0] if "code" in answers[0] else answers[0]["error"]["details"]
         assert (refusal["code"], refusal["field"]) == ("input_not_found", field)
@@ -384,65 +407,79 @@ async def _read_failure(comfy: Comfy, body: Any, *values: str) -> Any:
             await asyncio.sleep(0.1)
             job = await comfy.get(f"/jobs/{job['id']}")
     assert job["status"] == "failed", job
-    return plain(job["error"], *values)
+    return reduce_answer(job["error"], *values)
 
 
-async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
+async def test_output_of_an_earlier_step_cannot_name_a_file(
+    comfy: Comfy, outside_files: OutsideFiles
+) -> None:
     """A name from a step's output is checked when the next step begins; it is unknown before."""
 
     def body(value: str) -> dict[str, Any]:
-        says = {
+        chat_step = {
             "1": {"class_type": "PrimitiveString", "inputs": {"value": value}},
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
         }
-        graph = inverted("${steps.0.body.outputs.2.text.0}")
-        return {"kind": "pipeline", "steps": [_job(says), _job(graph)]}
+        graph = inverting_graph("${steps.0.body.outputs.2.text.0}")
+        return {"kind": "pipeline", "steps": [_render_job(chat_step), _render_job(graph)]}
 
-    existing = await _read_failure(comfy, body(outside.existing), outside.existing)
-    missing = await _read_failure(comfy, body(outside.missing), outside.missing)
-    assert existing == missing
-    assert "you have no file" in json.dumps(existing)
+    existing_error = await _read_failure(
+        comfy, body(outside_files.existing), outside_files.existing
+    )
+    missing_error = await _read_failure(comfy, body(outside_files.missing), outside_files.missing)
+    assert existing_error == missing_error
+    assert "you have no file" in json.dumps(existing_error)
 
 
-def _by_link(kind: str, name: str, value: str, rest: Mapping[str, Any]) -> dict[str, Any]:
+def _linking_graph(
+    node_class: str, name: str, value: str, extra_nodes: Mapping[str, Any]
+) -> dict[str, Any]:
     graph = {
         "1": {"class_type": "Says", "inputs": {"text": value}},
-        "2": {"class_type": kind, "inputs": {**rest, name: ["1", 0]}},
+        "2": {"class_type": node_class, "inputs": {**extra_nodes, name: ["1", 0]}},
         "image": picture(next(_colors))["1"],
     }
-    if kind.startswith("Load"):
+    if node_class.startswith("Load"):
         graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}}
     return graph
 
 
-async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outside: Outside) -> None:
+async def test_no_link_brings_a_name(
+    gateway: RunningStack, comfy: Comfy, outside_files: OutsideFiles
+) -> None:
     for kind, name in (
         ("LoadImage", "image"),
         ("LoadImageOutput", "image"),
         ("LoadLatent", "latent"),
     ):
-        rest: dict[str, Any] = {}
+        extra_nodes: dict[str, Any] = {}
         status, answer = await comfy.post(
-            "/prompt", {"prompt": _by_link(kind, name, outside.existing, rest)}
+            "/prompt", {"prompt": _linking_graph(kind, name, outside_files.existing, extra_nodes)}
         )
         assert (status, answer["code"]) == (400, "input_not_found"), answer
         assert answer["node_errors"].keys() == {"2"}
     # Where a node writes may be made of texts, but it leads out of the prompt's folder for nobody.
     inputs = {"images": ["image", 0]}
-    other = f"../{uuid.uuid4()}/x"
-    for value in (other, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
-        graph = _by_link("SaveImage", "filename_prefix", value, inputs)
-        error = await _read_failure(comfy, _job(graph), value)
+    other_name = f"../{uuid.uuid4()}/x"
+    for value in (
+        other_name,
+        str(outside_files.folder / "x"),
+        str(outside_files.folder / "gone" / "x"),
+    ):
+        graph = _linking_graph("SaveImage", "filename_prefix", value, inputs)
+        error = await _read_failure(comfy, _render_job(graph), value)
         assert "a relative name" in error["message"]
-    graph = _by_link("SaveImage", "filename_prefix", "fine/x", inputs)
+    graph = _linking_graph("SaveImage", "filename_prefix", "fine/x", inputs)
     entry = await comfy.finished(await comfy.queue(graph))
     assert entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
 
 
-async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Outside) -> None:
+async def test_node_cannot_expand_into_forbidden_nodes(
+    comfy: Comfy, outside_files: OutsideFiles
+) -> None:
     """The forbidden nodes are known only when the node is executed; then the render must fail."""
 
-    def expanding(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def expanding_graph(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         inputs = {"kind": kind, "values": json.dumps(values)}
         return {
             "1": {"class_type": "Expands", "inputs": inputs},
@@ -450,31 +487,33 @@ async def test_node_cannot_expand_into_forbidden_nodes(comfy: Comfy, outside: Ou
         }
 
     errors = [
-        await _read_failure(comfy, _job(expanding("LoadImage", {"image": value})), value)
-        for value in (outside.existing, outside.missing)
+        await _read_failure(
+            comfy, _render_job(expanding_graph("LoadImage", {"image": value})), value
+        )
+        for value in (outside_files.existing, outside_files.missing)
     ]
     assert errors[0] == errors[1]
     assert "you have no file" in errors[0]["message"]
     error = await _read_failure(
-        comfy, _job(expanding("LoadImageDataSetFromFolder", {"folder": "moyin"}))
+        comfy, _render_job(expanding_graph("LoadImageDataSetFromFolder", {"folder": "moyin"}))
     )
     assert "not allow nodes of the class LoadImageDataSetFromFolder" in error["message"]
 
 
 async def test_a_symbolic_link_of_an_earlier_node_has_no_name(
-    comfy: Comfy, outside: Outside
+    comfy: Comfy, outside_files: OutsideFiles
 ) -> None:
     name = f"{uuid.uuid4().hex}.png"
-    target = outside.existing.encode().hex()
-    links = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target}}}
+    target_hex = outside_files.existing.encode().hex()
+    links = {"1": {"class_type": "Links", "inputs": {"text": name, "target": target_hex}}}
     await comfy.finished(await comfy.queue(links))
     for value in (name, f"{name} [output]", f"{uuid.uuid4().hex}.png"):
-        status, answer = await answered(comfy, inverted(value), value)
+        status, answer = await queue_graph(comfy, inverting_graph(value), value)
         assert (status, answer["code"]) == (400, "input_not_found")
 
 
 @pytest.fixture
-async def own(comfy: Comfy) -> str:
+async def own_file(comfy: Comfy) -> str:
     name = f"own {uuid.uuid4().hex}.png"
     file = BytesIO()
     Image.new("RGB", (8, 8), (1, 2, 3)).save(file, "PNG")
@@ -485,12 +524,12 @@ async def own(comfy: Comfy) -> str:
     return name
 
 
-async def test_the_callers_own_files_are_loaded(comfy: Comfy, own: str) -> None:
-    entry = await comfy.finished(await comfy.queue(inverted(own)))
+async def test_the_callers_own_files_are_loaded(comfy: Comfy, own_file: str) -> None:
+    entry = await comfy.finished(await comfy.queue(inverting_graph(own_file)))
     [picture_file] = entry["outputs"]["3"]["images"]
     for name in (
-        f"{own} [input]",
+        f"{own_file} [input]",
         f"{picture_file['subfolder']}/{picture_file['filename']} [output]",
     ):
-        again = await comfy.finished(await comfy.queue(inverted(name)))
-        assert again["status"]["status_str"] == "success"
+        second_entry = await comfy.finished(await comfy.queue(inverting_graph(name)))
+        assert second_entry["status"]["status_str"] == "success"

@@ -49,20 +49,20 @@ class Comfy:
         """Return the prompt's history entry, once it is complete."""
         entry: dict[str, Any] = {}
 
-        async def known() -> bool:
+        async def is_in_history() -> bool:
             entry.update((await self.get(f"/history/{prompt_id}")).get(prompt_id, {}))
             return bool(entry)
 
-        await eventually(known, _PATIENCE)
+        await eventually(is_in_history, _PATIENCE)
         return entry
 
 
 @pytest.fixture(scope="module", autouse=True)
 def comfyui_up(gateway: RunningStack) -> None:
     # Graphs are validated where an actor is up.
-    plain = StackClient(gateway.url, gateway.api_key)
-    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
-    plain.wait(job, {"succeeded"}, _PATIENCE)
+    stack_client = StackClient(gateway.url, gateway.api_key)
+    job = stack_client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    stack_client.wait(job, {"succeeded"}, _PATIENCE)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def comfy(gateway: RunningStack) -> AsyncIterator[Comfy]:
 
 
 @pytest.fixture
-async def stranger(gateway: RunningStack) -> AsyncIterator[Comfy]:
+async def foreign_comfy(gateway: RunningStack) -> AsyncIterator[Comfy]:
     """Yield a client of another tenant."""
     key = gateway.run("keys", "create", f"t-{uuid.uuid4().hex[:8]}").stdout
     [secret] = [word for word in key.split() if word.startswith("moyin_")]
@@ -83,7 +83,7 @@ async def stranger(gateway: RunningStack) -> AsyncIterator[Comfy]:
         yield Comfy(session)
 
 
-def inverted(name: str) -> dict[str, Any]:
+def inverting_graph(name: str) -> dict[str, Any]:
     return {
         "1": {"class_type": "LoadImage", "inputs": {"image": name}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -104,7 +104,7 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
     async with comfy.session.get(f"/artifacts/{artifact_id}") as response:
         assert await response.read() == red.getvalue()
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
-        prompt_id = await comfy.queue(inverted(name))
+        prompt_id = await comfy.queue(inverting_graph(name))
         events: list[dict[str, Any]] = []
         async for message in socket:
             if message.type is not aiohttp.WSMsgType.TEXT:
@@ -124,24 +124,24 @@ async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
     [picture_of] = entry["outputs"]["3"]["images"]
     assert prompt_id in picture_of["subfolder"]
     async with comfy.session.get("/view", params=picture_of) as response:
-        shown = Image.open(BytesIO(await response.read()))
-    assert shown.getpixel((0, 0)) == (0, 255, 255)
+        shown_picture = Image.open(BytesIO(await response.read()))
+    assert shown_picture.getpixel((0, 0)) == (0, 255, 255)
 
 
-async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) -> None:
-    blue = BytesIO()
-    Image.new("RGB", (8, 8), (0, 0, 255)).save(blue, "PNG")
+async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, foreign_comfy: Comfy) -> None:
+    blue_picture = BytesIO()
+    Image.new("RGB", (8, 8), (0, 0, 255)).save(blue_picture, "PNG")
     name = f"blue {uuid.uuid4().hex}.png"
     form = aiohttp.FormData(quote_fields=False)
-    form.add_field("image", blue.getvalue(), filename=name, content_type="image/png")
+    form.add_field("image", blue_picture.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
         assert response.status == 200
-    graph: dict[str, Any] = {"kind": "render", "workflow": inverted(name)}
+    graph: dict[str, Any] = {"kind": "render", "workflow": inverting_graph(name)}
     resize: dict[str, Any] = {"kind": "render", "template": "resize",
               "inputs": {"image": name, "width": 4, "height": 4}}  # fmt: skip
     for body in (graph, resize):
-        status, refused = await stranger.post("/jobs", body)
-        assert status == 400, refused
+        status, refusal = await foreign_comfy.post("/jobs", body)
+        assert status == 400, refusal
     pipeline = {"kind": "pipeline", "steps": [graph, resize]}
     batch = {**resize, "batch": {"inputs": [{"image": name}, {"image": name, "width": 5}]}}
     for body, colors in (
@@ -152,54 +152,54 @@ async def test_a_job_loads_an_upload_by_its_name(comfy: Comfy, stranger: Comfy) 
         assert status == 202, job
         path = f"/jobs/{job['id']}"
         await eventually(partial(_has_ended, comfy, path), _PATIENCE)
-        ended = await comfy.get(path)
-        assert ended["status"] == "succeeded", ended["error"]
-        shown = []
-        for artifact in ended["artifacts"]:
+        ended_job = await comfy.get(path)
+        assert ended_job["status"] == "succeeded", ended_job["error"]
+        shown_colors = []
+        for artifact in ended_job["artifacts"]:
             async with comfy.session.get(artifact["url"]) as response:
                 picture_of = Image.open(BytesIO(await response.read())).convert("RGB")
-            shown.append(picture_of.getpixel((0, 0)))
-        assert shown == colors
+            shown_colors.append(picture_of.getpixel((0, 0)))
+        assert shown_colors == colors
 
 
 async def _has_ended(comfy: Comfy, path: str) -> bool:
     return (await comfy.get(path))["status"] in ("succeeded", "failed", "cancelled")
 
 
-async def test_nothing_of_it_is_another_tenants(comfy: Comfy, stranger: Comfy) -> None:
-    stranger.id = comfy.id
-    async with stranger.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+async def test_nothing_of_it_is_another_tenants(comfy: Comfy, foreign_comfy: Comfy) -> None:
+    foreign_comfy.id = comfy.id
+    async with foreign_comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         prompt_id = await comfy.queue(picture(next(_colors)))
-        queue = await stranger.get("/queue")
+        queue = await foreign_comfy.get("/queue")
         assert queue == {"queue_running": [], "queue_pending": []}
         entry = await comfy.finished(prompt_id)
-        assert await stranger.get(f"/history/{prompt_id}") == {}
-        assert await stranger.get("/history") == {}
-        assert (await stranger.get("/api/jobs"))["jobs"] == []
+        assert await foreign_comfy.get(f"/history/{prompt_id}") == {}
+        assert await foreign_comfy.get("/history") == {}
+        assert (await foreign_comfy.get("/api/jobs"))["jobs"] == []
         [output] = entry["outputs"].values()
-        async with stranger.session.get("/view", params=output["images"][0]) as response:
+        async with foreign_comfy.session.get("/view", params=output["images"][0]) as response:
             assert response.status == 404
-        await stranger.session.post("/interrupt", json={"prompt_id": prompt_id})
+        await foreign_comfy.session.post("/interrupt", json={"prompt_id": prompt_id})
         # One prompt of one's own ends: whatever was to be heard of the other was heard before.
-        own = await stranger.queue(picture(next(_colors)))
+        own_prompt = await foreign_comfy.queue(picture(next(_colors)))
         event_types = set()
         async for message in socket:
             event = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}
             event_types.add(event.get("data", {}).get("prompt_id"))
             if event.get("type") == "executing" and event["data"].get("node") is None:
                 break
-    assert event_types <= {None, own}
+    assert event_types <= {None, own_prompt}
 
 
 async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
-    first = await comfy.queue(sleepy(4, next(_colors)))
-    second = await comfy.queue(picture(next(_colors)))
+    first_prompt = await comfy.queue(sleepy(4, next(_colors)))
+    second_prompt = await comfy.queue(picture(next(_colors)))
     queue = await comfy.get("/queue")
-    waiting = {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
-    assert {first, second} <= waiting
-    assert (await comfy.post("/interrupt", {"prompt_id": first}))[0] == 200
-    assert (await comfy.finished(first))["status"]["status_str"] == "error"
-    assert (await comfy.finished(second))["status"]["status_str"] == "success"
+    queued_prompts = {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
+    assert {first_prompt, second_prompt} <= queued_prompts
+    assert (await comfy.post("/interrupt", {"prompt_id": first_prompt}))[0] == 200
+    assert (await comfy.finished(first_prompt))["status"]["status_str"] == "error"
+    assert (await comfy.finished(second_prompt))["status"]["status_str"] == "success"
 
 
 async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
@@ -210,15 +210,19 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
     async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
         prompt_id = await comfy.queue(graph)
         # Which of the two nodes comes first is ComfyUI's choice.
-        if "progress" not in await _kinds(socket, "executed", prompt_id):
-            await _kinds(socket, "progress", prompt_id)
+        if "progress" not in await _receive_types(socket, "executed", prompt_id):
+            await _receive_types(socket, "progress", prompt_id)
     assert (await comfy.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
     # It has ended at once; what ComfyUI says of it follows when its node has stopped.
-    await eventually(lambda: _put_out(comfy, prompt_id), _PATIENCE)
+    await eventually(lambda: _has_outputs(comfy, prompt_id), _PATIENCE)
     entry = await comfy.finished(prompt_id)
-    *_, (kind, last) = entry["status"]["messages"]
-    assert (kind, last["node_id"], last["node_type"]) == ("execution_interrupted", "3", "TestSleep")
-    assert sorted(last["executed"]) == ["1", "4"]
+    *_, (kind, last_message) = entry["status"]["messages"]
+    assert (kind, last_message["node_id"], last_message["node_type"]) == (
+        "execution_interrupted",
+        "3",
+        "TestSleep",
+    )
+    assert sorted(last_message["executed"]) == ["1", "4"]
     [file] = entry["outputs"]["4"]["images"]
     async with comfy.session.get("/view", params=file) as response:
         assert response.status == 200
@@ -226,41 +230,43 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
 
 
 async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
-    running = await comfy.queue(sleepy(60, next(_colors)))
-    await eventually(lambda: _runs(comfy, running), _PATIENCE)
-    waiting = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
+    running_prompt = await comfy.queue(sleepy(60, next(_colors)))
+    await eventually(lambda: _is_running(comfy, running_prompt), _PATIENCE)
+    waiting_prompts = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
     # What runs is none of its business.
-    assert (await comfy.post("/queue", {"delete": [running, waiting[0]]}))[0] == 200
+    assert (await comfy.post("/queue", {"delete": [running_prompt, waiting_prompts[0]]}))[0] == 200
     pending = {row[1] for row in (await comfy.get("/queue"))["queue_pending"]}
-    assert not pending & {running, waiting[0]}
-    assert pending >= set(waiting[1:])
+    assert not pending & {running_prompt, waiting_prompts[0]}
+    assert pending >= set(waiting_prompts[1:])
     assert (await comfy.post("/queue", {"clear": True}))[0] == 200
     queue = await comfy.get("/queue")
     assert queue["queue_pending"] == []
-    assert [row[1] for row in queue["queue_running"]] == [running]
-    for prompt_id in waiting:
+    assert [row[1] for row in queue["queue_running"]] == [running_prompt]
+    for prompt_id in waiting_prompts:
         [(name, _)] = (await comfy.finished(prompt_id))["status"]["messages"]
         assert name == "execution_interrupted"
     assert (await comfy.post("/interrupt", {}))[0] == 200
-    assert (await comfy.finished(running))["status"]["completed"] is False
+    assert (await comfy.finished(running_prompt))["status"]["completed"] is False
 
 
 async def test_a_reconnected_client_receives_the_remaining_messages_in_every_window(
     comfy: Comfy,
 ) -> None:
     address = f"/ws?clientId={comfy.id}"
-    async with comfy.session.ws_connect(address) as other:
+    async with comfy.session.ws_connect(address) as second_socket:
         async with comfy.session.ws_connect(address) as socket:
             prompt_id = await comfy.queue(sleepy(60, next(_colors)))
-            assert "progress" in await _kinds(socket, "progress", prompt_id)
+            assert "progress" in await _receive_types(socket, "progress", prompt_id)
         async with comfy.session.ws_connect(address) as socket:
             # Where it is comes first.
-            kinds = await _kinds(socket, "executing", prompt_id)
+            kinds = await _receive_types(socket, "executing", prompt_id)
             assert kinds == ["progress_state", "executing"]
             await comfy.post("/interrupt", {"prompt_id": prompt_id})
-            kinds += await _kinds(socket, "execution_interrupted", prompt_id)
+            kinds += await _receive_types(socket, "execution_interrupted", prompt_id)
             assert set(kinds) <= {"progress_state", "executing", "progress", kinds[-1]}
-        assert "execution_start" in await _kinds(other, "execution_interrupted", prompt_id)
+        assert "execution_start" in await _receive_types(
+            second_socket, "execution_interrupted", prompt_id
+        )
 
 
 async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
@@ -274,29 +280,31 @@ async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
 
 
 async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
-    chosen = str(uuid.uuid4())
+    chosen_id = str(uuid.uuid4())
     graph = picture(next(_colors))
     for _ in range(2):
-        status, body = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen})
-        assert (status, body["prompt_id"]) == (200, chosen)
-    assert (await comfy.finished(chosen))["status"]["completed"] is True
-    other = {"prompt": picture(next(_colors)), "prompt_id": chosen}
-    status, body = await comfy.post("/prompt", other)
+        status, body = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen_id})
+        assert (status, body["prompt_id"]) == (200, chosen_id)
+    assert (await comfy.finished(chosen_id))["status"]["completed"] is True
+    other_body = {"prompt": picture(next(_colors)), "prompt_id": chosen_id}
+    status, body = await comfy.post("/prompt", other_body)
     assert (status, body["code"]) == (400, "prompt_id_taken")
 
 
-async def _put_out(comfy: Comfy, prompt_id: str) -> bool:
+async def _has_outputs(comfy: Comfy, prompt_id: str) -> bool:
     return bool((await comfy.finished(prompt_id))["outputs"])
 
 
-async def _runs(comfy: Comfy, prompt_id: str) -> bool:
+async def _is_running(comfy: Comfy, prompt_id: str) -> bool:
     return any(row[1] == prompt_id for row in (await comfy.get("/queue"))["queue_running"])
 
 
-async def _kinds(socket: aiohttp.ClientWebSocketResponse, last: str, prompt_id: str) -> list[str]:
-    """Return the types of the messages about the prompt, up to ``last``."""
+async def _receive_types(
+    socket: aiohttp.ClientWebSocketResponse, last_type: str, prompt_id: str
+) -> list[str]:
+    """Return the types of the messages about the prompt, up to ``last_type``."""
     kinds: list[str] = []
-    while last not in kinds:
+    while last_type not in kinds:
         event = json.loads((await socket.receive(timeout=_PATIENCE)).data)
         if event["data"].get("prompt_id") == prompt_id:
             kinds.append(event["type"])

@@ -42,15 +42,15 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     apps = {app["name"]: app for app in config["applications"]}
     apps["gateway"]["args"]["pools"] = list(_MODELS)
-    plain = apps["render-default"]
-    special = copy.deepcopy(plain) | {"name": "render-special"}
-    special["args"]["pool"] = "special"
-    plain["args"]["comfyui"]["custom_nodes"] = []
-    for app in (plain, special):
+    plain_app = apps["render-default"]
+    special_app = copy.deepcopy(plain_app) | {"name": "render-special"}
+    special_app["args"]["pool"] = "special"
+    plain_app["args"]["comfyui"]["custom_nodes"] = []
+    for app in (plain_app, special_app):
         app["args"]["comfyui"]["models"] = str(folder / app["args"]["pool"])
     # Nobody is asked for text.
     kept_apps = [apps[name] for name in ("gateway", "workers")]
-    return {**config, "applications": [*kept_apps, plain, special]}
+    return {**config, "applications": [*kept_apps, plain_app, special_app]}
 
 
 @pytest.fixture
@@ -71,15 +71,15 @@ async def comfy(farm: Comfy) -> Comfy:
 async def _are_up(farm: Comfy, *pools: str) -> bool:
     """Return True if each of these pools lists its own model, which no other pool has."""
     async with farm.session.get("/models/diffusion_models") as response:
-        listed = await response.json() if response.status == 200 else []
-    return {_MODELS[pool] for pool in pools} <= set(listed)
+        listed_models = await response.json() if response.status == 200 else []
+    return {_MODELS[pool] for pool in pools} <= set(listed_models)
 
 
-def _color() -> int:
+def _new_color() -> int:
     return uuid.uuid4().int & 0xFFFFFF
 
 
-async def _rendered_by(comfy: Comfy, graph: dict[str, Any]) -> str:
+async def _render_and_find_renderer(comfy: Comfy, graph: dict[str, Any]) -> str:
     prompt_id = await comfy.queue(graph)
     assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
     return await _renderer_of(comfy, prompt_id)
@@ -92,40 +92,44 @@ async def _renderer_of(comfy: Comfy, prompt_id: str) -> str:
 async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: Comfy) -> None:
     """The first pool must render the graph, although usually only the second pool is ready yet."""
     await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
-    graph, answers = picture(_color()), []
+    graph, answers = picture(_new_color()), []
 
-    async def accepted() -> bool:
+    async def is_accepted() -> bool:
         status, body = await farm.post("/prompt", {"prompt": graph})
         assert status in (200, 503), body
         answers.append(body)
         return status == 200
 
     # A pool that starts for very long is answered by 503, and the client tries again.
-    await eventually(accepted, _UP_SECONDS)
+    await eventually(is_accepted, _UP_SECONDS)
     prompt_id = answers[-1]["prompt_id"]
     assert (await farm.finished(prompt_id))["status"]["status_str"] == "success"
     assert await _renderer_of(farm, prompt_id) == _PLAIN
 
 
 async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: Comfy) -> None:
-    graphs = [picture(_color()), sleepy(0.1, _color()), picture(_color())]
-    assert [await _rendered_by(comfy, graph) for graph in graphs] == [_PLAIN, _SPECIAL, _PLAIN]
+    graphs = [picture(_new_color()), sleepy(0.1, _new_color()), picture(_new_color())]
+    assert [await _render_and_find_renderer(comfy, graph) for graph in graphs] == [
+        _PLAIN,
+        _SPECIAL,
+        _PLAIN,
+    ]
 
 
 async def test_a_graph_goes_to_the_pool_that_has_its_models(comfy: Comfy) -> None:
-    assert await _rendered_by(comfy, _with_model(_MODELS["default"])) == _PLAIN
-    assert await _rendered_by(comfy, _with_model(_MODELS["special"])) == _SPECIAL
+    assert await _render_and_find_renderer(comfy, _with_model(_MODELS["default"])) == _PLAIN
+    assert await _render_and_find_renderer(comfy, _with_model(_MODELS["special"])) == _SPECIAL
 
 
 async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
     nodes = await comfy.get("/object_info")
     assert {"EmptyImage", "TestSleep", "Where"} <= set(nodes)
     [choices] = nodes["UNETLoader"]["input"]["required"]["unet_name"]
-    listed = await comfy.get("/models/diffusion_models")
-    assert sorted(choices) == sorted(listed) == sorted(_MODELS.values())
+    listed_models = await comfy.get("/models/diffusion_models")
+    assert sorted(choices) == sorted(listed_models) == sorted(_MODELS.values())
     assert any("bad-nodes" in path for path in await comfy.get("/extensions"))
-    special = await comfy.get("/models/diffusion_models?pool=special")
-    assert special == [_MODELS["special"]]
+    special_models = await comfy.get("/models/diffusion_models?pool=special")
+    assert special_models == [_MODELS["special"]]
     assert "Where" not in await comfy.get("/object_info?pool=default")
     async with comfy.session.get("/models?pool=none") as response:
         assert (response.status, (await response.json())["error"]["type"]) == (
@@ -135,13 +139,13 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
 
 
 async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:
-    unknown = {**picture(_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
-    status, body = await comfy.post("/prompt", {"prompt": unknown})
+    unknown_graph = {**picture(_new_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
+    status, body = await comfy.post("/prompt", {"prompt": unknown_graph})
     assert (status, body["error"]["type"]) == (400, "invalid_prompt")
     assert "NoSuchNode" in body["error"]["message"]
     assert body["node_errors"] == {}
-    alone = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
-    status, body = await comfy.post("/prompt", {"prompt": alone})
+    partial_graph = {k: n for k, n in _with_model("nobodys.safetensors").items() if k in ("3", "4")}
+    status, body = await comfy.post("/prompt", {"prompt": partial_graph})
     assert (status, body["error"]["type"]) == (400, "prompt_outputs_failed_validation")
     [error] = body["node_errors"]["3"]["errors"]
     assert (error["type"], error["extra_info"]["received_value"]) == (
@@ -163,7 +167,7 @@ async def test_a_graph_that_no_single_pool_can_run_is_refused(
 
 def _with_model(name: str) -> dict[str, Any]:
     """Return a graph for a picture in which node 3 loads a model."""
-    graph = picture(_color())
+    graph = picture(_new_color())
     inputs = {"unet_name": name, "weight_dtype": "default"}
     graph["3"] = {"class_type": "UNETLoader", "inputs": inputs}
     graph["4"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
@@ -172,6 +176,6 @@ def _with_model(name: str) -> dict[str, Any]:
 
 def test_jobs_name_their_pool(two_pools: RunningStack) -> None:
     client = StackClient(two_pools.url, two_pools.api_key)
-    body = {"kind": "render", "workflow": sleepy(0.1, _color()), "pool": "special"}
+    body = {"kind": "render", "workflow": sleepy(0.1, _new_color()), "pool": "special"}
     job = client.wait(client.submit(body), FINAL, _UP_SECONDS)
     assert job["outputs"][0]["backend"] == _SPECIAL

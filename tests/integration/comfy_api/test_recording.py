@@ -34,32 +34,34 @@ Graph = dict[str, Any]
 Recording = Mapping[str, Any]
 
 
-def _png(*color: int) -> bytes:
+def _new_png(*color: int) -> bytes:
     buffer = BytesIO()
     Image.new("RGBA"[: len(color)], (6, 4), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-_RED, _GREEN, _MASK = _png(255, 0, 0), _png(0, 255, 0), _png(0, 0, 0, 90)
+_RED, _GREEN, _MASK = _new_png(255, 0, 0), _new_png(0, 255, 0), _new_png(0, 0, 0, 90)
 
 
-def _node(kind: str, **inputs: Any) -> dict[str, Any]:
+def _new_node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def _empty(color: int, **inputs: int) -> dict[str, Any]:
-    return _node("EmptyImage", **{"width": 8, "height": 8, "batch_size": 1, **inputs}, color=color)
+def _empty_image_node(color: int, **inputs: int) -> dict[str, Any]:
+    return _new_node(
+        "EmptyImage", **{"width": 8, "height": 8, "batch_size": 1, **inputs}, color=color
+    )
 
 
-def _save(node: str, prefix: str = "p") -> dict[str, Any]:
-    return _node("SaveImage", images=[node, 0], filename_prefix=prefix)
+def _save_node(node: str, prefix: str = "p") -> dict[str, Any]:
+    return _new_node("SaveImage", images=[node, 0], filename_prefix=prefix)
 
 
 # What one of them leaves in ComfyUI's cache, the next may find there: their order is the story.
-_PLAIN: Graph = {"1": _empty(0x710001), "2": _save("1", "sub/p")}
+_PLAIN: Graph = {"1": _empty_image_node(0x710001), "2": _save_node("1", "sub/p")}
 _SCALED: Graph = {
-    "1": _empty(0x710002),
-    "2": _node(
+    "1": _empty_image_node(0x710002),
+    "2": _new_node(
         "ImageScale",
         image=["1", 0],
         upscale_method="bilinear",
@@ -67,73 +69,73 @@ _SCALED: Graph = {
         height=12,
         crop="disabled",
     ),
-    "3": _node("PreviewImage", images=["2", 0]),
+    "3": _new_node("PreviewImage", images=["2", 0]),
 }
 _BATCH: Graph = {
-    "10": _empty(0x710003),
-    "9": _empty(0x710004),
-    "3": _node("ImageBatch", image1=["10", 0], image2=["9", 0]),
-    "4": _save("3"),
+    "10": _empty_image_node(0x710003),
+    "9": _empty_image_node(0x710004),
+    "3": _new_node("ImageBatch", image1=["10", 0], image2=["9", 0]),
+    "4": _save_node("3"),
 }
 _LOADED: Graph = {
-    "1": _node("LoadImage", image=_UPLOAD),
-    "2": _node("ImageInvert", image=["1", 0]),
-    "3": _save("2"),
+    "1": _new_node("LoadImage", image=_UPLOAD),
+    "2": _new_node("ImageInvert", image=["1", 0]),
+    "3": _save_node("2"),
 }
 _TWO: Graph = {
-    "1": _empty(0x710005),
-    "2": _node("ImageInvert", image=["1", 0]),
-    "3": _save("1"),
-    "4": _node("PreviewImage", images=["2", 0]),
+    "1": _empty_image_node(0x710005),
+    "2": _new_node("ImageInvert", image=["1", 0]),
+    "3": _save_node("1"),
+    "4": _new_node("PreviewImage", images=["2", 0]),
 }
 _STEPS: Graph = {
-    "1": _empty(0x710006, batch_size=3),
-    "2": _node("TestAsyncBatchProcessing", images=["1", 0], process_time_per_item=0.01),
-    "3": _save("2"),
+    "1": _empty_image_node(0x710006, batch_size=3),
+    "2": _new_node("TestAsyncBatchProcessing", images=["1", 0], process_time_per_item=0.01),
+    "3": _save_node("2"),
 }
 _SOCKET: Graph = {
-    "1": _empty(0x710007, batch_size=2),
-    "2": _node("SaveImageWebsocket", images=["1", 0]),
+    "1": _empty_image_node(0x710007, batch_size=2),
+    "2": _new_node("SaveImageWebsocket", images=["1", 0]),
 }
 # Nodes that make other nodes: twice round the loop.
 _GROWING: Graph = {
-    "1": _empty(0x71000B),
-    "2": _node("TestForLoopOpen", remaining=2, initial_value1=["1", 0]),
-    "3": _node("ImageInvert", image=["2", 2]),
-    "4": _node("TestForLoopClose", flow_control=["2", 0], initial_value1=["3", 0]),
-    "5": _save("4"),
+    "1": _empty_image_node(0x71000B),
+    "2": _new_node("TestForLoopOpen", remaining=2, initial_value1=["1", 0]),
+    "3": _new_node("ImageInvert", image=["2", 2]),
+    "4": _new_node("TestForLoopClose", flow_control=["2", 0], initial_value1=["3", 0]),
+    "5": _save_node("4"),
 }
 # Of the two images, only the first is ever made.
 _LAZY: Graph = {
-    "1": _empty(0x71000C),
-    "2": _empty(0x71000D),
-    "3": _node("SolidMask", value=0.0, width=8, height=8),
-    "4": _node("TestLazyMixImages", image1=["1", 0], image2=["2", 0], mask=["3", 0]),
-    "5": _save("4"),
+    "1": _empty_image_node(0x71000C),
+    "2": _empty_image_node(0x71000D),
+    "3": _new_node("SolidMask", value=0.0, width=8, height=8),
+    "4": _new_node("TestLazyMixImages", image1=["1", 0], image2=["2", 0], mask=["3", 0]),
+    "5": _save_node("4"),
 }
 _FAILING: Graph = {
-    "1": _empty(0x710008),
-    "2": _node("TestSyncError", value=["1", 0]),
-    "3": _save("2"),
+    "1": _empty_image_node(0x710008),
+    "2": _new_node("TestSyncError", value=["1", 0]),
+    "3": _save_node("2"),
 }
 _HALF: Graph = {
-    "1": _empty(0x710009),
-    "2": _save("1"),
-    "3": _node("SaveImage", filename_prefix="q"),
+    "1": _empty_image_node(0x710009),
+    "2": _save_node("1"),
+    "3": _new_node("SaveImage", filename_prefix="q"),
 }
 _WRONG: Graph = {
-    "1": _empty(1, width=-1),
-    "2": _node(
+    "1": _empty_image_node(1, width=-1),
+    "2": _new_node(
         "ImageScale", image=["1", 0], upscale_method="none", width=4, height=4, crop="disabled"
     ),
-    "3": _save("2"),
+    "3": _save_node("2"),
 }
 _SLOW: Graph = {
-    "1": _empty(0x71000A),
-    "2": _node("TestSleep", value=["1", 0], seconds=600.0),
-    "3": _save("2"),
+    "1": _empty_image_node(0x71000A),
+    "2": _new_node("TestSleep", value=["1", 0], seconds=600.0),
+    "3": _save_node("2"),
 }
-_TEXT: Graph = {"7": _node("PreviewAny", source="two\nlines")}
+_TEXT: Graph = {"7": _new_node("PreviewAny", source="two\nlines")}
 
 SCENES = [
     Scene(name="a picture", graphs=[_PLAIN], further_members={"extra_data": _WORKFLOW}),
@@ -155,8 +157,8 @@ SCENES = [
     Scene(name="partly refused", graphs=[_HALF]),
     Scene(name="refused", graphs=[{"3": _HALF["3"]}]),
     Scene(name="wrong values", graphs=[_WRONG]),
-    Scene(name="an unknown node", graphs=[{"1": _node("NoSuchNode")}]),
-    Scene(name="no outputs", graphs=[{"1": _empty(1)}]),
+    Scene(name="an unknown node", graphs=[{"1": _new_node("NoSuchNode")}]),
+    Scene(name="no outputs", graphs=[{"1": _empty_image_node(1)}]),
     Scene(name="interrupted", graphs=[_SLOW, _PLAIN], interrupted=True),
 ]
 _UNKNOWN = str(uuid.UUID(int=0))
@@ -193,7 +195,9 @@ AFTER: list[tuple[str, str, Any]] = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def plain(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+async def comfyui_url(
+    comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
     """Start a ComfyUI without any part of Moyin, and yield its URL."""
     folder = tmp_path_factory.mktemp("plain")
     folder.joinpath("custom_nodes").mkdir()
@@ -215,14 +219,14 @@ async def plain(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> A
     try:
         url = f"http://127.0.0.1:{port}"
         async with aiohttp.ClientSession(url) as session:
-            await eventually(lambda: _answers(session), _UP_SECONDS)
+            await eventually(lambda: _is_answering(session), _UP_SECONDS)
         yield url
     finally:
         process.kill()
         await process.wait()
 
 
-async def _answers(session: aiohttp.ClientSession) -> bool:
+async def _is_answering(session: aiohttp.ClientSession) -> bool:
     try:
         async with session.get("/prompt") as response:
             return response.status == 200
@@ -231,37 +235,39 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def recordings(plain: str, gateway: RunningStack) -> tuple[Recording, Recording]:
+async def recordings(comfyui_url: str, gateway: RunningStack) -> tuple[Recording, Recording]:
     """Return the recordings of ComfyUI and of the farm, by scene."""
     # Graphs are validated where an actor is up.
-    first = StackClient(gateway.url, gateway.api_key)
+    stack_client = StackClient(gateway.url, gateway.api_key)
     job = await asyncio.to_thread(
-        first.submit, {"kind": "render", "workflow": picture(uuid.uuid4().int & 0xFFFFFF)}
+        stack_client.submit, {"kind": "render", "workflow": picture(uuid.uuid4().int & 0xFFFFFF)}
     )
-    await asyncio.to_thread(first.wait, job, {"succeeded"}, _UP_SECONDS)
+    await asyncio.to_thread(stack_client.wait, job, {"succeeded"}, _UP_SECONDS)
     # A tenant without a history.
     key_output = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
     [key] = [word for word in key_output.stdout.split() if word.startswith("moyin_")]
-    one, other = await asyncio.gather(_recorded(plain), _recorded(gateway.url, key))
-    return one, other
+    comfyui_recording, farm_recording = await asyncio.gather(
+        _record_all(comfyui_url), _record_all(gateway.url, key)
+    )
+    return comfyui_recording, farm_recording
 
 
-async def _recorded(url: str, key: str | None = None) -> Recording:
+async def _record_all(url: str, key: str | None = None) -> Recording:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
-        recorded: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
-        recorded["uploads"] = await _uploads(recorder)
+        recording: dict[str, Any] = {"before": [await recorder.ask(*call) for call in BEFORE]}
+        recording["uploads"] = await _upload_files(recorder)
         for scene in SCENES:
-            recorded[scene.name] = await recorder.play(scene)
-        recorded["after"] = [await recorder.ask(*call) for call in AFTER]
-    return recorded
+            recording[scene.name] = await recorder.play(scene)
+        recording["after"] = [await recorder.ask(*call) for call in AFTER]
+    return recording
 
 
-async def _uploads(recorder: Recorder) -> list[Any]:
+async def _upload_files(recorder: Recorder) -> list[Any]:
     responses = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
-    mask, original = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
-    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
+    mask, original_ref = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
+    responses.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original_ref))
     for call in (
         {"filename": _UPLOAD, "type": "input"},
         {"filename": f"{_UPLOAD} [input]"},
@@ -280,5 +286,5 @@ async def _uploads(recorder: Recorder) -> list[Any]:
 async def test_the_farm_responds_like_one_comfyui(
     recordings: tuple[Recording, Recording], name: str
 ) -> None:
-    one, other = recordings
-    assert other[name] == one[name]
+    comfyui_recording, farm_recording = recordings
+    assert farm_recording[name] == comfyui_recording[name]

@@ -17,12 +17,12 @@ FORM = {"accept": "text/html"}
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
     """Yield a session that keeps cookies and does not follow redirects."""
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(farm.url, cookie_jar=jar) as session:
+    cookie_jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:
         yield session
 
 
-async def signed_in(browser: aiohttp.ClientSession, key: str) -> None:
+async def sign_in(browser: aiohttp.ClientSession, key: str) -> None:
     async with browser.post("/comfy/session", json={"key": key}) as response:
         assert response.status == 200, await response.text()
 
@@ -39,9 +39,9 @@ async def test_a_form_signs_in_and_out(farm: Farm, browser: aiohttp.ClientSessio
     form = {"key": f" {farm.key} "}
     async with browser.post("/comfy/session", data=form, allow_redirects=False) as response:
         assert (response.status, response.headers["location"]) == (303, "/comfy/")
-        cookie, former, refresh = response.headers.getall("set-cookie")
+        cookie, old_cookie, refresh = response.headers.getall("set-cookie")
     assert "HttpOnly; SameSite=Strict" in cookie and "; Path=/; " in cookie
-    assert former.startswith("moyin_session=; Path=/comfy/; Max-Age=0; ")
+    assert old_cookie.startswith("moyin_session=; Path=/comfy/; Max-Age=0; ")
     assert refresh.startswith("moyin_refresh=; Path=/accounts/session; Max-Age=0; ")
     async with browser.get("/comfy/session") as response:
         assert await response.json() == {"owner": "ann", "user": None}
@@ -74,7 +74,7 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
 ) -> None:
     async with browser.get("/comfy/api/queue") as response:
         assert response.status == 401
-    await signed_in(browser, farm.key)
+    await sign_in(browser, farm.key)
     async with browser.get("/comfy/api/nothing-there") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
     [cookie] = [f"moyin_session={item.value}" for item in browser.cookie_jar]
@@ -82,8 +82,8 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
     farm.proxy.configure(RouteTable([service]))
     for path, status in (("/jobs", 200), ("/api/queue", 200), ("/svc/x", 401), ("/comfyx", 404)):
         async with (
-            aiohttp.ClientSession(farm.url) as other,
-            other.get(path, headers={"cookie": cookie}) as response,
+            aiohttp.ClientSession(farm.url) as other_session,
+            other_session.get(path, headers={"cookie": cookie}) as response,
         ):
             assert response.status == status, path
     assert farm.services.calls == []
@@ -97,7 +97,7 @@ async def test_the_cookie_opens_the_gateways_own_routes_and_no_services(
 async def test_another_sites_page_can_do_nothing_by_cookie(
     farm: Farm, browser: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
-    await signed_in(browser, farm.key)
+    await sign_in(browser, farm.key)
     for method in ("POST", "PUT", "DELETE"):
         async with browser.request(method, "/comfy/api/x", headers=headers) as response:
             body = (response.status, (await response.json())["code"])

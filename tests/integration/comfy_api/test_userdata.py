@@ -25,10 +25,10 @@ async def call_route(
         return response.status, text
 
 
-@pytest.mark.parametrize("base", ["", "/api", "/comfy/api"])
-async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
+@pytest.mark.parametrize("base_path", ["", "/api", "/comfy/api"])
+async def test_userdata_files_behave_as_in_comfyui(farm: Farm, base_path: str) -> None:
     def call(method: str, path: str, **kwargs: Any) -> Any:
-        return call_route(farm.client, method, base + path, **kwargs)
+        return call_route(farm.client, method, base_path + path, **kwargs)
 
     name = "/userdata/workflows%2Fa%20b.json"
     assert await call("POST", f"{name}?overwrite=false", data=b'{"a": 1}') == (
@@ -45,12 +45,12 @@ async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
     assert await call("GET", "/userdata?dir=workflows%2F") == (200, ["a b.json"])
     assert (await call("GET", "/userdata?dir=nowhere"))[0] == 404
     assert (await call("GET", "/userdata"))[0] == 400
-    to = "/move/workflows%2Fsub%2Fc.json"
-    assert await call("POST", f"{name}{to}?overwrite=false") == (200, "workflows/sub/c.json")
+    move_path = "/move/workflows%2Fsub%2Fc.json"
+    assert await call("POST", f"{name}{move_path}?overwrite=false") == (200, "workflows/sub/c.json")
     assert (await call("GET", name))[0] == 404
-    assert (await call("POST", f"{name}{to}"))[0] == 404
-    listed = (await call("GET", "/v2/userdata?path=workflows"))[1]
-    assert [item["path"] for item in listed] == ["workflows/sub", "workflows/sub/c.json"]
+    assert (await call("POST", f"{name}{move_path}"))[0] == 404
+    listed_files = (await call("GET", "/v2/userdata?path=workflows"))[1]
+    assert [item["path"] for item in listed_files] == ["workflows/sub", "workflows/sub/c.json"]
     assert await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json") == (204, "")
     assert (await call("DELETE", "/userdata/workflows%2Fsub%2Fc.json"))[0] == 404
     assert await call("GET", "/v2/userdata") == (200, [])
@@ -63,7 +63,7 @@ async def test_files_as_comfyui_keeps_them(farm: Farm, base: str) -> None:
         "a/move/..%2Fb", "..%2Fa/move/b",
     ],
 )  # fmt: skip
-async def test_no_path_leads_out(farm: Farm, path: str) -> None:
+async def test_path_cannot_leave_the_folder(farm: Farm, path: str) -> None:
     url = URL(f"{farm.url}/api/userdata/{path}", encoded=True)
     async with farm.client.post(url, data=b"x") as response:
         assert (response.status, (await response.json())["code"]) == (403, "path_refused")
@@ -75,9 +75,9 @@ async def test_no_path_leads_out(farm: Farm, path: str) -> None:
 async def test_two_tenants_and_two_people_have_nothing_in_common(farm: Farm) -> None:
     users, keys = UserStore(farm.database), KeyStore(farm.database)
     person = await users.create(UserKind.PLAYER, email="a@example.com", name="a")
-    own = (await keys.create("ann", "hers", user=person.id))[1]
-    async with farm.session(own) as hers:
-        callers = {"ann": farm.client, "bob": farm.other, "person": hers}
+    own_key = (await keys.create("ann", "hers", user=person.id))[1]
+    async with farm.session(own_key) as her_session:
+        callers = {"ann": farm.client, "bob": farm.other, "person": her_session}
         for name, client in callers.items():
             assert await call_route(client, "GET", "/settings") == (200, {})
             assert await call_route(client, "POST", "/userdata/a.json", data=name) == (
@@ -100,21 +100,21 @@ async def test_concurrent_settings_are_merged(farm: Farm) -> None:
     await asyncio.gather(
         *(call_route(farm.client, "POST", f"/api/settings/Comfy.{n}", json=n) for n in range(10))
     )
-    known = (await call_route(farm.client, "GET", "/api/settings"))[1]
-    assert known == {"a": 1, "b": [2], **{f"Comfy.{n}": n for n in range(10)}}
+    stored_settings = (await call_route(farm.client, "GET", "/api/settings"))[1]
+    assert stored_settings == {"a": 1, "b": [2], **{f"Comfy.{n}": n for n in range(10)}}
     assert await call_route(farm.client, "GET", "/api/settings/b") == (200, [2])
     assert (await call_route(farm.client, "POST", "/api/settings", json=[1]))[0] == 400
-    deep = b"[" * 100_000
+    deep_json = b"[" * 100_000
     for path in ("/api/settings", "/api/settings/Comfy.X"):
-        status, body = await call_route(farm.client, "POST", path, data=deep)
+        status, body = await call_route(farm.client, "POST", path, data=deep_json)
         assert (status, body["code"]) == (400, "invalid_json")
     # They are a file like any other, which may be anything.
-    for content in (b"junk", deep):
+    for content in (b"junk", deep_json):
         await call_route(farm.client, "POST", "/userdata/comfy.settings.json", data=content)
         assert await call_route(farm.client, "GET", "/api/settings") == (200, {})
 
 
-async def test_a_shelf_has_an_end_and_a_file_is_no_page(farm: Farm) -> None:
+async def test_userdata_is_bounded_and_not_served_as_a_page(farm: Farm) -> None:
     status, body = await call_route(farm.client, "POST", "/userdata/a", data=b"x" * 200_000)
     assert (status, body["code"]) == (413, "no_room_left")
     await call_route(farm.client, "POST", "/userdata/a.html", data=b"<script>alert(1)</script>")

@@ -33,27 +33,29 @@ async def ask(
         return json.loads(text) if text else None
 
 
-async def code(client: aiohttp.ClientSession, method: str, path: str, **options: Any) -> Any:
+async def read_error_code(
+    client: aiohttp.ClientSession, method: str, path: str, **options: Any
+) -> Any:
     async with client.request(method, path, **options) as response:
         return response.status, (await response.json())["error"]["code"]
 
 
-def form(**fields: str) -> aiohttp.FormData:
-    sent = aiohttp.FormData(quote_fields=False)
+def upload_form(**fields: str) -> aiohttp.FormData:
+    form_data = aiohttp.FormData(quote_fields=False)
     for name, value in fields.items():
-        sent.add_field(name, value)
-    sent.add_field("file", PNG, filename="sent.png", content_type="application/octet-stream")
-    return sent
+        form_data.add_field(name, value)
+    form_data.add_field("file", PNG, filename="sent.png", content_type="application/octet-stream")
+    return form_data
 
 
 async def upload(farm: Farm, **fields: str) -> Any:
     fields = {"content_type": "image/png", "file_path": "dir/cat.png", **fields}
-    async with farm.client.post(ASSETS, data=form(**fields)) as response:
+    async with farm.client.post(ASSETS, data=upload_form(**fields)) as response:
         assert response.status in (200, 201), await response.text()
         return await response.json()
 
 
-async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, Any]]:
+async def read_frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, Any]]:
     async with client.get(path) as response:
         assert response.content_type == "text/event-stream"
         text = await response.text()
@@ -98,20 +100,23 @@ async def test_a_job_is_the_same_everywhere(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json=body, expected=201)
     assert (job["status"], job["progress"], job["outputs"]) == ("queued", None, [])
     assert job["urls"]["self"] == f"{JOBS}/{job['id']}"
-    plain = await farm.show(job["id"])
-    assert (plain["kind"], plain["metadata"]) == ("render", {"client": "acme"})
+    plain_job = await farm.show(job["id"])
+    assert (plain_job["kind"], plain_job["metadata"]) == ("render", {"client": "acme"})
     response_body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}/workflow")
     assert response_body == {"workflow": GRAPH, "format": "api"}
     for path in ("", "/workflow", "/events"):
-        response_body = await code(farm.other, "GET", f"{JOBS}/{job['id']}{path}")
+        response_body = await read_error_code(farm.other, "GET", f"{JOBS}/{job['id']}{path}")
         assert response_body == (404, "not_found")
-    assert await code(farm.other, "POST", f"{JOBS}/{job['id']}/cancel") == (404, "not_found")
+    assert await read_error_code(farm.other, "POST", f"{JOBS}/{job['id']}/cancel") == (
+        404,
+        "not_found",
+    )
     chat = {"kind": "http", "request": {"path": "/svc/x"}}
     http = await farm.submit(chat)
-    assert await code(farm.client, "GET", f"{JOBS}/{http['id']}") == (404, "not_found")
+    assert await read_error_code(farm.client, "GET", f"{JOBS}/{http['id']}") == (404, "not_found")
 
 
-async def test_a_key_works_once(farm: Farm) -> None:
+async def test_idempotency_key_makes_one_job(farm: Farm) -> None:
     headers = {"Idempotency-Key": "k1"}
     job = await ask(
         farm.client, "POST", JOBS, json={"workflow": GRAPH}, headers=headers, expected=201
@@ -124,8 +129,8 @@ async def test_a_key_works_once(farm: Farm) -> None:
     assert error["details"].get("job_id") in (None, job["id"])
     # A submission that made no job leaves its key free.
     headers = {"Idempotency-Key": "k2"}
-    bad: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
-    error_code = await code(farm.client, "POST", JOBS, json=bad, headers=headers)
+    bad_body: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
+    error_code = await read_error_code(farm.client, "POST", JOBS, json=bad_body, headers=headers)
     assert error_code == (422, "workflow_format_ui")
     body = {"workflow": GRAPH}
     await ask(farm.client, "POST", JOBS, json=body, headers=headers, expected=201)
@@ -138,19 +143,19 @@ async def test_jobs_are_listed_in_pages_and_by_their_labels(farm: Farm) -> None:
         body = {"workflow": GRAPH, "metadata": metadata}
         ids.append((await ask(farm.client, "POST", JOBS, json=body, expected=201))["id"])
     await farm.submit({"kind": "http", "request": {"path": "/svc/x"}})
-    first = await ask(farm.client, "GET", f"{JOBS}?limit=2")
-    assert [job["id"] for job in first["jobs"]] == [ids[2], ids[1]]
-    rest = await ask(farm.client, "GET", f"{JOBS}?limit=2&cursor={first['next_cursor']}")
-    assert ([job["id"] for job in rest["jobs"]], rest["next_cursor"]) == ([ids[0]], None)
+    first_page = await ask(farm.client, "GET", f"{JOBS}?limit=2")
+    assert [job["id"] for job in first_page["jobs"]] == [ids[2], ids[1]]
+    last_page = await ask(farm.client, "GET", f"{JOBS}?limit=2&cursor={first_page['next_cursor']}")
+    assert ([job["id"] for job in last_page["jobs"]], last_page["next_cursor"]) == ([ids[0]], None)
     labelled = await ask(farm.client, "GET", JOBS, params={"metadata[client]": "acme"})
     assert [job["id"] for job in labelled["jobs"]] == [ids[2], ids[1]]
     query = {"metadata[client]": "acme", "metadata[run no]": "1"}
     labelled = await ask(farm.client, "GET", JOBS, params=query)
     assert [job["id"] for job in labelled["jobs"]] == [ids[1]]
     assert (await ask(farm.other, "GET", JOBS))["jobs"] == []
-    assert await code(farm.client, "GET", f"{JOBS}?cursor=x") == (400, "invalid_cursor")
+    assert await read_error_code(farm.client, "GET", f"{JOBS}?cursor=x") == (400, "invalid_cursor")
     query = {'metadata[a"]': "x"}
-    error_code = await code(farm.client, "GET", JOBS, params=query)
+    error_code = await read_error_code(farm.client, "GET", JOBS, params=query)
     assert error_code == (400, "invalid_metadata_filter")
 
 
@@ -161,27 +166,32 @@ async def test_events_begin_with_the_state_and_continue_with_changes(farm: Farm)
         assert response.headers["content-type"].startswith("text/event-stream")
         assert await response.content.readline() == b"event: status\n"
         artifact = await finish_job(farm, job["id"])
-        rest = (await response.text()).split("\n\n")
-    names = [line for frame in rest for line in frame.splitlines() if line.startswith("event: ")]
+        remaining_frames = (await response.text()).split("\n\n")
+    names = [
+        line
+        for frame in remaining_frames
+        for line in frame.splitlines()
+        if line.startswith("event: ")
+    ]
     assert names[-2:] == ["event: output", "event: status"]
     assert "event: progress" in names
     assert names.count("event: output") == 1
     # Whoever comes late gets the files and the end, and nothing of what was.
-    late = await frames(farm.client, path)
-    assert [name for name, _ in late] == ["output", "status"]
-    assert late[-1][1]["status"] == "succeeded"
+    late_frames = await read_frames(farm.client, path)
+    assert [name for name, _ in late_frames] == ["output", "status"]
+    assert late_frames[-1][1]["status"] == "succeeded"
     body = await ask(farm.client, "GET", f"{JOBS}/{job['id']}")
     [output] = body["outputs"]
     # The same object, but for the moment at which it is told.
-    late[0][1].pop("url_expires_at"), output.pop("url_expires_at")
-    assert late[0][1] == output
+    late_frames[0][1].pop("url_expires_at"), output.pop("url_expires_at")
+    assert late_frames[0][1] == output
     assert (output["node_id"], output["type"], output["id"]) == ("9", "image", artifact.id)
     assert output["url"] == f"{farm.url}{ASSETS}/{artifact.id}/content"
     async with farm.client.get(output["url"], headers={"Range": "bytes=0-3"}) as response:
         assert (response.status, await response.read()) == (206, PNG[:4])
     asset = await ask(farm.client, "GET", f"{ASSETS}/{artifact.id}")
     assert (asset["job_id"], asset["hash"]) == (job["id"], None)
-    body = await code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
+    body = await read_error_code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
     assert body == (409, "asset_in_use")
 
 
@@ -190,8 +200,8 @@ async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
     async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
         assert await response.content.readline() == b"event: status\n"
         await finish_job(farm, job["id"], row_ends_first=True)
-        rest = (await response.text()).splitlines()
-    names = [line for line in rest if line.startswith("event: ")]
+        remaining_lines = (await response.text()).splitlines()
+    names = [line for line in remaining_lines if line.startswith("event: ")]
     assert names == ["event: progress", "event: output", "event: status"]
 
 
@@ -213,31 +223,35 @@ async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> 
     assert (await farm.client.head(f"{ASSETS}/by-hash/nonsense")).status == 404
     assert (await upload(farm))["created_new"] is False
     body = {"hash": HASH, "file_path": "again.png", "tags": ["input"]}
-    again = await ask(farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected=201)
-    assert (again["file_path"], again["hash"], again["created_new"]) == ("again.png", HASH, False)
-    assert again["id"] != asset["id"]
-    error_code = await code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
+    second_asset = await ask(farm.client, "POST", f"{ASSETS}/from-hash", json=body, expected=201)
+    assert (second_asset["file_path"], second_asset["hash"], second_asset["created_new"]) == (
+        "again.png",
+        HASH,
+        False,
+    )
+    assert second_asset["id"] != asset["id"]
+    error_code = await read_error_code(farm.other, "POST", f"{ASSETS}/from-hash", json=body)
     assert error_code == (404, "blob_not_found")
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-        error_code = await code(farm.other, method, f"{ASSETS}/{asset['id']}{path}")
+        error_code = await read_error_code(farm.other, method, f"{ASSETS}/{asset['id']}{path}")
         assert error_code == (404, "not_found")
 
 
-async def test_other_bytes_than_were_meant_are_refused(farm: Farm) -> None:
-    data = form(expected_hash=f"blake3:{'0' * 64}")
-    assert await code(farm.client, "POST", ASSETS, data=data) == (409, "hash_mismatch")
+async def test_content_with_another_digest_is_refused(farm: Farm) -> None:
+    data = upload_form(expected_hash=f"blake3:{'0' * 64}")
+    assert await read_error_code(farm.client, "POST", ASSETS, data=data) == (409, "hash_mismatch")
     assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
 
 
-async def test_an_uploads_key_works_once(farm: Farm) -> None:
+async def test_upload_idempotency_key_stores_one_file(farm: Farm) -> None:
     headers = {"Idempotency-Key": "u1"}
-    async with farm.client.post(ASSETS, data=form(), headers=headers) as response:
+    async with farm.client.post(ASSETS, data=upload_form(), headers=headers) as response:
         asset = await response.json()
         assert response.status == 201
     await farm.client.delete(f"{ASSETS}/{asset['id']}")
     # `/artifacts` stores the same content again.
     for path, status in ((ASSETS, 422), ("/artifacts", 201)):
-        async with farm.client.post(path, data=form(), headers=headers) as response:
+        async with farm.client.post(path, data=upload_form(), headers=headers) as response:
             assert response.status == status, await response.text()
 
 
@@ -248,10 +262,10 @@ async def test_a_deleted_upload_is_visible_only_to_jobs_that_use_it(farm: Farm) 
     await ask(farm.client, "POST", JOBS, json={"workflow": graph}, expected=201)
     await ask(farm.client, "DELETE", f"{ASSETS}/{asset['id']}", expected=204)
     for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
-        error_code = await code(farm.client, method, f"{ASSETS}/{asset['id']}{path}")
+        error_code = await read_error_code(farm.client, method, f"{ASSETS}/{asset['id']}{path}")
         assert error_code == (404, "not_found")
     assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
-    error_code = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    error_code = await read_error_code(farm.client, "POST", JOBS, json={"workflow": graph})
     assert error_code == (422, "missing_asset")
     artifact = await ArtifactStore(farm.database).get_even_if_deleted("ann", asset["id"])
     assert await farm.blobs.get(artifact.sha256) == PNG
@@ -261,17 +275,17 @@ async def test_a_deleted_upload_is_visible_only_to_jobs_that_use_it(farm: Farm) 
 async def test_a_missing_asset_is_not_found(farm: Farm, info: Any) -> None:
     reference = {"__type": "core/ASSET", "info": info}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": reference}}}
-    error_code = await code(farm.client, "POST", JOBS, json={"workflow": graph})
+    error_code = await read_error_code(farm.client, "POST", JOBS, json={"workflow": graph})
     assert error_code == (422, "missing_asset")
 
 
-async def test_comfyuis_verdict(farm: Farm) -> None:
+async def test_validation_error_of_comfyui_is_returned(farm: Farm) -> None:
     results = {"type": "value_not_in_list", "details": "no", "extra_info": {"input_name": "x"}}
-    verdict = {"error": {}, "node_errors": {"1": {"errors": [results]}}}
+    node_errors = {"error": {}, "node_errors": {"1": {"errors": [results]}}}
 
     async def validate(pool: str, graph: Any) -> None:
         assert graph == GRAPH, "what looks like a reference is a text"
-        raise InvalidGraph("no", details=verdict)
+        raise InvalidGraph("no", details=node_errors)
 
     farm.validator.validate = validate
     async with farm.client.post(JOBS, json={"workflow": GRAPH}) as response:
@@ -291,7 +305,7 @@ async def test_a_full_queue_returns_retry_after(farm: Farm) -> None:
     assert int(response.headers["retry-after"]) >= 1
 
 
-async def test_without_a_key_and_without_a_route(farm: Farm) -> None:
-    async with aiohttp.ClientSession(farm.url) as stranger:
-        assert await code(stranger, "GET", JOBS) == (401, "unauthorized")
-    assert await code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")
+async def test_missing_keys_and_unknown_routes_have_v2_errors(farm: Farm) -> None:
+    async with aiohttp.ClientSession(farm.url) as keyless_session:
+        assert await read_error_code(keyless_session, "GET", JOBS) == (401, "unauthorized")
+    assert await read_error_code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")

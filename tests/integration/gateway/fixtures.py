@@ -191,7 +191,7 @@ class Farm:
         self._runners: list[tuple[JobRunner, asyncio.Task[None]]] = []
 
     async def open(self) -> None:
-        enter = self._stack.enter_async_context
+        enter_context = self._stack.enter_async_context
         self.database = Database(f"sqlite:///{self._folder / 'moyin.db'}")
         self._stack.push_async_callback(self.database.close)
         await self.database.ensure_schema()
@@ -208,10 +208,10 @@ class Farm:
         self._stack.push_async_callback(self.launcher.close)
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
         self.other_key = (await KeyStore(self.database).create("bob", "test"))[1]
-        self.services_url = await enter(_serving(self.services))
-        self.url = await enter(self._gateway())
-        self.client = await enter(self.session(self.key))
-        self.other = await enter(self.session(self.other_key))
+        self.services_url = await enter_context(_serving(self.services))
+        self.url = await enter_context(self._gateway())
+        self.client = await enter_context(self.session(self.key))
+        self.other = await enter_context(self.session(self.other_key))
 
     async def close(self) -> None:
         for runner, task in self._runners:
@@ -223,11 +223,13 @@ class Farm:
 
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker, and return the function that stops it."""
-        enter = self._stack.enter_async_context
+        enter_context = self._stack.enter_async_context
         gateway = GatewayClient(
             self.services_url, token_for=create_service_token_factory(SIGNING_KEY, "jobs")
         )
-        sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
+        webhook_sender = WebhookSender(
+            signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks)
+        )
         runner = JobRunner(
             temporal=self.temporal,
             activities=JobActivities(
@@ -236,8 +238,8 @@ class Farm:
                 status_writer=JobStatusWriter(
                     jobs=self.jobs, events=self.events, frames=self.frames
                 ),
-                step_client=StepClient(await enter(gateway)),
-                webhooks=await enter(sender),
+                step_client=StepClient(await enter_context(gateway)),
+                webhooks=await enter_context(webhook_sender),
             ),
             sweeper=Sweeper(
                 jobs=self.jobs,
@@ -436,13 +438,13 @@ class Farm:
             timeout_keep_alive=300,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        running = asyncio.create_task(server.serve())
+        server_task = asyncio.create_task(server.serve())
         while not server.started:
-            assert not running.done(), "the gateway did not start"
+            assert not server_task.done(), "the gateway did not start"
             await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{port}"
         server.should_exit = True
-        await running
+        await server_task
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ class Answer:
         if not isinstance(body, dict):
             return ""
         error = body.get("error")
-        inner = error if isinstance(error, dict) else {}
-        return str(body.get("code") or inner.get("code") or "")
+        inner_error = error if isinstance(error, dict) else {}
+        return str(body.get("code") or inner_error.get("code") or "")
 
 
 async def ask(
@@ -52,7 +52,7 @@ async def ask(
     writer.write(head.encode("latin-1") + b"\r\n\r\n" + body)
     try:
         async with asyncio.timeout(60):
-            return _answer(await reader.read())
+            return _parse_answer(await reader.read())
     finally:
         writer.close()
 
@@ -76,7 +76,9 @@ class SlowClients:
         """
         self._port = port
         self._key = key
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run(targets)), daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._open_all(targets)), daemon=True
+        )
         self.ended: dict[str, list[tuple[Answer, float]]] = {}
         self._thread.start()
 
@@ -85,17 +87,17 @@ class SlowClients:
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "some are still being waited for"
 
-    async def _run(self, targets: Mapping[str, int]) -> None:
+    async def _open_all(self, targets: Mapping[str, int]) -> None:
         await asyncio.gather(
-            *(self._one(target) for target, count in targets.items() for _ in range(count))
+            *(self._send_slowly(target) for target, count in targets.items() for _ in range(count))
         )
 
-    async def _one(self, target: str) -> None:
+    async def _send_slowly(self, target: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        writer.write(self._beginning(target))
-        answer = asyncio.create_task(_until_end(reader))
+        started_at = loop.time()
+        writer.write(self._build_beginning(target))
+        answer = asyncio.create_task(_read_until_end(reader))
         try:
             while not answer.done():
                 writer.write(random.choice((b"a", b"b")))
@@ -104,10 +106,10 @@ class SlowClients:
             # Who is hung up on while it writes still reads what came before.
             pass
         finally:
-            self.ended.setdefault(target, []).append((await answer, loop.time() - began))
+            self.ended.setdefault(target, []).append((await answer, loop.time() - started_at))
             writer.close()
 
-    def _beginning(self, target: str) -> bytes:
+    def _build_beginning(self, target: str) -> bytes:
         head = f"POST {target or '/jobs'} HTTP/1.1\r\nHost: moyin\r\nX-Slow: "
         authorization = f"Authorization: Bearer {self._key}\r\n" if self._key else ""
         if target:
@@ -118,32 +120,32 @@ class SlowClients:
         return head.encode()
 
 
-async def _until_end(reader: asyncio.StreamReader) -> Answer:
-    came = b""
+async def _read_until_end(reader: asyncio.StreamReader) -> Answer:
+    received_bytes = b""
     try:
         while piece := await reader.read(65_536):
-            came += piece
+            received_bytes += piece
     except ConnectionError:
-        return _answer(came)
-    return _answer(came)
+        return _parse_answer(received_bytes)
+    return _parse_answer(received_bytes)
 
 
-def _answer(received: bytes) -> Answer:
+def _parse_answer(received: bytes) -> Answer:
     head, _, body = received.partition(b"\r\n\r\n")
     words: Any = head.split(b" ", 2)
     status = int(words[1]) if len(words) > 1 else 0
     text = head.decode("latin-1").lower()
     if "transfer-encoding: chunked" in text:
-        body = _joined(body)
+        body = _join_chunks(body)
     return Answer(status=status, head=text, body=body)
 
 
-def _joined(chunks: bytes) -> bytes:
-    joined = b""
+def _join_chunks(chunks: bytes) -> bytes:
+    body = b""
     while chunks:
-        size, _, rest = chunks.partition(b"\r\n")
+        size, _, after_size = chunks.partition(b"\r\n")
         length = int(size.partition(b";")[0] or b"0", 16)
-        joined, chunks = joined + rest[:length], rest[length + 2 :]
+        body, chunks = body + after_size[:length], after_size[length + 2 :]
         if length == 0:
             break
-    return joined
+    return body

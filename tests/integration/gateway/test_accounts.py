@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 PASSWORD = f"pass-{secrets.token_hex(8)}"
 
@@ -43,7 +43,7 @@ async def client(gateway: RunningStack) -> Any:
 
 
 async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
-    client: Session, measured: Measured
+    client: Session, record_measurement: RecordMeasurement
 ) -> None:
     email = f"{secrets.token_hex(6)}@example.com"
     body = {"email": email, "password": PASSWORD}
@@ -52,39 +52,41 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     token = player["access_token"]
     assert (await client.call("GET", "/accounts/me", token))[1]["email"] == email
     # Known everywhere, but a player may neither spend nor render.
-    for method, path, sent in (
+    for method, path, request_body in (
         ("GET", "/jobs", None),
         ("POST", "/v1/chat/completions", {"model": "auto", "messages": []}),
     ):
-        status, response_body = await client.call(method, path, token, sent)
+        status, response_body = await client.call(method, path, token, request_body)
         assert (status, "insufficient_scope" in str(response_body)) == (403, True), response_body
     assert (await client.call("POST", "/accounts/login", "", {**body, "password": "x"}))[0] == 401
     assert (await client.call("GET", "/jobs", "moyin_00_wrong-secret-wrong-secret"))[0] == 401
 
     operator = client.stack.api_key
-    made = (
+    created_key = (
         await client.call("POST", "/accounts/keys", operator, {"scopes": ["text", "jobs:read"]})
     )[1]
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
-        assert (await client.call("GET", path, made["key"]))[0] == 200, path
-    assert await _read_close_code(client, made["key"]) != "missing_api_key"
+        assert (await client.call("GET", path, created_key["key"]))[0] == 200, path
+    assert await _read_close_code(client, created_key["key"]) != "missing_api_key"
     assert await _read_close_code(client, "") == "missing_api_key"
-    await client.call("DELETE", f"/accounts/keys/{made['id']}", operator)
+    await client.call("DELETE", f"/accounts/keys/{created_key['id']}", operator)
     revoked = time.monotonic()
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
-        while (await client.call("GET", path, made["key"]))[0] != 401:
+        while (await client.call("GET", path, created_key["key"]))[0] != 401:
             assert time.monotonic() - revoked < 60, path
             await asyncio.sleep(0.1)
-    measured(f"a revoked key was refused everywhere after {time.monotonic() - revoked:.1f} s")
+    record_measurement(
+        f"a revoked key was refused everywhere after {time.monotonic() - revoked:.1f} s"
+    )
 
-    refreshed = {"refresh_token": player["refresh_token"]}
-    assert (await client.call("POST", "/accounts/refresh", "", refreshed))[0] == 200
-    assert (await client.call("POST", "/accounts/refresh", "", refreshed))[0] == 401
+    refresh_body = {"refresh_token": player["refresh_token"]}
+    assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 200
+    assert (await client.call("POST", "/accounts/refresh", "", refresh_body))[0] == 401
     # Log lines are written in batches.
     await asyncio.sleep(2)
-    searched, leaks = _search_logs(client.stack, client.secrets)
+    searched_files, leaks = _search_logs(client.stack, client.secrets)
     assert leaks == []
-    assert searched > 10
+    assert searched_files > 10
 
 
 async def _read_close_code(client: Session, key: str) -> str:
@@ -114,27 +116,33 @@ def _search_logs(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, lis
     return len(files), leaks
 
 
-def _get(path: str, *headers: str) -> str:
+def _get_request(path: str, *headers: str) -> str:
     return "\r\n".join((f"GET {path} HTTP/1.1", "Host: moyin", *headers, "", ""))
 
 
-def _post(body: str, *headers: str) -> str:
-    head = ("POST /accounts/login HTTP/1.1", "Host: moyin", "Content-Type: application/json")
-    return "\r\n".join((*head, *headers, "", body))
+def _login_request(body: str, *headers: str) -> str:
+    request_lines = (
+        "POST /accounts/login HTTP/1.1",
+        "Host: moyin",
+        "Content-Type: application/json",
+    )
+    return "\r\n".join((*request_lines, *headers, "", body))
 
 
 AMBIGUOUS = {
-    "two lengths": _post("{}", "Content-Length: 2", "Content-Length: 40"),
-    "a list of lengths": _post("{}", "Content-Length: 2, 40"),
-    "a negative length": _post("{}", "Content-Length: -2"),
-    "an unknown coding": _post("0\r\n\r\n", "Transfer-Encoding: xchunked", "Content-Length: 5"),
-    "a space before the colon": _post("{}", "Content-Length : 2"),
-    "a NUL in a header": _get("/accounts/whoami", "x-api-key: a\0b"),
-    "a folded header": _get("/accounts/whoami", "x-api-key: a", " b"),
+    "two lengths": _login_request("{}", "Content-Length: 2", "Content-Length: 40"),
+    "a list of lengths": _login_request("{}", "Content-Length: 2, 40"),
+    "a negative length": _login_request("{}", "Content-Length: -2"),
+    "an unknown coding": _login_request(
+        "0\r\n\r\n", "Transfer-Encoding: xchunked", "Content-Length: 5"
+    ),
+    "a space before the colon": _login_request("{}", "Content-Length : 2"),
+    "a NUL in a header": _get_request("/accounts/whoami", "x-api-key: a\0b"),
+    "a folded header": _get_request("/accounts/whoami", "x-api-key: a", " b"),
     "no host": "GET /accounts/whoami HTTP/1.1\r\n\r\n",
-    "a head without end": _get("/accounts/whoami", f"x-api-key: {'a' * 100_000}"),
-    "a target without end": _get(f"/accounts/whoami?a={'a' * 100_000}"),
-    "a line feed in the path": _get("/accounts/whoami\nx-api-key: a"),
+    "a head without end": _get_request("/accounts/whoami", f"x-api-key: {'a' * 100_000}"),
+    "a target without end": _get_request(f"/accounts/whoami?a={'a' * 100_000}"),
+    "a line feed in the path": _get_request("/accounts/whoami\nx-api-key: a"),
 }
 DISGUISED = [
     "/accounts/healthz/../keys",
@@ -149,11 +157,11 @@ DISGUISED = [
 ]
 
 
-@pytest.mark.parametrize("sent", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
+@pytest.mark.parametrize("raw_request", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
 async def test_a_request_that_two_may_read_differently_is_answered_by_none(
-    gateway: RunningStack, sent: str
+    gateway: RunningStack, raw_request: str
 ) -> None:
-    response = await _send_raw(gateway, sent)
+    response = await _send_raw(gateway, raw_request)
     # One refusal, or the connection's end: never an answer of an app that let it in.
     assert response == b"" or response.split(b" ")[1] in (b"400", b"401", b"501"), response
     assert response.count(b"HTTP/1.1 ") <= 1
@@ -161,26 +169,26 @@ async def test_a_request_that_two_may_read_differently_is_answered_by_none(
 
 @pytest.mark.parametrize("path", DISGUISED)
 async def test_no_spelling_of_a_path_gets_around_the_key(gateway: RunningStack, path: str) -> None:
-    response = await _send_raw(gateway, _get(path, "Connection: close"))
+    response = await _send_raw(gateway, _get_request(path, "Connection: close"))
     assert response.split(b" ")[1] in (b"400", b"401", b"404"), response
 
 
 async def test_identity_headers_from_clients_are_ignored(client: Session) -> None:
-    claimed = {
+    claimed_headers = {
         "x-moyin-owner": "victim",
         "x-moyin-identity": "e30.e30.",
         "x-forwarded-user": "victim",
         "authorization": f"Bearer {client.stack.api_key}",
     }
     url = f"{client.stack.url}/accounts/whoami"
-    async with client.session.get(url, headers=claimed) as response:
+    async with client.session.get(url, headers=claimed_headers) as response:
         assert (await response.json())["owner"] == "admin"
 
 
-async def _send_raw(gateway: RunningStack, sent: str) -> bytes:
+async def _send_raw(gateway: RunningStack, raw_request: str) -> bytes:
     """Return all bytes that the server sends within a short time in response to these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports.door)
-    writer.write(sent.encode("latin-1"))
+    writer.write(raw_request.encode("latin-1"))
     response = b""
     with suppress(TimeoutError, ConnectionError):
         async with asyncio.timeout(1):

@@ -19,8 +19,8 @@ async def test_the_list_of_routes_asks_for_a_key(gateway: RunningStack, path: st
             problem = await response.json()
             assert (response.status, problem["code"]) == (401, "missing_api_key")
             assert response.content_type == "application/problem+json"
-        bearer = {"authorization": f"Bearer {gateway.api_key}"}
-        async with session.get(path, headers=bearer) as response:
+        bearer_headers = {"authorization": f"Bearer {gateway.api_key}"}
+        async with session.get(path, headers=bearer_headers) as response:
             problem = await response.json()
             assert (response.status, problem["code"]) == (404, "route_not_found")
 
@@ -42,7 +42,7 @@ async def test_grpc_lists_no_applications(gateway: RunningStack, app: str) -> No
     metadata = [("application", app)] if app else []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         stub = serve_pb2_grpc.RayServeAPIServiceStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await stub.ListApplications(serve_pb2.ListApplicationsRequest(), metadata=metadata)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert not [name for name in APPS if name in (refused.value.details() or "")]
+    assert exc_info.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert not [name for name in APPS if name in (exc_info.value.details() or "")]

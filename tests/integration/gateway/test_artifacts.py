@@ -41,7 +41,7 @@ async def test_a_file_comes_back_as_it_was(farm: Farm) -> None:
         assert response.headers["content-length"] == str(len(PNG))
 
 
-async def test_a_form_is_taken_too(farm: Farm) -> None:
+async def test_form_body_is_accepted(farm: Farm) -> None:
     form = aiohttp.FormData(quote_fields=False)
     form.add_field("file", PNG, filename="../../etc/x.png", content_type="image/png")
     artifact = await upload(farm, form)
@@ -52,16 +52,18 @@ async def test_a_form_is_taken_too(farm: Farm) -> None:
     )
 
 
-async def test_an_unnamed_file_of_no_type_is_looked_at(farm: Farm) -> None:
+async def test_type_of_an_unnamed_file_is_detected(farm: Farm) -> None:
     artifact = await upload(farm, PNG)
     assert (artifact["name"], artifact["media_type"]) == ("upload.png", "image/png")
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
+    "media_type", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
 )
-async def test_files_that_could_run_scripts_are_downloads(farm: Farm, kind: str) -> None:
-    artifact = await upload(farm, b"<script>alert(1)</script>", headers={"content-type": kind})
+async def test_files_that_could_run_scripts_are_downloads(farm: Farm, media_type: str) -> None:
+    artifact = await upload(
+        farm, b"<script>alert(1)</script>", headers={"content-type": media_type}
+    )
     async with farm.client.get(artifact["url"]) as response:
         assert response.headers["content-type"] == "application/octet-stream"
         assert response.headers["content-disposition"].startswith("attachment;")
@@ -93,19 +95,19 @@ async def test_ranges(
         assert response.headers.get("content-range") == content_range
 
 
-async def test_conditions_and_head(farm: Farm) -> None:
+async def test_conditional_and_head_requests_are_answered(farm: Farm) -> None:
     artifact = await upload(farm, PNG)
     async with farm.client.head(artifact["url"]) as response:
         etag = response.headers["etag"]
         assert (response.status, response.headers["content-length"]) == (200, str(len(PNG)))
     async with farm.client.get(artifact["url"], headers={"if-none-match": etag}) as response:
         assert response.status == 304
-    stale = {"range": "bytes=0-3", "if-range": '"other"'}
-    async with farm.client.get(artifact["url"], headers=stale) as response:
+    stale_range = {"range": "bytes=0-3", "if-range": '"other"'}
+    async with farm.client.get(artifact["url"], headers=stale_range) as response:
         assert response.status == 200
 
 
-async def test_only_the_owner_sees_it(farm: Farm) -> None:
+async def test_artifact_is_visible_only_to_its_owner(farm: Farm) -> None:
     artifact = await upload(farm, PNG)
     async with farm.other.get(artifact["url"]) as response:
         assert (response.status, (await response.json())["code"]) == (404, "artifact_not_found")
@@ -113,28 +115,28 @@ async def test_only_the_owner_sees_it(farm: Farm) -> None:
 
 async def test_an_idempotency_key_keeps_one_file(farm: Farm) -> None:
     headers = {"Idempotency-Key": "k"}
-    first = await upload(farm, PNG, headers=headers)
+    first_artifact = await upload(farm, PNG, headers=headers)
     async with farm.client.post("/artifacts", data=PNG, headers=headers) as response:
-        assert (await response.json())["id"] == first["id"]
+        assert (await response.json())["id"] == first_artifact["id"]
         assert response.headers["idempotent-replayed"] == "true"
     async with farm.client.post("/artifacts", data=b"other", headers=headers) as response:
         assert response.status == 422
     async with farm.other.post("/artifacts", data=b"other", headers=headers) as response:
-        assert (await response.json())["id"] != first["id"]
+        assert (await response.json())["id"] != first_artifact["id"]
 
 
 async def test_a_deleted_upload_can_be_uploaded_again_with_its_key(farm: Farm) -> None:
     headers = {"Idempotency-Key": "again"}
-    first = await upload(farm, PNG, headers=headers)
-    async with farm.client.delete(first["url"]) as response:
+    first_artifact = await upload(farm, PNG, headers=headers)
+    async with farm.client.delete(first_artifact["url"]) as response:
         assert response.status == 204
     async with farm.client.post("/artifacts", data=b"other", headers=headers) as response:
         assert response.status == 422, "open jobs may still read the first content"
     async with farm.client.post("/artifacts?name=b.png", data=PNG, headers=headers) as response:
         assert response.status == 201 and "idempotent-replayed" not in response.headers
-        again = await response.json()
-    assert (again["id"], again["name"]) == (first["id"], "b.png")
-    async with farm.client.get(again["url"]) as response:
+        second_artifact = await response.json()
+    assert (second_artifact["id"], second_artifact["name"]) == (first_artifact["id"], "b.png")
+    async with farm.client.get(second_artifact["url"]) as response:
         assert await response.read() == PNG
 
 
@@ -145,10 +147,10 @@ async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Far
             return response.status, data, (await response.json()).get("url", "")
 
     answers = await asyncio.gather(*map(put, range(8)))
-    (accepted,) = [(data, url) for status, data, url in answers if status == 201]
+    (accepted_upload,) = [(data, url) for status, data, url in answers if status == 201]
     assert [status for status, _, _ in answers].count(422) == 7
-    async with farm.client.get(accepted[1]) as response:
-        assert await response.read() == accepted[0]
+    async with farm.client.get(accepted_upload[1]) as response:
+        assert await response.read() == accepted_upload[0]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Far
         (b"nothing", {"content-type": "multipart/form-data"}, None),
     ],
 )
-async def test_bad_uploads(
+async def test_invalid_uploads_are_refused(
     farm: Farm, data: bytes, headers: dict[str, str], field: str | None
 ) -> None:
     async with farm.client.post("/artifacts", data=data, headers=headers) as response:
@@ -170,22 +172,22 @@ async def test_bad_uploads(
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(farm: Farm) -> None:
-    async def broken() -> Any:
+    async def broken_body() -> Any:
         yield PNG
         raise ConnectionResetError
 
     with pytest.raises(aiohttp.ClientError):
-        await farm.client.post("/artifacts", data=broken())
+        await farm.client.post("/artifacts", data=broken_body())
 
-    async def too_much() -> Any:
+    async def too_large_body() -> Any:
         for _ in range(64):
             yield b"x" * 65_536
 
-    async with farm.client.post("/artifacts", data=too_much()) as response:
+    async with farm.client.post("/artifacts", data=too_large_body()) as response:
         assert response.status == 413
     for _ in range(100):
-        left = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))
-        if not left:
+        remaining_files = list(Path(tempfile.gettempdir()).glob("moyin-upload-*"))
+        if not remaining_files:
             break
         await farm.show((await farm.submit({"kind": "http", "request": {"path": "/x"}}))["id"])
-    assert left == []
+    assert remaining_files == []

@@ -23,7 +23,7 @@ from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.text.fixtures import local, serving, wait_until_probed
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 _ROUNDS = 12
@@ -40,20 +40,22 @@ def png(size: tuple[int, int], mode: str = "1") -> bytes:
     return buffer.getvalue()
 
 
-async def uploaded(client: aiohttp.ClientSession, name: str, picture: bytes) -> None:
+async def upload_picture(client: aiohttp.ClientSession, name: str, picture: bytes) -> None:
     form = aiohttp.FormData()
     form.add_field("image", picture, filename=name, content_type="image/png")
     async with client.post("/upload/image", data=form) as response:
         assert response.status == 200, await response.text()
 
 
-async def previewed(client: aiohttp.ClientSession, name: str, preview: str) -> tuple[int, bytes]:
+async def fetch_preview(
+    client: aiohttp.ClientSession, name: str, preview: str
+) -> tuple[int, bytes]:
     query = {"filename": name, "type": "input", "preview": preview}
     async with client.get("/view", params=query) as response:
         return response.status, await response.read()
 
 
-async def masked(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple[int, Any]:
+async def upload_mask(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple[int, Any]:
     form = aiohttp.FormData()
     form.add_field("image", mask, filename="masked.png", content_type="image/png")
     form.add_field("original_ref", f'{{"filename": "{name}", "type": "input"}}')
@@ -61,58 +63,64 @@ async def masked(client: aiohttp.ClientSession, name: str, mask: bytes) -> tuple
         return response.status, await response.json()
 
 
-async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured: Measured) -> None:
+async def test_pictures_of_any_size_cost_the_gateway_little(
+    farm: Farm, record_measurement: RecordMeasurement
+) -> None:
     qualities = itertools.count(1)
-    hostile, other = farm.client, farm.other
+    hostile_session, other_session = farm.client, farm.other
     assert len(png(BEYOND)) < 13_000
-    await uploaded(hostile, "beyond.png", png(BEYOND))
-    await uploaded(hostile, "largest.png", png(LARGEST))
-    await uploaded(other, "mine.png", png((512, 512), "RGB"))
+    await upload_picture(hostile_session, "beyond.png", png(BEYOND))
+    await upload_picture(hostile_session, "largest.png", png(LARGEST))
+    await upload_picture(other_session, "mine.png", png((512, 512), "RGB"))
 
-    async def view() -> None:
+    async def view_preview() -> None:
         # Another quality each time: none of them is kept.
-        status, shown = await previewed(other, "mine.png", f"webp;{next(qualities) % 100}")
+        status, image_bytes = await fetch_preview(
+            other_session, "mine.png", f"webp;{next(qualities) % 100}"
+        )
         assert status == 200
-        with Image.open(io.BytesIO(shown)) as picture:
+        with Image.open(io.BytesIO(image_bytes)) as picture:
             assert (picture.format, picture.size) == ("WEBP", (512, 512))
 
     async def attack() -> None:
         answers = await asyncio.gather(
-            *(previewed(hostile, "beyond.png", "webp") for _ in range(3)),
-            previewed(hostile, "largest.png", f"webp;{next(qualities) % 100}"),
+            *(fetch_preview(hostile_session, "beyond.png", "webp") for _ in range(3)),
+            fetch_preview(hostile_session, "largest.png", f"webp;{next(qualities) % 100}"),
         )
         # 429: its own pictures before it took too long.
         assert {status for status, _ in answers} <= {200, 413, 429}
 
-    status, response_body = await previewed(hostile, "beyond.png", "webp")
+    status, response_body = await fetch_preview(hostile_session, "beyond.png", "webp")
     assert (status, json.loads(response_body)["code"]) == (413, "picture_too_large")
     assert (
         "9900 x 9900 pixels; only pictures of at most 67,108,864"
         in json.loads(response_body)["error"]["message"]
     )
-    status, body = await masked(hostile, "largest.png", png(BEYOND))
+    status, body = await upload_mask(hostile_session, "largest.png", png(BEYOND))
     assert (status, body["code"]) == (413, "picture_too_large")
     assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192
-    await view()
-    before = measure_memory_mib()
-    usual = await measure_median(view)
-    async with repeating(attack) as attacks:
-        during = await measure_median(view)
+    await view_preview()
+    mib_before = measure_memory_mib()
+    usual_seconds = await measure_median(view_preview)
+    async with repeating(attack) as attack_count:
+        during_attack = await measure_median(view_preview)
     peak = measure_memory_mib()
-    await eventually(lambda: measure_memory_mib() <= before * 1.1, _SOON_SECONDS)
-    measured(
-        f"another tenant's preview took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
-        f"{attacks()} rounds of hostile ones; the replica with its helpers held {before:.0f} MiB "
+    await eventually(lambda: measure_memory_mib() <= mib_before * 1.1, _SOON_SECONDS)
+    record_measurement(
+        f"another tenant's preview took {usual_seconds * 1000:.0f} ms, "
+        f"{during_attack * 1000:.0f} ms during "
+        f"{attack_count()} rounds of hostile ones; the replica with its helpers held "
+        f"{mib_before:.0f} MiB "
         f"before, {peak:.0f} MiB right after, {measure_memory_mib():.0f} MiB within a minute"
     )
     # The very same preview is not made again.
-    assert await previewed(other, "mine.png", "webp;7") == await previewed(
-        other, "mine.png", "webp;7"
+    assert await fetch_preview(other_session, "mine.png", "webp;7") == await fetch_preview(
+        other_session, "mine.png", "webp;7"
     )
 
 
 async def test_schemas_of_any_size_cost_llama_cpp_nothing(
-    llama: str, tmp_path: Path, measured: Measured
+    llama: str, tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     backend = local(llama)
     backend["models"][0] |= {"schema": True, "tools": True}
@@ -121,10 +129,13 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
         database = Database(Settings(data=tmp_path).sql_url)
         _, key = await KeyStore(database).create("bob", "test")
         await database.close()
-        hostile, other = session(models_app.url, models_app.api_key), session(models_app.url, key)
+        hostile_session, other_session = (
+            session(models_app.url, models_app.api_key),
+            session(models_app.url, key),
+        )
 
         async def chat() -> None:
-            status, body = await completed(other)
+            status, body = await complete_chat(other_session)
             assert status == 200 and body["usage"]["completion_tokens"] > 0
 
         async def attack() -> None:
@@ -136,18 +147,19 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
                 ({"tools": [tool]}, "tools.0.function.parameters"),
                 ({"json_schema": PATTERN}, "json_schema"),
             ):
-                status, body = await completed(hostile, **members)
+                status, body = await complete_chat(hostile_session, **members)
                 assert (status, body["error"]["code"]) == (400, "schema_too_large")
                 assert body["error"]["param"] == field
 
-        async with hostile, other:
+        async with hostile_session, other_session:
             await chat()
-            usual = await measure_median(chat)
-            async with repeating(attack) as attacks:
-                during = await measure_median(chat)
-        measured(
-            f"another tenant's answer took {usual * 1000:.0f} ms, {during * 1000:.0f} ms during "
-            f"{attacks()} rounds of hostile schemas"
+            usual_seconds = await measure_median(chat)
+            async with repeating(attack) as attack_count:
+                during_attack = await measure_median(chat)
+        record_measurement(
+            f"another tenant's answer took {usual_seconds * 1000:.0f} ms, "
+            f"{during_attack * 1000:.0f} ms during "
+            f"{attack_count()} rounds of hostile schemas"
         )
 
 
@@ -155,52 +167,52 @@ def session(url: str, key: str) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(url, headers={"authorization": f"Bearer {key}"})
 
 
-async def completed(client: aiohttp.ClientSession, **members: Any) -> tuple[int, Any]:
-    ask = {"role": "user", "content": "Say hello."}
-    body = {"model": "smollm2", "messages": [ask], "max_tokens": 4, **members}
+async def complete_chat(client: aiohttp.ClientSession, **members: Any) -> tuple[int, Any]:
+    message = {"role": "user", "content": "Say hello."}
+    body = {"model": "smollm2", "messages": [message], "max_tokens": 4, **members}
     async with client.post("/v1/chat/completions", json=body) as response:
         return response.status, await response.json()
 
 
-async def measure_median(act: Callable[[], Awaitable[None]]) -> float:
-    """Return the median duration of ``act`` in seconds."""
-    taken = []
+async def measure_median(action: Callable[[], Awaitable[None]]) -> float:
+    """Return the median duration of ``action`` in seconds."""
+    call_seconds = []
     for _ in range(_ROUNDS):
-        began = time.monotonic()
-        await act()
-        taken.append(time.monotonic() - began)
-    return statistics.median(taken)
+        started_at = time.monotonic()
+        await action()
+        call_seconds.append(time.monotonic() - started_at)
+    return statistics.median(call_seconds)
 
 
 @asynccontextmanager
-async def repeating(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
-    """Repeat ``act`` during the block; yield a function that returns how often it has ended.
+async def repeating(action: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable[[], int]]:
+    """Repeat ``action`` during the block; yield a function that returns how often it has ended.
 
-    The block begins when ``act`` has ended once.
+    The block begins when ``action`` has ended once.
     """
-    over, rounds = asyncio.Event(), 0
+    stop_event, rounds = asyncio.Event(), 0
 
-    async def loop() -> None:
+    async def repeat_act() -> None:
         nonlocal rounds
-        while not rounds or not over.is_set():
-            await act()
+        while not rounds or not stop_event.is_set():
+            await action()
             rounds += 1
             # It shares this process with the servers: a flood is what limits on requests are for.
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    task = asyncio.create_task(loop())
+    task = asyncio.create_task(repeat_act())
     yield lambda: rounds
-    over.set()
+    stop_event.set()
     await task
 
 
 def measure_memory_mib() -> float:
     """Return the memory in MiB of this process with the gateway, and of its picture converters."""
     process = psutil.Process()
-    held = process.memory_info().rss
+    held_bytes = process.memory_info().rss
     for child, line in with_lines(process.children()):
         if "imaging" in line:
             # It may have ended since, which is as good as holding nothing.
             with suppress(psutil.Error):
-                held += child.memory_info().rss
-    return held / 2**20
+                held_bytes += child.memory_info().rss
+    return held_bytes / 2**20

@@ -21,7 +21,7 @@ GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 RENDER = {"kind": "render", "workflow": GRAPH}
 
 
-def later(index: int) -> dict[str, Any]:
+def job_with_reference(index: int) -> dict[str, Any]:
     http = {"kind": "http", "request": {"path": "/x", "body": f"${{steps.{index}.text}}"}}
     return {"kind": "pipeline", "steps": [http, CHAT]}
 
@@ -51,8 +51,8 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
      "invalid_request", "steps.1.workflow"),
     ("bad kind of step", {"kind": "pipeline", "steps": [{"kind": "pipeline", "steps": []}]},
      "invalid_request", "steps.0.kind"),
-    ("reference to itself", later(0), "invalid_request", "steps.0"),
-    ("reference forward", later(1), "invalid_request", "steps.0"),
+    ("reference to itself", job_with_reference(0), "invalid_request", "steps.0"),
+    ("reference forward", job_with_reference(1), "invalid_request", "steps.0"),
     ("priority", {**CHAT, "priority": 6}, "invalid_request", "priority"),
     ("past deadline", {**CHAT, "deadline": (datetime.now(UTC) - timedelta(1)).isoformat()},
      "invalid_request", "deadline"),
@@ -90,8 +90,8 @@ async def test_a_bad_job_is_refused(
         assert response.content_type == "application/problem+json"
     assert (problem["code"], problem.get("field")) == (code, field)
     assert problem["request_id"] == response.headers["x-request-id"]
-    async with farm.client.get("/jobs") as listed:
-        assert (await listed.json())["jobs"] == []
+    async with farm.client.get("/jobs") as list_response:
+        assert (await list_response.json())["jobs"] == []
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ async def test_a_large_body_is_cut_off_on_the_stream(farm: Farm) -> None:
 
 
 async def test_no_key_and_a_wrong_key(farm: Farm) -> None:
-    async with aiohttp.ClientSession(farm.url) as nobody:
-        async with nobody.get("/jobs") as response:
+    async with aiohttp.ClientSession(farm.url) as anonymous_session:
+        async with anonymous_session.get("/jobs") as response:
             assert (response.status, (await response.json())["code"]) == (401, "missing_api_key")
-        async with nobody.get("/jobs", headers={"x-api-key": "moyin_a_b"}) as response:
+        async with anonymous_session.get("/jobs", headers={"x-api-key": "moyin_a_b"}) as response:
             assert (response.status, (await response.json())["code"]) == (401, "invalid_api_key")
 
 
@@ -149,27 +149,31 @@ async def test_an_idempotency_key_makes_one_job(farm: Farm) -> None:
     async def post(client: aiohttp.ClientSession, body: Any) -> tuple[int, Any, str | None]:
         headers = {"Idempotency-Key": "k1"}
         async with client.post("/jobs", data=json.dumps(body), headers=headers) as response:
-            replayed = response.headers.get("Idempotent-Replayed")
-            return response.status, await response.json(), replayed
+            replayed_header = response.headers.get("Idempotent-Replayed")
+            return response.status, await response.json(), replayed_header
 
-    first = await post(farm.client, CHAT)
-    again = await post(farm.client, dict(reversed(CHAT.items())))
-    other = await post(farm.client, {**CHAT, "priority": 1})
+    first_answer = await post(farm.client, CHAT)
+    repeated_answer = await post(farm.client, dict(reversed(CHAT.items())))
+    changed_answer = await post(farm.client, {**CHAT, "priority": 1})
     bob = await post(farm.other, CHAT)
-    assert (first[0], first[2]) == (202, None)
-    assert (again[0], again[1]["id"], again[2]) == (202, first[1]["id"], "true")
-    assert (other[0], other[1]["code"]) == (422, "idempotency_key_reused")
-    assert bob[1]["id"] != first[1]["id"]
+    assert (first_answer[0], first_answer[2]) == (202, None)
+    assert (repeated_answer[0], repeated_answer[1]["id"], repeated_answer[2]) == (
+        202,
+        first_answer[1]["id"],
+        "true",
+    )
+    assert (changed_answer[0], changed_answer[1]["code"]) == (422, "idempotency_key_reused")
+    assert bob[1]["id"] != first_answer[1]["id"]
 
 
-async def test_a_bad_idempotency_key(farm: Farm) -> None:
+async def test_invalid_idempotency_key_is_refused(farm: Farm) -> None:
     headers = {"Idempotency-Key": "x" * 256}
     async with farm.client.post("/jobs", json=CHAT, headers=headers) as response:
         assert response.status == 400
         assert (await response.json())["field"] == "Idempotency-Key"
 
 
-async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
+async def test_graph_that_comfyui_refuses_is_an_error(farm: Farm) -> None:
     comfy_error = {"error": {"type": "invalid_prompt", "message": "no", "details": "", "extra_info": {}},
             "node_errors": {"1": {"errors": []}}}  # fmt: skip
     requests: list[Any] = []
@@ -183,8 +187,8 @@ async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
         problem = await response.json()
     assert (response.status, problem["code"]) == (400, "invalid_graph")
     assert {"error": problem["error"], "node_errors": problem["node_errors"]} == comfy_error
-    referring = {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}
-    job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring}]}
+    referring_graph = {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}
+    job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring_graph}]}
     await farm.submit(job)
     assert requests == [("default", GRAPH)]
 
@@ -210,19 +214,19 @@ async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=201", "limit=x", "status=done", "kind=x", "cursor=nope"]
 )
-async def test_a_bad_query(farm: Farm, query: str) -> None:
+async def test_invalid_query_is_refused(farm: Farm, query: str) -> None:
     async with farm.client.get(f"/jobs?{query}") as response:
         assert response.status == 400
         assert (await response.json())["field"] == query.partition("=")[0]
 
 
-async def test_a_bad_event_id(farm: Farm) -> None:
+async def test_invalid_event_id_is_refused(farm: Farm) -> None:
     job = await farm.submit(CHAT)
     path = f"/jobs/{job['id']}/events"
     async with farm.client.get(path, headers={"Last-Event-ID": "x"}) as response:
         assert (response.status, (await response.json())["field"]) == (400, "Last-Event-ID")
 
 
-async def test_unknown_routes(farm: Farm) -> None:
+async def test_unknown_routes_are_not_found(farm: Farm) -> None:
     async with farm.client.get("/nothing") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")

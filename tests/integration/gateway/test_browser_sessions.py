@@ -30,8 +30,8 @@ async def accounts_beside(farm: Farm, valkey_server: ValkeyServer) -> AsyncItera
 @pytest.fixture
 async def browser(farm: Farm) -> AsyncIterator[aiohttp.ClientSession]:
     """Return a client that sends its cookies to every port of the host, as browsers do."""
-    jar = aiohttp.CookieJar(unsafe=True)
-    async with aiohttp.ClientSession(farm.url, cookie_jar=jar, headers=OWN_PAGE) as session:
+    cookie_jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar, headers=OWN_PAGE) as session:
         yield session
 
 
@@ -62,8 +62,8 @@ async def test_a_signed_in_member_is_known_to_the_gateway_and_its_page(
         message = await socket.receive(10)
         assert (message.data, (message.extra or "")[:18]) == (1008, "cross_site_request")
     # ComfyUI's page signs out everywhere on this device: the session itself ends.
-    renewal = f"{accounts_beside.url}/accounts/session/renew"
-    assert await status(browser, renewal, "POST") == 200
+    renew_url = f"{accounts_beside.url}/accounts/session/renew"
+    assert await status(browser, renew_url, "POST") == 200
     assert await status(browser, "/comfy/session/end", "POST") == 303
     assert [item.key for item in browser.cookie_jar] == []
     assert await status(browser, "/jobs") == 401
@@ -75,8 +75,8 @@ async def test_a_player_has_a_players_rights_and_an_ended_session_none(
     player = await accounts_beside.player()
     await sign_in(browser, accounts_beside, player["user"]["email"])
     assert await status(browser, "/jobs") == 403
-    everywhere = {"everywhere": True}
-    await accounts_beside.ok("POST", "/logout", player["access_token"], everywhere)
+    logout_body = {"everywhere": True}
+    await accounts_beside.ok("POST", "/logout", player["access_token"], logout_body)
 
     async def is_signed_out() -> bool:
         return await status(browser, "/jobs") == 401

@@ -27,16 +27,18 @@ async def client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
 async def test_pages_of_a_named_origin_may_call_and_others_may_not(
     gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
-    asks = {
+    preflight_headers = {
         "access-control-request-method": "GET",
         "access-control-request-headers": "authorization",
     }
-    async with client.options(path, headers={"origin": PAGE_ORIGIN, **asks}) as response:
+    async with client.options(
+        path, headers={"origin": PAGE_ORIGIN, **preflight_headers}
+    ) as response:
         assert response.status == 200
         assert response.headers["access-control-allow-origin"] == PAGE_ORIGIN
         assert "authorization" in response.headers["access-control-allow-headers"]
         assert "access-control-allow-credentials" not in response.headers
-    async with client.options(path, headers={"origin": EVIL, **asks}) as response:
+    async with client.options(path, headers={"origin": EVIL, **preflight_headers}) as response:
         assert response.status == 400
         assert "access-control-allow-origin" not in response.headers
     for origin, allowed in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):
@@ -52,11 +54,11 @@ async def test_pages_of_a_named_origin_may_call_and_others_may_not(
 async def test_every_answer_keeps_browsers_from_guessing_and_framing(
     gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
-    good = {"authorization": f"Bearer {gateway.api_key}"}
+    good_headers = {"authorization": f"Bearer {gateway.api_key}"}
     for call, headers, status in (
-        (path, good, 200),
+        (path, good_headers, 200),
         (path, {}, 401),
-        (f"{path}/no/such/thing", good, 404),
+        (f"{path}/no/such/thing", good_headers, 404),
     ):
         async with client.get(call, headers=headers) as response:
             assert response.status == status
@@ -78,18 +80,18 @@ async def test_limits_are_in_headers_and_hold_across_apps(
         f"/accounts/limits/key:{key_id}", json=limits, headers=operator
     ) as response:
         assert response.status == 200, await response.text()
-    limited = {"authorization": f"Bearer {key}"}
-    left = []
+    limited_headers = {"authorization": f"Bearer {key}"}
+    remaining_requests = []
     for path in APPS:
-        async with client.get(path, headers=limited) as response:
+        async with client.get(path, headers=limited_headers) as response:
             assert response.status == 200, path
             assert response.headers["ratelimit-limit"] == "3"
             assert response.headers["ratelimit-policy"] == "3;w=60"
             assert 0 < int(response.headers["ratelimit-reset"]) <= 60
-            left.append(response.headers["ratelimit-remaining"])
-    assert left == ["2", "1", "0"]
+            remaining_requests.append(response.headers["ratelimit-remaining"])
+    assert remaining_requests == ["2", "1", "0"]
     for path in APPS:
-        async with client.get(path, headers=limited) as response:
+        async with client.get(path, headers=limited_headers) as response:
             assert response.status == 429, path
             assert 0 < int(response.headers["retry-after"]) <= 60
             assert response.headers["ratelimit-remaining"] == "0"

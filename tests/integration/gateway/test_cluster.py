@@ -23,7 +23,7 @@ async def get(session: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-async def member(farm: Farm) -> aiohttp.ClientSession:
+async def open_member_session(farm: Farm) -> aiohttp.ClientSession:
     key = (await KeyStore(farm.database).create("ann", "m", scopes=frozenset({"jobs:read"})))[1]
     return farm.session(key)
 
@@ -32,17 +32,17 @@ async def test_members_see_load_and_operators_everything(farm: Farm) -> None:
     farm.scripted_pools.summaries = {"fast": POOL}
     status, cluster = await get(farm.client, "/cluster")
     assert status == 200
-    default, fast = cluster["pools"]
+    default, fast_pool = cluster["pools"]
     assert (default["name"], default["is_responding"], default["queued"]) == (
         "default", False, None,
     )  # fmt: skip
-    assert (fast["queued"], fast["running"], fast["ready"]) == (2, 1, 1)
-    assert [renderer["name"] for renderer in fast["renderers"]] == ["comfyui-fast-0"]
+    assert (fast_pool["queued"], fast_pool["running"], fast_pool["ready"]) == (2, 1, 1)
+    assert [renderer["name"] for renderer in fast_pool["renderers"]] == ["comfyui-fast-0"]
     assert cluster["nodes"] == []
-    async with await member(farm) as session:
-        status, seen = await get(session, "/cluster")
-        assert (status, seen["nodes"], seen["problems"]) == (200, None, None)
-        assert seen["pools"][1] == {**fast, "renderers": None}
+    async with await open_member_session(farm) as session:
+        status, shown_cluster = await get(session, "/cluster")
+        assert (status, shown_cluster["nodes"], shown_cluster["problems"]) == (200, None, None)
+        assert shown_cluster["pools"][1] == {**fast_pool, "renderers": None}
         status, error = await get(session, "/cluster/problems")
         assert (status, error["code"]) == (403, "insufficient_scope")
     assert (await get(farm.client, "/cluster/problems"))[0] == 200
@@ -50,7 +50,10 @@ async def test_members_see_load_and_operators_everything(farm: Farm) -> None:
 
 async def test_events_follow_changes(farm: Farm) -> None:
     farm.scripted_pools.summaries = {"fast": POOL}
-    async with await member(farm) as session, session.get("/cluster/events") as response:
+    async with (
+        await open_member_session(farm) as session,
+        session.get("/cluster/events") as response,
+    ):
         assert response.content_type == "text/event-stream"
         assert await read_queued(response) == 2
         # Members do not see renderers, so this is no change for them.
@@ -65,5 +68,5 @@ async def read_queued(response: aiohttp.ClientResponse) -> int:
         line = await response.content.readline()
         assert line, "the stream ended"
         if line.startswith(b"data: "):
-            queued: int = from_json(line[6:])["pools"][1]["queued"]
-            return queued
+            queued_renders: int = from_json(line[6:])["pools"][1]["queued"]
+            return queued_renders

@@ -58,15 +58,15 @@ class Viewer:
 
     async def read_all(self, *names: str) -> dict[str, Any]:
         """Read events until there is one of each of these names; return their data by name."""
-        seen: dict[str, Any] = {}
-        while not seen.keys() >= set(names):
+        parts_by_name: dict[str, Any] = {}
+        while not parts_by_name.keys() >= set(names):
             name, data = await self.read()
-            seen[name] = data
-        return seen
+            parts_by_name[name] = data
+        return parts_by_name
 
 
 @asynccontextmanager
-async def viewing(farm: Farm, key: str) -> AsyncIterator[Viewer]:
+async def open_viewer(farm: Farm, key: str) -> AsyncIterator[Viewer]:
     async with farm.session(key) as session, session.get(STREAM) as response:
         assert response.status == 200, await response.text()
         yield Viewer(response)
@@ -107,21 +107,21 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
         """Return the database queries of three readings while ``viewers`` clients are connected."""
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
-            opened = [await stack.enter_async_context(viewing(farm, key)) for key in keys]
-            await asyncio.gather(*(viewer.read_all(*ALL) for viewer in opened))
+            open_viewers = [await stack.enter_async_context(open_viewer(farm, key)) for key in keys]
+            await asyncio.gather(*(viewer.read_all(*ALL) for viewer in open_viewers))
             with count_statements() as statements:
-                for dollars in (1, 2, 3):
-                    await record_call(farm, "ann", dollars)
+                for cost_usd in (1, 2, 3):
+                    await record_call(farm, "ann", cost_usd)
                     clock.now += LONGER
-                    await asyncio.gather(*(viewer.read_all("usage") for viewer in opened))
+                    await asyncio.gather(*(viewer.read_all("usage") for viewer in open_viewers))
         # Credentials of open streams are verified by a timer: see the next test.
         return Counter(
             {text: count for text, count in statements.items() if "FROM usage" in text}
         ) + Counter(writes=sum(n for text, n in statements.items() if "INTO usage" in text))
 
-    alone = await count_queries(1)
-    assert alone.total() == 6, "three sums, and the three calls of this test"
-    assert await count_queries(20) == alone
+    queries_of_one = await count_queries(1)
+    assert queries_of_one.total() == 6, "three sums, and the three calls of this test"
+    assert await count_queries(20) == queries_of_one
 
 
 async def test_credentials_of_all_viewers_are_verified_by_the_same_queries(farm: Farm) -> None:
@@ -131,8 +131,8 @@ async def test_credentials_of_all_viewers_are_verified_by_the_same_queries(farm:
     counts = []
     for number in (1, 20):
         with count_statements() as statements:
-            valid = await authenticator.recheck(dict(list(identities.items())[:number]))
-        assert len(valid) == number
+            valid_identities = await authenticator.recheck(dict(list(identities.items())[:number]))
+        assert len(valid_identities) == number
         counts.append(statements.total())
     assert counts[0] == counts[1] > 0
 
@@ -148,13 +148,13 @@ async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
         (bob, 4, ALL),
         (operator, 7, ALL),
     ):
-        async with viewing(farm, key) as viewer:
-            seen = await viewer.read_all(*names)
-        assert seen.keys() == set(names)
-        assert float(seen["usage"]["total"]["cost_usd"]) == costs
-        assert "budgets" not in seen["usage"]
-        assert [group["day"] for group in seen["usage"]["groups"]] == [f"{now():%Y-%m-%d}"]
-        assert (seen["cluster"]["nodes"] is None) == (key is not operator)
+        async with open_viewer(farm, key) as viewer:
+            shown_parts = await viewer.read_all(*names)
+        assert shown_parts.keys() == set(names)
+        assert float(shown_parts["usage"]["total"]["cost_usd"]) == costs
+        assert "budgets" not in shown_parts["usage"]
+        assert [group["day"] for group in shown_parts["usage"]["groups"]] == [f"{now():%Y-%m-%d}"]
+        assert (shown_parts["cluster"]["nodes"] is None) == (key is not operator)
 
 
 @pytest.mark.parametrize(
@@ -168,25 +168,25 @@ async def test_each_sees_the_sums_of_its_own_tenant(farm: Farm) -> None:
 async def test_data_beyond_the_callers_scopes_is_omitted(
     farm: Farm, scopes: tuple[str, ...], names: set[str]
 ) -> None:
-    seen = set[str]()
-    async with viewing(farm, await new_key(farm, "ann", *scopes)) as viewer:
-        while not seen >= names:
-            seen.add((await viewer.read())[0])
+    seen_names = set[str]()
+    async with open_viewer(farm, await new_key(farm, "ann", *scopes)) as viewer:
+        while not seen_names >= names:
+            seen_names.add((await viewer.read())[0])
         # Seen only after another reading, before which everything else has come.
         farm.scripted_pools.summaries = {"fast": POOL}
         name, data = await viewer.read()
         while name != "cluster" or not data["pools"][1]["is_responding"]:
-            seen.add(name)
+            seen_names.add(name)
             name, data = await viewer.read()
-    assert seen == names
+    assert seen_names == names
 
 
 async def test_the_stream_of_a_former_operator_ends(farm: Farm) -> None:
     key = await new_key(farm, "studio", JOBS_READ, TEXT, OPERATOR)
-    async with viewing(farm, key) as viewer:
+    async with open_viewer(farm, key) as viewer:
         await viewer.read_all(*ALL)
-        former = api_keys.update().where(api_keys.c.owner == "studio")
-        await farm.database.execute(former.values(scopes=f"{JOBS_READ} {TEXT}"))
+        revoke_statement = api_keys.update().where(api_keys.c.owner == "studio")
+        await farm.database.execute(revoke_statement.values(scopes=f"{JOBS_READ} {TEXT}"))
         name, data = await viewer.read()
         while name != "error":
             name, data = await viewer.read()

@@ -16,7 +16,7 @@ PAGE = """<!doctype html><meta property="csp-nonce" nonce="__CSP_NONCE__">
 
 
 @pytest.fixture
-def built(farm: Farm) -> Farm:
+def console_farm(farm: Farm) -> Farm:
     assets = farm.console_folder / "assets"
     assets.mkdir(parents=True)
     (farm.console_folder / "index.html").write_text(PAGE)
@@ -25,9 +25,9 @@ def built(farm: Farm) -> Farm:
     return farm
 
 
-async def test_every_view_is_the_page_with_a_fresh_nonce(built: Farm) -> None:
+async def test_every_view_is_the_page_with_a_fresh_nonce(console_farm: Farm) -> None:
     nonces = set()
-    async with aiohttp.ClientSession(built.url) as browser:
+    async with aiohttp.ClientSession(console_farm.url) as browser:
         async with browser.get("/console", allow_redirects=False) as response:
             assert (response.status, response.headers["location"]) == (307, "/console/")
         for path in (
@@ -52,11 +52,11 @@ async def test_every_view_is_the_page_with_a_fresh_nonce(built: Farm) -> None:
     assert len(nonces) == 4 and "__CSP_NONCE__" not in nonces
 
 
-async def test_files_are_cached_compressed_and_confined(built: Farm) -> None:
-    (built.console_folder.parent / "secret.txt").write_text("secret")
-    async with aiohttp.ClientSession(built.url, auto_decompress=False) as browser:
-        plain = {"accept-encoding": "identity"}
-        async with browser.get("/console/assets/x.js", headers=plain) as response:
+async def test_files_are_cached_compressed_and_confined(console_farm: Farm) -> None:
+    (console_farm.console_folder.parent / "secret.txt").write_text("secret")
+    async with aiohttp.ClientSession(console_farm.url, auto_decompress=False) as browser:
+        plain_headers = {"accept-encoding": "identity"}
+        async with browser.get("/console/assets/x.js", headers=plain_headers) as response:
             assert (response.status, response.content_type) == (200, "text/javascript")
             assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
             assert response.headers["vary"] == "accept-encoding"

@@ -40,7 +40,7 @@ async def new_token(client: aiohttp.ClientSession, job: str, **body: Any) -> str
         return str((await response.json())["token"])
 
 
-async def refusal(client: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+async def read_refusal(client: aiohttp.ClientSession, path: str) -> tuple[int, str]:
     async with client.get(path) as response:
         return response.status, (await response.json())["code"]
 
@@ -49,23 +49,25 @@ async def test_a_token_follows_its_job_and_no_other(
     working_farm: Farm, page: aiohttp.ClientSession
 ) -> None:
     farm = working_farm
-    job, other = [(await farm.submit(CHAT))["id"] for _ in range(2)]
+    job, other_job = [(await farm.submit(CHAT))["id"] for _ in range(2)]
     token = await new_token(farm.client, job)
-    story = await frames(farm.client, job)
+    job_frames = await frames(farm.client, job)
     async with page.get(f"/jobs/{job}/events?token={token}") as response:
         text = await response.text()
-    assert re.findall(r"^id: (.*)$", text, re.M) == [frame["id"] for frame in story]
+    assert re.findall(r"^id: (.*)$", text, re.M) == [frame["id"] for frame in job_frames]
     # An EventSource that reconnects repeats the query as it was, and adds the header.
-    known = {"Last-Event-ID": story[1]["id"]}
-    async with page.get(f"/jobs/{job}/events?token={token}", headers=known) as response:
+    resume_headers = {"Last-Event-ID": job_frames[1]["id"]}
+    async with page.get(f"/jobs/{job}/events?token={token}", headers=resume_headers) as response:
         text = await response.text()
-    assert re.findall(r"^id: (.*)$", text, re.M) == [frame["id"] for frame in story[2:]]
-    async with page.ws_connect(f"/jobs/{job}/ws?token={token}&after={story[1]['id']}") as socket:
+    assert re.findall(r"^id: (.*)$", text, re.M) == [frame["id"] for frame in job_frames[2:]]
+    async with page.ws_connect(
+        f"/jobs/{job}/ws?token={token}&after={job_frames[1]['id']}"
+    ) as socket:
         events = [json.loads(message.data)["id"] async for message in socket]
-    assert (events, socket.close_code) == ([frame["id"] for frame in story[2:]], 1000)
-    for path in (f"/jobs/{other}/events", f"/jobs/{other}/preview", "/jobs/none/events"):
-        assert await refusal(page, f"{path}?token={token}") == (404, "job_not_found"), path
-    async with page.ws_connect(f"/jobs/{other}/ws?token={token}") as socket:
+    assert (events, socket.close_code) == ([frame["id"] for frame in job_frames[2:]], 1000)
+    for path in (f"/jobs/{other_job}/events", f"/jobs/{other_job}/preview", "/jobs/none/events"):
+        assert await read_refusal(page, f"{path}?token={token}") == (404, "job_not_found"), path
+    async with page.ws_connect(f"/jobs/{other_job}/ws?token={token}") as socket:
         message = await socket.receive(10)
         assert (message.data, message.extra) == (4404, "job_not_found")
 
@@ -75,18 +77,18 @@ async def test_wrong_and_expired_tokens_are_refused(
 ) -> None:
     job = (await farm.submit(CHAT))["id"]
     creator = Identity(owner="ann", key_id="none")
-    wrong = {
+    wrong_tokens = {
         "x": "invalid_token",
         create_event_token(b"t" * 32, creator, job, 60): "invalid_token",
         create_event_token(SIGNING_KEY, creator, job, -1): "invalid_token",
         create_event_token(SIGNING_KEY, creator, job, 60): "invalid_api_key",
     }
-    for token, code in wrong.items():
-        assert await refusal(page, f"/jobs/{job}/events?token={token}") == (401, code)
+    for token, code in wrong_tokens.items():
+        assert await read_refusal(page, f"/jobs/{job}/events?token={token}") == (401, code)
         async with page.ws_connect(f"/jobs/{job}/ws?token={token}") as socket:
             message = await socket.receive(10)
             assert (message.data, (message.extra or "").partition(":")[0]) == (1008, code)
-    assert await refusal(page, f"/jobs/{job}/events") == (401, "missing_api_key")
+    assert await read_refusal(page, f"/jobs/{job}/events") == (401, "missing_api_key")
     for expires_in in (0, 3601, -1, "60", True, 1.5, None):
         async with farm.client.post(
             f"/jobs/{job}/token", json={"expires_in": expires_in}
@@ -94,7 +96,10 @@ async def test_wrong_and_expired_tokens_are_refused(
             body = await response.json()
             assert (response.status, body["field"]) == (400, "expires_in"), expires_in
     _, key = await KeyStore(farm.database).create("other tenant", "k")
-    async with farm.session(key) as stranger, stranger.post(f"/jobs/{job}/token") as response:
+    async with (
+        farm.session(key) as other_session,
+        other_session.post(f"/jobs/{job}/token") as response,
+    ):
         assert (response.status, (await response.json())["code"]) == (404, "job_not_found")
 
 
@@ -106,15 +111,15 @@ async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
     key_id, key = await keys.create("ann", "short-lived")
     async with farm.session(key) as client:
         token = await new_token(client, job)
-        brief = await new_token(client, job, expires_in=8)
+        short_token = await new_token(client, job, expires_in=8)
     async with (
-        page.get(f"/jobs/{job}/events?token={token}") as lasting,
-        page.get(f"/jobs/{job}/events?token={brief}") as outlasting,
+        page.get(f"/jobs/{job}/events?token={token}") as long_response,
+        page.get(f"/jobs/{job}/events?token={short_token}") as short_response,
         page.ws_connect(f"/jobs/{job}/ws?token={token}") as socket,
     ):
-        assert (lasting.status, outlasting.status) == (200, 200)
+        assert (long_response.status, short_response.status) == (200, 200)
         assert json.loads((await socket.receive(10)).data)["type"] == "queued"
-        path = f"/jobs/{job}/events?token={brief}"
+        path = f"/jobs/{job}/events?token={short_token}"
 
         async def has_expired() -> bool:
             async with page.get(path) as response:
@@ -123,15 +128,15 @@ async def test_a_token_and_its_streams_end_with_the_key_that_made_it(
         await eventually(has_expired, 60)
         # Longer than the time between two checks: a stream outlives its token.
         await asyncio.sleep(4)
-        assert not outlasting.content.at_eof()
+        assert not short_response.content.at_eof()
         await keys.revoke(key_id)
         async with asyncio.timeout(20):
-            for response in (lasting, outlasting):
+            for response in (long_response, short_response):
                 assert "invalid_api_key" in (await response.text()).rpartition("event: error")[2]
             while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
                 continue
         assert message.data == 1008
-    assert await refusal(page, f"/jobs/{job}/events?token={token}") == (401, "invalid_api_key")
+    assert await read_refusal(page, f"/jobs/{job}/events?token={token}") == (401, "invalid_api_key")
 
 
 async def test_only_listed_routes_accept_credentials_in_queries(
@@ -141,30 +146,34 @@ async def test_only_listed_routes_accept_credentials_in_queries(
     token = await new_token(farm.client, job)
     async with page.get("/openapi.json") as response:
         paths = (await response.json())["paths"]
-    taken: dict[str, set[str]] = {"api_key": set(), "token": set(), "key": set()}
-    described: dict[str, set[str]] = {"api_key": set(), "token": set(), "key": set()}
+    accepting_routes: dict[str, set[str]] = {"api_key": set(), "token": set(), "key": set()}
+    described_routes: dict[str, set[str]] = {"api_key": set(), "token": set(), "key": set()}
     for path, methods in paths.items():
         for method, operation in methods.items():
-            schemes = {name for way in operation.get("security", [{"x": []}]) for name in way}
+            schemes = {
+                name
+                for requirement in operation.get("security", [{"x": []}])
+                for name in requirement
+            }
             if not schemes or path.startswith("/comfy/session"):
                 continue
             route = f"{method.upper()} {path}"
-            described["api_key"] |= {route} if "queryKey" in schemes else set()
-            described["token"] |= {route} if "eventToken" in schemes else set()
+            described_routes["api_key"] |= {route} if "queryKey" in schemes else set()
+            described_routes["token"] |= {route} if "eventToken" in schemes else set()
             for name, secret in (("api_key", farm.key), ("token", token), ("key", farm.key)):
                 url = f"{re.sub(r'{[^}]+}', 'x', path)}?{name}={secret}"
                 async with page.request(method, url, allow_redirects=False) as response:
                     body = await response.read()
                     assert secret.encode() not in body, route
                     if response.status != 401:
-                        taken[name].add(route)
-    assert taken == described
-    assert taken["token"] == {
+                        accepting_routes[name].add(route)
+    assert accepting_routes == described_routes
+    assert accepting_routes["token"] == {
         "GET /jobs/{job_id}/events", "GET /jobs/{job_id}/preview", "GET /artifacts/{artifact_id}",
     }  # fmt: skip
-    own = re.compile(r"\w+ /(jobs|artifacts|templates|api/v2)\b")
-    assert len(taken["api_key"]) > 30
-    assert not [route for route in taken["api_key"] if own.match(route)]
+    own_route = re.compile(r"\w+ /(jobs|artifacts|templates|api/v2)\b")
+    assert len(accepting_routes["api_key"]) > 30
+    assert not [route for route in accepting_routes["api_key"] if own_route.match(route)]
     for socket_path, name, secret, code in (
         (f"/jobs/{job}/ws", "api_key", farm.key, "missing_api_key"),
         (f"/jobs/{job}/ws", "key", farm.key, "missing_api_key"),
@@ -192,19 +201,19 @@ async def test_previews_are_events_for_clients_that_request_them(
     preview = Preview(step=0, node="7", media_type="image/png")
     await store.publish(job, preview, b"for nobody")
     path = f"/jobs/{job}/preview?token={token}"
-    assert await refusal(page, path) == (404, "preview_not_found")
+    assert await read_refusal(page, path) == (404, "preview_not_found")
 
-    async def published(picture: bytes) -> bool:
+    async def is_preview_stored(picture: bytes) -> bool:
         await store.publish(job, preview, picture)
         return await store.find(job) is not None
 
     async with (
         page.get(f"/jobs/{job}/events?token={token}&previews=true") as stream,
-        page.get(f"/jobs/{job}/events?token={token}") as plain,
+        page.get(f"/jobs/{job}/events?token={token}") as plain_response,
         page.ws_connect(f"/jobs/{job}/ws?token={token}&previews=true") as socket,
         asyncio.timeout(30),
     ):
-        await eventually(lambda: published(PNG), 20)
+        await eventually(lambda: is_preview_stored(PNG), 20)
         text = ""
         while "event: preview" not in text or not text.endswith("\n\n"):
             text += (await stream.content.readany()).decode()
@@ -221,9 +230,9 @@ async def test_previews_are_events_for_clients_that_request_them(
         while messages[-1]["type"] != "preview":
             messages.append(json.loads((await socket.receive()).data))
         assert (messages[-1]["id"], messages[-1]["data"]["node"]) == (None, "7")
-        assert "preview" not in (await plain.content.readany()).decode()
+        assert "preview" not in (await plain_response.content.readany()).decode()
     await store.close()
-    assert await refusal(page, f"/jobs/{job}/events?previews=perhaps&token={token}") == (
+    assert await read_refusal(page, f"/jobs/{job}/events?previews=perhaps&token={token}") == (
         400, "invalid_request",
     )  # fmt: skip
 
@@ -234,7 +243,7 @@ async def test_the_python_client_creates_tokens_and_reads_previews(
     job = (await farm.submit(RENDER))["id"]
     store = PreviewStore(valkey_server.url)
 
-    async def publish() -> None:
+    async def publish_previews() -> None:
         while True:
             await store.publish(job, Preview(step=0, node="7", media_type="image/png"), PNG)
             await asyncio.sleep(0.2)
@@ -245,15 +254,19 @@ async def test_the_python_client_creates_tokens_and_reads_previews(
             assert response.status == 200
         # The first call asks the renderer for previews.
         assert await client.preview(job) is None
-        publishing = asyncio.create_task(publish())
+        publishing = asyncio.create_task(publish_previews())
         try:
             async with aclosing(client.events(job, previews=True)) as events:
-                seen = [await anext(events)]
-                while seen[-1].type != "preview":
-                    seen.append(await anext(events))
+                seen_events = [await anext(events)]
+                while seen_events[-1].type != "preview":
+                    seen_events.append(await anext(events))
             assert await client.preview(job) == Picture(content=PNG, media_type="image/png")
         finally:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
-    assert (seen[0].type, seen[-1].id, seen[-1].raw["node"]) == ("queued", None, "7")
+    assert (seen_events[0].type, seen_events[-1].id, seen_events[-1].raw["node"]) == (
+        "queued",
+        None,
+        "7",
+    )
     await store.close()

@@ -39,7 +39,7 @@ class Calls(MoyinServicer):
 
 
 @asynccontextmanager
-async def bridged(url: str) -> AsyncIterator[str]:
+async def serve_bridge(url: str) -> AsyncIterator[str]:
     """Serve gRPC for the gateway at ``url`` and yield the address."""
     bridge, server = GrpcBridge(url), grpc.aio.server()
     add_MoyinServicer_to_server(Calls(bridge), server)
@@ -54,9 +54,9 @@ async def bridged(url: str) -> AsyncIterator[str]:
 
 async def execute(text: str, **variables: Any) -> str:
     """Run Python in a thread and return what it prints."""
-    with redirect_stdout(io.StringIO()) as printed:
+    with redirect_stdout(io.StringIO()) as output:
         await asyncio.to_thread(exec, text, variables)
-    return printed.getvalue()
+    return output.getvalue()
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
@@ -85,7 +85,7 @@ async def test_an_answer_is_streamed(tmp_path: Path) -> None:
         "base_url": f"http://127.0.0.1:{runner.addresses[0][1]}/v1",
         "models": [{"name": "m", "context": 8_000, "price": 0}],
     }
-    async with serving(tmp_path, backend) as models_app, bridged(models_app.url) as address:
+    async with serving(tmp_path, backend) as models_app, serve_bridge(models_app.url) as address:
         text = read_example(PAGE, "chat", "python").replace("127.0.0.1:9000", address)
         assert await execute(text, key=models_app.api_key) == "re: Hi"
     await runner.cleanup()
@@ -101,11 +101,11 @@ async def test_jobs_are_listed_page_by_page(working_farm: Farm, limit: int) -> N
     job = {"kind": "chat", "request": request}
     ids = []
     for project in ("aurora", "dawn", "aurora"):
-        submitted = await working_farm.submit(job | {"metadata": {"project": project}})
-        ids.append((await working_farm.until(submitted["id"], "failed"))["id"])
+        submitted_job = await working_farm.submit(job | {"metadata": {"project": project}})
+        ids.append((await working_farm.until(submitted_job["id"], "failed"))["id"])
     metadata = [("authorization", f"Bearer {working_farm.key}")]
     example = read_example(PAGE, "list", "python").replace("limit=100", f"limit={limit}")
-    async with bridged(working_farm.url) as address:
+    async with serve_bridge(working_farm.url) as address:
         with grpc.insecure_channel(address) as channel:
-            printed = await execute(example, pb=pb, stub=MoyinStub(channel), metadata=metadata)
-    assert [line.split()[0] for line in printed.splitlines()] == [ids[2], ids[0]]
+            output = await execute(example, pb=pb, stub=MoyinStub(channel), metadata=metadata)
+    assert [line.split()[0] for line in output.splitlines()] == [ids[2], ids[0]]

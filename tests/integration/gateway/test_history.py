@@ -51,8 +51,10 @@ def png(width: int = 400, height: int = 200) -> bytes:
     return buffer.getvalue()
 
 
-async def upload(client: aiohttp.ClientSession, content: bytes, kind: str = "image/png") -> str:
-    headers = {"content-type": kind}
+async def upload(
+    client: aiohttp.ClientSession, content: bytes, media_type: str = "image/png"
+) -> str:
+    headers = {"content-type": media_type}
     async with client.post("/artifacts", data=content, headers=headers) as response:
         assert response.status == 201
         return str((await response.json())["id"])
@@ -62,9 +64,9 @@ async def test_a_job_shows_its_request(farm: Farm) -> None:
     chat = await farm.submit(CHAT)
     render = await farm.submit({**RENDER, "webhook": "http://127.0.0.1:9/hook"})
     assert (await farm.show(chat["id"]))["submitted"]["steps"][0]["request"] == CHAT["request"]
-    submitted = (await farm.show(render["id"]))["submitted"]
-    assert submitted["webhook"] == "http://127.0.0.1:9/[hidden]"
-    [step] = submitted["steps"]
+    submitted_request = (await farm.show(render["id"]))["submitted"]
+    assert submitted_request["webhook"] == "http://127.0.0.1:9/[hidden]"
+    [step] = submitted_request["steps"]
     assert await call(farm.client, "GET", step["graph"]) == (200, RENDER["workflow"])
     status, problem = await call(farm.other, "GET", step["graph"])
     assert (status, problem["code"]) == (404, "job_not_found")
@@ -74,22 +76,22 @@ async def test_a_job_shows_its_request(farm: Farm) -> None:
 
 async def test_filters_find_jobs_and_unknown_parameters_are_refused(farm: Farm) -> None:
     chat = (await farm.submit({**CHAT, "metadata": {'a"b': "x y", "c": "1"}}))["id"]
-    fast = (await farm.submit({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
+    fast_job = (await farm.submit({**RENDER, "pool": "fast", "metadata": {"c": "1"}}))["id"]
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
     swatch = (await farm.submit(body))["id"]
     await call(farm.client, "POST", f"/jobs/{swatch}/cancel")
-    created = (await farm.show(fast))["created_at"].replace("+00:00", "Z")
+    created_at = (await farm.show(fast_job))["created_at"].replace("+00:00", "Z")
     for query, result in {
-        "status=queued,cancelled": [swatch, fast, chat],
-        "status=queued&status=cancelled&kind=render": [swatch, fast],
-        "pool=fast": [fast],
+        "status=queued,cancelled": [swatch, fast_job, chat],
+        "status=queued&status=cancelled&kind=render": [swatch, fast_job],
+        "pool=fast": [fast_job],
         "template=swatch": [swatch],
-        "metadata.c=1": [fast, chat],
+        "metadata.c=1": [fast_job, chat],
         "metadata.c=1&metadata.a%22b=x%20y": [chat],
         "search=X": [swatch, chat],
         "search=y%20x&kind=chat": [chat],
-        f"created_after={created}": [swatch, fast],
-        f"created_before={created}": [chat],
+        f"created_after={created_at}": [swatch, fast_job],
+        f"created_before={created_at}": [chat],
     }.items():
         assert await list_ids(farm.client, query) == result, query
         assert await list_ids(farm.other, query) == [], query
@@ -130,9 +132,9 @@ async def test_an_ended_job_is_deleted_with_its_events(working_farm: Farm) -> No
         status, problem = await call(farm.client, method, path)
         assert (status, problem["code"]) == (404, "job_not_found"), path
     assert await farm.events.replay(job, None) == []
-    again = (await farm.submit(CHAT, **headers))["id"]
-    assert again != job
-    await farm.until(again, "succeeded")
+    second_job = (await farm.submit(CHAT, **headers))["id"]
+    assert second_job != job
+    await farm.until(second_job, "succeeded")
 
 
 async def test_an_open_job_must_be_cancelled_first(farm: Farm) -> None:
@@ -146,12 +148,12 @@ async def test_an_open_job_must_be_cancelled_first(farm: Farm) -> None:
 async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Farm) -> None:
     farm = working_farm
     # No worker renders, so that these stay open.
-    old = [(await farm.submit({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)]
-    new = (await farm.submit({**RENDER, "metadata": {"p": "new"}}))["id"]
+    old_jobs = [(await farm.submit({**RENDER, "metadata": {"p": "old"}}))["id"] for _ in range(3)]
+    new_job = (await farm.submit({**RENDER, "metadata": {"p": "new"}}))["id"]
     body: dict[str, Any] = {"filter": {"metadata": {"p": "old"}}, "dry_run": True}
-    counted = {"matched": 3, "done": 0, "skipped": 0, "dry_run": True, "next_cursor": None}
-    assert await call(farm.client, "POST", "/jobs/cancel", body) == (200, counted)
-    assert await call(farm.client, "POST", "/jobs/delete", body) == (200, counted)
+    dry_run_counts = {"matched": 3, "done": 0, "skipped": 0, "dry_run": True, "next_cursor": None}
+    assert await call(farm.client, "POST", "/jobs/cancel", body) == (200, dry_run_counts)
+    assert await call(farm.client, "POST", "/jobs/delete", body) == (200, dry_run_counts)
     body["dry_run"] = False
     status, result = await call(farm.client, "POST", "/jobs/delete", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 0, 3)
@@ -159,21 +161,21 @@ async def test_many_jobs_are_cancelled_and_deleted_by_a_filter(working_farm: Far
     assert (status, result["matched"]) == (200, 0)
     status, result = await call(farm.client, "POST", "/jobs/cancel", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
-    for job in old:
+    for job in old_jobs:
         await farm.until(job, "cancelled")
     status, result = await call(farm.client, "POST", "/jobs/delete", body)
     assert (status, result["matched"], result["done"], result["skipped"]) == (200, 3, 3, 0)
-    assert await list_ids(farm.client) == [new]
+    assert await list_ids(farm.client) == [new_job]
     without_condition: tuple[dict[str, Any], ...] = ({}, {"metadata": {}}, {"status": None})
     for path in ("/jobs/cancel", "/jobs/delete"):
-        for empty in without_condition:
-            status, problem = await call(farm.client, "POST", path, {"filter": empty})
+        for empty_filter in without_condition:
+            status, problem = await call(farm.client, "POST", path, {"filter": empty_filter})
             assert (status, problem["code"], problem["field"]) == (
                 400,
                 "invalid_request",
                 "filter",
             )
-    assert (await farm.show(new))["status"] == "queued"
+    assert (await farm.show(new_job))["status"] == "queued"
 
 
 async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> None:
@@ -182,21 +184,24 @@ async def test_jobs_are_accepted_while_many_are_deleted(working_farm: Farm) -> N
     for job in jobs:
         await farm.until(job, "succeeded")
     body = {"filter": {"status": "succeeded"}}
-    deleting = asyncio.create_task(call(farm.client, "POST", "/jobs/delete", body))
+    delete_task = asyncio.create_task(call(farm.client, "POST", "/jobs/delete", body))
     render = await farm.submit(RENDER)
-    status, result = await deleting
+    status, result = await delete_task
     assert (status, result["done"], result["next_cursor"]) == (200, 30, None)
     assert await list_ids(farm.client) == [render["id"]]
 
 
 async def test_artifacts_are_listed_and_deleted(farm: Farm) -> None:
-    first = await upload(farm.client, png())
+    first_artifact = await upload(farm.client, png())
     film = await upload(farm.client, b"film", "video/mp4")
     status, page = await call(farm.client, "GET", "/artifacts")
-    assert (status, [artifact["id"] for artifact in page["artifacts"]]) == (200, [film, first])
+    assert (status, [artifact["id"] for artifact in page["artifacts"]]) == (
+        200,
+        [film, first_artifact],
+    )
     assert page["artifacts"][0]["job"] is None and page["artifacts"][0]["created_at"]
     _, page = await call(farm.client, "GET", "/artifacts?media_type=image/*")
-    assert [artifact["id"] for artifact in page["artifacts"]] == [first]
+    assert [artifact["id"] for artifact in page["artifacts"]] == [first_artifact]
     _, page = await call(farm.other, "GET", "/artifacts")
     assert page == {"artifacts": [], "next_cursor": None}
     status, problem = await call(farm.client, "GET", "/artifacts?type=image")
@@ -211,34 +216,37 @@ async def test_artifacts_are_listed_and_deleted(farm: Farm) -> None:
 
 async def test_a_link_returns_one_file_without_a_key(farm: Farm) -> None:
     content = png()
-    artifact, other = await upload(farm.client, content), await upload(farm.client, b"other")
+    artifact, other_artifact = (
+        await upload(farm.client, content),
+        await upload(farm.client, b"other"),
+    )
     status, link = await call(farm.client, "POST", f"/artifacts/{artifact}/link")
     assert status == 200, link
-    async with aiohttp.ClientSession(farm.url) as nobody:
-        async with nobody.get(link["url"]) as response:
+    async with aiohttp.ClientSession(farm.url) as anonymous_session:
+        async with anonymous_session.get(link["url"]) as response:
             assert (response.status, await response.read()) == (200, content)
-        async with nobody.get(link["url"], params={"w": "64"}) as response:
+        async with anonymous_session.get(link["url"], params={"w": "64"}) as response:
             assert (response.status, response.content_type) == (200, "image/webp")
             assert Image.open(BytesIO(await response.read())).size == (64, 32)
-        for path in (f"/artifacts/{artifact}", f"/artifacts/{other}"):
-            async with nobody.get(path) as response:
+        for path in (f"/artifacts/{artifact}", f"/artifacts/{other_artifact}"):
+            async with anonymous_session.get(path) as response:
                 assert response.status == 401
-        status, _ = await call(nobody, "DELETE", link["url"])
+        status, _ = await call(anonymous_session, "DELETE", link["url"])
         assert status in (401, 404, 405)
         assert await call(farm.client, "DELETE", f"/artifacts/{artifact}") == (204, None)
-        async with nobody.get(link["url"]) as response:
+        async with anonymous_session.get(link["url"]) as response:
             assert response.status == 404
     for body, field in (({"expires_in": 0}, "expires_in"), ({"expires_in": 86_401}, "expires_in")):
-        status, problem = await call(farm.client, "POST", f"/artifacts/{other}/link", body)
+        status, problem = await call(farm.client, "POST", f"/artifacts/{other_artifact}/link", body)
         assert (status, problem["field"]) == (400, field)
-    status, problem = await call(farm.other, "POST", f"/artifacts/{other}/link")
+    status, problem = await call(farm.other, "POST", f"/artifacts/{other_artifact}/link")
     assert (status, problem["code"]) == (404, "artifact_not_found")
 
 
 async def test_thumbnails_are_small_and_only_of_pictures(farm: Farm) -> None:
     artifact = await upload(farm.client, png(400, 200))
     text = await upload(farm.client, b"text", "text/plain")
-    broken = await upload(farm.client, b"\x89PNG\r\n\x1a\n", "image/png")
+    broken_artifact = await upload(farm.client, b"\x89PNG\r\n\x1a\n", "image/png")
     path = f"/artifacts/{artifact}?w=100"
     async with farm.client.get(path) as response:
         assert (response.status, response.content_type) == (200, "image/webp")
@@ -248,9 +256,16 @@ async def test_thumbnails_are_small_and_only_of_pictures(farm: Farm) -> None:
         assert response.status == 304
     async with farm.client.get(f"/artifacts/{artifact}") as response:
         assert response.headers["etag"] != etag
-    for bad in (f"{artifact}?w=63", f"{artifact}?w=1025", f"{text}?w=64", f"{broken}?w=64"):
-        status, problem = await call(farm.client, "GET", f"/artifacts/{bad}")
-        assert (status, problem["code"], problem["field"]) == (400, "invalid_request", "w"), bad
+    for bad_path in (
+        f"{artifact}?w=63",
+        f"{artifact}?w=1025",
+        f"{text}?w=64",
+        f"{broken_artifact}?w=64",
+    ):
+        status, problem = await call(farm.client, "GET", f"/artifacts/{bad_path}")
+        assert (status, problem["code"], problem["field"]) == (400, "invalid_request", "w"), (
+            bad_path
+        )
     status, problem = await call(farm.other, "GET", path)
     assert (status, problem["code"]) == (404, "artifact_not_found")
 
@@ -263,7 +278,7 @@ async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
     await asyncio.sleep(0.1)
 
 
-async def until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, Any]:
+async def wait_until_ended(session: aiohttp.ClientSession, job_id: str) -> dict[str, Any]:
     job: dict[str, Any] = {}
 
     async def has_ended() -> bool:
@@ -279,7 +294,7 @@ async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.Client
     prompt_id, client_id = str(uuid.uuid4()), uuid.uuid4().hex
     body = {"prompt": picture(next(_colors)), "prompt_id": prompt_id, "client_id": client_id}
     assert (await call(session, "POST", "/prompt", body))[0] == 200
-    job = await until_ended(session, prompt_id)
+    job = await wait_until_ended(session, prompt_id)
     assert job["status"] == "succeeded", job
     [artifact] = job["artifacts"]
     _, entries = await call(session, "GET", f"/history/{prompt_id}")
@@ -301,8 +316,8 @@ async def test_a_deleted_prompt_and_its_picture_are_gone(session: aiohttp.Client
     status, problem = await call(session, "GET", f"/jobs/{prompt_id}/events")
     assert (status, problem["code"]) == (404, "job_not_found")
     for color in (next(_colors), next(_colors)):
-        again = {"prompt": picture(color), "prompt_id": prompt_id, "client_id": client_id}
-        status, problem = await call(session, "POST", "/prompt", again)
+        repeated_prompt = {"prompt": picture(color), "prompt_id": prompt_id, "client_id": client_id}
+        status, problem = await call(session, "POST", "/prompt", repeated_prompt)
         assert (status, problem["code"]) == (400, "prompt_id_taken")
 
 
@@ -315,7 +330,7 @@ async def test_the_same_graph_renders_after_its_first_job_is_deleted(
     for _ in range(2):
         status, job = await call(session, "POST", "/jobs", body)
         assert status == 202, job
-        [artifact] = (await until_ended(session, job["id"]))["artifacts"]
+        [artifact] = (await wait_until_ended(session, job["id"]))["artifacts"]
         async with session.get(artifact["url"]) as response:
             assert response.status == 200
             pictures.append(Image.open(BytesIO(await response.read())).tobytes())

@@ -15,7 +15,7 @@ from moyin.domain.queue_place import Duration, QueuePlace
 from tests.examples import find_missing_members
 from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 CHAT: dict[str, Any] = {
@@ -25,10 +25,10 @@ CHAT: dict[str, Any] = {
 
 
 async def frames(
-    client: aiohttp.ClientSession, job_id: str, last: str | None = None
+    client: aiohttp.ClientSession, job_id: str, last_event_id: str | None = None
 ) -> list[dict[str, str]]:
     """Return the server-sent events of a whole stream."""
-    headers = {} if last is None else {"Last-Event-ID": last}
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     async with client.get(f"/jobs/{job_id}/events", headers=headers) as response:
         if response.status == 204:
             return []
@@ -63,16 +63,16 @@ async def test_pages_and_filters(farm: Farm) -> None:
     jobs = [(await farm.submit(CHAT))["id"] for _ in range(5)]
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
     jobs.append((await farm.submit(render))["id"])
-    seen: list[str] = []
+    seen_ids: list[str] = []
     cursor = ""
     while True:
         async with farm.client.get(f"/jobs?limit=4{cursor}") as response:
             page = await response.json()
-        seen += [job["id"] for job in page["jobs"]]
+        seen_ids += [job["id"] for job in page["jobs"]]
         if page["next_cursor"] is None:
             break
         cursor = "&cursor=" + page["next_cursor"].replace("+", "%2B")
-    assert seen == jobs[::-1]
+    assert seen_ids == jobs[::-1]
     async with farm.client.get("/jobs?kind=render&status=queued") as response:
         assert [job["id"] for job in (await response.json())["jobs"]] == [jobs[-1]]
     async with farm.client.get("/jobs?status=failed") as response:
@@ -81,51 +81,57 @@ async def test_pages_and_filters(farm: Farm) -> None:
 
 async def test_a_queued_job_shows_its_place_until_it_runs(farm: Farm) -> None:
     render = {"kind": "render", "workflow": {"1": {"class_type": "A", "inputs": {}}}}
-    first, second, beyond = [(await farm.submit(render))["id"] for _ in range(3)]
-    soon = Duration(mean=4.0, variance=1.0)
+    first_job, second_job, third_job = [(await farm.submit(render))["id"] for _ in range(3)]
+    short_duration = Duration(mean=4.0, variance=1.0)
     farm.scripted_pools.places["default"] = {
-        second: QueuePlace(position=1),
-        first: QueuePlace(position=2, starts_in=soon, ends_in=soon + soon),
+        second_job: QueuePlace(position=1),
+        first_job: QueuePlace(
+            position=2, starts_in=short_duration, ends_in=short_duration + short_duration
+        ),
     }
 
-    async def listed() -> dict[str, Any]:
+    async def list_by_id() -> dict[str, Any]:
         async with farm.client.get("/jobs") as response:
             return {job["id"]: job for job in (await response.json())["jobs"]}
 
-    async def have_places() -> bool:
-        shown = await listed()
-        places = [shown[job_id]["position"] for job_id in (first, second, beyond)]
+    async def are_places_shown() -> bool:
+        shown_jobs = await list_by_id()
+        places = [shown_jobs[job_id]["position"] for job_id in (first_job, second_job, third_job)]
         return places == [2, 1, None]
 
-    await eventually(have_places, 30)
-    shown = await farm.show(first)
-    assert shown["queued_for"] >= 0 and shown["started_at"] is None
+    await eventually(are_places_shown, 30)
+    shown_job = await farm.show(first_job)
+    assert shown_job["queued_for"] >= 0 and shown_job["started_at"] is None
     starts_in, ends_in = {"p50": 4.0, "p90": 5.3}, {"p50": 8.0, "p90": 9.8}
-    assert shown["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
-    assert find_missing_members("docs/farm.md", "eta", shown) == []
-    assert (await farm.show(second))["eta"] == {"starts_in": None, "ends_in": None}
-    assert (await farm.show(beyond))["eta"] is None
-    await farm.jobs.start(first, 1)
-    shown = await farm.show(first)
-    assert shown["started_at"] is not None
-    assert (shown["status"], shown["position"], shown["queued_for"]) == ("running", None, None)
-    assert shown["eta"] == {"starts_in": None, "ends_in": ends_in}
+    assert shown_job["eta"] == {"starts_in": starts_in, "ends_in": ends_in}
+    assert find_missing_members("docs/farm.md", "eta", shown_job) == []
+    assert (await farm.show(second_job))["eta"] == {"starts_in": None, "ends_in": None}
+    assert (await farm.show(third_job))["eta"] is None
+    await farm.jobs.start(first_job, 1)
+    shown_job = await farm.show(first_job)
+    assert shown_job["started_at"] is not None
+    assert (shown_job["status"], shown_job["position"], shown_job["queued_for"]) == (
+        "running",
+        None,
+        None,
+    )
+    assert shown_job["eta"] == {"starts_in": None, "ends_in": ends_in}
 
 
 async def test_events_tell_the_whole_story(working_farm: Farm) -> None:
     job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, CHAT]})
-    story = await frames(working_farm.client, job["id"])
-    assert [f["event"] for f in story] == ["queued", "running", "step", "step", "succeeded"]
-    assert [json.loads(f["data"])["step"] for f in story if f["event"] == "step"] == [0, 1]
-    assert json.loads(story[-1]["data"])["status"] == "succeeded"
+    job_frames = await frames(working_farm.client, job["id"])
+    assert [f["event"] for f in job_frames] == ["queued", "running", "step", "step", "succeeded"]
+    assert [json.loads(f["data"])["step"] for f in job_frames if f["event"] == "step"] == [0, 1]
+    assert json.loads(job_frames[-1]["data"])["status"] == "succeeded"
 
 
 async def test_events_resume_after_the_last_seen(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
-    story = await frames(working_farm.client, job["id"])
-    rest = await frames(working_farm.client, job["id"], last=story[1]["id"])
-    assert [f["id"] for f in rest] == [f["id"] for f in story[2:]]
-    assert await frames(working_farm.client, job["id"], last=story[-1]["id"]) == []
+    job_frames = await frames(working_farm.client, job["id"])
+    later_frames = await frames(working_farm.client, job["id"], last_event_id=job_frames[1]["id"])
+    assert [f["id"] for f in later_frames] == [f["id"] for f in job_frames[2:]]
+    assert await frames(working_farm.client, job["id"], last_event_id=job_frames[-1]["id"]) == []
 
 
 async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
@@ -137,28 +143,31 @@ async def test_events_go_on_over_a_retry(working_farm: Farm) -> None:
     await working_farm.until(job["id"])
     del working_farm.services.answers["/svc/no"]
     await working_farm.client.post(f"/jobs/{job['id']}/retry")
-    story = [f["event"] for f in await frames(working_farm.client, job["id"])]
-    assert story == ["queued", "running", "failed", "queued", "running", "step", "succeeded"]
+    event_names = [f["event"] for f in await frames(working_farm.client, job["id"])]
+    assert event_names == ["queued", "running", "failed", "queued", "running", "step", "succeeded"]
 
 
 async def test_the_websocket_reports_the_same(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
-    story = await frames(working_farm.client, job["id"])
+    job_frames = await frames(working_farm.client, job["id"])
     async with working_farm.client.ws_connect(f"/jobs/{job['id']}/ws") as socket:
         events = [json.loads(message.data) async for message in socket]
     assert socket.close_code == 1000
-    assert [(m["id"], m["type"]) for m in events] == [(f["id"], f["event"]) for f in story]
-    known, path = events[-2]["id"], f"/jobs/{job['id']}"
-    resumed: list[dict[str, Any]] = [
-        {"params": {"after": known}},
-        {"params": {"last_event_id": known}},
-        {"headers": {"Last-Event-ID": known}},
-        {"headers": {"Last-Event-ID": known}, "params": {"last_event_id": events[0]["id"]}},
+    assert [(m["id"], m["type"]) for m in events] == [(f["id"], f["event"]) for f in job_frames]
+    known_event_id, path = events[-2]["id"], f"/jobs/{job['id']}"
+    resume_options: list[dict[str, Any]] = [
+        {"params": {"after": known_event_id}},
+        {"params": {"last_event_id": known_event_id}},
+        {"headers": {"Last-Event-ID": known_event_id}},
+        {
+            "headers": {"Last-Event-ID": known_event_id},
+            "params": {"last_event_id": events[0]["id"]},
+        },
     ]
-    for options in resumed:
+    for options in resume_options:
         async with working_farm.client.ws_connect(f"{path}/ws", **options) as socket:
             assert [json.loads(m.data)["id"] async for m in socket] == [events[-1]["id"]]
-    for options in resumed[1:]:
+    for options in resume_options[1:]:
         async with working_farm.client.get(f"{path}/events", **options) as response:
             text = await response.text()
         assert text.count("id: ") == 1 and f"id: {events[-1]['id']}\n" in text
@@ -173,24 +182,24 @@ async def test_a_stream_ends_when_the_events_are_lost(
     valkey = ValkeyServer(folder)
     farm = Farm(tmp_path, temporal_server, valkey, Services())
     await farm.open()
-    released = asyncio.Event()
+    release_event = asyncio.Event()
 
-    async def slow(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        await released.wait()
+    async def answer_slowly(_: aiohttp.web.Request) -> aiohttp.web.Response:
+        await release_event.wait()
         return aiohttp.web.json_response({})
 
-    farm.services.answers["/svc/slow"] = slow
+    farm.services.answers["/svc/slow"] = answer_slowly
     try:
         await farm.start_worker()
         job = await farm.submit({"kind": "http", "request": {"path": "/svc/slow"}})
         await farm.until(job["id"], "running")
-        watching = asyncio.create_task(frames(farm.client, job["id"]))
+        watch_task = asyncio.create_task(frames(farm.client, job["id"]))
         await asyncio.sleep(0.3)
         valkey.kill()
-        released.set()
-        story = await asyncio.wait_for(watching, 20)
-        assert story[-1]["event"] == "succeeded"
-        assert "id" not in story[-1]
+        release_event.set()
+        job_frames = await asyncio.wait_for(watch_task, 20)
+        assert job_frames[-1]["event"] == "succeeded"
+        assert "id" not in job_frames[-1]
         assert (await farm.show(job["id"]))["status"] == "succeeded"
         async with farm.client.get("/readyz") as response:
             assert (await response.json())["checks"]["valkey"] == "down"
@@ -199,9 +208,9 @@ async def test_a_stream_ends_when_the_events_are_lost(
         valkey.kill()
 
 
-async def test_watchers_that_leave_free_everything(farm: Farm) -> None:
+async def test_disconnected_watchers_leave_no_tasks(farm: Farm) -> None:
     job = await farm.submit(CHAT)
-    before = len(asyncio.all_tasks())
+    tasks_before = len(asyncio.all_tasks())
     for _ in range(5):
         async with farm.session(farm.key) as client:
             response = await client.get(f"/jobs/{job['id']}/events")
@@ -210,14 +219,14 @@ async def test_watchers_that_leave_free_everything(farm: Farm) -> None:
             await socket.receive()
             response.close()
             await socket.close()
-    await eventually(lambda: len(asyncio.all_tasks()) <= before + 2, seconds=5)
+    await eventually(lambda: len(asyncio.all_tasks()) <= tasks_before + 2, seconds=5)
 
 
 async def test_health(working_farm: Farm) -> None:
-    async with aiohttp.ClientSession(working_farm.url) as nobody:
-        async with nobody.get("/healthz") as response:
+    async with aiohttp.ClientSession(working_farm.url) as anonymous_session:
+        async with anonymous_session.get("/healthz") as response:
             assert await response.json() == {"status": "ok"}
-        async with nobody.get("/readyz") as response:
+        async with anonymous_session.get("/readyz") as response:
             assert (response.status, await response.json()) == (
                 200,
                 {
@@ -229,9 +238,9 @@ async def test_health(working_farm: Farm) -> None:
 
 async def test_the_description_has_the_job_request(farm: Farm) -> None:
     async with farm.client.get("/openapi.json") as response:
-        described = await response.json()
-    schemas = described["components"]["schemas"]
-    text = json.dumps(described)
+        description = await response.json()
+    schemas = description["components"]["schemas"]
+    text = json.dumps(description)
     for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in schemas
     assert schemas["JobRequest"]["discriminator"]["propertyName"] == "kind"
@@ -262,11 +271,13 @@ async def test_a_job_is_accepted_while_temporal_is_away(
         await farm.close()
 
 
-async def test_submitting_answers_at_once(farm: Farm, measured: Measured) -> None:
+async def test_submitting_answers_at_once(
+    farm: Farm, record_measurement: RecordMeasurement
+) -> None:
     await farm.submit(CHAT)
     seconds = []
     for _ in range(30):
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         assert (await farm.submit(CHAT))["status"] == "queued"
-        seconds.append(time.perf_counter() - began)
-    measured(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")
+        seconds.append(time.perf_counter() - started_at)
+    record_measurement(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")

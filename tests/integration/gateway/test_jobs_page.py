@@ -30,9 +30,9 @@ async def run(farm: Farm, name: str, job: str = "") -> str:
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     async with asyncio.timeout(60):
-        printed, complaints = await process.communicate()
-    assert process.returncode == 0, complaints.decode()
-    return printed.decode()
+        output, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    return output.decode()
 
 
 async def submit(farm: Farm) -> str:
@@ -55,32 +55,32 @@ async def test_a_job_is_polled(working_farm: Farm) -> None:
     job_id = await submit(working_farm)
     await working_farm.until(job_id)
     decoder = json.JSONDecoder()
-    printed = await run(working_farm, "poll", job_id)
-    shown, end = decoder.raw_decode(printed)
-    page, _ = decoder.raw_decode(printed[end:].lstrip())
-    assert (shown["id"], shown["status"]) == (job_id, "succeeded")
+    output = await run(working_farm, "poll", job_id)
+    shown_job, end = decoder.raw_decode(output)
+    page, _ = decoder.raw_decode(output[end:].lstrip())
+    assert (shown_job["id"], shown_job["status"]) == (job_id, "succeeded")
     assert [job["id"] for job in page["jobs"]] == [job_id]
 
 
 async def test_a_job_is_followed_to_its_end(working_farm: Farm) -> None:
     job_id = await submit(working_farm)
-    story = await run(working_farm, "follow", job_id)
-    events = [line.removeprefix("event: ") for line in story.splitlines() if "event: " in line]
+    output = await run(working_farm, "follow", job_id)
+    events = [line.removeprefix("event: ") for line in output.splitlines() if "event: " in line]
     assert (events[0], events[-1]) == ("queued", "succeeded")
 
 
 async def test_a_page_follows_a_job_by_a_token(working_farm: Farm) -> None:
     job_id = await submit(working_farm)
-    printed = json.loads((await run(working_farm, "token", job_id)).rpartition("\n")[0])
-    url = f"/jobs/{job_id}/events?token={printed['token']}"
+    printed_token = json.loads((await run(working_farm, "token", job_id)).rpartition("\n")[0])
+    url = f"/jobs/{job_id}/events?token={printed_token['token']}"
     async with working_farm.client.get(url, headers={"authorization": ""}) as response:
         assert response.status == 200
         assert "event: succeeded" in await response.text()
 
 
 async def test_a_pipeline_uses_an_earlier_output(working_farm: Farm) -> None:
-    accepted: Any = json.loads((await run(working_farm, "pipeline")).rpartition("\n")[0])
-    job = await working_farm.until(accepted["id"])
+    accepted_job: Any = json.loads((await run(working_farm, "pipeline")).rpartition("\n")[0])
+    job = await working_farm.until(accepted_job["id"])
     assert job["priority"] == 4
-    first, second = (output["text"] for output in job["outputs"])
-    assert second == f"re: A poem on {first}"
+    first_text, second_text = (output["text"] for output in job["outputs"])
+    assert second_text == f"re: A poem on {first_text}"

@@ -41,7 +41,7 @@ from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.fixtures import serving, wait_until_probed
 from tests.integration.text.wires.server import WireServer
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 CHECKS = [
     not_a_server_error,
@@ -61,16 +61,16 @@ Serving = Callable[[], AbstractAsyncContextManager[tuple[str, dict[str, str]]]]
 
 
 @contextmanager
-def in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
+def run_in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
     """Run an app in a separate thread, because Schemathesis blocks while it waits for responses.
 
     Yields the URL of the app's OpenAPI description, and bearers by role.
     """
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(serving()) as served,
+        portal.wrap_async_context_manager(serving()) as served_app,
     ):
-        yield served
+        yield served_app
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def accounts_app(
     valkey_server: ValkeyServer,
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Run the accounts app on PostgreSQL, which rejects more values than SQLite."""
-    configured = Settings(
+    settings = Settings(
         data=tmp_path_factory.mktemp("accounts"),
         database_url=postgres.url(postgres.new(migrated_postgres)),
         redis_url=valkey_server.url,
@@ -90,11 +90,11 @@ def accounts_app(
 
     @asynccontextmanager
     async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        async with accounts_serving(configured) as accounts:
-            yield f"{accounts.url}/accounts/openapi.json", await _bearers(accounts)
+        async with accounts_serving(settings) as accounts:
+            yield f"{accounts.url}/accounts/openapi.json", await _create_bearers(accounts)
 
-    with in_thread(serving) as served:
-        yield served
+    with run_in_thread(serving) as served_app:
+        yield served_app
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 await wait_until_probed(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
-    with in_thread(serving_models) as served:
-        yield served
+    with run_in_thread(serving_models) as served_app:
+        yield served_app
 
 
 @asynccontextmanager
@@ -160,7 +160,7 @@ async def _template_gateway() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def _bearers(accounts: AccountsApp) -> dict[str, str]:
+async def _create_bearers(accounts: AccountsApp) -> dict[str, str]:
     admin = await accounts.member(await accounts.organisation(), "admin")
     return {"operator": accounts.operator, "admin": admin["access_token"]}
 
@@ -181,24 +181,24 @@ def gateway_app(
         yield f"{farm.url}/openapi.json", {"owner": farm.key}
         await farm.close()
 
-    with in_thread(serving) as served:
-        yield served
+    with run_in_thread(serving) as served_app:
+        yield served_app
 
 
-def violations(
+def find_violations(
     app: tuple[str, dict[str, str]],
     *left_out: str,
-    only: str = "",
+    only_path: str = "",
     bearers: Callable[[], Iterable[str]] | None = None,
-    known: Mapping[str, str] | None = None,
+    known_ids: Mapping[str, str] | None = None,
     **path_parameters: str,
 ) -> tuple[list[str], int]:
     """Return the violations of an OpenAPI description, and the number of requests that were sent.
 
     Args:
-        only: a path to test, instead of all paths.
+        only_path: a path to test, instead of all paths.
         bearers: function that returns the bearers before each request, instead of the app's.
-        known: values of path parameters; if given, sends only valid requests, and only to
+        known_ids: values of path parameters; if given, sends only valid requests, and only to
             operations whose path parameters are all known.
         path_parameters: values for every valid request.
     """
@@ -209,12 +209,12 @@ def violations(
     operations = [item.ok() for item in parsed]
     # What is there is deleted last.
     for operation in sorted(operations, key=lambda item: item.method == "delete"):
-        if operation.path != only if only else operation.path in left_out:
+        if operation.path != only_path if only_path else operation.path in left_out:
             continue
         modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
-        if known is not None:
-            named = set(re.findall(r"\{(\w+)\}", operation.path))
-            if not named or not named <= known.keys():
+        if known_ids is not None:
+            named_parameters = set(re.findall(r"\{(\w+)\}", operation.path))
+            if not named_parameters or not named_parameters <= known_ids.keys():
                 continue
             modes = [GenerationMode.POSITIVE]
         for mode in modes:
@@ -225,8 +225,8 @@ def violations(
                 nonlocal request_count
                 names = case.path_parameters.keys()
                 case.path_parameters.update(path_parameters)
-                good = (known or {}).items()
-                case.path_parameters.update({n: value for n, value in good if n in names})
+                known_items = (known_ids or {}).items()
+                case.path_parameters.update({n: value for n, value in known_items if n in names})
                 for bearer in bearers() if bearers is not None else owners.values():
                     request_count += 1
                     headers = {"authorization": f"Bearer {bearer}"}
@@ -238,18 +238,20 @@ def violations(
                 continue  # there is nothing to do wrong
             except (FailureGroup, Failure) as error:
                 problems.append(f"{operation.label}: {error!r} {getattr(error, 'exceptions', '')}")
-    assert request_count, f"nothing was asked of {only or url}"
+    assert request_count, f"nothing was asked of {only_path or url}"
     return problems, request_count
 
 
-def test_accounts(accounts_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    problems, request_count = violations(accounts_app, "/logout")
-    more, sent_more = violations(
-        accounts_app, only="/logout", bearers=lambda: _new_player(accounts_app[0])
+def test_accounts(
+    accounts_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
+    problems, request_count = find_violations(accounts_app, "/logout")
+    more_problems, sent_more = find_violations(
+        accounts_app, only_path="/logout", bearers=lambda: _new_player(accounts_app[0])
     )
-    assert not (problems + more), "\n\n".join(problems + more)
+    assert not (problems + more_problems), "\n\n".join(problems + more_problems)
     request_count += sent_more
-    measured(
+    record_measurement(
         f"schemathesis: {request_count} requests to accounts, 0 errors, 0 undocumented answers"
     )
 
@@ -265,43 +267,47 @@ def _new_player(description: str) -> Iterable[str]:
 STREAMS = ("/cluster/events", "/jobs/{job_id}/events", "/api/v2/jobs/{job_id}/events")
 
 
-def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    problems, request_count = violations(gateway_app, *STREAMS)
+def test_gateway(
+    gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
+    problems, request_count = find_violations(gateway_app, *STREAMS)
     assert not problems, "\n\n".join(problems)
-    measured(
+    record_measurement(
         f"schemathesis: {request_count} requests to the gateway, 0 errors, 0 undocumented answers"
     )
 
 
-def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
+def test_event_streams(
+    gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
     """Validate whole streams of ended jobs, and the beginning of streams of waiting jobs."""
     url, bearers = gateway_app
     address = url.removesuffix("/openapi.json")
     headers = {"authorization": f"Bearer {bearers['owner']}"}
-    ended, waiting = _render(address, headers), _render(address, headers)
-    assert httpx.post(f"{address}/jobs/{ended}/cancel", headers=headers, timeout=60).is_success
+    ended_job, waiting_job = _render(address, headers), _render(address, headers)
+    assert httpx.post(f"{address}/jobs/{ended_job}/cancel", headers=headers, timeout=60).is_success
     while (
-        httpx.get(f"{address}/jobs/{ended}", headers=headers, timeout=60).json()["status"]
+        httpx.get(f"{address}/jobs/{ended_job}", headers=headers, timeout=60).json()["status"]
         != "cancelled"
     ):
         time.sleep(0.05)
     total_requests = 0
     for path in STREAMS:
         # The stream of the cluster never ends.
-        jobs: list[dict[str, Any]] = [{"job_id": ended}, {}] if "{job_id}" in path else []
+        jobs: list[dict[str, Any]] = [{"job_id": ended_job}, {}] if "{job_id}" in path else []
         for job in jobs:
-            problems, request_count = violations(gateway_app, only=path, **job)
+            problems, request_count = find_violations(gateway_app, only_path=path, **job)
             assert not problems, "\n\n".join(problems)
             total_requests += request_count
-        live_path = address + path.format(job_id=waiting)
-        with httpx.stream("GET", live_path, headers=headers, timeout=60) as live:
-            assert live.status_code == 200
-            assert live.headers["content-type"].startswith("text/event-stream")
-            lines = live.iter_lines()
+        live_path = address + path.format(job_id=waiting_job)
+        with httpx.stream("GET", live_path, headers=headers, timeout=60) as live_response:
+            assert live_response.status_code == 200
+            assert live_response.headers["content-type"].startswith("text/event-stream")
+            lines = live_response.iter_lines()
             assert any(line.startswith("event: ") for line in lines)
             if path == "/cluster/events":
                 ClusterBody.model_validate_json(next(lines).removeprefix("data: "), strict=True)
-    measured(
+    record_measurement(
         f"schemathesis: {total_requests} requests to event streams, 0 errors, 0 undocumented answers"
     )
 
@@ -314,16 +320,16 @@ def _render(address: str, headers: dict[str, str]) -> str:
 
 
 def test_existing_resources_match_the_description(
-    gateway_app: tuple[str, dict[str, str]], measured: Measured
+    gateway_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
 ) -> None:
     """Request ids and names that exist; `test_gateway` requests random ones."""
     url, bearers = gateway_app
-    known = _create_resources(
+    known_ids = _create_resources(
         url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
     )
-    problems, request_count = violations(gateway_app, *STREAMS, known=known)
+    problems, request_count = find_violations(gateway_app, *STREAMS, known_ids=known_ids)
     assert not problems, "\n\n".join(problems)
-    measured(
+    record_measurement(
         f"schemathesis: {request_count} requests for what is there, 0 errors, 0 undocumented answers"
     )
 
@@ -353,26 +359,32 @@ def _create_resources(address: str, headers: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize("app", ["gateway_app", "models_app", "accounts_app"])
 def test_routes_require_a_key_as_documented(app: str, request: pytest.FixtureRequest) -> None:
     url, _ = request.getfixturevalue(app)
-    described = httpx.get(url, timeout=60).json()
+    description = httpx.get(url, timeout=60).json()
     base = url.removesuffix("/openapi.json")
-    wrong = []
+    wrong_answers = []
     with httpx.Client(timeout=60) as client:
-        for path, methods in described["paths"].items():
+        for path, methods in description["paths"].items():
             for method, operation in methods.items():
                 answer = client.request(method, base + re.sub(r"\{[^}]+\}", "x", path))
                 # A link to a file is its own proof.
                 if path.startswith("/artifacts/signed/"):
                     continue
-                needed = operation.get("security", described["security"]) != []
-                if needed != (answer.status_code == 401):
-                    wrong.append((method, path, answer.status_code))
+                needs_key = operation.get("security", description["security"]) != []
+                if needs_key != (answer.status_code == 401):
+                    wrong_answers.append((method, path, answer.status_code))
     # Of these the proof is in the body.
     assert [
-        item for item in wrong if item[1] not in ("/refresh", "/password/reset", "/comfy/session")
+        item
+        for item in wrong_answers
+        if item[1] not in ("/refresh", "/password/reset", "/comfy/session")
     ] == []
 
 
-def test_models(models_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    problems, request_count = violations(models_app)
+def test_models(
+    models_app: tuple[str, dict[str, str]], record_measurement: RecordMeasurement
+) -> None:
+    problems, request_count = find_violations(models_app)
     assert not problems, "\n\n".join(problems)
-    measured(f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers")
+    record_measurement(
+        f"schemathesis: {request_count} requests to models, 0 errors, 0 undocumented answers"
+    )

@@ -49,27 +49,35 @@ async def test_jobs_are_listed_by_filters(working_farm: Farm) -> None:
         return web.json_response({"error": {"message": "no"}}, status=400)
 
     working_farm.services.answers["/v1/chat/completions"] = refuse
-    aurora, other = [
+    aurora_job, other_job = [
         (await working_farm.submit(CHAT | {"metadata": {"project": project}}))["id"]
         for project in ("aurora", "dawn")
     ]
-    for job_id in (aurora, other):
+    for job_id in (aurora_job, other_job):
         await working_farm.until(job_id, "failed")
     page = json.loads(await run(working_farm, HISTORY, "list"))
-    assert [job["id"] for job in page["jobs"]] == [aurora]
+    assert [job["id"] for job in page["jobs"]] == [aurora_job]
 
 
 async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT | {"metadata": {"project": "aurora"}})
     await working_farm.until(job["id"], "succeeded")
     page, name, moment = HISTORY, "delete", "2026-01-01T00:00:00Z"
-    earlier = {moment: "2001-01-01T00:00:00Z"}
-    assert json.loads(await run(working_farm, page, name, replaced=earlier))["matched"] == 0
-    later = {moment: "2099-01-01T00:00:00Z"}
-    assert json.loads(await run(working_farm, page, name, replaced=later))["matched"] == 1
+    earlier_replacement = {moment: "2001-01-01T00:00:00Z"}
+    assert (
+        json.loads(await run(working_farm, page, name, replaced=earlier_replacement))["matched"]
+        == 0
+    )
+    later_replacement = {moment: "2099-01-01T00:00:00Z"}
+    assert (
+        json.loads(await run(working_farm, page, name, replaced=later_replacement))["matched"] == 1
+    )
     assert (await working_farm.show(job["id"]))["status"] == "succeeded"
-    for_good = later | {'"dry_run": true': '"dry_run": false'}
-    assert json.loads(await run(working_farm, page, name, replaced=for_good))["matched"] == 1
+    real_run_replacement = later_replacement | {'"dry_run": true': '"dry_run": false'}
+    assert (
+        json.loads(await run(working_farm, page, name, replaced=real_run_replacement))["matched"]
+        == 1
+    )
 
     async def is_gone() -> bool:
         async with working_farm.client.get(f"/jobs/{job['id']}") as response:
@@ -78,7 +86,7 @@ async def test_jobs_are_deleted_by_a_filter_after_a_dry_run(working_farm: Farm) 
     await eventually(is_gone)
 
 
-async def test_a_link_opens_a_file_without_a_key(farm: Farm) -> None:
+async def test_signed_link_opens_a_file_without_a_key(farm: Farm) -> None:
     content = png()
     artifact = await upload(farm.client, content)
     link = json.loads(await run(farm, HISTORY, "link", ID=artifact))
@@ -96,10 +104,10 @@ async def test_an_archive_has_the_chosen_files(farm: Farm) -> None:
 
 
 async def test_a_template_is_listed_and_submitted(farm: Farm) -> None:
-    decoder, printed = json.JSONDecoder(), await run(farm, TEMPLATES, "submit")
-    listed, end = decoder.raw_decode(printed)
-    assert "swatch" in {template["name"] for template in listed["templates"]}
-    job = json.loads(printed[end:])
+    decoder, output = json.JSONDecoder(), await run(farm, TEMPLATES, "submit")
+    listed_templates, end = decoder.raw_decode(output)
+    assert "swatch" in {template["name"] for template in listed_templates["templates"]}
+    job = json.loads(output[end:])
     [step] = (await farm.show(job["id"]))["submitted"]["steps"]
     assert (step["kind"], step["template"]) == ("render", "swatch")
     assert step["inputs"] == {"prompt": "sea", "seed": 2003199}
@@ -112,26 +120,26 @@ async def test_a_batch_has_a_render_for_each_combination(farm_with_sdxl: Farm) -
 
 
 async def test_a_graph_is_rendered_and_followed(farm: Farm) -> None:
-    running = asyncio.create_task(run(farm, "README.md", "render"))
+    render_task = asyncio.create_task(run(farm, "README.md", "render"))
 
     async def find() -> Any:
         async with farm.client.get("/jobs") as response:
             return (await response.json())["jobs"]
 
     [job] = await eventually(find)
-    dawn = json.loads((ROOT / "examples" / "dawn.json").read_text())
+    dawn_graph = json.loads((ROOT / "examples" / "dawn.json").read_text())
     async with farm.client.get(f"/jobs/{job['id']}/graph") as response:
-        assert await response.json() == dawn
+        assert await response.json() == dawn_graph
     await farm.start_worker()
     async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
         assert response.status == 202
-    assert "event: cancelled" in await running
+    assert "event: cancelled" in await render_task
 
 
 async def test_a_pipeline_calls_its_webhook(working_farm: Farm) -> None:
     webhook = {"https://example.com/done": f"{working_farm.services_url}/done"}
     job = json.loads(await run(working_farm, QUICKSTART, "pipeline", replaced=webhook))
-    done = await working_farm.until(job["id"])
-    first, second = (output["text"] for output in done["outputs"])
-    assert second == f"re: A poem on {first}"
+    finished_job = await working_farm.until(job["id"])
+    first_text, second_text = (output["text"] for output in finished_job["outputs"])
+    assert second_text == f"re: A poem on {first_text}"
     await eventually(lambda: working_farm.services.count("/done") == 1)

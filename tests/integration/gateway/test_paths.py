@@ -85,16 +85,16 @@ async def test_nothing_outside_is_read(
     for target, answer in answers.items():
         assert CANARY.encode() not in answer.body, target
         assert b"root:" not in answer.body, target
-    wrong = [
+    wrong_answers = [
         f"{target[:80]}: {answer.status} {answer.code} {answer.body[:80]!r}"
         for target, answer in answers.items()
         if answer.status not in (400, 403, 404, 503) or answer.code not in codes
     ]
-    assert not wrong, "\n".join(wrong)
+    assert not wrong_answers, "\n".join(wrong_answers)
 
 
 async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[str, str]) -> None:
-    before = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
+    userdata_before = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
     for name in (
         f"..%2f{EVIL}", f"%2e%2e%2f{EVIL}", f"%2ftmp%2f{EVIL}", f"..%5c{EVIL}", f"a%2f..%2f..%2f{EVIL}",
         f"..%252f{EVIL}", f"a%00{EVIL}", f"x/move/..%2f{EVIL}", f"..%2f{EVIL}/move/x",
@@ -109,8 +109,8 @@ async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[s
             )
             result = (answer.status, answer.code)
             assert result in ((403, "path_refused"), (404, "route_not_found")), (name, result)
-    after = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
-    assert after.body == before.body
+    userdata_after = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
+    assert userdata_after.body == userdata_before.body
     assert _list_written_files(gateway) == []
 
 
@@ -172,5 +172,5 @@ async def _upload(
 def _list_written_files(gateway: RunningStack) -> list[str]:
     """Return the files of this test that were written to any folder that a bad path could reach."""
     places = (gateway.data.parent, Path("/tmp"), Path.cwd())
-    globs = [place.rglob if place == gateway.data.parent else place.glob for place in places]
-    return [str(path) for glob in globs for path in glob(f"*{EVIL}*")]
+    globs = [folder.rglob if folder == gateway.data.parent else folder.glob for folder in places]
+    return [str(path) for glob_files in globs for path in glob_files(f"*{EVIL}*")]

@@ -22,7 +22,7 @@ from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.render.comfyui.install import ComfyUI
 from tests.chaos.graphs import picture, sleepy
-from tests.stack import Measured, RunningStack, farm_env
+from tests.stack import RecordMeasurement, RunningStack, farm_env
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(1_200)
@@ -77,8 +77,8 @@ class Api:
         """Return the stages of jobs according to ComfyUI's list of jobs."""
         stages = {"pending": _QUEUED, "in_progress": _RUNNING}
         async with self.http.get("/api/jobs", params={"limit": "1000"}) as response:
-            listed = (await response.json())["jobs"]
-        return {job["id"]: stages.get(job["status"], _ENDED) for job in listed}
+            listed_jobs = (await response.json())["jobs"]
+        return {job["id"]: stages.get(job["status"], _ENDED) for job in listed_jobs}
 
     async def get_by_grpc(self, job_ids: Iterable[str]) -> dict[str, int]:
         async def get(job_id: str) -> tuple[str, int]:
@@ -166,23 +166,25 @@ def stack(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 async def test_all_apis_and_comfyui_agree_on_fifty_renders(
-    stack: RunningStack, measured: Measured
+    stack: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
     async with _open_api(stack) as api:
         await _wait_for_comfyuis(api)
         observations = await _render_all(api)
-    measured(
-        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {observations.samples} samples, in {observations.full} of "
-        f"which all ComfyUIs had a prompt, {len(observations.stored)} renders seen while files were stored"
+    record_measurement(
+        f"{RENDERS + URGENT} renders on {ACTORS} ComfyUIs: {observations.samples} samples, "
+        f"in {observations.full} of "
+        f"which all ComfyUIs had a prompt, {len(observations.stored)} "
+        f"renders seen while files were stored"
     )
 
 
 async def _wait_for_comfyuis(api: Api) -> None:
     """Wait until both ComfyUIs are up and one has measured a render."""
-    first = await api.submit(picture(next(_colors)), _NORMAL)
+    first_job = await api.submit(picture(next(_colors)), _NORMAL)
 
     async def are_up() -> bool:
-        job = (await api.list_jobs())[first]
+        job = (await api.list_jobs())[first_job]
         assert job["status"] not in {"failed", "cancelled"}, job
         return job["status"] == "succeeded" and len(await _read_comfyuis(api.stack)) == ACTORS
 
@@ -190,7 +192,7 @@ async def _wait_for_comfyuis(api: Api) -> None:
 
 
 async def _render_all(api: Api) -> Observations:
-    following = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
+    follow_methods = (api.follow_by_sse, api.follow_by_websocket, api.follow_by_grpc)
     priorities: dict[str, int] = {}
     streams: list[asyncio.Task[None]] = []
 
@@ -198,10 +200,10 @@ async def _render_all(api: Api) -> Observations:
         job_id = await api.submit(
             sleepy(0.3 + 0.1 * (len(priorities) % 4), next(_colors)), priority
         )
-        follow = following[len(priorities) % len(following)]
+        follow_job = follow_methods[len(priorities) % len(follow_methods)]
         priorities[job_id] = priority
         api.events[job_id] = []
-        streams.append(asyncio.create_task(follow(job_id)))
+        streams.append(asyncio.create_task(follow_job(job_id)))
 
     async def sample_while(condition: Callable[[], bool]) -> None:
         while await _sample(api, priorities, observations) and condition():
@@ -209,15 +211,15 @@ async def _render_all(api: Api) -> Observations:
 
     observations = Observations()
     # While these occupy the ComfyUIs, all others get their places.
-    occupying = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
-    await eventually(lambda: _have_begun(api, set(occupying)), 120)
+    occupying_jobs = [await api.submit(sleepy(600, next(_colors)), _URGENT) for _ in range(ACTORS)]
+    await eventually(lambda: _have_begun(api, set(occupying_jobs)), 120)
     for _ in range(RENDERS):
         await submit(_NORMAL)
     await sample_while(lambda: len(observations.order) < RENDERS)
     for _ in range(URGENT):
         await submit(_URGENT)
     await sample_while(lambda: len(observations.order) < RENDERS + URGENT)
-    for job_id in occupying:
+    for job_id in occupying_jobs:
         await api.cancel(job_id)
     await sample_while(lambda: True)
     await asyncio.gather(*streams)
@@ -230,8 +232,8 @@ async def _render_all(api: Api) -> Observations:
         assert (job["position"], job["queued_for"], job["eta"]) == (None, None, None)
         kinds = [kind for kind, _ in events if kind != "progress"]
         assert kinds == ["queued", "running", "step", "succeeded"]
-        [running] = [data for kind, data in events if kind == "running"]
-        assert running["started_at"] == job["started_at"]
+        [running_data] = [data for kind, data in events if kind == "running"]
+        assert running_data["started_at"] == job["started_at"]
     assert observations.full, "both ComfyUIs had a prompt at the same time"
     assert observations.rises, "urgent renders overtook others"
     assert observations.guessed, "the first render was measured"
@@ -249,16 +251,16 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
     The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
     between may be shown in its old or its new state.
     """
-    ours = priorities.keys()
+    our_jobs = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)
     # A ComfyUI that has a prompt says so to the pool, which writes the row a moment later.
-    held = set().union(*comfyuis.values()) & ours
-    await eventually(lambda: _have_begun(api, held), 120)
-    first = await api.list_jobs()
-    stages = {job_id: _STAGES[first[job_id]["status"]] for job_id in ours}
+    held_jobs = set().union(*comfyuis.values()) & our_jobs
+    await eventually(lambda: _have_begun(api, held_jobs), 120)
+    jobs_before = await api.list_jobs()
+    stages = {job_id: _STAGES[jobs_before[job_id]["status"]] for job_id in our_jobs}
     sampled_ids = [job_id for job_id, stage in stages.items() if stage is _RUNNING][:4]
     sampled_ids += [job_id for job_id, stage in stages.items() if stage is _QUEUED][:2]
-    running, queue, prompts, by_grpc = await asyncio.gather(
+    running_page, queue, prompts, by_grpc = await asyncio.gather(
         api.list_jobs(status="running"),
         api.list_queue(),
         api.list_prompts(),
@@ -268,39 +270,41 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
     await eventually(
         lambda: all(api.get_stage(job_id) >= stage for job_id, stage in stages.items()), 120
     )
-    by_events = {job_id: api.get_stage(job_id) for job_id in ours}
-    second = await api.list_jobs()
-    later = {job_id: _STAGES[second[job_id]["status"]] for job_id in ours}
-    held |= set().union(*(await _read_comfyuis(api.stack)).values()) & ours
+    by_events = {job_id: api.get_stage(job_id) for job_id in our_jobs}
+    jobs_after = await api.list_jobs()
+    later_stages = {job_id: _STAGES[jobs_after[job_id]["status"]] for job_id in our_jobs}
+    held_jobs |= set().union(*(await _read_comfyuis(api.stack)).values()) & our_jobs
 
-    by_filter = {job_id: _RUNNING if job_id in running else None for job_id in ours}
-    for job_id in ours:
-        possible = range(stages[job_id], later[job_id] + 1)
+    by_filter = {job_id: _RUNNING if job_id in running_page else None for job_id in our_jobs}
+    for job_id in our_jobs:
+        possible_stages = range(stages[job_id], later_stages[job_id] + 1)
         for name, stage in (
             ("queue", queue.get(job_id, _ENDED)),
             ("api/jobs", prompts[job_id]),
             ("grpc", by_grpc.get(job_id, stages[job_id])),
             ("events", by_events[job_id]),
         ):
-            assert stage in possible, (name, job_id, stage, possible)
+            assert stage in possible_stages, (name, job_id, stage, possible_stages)
         if by_filter[job_id] is None:
-            assert list(possible) != [_RUNNING], job_id
+            assert list(possible_stages) != [_RUNNING], job_id
         else:
-            assert _RUNNING in possible, job_id
-    ran = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
+            assert _RUNNING in possible_stages, job_id
+    running_jobs = {job_id for job_id, stage in stages.items() if stage is _RUNNING}
     # ComfyUI has executed what it no longer has. It must not get it afterwards.
-    assert not observations.stored & held, "a job ran before a ComfyUI had it"
-    observations.stored |= ran - held
+    assert not observations.stored & held_jobs, "a job ran before a ComfyUI had it"
+    observations.stored |= running_jobs - held_jobs
     assert all(len(prompts) <= 1 for prompts in comfyuis.values())
-    observations.full += sum(bool(set(prompts) & ours) for prompts in comfyuis.values()) == ACTORS
+    observations.full += (
+        sum(bool(set(prompts) & our_jobs) for prompts in comfyuis.values()) == ACTORS
+    )
     observations.samples += 1
-    _check_places({job_id: first[job_id] for job_id in ours}, priorities, observations)
-    return any(stage is not _ENDED for stage in later.values())
+    _check_places({job_id: jobs_before[job_id] for job_id in our_jobs}, priorities, observations)
+    return any(stage is not _ENDED for stage in later_stages.values())
 
 
-async def _have_begun(api: Api, held: set[str]) -> bool:
+async def _have_begun(api: Api, job_ids: set[str]) -> bool:
     jobs = await api.list_jobs()
-    return all(jobs[job_id]["status"] != "queued" for job_id in held)
+    return all(jobs[job_id]["status"] != "queued" for job_id in job_ids)
 
 
 def _check_places(
@@ -311,29 +315,40 @@ def _check_places(
     They must be ordered by class. Within a class, no job may overtake another; a job moves back
     only because of new jobs before it.
     """
-    waiting = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
-    assert all(job["started_at"] is None and job["queued_for"] >= 0 for job in waiting.values())
-    positions = {j: job["position"] for j, job in waiting.items() if job["position"] is not None}
+    waiting_jobs = {job_id: job for job_id, job in jobs.items() if job["status"] == "queued"}
+    assert all(
+        job["started_at"] is None and job["queued_for"] >= 0 for job in waiting_jobs.values()
+    )
+    positions = {
+        j: job["position"] for j, job in waiting_jobs.items() if job["position"] is not None
+    }
     assert len(set(positions.values())) == len(positions)
     assert all(position >= 1 for position in positions.values())
-    order = sorted(positions, key=lambda job_id: positions[job_id])
-    classes = [priorities[job_id] for job_id in order]
+    ordered_jobs = sorted(positions, key=lambda job_id: positions[job_id])
+    classes = [priorities[job_id] for job_id in ordered_jobs]
     assert classes == sorted(classes), "renders of a better class begin first"
-    known = [job_id for job_id in observations.order if job_id in positions]
-    new = {job_id for job_id in order if job_id not in observations.positions}
-    assert [job_id for job_id in order if job_id not in new] == known, "no render overtakes another"
-    for job_id in known:
-        fell_back = positions[job_id] - observations.positions[job_id]
-        ahead = order[: order.index(job_id)]
-        assert fell_back <= len(new.intersection(ahead)), "only new renders push others back"
-        observations.rises += fell_back > 0
-    for job_id, job in waiting.items():
+    known_jobs = [job_id for job_id in observations.order if job_id in positions]
+    new_jobs = {job_id for job_id in ordered_jobs if job_id not in observations.positions}
+    assert [job_id for job_id in ordered_jobs if job_id not in new_jobs] == known_jobs, (
+        "no render overtakes another"
+    )
+    for job_id in known_jobs:
+        lost_places = positions[job_id] - observations.positions[job_id]
+        jobs_ahead = ordered_jobs[: ordered_jobs.index(job_id)]
+        assert lost_places <= len(new_jobs.intersection(jobs_ahead)), (
+            "only new renders push others back"
+        )
+        observations.rises += lost_places > 0
+    for job_id, job in waiting_jobs.items():
         starts_in = None if job["eta"] is None else job["eta"]["starts_in"]
         if starts_in is not None:
             assert 0 <= starts_in["p50"] <= starts_in["p90"]
             observations.guessed.add(job_id)
     if positions:
-        observations.order, observations.positions = order, {**observations.positions, **positions}
+        observations.order, observations.positions = (
+            ordered_jobs,
+            {**observations.positions, **positions},
+        )
 
 
 async def _read_comfyuis(stack: RunningStack) -> dict[str, list[str]]:

@@ -52,7 +52,7 @@ async def farm(
     await farm.close()
 
 
-async def posted(
+async def post_json(
     session: aiohttp.ClientSession, path: str, body: Any
 ) -> tuple[int, dict[str, Any]]:
     async with session.post(path, json=body) as response:
@@ -63,18 +63,18 @@ def job(graph: Mapping[str, Any], **members: Any) -> dict[str, Any]:
     return {"kind": "render", "workflow": graph, **members}
 
 
-async def pool_of(farm: Farm, job_id: str) -> str:
+async def find_pool(farm: Farm, job_id: str) -> str:
     spec = await farm.blobs.get((await farm.jobs.find(job_id)).spec)
     return str(json.loads(spec)["steps"][0]["pool"])
 
 
-async def nodes_of(session: aiohttp.ClientSession) -> set[str]:
+async def list_nodes(session: aiohttp.ClientSession) -> set[str]:
     async with session.get("/object_info") as response:
         return set(await response.json())
 
 
 async def test_a_pool_of_other_tenants_is_not_found(farm: Farm) -> None:
-    status, _ = await posted(farm.client, "/jobs", job(GRAPH, pool="fast"))
+    status, _ = await post_json(farm.client, "/jobs", job(GRAPH, pool="fast"))
     assert status == 202
     pipeline = {"kind": "pipeline", "steps": [job(GRAPH), job(GRAPH, pool="fast")]}
     batch = job(GRAPH, pool="fast") | {"batch": {"sweep": {"workflow.1.inputs.x": [1]}}}
@@ -84,51 +84,51 @@ async def test_a_pool_of_other_tenants_is_not_found(farm: Farm) -> None:
         (pipeline, "steps.1.pool"),
         ({**batch, "workflow": graph}, "pool"),
     ):
-        status, problem = await posted(farm.other, "/jobs", body)
+        status, problem = await post_json(farm.other, "/jobs", body)
         assert (status, problem["code"], problem["field"]) == (400, "invalid_request", field)
         assert problem["detail"] == "there is no render pool 'fast'; available pools: default"
 
 
 async def test_a_tenant_that_is_bound_to_pools_runs_nowhere_else(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:ann", pools=("fast",)))
-    status, problem = await posted(farm.client, "/jobs", job(GRAPH, pool="default"))
+    status, problem = await post_json(farm.client, "/jobs", job(GRAPH, pool="default"))
     assert status == 202, "the default is the first that it may use"
-    assert await pool_of(farm, problem["id"]) == "fast"
-    status, answer = await posted(farm.client, "/prompt", {"prompt": GRAPH})
-    assert (status, await pool_of(farm, answer["prompt_id"])) == (200, "fast")
-    status, answer = await posted(farm.client, "/api/v2/jobs", {"workflow": GRAPH})
-    assert (status, await pool_of(farm, answer["id"])) == (201, "fast")
-    status, answer = await posted(farm.client, "/prompt", {"prompt": {"1": {
+    assert await find_pool(farm, problem["id"]) == "fast"
+    status, answer = await post_json(farm.client, "/prompt", {"prompt": GRAPH})
+    assert (status, await find_pool(farm, answer["prompt_id"])) == (200, "fast")
+    status, answer = await post_json(farm.client, "/api/v2/jobs", {"workflow": GRAPH})
+    assert (status, await find_pool(farm, answer["id"])) == (201, "fast")
+    status, answer = await post_json(farm.client, "/prompt", {"prompt": {"1": {
         "class_type": "Secret", "inputs": {}}}})  # fmt: skip
     assert (status, answer["code"]) == (400, "node_not_allowed"), "another pool would take it"
 
 
 async def test_a_tenant_without_any_pool_renders_nothing(farm: Farm) -> None:
     await LimitStore(farm.database).set(Limit(subject="owner:bob", pools=("fast",)))
-    status, problem = await posted(farm.other, "/jobs", job(GRAPH))
+    status, problem = await post_json(farm.other, "/jobs", job(GRAPH))
     assert (status, problem["field"]) == (400, "pool")
-    status, answer = await posted(farm.other, "/prompt", {"prompt": GRAPH})
+    status, answer = await post_json(farm.other, "/prompt", {"prompt": GRAPH})
     assert (status, answer["code"]) == (400, "invalid_request")
-    assert await nodes_of(farm.other) == set()
+    assert await list_nodes(farm.other) == set()
 
 
 async def test_a_node_that_is_denied_is_not_shown_and_not_taken(farm: Farm) -> None:
-    assert await nodes_of(farm.client) == {"EmptyImage", "Secret", "Load"}
+    assert await list_nodes(farm.client) == {"EmptyImage", "Secret", "Load"}
     limit = Limit(subject="owner:bob", denied_nodes=("Sec*",))
     await LimitStore(farm.database).set(limit)
-    assert await nodes_of(farm.other) == {"EmptyImage", "Load"}
+    assert await list_nodes(farm.other) == {"EmptyImage", "Load"}
     async with farm.other.get("/object_info/Secret") as response:
         assert await response.json() == {}
     for session, kind in ((farm.client, "SaveLoRA"), (farm.other, "Secret")):
         graph = {"7": {"class_type": kind, "inputs": {}}}
-        status, answer = await posted(session, "/prompt", {"prompt": graph})
+        status, answer = await post_json(session, "/prompt", {"prompt": graph})
         assert (status, answer["code"]) == (400, "node_not_allowed")
         assert answer["node_errors"]["7"]["class_type"] == kind
-        status, problem = await posted(session, "/jobs", job(graph))
+        status, problem = await post_json(session, "/jobs", job(graph))
         assert (status, problem["code"]) == (400, "node_not_allowed")
         assert problem["field"] == "workflow.7.class_type"
         assert kind in problem["detail"] and "'7'" in problem["detail"]
-        status, answer = await posted(session, "/api/v2/jobs", {"workflow": graph})
+        status, answer = await post_json(session, "/api/v2/jobs", {"workflow": graph})
         assert (status, answer["error"]["code"]) == (422, "invalid_workflow")
         assert answer["error"]["details"]["code"] == "node_not_allowed"
 

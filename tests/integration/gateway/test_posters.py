@@ -21,8 +21,8 @@ from tests.videos import RED, make_lying_video, make_sound, make_video
 LINK = {"expires_in": 60}
 
 
-async def upload(farm: Farm, content: bytes, kind: str) -> str:
-    headers = {"content-type": kind}
+async def upload(farm: Farm, content: bytes, media_type: str) -> str:
+    headers = {"content-type": media_type}
     async with farm.client.post("/artifacts", data=content, headers=headers) as response:
         body: dict[str, Any] = await response.json()
         assert response.status == 201, body
@@ -47,13 +47,13 @@ async def read_problem(client: aiohttp.ClientSession, url: str) -> dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("container", "codec", "kind"),
+    ("container", "codec", "media_type"),
     [("mp4", "h264", "video/mp4"), ("webm", "libvpx-vp9", "video/webm")],
 )
 async def test_an_uploaded_video_has_a_poster_for_its_owner_only(
-    farm: Farm, container: str, codec: str, kind: str
+    farm: Farm, container: str, codec: str, media_type: str
 ) -> None:
-    url = await upload(farm, make_video(container, codec), kind)
+    url = await upload(farm, make_video(container, codec), media_type)
     for _ in range(2):
         poster = await read_poster(farm.client, url)
         assert poster.size == (256, 128)
@@ -86,8 +86,8 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
     workflow = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     async with working_farm.renderer(render_video):
         job = await working_farm.submit({"kind": "render", "workflow": workflow})
-        ended = await working_farm.until(job["id"], "succeeded")
-    [file] = ended["artifacts"]
+        ended_job = await working_farm.until(job["id"], "succeeded")
+    [file] = ended_job["artifacts"]
     assert (await read_poster(working_farm.client, file["url"])).size == (256, 128)
     assert (await read_problem(working_farm.other, file["url"]))["code"] == "artifact_not_found"
     # A page that follows the job shows the poster by its event token.
@@ -99,7 +99,7 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "status", "code"),
+    ("content", "media_type", "status", "code"),
     [
         # The index of an MP4 is at its end.
         (make_video()[:-100], "video/mp4", 400, "invalid_request"),
@@ -110,12 +110,12 @@ async def test_the_video_of_a_job_has_a_poster(working_farm: Farm) -> None:
     ids=["cut", "text", "sound", "huge"],
 )
 async def test_a_broken_video_has_no_poster_and_is_still_a_file(
-    farm: Farm, content: bytes, kind: str, status: int, code: str
+    farm: Farm, content: bytes, media_type: str, status: int, code: str
 ) -> None:
-    url = await upload(farm, content, kind)
+    url = await upload(farm, content, media_type)
     problem = await read_problem(farm.client, url)
     assert (problem["status"], problem["code"], problem["field"]) == (status, code, "w")
     async with farm.client.get(url) as response:
         assert (response.status, await response.read()) == (200, content)
-    good = await upload(farm, make_video(), "video/mp4")
-    assert (await read_poster(farm.client, good)).size == (256, 128)
+    good_artifact = await upload(farm, make_video(), "video/mp4")
+    assert (await read_poster(farm.client, good_artifact)).size == (256, 128)

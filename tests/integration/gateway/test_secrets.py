@@ -26,7 +26,7 @@ from moyin.proxy.identity import derive_route_secret
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.servers import free_port
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually
 
 
@@ -37,17 +37,17 @@ class SentSecrets:
         self.gateway = gateway
         self.parts: dict[str, str] = {}
 
-    def note(self, where: str, secret: str) -> str:
+    def note(self, description: str, secret: str) -> str:
         if secret.count(".") == 2:
             part = secret.rsplit(".", 1)[1]
         else:
             part = secret.split("_", 2 if secret.startswith("moyin_") else 1)[-1]
-        assert len(part) >= 12, where
-        self.parts[where] = part
+        assert len(part) >= 12, description
+        self.parts[description] = part
         return secret
 
-    def new(self, where: str) -> str:
-        return self.note(where, secrets.token_hex(20))
+    def new(self, description: str) -> str:
+        return self.note(description, secrets.token_hex(20))
 
 
 class Session:
@@ -58,9 +58,11 @@ class Session:
         self.session = session
         self.keys = keys
 
-    async def key(self, where: str) -> str:
+    async def key(self, description: str) -> str:
         """Return a valid key that is used in one place only."""
-        return self.sent_secrets.note(where, (await self.keys.create("admin", where))[1])
+        return self.sent_secrets.note(
+            description, (await self.keys.create("admin", description))[1]
+        )
 
     async def call(self, method: str, path: str, *statuses: int, **kwargs: Any) -> Any:
         async with self.session.request(method, path, allow_redirects=False, **kwargs) as response:
@@ -83,17 +85,20 @@ def haproxy_log(gateway: RunningStack) -> Iterator[socket.socket]:
 @pytest.fixture
 async def client(gateway: RunningStack) -> AsyncIterator[Session]:
     database = Database(gateway.settings.sql_url)
-    jar = aiohttp.DummyCookieJar()
-    async with aiohttp.ClientSession(gateway.url, cookie_jar=jar) as session:
+    cookie_jar = aiohttp.DummyCookieJar()
+    async with aiohttp.ClientSession(gateway.url, cookie_jar=cookie_jar) as session:
         yield Session(SentSecrets(gateway), session, KeyStore(database))
     await database.close()
 
 
 async def test_no_log_holds_a_secret(
-    gateway: RunningStack, client: Session, haproxy_log: socket.socket, measured: Measured
+    gateway: RunningStack,
+    client: Session,
+    haproxy_log: socket.socket,
+    record_measurement: RecordMeasurement,
 ) -> None:
     signing_key = gateway.settings.signing_key()
-    for where, secret in {
+    for description, secret in {
         "the operator's key": gateway.api_key,
         "Claude's key": gateway.env["ANTHROPIC_API_KEY"],
         "RabbitMQ's password": urlsplit(gateway.env["STUDIO_RABBITMQ_URL"]).password or "",
@@ -102,39 +107,48 @@ async def test_no_log_holds_a_secret(
         "Valkey's password": gateway.valkey_password,
         "Ray's token": gateway.layout.ray_token.read_text().strip(),
     }.items():
-        client.sent_secrets.note(where, secret)
-    for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _submit_secrets, _grpc):
-        await say(client)
+        client.sent_secrets.note(description, secret)
+    for send_secrets in (
+        _send_keys,
+        _send_cookies,
+        _send_by_sockets,
+        _send_tokens,
+        _send_passwords,
+        _send_links,
+        _submit_secrets,
+        _send_by_grpc,
+    ):
+        await send_secrets(client)
     marker = secrets.token_hex(12)
-    bearer = {"authorization": f"Bearer {gateway.api_key}"}
+    bearer_headers = {"authorization": f"Bearer {gateway.api_key}"}
     for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
-        await client.call("GET", path, 404, headers=bearer)
+        await client.call("GET", path, 404, headers=bearer_headers)
     # Lines are written in batches, by every app on its own.
     await eventually(lambda: _read_logs(gateway).count(marker.encode()) >= 3, 180)
-    logged, syslog = _read_logs(gateway), _received(haproxy_log)
+    logged, syslog = _read_logs(gateway), _read_received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):
         assert marker in gateway.layout.list_app_logs(app)[-1].read_text(), app
     assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
     leaks = [
-        where
-        for where, part in client.sent_secrets.parts.items()
+        description
+        for description, part in client.sent_secrets.parts.items()
         if part.encode() in logged or part.encode() in syslog
     ]
     assert leaks == []
-    measured(
+    record_measurement(
         f"{len(client.sent_secrets.parts)} secrets are in none of {len(logged):,} bytes of logs"
     )
 
 
-async def _keys(client: Session) -> None:
+async def _send_keys(client: Session) -> None:
     call, key, sent_secrets = client.call, client.key, client.sent_secrets
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
         bearer = await key(f"header of {path}")
         await call("GET", path, headers={"authorization": f"Bearer {bearer}"})
         await call("GET", path, headers={"x-api-key": await key(f"x-api-key of {path}")})
-        wrong = f"moyin_00aa11bb_{sent_secrets.new(f'wrong key for {path}')}"
-        await call("GET", path, 401, headers={"x-api-key": wrong})
+        wrong_key = f"moyin_00aa11bb_{sent_secrets.new(f'wrong key for {path}')}"
+        await call("GET", path, 401, headers={"x-api-key": wrong_key})
         basic = {"authorization": f"Basic {sent_secrets.new(f'basic for {path}')}"}
         await call("GET", path, 401, headers=basic)
         # Where no key belongs: it is refused there, and still a good one.
@@ -143,19 +157,19 @@ async def _keys(client: Session) -> None:
     for path in ("/queue", "/api/queue", "/comfy/api/queue"):
         await call("GET", f"{path}?a=1&api_key={await key(f'api_key at {path}')}")
         for name in ("api_key", "key", "token"):
-            wrong = sent_secrets.new(f"wrong {name} at {path}")
-            await call("GET", f"{path}?{name}={wrong}", 401)
+            wrong_key = sent_secrets.new(f"wrong {name} at {path}")
+            await call("GET", f"{path}?{name}={wrong_key}", 401)
     bearer = await key("header of a path with a key")
     request_headers = {"authorization": f"Bearer {bearer}"}
     await call("GET", f"/jobs/{await key('path')}", 404, headers=request_headers)
 
 
-async def _cookies(client: Session) -> None:
+async def _send_cookies(client: Session) -> None:
     form, body = await client.key("form"), await client.key("JSON of a sign-in")
     await client.call("POST", "/comfy/session", 303, data={"key": form})
     await client.call("POST", "/comfy/session", json={"key": body})
-    wrong = client.sent_secrets.new("wrong key in a form")
-    await client.call("POST", "/comfy/session", 401, data={"key": wrong})
+    wrong_key = client.sent_secrets.new("wrong key in a form")
+    await client.call("POST", "/comfy/session", 401, data={"key": wrong_key})
     cookie = {"cookie": f"moyin_session={await client.key('cookie')}"}
     await client.call("GET", "/comfy/api/queue", headers=cookie)
     await client.call("GET", "/comfy/session", headers=cookie)
@@ -164,14 +178,14 @@ async def _cookies(client: Session) -> None:
     await client.call("POST", "/jobs/cancel", 403, headers=cookie, json={})
 
 
-async def _sockets(client: Session) -> None:
-    good, wrong = (
+async def _send_by_sockets(client: Session) -> None:
+    good_key, wrong_key = (
         await client.key("socket of a job"),
         client.sent_secrets.new("wrong key of a socket"),
     )
     paths = [
-        f"/jobs/none/ws?api_key={good}",
-        f"/jobs/none/ws?api_key={wrong}",
+        f"/jobs/none/ws?api_key={good_key}",
+        f"/jobs/none/ws?api_key={wrong_key}",
         f"/jobs/none/ws?token={client.sent_secrets.new('wrong event token of a socket')}",
         f"/ws?clientId=x&api_key={await client.key('ComfyUIs socket')}",
         f"/comfy/ws?api_key={await client.key('the pages socket')}",
@@ -181,7 +195,7 @@ async def _sockets(client: Session) -> None:
             await socket.receive(20)
 
 
-async def _tokens(client: Session) -> None:
+async def _send_tokens(client: Session) -> None:
     call, sent_secrets = client.call, client.sent_secrets
     mail = {
         "email": f"{secrets.token_hex(8)}@example.com",
@@ -194,68 +208,72 @@ async def _tokens(client: Session) -> None:
         await call("GET", "/accounts/me", headers={"authorization": f"Bearer {access}"})
         await call("GET", f"/api/queue?api_key={access}", 403)
         creator = Identity(owner="studio", key_id="nobody")
-        signed = create_event_token(
+        signed_token = create_event_token(
             sent_secrets.gateway.settings.signing_key(), creator, "none", 300
         )
-        token = sent_secrets.note(f"event token {turn}", signed)
+        token = sent_secrets.note(f"event token {turn}", signed_token)
         await call("GET", f"/jobs/none/events?token={token}", 401)
         await call("POST", "/comfy/session", json={"key": access})
         await call("GET", "/comfy/session", headers={"cookie": f"moyin_session={access}"})
-        forged = sent_secrets.note(
+        forged_token = sent_secrets.note(
             f"forged token {turn}", f"{access[:-43]}{secrets.token_hex(16)}abc"
         )
-        await call("GET", "/jobs", 401, headers={"authorization": f"Bearer {forged}"})
+        await call("GET", "/jobs", 401, headers={"authorization": f"Bearer {forged_token}"})
         if turn == 0:
             player = await call("POST", "/accounts/refresh", json={"refresh_token": refresh})
     await call("POST", "/accounts/refresh", 401, json={"refresh_token": refresh[:-1]})
-    ours = create_service_token(sent_secrets.gateway.settings.signing_key(), "admin", "jobs")
-    sent_secrets.note("a service's token", ours)
-    await call("GET", "/jobs", headers={"authorization": f"Bearer {ours}"})
+    service_token = create_service_token(
+        sent_secrets.gateway.settings.signing_key(), "admin", "jobs"
+    )
+    sent_secrets.note("a service's token", service_token)
+    await call("GET", "/jobs", headers={"authorization": f"Bearer {service_token}"})
 
 
-async def _passwords(client: Session) -> None:
-    call, new = client.call, client.sent_secrets.new
-    mail, password = f"{secrets.token_hex(8)}@example.com", new("first password")
+async def _send_passwords(client: Session) -> None:
+    call, new_secret = client.call, client.sent_secrets.new
+    mail, password = f"{secrets.token_hex(8)}@example.com", new_secret("first password")
     await call("POST", "/accounts/register", 201, json={"email": mail, "password": password})
     signed_in = await call("POST", "/accounts/login", json={"email": mail, "password": password})
-    for wrong in (
-        {"email": mail, "password": new("wrong password")},
-        {"email": mail, "password": [new("password in a list")]},
-        {"email": mail, "passwrod": new("misspelt password")},
-        {"email": new("password as email"), "password": "x"},
+    for wrong_body in (
+        {"email": mail, "password": new_secret("wrong password")},
+        {"email": mail, "password": [new_secret("password in a list")]},
+        {"email": mail, "passwrod": new_secret("misspelt password")},
+        {"email": new_secret("password as email"), "password": "x"},
     ):
-        await call("POST", "/accounts/login", 400, 401, json=wrong)
-    await call("POST", f"/accounts/login?password={new('password in a query')}", 400, json={})
-    broken = f'{{"password": "{new("password in broken JSON")}", '
-    await call("POST", "/accounts/login", 400, data=broken.encode())
-    changed = {"current_password": password, "new_password": new("second password")}
-    bearer = {"authorization": f"Bearer {signed_in['access_token']}"}
-    await call("POST", "/accounts/password", 200, 204, json=changed, headers=bearer)
-    reset = {"token": new("reset token"), "password": new("third password")}
+        await call("POST", "/accounts/login", 400, 401, json=wrong_body)
+    await call(
+        "POST", f"/accounts/login?password={new_secret('password in a query')}", 400, json={}
+    )
+    broken_json = f'{{"password": "{new_secret("password in broken JSON")}", '
+    await call("POST", "/accounts/login", 400, data=broken_json.encode())
+    password_change = {"current_password": password, "new_password": new_secret("second password")}
+    bearer_headers = {"authorization": f"Bearer {signed_in['access_token']}"}
+    await call("POST", "/accounts/password", 200, 204, json=password_change, headers=bearer_headers)
+    reset = {"token": new_secret("reset token"), "password": new_secret("third password")}
     await call("POST", "/accounts/password/reset", 401, json=reset)
 
 
-async def _links(client: Session) -> None:
-    bearer = {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"}
-    artifact = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer)
-    for where, key in {
+async def _send_links(client: Session) -> None:
+    bearer_headers = {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"}
+    artifact = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer_headers)
+    for description, key in {
         "link": client.sent_secrets.gateway.settings.signing_key(),
         "wrong link": secrets.token_bytes(32),
     }.items():
         link = create_file_link(key, "admin", artifact["id"], "a.txt", 60)
-        client.sent_secrets.note(where, link.split("/")[3])
-        await client.call("GET", link, 200 if where == "link" else 401)
+        client.sent_secrets.note(description, link.split("/")[3])
+        await client.call("GET", link, 200 if description == "link" else 401)
 
 
 async def _submit_secrets(client: Session) -> None:
     """Submit jobs, a prompt and a chat that contain secrets in different places."""
-    sent_secrets, bearer = (
+    sent_secrets, bearer_headers = (
         client.sent_secrets,
         {"authorization": f"Bearer {client.sent_secrets.gateway.api_key}"},
     )
-    secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer)
+    secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer_headers)
     sent_secrets.note("webhooks' secret", secret["secret"])
-    async with _receiver() as (url, called):
+    async with _run_receiver() as (url, was_called):
         body = {
             "kind": "http",
             "request": {
@@ -264,21 +282,21 @@ async def _submit_secrets(client: Session) -> None:
             },
             "webhook": f"{url}?token={sent_secrets.new('address of a webhook')}",
         }
-        await client.call("POST", "/jobs", 202, json=body, headers=bearer)
-        await asyncio.wait_for(called.wait(), 60)
+        await client.call("POST", "/jobs", 202, json=body, headers=bearer_headers)
+        await asyncio.wait_for(was_called.wait(), 60)
     graph = {"1": {"class_type": "NoSuchNode", "inputs": {"text": sent_secrets.new("prompt")}}}
-    extra = {"api_key_comfy_org": sent_secrets.new("ComfyUI's account")}
-    prompt = {"prompt": graph, "extra_data": extra}
-    await client.call("POST", "/prompt", 200, 400, json=prompt, headers=bearer)
+    extra_data = {"api_key_comfy_org": sent_secrets.new("ComfyUI's account")}
+    prompt = {"prompt": graph, "extra_data": extra_data}
+    await client.call("POST", "/prompt", 200, 400, json=prompt, headers=bearer_headers)
     model = {
         "model": "claude-haiku-5-5",
         "messages": [{"role": "user", "content": sent_secrets.new("text")}],
     }
     answers = (400, 402, 403, 404, 429, 502, 503)
-    await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer)
+    await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer_headers)
 
 
-async def _grpc(client: Session) -> None:
+async def _send_by_grpc(client: Session) -> None:
     async with grpc.aio.insecure_channel(
         f"127.0.0.1:{client.sent_secrets.gateway.ports.grpc}"
     ) as channel:
@@ -289,21 +307,21 @@ async def _grpc(client: Session) -> None:
 
 
 @asynccontextmanager
-async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
+async def _run_receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
     """Run a webhook receiver that responds with 410 Gone."""
-    called = asyncio.Event()
+    was_called = asyncio.Event()
 
-    async def gone(request: web.Request) -> web.Response:
-        called.set()
+    async def answer_gone(request: web.Request) -> web.Response:
+        was_called.set()
         return web.Response(status=410)
 
     app = web.Application()
-    app.router.add_post("/hook", gone)
+    app.router.add_post("/hook", answer_gone)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield f"http://127.0.0.1:{port}/hook", called
+    yield f"http://127.0.0.1:{port}/hook", was_called
     await runner.cleanup()
 
 
@@ -315,7 +333,7 @@ def _read_logs(gateway: RunningStack) -> bytes:
     return b"\n".join(path.read_bytes() for path in sorted(files))
 
 
-def _received(receiver: socket.socket) -> bytes:
+def _read_received(receiver: socket.socket) -> bytes:
     lines = []
     with suppress(BlockingIOError):
         while True:

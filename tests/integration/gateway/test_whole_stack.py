@@ -14,7 +14,7 @@ import pytest
 
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.gateway.raw_http import SlowClients
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -26,13 +26,13 @@ SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def slow(gateway: RunningStack) -> SlowClients:
+def slow_clients(gateway: RunningStack) -> SlowClients:
     """Run slow clients during all tests of this module; they must not affect the tests."""
     return SlowClients(gateway.ports.door, gateway.api_key, SLOW)
 
 
 @pytest.fixture(scope="module")
-def strangers(gateway: RunningStack) -> SlowClients:
+def keyless_clients(gateway: RunningStack) -> SlowClients:
     """Run slow clients without a key on routes that need one."""
     return SlowClients(
         gateway.ports.door, "", {"/jobs": 5, "/v1/chat/completions": 5, "/accounts/me": 5}
@@ -77,16 +77,16 @@ async def test_a_bad_link_is_refused_with_comfyuis_own_body(
 async def test_a_picture_of_one_step_is_the_input_of_the_next(
     session: aiohttp.ClientSession,
 ) -> None:
-    second = {
+    second_graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "${steps.0.artifacts.0}"}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
         "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "i"}},
     }
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
-        {"kind": "render", "workflow": second},
+        {"kind": "render", "workflow": second_graph},
     ]
-    job = await _done(session, {"kind": "pipeline", "steps": steps})
+    job = await _submit_and_wait(session, {"kind": "pipeline", "steps": steps})
     assert (job["status"], job["error"]) == ("succeeded", None)
     pictures = []
     for artifact in job["artifacts"]:
@@ -98,14 +98,21 @@ async def test_a_picture_of_one_step_is_the_input_of_the_next(
 
 
 async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSession) -> None:
-    ask = {"model": "auto", "max_tokens": 8, "messages": [{"role": "user", "content": "Hi"}]}
-    again = {**ask, "messages": [{"role": "user", "content": "Repeat: ${steps.0.text}"}]}
+    first_request = {
+        "model": "auto",
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": "Hi"}],
+    }
+    second_request = {
+        **first_request,
+        "messages": [{"role": "user", "content": "Repeat: ${steps.0.text}"}],
+    }
     steps = [
-        {"kind": "chat", "request": ask},
-        {"kind": "chat", "request": again},
+        {"kind": "chat", "request": first_request},
+        {"kind": "chat", "request": second_request},
         {"kind": "http", "request": {"method": "GET", "path": "/v1/models"}},
     ]
-    job = await _done(session, {"kind": "pipeline", "steps": steps})
+    job = await _submit_and_wait(session, {"kind": "pipeline", "steps": steps})
     assert (job["status"], job["error"]) == ("succeeded", None)
     texts = [output["text"] for output in job["outputs"]]
     assert texts[0]
@@ -115,15 +122,15 @@ async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSessio
 
 async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession) -> None:
     _, job = await _post(session, {"kind": "render", "workflow": sleepy(4, next(_colors))})
-    events = await _events(session, job["id"])
+    events = await _read_events(session, job["id"])
     kinds = [event["event"] for event in events]
     assert kinds[0] == "queued"
     assert kinds[-1] == "succeeded"
     assert kinds.count("progress") >= 3
     assert {"running", "step"} <= set(kinds)
-    middle = events[len(events) // 2]["id"]
-    resumed = await _events(session, job["id"], after=middle)
-    assert [e["id"] for e in resumed] == [e["id"] for e in events[len(events) // 2 + 1 :]]
+    middle_id = events[len(events) // 2]["id"]
+    resumed_events = await _read_events(session, job["id"], after_id=middle_id)
+    assert [e["id"] for e in resumed_events] == [e["id"] for e in events[len(events) // 2 + 1 :]]
 
 
 async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSession) -> None:
@@ -135,19 +142,19 @@ async def test_a_websocket_reports_the_same_errors(session: aiohttp.ClientSessio
 
 async def test_a_cancel_reaches_the_running_prompt_and_only_that(
     session: aiohttp.ClientSession,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
-    _, other = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
-    await _until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
+    _, other_job = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
+    await _wait_until(session, victim["id"], lambda job: job["progress"]["value"] > 0)
     sent_at = time.monotonic()
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
         assert answer.status == 202
-    cancelled = await _until(session, victim["id"], lambda job: job["status"] in FINAL)
-    assert cancelled["status"] == "cancelled"
-    spared = await _until(session, other["id"], lambda job: job["status"] in FINAL)
-    assert spared["status"] == "succeeded"
-    measured(
+    cancelled_job = await _wait_until(session, victim["id"], lambda job: job["status"] in FINAL)
+    assert cancelled_job["status"] == "cancelled"
+    spared_job = await _wait_until(session, other_job["id"], lambda job: job["status"] in FINAL)
+    assert spared_job["status"] == "succeeded"
+    record_measurement(
         f"cancelled and the next one done {time.monotonic() - sent_at:.1f} s after the request"
     )
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
@@ -160,7 +167,7 @@ async def test_a_node_that_raises_fails_the_job_with_its_name(
     graph = picture(next(_colors))
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
-    job = await _done(session, {"kind": "render", "workflow": graph})
+    job = await _submit_and_wait(session, {"kind": "render", "workflow": graph})
     assert (job["status"], job["error"]["code"]) == ("failed", "render_failed")
     assert "TestSyncError" in json.dumps(job["error"])
 
@@ -168,21 +175,21 @@ async def test_a_node_that_raises_fails_the_job_with_its_name(
 async def test_two_tenants_do_not_see_each_other(
     gateway: RunningStack, session: aiohttp.ClientSession
 ) -> None:
-    job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
+    job = await _submit_and_wait(session, {"kind": "render", "workflow": picture(next(_colors))})
     [key] = [
         word
         for word in gateway.run("keys", "create", "other").stdout.split()
         if word.startswith("moyin_")
     ]
-    stranger = {"authorization": f"Bearer {key}"}
+    other_headers = {"authorization": f"Bearer {key}"}
     for path in (f"/jobs/{job['id']}", f"/jobs/{job['id']}/events", job["artifacts"][0]["url"]):
-        async with session.get(path, headers=stranger) as answer:
+        async with session.get(path, headers=other_headers) as answer:
             assert answer.status == 404, path
-    async with session.get("/jobs", headers=stranger) as answer:
+    async with session.get("/jobs", headers=other_headers) as answer:
         assert (await answer.json())["jobs"] == []
 
 
-async def test_an_answer_has_one_request_id_and_keeps_the_clients(
+async def test_answer_has_one_request_id_and_keeps_the_clients_id(
     session: aiohttp.ClientSession,
 ) -> None:
     for path in ("/jobs", "/v1/models"):
@@ -197,14 +204,14 @@ async def test_an_answer_has_one_request_id_and_keeps_the_clients(
 async def test_a_body_over_the_limit_is_cut_on_the_stream(
     session: aiohttp.ClientSession, path: str
 ) -> None:
-    async def endless() -> AsyncIterator[bytes]:
+    async def endless_body() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * (1024 * 1024)
 
     # Whoever reads such a body to its end never answers.
     async with asyncio.timeout(60):
         try:
-            async with session.post(path, data=endless()) as answer:
+            async with session.post(path, data=endless_body()) as answer:
                 assert answer.status == 413
                 assert b"body_too_large" in await answer.read()
         except aiohttp.ClientConnectionError:
@@ -213,29 +220,33 @@ async def test_a_body_over_the_limit_is_cut_on_the_stream(
 
 
 async def test_connections_that_send_a_byte_a_second_are_closed(
-    slow: SlowClients, measured: Measured
+    slow_clients: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
-    await asyncio.to_thread(slow.wait, 240)
-    assert {target: len(ended) for target, ended in slow.ended.items()} == SLOW
-    for target, ended in slow.ended.items():
-        for answer, _ in ended:
+    await asyncio.to_thread(slow_clients.wait, 240)
+    assert {
+        target: len(ended_connections) for target, ended_connections in slow_clients.ended.items()
+    } == SLOW
+    for target, ended_connections in slow_clients.ended.items():
+        for answer, _ in ended_connections:
             if target:
                 assert (answer.status, b"body_too_slow" in answer.body) == (408, True), target
             else:
                 # HAProxy's own word for a head that does not come.
                 assert answer.status in (0, 408)
-        seconds = sorted(after for _, after in ended)
-        measured(f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s")
+        seconds = sorted(closed_after for _, closed_after in ended_connections)
+        record_measurement(
+            f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s"
+        )
 
 
 async def test_slow_bodies_without_a_key_are_not_waited_for(
-    strangers: SlowClients, measured: Measured
+    keyless_clients: SlowClients, record_measurement: RecordMeasurement
 ) -> None:
-    await asyncio.to_thread(strangers.wait, 60)
-    for target, ended in strangers.ended.items():
-        assert {answer.status for answer, _ in ended} == {401}
-        longest = max(after for _, after in ended)
-        measured(f"slow {target} without a key: ended after {longest:.1f} s at most")
+    await asyncio.to_thread(keyless_clients.wait, 60)
+    for target, ended_connections in keyless_clients.ended.items():
+        assert {answer.status for answer, _ in ended_connections} == {401}
+        longest = max(closed_after for _, closed_after in ended_connections)
+        record_measurement(f"slow {target} without a key: ended after {longest:.1f} s at most")
         assert longest < 20
 
 
@@ -245,13 +256,13 @@ async def _pool_is_up(session: aiohttp.ClientSession) -> None:
     Graphs are not validated while the pool does not respond. After a failed call, the gateway waits
     two seconds before it calls the pool again.
     """
-    job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
+    job = await _submit_and_wait(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job
-    wrong = picture(next(_colors))
-    wrong["1"]["class_type"] = "NoSuchNode"
+    wrong_graph = picture(next(_colors))
+    wrong_graph["1"]["class_type"] = "NoSuchNode"
 
     async def is_validated() -> bool:
-        return (await _post(session, {"kind": "render", "workflow": wrong}))[0] == 400
+        return (await _post(session, {"kind": "render", "workflow": wrong_graph}))[0] == 400
 
     await eventually(is_validated, 180)
 
@@ -261,25 +272,25 @@ async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
         return answer.status, await answer.json(content_type=None)
 
 
-async def _done(session: aiohttp.ClientSession, body: Any) -> Any:
+async def _submit_and_wait(session: aiohttp.ClientSession, body: Any) -> Any:
     status, job = await _post(session, body)
     assert status == 202, job
-    return await _until(session, job["id"], lambda job: job["status"] in FINAL)
+    return await _wait_until(session, job["id"], lambda job: job["status"] in FINAL)
 
 
-async def _until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
+async def _wait_until(session: aiohttp.ClientSession, job_id: str, condition: Any) -> Any:
     async def is_done() -> Any:
         async with session.get(f"/jobs/{job_id}") as answer:
             job = await answer.json()
-        return job if done(job) else None
+        return job if condition(job) else None
 
     return await eventually(is_done, 240)
 
 
-async def _events(
-    session: aiohttp.ClientSession, job_id: str, after: str | None = None
+async def _read_events(
+    session: aiohttp.ClientSession, job_id: str, after_id: str | None = None
 ) -> list[dict[str, str]]:
-    headers = {"last-event-id": after} if after else {}
+    headers = {"last-event-id": after_id} if after_id else {}
     async with (
         asyncio.timeout(60),
         session.get(f"/jobs/{job_id}/events", headers=headers) as answer,

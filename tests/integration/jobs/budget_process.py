@@ -88,14 +88,14 @@ class NoTemporal:
 async def open_service(
     database: Database, meter: RequestMeter, redis_url: str, blobs_url: str
 ) -> AsyncIterator[JobService]:
-    async with AsyncExitStack() as closing:
+    async with AsyncExitStack() as exit_stack:
         events = EventStore(redis_url, retention=timedelta(hours=1))
-        closing.push_async_callback(events.close)
+        exit_stack.push_async_callback(events.close)
         frames = FrameStore(redis_url)
-        closing.push_async_callback(frames.close)
+        exit_stack.push_async_callback(frames.close)
         artifacts, blobs = ArtifactStore(database), BlobStore(blobs_url)
         node_info = NodeInfoCache(Pools(), start_seconds=0)
-        closing.push_async_callback(node_info.close)
+        exit_stack.push_async_callback(node_info.close)
         files = ComfyFiles(
             uploads=UploadStore(database),
             artifacts=artifacts,

@@ -30,7 +30,7 @@ class RabbitServer:
     """A RabbitMQ server with its own Erlang port mapper, so that both end with the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.port, mapper, distribution = free_port(), free_port(), free_port()
+        self.port, epmd_port, distribution = free_port(), free_port(), free_port()
         self._output = (folder / "output").open("wb")
         config = folder / "rabbitmq.conf"
         config.write_text(_CONFIG.format(port=self.port))
@@ -38,7 +38,7 @@ class RabbitServer:
         environ = {
             **os.environ,
             "HOME": str(folder),
-            "ERL_EPMD_PORT": str(mapper),
+            "ERL_EPMD_PORT": str(epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"moyin{self.port}@localhost",
             "RABBITMQ_DIST_PORT": str(distribution),

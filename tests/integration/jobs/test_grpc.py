@@ -26,7 +26,7 @@ from moyin.jobs.grpc.translate import to_job_message
 from moyin.system.processes import find_processes
 from tests.chaos.graphs import picture, sleepy
 from tests.examples import read_example
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 
 # Serve has one gRPC port for all apps; calls without this are for the gateway.
 APP = ("application", "gateway")
@@ -44,7 +44,9 @@ def key(gateway: RunningStack) -> list[tuple[str, str]]:
     return [APP, ("authorization", f"Bearer {gateway.api_key}")]
 
 
-async def test_an_answer_comes_in_pieces(stub: MoyinStub, key: list[tuple[str, str]]) -> None:
+async def test_chat_answer_is_streamed_over_grpc(
+    stub: MoyinStub, key: list[tuple[str, str]]
+) -> None:
     request = pb.ChatRequest(
         model="auto",
         messages=[pb.ChatMessage(role="user", content="Count from one to twenty.")],
@@ -60,25 +62,34 @@ async def test_an_answer_comes_in_pieces(stub: MoyinStub, key: list[tuple[str, s
     assert events[-1].HasField("cost_usd")
 
 
-async def test_a_job_from_its_submission_to_its_end(
+async def test_job_is_submitted_watched_and_finished(
     stub: MoyinStub, key: list[tuple[str, str]]
 ) -> None:
     job_json = json.dumps({"kind": "render", "workflow": picture(0x6060), "metadata": {"a": "b"}})
     request = pb.SubmitJobRequest(job_json=job_json, idempotency_key="grpc-render-once")
-    job, again = [await stub.SubmitJob(request, metadata=key) for _ in range(2)]
-    assert job.id == again.id
+    job, same_job = [await stub.SubmitJob(request, metadata=key) for _ in range(2)]
+    assert job.id == same_job.id
     assert dict(job.metadata) == {"a": "b"}
     events = [event async for event in stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)]
     assert events[-1].type == "succeeded"
     assert {event.WhichOneof("data") for event in events} >= {"status", "step"}
-    last = events[-1].status
-    assert (last.job.id, last.job.status, last.attempt) == (job.id, pb.JOB_STATUS_SUCCEEDED, 1)
-    rest = pb.WatchJobRequest(id=job.id, after=events[-2].id)
-    assert [event.id async for event in stub.WatchJob(rest, metadata=key)] == [events[-1].id]
-    done = await stub.GetJob(pb.GetJobRequest(id=job.id), metadata=key)
-    assert done.status == pb.JOB_STATUS_SUCCEEDED
-    assert done.artifacts[0].media_type == "image/png"
-    assert json.loads(done.outputs_json)[0]["artifacts"][0]["id"] == done.artifacts[0].id
+    last_status = events[-1].status
+    assert (last_status.job.id, last_status.job.status, last_status.attempt) == (
+        job.id,
+        pb.JOB_STATUS_SUCCEEDED,
+        1,
+    )
+    resume_request = pb.WatchJobRequest(id=job.id, after=events[-2].id)
+    assert [event.id async for event in stub.WatchJob(resume_request, metadata=key)] == [
+        events[-1].id
+    ]
+    finished_job = await stub.GetJob(pb.GetJobRequest(id=job.id), metadata=key)
+    assert finished_job.status == pb.JOB_STATUS_SUCCEEDED
+    assert finished_job.artifacts[0].media_type == "image/png"
+    assert (
+        json.loads(finished_job.outputs_json)[0]["artifacts"][0]["id"]
+        == finished_job.artifacts[0].id
+    )
 
 
 async def test_a_job_is_cancelled_retried_and_deleted(
@@ -88,14 +99,18 @@ async def test_a_job_is_cancelled_retried_and_deleted(
     job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
     assert (job.priority, job.HasField("queued_for")) == (4, True)
     for attempt in (1, 2):
-        cancelled = await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
-        assert cancelled.cancel_requested_by.kind == "key"
-        watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)
-        last = [event async for event in watching][-1]
-        assert (last.type, last.status.attempt) == ("cancelled", attempt)
+        cancelled_job = await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
+        assert cancelled_job.cancel_requested_by.kind == "key"
+        event_stream = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)
+        last_event = [event async for event in event_stream][-1]
+        assert (last_event.type, last_event.status.attempt) == ("cancelled", attempt)
         if attempt == 1:
-            again = await stub.RetryJob(pb.RetryJobRequest(id=job.id), metadata=key)
-            assert (again.id, again.status, again.attempts) == (job.id, pb.JOB_STATUS_QUEUED, 2)
+            retried_job = await stub.RetryJob(pb.RetryJobRequest(id=job.id), metadata=key)
+            assert (retried_job.id, retried_job.status, retried_job.attempts) == (
+                job.id,
+                pb.JOB_STATUS_QUEUED,
+                2,
+            )
     await stub.DeleteJob(pb.DeleteJobRequest(id=job.id), metadata=key)
     for request in (pb.GetJobRequest(id=job.id), pb.DeleteJobRequest(id=job.id)):
         with pytest.raises(grpc.aio.AioRpcError) as exc_info:
@@ -111,21 +126,21 @@ async def test_jobs_are_listed_by_filters_and_pages(
     submit = pb.SubmitJobRequest(job_json=json.dumps(job))
     jobs = [await stub.SubmitJob(submit, metadata=key) for _ in range(3)]
     for item in jobs:
-        watching = stub.WatchJob(pb.WatchJobRequest(id=item.id), metadata=key)
-        assert [event.type async for event in watching][-1] == "succeeded"
+        event_stream = stub.WatchJob(pb.WatchJobRequest(id=item.id), metadata=key)
+        assert [event.type async for event in event_stream][-1] == "succeeded"
     request = pb.ListJobsRequest(
         status=[pb.JOB_STATUS_SUCCEEDED, pb.JOB_STATUS_FAILED], kind="http", limit=2,
         metadata={"grpc list+&": mark}, created_after=jobs[0].created_at,
     )  # fmt: skip
-    listed: list[pb.Job] = []
+    listed_jobs: list[pb.Job] = []
     while True:
         page = await stub.ListJobs(request, metadata=key)
         assert len(page.jobs) <= 2
-        listed += page.jobs
+        listed_jobs += page.jobs
         if not page.next_cursor:
             break
         request.cursor = page.next_cursor
-    assert [item.id for item in listed] == [item.id for item in reversed(jobs)]
+    assert [item.id for item in listed_jobs] == [item.id for item in reversed(jobs)]
     # The same page over HTTP.
     query = {"metadata.grpc list+&": mark, "status": "succeeded"}
     headers = {"authorization": f"Bearer {gateway.api_key}"}
@@ -134,26 +149,28 @@ async def test_jobs_are_listed_by_filters_and_pages(
         session.get("/jobs", params=query) as response,
     ):
         page_body = await response.json()
-    assert [to_job_message(body) for body in page_body["jobs"]] == listed
-    none = pb.ListJobsRequest(metadata={"grpc list+&": mark}, created_before=jobs[0].created_at)
-    assert not (await stub.ListJobs(none, metadata=key)).jobs
+    assert [to_job_message(body) for body in page_body["jobs"]] == listed_jobs
+    empty_request = pb.ListJobsRequest(
+        metadata={"grpc list+&": mark}, created_before=jobs[0].created_at
+    )
+    assert not (await stub.ListJobs(empty_request, metadata=key)).jobs
 
 
 async def test_health_checks_need_no_key(gateway: RunningStack) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         health = HealthStub(channel)
         for service in ("", MOYIN):
-            checked = await health.Check(health_pb2.HealthCheckRequest(service=service))
-            assert checked.status == health_pb2.HealthCheckResponse.SERVING
-        every = await health.List(health_pb2.HealthListRequest())
-        assert {*every.statuses} == {"", MOYIN}
+            health_response = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert health_response.status == health_pb2.HealthCheckResponse.SERVING
+        all_health = await health.List(health_pb2.HealthListRequest())
+        assert {*all_health.statuses} == {"", MOYIN}
         for service, status in (
             (MOYIN, health_pb2.HealthCheckResponse.SERVING),
             ("models", health_pb2.HealthCheckResponse.SERVICE_UNKNOWN),
         ):
-            watching = health.Watch(health_pb2.HealthCheckRequest(service=service))
-            assert (await anext(aiter(watching))).status == status
-            watching.cancel()
+            health_stream = health.Watch(health_pb2.HealthCheckRequest(service=service))
+            assert (await anext(aiter(health_stream))).status == status
+            health_stream.cancel()
         with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await health.Check(health_pb2.HealthCheckRequest(service="models"))
         assert exc_info.value.code() is grpc.StatusCode.NOT_FOUND
@@ -183,9 +200,9 @@ async def test_a_channel_that_checks_health_sends_its_calls(
 
 def test_reflection_describes_the_services(gateway: RunningStack) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
-        known = ProtoReflectionDescriptorDatabase(channel)
-        services = {*known.get_services()}
-        pool = DescriptorPool(known)
+        reflection_database = ProtoReflectionDescriptorDatabase(channel)
+        services = {*reflection_database.get_services()}
+        pool = DescriptorPool(reflection_database)
         service = pool.FindServiceByName(MOYIN)
         calls = {method.name for method in service.methods}
         with pytest.raises(KeyError):
@@ -197,23 +214,28 @@ def test_reflection_describes_the_services(gateway: RunningStack) -> None:
 
 
 async def test_a_watch_ends_soon_after_its_key(
-    gateway: RunningStack, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
+    gateway: RunningStack,
+    stub: MoyinStub,
+    key: list[tuple[str, str]],
+    record_measurement: RecordMeasurement,
 ) -> None:
     key_output = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
     [text] = [word for word in key_output if word.startswith("moyin_")]
     job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6262)})
     job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
-    own = [APP, ("authorization", f"Bearer {text}")]
-    watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=own)
+    own_metadata = [APP, ("authorization", f"Bearer {text}")]
+    event_stream = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=own_metadata)
     try:
-        await anext(aiter(watching))
+        await anext(aiter(event_stream))
         await asyncio.to_thread(gateway.run, "keys", "revoke", text.split("_")[1])
-        began = asyncio.get_running_loop().time()
+        started_at = asyncio.get_running_loop().time()
         with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             async with asyncio.timeout(10):
-                async for _ in watching:
+                async for _ in event_stream:
                     continue
-        measured(f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key")
+        record_measurement(
+            f"gRPC: ended {asyncio.get_running_loop().time() - started_at:.1f} s after its key"
+        )
         assert exc_info.value.code() is grpc.StatusCode.UNAUTHENTICATED
     finally:
         await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
@@ -302,12 +324,12 @@ async def test_errors_keep_their_codes(
 
 async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinStub) -> None:
     ports = gateway.ports
-    ours = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
+    own_ports = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
     results = {
         (connection.laddr.ip, connection.laddr.port)
         for process in find_processes(str(gateway.data))
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ours
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in own_ports
     }
     assert ports.grpc in {port for _, port in results}
     assert {ip.removeprefix("::ffff:") for ip, _ in results} == {"127.0.0.1"}

@@ -30,34 +30,42 @@ CHAT: dict[str, Any] = {
 }
 
 
-def http(path: str) -> dict[str, Any]:
+def http_step(path: str) -> dict[str, Any]:
     return {"kind": "http", "request": {"path": path}}
 
 
-async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
+async def test_recorded_histories_of_all_ends_replay(working_farm: Farm) -> None:
     farm = working_farm
 
     async def refuse(_: web.Request) -> web.Response:
         return web.Response(status=400)
 
-    async def hang(_: web.Request) -> web.Response:
+    async def answer_late(_: web.Request) -> web.Response:
         await asyncio.sleep(60)
         return web.Response()
 
-    async def twice(_: web.Request) -> web.Response:
+    async def answer_third_call(_: web.Request) -> web.Response:
         return web.Response(status=503 if farm.services.count("/svc/twice") < 2 else 200)
 
-    farm.services.answers = {"/svc/no": refuse, "/svc/hang": hang, "/svc/twice": twice}
-    hook = f"{farm.services_url}/hook"
+    farm.services.answers = {
+        "/svc/no": refuse,
+        "/svc/hang": answer_late,
+        "/svc/twice": answer_third_call,
+    }
+    hook_url = f"{farm.services_url}/hook"
     bodies = {
-        "succeeded": {"kind": "pipeline", "steps": [CHAT, http("/svc/yes")], "webhook": hook},
-        "failed": {"kind": "pipeline", "steps": [CHAT, http("/svc/no")]},
-        "cancelled": http("/svc/hang"),
-        "retried": http("/svc/twice"),
+        "succeeded": {
+            "kind": "pipeline",
+            "steps": [CHAT, http_step("/svc/yes")],
+            "webhook": hook_url,
+        },
+        "failed": {"kind": "pipeline", "steps": [CHAT, http_step("/svc/no")]},
+        "cancelled": http_step("/svc/hang"),
+        "retried": http_step("/svc/twice"),
     }
     ids = {name: (await farm.submit(body))["id"] for name, body in bodies.items()}
     deadline = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
-    job = await farm.submit({**http("/svc/hang"), "deadline": deadline})
+    job = await farm.submit({**http_step("/svc/hang"), "deadline": deadline})
     ids["deadline"] = job["id"]
     await eventually(lambda: farm.services.count("/svc/hang") == 2)
     await farm.client.post(f"/jobs/{ids['cancelled']}/cancel")
@@ -81,16 +89,18 @@ def write_history(name: str, history: WorkflowHistory) -> None:
     if version is None:
         return
     FOLDER.mkdir(exist_ok=True)
-    plain = _anonymize(json.loads(history.to_json()))
+    anonymous_history = _anonymize(json.loads(history.to_json()))
     path = FOLDER / f"{name}-{version}.json"
-    path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(anonymous_history, indent=1, sort_keys=True) + "\n")
 
 
 def _anonymize(value: Any) -> Any:
     """Replace values that identify the machine on which the history was recorded."""
     if isinstance(value, dict):
         private = {"identity": "worker", "stackTrace": "", "binaryChecksum": ""}
-        return {key: private.get(key, _anonymize(inner)) for key, inner in value.items()}
+        return {
+            key: private.get(key, _anonymize(inner_value)) for key, inner_value in value.items()
+        }
     if isinstance(value, list):
-        return [_anonymize(inner) for inner in value]
+        return [_anonymize(inner_value) for inner_value in value]
     return value

@@ -146,27 +146,27 @@ async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_not
 ) -> None:
     calls: Counter[str] = Counter()
 
-    async def slow(request: web.Request) -> web.Response:
+    async def answer_slowly(request: web.Request) -> web.Response:
         calls[await request.text()] += 1
         await asyncio.sleep(0.1)
         return web.json_response({"done": True})
 
-    working_farm.services.answers["/work"] = slow
-    async with _intake(working_farm, queue) as process:
+    working_farm.services.answers["/work"] = answer_slowly
+    async with _run_intake(working_farm, queue) as process:
         for number in range(MESSAGES):
-            await queue.send(f"m{number}", _job(f"work {number}"))
+            await queue.send(f"m{number}", _job_body(f"work {number}"))
         # Twice by the sender, as after a lost confirmation.
-        await queue.send("m0", _job("work 0"))
+        await queue.send("m0", _job_body("work 0"))
         await eventually(lambda: sum(calls.values()) >= ENOUGH)
         await queue.send("not-json", b"{")
         process.send_signal(signal.SIGKILL)
         await process.wait()
     await queue.send("no-job", b'{"kind": "dance"}')
-    await queue.send("m0", _job("something else"))
-    async with _intake(working_farm, queue):
-        await eventually(lambda: _has(queue, MESSAGES), seconds=40)
-        await eventually(lambda: _buried(queue, 3))
-        await eventually(lambda: _empty(queue))
+    await queue.send("m0", _job_body("something else"))
+    async with _run_intake(working_farm, queue):
+        await eventually(lambda: _has_results(queue, MESSAGES), seconds=40)
+        await eventually(lambda: _has_dead_letters(queue, 3))
+        await eventually(lambda: _is_empty(queue))
     results = await queue.results()
     jobs = {result["message_id"]: result["job"]["id"] for result in results}
     assert set(jobs) == {f"m{number}" for number in range(MESSAGES)}
@@ -183,25 +183,25 @@ async def test_kill_9_loses_and_duplicates_no_job_and_invalid_messages_block_not
         assert len((await response.json())["jobs"]) == MESSAGES
 
 
-def _job(text: str) -> bytes:
+def _job_body(text: str) -> bytes:
     call = {"method": "POST", "path": "/work", "body": text}
     return json.dumps({"kind": "http", "request": call}).encode()
 
 
-async def _has(queue: Queue, count: int) -> bool:
+async def _has_results(queue: Queue, count: int) -> bool:
     return len({result["message_id"] for result in await queue.results()}) >= count
 
 
-async def _buried(queue: Queue, count: int) -> bool:
+async def _has_dead_letters(queue: Queue, count: int) -> bool:
     return len(await queue.dead()) >= count
 
 
-async def _empty(queue: Queue) -> bool:
+async def _is_empty(queue: Queue) -> bool:
     return await queue.left() == 0
 
 
 @asynccontextmanager
-async def _intake(farm: Farm, queue: Queue) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _run_intake(farm: Farm, queue: Queue) -> AsyncIterator[asyncio.subprocess.Process]:
     args = json.dumps({"sources": [queue.source]})
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.integration.jobs.intake_process", args,

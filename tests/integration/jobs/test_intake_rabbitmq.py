@@ -54,7 +54,10 @@ async def test_redelivered_messages_are_marked_in_every_queue_type(
             await channel.default_exchange.publish(aio_pika.Message(b"{}", message_id="m"), queue)
             counts = []
             for _ in range(2):
-                async with broker.session() as session, aclosing(session.deliveries()) as coming:
-                    counts.append((await anext(coming)).count)
+                async with (
+                    broker.session() as session,
+                    aclosing(session.deliveries()) as deliveries,
+                ):
+                    counts.append((await anext(deliveries)).count)
             assert counts == [1, 2], kind
             await channel.queue_delete(queue)

@@ -25,7 +25,7 @@ async def client(valkey_server: ValkeyServer) -> AsyncIterator[redis.Redis]:
         await client.delete("in", "out", "dead")
 
 
-def broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
+def new_broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
     return StreamBroker(
         server.url, stream="in", results="out", dead_letters="dead",
         claim_after=CLAIM_AFTER, concurrency=concurrency,
@@ -36,13 +36,13 @@ async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
     valkey_server: ValkeyServer, client: redis.Redis
 ) -> None:
     await client.xadd("in", {"id": "m1", "body": b"x"})
-    async with broker(valkey_server).session() as second:
-        async with broker(valkey_server).session() as first:
-            assert (await _take(first)).count == 1
-            assert await _nothing(second, CLAIM_AFTER * 3)
-        taken = await _take(second)
-        assert (taken.message_id, taken.body, taken.count) == ("m1", b"x", 2)
-        await second.complete(taken, "r1", b"done")
+    async with new_broker(valkey_server).session() as second_session:
+        async with new_broker(valkey_server).session() as first_session:
+            assert (await _take_delivery(first_session)).count == 1
+            assert await _receives_nothing(second_session, CLAIM_AFTER * 3)
+        delivery = await _take_delivery(second_session)
+        assert (delivery.message_id, delivery.body, delivery.count) == ("m1", b"x", 2)
+        await second_session.complete(delivery, "r1", b"done")
     entries: Any = await client.xrange("out")
     assert [fields for _, fields in entries] == [
         {b"id": b"r1", b"message_id": b"m1", b"body": b"done"}
@@ -50,40 +50,40 @@ async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
     assert await client.xlen("in") == 0
 
 
-async def test_no_more_is_taken_than_can_be_held(
+async def test_broker_takes_no_more_messages_than_its_capacity(
     valkey_server: ValkeyServer, client: redis.Redis
 ) -> None:
     for number in range(3):
         await client.xadd("in", {"id": str(number), "body": b"x"})
     async with (
-        broker(valkey_server, concurrency=2).session() as session,
+        new_broker(valkey_server, concurrency=2).session() as session,
         aclosing(session.deliveries()) as deliveries,
     ):
-        first, _ = [await anext(deliveries) for _ in range(2)]
-        following = asyncio.ensure_future(anext(deliveries))
+        first_delivery, _ = [await anext(deliveries) for _ in range(2)]
+        next_delivery = asyncio.ensure_future(anext(deliveries))
         await asyncio.sleep(0.3)
-        assert not following.done()
-        await session.dead_letter(first, "poison", "it is")
-        assert (await following).message_id == "2"
+        assert not next_delivery.done()
+        await session.dead_letter(first_delivery, "poison", "it is")
+        assert (await next_delivery).message_id == "2"
     entries: Any = await client.xrange("dead")
     assert [fields[b"code"] for _, fields in entries] == [b"poison"]
 
 
 async def test_an_unreachable_server_is_reported() -> None:
-    gone = StreamBroker(
+    unreachable_broker = StreamBroker(
         f"redis://127.0.0.1:{free_port()}", stream="in", results="out", dead_letters="dead"
     )
     with pytest.raises(BrokerLost):
-        async with gone.session():
+        async with unreachable_broker.session():
             pass
 
 
-async def _take(session: Session) -> Delivery:
+async def _take_delivery(session: Session) -> Delivery:
     async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(10):
         return await anext(deliveries)
 
 
-async def _nothing(session: Session, seconds: float) -> bool:
+async def _receives_nothing(session: Session, seconds: float) -> bool:
     try:
         async with aclosing(session.deliveries()) as deliveries, asyncio.timeout(seconds):
             await anext(deliveries)

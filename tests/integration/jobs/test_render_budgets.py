@@ -54,9 +54,12 @@ class BudgetedJobs:
     async def amounts(self) -> tuple[Decimal, Decimal]:
         """Return the spent and the reserved part of the tenant's daily budget."""
         states = await self.meter.budgets.list_states(self.caller.limits, self.caller.owner)
-        [of_key, of_owner] = states
-        assert (of_key.spent, of_key.reserved) == (of_owner.spent, of_owner.reserved)
-        return of_owner.spent, of_owner.reserved
+        [key_budget, owner_budget] = states
+        assert (key_budget.spent, key_budget.reserved) == (
+            owner_budget.spent,
+            owner_budget.reserved,
+        )
+        return owner_budget.spent, owner_budget.reserved
 
     async def submit(self, *graphs: Mapping[str, Any]) -> str:
         job, _ = await self.service.submit(self.caller, render(*graphs))
@@ -121,9 +124,9 @@ async def test_racing_submissions_of_several_processes_never_overshoot_a_budget(
         assert process.stdout is not None
         assert await process.stdout.readline() == b"up\n"
     outputs = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
-    seen = Counter(code for output, _ in outputs for code in json.loads(output))
-    refused = PROCESSES * SUBMISSIONS - 10
-    assert seen == {"accepted": 10, "budget_exceeded": refused}
+    outcome_counts = Counter(code for output, _ in outputs for code in json.loads(output))
+    refused_count = PROCESSES * SUBMISSIONS - 10
+    assert outcome_counts == {"accepted": 10, "budget_exceeded": refused_count}
     assert await budgeted_jobs.amounts() == (0, 10)
     page, _ = await budgeted_jobs.jobs.list_page(budgeted_jobs.caller.owner)
     assert len(page) == 10
@@ -168,13 +171,15 @@ async def test_settling_goes_on_after_a_crash_between_valkey_and_sql(
     job_id = await budgeted_jobs.submit()
     await budgeted_jobs.book(job_id, 3)
     await budgeted_jobs.end(job_id, JobStatus.SUCCEEDED)
-    [due] = await budgeted_jobs.settler._store.list_due()
+    [due_settlement] = await budgeted_jobs.settler._store.list_due()
     counter = budgeted_jobs.meter.job_reservations
     # As a process does that dies before it writes to SQL; meanwhile another run is booked.
-    await counter.recount(due.reservation, due.amount, counted_nano_usd=0, is_open=False)
+    await counter.recount(
+        due_settlement.reservation, due_settlement.amount, counted_nano_usd=0, is_open=False
+    )
     assert await budgeted_jobs.amounts() == (3, 0)
     await budgeted_jobs.book(job_id, 1)
-    assert await budgeted_jobs.settler._store.mark_counted(due) is False
+    assert await budgeted_jobs.settler._store.mark_counted(due_settlement) is False
     await budgeted_jobs.settle()
     assert await budgeted_jobs.amounts() == (4, 0)
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
@@ -198,14 +203,14 @@ async def test_cancelled_render_is_covered_until_its_run_is_booked(
     assert await budgeted_jobs.amounts() == (0, 5), "another run of the job may be booked yet"
 
     monkeypatch.setattr(jobs_module, "_LATE_RUNS", jobs_module._LATE_RUNS * 0)
-    later = await budgeted_jobs.submit()
-    await budgeted_jobs.jobs.start(later, 1)
-    await budgeted_jobs.end(later, JobStatus.FAILED)
+    later_job = await budgeted_jobs.submit()
+    await budgeted_jobs.jobs.start(later_job, 1)
+    await budgeted_jobs.end(later_job, JobStatus.FAILED)
     await budgeted_jobs.settle()
     assert await budgeted_jobs.amounts() == (0, 5)
     # A deleted job does not escape.
-    await budgeted_jobs.service.delete(budgeted_jobs.caller.owner, [later])
-    await budgeted_jobs.book(later, 2)
+    await budgeted_jobs.service.delete(budgeted_jobs.caller.owner, [later_job])
+    await budgeted_jobs.book(later_job, 2)
     await budgeted_jobs.settle()
     assert await budgeted_jobs.amounts() == (2, 5)
 
@@ -214,12 +219,12 @@ async def test_retry_reserves_the_remaining_amount(budgeted_jobs: BudgetedJobs) 
     job_id = await budgeted_jobs.submit()
     await budgeted_jobs.end(job_id, JobStatus.FAILED)
     await budgeted_jobs.settle()
-    full = await budgeted_jobs.submit(USUAL, USUAL)
-    with pytest.raises(BudgetExceeded) as refused:
+    full_job = await budgeted_jobs.submit(USUAL, USUAL)
+    with pytest.raises(BudgetExceeded) as exc_info:
         await budgeted_jobs.service.retry(budgeted_jobs.caller, job_id)
-    assert refused.value.details["reserved_usd"] == "10"
+    assert exc_info.value.details["reserved_usd"] == "10"
     assert (await budgeted_jobs.jobs.find(job_id)).status is JobStatus.FAILED
-    await budgeted_jobs.end(full, JobStatus.CANCELLED)
+    await budgeted_jobs.end(full_job, JobStatus.CANCELLED)
     await budgeted_jobs.settle()
     await budgeted_jobs.service.retry(budgeted_jobs.caller, job_id)
     assert await budgeted_jobs.amounts() == (0, 1)
@@ -234,19 +239,21 @@ async def test_retry_reserves_the_remaining_amount(budgeted_jobs: BudgetedJobs) 
 
 async def test_repeated_request_needs_no_money(budgeted_jobs: BudgetedJobs) -> None:
     spec = render(USUAL, USUAL)
-    first, _ = await budgeted_jobs.service.submit(budgeted_jobs.caller, spec, idempotency_key="k")
-    again, is_new = await budgeted_jobs.service.submit(
+    first_job, _ = await budgeted_jobs.service.submit(
         budgeted_jobs.caller, spec, idempotency_key="k"
     )
-    assert (again.id, is_new) == (first.id, False)
+    same_job, is_new = await budgeted_jobs.service.submit(
+        budgeted_jobs.caller, spec, idempotency_key="k"
+    )
+    assert (same_job.id, is_new) == (first_job.id, False)
     assert await budgeted_jobs.amounts() == (0, 10)
 
 
 async def test_refused_job_returns_its_reservation(budgeted_jobs: BudgetedJobs) -> None:
-    chosen = str(uuid.uuid4())
-    await budgeted_jobs.service.submit(budgeted_jobs.caller, render(), job_id=chosen)
+    chosen_id = str(uuid.uuid4())
+    await budgeted_jobs.service.submit(budgeted_jobs.caller, render(), job_id=chosen_id)
     # The same job again, with money for a second one.
-    _, is_new = await budgeted_jobs.service.submit(budgeted_jobs.caller, render(), job_id=chosen)
+    _, is_new = await budgeted_jobs.service.submit(budgeted_jobs.caller, render(), job_id=chosen_id)
     assert not is_new
     await _wait_for_amounts(budgeted_jobs, (0, 1))
 
@@ -258,11 +265,11 @@ async def test_callers_without_budgets_need_neither_estimates_nor_valkey(
     async with open_service(
         budgeted_jobs.database, meter, "redis://127.0.0.1:1", budgeted_jobs.blobs
     ) as service:
-        free = replace(budgeted_jobs.caller, limits=())
+        unlimited_caller = replace(budgeted_jobs.caller, limits=())
         with pytest.raises(ServiceUnavailable):
             await service.submit(budgeted_jobs.caller, render())
-        held = await service._budgets.reserve(free, render())
-        assert held.reservation is None
+        budget_hold = await service._budgets.reserve(unlimited_caller, render())
+        assert budget_hold.reservation is None
     await meter.close()
 
 

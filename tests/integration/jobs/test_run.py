@@ -110,7 +110,7 @@ async def renderer(working_farm: Farm) -> Any:
         renderer.hold.set()
 
 
-def slowly(released: asyncio.Event) -> Any:
+def answer_when_released(released: asyncio.Event) -> Any:
     async def answer(_: web.Request) -> web.Response:
         await released.wait()
         return web.json_response({"slow": True})
@@ -120,43 +120,43 @@ def slowly(released: asyncio.Event) -> Any:
 
 async def test_a_chat_job_ends_with_its_text_and_cost(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
-    ended = await working_farm.until(job["id"])
-    assert ended["status"] == "succeeded"
-    assert ended["outputs"][0]["text"] == "re: hello"
-    assert ended["outputs"][0]["backend"] == "stub"
-    assert ended["cost_usd"] == 0.0012
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["status"] == "succeeded"
+    assert ended_job["outputs"][0]["text"] == "re: hello"
+    assert ended_job["outputs"][0]["backend"] == "stub"
+    assert ended_job["cost_usd"] == 0.0012
 
 
-async def test_three_steps_hand_their_outputs_on(renderer: Renderer) -> None:
+async def test_steps_use_outputs_of_earlier_steps(renderer: Renderer) -> None:
     farm = renderer.farm
     job = await farm.submit({**THREE, "metadata": {"scene": "7"}})
-    ended = await farm.until(job["id"])
-    assert ended["status"] == "succeeded", ended
+    ended_job = await farm.until(job["id"])
+    assert ended_job["status"] == "succeeded", ended_job
     assert renderer.seen == [{"1": {"class_type": "Text", "inputs": {"text": "re: hello!"}}}]
-    assert ended["outputs"][1]["body"]["got"] == {"said": "re: hello"}
+    assert ended_job["outputs"][1]["body"]["got"] == {"said": "re: hello"}
     # The cost of a render comes from the ledger, in which this renderer books nothing.
-    assert ended["cost_usd"] == pytest.approx(0.0012)
-    assert ended["metadata"] == {"scene": "7"}
-    (artifact,) = ended["artifacts"]
+    assert ended_job["cost_usd"] == pytest.approx(0.0012)
+    assert ended_job["metadata"] == {"scene": "7"}
+    (artifact,) = ended_job["artifacts"]
     async with farm.client.get(artifact["url"]) as response:
         assert (await response.read()).endswith(job["id"].encode())
 
 
-async def test_a_step_that_can_be_tried_again_is(renderer: Renderer) -> None:
+async def test_retryable_step_is_retried(renderer: Renderer) -> None:
     renderer.fail = [to_application_error(WorkerLost("gone"))] * 2
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
-    ended = await renderer.farm.until(job["id"])
-    assert ended["status"] == "succeeded"
+    ended_job = await renderer.farm.until(job["id"])
+    assert ended_job["status"] == "succeeded"
     assert renderer.tries == 3
 
 
-async def test_a_step_that_can_not_fails_the_job_with_its_reason(renderer: Renderer) -> None:
+async def test_permanent_step_failure_fails_the_job_with_its_reason(renderer: Renderer) -> None:
     error = RenderFailed("node 1 raised", details={"node": "1"})
     renderer.fail = [to_application_error(error)]
     job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
-    ended = await renderer.farm.until(job["id"])
-    assert ended["status"] == "failed"
-    assert ended["error"] == {
+    ended_job = await renderer.farm.until(job["id"])
+    assert ended_job["status"] == "failed"
+    assert ended_job["error"] == {
         "code": "render_failed", "message": "node 1 raised", "details": {"node": "1", "step": 0},
     }  # fmt: skip
     assert renderer.tries == 1
@@ -168,22 +168,22 @@ async def test_a_service_that_refuses_fails_the_job(working_farm: Farm) -> None:
 
     working_farm.services.answers["/svc/no"] = refuse
     job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/no"}})
-    ended = await working_farm.until(job["id"])
-    assert ended["error"]["code"] == "step_failed"
-    assert ended["error"]["details"]["status"] == 404
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["error"]["code"] == "step_failed"
+    assert ended_job["error"]["details"]["status"] == 404
     assert working_farm.services.count("/svc/no") == 1
 
 
-async def test_a_service_that_is_away_is_tried_again(working_farm: Farm) -> None:
-    async def away(request: web.Request) -> web.Response:
+async def test_unavailable_service_is_retried(working_farm: Farm) -> None:
+    async def answer_unavailable(request: web.Request) -> web.Response:
         if working_farm.services.count("/svc/late") < 2:
             return web.Response(status=503, headers={"retry-after": "0"})
         return web.Response(text="here")
 
-    working_farm.services.answers["/svc/late"] = away
+    working_farm.services.answers["/svc/late"] = answer_unavailable
     job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/late"}})
-    ended = await working_farm.until(job["id"])
-    assert ended["outputs"][0]["text"] == "here"
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["outputs"][0]["text"] == "here"
     assert working_farm.services.count("/svc/late") == 2
 
 
@@ -200,22 +200,22 @@ async def test_a_binary_answer_becomes_an_artifact(working_farm: Farm) -> None:
 async def test_a_reference_to_a_missing_value_fails_the_job(working_farm: Farm) -> None:
     http = {"kind": "http", "request": {"path": "/svc/${steps.0.body.nothing}"}}
     job = await working_farm.submit({"kind": "pipeline", "steps": [CHAT, http]})
-    ended = await working_farm.until(job["id"])
-    assert ended["error"]["code"] == "invalid_request"
-    assert len(ended["outputs"]) == 1
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["error"]["code"] == "invalid_request"
+    assert len(ended_job["outputs"]) == 1
 
 
 async def test_a_reference_can_not_smuggle_in_another_route(working_farm: Farm) -> None:
     chat = {"kind": "chat", "request": {"model": "m", "messages": [{"content": "/../jobs"}]}}
 
-    async def say(_: web.Request) -> web.Response:
+    async def answer_chat(_: web.Request) -> web.Response:
         return web.json_response({"choices": [{"message": {"content": "/../jobs"}}]})
 
-    working_farm.services.answers["/v1/chat/completions"] = say
+    working_farm.services.answers["/v1/chat/completions"] = answer_chat
     http = {"kind": "http", "request": {"method": "POST", "path": "/svc${steps.0.text}"}}
     job = await working_farm.submit({"kind": "pipeline", "steps": [chat, http]})
-    ended = await working_farm.until(job["id"])
-    assert ended["error"]["code"] == "invalid_request"
+    ended_job = await working_farm.until(job["id"])
+    assert ended_job["error"]["code"] == "invalid_request"
     assert len(working_farm.services.calls) == 1
 
 
@@ -224,8 +224,8 @@ async def test_the_deadline_ends_a_job(renderer: Renderer) -> None:
     deadline = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
     body = {"kind": "render", "workflow": GRAPH, "deadline": deadline}
     job = await renderer.farm.submit(body)
-    ended = await renderer.farm.until(job["id"])
-    assert (ended["status"], ended["error"]["code"]) == ("failed", "deadline_exceeded")
+    ended_job = await renderer.farm.until(job["id"])
+    assert (ended_job["status"], ended_job["error"]["code"]) == ("failed", "deadline_exceeded")
 
 
 async def test_cancel_while_queued_without_any_worker(farm: Farm) -> None:
@@ -233,8 +233,8 @@ async def test_cancel_while_queued_without_any_worker(farm: Farm) -> None:
     async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
         assert response.status == 202
     await farm.start_worker()
-    ended = await farm.until(job["id"])
-    assert ended["status"] == "cancelled"
+    ended_job = await farm.until(job["id"])
+    assert ended_job["status"] == "cancelled"
     assert farm.services.calls == []
 
 
@@ -260,29 +260,29 @@ async def test_cancelling_a_later_attempt_does_not_cancel_the_previous_workflow(
 
 
 async def test_cancel_during_a_retry_pause(working_farm: Farm) -> None:
-    async def away(_: web.Request) -> web.Response:
+    async def answer_unavailable(_: web.Request) -> web.Response:
         return web.Response(status=503, headers={"retry-after": "600"})
 
-    working_farm.services.answers["/svc/away"] = away
+    working_farm.services.answers["/svc/away"] = answer_unavailable
     job = await working_farm.submit({"kind": "http", "request": {"path": "/svc/away"}})
     await eventually(lambda: working_farm.services.calls)
     await working_farm.client.post(f"/jobs/{job['id']}/cancel")
     assert (await working_farm.until(job["id"]))["status"] == "cancelled"
 
 
-async def test_cancel_at_any_moment_leaves_one_end(working_farm: Farm) -> None:
+async def test_job_cancelled_at_any_moment_has_one_end(working_farm: Farm) -> None:
     farm = working_farm
     for delay in range(0, 120, 8):
         job = await farm.submit(CHAT)
         await asyncio.sleep(delay / 1000)
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert response.status in (202, 409)
-        ended = await farm.until(job["id"])
-        assert ended["status"] in ("cancelled", "succeeded")
+        ended_job = await farm.until(job["id"])
+        assert ended_job["status"] in ("cancelled", "succeeded")
         await asyncio.sleep(0.1)
-        assert (await farm.show(job["id"]))["status"] == ended["status"]
+        assert (await farm.show(job["id"]))["status"] == ended_job["status"]
         ends = [e.type.value for e in await farm.events.replay(job["id"], None) if e.type.is_final]
-        assert set(ends) == {ended["status"]}
+        assert set(ends) == {ended_job["status"]}
 
 
 async def test_cancel_of_a_finished_job_is_a_conflict(working_farm: Farm) -> None:
@@ -302,8 +302,12 @@ async def test_retry_goes_on_after_the_last_finished_step(renderer: Renderer) ->
     async with farm.client.post(f"/jobs/{job['id']}/retry") as response:
         assert response.status == 202
         assert (await response.json())["status"] == "queued"
-    ended = await farm.until(job["id"])
-    assert (ended["status"], ended["attempts"], ended["error"]) == ("succeeded", 2, None)
+    ended_job = await farm.until(job["id"])
+    assert (ended_job["status"], ended_job["attempts"], ended_job["error"]) == (
+        "succeeded",
+        2,
+        None,
+    )
     assert Counter(call[1] for call in farm.services.calls) == {
         "/v1/chat/completions": 1,
         "/svc/one?x=1": 1,
@@ -335,17 +339,17 @@ async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: Rende
 
 
 async def test_the_sweeper_starts_jobs_that_were_only_accepted(farm: Farm) -> None:
-    async def nothing(*_: object) -> None:
+    async def do_nothing(*_: object) -> None:
         return None
 
-    with patch.object(farm.launcher, "start", nothing):
+    with patch.object(farm.launcher, "start", do_nothing):
         job = await farm.submit(CHAT)
     await farm.start_worker()
     assert (await farm.until(job["id"]))["status"] == "succeeded"
     assert len(farm.services.calls) == 1
 
 
-async def test_double_starts_are_harmless(renderer: Renderer) -> None:
+async def test_repeated_start_makes_one_workflow(renderer: Renderer) -> None:
     renderer.hold.clear()
     farm = renderer.farm
     job = await farm.submit({"kind": "render", "workflow": GRAPH})
@@ -361,7 +365,7 @@ async def test_double_starts_are_harmless(renderer: Renderer) -> None:
 
 async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> None:
     """After kill -9 during step three, another worker runs only that step again."""
-    farm.services.answers["/svc/slow"] = slowly(asyncio.Event())
+    farm.services.answers["/svc/slow"] = answer_when_released(asyncio.Event())
     steps = [CHAT, {"kind": "http", "request": {"path": "/svc/quick"}},
              {"kind": "http", "request": {"path": "/svc/slow"}}]  # fmt: skip
     worker = await asyncio.create_subprocess_exec(
@@ -373,8 +377,8 @@ async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> No
     await worker.wait()
     del farm.services.answers["/svc/slow"]
     await farm.start_worker()
-    ended = await farm.until(job["id"])
-    assert (ended["status"], ended["attempts"]) == ("succeeded", 1)
+    ended_job = await farm.until(job["id"])
+    assert (ended_job["status"], ended_job["attempts"]) == ("succeeded", 1)
     assert farm.services.count("/v1/chat/completions") == 1
     assert farm.services.count("/svc/quick") == 1
     assert farm.services.count("/svc/slow") == 2
@@ -383,12 +387,12 @@ async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> No
 async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
     job = await farm.submit({**CHAT, "priority": 1})
     client = await farm.temporal.get_client()
-    described = await client.get_workflow_handle(job["id"]).describe()
-    priority = described.raw_description.workflow_execution_info.priority
+    workflow_description = await client.get_workflow_handle(job["id"]).describe()
+    priority = workflow_description.raw_description.workflow_execution_info.priority
     assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)
 
 
-async def test_an_inside_token_lets_steps_through_the_gateway(working_farm: Farm) -> None:
+async def test_steps_call_the_gateway_with_a_service_token(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
     await working_farm.until(job["id"])
     headers = working_farm.services.calls[0][3]

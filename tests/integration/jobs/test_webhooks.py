@@ -52,7 +52,7 @@ async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
         yield receiver, str(server.make_url("/hook"))
 
 
-async def secret(farm: Farm) -> str:
+async def read_webhook_secret(farm: Farm) -> str:
     async with farm.client.get("/jobs/webhook-secret") as response:
         result: str = (await response.json())["secret"]
         return result
@@ -61,59 +61,59 @@ async def secret(farm: Farm) -> str:
 async def test_the_webhook_of_the_end_is_signed(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    hook, url = receiver
+    hook_server, url = receiver
     job = await working_farm.submit({**CHAT, "webhook": url, "metadata": {"a": "b"}})
-    headers, body = await asyncio.wait_for(hook.got.get(), 20)
-    payload = Webhook(await secret(working_farm)).verify(body, headers)
+    headers, body = await asyncio.wait_for(hook_server.got.get(), 20)
+    payload = Webhook(await read_webhook_secret(working_farm)).verify(body, headers)
     assert payload["type"] == "job.succeeded"
     assert (payload["data"]["id"], payload["data"]["metadata"]) == (job["id"], {"a": "b"})
     assert payload["data"]["status"] == "succeeded"
     async with working_farm.other.get("/jobs/webhook-secret") as response:
-        others = (await response.json())["secret"]
+        other_secret = (await response.json())["secret"]
     with pytest.raises(WebhookVerificationError):
-        Webhook(others).verify(body, headers)
+        Webhook(other_secret).verify(body, headers)
 
 
 async def test_a_failing_receiver_is_tried_again_with_the_same_id(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    hook, url = receiver
-    hook.statuses = [500]
+    hook_server, url = receiver
+    hook_server.statuses = [500]
     job = await working_farm.submit({**CHAT, "webhook": url})
-    first = await asyncio.wait_for(hook.got.get(), 20)
+    first_delivery = await asyncio.wait_for(hook_server.got.get(), 20)
     assert (await working_farm.show(job["id"]))["status"] == "succeeded"
-    again = await asyncio.wait_for(hook.got.get(), 20)
-    assert first[0]["webhook-id"] == again[0]["webhook-id"]
-    assert first[1] == again[1]
+    second_delivery = await asyncio.wait_for(hook_server.got.get(), 20)
+    assert first_delivery[0]["webhook-id"] == second_delivery[0]["webhook-id"]
+    assert first_delivery[1] == second_delivery[1]
 
 
-async def test_a_slow_receiver_holds_nothing_up(
+async def test_slow_webhook_receiver_delays_no_job(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    hook, url = receiver
-    hook.delay = 3
-    began = time.monotonic()
+    hook_server, url = receiver
+    hook_server.delay = 3
+    started_at = time.monotonic()
     job = await working_farm.submit({**CHAT, "webhook": url})
     await working_farm.until(job["id"])
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - started_at < 3
     await working_farm.client.get(f"/jobs/{job['id']}/events")
-    assert time.monotonic() - began < 3
-    await asyncio.wait_for(hook.got.get(), 20)
+    assert time.monotonic() - started_at < 3
+    await asyncio.wait_for(hook_server.got.get(), 20)
 
 
 async def test_slow_receivers_do_not_delay_other_webhooks(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
     """Jobs still end while more receivers are slow than a worker has concurrent activities."""
-    hook, url = receiver
-    hook.open.clear()
+    hook_server, url = receiver
+    hook_server.open.clear()
     job_ids = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
-    await eventually(lambda: hook.got.qsize() >= CONCURRENCY, 180)
+    await eventually(lambda: hook_server.got.qsize() >= CONCURRENCY, 180)
     job = await working_farm.submit(CHAT)
     assert (await working_farm.until(job["id"]))["status"] == "succeeded"
-    assert hook.answered == 0
-    hook.open.set()
-    await eventually(lambda: hook.answered >= len(job_ids), 180)
+    assert hook_server.answered == 0
+    hook_server.open.set()
+    await eventually(lambda: hook_server.answered >= len(job_ids), 180)
 
 
 @pytest.mark.parametrize("temporal_goes", [False, True])
@@ -123,22 +123,22 @@ async def test_a_job_cancelled_before_its_start_sends_events(
     temporal_goes: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def never(*_: object) -> None:
+    async def never_start(*_: object) -> None:
         return None
 
-    async def away(*_: object) -> None:
+    async def raise_unavailable(*_: object) -> None:
         raise ServiceUnavailable("Temporal is away")
 
-    hook, url = receiver
-    with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(farm.launcher, "start", never)
+    hook_server, url = receiver
+    with monkeypatch.context() as patch:
+        patch.setattr(farm.launcher, "start", never_start)
         if temporal_goes:
-            meanwhile.setattr(farm.launcher, "notify", away)
+            patch.setattr(farm.launcher, "notify", raise_unavailable)
         job = await farm.submit({**CHAT, "webhook": url})
         async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
             assert (await response.json())["status"] == "cancelled"
     await farm.start_worker()
-    _, body = await asyncio.wait_for(hook.got.get(), 20)
+    _, body = await asyncio.wait_for(hook_server.got.get(), 20)
     assert '"job.cancelled"' in body
 
 
@@ -148,7 +148,7 @@ async def test_host_name_with_private_address_is_not_called(
     """The host name is accepted at submission, but its address is private, so the call fails."""
     farm.networks = ""
     await farm.start_worker()
-    hook, url = receiver
+    hook_server, url = receiver
     job = await farm.submit({**CHAT, "webhook": url.replace("127.0.0.1", "localhost")})
     assert (await farm.until(job["id"]))["status"] == "succeeded"
     client = await farm.temporal.get_client()
@@ -156,12 +156,12 @@ async def test_host_name_with_private_address_is_not_called(
     # It is started just after the job's end.
     query = f"WorkflowId = '{handle.id}'"
 
-    async def started() -> int:
+    async def count_started() -> int:
         return (await client.count_workflows(query)).count
 
-    await eventually(started)
-    with pytest.raises(WorkflowFailureError) as failed:
+    await eventually(count_started)
+    with pytest.raises(WorkflowFailureError) as exc_info:
         await asyncio.wait_for(handle.result(), 20)
-    assert isinstance(failed.value.cause, ActivityError)
-    assert "public addresses only" in str(failed.value.cause.cause)
-    assert hook.got.empty()
+    assert isinstance(exc_info.value.cause, ActivityError)
+    assert "public addresses only" in str(exc_info.value.cause.cause)
+    assert hook_server.got.empty()

@@ -81,7 +81,7 @@ async def proxy_serving(
         timeout_graceful_shutdown=1, timeout_keep_alive=300, proxy_headers=False,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
+    server_task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     headers = {"authorization": "Bearer ann-key"}
@@ -91,5 +91,5 @@ async def proxy_serving(
         proxy_server.routes(*routes)
         yield proxy_server
     server.should_exit = True
-    await running
+    await server_task
     await proxy.close()

@@ -43,7 +43,7 @@ AMBIGUOUS = [
 async def test_an_ambiguous_body_is_refused(proxy_server: ProxyServer, service: Service) -> None:
     head = "POST /assets/seen HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n"
     for framing in AMBIGUOUS:
-        answer = await _raw(proxy_server, head + framing)
+        answer = await _send_raw(proxy_server, head + framing)
         assert answer.split(b" ", 2)[1] in (b"400", b"501"), (framing, answer)
     assert service.seen == []
 
@@ -69,7 +69,7 @@ HIDING = [
 async def test_a_disguised_path_is_refused(proxy_server: ProxyServer, service: Service) -> None:
     for path in HIDING:
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
-        answer = await _raw(proxy_server, head)
+        answer = await _send_raw(proxy_server, head)
         assert answer.split(b" ", 2)[1] in (b"400", b"404"), (path, answer)
     assert service.seen == []
 
@@ -84,14 +84,14 @@ async def test_no_request_chooses_an_address(proxy_server: ProxyServer, service:
         "GET /assets%2Fx HTTP/1.1",
     ):
         head = f"{line}\r\nHost: 127.0.0.1:1\r\nAuthorization: Bearer ann-key\r\n\r\n"
-        answer = await _raw(proxy_server, head)
+        answer = await _send_raw(proxy_server, head)
         assert answer.split(b" ", 2)[1] in (b"200", b"400", b"404"), answer
     assert {request.path for request in service.seen} <= {
         "/x", "//127.0.0.1:1/x", "/@127.0.0.1:1/x", "/:1/x",
     }  # fmt: skip
 
 
-async def _raw(proxy_server: ProxyServer, text: str) -> bytes:
+async def _send_raw(proxy_server: ProxyServer, text: str) -> bytes:
     host, port = proxy_server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(text.encode())

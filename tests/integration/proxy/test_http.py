@@ -45,13 +45,13 @@ def route(*upstreams: str, **kwargs: Any) -> dict[str, Any]:
     return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **kwargs}
 
 
-async def test_a_request_crosses_whole(proxy_server: ProxyServer, service: Service) -> None:
+async def test_request_is_forwarded_completely(proxy_server: ProxyServer, service: Service) -> None:
     async with proxy_server.client.patch("/assets/a%2Fb?q=1&q=%20", data=b"\x00body") as response:
         assert await response.read() == b"\x00body"
         assert response.headers["x-from"] == "one"
         assert response.headers.getall("set-cookie") == ["a=1", "b=2"]
-    [seen] = service.seen
-    assert (seen.method, seen.raw_path) == ("PATCH", "/a%2Fb?q=1&q=%20")
+    [seen_request] = service.seen
+    assert (seen_request.method, seen_request.raw_path) == ("PATCH", "/a%2Fb?q=1&q=%20")
 
 
 async def test_headers_of_a_connection_end_with_it(
@@ -69,17 +69,22 @@ async def test_headers_of_a_connection_end_with_it(
 async def test_the_browsers_session_is_no_service_s_business(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    for sent, seen in (("a=1; moyin_session=secret; b=2", "a=1; b=2"), ("moyin_session=x", None)):
-        async with proxy_server.client.get("/assets/x", headers={"cookie": sent}) as response:
+    for sent_cookie, expected_cookie in (
+        ("a=1; moyin_session=secret; b=2", "a=1; b=2"),
+        ("moyin_session=x", None),
+    ):
+        async with proxy_server.client.get(
+            "/assets/x", headers={"cookie": sent_cookie}
+        ) as response:
             assert response.status == 200
-        assert service.seen.pop().headers.get("cookie") == seen
-    lie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
-    assert build_response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
+        assert service.seen.pop().headers.get("cookie") == expected_cookie
+    forged_cookie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
+    assert build_response_headers([forged_cookie, (b"set-cookie", b"a=1; Path=/")]) == [
         (b"set-cookie", b"a=1; Path=/")
     ]
 
 
-async def test_an_answer_has_one_date_and_one_server(proxy_server: ProxyServer) -> None:
+async def test_answer_has_one_date_and_one_server_header(proxy_server: ProxyServer) -> None:
     async with proxy_server.client.get("/assets/x") as response:
         assert response.status == 200
         for name in ("date", "server"):
@@ -89,7 +94,7 @@ async def test_an_answer_has_one_date_and_one_server(proxy_server: ProxyServer) 
 async def test_the_service_gets_the_identity_only_from_the_gateway(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    lies = {
+    forged_headers = {
         "x-moyin-owner": "admin",
         "X_Moyin_Owner": "admin",
         "x-moyin-identity": "forged",
@@ -100,29 +105,32 @@ async def test_the_service_gets_the_identity_only_from_the_gateway(
         "forwarded": "for=6.6.6.6",
         "x-api-key": "another",
     }
-    async with proxy_server.client.get("/assets/x", headers=lies) as response:
+    async with proxy_server.client.get("/assets/x", headers=forged_headers) as response:
         assert response.status == 200
-    seen = service.seen[0].headers
-    assert "authorization" not in seen and "x-api-key" not in seen
-    assert "X_Moyin_Owner" not in seen and "forwarded" not in seen
-    assert seen["x-moyin-owner"] == "ann"
-    assert "x-forwarded-user" not in seen and "X_Forwarded_Email" not in seen
-    assert "x-forwarded-for" not in seen  # a peer on loopback may be anybody
-    assert (seen["x-forwarded-proto"], seen["x-forwarded-prefix"]) == ("http", "/assets")
-    assert seen["x-forwarded-host"] == proxy_server.url.removeprefix("http://")
+    seen_headers = service.seen[0].headers
+    assert "authorization" not in seen_headers and "x-api-key" not in seen_headers
+    assert "X_Moyin_Owner" not in seen_headers and "forwarded" not in seen_headers
+    assert seen_headers["x-moyin-owner"] == "ann"
+    assert "x-forwarded-user" not in seen_headers and "X_Forwarded_Email" not in seen_headers
+    assert "x-forwarded-for" not in seen_headers  # a peer on loopback may be anybody
+    assert (seen_headers["x-forwarded-proto"], seen_headers["x-forwarded-prefix"]) == (
+        "http",
+        "/assets",
+    )
+    assert seen_headers["x-forwarded-host"] == proxy_server.url.removeprefix("http://")
     secret = derive_route_secret(SIGNING_KEY, "assets")
-    claims = jwt.decode(seen["x-moyin-identity"], secret, ["HS256"], audience="assets")
+    claims = jwt.decode(seen_headers["x-moyin-identity"], secret, ["HS256"], audience="assets")
     assert (claims["sub"], claims["key"]) == ("ann", "k1")
     with pytest.raises(jwt.InvalidSignatureError):
-        other = derive_route_secret(SIGNING_KEY, "other")
-        jwt.decode(seen["x-moyin-identity"], other, ["HS256"], audience="assets")
+        other_secret = derive_route_secret(SIGNING_KEY, "other")
+        jwt.decode(seen_headers["x-moyin-identity"], other_secret, ["HS256"], audience="assets")
 
 
 async def test_clients_cannot_send_headers_of_authentication_proxies(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     """HTTP and WebSocket requests lose such headers, however the client spells their names."""
-    lies = {
+    forged_headers = {
         name: "admin"
         for name in (
             "Remote-User", "Remote_User", "REMOTE-USER", "X-WebAuth-User", "X_WebAuth-User",
@@ -131,13 +139,15 @@ async def test_clients_cannot_send_headers_of_authentication_proxies(
             "Any_Name", "X.Forwarded.User", "X-Original-URL",
         )
     }  # fmt: skip
-    async with proxy_server.client.get("/assets/x", headers={**lies, "x-mine": "1"}) as response:
+    async with proxy_server.client.get(
+        "/assets/x", headers={**forged_headers, "x-mine": "1"}
+    ) as response:
         assert response.status == 200
-    seen = service.seen[0].headers
-    assert seen["x-mine"] == "1"
-    assert "admin" not in seen.values()
-    assert not [name for name in seen if "_" in name]
-    async with proxy_server.client.ws_connect("/assets/ws", headers=lies) as socket:
+    seen_headers = service.seen[0].headers
+    assert seen_headers["x-mine"] == "1"
+    assert "admin" not in seen_headers.values()
+    assert not [name for name in seen_headers if "_" in name]
+    async with proxy_server.client.ws_connect("/assets/ws", headers=forged_headers) as socket:
         await socket.close()
     assert "admin" not in service.seen[1].headers.values()
 
@@ -146,10 +156,10 @@ async def test_path_that_could_belong_to_a_stricter_route_is_refused(
     upstream: str, service: Service
 ) -> None:
     """For example, ``/assets//inner/x`` could be read as a path of the route ``/assets/inner``."""
-    inner = {
+    inner_route = {
         "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
     }  # fmt: skip
-    async with proxy_serving(route(upstream), inner) as proxy_server:
+    async with proxy_serving(route(upstream), inner_route) as proxy_server:
         for path in ("/assets//inner/x", "/assets/inner;v=1/x", "/assets/;/inner/x"):
             async with proxy_server.client.get(
                 URL(proxy_server.url + path, encoded=True)
@@ -175,8 +185,11 @@ async def test_a_trusted_proxy_is_believed_about_the_client(
         }
         async with proxy_server.client.get("/assets/x", headers=forwarded_headers) as response:
             assert response.status == 200
-    seen = service.seen[0].headers
-    assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("203.0.113.7", "https")
+    seen_headers = service.seen[0].headers
+    assert (seen_headers["x-forwarded-for"], seen_headers["x-forwarded-proto"]) == (
+        "203.0.113.7",
+        "https",
+    )
 
 
 async def test_events_come_as_they_are_made(proxy_server: ProxyServer, service: Service) -> None:
@@ -207,11 +220,13 @@ async def test_a_slow_service_slows_the_sender_down(
             yield CHUNK
             sent_chunks += 1
 
-    sending = asyncio.create_task(_text(proxy_server.client.put("/assets/drain", data=body())))
+    send_task = asyncio.create_task(
+        _read_text(proxy_server.client.put("/assets/drain", data=body()))
+    )
     await _wait_until_constant(lambda: sent_chunks)
     assert 0 < sent_chunks < chunks / 2
     service.go_on.set()
-    assert await sending == str(chunks * len(CHUNK))
+    assert await send_task == str(chunks * len(CHUNK))
 
 
 async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
@@ -236,8 +251,8 @@ async def test_a_client_that_disconnects_ends_the_upstream_call(
             "/assets/flood?chunks=100000", timeout=aiohttp.ClientTimeout(0.5)
         ) as response:
             await response.read()
-    before = await _wait_until_constant(lambda: service.sent)
-    assert before < 100_000 * len(CHUNK)
+    sent_before = await _wait_until_constant(lambda: service.sent)
+    assert sent_before < 100_000 * len(CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -259,12 +274,12 @@ async def test_redirects_lead_back_to_the_gateway(
         assert (response.status, response.headers["location"]) == (302, forwarded_location)
 
 
-async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxyServer) -> None:
-    aware_headers = {
+async def test_redirect_with_forwarded_prefix_is_not_changed(proxy_server: ProxyServer) -> None:
+    prefix_route = {
         **route(proxy_server.proxy.route_table.routes[0].upstreams[0].url),
         "proxy_redirect": False,
     }
-    proxy_server.routes(aware_headers)
+    proxy_server.routes(prefix_route)
     query = {"to": "/assets/x?y"}
     async with proxy_server.client.get(
         "/assets/moved", params=query, allow_redirects=False
@@ -281,7 +296,7 @@ async def test_a_service_that_obeys_the_prefix_is_believed(proxy_server: ProxySe
         ("/caf\u00e9".encode(), "/assets/caf\u00e9".encode()),
     ],
 )
-async def test_a_redirect_that_is_no_good_url_is_passed_on(
+async def test_redirect_with_invalid_url_is_forwarded(
     proxy_server: ProxyServer, location: bytes, forwarded_location: bytes
 ) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -302,32 +317,32 @@ async def test_a_redirect_that_is_no_good_url_is_passed_on(
 
 
 async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, service: Service) -> None:
-    second = Service("two")
-    async with serving(second) as url:
+    second_service = Service("two")
+    async with serving(second_service) as url:
         proxy_server.routes(route(proxy_server.proxy.route_table.routes[0].upstreams[0].url, url))
         service.failing = 1
         async with proxy_server.client.get("/assets/flaky") as response:
             assert await response.text() == "two"
-        service.failing = second.failing = 1
+        service.failing = second_service.failing = 1
         async with proxy_server.client.post("/assets/flaky", data=b"x") as response:
             assert response.status == 502
             assert (await response.json())["code"] == "backend_unavailable"
             assert int(response.headers["retry-after"]) >= 1
-    assert len(service.seen) + len(second.seen) == 3
+    assert len(service.seen) + len(second_service.seen) == 3
 
 
 async def test_last_response_is_forwarded_when_all_servers_fail(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     """When all servers have failed, the last response is forwarded, even if retries remain."""
-    second = Service("two")
-    async with serving(second) as url:
-        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-        proxy_server.routes(route(first, url, retries=5))
-        service.failing = second.failing = 1
+    second_service = Service("two")
+    async with serving(second_service) as url:
+        first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+        proxy_server.routes(route(first_url, url, retries=5))
+        service.failing = second_service.failing = 1
         async with proxy_server.client.get("/assets/health") as response:
             assert (response.status, await response.text()) == (503, "")
-        second.failing = 0
+        second_service.failing = 0
         for _ in range(2):
             async with proxy_server.client.get("/assets/health") as response:
                 assert response.status == 200
@@ -373,7 +388,7 @@ async def _recovered_service(proxy_server: ProxyServer) -> AsyncIterator[Breaker
         yield member.breaker
 
 
-async def test_a_stream_that_never_ends_proves_that_a_service_is_back(
+async def test_endless_stream_closes_the_circuit_breaker(
     proxy_server: ProxyServer,
 ) -> None:
     async with _recovered_service(proxy_server) as breaker:
@@ -384,7 +399,7 @@ async def test_a_stream_that_never_ends_proves_that_a_service_is_back(
         assert breaker.state is BreakerState.CLOSED
 
 
-async def test_a_service_that_is_back_and_breaks_off_has_failed_once(
+async def test_broken_response_of_a_recovered_service_counts_once(
     proxy_server: ProxyServer,
 ) -> None:
     async with _recovered_service(proxy_server) as breaker:
@@ -394,7 +409,7 @@ async def test_a_service_that_is_back_and_breaks_off_has_failed_once(
         assert (breaker.state, breaker._failures) == (BreakerState.CLOSED, 1)
 
 
-async def test_a_probe_is_judged_once(proxy_server: ProxyServer) -> None:
+async def test_circuit_breaker_counts_a_probe_once(proxy_server: ProxyServer) -> None:
     async with _recovered_service(proxy_server) as breaker:
         async with proxy_server.client.get("/assets/events") as stream:
             await stream.content.readuntil(b"\n\n")
@@ -420,12 +435,12 @@ async def test_active_checks_take_a_sick_service_out(
 
     assert await status() == 200
     service.failing = 1
-    await eventually(lambda: _is(status(), 503))
+    await eventually(lambda: _has_status(status(), 503))
     service.failing = 0
-    await eventually(lambda: _is(status(), 200))
+    await eventually(lambda: _has_status(status(), 200))
 
 
-async def test_silence_has_an_end(proxy_server: ProxyServer) -> None:
+async def test_silent_service_is_timed_out(proxy_server: ProxyServer) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
     proxy_server.routes(route(url, timeouts={"first_byte": 0.2, "idle": 0.2}))
     async with proxy_server.client.get("/assets/silent") as response:
@@ -439,12 +454,15 @@ async def test_silence_has_an_end(proxy_server: ProxyServer) -> None:
 async def test_a_new_table_takes_no_request_from_the_old(
     proxy_server: ProxyServer, service: Service
 ) -> None:
-    second = Service("two")
-    async with serving(second) as url, proxy_server.client.get("/assets/events") as response:
+    second_service = Service("two")
+    async with (
+        serving(second_service) as url,
+        proxy_server.client.get("/assets/events") as response,
+    ):
         await response.content.readuntil(b"\n\n")
         proxy_server.routes(route(url))
-        async with proxy_server.client.get("/assets/x") as other:
-            assert other.headers["x-from"] == "two"
+        async with proxy_server.client.get("/assets/x") as other_response:
+            assert other_response.headers["x-from"] == "two"
         service.go_on.set()
         assert await response.content.read() == b"data: second\n\n"
 
@@ -454,22 +472,22 @@ async def test_a_new_table_counts_open_requests(
 ) -> None:
     url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
 
-    def table(concurrent: int) -> None:
+    def set_concurrency(concurrent: int) -> None:
         proxy_server.routes(route(url, limits={"concurrent": concurrent}))
 
     async def status() -> int:
         async with proxy_server.client.get("/assets/x") as response:
             return response.status
 
-    table(1)
+    set_concurrency(1)
     async with proxy_server.client.get("/assets/events") as stream:
         await stream.content.readuntil(b"\n\n")
-        table(1)
+        set_concurrency(1)
         assert await status() == 429
-        table(2)
+        set_concurrency(2)
         assert await status() == 200
         proxy_server.routes()
-        table(1)
+        set_concurrency(1)
         assert await status() == 429
         service.go_on.set()
         await stream.read()
@@ -477,10 +495,10 @@ async def test_a_new_table_counts_open_requests(
 
 
 async def test_sticky_callers_stay_where_they_are(proxy_server: ProxyServer) -> None:
-    second = Service("two")
-    async with serving(second) as url:
-        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-        proxy_server.routes(route(first, url, sticky="X-Session"))
+    second_service = Service("two")
+    async with serving(second_service) as url:
+        first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+        proxy_server.routes(route(first_url, url, sticky="X-Session"))
         homes: dict[str, set[str]] = {}
         for session in [f"s{i}" for i in range(12)] * 3:
             async with proxy_server.client.get(
@@ -513,11 +531,11 @@ async def test_scopes_limits_and_our_own_routes(
 async def test_a_tenant_s_limit_is_exact_in_all_replicas(
     upstream: str, valkey_server: ValkeyServer
 ) -> None:
-    limited = route(upstream, limits={"requests_per_minute": 5})
+    limited_route = route(upstream, limits={"requests_per_minute": 5})
     meters = [RequestMeter(valkey_server.url) for _ in range(2)]
     async with (
-        proxy_serving(limited, meter=meters[0]) as one,
-        proxy_serving(limited, meter=meters[1]) as two,
+        proxy_serving(limited_route, meter=meters[0]) as first_server,
+        proxy_serving(limited_route, meter=meters[1]) as second_server,
     ):
 
         async def get(client: aiohttp.ClientSession, key: str) -> int:
@@ -525,9 +543,12 @@ async def test_a_tenant_s_limit_is_exact_in_all_replicas(
             async with client.get("/assets/x", headers=headers) as response:
                 return response.status
 
-        calls = [get(proxy_server.client, "ann-key") for proxy_server in (one, two) * 8]
+        calls = [
+            get(proxy_server.client, "ann-key")
+            for proxy_server in (first_server, second_server) * 8
+        ]
         assert Counter(await asyncio.gather(*calls)) == {200: 5, 429: 11}
-        assert await get(one.client, "eve-key") == 200
+        assert await get(first_server.client, "eve-key") == 200
     for meter in meters:
         await meter.close()
 
@@ -539,11 +560,11 @@ async def test_trace_requests_are_refused(proxy_server: ProxyServer, service: Se
 
 
 async def test_hosts_have_routes_of_their_own(proxy_server: ProxyServer) -> None:
-    second = Service("two")
-    async with serving(second) as url:
-        first = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+    second_service = Service("two")
+    async with serving(second_service) as url:
+        first_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
         by_host = {"name": "site", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
-        proxy_server.routes(route(first), by_host)
+        proxy_server.routes(route(first_url), by_host)
         for host, path, name in [
             ("wiki.studio:8000", "/jobs", "two"),
             ("wiki.studio", "/assets/x", "two"),
@@ -553,21 +574,21 @@ async def test_hosts_have_routes_of_their_own(proxy_server: ProxyServer) -> None
                 assert response.headers["x-from"] == name
 
 
-async def _text(response: Any) -> str:
-    async with response as answered:
-        text: str = await answered.text()
+async def _read_text(response: Any) -> str:
+    async with response as answer:
+        text: str = await answer.text()
         return text
 
 
-async def _is(status: Any, wanted: int) -> bool:
-    return bool(await status == wanted)
+async def _has_status(status: Any, expected_status: int) -> bool:
+    return bool(await status == expected_status)
 
 
-async def _wait_until_constant(value: Any, seconds: float = 0.3) -> int:
+async def _wait_until_constant(get_value: Any, seconds: float = 0.3) -> int:
     """Wait until the function's value has not changed for ``seconds``, and return the value."""
-    last, since = value(), time.monotonic()
-    while time.monotonic() - since < seconds:
+    last_value, unchanged_since = get_value(), time.monotonic()
+    while time.monotonic() - unchanged_since < seconds:
         await asyncio.sleep(0.02)
-        if value() != last:
-            last, since = value(), time.monotonic()
-    return int(last)
+        if get_value() != last_value:
+            last_value, unchanged_since = get_value(), time.monotonic()
+    return int(last_value)

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import service_process
 from tests.integration.servers import free_port
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 MANY = 1_000
@@ -22,10 +22,10 @@ FILES = 10_000
 
 
 @pytest.fixture(autouse=True)
-def _enough_files() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < FILES:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+def _raise_file_limit() -> None:
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft_limit < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard_limit), hard_limit))
 
 
 @pytest.fixture
@@ -38,40 +38,42 @@ async def service() -> AsyncIterator[str]:
 @pytest.fixture
 async def proxy_server(service: str) -> AsyncIterator[ProxyServer]:
     # A busy machine takes its time for the fifty that come at once.
-    patient = {"connect": 60.0}
-    route = {"name": "chat", "prefix": "/chat", "upstreams": [service], "timeouts": patient}
+    long_timeouts = {"connect": 60.0}
+    route = {"name": "chat", "prefix": "/chat", "upstreams": [service], "timeouts": long_timeouts}
     async with proxy_serving(route) as proxy_server:
         yield proxy_server
 
 
 async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
-    proxy_server: ProxyServer, service: str, measured: Measured
+    proxy_server: ProxyServer, service: str, record_measurement: RecordMeasurement
 ) -> None:
-    began, gate = time.monotonic(), asyncio.Semaphore(50)
+    started_at, gate = time.monotonic(), asyncio.Semaphore(50)
 
-    async def stream() -> aiohttp.ClientResponse:
+    async def open_event_stream() -> aiohttp.ClientResponse:
         async with gate:
             response = await proxy_server.client.get("/chat/events")
             assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
             return response
 
-    async def socket() -> aiohttp.ClientWebSocketResponse:
+    async def open_websocket() -> aiohttp.ClientWebSocketResponse:
         async with gate:
             return await proxy_server.client.ws_connect("/chat/socket")
 
-    streams = await asyncio.gather(*(stream() for _ in range(MANY)))
-    sockets = await asyncio.gather(*(socket() for _ in range(MANY)))
+    streams = await asyncio.gather(*(open_event_stream() for _ in range(MANY)))
+    sockets = await asyncio.gather(*(open_websocket() for _ in range(MANY)))
     [pool] = [runtime.pool for runtime in proxy_server.proxy._runtimes.values()]
     assert pool.members[0].active == 2 * MANY
-    opened = time.monotonic()
+    opened_at = time.monotonic()
 
-    async def say(number: int, socket: aiohttp.ClientWebSocketResponse) -> str:
+    async def exchange_number(number: int, socket: aiohttp.ClientWebSocketResponse) -> str:
         await socket.send_str(str(number))
         return await socket.receive_str()
 
-    answer = await asyncio.gather(*(say(n, socket) for n, socket in enumerate(sockets)))
+    answer = await asyncio.gather(
+        *(exchange_number(n, open_websocket) for n, open_websocket in enumerate(sockets))
+    )
     assert [item.partition(": ")[2] for item in answer] == [str(n) for n in range(MANY)]
-    answered = time.monotonic()
+    answered_at = time.monotonic()
     # Who holds nothing is served beside them.
     async with proxy_server.client.get("/chat/x") as response:
         assert response.status == 200
@@ -79,9 +81,10 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
         assert response.status == 200
     ends = await asyncio.gather(*(response.read() for response in streams))
     assert ends == [b"data: second\n\n"] * MANY
-    measured(
-        f"{MANY} WebSockets and {MANY} streams: open after {opened - began:.1f} s, all sockets "
-        f"answered within {answered - opened:.2f} s"
+    record_measurement(
+        f"{MANY} WebSockets and {MANY} streams: open after "
+        f"{opened_at - started_at:.1f} s, all sockets "
+        f"answered within {answered_at - opened_at:.2f} s"
     )
-    await asyncio.gather(*(socket.close() for socket in sockets))
+    await asyncio.gather(*(open_websocket.close() for open_websocket in sockets))
     await eventually(lambda: pool.members[0].active == 0)

@@ -33,13 +33,13 @@ async def wiki(farm: Farm) -> AsyncIterator[Service]:
 async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
     farm: Farm, wiki: Service
 ) -> None:
-    async with aiohttp.ClientSession(farm.url) as stranger:
+    async with aiohttp.ClientSession(farm.url) as keyless_session:
         for path in PUBLIC:
             for host in HOSTS:
-                async with stranger.get(path, headers={"host": host}) as response:
+                async with keyless_session.get(path, headers={"host": host}) as response:
                     body = await response.json()
                     assert (response.status, body["code"]) == (401, "missing_api_key"), path
-            async with stranger.get(
+            async with keyless_session.get(
                 path, headers={"host": "gateway.studio"}, allow_redirects=False
             ) as response:
                 assert "missing_api_key" not in await response.text(), path
@@ -49,9 +49,9 @@ async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
             assert response.headers["x-from"] == "one", path
 
 
-async def test_these_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Service) -> None:
+async def test_gateway_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Service) -> None:
     cookie = {"cookie": f"moyin_session={farm.key}"}
-    async with aiohttp.ClientSession(farm.url) as stranger:
+    async with aiohttp.ClientSession(farm.url) as keyless_session:
         for path, headers in (
             (f"/view?filename=x&api_key={farm.key}", {}),
             (f"/api/queue?api_key={farm.key}", {}),
@@ -59,10 +59,10 @@ async def test_these_paths_accept_a_key_only_in_a_header(farm: Farm, wiki: Servi
             ("/comfy/api/queue", cookie),
             ("/comfy/", cookie),
         ):
-            async with stranger.get(path, headers={**headers, "host": HOSTS[0]}) as response:
+            async with keyless_session.get(path, headers={**headers, "host": HOSTS[0]}) as response:
                 assert response.status == 401, path
-        own = {**cookie, "host": HOSTS[0], "origin": f"http://{HOSTS[0]}"}
-        async with stranger.ws_connect("/comfy/ws", headers=own) as socket:
+        own_headers = {**cookie, "host": HOSTS[0], "origin": f"http://{HOSTS[0]}"}
+        async with keyless_session.ws_connect("/comfy/ws", headers=own_headers) as socket:
             message = await socket.receive(20)
             assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1008)
     assert wiki.seen == []

@@ -25,7 +25,7 @@ LIES = {
 async def test_a_route_is_added_and_removed_without_downtime(
     gateway: RunningStack, tmp_path: Path
 ) -> None:
-    service, before = Service(), gateway.env["MOYIN_SERVE_CONFIG"]
+    service, config_before = Service(), gateway.env["MOYIN_SERVE_CONFIG"]
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with (
         serving(service) as url,
@@ -44,18 +44,18 @@ async def test_a_route_is_added_and_removed_without_downtime(
             return await status() == 404
 
         assert await is_gone()
-        async with _load(client) as seen:
+        async with _load(client) as status_counts:
             await asyncio.to_thread(
-                gateway.run, "deploy", "--config", _add_route(before, url, tmp_path)
+                gateway.run, "deploy", "--config", _add_route(config_before, url, tmp_path)
             )
             try:
                 await eventually(is_there, 180)
                 async with client.get("/hot/x", headers={"authorization": ""}) as response:
                     assert response.status == 401
             finally:
-                await asyncio.to_thread(gateway.run, "deploy", "--config", before)
+                await asyncio.to_thread(gateway.run, "deploy", "--config", config_before)
             await eventually(is_gone, 180)
-        assert seen.keys() == {200} and seen[200] > 20
+        assert status_counts.keys() == {200} and status_counts[200] > 20
     request = service.seen[-1]
     assert request.path_qs == "/new/x?a=1"
     assert "authorization" not in request.headers and "X_Moyin_Owner" not in request.headers
@@ -72,25 +72,25 @@ async def test_a_route_is_added_and_removed_without_downtime(
 @asynccontextmanager
 async def _load(client: aiohttp.ClientSession) -> AsyncIterator[Counter[int]]:
     """Send other requests to the gateway one after the other; yield the counts of statuses."""
-    seen: Counter[int] = Counter()
-    over = asyncio.Event()
+    status_counts: Counter[int] = Counter()
+    stop_event = asyncio.Event()
 
     async def run() -> None:
-        while not over.is_set():
+        while not stop_event.is_set():
             async with client.get("/jobs?limit=1") as response:
                 await response.read()
-                seen[response.status] += 1
+                status_counts[response.status] += 1
 
-    running = asyncio.create_task(run())
-    yield seen
-    over.set()
-    await running
+    load_task = asyncio.create_task(run())
+    yield status_counts
+    stop_event.set()
+    await load_task
 
 
 def _add_route(config: str, url: str, folder: Path) -> str:
     """Write the configuration with one more route to a file, and return its path."""
-    loaded = yaml.safe_load(Path(config).read_text())
-    [gateway] = [app for app in loaded["applications"] if app["name"] == "gateway"]
+    loaded_config = yaml.safe_load(Path(config).read_text())
+    [gateway] = [app for app in loaded_config["applications"] if app["name"] == "gateway"]
     route = {
         "name": "hot",
         "prefix": "/hot",
@@ -99,5 +99,5 @@ def _add_route(config: str, url: str, folder: Path) -> str:
     }
     gateway["deployments"][0]["user_config"]["routes"].append(route)
     path = folder / "more.yaml"
-    path.write_text(yaml.safe_dump(loaded))
+    path.write_text(yaml.safe_dump(loaded_config))
     return str(path)

@@ -53,8 +53,8 @@ async def test_nothing_else_of_api_is_taken_and_errors_have_ollamas_shape(
     async with client.get("/api/no-such-thing") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
     async with (
-        aiohttp.ClientSession(gateway.url) as stranger,
-        stranger.get("/api/tags") as response,
+        aiohttp.ClientSession(gateway.url) as keyless_session,
+        keyless_session.get("/api/tags") as response,
     ):
         body = await response.json()
         assert (response.status, body["code"]) == (401, "missing_api_key")
@@ -66,15 +66,16 @@ async def test_no_request_is_smuggled_into_another_connection(
 ) -> None:
     # Were it taken for the beginning of the next request on a connection that HAProxy shares,
     # that request's own first line would end up in this header.
-    hidden = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Swallow: "
+    smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nX-Swallow: "
     for framing in (
-        f"Content-Length: {len(hidden) + 5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
-        f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{hidden}",
-        f"Transfer-Encoding: xchunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{hidden}",
-        f"Content-Length: 0\r\nContent-Length: {len(hidden)}\r\n\r\n{hidden}",
-        f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
+        f"Content-Length: {len(smuggled) + 5}\r\n"
+        f"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
+        f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}",
+        f"Transfer-Encoding: xchunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{smuggled}",
+        f"Content-Length: 0\r\nContent-Length: {len(smuggled)}\r\n\r\n{smuggled}",
+        f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}",
     ):
-        await _raw(
+        await _send_raw(
             gateway,
             f"POST /api/chat HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: Bearer {gateway.api_key}\r\n{framing}",
@@ -84,7 +85,7 @@ async def test_no_request_is_smuggled_into_another_connection(
                 assert response.status == 200, (framing, path)
 
 
-async def _raw(gateway: RunningStack, text: str) -> None:
+async def _send_raw(gateway: RunningStack, text: str) -> None:
     host, port = gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(text.encode())

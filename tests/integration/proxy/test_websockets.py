@@ -40,10 +40,10 @@ async def test_messages_cross_both_ways(proxy_server: ProxyServer, service: Serv
         await socket.send_str("bye")
         message = await socket.receive()
         assert (message.type, message.data, message.extra) == (WSMsgType.CLOSE, 4242, "as you like")
-    [seen] = service.seen
-    assert seen.query_string == "room=1"
-    assert seen.headers["x-moyin-owner"] == "ann"
-    assert "authorization" not in seen.headers
+    [seen_request] = service.seen
+    assert seen_request.query_string == "room=1"
+    assert seen_request.headers["x-moyin-owner"] == "ann"
+    assert "authorization" not in seen_request.headers
 
 
 async def test_the_client_s_close_reaches_the_service(
@@ -58,8 +58,8 @@ async def test_without_a_key_there_is_no_socket(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     async with (
-        aiohttp.ClientSession(proxy_server.url) as stranger,
-        stranger.ws_connect("/chat/socket") as socket,
+        aiohttp.ClientSession(proxy_server.url) as keyless_session,
+        keyless_session.ws_connect("/chat/socket") as socket,
     ):
         message = await socket.receive()
         assert (message.type, message.data) == (WSMsgType.CLOSE, 1008)
@@ -73,8 +73,8 @@ async def test_an_unavailable_or_refusing_service_closes_the_socket(
         message = await socket.receive()
         assert message.type is WSMsgType.CLOSE
         assert str(message.extra).startswith("backend_unavailable")
-    gone = f"http://127.0.0.1:{free_port()}"
-    proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [gone]})
+    unavailable_url = f"http://127.0.0.1:{free_port()}"
+    proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [unavailable_url]})
     async with proxy_server.client.ws_connect("/chat/socket") as socket:
         assert str((await socket.receive()).extra).startswith("backend_unavailable")
 
@@ -84,17 +84,19 @@ async def test_a_server_that_shuts_down_is_skipped(
 ) -> None:
     """The handshake is repeated at the next server; this is safe, as a handshake has no effect."""
 
-    async def going(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer_shutting_down(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 503 Going\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         await writer.drain()
         writer.close()
 
-    well = proxy_server.proxy.route_table.routes[0].upstreams[0].url
-    async with await asyncio.start_server(going, "127.0.0.1", 0) as server:
+    healthy_url = proxy_server.proxy.route_table.routes[0].upstreams[0].url
+    async with await asyncio.start_server(answer_shutting_down, "127.0.0.1", 0) as server:
         closing_server_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         proxy_server.routes(
-            {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url, well]}
+            {"name": "chat", "prefix": "/chat", "upstreams": [closing_server_url, healthy_url]}
         )
         for _ in range(2):
             async with proxy_server.client.ws_connect("/chat/socket") as socket:

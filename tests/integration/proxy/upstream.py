@@ -34,15 +34,15 @@ class Service:
         self.failing = 0
         self.app = web.Application(client_max_size=2**30)
         self.app.router.add_get("/events", self._events)
-        self.app.router.add_get("/flood", self._flood)
-        self.app.router.add_put("/drain", self._drain)
-        self.app.router.add_get("/silent", self._silent)
-        self.app.router.add_get("/moved", self._moved)
-        self.app.router.add_get("/broken", self._broken)
+        self.app.router.add_get("/flood", self._send_flood)
+        self.app.router.add_put("/drain", self._read_slowly)
+        self.app.router.add_get("/silent", self._stay_silent)
+        self.app.router.add_get("/moved", self._redirect)
+        self.app.router.add_get("/broken", self._break_off)
         self.app.router.add_get("/socket", self._socket)
         self.app.router.add_post("/go-on", self._release)
         self.app.router.add_route("*", "/health", self._health)
-        self.app.router.add_route("*", "/flaky", self._flaky)
+        self.app.router.add_route("*", "/flaky", self._fail_sometimes)
         self.app.router.add_route("*", "/{path:.*}", self._echo)
 
     async def _echo(self, request: web.Request) -> web.Response:
@@ -72,7 +72,7 @@ class Service:
         self.go_on.set()
         return web.Response()
 
-    async def _flood(self, request: web.Request) -> web.StreamResponse:
+    async def _send_flood(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         for _ in range(int(request.query["chunks"])):
@@ -80,13 +80,13 @@ class Service:
             self.sent += len(CHUNK)
         return response
 
-    async def _drain(self, request: web.Request) -> web.Response:
+    async def _read_slowly(self, request: web.Request) -> web.Response:
         await self.go_on.wait()
         async for part in request.content.iter_any():
             self.taken += len(part)
         return web.Response(text=str(self.taken))
 
-    async def _silent(self, request: web.Request) -> web.StreamResponse:
+    async def _stay_silent(self, request: web.Request) -> web.StreamResponse:
         if "head" in request.query:
             response = web.StreamResponse()
             await response.prepare(request)
@@ -94,10 +94,10 @@ class Service:
         await self.go_on.wait()
         return web.Response()
 
-    async def _moved(self, request: web.Request) -> web.Response:
+    async def _redirect(self, request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"location": request.query["to"]})
 
-    async def _broken(self, request: web.Request) -> web.StreamResponse:
+    async def _break_off(self, request: web.Request) -> web.StreamResponse:
         """Send a body that is shorter than its declared length."""
         self.seen.append(request)
         length = int(request.query["length"])
@@ -108,7 +108,7 @@ class Service:
         request.transport.abort()
         return response
 
-    async def _flaky(self, request: web.Request) -> web.Response:
+    async def _fail_sometimes(self, request: web.Request) -> web.Response:
         """Close the connection without a response while ``failing`` is above zero."""
         self.seen.append(request)
         if self.failing > 0:
@@ -165,11 +165,11 @@ async def service_process(port: int) -> AsyncIterator[asyncio.subprocess.Process
         await process.wait()
 
 
-async def _alone(port: int) -> None:
+async def _serve_forever(port: int) -> None:
     async with serving(Service(str(port)), port):
         print("up", flush=True)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(_alone(int(sys.argv[1])))
+    asyncio.run(_serve_forever(int(sys.argv[1])))

@@ -13,7 +13,7 @@ from benchmarks.scheduling import Farm, Load, fifo
 from moyin.render.scheduling.rules import PendingRender
 from tests.integration.render.cluster import RenderFarm
 from tests.integration.render.fixtures import loading, sleepy, write_transformers
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensors")
@@ -31,28 +31,28 @@ def with_large_models(folder: Path) -> tuple[str, ...]:
     return ("--extra-model-paths-config", str(config))
 
 
-async def models_stay_loaded_and_nobody_starves(
-    farm: RenderFarm, pool: Any, measured: Measured
+async def check_models_stay_loaded(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
     """Check that a pool loads models rarely, and that an owner with many jobs delays no other.
 
     Four models compete for two actors; one owner submits half of all jobs before the other owners.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     changes = (await pool.status.remote())["changes"]
-    held = [await farm.submit(sleepy(120)) for _ in range(2)]
-    for job_id in held:
+    blocking_jobs = [await farm.submit(sleepy(120)) for _ in range(2)]
+    for job_id in blocking_jobs:
         await farm.renderer_of(pool, job_id)
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     submissions = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
     jobs = [await farm.submit(loading(model), owner=owner) for owner, model in submissions]
-    await eventually(lambda: _waits(pool, len(jobs)), 180)
-    for job_id in held:
+    await eventually(lambda: _has_waiting(pool, len(jobs)), 180)
+    for job_id in blocking_jobs:
         await farm.cancel(job_id)
-    runs = await asyncio.gather(*(_run(farm, job_id) for job_id in jobs))
+    runs = await asyncio.gather(*(_read_run(farm, job_id) for job_id in jobs))
 
-    loads = sum(loaded for _, loaded in runs)
-    plain = fifo(
+    loads = sum(load_count for _, load_count in runs)
+    fifo_run = fifo(
         Load(
             renders=tuple(
                 PendingRender(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})
@@ -62,20 +62,24 @@ async def models_stay_loaded_and_nobody_starves(
         ),
         Farm(actors=2, window=len(submissions)),
     )
-    took = time.monotonic() - began
-    measured(
-        f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads in {took:.1f} s, "
-        f"first come, first served {plain.changes}"
+    elapsed_seconds = time.monotonic() - started_at
+    record_measurement(
+        f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads in {elapsed_seconds:.1f} s, "
+        f"first come, first served {fifo_run.changes}"
     )
     assert loads == (await pool.status.remote())["changes"] - changes, "as the pool believes"
-    assert 4 <= loads <= 0.25 * plain.changes
-    order = [owner for (began, _), owner in sorted(zip(runs, owners, strict=True))]
-    last = {owner: len(order) - order[::-1].index(owner) for owner in order}
-    assert last["flood"] == len(order), "all of the others' before the last of the flood"
-    assert set(order[: len(order) // 2]) == set(owners), "everybody in the first half"
+    assert 4 <= loads <= 0.25 * fifo_run.changes
+    owner_order = [owner for (started_at, _), owner in sorted(zip(runs, owners, strict=True))]
+    last_positions = {
+        owner: len(owner_order) - owner_order[::-1].index(owner) for owner in owner_order
+    }
+    assert last_positions["flood"] == len(owner_order), (
+        "all of the others' before the last of the flood"
+    )
+    assert set(owner_order[: len(owner_order) // 2]) == set(owners), "everybody in the first half"
 
 
-async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
+async def _read_run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
     """Return when ComfyUI began the job (in ms), and whether it had to load the model of node 3."""
     output = from_json(await farm.blobs.get((await farm.result(job_id)).output))
     messages = dict(output["record"]["messages"])
@@ -84,5 +88,5 @@ async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
     ]
 
 
-async def _waits(pool: Any, count: int) -> bool:
+async def _has_waiting(pool: Any, count: int) -> bool:
     return bool((await pool.status.remote())["waiting"] == count)

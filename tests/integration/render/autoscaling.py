@@ -35,7 +35,7 @@ _NOTHING = (
 
 @contextmanager
 def fake_gpu_nodes(
-    folder: Path, *, most: int, idle_seconds: float, labels: dict[str, str]
+    folder: Path, *, max_nodes: int, idle_seconds: float, labels: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the arguments of `ray_cluster` for a head whose autoscaler adds nodes with one card.
 
@@ -46,7 +46,7 @@ def fake_gpu_nodes(
     # Needed before the head starts, which would choose it.
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"
     config = folder / "autoscaling.yaml"
-    config.write_text(yaml.safe_dump(_config(address, most, idle_seconds, labels)))
+    config.write_text(yaml.safe_dump(_autoscaler_config(address, max_nodes, idle_seconds, labels)))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_enable_autoscaler_v2", "1")
         environment.setenv("RAY_FAKE_CLUSTER", "1")
@@ -63,18 +63,18 @@ def fake_gpu_nodes(
                 },
             }
         finally:
-            left = raylets(address)
-            for process in left:
+            remaining_raylets = find_raylets(address)
+            for process in remaining_raylets:
                 process.kill()
-            psutil.wait_procs(left, timeout=20)
+            psutil.wait_procs(remaining_raylets, timeout=20)
 
 
-def gpu_nodes() -> set[str]:
+def list_gpu_nodes() -> set[str]:
     """Return the ids of the current nodes with a card."""
     return {n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
 
 
-def raylets(address: str) -> list[psutil.Process]:
+def find_raylets(address: str) -> list[psutil.Process]:
     """Return the raylets of the cluster at ``address``; their children end with them."""
     return [
         process
@@ -83,10 +83,12 @@ def raylets(address: str) -> list[psutil.Process]:
     ]
 
 
-def _config(address: str, most: int, idle_seconds: float, labels: dict[str, str]) -> dict[str, Any]:
+def _autoscaler_config(
+    address: str, max_nodes: int, idle_seconds: float, labels: dict[str, str]
+) -> dict[str, Any]:
     return {
         "cluster_name": "test",
-        "max_workers": most,
+        "max_workers": max_nodes,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": idle_seconds / 60,
         "provider": {
@@ -106,7 +108,7 @@ def _config(address: str, most: int, idle_seconds: float, labels: dict[str, str]
                 "labels": labels,
                 "node_config": {},
                 "min_workers": 0,
-                "max_workers": most,
+                "max_workers": max_nodes,
             },
         },
         "head_node_type": FAKE_HEAD_NODE_TYPE,

@@ -85,7 +85,7 @@ class RenderOne:
 
     @workflow.run
     async def run(self, step: StepInput) -> StepResult:
-        done: StepOutcome = await workflow.execute_activity(
+        outcome: StepOutcome = await workflow.execute_activity(
             "render_step",
             step,
             task_queue=get_render_queue("default"),
@@ -94,7 +94,7 @@ class RenderOne:
             start_to_close_timeout=timedelta(minutes=10),
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500)),
         )
-        return done.result
+        return outcome.result
 
 
 @dataclass
@@ -131,9 +131,9 @@ class RenderFarm:
         async with asyncio.timeout(seconds):
             while True:
                 actors = (await handle.status.remote())["actors"]
-                up = {n: a for n, a in actors.items() if a["renderer"]["ready"]}
-                if len(up) == count:
-                    return up
+                ready_actors = {n: a for n, a in actors.items() if a["renderer"]["ready"]}
+                if len(ready_actors) == count:
+                    return ready_actors
                 await asyncio.sleep(0.2)
 
     async def submit(

@@ -88,7 +88,7 @@ async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[Com
     """Run a ComfyUI, which a module shares because its start takes seconds."""
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
-    await finished(renderer, picture())
+    await render_successfully(renderer, picture())
     yield renderer
     await renderer.close()
 
@@ -130,9 +130,9 @@ def upscaled(model: str) -> dict[str, Any]:
 
 def write_models(python: Path, folder: Path, *names: str) -> None:
     """Write upscale models of a few kB, with random weights, below the models folder ``folder``."""
-    target = folder / "upscale_models"
-    target.mkdir(parents=True)
-    paths = [str(target / name) for name in names]
+    target_folder = folder / "upscale_models"
+    target_folder.mkdir(parents=True)
+    paths = [str(target_folder / name) for name in names]
     subprocess.run([str(python), "-c", _WRITE_MODELS, *paths], check=True)
     for path in paths:
         # As safetensors writes them they are their owner's alone, and a confined ComfyUI is another.
@@ -162,8 +162,8 @@ def write_transformers(folder: Path, *names: str) -> None:
                 begin = len(body)
                 weights = (chance.uniform(-0.1, 0.1) for _ in range(math.prod(form)))
                 body += array("f", weights).tobytes()
-                place = {"shape": form, "data_offsets": (begin, len(body))}
-                head[f"{layer}.{part}"] = {"dtype": "F32", **place}
+                tensor_layout = {"shape": form, "data_offsets": (begin, len(body))}
+                head[f"{layer}.{part}"] = {"dtype": "F32", **tensor_layout}
         text = json.dumps(head).encode()
         folder.joinpath(name).write_bytes(struct.pack("<Q", len(text)) + text + body)
 
@@ -180,20 +180,20 @@ def request(graph: dict[str, Any], prompt_id: str | None = None) -> RenderReques
     return RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph=graph)
 
 
-async def events(
+async def render_events(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
 ) -> list[RenderEvent]:
     async with aclosing(renderer.render(request(graph, prompt_id))) as stream:
         return [event async for event in stream]
 
 
-async def finished(
+async def render_successfully(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
 ) -> RenderSucceeded:
-    seen = await events(renderer, graph, prompt_id)
-    assert isinstance(seen[-1], RenderSucceeded)
-    assert ExecutionFinished() in seen
-    return seen[-1]
+    seen_events = await render_events(renderer, graph, prompt_id)
+    assert isinstance(seen_events[-1], RenderSucceeded)
+    assert ExecutionFinished() in seen_events
+    return seen_events[-1]
 
 
 def comfyui_processes(folder: Path) -> list[int]:

@@ -42,9 +42,9 @@ def write_hostile_nodes(folder: Path) -> Path:
     return package
 
 
-def attempt(code: str, given: Any = None) -> dict[str, Any]:
+def attempt(code: str, arguments: Any = None) -> dict[str, Any]:
     """Return a graph that runs ``code`` in ComfyUI's process."""
-    inputs = {"code": code, "given": json.dumps(given)}
+    inputs = {"code": code, "given": json.dumps(arguments)}
     return {"1": {"class_type": "Attempt", "inputs": inputs}}
 
 

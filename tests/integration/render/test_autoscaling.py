@@ -17,12 +17,12 @@ from deployments.render.builder import build
 from deployments.render.config import RenderArgs
 from moyin.domain.job import JobStatus
 from moyin.render.comfyui.install import ComfyUI
-from tests.integration.render.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
+from tests.integration.render.autoscaling import fake_gpu_nodes, find_raylets, list_gpu_nodes
 from tests.integration.render.cluster import RenderFarm, render_farm
 from tests.integration.render.fixtures import comfyui_processes, picture, sleepy
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 NODES = 2
@@ -30,18 +30,18 @@ PICTURES = 4
 
 
 @pytest.mark.timeout(400)
-async def test_nodes_come_with_the_queue_and_go_with_it(
+async def test_nodes_are_added_for_the_queue_and_removed_after_it(
     comfyui: ComfyUI,
     tmp_path: Path,
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     labels = {"moyin-use": "render"}
-    with fake_gpu_nodes(tmp_path, most=NODES, idle_seconds=3, labels=labels) as head:
+    with fake_gpu_nodes(tmp_path, max_nodes=NODES, idle_seconds=3, labels=labels) as head_address:
         async with render_farm(
-            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head]
+            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head_address]
         ) as (farm, cluster):
             # One actor more than there can be nodes: it waits, and nobody minds.
             pool = await farm.deploy(
@@ -52,43 +52,47 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
                 queue_patience=10,
                 labels=labels,
             )
-            assert gpu_nodes() == set()
-            held = await _check_queue_adds_nodes(farm, pool, measured)
+            assert list_gpu_nodes() == set()
+            held_jobs = await _check_queue_adds_nodes(farm, pool, record_measurement)
             await _check_other_replicas()
             pictures = [await farm.submit(picture()) for _ in range(PICTURES)]
-            await _cancel(farm, held)
+            await _cancel(farm, held_jobs)
             results = await asyncio.gather(*map(farm.result, pictures))
             assert all(len(result.artifacts) == 1 for result in results)
-            await _the_nodes_go_when_nothing_is_left(farm, pool, measured)
+            await _check_idle_nodes_are_removed(farm, pool, record_measurement)
             address = cluster.address
             # The head's own is left.
-            await eventually(lambda: len(raylets(address)) == 1, 180)
-        assert raylets(address) == []
+            await eventually(lambda: len(find_raylets(address)) == 1, 180)
+        assert find_raylets(address) == []
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
-async def _check_queue_adds_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
+async def _check_queue_adds_nodes(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
+) -> list[str]:
     """Check that a queue starts as many nodes as are allowed, and that one more actor waits.
 
     Returns:
         The ids of jobs that occupy the nodes until they are cancelled.
     """
-    began = time.monotonic()
-    first = await farm.submit(picture())
+    started_at = time.monotonic()
+    first_job = await farm.submit(picture())
     jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
-    await eventually(gpu_nodes, 240)
-    measured(f"from a render without a node to the node: {time.monotonic() - began:.1f} s")
-    assert len((await farm.result(first)).artifacts) == 1
-    measured(f"to its picture: {time.monotonic() - began:.1f} s")
+    await eventually(list_gpu_nodes, 240)
+    record_measurement(
+        f"from a render without a node to the node: {time.monotonic() - started_at:.1f} s"
+    )
+    assert len((await farm.result(first_job)).artifacts) == 1
+    record_measurement(f"to its picture: {time.monotonic() - started_at:.1f} s")
 
-    async def all_busy() -> dict[str, Any] | None:
+    async def are_all_busy() -> dict[str, Any] | None:
         status: dict[str, Any] = await pool.status.remote()
         busy_actors = [a for a in status["actors"].values() if a["renderer"]["running"]]
         return status if len(busy_actors) == NODES and len(status["placing"]) == 1 else None
 
-    status = await eventually(all_busy, 180)
+    status = await eventually(are_all_busy, 180)
     assert status["waiting"] == 2
-    assert {actor["node_id"] for actor in status["actors"].values()} == gpu_nodes()
+    assert {actor["node_id"] for actor in status["actors"].values()} == list_gpu_nodes()
     return jobs
 
 
@@ -107,7 +111,7 @@ async def _check_other_replicas() -> None:
         for name in names
     ]
     await asyncio.to_thread(serve.run_many, apps)
-    replicas = _processes("ray::ServeReplica:render-other")
+    replicas = _find_processes("ray::ServeReplica:render-other")
     assert len(replicas) == len(names)
     for replica in replicas:
         raylet = replica.parent()
@@ -115,18 +119,20 @@ async def _check_other_replicas() -> None:
         assert raylet.ppid() == os.getpid(), "a child of the autoscaler"
 
 
-def _processes(title: str) -> list[psutil.Process]:
+def _find_processes(title: str) -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [process for process, line in with_lines(children) if line.startswith(title)]
 
 
-async def _the_nodes_go_when_nothing_is_left(
-    farm: RenderFarm, pool: Any, measured: Measured
+async def _check_idle_nodes_are_removed(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     await eventually(lambda: comfyui_processes(farm.settings.data) == [], 180)
-    measured(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
-    await eventually(lambda: gpu_nodes() == set(), 240)
-    measured(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
+    record_measurement(f"idle for 3 s ends ComfyUI after {time.monotonic() - started_at:.1f} s")
+    await eventually(lambda: list_gpu_nodes() == set(), 240)
+    record_measurement(
+        f"and the nodes, idle for 3 s more, after {time.monotonic() - started_at:.1f} s"
+    )
     status = await pool.status.remote()
     assert (status["actors"], status["placing"]) == ({}, {})

@@ -25,7 +25,7 @@ from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.install import ComfyUI
 from moyin.render.comfyui.paths import HostPathFilter
 from tests.integration.render.affinity import (
-    models_stay_loaded_and_nobody_starves,
+    check_models_stay_loaded,
     with_large_models,
 )
 from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
@@ -39,7 +39,7 @@ from tests.integration.render.fixtures import (
 )
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(500)
@@ -53,7 +53,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     nodes = [{"num_cpus": 4}, GPU_NODE, GPU_NODE]
     async with render_farm(
@@ -67,19 +67,19 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
         job_id = await farm.submit(sleepy(8))
         name = await farm.renderer_of(pool, job_id)
-        lost = actors[name]
-        [node] = [n for n in cluster.worker_nodes if n.node_id == lost["node_id"]]
-        began = time.monotonic()
+        lost_actor = actors[name]
+        [node] = [n for n in cluster.worker_nodes if n.node_id == lost_actor["node_id"]]
+        started_at = time.monotonic()
         await asyncio.to_thread(cluster.remove_node, node, False)
 
         result = await farm.result(job_id)
-        measured(f"node lost: job done {time.monotonic() - began:.1f} s later")
+        record_measurement(f"node lost: job done {time.monotonic() - started_at:.1f} s later")
         assert result.backend != name
         [artifact] = result.artifacts
         assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
         # Its share is free on the other node as well: Ray starts it again there.
         actors = await farm.ready(pool, 2)
-        assert {actor["node_id"] for actor in actors.values()} == homes - {lost["node_id"]}
+        assert {actor["node_id"] for actor in actors.values()} == homes - {lost_actor["node_id"]}
         # The lost node's ComfyUI ended with its actor.
         pids = {actor["renderer"]["pid"] for actor in actors.values()}
         await eventually(lambda: set(comfyui_processes(tmp_path)) == pids)
@@ -90,27 +90,29 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
 
 async def _check_third_actor_waits(folder: Path) -> None:
     """Check that a third actor waits for the card until a pool with two actors on it is deleted."""
-    third = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
-    placed = third.status.remote()
+    third_actor = find_or_start("third", ComfySpec(gpus=0.5, cpus=0.1))
+    status_ref = third_actor.status.remote()
     await asyncio.sleep(4)
-    assert (await asyncio.to_thread(ray.wait, [placed], timeout=0))[0] == [], "there is no room"
+    assert (await asyncio.to_thread(ray.wait, [status_ref], timeout=0))[0] == [], "there is no room"
     assert len(comfyui_processes(folder)) == 2
     await asyncio.to_thread(serve.delete, "render-default")
-    assert (await placed).devices == "0"
+    assert (await status_ref).devices == "0"
 
-    async def alone() -> bool:
-        return (await third.status.remote()).renderer.ready and len(comfyui_processes(folder)) == 1
+    async def is_only_actor() -> bool:
+        return (await third_actor.status.remote()).renderer.ready and len(
+            comfyui_processes(folder)
+        ) == 1
 
-    await eventually(alone, 240)
+    await eventually(is_only_actor, 240)
 
 
-async def test_a_pool_on_one_node(
+async def test_pool_on_one_node_passes_all_scenarios(
     comfyui: ComfyUI,
     tmp_path: Path,
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     """Check several scenarios on one pool, because its setup takes long."""
     async with render_farm(
@@ -126,19 +128,19 @@ async def test_a_pool_on_one_node(
         pool = await farm.deploy(models, actors=1, gpus=0.5)
         [(name, actor)] = (await farm.ready(pool, 1)).items()
         assert name == "comfyui-default-0"
-        await _a_job_is_done_and_tells_its_progress(farm)
-        await _inputs_are_the_owners_own(farm)
-        await _a_bad_graph_fails_at_once(farm, pool)
-        await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
-        pool = await _change_configuration_under_load(farm, pool, measured)
-        await models_stay_loaded_and_nobody_starves(farm, pool, measured)
+        await _check_job_reports_progress(farm)
+        await _check_inputs_of_other_owners_are_refused(farm)
+        await _check_invalid_graph_fails_at_once(farm, pool)
+        await _check_new_replica_adopts_running_prompt(farm, pool, actor, record_measurement)
+        pool = await _change_configuration_under_load(farm, pool, record_measurement)
+        await check_models_stay_loaded(farm, pool, record_measurement)
         await _check_poisoned_job_fails(farm)
-        await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
+        await _check_idle_actors_end_and_return(farm, pool, record_measurement)
     await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
-async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
-    began = time.monotonic()
+async def _check_job_reports_progress(farm: RenderFarm) -> None:
+    started_at = time.monotonic()
     job_id = await farm.submit(sleepy(4))
     result = await farm.result(job_id)
     assert result.backend == "comfyui-default-0"
@@ -146,58 +148,62 @@ async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
     assert artifact.name == "p_00001_.png"
     assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
     events = [e for e in await farm.events.replay(job_id, None) if e.type is EventType.PROGRESS]
-    assert 3 <= len(events) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
+    assert 3 <= len(events) <= 4 * (time.monotonic() - started_at) + 2, "four a second at most"
     assert all(event.data["max"] == 3 and event.data["step"] == 0 for event in events)
     assert 0 < (await farm.jobs.get(OWNER, job_id)).progress.value <= 3
 
 
-async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
-    [other] = (await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))).artifacts
-    [own] = (await farm.result(await farm.submit(picture(0x00FF00)))).artifacts
+async def _check_inputs_of_other_owners_are_refused(farm: RenderFarm) -> None:
+    [other_artifact] = (
+        await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))
+    ).artifacts
+    [own_artifact] = (await farm.result(await farm.submit(picture(0x00FF00)))).artifacts
     graph = picture()
-    for artifact_id in (f"art_{'2' * 32}", other.id):
+    for artifact_id in (f"art_{'2' * 32}", other_artifact.id):
         graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
         assert await _read_failure(farm, await farm.submit(graph)) == "artifact_not_found"
-    graph["1"]["inputs"]["image"] = f"artifact:{own.id}"
+    graph["1"]["inputs"]["image"] = f"artifact:{own_artifact.id}"
     assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
 
 
-async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
+async def _check_invalid_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     graph = picture()
     graph["2"]["class_type"] = "NoSuchNode"
     [name, *_] = await pool.list_renderers.remote()
     actor = ray.get_actor(name, namespace=NAMESPACE)
-    verdict = await actor.validate.remote(graph)
-    assert verdict["error"]["type"] == "invalid_prompt"
+    validation = await actor.validate.remote(graph)
+    assert validation["error"]["type"] == "invalid_prompt"
     assert "error" not in await actor.validate.remote(picture())
     assert await _read_failure(farm, await farm.submit(graph)) == "invalid_graph"
 
 
-async def _a_new_replica_adopts_the_running_prompt(
+async def _check_new_replica_adopts_running_prompt(
     farm: RenderFarm,
     pool: Any,
     actor: dict[str, Any],
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     pid = actor["renderer"]["pid"]
-    before = await _count_prompts(pid)
+    prompts_before = await _count_prompts(pid)
     job_id = await farm.submit(sleepy(12))
     await farm.renderer_of(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
-    began = time.monotonic()
+    started_at = time.monotonic()
     result = await farm.result(job_id)
-    took = time.monotonic() - began
-    measured(f"replica killed: job done {took:.1f} s later")
+    elapsed_seconds = time.monotonic() - started_at
+    record_measurement(f"replica killed: job done {elapsed_seconds:.1f} s later")
     assert len(result.artifacts) == 1
-    [now] = (await farm.ready(pool, 1)).values()
-    assert now["renderer"]["pid"] == pid, "the same ComfyUI all along"
-    assert await _count_prompts(pid) == before + 2, "rendered once, and asked once"
+    [new_actor] = (await farm.ready(pool, 1)).values()
+    assert new_actor["renderer"]["pid"] == pid, "the same ComfyUI all along"
+    assert await _count_prompts(pid) == prompts_before + 2, "rendered once, and asked once"
 
 
-async def _change_configuration_under_load(farm: RenderFarm, pool: Any, measured: Measured) -> Any:
+async def _change_configuration_under_load(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
+) -> Any:
     """Change to two actors with a smaller share of the GPU while both are busy; lose no render."""
-    running = await farm.submit(sleepy(3))
-    await farm.renderer_of(pool, running)
+    running_job = await farm.submit(sleepy(3))
+    await farm.renderer_of(pool, running_job)
     jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
     pool = await farm.deploy(
         farm.settings.data / "some-models",
@@ -209,15 +215,17 @@ async def _change_configuration_under_load(farm: RenderFarm, pool: Any, measured
         idle_timeout=4,
         queue_patience=1,
     )
-    await farm.result(running)
-    assert await _count_attempts(farm, running) == 1, "drained"
+    await farm.result(running_job)
+    assert await _count_attempts(farm, running_job) == 1, "drained"
     jobs += [await farm.submit(upscaled(MODELS[n % 2])) for n in range(12)]
     results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
     assert all(len(result.artifacts) == 1 for result in results)
     assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
     status = await pool.status.remote()
     # How seldom it is depends on when the second one is up; the next scene judges it.
-    measured(f"{len(jobs)} renders of two models on two ComfyUIs: {status['changes']} changes")
+    record_measurement(
+        f"{len(jobs)} renders of two models on two ComfyUIs: {status['changes']} changes"
+    )
     assert status["changes"] >= 2
     assert {actor["spec"]["gpus"] for actor in status["actors"].values()} <= {0.4}
     return pool
@@ -230,14 +238,14 @@ async def _check_poisoned_job_fails(farm: RenderFarm) -> None:
     assert await _count_attempts(farm, job_id) == 2
 
 
-async def _nobody_stays_and_somebody_comes_back(
-    farm: RenderFarm, pool: Any, measured: Measured
+async def _check_idle_actors_end_and_return(
+    farm: RenderFarm, pool: Any, record_measurement: RecordMeasurement
 ) -> None:
-    await eventually(lambda: _empty(pool), 180)
+    await eventually(lambda: _has_no_actors(pool), 180)
     await eventually(lambda: comfyui_processes(farm.settings.data) == [])
-    began = time.monotonic()
+    started_at = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
-    measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
+    record_measurement(f"from no actor to a picture: {time.monotonic() - started_at:.1f} s")
 
 
 async def _count_attempts(farm: RenderFarm, job_id: str) -> int:
@@ -251,16 +259,16 @@ async def _count_prompts(pid: int) -> float:
     """Submit a prompt to this ComfyUI, and return how many it has accepted so far."""
     line = psutil.Process(pid).cmdline()
     folder = Path(line[line.index("--base-directory") + 1]).parent
-    with tempfile.TemporaryDirectory() as short:
+    with tempfile.TemporaryDirectory() as short_folder:
         # The path of a socket may have 107 characters.
-        (Path(short) / "folder").symlink_to(folder)
+        (Path(short_folder) / "folder").symlink_to(folder)
         async with ComfyClient(
-            f"{short}/folder/comfyui.sock", "counter", HostPathFilter({})
+            f"{short_folder}/folder/comfyui.sock", "counter", HostPathFilter({})
         ) as client:
             return (await client.submit(str(uuid.uuid4()), picture())).number
 
 
-async def _empty(pool: Any) -> bool:
+async def _has_no_actors(pool: Any) -> bool:
     return not (await pool.status.remote())["actors"]
 
 
@@ -275,7 +283,7 @@ async def _read_failure(farm: RenderFarm, job_id: str) -> str | None:
 
 
 def _kill_process(*words: str) -> None:
-    mine = with_lines(psutil.Process().children(recursive=True))
-    victims = [process for process, line in mine if all(word in line for word in words)]
+    child_processes = with_lines(psutil.Process().children(recursive=True))
+    victims = [process for process, line in child_processes if all(word in line for word in words)]
     assert len(victims) == 1, victims
     os.kill(victims[0].pid, signal.SIGKILL)

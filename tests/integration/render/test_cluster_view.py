@@ -57,12 +57,14 @@ async def test_pools_share_gpus_and_a_killed_comfyui_is_a_problem(
             data=tmp_path,
             is_config_rejected=lambda: False,
         )
-        finder = ProblemFinder()
+        problem_finder = ProblemFinder()
 
         async def read() -> ClusterBody:
             reading = await sources.read()
             cluster = build_cluster(_POOLS, reading)
-            return cluster.model_copy(update={"problems": finder.find(cluster, reading, ())})
+            return cluster.model_copy(
+                update={"problems": problem_finder.find(cluster, reading, ())}
+            )
 
         monitor = SharedReading(read, interval=0.5)
         for name, share in (("default", 0.5), ("fast", 0.25)):

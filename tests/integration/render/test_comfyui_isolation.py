@@ -81,7 +81,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hostile(
+async def hostile_renderer(
     options: ComfyOptions, stack: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ComfyRenderer]:
     with pytest.MonkeyPatch.context() as environment:
@@ -100,24 +100,30 @@ async def hostile(
             BlobStore(f"file://{stack / 'artifacts'}"),
         )
         await renderer.start()
-        await done(renderer, picture())
+        await render_graph(renderer, picture())
         yield renderer
         await renderer.close()
 
 
-async def run_attempt(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
+async def run_attempt(
+    renderer: ComfyRenderer, code: str, arguments: Any = None, **kwargs: Any
+) -> Any:
     """Run code in ComfyUI's process, and return its findings."""
-    return read_finding((await done(renderer, attempt(code, given), **kwargs)).values)
+    return read_finding((await render_graph(renderer, attempt(code, arguments), **kwargs)).values)
 
 
-async def done(renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any) -> RenderSucceeded:
-    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **kwargs))
+async def render_graph(
+    renderer: ComfyRenderer, graph: dict[str, Any], **kwargs: Any
+) -> RenderSucceeded:
+    return await _render_to_end(
+        renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **kwargs)
+    )
 
 
-async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
-    [*_, last] = [event async for event in renderer.render(request)]
-    assert isinstance(last, RenderSucceeded)
-    return last
+async def _render_to_end(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
+    [*_, last_event] = [event async for event in renderer.render(request)]
+    assert isinstance(last_event, RenderSucceeded)
+    return last_event
 
 
 async def store_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]:
@@ -128,20 +134,32 @@ async def store_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]
 
 
 async def test_it_reads_no_file_of_the_stack_or_the_machine(
-    hostile: ComfyRenderer, stack: Path
+    hostile_renderer: ComfyRenderer, stack: Path
 ) -> None:
-    sha256 = await hostile._blobs.put(b"a picture of another tenant's")
+    sha256 = await hostile_renderer._blobs.put(b"a picture of another tenant's")
     [blob] = stack.rglob(sha256)
     # Somebody's prompt that waits for its turn, and one whose files are still to be stored.
-    waiting = await store_input(hostile, b"another tenant's input")
-    await hostile.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting))
-    [staged] = (hostile._folder.staging).iterdir()
-    late = hostile._folder.done / "another"
-    late.mkdir()
-    late.joinpath("output.png").write_text("another tenant's output")
+    waiting_input = await store_input(hostile_renderer, b"another tenant's input")
+    await hostile_renderer.prepare(RenderRequest(prompt_id="x", graph={}, files=waiting_input))
+    [staged_file] = (hostile_renderer._folder.staging).iterdir()
+    late_folder = hostile_renderer._folder.done / "another"
+    late_folder.mkdir()
+    late_folder.joinpath("output.png").write_text("another tenant's output")
     private = [
-        *(stack, stack / "secret", stack / "moyin.db", blob, staged, late / "output.png"),
-        *(hostile._folder.path, hostile._folder.log, Path.home(), Path("/etc/shadow")),
+        *(
+            stack,
+            stack / "secret",
+            stack / "moyin.db",
+            blob,
+            staged_file,
+            late_folder / "output.png",
+        ),
+        *(
+            hostile_renderer._folder.path,
+            hostile_renderer._folder.log,
+            Path.home(),
+            Path("/etc/shadow"),
+        ),
         *(
             Path("/root"),
             Path("/var/log"),
@@ -152,19 +170,23 @@ async def test_it_reads_no_file_of_the_stack_or_the_machine(
         Path(f"/proc/{os.getpid()}/environ"),
     ]
     assert sum(path.exists() for path in private) > 10, "they are there"
-    result = await run_attempt(hostile, _READ, [str(path) for path in private])
+    result = await run_attempt(hostile_renderer, _READ, [str(path) for path in private])
     # Folders on the way to what it may read, with nothing else in them.
-    shown = {path: names for path, names in result.items() if names and isinstance(names, str)}
-    assert {path: text for path, text in shown.items() if SECRET in text or "tenant" in text} == {}
-    assert set(shown) <= {"/proc/1/environ"}, "of the first process in the sandbox"
+    shown_texts = {
+        path: names for path, names in result.items() if names and isinstance(names, str)
+    }
+    assert {
+        path: text for path, text in shown_texts.items() if SECRET in text or "tenant" in text
+    } == {}
+    assert set(shown_texts) <= {"/proc/1/environ"}, "of the first process in the sandbox"
     assert result.get(str(stack)) in (None, ["comfyui"])
-    assert result.get(str(hostile._folder.path)) in (None, ["base"])
-    late.joinpath("output.png").unlink()
-    late.rmdir()
+    assert result.get(str(hostile_renderer._folder.path)) in (None, ["base"])
+    late_folder.joinpath("output.png").unlink()
+    late_folder.rmdir()
 
 
-async def test_it_knows_no_users_processes_or_secrets(hostile: ComfyRenderer) -> None:
-    passwd = await run_attempt(hostile, _READ, ["/etc/passwd"])
+async def test_it_knows_no_users_processes_or_secrets(hostile_renderer: ComfyRenderer) -> None:
+    passwd = await run_attempt(hostile_renderer, _READ, ["/etc/passwd"])
     assert passwd["/etc/passwd"].startswith("comfyui:x:")
     code = """
 import glob, os
@@ -176,7 +198,7 @@ found = {
     "devices": sorted(os.listdir("/dev")),
 }
 """
-    result = await run_attempt(hostile, code)
+    result = await run_attempt(hostile_renderer, code)
     assert SECRET not in str(result)
     assert result["count"] < 5 < len(psutil.pids())
     allowed = {
@@ -199,9 +221,9 @@ found = {
 
 
 async def test_it_writes_nowhere_but_in_its_own_folders(
-    hostile: ComfyRenderer, options: ComfyOptions, stack: Path
+    hostile_renderer: ComfyRenderer, options: ComfyOptions, stack: Path
 ) -> None:
-    package = hostile._options.custom_nodes[0]
+    package = hostile_renderer._options.custom_nodes[0]
     places = [
         *(
             "/",
@@ -216,19 +238,28 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
             "/opt",
         ),
         *(str(stack), str(options.home), str(options.models), str(package)),
-        *(str(path) for path in (hostile._folder.base, hostile._folder.inputs, Path("/var"))),
+        *(
+            str(path)
+            for path in (
+                hostile_renderer._folder.base,
+                hostile_renderer._folder.inputs,
+                Path("/var"),
+            )
+        ),
         str(options.python.parent.parent),
     ]
-    assert await run_attempt(hostile, _WRITE, places) == []
-    own = [str(path) for path in hostile._folder.writable]
+    assert await run_attempt(hostile_renderer, _WRITE, places) == []
+    own_folders = [str(path) for path in hostile_renderer._folder.writable]
     # What a node says comes without the machine's paths.
-    names = HostPathFilter.for_process(hostile._options)
-    assert await run_attempt(hostile, _WRITE, own) == [names.hide_known(path) for path in own]
+    names = HostPathFilter.for_process(hostile_renderer._options)
+    assert await run_attempt(hostile_renderer, _WRITE, own_folders) == [
+        names.hide_known(path) for path in own_folders
+    ]
 
 
-async def test_input_file_can_be_read_but_not_changed(hostile: ComfyRenderer) -> None:
+async def test_input_file_can_be_read_but_not_changed(hostile_renderer: ComfyRenderer) -> None:
     """A node must not change an input file, because other prompts use the same file."""
-    files = await store_input(hostile, b"an input of two prompts")
+    files = await store_input(hostile_renderer, b"an input of two prompts")
     code = """
 import os
 found = []
@@ -245,12 +276,12 @@ found.append(open(path).read())
 """
     [name] = files
     for _ in range(2):
-        *ways, content = await run_attempt(hostile, code, name, files=files)
+        *successful_writes, content = await run_attempt(hostile_renderer, code, name, files=files)
         assert content == "an input of two prompts"
-        assert "done" not in ways
+        assert "done" not in successful_writes
 
 
-async def test_it_gains_no_privileges(hostile: ComfyRenderer) -> None:
+async def test_it_gains_no_privileges(hostile_renderer: ComfyRenderer) -> None:
     code = """
 import ctypes, os, subprocess
 libc = ctypes.CDLL(None, use_errno=True)
@@ -286,31 +317,31 @@ found = {
     },
 }
 """
-    result = await run_attempt(hostile, code)
-    assert {way for way, went in result["ways"].items() if went} == set()
+    result = await run_attempt(hostile_renderer, code)
+    assert {method for method, succeeded in result["ways"].items() if succeeded} == set()
     assert result["capabilities"] == ["0" * 16] * 4
     assert (result["no_new_privileges"], result["filtered"]) == ("1", "2")
     assert "0" not in [number for ids in result["ids"] for number in ids]
-    pid = (await hostile.status()).pid
+    pid = (await hostile_renderer.status()).pid
     assert pid is not None
     assert 0 not in psutil.Process(pid).uids(), "not to the kernel either"
 
 
-async def test_it_reaches_no_server(hostile: ComfyRenderer, tmp_path: Path) -> None:
+async def test_it_reaches_no_server(hostile_renderer: ComfyRenderer, tmp_path: Path) -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    abstract = f"\0moyin-test-{uuid.uuid4().hex}"
+    abstract_socket = f"\0moyin-test-{uuid.uuid4().hex}"
     servers = [
         await asyncio.start_server(greet, "0.0.0.0", 0),
         await asyncio.start_unix_server(greet, str(tmp_path / "s")),
-        await asyncio.start_unix_server(greet, abstract),
+        await asyncio.start_unix_server(greet, abstract_socket),
     ]
     port = servers[0].sockets[0].getsockname()[1]
-    hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _addresses())}
-    given: dict[str, Any] = {
+    hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _own_addresses())}
+    addresses: dict[str, Any] = {
         "tcp": [[host, port] for host in hosts],
-        "unix": [str(tmp_path / "s"), abstract],
+        "unix": [str(tmp_path / "s"), abstract_socket],
     }
     code = """
 import socket
@@ -329,16 +360,16 @@ try:
 except OSError:
     pass
 """
-    for path in given["unix"]:
+    for path in addresses["unix"]:
         _, writer = await asyncio.open_unix_connection(path)
         writer.close()
-    assert await run_attempt(hostile, code, given) == []
+    assert await run_attempt(hostile_renderer, code, addresses) == []
     for server in servers:
         server.close()
         await server.wait_closed()
 
 
-async def test_it_does_not_outlive_its_prompt(hostile: ComfyRenderer) -> None:
+async def test_it_does_not_outlive_its_prompt(hostile_renderer: ComfyRenderer) -> None:
     code = """
 import os, subprocess, sys, time
 place = folder_paths.get_output_directory()
@@ -353,34 +384,46 @@ while not os.path.exists(place + "/late"):
     time.sleep(0.01)
 found = True
 """
-    assert await run_attempt(hostile, code)
-    pid = (await hostile.status()).pid
+    assert await run_attempt(hostile_renderer, code)
+    pid = (await hostile_renderer.status()).pid
     assert pid is not None
     init = psutil.Process(pid).parent()
     assert init is not None
     alive = [p for p in init.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
     assert [p.pid for p in alive] == [pid]
     assert await run_attempt(
-        hostile, _SEEN, [str(hostile._folder.base)]
-    ) == await _list_visible_files(hostile)
+        hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)]
+    ) == await _list_visible_files(hostile_renderer)
 
 
-async def test_the_next_tenant_finds_no_trace(hostile: ComfyRenderer, stack: Path) -> None:
-    before = await _list_visible_files(hostile)
-    files = await store_input(hostile, b"Ada's input")
-    own = [*map(str, hostile._folder.writable), "/tmp", "/var/tmp", "/dev/shm"]
+async def test_the_next_tenant_finds_no_trace(hostile_renderer: ComfyRenderer, stack: Path) -> None:
+    files_before = await _list_visible_files(hostile_renderer)
+    files = await store_input(hostile_renderer, b"Ada's input")
+    writable_folders = [
+        *map(str, hostile_renderer._folder.writable),
+        "/tmp",
+        "/var/tmp",
+        "/dev/shm",
+    ]
     code = f"{_WRITE}\nfound = os.listdir(folder_paths.get_input_directory() + '/moyin')"
-    assert await run_attempt(hostile, code, own, files=files) == [Path(next(iter(files))).name]
-    assert await run_attempt(hostile, _SEEN, [str(hostile._folder.base)]) == before
+    assert await run_attempt(hostile_renderer, code, writable_folders, files=files) == [
+        Path(next(iter(files))).name
+    ]
+    assert (
+        await run_attempt(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
+        == files_before
+    )
     assert not list(stack.rglob("trace")), "nor is it kept"
 
 
-async def test_thread_that_outlives_its_prompt_leaves_no_files(hostile: ComfyRenderer) -> None:
+async def test_thread_that_outlives_its_prompt_leaves_no_files(
+    hostile_renderer: ComfyRenderer,
+) -> None:
     """Files that such a thread writes are neither visible to the next prompt nor stored.
 
     The thread is started by a node and keeps writing after its prompt has ended.
     """
-    before = await _list_visible_files(hostile)
+    files_before = await _list_visible_files(hostile_renderer)
     code = """
 import threading, time
 place = folder_paths.get_output_directory()
@@ -394,11 +437,19 @@ def late():
 kept["thread"] = threading.Thread(target=late, daemon=True)
 kept["thread"].start()
 """
-    await run_attempt(hostile, code)
-    (hostile._folder.base / "output" / "early").write_text("written since the prompt ended")
-    assert await run_attempt(hostile, _SEEN, [str(hostile._folder.base)]) == before
-    await run_attempt(hostile, "kept['go'] = True\nkept['wrote'].wait(10)")
-    assert await run_attempt(hostile, _SEEN, [str(hostile._folder.base)]) == before
+    await run_attempt(hostile_renderer, code)
+    (hostile_renderer._folder.base / "output" / "early").write_text(
+        "written since the prompt ended"
+    )
+    assert (
+        await run_attempt(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
+        == files_before
+    )
+    await run_attempt(hostile_renderer, "kept['go'] = True\nkept['wrote'].wait(10)")
+    assert (
+        await run_attempt(hostile_renderer, _SEEN, [str(hostile_renderer._folder.base)])
+        == files_before
+    )
 
 
 @pytest.mark.parametrize(
@@ -414,7 +465,7 @@ kept["thread"].start()
     ],
 )
 async def test_links_and_pipes_in_the_output_are_harmless(
-    hostile: ComfyRenderer, stack: Path, make: str, name: str
+    hostile_renderer: ComfyRenderer, stack: Path, make: str, name: str
 ) -> None:
     code = f"""
 import os
@@ -423,11 +474,15 @@ place = folder_paths.get_output_directory()
 subfolder, _, filename = given["name"].rpartition("/")
 files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 """
-    given: dict[str, Any] = {"secret": str(stack / "secret"), "folder": str(stack), "name": name}
+    arguments: dict[str, Any] = {
+        "secret": str(stack / "secret"),
+        "folder": str(stack),
+        "name": name,
+    }
     # The renderer tries it again without ComfyUI's cache, then gives up.
     with pytest.raises(MoyinError, match="does not exist"):
-        await done(hostile, attempt(code, given))
-    assert (await done(hostile, picture())).files, "the next prompt is rendered"
+        await render_graph(hostile_renderer, attempt(code, arguments))
+    assert (await render_graph(hostile_renderer, picture())).files, "the next prompt is rendered"
     assert not [
         p
         for p in (stack / "artifacts").rglob("*")
@@ -435,15 +490,19 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
     ]
 
 
-async def test_a_node_cannot_pretend_that_its_prompt_has_ended(hostile: ComfyRenderer) -> None:
-    files = await store_input(hostile, b"the next tenant's input")
+async def test_a_node_cannot_pretend_that_its_prompt_has_ended(
+    hostile_renderer: ComfyRenderer,
+) -> None:
+    files = await store_input(hostile_renderer, b"the next tenant's input")
     requests = [
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
         RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
     ]
-    first, second = [asyncio.create_task(_last(hostile, request)) for request in requests]
-    assert read_finding((await first).values) == []
-    assert (await second).files
+    first_task, second_task = [
+        asyncio.create_task(_render_to_end(hostile_renderer, request)) for request in requests
+    ]
+    assert read_finding((await first_task).values) == []
+    assert (await second_task).files
 
 
 _PRETEND = """
@@ -478,29 +537,29 @@ while True:
 
 
 async def test_a_prompt_that_forges_its_end_fails_only_itself(
-    hostile: ComfyRenderer, options: ComfyOptions, tmp_path: Path
+    hostile_renderer: ComfyRenderer, options: ComfyOptions, tmp_path: Path
 ) -> None:
-    packages = hostile._options.custom_nodes
+    packages = hostile_renderer._options.custom_nodes
     renderer = ComfyRenderer(
         replace(options, folder=tmp_path / "run", custom_nodes=packages, progress_timeout=2),
-        hostile._blobs,
+        hostile_renderer._blobs,
     )
     await renderer.start()
     try:
-        await done(renderer, attempt(_ESCAPE))
-        before = (await renderer.status()).pid
-        with pytest.raises(NoResponse) as lost:
-            await done(renderer, picture())
+        await render_graph(renderer, attempt(_ESCAPE))
+        pid_before = (await renderer.status()).pid
+        with pytest.raises(NoResponse) as exc_info:
+            await render_graph(renderer, picture())
         # It is worth another try, and not held against the prompt.
-        assert lost.value.retryable
-        assert lost.value.details == {}
-        await done(renderer, picture())
-        assert (await renderer.status()).pid != before
+        assert exc_info.value.retryable
+        assert exc_info.value.details == {}
+        await render_graph(renderer, picture())
+        assert (await renderer.status()).pid != pid_before
     finally:
         await renderer.close()
 
 
-async def test_a_file_that_fills_the_disk_ends(hostile: ComfyRenderer) -> None:
+async def test_file_that_would_fill_the_disk_is_refused(hostile_renderer: ComfyRenderer) -> None:
     code = """
 try:
     with open(folder_paths.get_output_directory() + "/big", "wb") as file:
@@ -509,14 +568,14 @@ try:
 except OSError as error:
     found = error.strerror
 """
-    assert await run_attempt(hostile, code) == "File too large"
+    assert await run_attempt(hostile_renderer, code) == "File too large"
 
 
 async def test_validation_reveals_no_file_of_the_running_prompt(
-    hostile: ComfyRenderer,
+    hostile_renderer: ComfyRenderer,
 ) -> None:
     """The options of nodes that load files must not list the files of the running prompt."""
-    files = await store_input(hostile, b"Ada's input")
+    files = await store_input(hostile_renderer, b"Ada's input")
     code = """
 import os, time
 for place in (folder_paths.get_output_directory(), folder_paths.get_temp_directory()):
@@ -524,48 +583,52 @@ for place in (folder_paths.get_output_directory(), folder_paths.get_temp_directo
 while not os.path.exists(given):
     time.sleep(0.02)
 """
-    go = hostile._folder.scratch / "go"
-    rendering = asyncio.create_task(run_attempt(hostile, code, str(go), files=files))
-    output = hostile._folder.base / "output" / "adas-file.png"
+    go_file = hostile_renderer._folder.scratch / "go"
+    render_task = asyncio.create_task(
+        run_attempt(hostile_renderer, code, str(go_file), files=files)
+    )
+    output = hostile_renderer._folder.base / "output" / "adas-file.png"
     await eventually(output.exists)
-    info = json.loads(await hostile.get("/object_info") or b"")
-    go.touch()
-    await rendering
+    info = json.loads(await hostile_renderer.get("/object_info") or b"")
+    go_file.touch()
+    await render_task
     for node in ("LoadImage", "LoadImageMask", "LoadImageOutput"):
         assert "adas" not in str(info[node])
         assert Path(next(iter(files))).name not in str(info[node])
 
 
-async def test_comfyui_has_no_port(hostile: ComfyRenderer) -> None:
-    pid = (await hostile.status()).pid
+async def test_comfyui_has_no_port(hostile_renderer: ComfyRenderer) -> None:
+    pid = (await hostile_renderer.status()).pid
     assert pid is not None
     listening = [c for c in psutil.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     sandbox = {pid, *(p.pid for p in psutil.Process(pid).parents()[:2])}
     assert not [c for c in listening if c.pid in sandbox]
-    address = hostile._folder.path / "comfyui.sock"
+    address = hostile_renderer._folder.path / "comfyui.sock"
     assert address.stat().st_mode & 0o777 == 0o600
     assert address.parent.stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_process_that_is_killed_takes_its_sandbox_along(hostile: ComfyRenderer) -> None:
-    pid = (await hostile.status()).pid
+async def test_a_process_that_is_killed_takes_its_sandbox_along(
+    hostile_renderer: ComfyRenderer,
+) -> None:
+    pid = (await hostile_renderer.status()).pid
     assert pid is not None
     process = psutil.Process(pid)
     family = [process, *process.parents()[:2]]
     process.send_signal(signal.SIGKILL)
     _, alive = await asyncio.to_thread(psutil.wait_procs, family, 10)
     assert [p for p in alive if p.pid != os.getpid()] == []
-    assert (await done(hostile, picture())).files
+    assert (await render_graph(hostile_renderer, picture())).files
 
 
-def _addresses() -> list[Any]:
+def _own_addresses() -> list[Any]:
     results = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
     return [a for a in results if a.family == socket.AF_INET]
 
 
 async def _list_visible_files(renderer: ComfyRenderer) -> list[str]:
     """Return the files that the next prompt finds in its folders, for a later comparison."""
-    await done(renderer, picture())
+    await render_graph(renderer, picture())
     result: list[str] = await run_attempt(renderer, _SEEN, [str(renderer._folder.base)])
     assert result, "the bridge at least"
     return result

@@ -46,11 +46,11 @@ from tests.integration.render.fixtures import (
     bad_nodes,
     blobs,
     comfyui_processes,
-    events,
     failing,
-    finished,
     options,
     picture,
+    render_events,
+    render_successfully,
     renderer,
     request,
     sleepy,
@@ -66,9 +66,9 @@ async def test_a_picture_is_rendered_and_stored(
     renderer: ComfyRenderer, blobs: BlobStore, options: ComfyOptions
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    done = await finished(renderer, picture(), prompt_id)
+    success = await render_successfully(renderer, picture(), prompt_id)
 
-    [file] = done.files
+    [file] = success.files
     assert (file.name, file.media_type, file.node, file.slot, file.temporary) == (
         "p_00001_.png", "image/png", "2", "images", False,
     )  # fmt: skip
@@ -82,38 +82,43 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
     prompt_id = str(uuid.uuid4())
-    done = await finished(renderer, picture(), prompt_id)
-    data = await blobs.get(done.files[0].sha256)
+    success = await render_successfully(renderer, picture(), prompt_id)
+    data = await blobs.get(success.files[0].sha256)
     assert b'"filename_prefix": "p"' in data
     assert prompt_id.encode() not in data
 
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
-    began = time.monotonic()
-    seen = await events(renderer, sleepy(4.0))
-    took = time.monotonic() - began
-    progress = [event for event in seen if isinstance(event, RenderProgress)]
-    assert 3 <= len(progress) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
+    started_at = time.monotonic()
+    seen_events = await render_events(renderer, sleepy(4.0))
+    elapsed_seconds = time.monotonic() - started_at
+    progress = [event for event in seen_events if isinstance(event, RenderProgress)]
+    assert 3 <= len(progress) <= 4 * (time.monotonic() - started_at) + 2, "four a second at most"
     assert [p.value for p in progress] == sorted(p.value for p in progress)
     assert any(0 < p.value < 3 and p.node == "3" for p in progress)
     assert all(p.max == 3 for p in progress)
-    assert seen.count(ExecutionStarted()) == 1
-    assert seen[-4] == ExecutionFinished()
-    assert isinstance(seen[-3], RenderRun)
-    assert 4.0 <= seen[-3].seconds <= took
-    assert isinstance(seen[-2], PromptRecord)
+    assert seen_events.count(ExecutionStarted()) == 1
+    assert seen_events[-4] == ExecutionFinished()
+    assert isinstance(seen_events[-3], RenderRun)
+    assert 4.0 <= seen_events[-3].seconds <= elapsed_seconds
+    assert isinstance(seen_events[-2], PromptRecord)
 
 
 async def test_an_identical_graph_gives_the_second_job_its_own_result(
     renderer: ComfyRenderer,
 ) -> None:
     graph = picture()
-    first, second = await finished(renderer, graph), await finished(renderer, graph)
-    assert first == second
+    first_result, second_result = (
+        await render_successfully(renderer, graph),
+        await render_successfully(renderer, graph),
+    )
+    assert first_result == second_result
     # Also while the first one's files are being stored.
     graph = sleepy(0.2)
-    third, fourth = await asyncio.gather(finished(renderer, graph), finished(renderer, graph))
-    assert third == fourth
+    third_result, fourth_result = await asyncio.gather(
+        render_successfully(renderer, graph), render_successfully(renderer, graph)
+    )
+    assert third_result == fourth_result
 
 
 async def test_a_cached_picture_holds_no_graph_of_another_tenants(
@@ -122,11 +127,11 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
     graph = picture()
 
     async def saved(tenant: str, note: str) -> bytes:
-        extra = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
-        render_request = replace(request(graph), extra_data=extra)
-        [*_, done] = [event async for event in renderer.render(render_request)]
-        assert isinstance(done, RenderSucceeded)
-        return await blobs.get(done.files[0].sha256)
+        extra_data = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
+        render_request = replace(request(graph), extra_data=extra_data)
+        [*_, last_event] = [event async for event in renderer.render(render_request)]
+        assert isinstance(last_event, RenderSucceeded)
+        return await blobs.get(last_event.files[0].sha256)
 
     assert b"of ann" in await saved("ann", "a note of ann's")
     assert b"of bob" in await saved("bob", "a note of bob's")
@@ -138,49 +143,52 @@ async def test_lost_cached_outputs_are_rendered_again(
     renderer: ComfyRenderer,
 ) -> None:
     graph = picture()
-    first = await finished(renderer, graph)
+    first_result = await render_successfully(renderer, graph)
     assert renderer._outputs is not None
     renderer._outputs._stored.clear()
-    assert await finished(renderer, graph) == first
+    assert await render_successfully(renderer, graph) == first_result
 
 
 async def test_previews_are_marked_and_text_is_kept(renderer: ComfyRenderer) -> None:
     graph = picture()
     graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     graph["10"] = {"class_type": "PreviewAny", "inputs": {"source": "a word"}}
-    done = await finished(renderer, graph)
-    assert [(file.node, file.temporary) for file in done.files] == [("2", True)]
-    assert done.values == {"10": {"text": ["a word"]}}
+    success = await render_successfully(renderer, graph)
+    assert [(file.node, file.temporary) for file in success.files] == [("2", True)]
+    assert success.values == {"10": {"text": ["a word"]}}
 
 
 async def test_the_same_prompt_is_rendered_once(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     graph = sleepy(1.0)
-    began = time.monotonic()
-    first, second = await asyncio.gather(
-        finished(renderer, graph, prompt_id), finished(renderer, graph, prompt_id)
+    started_at = time.monotonic()
+    first_result, second_result = await asyncio.gather(
+        render_successfully(renderer, graph, prompt_id),
+        render_successfully(renderer, graph, prompt_id),
     )
-    assert first == second
-    assert time.monotonic() - began < 1.9, "two in a row would take two seconds"
-    began = time.monotonic()
-    assert await finished(renderer, graph, prompt_id) == first
-    assert time.monotonic() - began < 0.1, "a finished one is remembered"
+    assert first_result == second_result
+    assert time.monotonic() - started_at < 1.9, "two in a row would take two seconds"
+    started_at = time.monotonic()
+    assert await render_successfully(renderer, graph, prompt_id) == first_result
+    assert time.monotonic() - started_at < 0.1, "a finished one is remembered"
 
 
 async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
     renderer: ComfyRenderer,
 ) -> None:
-    wanted = request(sleepy(1.0))
-    async for event in renderer.render(wanted):
+    render_request = request(sleepy(1.0))
+    async for event in renderer.render(render_request):
         assert isinstance(event, ExecutionStarted | RenderProgress)
         break
-    assert wanted.prompt_id in (await renderer.status()).running
-    done = await finished(renderer, dict(wanted.graph), wanted.prompt_id)
-    assert len(done.files) == 1
+    assert render_request.prompt_id in (await renderer.status()).running
+    success = await render_successfully(
+        renderer, dict(render_request.graph), render_request.prompt_id
+    )
+    assert len(success.files) == 1
 
 
 @pytest.mark.parametrize(
-    ("breaks", "type_", "names"),
+    ("broken_node", "type_", "names"),
     [
         ({"class_type": "NoSuchNode", "inputs": {}}, "invalid_prompt", "NoSuchNode"),
         (
@@ -192,15 +200,15 @@ async def test_a_watcher_that_leaves_and_comes_back_finds_its_prompt(
     ],
 )
 async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
-    renderer: ComfyRenderer, breaks: object, type_: str, names: str
+    renderer: ComfyRenderer, broken_node: object, type_: str, names: str
 ) -> None:
     graph = picture()
-    graph["2"] = breaks
+    graph["2"] = broken_node
     body = await renderer.validate(graph)
     assert body is not None
     assert body["error"]["type"] == type_
     with pytest.raises(InvalidGraph, match=names) as exc_info:
-        await events(renderer, graph)
+        await render_events(renderer, graph)
     assert exc_info.value.details == body
     assert "error" not in await renderer.validate(picture())
 
@@ -212,28 +220,33 @@ async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     [(node, inputs)] = [
         (node, result) for node, result in unchecked_inputs.items() if "width" in result
     ]
-    kind, least, most = inputs["width"]
+    kind, minimum, maximum = inputs["width"]
     assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
-    for value, valid in ((least, True), (most, True), (least - 1, False), (most + 1, False)):
+    for value, is_valid in (
+        (minimum, True),
+        (maximum, True),
+        (minimum - 1, False),
+        (maximum + 1, False),
+    ):
         graph[node]["inputs"]["width"] = value
-        assert ("error" not in await renderer.validate(graph)) == valid
+        assert ("error" not in await renderer.validate(graph)) == is_valid
     loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
     loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     assert "1" not in (await renderer.validate(loads))["free"], "it looks at files"
 
 
 async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
-    known = (await renderer.status()).known
+    known_prompts = (await renderer.status()).known
     assert "error" not in await renderer.validate(sleepy(5))
-    began = time.monotonic()
-    await finished(renderer, picture())
-    assert time.monotonic() - began < 2
-    assert len((await renderer.status()).known) == len(known) + 1
+    started_at = time.monotonic()
+    await render_successfully(renderer, picture())
+    assert time.monotonic() - started_at < 2
+    assert len((await renderer.status()).known) == len(known_prompts) + 1
 
 
 async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
     with pytest.raises(RenderFailed, match=r"node 3 \(TestSyncError\) failed") as exc_info:
-        await events(renderer, failing())
+        await render_events(renderer, failing())
     assert exc_info.value.details["node_id"] == "3"
     assert exc_info.value.details["node_type"] == "TestSyncError"
 
@@ -247,51 +260,56 @@ async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -
     }
     graph["2"]["inputs"]["images"] = ["3", 0]
     with pytest.raises(RenderFailed, match="cycle") as exc_info:
-        await events(renderer, graph)
+        await render_events(renderer, graph)
     assert exc_info.value.details["node_id"] == "3"
-    assert len((await finished(renderer, picture())).files) == 1
+    assert len((await render_successfully(renderer, picture())).files) == 1
 
 
 async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> None:
-    victim, other = request(sleepy(30)), request(sleepy(0.5))
+    victim, other_request = request(sleepy(30)), request(sleepy(0.5))
     tasks = [
-        asyncio.create_task(finished(renderer, dict(r.graph), r.prompt_id)) for r in (victim, other)
+        asyncio.create_task(render_successfully(renderer, dict(r.graph), r.prompt_id))
+        for r in (victim, other_request)
     ]
-    await eventually(lambda: _running(renderer, victim.prompt_id))
+    await eventually(lambda: _is_running(renderer, victim.prompt_id))
     await asyncio.sleep(0.5)
-    began = time.monotonic()
+    started_at = time.monotonic()
     await renderer.cancel(victim.prompt_id)
     with pytest.raises(RenderFailed):
         await tasks[0]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started_at < 2
     await renderer.cancel(victim.prompt_id)
     await renderer.cancel(str(uuid.uuid4()))
     assert len((await tasks[1]).files) == 1
 
 
 async def test_cancel_takes_a_waiting_prompt_from_the_queue(renderer: ComfyRenderer) -> None:
-    running, waiting = request(sleepy(2)), request(sleepy(30))
-    first = asyncio.create_task(finished(renderer, dict(running.graph), running.prompt_id))
+    running_request, waiting_request = request(sleepy(2)), request(sleepy(30))
+    first_task = asyncio.create_task(
+        render_successfully(renderer, dict(running_request.graph), running_request.prompt_id)
+    )
     await asyncio.sleep(0.3)
-    second = asyncio.create_task(finished(renderer, dict(waiting.graph), waiting.prompt_id))
+    second_task = asyncio.create_task(
+        render_successfully(renderer, dict(waiting_request.graph), waiting_request.prompt_id)
+    )
     await asyncio.sleep(0.3)
-    await renderer.cancel(waiting.prompt_id)
+    await renderer.cancel(waiting_request.prompt_id)
     with pytest.raises(RenderFailed, match="cancelled"):
-        await second
-    assert len((await first).files) == 1
+        await second_task
+    assert len((await first_task).files) == 1
 
 
 async def test_a_failed_prompt_may_be_tried_again(renderer: ComfyRenderer) -> None:
     prompt_id = str(uuid.uuid4())
     with pytest.raises(RenderFailed):
-        await events(renderer, failing(), prompt_id)
-    assert len((await finished(renderer, picture(), prompt_id)).files) == 1
+        await render_events(renderer, failing(), prompt_id)
+    assert len((await render_successfully(renderer, picture(), prompt_id)).files) == 1
 
 
 async def test_an_input_file_is_loaded_from_the_store(
     renderer: ComfyRenderer, blobs: BlobStore
 ) -> None:
-    picture_file = (await finished(renderer, picture(0xFF0000))).files[0]
+    picture_file = (await render_successfully(renderer, picture(0xFF0000))).files[0]
     artifact = Artifact(
         id="art_1",
         name="red.png",
@@ -302,24 +320,26 @@ async def test_an_input_file_is_loaded_from_the_store(
     name = make_input_name(artifact)
     graph = picture()
     graph["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
-    wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256})
-    seen = [event async for event in renderer.render(wanted)]
-    assert isinstance(seen[-1], RenderSucceeded)
+    render_request = RenderRequest(
+        prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256}
+    )
+    seen_events = [event async for event in renderer.render(render_request)]
+    assert isinstance(seen_events[-1], RenderSucceeded)
     nodes = json.loads(await renderer.get("/object_info") or b"")
-    listed = nodes["LoadImage"]["input"]["required"]["image"][0]
-    assert listed == [], "nobody may see what others have uploaded"
+    listed_files = nodes["LoadImage"]["input"]["required"]["image"][0]
+    assert listed_files == [], "nobody may see what others have uploaded"
 
-    gone = RenderRequest(
+    missing_file_request = RenderRequest(
         prompt_id=str(uuid.uuid4()), graph=graph, files={f"moyin/{'1' * 64}.png": "1" * 64}
     )
     with pytest.raises(StepFailed, match="artifact store"):
-        [event async for event in renderer.render(gone)]
+        [event async for event in renderer.render(missing_file_request)]
 
 
 async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     renderer: ComfyRenderer, options: ComfyOptions
 ) -> None:
-    task = asyncio.create_task(events(renderer, sleepy(30)))
+    task = asyncio.create_task(render_events(renderer, sleepy(30)))
     await asyncio.sleep(0.5)
     pid = (await renderer.status()).pid
     assert pid is not None
@@ -327,7 +347,7 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     with pytest.raises(WorkerLost) as exc_info:
         await task
     assert "ended" not in exc_info.value.details, "no fault of the prompt's"
-    assert (await finished(renderer, picture())).files
+    assert (await render_successfully(renderer, picture())).files
     status = await renderer.status()
     assert status.pid not in (None, pid)
     assert comfyui_processes(options.folder) == [status.pid]
@@ -338,7 +358,7 @@ async def test_a_stalled_socket_costs_nothing_but_progress(
 ) -> None:
     monkeypatch.setattr("moyin.render.comfyui.prompts.RunningPrompt.process_event", lambda *_: None)
     monkeypatch.setattr("moyin.render.comfyui.renderer._POLL_SECONDS", 0.5)
-    assert len((await finished(renderer, sleepy(0.2))).files) == 1
+    assert len((await render_successfully(renderer, sleepy(0.2))).files) == 1
 
 
 async def test_bad_nodes(
@@ -353,7 +373,7 @@ async def test_bad_nodes(
     monkeypatch.setattr("moyin.render.comfyui.session._CHECK_SECONDS", 0.3)
     nodes = (bad_nodes, options.home / TEST_NODES)
     warm_up = json.dumps({"1": {"class_type": "Room", "inputs": {"failures": 1}}})
-    async with _renderer(
+    async with _run_renderer(
         replace(
             options,
             folder=tmp_path / "run",
@@ -363,20 +383,20 @@ async def test_bad_nodes(
         ),
         blobs,
     ) as renderer:
-        await _collections_leave_out_what_was_imported(renderer)
+        await _check_gc_ignores_imported_objects(renderer)
         await _check_reused_file_name(renderer, monkeypatch)
-        await _memory_is_freed_and_it_is_tried_once_more(renderer)
-        await _a_hung_node_costs_its_prompt_and_the_process(renderer)
+        await _check_retry_after_freeing_memory(renderer)
+        await _check_hung_node_fails_its_prompt(renderer)
         await _check_zombie_is_replaced(renderer)
         assert list(renderer._folder.done.iterdir()) == [], "nothing of any prompt is left"
         assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
     assert comfyui_processes(tmp_path) == []
 
 
-async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> None:
-    done = await finished(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
+async def _check_gc_ignores_imported_objects(renderer: ComfyRenderer) -> None:
+    success = await render_successfully(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
     # Torch and ComfyUI's own nodes are some half a million.
-    assert int(done.values["1"]["text"][0]) > 100_000
+    assert int(success.values["1"]["text"][0]) > 100_000
 
 
 async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,42 +411,46 @@ async def _check_reused_file_name(renderer: ComfyRenderer, monkeypatch: pytest.M
         await may_store.wait()
         return await put_stream(file, limit)
 
-    async def follow(text: str, seen: list[RenderEvent]) -> None:
+    async def follow(text: str, seen_events: list[RenderEvent]) -> None:
         graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
         async for event in renderer.render(request(graph)):
-            seen.append(event)
+            seen_events.append(event)
 
     monkeypatch.setattr(blobs, "put_stream", put_later)
     texts = ["Ada's", "Bob's", "Ada's"]
-    seen: list[list[RenderEvent]] = [[] for _ in texts]
-    tasks = [asyncio.create_task(follow(*pair)) for pair in zip(texts, seen, strict=True)]
-    await eventually(lambda: all(ExecutionFinished() in events for events in seen))
+    events_by_prompt: list[list[RenderEvent]] = [[] for _ in texts]
+    tasks = [
+        asyncio.create_task(follow(*pair)) for pair in zip(texts, events_by_prompt, strict=True)
+    ]
+    await eventually(
+        lambda: all(ExecutionFinished() in render_events for render_events in events_by_prompt)
+    )
     may_store.set()
     await asyncio.gather(*tasks)
     results = []
-    for *_, done in seen:
-        assert isinstance(done, RenderSucceeded)
-        results.append((await blobs.get(done.files[0].sha256)).decode())
+    for *_, last_event in events_by_prompt:
+        assert isinstance(last_event, RenderSucceeded)
+        results.append((await blobs.get(last_event.files[0].sha256)).decode())
     assert results == texts
-    left = [*folder.writable, folder.done]
-    assert not [p for place in left for p in place.rglob("*") if p.is_file()]
+    emptied_folders = [*folder.writable, folder.done]
+    assert not [p for folder_path in emptied_folders for p in folder_path.rglob("*") if p.is_file()]
 
 
-async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:
-    greedy = {"1": {"class_type": "Greedy", "inputs": {}}}
+async def _check_retry_after_freeing_memory(renderer: ComfyRenderer) -> None:
+    greedy_graph = {"1": {"class_type": "Greedy", "inputs": {}}}
     # The warm-up graph has set it up for one failure.
-    assert (await finished(renderer, greedy)).values == {"1": {"text": ["fits"]}}
-    await events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
+    assert (await render_successfully(renderer, greedy_graph)).values == {"1": {"text": ["fits"]}}
+    await render_events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
     with pytest.raises(OutOfMemory, match="no room"):
-        await events(renderer, greedy)
-    assert (await finished(renderer, picture())).files
+        await render_events(renderer, greedy_graph)
+    assert (await render_successfully(renderer, picture())).files
 
 
-async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer) -> None:
+async def _check_hung_node_fails_its_prompt(renderer: ComfyRenderer) -> None:
     pid = (await renderer.status()).pid
     with pytest.raises(RenderFailed, match=r"no progress within .* of 1 s"):
-        await events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
-    assert (await finished(renderer, picture())).files
+        await render_events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
+    assert (await render_successfully(renderer, picture())).files
     assert (await renderer.status()).pid != pid
 
 
@@ -434,40 +458,40 @@ async def _check_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     """Check that ComfyUI is restarted if it answers HTTP but its thread for prompts is dead."""
     pid = (await renderer.status()).pid
     with pytest.raises(WorkerLost, match="executes prompts has ended") as exc_info:
-        await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
+        await render_events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
     assert exc_info.value.details == {"ended": "comfyui"}
-    assert (await finished(renderer, picture())).files
+    assert (await render_successfully(renderer, picture())).files
     assert (await renderer.status()).pid != pid
 
 
 async def test_the_reason_of_a_failed_start_is_shown(
     options: ComfyOptions, blobs: BlobStore, tmp_path: Path
 ) -> None:
-    broken = ComfyRenderer(
+    broken_renderer = ComfyRenderer(
         replace(options, folder=tmp_path / "run", flags=("--no-such-flag",), start_timeout=8),
         blobs,
     )
-    await broken.start()
+    await broken_renderer.start()
     try:
         with pytest.raises(ServiceUnavailable):
-            await events(broken, picture())
-        assert "--no-such-flag" in ((await broken.status()).error or "")
+            await render_events(broken_renderer, picture())
+        assert "--no-such-flag" in ((await broken_renderer.status()).error or "")
         with pytest.raises(ServiceUnavailable):
-            await broken.validate(picture())
+            await broken_renderer.validate(picture())
     finally:
-        await broken.close()
+        await broken_renderer.close()
 
 
 @asynccontextmanager
-async def _renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[ComfyRenderer]:
+async def _run_renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[ComfyRenderer]:
     renderer = ComfyRenderer(options, blobs)
     await renderer.start()
     try:
-        await finished(renderer, picture())
+        await render_successfully(renderer, picture())
         yield renderer
     finally:
         await renderer.close()
 
 
-async def _running(renderer: ComfyRenderer, prompt_id: str) -> bool:
+async def _is_running(renderer: ComfyRenderer, prompt_id: str) -> bool:
     return prompt_id in (await renderer.status()).running

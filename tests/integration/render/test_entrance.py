@@ -48,33 +48,35 @@ class Entrance:
 async def test_every_tenant_gets_in_while_another_floods_the_queue(
     temporal_server: TemporalServer,
 ) -> None:
-    client = await _client(temporal_server)
+    client = await _connect_client(temporal_server)
     submissions = (
         [("flood", 2)] * 40 + [("small", 3)] * 3 + [("urgent", 1)] * 3 + [("patient", 5)] * 2
     )
-    order = await _enter(client, submissions)
-    last = {owner: len(order) - order[::-1].index(owner) for owner in set(order)}
-    assert last["urgent"] <= 10
-    assert last["small"] <= 15
+    entry_order = await _enter_all(client, submissions)
+    last_positions = {
+        owner: len(entry_order) - entry_order[::-1].index(owner) for owner in set(entry_order)
+    }
+    assert last_positions["urgent"] <= 10
+    assert last_positions["small"] <= 15
     # A strict order would have let these in last of all.
-    assert order.index("patient") <= 25
+    assert entry_order.index("patient") <= 25
 
 
 async def test_an_owner_of_more_weight_gets_in_more_often(temporal_server: TemporalServer) -> None:
-    client = await _client(temporal_server)
+    client = await _connect_client(temporal_server)
     await set_owner_weights(client, _POOL, {"heavy": 4.0})
-    order = await _enter(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)
-    assert order[:20].count("heavy") >= 12
+    entry_order = await _enter_all(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)
+    assert entry_order[:20].count("heavy") >= 12
 
 
-async def _client(server: TemporalServer) -> Client:
+async def _connect_client(server: TemporalServer) -> Client:
     namespace = f"entrance-{uuid.uuid4().hex[:8]}"
     return await TemporalConnection(
         server.address, namespace, retention=timedelta(days=1)
     ).get_client()
 
 
-async def _enter(client: Client, submissions: list[tuple[str, int]]) -> list[str]:
+async def _enter_all(client: Client, submissions: list[tuple[str, int]]) -> list[str]:
     """Let waiting jobs enter, and return their owners in that order."""
     async with Worker(
         client, task_queue=_QUEUE, workflows=[Enter], workflow_runner=UnsandboxedWorkflowRunner()
@@ -85,7 +87,7 @@ async def _enter(client: Client, submissions: list[tuple[str, int]]) -> list[str
                 owner,
                 id=f"enter-{number}",
                 task_queue=_QUEUE,
-                priority=get_job_priority(_launch(owner, priority)),
+                priority=get_job_priority(_new_launch(owner, priority)),
             )
             for number, (owner, priority) in enumerate(submissions)
         ]
@@ -106,13 +108,13 @@ async def _wait_until_scheduled(handles: list[WorkflowHandle[Any, Any]]) -> None
     """Wait until all activities are in their queue."""
     for handle in handles:
         while True:
-            described = await handle.describe()
-            if described.raw_description.pending_activities:
+            workflow_description = await handle.describe()
+            if workflow_description.raw_description.pending_activities:
                 break
             await asyncio.sleep(0.05)
 
 
-def _launch(owner: str, priority: int) -> Launch:
+def _new_launch(owner: str, priority: int) -> Launch:
     return Launch(
         job_id="", owner=owner, attempt=1, spec="", heads=(), done=(), webhook=None,
         deadline=None, priority=priority,

@@ -60,13 +60,15 @@ async def test_it_reaches_nothing_of_the_farm(
         farm.bad_nodes = write_hostile_nodes(tmp_path)
         pool = await farm.deploy(actors=2, gpus=0.5)
         await farm.ready(pool, 2)
-        given: dict[str, Any] = {"tcp": _list_servers(), "unix": _list_sockets(tmp_path)}
-        ports = {port for _, port in given["tcp"]}
+        addresses: dict[str, Any] = {"tcp": _list_servers(), "unix": _list_sockets(tmp_path)}
+        ports = {port for _, port in addresses["tcp"]}
         assert {valkey_server.port, temporal_server.port} <= ports
-        assert sum("comfyui.sock" in path for path in given["unix"]) == 2
-        assert any("raylet" in path for path in given["unix"])
-        assert await asyncio.to_thread(_count_reachable, given) > 5, "from outside all that can be"
-        assert await _tried(farm, _CONNECT, given) == []
+        assert sum("comfyui.sock" in path for path in addresses["unix"]) == 2
+        assert any("raylet" in path for path in addresses["unix"])
+        assert await asyncio.to_thread(_count_reachable, addresses) > 5, (
+            "from outside all that can be"
+        )
+        assert await _run_attempt(farm, _CONNECT, addresses) == []
 
         sha256 = await farm.blobs.put(b"another tenant's")
         private = [
@@ -78,26 +80,31 @@ async def test_it_reaches_nothing_of_the_farm(
         ]
         assert len(private) == 5
         assert all(path.exists() for path in private)
-        seen = await _tried(farm, _LOOK, {"files": [str(path) for path in private]})
-        assert seen["files"] == []
+        reached = await _run_attempt(farm, _LOOK, {"files": [str(path) for path in private]})
+        assert reached["files"] == []
         for secret in (_SECRET, "MOYIN_REDIS_URL", valkey_server.url):
-            assert secret not in str(seen["texts"])
+            assert secret not in str(reached["texts"])
 
 
-async def _tried(farm: RenderFarm, code: str, given: Any = None) -> Any:
-    result = await farm.result(await farm.submit(attempt(code, given)))
+async def _run_attempt(farm: RenderFarm, code: str, arguments: Any = None) -> Any:
+    result = await farm.result(await farm.submit(attempt(code, arguments)))
     return read_finding(from_json(await farm.blobs.get(result.output))["body"]["outputs"])
 
 
 def _list_servers() -> list[tuple[str, int]]:
     """Return the addresses of all listening servers on this machine."""
     result = psutil.net_connections("inet4")
-    mine = [a.address for many in psutil.net_if_addrs().values() for a in many if a.family == 2]
+    own_addresses = [
+        a.address
+        for interface_addresses in psutil.net_if_addrs().values()
+        for a in interface_addresses
+        if a.family == 2
+    ]
     return [
         (host, c.laddr.port)
         for c in result
         if c.status == psutil.CONN_LISTEN and c.laddr
-        for host in (mine if c.laddr.ip == "0.0.0.0" else [c.laddr.ip])
+        for host in (own_addresses if c.laddr.ip == "0.0.0.0" else [c.laddr.ip])
     ]
 
 
@@ -105,18 +112,18 @@ def _list_sockets(folder: Path) -> list[str]:
     """Return the paths of all Unix sockets of servers, and of the ComfyUIs in ``folder``."""
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     paths = [line.split(maxsplit=7)[7] for line in lines if len(line.split(maxsplit=7)) == 8]
-    named = {"\0" + path[1:] if path.startswith("@") else path for path in paths}
-    return sorted(p for p in named if "/proc/" not in p) + [
+    socket_names = {"\0" + path[1:] if path.startswith("@") else path for path in paths}
+    return sorted(p for p in socket_names if "/proc/" not in p) + [
         str(path) for path in folder.rglob("comfyui.sock")
     ]
 
 
-def _count_reachable(given: dict[str, Any]) -> int:
+def _count_reachable(server_addresses: dict[str, Any]) -> int:
     """Return how many of the given servers are reachable."""
     count = 0
     for family, addresses in (
-        (socket.AF_INET, given["tcp"]),
-        (socket.AF_UNIX, given["unix"]),
+        (socket.AF_INET, server_addresses["tcp"]),
+        (socket.AF_UNIX, server_addresses["unix"]),
     ):
         for address in addresses:
             with socket.socket(family) as client:

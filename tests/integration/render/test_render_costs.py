@@ -25,7 +25,7 @@ from tests.integration.render.cluster import OWNER, RenderFarm, render_farm
 from tests.integration.render.fixtures import comfyui_processes, upscaled, write_models
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(500)
@@ -42,7 +42,7 @@ async def test_renders_cost_their_measured_time_once(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
-    measured: Measured,
+    record_measurement: RecordMeasurement,
 ) -> None:
     nodes = [{"num_cpus": 4, "num_gpus": 1}]
     async with render_farm(
@@ -53,69 +53,77 @@ async def test_renders_cost_their_measured_time_once(
         pool = await farm.deploy(models, actors=1, **_PRICE)
         await farm.ready(pool, 1)
         jobs = [
-            await _cost_is_time_and_a_repeated_graph_is_free(farm, measured),
-            await _failed_render_costs(farm),
-            await _cancelled_render_costs(farm),
-            await _replica_is_killed(farm, pool),
-            await _comfyui_is_killed(farm),
-            await _actor_is_killed(farm, pool),
+            await _check_repeated_graph_is_free(farm, record_measurement),
+            await _check_failed_render_costs(farm),
+            await _check_cancelled_render_costs(farm),
+            await _check_killed_replica(farm, pool),
+            await _check_killed_comfyui(farm),
+            await _check_killed_actor(farm, pool),
         ]
-        loaded = await _loading_is_shown_apart(farm)
-        jobs.append(loaded)
+        loading_job = await _check_loading_is_separate(farm)
+        jobs.append(loading_job)
         costs = [(await farm.jobs.find(job_id)).cost_usd for job_id in jobs]
-        sums = await UsageReports(farm.database).sum_calls(
+        usage_sums = await UsageReports(farm.database).sum_calls(
             CallFilter(owner=OWNER), [GroupBy.OPERATION], PriceClasses()
         )
-        assert {item.group for item in sums} == {("render",)}
-        assert sum(item.cost_usd for item in sums) == sum(costs)
-        seconds = Decimal(sum(item.quantity for item in sums)) / 1000
+        assert {item.group for item in usage_sums} == {("render",)}
+        assert sum(item.cost_usd for item in usage_sums) == sum(costs)
+        seconds = Decimal(sum(item.quantity for item in usage_sums)) / 1000
         assert abs(sum(costs) - seconds * _USD_PER_SECOND) < Decimal("0.01")
 
         rows, _ = await UsageReports(farm.database).list_calls(CallFilter(owner=OWNER), limit=200)
         executions = list_executions(farm.settings.data)
-        assert len([row for row in rows if row.request_id != loaded]) == len(executions)
+        assert len([row for row in rows if row.request_id != loading_job]) == len(executions)
         assert [execution.ended for execution in executions].count(False) == 2
         # By ComfyUI's own clock no second was forgotten, but for the actor that was lost.
-        slept = sum(execution.seconds for execution in executions)
-        assert float(seconds) > slept - 3
-        assert 0 < sum(item.load_milliseconds for item in sums) < 1000 * seconds
-        measured(f"renders of {slept:.2f} s by ComfyUI's clock were booked with {seconds:.2f} s")
+        measured_seconds = sum(execution.seconds for execution in executions)
+        assert float(seconds) > measured_seconds - 3
+        assert 0 < sum(item.load_milliseconds for item in usage_sums) < 1000 * seconds
+        record_measurement(
+            f"renders of {measured_seconds:.2f} s by ComfyUI's clock were booked with "
+            f"{seconds:.2f} s"
+        )
 
 
-async def _rows(farm: RenderFarm, job_id: str) -> list[UsageEntry]:
+async def _list_rows(farm: RenderFarm, job_id: str) -> list[UsageEntry]:
     rows, _ = await UsageReports(farm.database).list_calls(CallFilter(owner=OWNER), limit=200)
     return [row for row in rows if row.request_id == job_id]
 
 
-async def _cost_is_time_and_a_repeated_graph_is_free(farm: RenderFarm, measured: Measured) -> str:
+async def _check_repeated_graph_is_free(
+    farm: RenderFarm, record_measurement: RecordMeasurement
+) -> str:
     graph = busy(2, next(_colors))
-    began = time.monotonic()
+    started_at = time.monotonic()
     job_id = await farm.submit(graph)
     result = await farm.result(job_id)
-    took = time.monotonic() - began
+    elapsed_seconds = time.monotonic() - started_at
     assert result.gpu_seconds is not None
-    measured(f"a render of 2 s: {result.gpu_seconds:.2f} s of the GPU, done after {took:.2f} s")
-    assert 2 <= result.gpu_seconds <= took
+    record_measurement(
+        f"a render of 2 s: {result.gpu_seconds:.2f} s of the GPU, "
+        f"done after {elapsed_seconds:.2f} s"
+    )
+    assert 2 <= result.gpu_seconds <= elapsed_seconds
     expected = Decimal(result.gpu_seconds) * _USD_PER_SECOND
     assert abs(result.cost_usd - expected) < Decimal("0.001")
-    [row] = await _rows(farm, job_id)
+    [row] = await _list_rows(farm, job_id)
     assert (row.cost_usd, row.quantity) == (result.cost_usd, round(result.gpu_seconds * 1000))
     assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
 
     assert (row.load_milliseconds, result.load_seconds) == (0, 0)
 
-    again = await farm.submit(graph)
-    cached = await farm.result(again)
-    assert (cached.cached, cached.cost_usd, cached.gpu_seconds) == (True, 0, 0)
-    assert await _rows(farm, again) == []
+    second_job = await farm.submit(graph)
+    cached_result = await farm.result(second_job)
+    assert (cached_result.cached, cached_result.cost_usd, cached_result.gpu_seconds) == (True, 0, 0)
+    assert await _list_rows(farm, second_job) == []
     return job_id
 
 
-async def _failed_render_costs(farm: RenderFarm) -> str:
+async def _check_failed_render_costs(farm: RenderFarm) -> str:
     job_id = await farm.submit(busy(1, next(_colors), fails=True))
     with pytest.raises(WorkflowFailureError):
         await farm.result(job_id)
-    [row] = await _rows(farm, job_id)
+    [row] = await _list_rows(farm, job_id)
     assert (row.error, row.cost_usd > 0) == ("render_failed", True)
     assert (await farm.jobs.find(job_id)).cost_usd == row.cost_usd
     return job_id
@@ -123,24 +131,24 @@ async def _failed_render_costs(farm: RenderFarm) -> str:
 
 async def _submit_and_wait_until_it_runs(farm: RenderFarm, graph: dict[str, Any]) -> str:
     """Submit a job, wait until ComfyUI executes its slow node, and return the job's id."""
-    known = len(list_executions(farm.settings.data))
+    executions_before = len(list_executions(farm.settings.data))
     job_id = await farm.submit(graph)
 
     async def is_running() -> bool:
         # What is killed between its start and the node's start is booked, but the node knows nothing.
         has_started = (await farm.jobs.find(job_id)).started_at is not None
-        return has_started and len(list_executions(farm.settings.data)) > known
+        return has_started and len(list_executions(farm.settings.data)) > executions_before
 
     await eventually(is_running, 180)
     return job_id
 
 
-async def _cancelled_render_costs(farm: RenderFarm) -> str:
+async def _check_cancelled_render_costs(farm: RenderFarm) -> str:
     job_id = await _submit_and_wait_until_it_runs(farm, busy(30, next(_colors)))
     await farm.cancel(job_id)
 
     async def find_row() -> UsageEntry | None:
-        return next(iter(await _rows(farm, job_id)), None)
+        return next(iter(await _list_rows(farm, job_id)), None)
 
     row = await eventually(find_row, 60)
     assert (row.status, row.cost_usd > 0) == ("cancelled", True)
@@ -148,7 +156,7 @@ async def _cancelled_render_costs(farm: RenderFarm) -> str:
     return job_id
 
 
-async def _replica_is_killed(farm: RenderFarm, pool: Any) -> str:
+async def _check_killed_replica(farm: RenderFarm, pool: Any) -> str:
     job_id = await _submit_and_wait_until_it_runs(farm, busy(8, next(_colors)))
     replicas = with_lines(psutil.Process().children(recursive=True))
     [victim] = [p for p, line in replicas if "ray::ServeReplica" in line and "RenderPool" in line]
@@ -156,49 +164,49 @@ async def _replica_is_killed(farm: RenderFarm, pool: Any) -> str:
     result = await farm.result(job_id)
     assert result.gpu_seconds is not None
     assert result.gpu_seconds >= 8
-    [row] = await _rows(farm, job_id)
+    [row] = await _list_rows(farm, job_id)
     assert row.cost_usd == result.cost_usd == (await farm.jobs.find(job_id)).cost_usd
     await farm.ready(pool, 1)
     return job_id
 
 
-async def _comfyui_is_killed(farm: RenderFarm) -> str:
+async def _check_killed_comfyui(farm: RenderFarm) -> str:
     job_id = await _submit_and_wait_until_it_runs(farm, busy(6, next(_colors)))
     for pid in comfyui_processes(farm.settings.data):
         os.kill(pid, signal.SIGKILL)
     result = await farm.result(job_id)
-    rows = await _rows(farm, job_id)
+    rows = await _list_rows(farm, job_id)
     assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]
     assert (await farm.jobs.find(job_id)).cost_usd == sum(row.cost_usd for row in rows)
     assert sum(row.cost_usd for row in rows) > result.cost_usd
     return job_id
 
 
-async def _actor_is_killed(farm: RenderFarm, pool: Any) -> str:
+async def _check_killed_actor(farm: RenderFarm, pool: Any) -> str:
     job_id = await _submit_and_wait_until_it_runs(farm, busy(6, next(_colors)))
 
-    async def is_seen() -> bool:
+    async def is_render_seen() -> bool:
         # The pool books what it saw last of an actor that is lost.
         actors = (await pool.status.remote())["actors"]
         return any(job_id in actor["renderer"]["running"] for actor in actors.values())
 
-    await eventually(is_seen, 60)
+    await eventually(is_render_seen, 60)
     workers = with_lines(psutil.Process().children(recursive=True))
     [actor] = [process for process, line in workers if victims.actor(line)]
     actor.kill()
     result = await farm.result(job_id)
-    rows = await _rows(farm, job_id)
+    rows = await _list_rows(farm, job_id)
     assert sorted(row.error or "" for row in rows) == ["", "worker_lost"]
     assert (await farm.jobs.find(job_id)).cost_usd == sum(row.cost_usd for row in rows)
     assert sum(row.cost_usd for row in rows) > result.cost_usd
     return job_id
 
 
-async def _loading_is_shown_apart(farm: RenderFarm) -> str:
+async def _check_loading_is_separate(farm: RenderFarm) -> str:
     graph = upscaled(_MODEL)
     # A node that names a model counts as one that loads. The tiny model itself is loaded in no time.
-    slow = {"value": ["1", 0], "seconds": 1.0, "model_name": _MODEL}
-    graph["6"] = {"class_type": "TestSleep", "inputs": slow}
+    sleep_inputs = {"value": ["1", 0], "seconds": 1.0, "model_name": _MODEL}
+    graph["6"] = {"class_type": "TestSleep", "inputs": sleep_inputs}
     graph["4"]["inputs"]["image"] = ["6", 0]
     graph["5"]["inputs"]["seconds"] = 1.0
     job_id = await farm.submit(graph)
@@ -207,6 +215,6 @@ async def _loading_is_shown_apart(farm: RenderFarm) -> str:
     assert result.load_seconds is not None
     # Messages of ComfyUI that are read late move the time by less than half a second.
     assert 0.5 < result.load_seconds < result.gpu_seconds - 0.5
-    [row] = await _rows(farm, job_id)
+    [row] = await _list_rows(farm, job_id)
     assert row.load_milliseconds == round(result.load_seconds * 1000)
     return job_id

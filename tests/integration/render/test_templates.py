@@ -20,7 +20,7 @@ import pytest
 from tests.acceptance.openai_models import check_response
 from tests.chaos.graphs import picture, sleepy
 from tests.examples import read_example
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually_blocking
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -35,7 +35,7 @@ def http(gateway: RunningStack) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {gateway.api_key}"}
     with httpx.Client(base_url=gateway.url, headers=headers, timeout=60) as client:
         # From the first picture on, graphs are validated when they are submitted.
-        done(client, {"kind": "render", "workflow": picture(next(_colors))})
+        submit_and_wait(client, {"kind": "render", "workflow": picture(next(_colors))})
         yield client
 
 
@@ -53,84 +53,87 @@ def post(http: httpx.Client, body: Mapping[str, Any]) -> httpx.Response:
     return http.post("/jobs", json=body)
 
 
-def until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
-    def done() -> Job | None:
+def wait_until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
+    def submit_and_wait() -> Job | None:
         job: Job = http.get(f"/jobs/{job_id}").json()
         return job if condition(job) else None
 
-    result: Job = eventually_blocking(done, 240)
+    result: Job = eventually_blocking(submit_and_wait, 240)
     return result
 
 
-def done(http: httpx.Client, body: Mapping[str, Any]) -> Job:
+def submit_and_wait(http: httpx.Client, body: Mapping[str, Any]) -> Job:
     answer = post(http, body)
     assert answer.status_code == 202, answer.text
-    job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
     assert (job["status"], job["error"]) == ("succeeded", None)
     return job
 
 
-def swatch(**inputs: Any) -> Job:
+def swatch_job(**inputs: Any) -> Job:
     inputs = {"prompt": "x", "seed": next(_colors), "width": 16, "height": 8, **inputs}
     return {"kind": "render", "template": "swatch", "inputs": inputs}
 
 
-def size(picture: bytes) -> tuple[int, int]:
+def read_size(picture: bytes) -> tuple[int, int]:
     assert picture[:8] == PNG
     width, height = struct.unpack(">II", picture[16:24])
     return width, height
 
 
-def sizes(http: httpx.Client, job: Job) -> list[tuple[int, int]]:
-    return [size(http.get(artifact["url"]).content) for artifact in job["artifacts"]]
+def read_sizes(http: httpx.Client, job: Job) -> list[tuple[int, int]]:
+    return [read_size(http.get(artifact["url"]).content) for artifact in job["artifacts"]]
 
 
 def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client) -> None:
     answer = http.get("/templates")
-    listed = {template["name"]: template for template in answer.json()["templates"]}
-    assert listed.keys() >= {"swatch", "resize"}
-    assert listed["swatch"]["inputs"]["required"] == ["prompt"]
-    assert "graph" not in listed["swatch"]
+    templates_by_name = {template["name"]: template for template in answer.json()["templates"]}
+    assert templates_by_name.keys() >= {"swatch", "resize"}
+    assert templates_by_name["swatch"]["inputs"]["required"] == ["prompt"]
+    assert "graph" not in templates_by_name["swatch"]
     for path in ("/templates", "/templates/swatch"):
         tag = http.get(path).headers["etag"]
-        again = http.get(path, headers={"if-none-match": tag})
-        assert (again.status_code, again.content) == (304, b"")
-    missing = http.get("/templates/none")
-    assert (missing.status_code, missing.json()["code"]) == (404, "template_not_found")
+        cached_answer = http.get(path, headers={"if-none-match": tag})
+        assert (cached_answer.status_code, cached_answer.content) == (304, b"")
+    missing_answer = http.get("/templates/none")
+    assert (missing_answer.status_code, missing_answer.json()["code"]) == (
+        404,
+        "template_not_found",
+    )
 
 
 @pytest.mark.parametrize(
-    ("body", "field", "right"),
+    ("body", "field", "expected_text"),
     [
-        (swatch(width=4), "inputs.width", "at least 8"),
-        (swatch(width="16"), "inputs.width", "an integer"),
-        (swatch(prompt=["colour", 0]), "inputs.prompt", "a string"),
-        (swatch(colour=1), "inputs.colour", "prompt, seed, width, height"),
+        (swatch_job(width=4), "inputs.width", "at least 8"),
+        (swatch_job(width="16"), "inputs.width", "an integer"),
+        (swatch_job(prompt=["colour", 0]), "inputs.prompt", "a string"),
+        (swatch_job(colour=1), "inputs.colour", "prompt, seed, width, height"),
         ({"kind": "render", "template": "swatch"}, "inputs.prompt", "missing"),
         ({"kind": "render", "template": "swutch"}, "template", "swatch"),
-        ({**swatch(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
-        ({**swatch(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
+        ({**swatch_job(), "batch": {"seeds": 257}}, "batch.seeds", "1 to 256"),
+        ({**swatch_job(), "batch": {"sweep": {"inputs.width": [8, 4]}}},
          "batch.sweep.inputs.width", "at least 8"),
     ],
 )  # fmt: skip
 def test_errors_of_bad_inputs_name_valid_ones(
-    http: httpx.Client, body: Job, field: str, right: str
+    http: httpx.Client, body: Job, field: str, expected_text: str
 ) -> None:
     answer = post(http, body)
     problem = answer.json()
     assert (answer.status_code, problem["code"]) == (400, "invalid_request")
     assert problem["field"] == field
-    assert right in problem["detail"]
+    assert expected_text in problem["detail"]
 
 
 def test_a_template_renders_and_its_inputs_are_restored(http: httpx.Client) -> None:
     prompt = 'a ${steps.0.text} $${x} ["colour", 0]'
-    job = done(http, swatch(prompt=prompt, width=24, height=16))
-    assert sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
+    job = submit_and_wait(http, swatch_job(prompt=prompt, width=24, height=16))
+    assert read_sizes(http, job) == [(24, 16)], "the preview of the caption is no result"
     assert job["outputs"][0]["body"]["outputs"]["caption"]["text"] == [prompt]
 
 
-def test_an_own_picture_is_accepted_and_another_file_refused(
+def test_template_input_accepts_only_own_pictures(
     http: httpx.Client,
 ) -> None:
     text = http.post("/artifacts?name=a.txt", content=b"text").json()["id"]
@@ -145,20 +148,20 @@ def test_an_own_picture_is_accepted_and_another_file_refused(
         "template": "resize",
         "inputs": {"image": {"from": "steps.0.artifacts.0"}, "width": 4, "height": 12},
     }
-    job = done(http, {"kind": "pipeline", "steps": [swatch(), resize]})
-    assert sizes(http, job) == [(16, 8), (4, 12)]
+    job = submit_and_wait(http, {"kind": "pipeline", "steps": [swatch_job(), resize]})
+    assert read_sizes(http, job) == [(16, 8), (4, 12)]
 
 
 def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     batch = {"sweep": {"inputs.width": [8, 9], "inputs.height": [10, 11]}}
-    job = done(http, {**swatch(), "batch": batch})
-    assert sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
+    job = submit_and_wait(http, {**swatch_job(), "batch": batch})
+    assert read_sizes(http, job) == [(8, 10), (8, 11), (9, 10), (9, 11)]
     assert (job["steps"], job["progress"]["value"], job["progress"]["max"]) == (4, 4, 4)
     children = [(c["index"], c["status"], c["inputs"], c["progress"]) for c in job["children"]]
     assert children[1] == (1, "succeeded", {"width": 8, "height": 11}, 1)
     assert [c["artifacts"][0]["id"] for c in job["children"]] == [a["id"] for a in job["artifacts"]]
-    listed = http.get("/jobs?limit=200").json()["jobs"]
-    assert [item["id"] for item in listed].count(job["id"]) == 1
+    listed_jobs = http.get("/jobs?limit=200").json()["jobs"]
+    assert [item["id"] for item in listed_jobs].count(job["id"]) == 1
 
 
 def test_a_retried_batch_continues_after_its_finished_children(
@@ -175,20 +178,20 @@ def test_a_retried_batch_continues_after_its_finished_children(
     job_id = answer.json()["id"]
 
     # One ComfyUI, and nobody promises in which order it takes them.
-    running = until(http, job_id, lambda job: job["progress"]["value"] >= 1)
-    assert running["progress"]["value"] < 3
+    running_job = wait_until(http, job_id, lambda job: job["progress"]["value"] >= 1)
+    assert running_job["progress"]["value"] < 3
     assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
-    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    job = wait_until(http, job_id, lambda job: job["status"] in FINAL)
     statuses = [child["status"] for child in job["children"]]
     assert job["status"] == "cancelled"
     assert set(statuses) == {"succeeded", "cancelled"}
     assert len(job["artifacts"]) == statuses.count("succeeded")
 
     assert http.post(f"/jobs/{job_id}/retry").status_code == 202
-    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    job = wait_until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["status"], job["attempts"], len(job["artifacts"])) == ("succeeded", 2, 3)
-    left = [index for index, status in enumerate(statuses) if status == "cancelled"]
-    assert sorted(gateway.activities(job_id, "render_step")) == left
+    cancelled_steps = [index for index, status in enumerate(statuses) if status == "cancelled"]
+    assert sorted(gateway.activities(job_id, "render_step")) == cancelled_steps
 
 
 def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
@@ -199,23 +202,25 @@ def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
     body = {"kind": "render", "workflow": graph, "batch": {"sweep": {
         "workflow.1.inputs.color": [next(_colors), next(_colors)]}}}  # fmt: skip
     answer = post(http, body)
-    job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+    job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
     assert (job["status"], job["error"]["code"]) == ("failed", "render_failed")
     assert job["error"]["message"].startswith("2 of 2 children failed")
     assert [child["error"]["code"] for child in job["children"]] == ["render_failed"] * 2
 
 
 def test_openai_s_sdk_gets_pictures(
-    gateway: RunningStack, sdk: openai.OpenAI, measured: Measured
+    gateway: RunningStack, sdk: openai.OpenAI, record_measurement: RecordMeasurement
 ) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     picture_file = sdk.images.generate(
         model="swatch", prompt="x", n=2, size="16x24", response_format="b64_json"
     )
-    measured(f"two pictures through images.generate: {time.monotonic() - began:.2f} s")
+    record_measurement(
+        f"two pictures through images.generate: {time.monotonic() - started_at:.2f} s"
+    )
     assert picture_file.data is not None
     pictures = [base64.b64decode(item.b64_json or "") for item in picture_file.data]
-    assert [size(item) for item in pictures] == [(16, 24)] * 2
+    assert [read_size(item) for item in pictures] == [(16, 24)] * 2
     assert pictures[0] != pictures[1]
 
     [item] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
@@ -224,14 +229,17 @@ def test_openai_s_sdk_gets_pictures(
     # No key: the address is enough for this one file, and any other is not.
     answer = httpx.get(item.url)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    assert size(answer.content) == (8, 8)
+    assert read_size(answer.content) == (8, 8)
     head, _, name = item.url.rpartition("/")
-    altered = httpx.get(f"{head[:-4]}AAAA/{name}")
-    assert (altered.status_code, altered.json()["code"]) == (401, "invalid_token")
+    altered_link_answer = httpx.get(f"{head[:-4]}AAAA/{name}")
+    assert (altered_link_answer.status_code, altered_link_answer.json()["code"]) == (
+        401,
+        "invalid_token",
+    )
 
 
 @pytest.mark.parametrize(
-    ("members", "kind", "param"),
+    ("members", "error_type", "param"),
     [
         ({"model": "gpt-image-9"}, openai.NotFoundError, "model"),
         ({"model": "resize"}, openai.BadRequestError, "model"),
@@ -246,10 +254,10 @@ def test_openai_sdk_gets_errors_in_its_own_format(
     http: httpx.Client,
     sdk: openai.OpenAI,
     members: dict[str, Any],
-    kind: type[openai.APIStatusError],
+    error_type: type[openai.APIStatusError],
     param: str,
 ) -> None:
-    with pytest.raises(kind) as exc_info:
+    with pytest.raises(error_type) as exc_info:
         sdk.images.generate(**{"model": "swatch", "prompt": "x", **members})
     assert exc_info.value.param == param
 
@@ -261,7 +269,7 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
     assert [answer.status_code for answer in answers] == [202, 202], answers[0].text
     assert answers[0].headers["location"] == answers[1].headers["location"]
     job_id = answers[0].json()["id"]
-    job = until(http, job_id, lambda job: job["status"] in FINAL)
+    job = wait_until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["metadata"], len(job["artifacts"])) == ({"user": "soon"}, 1)
 
     # Too long for the client: told once, and not rendered again by the SDK's retries.
@@ -270,33 +278,40 @@ def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: opena
             model="swatch", prompt="x", user="late", extra_headers={"x-moyin-timeout": "0.001"}
         )
     assert (exc_info.value.status_code, exc_info.value.code) == (504, "backend_timeout")
-    late = [job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}]
-    assert [job["id"] for job in late] == [exc_info.value.response.headers["x-moyin-job"]]
-    assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
+    late_jobs = [
+        job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}
+    ]
+    assert [job["id"] for job in late_jobs] == [exc_info.value.response.headers["x-moyin-job"]]
+    assert (
+        wait_until(http, late_jobs[0]["id"], lambda job: job["status"] in FINAL)["status"]
+        == "succeeded"
+    )
 
 
 def test_a_disconnect_cancels_the_calls_of_the_client(
     gateway: RunningStack, http: httpx.Client
 ) -> None:
     # The only ComfyUI is busy, so that nothing below can end by itself.
-    busy = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
-    until(http, busy, lambda job: job["status"] == "running")
+    busy_job = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
+    wait_until(http, busy_job, lambda job: job["status"] == "running")
     jobs = {}
     key = {"idempotency-key": f"back-{next(_colors)}"}
-    for user, more in {"back": key, "gone": {}}.items():
+    for user, extra_headers in {"back": key, "gone": {}}.items():
         # It sends, and reads no answer.
         client = HTTPConnection("127.0.0.1", gateway.ports.door, timeout=60)
         body = {"model": "swatch", "prompt": "x", "user": user, "size": "8x8"}
         headers = {"authorization": f"Bearer {gateway.api_key}", "content-type": "application/json"}
-        client.request("POST", "/v1/images/generations", json.dumps(body), {**headers, **more})
+        client.request(
+            "POST", "/v1/images/generations", json.dumps(body), {**headers, **extra_headers}
+        )
         jobs[user] = find_job(http, user)
         client.close()
-    until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
+    wait_until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
     # Who gave a key comes back for the same job.
     assert http.get(f"/jobs/{jobs['back']}").json()["status"] not in FINAL
-    for job_id in (jobs["back"], busy):
+    for job_id in (jobs["back"], busy_job):
         assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
-        until(http, job_id, lambda job: job["status"] == "cancelled")
+        wait_until(http, job_id, lambda job: job["status"] == "cancelled")
 
 
 def find_job(http: httpx.Client, user: str) -> str:
@@ -311,35 +326,39 @@ def find_job(http: httpx.Client, user: str) -> str:
 
 
 def test_an_equal_graph_is_rendered_once_for_its_tenant(
-    gateway: RunningStack, http: httpx.Client, measured: Measured
+    gateway: RunningStack, http: httpx.Client, record_measurement: RecordMeasurement
 ) -> None:
-    body = swatch(prompt="once")
-    first = done(http, body)
-    began = time.monotonic()
-    second = done(http, body)
-    measured(f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end")
-    assert (first["cached"], second["cached"], second["cost_usd"]) == (False, True, 0)
-    assert second["outputs"][0]["backend"] == "cache"
+    body = swatch_job(prompt="once")
+    first_job = submit_and_wait(http, body)
+    started_at = time.monotonic()
+    second_job = submit_and_wait(http, body)
+    record_measurement(
+        f"a render that was kept: {time.monotonic() - started_at:.2f} s from submit to end"
+    )
+    assert (first_job["cached"], second_job["cached"], second_job["cost_usd"]) == (False, True, 0)
+    assert second_job["outputs"][0]["backend"] == "cache"
     # Its own artifacts, of the same bytes; the texts that the graph put out as well.
-    assert {a["id"] for a in first["artifacts"]}.isdisjoint(a["id"] for a in second["artifacts"])
-    pictures = [http.get(job["artifacts"][0]["url"]).content for job in (first, second)]
+    assert {a["id"] for a in first_job["artifacts"]}.isdisjoint(
+        a["id"] for a in second_job["artifacts"]
+    )
+    pictures = [http.get(job["artifacts"][0]["url"]).content for job in (first_job, second_job)]
     assert pictures[0] == pictures[1]
-    assert second["outputs"][0]["body"]["outputs"]["caption"]["text"] == ["once"]
-    events = http.get(f"/jobs/{second['id']}/events").text
+    assert second_job["outputs"][0]["body"]["outputs"]["caption"]["text"] == ["once"]
+    events = http.get(f"/jobs/{second_job['id']}/events").text
     assert [kind for kind in ("running", "step", "succeeded") if f"event: {kind}" in events] == [
         "running", "step", "succeeded",
     ]  # fmt: skip
     # All of a batch that was not rendered before is.
     seed = body["inputs"]["seed"]
-    batch = done(http, {**body, "batch": {"seeds": [seed, next(_colors)]}})
+    batch = submit_and_wait(http, {**body, "batch": {"seeds": [seed, next(_colors)]}})
     assert [child["cached"] for child in batch["children"]] == [True, False]
     assert batch["cached"] is False
 
-    assert done(http, {**body, "cache": False})["cached"] is False
+    assert submit_and_wait(http, {**body, "cache": False})["cached"] is False
     key = next(w for w in gateway.run("keys", "create", "rival").stdout.split() if "moyin_" in w)
-    with httpx.Client(base_url=gateway.url, headers={"x-api-key": key}, timeout=60) as rival:
-        assert done(rival, body)["cached"] is False
-        assert done(rival, body)["cached"] is True
+    with httpx.Client(base_url=gateway.url, headers={"x-api-key": key}, timeout=60) as other_tenant:
+        assert submit_and_wait(other_tenant, body)["cached"] is False
+        assert submit_and_wait(other_tenant, body)["cached"] is True
 
 
 def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> None:
@@ -349,17 +368,17 @@ def test_a_node_with_is_changed_is_rendered_every_time(http: httpx.Client) -> No
         "inputs": {"image": ["1", 0], "value": 0.5},
     }
     graph["2"]["inputs"]["images"] = ["3", 0]
-    jobs = [done(http, {"kind": "render", "workflow": graph}) for _ in range(2)]
+    jobs = [submit_and_wait(http, {"kind": "render", "workflow": graph}) for _ in range(2)]
     assert [job["cached"] for job in jobs] == [False, False]
 
 
-def test_a_failure_is_not_kept(http: httpx.Client) -> None:
+def test_failed_render_is_not_cached(http: httpx.Client) -> None:
     graph = picture(next(_colors))
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     for _ in range(2):
         answer = post(http, {"kind": "render", "workflow": graph})
-        job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+        job = wait_until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
         assert (job["status"], job["cached"]) == ("failed", False)
 
 
@@ -368,9 +387,9 @@ def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Pa
         "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
         "-o", str(tmp_path),
     ).stdout.split()  # fmt: skip
-    assert size(Path(process[-1]).read_bytes()) == (16, 8)
-    refused = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
-    assert refused.stderr.startswith("error: invalid_request: inputs.")
+    assert read_size(Path(process[-1]).read_bytes()) == (16, 8)
+    refused_process = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
+    assert refused_process.stderr.startswith("error: invalid_request: inputs.")
 
 
 def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> None:
@@ -421,19 +440,19 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
     file.write_text(json.dumps(EDIT_TEMPLATE))
     try:
         eventually_blocking(lambda: http.get("/templates/shrink").status_code == 200, 180)
-        [made] = (
+        [made_picture] = (
             sdk.images.generate(
                 model="swatch", prompt="x", size="32x32", response_format="b64_json"
             ).data
             or []
         )
-        picture = ("a.png", base64.b64decode(made.b64_json or ""), "image/png")
+        picture = ("a.png", base64.b64decode(made_picture.b64_json or ""), "image/png")
         answer = sdk.images.with_raw_response.edit(
             model="shrink", prompt="Small.", image=picture, size="8x6", response_format="b64_json",
             extra_headers={"idempotency-key": f"edit-{next(_colors)}"},
         )  # fmt: skip
-        [edited] = answer.parse().data or []
-        assert size(base64.b64decode(edited.b64_json or "")) == (8, 6)
+        [edited_picture] = answer.parse().data or []
+        assert read_size(base64.b64decode(edited_picture.b64_json or "")) == (8, 6)
         assert http.get(f"/jobs/{answer.headers['x-moyin-job']}").json()["status"] == "succeeded"
         with pytest.raises(openai.BadRequestError) as mask:
             sdk.images.edit(model="shrink", prompt="x", image=picture, mask=picture)
@@ -441,9 +460,9 @@ def test_openai_s_sdk_edits_pictures_by_a_template(
         with pytest.raises(openai.BadRequestError) as template:
             sdk.images.edit(model="swatch", prompt="x", image=picture)
         assert template.value.param == "model"
-        with pytest.raises(openai.NotFoundError) as missing:
+        with pytest.raises(openai.NotFoundError) as exc_info:
             sdk.images.edit(model="gpt-image-9", prompt="x", image=picture)
-        assert missing.value.code == "operation_not_configured"
+        assert exc_info.value.code == "operation_not_configured"
     finally:
         shutil.rmtree(file.parent)
 
@@ -454,7 +473,7 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
     variables: dict[str, Any] = {"client": sdk}
     exec(read_example("docs/templates.md", "images", "python"), variables)
     pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
-    assert [size(picture) for picture in pictures] == [(512, 512)] * 2
+    assert [read_size(picture) for picture in pictures] == [(512, 512)] * 2
 
     # Scales the picture instead of painting in it, which needs a model.
     seed = {"class_type": "PreviewAny", "inputs": {"source": "${inputs.seed}"}}
@@ -463,8 +482,8 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         "inputs": EDIT_TEMPLATE["inputs"] | {"seed": {"type": "integer", "default": 0}},
         "graph": EDIT_TEMPLATE["graph"] | {"seed": seed},
     }
-    house = tmp_path / "house.png"
-    house.write_bytes(pictures[0])
+    house_path = tmp_path / "house.png"
+    house_path.write_bytes(pictures[0])
     file = gateway.data / "templates" / "inpaint.json"
     file.parent.mkdir()
     file.write_text(json.dumps(inpaint))
@@ -472,8 +491,8 @@ def test_the_examples_of_the_page_make_and_edit_pictures(
         eventually_blocking(lambda: http.get("/templates/inpaint").status_code == 200, 180)
         example = read_example("docs/templates.md", "edits", "python")
         assert '"house.png"' in example
-        exec(example.replace('"house.png"', repr(str(house))), variables)
-        edited = [httpx.get(variable.url).content for variable in variables["made"].data]
-        assert [size(picture) for picture in edited] == [(4, 4)] * 2
+        exec(example.replace('"house.png"', repr(str(house_path))), variables)
+        edited_pictures = [httpx.get(variable.url).content for variable in variables["made"].data]
+        assert [read_size(picture) for picture in edited_pictures] == [(4, 4)] * 2
     finally:
         shutil.rmtree(file.parent)

@@ -25,9 +25,11 @@ _NOBODY = 65534
 @pytest.fixture
 def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Return environment variables with a new data folder and free ports."""
-    inherited = {n: v for n, v in os.environ.items() if not n.startswith(("MOYIN_", "RAY_"))}
+    inherited_environ = {
+        n: v for n, v in os.environ.items() if not n.startswith(("MOYIN_", "RAY_"))
+    }
     yield {
-        **inherited,
+        **inherited_environ,
         "PYTHONPATH": str(ROOT),
         "MOYIN_DATA": str(tmp_path / "data"),
         "MOYIN_PORT_BASE": str(free_port_base()),
@@ -37,15 +39,23 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def examine(
-    environ: Mapping[str, str], *options: str, inside: Sequence[str] = ()
+    environ: Mapping[str, str], *options: str, sandbox_command: Sequence[str] = ()
 ) -> tuple[int, dict[str, Any]]:
     """Run `moyin doctor --json`, and return its exit status and its checks by name.
 
     Args:
-        inside: the command line of a sandbox to run it in.
+        sandbox_command: the command line of a sandbox to run it in.
     """
-    command = [*inside, sys.executable, "-m", "moyin.cli.main", "doctor", "--json", *options]
-    done = subprocess.run(
+    command = [
+        *sandbox_command,
+        sys.executable,
+        "-m",
+        "moyin.cli.main",
+        "doctor",
+        "--json",
+        *options,
+    ]
+    process = subprocess.run(
         command,
         env=dict(environ),
         cwd=ROOT,
@@ -54,8 +64,8 @@ def examine(
         timeout=200,
         check=False,
     )
-    assert done.stdout.startswith("["), done.stdout + done.stderr
-    return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}
+    assert process.stdout.startswith("["), process.stdout + process.stderr
+    return process.returncode, {check["name"]: check for check in json.loads(process.stdout)}
 
 
 def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
@@ -83,24 +93,25 @@ def test_sandbox_with_a_full_disk_little_memory_and_no_rights(
         "--ro-bind", str(meminfo), "/proc/meminfo", "--cap-drop", "ALL",
         *(() if os.geteuid() == 0 else ("--unshare-user", "--disable-userns")), "--",
     ]  # fmt: skip
-    status, checks = examine(environ, inside=sandbox)
+    status, checks = examine(environ, sandbox_command=sandbox)
     assert status == 1
     results = {name: (check["verdict"], check["found"]) for name, check in checks.items()}
-    advice = {name: check["advice"] for name, check in checks.items()}
+    advice_by_name = {name: check["advice"] for name, check in checks.items()}
 
     assert results["data folder"][0] == "fail"
     assert (
-        "MB are free, but 512 MB are needed" in f"{results['data folder']} {advice['data folder']}"
+        "MB are free, but 512 MB are needed"
+        in f"{results['data folder']} {advice_by_name['data folder']}"
     )
-    assert "free some space" in advice["data folder"]
+    assert "free some space" in advice_by_name["data folder"]
     assert results["disk"] == ("warn", "0.1 GiB free")
     assert results["memory"] == ("warn", "1.0 GiB of 2.0 GiB available")
     assert results["secret files"][0] == "fail"
     assert results["secret files"][1].endswith("profiles.toml cannot be read")
-    assert "sudo chown -R" in advice["secret files"]
+    assert "sudo chown -R" in advice_by_name["secret files"]
     assert results["isolation"] == ("fail", "pools default will not start")
-    assert "namespaces" in advice["isolation"]
-    assert "isolation: files" in advice["isolation"]
+    assert "namespaces" in advice_by_name["isolation"]
+    assert "isolation: files" in advice_by_name["isolation"]
 
 
 def test_servers_that_respond_and_a_wrong_password(

@@ -8,30 +8,30 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.stack import ROOT, Measured, RunningStack
+from tests.stack import ROOT, RecordMeasurement, RunningStack
 
 pytestmark = pytest.mark.timeout(300)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def test_the_demo_ends_well_without_a_terminal(gateway: RunningStack, tmp_path: Path) -> None:
-    shown = gateway.run("demo", "-o", str(tmp_path)).stdout
-    assert "from local, model smollm2-135m, cost $0" in shown
+    output = gateway.run("demo", "-o", str(tmp_path)).stdout
+    assert "from local, model smollm2-135m, cost $0" in output
     [picture] = tmp_path.glob("*.png")
-    assert str(picture) in shown
+    assert str(picture) in output
     assert picture.read_bytes().startswith(PNG)
-    assert gateway.api_key in shown
-    assert "moyin down" in shown
-    assert "\x1b" not in shown
+    assert gateway.api_key in output
+    assert "moyin down" in output
+    assert "\x1b" not in output
 
 
 def test_an_answer_goes_to_standard_output_and_its_cost_to_standard_error(
     gateway: RunningStack,
 ) -> None:
-    done = gateway.run("chat", "Say hello.", "--max-tokens", "8")
-    assert done.stdout.strip()
-    why, request = done.stderr.splitlines()
-    assert why == "local · smollm2-135m · $0 · free"
+    process = gateway.run("chat", "Say hello.", "--max-tokens", "8")
+    assert process.stdout.strip()
+    cost_line, request = process.stderr.splitlines()
+    assert cost_line == "local · smollm2-135m · $0 · free"
     assert request.startswith("request ")
 
 
@@ -43,21 +43,21 @@ def test_a_render_prints_its_id_and_then_its_pictures(
     job_id, picture = lines
     assert Path(picture).read_bytes().startswith(PNG)
     assert json.loads(gateway.run("jobs", "show", job_id).stdout)["status"] == "succeeded"
-    listed = gateway.run("jobs", "list", "--status", "succeeded").stdout.splitlines()
-    assert job_id in [line.split("\t")[0] for line in listed]
+    listed_lines = gateway.run("jobs", "list", "--status", "succeeded").stdout.splitlines()
+    assert job_id in [line.split("\t")[0] for line in listed_lines]
     assert gateway.run("jobs", "watch", job_id).stdout == "succeeded\n"
-    refused = gateway.run("jobs", "cancel", job_id, check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: job_finished: ")
+    refused_process = gateway.run("jobs", "cancel", job_id, check=False)
+    assert refused_process.returncode == 1
+    assert refused_process.stderr.startswith("error: job_finished: ")
 
 
 def test_errors_of_a_graph_name_the_node(gateway: RunningStack, tmp_path: Path) -> None:
     graph = tmp_path / "graph.json"
     graph.write_text(json.dumps({"1": {"class_type": "NoSuchNode", "inputs": {}}}))
-    refused = gateway.run("render", str(graph), check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: invalid_graph: ")
-    assert "NoSuchNode" in refused.stderr
+    refused_process = gateway.run("render", str(graph), check=False)
+    assert refused_process.returncode == 1
+    assert refused_process.stderr.startswith("error: invalid_graph: ")
+    assert "NoSuchNode" in refused_process.stderr
 
 
 def test_a_job_that_fails_has_an_exit_status_of_its_own(
@@ -77,18 +77,20 @@ def test_a_job_that_fails_has_an_exit_status_of_its_own(
             }
         )
     )
-    done = gateway.run("render", str(graph), "-o", str(tmp_path), check=False)
-    assert done.returncode == 3
-    assert "render_failed: " in done.stderr
+    process = gateway.run("render", str(graph), "-o", str(tmp_path), check=False)
+    assert process.returncode == 3
+    assert "render_failed: " in process.stderr
 
 
 def test_keys_of_the_command_line_open_the_gateway_until_revoked(gateway: RunningStack) -> None:
     key = gateway.run("keys", "create", "visitor").stdout.strip()
-    visitor = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": key})
-    assert visitor.run("jobs", "list").stdout == ""
-    stranger = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": "moyin_no_key"})
-    refused = stranger.run("jobs", "list", check=False)
-    assert refused.stderr.startswith("error: invalid_api_key: ")
+    visitor_stack = RunningStack(gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": key})
+    assert visitor_stack.run("jobs", "list").stdout == ""
+    keyless_stack = RunningStack(
+        gateway.data.parent, {**gateway.env, "MOYIN_API_KEY": "moyin_no_key"}
+    )
+    refused_process = keyless_stack.run("jobs", "list", check=False)
+    assert refused_process.stderr.startswith("error: invalid_api_key: ")
 
 
 def test_serve_deploy_takes_the_same_file(gateway: RunningStack) -> None:
@@ -98,9 +100,11 @@ def test_serve_deploy_takes_the_same_file(gateway: RunningStack) -> None:
     assert gateway.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()
 
 
-def test_memory_is_reported_by_part(gateway: RunningStack, measured: Measured) -> None:
-    used = json.loads(gateway.run("status", "--json", "--memory").stdout)["memory"]
-    assert used.keys() >= {"ray", "apps", "temporal", "valkey", "supervisor", "comfyui"}
-    without_comfyui = sum(size for part, size in used.items() if part != "comfyui")
-    measured(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
+def test_memory_is_reported_by_part(
+    gateway: RunningStack, record_measurement: RecordMeasurement
+) -> None:
+    bytes_by_part = json.loads(gateway.run("status", "--json", "--memory").stdout)["memory"]
+    assert bytes_by_part.keys() >= {"ray", "apps", "temporal", "valkey", "supervisor", "comfyui"}
+    without_comfyui = sum(size for part, size in bytes_by_part.items() if part != "comfyui")
+    record_measurement(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
     assert without_comfyui < 3 * 2**30

@@ -45,18 +45,18 @@ async def departures() -> AsyncIterator[tuple[int, asyncio.Semaphore]]:
 
     Yields its port, and a semaphore that is released at each disconnect that the service notices.
     """
-    left = asyncio.Semaphore(0)
+    departure_count = asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(BODY)
         with suppress(ConnectionError):
             await reader.read()
-        left.release()
+        departure_count.release()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
-        yield server.sockets[0].getsockname()[1], left
+        yield server.sockets[0].getsockname()[1], departure_count
 
 
 async def test_disconnect_of_a_client_reaches_the_service(
@@ -66,8 +66,8 @@ async def test_disconnect_of_a_client_reaches_the_service(
 
     The head and the body of the request are sent separately, as most clients do.
     """
-    service, left = departures
-    async with _haproxy(tmp_path, service) as port:
+    service, departure_count = departures
+    async with _run_haproxy(tmp_path, service) as port:
         for _ in range(CLIENTS):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             for part in (HEAD, BODY):
@@ -77,11 +77,11 @@ async def test_disconnect_of_a_client_reaches_the_service(
             writer.close()
             await writer.wait_closed()
             async with asyncio.timeout(10):
-                await left.acquire()
+                await departure_count.acquire()
 
 
 @asynccontextmanager
-async def _haproxy(folder: Path, service: int) -> AsyncIterator[int]:
+async def _run_haproxy(folder: Path, service: int) -> AsyncIterator[int]:
     port = free_port()
     config = folder / "haproxy.cfg"
     config.write_text(_CONFIG.format(port=port, service=service))

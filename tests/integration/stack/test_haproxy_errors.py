@@ -48,7 +48,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"]
 
 
 @pytest.fixture
-async def nowhere(tmp_path: Path) -> AsyncIterator[Ports]:
+async def ports_without_apps(tmp_path: Path) -> AsyncIterator[Ports]:
     """Run HAProxy without apps, as before the first deployment and after `serve shutdown`."""
     async with run_haproxy(tmp_path, {}) as ports:
         yield ports
@@ -60,40 +60,50 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def test_every_path_gets_its_own_shape(nowhere: Ports, http: aiohttp.ClientSession) -> None:
+async def test_every_path_gets_its_own_shape(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
     error = ServiceUnavailable(STARTING, retry_after=5)
     for path in PATHS:
-        await _check_response(http, nowhere, error, path)
+        await _check_response(http, ports_without_apps, error, path)
 
 
-async def test_every_method_gets_it(nowhere: Ports, http: aiohttp.ClientSession) -> None:
-    url = f"http://127.0.0.1:{nowhere.http}/jobs"
+async def test_every_method_gets_the_unavailable_error(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
+    url = f"http://127.0.0.1:{ports_without_apps.http}/jobs"
     for method in METHODS:
         async with http.request(method, url, data=b"{}") as answer:
             assert answer.status == 503, method
             assert (await answer.json(content_type=None))["code"] == "service_unavailable"
 
 
-async def test_a_head_request_gets_the_headers(nowhere: Ports, http: aiohttp.ClientSession) -> None:
-    async with http.head(f"http://127.0.0.1:{nowhere.http}/v1/messages") as answer:
+async def test_a_head_request_gets_the_headers(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
+    async with http.head(f"http://127.0.0.1:{ports_without_apps.http}/v1/messages") as answer:
         assert (answer.status, answer.headers["retry-after"]) == (503, "5")
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
         assert await answer.read() == b""
 
 
-async def test_a_request_without_a_good_id_gets_one(
-    nowhere: Ports, http: aiohttp.ClientSession
+async def test_request_without_valid_id_gets_a_new_id(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
 ) -> None:
     for request_id in (None, "a b", "x" * 129, "a;b", ""):
         headers = {} if request_id is None else {"x-request-id": request_id}
-        async with http.get(f"http://127.0.0.1:{nowhere.http}/jobs", headers=headers) as answer:
-            named = answer.headers["x-request-id"]
-            assert (await answer.json(content_type=None))["request_id"] == named
-        assert re.fullmatch("[0-9a-f]{32}", named), request_id
+        async with http.get(
+            f"http://127.0.0.1:{ports_without_apps.http}/jobs", headers=headers
+        ) as answer:
+            new_request_id = answer.headers["x-request-id"]
+            assert (await answer.json(content_type=None))["request_id"] == new_request_id
+        assert re.fullmatch("[0-9a-f]{32}", new_request_id), request_id
 
 
-async def test_a_long_path_is_cut(nowhere: Ports, http: aiohttp.ClientSession) -> None:
-    async with http.get(f"http://127.0.0.1:{nowhere.http}/{'a' * 8000}") as answer:
+async def test_long_path_is_truncated(
+    ports_without_apps: Ports, http: aiohttp.ClientSession
+) -> None:
+    async with http.get(f"http://127.0.0.1:{ports_without_apps.http}/{'a' * 8000}") as answer:
         assert answer.status == 503
         assert len((await answer.json(content_type=None))["instance"]) == 1024
 
@@ -101,24 +111,26 @@ async def test_a_long_path_is_cut(nowhere: Ports, http: aiohttp.ClientSession) -
 async def test_an_app_without_replicas_is_unavailable(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    apps = {"gateway": _app("/"), "models": _app("/v1")}
+    apps = {"gateway": _new_app("/"), "models": _new_app("/v1")}
     async with run_haproxy(tmp_path, apps) as ports:
         error = ServiceUnavailable(STARTING, retry_after=5)
         for path in ("/jobs", "/v1/chat/completions", "/prompt"):
             await _check_response(http, ports, error, path)
 
 
-async def test_a_replica_that_dies_under_a_request(
+async def test_request_to_a_dying_replica_gets_an_error(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def close_without_answer(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         if b"/-/healthz" in request:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    server = await asyncio.start_server(close_without_answer, "127.0.0.1", 0)
     app = App(prefix="/", http=server.sockets[0].getsockname()[1], grpc=free_port())
     error = WorkerLost(
         "the replica ended before it answered; the request may have been carried out",
@@ -129,24 +141,24 @@ async def test_a_replica_that_dies_under_a_request(
             await _check_response(http, ports, error, path)
 
 
-async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
-    gateway_url = f"http://127.0.0.1:{nowhere.http}"
-    sent: list[str] = []
+async def test_vendor_sdks_retry_unavailable_answers(ports_without_apps: Ports) -> None:
+    gateway_url = f"http://127.0.0.1:{ports_without_apps.http}"
+    sent_paths: list[str] = []
 
     def count(request: Any) -> None:
-        sent.append(request.url.path)
+        sent_paths.append(request.url.path)
 
     hooks = {"request": [count]}
     messages: Any = [{"role": "user", "content": "Hi"}]
 
-    def by_openai() -> None:
+    def call_with_openai() -> None:
         with openai.DefaultHttpxClient(event_hooks=hooks) as http:
             client = openai.OpenAI(
                 base_url=f"{gateway_url}/v1", api_key="k", max_retries=1, http_client=http
             )
             client.chat.completions.create(model="auto", messages=messages)
 
-    def by_anthropic() -> None:
+    def call_with_anthropic() -> None:
         with anthropic.DefaultHttpxClient(event_hooks=hooks) as http:
             client = anthropic.Anthropic(
                 base_url=gateway_url, api_key="k", max_retries=1, http_client=http
@@ -154,9 +166,11 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
             client.messages.create(model="auto", max_tokens=9, messages=messages)
 
     responses = await asyncio.gather(
-        asyncio.to_thread(by_openai), asyncio.to_thread(by_anthropic), return_exceptions=True
+        asyncio.to_thread(call_with_openai),
+        asyncio.to_thread(call_with_anthropic),
+        return_exceptions=True,
     )
-    assert sorted(sent) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
+    assert sorted(sent_paths) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
     assert isinstance(responses[0], openai.InternalServerError)
     assert (responses[0].status_code, responses[0].code) == (503, "service_unavailable")
     assert isinstance(responses[1], anthropic.APIStatusError)
@@ -164,8 +178,10 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
 
 
 @pytest.mark.parametrize("application", [None, "gateway"])
-async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports) -> None:
-    failure = await _call(nowhere, application)
+async def test_grpc_before_the_first_app(
+    application: str | None, ports_without_apps: Ports
+) -> None:
+    failure = await _call(ports_without_apps, application)
     assert failure.code() == grpc.StatusCode.UNAVAILABLE
     assert failure.details() == STARTING
     trailers = dict(failure.trailing_metadata() or ())
@@ -182,8 +198,8 @@ async def test_grpc_without_the_app_is_unavailable(apps: list[str], tmp_path: Pa
 
     A call without an app's name goes to the gateway.
     """
-    known = {name: _app(f"/{name}") for name in apps}
-    async with run_haproxy(tmp_path, known) as ports:
+    known_apps = {name: _new_app(f"/{name}") for name in apps}
+    async with run_haproxy(tmp_path, known_apps) as ports:
         for application in ("gateway", None):
             assert (await _call(ports, application)).code() == grpc.StatusCode.UNAVAILABLE
 
@@ -254,7 +270,7 @@ class _Proxy(grpc.GenericRpcHandler):
         return b""
 
 
-def _app(prefix: str) -> App:
+def _new_app(prefix: str) -> App:
     return App(prefix=prefix, http=free_port(), grpc=free_port())
 
 
@@ -268,12 +284,12 @@ async def _check_response(
         body = await answer.read()
     assert answer.status == expected.status
     assert json.loads(body) == json.loads(expected.body)
-    wanted = {
+    expected_headers = {
         **expected.headers,
         "x-request-id": "mine",
         **{name.decode(): value.decode() for name, value in SECURITY_HEADERS},
     }
-    assert {name: answer.headers.get(name) for name in wanted} == wanted
+    assert {name: answer.headers.get(name) for name in expected_headers} == expected_headers
 
 
 async def _call(ports: Ports, application: str | None, pause: float = 0) -> grpc.aio.AioRpcError:
@@ -283,6 +299,6 @@ async def _call(ports: Ports, application: str | None, pause: float = 0) -> grpc
         metadata.append(("application", application))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
+        with pytest.raises(grpc.aio.AioRpcError) as exc_info:
             await stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=10)
-    return raised.value
+    return exc_info.value

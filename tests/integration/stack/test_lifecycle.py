@@ -23,13 +23,13 @@ from temporalio.client import Client
 
 from moyin.stack.service import send_request
 from moyin.system.processes import find_processes
-from tests.stack import Measured, RunningStack
+from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually_blocking
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
+def _new_stack(folder: Path, *, broken: bool = False) -> RunningStack:
     config = folder / "serve_config.yaml"
     app = {
         "name": "tiny",
@@ -47,11 +47,11 @@ def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Run one stack for all tests of the module; only the last tests stop it."""
-    with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
+    with _new_stack(tmp_path_factory.mktemp("stack")).living() as stack:
         yield stack
 
 
-def _state(stack: RunningStack) -> Any:
+def _read_state(stack: RunningStack) -> Any:
     return json.loads(stack.run("status", "--json", check=False).stdout)
 
 
@@ -61,16 +61,16 @@ def _get(url: str) -> Any:
 
 
 def test_everything_is_up_and_the_gateway_answers(stack: RunningStack) -> None:
-    state = _state(stack)
+    state = _read_state(stack)
     assert state["phase"] == "ready"
     assert {part["status"] for part in state["parts"].values()} == {"up"}
     assert _get(f"{stack.url}/hello") == {"path": "/hello"}
 
 
 def test_a_second_up_does_nothing(stack: RunningStack) -> None:
-    before = _state(stack)["pid"]
+    pid_before = _read_state(stack)["pid"]
     assert "up already" in stack.run("up").stdout
-    assert _state(stack)["pid"] == before
+    assert _read_state(stack)["pid"] == pid_before
 
 
 def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
@@ -101,20 +101,20 @@ def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
 
 def test_rays_dashboard_asks_for_the_token(stack: RunningStack) -> None:
     url = f"http://127.0.0.1:{stack.ports.dashboard}/api/serve/applications/"
-    with pytest.raises(urllib.error.HTTPError) as refused:
+    with pytest.raises(urllib.error.HTTPError) as exc_info:
         _get(url)
-    refused.value.close()
-    assert refused.value.code == 401
+    exc_info.value.close()
+    assert exc_info.value.code == 401
 
 
 def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) -> None:
     with (
-        redis.Redis(port=stack.ports.valkey) as stranger,
+        redis.Redis(port=stack.ports.valkey) as keyless_client,
         pytest.raises(redis.AuthenticationError),
     ):
-        stranger.ping()
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        assert ours.ping()
+        keyless_client.ping()
+    with redis.Redis.from_url(stack.settings.redis_url) as authenticated_client:
+        assert authenticated_client.ping()
     assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
 
 
@@ -122,11 +122,11 @@ def test_password_of_valkey_is_not_disclosed(stack: RunningStack) -> None:
     """Search command lines, logs, state files, outputs and Ray's dashboard for the password."""
     token = stack.layout.ray_token.read_text().strip()
     dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
-    shown = {
+    shown_texts = {
         "command lines": "\n".join(stack.processes()),
         **{
-            f"moyin {' '.join(arguments)}": (done := stack.run(*arguments, check=False)).stdout
-            + done.stderr
+            f"moyin {' '.join(arguments)}": (process := stack.run(*arguments, check=False)).stdout
+            + process.stderr
             for arguments in (("status",), ("status", "--json"), ("doctor",), ("ray-env",))
         },
         **{
@@ -139,22 +139,22 @@ def test_password_of_valkey_is_not_disclosed(stack: RunningStack) -> None:
     }  # fmt: skip
     for path in {*stack.layout.logs.rglob("*"), *stack.layout.run.rglob("*")}:
         if path.is_file() and path != stack.layout.valkey_config:
-            shown[str(path)] = path.read_text(errors="replace")
+            shown_texts[str(path)] = path.read_text(errors="replace")
     for path in Path(stack.layout.ray_logs).resolve().rglob("*"):
         if path.is_file():
-            shown[str(path)] = path.read_text(errors="replace")
-    assert "ServeController" in shown["/api/v0/actors?detail=1"]
-    assert "tiny" in shown["/api/serve/applications/"]
+            shown_texts[str(path)] = path.read_text(errors="replace")
+    assert "ServeController" in shown_texts["/api/v0/actors?detail=1"]
+    assert "tiny" in shown_texts["/api/serve/applications/"]
     password = stack.valkey_password
-    assert [name for name, text in shown.items() if password in text] == []
+    assert [name for name, text in shown_texts.items() if password in text] == []
 
 
 async def test_the_namespace_keeps_jobs_for_the_configured_time(stack: RunningStack) -> None:
     client = await Client.connect(stack.settings.temporal_address, namespace="moyin")
-    described = await client.workflow_service.describe_namespace(
+    namespace_description = await client.workflow_service.describe_namespace(
         DescribeNamespaceRequest(namespace="moyin")
     )
-    assert described.config.workflow_execution_retention_ttl.ToTimedelta().days == 30
+    assert namespace_description.config.workflow_execution_retention_ttl.ToTimedelta().days == 30
 
 
 def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: RunningStack) -> None:
@@ -165,45 +165,47 @@ def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: Runnin
 
 
 @pytest.mark.parametrize("name", ["valkey", "temporal"])
-def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measured) -> None:
-    killed = _state(stack)["parts"][name]["pid"]
-    os.kill(killed, signal.SIGKILL)
+def test_killed_server_is_restarted(
+    stack: RunningStack, name: str, record_measurement: RecordMeasurement
+) -> None:
+    killed_pid = _read_state(stack)["parts"][name]["pid"]
+    os.kill(killed_pid, signal.SIGKILL)
 
-    def back() -> bool:
-        part = _state(stack)["parts"][name]
-        return bool(part["status"] == "up" and part["pid"] != killed)
+    def is_restarted() -> bool:
+        part = _read_state(stack)["parts"][name]
+        return bool(part["status"] == "up" and part["pid"] != killed_pid)
 
-    began = time.monotonic()
-    eventually_blocking(back, 180)
-    measured(f"{name} back after {time.monotonic() - began:.1f} s")
-    assert _state(stack)["parts"][name]["restarts"] == 1
+    started_at = time.monotonic()
+    eventually_blocking(is_restarted, 180)
+    record_measurement(f"{name} back after {time.monotonic() - started_at:.1f} s")
+    assert _read_state(stack)["parts"][name]["restarts"] == 1
     assert _get(f"{stack.url}/")
 
 
 def test_killing_the_supervisor_ends_all_and_up_starts_again(
-    stack: RunningStack, measured: Measured
+    stack: RunningStack, record_measurement: RecordMeasurement
 ) -> None:
     """All processes end with the supervisor, and the next `moyin up` finds Valkey's data.
 
     The data folder has no password for Valkey, like one of an older version.
     """
-    key, before = stack.api_key, stack.valkey_password
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        ours.set("kept", "1")
-        ours.execute_command("WAITAOF", 1, 0, 5_000)
+    key, password_before = stack.api_key, stack.valkey_password
+    with redis.Redis.from_url(stack.settings.redis_url) as valkey_client:
+        valkey_client.set("kept", "1")
+        valkey_client.execute_command("WAITAOF", 1, 0, 5_000)
     stack.kill_supervisor()
     eventually_blocking(lambda: stack.processes() == [], 20)
     assert stack.run("status", check=False).returncode == 1
     stack.layout.valkey_password.unlink()
     stack.layout.valkey_config.unlink()
-    began = time.monotonic()
+    started_at = time.monotonic()
     stack.run("up")
-    took = time.monotonic() - began
-    measured(f"up again after {took:.1f} s")
+    elapsed_seconds = time.monotonic() - started_at
+    record_measurement(f"up again after {elapsed_seconds:.1f} s")
     assert stack.api_key == key
-    assert stack.valkey_password != before
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        assert ours.get("kept") == b"1"
+    assert stack.valkey_password != password_before
+    with redis.Redis.from_url(stack.settings.redis_url) as valkey_client:
+        assert valkey_client.get("kept") == b"1"
     assert _get(f"{stack.url}/valkey")["valkey"]
 
 
@@ -216,53 +218,55 @@ def test_up_right_after_a_kill_ends_the_remaining_processes(stack: RunningStack)
 def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_order(
     stack: RunningStack, tmp_path: Path
 ) -> None:
-    other = _stack(tmp_path)
+    second_stack = _new_stack(tmp_path)
     command = [sys.executable, "-m", "moyin.cli.main", "up", "--foreground"]
     try:
         process = subprocess.Popen(
-            command, env=other.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, env=second_stack.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        eventually_blocking(lambda: _state(other)["phase"] == "ready", 240)
-        assert _get(f"{other.url}/other") == {"path": "/other"}
+        eventually_blocking(lambda: _read_state(second_stack)["phase"] == "ready", 240)
+        assert _get(f"{second_stack.url}/other") == {"path": "/other"}
         assert _get(f"{stack.url}/first") == {"path": "/first"}
-        assert other.url != stack.url
+        assert second_stack.url != stack.url
         process.terminate()
         assert process.wait(60) == 0
-        assert other.processes() == []
+        assert second_stack.processes() == []
     finally:
-        other.run("down", check=False)
+        second_stack.run("down", check=False)
     assert _get(f"{stack.url}/still") == {"path": "/still"}
 
 
-def test_down_leaves_nothing(stack: RunningStack, measured: Measured) -> None:
-    began = time.monotonic()
+def test_down_stops_all_processes(
+    stack: RunningStack, record_measurement: RecordMeasurement
+) -> None:
+    started_at = time.monotonic()
     stack.run("down")
-    measured(f"down: {time.monotonic() - began:.1f} s")
+    record_measurement(f"down: {time.monotonic() - started_at:.1f} s")
     assert stack.processes() == []
     assert "not running" in stack.run("down").stdout
 
 
-def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
-    other = _stack(tmp_path)
+def test_used_port_is_reported_in_one_line(tmp_path: Path) -> None:
+    second_stack = _new_stack(tmp_path)
     with socket.socket() as server:
         # An earlier stack may have had it a moment ago.
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(("127.0.0.1", other.ports.door))
+        server.bind(("127.0.0.1", second_stack.ports.door))
         server.listen()
-        refused = other.run("up", check=False)
-    assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
-    assert f"port {other.ports.door} (door) is in use by" in refused.stderr
-    assert f"(pid {os.getpid()})" in refused.stderr
-    assert other.processes() == []
+        refused_process = second_stack.run("up", check=False)
+    assert refused_process.returncode == 1
+    assert refused_process.stderr.count("\n") == 1
+    assert f"port {second_stack.ports.door} (door) is in use by" in refused_process.stderr
+    assert f"(pid {os.getpid()})" in refused_process.stderr
+    assert second_stack.processes() == []
 
 
-def test_an_app_that_cannot_start_is_one_clear_line_and_nothing_stays(tmp_path: Path) -> None:
-    other = _stack(tmp_path, broken=True)
-    refused = other.run("up", check=False)
-    assert refused.returncode == 1
-    error_line = refused.stderr.strip().splitlines()[-1]
+def test_failing_app_is_reported_in_one_line_and_stopped(tmp_path: Path) -> None:
+    broken_stack = _new_stack(tmp_path, broken=True)
+    refused_process = broken_stack.run("up", check=False)
+    assert refused_process.returncode == 1
+    error_line = refused_process.stderr.strip().splitlines()[-1]
     assert error_line.startswith("error: app tiny cannot start: ")
     assert "this app is broken on purpose" in error_line
-    assert other.processes() == []
-    assert other.run("status", check=False).returncode == 1
+    assert broken_stack.processes() == []
+    assert broken_stack.run("status", check=False).returncode == 1

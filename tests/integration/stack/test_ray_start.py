@@ -48,7 +48,7 @@ class Head:
             "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(folder / "data"),
             "RAY_AUTH_TOKEN_PATH": str(token),
-            # Ray renames its processes over their environment otherwise: `_belongs` reads it.
+            # `_belongs_to_stack` reads the environment, which Ray otherwise overwrites with titles.
             "SPT_NOENV": "1",
             # Beside other farms on this machine; a node has Serve's own ports and folder.
             "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
@@ -89,7 +89,7 @@ class Head:
         )  # fmt: skip
 
     def deploy(self) -> subprocess.Popen[bytes]:
-        tiny = {
+        tiny_app = {
             "name": "tiny",
             "route_prefix": "/tiny",
             "import_path": "tests.integration.stack.tiny_app:build",
@@ -100,7 +100,7 @@ class Head:
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": self.ports.door},
             "grpc_options": {"port": self.ports.grpc, "grpc_servicer_functions": [_SERVICER]},
-            "applications": [tiny],
+            "applications": [tiny_app],
         }
         path.write_text(yaml.safe_dump(config))
         return self.serve("deploy", str(path))
@@ -113,7 +113,7 @@ def head() -> Iterator[Head]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         process = head.start()
-        stack.callback(_end, process, folder)
+        stack.callback(_end_processes, process, folder)
         yield head
 
 
@@ -121,21 +121,21 @@ def head() -> Iterator[Head]:
 def test_no_response_is_404_while_apps_start(head: Head) -> None:
     """No response is 404 before the first `serve deploy`, during it, and after `serve shutdown`."""
     # Refused until Ray's dashboard listens.
-    deploying = head.deploy()
-    seen: set[str] = set()
-    while "ok" not in seen:
-        seen |= _check_answers(head)
-        if deploying.poll() not in (None, 0):
-            deploying = head.deploy()
-    assert "503" in seen, "HAProxy was there before the app"
+    deploy_process = head.deploy()
+    seen_answers: set[str] = set()
+    while "ok" not in seen_answers:
+        seen_answers |= _check_answers(head)
+        if deploy_process.poll() not in (None, 0):
+            deploy_process = head.deploy()
+    assert "503" in seen_answers, "HAProxy was there before the app"
     # Other paths have no app; no app but ours is called over gRPC.
     assert _check_answers(head) == {"ok", "503", "UNAVAILABLE"}
 
-    stopping = head.serve("shutdown", "-y")
-    while stopping.poll() is None or seen & {"ok", "cut"}:
-        seen = _check_answers(head)
-    assert stopping.returncode == 0
-    assert seen <= {"503", "refused", "UNAVAILABLE"}
+    stop_process = head.serve("shutdown", "-y")
+    while stop_process.poll() is None or seen_answers & {"ok", "cut"}:
+        seen_answers = _check_answers(head)
+    assert stop_process.returncode == 0
+    assert seen_answers <= {"503", "refused", "UNAVAILABLE"}
 
 
 def _check_answers(head: Head) -> set[str]:
@@ -143,10 +143,10 @@ def _check_answers(head: Head) -> set[str]:
     results = {_request(head.ports.door, probe) for probe in (_TINY, *probes("7"))}
     with grpc.insecure_channel(f"127.0.0.1:{head.ports.grpc}") as channel:
         stub = moyin_pb2_grpc.MoyinStub(channel)
-        with pytest.raises(grpc.RpcError) as raised:
+        with pytest.raises(grpc.RpcError) as exc_info:
             metadata = (("application", "gateway"),)
             stub.GetJob(moyin_pb2.GetJobRequest(id="7"), metadata=metadata, timeout=30)
-    results.add(raised.value.code().name)
+    results.add(exc_info.value.code().name)
     return results
 
 
@@ -154,30 +154,30 @@ def _request(port: int, probe: Probe) -> str:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{probe.path}", method=probe.method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            outcome, wrong = judge(probe, answer.status, answer.headers, answer.read())
+            outcome, problem = judge(probe, answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            outcome, wrong = judge(probe, error.code, dict(error.headers), error.read())
+            outcome, problem = judge(probe, error.code, dict(error.headers), error.read())
     except OSError:
         time.sleep(0.05)
         return "refused"
     except http.client.HTTPException:
         # A connection that ends in the middle of an answer, as HAProxy does.
         return "cut"
-    assert wrong is None, wrong
+    assert problem is None, problem
     return outcome
 
 
 def _ray_env() -> Mapping[str, str]:
     """Return the variables that `eval "$(moyin ray-env)"` exports."""
-    printed = subprocess.run(
+    output = subprocess.run(
         [_BIN / "moyin", "ray-env"], capture_output=True, text=True, check=True
     ).stdout
-    words = [shlex.split(line)[1] for line in printed.splitlines()]
+    words = [shlex.split(line)[1] for line in output.splitlines()]
     return dict(word.split("=", 1) for word in words)
 
 
-def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _end_processes(process: subprocess.Popen[bytes], folder: Path) -> None:
     """End Ray and its remaining processes, such as HAProxy."""
     process.terminate()
     try:
@@ -185,15 +185,17 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    left = [item for item in psutil.process_iter() if _belongs(item, folder)]
-    for item in left:
+    remaining_processes = [
+        item for item in psutil.process_iter() if _belongs_to_stack(item, folder)
+    ]
+    for item in remaining_processes:
         # One that ended by itself meanwhile.
         with suppress(psutil.NoSuchProcess):
             item.kill()
-    psutil.wait_procs(left, timeout=10)
+    psutil.wait_procs(remaining_processes, timeout=10)
 
 
-def _belongs(process: psutil.Process, folder: Path) -> bool:
+def _belongs_to_stack(process: psutil.Process, folder: Path) -> bool:
     try:
         return process.environ().get("MOYIN_DATA") == str(folder / "data")
     except psutil.Error:

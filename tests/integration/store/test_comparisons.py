@@ -30,13 +30,15 @@ async def store(valkey: Any, valkey_server: ValkeyServer) -> AsyncIterator[Compa
     await store.close()
 
 
-async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, valkey: Any) -> None:
+async def test_comparison_is_stored_once_for_at_most_a_day(
+    store: ComparisonStore, valkey: Any
+) -> None:
     assert await store.add("a", "ada", b"first")
     assert not await store.add("a", "ada", b"second")
     await store.add_second_answer("a", "answer")
-    stored = await store.get("a")
-    assert stored is not None
-    assert (stored.comparison, stored.second) == (b"first", "answer")
+    stored_comparison = await store.get("a")
+    assert stored_comparison is not None
+    assert (stored_comparison.comparison, stored_comparison.second) == (b"first", "answer")
     assert 0 < await valkey.ttl("moyin:judge:a") <= DAY
     await store.remove("a")
     await store.remove("a")
@@ -50,15 +52,15 @@ async def test_no_text_is_stored_in_valkey_unencrypted(
     """Search Valkey's files for the texts; the files still contain deleted values."""
     await store.add("a", "ada", b"codename Bluebird")
     await store.add_second_answer("a", "Bluebird flies")
-    stored = await valkey.hgetall("moyin:judge:a")
-    assert stored.keys() == {b"owner", b"comparison", b"second"}
-    assert not any(b"Bluebird" in value for value in stored.values())
+    stored_fields = await valkey.hgetall("moyin:judge:a")
+    assert stored_fields.keys() == {b"owner", b"comparison", b"second"}
+    assert not any(b"Bluebird" in value for value in stored_fields.values())
     # What was written for another comparison, or under another secret, is none of this one.
     await valkey.copy("moyin:judge:a", "moyin:judge:b")
     assert await store.get("b") is None
-    other = ComparisonStore(valkey_server.url, secret=b"t" * 32)
-    assert await other.get("a") is None
-    await other.close()
+    other_store = ComparisonStore(valkey_server.url, secret=b"t" * 32)
+    assert await other_store.get("a") is None
+    await other_store.close()
 
 
 async def test_an_answer_that_comes_too_late_expires_as_well(
@@ -83,7 +85,9 @@ async def test_the_capacity_per_tenant_is_enforced(store: ComparisonStore, valke
     assert await store.has_capacity("ada")
 
 
-async def test_one_tenant_cannot_use_every_place(valkey: Any, valkey_server: ValkeyServer) -> None:
+async def test_stored_comparisons_are_limited_per_tenant(
+    valkey: Any, valkey_server: ValkeyServer
+) -> None:
     store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=10, capacity_per_tenant=2)
     for name in ("a", "b"):
         await store.add(name, "ada", b"x")

@@ -27,6 +27,10 @@ async def test_replicas_that_start_at_once_record_a_configuration_once(
     for number in range(3):
         values = {"text": {"models": [number]}}
         await asyncio.gather(*(history.record(values) for _ in range(REPLICAS)))
-    recorded = await history.list_newest(10)
-    assert [config.values["text"]["models"] for config in recorded] == [[2], [1], [0]]
-    assert recorded[0].applied_at >= recorded[1].applied_at >= recorded[2].applied_at
+    recorded_configs = await history.list_newest(10)
+    assert [config.values["text"]["models"] for config in recorded_configs] == [[2], [1], [0]]
+    assert (
+        recorded_configs[0].applied_at
+        >= recorded_configs[1].applied_at
+        >= recorded_configs[2].applied_at
+    )

@@ -39,13 +39,13 @@ async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
     await hub.close()
 
 
-async def take(watch: Subscription[JobEvent], count: int) -> list[int]:
+async def take_numbers(watch: Subscription[JobEvent], count: int) -> list[int]:
     """Return the ids of the next ``count`` events, which may arrive in several batches."""
-    taken: list[int] = []
+    taken_numbers: list[int] = []
     async with asyncio.timeout(10):
-        while len(taken) < count:
-            taken += [event.data["n"] for event in await watch.next()]
-    return taken
+        while len(taken_numbers) < count:
+            taken_numbers += [event.data["n"] for event in await watch.next()]
+    return taken_numbers
 
 
 async def publish(store: EventStore, job: str, numbers: range) -> None:
@@ -53,37 +53,37 @@ async def publish(store: EventStore, job: str, numbers: range) -> None:
         await store.publish(job, EventType.PROGRESS, {"n": n})
 
 
-async def test_a_watcher_sees_the_past_and_the_present_in_order(
+async def test_watcher_receives_old_and_new_events_in_order(
     store: EventStore, hub: EventHub
 ) -> None:
     await publish(store, "a", range(3))
     await publish(store, "b", range(100, 103))
     async with hub.subscribe("a", None) as events:
-        assert await take(events, 3) == [0, 1, 2]
+        assert await take_numbers(events, 3) == [0, 1, 2]
         await publish(store, "a", range(3, 6))
-        assert await take(events, 3) == [3, 4, 5]
+        assert await take_numbers(events, 3) == [3, 4, 5]
 
 
 async def test_a_late_watcher_rewinds_without_repeating_to_the_others(
     store: EventStore, hub: EventHub
 ) -> None:
-    async with hub.subscribe("a", None) as first:
+    async with hub.subscribe("a", None) as first_watch:
         await publish(store, "a", range(4))
-        assert await take(first, 4) == [0, 1, 2, 3]
-        async with hub.subscribe("a", None) as second:
-            assert await take(second, 4) == [0, 1, 2, 3]
+        assert await take_numbers(first_watch, 4) == [0, 1, 2, 3]
+        async with hub.subscribe("a", None) as second_watch:
+            assert await take_numbers(second_watch, 4) == [0, 1, 2, 3]
             await publish(store, "a", range(4, 6))
-            assert await take(first, 2) == [4, 5]
-            assert await take(second, 2) == [4, 5]
+            assert await take_numbers(first_watch, 2) == [4, 5]
+            assert await take_numbers(second_watch, 2) == [4, 5]
 
 
 async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
     await publish(store, "a", range(5))
-    seen = await store.replay("a", None)
-    assert [e.data["n"] for e in seen] == [0, 1, 2, 3, 4]
-    assert [e.data["n"] for e in await store.replay("a", seen[2].id)] == [3, 4]
-    async with hub.subscribe("a", seen[2].id) as events:
-        assert await take(events, 2) == [3, 4]
+    stored_events = await store.replay("a", None)
+    assert [e.data["n"] for e in stored_events] == [0, 1, 2, 3, 4]
+    assert [e.data["n"] for e in await store.replay("a", stored_events[2].id)] == [3, 4]
+    async with hub.subscribe("a", stored_events[2].id) as events:
+        assert await take_numbers(events, 2) == [3, 4]
     with pytest.raises(InvalidRequest):
         async with hub.subscribe("a", "nonsense"):
             pass
@@ -92,54 +92,54 @@ async def test_resume_after_an_id(store: EventStore, hub: EventHub) -> None:
 async def test_fifty_watchers_use_one_reader(store: EventStore, hub: EventHub) -> None:
     async def watch(job: str) -> list[int]:
         async with hub.subscribe(job, None) as events:
-            return await take(events, 10)
+            return await take_numbers(events, 10)
 
-    watching = [asyncio.create_task(watch(f"job{i % 5}")) for i in range(50)]
+    watch_tasks = [asyncio.create_task(watch(f"job{i % 5}")) for i in range(50)]
     await asyncio.sleep(0.1)
     for i in range(5):
         await publish(store, f"job{i}", range(10))
-    assert await asyncio.gather(*watching) == [list(range(10))] * 50
+    assert await asyncio.gather(*watch_tasks) == [list(range(10))] * 50
     assert hub._subscriptions == {}
     assert hub._positions == {}
 
 
-async def test_a_slow_watcher_is_cut_and_the_others_are_not(
+async def test_slow_watcher_is_disconnected_and_others_are_not(
     store: EventStore, hub: EventHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "_QUEUE", 8)
-    async with hub.subscribe("a", None) as slow, hub.subscribe("a", None) as quick:
+    async with hub.subscribe("a", None) as slow_watch, hub.subscribe("a", None) as quick_watch:
         for n in range(20):
             await publish(store, "a", range(n, n + 1))
-            assert await take(quick, 1) == [n]
-        assert await take(slow, 8) == list(range(8))
+            assert await take_numbers(quick_watch, 1) == [n]
+        assert await take_numbers(slow_watch, 8) == list(range(8))
         with pytest.raises(SlowConsumer):
-            await take(slow, 1)
+            await take_numbers(slow_watch, 1)
 
 
-async def test_a_past_of_any_length_is_no_reason_to_cut_its_watcher(
+async def test_long_event_history_does_not_disconnect_watchers(
     store: EventStore, hub: EventHub
 ) -> None:
     published_events = [(EventType.PROGRESS, {"n": n}) for n in range(900)]
     await store.publish_all("a", published_events)
     async with hub.subscribe("a", None) as events:
-        assert await take(events, 900) == list(range(900))
+        assert await take_numbers(events, 900) == list(range(900))
         await publish(store, "a", range(900, 903))
-        assert await take(events, 3) == [900, 901, 902]
+        assert await take_numbers(events, 3) == [900, 901, 902]
 
 
-async def test_an_outage_pauses_watchers_and_costs_no_publisher(
+async def test_outage_pauses_watchers_but_not_publishers(
     valkey: ValkeyServer, store: EventStore, hub: EventHub
 ) -> None:
     async with hub.subscribe("a", None) as events:
         await publish(store, "a", range(2))
-        assert await take(events, 2) == [0, 1]
+        assert await take_numbers(events, 2) == [0, 1]
         await asyncio.sleep(1.1)  # appendfsync everysec: what was written a second ago is on disk
         valkey.kill()
         await publish(store, "a", range(99, 100))
         assert store.lost_count == 1
         await asyncio.to_thread(valkey.start)
         await publish(store, "a", range(2, 4))
-        assert await take(events, 2) == [2, 3]
+        assert await take_numbers(events, 2) == [2, 3]
 
 
 async def test_streams_are_bounded_and_expire(valkey: ValkeyServer, store: EventStore) -> None:

@@ -45,7 +45,7 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     spec = await blobs.put(encode(JobSpec(kind="render", steps=steps)))
     ids = []
     for number in range(4):
-        new = NewJob(
+        new_job = NewJob(
             id=str(uuid.uuid4()), owner="ann", kind="render", spec=spec,
             heads=((StepKind.RENDER, "big" if number == 1 else "default"),),
             metadata=LABELS if number == 2 else {"e": "x"},
@@ -54,8 +54,8 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
             text="赤い狐 red fox" if number in (0, 2) else "car",
             has_chosen_id=True,
         )  # fmt: skip
-        await jobs.create(new)
-        ids.append(new.id)
+        await jobs.create(new_job)
+        ids.append(new_job.id)
     picture = Artifact(
         id=derive_step_artifact_id(ids[0], 0, 0), name="a.png", media_type="image/png", size=3,
         sha256=await blobs.put(b"png"),
@@ -74,20 +74,25 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
             if cursor is None:
                 return numbers
 
-    both = (JobStatus.QUEUED, JobStatus.SUCCEEDED)
-    assert await find() == await find(statuses=both) == await find(kind="render") == [3, 2, 1, 0]
+    both_statuses = (JobStatus.QUEUED, JobStatus.SUCCEEDED)
+    assert (
+        await find()
+        == await find(statuses=both_statuses)
+        == await find(kind="render")
+        == [3, 2, 1, 0]
+    )
     assert await find(pool="big") == [1]
     assert await find(template="swatch") == [3, 2]
     assert await find(metadata=LABELS) == [2]
-    assert await find(metadata={"e": "x"}, statuses=both[:1]) == [3, 1]
+    assert await find(metadata={"e": "x"}, statuses=both_statuses[:1]) == [3, 1]
     assert await find(search="fox RED") == await find(search="赤い") == [2, 0]
     assert await find(search="狐", metadata=LABELS) == [2]
     assert await find(search="fox car") == []
     assert await find(created_after=now()) == []
-    assert await jobs.count("ann", JobFilter(statuses=both[1:])) == 1
-    for where in (ArtifactFilter(job_id=ids[0]), ArtifactFilter(media_type="image/*")):
-        [listed], _ = await artifacts.list_page("ann", where, limit=9)
-        assert (listed.artifact.id, listed.job_id) == (picture.id, ids[0])
+    assert await jobs.count("ann", JobFilter(statuses=both_statuses[1:])) == 1
+    for artifact_filter in (ArtifactFilter(job_id=ids[0]), ArtifactFilter(media_type="image/*")):
+        [listed_artifact], _ = await artifacts.list_page("ann", artifact_filter, limit=9)
+        assert (listed_artifact.artifact.id, listed_artifact.job_id) == (picture.id, ids[0])
 
     painting = Artifact(
         id=derive_step_artifact_id(ids[2], 0, 0), name="b.png", media_type="image/png", size=3,
@@ -95,18 +100,20 @@ async def test_jobs_are_filtered_counted_and_deleted(database: Database, tmp_pat
     )  # fmt: skip
     await artifacts.add(painting, owner="ann", job_id=ids[2])
     await artifacts.set_favourite("ann", painting.id, True)
-    for where in (
+    for artifact_filter in (
         ArtifactFilter(metadata=LABELS, media_type="image/*"),
         ArtifactFilter(user_id="user_1"),
         ArtifactFilter(favourite=True),
         ArtifactFilter(favourite=True, user_id="user_1", template="swatch"),
     ):
-        [listed], _ = await artifacts.list_page("ann", where, limit=9)
-        assert (listed.artifact.id, listed.favourite) == (painting.id, True)
-    for where in (ArtifactFilter(metadata={"e": "y"}), ArtifactFilter(user_id="user_2")):
-        assert await artifacts.list_page("ann", where, limit=9) == ([], None)
-    [listed], _ = await artifacts.list_page("ann", ArtifactFilter(favourite=False), limit=9)
-    assert listed.artifact.id == picture.id
+        [listed_artifact], _ = await artifacts.list_page("ann", artifact_filter, limit=9)
+        assert (listed_artifact.artifact.id, listed_artifact.favourite) == (painting.id, True)
+    for artifact_filter in (ArtifactFilter(metadata={"e": "y"}), ArtifactFilter(user_id="user_2")):
+        assert await artifacts.list_page("ann", artifact_filter, limit=9) == ([], None)
+    [listed_artifact], _ = await artifacts.list_page(
+        "ann", ArtifactFilter(favourite=False), limit=9
+    )
+    assert listed_artifact.artifact.id == picture.id
     # The table says that it is another's job: what it has counts for its owner alone.
     await artifacts.add(replace(painting, id="art_x"), owner="eve", job_id=ids[2])
     assert await artifacts.list_page("eve", ArtifactFilter(user_id="user_1"), limit=9) == ([], None)
@@ -141,11 +148,11 @@ async def test_a_rare_word_is_found_among_many_jobs(
     texts = ["needle", *("hay" for _ in range(30))]
     ids = []
     for text in texts:
-        new = NewJob(
+        new_job = NewJob(
             id=str(uuid.uuid4()), owner="ann", kind="chat", spec="0" * 64, heads=(), text=text
         )
-        await jobs.create(new)
-        ids.append(new.id)
+        await jobs.create(new_job)
+        ids.append(new_job.id)
     page, cursor = await jobs.list_page("ann", JobFilter(search="needle"))
     assert ([job.id for job in page], cursor) == ([ids[0]], None)
     # More matches than are sorted: the pages compare rows.
@@ -167,56 +174,56 @@ async def test_a_page_and_its_cursor_are_read_in_one_statement(
     jobs, ids = JobStore(database), []
     for number in range(12):
         pool = "rare" if number == 7 else "default"
-        new = NewJob(
+        new_job = NewJob(
             id=str(uuid.uuid4()), owner="ann", kind="render", spec="0" * 64,
             heads=((StepKind.RENDER, pool),),
         )  # fmt: skip
-        await jobs.create(new)
-        await jobs.finish(new.id, 1, JobStatus.SUCCEEDED, None)
-        ids.append(new.id)
+        await jobs.create(new_job)
+        await jobs.finish(new_job.id, 1, JobStatus.SUCCEEDED, None)
+        ids.append(new_job.id)
 
     async def delete_newest() -> None:
-        other = Database(database_url)
-        assert len((await JobStore(other).delete("ann", ids[-3:])).deleted) == 3
-        await other.close()
+        other_database = Database(database_url)
+        assert len((await JobStore(other_database).delete("ann", ids[-3:])).deleted) == 3
+        await other_database.close()
 
-    def interfere(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def delete_between_queries(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "row_number" in statement and deleting.ident is None:
             deleting.start()
             deleting.join()
 
     deleting = threading.Thread(target=lambda: asyncio.run(delete_newest()))
-    where = JobFilter(pool="rare")
-    sa.event.listen(sa.Engine, "after_cursor_execute", interfere)
+    job_filter = JobFilter(pool="rare")
+    sa.event.listen(sa.Engine, "after_cursor_execute", delete_between_queries)
     try:
-        page, cursor = await jobs.list_page("ann", where)
+        page, cursor = await jobs.list_page("ann", job_filter)
     finally:
-        sa.event.remove(sa.Engine, "after_cursor_execute", interfere)
+        sa.event.remove(sa.Engine, "after_cursor_execute", delete_between_queries)
     assert page == [] and cursor is not None and not deleting.is_alive()
     assert len((await jobs.list_page("ann"))[0]) == 9, "the deletion came between the statements"
-    page, _ = await jobs.list_page("ann", where, cursor=cursor)
+    page, _ = await jobs.list_page("ann", job_filter, cursor=cursor)
     assert [job.id for job in page] == [ids[7]]
 
 
 async def test_an_id_that_is_being_deleted_stays_taken(postgres: Postgres) -> None:
     url = postgres.url(postgres.new())
     await asyncio.to_thread(migrate, url)
-    database, other = Database(url), Database(url)
+    database, other_database = Database(url), Database(url)
     jobs = JobStore(database)
-    new = NewJob(
+    new_job = NewJob(
         id=str(uuid.uuid4()), owner="ann", kind="chat", spec="0" * 64, heads=(), has_chosen_id=True
     )
-    await jobs.create(new)
-    await jobs.finish(new.id, 1, JobStatus.SUCCEEDED, None)
-    async with other.writing() as transaction:
-        deletion = await transaction.run_sync(lambda c: delete_ended_jobs(c, "ann", [new.id]))
-        assert list(deletion.deleted) == [new.id]
-        creation = asyncio.create_task(jobs.create(new))
-        waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        while not (await transaction.execute(waiting)).scalar_one():
+    await jobs.create(new_job)
+    await jobs.finish(new_job.id, 1, JobStatus.SUCCEEDED, None)
+    async with other_database.writing() as transaction:
+        deletion = await transaction.run_sync(lambda c: delete_ended_jobs(c, "ann", [new_job.id]))
+        assert list(deletion.deleted) == [new_job.id]
+        creation = asyncio.create_task(jobs.create(new_job))
+        lock_query = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        while not (await transaction.execute(lock_query)).scalar_one():
             assert not creation.done()
             await asyncio.sleep(0.05)
     with pytest.raises(PromptIdTaken):
         await creation
     await database.close()
-    await other.close()
+    await other_database.close()

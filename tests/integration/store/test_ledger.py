@@ -27,12 +27,12 @@ ENTRY = UsageEntry(
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "wrong_members",
     [{"input_tokens": 2**70}, {"input_tokens": 2**31}, {"model": "x" * 129}, {"owner": None}],
 )
 async def test_entries_that_the_database_refuses_delay_no_others(
     database_url: str,
-    wrong: dict[str, Any],
+    wrong_members: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -46,7 +46,7 @@ async def test_entries_that_the_database_refuses_delay_no_others(
     await database.ensure_schema()
     ledger = UsageLedger(database)
     await ledger.start()
-    ledger.record(replace(ENTRY, request_id="wrong", **wrong))
+    ledger.record(replace(ENTRY, request_id="wrong", **wrong_members))
     ledger.record(ENTRY)
     await eventually(lambda: ledger.get("ada", "good"))
     await ledger.close()

@@ -24,7 +24,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def _result(index: int = 0, seconds: float = 4.0, pool: str = "default") -> StepResult:
+def _new_result(index: int = 0, seconds: float = 4.0, pool: str = "default") -> StepResult:
     return StepResult(
         index=index,
         output="0" * 64,
@@ -36,7 +36,7 @@ def _result(index: int = 0, seconds: float = 4.0, pool: str = "default") -> Step
     )
 
 
-async def _end(
+async def _store_ended_job(
     database: Database,
     *results: StepResult,
     kinds: tuple[StepKind, ...] = (StepKind.RENDER,),
@@ -45,7 +45,7 @@ async def _end(
     children: int | None = None,
 ) -> str:
     jobs = JobStore(database)
-    new = NewJob(
+    new_job = NewJob(
         id=str(uuid.uuid4()),
         owner="ann",
         kind="render",
@@ -53,44 +53,48 @@ async def _end(
         heads=tuple((kind, pool if kind is StepKind.RENDER else "") for kind in kinds),
         children=children,
     )
-    await jobs.create(new)
-    await jobs.finish(new.id, 1, status, None, results=results)
-    await jobs.mark_dispatched(new.id)
-    return new.id
+    await jobs.create(new_job)
+    await jobs.finish(new_job.id, 1, status, None, results=results)
+    await jobs.mark_dispatched(new_job.id)
+    return new_job.id
 
 
 async def test_renders_of_all_jobs_are_listed_from_the_oldest(database: Database) -> None:
-    await _end(database, _result(seconds=4.0))
+    await _store_ended_job(database, _new_result(seconds=4.0))
     chat = StepResult(index=0, output="0" * 64)
-    await _end(database, chat, _result(1, 5.0), kinds=(StepKind.CHAT, StepKind.RENDER))
+    await _store_ended_job(
+        database, chat, _new_result(1, 5.0), kinds=(StepKind.CHAT, StepKind.RENDER)
+    )
     renders = (StepKind.RENDER, StepKind.RENDER)
-    await _end(database, _result(0, 6.0), _result(1, 7.0), kinds=renders, children=2)
+    await _store_ended_job(
+        database, _new_result(0, 6.0), _new_result(1, 7.0), kinds=renders, children=2
+    )
     assert await list_measured_renders(database, "default") == [
         MeasuredRender(shape=f"shape-{seconds}", seconds=seconds, load_seconds=1.0, pictures=2)
         for seconds in (4.0, 5.0, 6.0, 7.0)
     ]
-    measured = (await load_measurements(database, "default")).estimate("shape-7.0")
-    assert measured is not None and measured.mean == 7.0
+    estimate = (await load_measurements(database, "default")).estimate("shape-7.0")
+    assert estimate is not None and estimate.mean == 7.0
 
 
 async def test_only_measured_successes_of_the_pool_count(database: Database) -> None:
-    await _end(database, _result(pool="other"), pool="other")
-    await _end(database, _result(pool="large"))  # needed the memory of another pool
-    await _end(database, _result(pool="default-2"), pool="default-2")
-    await _end(database, _result(), status=JobStatus.FAILED)
-    await _end(database, StepResult(index=0, output="0" * 64))  # of an earlier version
-    cached = StepResult(
+    await _store_ended_job(database, _new_result(pool="other"), pool="other")
+    await _store_ended_job(database, _new_result(pool="large"))  # needed the memory of another pool
+    await _store_ended_job(database, _new_result(pool="default-2"), pool="default-2")
+    await _store_ended_job(database, _new_result(), status=JobStatus.FAILED)
+    await _store_ended_job(database, StepResult(index=0, output="0" * 64))  # of an earlier version
+    cached_result = StepResult(
         index=0, output="0" * 64, backend="cache", cached=True, gpu_seconds=0.0, load_seconds=0.0
     )
-    await _end(database, cached)
-    await _end(database, *(_result(n) for n in range(65)), children=65)
+    await _store_ended_job(database, cached_result)
+    await _store_ended_job(database, *(_new_result(n) for n in range(65)), children=65)
     assert await list_measured_renders(database, "default") == []
 
 
 async def test_at_most_256_renders_are_listed(database: Database) -> None:
     for number in range(5):
-        results = [_result(index, number) for index in range(64)]
-        await _end(database, *results, kinds=(StepKind.RENDER,) * 64, children=64)
+        results = [_new_result(index, number) for index in range(64)]
+        await _store_ended_job(database, *results, kinds=(StepKind.RENDER,) * 64, children=64)
     renders = await list_measured_renders(database, "default")
     assert [render.seconds for render in renders] == [n for n in range(1, 5) for _ in range(64)]
 
@@ -98,8 +102,8 @@ async def test_at_most_256_renders_are_listed(database: Database) -> None:
 async def test_pool_starts_without_its_database(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = Database(f"sqlite:///{tmp_path / 'none' / 'moyin.db'}")
-    measured = await load_measurements(broken, "default")
-    await broken.close()
-    assert measured.estimate_any_shape() is None
+    broken_database = Database(f"sqlite:///{tmp_path / 'none' / 'moyin.db'}")
+    measurements = await load_measurements(broken_database, "default")
+    await broken_database.close()
+    assert measurements.estimate_any_shape() is None
     assert "starts without measured renders" in caplog.text

@@ -40,22 +40,22 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> None:
     for _ in range(2):
         migrate(empty_url)
-        assert asyncio.run(_with(empty_url, _differences)) == []
-        asyncio.run(_with(empty_url, _insert_key))
-        identity = asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(KEY)))
+        assert asyncio.run(_with_database(empty_url, _find_differences)) == []
+        asyncio.run(_with_database(empty_url, _insert_key))
+        identity = asyncio.run(_with_database(empty_url, lambda d: KeyStore(d).verify(KEY)))
         assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
         migrate(empty_url, "base", down=True)
-        assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
+        assert asyncio.run(_with_database(empty_url, _list_tables)) == {"alembic_version"}
 
 
 async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Postgres) -> None:
     url = postgres.url(postgres.new())
     await asyncio.to_thread(migrate, url, "0012")
-    writer = Database(url)
+    writer_database = Database(url)
 
     async def write() -> None:
         """Record a call while a migration runs; this fails if the migration locks the table."""
-        async with writer.writing() as transaction:
+        async with writer_database.writing() as transaction:
             await transaction.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
             await transaction.execute(_INSERT_CALL, {"id": uuid.uuid4().hex, "at": now()})
 
@@ -68,10 +68,12 @@ async def test_calls_are_recorded_while_postgresql_builds_indexes(postgres: Post
         )
     ) as statements:
         await asyncio.to_thread(migrate, url)
-    built = [text for text in statements if text.startswith("CREATE INDEX") and "usage" in text]
-    assert len(built) == 8 and await _with(url, _count_calls) >= len(built)
-    assert await _with(url, _differences) == []
-    await writer.close()
+    built_indexes = [
+        text for text in statements if text.startswith("CREATE INDEX") and "usage" in text
+    ]
+    assert len(built_indexes) == 8 and await _with_database(url, _count_calls) >= len(built_indexes)
+    assert await _with_database(url, _find_differences) == []
+    await writer_database.close()
 
 
 @pytest.mark.parametrize("statements_before", [4, 8, 17])
@@ -91,21 +93,21 @@ def test_an_interrupted_migration_of_postgresql_is_completed_later(
     with _before_each_statement(interrupt), pytest.raises(InterruptedError):
         migrate(url)
     # What PostgreSQL leaves if it is interrupted while it builds the first index.
-    asyncio.run(_with(url, _mark_an_index_invalid))
+    asyncio.run(_with_database(url, _mark_an_index_invalid))
     migrate(url)
-    assert asyncio.run(_with(url, _differences)) == []
-    assert asyncio.run(_with(url, _list_invalid_indexes)) == []
+    assert asyncio.run(_with_database(url, _find_differences)) == []
+    assert asyncio.run(_with_database(url, _list_invalid_indexes)) == []
 
 
 def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
     migrate(empty_url)
-    asyncio.run(_with(empty_url, _set_revision))
-    for down in (False, True):
+    asyncio.run(_with_database(empty_url, _set_revision))
+    for is_downgrade in (False, True):
         with pytest.raises(
             StackError, match=r"has the schema revision '0005'.*use that version or a new database"
         ):
-            migrate(empty_url, "base" if down else "head", down=down)
-    assert "jobs" in asyncio.run(_with(empty_url, _tables))
+            migrate(empty_url, "base" if is_downgrade else "head", down=is_downgrade)
+    assert "jobs" in asyncio.run(_with_database(empty_url, _list_tables))
 
 
 @pytest.fixture
@@ -119,23 +121,23 @@ async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> Non
     limits = (Limit(subject="owner:studio", open_jobs=5), Limit(subject="key:k", open_jobs=9))
 
     async def submit(number: int) -> bool:
-        new = NewJob(
+        new_job = NewJob(
             id=f"job-{number}", owner="studio", kind="chat", spec="0" * 64,
             heads=((StepKind.CHAT, "default"),), key_id="k", limits=limits,
             idempotency_key=f"key-{number}", fingerprint="f",
         )  # fmt: skip
         try:
-            _, created = await jobs.create(new)
+            _, is_created = await jobs.create(new_job)
         except RateLimited as error:
             assert error.details == {"limit": "open_jobs", "of": "owner"}
             return False
-        return created
+        return is_created
 
     assert sorted(await asyncio.gather(*map(submit, range(20)))) == [False] * 15 + [True] * 5
-    opened = [job.id for job in (await jobs.list_page("studio"))[0]]
-    assert len(opened) == 5
+    opened_jobs = [job.id for job in (await jobs.list_page("studio"))[0]]
+    assert len(opened_jobs) == 5
     # A repeat of what was accepted is no new job, whatever the limit.
-    number = int(opened[0].removeprefix("job-"))
+    number = int(opened_jobs[0].removeprefix("job-"))
     assert await submit(number) is False
     assert len((await jobs.list_page("studio"))[0]) == 5
 
@@ -143,20 +145,20 @@ async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> Non
 async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
     labels = ({"client": "acme", "run no. 1": "a/b"}, {"client": "acme"}, {"client": "other"})
     for number, labels_of_job in enumerate(labels):
-        heads = ((StepKind.RENDER, "default"),)
+        step_kinds = ((StepKind.RENDER, "default"),)
         await jobs.create(
             NewJob(
-                id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=heads,
+                id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=step_kinds,
                 metadata=labels_of_job,
             )
         )  # fmt: skip
 
-    async def found(**filters: str) -> list[str]:
+    async def find_by_labels(**filters: str) -> list[str]:
         return [job.id for job in (await jobs.list_page("ann", JobFilter(metadata=filters)))[0]]
 
-    assert await found(client="acme") == ["job-1", "job-0"]
-    assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
-    assert await found(client="nobody") == await found(nothing="") == []
+    assert await find_by_labels(client="acme") == ["job-1", "job-0"]
+    assert await find_by_labels(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
+    assert await find_by_labels(client="nobody") == await find_by_labels(nothing="") == []
 
 
 _INSERT_CALL = sa.text(
@@ -172,16 +174,16 @@ def _before_each_statement(work: Callable[[str], Any]) -> Iterator[list[str]]:
     """
     statements: list[str] = []
 
-    def listen(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def note_statement(_c: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "INSERT INTO usage" not in statement and "lock_timeout" not in statement:
             work(statement)
             statements.append(statement.strip())
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", listen)
+    sa.event.listen(sa.Engine, "before_cursor_execute", note_statement)
     try:
         yield statements
     finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", listen)
+        sa.event.remove(sa.Engine, "before_cursor_execute", note_statement)
 
 
 async def _count_calls(database: Database) -> int:
@@ -204,7 +206,7 @@ async def _list_invalid_indexes(database: Database) -> Any:
         return (await transaction.execute(query)).all()
 
 
-async def _with(url: str, work: Any) -> Any:
+async def _with_database(url: str, work: Any) -> Any:
     database = Database(url)
     try:
         return await work(database)
@@ -226,7 +228,7 @@ async def _set_revision(database: Database) -> None:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0005'"))
 
 
-async def _differences(database: Database) -> Any:
+async def _find_differences(database: Database) -> Any:
     async with database.reading() as connection:
         return await connection.run_sync(
             lambda c: compare_metadata(
@@ -235,7 +237,7 @@ async def _differences(database: Database) -> Any:
         )
 
 
-async def _tables(database: Database) -> set[str]:
+async def _list_tables(database: Database) -> set[str]:
     async with database.reading() as connection:
         names = await connection.run_sync(lambda c: sa.inspect(c).get_table_names())
     return set(names)

@@ -17,7 +17,7 @@ from moyin.store.sql import Database
 from tests.unit.store.test_pruning import BEFORE, PastJobs
 
 
-async def test_many_prune_at_once(
+async def test_concurrent_pruning_deletes_each_job_once(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replicas that prune concurrently delete each old job once, and no file that is in use."""
@@ -27,34 +27,37 @@ async def test_many_prune_at_once(
     past_jobs = PastJobs(databases[0], tmp_path / "blobs")
     for index in range(30):
         await past_jobs.job(graph=str(index % 7), picture=str(index % 5).encode())
-    young = await past_jobs.job(days=1, graph="0", picture=b"0")
+    young_job = await past_jobs.job(days=1, graph="0", picture=b"0")
     past_jobs.make_files_old()
 
     async def prune(database: Database) -> int:
         return sum([part.jobs async for part in Pruner(database, past_jobs.blobs).run(BEFORE)])
 
     assert sum(await asyncio.gather(*map(prune, databases))) == 30
-    assert (await past_jobs.existing_ids(), len(past_jobs.files())) == ({young}, 3)
+    assert (await past_jobs.existing_ids(), len(past_jobs.files())) == ({young_job}, 3)
     for database in databases:
         await database.close()
 
 
 async def test_the_pruning_lock_excludes_other_connections(database_url: str) -> None:
-    one, other = Database(database_url), Database(database_url)
-    async with one.advisory_lock("pruning") as first, other.advisory_lock("pruning") as second:
-        assert (first, second) == (True, False)
-    async with other.advisory_lock("pruning") as acquired:
-        assert acquired
-    await one.close()
-    await other.close()
+    first_database, second_database = Database(database_url), Database(database_url)
+    async with (
+        first_database.advisory_lock("pruning") as first_acquired,
+        second_database.advisory_lock("pruning") as second_acquired,
+    ):
+        assert (first_acquired, second_acquired) == (True, False)
+    async with second_database.advisory_lock("pruning") as is_acquired:
+        assert is_acquired
+    await first_database.close()
+    await second_database.close()
 
 
 async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:
     database = Database(database_url)
     await database.ensure_schema()
     past_jobs = PastJobs(database, tmp_path / "blobs")
-    old = [await past_jobs.job(graph=str(index)) for index in range(3)]
-    young = await past_jobs.job(days=1, graph="0")
+    old_jobs = [await past_jobs.job(graph=str(index)) for index in range(3)]
+    young_job = await past_jobs.job(days=1, graph="0")
     remaining_files = past_jobs.files()
     past_jobs.make_files_old()
     environ = {
@@ -65,11 +68,11 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
     command = [sys.executable, "-m", "moyin.cli.main", "prune", "--days", "30"]
 
     def run(*more: str) -> str:
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, *more], env=environ, text=True, capture_output=True, stdin=subprocess.DEVNULL
         )
-        assert done.returncode == (1 if not more else 0), done.stderr
-        return done.stdout
+        assert process.returncode == (1 if not more else 0), process.stderr
+        return process.stdout
 
     assert run("--dry-run") == "3 jobs and 0 batches ended at least 30 days ago\n"
     assert run().strip() == "", "nobody said that it may"
@@ -77,8 +80,8 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
     # Of three graphs one is the young job's as well, as is the picture.
     assert run("--yes").startswith("deleted 3 jobs, 0 batches and 5 files, ")
     assert run("--yes").startswith("deleted 0 jobs, 0 batches and 0 files, ")
-    for job in old:
+    for job in old_jobs:
         with pytest.raises(JobNotFound):
             await past_jobs.jobs.get("ada", job)
-    assert (await past_jobs.jobs.get("ada", young)).artifacts
+    assert (await past_jobs.jobs.get("ada", young_job)).artifacts
     await database.close()

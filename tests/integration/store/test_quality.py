@@ -47,16 +47,20 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
     database = Database(url)
     await database.ensure_schema()
     store, level = QualityStore(database), {"qwen3-8b": {"code": 0.5}}
-    before = sa.table("quality_states", *map(sa.column, ("owner", "state", "number", "updated_at")))
+    table_before = sa.table(
+        "quality_states", *map(sa.column, ("owner", "state", "number", "updated_at"))
+    )
 
     async def save(owner: str, number: int) -> None:
         """Write a state as an older replica does, which does not know the column `levels`."""
         values = {"state": sa.literal({}, sa.JSON), "number": number, "updated_at": now()}
-        at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
+        updated_at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
         insert = postgresql.insert if url.startswith("postgresql") else sqlite.insert
-        statement: Any = insert(before).values(owner=owner, **(values | {"updated_at": at}))
+        statement: Any = insert(table_before).values(
+            owner=owner, **(values | {"updated_at": updated_at})
+        )
         statement = statement.on_conflict_do_update(
-            index_elements=["owner"], set_={"number": number}, where=before.c.number < number
+            index_elements=["owner"], set_={"number": number}, where=table_before.c.number < number
         )
         await database.write(lambda connection: connection.execute(statement))
 
@@ -86,15 +90,18 @@ async def test_tenant_is_listed_once_when_its_state_is_saved_meanwhile(
         for number in range(4):
             levels = {"qwen3-8b": {"code": float(number)}}
             await store.save_state(f"t{number}", SavedState(state={}, number=1, levels=levels))
-        read, moved = database.read, [SavedState(state={}, number=2, levels={"a": {"code": 9.0}})]
+        original_read, pending_state = (
+            database.read,
+            [SavedState(state={}, number=2, levels={"a": {"code": 9.0}})],
+        )
 
-        async def reading(work: Any) -> Any:
-            rows = await read(work)
-            while moved:
-                await store.save_state("t0", moved.pop())
+        async def read_while_saving(work: Any) -> Any:
+            rows = await original_read(work)
+            while pending_state:
+                await store.save_state("t0", pending_state.pop())
             return rows
 
-        monkeypatch.setattr(database, "read", reading)
+        monkeypatch.setattr(database, "read", read_while_saving)
         result = await store.list_levels()
         assert len(result) == len({str(item) for item in result})
     finally:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -36,7 +35,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-def answered(batch_id: str, number: int) -> FinishedLine:
+def answered_line(batch_id: str, number: int) -> FinishedLine:
     entry = UsageEntry(
         request_id=f"{batch_id}-{number}", owner="ada", backend="b", model="m", input_tokens=1,
         cached_tokens=0, output_tokens=1, cost_usd=Decimal(0), complete=True,
@@ -45,7 +44,7 @@ def answered(batch_id: str, number: int) -> FinishedLine:
     return FinishedLine(batch_id=batch_id, result=result, usage=(entry,))
 
 
-async def begin(database: Database, batch_id: str, count: int) -> None:
+async def create_batch(database: Database, batch_id: str, count: int) -> None:
     """Create a batch with ``count`` lines, ready to be claimed."""
     batches = TextBatchStore(database)
     await batches.create(
@@ -55,11 +54,11 @@ async def begin(database: Database, batch_id: str, count: int) -> None:
             expires_at=now() + timedelta(hours=24),
         )
     )  # fmt: skip
-    added = [
+    added_lines = [
         NewLine(number=number, custom_id=str(number), start=0, size=1)
         for number in range(1, count + 1)
     ]
-    await BatchLineStore(database).add(batch_id, added)
+    await BatchLineStore(database).add(batch_id, added_lines)
     await batches.begin(batch_id, count)
 
 
@@ -67,29 +66,33 @@ async def test_runners_at_once_answer_each_line_once(database: Database) -> None
     lines = BatchLineStore(database)
     ids = ["batch_1", "batch_2"]
     for batch_id in ids:
-        await begin(database, batch_id, LINES)
-    claimed: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
+        await create_batch(database, batch_id, LINES)
+    claimed_numbers: dict[str, list[int]] = {batch_id: [] for batch_id in ids}
 
     async def run(name: str) -> None:
         # Half of the runners begin with the other batch, so that they lock both in turn.
-        order = ids if int(name) % 2 else ids[::-1]
+        batch_order = ids if int(name) % 2 else ids[::-1]
         while True:
             results = {}
-            for batch_id in order:
+            for batch_id in batch_order:
                 results[batch_id] = await lines.claim(batch_id, name, 10, seconds=60)
-                claimed[batch_id] += [line.number for line in results[batch_id]]
-            group = [answered(b, line.number) for b, some in results.items() for line in some]
+                claimed_numbers[batch_id] += [line.number for line in results[batch_id]]
+            group = [
+                answered_line(b, line.number)
+                for b, batch_lines in results.items()
+                for line in batch_lines
+            ]
             if not group:
                 return
             assert await lines.finish(group) == []
 
     await asyncio.gather(*(run(str(number)) for number in range(RUNNERS)))
     for batch_id in ids:
-        assert sorted(claimed[batch_id]) == list(range(1, LINES + 1))
+        assert sorted(claimed_numbers[batch_id]) == list(range(1, LINES + 1))
         query = sa.select(text_batches.c.completed).where(text_batches.c.id == batch_id)
         assert await database.fetch_value(query) == LINES
-    charged = await database.fetch_values(sa.select(usage.c.request_id))
-    assert len(charged) == len(set(charged)) == 2 * LINES
+    charged_requests = await database.fetch_values(sa.select(usage.c.request_id))
+    assert len(charged_requests) == len(set(charged_requests)) == 2 * LINES
 
 
 async def test_new_runners_at_once_claim_each_line_once(database: Database) -> None:
@@ -98,7 +101,7 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
     Each round has new runners, because the others do not yet know that a new runner is alive.
     """
     lines = BatchLineStore(database)
-    await begin(database, "batch_1", ROUNDS * NEW_RUNNERS * 10)
+    await create_batch(database, "batch_1", ROUNDS * NEW_RUNNERS * 10)
     for round_number in range(ROUNDS):
         groups = await asyncio.gather(
             *(
@@ -106,29 +109,32 @@ async def test_new_runners_at_once_claim_each_line_once(database: Database) -> N
                 for runner in range(NEW_RUNNERS)
             )
         )
-        claimed = [line.number for group in groups for line in group]
-        assert len(claimed) == len(set(claimed))
+        claimed_numbers = [line.number for group in groups for line in group]
+        assert len(claimed_numbers) == len(set(claimed_numbers))
 
 
 async def test_native_batches_take_no_line_from_a_new_runner(database: Database) -> None:
-    lines, natives = BatchLineStore(database), NativeBatchStore(database)
+    lines, native_batches = BatchLineStore(database), NativeBatchStore(database)
     numbers = range(1, 11)
     for round_number in range(NATIVE_ROUNDS):
         batch_id = f"batch_{round_number}"
-        await begin(database, batch_id, len(numbers))
-        native = NativeBatch(
+        await create_batch(database, batch_id, len(numbers))
+        native_batch = NativeBatch(
             id=new_native_id(), batch_id=batch_id, backend="cloud", model="m",
             status=NativeStatus.ASSIGNED, created_at=now(), due_at=now(),
         )  # fmt: skip
-        await natives.add(native)
+        await native_batches.add(native_batch)
         names = [f"{batch_id}-{runner}" for runner in range(4)]
-        results: list[Any] = await asyncio.gather(
-            *(lines.claim(batch_id, name, 2, seconds=60) for name in names),
-            natives.assign(native, numbers),
+        groups, assigned = await asyncio.gather(
+            asyncio.gather(*(lines.claim(batch_id, name, 2, seconds=60) for name in names)),
+            native_batches.assign(native_batch, numbers),
         )
-        *groups, assigned = results
-        claimed = [line.number for group in groups for line in group]
-        taken = [line.number for line in await natives.list_lines(native, 0, 10)]
-        left = await lines.claim(batch_id, "last", 10, seconds=60)
-        assert len(taken) == assigned
-        assert sorted(claimed + taken + [line.number for line in left]) == list(numbers)
+        claimed_numbers = [line.number for group in groups for line in group]
+        native_numbers = [
+            line.number for line in await native_batches.list_lines(native_batch, 0, 10)
+        ]
+        remaining_lines = await lines.claim(batch_id, "last", 10, seconds=60)
+        assert len(native_numbers) == assigned
+        assert sorted(
+            claimed_numbers + native_numbers + [line.number for line in remaining_lines]
+        ) == list(numbers)

@@ -46,8 +46,8 @@ class RecordedCalls:
         self._database = database
         self._monkeypatch = monkeypatch
 
-    async def add(self, at: datetime, *entries: UsageEntry) -> None:
-        self._monkeypatch.setattr(usage, "now", lambda: at)
+    async def add(self, called_at: datetime, *entries: UsageEntry) -> None:
+        self._monkeypatch.setattr(usage, "now", lambda: called_at)
         ledger = UsageLedger(self._database)
         for entry in entries:
             ledger.record(entry)
@@ -76,22 +76,25 @@ async def test_pages_are_stable_while_calls_are_added(recorded: RecordedCalls) -
     # A batch shares one time, so that the id decides the order.
     batch = [replace(ENTRY, request_id=f"r{number}") for number in range(25)]
     await recorded.add(NOON, *batch)
-    seen, cursor, pages = list[str](), None, 0
+    seen_ids, cursor, pages = list[str](), None, 0
     while pages == 0 or cursor is not None:
         page, cursor = await recorded.reports.list_calls(
             CallFilter(owner="ada"), limit=10, cursor=cursor
         )
-        seen += [entry.request_id for entry in page]
+        seen_ids += [entry.request_id for entry in page]
         pages += 1
-        later = NOON + timedelta(seconds=pages)
-        await recorded.add(later, replace(ENTRY, request_id=f"later {pages}"))
+        later_time = NOON + timedelta(seconds=pages)
+        await recorded.add(later_time, replace(ENTRY, request_id=f"later {pages}"))
     assert pages == 3
-    assert sorted(seen) == sorted(entry.request_id for entry in batch)
-    [newest, *_], _ = await recorded.reports.list_calls(CallFilter(owner="ada"), limit=5)
-    assert (newest.request_id, newest.created_at) == ("later 3", NOON + timedelta(seconds=3))
-    with pytest.raises(InvalidRequest) as refused:
+    assert sorted(seen_ids) == sorted(entry.request_id for entry in batch)
+    [newest_call, *_], _ = await recorded.reports.list_calls(CallFilter(owner="ada"), limit=5)
+    assert (newest_call.request_id, newest_call.created_at) == (
+        "later 3",
+        NOON + timedelta(seconds=3),
+    )
+    with pytest.raises(InvalidRequest) as exc_info:
         await recorded.reports.list_calls(CallFilter(owner="ada"), limit=5, cursor="x")
-    assert refused.value.field == "cursor"
+    assert exc_info.value.field == "cursor"
 
 
 async def test_filters_select_calls(recorded: RecordedCalls) -> None:
@@ -106,39 +109,39 @@ async def test_filters_select_calls(recorded: RecordedCalls) -> None:
         "old": {"complete": False, "key_id": None, "requested_model": None},
     }
     for number, (name, changes) in enumerate(variants.items()):
-        at = NOON + timedelta(minutes=number)
-        await recorded.add(at, replace(ENTRY, request_id=name, **changes))
-    select = recorded.list_ids
-    assert await select(key_id="k2") == ["key"]
-    assert await select(backend="local") == ["backend"]
-    assert await select(model="opus") == ["model"]
-    assert await select(requested_model="fast") == ["alias"]
-    assert await select(owner="bob") == ["tenant"]
-    assert await select(status=CallStatus.CANCELLED) == ["cancelled"]
-    assert await select(status=CallStatus.FAILED) == ["failed"]
-    assert await select(status=CallStatus.INCOMPLETE) == ["old"]
-    assert await select(status=CallStatus.COMPLETE) == ["alias", "model", "backend", "key"]
-    assert await select(owner=None, since=NOON + timedelta(minutes=3)) == [
+        called_at = NOON + timedelta(minutes=number)
+        await recorded.add(called_at, replace(ENTRY, request_id=name, **changes))
+    list_ids = recorded.list_ids
+    assert await list_ids(key_id="k2") == ["key"]
+    assert await list_ids(backend="local") == ["backend"]
+    assert await list_ids(model="opus") == ["model"]
+    assert await list_ids(requested_model="fast") == ["alias"]
+    assert await list_ids(owner="bob") == ["tenant"]
+    assert await list_ids(status=CallStatus.CANCELLED) == ["cancelled"]
+    assert await list_ids(status=CallStatus.FAILED) == ["failed"]
+    assert await list_ids(status=CallStatus.INCOMPLETE) == ["old"]
+    assert await list_ids(status=CallStatus.COMPLETE) == ["alias", "model", "backend", "key"]
+    assert await list_ids(owner=None, since=NOON + timedelta(minutes=3)) == [
         "old", "failed", "cancelled", "tenant", "alias",
     ]  # fmt: skip
-    assert await select(until=NOON + timedelta(minutes=2)) == ["backend", "key"]
+    assert await list_ids(until=NOON + timedelta(minutes=2)) == ["backend", "key"]
 
 
 async def test_sums_by_groups_and_price_classes(
     recorded: RecordedCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = replace(ENTRY, input_tokens=1_000)
+    long_call = replace(ENTRY, input_tokens=1_000)
     vector = replace(ENTRY, model="vectors", output_tokens=0)
-    failed = replace(ENTRY, complete=False, error="backend_timeout")
-    await recorded.add(NOON, ENTRY, ENTRY, long, vector)
+    failed_call = replace(ENTRY, complete=False, error="backend_timeout")
+    await recorded.add(NOON, ENTRY, ENTRY, long_call, vector)
     # The day is that of UTC, whatever the time zone of the server.
-    await recorded.add(datetime(2026, 11, 20, 23, 59, tzinfo=UTC), failed)
+    await recorded.add(datetime(2026, 11, 20, 23, 59, tzinfo=UTC), failed_call)
     await recorded.add(datetime(2026, 11, 21, 0, 1, tzinfo=UTC), ENTRY)
     classes = PriceClasses(prompt_bounds=(100,), embeddings=frozenset({"vectors"}))
-    sums = await recorded.reports.sum_calls(
+    usage_sums = await recorded.reports.sum_calls(
         CallFilter(owner="ada"), [GroupBy.DAY, GroupBy.KEY], classes
     )
-    vectors = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in sums}
+    vectors = {(s.group[0], s.band, s.is_embedding, s.is_complete): s for s in usage_sums}
     assert {key: item.calls for key, item in vectors.items()} == {
         ("2026-11-20", 0, False, True): 2,
         ("2026-11-20", 1, False, True): 1,
@@ -146,19 +149,23 @@ async def test_sums_by_groups_and_price_classes(
         ("2026-11-20", 0, False, False): 1,
         ("2026-11-21", 0, False, True): 1,
     }
-    both = vectors["2026-11-20", 0, False, True]
-    assert (both.input_tokens, both.cached_tokens, both.output_tokens) == (200, 80, 14)
-    assert both.cost_usd == Decimal("0.000000002")
-    assert {item.group[1] for item in sums} == {"k1"}
-    [total] = await recorded.reports.sum_calls(
+    merged_group = vectors["2026-11-20", 0, False, True]
+    assert (merged_group.input_tokens, merged_group.cached_tokens, merged_group.output_tokens) == (
+        200,
+        80,
+        14,
+    )
+    assert merged_group.cost_usd == Decimal("0.000000002")
+    assert {item.group[1] for item in usage_sums} == {"k1"}
+    [total_sum] = await recorded.reports.sum_calls(
         CallFilter(owner="ada", until=NOON + timedelta(hours=1), model="haiku"), [], PriceClasses()
     )
-    assert (total.group, total.calls, total.input_tokens) == ((), 3, 1_200)
+    assert (total_sum.group, total_sum.calls, total_sum.input_tokens) == ((), 3, 1_200)
     assert await recorded.reports.sum_calls(CallFilter(owner="eve"), [], classes) == []
     monkeypatch.setattr(usage_reports, "_MAX_SUMS", 1)
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         await recorded.reports.sum_calls(CallFilter(owner="ada"), [GroupBy.DAY], classes)
-    assert refused.value.field == "group_by"
+    assert exc_info.value.field == "group_by"
 
 
 async def test_calls_are_summed_by_user_and_renders_by_template(

@@ -17,20 +17,20 @@ from tests.integration.servers import ValkeyServer
 
 async def test_every_cancelled_command_ends(valkey_server: ValkeyServer) -> None:
     """A cancelled command must end; with redis-py's own connection, every third one continues."""
-    client = _client(valkey_server.url, 2.0)
+    client = _new_client(valkey_server.url, 2.0)
 
-    async def ask_for_ever() -> None:
+    async def ping_forever() -> None:
         while True:
             await client.ping()
 
     try:
         for turn in range(100):
-            asking = asyncio.create_task(ask_for_ever())
+            ask_task = asyncio.create_task(ping_forever())
             for _ in range(turn % 40):
                 await asyncio.sleep(0)
-            asking.cancel()
-            done, _ = await asyncio.wait([asking], timeout=2)
-            assert asking in done and asking.cancelled(), turn
+            ask_task.cancel()
+            done_tasks, _ = await asyncio.wait([ask_task], timeout=2)
+            assert ask_task in done_tasks and ask_task.cancelled(), turn
         assert await client.ping()
     finally:
         await client.aclose()
@@ -40,7 +40,9 @@ async def test_sending_to_a_server_that_does_not_read_times_out() -> None:
     with socket.socket() as silent_server:
         silent_server.bind(("127.0.0.1", 0))
         silent_server.listen()
-        client = _client(f"redis://127.0.0.1:{silent_server.getsockname()[1]}/0?protocol=2", 0.3)
+        client = _new_client(
+            f"redis://127.0.0.1:{silent_server.getsockname()[1]}/0?protocol=2", 0.3
+        )
         with pytest.raises(RedisTimeoutError):
             await client.set("large", bytes(64 * 1024 * 1024))
         await client.aclose()
@@ -48,7 +50,7 @@ async def test_sending_to_a_server_that_does_not_read_times_out() -> None:
     await asyncio.sleep(0.1)
 
 
-def _client(url: str, timeout: float) -> redis.Redis:
+def _new_client(url: str, timeout: float) -> redis.Redis:
     return redis.Redis.from_url(
         url,
         connection_class=ValkeyConnection,

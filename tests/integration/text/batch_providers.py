@@ -58,7 +58,9 @@ class Provider:
     def prompts(self) -> list[str]:
         """Return the prompts of all requests in all batches."""
         return [
-            _prompt(request) for requests in self.batches.values() for request in requests.values()
+            _prompt_of(request)
+            for requests in self.batches.values()
+            for request in requests.values()
         ]
 
     def app(self) -> web.Application:
@@ -78,13 +80,13 @@ class Provider:
     def _is_over(self, batch_id: str) -> bool:
         return not self.holds or batch_id in self.cancelled
 
-    def _split(self, batch_id: str) -> tuple[list[str], list[str]]:
+    def _split_ids(self, batch_id: str) -> tuple[list[str], list[str]]:
         """Return the custom ids of a batch that get an answer, and the custom ids that get none."""
         ids = list(self.batches[batch_id])
         answer_count = 0 if batch_id in self.cancelled else len(ids) - self.unanswered
         return ids[:answer_count], ids[answer_count:]
 
-    def _drop(self, request: web.Request) -> None:
+    def _drop_connection(self, request: web.Request) -> None:
         if self.loses_answer:
             self.loses_answer = False
             assert request.transport is not None
@@ -123,9 +125,9 @@ class AnthropicProvider(Provider):
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.calls.append(body)
-        if BAD in _prompt(body):
+        if BAD in _prompt_of(body):
             return _anthropic_error(400, "invalid_request_error", "it is bad")
-        return web.json_response(_message(body))
+        return web.json_response(_new_message(body))
 
     async def _create(self, request: web.Request) -> web.Response:
         if self.refuses is not None:
@@ -143,15 +145,15 @@ class AnthropicProvider(Provider):
         batch_id = f"msgbatch_{len(self.batches)}"
         self.batches[batch_id] = requests
         self.created[batch_id] = datetime.now(UTC)
-        self._drop(request)
-        return web.json_response(self._show(batch_id))
+        self._drop_connection(request)
+        return web.json_response(self._describe_batch(batch_id))
 
     async def _list(self, request: web.Request) -> web.Response:
         ids = [i for i in reversed(self.batches) if i not in self.deleted]
-        if (after := request.query.get("after_id")) is not None:
-            ids = ids[ids.index(after) + 1 :]
+        if (after_id := request.query.get("after_id")) is not None:
+            ids = ids[ids.index(after_id) + 1 :]
         # One on a page, so that paging is tried.
-        page = [self._show(i) for i in ids[:1]]
+        page = [self._describe_batch(i) for i in ids[:1]]
         return web.json_response(
             {
                 "data": page,
@@ -162,16 +164,18 @@ class AnthropicProvider(Provider):
         )
 
     async def _get(self, request: web.Request) -> web.Response:
-        return self._found(request) or web.json_response(self._show(request.match_info["id"]))
+        return self._find_error(request) or web.json_response(
+            self._describe_batch(request.match_info["id"])
+        )
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        if (error := self._found(request)) is not None:
+        if (error := self._find_error(request)) is not None:
             return error
         self.cancelled.append(request.match_info["id"])
-        return web.json_response(self._show(request.match_info["id"]))
+        return web.json_response(self._describe_batch(request.match_info["id"]))
 
     async def _delete(self, request: web.Request) -> web.Response:
-        if (error := self._found(request)) is not None:
+        if (error := self._find_error(request)) is not None:
             return error
         batch_id = request.match_info["id"]
         self.deleted.append(batch_id)
@@ -179,24 +183,24 @@ class AnthropicProvider(Provider):
         return web.json_response(body.to_dict(mode="json"))
 
     async def _results(self, request: web.Request) -> web.Response:
-        if (error := self._found(request)) is not None:
+        if (error := self._find_error(request)) is not None:
             return error
         batch_id = request.match_info["id"]
         if not self._is_over(batch_id):
             return _anthropic_error(400, "invalid_request_error", "the batch has not ended")
-        answered, unanswered = self._split(batch_id)
+        answered_ids, unanswered_ids = self._split_ids(batch_id)
         kind = "canceled" if batch_id in self.cancelled else self.unanswered_kind
-        results: dict[str, dict[str, Any]] = {i: {"type": kind} for i in unanswered}
-        for custom_id in answered:
+        results: dict[str, dict[str, Any]] = {i: {"type": kind} for i in unanswered_ids}
+        for custom_id in answered_ids:
             params = self.batches[batch_id][custom_id]
-            if BAD in _prompt(params):
+            if BAD in _prompt_of(params):
                 error_body = {"type": "invalid_request_error", "message": "it is bad"}
                 results[custom_id] = {
                     "type": "errored",
                     "error": {"type": "error", "error": error_body, "request_id": "req_1"},
                 }
             else:
-                results[custom_id] = {"type": "succeeded", "message": _message(params)}
+                results[custom_id] = {"type": "succeeded", "message": _new_message(params)}
         lines = [
             MessageBatchIndividualResponse.model_validate(
                 {"custom_id": custom_id, "result": result}
@@ -206,33 +210,33 @@ class AnthropicProvider(Provider):
         # Results come in any order.
         return web.Response(text="\n".join(reversed(lines)), content_type="application/x-jsonl")
 
-    def _found(self, request: web.Request) -> web.Response | None:
+    def _find_error(self, request: web.Request) -> web.Response | None:
         batch_id = request.match_info["id"]
         if batch_id in self.batches and batch_id not in self.deleted:
             return None
         return _anthropic_error(404, "not_found_error", "no such batch")
 
-    def _show(self, batch_id: str) -> dict[str, Any]:
-        over = self._is_over(batch_id)
+    def _describe_batch(self, batch_id: str) -> dict[str, Any]:
+        is_over = self._is_over(batch_id)
         total = len(self.batches[batch_id])
-        answered, unanswered = self._split(batch_id) if over else ([], [])
+        answered_ids, unanswered_ids = self._split_ids(batch_id) if is_over else ([], [])
         cancels = batch_id in self.cancelled
-        created = self.created[batch_id]
+        created_at = self.created[batch_id]
         batch = MessageBatch(
             id=batch_id,
             type="message_batch",
-            processing_status="ended" if over else "in_progress",
+            processing_status="ended" if is_over else "in_progress",
             request_counts={
-                "processing": 0 if over else total,
-                "succeeded": len(answered),
+                "processing": 0 if is_over else total,
+                "succeeded": len(answered_ids),
                 "errored": 0,
-                "canceled": len(unanswered) if cancels else 0,
-                "expired": 0 if cancels else len(unanswered),
+                "canceled": len(unanswered_ids) if cancels else 0,
+                "expired": 0 if cancels else len(unanswered_ids),
             },
-            created_at=created,
-            expires_at=created + timedelta(days=1),
-            ended_at=created if over else None,
-            results_url=f"{self.url}/v1/messages/batches/{batch_id}/results" if over else None,
+            created_at=created_at,
+            expires_at=created_at + timedelta(days=1),
+            ended_at=created_at if is_over else None,
+            results_url=f"{self.url}/v1/messages/batches/{batch_id}/results" if is_over else None,
         )
         return batch.to_dict(mode="json")
 
@@ -267,9 +271,9 @@ class OpenAIProvider(Provider):
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.calls.append(body)
-        if BAD in _prompt(body):
+        if BAD in _prompt_of(body):
             return _openai_error(400, "it is bad")
-        return web.json_response(_completion(body))
+        return web.json_response(_new_completion(body))
 
     async def _upload(self, request: web.Request) -> web.Response:
         form = await request.post()
@@ -314,29 +318,29 @@ class OpenAIProvider(Provider):
         batch_id = f"batch_{len(self.batches)}"
         self.batches[batch_id] = requests
         self.shown[batch_id] = body | {"created_at": int(time.time())}
-        self._drop(request)
-        return web.json_response(self._show(batch_id))
+        self._drop_connection(request)
+        return web.json_response(self._describe_batch(batch_id))
 
     async def _list(self, request: web.Request) -> web.Response:
         ids = list(reversed(self.batches))
-        if (after := request.query.get("after")) is not None:
-            ids = ids[ids.index(after) + 1 :]
-        page = [self._show(i) for i in ids[:1]]
+        if (after_id := request.query.get("after")) is not None:
+            ids = ids[ids.index(after_id) + 1 :]
+        page = [self._describe_batch(i) for i in ids[:1]]
         return web.json_response({"object": "list", "data": page, "has_more": len(ids) > 1})
 
     async def _get(self, request: web.Request) -> web.Response:
-        return web.json_response(self._show(request.match_info["id"]))
+        return web.json_response(self._describe_batch(request.match_info["id"]))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         self.cancelled.append(request.match_info["id"])
-        return web.json_response(self._show(request.match_info["id"]))
+        return web.json_response(self._describe_batch(request.match_info["id"]))
 
-    def _show(self, batch_id: str) -> dict[str, Any]:
-        over = self._is_over(batch_id)
+    def _describe_batch(self, batch_id: str) -> dict[str, Any]:
+        is_over = self._is_over(batch_id)
         body = self.shown[batch_id]
         status = "in_progress"
         files: dict[str, str | None] = {}
-        if over:
+        if is_over:
             status = "cancelled" if batch_id in self.cancelled else "completed"
             if self.unanswered and status == "completed":
                 status = "expired"
@@ -357,26 +361,28 @@ class OpenAIProvider(Provider):
         return batch.to_dict(mode="json")
 
     def _write_results(self, batch_id: str) -> dict[str, str | None]:
-        answered, unanswered = self._split(batch_id)
-        done: list[dict[str, Any]] = []
-        failed: list[dict[str, Any]] = []
-        for custom_id in answered:
+        answered_ids, unanswered_ids = self._split_ids(batch_id)
+        output_lines: list[dict[str, Any]] = []
+        error_lines: list[dict[str, Any]] = []
+        for custom_id in answered_ids:
             body = self.batches[batch_id][custom_id]
-            is_bad = BAD in _prompt(body)
+            is_bad = BAD in _prompt_of(body)
             response = {
                 "status_code": 400 if is_bad else 200,
                 "request_id": "req_1",
-                "body": {"error": {"message": "it is bad"}} if is_bad else _completion(body),
+                "body": {"error": {"message": "it is bad"}} if is_bad else _new_completion(body),
             }
-            (failed if is_bad else done).append(
+            (error_lines if is_bad else output_lines).append(
                 {"id": "r", "custom_id": custom_id, "response": response, "error": None}
             )
         code = "batch_cancelled" if batch_id in self.cancelled else "batch_expired"
-        for custom_id in unanswered:
+        for custom_id in unanswered_ids:
             error = {"code": code, "message": "it was not run"}
-            failed.append({"id": "r", "custom_id": custom_id, "response": None, "error": error})
+            error_lines.append(
+                {"id": "r", "custom_id": custom_id, "response": None, "error": error}
+            )
         files: dict[str, str | None] = {}
-        for name, lines in (("output_file_id", done), ("error_file_id", failed)):
+        for name, lines in (("output_file_id", output_lines), ("error_file_id", error_lines)):
             if lines:
                 files[name] = f"file-{name}-{batch_id}"
                 self.files[files[name] or ""] = "\n".join(json.dumps(line) for line in lines)
@@ -391,15 +397,15 @@ def _find_problem(params: Any) -> str | None:
     """Return the problem of a request's params for Anthropic, or None."""
     if not isinstance(params, dict) or params.get("stream"):
         return "params must be an object without stream"
-    missing = {"model", "max_tokens", "messages"} - set(params)
-    return f"{missing} are required" if missing else None
+    missing_members = {"model", "max_tokens", "messages"} - set(params)
+    return f"{missing_members} are required" if missing_members else None
 
 
-def _prompt(body: Mapping[str, Any]) -> str:
+def _prompt_of(body: Mapping[str, Any]) -> str:
     return json.dumps(body["messages"])
 
 
-def _message(params: Mapping[str, Any]) -> dict[str, Any]:
+def _new_message(params: Mapping[str, Any]) -> dict[str, Any]:
     message = Message.model_validate(
         {
             "id": "msg_1",
@@ -415,7 +421,7 @@ def _message(params: Mapping[str, Any]) -> dict[str, Any]:
     return message.to_dict(mode="json")
 
 
-def _completion(body: Mapping[str, Any]) -> dict[str, Any]:
+def _new_completion(body: Mapping[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": ANSWER, "refusal": None}
     completion = ChatCompletion.model_validate(
         {
@@ -432,8 +438,12 @@ def _completion(body: Mapping[str, Any]) -> dict[str, Any]:
     return completion.to_dict(mode="json")
 
 
-def _anthropic_error(status: int, kind: str, message: str) -> web.Response:
-    body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_1"}
+def _anthropic_error(status: int, error_type: str, message: str) -> web.Response:
+    body = {
+        "type": "error",
+        "error": {"type": error_type, "message": message},
+        "request_id": "req_1",
+    }
     return web.json_response(body, status=status)
 
 

@@ -158,8 +158,8 @@ async def serving(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
     pictures = PictureFetcher(AllowedNetworks("127.0.0.0/8"))
-    fleet, estimator = builder.build(config), Estimator()
-    estimator.set_abilities(fleet.catalog.abilities)
+    built_fleet, estimator = builder.build(config), Estimator()
+    estimator.set_abilities(built_fleet.catalog.abilities)
     store = QualityStore(database)
     learning = QualityLearner(estimator, store)
     shared_answers = (
@@ -168,7 +168,9 @@ async def serving(
     follow_ups = FollowUpDetector(
         learning, shared_answers=shared_answers, secret=settings.signing_key()
     )
-    text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
+    text_router = Router(
+        built_fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups
+    )
 
     def follow_models() -> None:
         text_router.fleet = builder.build(config)
@@ -177,14 +179,14 @@ async def serving(
     jobs = GatewayClient(gateway_url, token_for=lambda identity: identity.owner)
 
     meter = None if redis_url is None else RequestMeter(redis_url)
-    judge, judged = None, list[Outcome]()
+    judge, judge_outcomes = None, list[Outcome]()
     if temporal is not None:
         judge = JudgeService(
             settings,
             text_router=text_router,
             estimator=estimator,
             signals=store,
-            count=judged.append,
+            count=judge_outcomes.append,
         )
         result = config.routing.judge
         judge.set_rules(None if result is None else result.to_rules())
@@ -236,7 +238,7 @@ async def serving(
         lifespan=lifespan,
     )
     server = uvicorn.Server(uvicorn.Config(new_app(parts), port=0, log_level="warning"))
-    running = asyncio.create_task(server.serve())
+    server_task = asyncio.create_task(server.serve())
     await eventually(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
@@ -252,11 +254,11 @@ async def serving(
             follow_ups=follow_ups,
             shared_answers=shared_answers,
             judge=judge,
-            judged=judged,
+            judged=judge_outcomes,
         )
     finally:
         server.should_exit = True
-        await running
+        await server_task
 
 
 async def wait_until_probed(models_app: ModelsApp) -> None:

@@ -48,7 +48,7 @@ ROME = ("weather", {"city": "Rome"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class MatrixCell:
     """The result of one feature with one client and one back end.
 
     Attributes:
@@ -65,7 +65,7 @@ class Cell:
         return f"400 `{self.field}`" if self.field is not None else "no word"
 
 
-Matrix = Mapping[tuple[str, str], Mapping[str, Cell]]
+Matrix = Mapping[tuple[str, str], Mapping[str, MatrixCell]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,10 @@ class _MatrixCase:
             raise _NotExpressible
         return answer
 
-    def ended(self, answer: ReceivedAnswer, how: str) -> None:
-        expected = _REASONS[self.protocol][how]
+    def check_end(self, answer: ReceivedAnswer, expected_end: str) -> None:
+        expected = _REASONS[self.protocol][expected_end]
         # A back end that does not tell which stop string it met leaves a plain end.
-        if how == "stop" and self.backend == "Ollama":
+        if expected_end == "stop" and self.backend == "Ollama":
             expected = _REASONS[self.protocol]["end"]
         assert answer.reason == expected, answer
         assert answer.prompt == PROMPT, answer
@@ -97,80 +97,80 @@ class _NotExpressible(Exception):
     """Raised if the client's protocol cannot express a feature."""
 
 
-async def _text(case: _MatrixCase, stream: bool) -> None:
+async def _check_text(case: _MatrixCase, stream: bool) -> None:
     answer = await case.ask(RequestedFeatures(history=True), stream=stream)
     assert answer.text == "Be brief. After 3 turns STOP: hello", answer
-    case.ended(answer, "end")
+    case.check_end(answer, "end")
 
 
-async def _whole_text(case: _MatrixCase, stream: bool) -> None:
-    await _text(case, False)
+async def _check_whole_text(case: _MatrixCase, stream: bool) -> None:
+    await _check_text(case, False)
 
 
-async def _streamed_text(case: _MatrixCase, stream: bool) -> None:
-    await _text(case, True)
+async def _check_streamed_text(case: _MatrixCase, stream: bool) -> None:
+    await _check_text(case, True)
 
 
-async def _tools(case: _MatrixCase, stream: bool) -> None:
+async def _check_tools(case: _MatrixCase, stream: bool) -> None:
     features = RequestedFeatures(text="weather?", tools=True)
     answer = await case.ask(features, stream=stream)
     assert answer.calls == [PARIS], answer
-    case.ended(answer, "tools")
+    case.check_end(answer, "tools")
     end = await case.ask(
         replace(features, previous_answer=answer, results=("sunny",)), stream=stream
     )
     assert (end.text, end.calls) == ("sunny", []), end
 
 
-async def _parallel(case: _MatrixCase, stream: bool) -> None:
+async def _check_parallel_calls(case: _MatrixCase, stream: bool) -> None:
     features = RequestedFeatures(text="weather of both?", tools=True)
     answer = await case.ask(features, stream=stream)
     assert answer.calls == [PARIS, ROME], answer
-    case.ended(answer, "tools")
+    case.check_end(answer, "tools")
     end = await case.ask(
         replace(features, previous_answer=answer, results=("sunny", "rain")), stream=stream
     )
     assert end.text == "sunny and rain", end
 
 
-async def _vision(case: _MatrixCase, stream: bool) -> None:
+async def _check_vision(case: _MatrixCase, stream: bool) -> None:
     assert (await case.ask(RequestedFeatures(picture=PICTURE), stream=stream)).text == SEEN
 
 
-async def _vision_url(case: _MatrixCase, stream: bool) -> None:
+async def _check_vision_url(case: _MatrixCase, stream: bool) -> None:
     assert (await case.ask(RequestedFeatures(picture=case.picture_url), stream=stream)).text == SEEN
 
 
-async def _schema(case: _MatrixCase, stream: bool) -> None:
+async def _check_schema(case: _MatrixCase, stream: bool) -> None:
     assert (
         await case.ask(RequestedFeatures(has_schema=True), stream=stream)
     ).text == '{"city": "Paris"}'
 
 
-async def _any_json(case: _MatrixCase, stream: bool) -> None:
+async def _check_any_json(case: _MatrixCase, stream: bool) -> None:
     assert (
         await case.ask(RequestedFeatures(wants_json=True), stream=stream)
     ).text == '{"any": "shape"}'
 
 
-async def _stop(case: _MatrixCase, stream: bool) -> None:
+async def _check_stop(case: _MatrixCase, stream: bool) -> None:
     answer = await case.ask(RequestedFeatures(stop="STOP"), stream=stream)
     assert answer.text.endswith("turns "), answer
-    case.ended(answer, "stop")
+    case.check_end(answer, "stop")
 
 
-async def _thinking(case: _MatrixCase, stream: bool) -> None:
+async def _check_thinking(case: _MatrixCase, stream: bool) -> None:
     answer = await case.ask(RequestedFeatures(thinking=True), stream=stream)
     assert answer.thinking == THOUGHT, answer
     assert answer.text.endswith("hello"), answer
 
 
-async def _forced(case: _MatrixCase, stream: bool) -> None:
+async def _check_forced_call(case: _MatrixCase, stream: bool) -> None:
     answer = await case.ask(RequestedFeatures(tools=True, forces_tool=True), stream=stream)
     assert answer.calls == [PARIS], answer
 
 
-async def _single(case: _MatrixCase, stream: bool) -> None:
+async def _check_single_call(case: _MatrixCase, stream: bool) -> None:
     answer = await case.ask(
         RequestedFeatures(text="weather of both?", tools=True, allows_single_tool_call=True),
         stream=stream,
@@ -178,11 +178,11 @@ async def _single(case: _MatrixCase, stream: bool) -> None:
     assert answer.calls == [PARIS], answer
 
 
-async def _seed(case: _MatrixCase, stream: bool) -> None:
+async def _check_seed(case: _MatrixCase, stream: bool) -> None:
     assert (await case.ask(RequestedFeatures(seed=0), stream=stream)).text == "seed 0"
 
 
-async def _cached(case: _MatrixCase, stream: bool) -> None:
+async def _check_cached_tokens(case: _MatrixCase, stream: bool) -> None:
     answer = await case.ask(RequestedFeatures(), stream=stream)
     if answer.cached is None:
         raise _NotExpressible
@@ -190,20 +190,20 @@ async def _cached(case: _MatrixCase, stream: bool) -> None:
 
 
 FEATURES: Mapping[str, Callable[[_MatrixCase, bool], Awaitable[None]]] = {
-    "text": _whole_text,
-    "stream": _streamed_text,
-    "tools": _tools,
-    "parallel tools": _parallel,
-    "vision": _vision,
-    "schema": _schema,
-    "stop": _stop,
-    "thinking": _thinking,
-    "picture by URL": _vision_url,
-    "any JSON": _any_json,
-    "forced tool": _forced,
-    "one call at a time": _single,
-    "seed": _seed,
-    "cached tokens": _cached,
+    "text": _check_whole_text,
+    "stream": _check_streamed_text,
+    "tools": _check_tools,
+    "parallel tools": _check_parallel_calls,
+    "vision": _check_vision,
+    "schema": _check_schema,
+    "stop": _check_stop,
+    "thinking": _check_thinking,
+    "picture by URL": _check_vision_url,
+    "any JSON": _check_any_json,
+    "forced tool": _check_forced_call,
+    "one call at a time": _check_single_call,
+    "seed": _check_seed,
+    "cached tokens": _check_cached_tokens,
 }
 
 
@@ -213,7 +213,7 @@ async def run(folder: Path) -> Matrix:
     Raises:
         AssertionError: an answer is not as requested, or a refusal names no field.
     """
-    matrix: dict[tuple[str, str], dict[str, Cell]] = {}
+    matrix: dict[tuple[str, str], dict[str, MatrixCell]] = {}
     async with (
         WireServer().running() as server,
         serving(folder, *_backends(server.url)) as models_app,
@@ -227,29 +227,33 @@ async def run(folder: Path) -> Matrix:
                     client=client,
                     picture_url=f"{server.url}/picture.png",
                 )
-                matrix[protocol, backend] = {name: await _cell(case, name) for name in FEATURES}
+                matrix[protocol, backend] = {
+                    name: await _test_cell(case, name) for name in FEATURES
+                }
     return matrix
 
 
-async def _cell(case: _MatrixCase, name: str) -> Cell:
-    whole, streamed = [await _once(case, name, stream) for stream in (False, True)]
-    assert whole == streamed, f"{case.protocol} to {case.backend}, {name}: {whole} or {streamed}"
-    return whole
+async def _test_cell(case: _MatrixCase, name: str) -> MatrixCell:
+    whole_cell, streamed_cell = [await _test_once(case, name, stream) for stream in (False, True)]
+    assert whole_cell == streamed_cell, (
+        f"{case.protocol} to {case.backend}, {name}: {whole_cell} or {streamed_cell}"
+    )
+    return whole_cell
 
 
-async def _once(case: _MatrixCase, name: str, stream: bool) -> Cell:
+async def _test_once(case: _MatrixCase, name: str, stream: bool) -> MatrixCell:
     try:
         await FEATURES[name](case, stream)
     except Refused as refused:
-        where = f"{case.protocol} to {case.backend}, {name}: {refused}"
-        assert refused.status == 400, where
-        assert refused.field is not None, where
-        return Cell(field=refused.field)
+        message = f"{case.protocol} to {case.backend}, {name}: {refused}"
+        assert refused.status == 400, message
+        assert refused.field is not None, message
+        return MatrixCell(field=refused.field)
     except _NotExpressible:
-        return Cell()
+        return MatrixCell()
     except AssertionError as error:
         raise AssertionError(f"{case.protocol} to {case.backend}, {name}: {error}") from error
-    return Cell(passed=True)
+    return MatrixCell(passed=True)
 
 
 def _backends(url: str) -> list[dict[str, Any]]:
@@ -258,15 +262,21 @@ def _backends(url: str) -> list[dict[str, Any]]:
         "Ollama": {"type": "ollama", "hosts": [url]},
         "OpenAI-compatible": {"type": "openai", "base_url": f"{url}/v1"},
     }
-    able = {"context": 100_000, "tools": True, "vision": True, "schema": True, "thinking": True}
+    capabilities = {
+        "context": 100_000,
+        "tools": True,
+        "vision": True,
+        "schema": True,
+        "thinking": True,
+    }
     price = {"input": 0, "output": 0}
     return [
         {
-            "name": place["type"],
-            **place,
-            "models": [{"name": _MODELS[name], "upstream": "up", "price": price, **able}],
+            "name": server["type"],
+            **server,
+            "models": [{"name": _MODELS[name], "upstream": "up", "price": price, **capabilities}],
         }
-        for name, place in places.items()
+        for name, server in places.items()
     ]
 
 
@@ -286,11 +296,11 @@ def page(matrix: Matrix) -> str:
         "- **no word**: the client's protocol has no word for it.",
         "",
     ]
-    for some in (list(FEATURES)[:8], list(FEATURES)[8:]):
-        lines.append("| client → back end | " + " | ".join(some) + " |")
-        lines.append("|---" * (len(some) + 1) + "|")
+    for features in (list(FEATURES)[:8], list(FEATURES)[8:]):
+        lines.append("| client → back end | " + " | ".join(features) + " |")
+        lines.append("|---" * (len(features) + 1) + "|")
         for (protocol, backend), cells in matrix.items():
-            row = [f"{protocol} → {backend}", *(str(cells[name]) for name in some)]
+            row = [f"{protocol} → {backend}", *(str(cells[name]) for name in features)]
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
     lines += [

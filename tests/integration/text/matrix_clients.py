@@ -28,18 +28,18 @@ from tests.integration.text.wires.script import PICTURE, SCHEMA
 async def clients(url: str, key: str) -> AsyncIterator[Mapping[str, Client]]:
     """Yield the clients by protocol; ``url`` has no ``/v1``."""
     async with (
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as one,
-        anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as two,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as openai_client,
+        anthropic.AsyncAnthropic(base_url=url, api_key=key, max_retries=0) as anthropic_client,
     ):
         headers = {"authorization": f"Bearer {key}"}
-        three = ollama.AsyncClient(host=f"{url}/v1/ollama", headers=headers)
+        ollama_client = ollama.AsyncClient(host=f"{url}/v1/ollama", headers=headers)
         yield {
-            "OpenAI": _OpenAI(one),
-            "Responses": ResponsesClient(one),
-            "Anthropic": _Anthropic(two),
-            "Ollama": _Ollama(three),
+            "OpenAI": _OpenAI(openai_client),
+            "Responses": ResponsesClient(openai_client),
+            "Anthropic": _Anthropic(anthropic_client),
+            "Ollama": _Ollama(ollama_client),
         }
-        await three.close()
+        await ollama_client.close()
 
 
 class _OpenAI:
@@ -70,10 +70,10 @@ class _OpenAI:
             body["seed"] = features.seed
         try:
             if not stream:
-                return self._whole(await self._sdk.chat.completions.create(**body))
+                return self._to_answer(await self._sdk.chat.completions.create(**body))
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             events = await self._sdk.chat.completions.create(**body)
-            return await self._streamed(events)
+            return await self._join_chunks(events)
         except openai.APIStatusError as error:
             raise Refused(error.status_code, str(error.code), error.param) from None
 
@@ -100,7 +100,7 @@ class _OpenAI:
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
         return messages
 
-    def _whole(self, answer: Any) -> ReceivedAnswer:
+    def _to_answer(self, answer: Any) -> ReceivedAnswer:
         message = answer.choices[0].message
         received_answer = ReceivedAnswer(
             text=message.content or "",
@@ -115,7 +115,7 @@ class _OpenAI:
         self._count(received_answer, answer.usage)
         return received_answer
 
-    async def _streamed(self, events: Any) -> ReceivedAnswer:
+    async def _join_chunks(self, events: Any) -> ReceivedAnswer:
         answer = ReceivedAnswer()
         calls: list[dict[str, Any]] = []
         async for chunk in events:
@@ -176,9 +176,9 @@ class _Anthropic:
             body["thinking"] = {"type": "enabled", "budget_tokens": 2000}
         try:
             if not stream:
-                return self._heard(await self._sdk.messages.create(**body))
+                return self._collect_answer(await self._sdk.messages.create(**body))
             async with self._sdk.messages.stream(**body) as events:
-                return self._heard(await events.get_final_message())
+                return self._collect_answer(await events.get_final_message())
         except anthropic.APIStatusError as error:
             assert isinstance(error.body, dict)
             response_body = error.body["error"]
@@ -208,7 +208,7 @@ class _Anthropic:
             messages.append({"role": "user", "content": results})
         return messages
 
-    def _heard(self, message: Any) -> ReceivedAnswer:
+    def _collect_answer(self, message: Any) -> ReceivedAnswer:
         usage = message.usage
         answer = ReceivedAnswer(
             reason=message.stop_reason,
@@ -256,7 +256,7 @@ class _Ollama:
             body["think"] = True
         body |= {"options": options, "stream": stream}
         try:
-            return self._heard([piece async for piece in self._chat(body)])
+            return self._collect_answer([piece async for piece in self._chat(body)])
         except ollama.ResponseError as error:
             # Of an error the SDK keeps the sentence only.
             response_body = (await self._sdk._client.post("/api/chat", json=body)).json()
@@ -266,22 +266,22 @@ class _Ollama:
 
     async def _chat(self, body: dict[str, Any]) -> AsyncIterator[Any]:
         # The SDK's own types keep four members of a tool's schema and drop the rest.
-        ask = (ollama.ChatResponse, "POST", "/api/chat")
+        request_call = (ollama.ChatResponse, "POST", "/api/chat")
         if body["stream"]:
-            async for piece in await self._sdk._request(*ask, json=body, stream=True):
+            async for piece in await self._sdk._request(*request_call, json=body, stream=True):
                 yield piece
         else:
-            yield await self._sdk._request(*ask, json=body)
+            yield await self._sdk._request(*request_call, json=body)
 
     def _messages(self, features: RequestedFeatures) -> list[Any]:
         messages: list[Any] = []
         if features.history:
             messages += [{"role": "system", "content": SYSTEM}]
             messages += [{"role": role, "content": text} for role, text in HISTORY]
-        turn: dict[str, Any] = {"role": "user", "content": features.text}
+        message: dict[str, Any] = {"role": "user", "content": features.text}
         if isinstance(features.picture, bytes):
-            turn["images"] = [base64.b64encode(PICTURE).decode()]
-        messages.append(turn)
+            message["images"] = [base64.b64encode(PICTURE).decode()]
+        messages.append(message)
         if features.previous_answer is not None:
             messages.append(features.previous_answer.message)
             messages += [
@@ -292,7 +292,7 @@ class _Ollama:
             ]
         return messages
 
-    def _heard(self, pieces: list[Any]) -> ReceivedAnswer:
+    def _collect_answer(self, pieces: list[Any]) -> ReceivedAnswer:
         answer = ReceivedAnswer()
         tool_calls: list[Any] = []
         for piece in pieces:
@@ -300,9 +300,9 @@ class _Ollama:
             answer.thinking += piece.message.thinking or ""
             tool_calls += piece.message.tool_calls or ()
         answer.calls = [(call.function.name, dict(call.function.arguments)) for call in tool_calls]
-        last = pieces[-1]
-        answer.reason = last.done_reason
-        answer.prompt, answer.output = last.prompt_eval_count, last.eval_count
+        last_piece = pieces[-1]
+        answer.reason = last_piece.done_reason
+        answer.prompt, answer.output = last_piece.prompt_eval_count, last_piece.eval_count
         calls = [
             {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]

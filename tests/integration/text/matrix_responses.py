@@ -31,7 +31,11 @@ class ResponsesClient:
         # The Responses API has neither of them.
         if features.stop is not None or features.seed is not None:
             return None
-        body: dict[str, Any] = {"model": model, "input": self._items(features), "store": False}
+        body: dict[str, Any] = {
+            "model": model,
+            "input": self._input_items(features),
+            "store": False,
+        }
         if features.history:
             body["instructions"] = SYSTEM
         if features.tools:
@@ -49,15 +53,15 @@ class ResponsesClient:
             body["reasoning"] = {"effort": "low"}
         try:
             if not stream:
-                return self._heard(await self._sdk.responses.create(**body))
+                return self._to_answer(await self._sdk.responses.create(**body))
             events = [
                 event async for event in await self._sdk.responses.create(**body, stream=True)
             ]
         except openai.APIStatusError as error:
             raise Refused(error.status_code, str(error.code), error.param) from None
-        return self._streamed(events)
+        return self._check_stream(events)
 
-    def _items(self, features: RequestedFeatures) -> list[Any]:
+    def _input_items(self, features: RequestedFeatures) -> list[Any]:
         items: list[Any] = []
         if features.history:
             items += [{"role": role, "content": text} for role, text in HISTORY]
@@ -79,11 +83,13 @@ class ResponsesClient:
             ]
         return items
 
-    def _streamed(self, events: list[Any]) -> ReceivedAnswer:
+    def _check_stream(self, events: list[Any]) -> ReceivedAnswer:
         """Return the final response, which must be consistent with the events before it."""
-        answer = self._heard(events[-1].response)
-        made = [event.item.to_dict() for event in events if event.type.endswith("output_item.done")]
-        assert made == answer.message, events
+        answer = self._to_answer(events[-1].response)
+        output_items = [
+            event.item.to_dict() for event in events if event.type.endswith("output_item.done")
+        ]
+        assert output_items == answer.message, events
         for kind, text in (
             ("output_text", answer.text),
             ("reasoning_summary_text", answer.thinking),
@@ -92,7 +98,7 @@ class ResponsesClient:
             assert "".join(deltas) == text, events
         return answer
 
-    def _heard(self, response: Response) -> ReceivedAnswer:
+    def _to_answer(self, response: Response) -> ReceivedAnswer:
         assert response.usage is not None
         answer = ReceivedAnswer(
             text=response.output_text,

@@ -46,76 +46,82 @@ class RandomCalls:
         self._random = random.Random(seed)
         self._picture_url = picture_url
         self._makers = (
-            self._openai, self._openai, self._anthropic, self._anthropic, self._responses,
-            self._responses, self._ollama, self._ollama, self._generate, self._completions,
-            self._embeddings,
+            self._draw_openai, self._draw_openai, self._draw_anthropic, self._draw_anthropic,
+            self._draw_responses, self._draw_responses, self._draw_ollama, self._draw_ollama,
+            self._draw_generate, self._draw_completions, self._draw_embeddings,
         )  # fmt: skip
 
     def draw(self) -> Call:
         return self._random.choice(self._makers)()
 
-    def _maybe(self, share: float) -> bool:
+    def _is_chosen(self, share: float) -> bool:
         return self._random.random() < share
 
-    def _head(self) -> dict[str, Any]:
+    def _common_members(self) -> dict[str, Any]:
         """Return the members that have the same name in all protocols."""
         body: dict[str, Any] = {"model": self._random.choice(MODELS)}
-        if self._maybe(0.4):
-            body["stream"] = self._maybe(0.6)
+        if self._is_chosen(0.4):
+            body["stream"] = self._is_chosen(0.6)
         return body
 
-    def _text(self) -> str:
+    def _draw_text(self) -> str:
         count = self._random.choice((3, 3, 12, 12, 5_000))
         words = " ".join(self._random.choices(_WORDS, k=count))
-        return f"{words} {'weather? ' * self._maybe(0.5)}{self._random.random()}"
+        return f"{words} {'weather? ' * self._is_chosen(0.5)}{self._random.random()}"
 
-    def _picture(self, *, urls: bool = True) -> str | None:
+    def _draw_picture(self, *, urls: bool = True) -> str | None:
         """Return the URL of a picture, or a data URL; in most cases, return None."""
-        if not self._maybe(0.2):
+        if not self._is_chosen(0.2):
             return None
-        return self._picture_url if urls and self._maybe(0.4) else f"data:image/png;base64,{_DATA}"
+        return (
+            self._picture_url if urls and self._is_chosen(0.4) else f"data:image/png;base64,{_DATA}"
+        )
 
-    def _add(self, body: dict[str, Any], share: float, values: Mapping[str, Any]) -> None:
+    def _add_members(self, body: dict[str, Any], share: float, values: Mapping[str, Any]) -> None:
         """Add each of ``values`` to the body with the probability ``share``."""
-        body |= {name: value for name, value in values.items() if self._maybe(share)}
+        body |= {name: value for name, value in values.items() if self._is_chosen(share)}
 
-    def _schema(self) -> dict[str, Any]:
+    def _draw_schema(self) -> dict[str, Any]:
         return self._random.choice((SCHEMA, SCHEMA, _BOUNDED))
 
-    def _openai(self) -> Call:
-        body = self._head()
-        content: Any = self._text()
-        if (url := self._picture()) is not None:
+    def _draw_openai(self) -> Call:
+        body = self._common_members()
+        content: Any = self._draw_text()
+        if (url := self._draw_picture()) is not None:
             content = [
                 {"type": "text", "text": content},
                 {"type": "image_url", "image_url": {"url": url}},
             ]
         body["messages"] = [{"role": "user", "content": content}]
-        if self._maybe(0.2):
+        if self._is_chosen(0.2):
             call = {"name": "weather", "arguments": self._random.choice(('{"city":"Rome"}', "[1]"))}
             calls = [{"id": "c1", "type": "function", "function": call}]
             result = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
             body["messages"] += [{"role": "assistant", "tool_calls": calls}, result]
-        if self._maybe(0.3):
+        if self._is_chosen(0.3):
             function = {"name": "weather", "parameters": SCHEMA}
-            self._add(function, 0.3, {"strict": True})
+            self._add_members(function, 0.3, {"strict": True})
             body["tools"] = [{"type": "function", "function": function}]
-            self._add(body, 0.3, {"tool_choice": self._random.choice(("auto", "none", "required"))})
-            self._add(body, 0.2, {"parallel_tool_calls": self._maybe(0.5)})
-        elif self._maybe(0.3):
-            schema = {"name": "city", "schema": self._schema()}
+            self._add_members(
+                body, 0.3, {"tool_choice": self._random.choice(("auto", "none", "required"))}
+            )
+            self._add_members(body, 0.2, {"parallel_tool_calls": self._is_chosen(0.5)})
+        elif self._is_chosen(0.3):
+            schema = {"name": "city", "schema": self._draw_schema()}
             form = self._random.choice(
                 ({"type": "json_object"}, {"type": "json_schema", "json_schema": schema})
             )
             body["response_format"] = form
-        self._add(body, 0.15, self._options() | {"n": self._random.choice((1, 2, 3))})
-        self._add(body, 0.1, {"verbosity": self._random.choice(("low", "medium"))})
-        self._add(body, 0.1, {"reasoning_effort": self._random.choice(("none", "low", "high"))})
-        self._add(body, 0.1, {"logit_bias": {"1": 1}, "user": "ada", "stop": ["STOP"]})
-        self._add(body, 0.5, {"max_tokens": self._random.choice((5, 500, 200_000))})
+        self._add_members(body, 0.15, self._draw_options() | {"n": self._random.choice((1, 2, 3))})
+        self._add_members(body, 0.1, {"verbosity": self._random.choice(("low", "medium"))})
+        self._add_members(
+            body, 0.1, {"reasoning_effort": self._random.choice(("none", "low", "high"))}
+        )
+        self._add_members(body, 0.1, {"logit_bias": {"1": 1}, "user": "ada", "stop": ["STOP"]})
+        self._add_members(body, 0.5, {"max_tokens": self._random.choice((5, 500, 200_000))})
         return Call(protocol="openai", path="chat/completions", body=body)
 
-    def _options(self) -> dict[str, Any]:
+    def _draw_options(self) -> dict[str, Any]:
         return {
             "temperature": self._random.choice((0, 0.5, 1.5)),
             "top_p": 0.9,
@@ -124,88 +130,112 @@ class RandomCalls:
             "presence_penalty": 0.0,
         }
 
-    def _anthropic(self) -> Call:
-        body = self._head() | {"max_tokens": self._random.choice((5, 500, 2_000, 200_000))}
-        content: list[dict[str, Any]] = [{"type": "text", "text": self._text()}]
-        if (url := self._picture()) is not None:
+    def _draw_anthropic(self) -> Call:
+        body = self._common_members() | {
+            "max_tokens": self._random.choice((5, 500, 2_000, 200_000))
+        }
+        content: list[dict[str, Any]] = [{"type": "text", "text": self._draw_text()}]
+        if (url := self._draw_picture()) is not None:
             source = (
                 {"type": "base64", "media_type": "image/png", "data": _DATA}
                 if url.startswith("data:")
                 else {"type": "url", "url": url}
             )
             content.append({"type": "image", "source": source})
-        if self._maybe(0.1):
+        if self._is_chosen(0.1):
             source = {"type": "url", "url": self._picture_url}
             content.append({"type": "document", "source": source})
         body["messages"] = [{"role": "user", "content": content}]
-        if self._maybe(0.3):
+        if self._is_chosen(0.3):
             body["tools"] = [{"name": "weather", "input_schema": SCHEMA}]
             choice = {"type": self._random.choice(("auto", "any", "none"))}
-            self._add(body, 0.3, {"tool_choice": choice})
-        elif self._maybe(0.3):
+            self._add_members(body, 0.3, {"tool_choice": choice})
+        elif self._is_chosen(0.3):
             body["output_config"] = {"format": {"type": "json_schema", "schema": SCHEMA}}
         thinking = {"type": "enabled", "budget_tokens": 1024}
-        self._add(body, 0.15, {"thinking": self._random.choice((thinking, {"type": "disabled"}))})
-        self._add(body, 0.15, {"system": "Be brief.", "stop_sequences": ["STOP"], "top_k": 5})
-        self._add(body, 0.1, {"service_tier": "auto", "container": "c1", "temperature": 0.5})
+        self._add_members(
+            body, 0.15, {"thinking": self._random.choice((thinking, {"type": "disabled"}))}
+        )
+        self._add_members(
+            body, 0.15, {"system": "Be brief.", "stop_sequences": ["STOP"], "top_k": 5}
+        )
+        self._add_members(
+            body, 0.1, {"service_tier": "auto", "container": "c1", "temperature": 0.5}
+        )
         return Call(protocol="anthropic", path="messages", body=body)
 
-    def _responses(self) -> Call:
-        body = self._head()
-        content: list[dict[str, Any]] = [{"type": "input_text", "text": self._text()}]
-        if (url := self._picture()) is not None:
+    def _draw_responses(self) -> Call:
+        body = self._common_members()
+        content: list[dict[str, Any]] = [{"type": "input_text", "text": self._draw_text()}]
+        if (url := self._draw_picture()) is not None:
             content.append({"type": "input_image", "image_url": url, "detail": "auto"})
         body["input"] = [{"type": "message", "role": "user", "content": content}]
-        if self._maybe(0.3):
+        if self._is_chosen(0.3):
             body["tools"] = [{"type": "function", "name": "weather", "parameters": SCHEMA}]
-            self._add(body, 0.3, {"tool_choice": self._random.choice(("auto", "none", "required"))})
-        elif self._maybe(0.3):
-            form = {"type": "json_schema", "name": "city", "schema": self._schema()}
+            self._add_members(
+                body, 0.3, {"tool_choice": self._random.choice(("auto", "none", "required"))}
+            )
+        elif self._is_chosen(0.3):
+            form = {"type": "json_schema", "name": "city", "schema": self._draw_schema()}
             body["text"] = {"format": self._random.choice((form, {"type": "json_object"}))}
-        self._add(body, 0.15, {"instructions": "Be brief.", "temperature": 1.5, "top_p": 0.9})
-        self._add(body, 0.1, {"reasoning": {"effort": self._random.choice(("none", "low"))}})
-        self._add(body, 0.1, {"top_logprobs": 2, "store": False, "user": "ada"})
-        self._add(body, 0.5, {"max_output_tokens": self._random.choice((16, 500, 200_000))})
+        self._add_members(
+            body, 0.15, {"instructions": "Be brief.", "temperature": 1.5, "top_p": 0.9}
+        )
+        self._add_members(
+            body, 0.1, {"reasoning": {"effort": self._random.choice(("none", "low"))}}
+        )
+        self._add_members(body, 0.1, {"top_logprobs": 2, "store": False, "user": "ada"})
+        self._add_members(body, 0.5, {"max_output_tokens": self._random.choice((16, 500, 200_000))})
         return Call(protocol="responses", path="responses", body=body)
 
-    def _ollama_options(self) -> dict[str, Any]:
+    def _draw_ollama_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
-        self._add(options, 0.15, self._options() | {"min_p": 0.1, "repeat_penalty": 1.1})
-        self._add(options, 0.3, {"num_predict": self._random.choice((5, 500, -1))})
-        self._add(options, 0.1, {"mirostat": 1, "num_gpu": 1})
+        self._add_members(
+            options, 0.15, self._draw_options() | {"min_p": 0.1, "repeat_penalty": 1.1}
+        )
+        self._add_members(options, 0.3, {"num_predict": self._random.choice((5, 500, -1))})
+        self._add_members(options, 0.1, {"mirostat": 1, "num_gpu": 1})
         return options
 
-    def _ollama(self) -> Call:
-        message: dict[str, Any] = {"role": "user", "content": self._text()}
-        if self._picture(urls=False) is not None:
+    def _draw_ollama(self) -> Call:
+        message: dict[str, Any] = {"role": "user", "content": self._draw_text()}
+        if self._draw_picture(urls=False) is not None:
             message["images"] = [_DATA]
-        body = self._head() | {"messages": [message], "options": self._ollama_options()}
-        if self._maybe(0.3):
+        body = self._common_members() | {
+            "messages": [message],
+            "options": self._draw_ollama_options(),
+        }
+        if self._is_chosen(0.3):
             function = {"name": "weather", "parameters": SCHEMA}
             body["tools"] = [{"type": "function", "function": function}]
-        elif self._maybe(0.3):
-            body["format"] = self._random.choice(("json", self._schema()))
-        self._add(body, 0.15, {"think": self._random.choice((True, False, "low"))})
-        self._add(body, 0.1, {"keep_alive": "1m", "template": "x"})
+        elif self._is_chosen(0.3):
+            body["format"] = self._random.choice(("json", self._draw_schema()))
+        self._add_members(body, 0.15, {"think": self._random.choice((True, False, "low"))})
+        self._add_members(body, 0.1, {"keep_alive": "1m", "template": "x"})
         return Call(protocol="ollama", path="ollama/api/chat", body=body)
 
-    def _generate(self) -> Call:
-        body = self._head() | {"prompt": self._text(), "options": self._ollama_options()}
-        self._add(body, 0.15, {"system": "Be brief.", "format": "json", "think": True})
-        self._add(body, 0.1, {"raw": True, "images": [_DATA]})
+    def _draw_generate(self) -> Call:
+        body = self._common_members() | {
+            "prompt": self._draw_text(),
+            "options": self._draw_ollama_options(),
+        }
+        self._add_members(body, 0.15, {"system": "Be brief.", "format": "json", "think": True})
+        self._add_members(body, 0.1, {"raw": True, "images": [_DATA]})
         return Call(protocol="generate", path="ollama/api/generate", body=body)
 
-    def _completions(self) -> Call:
-        prompt = self._random.choice((self._text(), [self._text(), "b"], [1, 2, 3]))
-        body = self._head() | {"prompt": prompt}
-        self._add(body, 0.15, self._options() | {"n": 2, "echo": True, "suffix": "x", "best_of": 1})
-        self._add(body, 0.5, {"max_tokens": self._random.choice((5, 500))})
+    def _draw_completions(self) -> Call:
+        prompt = self._random.choice((self._draw_text(), [self._draw_text(), "b"], [1, 2, 3]))
+        body = self._common_members() | {"prompt": prompt}
+        self._add_members(
+            body, 0.15, self._draw_options() | {"n": 2, "echo": True, "suffix": "x", "best_of": 1}
+        )
+        self._add_members(body, 0.5, {"max_tokens": self._random.choice((5, 500))})
         return Call(protocol="completions", path="completions", body=body)
 
-    def _embeddings(self) -> Call:
+    def _draw_embeddings(self) -> Call:
         model = self._random.choice(("auto", "v-ollama", "v-openai", "m-claude"))
-        text = self._text()
+        text = self._draw_text()
         value = self._random.choice((text, [text, "b"], [1, 2, 3]))
         body = {"model": model, "input": value}
-        self._add(body, 0.2, {"dimensions": 3, "encoding_format": "base64", "user": "ada"})
+        self._add_members(body, 0.2, {"dimensions": 3, "encoding_format": "base64", "user": "ada"})
         return Call(protocol="embeddings", path="embeddings", body=body)

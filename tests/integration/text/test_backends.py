@@ -15,8 +15,8 @@ from tests.integration.text.fixtures import serving
 
 def backend(name: str) -> dict[str, Any]:
     model = {"name": name, "context": 4096, "price": {"input": 3, "output": 7}}
-    place = {"base_url": "http://127.0.0.1:9/v1", "residency": "on-premises"}
-    return {"name": f"at-{name}", "type": "openai", **place, "models": [model]}
+    endpoint = {"base_url": "http://127.0.0.1:9/v1", "residency": "on-premises"}
+    return {"name": f"at-{name}", "type": "openai", **endpoint, "models": [model]}
 
 
 async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_path: Path) -> None:
@@ -44,10 +44,14 @@ async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_pa
                 backends: list[dict[str, Any]] = (await response.json())["backends"]
                 return backends
 
-        house, cloud = await get(models_app.api_key)
-        assert (house["name"], house["kind"], house["status"]) == ("at-house", "openai", "down")
-        assert (house["breaker"], house["residency"]) == ("open", "on-premises")
-        assert 0 < house["retry_after_seconds"] <= 2
+        house_backend, cloud = await get(models_app.api_key)
+        assert (house_backend["name"], house_backend["kind"], house_backend["status"]) == (
+            "at-house",
+            "openai",
+            "down",
+        )
+        assert (house_backend["breaker"], house_backend["residency"]) == ("open", "on-premises")
+        assert 0 < house_backend["retry_after_seconds"] <= 2
         assert (cloud["breaker"], cloud["load"]["in_flight"]) == ("closed", 1)
         assert cloud["recent"] == {
             "seconds": 300, "calls": 0, "errors": 0, "p50_seconds": None, "p90_seconds": None,
@@ -59,6 +63,10 @@ async def test_administrators_see_their_back_ends_without_load_and_prices(tmp_pa
         assert model["output_tokens_per_second"] > 0
         lease.release()
 
-        [seen] = await get(eve)
-        assert (seen["name"], seen["load"], seen["recent"]) == ("at-house", None, None)
-        assert seen["models"][0]["usd_per_million_tokens"] is None
+        [shown_backend] = await get(eve)
+        assert (shown_backend["name"], shown_backend["load"], shown_backend["recent"]) == (
+            "at-house",
+            None,
+            None,
+        )
+        assert shown_backend["models"][0]["usd_per_million_tokens"] is None

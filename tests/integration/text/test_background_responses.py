@@ -31,36 +31,47 @@ def client(gateway: RunningStack) -> Iterator[openai.OpenAI]:
 def test_a_response_is_polled_continued_and_its_job_is_not_stored_again(
     client: openai.OpenAI,
 ) -> None:
-    first = client.responses.create(
+    first_response = client.responses.create(
         model=MODEL, input="Say ${steps.0.text}.", max_output_tokens=4, background=True
     )
-    assert (first.status, first.background, first.output) == ("queued", True, [])
-    ended = _ended(client, first.id)
-    assert ended.status in ("completed", "incomplete") and ended.output_text
-    assert client.responses.retrieve(first.id) == ended
-    second = client.responses.create(
+    assert (first_response.status, first_response.background, first_response.output) == (
+        "queued",
+        True,
+        [],
+    )
+    ended_response = _wait_for_end(client, first_response.id)
+    assert ended_response.status in ("completed", "incomplete") and ended_response.output_text
+    assert client.responses.retrieve(first_response.id) == ended_response
+    second_response = client.responses.create(
         model=MODEL,
         input="And now?",
         max_output_tokens=4,
         background=True,
-        previous_response_id=first.id,
+        previous_response_id=first_response.id,
     )
-    second = _ended(client, second.id)
-    assert second.previous_response_id == first.id
-    assert second.usage is not None and ended.usage is not None
-    assert second.usage.input_tokens > ended.usage.input_tokens, "it has read the first turn"
-    third = client.responses.create(
-        model=MODEL, input="?", max_output_tokens=4, previous_response_id=second.id
+    second_response = _wait_for_end(client, second_response.id)
+    assert second_response.previous_response_id == first_response.id
+    assert second_response.usage is not None and ended_response.usage is not None
+    assert second_response.usage.input_tokens > ended_response.usage.input_tokens, (
+        "it has read the first turn"
     )
-    assert third.usage is not None and third.usage.input_tokens > second.usage.input_tokens
-    reference: Any = {"type": "item_reference", "id": ended.output[0].id}
+    third_response = client.responses.create(
+        model=MODEL, input="?", max_output_tokens=4, previous_response_id=second_response.id
+    )
+    assert (
+        third_response.usage is not None
+        and third_response.usage.input_tokens > second_response.usage.input_tokens
+    )
+    reference: Any = {"type": "item_reference", "id": ended_response.output[0].id}
     question: Any = {"role": "user", "content": [{"type": "input_text", "text": "?"}]}
-    named = client.responses.create(model=MODEL, input=[reference, question], max_output_tokens=4)
-    items = client.responses.input_items.list(named.id, order="asc").data
-    assert items[0].id == ended.output[0].id
-    client.responses.delete(first.id)
+    next_response = client.responses.create(
+        model=MODEL, input=[reference, question], max_output_tokens=4
+    )
+    items = client.responses.input_items.list(next_response.id, order="asc").data
+    assert items[0].id == ended_response.output[0].id
+    client.responses.delete(first_response.id)
     with pytest.raises(openai.NotFoundError):
-        client.responses.retrieve(first.id)
+        client.responses.retrieve(first_response.id)
 
 
 def test_a_stream_is_resumed_after_any_number(client: openai.OpenAI) -> None:
@@ -76,91 +87,97 @@ def test_a_stream_is_resumed_after_any_number(client: openai.OpenAI) -> None:
         "response.queued",
         "response.in_progress",
     ]
-    created, last = events[0], events[-1]
-    assert created.type == "response.created" and created.response.status == "queued"
-    assert last.type in ("response.completed", "response.incomplete")
-    response = client.responses.retrieve(created.response.id)
-    assert response == last.response
-    for after in (0, 2, len(events) - 2):
-        again = client.responses.retrieve(response.id, stream=True, starting_after=after)
-        assert list(again) == events[after + 1 :]
+    first_event, last_event = events[0], events[-1]
+    assert first_event.type == "response.created" and first_event.response.status == "queued"
+    assert last_event.type in ("response.completed", "response.incomplete")
+    response = client.responses.retrieve(first_event.response.id)
+    assert response == last_event.response
+    for event_number in (0, 2, len(events) - 2):
+        resumed_events = client.responses.retrieve(
+            response.id, stream=True, starting_after=event_number
+        )
+        assert list(resumed_events) == events[event_number + 1 :]
     with pytest.raises(openai.BadRequestError) as exc_info:
         client.responses.retrieve(response.id, extra_query={"starting_after": 1})
     assert exc_info.value.param == "starting_after"
 
 
 def test_a_response_is_cancelled_and_cannot_be_continued(client: openai.OpenAI) -> None:
-    running = client.responses.create(
+    running_response = client.responses.create(
         model=MODEL, input="Count to 100000.", max_output_tokens=4000, background=True
     )
-    cancelled = client.responses.cancel(running.id)
-    assert cancelled.status == "cancelled"
-    assert client.responses.cancel(running.id).status == "cancelled"
+    cancelled_response = client.responses.cancel(running_response.id)
+    assert cancelled_response.status == "cancelled"
+    assert client.responses.cancel(running_response.id).status == "cancelled"
     with pytest.raises(openai.BadRequestError, match="cancelled") as exc_info:
-        client.responses.create(model=MODEL, input="?", previous_response_id=running.id)
+        client.responses.create(model=MODEL, input="?", previous_response_id=running_response.id)
     assert exc_info.value.param == "previous_response_id"
 
 
 def test_a_repeat_under_one_key_is_one_response(client: openai.OpenAI) -> None:
     call: dict[str, Any] = {"model": MODEL, "max_output_tokens": 4, "background": True}
     key = {"idempotency-key": "one-response"}
-    first = client.responses.create(**call, input="hi", extra_headers=key)
-    ended = _ended(client, first.id)
-    again = client.responses.create(**call, input="hi", extra_headers=key)
-    assert again == ended
+    first_response = client.responses.create(**call, input="hi", extra_headers=key)
+    ended_response = _wait_for_end(client, first_response.id)
+    repeated_response = client.responses.create(**call, input="hi", extra_headers=key)
+    assert repeated_response == ended_response
     with pytest.raises(openai.APIStatusError) as exc_info:
         client.responses.create(**call, input="ho", extra_headers=key)
     assert exc_info.value.code == "idempotency_key_reused"
 
 
 def test_deletion_cancels_the_job(client: openai.OpenAI, gateway: RunningStack) -> None:
-    running = client.responses.create(
+    running_response = client.responses.create(
         model=MODEL, input="Count to 100000.", max_output_tokens=4000, background=True
     )
-    client.responses.delete(running.id)
+    client.responses.delete(running_response.id)
     with httpx.Client(
         base_url=gateway.url, headers={"authorization": f"Bearer {gateway.api_key}"}
     ) as http:
         [job, *_] = http.get("/jobs", params={"kind": "chat", "limit": 1}).json()["jobs"]
-        assert running.id == "resp_" + job["id"]
+        assert running_response.id == "resp_" + job["id"]
         eventually_blocking(lambda: _status(http, job["id"]) == "cancelled", 180)
 
 
-def test_mistakes_are_refused(client: openai.OpenAI) -> None:
-    wrong: dict[str, dict[str, Any]] = {
+def test_invalid_background_requests_are_refused(client: openai.OpenAI) -> None:
+    wrong_requests: dict[str, dict[str, Any]] = {
         "store": {"store": False},
         "model": {"model": "gpt-2"},
         "previous_response_id": {"previous_response_id": "resp_none"},
     }
-    for field, members in wrong.items():
+    for field, members in wrong_requests.items():
         call: dict[str, Any] = {"model": MODEL, "input": "hi", "background": True, **members}
         with pytest.raises(openai.APIStatusError) as exc_info:
             client.responses.create(**call)
         assert exc_info.value.status_code in (400, 404), field
         if field != "model":
             assert exc_info.value.param == field
-    whole = client.responses.create(model=MODEL, input="hi", max_output_tokens=4)
+    whole_response = client.responses.create(model=MODEL, input="hi", max_output_tokens=4)
     with pytest.raises(openai.BadRequestError, match="background"):
-        client.responses.cancel(whole.id)
+        client.responses.cancel(whole_response.id)
     with pytest.raises(openai.BadRequestError, match="background"):
-        client.responses.retrieve(whole.id, stream=True)
+        client.responses.retrieve(whole_response.id, stream=True)
 
 
 def test_a_deferred_continuation_has_the_conversation_once(
     client: openai.OpenAI, gateway: RunningStack
 ) -> None:
-    first = client.responses.create(model=MODEL, input="My name is Ada.", max_output_tokens=4)
+    first_response = client.responses.create(
+        model=MODEL, input="My name is Ada.", max_output_tokens=4
+    )
     call: dict[str, Any] = {"model": MODEL, "input": "And now?"}
-    call |= {"max_output_tokens": 4, "previous_response_id": first.id}
-    direct = httpx.post(f"{gateway.url}/v1/responses", json=call, headers=_headers(gateway))
-    prefer = _headers(gateway) | {"prefer": "respond-async"}
-    deferred = httpx.post(f"{gateway.url}/v1/responses", json=call, headers=prefer)
-    assert deferred.status_code == 202, deferred.text
+    call |= {"max_output_tokens": 4, "previous_response_id": first_response.id}
+    direct_response = httpx.post(
+        f"{gateway.url}/v1/responses", json=call, headers=_headers(gateway)
+    )
+    prefer_headers = _headers(gateway) | {"prefer": "respond-async"}
+    deferred_response = httpx.post(f"{gateway.url}/v1/responses", json=call, headers=prefer_headers)
+    assert deferred_response.status_code == 202, deferred_response.text
     with httpx.Client(base_url=gateway.url, headers=_headers(gateway)) as http:
-        job = deferred.json()["id"]
+        job = deferred_response.json()["id"]
         eventually_blocking(lambda: _status(http, job) == "succeeded", 180)
         [output] = http.get(f"/jobs/{job}").json()["outputs"]
-    expected = direct.json()["usage"]["input_tokens"]
+    expected = direct_response.json()["usage"]["input_tokens"]
     assert output["body"]["usage"]["input_tokens"] == expected
 
 
@@ -172,10 +189,10 @@ def _status(http: httpx.Client, job: str) -> str:
     return str(http.get(f"/jobs/{job}").json()["status"])
 
 
-def _ended(client: openai.OpenAI, response_id: str) -> Response:
-    def ended() -> Response | None:
-        shown = client.responses.retrieve(response_id)
-        return None if shown.status in ("queued", "in_progress") else shown
+def _wait_for_end(client: openai.OpenAI, response_id: str) -> Response:
+    def find_ended_response() -> Response | None:
+        shown_response = client.responses.retrieve(response_id)
+        return None if shown_response.status in ("queued", "in_progress") else shown_response
 
-    result: Response = eventually_blocking(ended, 180)
+    result: Response = eventually_blocking(find_ended_response, 180)
     return result

@@ -45,7 +45,7 @@ NAMESPACE = "text-batches"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
-class Model:
+class ScriptedModel:
     """Answers each call with its prompt, after failing ``failures[prompt]`` times."""
 
     def __init__(self) -> None:
@@ -59,9 +59,9 @@ class Model:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/embeddings", self._embed)
-        app.router.add_get("/v1/models", self._list)
+        app.router.add_post("/v1/chat/completions", self._answer_chat)
+        app.router.add_post("/v1/embeddings", self._answer_embedding)
+        app.router.add_get("/v1/models", self._list_models)
         runner = web.AppRunner(app)
         await runner.setup()
         try:
@@ -70,10 +70,10 @@ class Model:
         finally:
             await runner.cleanup()
 
-    async def _list(self, _: web.Request) -> web.Response:
+    async def _list_models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
 
-    async def _chat(self, request: web.Request) -> web.Response:
+    async def _answer_chat(self, request: web.Request) -> web.Response:
         text = (await request.json())["messages"][-1]["content"]
         self.calls_by_text[text] += 1
         self.running += 1
@@ -96,7 +96,7 @@ class Model:
         content = json.dumps({**answer, "choices": [choice], "usage": usage}, indent=1)
         return web.Response(text=content, content_type="application/json")
 
-    async def _embed(self, request: web.Request) -> web.Response:
+    async def _answer_embedding(self, request: web.Request) -> web.Response:
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}]
         usage = {"prompt_tokens": 2, "total_tokens": 2}
         return web.json_response({"object": "list", "data": data, "model": "v", "usage": usage})
@@ -105,7 +105,7 @@ class Model:
 class Farm:
     """A models app, a worker for batches, and a client of OpenAI."""
 
-    def __init__(self, app: ModelsApp, model: Model, temporal: TemporalConnection) -> None:
+    def __init__(self, app: ModelsApp, model: ScriptedModel, temporal: TemporalConnection) -> None:
         self.app = app
         self.model = model
         self.files = FileStore(app.database)
@@ -147,11 +147,11 @@ class Farm:
         )
 
     async def until(
-        self, batch: Batch, is_there: Callable[[Batch], bool] = lambda state: state.status in ENDED
+        self, batch: Batch, condition: Callable[[Batch], bool] = lambda state: state.status in ENDED
     ) -> Batch:
         async def find() -> Batch | None:
             state = await self.client.batches.retrieve(batch.id)
-            return state if is_there(state) else None
+            return state if condition(state) else None
 
         state: Batch = await eventually(find, 180)
         return state
@@ -188,7 +188,7 @@ class Farm:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def line(number: int, text: str | None = None, **changes: Any) -> dict[str, Any]:
+def new_line(number: int, text: str | None = None, **changes: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": text or f"text {number}"}]
     return {
         "custom_id": f"line-{number}",
@@ -204,7 +204,7 @@ async def farm(
     tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
 ) -> AsyncIterator[Farm]:
     async with AsyncExitStack() as stack:
-        model = Model()
+        model = ScriptedModel()
         url = await stack.enter_async_context(model.serving())
         price = {"price": {"input": 1, "output": 1}}
         backend = {
@@ -233,20 +233,22 @@ async def farm(
 async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None:
     farm.model.refused = {"text 3"}
     farm.model.failures["text 4"] = 2
-    lines: list[Any] = [line(number) for number in range(1, 41)]
+    lines: list[Any] = [new_line(number) for number in range(1, 41)]
     lines[1]["body"]["model"] = "nobody"
-    created = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
-    assert (created.status, created.endpoint) == ("validating", "/v1/chat/completions")
-    assert created.metadata == {"run": "7"}
-    ended = await farm.until(created)
-    assert ended.status == "completed" and ended.request_counts is not None
-    counts = ended.request_counts
+    created_batch = await farm.create(*lines[:20], b"", *lines[20:], b"  ")
+    assert (created_batch.status, created_batch.endpoint) == ("validating", "/v1/chat/completions")
+    assert created_batch.metadata == {"run": "7"}
+    ended_batch = await farm.until(created_batch)
+    assert ended_batch.status == "completed" and ended_batch.request_counts is not None
+    counts = ended_batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
-    output = {item["custom_id"]: item for item in await farm.read(ended.output_file_id)}
+    output = {item["custom_id"]: item for item in await farm.read(ended_batch.output_file_id)}
     answer = output["line-4"]["response"]
     assert answer["status_code"] == 200 and output["line-4"]["error"] is None
     assert answer["body"]["choices"][0]["message"]["content"] == "text 4"
-    errors = {item["custom_id"]: item["response"] for item in await farm.read(ended.error_file_id)}
+    errors = {
+        item["custom_id"]: item["response"] for item in await farm.read(ended_batch.error_file_id)
+    }
     assert errors.keys() == {"line-2", "line-3"} and output.keys() & errors.keys() == set()
     assert errors["line-2"]["status_code"] == 404
     assert errors["line-2"]["body"]["error"]["code"] == "model_not_found"
@@ -262,56 +264,65 @@ async def test_lines_are_answered_or_fail_and_both_are_files(farm: Farm) -> None
     ("lines", "code", "number", "param"),
     [
         ([b""], "empty_file", None, None),
-        ([line(1), b"{"], "invalid_json_line", 2, None),
-        ([line(1), line(1)], "duplicate_custom_id", 2, "custom_id"),
-        ([line(1, method="GET")], "invalid_method", 1, "method"),
-        ([line(1, url="/v1/embeddings")], "mismatched_url", 1, "url"),
-        ([line(1, body=[])], "missing_required_parameter", 1, "body"),
-        ([line(1, body={"model": "m", "stream": True})], "unsupported_parameter", 1, "body.stream"),
-        ([line(1, "x" * 1_000)], "line_too_large", 1, None),
+        ([new_line(1), b"{"], "invalid_json_line", 2, None),
+        ([new_line(1), new_line(1)], "duplicate_custom_id", 2, "custom_id"),
+        ([new_line(1, method="GET")], "invalid_method", 1, "method"),
+        ([new_line(1, url="/v1/embeddings")], "mismatched_url", 1, "url"),
+        ([new_line(1, body=[])], "missing_required_parameter", 1, "body"),
+        (
+            [new_line(1, body={"model": "m", "stream": True})],
+            "unsupported_parameter",
+            1,
+            "body.stream",
+        ),
+        ([new_line(1, "x" * 1_000)], "line_too_large", 1, None),
     ],
 )
 async def test_invalid_files_fail_before_any_line_runs(
     farm: Farm, lines: list[Any], code: str, number: int | None, param: str | None
 ) -> None:
-    ended = await farm.until(await farm.create(*lines))
-    assert ended.status == "failed" and ended.errors is not None and ended.errors.data is not None
-    [error] = ended.errors.data
+    ended_batch = await farm.until(await farm.create(*lines))
+    assert (
+        ended_batch.status == "failed"
+        and ended_batch.errors is not None
+        and ended_batch.errors.data is not None
+    )
+    [error] = ended_batch.errors.data
     assert (error.code, error.line, error.param) == (code, number, param)
-    assert ended.failed_at is not None and farm.model.calls_by_text.total() == 0
+    assert ended_batch.failed_at is not None and farm.model.calls_by_text.total() == 0
 
 
 async def test_a_cancelled_batch_keeps_its_answers(farm: Farm) -> None:
     farm.model.free.clear()
-    batch = await farm.create(*(line(number) for number in range(1, 101)))
+    batch = await farm.create(*(new_line(number) for number in range(1, 101)))
     await farm.until(batch, lambda state: state.status == "in_progress")
     await eventually(lambda: farm.model.running == 4)
     assert (await farm.client.batches.cancel(batch.id)).status == "cancelling"
     farm.model.free.set()
-    ended = await farm.until(batch)
-    assert ended.status == "cancelled" and ended.cancelled_at is not None
-    output = await farm.read(ended.output_file_id)
-    errors = await farm.read(ended.error_file_id)
+    ended_batch = await farm.until(batch)
+    assert ended_batch.status == "cancelled" and ended_batch.cancelled_at is not None
+    output = await farm.read(ended_batch.output_file_id)
+    errors = await farm.read(ended_batch.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 100
     assert {state["error"]["code"] for state in errors} == {"batch_cancelled"}
     assert farm.model.calls_by_text.total() == len(output)
     with pytest.raises(openai.ConflictError) as exc_info:
-        completed = await farm.until(await farm.create(line(1)))
-        await farm.client.batches.cancel(completed.id)
+        completed_batch = await farm.until(await farm.create(new_line(1)))
+        await farm.client.batches.cancel(completed_batch.id)
     assert exc_info.value.code == "batch_finished"
 
 
 async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) -> None:
     farm.model.free.clear()
-    batch = await farm.create(*(line(number) for number in range(1, 51)))
+    batch = await farm.create(*(new_line(number) for number in range(1, 51)))
     await eventually(lambda: farm.model.running == 4)
     expiry = text_batches.update().where(text_batches.c.id == batch.id).values(expires_at=now())
     await farm.app.database.execute(expiry)
     farm.model.free.set()
-    ended = await farm.until(batch)
-    assert ended.status == "expired" and ended.expired_at is not None
-    output = await farm.read(ended.output_file_id)
-    errors = await farm.read(ended.error_file_id)
+    ended_batch = await farm.until(batch)
+    assert ended_batch.status == "expired" and ended_batch.expired_at is not None
+    output = await farm.read(ended_batch.output_file_id)
+    errors = await farm.read(ended_batch.error_file_id)
     assert 4 <= len(output) <= 32 and len(output) + len(errors) == 50
     assert {error["error"]["code"] for error in errors} == {"batch_expired"}
 
@@ -319,39 +330,44 @@ async def test_an_expired_batch_lists_the_lines_that_were_not_run(farm: Farm) ->
 async def test_lines_fail_when_the_budget_is_spent(farm: Farm) -> None:
     limit = Limit(subject="owner:ada", usd_per_day=Decimal("0.0000001"))
     await LimitStore(farm.app.database).set(limit)
-    ended = await farm.until(await farm.create(line(1), line(2)))
-    assert ended.status == "completed" and ended.output_file_id is None
-    errors = [item["response"] for item in await farm.read(ended.error_file_id)]
+    ended_batch = await farm.until(await farm.create(new_line(1), new_line(2)))
+    assert ended_batch.status == "completed" and ended_batch.output_file_id is None
+    errors = [item["response"] for item in await farm.read(ended_batch.error_file_id)]
     assert {(e["status_code"], e["body"]["error"]["code"]) for e in errors} == {
         (402, "budget_exceeded")
     }
     assert farm.model.calls_by_text.total() == 0
 
 
-async def test_vectors_and_lists(farm: Farm) -> None:
+async def test_embedding_batches_and_batch_lists_work(farm: Farm) -> None:
     body = {"model": "v", "input": "x"}
-    lines = [line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
-    first = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
-    [answer, _] = await farm.read(first.output_file_id)
+    lines = [new_line(number, url="/v1/embeddings", body=body) for number in (1, 2)]
+    first_batch = await farm.until(await farm.create(*lines, endpoint="/v1/embeddings"))
+    [answer, _] = await farm.read(first_batch.output_file_id)
     assert answer["response"]["body"]["data"][0]["embedding"] == [0.5, 1.0]
-    second = await farm.create(line(1))
+    second_batch = await farm.create(new_line(1))
     page = await farm.client.batches.list(limit=1)
-    assert [item.id for item in page.data] == [second.id] and page.has_more
-    assert [item.id async for item in farm.client.batches.list(limit=1)] == [second.id, first.id]
-    for wrong, field in (
+    assert [item.id for item in page.data] == [second_batch.id] and page.has_more
+    assert [item.id async for item in farm.client.batches.list(limit=1)] == [
+        second_batch.id,
+        first_batch.id,
+    ]
+    for wrong_members, field in (
         ({"input_file_id": "file-none"}, "input_file_id"),
         ({"endpoint": "/v1/models"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
     ):
         batch_input = {
-            "input_file_id": first.input_file_id,
+            "input_file_id": first_batch.input_file_id,
             "endpoint": "/v1/embeddings",
             "completion_window": "24h",
         }
         with pytest.raises(openai.BadRequestError) as exc_info:
-            await farm.client.post("/batches", body={**batch_input, **wrong}, cast_to=object)
+            await farm.client.post(
+                "/batches", body={**batch_input, **wrong_members}, cast_to=object
+            )
         assert exc_info.value.param == field
     with pytest.raises(openai.NotFoundError):
         await farm.client.batches.retrieve("batch_none")
     with pytest.raises(openai.NotFoundError):
-        await farm.client.post(f"/batches/{first.id}/work", cast_to=object)
+        await farm.client.post(f"/batches/{first_batch.id}/work", cast_to=object)

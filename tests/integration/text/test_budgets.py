@@ -24,7 +24,7 @@ from moyin.store.schema import usage
 from moyin.store.sql import Database
 from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 # USD per million tokens: a short call reserves about a cent, for more than it can use.
@@ -32,7 +32,7 @@ PRICE = 10
 NANO = 10**9
 
 
-class Studio:
+class BudgetedApp:
     """A models app with a priced model, its database and its Valkey."""
 
     def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
@@ -63,7 +63,9 @@ class Studio:
 
 
 @pytest.fixture
-async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> AsyncIterator[Studio]:
+async def budgeted_app(
+    llama: str, tmp_path: Path, valkey_server: ValkeyServer
+) -> AsyncIterator[BudgetedApp]:
     backend = {
         "name": "priced",
         "type": "openai",
@@ -79,107 +81,110 @@ async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> Asy
         serving(tmp_path, backend, redis_url=valkey_server.url) as models_app,
         redis.Redis.from_url(valkey_server.url) as valkey,
     ):
-        yield Studio(models_app, database, valkey)
+        yield BudgetedApp(models_app, database, valkey)
     await database.close()
 
 
-def hello(**kwargs: Any) -> dict[str, Any]:
+def hello_body(**kwargs: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Tell me a long story."}]
     return {"model": "smollm2", "messages": messages, "max_tokens": 8, **kwargs}
 
 
 async def test_calls_at_the_same_time_never_overshoot_a_budget(
-    studio: Studio, measured: Measured
+    budgeted_app: BudgetedApp, record_measurement: RecordMeasurement
 ) -> None:
     budget = Decimal("0.03")
-    key_id, client = await studio.client(usd_per_day=budget)
+    key_id, client = await budgeted_app.client(usd_per_day=budget)
 
     async def call() -> str:
         try:
-            await client.chat.completions.create(**hello())
+            await client.chat.completions.create(**hello_body())
         except openai.APIStatusError as error:
             return f"{error.status_code} {error.code}"
         return "answered"
 
-    seen = Counter(await asyncio.gather(*(call() for _ in range(12))))
-    assert seen.keys() == {"answered", "402 budget_exceeded"}
+    outcome_counts = Counter(await asyncio.gather(*(call() for _ in range(12))))
+    assert outcome_counts.keys() == {"answered", "402 budget_exceeded"}
 
-    async def settled() -> bool:
-        count, cost = await studio.ledger()
-        return count == seen["answered"] and await studio.booked(key_id) == cost
+    async def is_settled_cost() -> bool:
+        count, cost = await budgeted_app.ledger()
+        return count == outcome_counts["answered"] and await budgeted_app.booked(key_id) == cost
 
-    await eventually(settled)
-    _, cost = await studio.ledger()
+    await eventually(is_settled_cost)
+    _, cost = await budgeted_app.ledger()
     assert 0 < cost <= budget * NANO
     # What was set aside and not used is there again.
     assert await call() == "answered"
     await client.close()
-    measured(f"budget of {budget} USD, 12 calls at once: {seen['answered']} answered, 0 overshoot")
+    record_measurement(
+        f"budget of {budget} USD, 12 calls at once: "
+        f"{outcome_counts['answered']} answered, 0 overshoot"
+    )
 
 
-async def test_budgets_are_shown_in_usage_and_in_refusals(studio: Studio) -> None:
+async def test_budgets_are_shown_in_usage_and_in_refusals(budgeted_app: BudgetedApp) -> None:
     # Less than the maximum cost of a call without max_tokens, which reserves a whole context.
-    key_id, client = await studio.client(usd_per_day=Decimal("0.015"))
-    await client.chat.completions.create(**hello())
+    key_id, client = await budgeted_app.client(usd_per_day=Decimal("0.015"))
+    await client.chat.completions.create(**hello_body())
 
     async def is_settled() -> bool:
-        _, cost = await studio.ledger()
-        return 0 < cost == await studio.booked(key_id)
+        _, cost = await budgeted_app.ledger()
+        return 0 < cost == await budgeted_app.booked(key_id)
 
     await eventually(is_settled)
-    _, cost = await studio.ledger()
-    with pytest.raises(openai.APIStatusError) as refused:
-        await client.chat.completions.create(**hello(max_tokens=openai.omit))
-    error: Any = refused.value.body
-    assert (refused.value.status_code, error["code"]) == (402, "budget_exceeded")
+    _, cost = await budgeted_app.ledger()
+    with pytest.raises(openai.APIStatusError) as exc_info:
+        await client.chat.completions.create(**hello_body(max_tokens=openai.omit))
+    error: Any = exc_info.value.body
+    assert (exc_info.value.status_code, error["code"]) == (402, "budget_exceeded")
     report = await client.get("/usage", cast_to=httpx.Response)
     [budget] = report.json()["budgets"]
     assert Decimal(budget["spent_usd"]) == Decimal(cost) / NANO
     assert budget["resets_at"].replace("Z", "+00:00") == error["details"].pop("resets_at")
     assert {**error["details"], "resets_at": budget["resets_at"]} == budget
-    left = Decimal("0.015") - Decimal(cost) / NANO
+    left_usd = Decimal("0.015") - Decimal(cost) / NANO
     assert budget == {
         "limit": "usd_per_day", "of": "key", "limit_usd": "0.015", "reserved_usd": "0",
-        "spent_usd": budget["spent_usd"], "left_usd": f"{left.normalize():f}",
+        "spent_usd": budget["spent_usd"], "left_usd": f"{left_usd.normalize():f}",
         "resets_at": budget["resets_at"],
     }  # fmt: skip
     await client.close()
 
 
-async def test_an_interrupted_stream_settles_to_the_ledgers_cost(studio: Studio) -> None:
-    key_id, client = await studio.client(usd_per_month=Decimal(5), concurrent_requests=1)
-    stream = await client.chat.completions.create(**hello(stream=True, max_tokens=1500))
+async def test_an_interrupted_stream_settles_to_the_ledgers_cost(budgeted_app: BudgetedApp) -> None:
+    key_id, client = await budgeted_app.client(usd_per_month=Decimal(5), concurrent_requests=1)
+    stream = await client.chat.completions.create(**hello_body(stream=True, max_tokens=1500))
     await anext(aiter(stream))
-    during = await studio.booked(key_id)
+    booked_during = await budgeted_app.booked(key_id)
     await stream.close()
 
-    async def settled() -> bool:
-        count, cost = await studio.ledger()
-        return count == 1 and 0 < await studio.booked(key_id) == cost < during
+    async def is_settled_cost() -> bool:
+        count, cost = await budgeted_app.ledger()
+        return count == 1 and 0 < await budgeted_app.booked(key_id) == cost < booked_during
 
-    await eventually(settled)
+    await eventually(is_settled_cost)
     # The place of the cut stream is free again as well.
-    answer = await client.chat.completions.create(**hello())
+    answer = await client.chat.completions.create(**hello_body())
     assert answer.choices
     await client.close()
 
 
-async def test_a_refused_call_and_a_failed_one_cost_nothing(studio: Studio) -> None:
-    key_id, client = await studio.client(usd_per_day=Decimal(1), requests_per_minute=2)
+async def test_a_refused_call_and_a_failed_one_cost_nothing(budgeted_app: BudgetedApp) -> None:
+    key_id, client = await budgeted_app.client(usd_per_day=Decimal(1), requests_per_minute=2)
     with pytest.raises(openai.NotFoundError):
-        await client.chat.completions.create(**hello(model="nobody"))
-    raw = await client.chat.completions.with_raw_response.create(**hello())
-    assert raw.headers["ratelimit-limit"] == "2"
+        await client.chat.completions.create(**hello_body(model="nobody"))
+    raw_response = await client.chat.completions.with_raw_response.create(**hello_body())
+    assert raw_response.headers["ratelimit-limit"] == "2"
     with suppress(openai.RateLimitError):
-        await client.chat.completions.create(**hello())
-    with pytest.raises(openai.RateLimitError) as refused:
-        await client.chat.completions.create(**hello())
-    assert refused.value.code == "rate_limit_exceeded"
-    assert 0 < int(refused.value.response.headers["retry-after"]) <= 60
+        await client.chat.completions.create(**hello_body())
+    with pytest.raises(openai.RateLimitError) as exc_info:
+        await client.chat.completions.create(**hello_body())
+    assert exc_info.value.code == "rate_limit_exceeded"
+    assert 0 < int(exc_info.value.response.headers["retry-after"]) <= 60
 
-    async def settled() -> bool:
-        _, cost = await studio.ledger()
-        return await studio.booked(key_id) == cost
+    async def is_settled_cost() -> bool:
+        _, cost = await budgeted_app.ledger()
+        return await budgeted_app.booked(key_id) == cost
 
-    await eventually(settled)
+    await eventually(is_settled_cost)
     await client.close()

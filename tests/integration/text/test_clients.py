@@ -43,7 +43,7 @@ async def claude_client(models_app: ModelsApp) -> AsyncIterator[anthropic.AsyncA
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_openai_whole(openai_client: openai.AsyncOpenAI, model: str) -> None:
+async def test_openai_client_gets_an_answer(openai_client: openai.AsyncOpenAI, model: str) -> None:
     answer = await openai_client.chat.completions.create(
         model=model, messages=[HELLO], max_tokens=8, temperature=0
     )
@@ -57,14 +57,19 @@ async def test_openai_whole(openai_client: openai.AsyncOpenAI, model: str) -> No
 async def test_openai_streamed_is_the_whole_answer(
     openai_client: openai.AsyncOpenAI, model: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8, "temperature": 0}
-    whole = await openai_client.chat.completions.create(**ask)
+    request: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
+    whole_answer = await openai_client.chat.completions.create(**request)
     stream = await openai_client.chat.completions.create(
-        **ask, stream=True, stream_options={"include_usage": True}
+        **request, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert text == whole.choices[0].message.content
+    assert text == whole_answer.choices[0].message.content
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 8
 
@@ -82,50 +87,50 @@ async def test_a_client_that_did_not_ask_for_usage_gets_no_event_without_choices
 async def test_anthropic_whole_and_streamed(
     claude_client: anthropic.AsyncAnthropic, model: str
 ) -> None:
-    ask: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": model,
         "messages": [HELLO],
         "max_tokens": 8,
         "extra_body": {"temperature": 0},
     }
-    whole = await claude_client.messages.create(**ask)
-    assert whole.stop_reason == "max_tokens"
-    assert whole.usage.output_tokens == 8
-    async with claude_client.messages.stream(**ask) as stream:
+    whole_message = await claude_client.messages.create(**request)
+    assert whole_message.stop_reason == "max_tokens"
+    assert whole_message.usage.output_tokens == 8
+    async with claude_client.messages.stream(**request) as stream:
         text = "".join([piece async for piece in stream.text_stream])
-        final = await stream.get_final_message()
-    assert text == whole.content[0].text
-    assert final.usage.output_tokens == 8
+        final_message = await stream.get_final_message()
+    assert text == whole_message.content[0].text
+    assert final_message.usage.output_tokens == 8
 
 
 async def test_auto_chooses_the_free_local_model_and_reports_it(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
-    raw = await openai_client.chat.completions.with_raw_response.create(
+    raw_response = await openai_client.chat.completions.with_raw_response.create(
         model="auto",
         messages=[HELLO],
         max_tokens=3,
         extra_headers={"x-moyin-usd-per-bad-answer": "0"},
     )
     # Without a price of bad answers money alone decides.
-    assert raw.headers["x-moyin-backend"] == "local"
-    assert raw.headers["x-moyin-route"] == "free"
-    assert raw.headers["x-moyin-cost-usd"] == "0"
+    assert raw_response.headers["x-moyin-backend"] == "local"
+    assert raw_response.headers["x-moyin-route"] == "free"
+    assert raw_response.headers["x-moyin-cost-usd"] == "0"
 
 
 async def test_auto_uses_the_cloud_for_abilities_that_the_local_model_lacks(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
-    long: Any = {"role": "user", "content": "word " * 2500}
+    long_message: Any = {"role": "user", "content": "word " * 2500}
     with pytest.raises(openai.BadRequestError) as exc_info:
-        await openai_client.chat.completions.create(model="smollm2", messages=[long])
+        await openai_client.chat.completions.create(model="smollm2", messages=[long_message])
     assert exc_info.value.code == "context_too_long"
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    raw = await openai_client.chat.completions.with_raw_response.create(
+    raw_response = await openai_client.chat.completions.with_raw_response.create(
         model="auto", messages=[HELLO], max_tokens=3, tools=[tool]
     )
-    assert raw.headers["x-moyin-backend"] == "claude"
-    assert Decimal(raw.headers["x-moyin-cost-usd"]) > 0
+    assert raw_response.headers["x-moyin-backend"] == "claude"
+    assert Decimal(raw_response.headers["x-moyin-cost-usd"]) > 0
 
 
 async def test_the_ledger_knows_every_call(models_app: ModelsApp) -> None:
@@ -147,17 +152,17 @@ async def test_the_ledger_knows_every_call(models_app: ModelsApp) -> None:
 
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
+async def test_disconnected_client_is_charged_and_frees_the_back_end(
     models_app: ModelsApp, path: str, model: str
 ) -> None:
     async with aiohttp.ClientSession(
         headers={"authorization": f"Bearer {models_app.api_key}"}
     ) as http:
         await wait_until_probed(models_app)
-        story = {"role": "user", "content": "Tell a very long story."}
-        body = {"model": model, "messages": [story], "max_tokens": 1500, "stream": True}
-        whole = {**body, "stream": False, "max_tokens": 1}
-        async with http.post(f"{models_app.url}/v1/messages", json=whole) as response:
+        story_message = {"role": "user", "content": "Tell a very long story."}
+        body = {"model": model, "messages": [story_message], "max_tokens": 1500, "stream": True}
+        whole_request = {**body, "stream": False, "max_tokens": 1}
+        async with http.post(f"{models_app.url}/v1/messages", json=whole_request) as response:
             usage = (await response.json())["usage"]
         async with http.post(f"{models_app.url}/v1/{path}", json=body) as response:
             request_id = response.headers["x-request-id"]
@@ -185,20 +190,20 @@ async def test_both_kinds_of_client_read_the_list_of_models(
 async def test_the_description_is_complete(models_app: ModelsApp) -> None:
     async with aiohttp.ClientSession() as http:
         async with http.get(f"{models_app.url}/v1/openapi.json") as response:
-            described = json.loads(await response.read())
+            description = json.loads(await response.read())
         async with http.get(f"{models_app.url}/v1/docs") as response:
             assert response.status == 200
         async with http.get(f"{models_app.url}/v1/readyz") as response:
             assert (await response.json())["backends"] == {"local": "up", "claude": "up"}
     paths = {"/chat/completions", "/messages", "/models", "/requests/{request_id}"}
-    assert paths < set(described["paths"])
-    schemas = described["components"]["schemas"]
-    references = set(_references(described))
+    assert paths < set(description["paths"])
+    schemas = description["components"]["schemas"]
+    references = set(_find_references(description))
     assert {reference.rpartition("/")[2] for reference in references} <= set(schemas)
 
 
-def _references(value: object) -> list[str]:
+def _find_references(value: object) -> list[str]:
     if isinstance(value, dict):
-        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
-        return own + [r for item in value.values() for r in _references(item)]
-    return [r for item in value for r in _references(item)] if isinstance(value, list) else []
+        own_references = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own_references + [r for item in value.values() for r in _find_references(item)]
+    return [r for item in value for r in _find_references(item)] if isinstance(value, list) else []

@@ -23,14 +23,16 @@ _RULES = {"routing": {"rescue": "off"}}
 class _AnyServer(WireServer):
     """Accepts unknown members, as real servers do, and supports text completions."""
 
-    async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
-        return await super()._body(request, None)
+    async def _read_body(
+        self, request: web.Request, known_members: frozenset[str] | None
+    ) -> dict[str, Any]:
+        return await super()._read_body(request, None)
 
     def _add_routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/completions", self._complete)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request, None)
+        body = await self._read_body(request, None)
         choice = {"index": 0, "text": "Hello", "finish_reason": "stop", "logprobs": None}
         answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up"}
         choices = [{**choice, "index": index} for index in range(body.get("n") or 1)]
@@ -45,26 +47,35 @@ class _AnyServer(WireServer):
 
 
 def _backends(url: str) -> list[dict[str, Any]]:
-    able = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
+    capabilities = dict.fromkeys(("tools", "vision", "schema", "thinking"), True)
     chat = {"upstream": "up", "context": 100_000}
-    claude = chat | able | {"name": "m-claude", "price": {"input": 3, "output": 15}, "quality": 3}
+    claude = (
+        chat
+        | capabilities
+        | {"name": "m-claude", "price": {"input": 3, "output": 15}, "quality": 3}
+    )
     ollama = chat | {"name": "m-ollama", "tools": True, "vision": True, "schema": True}
-    fast = chat | able | {"name": "m-openai", "price": {"input": 1, "output": 5}, "quality": 2}
-    plain = {"name": "m-plain", "upstream": "up", "context": 4_000}
+    fast_model = (
+        chat | capabilities | {"name": "m-openai", "price": {"input": 1, "output": 5}, "quality": 2}
+    )
+    plain_model = {"name": "m-plain", "upstream": "up", "context": 4_000}
     vectors = {"upstream": "up", "context": 8_000, "embeddings": True}
-    free = {"price": {"input": 0, "output": 0}}
+    free_price = {"price": {"input": 0, "output": 0}}
     return [
         {"name": "claude", "type": "anthropic", "base_url": url, "api_key_env": "LLAMA_KEY",
          "models": [claude]},
         {"name": "ollama", "type": "ollama", "hosts": [url],
          "models": [ollama, vectors | {"name": "v-ollama"}]},
         {"name": "fast", "type": "openai", "base_url": f"{url}/v1",
-         "models": [fast, vectors | {"name": "v-openai", "price": {"input": 1, "output": 0}}]},
-        {"name": "house", "type": "openai", "base_url": f"{url}/v1", "models": [plain | free]},
+         "models": [
+             fast_model, vectors | {"name": "v-openai", "price": {"input": 1, "output": 0}}
+         ]},
+        {"name": "house", "type": "openai", "base_url": f"{url}/v1",
+         "models": [plain_model | free_price]},
     ]  # fmt: skip
 
 
-async def _dry_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+async def _run_dry(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     async with http.post(f"/v1/route?protocol={call.protocol}", json=call.body) as response:
         body = await response.json()
     if response.status != 200:
@@ -74,14 +85,14 @@ async def _dry_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     return body["chosen"]["backend"], body["chosen"]["model"]
 
 
-async def _real_run(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
+async def _run_for_real(http: aiohttp.ClientSession, call: Call) -> tuple[str, ...]:
     async with http.post(f"/v1/{call.path}", json=call.body) as response:
         text = await response.text()
     if response.status == 200:
         return response.headers["x-moyin-backend"], response.headers["x-moyin-model"]
     body = json.loads(text)
-    inner = body["error"] if isinstance(body.get("error"), dict) else body
-    return (inner["code"],)
+    inner_error = body["error"] if isinstance(body.get("error"), dict) else body
+    return (inner_error["code"],)
 
 
 async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
@@ -98,11 +109,11 @@ async def test_a_dry_run_names_the_model_that_answers(tmp_path: Path) -> None:
         outcomes: Counter[tuple[str, ...]] = Counter()
         for number in range(CALLS):
             call = calls.draw()
-            sent = len(server.requests)
-            named = await _dry_run(http, call)
-            assert len(server.requests) == sent, "a dry run calls no back end"
-            assert named == await _real_run(http, call), f"{number}: {call}"
-            outcomes[named] += 1
+            requests_before = len(server.requests)
+            named_model = await _run_dry(http, call)
+            assert len(server.requests) == requests_before, "a dry run calls no back end"
+            assert named_model == await _run_for_real(http, call), f"{number}: {call}"
+            outcomes[named_model] += 1
     # The calls are of many kinds: all back ends answer some, and several refusals occur.
     assert {name for name, *_ in outcomes} >= {
         "claude", "ollama", "fast", "house", "unsupported_feature", "context_too_long"

@@ -28,13 +28,13 @@ async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
         yield session
 
 
-async def metrics(gateway: RunningStack) -> str:
+async def read_metrics(gateway: RunningStack) -> str:
     url = f"http://127.0.0.1:{gateway.ports.ray_metrics}/metrics"
     async with aiohttp.ClientSession() as http, http.get(url) as response:
         return await response.text()
 
 
-def series(text: str, name: str, *labels: str) -> list[str]:
+def find_series(text: str, name: str, *labels: str) -> list[str]:
     lines = (line for line in text.splitlines() if line.startswith(f"ray_{name}"))
     return [line for line in lines if all(label in line for label in labels)]
 
@@ -49,21 +49,21 @@ async def test_calls_and_breakers_are_in_the_metrics(
     call = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
     text = ""
     async with asyncio.timeout(_METRICS_SECONDS):
-        while not series(text, "gen_ai_client_token_usage_sum", *call):
+        while not find_series(text, "gen_ai_client_token_usage_sum", *call):
             await asyncio.sleep(1)
-            text = await metrics(gateway)
+            text = await read_metrics(gateway)
     for name in (
         "gen_ai_client_token_usage_bucket",
         "gen_ai_server_request_duration_seconds_bucket",
         "gen_ai_server_time_to_first_token_seconds_bucket",
         "gen_ai_server_time_per_output_token_seconds_bucket",
     ):
-        assert series(text, name, *call), name
-    (line,) = series(text, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"')
+        assert find_series(text, name, *call), name
+    (line,) = find_series(text, "moyin_backend_breaker{", 'moyin_backend="local"', 'state="closed"')
     assert line.endswith(" 1.0")
 
 
-async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
+async def test_route_of_the_farm_is_explained(session: aiohttp.ClientSession) -> None:
     body = {"model": "auto", "max_tokens": 4, "messages": HELLO}
     async with session.post("/v1/route", json=body) as response:
         response_body = await response.json()
@@ -91,17 +91,17 @@ class Flaky:
 
 @asynccontextmanager
 async def flaky_server() -> AsyncIterator[Flaky]:
-    flaky = Flaky()
+    flaky_backend = Flaky()
     app = web.Application()
-    app.router.add_get("/v1/models", flaky.models)
-    app.router.add_post("/v1/chat/completions", flaky.chat)
+    app.router.add_get("/v1/models", flaky_backend.models)
+    app.router.add_post("/v1/chat/completions", flaky_backend.chat)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        flaky.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        yield flaky
+        flaky_backend.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        yield flaky_backend
     finally:
         await runner.cleanup()
 
@@ -109,56 +109,56 @@ async def flaky_server() -> AsyncIterator[Flaky]:
 async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_metrics(
     gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    before = gateway.env["MOYIN_SERVE_CONFIG"]
-    async with flaky_server() as flaky:
+    config_before = gateway.env["MOYIN_SERVE_CONFIG"]
+    async with flaky_server() as flaky_backend:
         await asyncio.to_thread(
-            gateway.run, "deploy", "--config", _add_backend(before, flaky, tmp_path)
+            gateway.run, "deploy", "--config", _add_backend(config_before, flaky_backend, tmp_path)
         )
         try:
-            assert await _ask(session) == 502
-            await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
-            flaky.fails = False
-            await eventually(lambda: _answers(session), 180)
+            assert await _ask_model(session) == 502
+            await eventually(lambda: _fails_until_open(gateway, session), _METRICS_SECONDS)
+            flaky_backend.fails = False
+            await eventually(lambda: _is_answered(session), 180)
             await eventually(
                 lambda: _was_in_states(gateway, "half_open", "closed"), _METRICS_SECONDS
             )
         finally:
-            await asyncio.to_thread(gateway.run, "deploy", "--config", before)
+            await asyncio.to_thread(gateway.run, "deploy", "--config", config_before)
 
 
-def _add_backend(config: str, flaky: Flaky, folder: Path) -> str:
+def _add_backend(config: str, flaky_backend: Flaky, folder: Path) -> str:
     """Write the configuration with one more back end to a file, and return its path."""
-    loaded = yaml.safe_load(Path(config).read_text())
-    [models] = [app for app in loaded["applications"] if app["name"] == "models"]
+    loaded_config = yaml.safe_load(Path(config).read_text())
+    [models] = [app for app in loaded_config["applications"] if app["name"] == "models"]
     backend = {
         "name": "flaky",
         "type": "openai",
-        "base_url": flaky.url,
+        "base_url": flaky_backend.url,
         "models": [{"name": "flaky", "context": 8192, "price": 0}],
     }
     models["deployments"][0]["user_config"]["backends"].append(backend)
     path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(loaded))
+    path.write_text(yaml.safe_dump(loaded_config))
     return str(path)
 
 
-async def _ask(session: aiohttp.ClientSession) -> int:
+async def _ask_model(session: aiohttp.ClientSession) -> int:
     body = {"model": "flaky", "messages": HELLO}
     async with session.post("/v1/chat/completions", json=body) as response:
         return response.status
 
 
-async def _answers(session: aiohttp.ClientSession) -> bool:
-    return await _ask(session) == 200
+async def _is_answered(session: aiohttp.ClientSession) -> bool:
+    return await _ask_model(session) == 200
 
 
-async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
-    assert await _ask(session) in (502, 503)
+async def _fails_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
+    assert await _ask_model(session) in (502, 503)
     return await _was_in_states(gateway, "open")
 
 
 async def _was_in_states(gateway: RunningStack, *states: str) -> bool:
     """Return True if the metrics show that the breaker has been in each of these states."""
-    text = await metrics(gateway)
+    text = await read_metrics(gateway)
     name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
-    return all(series(text, name, backend, f'state="{state}"') for state in states)
+    return all(find_series(text, name, backend, f'state="{state}"') for state in states)

@@ -22,7 +22,7 @@ import pytest
 from moyin.http.breaker import BreakerState
 from tests.integration.text.fixtures import ModelsApp, local, serving, wait_until_probed
 from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 PATHS = ["chat/completions", "messages", "ollama/api/chat"]
@@ -40,15 +40,17 @@ async def farm(
     The alias ``<kind>-or-fine`` tries the faulty back end first, and then the working one.
     """
     async with AsyncExitStack() as stack:
-        fine = await stack.enter_async_context(Upstream(FINE).running())
+        fine_upstream = await stack.enter_async_context(Upstream(FINE).running())
         backends = []
         for kind, upstream in upstreams.items():
             url = (await stack.enter_async_context(upstream.running())).url
             backends.append(backend(kind, url, **kwargs))
-        spare = backend("openai", fine.url) | {"name": "fine"}
-        spare["models"] = [{"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}]
+        spare_backend = backend("openai", fine_upstream.url) | {"name": "fine"}
+        spare_backend["models"] = [
+            {"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}
+        ]
         aliases: dict[str, Any] = {f"{kind}-or-fine": [f"m-{kind}", "fine"] for kind in upstreams}
-        yield await stack.enter_async_context(serving(folder, *backends, spare, **aliases))
+        yield await stack.enter_async_context(serving(folder, *backends, spare_backend, **aliases))
 
 
 async def ask(
@@ -133,12 +135,14 @@ async def test_before_the_first_byte(
 
 
 @pytest.mark.parametrize(
-    ("head", "rest"),
+    ("answer_head", "answer_rest"),
     [(ENDS, ""), (PROMISES, ""), (ENDS, "data: {nope}\n\n")],
     ids=["ended", "cut", "malformed"],
 )
-async def test_after_the_first_byte(tmp_path: Path, head: str, rest: str) -> None:
-    upstreams = {kind: Upstream(BEGUN[kind].replace(ENDS, head), rest) for kind in KINDS}
+async def test_after_the_first_byte(tmp_path: Path, answer_head: str, answer_rest: str) -> None:
+    upstreams = {
+        kind: Upstream(BEGUN[kind].replace(ENDS, answer_head), answer_rest) for kind in KINDS
+    }
     async with farm(tmp_path, upstreams) as models_app:
         for kind, path in product(KINDS, PATHS):
             close_breaker(models_app, kind)
@@ -156,7 +160,7 @@ async def test_after_the_first_byte(tmp_path: Path, head: str, rest: str) -> Non
             assert models_app.telemetry.calls[-1].error == "stream_interrupted", cell
 
 
-async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
+async def test_call_of_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
     async with farm(tmp_path, upstreams, timeout_s=0.2) as models_app, asyncio.timeout(30):
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
@@ -196,16 +200,16 @@ async def test_unreachable_backends_are_unavailable(tmp_path: Path) -> None:
 
 
 async def test_breaker_states_are_reported(tmp_path: Path) -> None:
-    down = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
-    upstreams = {kind: Upstream(down) for kind in KINDS}
-    was, now = BreakerState.CLOSED, BreakerState
+    error_answer = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
+    upstreams = {kind: Upstream(error_answer) for kind in KINDS}
+    closed_state, breaker_states = BreakerState.CLOSED, BreakerState
     async with farm(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():
             states, clock = models_app.telemetry.states[kind], Clock()
             models_app.text_router.fleet.runtimes[kind].breaker._clock = clock
             for _ in range(3):
                 await ask(models_app, "messages", f"m-{kind}")
-            assert states == [was, now.OPEN]
+            assert states == [closed_state, breaker_states.OPEN]
             # Open: nobody is asked, and the client hears when to come back.
             for path in PATHS:
                 response, text = await ask(models_app, path, f"m-{kind}")
@@ -214,10 +218,15 @@ async def test_breaker_states_are_reported(tmp_path: Path) -> None:
             assert upstream.request_count == 3
             clock.now += 2
             await ask(models_app, "messages", f"m-{kind}")
-            assert states == [was, now.OPEN, now.HALF_OPEN, now.OPEN]
+            assert states == [
+                closed_state,
+                breaker_states.OPEN,
+                breaker_states.HALF_OPEN,
+                breaker_states.OPEN,
+            ]
             assert upstream.request_count == 4
             models_app.text_router.fleet.runtimes[kind].breaker.succeed()
-            assert states[-1] is now.CLOSED
+            assert states[-1] is breaker_states.CLOSED
 
 
 @pytest.mark.parametrize(
@@ -244,7 +253,7 @@ async def test_some_faults_open_the_breaker_at_once(
 
 
 async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
-    tmp_path: Path, measured: Measured
+    tmp_path: Path, record_measurement: RecordMeasurement
 ) -> None:
     upstreams = {kind: Upstream(BEGUN[kind], holds=True) for kind in KINDS}
     longest = 0.0
@@ -266,10 +275,10 @@ async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
                 async with asyncio.timeout(5):
                     await upstream.left.wait()
             longest = max(longest, time.monotonic() - left_at)
-            entry = await booked(models_app, request_id)
+            entry = await find_booked_call(models_app, request_id)
             assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
             assert entry.cost_usd > 0
-    measured(f"upstream was cut {longest:.2f} s after its client left, at most")
+    record_measurement(f"upstream was cut {longest:.2f} s after its client left, at most")
 
 
 async def test_suspended_server_gets_no_calls(llama: str, tmp_path: Path) -> None:
@@ -305,7 +314,7 @@ async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
         assert [upstream.request_count for upstream in upstreams.values()] == [0, 0, 0]
 
 
-async def booked(models_app: ModelsApp, request_id: str) -> Any:
+async def find_booked_call(models_app: ModelsApp, request_id: str) -> Any:
     return await eventually(lambda: models_app.ledger.get("ada", request_id))
 
 
@@ -329,7 +338,7 @@ async def booked(models_app: ModelsApp, request_id: str) -> Any:
         ),
     ],
 )
-async def test_bad_input(
+async def test_invalid_input_is_refused(
     tmp_path: Path, path: str, body: bytes, status: int, code: str, field: str | None
 ) -> None:
     async with (

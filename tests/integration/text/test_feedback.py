@@ -12,7 +12,7 @@ import pytest
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.text.fixtures import ModelsApp, serving
-from tests.integration.text.test_quality import moyin
+from tests.integration.text.test_quality import run_moyin
 from tests.integration.text.upstreams import FINE, Upstream, backend
 from tests.waiting import eventually
 
@@ -69,9 +69,9 @@ async def key_for(folder: Path, owner: str, *scopes: str) -> str:
 
 async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         ada, bob = (
@@ -85,35 +85,38 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
             return float(item["quality"]["p_good"])
 
         request = await ada.chat()
-        before = await p_good(ada, "qwen3-8b")
+        p_before = await p_good(ada, "qwen3-8b")
         assert await ada.rate(request, score=0.0, comment="does not compile") == (
             200,
             {"request_id": request, "learned": True, "scores": {request: 0.0}},
         )
-        assert await p_good(ada, "qwen3-8b") < before
-        assert await p_good(bob, "qwen3-8b") == before
-        _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
+        assert await p_good(ada, "qwen3-8b") < p_before
+        assert await p_good(bob, "qwen3-8b") == p_before
+        _, quality_page, _ = await ada.call("GET", "quality")
+        (qwen,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"code": 1.0}
         assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
         assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
-        (point,) = shown["calibration"]
-        assert (point["signals"], point["good"]) == (1, 0.0)
-        dearest = shown["prices"][-1]
-        assert (dearest["usd_per_bad_answer"], dearest["models"]) == (0.3, {"qwen3-8b": 1})
-        _, exported, _ = await ada.call("GET", "quality/export")
-        assert exported["signals"][0]["comment"] == "does not compile"
-        assert "merge sort" not in str(exported)
+        (calibration_point,) = quality_page["calibration"]
+        assert (calibration_point["signals"], calibration_point["good"]) == (1, 0.0)
+        dearest_price = quality_page["prices"][-1]
+        assert (dearest_price["usd_per_bad_answer"], dearest_price["models"]) == (
+            0.3,
+            {"qwen3-8b": 1},
+        )
+        _, exported_signals, _ = await ada.call("GET", "quality/export")
+        assert exported_signals["signals"][0]["comment"] == "does not compile"
+        assert "merge sort" not in str(exported_signals)
         assert (await bob.call("GET", "quality/export"))[1]["signals"] == []
         assert (await ada.call("POST", "quality/reset"))[0] == 204
-        assert await p_good(ada, "qwen3-8b") == before
+        assert await p_good(ada, "qwen3-8b") == p_before
 
 
 async def test_errors_name_the_field(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         ada, bob = (
@@ -128,12 +131,16 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
         assert (await ada.rate("", score=1))[1]["field"] == "request_id"
         assert (await ada.rate(request, score=1, comment="x" * 2_001))[1]["field"] == "comment"
         assert (await ada.rate(request, score=1, stars=5))[1]["field"] == "stars"
-        for more in ({}, {"score": 1, "better_request_id": "x"}, {"better_request_id": request}):
-            status, body = await ada.rate(request, **more)
-            assert (status, body["code"]) == (400, "invalid_request"), more
-        unknown = await ada.rate("unknown", score=1)
-        foreign = await bob.rate(request, score=1)
-        for status, body in (unknown, foreign):
+        for feedback in (
+            {},
+            {"score": 1, "better_request_id": "x"},
+            {"better_request_id": request},
+        ):
+            status, body = await ada.rate(request, **feedback)
+            assert (status, body["code"]) == (400, "invalid_request"), feedback
+        unknown_answer = await ada.rate("unknown", score=1)
+        foreign_answer = await bob.rate(request, score=1)
+        for status, body in (unknown_answer, foreign_answer):
             assert (status, body["code"]) == (404, "request_not_found")
         assert (await ada.rate(request, score=1))[0] == 200
         assert (await ada.rate(request, score=1))[0] == 200
@@ -141,11 +148,11 @@ async def test_errors_name_the_field(tmp_path: Path) -> None:
         assert (status, body["code"]) == (409, "feedback_given")
 
 
-async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_path: Path) -> None:
+async def test_feedback_on_a_named_model_updates_its_quality(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         ada = Client(models_app, models_app.api_key)
@@ -157,22 +164,24 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
             200,
             {"request_id": request, "learned": True, "scores": {request: 1.0}},
         )
-        _, shown, _ = await ada.call("GET", "quality")
-        (qwen,) = (item for item in shown["models"] if item["model"] == "qwen3-8b")
+        _, quality_page, _ = await ada.call("GET", "quality")
+        (qwen,) = (item for item in quality_page["models"] if item["model"] == "qwen3-8b")
         assert qwen["signals"] == {"unknown": 1.0}
-        assert shown["calibration"] == []
+        assert quality_page["calibration"] == []
         bob = Client(models_app, await key_for(tmp_path, "bob"))
         assert (await bob.rate(request, score=1))[0] == 404
-        chosen = await ada.chat()
-        compared = await ada.rate(chosen, better_request_id=request)
-        assert compared[1]["scores"] == {chosen: 0.2, request: 0.8}
+        chosen_request = await ada.chat()
+        compared_answer = await ada.rate(chosen_request, better_request_id=request)
+        assert compared_answer[1]["scores"] == {chosen_request: 0.2, request: 0.8}
 
 
 @pytest.mark.parametrize(
-    ("scope", "allowed"),
+    ("scope", "allowed_paths"),
     [("text", {"feedback", "quality"}), ("jobs:write", set()), ("org:admin", {"quality/reset"})],
 )
-async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
+async def test_quality_routes_require_their_scopes(
+    tmp_path: Path, scope: str, allowed_paths: set[str]
+) -> None:
     async with serving(tmp_path, house("http://127.0.0.1:9", "qwen3-8b", 1)) as models_app:
         client = Client(models_app, await key_for(tmp_path, "ada", scope))
         for method, path, body in (
@@ -181,34 +190,34 @@ async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
             ("POST", "quality/reset", None),
         ):
             status, response_body, _ = await client.call(method, path, body)
-            refused = status == 403
-            assert refused is (path not in allowed), (path, status, response_body)
+            is_refused = status == 403
+            assert is_refused is (path not in allowed_paths), (path, status, response_body)
 
 
 async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
     async with (
-        Upstream(FINE).running() as up,
+        Upstream(FINE).running() as upstream,
         serving(
-            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+            tmp_path, house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0)
         ) as models_app,
     ):
         request = await Client(models_app, models_app.api_key).chat()
-        assert await moyin(models_app, "feedback", request, "--score", "0.5") == (
+        assert await run_moyin(models_app, "feedback", request, "--score", "0.5") == (
             0,
             "learned\n",
             "",
         )
-        status, out, _ = await moyin(models_app, "quality", "show")
+        status, stdout, _ = await run_moyin(models_app, "quality", "show")
         assert status == 0
-        lines = [line.split("\t") for line in out.splitlines()]
+        lines = [line.split("\t") for line in stdout.splitlines()]
         assert ["qwen3-8b", "code 1"] in [[line[0], *line[3:4]] for line in lines]
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
-        assert (await moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
-        assert '"frozen": true' in (await moyin(models_app, "quality", "export"))[1]
-        stderr = (await moyin(models_app, "feedback", request, "--score", "0.5"))[1]
+        assert (await run_moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
+        assert '"frozen": true' in (await run_moyin(models_app, "quality", "export"))[1]
+        stderr = (await run_moyin(models_app, "feedback", request, "--score", "0.5"))[1]
         assert stderr.startswith("stored, but not learned, because learning is frozen")
-        assert (await moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
-        assert (await moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
-        assert '"models": {}' in (await moyin(models_app, "quality", "export"))[1]
-        status, _, stderr = await moyin(models_app, "feedback", "unknown", "--score", "1")
+        assert (await run_moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
+        assert (await run_moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
+        assert '"models": {}' in (await run_moyin(models_app, "quality", "export"))[1]
+        status, _, stderr = await run_moyin(models_app, "feedback", "unknown", "--score", "1")
         assert (status, stderr.partition(":")[2].strip()[:17]) == (1, "request_not_found")

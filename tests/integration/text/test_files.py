@@ -27,7 +27,7 @@ from tests.integration.text.fixtures import ModelsApp, serving
 PDF = b"%PDF-1.7\nnot a real one"
 
 
-class Studio:
+class FilesApp:
     """A models app before Claude and an OpenAI-compatible server, whose requests are recorded."""
 
     def __init__(self, models_app: ModelsApp, database: Database) -> None:
@@ -50,51 +50,55 @@ class Studio:
 
 
 @pytest.fixture
-async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
-    claude, gpt = AnthropicProvider(), OpenAIProvider()
-    able = {"context": 100_000, "vision": True, "price": 0}
+async def files_app(tmp_path: Path) -> AsyncIterator[FilesApp]:
+    claude_provider, openai_provider = AnthropicProvider(), OpenAIProvider()
+    capabilities = {"context": 100_000, "vision": True, "price": 0}
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(claude.running())
-        await stack.enter_async_context(gpt.running())
+        await stack.enter_async_context(claude_provider.running())
+        await stack.enter_async_context(openai_provider.running())
         models_app = await stack.enter_async_context(
             serving(
                 tmp_path,
                 {
-                    "name": "claude", "type": "anthropic", "base_url": claude.url,
-                    "api_key_env": "LLAMA_KEY", "models": [{"name": "claude", **able}],
+                    "name": "claude", "type": "anthropic", "base_url": claude_provider.url,
+                    "api_key_env": "LLAMA_KEY", "models": [{"name": "claude", **capabilities}],
                 },
                 {
-                    "name": "gpt", "type": "openai", "base_url": f"{gpt.url}/v1",
-                    "api_key_env": "LLAMA_KEY", "models": [{"name": "gpt", **able}],
+                    "name": "gpt", "type": "openai", "base_url": f"{openai_provider.url}/v1",
+                    "api_key_env": "LLAMA_KEY", "models": [{"name": "gpt", **capabilities}],
                 },
             )
         )  # fmt: skip
-        studio = Studio(models_app, Database(Settings(data=tmp_path).sql_url))
-        studio.claude, studio.gpt = claude, gpt
+        studio = FilesApp(models_app, Database(Settings(data=tmp_path).sql_url))
+        studio.claude, studio.gpt = claude_provider, openai_provider
         yield studio
         await studio.client.close()
         await studio.database.close()
 
 
-async def test_a_file_is_stored_listed_read_and_deleted(studio: Studio) -> None:
-    client = studio.client
+async def test_a_file_is_stored_listed_read_and_deleted(files_app: FilesApp) -> None:
+    client = files_app.client
     content = b'{"custom_id": "1"}\n' * 200_000
-    stored = await client.files.create(file=("lines.jsonl", content), purpose="batch")
-    assert (stored.bytes, stored.filename, stored.purpose) == (len(content), "lines.jsonl", "batch")
-    assert stored.expires_at == stored.created_at + 30 * 86_400
-    assert await client.files.retrieve(stored.id) == stored
-    assert (await client.files.content(stored.id)).content == content
-    deleted = await client.files.delete(stored.id)
-    assert deleted.deleted and deleted.id == stored.id
+    stored_file = await client.files.create(file=("lines.jsonl", content), purpose="batch")
+    assert (stored_file.bytes, stored_file.filename, stored_file.purpose) == (
+        len(content),
+        "lines.jsonl",
+        "batch",
+    )
+    assert stored_file.expires_at == stored_file.created_at + 30 * 86_400
+    assert await client.files.retrieve(stored_file.id) == stored_file
+    assert (await client.files.content(stored_file.id)).content == content
+    deletion = await client.files.delete(stored_file.id)
+    assert deletion.deleted and deletion.id == stored_file.id
     for call in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError) as exc_info:
-            await call(stored.id)
+            await call(stored_file.id)
         assert exc_info.value.code == "stored_file_not_found"
     assert [file async for file in client.files.list()] == []
 
 
-async def test_lists_are_paged_filtered_and_ordered(studio: Studio) -> None:
-    client = studio.client
+async def test_lists_are_paged_filtered_and_ordered(files_app: FilesApp) -> None:
+    client = files_app.client
     purposes: Any = ("user_data", "vision", "user_data")
     ids = [
         (await client.files.create(file=("a.txt", b"text"), purpose=purpose)).id
@@ -108,23 +112,29 @@ async def test_lists_are_paged_filtered_and_ordered(studio: Studio) -> None:
     assert results == [ids[2], ids[0]]
 
 
-async def test_a_file_belongs_to_one_tenant(studio: Studio) -> None:
-    stored = await studio.client.files.create(file=("a.txt", b"secret"), purpose="user_data")
-    _, key = await KeyStore(studio.database).create("another", "k")
-    async with studio.open_client(key) as other:
-        assert [file async for file in other.files.list()] == []
-        for call in (other.files.retrieve, other.files.content, other.files.delete):
+async def test_a_file_belongs_to_one_tenant(files_app: FilesApp) -> None:
+    stored_file = await files_app.client.files.create(
+        file=("a.txt", b"secret"), purpose="user_data"
+    )
+    _, key = await KeyStore(files_app.database).create("another", "k")
+    async with files_app.open_client(key) as other_client:
+        assert [file async for file in other_client.files.list()] == []
+        for call in (
+            other_client.files.retrieve,
+            other_client.files.content,
+            other_client.files.delete,
+        ):
             with pytest.raises(openai.NotFoundError):
-                await call(stored.id)
-        part: Any = {"type": "input_file", "file_id": stored.id}
+                await call(stored_file.id)
+        part: Any = {"type": "input_file", "file_id": stored_file.id}
         with pytest.raises(openai.BadRequestError) as exc_info:
-            await other.responses.create(
+            await other_client.responses.create(
                 model="claude", input=[{"role": "user", "content": [part]}]
             )
         assert exc_info.value.param == "input.0.content.0.file_id"
         with pytest.raises(openai.NotFoundError):
-            await other.files.list(after=stored.id)
-    assert not studio.claude.calls
+            await other_client.files.list(after=stored_file.id)
+    assert not files_app.claude.calls
 
 
 @pytest.mark.parametrize(
@@ -146,29 +156,29 @@ async def test_a_file_belongs_to_one_tenant(studio: Studio) -> None:
     ],
 )
 async def test_a_wrong_field_is_named(
-    studio: Studio, fields: dict[str, str], field: str, code: str
+    files_app: FilesApp, fields: dict[str, str], field: str, code: str
 ) -> None:
     async with httpx.AsyncClient(
-        timeout=60, headers={"authorization": f"Bearer {studio.models_app.api_key}"}
+        timeout=60, headers={"authorization": f"Bearer {files_app.models_app.api_key}"}
     ) as http:
-        url = f"{studio.models_app.url}/v1/files"
+        url = f"{files_app.models_app.url}/v1/files"
         answer = await http.post(url, data=fields, files={"file": ("a.txt", b"text")})
         assert answer.status_code == 400
         assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (field, code)
 
 
-async def test_a_file_that_is_empty_missing_or_too_large_is_refused(studio: Studio) -> None:
-    client = studio.client
+async def test_a_file_that_is_empty_missing_or_too_large_is_refused(files_app: FilesApp) -> None:
+    client = files_app.client
     with pytest.raises(openai.BadRequestError, match="empty") as exc_info:
         await client.files.create(file=("a.txt", b""), purpose="batch")
     assert exc_info.value.param == "file"
     # Its client would send for longer than the server listens.
-    url = httpx.URL(studio.models_app.url)
+    url = httpx.URL(files_app.models_app.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(
         b"POST /v1/files HTTP/1.1\r\nhost: h\r\ncontent-type: multipart/form-data; boundary=b\r\n"
         b"content-length: 40000001\r\nauthorization: Bearer "
-        + studio.models_app.api_key.encode()
+        + files_app.models_app.api_key.encode()
         + b"\r\n\r\n"
     )
     assert b"413" in await reader.readline()
@@ -177,22 +187,22 @@ async def test_a_file_that_is_empty_missing_or_too_large_is_refused(studio: Stud
     assert [file async for file in client.files.list()] == []
 
 
-async def test_an_expired_file_is_gone(studio: Studio) -> None:
-    client = studio.client
-    stored = await client.files.create(
+async def test_an_expired_file_is_gone(files_app: FilesApp) -> None:
+    client = files_app.client
+    stored_file = await client.files.create(
         file=("a.txt", b"text"),
         purpose="user_data",
         expires_after={"anchor": "created_at", "seconds": 3600},
     )
-    assert stored.expires_at == stored.created_at + 3600
-    expired: sa.Update = files.update().values(expires_at=now())
-    await studio.database.execute(expired)
+    assert stored_file.expires_at == stored_file.created_at + 3600
+    expire_statement: sa.Update = files.update().values(expires_at=now())
+    await files_app.database.execute(expire_statement)
     with pytest.raises(openai.NotFoundError):
-        await client.files.retrieve(stored.id)
+        await client.files.retrieve(stored_file.id)
 
 
-async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: Studio) -> None:
-    client = studio.client
+async def test_claude_gets_files_of_a_response_and_of_its_continuation(files_app: FilesApp) -> None:
+    client = files_app.client
     pdf = await client.files.create(file=("report.pdf", PDF), purpose="user_data")
     picture = await client.files.create(file=("dot.png", PNG), purpose="vision")
     text = await client.files.create(file=("notes.md", "# Größe".encode()), purpose="assistants")
@@ -203,30 +213,34 @@ async def test_claude_gets_files_of_a_response_and_of_its_continuation(studio: S
         {"type": "input_file", "file_id": text.id},
         {"type": "input_file", "filename": "a.csv", "file_data": base64.b64encode(b"a,b").decode()},
     ]
-    first = await client.responses.create(
+    first_response = await client.responses.create(
         model="claude", input=[{"role": "user", "content": content}]
     )
-    blocks = studio.claude.calls[-1]["messages"][0]["content"]
+    blocks = files_app.claude.calls[-1]["messages"][0]["content"]
     assert [block["type"] for block in blocks] == ["text", "document", "image", "text", "text"]
     assert base64.b64decode(blocks[1]["source"]["data"]) == PDF
     assert blocks[1]["title"] == "report.pdf"
     assert base64.b64decode(blocks[2]["source"]["data"]) == PNG
     assert "# Größe" in blocks[3]["text"] and "notes.md" in blocks[3]["text"]
     assert "a,b" in blocks[4]["text"]
-    items = await client.responses.input_items.list(first.id)
-    stored: Any = items.data[0]
-    assert stored.content[1].file_id == pdf.id, "the content is not stored again"
-    await client.responses.create(model="claude", input="And?", previous_response_id=first.id)
-    assert studio.claude.calls[-1]["messages"][0]["content"] == blocks
+    items = await client.responses.input_items.list(first_response.id)
+    stored_item: Any = items.data[0]
+    assert stored_item.content[1].file_id == pdf.id, "the content is not stored again"
+    await client.responses.create(
+        model="claude", input="And?", previous_response_id=first_response.id
+    )
+    assert files_app.claude.calls[-1]["messages"][0]["content"] == blocks
     await client.files.delete(pdf.id)
     with pytest.raises(openai.BadRequestError, match=pdf.id) as exc_info:
-        await client.responses.create(model="claude", input="?", previous_response_id=first.id)
+        await client.responses.create(
+            model="claude", input="?", previous_response_id=first_response.id
+        )
     assert exc_info.value.param == "previous_response_id"
 
 
 @pytest.mark.parametrize("model", ["claude", "gpt"])
-async def test_a_chat_gets_its_files(studio: Studio, model: str) -> None:
-    client = studio.client
+async def test_files_of_a_chat_reach_the_model(files_app: FilesApp, model: str) -> None:
+    client = files_app.client
     uploads = {"report.pdf": PDF, "notes.txt": b"it rains", "dot.png": PNG}
     parts: Any = [
         {
@@ -241,10 +255,10 @@ async def test_a_chat_gets_its_files(studio: Studio, model: str) -> None:
         model=model, messages=[{"role": "user", "content": parts}], max_tokens=5
     )
     if model == "claude":
-        document, text, picture = studio.claude.calls[-1]["messages"][0]["content"]
+        document, text, picture = files_app.claude.calls[-1]["messages"][0]["content"]
         assert base64.b64decode(document["source"]["data"]) == PDF
     else:
-        document, text, picture = studio.gpt.calls[-1]["messages"][0]["content"]
+        document, text, picture = files_app.gpt.calls[-1]["messages"][0]["content"]
         encoded = base64.b64encode(PDF).decode()
         assert document["file"] == {
             "filename": "report.pdf",
@@ -254,8 +268,8 @@ async def test_a_chat_gets_its_files(studio: Studio, model: str) -> None:
     assert "it rains" in text["text"]
 
 
-async def test_a_choice_is_explained_with_files(studio: Studio) -> None:
-    picture = await studio.client.files.create(file=("dot.png", PNG), purpose="vision")
+async def test_route_explanation_accepts_files(files_app: FilesApp) -> None:
+    picture = await files_app.client.files.create(file=("dot.png", PNG), purpose="vision")
     part = {"type": "input_image", "file_id": picture.id}
     bodies: dict[str, Any] = {
         "responses": {"model": "auto", "input": [{"role": "user", "content": [part]}]},
@@ -269,25 +283,29 @@ async def test_a_choice_is_explained_with_files(studio: Studio) -> None:
             ],
         },
     }
-    headers = {"authorization": f"Bearer {studio.models_app.api_key}"}
+    headers = {"authorization": f"Bearer {files_app.models_app.api_key}"}
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
         for protocol, body in bodies.items():
-            url = f"{studio.models_app.url}/v1/route?protocol={protocol}"
+            url = f"{files_app.models_app.url}/v1/route?protocol={protocol}"
             answer = await http.post(url, json=body)
             assert answer.status_code == 200, answer.text
             assert answer.json()["needs"]["vision"] is True
 
 
-async def test_a_deferred_call_may_contain_files_that_must_be_converted(studio: Studio) -> None:
-    stored = await studio.client.files.create(file=("a.txt", b"it rains"), purpose="user_data")
-    part = {"type": "file", "file": {"file_id": stored.id}}
+async def test_a_deferred_call_may_contain_files_that_must_be_converted(
+    files_app: FilesApp,
+) -> None:
+    stored_file = await files_app.client.files.create(
+        file=("a.txt", b"it rains"), purpose="user_data"
+    )
+    part = {"type": "file", "file": {"file_id": stored_file.id}}
     headers = {
-        "authorization": f"Bearer {studio.models_app.api_key}",
+        "authorization": f"Bearer {files_app.models_app.api_key}",
         "prefer": "respond-async",
     }
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
         answer = await http.post(
-            f"{studio.models_app.url}/v1/chat/completions",
+            f"{files_app.models_app.url}/v1/chat/completions",
             json={"model": "claude", "messages": [{"role": "user", "content": [part]}]},
         )
     # The call is good. The jobs API, to which it is then submitted, does not exist here.
@@ -295,32 +313,32 @@ async def test_a_deferred_call_may_contain_files_that_must_be_converted(studio: 
 
 
 async def test_the_example_of_the_page_is_read_by_claude(
-    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files_app: FilesApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "report.pdf").write_bytes(PDF)
     monkeypatch.chdir(tmp_path)
     example = read_example("docs/clients.md", "files", "python")
     text = example.replace("claude-haiku-5-5", "claude")
-    url, key = f"{studio.models_app.url}/v1", studio.models_app.api_key
+    url, key = f"{files_app.models_app.url}/v1", files_app.models_app.api_key
     with openai.OpenAI(base_url=url, api_key=key) as client:
         await asyncio.to_thread(exec, text, {"client": client})
-    document, question = studio.claude.calls[-1]["messages"][0]["content"]
+    document, question = files_app.claude.calls[-1]["messages"][0]["content"]
     assert base64.b64decode(document["source"]["data"]) == PDF
     assert question["text"] == "What does it say?"
 
 
-async def test_members_that_no_model_reads_are_refused_by_name(studio: Studio) -> None:
-    client = studio.client
-    archive = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
-    part: Any = {"type": "input_file", "file_id": archive.id}
+async def test_members_that_no_model_reads_are_refused_by_name(files_app: FilesApp) -> None:
+    client = files_app.client
+    zip_file = await client.files.create(file=("a.zip", b"PK\x03\x04\xff\xfe"), purpose="user_data")
+    part: Any = {"type": "input_file", "file_id": zip_file.id}
     with pytest.raises(openai.BadRequestError, match="application/zip") as exc_info:
         await client.responses.create(model="claude", input=[{"role": "user", "content": [part]}])
     assert exc_info.value.code == "unsupported_feature"
     assert exc_info.value.param == "input.0.content.0.file_id"
-    missing: Any = {"type": "file", "file": {"file_id": "file-" + "0" * 32}}
-    with pytest.raises(openai.BadRequestError) as gone:
+    missing_part: Any = {"type": "file", "file": {"file_id": "file-" + "0" * 32}}
+    with pytest.raises(openai.BadRequestError) as bad_request:
         await client.chat.completions.create(
-            model="gpt", messages=[{"role": "user", "content": [missing]}]
+            model="gpt", messages=[{"role": "user", "content": [missing_part]}]
         )
-    assert gone.value.param == "messages.0.content.0.file.file_id"
-    assert not studio.gpt.calls
+    assert bad_request.value.param == "messages.0.content.0.file.file_id"
+    assert not files_app.gpt.calls

@@ -21,17 +21,20 @@ async def test_two_replicas_notice_each_others_follow_ups(
 ) -> None:
     for module in ("shared_answers", "followups"):
         monkeypatch.setattr(f"moyin.text.routing.{module}.MIN_SECONDS", 0.0)
-    async with Upstream(FINE).running() as up:
-        houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))
+    async with Upstream(FINE).running() as upstream:
+        houses = (house(upstream.url, "qwen3-8b", 1), house(upstream.url, "smollm2-135m", 0))
         async with (
             serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as item,
-            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as two,
+            serving(tmp_path, *houses, follow_ups_url=valkey_server.url) as second_app,
         ):
             # The same key at both, as behind one address.
-            first, second = Client(item, item.api_key), Client(two, item.api_key)
+            first_client, second_client = (
+                Client(item, item.api_key),
+                Client(second_app, item.api_key),
+            )
 
             async def settle() -> None:
-                for replica in (item, two):
+                for replica in (item, second_app):
                     assert replica.shared_answers is not None
                     await replica.learning.flush()
                     await replica.shared_answers.process_batch()
@@ -48,13 +51,13 @@ async def test_two_replicas_notice_each_others_follow_ups(
                 await settle()
                 return headers["x-request-id"]
 
-            answered = await ask(first)
-            again = await ask(second)
-            await ask(first, "func", "That is wrong")
-            _, exported, _ = await first.call("GET", "quality/export")
-            signals = {(item["request_id"], item["source"]) for item in exported["signals"]}
-            assert signals == {(answered, "regenerated"), (again, "corrected")}
-            assert all(item["kind"] == "code" for item in exported["signals"])
+            first_request = await ask(first_client)
+            second_request = await ask(second_client)
+            await ask(first_client, "func", "That is wrong")
+            _, exported_signals, _ = await first_client.call("GET", "quality/export")
+            signals = {(item["request_id"], item["source"]) for item in exported_signals["signals"]}
+            assert signals == {(first_request, "regenerated"), (second_request, "corrected")}
+            assert all(item["kind"] == "code" for item in exported_signals["signals"])
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ async def store(valkey_server: ValkeyServer) -> FollowUpStore:
     return FollowUpStore(valkey_server.url)
 
 
-async def test_a_value_is_taken_once_and_expires(
+async def test_stored_value_is_popped_once_and_expires(
     store: FollowUpStore, valkey_server: ValkeyServer
 ) -> None:
     try:
@@ -76,7 +79,7 @@ async def test_a_value_is_taken_once_and_expires(
         await store.close()
 
 
-async def test_an_outage_is_no_error_and_is_not_waited_for_again() -> None:
+async def test_cache_outage_is_no_error_and_is_not_retried() -> None:
     store = FollowUpStore("redis://127.0.0.1:9/0")
     try:
         assert not store.is_unavailable

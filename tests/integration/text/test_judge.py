@@ -57,7 +57,7 @@ asyncio.run(main())
 """
 
 
-class Models:
+class JudgedModels:
     """An OpenAI-compatible server with the model that answers, a second model, and the judge.
 
     Attributes:
@@ -80,11 +80,11 @@ class Models:
         self.requests.append(body)
         text = f"by {body['model']}"
         if body.get("stream"):
-            return _streamed(body["model"], text)
+            return _stream_answer(body["model"], text)
         if body["model"] == JUDGE:
             if self.hold is not None:
                 await self.hold.wait()
-            text = self.verdict or self._grades(body["messages"][1]["content"])
+            text = self.verdict or self._choose_grades(body["messages"][1]["content"])
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
@@ -93,18 +93,18 @@ class Models:
              "choices": [choice], "usage": usage}
         )  # fmt: skip
 
-    def _grades(self, text: str) -> str:
-        first = text.partition("first answer>>")[2].partition("end>>")[0]
-        grades = (0, 4) if f"by {self.worse}" in first else (4, 0)
+    def _choose_grades(self, text: str) -> str:
+        first_answer = text.partition("first answer>>")[2].partition("end>>")[0]
+        grades = (0, 4) if f"by {self.worse}" in first_answer else (4, 0)
         return json.dumps({"reason": "x", "first": grades[0], "second": grades[1]})
 
-    async def listed(self, _: web.Request) -> web.Response:
+    async def list_models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": []})
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Models]:
+    async def running(self) -> AsyncIterator[JudgedModels]:
         app = web.Application()
-        app.router.add_get("/v1/models", self.listed)
+        app.router.add_get("/v1/models", self.list_models)
         app.router.add_post("/v1/chat/completions", self.answer)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -115,12 +115,12 @@ class Models:
 
 
 @pytest.fixture
-async def models() -> AsyncIterator[Models]:
-    async with Models().running() as models:
+async def models() -> AsyncIterator[JudgedModels]:
+    async with JudgedModels().running() as models:
         yield models
 
 
-def _streamed(model: str, text: str) -> web.Response:
+def _stream_answer(model: str, text: str) -> web.Response:
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
     events: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}}]},
@@ -150,7 +150,7 @@ def house(url: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def judged_by(**changes: Any) -> dict[str, Any]:
+def judge_rules(**changes: Any) -> dict[str, Any]:
     judge = {"share": 1, "model": JUDGE, "usd_per_month": 1_000, **changes}
     return {"routing": {"judge": judge}}
 
@@ -163,12 +163,12 @@ class JudgeServers:
         self.redis_url = valkey.url
         self.temporal = (temporal.address, NAMESPACE)
 
-    def app(self, models: Models, **rules: Any) -> Any:
+    def app(self, models: JudgedModels, **rules: Any) -> Any:
         return serving(self.folder, *house(models.url), **self.options(**rules))
 
     def options(self, **rules: Any) -> dict[str, Any]:
         return {
-            "rules": judged_by(**rules),
+            "rules": judge_rules(**rules),
             "redis_url": self.redis_url,
             "temporal": self.temporal,
             "work": [ANSWERED, SECOND],
@@ -190,7 +190,7 @@ class JudgeServers:
 
 
 @pytest.fixture
-async def place(
+async def judge_servers(
     tmp_path: Path, valkey_server: ValkeyServer, temporal_server: TemporalServer
 ) -> JudgeServers:
     async with redis.Redis.from_url(valkey_server.url) as valkey:
@@ -201,8 +201,8 @@ async def place(
 
 async def p_good(client: Caller, model: str) -> float:
     _, body, _ = await client.call("POST", "route", CHAT)
-    (one,) = (c for c in body["candidates"] if c["model"] == model)
-    return float(one["quality"]["p_good"])
+    (candidate,) = (c for c in body["candidates"] if c["model"] == model)
+    return float(candidate["quality"]["p_good"])
 
 
 async def chat(client: Caller, **changes: Any) -> str:
@@ -212,76 +212,76 @@ async def chat(client: Caller, **changes: Any) -> str:
     return headers["x-request-id"]
 
 
-async def ended(models_app: ModelsApp, outcome: Outcome) -> None:
+async def wait_for_outcome(models_app: ModelsApp, outcome: Outcome) -> None:
     await eventually(lambda: outcome in models_app.judged, seconds=40)
 
 
 async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
-    place: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         ada, bob = (
             Caller(models_app, models_app.api_key),
-            Caller(models_app, await key_for(place.folder, "bob")),
+            Caller(models_app, await key_for(judge_servers.folder, "bob")),
         )
-        before = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
+        estimates_before = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
         request = await chat(ada)
-        await ended(models_app, Outcome.DISAGREED)
+        await wait_for_outcome(models_app, Outcome.DISAGREED)
         job = derive_comparison_id("ada", request)
-        assert place.signals() == [
+        assert judge_servers.signals() == [
             (request, ANSWERED, 0.0, "ada", ""),
             (job, SECOND, 1.0, "ada", ""),
         ]
 
-        async def moved() -> bool:
-            now = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
-            return now[0] < before[0] and now[1] > before[1]
+        async def have_estimates_moved() -> bool:
+            estimates_now = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
+            return estimates_now[0] < estimates_before[0] and estimates_now[1] > estimates_before[1]
 
-        await eventually(moved)
-        assert (await p_good(bob, ANSWERED), await p_good(bob, SECOND)) == before
+        await eventually(have_estimates_moved)
+        assert (await p_good(bob, ANSWERED), await p_good(bob, SECOND)) == estimates_before
 
         # The operator pays, to the nano dollar of what the budget counts.
-        await eventually(lambda: len(place.query("SELECT owner FROM usage")) == 3)
-        paid = Counter[str]()
-        for owner, nano in place.query("SELECT owner, cost_nano_usd FROM usage"):
-            paid[owner] += nano
-        assert paid == {"ada": 110_000, JUDGE_OWNER: 1_100_000}
+        await eventually(lambda: len(judge_servers.query("SELECT owner FROM usage")) == 3)
+        paid_by_owner = Counter[str]()
+        for owner, cost_nano_usd in judge_servers.query("SELECT owner, cost_nano_usd FROM usage"):
+            paid_by_owner[owner] += cost_nano_usd
+        assert paid_by_owner == {"ada": 110_000, JUDGE_OWNER: 1_100_000}
         assert models_app.judge is not None
 
-        async def settled() -> bool:
+        async def is_spending_settled() -> bool:
             assert models_app.judge is not None
             return bool(await models_app.judge.get_spending() == Decimal("0.0011"))
 
-        await eventually(settled)
-        _, shown, _ = await ada.call("GET", "quality")
-        assert shown["judge"] == {
+        await eventually(is_spending_settled)
+        _, quality_page, _ = await ada.call("GET", "quality")
+        assert quality_page["judge"] == {
             "share": 1.0, "judged": 1, "agreed": 0, "spent_usd": 0.0011, "usd_per_month": 1000.0,
         }  # fmt: skip
-        _, shown, _ = await bob.call("GET", "quality")
-        assert shown["judge"]["judged"] == 0
+        _, quality_page, _ = await bob.call("GET", "quality")
+        assert quality_page["judge"]["judged"] == 0
 
         # Nothing of the conversation is left anywhere.
-        assert await place.left() == []
-        client = await TemporalClient.connect(place.temporal[0], namespace=NAMESPACE)
+        assert await judge_servers.left() == []
+        client = await TemporalClient.connect(judge_servers.temporal[0], namespace=NAMESPACE)
         history = await client.get_workflow_handle(job).fetch_history()
         await Replayer(workflows=[JudgeWorkflow], data_converter=DATA_CONVERTER).replay_workflow(
             history
         )
         write_history("judge", history)
-        written = b"".join(event.SerializeToString() for event in history.events)
-        assert job.encode() in written
-        assert b"Bluebird" not in written
+        history_bytes = b"".join(event.SerializeToString() for event in history.events)
+        assert job.encode() in history_bytes
+        assert b"Bluebird" not in history_bytes
         stored_rows = [str(row) for table in ("quality_signals", "quality_decisions", "usage", "jobs")
-                for row in place.query(f"SELECT * FROM {table}")]  # fmt: skip
+                for row in judge_servers.query(f"SELECT * FROM {table}")]  # fmt: skip
         assert not any("Bluebird" in row for row in stored_rows)
-        assert place.query("SELECT id FROM jobs") == []
+        assert judge_servers.query("SELECT id FROM jobs") == []
 
 
 async def test_a_stream_is_judged_and_one_request_id_once(
-    place: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     models.worse = SECOND
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         headers = {"authorization": f"Bearer {models_app.api_key}", "x-request-id": "mine"}
         async with aiohttp.ClientSession(headers=headers) as http:
             for expected in (Outcome.AGREED, Outcome.REPEATED):
@@ -289,33 +289,33 @@ async def test_a_stream_is_judged_and_one_request_id_once(
                     f"{models_app.url}/v1/chat/completions", json={**CHAT, "stream": True}
                 ) as response:
                     assert f"by {ANSWERED}" in await response.text()
-                await ended(models_app, expected)
-        _, shown, _ = await Caller(models_app, models_app.api_key).call("GET", "quality")
-        assert (shown["judge"]["judged"], shown["judge"]["agreed"]) == (1, 1)
+                await wait_for_outcome(models_app, expected)
+        _, quality_page, _ = await Caller(models_app, models_app.api_key).call("GET", "quality")
+        assert (quality_page["judge"]["judged"], quality_page["judge"]["agreed"]) == (1, 1)
         assert (models.count(SECOND), models.count(JUDGE)) == (1, 1)
-        assert await place.left() == []
+        assert await judge_servers.left() == []
 
 
 async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
-    place: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     models.verdict = "Both are fine."
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         await chat(Caller(models_app, models_app.api_key))
-        await ended(models_app, Outcome.UNPARSABLE)
-        assert place.signals() == []
-        assert await place.left() == []
+        await wait_for_outcome(models_app, Outcome.UNPARSABLE)
+        assert judge_servers.signals() == []
+        assert await judge_servers.left() == []
 
 
 async def test_verdict_of_a_killed_replica_is_recorded_once(
-    place: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     """After kill -9 of a replica during the judge's call, one other replica repeats the call."""
     models.hold = asyncio.Event()
     process_options = {
-        "folder": str(place.folder),
+        "folder": str(judge_servers.folder),
         "backends": house(models.url),
-        **place.options(),
+        **judge_servers.options(),
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -327,26 +327,26 @@ async def test_verdict_of_a_killed_replica_is_recorded_once(
     )
     assert process.stdout is not None
     url, key = json.loads(await process.stdout.readline())
-    killed: Any = type("Killed", (), {"url": url})
-    request = await chat(Caller(killed, key))
+    killed_app: Any = type("Killed", (), {"url": url})
+    request = await chat(Caller(killed_app, key))
     await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
     process.kill()
     await process.wait()
     models.hold.set()
-    async with place.app(models) as models_app:
-        await ended(models_app, Outcome.DISAGREED)
-        assert [row[0] for row in place.signals()] == [
+    async with judge_servers.app(models) as models_app:
+        await wait_for_outcome(models_app, Outcome.DISAGREED)
+        assert [row[0] for row in judge_servers.signals()] == [
             request,
             derive_comparison_id("ada", request),
         ]
         assert (models.count(SECOND), models.count(JUDGE)) == (1, 2)
-        assert await place.left() == []
+        assert await judge_servers.left() == []
 
 
 async def test_the_judge_continues_after_it_was_turned_off_and_on(
-    place: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         assert models_app.judge is not None
         rules, ada = models_app.judge.rules, Caller(models_app, models_app.api_key)
         models_app.judge.set_rules(None)
@@ -354,37 +354,39 @@ async def test_the_judge_continues_after_it_was_turned_off_and_on(
         assert models_app.text_router.sampler is None
         models_app.judge.set_rules(rules)
         await chat(ada)
-        await ended(models_app, Outcome.DISAGREED)
-        assert len(place.signals()) == 2
+        await wait_for_outcome(models_app, Outcome.DISAGREED)
+        assert len(judge_servers.signals()) == 2
 
 
 async def test_turning_the_judge_off_deletes_its_comparisons(
-    place: JudgeServers, models: Models
+    judge_servers: JudgeServers, models: JudgedModels
 ) -> None:
     """The job of a deleted comparison ends once the judge is turned on again."""
     models.hold = asyncio.Event()
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         assert models_app.judge is not None
         rules = models_app.judge.rules
         await chat(Caller(models_app, models_app.api_key))
         await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
-        assert len(await place.left()) == 1
+        assert len(await judge_servers.left()) == 1
         models_app.judge.set_rules(None)
 
-        async def nothing_left() -> bool:
-            return await place.left() == []
+        async def is_nothing_left() -> bool:
+            return await judge_servers.left() == []
 
-        await eventually(nothing_left, seconds=20)
+        await eventually(is_nothing_left, seconds=20)
         models.hold.set()
         models_app.judge.set_rules(rules)
-        await ended(models_app, Outcome.EXPIRED)
-        assert place.signals() == []
+        await wait_for_outcome(models_app, Outcome.EXPIRED)
+        assert judge_servers.signals() == []
 
 
-async def test_no_call_is_made_above_the_budget(place: JudgeServers, models: Models) -> None:
-    async with place.app(models, usd_per_month=0.001) as models_app:
+async def test_no_call_is_made_above_the_budget(
+    judge_servers: JudgeServers, models: JudgedModels
+) -> None:
+    async with judge_servers.app(models, usd_per_month=0.001) as models_app:
         await chat(Caller(models_app, models_app.api_key))
-        await ended(models_app, Outcome.BUDGET)
+        await wait_for_outcome(models_app, Outcome.BUDGET)
         assert models.count(SECOND) == models.count(JUDGE) == 0
 
 
@@ -408,13 +410,17 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
             reservation.release()
         return cost
 
-    first = await asyncio.gather(*(call(budgets[number % 2]) for number in range(20)))
-    assert 0 < sum(first) <= 1
+    granted_calls = await asyncio.gather(*(call(budgets[number % 2]) for number in range(20)))
+    assert 0 < sum(granted_calls) <= 1
 
-    async def settled() -> bool:
-        return await budgets[0].read_spent_usd() == await budgets[1].read_spent_usd() == sum(first)
+    async def is_spending_settled() -> bool:
+        return (
+            await budgets[0].read_spent_usd()
+            == await budgets[1].read_spent_usd()
+            == sum(granted_calls)
+        )
 
-    await eventually(settled)
+    await eventually(is_spending_settled)
     for _ in range(30):
         await call(budgets[0])
     await eventually(lambda: _is_spent(budgets[1]))

@@ -12,38 +12,37 @@ from tests.integration.text.test_feedback import Client as Caller
 from tests.integration.text.test_judge import (
     JUDGE,
     SECOND,
+    JudgedModels,
     JudgeServers,
-    Models,
     chat,
-    ended,
     models,
-    place,
+    wait_for_outcome,
 )
 from tests.waiting import eventually
 
-__all__ = ["models", "place"]
+__all__ = ["models"]
 
 
 async def test_comparison_continues_after_an_outage_of_temporal(
-    tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: Models
+    tmp_path: Path, valkey_server: ValkeyServer, own_temporal: TemporalServer, models: JudgedModels
 ) -> None:
     """The replica keeps answering and stops normally; its successor completes the comparison."""
-    place = JudgeServers(tmp_path, valkey_server, own_temporal)
+    judge_servers = JudgeServers(tmp_path, valkey_server, own_temporal)
     models.hold = asyncio.Event()
-    async with place.app(models) as models_app:
+    async with judge_servers.app(models) as models_app:
         ada = Caller(models_app, models_app.api_key)
         request = await chat(ada)
         await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
         own_temporal.kill()
         await chat(ada)
-        await ended(models_app, Outcome.UNAVAILABLE)
+        await wait_for_outcome(models_app, Outcome.UNAVAILABLE)
         models.hold.set()
     own_temporal.start()
-    async with place.app(models) as models_app:
-        await ended(models_app, Outcome.DISAGREED)
-        assert [row[0] for row in place.signals()] == [
+    async with judge_servers.app(models) as models_app:
+        await wait_for_outcome(models_app, Outcome.DISAGREED)
+        assert [row[0] for row in judge_servers.signals()] == [
             request,
             derive_comparison_id("ada", request),
         ]
         assert models.count(SECOND) == 1
-        assert await place.left() == []
+        assert await judge_servers.left() == []

@@ -19,7 +19,7 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest, Message, Role, Text
 from moyin.errors import BackendError
 from moyin.text.backends.http import Endpoint
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.waiting import eventually
 
 HI = ChatRequest(
@@ -58,7 +58,7 @@ def spec(**changes: Any) -> LlamaSpec:
     return LlamaSpec(**{**options, **changes})
 
 
-async def found(endpoints: LlamaEndpoints, seconds: float = 60) -> Endpoint:
+async def find_endpoint(endpoints: LlamaEndpoints, seconds: float = 60) -> Endpoint:
     async with asyncio.timeout(seconds):
         while True:
             try:
@@ -76,22 +76,24 @@ def server_process(endpoint: Endpoint) -> psutil.Process:
 
 
 async def test_two_replicas_share_one_and_a_killed_one_comes_back(
-    cluster: None, measured: Measured
+    cluster: None, record_measurement: RecordMeasurement
 ) -> None:
-    first, second = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
-    place = await found(first)
-    assert await found(second) == place
-    backend = LlamaBackend(first, connections=4)
+    first_endpoints, second_endpoints = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
+    endpoint = await find_endpoint(first_endpoints)
+    assert await find_endpoint(second_endpoints) == endpoint
+    backend = LlamaBackend(first_endpoints, connections=4)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
 
-    server_process(place).kill()
-    began = time.monotonic()
+    server_process(endpoint).kill()
+    started_at = time.monotonic()
     with pytest.raises(BackendError):
         await backend.chat(HI, asyncio.get_running_loop().time() + 5)
-    again = await found(first)
-    assert (again.url, again.key) != (place.url, place.key)
+    new_endpoint = await find_endpoint(first_endpoints)
+    assert (new_endpoint.url, new_endpoint.key) != (endpoint.url, endpoint.key)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
-    measured(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
+    record_measurement(
+        f"the embedded server answered again after {time.monotonic() - started_at:.1f} s"
+    )
     await backend.close()
 
 
@@ -100,7 +102,7 @@ async def test_an_unused_actor_is_removed(cluster: None) -> None:
 
     async def find_process() -> psutil.Process | None:
         with suppress(LookupError, psutil.NoSuchProcess):
-            return server_process(await found(endpoints))
+            return server_process(await find_endpoint(endpoints))
         return None
 
     # On a busy machine, the lease may end before this test has found the process.
@@ -121,7 +123,7 @@ async def test_a_back_end_may_have_several_servers(cluster: None) -> None:
     places = []
     for number in range(2):
         endpoints = LlamaEndpoints(f"d-{number}", spec(cpus=0.1, lease_seconds=20.0))
-        places.append(await found(endpoints))
+        places.append(await find_endpoint(endpoints))
         backend = LlamaBackend(endpoints, connections=4)
         answer = await backend.chat(HI, asyncio.get_running_loop().time() + 60)
         assert answer.usage.output_tokens > 0

@@ -22,7 +22,7 @@ from moyin.domain.chat import ChatRequest
 from moyin.errors import BackendError, BackendUnavailable, StreamInterrupted
 from moyin.text.backends.http import Endpoint
 from tests.integration.text.test_llama_actor import HI, server_process
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 SPEC = LlamaSpec(gguf=None, alias="smollm2", context=1024, parallel=2, cpus=1, gpus=0)
 # What no model's answer fits for long, and what llama.cpp never gets done with.
@@ -51,50 +51,54 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def find_endpoint(endpoints: LlamaEndpoints, unlike: Endpoint | None = None) -> Endpoint:
-    """Return the server's endpoint, once it differs from ``unlike``."""
+async def find_endpoint(
+    endpoints: LlamaEndpoints, old_endpoint: Endpoint | None = None
+) -> Endpoint:
+    """Return the server's endpoint, once it differs from ``old_endpoint``."""
     async with asyncio.timeout(150):
         while True:
             with suppress(BackendError):
-                place = await endpoints.find()
-                if place != unlike:
-                    return place
+                endpoint = await endpoints.find()
+                if endpoint != old_endpoint:
+                    return endpoint
             await asyncio.sleep(0.2)
 
 
-async def texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
+async def stream_texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[object]:
     async for delta in backend.stream(request, now() + 300):
         yield delta
 
 
-async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured) -> None:
+async def test_a_stopped_one_is_replaced_and_its_streams_end(
+    record_measurement: RecordMeasurement,
+) -> None:
     endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
-    place = await find_endpoint(endpoints)
+    endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
-    stream = texts(backend, LONG)
+    stream = stream_texts(backend, LONG)
     await anext(stream)
-    began = time.monotonic()
-    os.kill(server_process(place).pid, signal.SIGSTOP)
+    started_at = time.monotonic()
+    os.kill(server_process(endpoint).pid, signal.SIGSTOP)
     with pytest.raises(BackendUnavailable):
         await backend.probe()
-    noticed = time.monotonic() - began
-    other = asyncio.create_task(find_endpoint(endpoints, unlike=place))
+    noticed_seconds = time.monotonic() - started_at
+    find_task = asyncio.create_task(find_endpoint(endpoints, old_endpoint=endpoint))
     with pytest.raises(StreamInterrupted):
         async for _ in stream:
             pass
-    assert (await other).key != place.key
+    assert (await find_task).key != endpoint.key
     assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
-    replaced = time.monotonic() - began
-    measured(
-        f"a stopped llama.cpp was noticed after {noticed:.1f} s and another answered after "
-        f"{replaced:.1f} s"
+    replacement_seconds = time.monotonic() - started_at
+    record_measurement(
+        f"a stopped llama.cpp was noticed after {noticed_seconds:.1f} s and another answered after "
+        f"{replacement_seconds:.1f} s"
     )
     await backend.close()
 
 
 async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
     endpoints = LlamaEndpoints("stuck", replace(SPEC, stalled_seconds=3.0, restart_seconds=8.0))
-    place = await find_endpoint(endpoints)
+    endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
     # Past the bounds on schemas, which it would not get through.
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": BOMB}}
@@ -104,9 +108,9 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
         "max_tokens": 8,
         "response_format": form,
     }
-    headers = {"authorization": f"Bearer {place.key}"}
+    headers = {"authorization": f"Bearer {endpoint.key}"}
     async with aiohttp.ClientSession(headers=headers) as session:
-        asking = asyncio.create_task(session.post(f"{place.url}/chat/completions", json=body))
+        chat_task = asyncio.create_task(session.post(f"{endpoint.url}/chat/completions", json=body))
         # Its HTTP server goes on answering: only the computation hangs.
         async with asyncio.timeout(60):
             while True:
@@ -117,8 +121,8 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
                     break
                 await asyncio.sleep(0.2)
         with pytest.raises(aiohttp.ClientError):
-            await asking
-    assert (await find_endpoint(endpoints, unlike=place)).key != place.key
+            await chat_task
+    assert (await find_endpoint(endpoints, old_endpoint=endpoint)).key != endpoint.key
     assert (await backend.chat(HI, now() + 60)).usage.output_tokens > 0
     await backend.close()
 
@@ -126,11 +130,11 @@ async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
 async def test_a_busy_server_is_not_restarted() -> None:
     """The calls take longer than the limit for a server without progress, but make progress."""
     endpoints = LlamaEndpoints("busy", replace(SPEC, stalled_seconds=4.0, restart_seconds=8.0))
-    place = await find_endpoint(endpoints)
+    endpoint = await find_endpoint(endpoints)
     backend = LlamaBackend(endpoints, connections=8)
     # Twice as many as it has places: the rest wait inside.
-    long = replace(LONG, max_tokens=300)
-    calls = [asyncio.create_task(backend.chat(long, now() + 300)) for _ in range(4)]
+    long_request = replace(LONG, max_tokens=300)
+    calls = [asyncio.create_task(backend.chat(long_request, now() + 300)) for _ in range(4)]
     checks = 0
     while not all(call.done() for call in calls):
         await backend.probe()
@@ -138,5 +142,5 @@ async def test_a_busy_server_is_not_restarted() -> None:
         await asyncio.sleep(1)
     assert checks > 1
     assert all([(await call).usage.output_tokens > 0 for call in calls])
-    assert await endpoints.find() == place
+    assert await endpoints.find() == endpoint
     await backend.close()

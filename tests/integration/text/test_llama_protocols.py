@@ -27,10 +27,10 @@ CITY = {
 
 @pytest.fixture
 async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    able = [local(llama), claude(llama)]
-    for backend in able:
+    backends = [local(llama), claude(llama)]
+    for backend in backends:
         backend["models"][0]["schema"] = True
-    async with serving(tmp_path, *able) as models_app:
+    async with serving(tmp_path, *backends) as models_app:
         await wait_until_probed(models_app)
         yield models_app
 
@@ -39,56 +39,58 @@ async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
 async def test_ollamas_sdk_whole_and_streamed(models_app: ModelsApp, model: str) -> None:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
-    ask: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": model,
         "messages": [HELLO],
         "options": {"temperature": 0, "num_predict": 8},
     }
-    whole = await client.chat(**ask)
-    pieces = [piece async for piece in await client.chat(**ask, stream=True)]
-    assert "".join(piece.message.content or "" for piece in pieces) == whole.message.content
+    whole_message = await client.chat(**request)
+    pieces = [piece async for piece in await client.chat(**request, stream=True)]
+    assert "".join(piece.message.content or "" for piece in pieces) == whole_message.message.content
     assert len(pieces) > 3
-    for last in (whole, pieces[-1]):
-        assert (last.done_reason, last.eval_count) == ("length", 8)
-        assert (last.prompt_eval_count or 0) > 8
-    body = await client.generate(model=model, prompt="Say hello.", options=ask["options"])
-    assert body.response == whole.message.content
+    for final_message in (whole_message, pieces[-1]):
+        assert (final_message.done_reason, final_message.eval_count) == ("length", 8)
+        assert (final_message.prompt_eval_count or 0) > 8
+    body = await client.generate(model=model, prompt="Say hello.", options=request["options"])
+    assert body.response == whole_message.message.content
     await client.close()
 
 
 @pytest.mark.parametrize("model", MODELS)
 async def test_a_prompt_is_counted_as_it_will_be_billed(models_app: ModelsApp, model: str) -> None:
-    ask: dict[str, Any] = {"model": model, "messages": [COUNT]}
+    request: dict[str, Any] = {"model": model, "messages": [COUNT]}
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
-        counted = (await client.messages.count_tokens(**ask)).input_tokens
-        usage = (await client.messages.create(**ask, max_tokens=1)).usage
-    assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0)
+        counted_tokens = (await client.messages.count_tokens(**request)).input_tokens
+        usage = (await client.messages.create(**request, max_tokens=1)).usage
+    assert counted_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
 async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp) -> None:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
     model: Any = "smollm2"
-    ask: Any = [{"role": "user", "content": "Name a city."}]
+    messages: Any = [{"role": "user", "content": "Name a city."}]
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
-    one = (await client.chat(model=model, messages=ask, format=CITY)).message.content
+    ollama_text = (await client.chat(model=model, messages=messages, format=CITY)).message.content
     await client.close()
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
-    ) as gpt:
+    ) as openai_client:
         form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
-        two = await gpt.chat.completions.create(model=model, messages=ask, response_format=form)
+        openai_answer = await openai_client.chat.completions.create(
+            model=model, messages=messages, response_format=form
+        )
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
-    ) as sonnet:
+    ) as anthropic_client:
         config: Any = {"format": {"type": "json_schema", "schema": CITY}}
-        three = await sonnet.messages.create(
-            model=model, messages=ask, max_tokens=50, output_config=config
+        anthropic_answer = await anthropic_client.messages.create(
+            model=model, messages=messages, max_tokens=50, output_config=config
         )
-    [block] = three.content
+    [block] = anthropic_answer.content
     assert block.type == "text"
-    for text in (one, two.choices[0].message.content, block.text):
+    for text in (ollama_text, openai_answer.choices[0].message.content, block.text):
         assert json.loads(text or "")["city"] in ("Paris", "Rome")
 
 
@@ -97,17 +99,19 @@ async def test_a_stop_string_ends_the_answer(models_app: ModelsApp, model: str) 
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
-        ask: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": model,
             "messages": [COUNT],
             "max_tokens": 40,
             "temperature": 0,
         }
-        free = (await client.chat.completions.create(**ask)).choices[0].message.content or ""
-        stop = free.split()[3]
-        bound = (await client.chat.completions.create(**ask, stop=[stop])).choices[0]
-    assert bound.finish_reason == "stop"
-    assert bound.message.content == free.partition(stop)[0]
+        unbounded_text = (await client.chat.completions.create(**request)).choices[
+            0
+        ].message.content or ""
+        stop = unbounded_text.split()[3]
+        bounded_choice = (await client.chat.completions.create(**request, stop=[stop])).choices[0]
+    assert bounded_choice.finish_reason == "stop"
+    assert bounded_choice.message.content == unbounded_text.partition(stop)[0]
 
 
 async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
@@ -119,17 +123,20 @@ async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
     async with serving(tmp_path, backend) as models_app:
         headers = {"authorization": f"Bearer {models_app.api_key}"}
         client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
-        theirs = (await client.embed(model="smollm2", input=texts)).embeddings
+        ollama_vectors = (await client.embed(model="smollm2", input=texts)).embeddings
         with pytest.raises(ollama.ResponseError, match="dimensions"):
             await client.embed(model="smollm2", input=texts, dimensions=3)
         await client.close()
         async with openai.AsyncOpenAI(
             base_url=f"{models_app.url}/v1", api_key=models_app.api_key
-        ) as gpt:
-            answer = await gpt.embeddings.create(model="smollm2", input=texts)
-    ours = [row.embedding for row in answer.data]
+        ) as openai_client:
+            answer = await openai_client.embeddings.create(model="smollm2", input=texts)
+    openai_vectors = [row.embedding for row in answer.data]
     assert answer.usage.prompt_tokens > 10
-    for one, other in zip(ours, theirs, strict=True):
-        assert one == pytest.approx(list(other), rel=1e-3, abs=1e-4)
-    near, far = (sum(a * b for a, b in zip(ours[0], other, strict=True)) for other in ours[1:])
-    assert near > far
+    for openai_vector, other_vector in zip(openai_vectors, ollama_vectors, strict=True):
+        assert openai_vector == pytest.approx(list(other_vector), rel=1e-3, abs=1e-4)
+    alike_similarity, unlike_similarity = (
+        sum(a * b for a, b in zip(openai_vectors[0], other_vector, strict=True))
+        for other_vector in openai_vectors[1:]
+    )
+    assert alike_similarity > unlike_similarity

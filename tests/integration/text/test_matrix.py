@@ -36,8 +36,13 @@ async def test_every_cell_passes_or_is_refused_by_name(tmp_path: Path) -> None:
 async def test_features_that_the_model_lacks_are_refused_by_name(
     tmp_path: Path, protocol: str, fields: list[str]
 ) -> None:
-    plain = {"name": "m", "context": 9000, "price": {"input": 0, "output": 0}}
-    backend = {"name": "b", "type": "ollama", "hosts": ["http://127.0.0.1:9"], "models": [plain]}
+    plain_model = {"name": "m", "context": 9000, "price": {"input": 0, "output": 0}}
+    backend = {
+        "name": "b",
+        "type": "ollama",
+        "hosts": ["http://127.0.0.1:9"],
+        "models": [plain_model],
+    }
     requests = [
         RequestedFeatures(tools=True),
         RequestedFeatures(picture=PICTURE),
@@ -51,8 +56,8 @@ async def test_features_that_the_model_lacks_are_refused_by_name(
         for request, field in zip(requests, fields, strict=True):
             with pytest.raises(Refused) as exc_info:
                 await protocol_clients[protocol].ask("m", request, stream=False)
-            refused = exc_info.value
-            assert (refused.status, refused.code, refused.field) == (
+            error = exc_info.value
+            assert (error.status, error.code, error.field) == (
                 400,
                 "unsupported_feature",
                 field,

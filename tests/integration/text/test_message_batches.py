@@ -29,13 +29,13 @@ from moyin.store.sql import now
 from tests.integration.servers import TemporalServer
 from tests.integration.text.batch_providers import ANSWER, BAD, AnthropicProvider, OpenAIProvider
 from tests.integration.text.fixtures import serving
-from tests.integration.text.test_batches import NAMESPACE, Farm, Model
+from tests.integration.text.test_batches import NAMESPACE, Farm, ScriptedModel
 from tests.waiting import eventually
 
 RESULT: TypeAdapter[Any] = TypeAdapter(MessageBatchIndividualResponse)
 
 
-class Studio(Farm):
+class BatchFarm(Farm):
     """A farm with three back ends: Anthropic and OpenAI with batch APIs, and Anthropic without one.
 
     A call costs 0.012 USD: 1,000 input tokens at 10 USD per million, and 100 output tokens at 20.
@@ -89,11 +89,15 @@ class Studio(Farm):
 
 
 @pytest.fixture
-async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterator[Studio]:
-    claude, gpt, plain = AnthropicProvider(), OpenAIProvider(), AnthropicProvider()
+async def batch_farm(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterator[BatchFarm]:
+    claude_provider, openai_provider, plain_provider = (
+        AnthropicProvider(),
+        OpenAIProvider(),
+        AnthropicProvider(),
+    )
     price = {"input": 10, "output": 20}
     async with AsyncExitStack() as stack:
-        for provider in (claude, gpt, plain):
+        for provider in (claude_provider, openai_provider, plain_provider):
             await stack.enter_async_context(provider.running())
 
         def backend(name: str, kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
@@ -106,17 +110,17 @@ async def studio(tmp_path: Path, temporal_server: TemporalServer) -> AsyncIterat
         app = await stack.enter_async_context(
             serving(
                 tmp_path,
-                backend("claude", "anthropic", claude.url, batch=True),
-                backend("gpt", "openai", f"{gpt.url}/v1", batch=True),
-                backend("plain", "anthropic", plain.url),
+                backend("claude", "anthropic", claude_provider.url, batch=True),
+                backend("gpt", "openai", f"{openai_provider.url}/v1", batch=True),
+                backend("plain", "anthropic", plain_provider.url),
                 rules={"batches": {"poll_s": 0.2}},
             )
         )
         temporal = TemporalConnection(
             temporal_server.address, NAMESPACE, retention=timedelta(days=1)
         )
-        studio = Studio(app, Model(), temporal)
-        studio.claude, studio.gpt, studio.plain = claude, gpt, plain
+        studio = BatchFarm(app, ScriptedModel(), temporal)
+        studio.claude, studio.gpt, studio.plain = claude_provider, openai_provider, plain_provider
         await stack.enter_async_context(studio.worker())
         stack.push_async_callback(studio.client.close)
         yield studio
@@ -138,49 +142,56 @@ def chat(number: int, text: str = "hello", model: str = "gpt", **kwargs: Any) ->
     }
 
 
-async def test_requests_are_answered_and_results_are_read(studio: Studio) -> None:
-    async with studio.open_anthropic() as client:
+async def test_requests_are_answered_and_results_are_read(batch_farm: BatchFarm) -> None:
+    async with batch_farm.open_anthropic() as client:
         requests = [ask(number) for number in range(1, 40)]
         requests += [ask(40, BAD), ask(41, model="nobody")]
-        created = await client.messages.batches.create(requests=requests)
-        assert created.processing_status == "in_progress" and created.results_url is None
-        assert created.request_counts.processing == 41
-        assert created.expires_at - created.created_at == timedelta(days=1)
-        ended = await studio.until_ended(created.id)
-        counts = ended.request_counts
+        created_batch = await client.messages.batches.create(requests=requests)
+        assert (
+            created_batch.processing_status == "in_progress" and created_batch.results_url is None
+        )
+        assert created_batch.request_counts.processing == 41
+        assert created_batch.expires_at - created_batch.created_at == timedelta(days=1)
+        ended_batch = await batch_farm.until_ended(created_batch.id)
+        counts = ended_batch.request_counts
         assert (counts.processing, counts.succeeded, counts.errored) == (0, 39, 2)
-        assert ended.ended_at is not None and ended.archived_at is None
-        results = [result async for result in await client.messages.batches.results(created.id)]
+        assert ended_batch.ended_at is not None and ended_batch.archived_at is None
+        results = [
+            result async for result in await client.messages.batches.results(created_batch.id)
+        ]
         assert len(results) == 41
-    outcome = await studio.read_results(created.id)
+    outcome = await batch_farm.read_results(created_batch.id)
     message = outcome["request-7"].message
     assert message.content[0].text == ANSWER and message.model == "plain-up"
     assert outcome["request-40"].error.error.type == "invalid_request_error"
     assert outcome["request-41"].error.error.type == "not_found_error"
-    assert sum(await studio.costs()) == 39 * Decimal("0.012")
-    async with httpx.AsyncClient(timeout=60, headers={"x-api-key": studio.app.api_key}) as http:
-        assert ended.results_url is not None
-        assert len((await http.get(ended.results_url)).text.splitlines()) == 41
-    assert [file async for file in studio.client.files.list()] == []
+    assert sum(await batch_farm.costs()) == 39 * Decimal("0.012")
+    async with httpx.AsyncClient(timeout=60, headers={"x-api-key": batch_farm.app.api_key}) as http:
+        assert ended_batch.results_url is not None
+        assert len((await http.get(ended_batch.results_url)).text.splitlines()) == 41
+    assert [file async for file in batch_farm.client.files.list()] == []
 
 
-async def test_batches_are_listed_deleted_and_belong_to_one_tenant(studio: Studio) -> None:
-    _, key = await KeyStore(studio.app.database).create("another", "k")
-    async with studio.open_anthropic() as client, studio.open_anthropic(key) as other:
+async def test_batches_are_listed_deleted_and_belong_to_one_tenant(batch_farm: BatchFarm) -> None:
+    _, key = await KeyStore(batch_farm.app.database).create("another", "k")
+    async with (
+        batch_farm.open_anthropic() as client,
+        batch_farm.open_anthropic(key) as other_client,
+    ):
         calls = client.messages.batches
         ids = [(await calls.create(requests=[ask(n)])).id for n in range(3)]
         page = await calls.list(limit=2)
         assert [batch.id for batch in page.data] == [ids[2], ids[1]] and page.has_more
         assert [batch.id async for batch in calls.list(limit=1)] == ids[::-1]
-        earlier = await calls.list(before_id=ids[0], limit=1)
-        assert [batch.id for batch in earlier.data] == [ids[1]]
-        assert (await other.messages.batches.list()).data == []
+        earlier_page = await calls.list(before_id=ids[0], limit=1)
+        assert [batch.id for batch in earlier_page.data] == [ids[1]]
+        assert (await other_client.messages.batches.list()).data == []
         for call in ("retrieve", "cancel", "delete"):
             with pytest.raises(anthropic.NotFoundError):
-                await getattr(other.messages.batches, call)(ids[0])
-        await studio.until_ended(ids[0])
-        deleted = await calls.delete(ids[0])
-        assert (deleted.id, deleted.type) == (ids[0], "message_batch_deleted")
+                await getattr(other_client.messages.batches, call)(ids[0])
+        await batch_farm.until_ended(ids[0])
+        deletion = await calls.delete(ids[0])
+        assert (deletion.id, deletion.type) == (ids[0], "message_batch_deleted")
         with pytest.raises(anthropic.NotFoundError):
             await calls.retrieve(ids[0])
         assert not [batch async for batch in calls.list() if batch.id == ids[0]]
@@ -188,8 +199,8 @@ async def test_batches_are_listed_deleted_and_belong_to_one_tenant(studio: Studi
             await calls.list(after_id=ids[0])
 
 
-async def test_a_wrong_body_is_refused_at_once(studio: Studio) -> None:
-    headers = {"x-api-key": studio.app.api_key, "content-type": "application/json"}
+async def test_a_wrong_body_is_refused_at_once(batch_farm: BatchFarm) -> None:
+    headers = {"x-api-key": batch_farm.app.api_key, "content-type": "application/json"}
     bodies = {
         b"": "requests",
         b'{"requests": [{"custom_id": "a"}]}': "requests.0.params",
@@ -197,52 +208,56 @@ async def test_a_wrong_body_is_refused_at_once(studio: Studio) -> None:
     }
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
         for body, field in bodies.items():
-            answer = await http.post(f"{studio.app.url}/v1/messages/batches", content=body)
+            answer = await http.post(f"{batch_farm.app.url}/v1/messages/batches", content=body)
             assert answer.status_code == 400
             error = answer.json()
             assert error["type"] == "error"
             assert error["error"]["type"] == "invalid_request_error"
             assert error["error"].get("field") == field
-    assert not await studio.app.database.fetch_all(sa.select(text_batches))
+    assert not await batch_farm.app.database.fetch_all(sa.select(text_batches))
 
 
-async def test_native_batches_cost_half_and_other_lines_are_called(studio: Studio) -> None:
-    async with studio.open_anthropic() as client:
+async def test_native_batches_cost_half_and_other_lines_are_called(batch_farm: BatchFarm) -> None:
+    async with batch_farm.open_anthropic() as client:
         requests = [ask(n, model="claude") for n in range(1, 30)]
         requests += [ask(30, BAD, model="claude"), ask(31), ask(32, model="gpt")]
-        created = await client.messages.batches.create(requests=requests)
-    ended = await studio.until_ended(created.id)
-    counts = ended.request_counts
+        created_batch = await client.messages.batches.create(requests=requests)
+    ended_batch = await batch_farm.until_ended(created_batch.id)
+    counts = ended_batch.request_counts
     assert (counts.succeeded, counts.errored) == (31, 1)
-    results = await studio.read_results(created.id)
+    results = await batch_farm.read_results(created_batch.id)
     assert all(
         results[f"request-{n}"].message.content[0].text == ANSWER
         for n in range(1, 33) if n != 30
     )  # fmt: skip
     assert results["request-30"].error.error.type == "invalid_request_error"
     # Claude's and, in its own format, GPT's lines went through batch APIs.
-    [claude], [gpt] = studio.claude.batches.values(), studio.gpt.batches.values()
+    [claude], [gpt] = batch_farm.claude.batches.values(), batch_farm.gpt.batches.values()
     assert len(claude) == 30 and len(gpt) == 1
     assert {params["model"] for params in claude.values()} == {"claude-up"}
     [body] = gpt.values()
     assert (body["model"], body["max_tokens"]) == ("gpt-up", 9)
-    assert not studio.claude.calls and not studio.gpt.calls and len(studio.plain.calls) == 1
-    costs = Counter(await studio.costs())
+    assert (
+        not batch_farm.claude.calls
+        and not batch_farm.gpt.calls
+        and len(batch_farm.plain.calls) == 1
+    )
+    costs = Counter(await batch_farm.costs())
     assert costs == {Decimal("0.006"): 30, Decimal("0.012"): 1}
-    assert studio.claude.deleted == ["msgbatch_0"] and len(studio.gpt.deleted) == 2
+    assert batch_farm.claude.deleted == ["msgbatch_0"] and len(batch_farm.gpt.deleted) == 2
 
 
-async def test_a_chat_runs_natively_in_its_own_and_in_another_format(studio: Studio) -> None:
+async def test_a_chat_runs_natively_in_its_own_and_in_another_format(batch_farm: BatchFarm) -> None:
     lines: list[Any] = [chat(n, model="gpt" if n % 2 else "claude") for n in range(1, 9)]
     lines += [chat(9, BAD), chat(10, model="claude", n=2), chat(11, model="claude", seed=1)]
-    ended = await studio.until(await studio.create(*lines))
-    assert ended.request_counts is not None
-    assert (ended.request_counts.completed, ended.request_counts.failed) == (8, 3)
-    output = await studio.read(ended.output_file_id)
+    ended_batch = await batch_farm.until(await batch_farm.create(*lines))
+    assert ended_batch.request_counts is not None
+    assert (ended_batch.request_counts.completed, ended_batch.request_counts.failed) == (8, 3)
+    output = await batch_farm.read(ended_batch.output_file_id)
     assert {line["response"]["body"]["choices"][0]["message"]["content"] for line in output} == {
         ANSWER
     }
-    errors = {line["custom_id"]: line for line in await studio.read(ended.error_file_id)}
+    errors = {line["custom_id"]: line for line in await batch_farm.read(ended_batch.error_file_id)}
     codes = {name: line["response"]["body"]["error"]["code"] for name, line in errors.items()}
     # What Claude lacks is refused as for a single call.
     assert codes == {
@@ -250,104 +265,110 @@ async def test_a_chat_runs_natively_in_its_own_and_in_another_format(studio: Stu
         "request-10": "unsupported_feature",
         "request-11": "unsupported_feature",
     }
-    assert len(studio.gpt.prompts) == 5 and len(studio.claude.prompts) == 4
-    assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
+    assert len(batch_farm.gpt.prompts) == 5 and len(batch_farm.claude.prompts) == 4
+    assert Counter(await batch_farm.costs()) == {Decimal("0.006"): 8}
 
 
-async def test_a_batch_is_not_sent_again_after_the_response_was_lost(studio: Studio) -> None:
+async def test_a_batch_is_not_sent_again_after_the_response_was_lost(batch_farm: BatchFarm) -> None:
     for provider in ("claude", "gpt"):
-        sent: Any = getattr(studio, provider)
-        sent.loses_answer = True
-        created = await studio.create(*(chat(n, model=provider) for n in range(4)))
-        ended = await studio.until(created)
-        assert ended.request_counts is not None and ended.request_counts.completed == 4
-        assert len(sent.batches) == 1 and not sent.calls
-    assert Counter(await studio.costs()) == {Decimal("0.006"): 8}
+        provider_server: Any = getattr(batch_farm, provider)
+        provider_server.loses_answer = True
+        created_batch = await batch_farm.create(*(chat(n, model=provider) for n in range(4)))
+        ended_batch = await batch_farm.until(created_batch)
+        assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 4
+        assert len(provider_server.batches) == 1 and not provider_server.calls
+    assert Counter(await batch_farm.costs()) == {Decimal("0.006"): 8}
 
 
-async def test_foreign_batches_at_the_back_end_are_ignored(studio: Studio) -> None:
-    foreign = anthropic.AsyncAnthropic(base_url=studio.claude.url, api_key="only-for-this-test")
-    await foreign.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
-    studio.claude.loses_answer = True
-    created = await studio.create(chat(1, model="claude"), chat(2, model="claude"))
-    await studio.until(created)
-    assert list(studio.claude.batches) == ["msgbatch_0", "msgbatch_1"]
-    assert studio.claude.deleted == ["msgbatch_1"]
-    await foreign.close()
+async def test_foreign_batches_at_the_back_end_are_ignored(batch_farm: BatchFarm) -> None:
+    foreign_client = anthropic.AsyncAnthropic(
+        base_url=batch_farm.claude.url, api_key="only-for-this-test"
+    )
+    await foreign_client.messages.batches.create(requests=[ask(1, model="m"), ask(2, model="m")])
+    batch_farm.claude.loses_answer = True
+    created_batch = await batch_farm.create(chat(1, model="claude"), chat(2, model="claude"))
+    await batch_farm.until(created_batch)
+    assert list(batch_farm.claude.batches) == ["msgbatch_0", "msgbatch_1"]
+    assert batch_farm.claude.deleted == ["msgbatch_1"]
+    await foreign_client.close()
 
 
-async def test_lines_that_a_batch_api_refuses_are_called_singly(studio: Studio) -> None:
+async def test_lines_that_a_batch_api_refuses_are_called_singly(batch_farm: BatchFarm) -> None:
     for provider in ("claude", "gpt"):
-        sent: Any = getattr(studio, provider)
-        sent.refuses = 400
-        refused = await studio.until(
-            await studio.create(*(chat(n, model=provider) for n in range(3)))
+        provider_server: Any = getattr(batch_farm, provider)
+        provider_server.refuses = 400
+        ended_batch = await batch_farm.until(
+            await batch_farm.create(*(chat(n, model=provider) for n in range(3)))
         )
-        assert refused.request_counts is not None and refused.request_counts.completed == 3
-        assert len(sent.calls) == 3 and not sent.batches
-        assert sent.deleted == (["file-0"] if provider == "gpt" else [])
-        sent.refuses, sent.unanswered = None, 2
-        partly = await studio.until(
-            await studio.create(*(chat(n, model=provider) for n in range(3)))
+        assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 3
+        assert len(provider_server.calls) == 3 and not provider_server.batches
+        assert provider_server.deleted == (["file-0"] if provider == "gpt" else [])
+        provider_server.refuses, provider_server.unanswered = None, 2
+        partial_batch = await batch_farm.until(
+            await batch_farm.create(*(chat(n, model=provider) for n in range(3)))
         )
-        assert partly.request_counts is not None and partly.request_counts.completed == 3
-        assert len(sent.calls) == 5
-    costs = Counter(await studio.costs())
+        assert (
+            partial_batch.request_counts is not None and partial_batch.request_counts.completed == 3
+        )
+        assert len(provider_server.calls) == 5
+    costs = Counter(await batch_farm.costs())
     assert costs == {Decimal("0.012"): 10, Decimal("0.006"): 2}
 
 
-async def test_a_cancellation_reaches_the_back_end(studio: Studio) -> None:
+async def test_a_cancellation_reaches_the_back_end(batch_farm: BatchFarm) -> None:
     for provider in ("claude", "gpt"):
-        sent: Any = getattr(studio, provider)
-        sent.holds = True
-        created = await studio.create(*(chat(n, model=provider) for n in range(3)))
+        provider_server: Any = getattr(batch_farm, provider)
+        provider_server.holds = True
+        created_batch = await batch_farm.create(*(chat(n, model=provider) for n in range(3)))
 
-        await eventually(studio.is_running_natively)
-        await studio.client.batches.cancel(created.id)
-        ended = await studio.until(created)
-        assert ended.status == "cancelled" and len(sent.cancelled) == 1
-        errors = await studio.read(ended.error_file_id)
+        await eventually(batch_farm.is_running_natively)
+        await batch_farm.client.batches.cancel(created_batch.id)
+        ended_batch = await batch_farm.until(created_batch)
+        assert ended_batch.status == "cancelled" and len(provider_server.cancelled) == 1
+        errors = await batch_farm.read(ended_batch.error_file_id)
         assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
-        assert not sent.calls and await studio.costs() == []
+        assert not provider_server.calls and await batch_farm.costs() == []
 
 
-async def test_an_expired_batch_is_cancelled_at_its_back_end(studio: Studio) -> None:
-    studio.claude.holds = True
-    async with studio.open_anthropic() as client:
-        created = await client.messages.batches.create(requests=[ask(1, model="claude")])
-        await eventually(lambda: bool(studio.claude.batches))
-        expired: sa.Update = text_batches.update().values(expires_at=now())
-        await studio.app.database.execute(expired)
-        ended = await studio.until_ended(created.id)
-    assert ended.request_counts.expired == 1 and studio.claude.cancelled
-    [result] = (await studio.read_results(created.id)).values()
+async def test_an_expired_batch_is_cancelled_at_its_back_end(batch_farm: BatchFarm) -> None:
+    batch_farm.claude.holds = True
+    async with batch_farm.open_anthropic() as client:
+        created_batch = await client.messages.batches.create(requests=[ask(1, model="claude")])
+        await eventually(lambda: bool(batch_farm.claude.batches))
+        expire_statement: sa.Update = text_batches.update().values(expires_at=now())
+        await batch_farm.app.database.execute(expire_statement)
+        ended_batch = await batch_farm.until_ended(created_batch.id)
+    assert ended_batch.request_counts.expired == 1 and batch_farm.claude.cancelled
+    [result] = (await batch_farm.read_results(created_batch.id)).values()
     assert result.type == "expired"
 
 
-async def test_a_caller_with_a_budget_is_answered_by_single_calls(studio: Studio) -> None:
-    key_id, key = await KeyStore(studio.app.database).create("ada", "limited")
-    await LimitStore(studio.app.database).set(
+async def test_a_caller_with_a_budget_is_answered_by_single_calls(batch_farm: BatchFarm) -> None:
+    key_id, key = await KeyStore(batch_farm.app.database).create("ada", "limited")
+    await LimitStore(batch_farm.app.database).set(
         Limit(subject=f"key:{key_id}", requests_per_minute=1000)
     )
-    async with studio.open_anthropic(key) as client:
-        created = await client.messages.batches.create(requests=[ask(1, model="claude")])
-    await studio.until_ended(created.id)
-    assert len(studio.claude.calls) == 1 and not studio.claude.batches
+    async with batch_farm.open_anthropic(key) as client:
+        created_batch = await client.messages.batches.create(requests=[ask(1, model="claude")])
+    await batch_farm.until_ended(created_batch.id)
+    assert len(batch_farm.claude.calls) == 1 and not batch_farm.claude.batches
 
 
-async def test_a_replica_that_stops_leaves_its_native_batches_to_others(studio: Studio) -> None:
-    studio.claude.holds = True
-    created = await studio.create(chat(1, model="claude"))
-    await eventually(lambda: bool(studio.claude.batches))
-    rows = await studio.find_native()
+async def test_a_replica_that_stops_leaves_its_native_batches_to_others(
+    batch_farm: BatchFarm,
+) -> None:
+    batch_farm.claude.holds = True
+    created_batch = await batch_farm.create(chat(1, model="claude"))
+    await eventually(lambda: bool(batch_farm.claude.batches))
+    rows = await batch_farm.find_native()
     # As if the replica had died in a step: the next is due when its lease ends.
-    lapse: sa.Update = native_batches.update().values(due_at=now() + timedelta(seconds=1))
-    await studio.app.database.execute(lapse)
-    studio.claude.holds = False
-    ended = await studio.until(created)
-    assert ended.request_counts is not None and ended.request_counts.completed == 1
-    assert len(studio.claude.batches) == len(rows) == 1
-    assert json.loads(studio.claude.prompts[0])
+    lapse_statement: sa.Update = native_batches.update().values(due_at=now() + timedelta(seconds=1))
+    await batch_farm.app.database.execute(lapse_statement)
+    batch_farm.claude.holds = False
+    ended_batch = await batch_farm.until(created_batch)
+    assert ended_batch.request_counts is not None and ended_batch.request_counts.completed == 1
+    assert len(batch_farm.claude.batches) == len(rows) == 1
+    assert json.loads(batch_farm.claude.prompts[0])
     await asyncio.sleep(0)
     with pytest.raises(openai.NotFoundError):
-        await studio.client.batches.retrieve("msgbatch_0")
+        await batch_farm.client.batches.retrieve("msgbatch_0")

@@ -24,9 +24,9 @@ ALL = ["auto", "work", "house", "cloud", "gpu"]
 def backend(name: str, **members: Any) -> dict[str, Any]:
     model = {"name": name, "context": 4096, "tools": name == "cloud", **members}
     model = {"price": {"input": 3, "output": 7}, **model}
-    place = "cloud" if name == "cloud" else "on-premises"
-    where = {"base_url": NOWHERE, "residency": place}
-    return {"name": f"at-{name}", "type": "openai", **where, "models": [model]}
+    residency = "cloud" if name == "cloud" else "on-premises"
+    endpoint = {"base_url": NOWHERE, "residency": residency}
+    return {"name": f"at-{name}", "type": "openai", **endpoint, "models": [model]}
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
 
 
 @pytest.fixture
-async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
+async def eve_key(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
     """Yield the key of a tenant whose only scope is ``text``."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
@@ -64,13 +64,13 @@ async def test_anthropics_clients_page(models_app: ModelsApp) -> None:
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
-        first = await client.models.list(limit=2)
-        assert [model.id for model in first.data] == ALL[:2]
-        assert first.has_more and first.last_id == "work"
-        assert [model.id async for model in first] == ALL
-        behind = await client.models.list(limit=2, before_id="gpu")
-        assert [model.id for model in behind.data] == ["house", "cloud"]
-        assert behind.has_more
+        first_page = await client.models.list(limit=2)
+        assert [model.id for model in first_page.data] == ALL[:2]
+        assert first_page.has_more and first_page.last_id == "work"
+        assert [model.id async for model in first_page] == ALL
+        earlier_page = await client.models.list(limit=2, before_id="gpu")
+        assert [model.id for model in earlier_page.data] == ["house", "cloud"]
+        assert earlier_page.has_more
         start = await client.models.list(before_id="work")
         assert ([model.id for model in start.data], start.has_more) == (["auto"], False)
         model = await client.models.retrieve("cloud")
@@ -94,37 +94,37 @@ async def test_errors_have_the_format_of_each_protocol(models_app: ModelsApp) ->
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
-        with pytest.raises(anthropic.NotFoundError) as missing:
+        with pytest.raises(anthropic.NotFoundError) as not_found:
             await client.models.retrieve("no-such")
-        assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+        assert not_found.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
     async with anthropic.AsyncAnthropic(base_url=models_app.url, api_key="wrong") as client:
-        with pytest.raises(anthropic.AuthenticationError) as refused:
+        with pytest.raises(anthropic.AuthenticationError) as authentication_error:
             await client.models.list()
-        assert refused.value.body["type"] == "error"  # type: ignore[index]
+        assert authentication_error.value.body["type"] == "error"  # type: ignore[index]
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
-        with pytest.raises(openai.NotFoundError) as absent:
+        with pytest.raises(openai.NotFoundError) as openai_error:
             await client.models.retrieve("no-such")
-        assert absent.value.code == "model_not_found"
+        assert openai_error.value.code == "model_not_found"
 
 
 async def test_a_tenant_sees_its_permitted_models_without_prices(
-    models_app: ModelsApp, eve: str
+    models_app: ModelsApp, eve_key: str
 ) -> None:
-    _, body = await get(models_app, "models", eve)
+    _, body = await get(models_app, "models", eve_key)
     assert [model["id"] for model in body["data"]] == ["auto", "house"]
     assert not any("backends" in model for model in body["data"])
     # What the tenant's data may not reach does not count as an ability either.
     assert {model["tools"] for model in body["data"]} == {False}
-    assert [(await get(models_app, f"models/{name}", eve))[0] for name in ALL] == [
+    assert [(await get(models_app, f"models/{name}", eve_key))[0] for name in ALL] == [
         200, 404, 200, 404, 404,
     ]  # fmt: skip
     client = ollama.AsyncClient(
-        host=f"{models_app.url}/v1/ollama", headers={"authorization": f"Bearer {eve}"}
+        host=f"{models_app.url}/v1/ollama", headers={"authorization": f"Bearer {eve_key}"}
     )
-    listed = [model.model for model in (await client.list()).models]
-    assert {str(name).partition(":")[0] for name in listed} == {"auto", "house"}
+    listed_names = [model.model for model in (await client.list()).models]
+    assert {str(name).partition(":")[0] for name in listed_names} == {"auto", "house"}
     assert "tools" not in ((await client.show("auto")).capabilities or ())
     with pytest.raises(ollama.ResponseError):
         await client.show("cloud")
@@ -133,11 +133,11 @@ async def test_a_tenant_sees_its_permitted_models_without_prices(
 
 async def test_operators_see_back_ends_and_what_their_tokens_cost(models_app: ModelsApp) -> None:
     _, body = await get(models_app, "models", models_app.api_key)
-    shown = {model["id"]: model["backends"] for model in body["data"]}
-    assert [item["name"] for item in shown["work"]] == ["at-house", "at-cloud"]
-    assert shown["house"][0]["usd_per_million_tokens"] == {"input": "3", "output": "7"}
-    hourly = shown["gpu"][0]["usd_per_million_tokens"]
-    assert float(hourly["output"]) > float(hourly["input"]) > 0
+    backends_by_model = {model["id"]: model["backends"] for model in body["data"]}
+    assert [item["name"] for item in backends_by_model["work"]] == ["at-house", "at-cloud"]
+    assert backends_by_model["house"][0]["usd_per_million_tokens"] == {"input": "3", "output": "7"}
+    hourly_price = backends_by_model["gpu"][0]["usd_per_million_tokens"]
+    assert float(hourly_price["output"]) > float(hourly_price["input"]) > 0
 
 
 async def test_health_needs_no_key(models_app: ModelsApp) -> None:
@@ -146,21 +146,21 @@ async def test_health_needs_no_key(models_app: ModelsApp) -> None:
 
 
 async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
-    models_app: ModelsApp, eve: str
+    models_app: ModelsApp, eve_key: str
 ) -> None:
     """A request to load such a model is refused like a chat with it."""
-    headers = {"authorization": f"Bearer {eve}"}
-    says = [{"role": "user", "content": "hi"}]
+    headers = {"authorization": f"Bearer {eve_key}"}
+    messages = [{"role": "user", "content": "hi"}]
     async with aiohttp.ClientSession(headers=headers) as http:
         for name in ("gpu", "cloud"):
-            refused = []
-            for more in ({}, {"messages": says}):
-                body = {"model": name, **more}
+            refusals = []
+            for members in ({}, {"messages": messages}):
+                body = {"model": name, **members}
                 async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as answer:
                     text = await answer.json()
-                    refused.append((answer.status, text.get("code")))
-            assert refused[0] == refused[1]
-            assert refused[0][0] in (400, 403, 404), refused
+                    refusals.append((answer.status, text.get("code")))
+            assert refusals[0] == refusals[1]
+            assert refusals[0][0] in (400, 403, 404), refusals
         async with http.post(
             f"{models_app.url}/v1/ollama/api/chat", json={"model": "house"}
         ) as answer:

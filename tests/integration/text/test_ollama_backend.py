@@ -13,7 +13,7 @@ import pytest
 
 from moyin.testing.ollama_bridge import OllamaBridge
 from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 
 HELLO = {"role": "user", "content": "Say hello."}
 SCHEMA = {
@@ -50,7 +50,7 @@ async def ask(http: aiohttp.ClientSession, path: str, **kwargs: Any) -> tuple[An
         return response, await response.json()
 
 
-async def test_a_dead_host_is_fallen_back_from(http: aiohttp.ClientSession) -> None:
+async def test_calls_fall_back_from_a_dead_host(http: aiohttp.ClientSession) -> None:
     response, answer = await ask(http, "chat/completions")
     assert response.headers["x-moyin-backend"] == "gpu-1"
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -58,25 +58,27 @@ async def test_a_dead_host_is_fallen_back_from(http: aiohttp.ClientSession) -> N
 
 
 @pytest.mark.parametrize(
-    ("path", "end"), [("chat/completions", "data: [DONE]"), ("messages", '"message_stop"}')]
+    ("path", "stream_end"), [("chat/completions", "data: [DONE]"), ("messages", '"message_stop"}')]
 )
-async def test_streams_in_both_protocols(http: aiohttp.ClientSession, path: str, end: str) -> None:
+async def test_streams_in_both_protocols(
+    http: aiohttp.ClientSession, path: str, stream_end: str
+) -> None:
     body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, "stream": True}
     async with http.post(f"/v1/{path}", json=body) as response:
         text = await response.text()
-    assert end in text
+    assert stream_end in text
     assert text.endswith(": x-moyin-cost-usd=0\n\n")
 
 
 async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
     http: aiohttp.ClientSession, bridge: OllamaBridge
 ) -> None:
-    long = {"role": "user", "content": "word " * 4000}
+    long_message = {"role": "user", "content": "word " * 4000}
     tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
     await ask(http, "chat/completions")
-    response, refused = await ask(http, "chat/completions", messages=[long], tools=[tool])
+    response, refusal = await ask(http, "chat/completions", messages=[long_message], tools=[tool])
     assert response.status == 400, "the model behind the bridge has a smaller context"
-    assert refused["error"]["code"] == "backend_rejected"
+    assert refusal["error"]["code"] == "backend_rejected"
     assert [request["options"]["num_ctx"] for request in bridge.requests] == [4096, 8192]
     assert bridge.requests[1]["tools"][0]["function"]["parameters"] == SCHEMA
 
@@ -87,15 +89,17 @@ async def test_features_that_ollama_lacks_are_refused_by_name(http: aiohttp.Clie
     assert (response.status, answer["error"]["param"]) == (400, "tool_choice")
 
 
-async def test_a_client_that_leaves_cancels_upstream(
-    http: aiohttp.ClientSession, bridge: OllamaBridge, measured: Measured
+async def test_client_disconnect_cancels_the_upstream_call(
+    http: aiohttp.ClientSession, bridge: OllamaBridge, record_measurement: RecordMeasurement
 ) -> None:
     # Without chance, and long enough that it can't have ended by itself when the client leaves.
-    tale = {"role": "user", "content": "Tell me the history of Europe in great detail."}
-    body = {"model": "smol", "messages": [tale], "max_tokens": 1500, "temperature": 0}
+    message = {"role": "user", "content": "Tell me the history of Europe in great detail."}
+    body = {"model": "smol", "messages": [message], "max_tokens": 1500, "temperature": 0}
     async with http.post("/v1/chat/completions", json={**body, "stream": True}) as response:
         await response.content.read(500)
         response.close()
     left_at = time.monotonic()
     await asyncio.wait_for(bridge.cut.wait(), 1)
-    measured(f"upstream cancelled {time.monotonic() - left_at:.2f} s after the client left")
+    record_measurement(
+        f"upstream cancelled {time.monotonic() - left_at:.2f} s after the client left"
+    )

@@ -29,10 +29,10 @@ async def test_a_streamed_request_unloads_the_model(tmp_path: Path) -> None:
         serving(tmp_path, backend("ollama", upstream.url)) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
-        empty: list[dict[str, Any]] = [{}, {"messages": None}, {"messages": []}]
+        empty_members: list[dict[str, Any]] = [{}, {"messages": None}, {"messages": []}]
         for stream in (True, False):
-            for more in empty:
-                body = {"model": "m-ollama", "keep_alive": 0, "stream": stream, **more}
+            for members in empty_members:
+                body = {"model": "m-ollama", "keep_alive": 0, "stream": stream, **members}
                 async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as response:
                     assert response.status == 200
                     assert json.loads(await response.read())["done_reason"] == "unload"
@@ -67,8 +67,8 @@ async def test_the_sdks_older_call_for_a_vector(tmp_path: Path, llama_vectors: s
             host=f"{models_app.url}/v1/ollama",
             headers={"authorization": f"Bearer {models_app.api_key}"},
         )
-        old = await client.embeddings("vectors", "hello")
-        new = await client.embed("vectors", "hello")
-        assert len(old.embedding) > 100
-        assert list(old.embedding) == list(new.embeddings[0])
+        old_answer = await client.embeddings("vectors", "hello")
+        new_answer = await client.embed("vectors", "hello")
+        assert len(old_answer.embedding) > 100
+        assert list(old_answer.embedding) == list(new_answer.embeddings[0])
         await client._client.aclose()

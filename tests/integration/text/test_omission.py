@@ -63,13 +63,13 @@ FORCED: dict[str, Any] = {
 
 
 @asynccontextmanager
-async def calling(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
+async def open_client(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, WireServer]]:
     """Run the app with models with and without tools and reasoning, and an alias of both kinds."""
-    plain = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
+    plain_model = {"context": 100_000, "upstream": "up", "price": {"input": 0, "output": 0}}
     models = [
-        {"name": "plain", **plain},
-        {"name": "lenient", **plain, "omit": ["tools", "thinking"]},
-        {"name": "able", **plain, "tools": True, "omit": ["tools", "thinking"]},
+        {"name": "plain", **plain_model},
+        {"name": "lenient", **plain_model, "omit": ["tools", "thinking"]},
+        {"name": "able", **plain_model, "tools": True, "omit": ["tools", "thinking"]},
     ]
     async with (
         WireServer().running() as server,
@@ -91,9 +91,9 @@ async def test_a_request_is_sent_without_unsupported_features(
     tmp_path: Path, protocol: str
 ) -> None:
     path, body = REQUESTS[protocol]
-    async with calling(tmp_path) as (client, server):
-        refused = await client.post(path, json={**body, "model": "plain"})
-        assert refused.status_code == 400 and "tools" in refused.text
+    async with open_client(tmp_path) as (client, server):
+        refused_response = await client.post(path, json={**body, "model": "plain"})
+        assert refused_response.status_code == 400 and "tools" in refused_response.text
         answer = await client.post(path, json={**body, "model": "lenient"})
         assert answer.status_code == 200, answer.text
         assert answer.headers["x-moyin-route"] == "free; without thinking and tools"
@@ -102,12 +102,14 @@ async def test_a_request_is_sent_without_unsupported_features(
             not {"tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"}
             & request_body.keys()
         )
-        shown = await client.post(f"route?protocol={protocol}", json={**body, "model": "lenient"})
-        assert shown.json()["omitted"] == ["thinking", "tools"]
-        assert shown.json()["route"].endswith("; without thinking and tools")
+        route_response = await client.post(
+            f"route?protocol={protocol}", json={**body, "model": "lenient"}
+        )
+        assert route_response.json()["omitted"] == ["thinking", "tools"]
+        assert route_response.json()["route"].endswith("; without thinking and tools")
         # The alias allows it for tools only.
-        only = {name: value for name, value in body.items() if name not in _REASONING}
-        answer = await client.post(path, json={**only, "model": "chat"})
+        basic_body = {name: value for name, value in body.items() if name not in _REASONING}
+        answer = await client.post(path, json={**basic_body, "model": "chat"})
         assert answer.headers["x-moyin-route"] == "free; without tools"
         assert (await client.post(path, json={**body, "model": "chat"})).status_code == 400
         # A model under this name can call tools.
@@ -121,17 +123,17 @@ _REASONING = {"reasoning_effort", "reasoning", "thinking", "think"}
 
 
 @pytest.mark.parametrize("protocol", FORCED)
-async def test_a_request_that_insists_on_a_tool_is_refused(tmp_path: Path, protocol: str) -> None:
+async def test_request_with_forced_tool_is_refused(tmp_path: Path, protocol: str) -> None:
     path, body = REQUESTS[protocol]
-    async with calling(tmp_path) as (client, _):
+    async with open_client(tmp_path) as (client, _):
         forced_call = {**body, "model": "lenient", "tool_choice": FORCED[protocol]}
         answer = await client.post(path, json=forced_call)
         assert answer.status_code == 400 and "tools" in answer.text
 
 
-async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path) -> None:
+async def test_effort_level_is_dropped_for_models_that_do_not_reason(tmp_path: Path) -> None:
     body = {"messages": MESSAGES, "max_tokens": 9, "output_config": {"effort": "high"}}
-    async with calling(tmp_path) as (client, server):
+    async with open_client(tmp_path) as (client, server):
         answer = await client.post("messages", json={**body, "model": "plain"})
         assert answer.status_code == 200, answer.text
         assert "reasoning_effort" not in server.requests[-1][1]
@@ -142,13 +144,17 @@ async def test_a_level_of_effort_alone_is_for_models_that_reason(tmp_path: Path)
 
 async def test_responses_continue_and_show_the_usage(tmp_path: Path) -> None:
     path, body = REQUESTS["responses"]
-    async with calling(tmp_path) as (client, _):
-        first = (await client.post(path, json={**body, "model": "lenient"})).json()
-        assert first["tools"] == [] and first["reasoning"]["effort"] is None
-        more = {"model": "lenient", "input": "And now?", "previous_response_id": first["id"]}
-        assert (await client.post(path, json={**body, **more})).status_code == 200
-        stored = (await client.get(f"responses/{first['id']}")).json()
-        assert stored == first
+    async with open_client(tmp_path) as (client, _):
+        first_response = (await client.post(path, json={**body, "model": "lenient"})).json()
+        assert first_response["tools"] == [] and first_response["reasoning"]["effort"] is None
+        next_members = {
+            "model": "lenient",
+            "input": "And now?",
+            "previous_response_id": first_response["id"],
+        }
+        assert (await client.post(path, json={**body, **next_members})).status_code == 200
+        stored_response = (await client.get(f"responses/{first_response['id']}")).json()
+        assert stored_response == first_response
         events = await client.post(path, json={**body, "model": "lenient", "stream": True})
         assert events.headers["x-moyin-route"].endswith("; without thinking and tools")
         assert "response.completed" in events.text

@@ -26,7 +26,7 @@ HEAD = b"ID3 audio"
 FORM = "multipart/form-data; boundary=x"
 
 
-class Speaker:
+class SpeechServer:
     """A back end that sends the first bytes of speech, and the rest once ``may_end`` is set.
 
     Attributes:
@@ -56,8 +56,8 @@ class Speaker:
 
 
 @pytest.fixture
-async def speaker() -> AsyncIterator[tuple[Speaker, str]]:
-    speaker, app = Speaker(), web.Application(client_max_size=8 * 2**20)
+async def speech_server() -> AsyncIterator[tuple[SpeechServer, str]]:
+    speaker, app = SpeechServer(), web.Application(client_max_size=8 * 2**20)
     app.router.add_post("/v1/audio/speech", speaker.speak)
     app.router.add_post("/v1/audio/transcriptions", speaker.transcribe)
     runner = web.AppRunner(app, handler_cancellation=True)
@@ -68,7 +68,7 @@ async def speaker() -> AsyncIterator[tuple[Speaker, str]]:
     await runner.cleanup()
 
 
-class Studio:
+class OperationsApp:
     def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
         self.models_app = models_app
         self.database = database
@@ -86,50 +86,50 @@ class Studio:
 
 
 @pytest.fixture
-async def studio(
-    speaker: tuple[Speaker, str], tmp_path: Path, valkey_server: ValkeyServer
-) -> AsyncIterator[Studio]:
+async def operations_app(
+    speech_server: tuple[SpeechServer, str], tmp_path: Path, valkey_server: ValkeyServer
+) -> AsyncIterator[OperationsApp]:
     models = [
         {"name": "tts", "abilities": ["speech"], "price": {"usd_per_million_characters": 10}},
         {"name": "whisper", "abilities": ["transcription"], "price": {"usd_per_minute": 0.006}},
     ]
-    backend = {"name": "b", "type": "openai", "base_url": speaker[1], "models": models}
+    backend = {"name": "b", "type": "openai", "base_url": speech_server[1], "models": models}
     database = Database(Settings(data=tmp_path).sql_url)
     async with (
         serving(tmp_path, backend, redis_url=valkey_server.url) as models_app,
         redis.Redis.from_url(valkey_server.url) as valkey,
     ):
-        yield Studio(models_app, database, valkey)
+        yield OperationsApp(models_app, database, valkey)
     await database.close()
 
 
-def speech(characters: int) -> dict[str, Any]:
+def speech_body(characters: int) -> dict[str, Any]:
     return {"model": "tts", "voice": "a", "input": "x" * characters}
 
 
 async def test_units_are_reserved_settled_and_shown(
-    studio: Studio, speaker: tuple[Speaker, str]
+    operations_app: OperationsApp, speech_server: tuple[SpeechServer, str]
 ) -> None:
-    key_id, http = await studio.client(usd_per_day=Decimal("0.01"))
+    key_id, http = await operations_app.client(usd_per_day=Decimal("0.01"))
     async with http:
-        async with http.post("audio/speech", json=speech(600)) as first:
-            assert first.status == 200
-            assert await first.content.read(len(HEAD)) == HEAD
+        async with http.post("audio/speech", json=speech_body(600)) as first_response:
+            assert first_response.status == 200
+            assert await first_response.content.read(len(HEAD)) == HEAD
             # 0.006 of 0.01 USD are reserved while the first is spoken.
-            async with http.post("audio/speech", json=speech(600)) as second:
-                assert second.status == 402
-                error = (await second.json())["error"]
+            async with http.post("audio/speech", json=speech_body(600)) as second_response:
+                assert second_response.status == 402
+                error = (await second_response.json())["error"]
                 assert error["code"] == "budget_exceeded"
-            speaker[0].may_end.set()
-            await first.read()
+            speech_server[0].may_end.set()
+            await first_response.read()
         form = aiohttp.FormData({"model": "whisper"})
         form.add_field("file", b"x" * 3_000, filename="a.mp3")
-        async with http.post("audio/transcriptions", data=form) as third:
-            assert third.headers["x-moyin-cost-usd"] == "0.006"
+        async with http.post("audio/transcriptions", data=form) as third_response:
+            assert third_response.headers["x-moyin-cost-usd"] == "0.006"
 
         async def is_settled() -> bool:
             # The back end counts more seconds than the file can have; what it bills is booked.
-            return await studio.booked(key_id) == Decimal("0.012")
+            return await operations_app.booked(key_id) == Decimal("0.012")
 
         await eventually(is_settled)
 
@@ -152,16 +152,16 @@ async def test_units_are_reserved_settled_and_shown(
         }
 
 
-async def test_a_client_that_leaves_stops_the_back_end(
-    studio: Studio, speaker: tuple[Speaker, str]
+async def test_client_disconnect_stops_the_back_end(
+    operations_app: OperationsApp, speech_server: tuple[SpeechServer, str]
 ) -> None:
-    _, http = await studio.client(usd_per_day=Decimal(1))
+    _, http = await operations_app.client(usd_per_day=Decimal(1))
     async with http:
-        response = await http.post("audio/speech", json=speech(100))
+        response = await http.post("audio/speech", json=speech_body(100))
         assert await response.content.read(len(HEAD)) == HEAD
         response.close()
-        await speaker[0].left.wait()
-        runtime = studio.models_app.text_router.fleet.runtimes["b"]
+        await speech_server[0].left.wait()
+        runtime = operations_app.models_app.text_router.fleet.runtimes["b"]
         await eventually(lambda: runtime.load == 0)
 
         async def is_recorded() -> bool:
@@ -184,10 +184,10 @@ async def test_a_client_that_leaves_stops_the_back_end(
         (FORM, b"y" * 1_000_001, 413, None),
     ],
 )  # fmt: skip
-async def test_bad_forms(
-    studio: Studio, content_type: str, body: bytes, status: int, param: str | None
+async def test_invalid_forms_are_refused(
+    operations_app: OperationsApp, content_type: str, body: bytes, status: int, param: str | None
 ) -> None:
-    _, http = await studio.client()
+    _, http = await operations_app.client()
     headers = {"content-type": content_type}
     async with http, http.post("audio/transcriptions", data=body, headers=headers) as response:
         assert response.status == status

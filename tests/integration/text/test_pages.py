@@ -23,7 +23,7 @@ from tests.acceptance.scripted import new_scripted_app
 from tests.examples import DEFAULT_GATEWAY, find_missing_members, read_example, run_shell_example
 from tests.integration.servers import TemporalServer
 from tests.integration.text.fixtures import ModelsApp, serving, wait_until_probed
-from tests.integration.text.test_batches import NAMESPACE, Farm, Model, line
+from tests.integration.text.test_batches import NAMESPACE, Farm, ScriptedModel, new_line
 from tests.waiting import eventually
 
 TEXT = "Hello! It is sunny, and the answer is 3."
@@ -59,9 +59,9 @@ async def run(models_app: ModelsApp, page: str, name: str, **kwargs: Any) -> str
 
 def execute(text: str, variables: dict[str, Any]) -> str:
     """Run Python code, and return its output."""
-    with redirect_stdout(io.StringIO()) as printed:
+    with redirect_stdout(io.StringIO()) as output:
         exec(text, variables)
-    return printed.getvalue()
+    return output.getvalue()
 
 
 def save_profile(folder: Path, models_app: ModelsApp) -> None:
@@ -73,22 +73,24 @@ def save_profile(folder: Path, models_app: ModelsApp) -> None:
 
 async def test_the_first_curl_streams_an_answer(models_app: ModelsApp, tmp_path: Path) -> None:
     save_profile(tmp_path, models_app)
-    printed = await run(models_app, "README.md", "chat", folder=tmp_path, KEY="")
-    *chunks, last = [
-        text.removeprefix("data: ") for text in printed.splitlines() if text.startswith("data: ")
+    output = await run(models_app, "README.md", "chat", folder=tmp_path, KEY="")
+    *chunks, last_chunk = [
+        text.removeprefix("data: ") for text in output.splitlines() if text.startswith("data: ")
     ]
-    assert last == "[DONE]"
+    assert last_chunk == "[DONE]"
     deltas = [choice["delta"] for chunk in chunks for choice in json.loads(chunk)["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == TEXT
 
 
 @pytest.mark.parametrize("page", QUICKSTARTS)
-async def test_the_variables_of_the_shell(models_app: ModelsApp, tmp_path: Path, page: str) -> None:
+async def test_shell_variables_of_the_page_are_set(
+    models_app: ModelsApp, tmp_path: Path, page: str
+) -> None:
     save_profile(tmp_path, models_app)
-    printed = await run(
-        models_app, page, "variables", folder=tmp_path, KEY="", then='echo "$GATEWAY $KEY"'
+    output = await run(
+        models_app, page, "variables", folder=tmp_path, KEY="", next_command='echo "$GATEWAY $KEY"'
     )
-    assert printed.split() == [models_app.url, models_app.api_key]
+    assert output.split() == [models_app.url, models_app.api_key]
 
 
 @pytest.mark.parametrize("page", QUICKSTARTS)
@@ -134,33 +136,37 @@ async def farm(models_app: ModelsApp, temporal_server: TemporalServer) -> AsyncI
     """Run the models app with a worker for batches."""
     temporal = TemporalConnection(temporal_server.address, NAMESPACE, retention=timedelta(days=1))
     async with AsyncExitStack() as stack:
-        farm = Farm(models_app, Model(), temporal)
+        farm = Farm(models_app, ScriptedModel(), temporal)
         stack.push_async_callback(farm.client.close)
         await stack.enter_async_context(farm.worker())
         yield farm
 
 
-async def test_a_batch_of_openai(
+async def test_documented_openai_batch_example_works(
     farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "requests.jsonl").write_text(json.dumps(line(1)))
+    (tmp_path / "requests.jsonl").write_text(json.dumps(new_line(1)))
     monkeypatch.chdir(tmp_path)
-    first, later, second = read_example(BATCHES, "openai", "python").partition("# later")
+    first_part, later_mark, second_part = read_example(BATCHES, "openai", "python").partition(
+        "# later"
+    )
     variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
-    await asyncio.to_thread(execute, first, variables)
+    await asyncio.to_thread(execute, first_part, variables)
     batch = variables["batch"]
     assert (await farm.until(batch)).status == "completed"
-    answer = json.loads(await asyncio.to_thread(execute, later + second, variables))
+    answer = json.loads(await asyncio.to_thread(execute, later_mark + second_part, variables))
     assert answer["custom_id"] == "line-1"
     assert find_missing_members(BATCHES, "result", answer) == []
     assert answer["response"]["body"]["choices"][0]["message"]["content"] == TEXT
     variables["client"].close()
 
 
-async def test_a_batch_of_anthropic(farm: Farm) -> None:
-    first, later, second = read_example(BATCHES, "anthropic", "python").partition("# later")
+async def test_documented_anthropic_batch_example_works(farm: Farm) -> None:
+    first_part, later_mark, second_part = read_example(BATCHES, "anthropic", "python").partition(
+        "# later"
+    )
     variables: dict[str, Any] = {"gateway": farm.app.url, "key": farm.app.api_key}
-    await asyncio.to_thread(execute, first, variables)
+    await asyncio.to_thread(execute, first_part, variables)
     client, batch = variables["client"], variables["batch"]
 
     async def has_ended() -> bool:
@@ -168,5 +174,7 @@ async def test_a_batch_of_anthropic(farm: Farm) -> None:
         return bool(batch_state.processing_status == "ended")
 
     await eventually(has_ended, 180)
-    assert await asyncio.to_thread(execute, later + second, variables) == "first succeeded\n"
+    assert (
+        await asyncio.to_thread(execute, later_mark + second_part, variables) == "first succeeded\n"
+    )
     client.close()

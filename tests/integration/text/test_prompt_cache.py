@@ -16,7 +16,7 @@ from tests.integration.text.fixtures import local, serving, wait_until_probed
 SECRET = "The launch code of the studio's next film is forty-two. " * 40
 
 
-async def complete(url: str, key: str, **kwargs: Any) -> dict[str, Any]:
+async def complete_chat(url: str, key: str, **kwargs: Any) -> dict[str, Any]:
     body = {
         "model": "smollm2",
         "messages": [{"role": "user", "content": SECRET}],
@@ -33,7 +33,7 @@ async def complete(url: str, key: str, **kwargs: Any) -> dict[str, Any]:
         return answer
 
 
-async def other_key(folder: Path) -> str:
+async def create_other_key(folder: Path) -> str:
     database = Database(Settings(data=folder).sql_url)
     _, key = await KeyStore(database).create("bob", "test")
     await database.close()
@@ -48,8 +48,8 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
 ) -> None:
     async with serving(tmp_path, local(llama)) as models_app:
         await wait_until_probed(models_app)
-        await complete(models_app.url, models_app.api_key, **members)
-        answer = await complete(models_app.url, await other_key(tmp_path), **members)
+        await complete_chat(models_app.url, models_app.api_key, **members)
+        answer = await complete_chat(models_app.url, await create_other_key(tmp_path), **members)
         prompt = answer["usage"]["prompt_tokens"]
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
         # All of it was read anew: the time tells no more than the figure.
@@ -57,9 +57,9 @@ async def test_a_tenants_cached_prompt_is_invisible_to_others(
         assert answer["timings"]["prompt_n"] == prompt > 400
 
 
-async def test_where_one_tenant_is_alone_prompts_may_be_reused(llama: str, tmp_path: Path) -> None:
+async def test_single_tenant_may_reuse_cached_prompts(llama: str, tmp_path: Path) -> None:
     async with serving(tmp_path, {**local(llama), "prompt_cache": True}) as models_app:
         await wait_until_probed(models_app)
-        await complete(models_app.url, models_app.api_key)
-        answer = await complete(models_app.url, models_app.api_key)
+        await complete_chat(models_app.url, models_app.api_key)
+        answer = await complete_chat(models_app.url, models_app.api_key)
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 400

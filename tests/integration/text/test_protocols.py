@@ -23,34 +23,34 @@ HELLO: Any = {"role": "user", "content": "hi"}
 
 
 @pytest.fixture
-async def wires() -> AsyncIterator[WireServer]:
+async def wire_server() -> AsyncIterator[WireServer]:
     async with WireServer().running() as server:
         yield server
 
 
 @pytest.fixture
-async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
-    able = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
+async def models_app(wire_server: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    capabilities = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
     vectors = {"upstream": "up", "context": 9000, "price": FREE, "embeddings": True}
 
     def models(name: str) -> list[dict[str, Any]]:
-        return [{"name": name, **able}, {"name": f"{name}-vectors", **vectors}]
+        return [{"name": name, **capabilities}, {"name": f"{name}-vectors", **vectors}]
 
     async with serving(
         tmp_path,
         {
             "name": "gpt",
             "type": "openai",
-            "base_url": f"{wires.url}/v1",
+            "base_url": f"{wire_server.url}/v1",
             "models": models("gpt"),
         },
-        {"name": "gpu", "type": "ollama", "hosts": [wires.url], "models": models("llama")},
+        {"name": "gpu", "type": "ollama", "hosts": [wire_server.url], "models": models("llama")},
         {
             "name": "claude",
             "type": "anthropic",
-            "base_url": wires.url,
+            "base_url": wire_server.url,
             "api_key_env": "LLAMA_KEY",
-            "models": [{"name": "claude", **able}],
+            "models": [{"name": "claude", **capabilities}],
         },
     ) as models_app:
         yield models_app
@@ -72,24 +72,24 @@ async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
-async def test_embeddings_for_both_kinds_of_client(
-    models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wires: WireServer, model: str
+async def test_embeddings_are_answered_to_openai_and_ollama_clients(
+    models_app: ModelsApp, protocol_clients: ollama.AsyncClient, wire_server: WireServer, model: str
 ) -> None:
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as client:
-        one = await client.embeddings.create(model=model, input="four")
-        two = await client.embeddings.create(
+        single_answer = await client.embeddings.create(model=model, input="four")
+        batch_answer = await client.embeddings.create(
             model=model, input=["a", "bc"], dimensions=2, encoding_format="float"
         )
-    assert [row.embedding for row in one.data] == [[4.5, 4.5, 4.5]]
-    assert [row.embedding for row in two.data] == [[1.5, 1.5], [2.5, 2.5]]
-    assert one.usage.total_tokens == PROMPT
-    three = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
-    assert [list(row) for row in three.embeddings] == [[1.5], [2.5]]
-    assert three.prompt_eval_count == PROMPT
+    assert [row.embedding for row in single_answer.data] == [[4.5, 4.5, 4.5]]
+    assert [row.embedding for row in batch_answer.data] == [[1.5, 1.5], [2.5, 2.5]]
+    assert single_answer.usage.total_tokens == PROMPT
+    ollama_answer = await protocol_clients.embed(model=model, input=["a", "bc"], dimensions=1)
+    assert [list(row) for row in ollama_answer.embeddings] == [[1.5], [2.5]]
+    assert ollama_answer.prompt_eval_count == PROMPT
     if model == "llama-vectors":
-        assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.requests)
+        assert all(body["options"]["num_ctx"] == 4096 for _, body in wire_server.requests)
 
 
 async def test_chat_and_vectors_do_not_take_each_others_models(models_app: ModelsApp) -> None:
@@ -109,26 +109,26 @@ async def test_chat_and_vectors_do_not_take_each_others_models(models_app: Model
 async def test_tokens_are_counted_by_the_backend_or_estimated(
     models_app: ModelsApp,
 ) -> None:
-    ask: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 400}]}
+    request: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 400}]}
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as client:
-        counted = await client.messages.count_tokens(model="claude", **ask)
-        assert counted.input_tokens == PROMPT
-        raw = await client.messages.with_raw_response.count_tokens(model="gpt", **ask)
-        assert (await raw.parse()).input_tokens == 104
-        assert raw.headers["x-moyin-estimated"] == "true"
+        token_count = await client.messages.count_tokens(model="claude", **request)
+        assert token_count.input_tokens == PROMPT
+        raw_response = await client.messages.with_raw_response.count_tokens(model="gpt", **request)
+        assert (await raw_response.parse()).input_tokens == 104
+        assert raw_response.headers["x-moyin-estimated"] == "true"
         with pytest.raises(anthropic.NotFoundError):
-            await client.messages.count_tokens(model="nobody", **ask)
+            await client.messages.count_tokens(model="nobody", **request)
 
 
 async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClient) -> None:
-    listed = await protocol_clients.list()
+    model_list = await protocol_clients.list()
     names = {f"{name}:latest" for name in ("auto", "gpt", "llama", "claude")}
-    assert names <= {model.model for model in listed.models}
-    shown = await protocol_clients.show("llama")
-    assert shown.capabilities == ["completion", "tools", "vision"]
-    assert (shown.modelinfo or {})["moyin.context_length"] == 9000
+    assert names <= {model.model for model in model_list.models}
+    shown_model = await protocol_clients.show("llama")
+    assert shown_model.capabilities == ["completion", "tools", "vision"]
+    assert (shown_model.modelinfo or {})["moyin.context_length"] == 9000
     assert (await protocol_clients.show("gpt-vectors")).capabilities == ["embedding"]
     with pytest.raises(ollama.ResponseError) as exc_info:
         await protocol_clients.show("nobody")
@@ -142,29 +142,29 @@ async def test_model_routes_of_ollamas_client(protocol_clients: ollama.AsyncClie
 async def test_generate_whole_streamed_and_with_a_picture(
     protocol_clients: ollama.AsyncClient, model: str
 ) -> None:
-    ask: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
-    whole = await protocol_clients.generate(**ask)
-    assert whole.response == "Brief. After 1 turns STOP: hello"
-    pieces = [piece async for piece in await protocol_clients.generate(**ask, stream=True)]
-    assert "".join(piece.response or "" for piece in pieces) == whole.response
+    request: dict[str, Any] = {"model": model, "prompt": "hi", "system": "Brief."}
+    whole_answer = await protocol_clients.generate(**request)
+    assert whole_answer.response == "Brief. After 1 turns STOP: hello"
+    pieces = [piece async for piece in await protocol_clients.generate(**request, stream=True)]
+    assert "".join(piece.response or "" for piece in pieces) == whole_answer.response
     assert (pieces[-1].done, pieces[-1].prompt_eval_count) == (True, PROMPT)
-    seen = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
-    assert seen.response == SEEN
+    picture_answer = await protocol_clients.generate(model=model, prompt="look", images=[PICTURE])
+    assert picture_answer.response == SEEN
 
 
 async def test_a_request_that_only_loads_is_answered_at_once(
-    protocol_clients: ollama.AsyncClient, wires: WireServer
+    protocol_clients: ollama.AsyncClient, wire_server: WireServer
 ) -> None:
-    for loaded in (
+    for load_answer in (
         await protocol_clients.generate(model="gpt"),
         await protocol_clients.chat(model="gpt"),
     ):
-        assert (loaded.done, loaded.done_reason) == (True, "load")
-    assert wires.requests == []
+        assert (load_answer.done, load_answer.done_reason) == (True, "load")
+    assert wire_server.requests == []
 
 
 async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
-    http: aiohttp.ClientSession, wires: WireServer
+    http: aiohttp.ClientSession, wire_server: WireServer
 ) -> None:
     body = {
         "model": "llama",
@@ -176,7 +176,7 @@ async def test_ollamas_own_bytes_pass_with_a_window_of_the_right_size(
         assert (await response.json())["done"] is True
         assert response.headers["x-moyin-cost-usd"] == "0"
     options = {"min_p": 0.1, "num_ctx": 8192}
-    assert wires.requests == [("/api/chat", {**body, "model": "up", "options": options})]
+    assert wire_server.requests == [("/api/chat", {**body, "model": "up", "options": options})]
     async with http.post("/v1/ollama/api/chat", json={**body, "model": "gpt"}) as response:
         response_body = await response.json()
     assert (response.status, response_body["code"], response_body["field"]) == (
@@ -197,12 +197,12 @@ async def test_paths_and_versions_are_ollamas(http: aiohttp.ClientSession) -> No
     assert isinstance(body["error"], str)
 
 
-async def test_a_picture_that_is_none_is_named(
-    http: aiohttp.ClientSession, wires: WireServer
+async def test_invalid_picture_is_named_in_the_error(
+    http: aiohttp.ClientSession, wire_server: WireServer
 ) -> None:
     for url, code in [
-        (f"{wires.url}/api/version", "invalid_request"),
-        (f"{wires.url}/nothing", "invalid_request"),
+        (f"{wire_server.url}/api/version", "invalid_request"),
+        (f"{wire_server.url}/nothing", "invalid_request"),
         ("ftp://example.org/a.png", "invalid_request"),
         ("http://10.1.2.3/a.png", "address_refused"),
         ("http://[::ffff:10.1.2.3]/a.png", "address_refused"),
@@ -212,19 +212,19 @@ async def test_a_picture_that_is_none_is_named(
         async with http.post("/v1/chat/completions", json=body) as response:
             error = (await response.json())["error"]
             assert (response.status, error["code"], error["param"]) == (400, code, "messages")
-    assert wires.requests == []
+    assert wire_server.requests == []
 
 
 async def test_unknown_members_are_passed_through(
-    http: aiohttp.ClientSession, wires: WireServer
+    http: aiohttp.ClientSession, wire_server: WireServer
 ) -> None:
-    content = [{"type": "image_url", "image_url": {"url": f"{wires.url}/picture.png"}}]
-    turn = {"role": "user", "content": content}
-    body = {"model": "gpt", "messages": [turn], "n": 1, "user": "ada"}
+    content = [{"type": "image_url", "image_url": {"url": f"{wire_server.url}/picture.png"}}]
+    message = {"role": "user", "content": content}
+    body = {"model": "gpt", "messages": [message], "n": 1, "user": "ada"}
     async with http.post("/v1/chat/completions", data=json.dumps(body)) as response:
         answer = await response.json()
     assert answer["choices"][0]["message"]["content"] == SEEN
-    ((_, request_body),) = wires.requests
+    ((_, request_body),) = wire_server.requests
     assert (request_body["n"], request_body["user"]) == (1, "ada")
 
 
@@ -265,7 +265,7 @@ async def test_compressed_bodies_are_decoded_or_refused(
         ("chat/completions", "gpt", {}, 503, "service_unavailable"),
     ],
 )
-async def test_a_job_that_can_not_be_is_refused_at_once(
+async def test_impossible_job_is_refused_at_once(
     http: aiohttp.ClientSession,
     path: str,
     model: str,

@@ -32,32 +32,32 @@ CLAUDE = BEGUN["anthropic"] + (
 )
 
 
-def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def shipped_rules(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the back ends and other rules of serve_config.yaml, with the servers of a test."""
     config = load_serve_config(Path("serve_config.yaml"), Ports())
     (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules = dict(app["deployments"][0]["user_config"])
-    small, cloud = rules.pop("backends")
+    small_backend, cloud = rules.pop("backends")
     server = {"type": "openai", "base_url": f"{llama}/v1", "api_key_env": "LLAMA_KEY"}
     # The server in this test knows its model under another name.
-    models = [{**small["models"][0], "upstream": "smollm2"}]
+    models = [{**small_backend["models"][0], "upstream": "smollm2"}]
     return [{"name": "local", "models": models, **server}, {**cloud, "base_url": claude}], rules
 
 
 @asynccontextmanager
-async def fresh(
+async def serve_shipped_rules(
     folder: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[ModelsApp, Upstream]]:
     """Run the models app with the shipped rules and a fake key for Claude."""
     monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
     async with Upstream(CLAUDE).running() as claude:
-        backends, rules = shipped(llama, claude.url)
+        backends, rules = shipped_rules(llama, claude.url)
         aliases = rules.pop("aliases")
         async with serving(folder, *backends, rules=rules, **aliases) as models_app:
             yield models_app, claude
 
 
-async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
+async def run_moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
     """Run the command line in a separate process; return its status and output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -68,21 +68,21 @@ async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, error = await process.communicate()
-    return process.returncode or 0, out.decode(), error.decode()
+    stdout, error = await process.communicate()
+    return process.returncode or 0, stdout.decode(), error.decode()
 
 
 async def test_hard_requests_go_to_claude_and_routes_explain_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
+    async with serve_shipped_rules(tmp_path, llama, monkeypatch) as (models_app, claude):
         for model in ("auto", "fast"):
-            status, out, stderr = await moyin(models_app, "chat", SORT, "--model", model)
-            assert (status, out) == (0, "Hi\n"), stderr
+            status, stdout, stderr = await run_moyin(models_app, "chat", SORT, "--model", model)
+            assert (status, stdout) == (0, "Hi\n"), stderr
             assert "claude-haiku-5-5" in stderr
             assert "better; claude-haiku-5-5: code, p_good 0." in stderr
-            why, request = stderr.splitlines()
-            assert why.endswith("of smollm2-135m")
+            reason_line, request = stderr.splitlines()
+            assert reason_line.endswith("of smollm2-135m")
             assert request.startswith("request ")
         assert claude.request_count == 2
 
@@ -90,8 +90,8 @@ async def test_hard_requests_go_to_claude_and_routes_explain_why(
 async def test_easy_requests_use_the_local_model_and_explain_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
-        status, _, stderr = await moyin(models_app, "chat", HELLO)
+    async with serve_shipped_rules(tmp_path, llama, monkeypatch) as (models_app, claude):
+        status, _, stderr = await run_moyin(models_app, "chat", HELLO)
         assert status == 0
         assert "free; smollm2-135m: greeting, p_good " in stderr
         assert claude.request_count == 0
@@ -100,18 +100,22 @@ async def test_easy_requests_use_the_local_model_and_explain_why(
 async def test_the_command_line_explains_a_choice(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
-        status, out, _ = await moyin(models_app, "route", SORT)
+    async with serve_shipped_rules(tmp_path, llama, monkeypatch) as (models_app, claude):
+        status, stdout, _ = await run_moyin(models_app, "route", SORT)
         assert status == 0
-        first, *rest = [line.split("\t") for line in out.splitlines()]
-        assert (first[0], first[4], first[-1]) == ("claude-haiku-5-5", "table", "better")
-        assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in rest)
-        status, out, _ = await moyin(
+        first_row, *other_rows = [line.split("\t") for line in stdout.splitlines()]
+        assert (first_row[0], first_row[4], first_row[-1]) == (
+            "claude-haiku-5-5",
+            "table",
+            "better",
+        )
+        assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in other_rows)
+        status, stdout, _ = await run_moyin(
             models_app, "route", SORT, "--json", "--usd-per-bad-answer", "0"
         )
-        body = json.loads(out)
+        body = json.loads(stdout)
         assert (body["quality"], body["chosen"]["model"]) == (None, "smollm2-135m")
-        status, _, body = await moyin(models_app, "route", SORT, "--quality", "1")
+        status, _, body = await run_moyin(models_app, "route", SORT, "--quality", "1")
         assert status == 1
         assert body.startswith("quality_unreachable: no model under this name reaches p_good 1")
         assert claude.request_count == 0
@@ -129,7 +133,7 @@ async def test_headers_count_in_every_protocol(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     async with (
-        fresh(tmp_path, llama, monkeypatch) as (models_app, claude),
+        serve_shipped_rules(tmp_path, llama, monkeypatch) as (models_app, claude),
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
 
@@ -161,11 +165,11 @@ async def test_embedder_of_the_configuration_reads_prompts(
 ) -> None:
     monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
     async with Upstream(CLAUDE).running() as claude:
-        backends, rules = shipped(llama, claude.url)
+        backends, rules = shipped_rules(llama, claude.url)
         aliases = rules.pop("aliases")
         rules["routing"] = {**rules.get("routing", {}), "embedder": "wordllama"}
         async with serving(tmp_path, *backends, rules=rules, **aliases) as models_app:
-            status, _, stderr = await moyin(models_app, "chat", SORT, "--model", "auto")
+            status, _, stderr = await run_moyin(models_app, "chat", SORT, "--model", "auto")
             assert status == 0, stderr
             await models_app.learning.flush()
             (request_id,) = re.findall(r"request (\S+)", stderr)

@@ -35,7 +35,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def writer(url: str, name: str, price: float) -> dict[str, Any]:
+def writing_backend(url: str, name: str, price: float) -> dict[str, Any]:
     backends = house(url, name, price)
     return {**backends, "models": [{**backends["models"][0], "schema": True}]}
 
@@ -43,10 +43,12 @@ def writer(url: str, name: str, price: float) -> dict[str, Any]:
 @pytest.mark.parametrize("path", sorted(FORMATS))
 async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str) -> None:
     async with (
-        Upstream(PROSE, holds=True).running() as weak,
-        Upstream(JSON).running() as strong,
+        Upstream(PROSE, holds=True).running() as weak_upstream,
+        Upstream(JSON).running() as strong_upstream,
         serving(
-            tmp_path, writer(weak.url, "smollm2-135m", 0), writer(strong.url, "qwen3-8b", 1)
+            tmp_path,
+            writing_backend(weak_upstream.url, "smollm2-135m", 0),
+            writing_backend(strong_upstream.url, "qwen3-8b", 1),
         ) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
@@ -67,7 +69,7 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         assert "Sure" not in text
         assert "true}" in text
         async with asyncio.timeout(10):
-            await weak.left.wait()
+            await weak_upstream.left.wait()
         await models_app.ledger.close()
         entry = await models_app.ledger.get("ada", request)
         assert entry is not None
@@ -85,12 +87,17 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind: str) -> None:
     """The gateway closes the connection of an abandoned stream, whatever the kind of back end."""
-    async with Upstream(BEGUN[kind], holds=True).running() as weak, Upstream(JSON).running() as up:
+    async with (
+        Upstream(BEGUN[kind], holds=True).running() as weak_upstream,
+        Upstream(JSON).running() as upstream,
+    ):
         model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}
         model["price"] = {"input": 0, "output": 0}
-        first = {**backend(kind, weak.url), "name": "weak", "models": [model]}
+        weak_backend = {**backend(kind, weak_upstream.url), "name": "weak", "models": [model]}
         async with (
-            serving(tmp_path, first, writer(up.url, "qwen3-8b", 1)) as models_app,
+            serving(
+                tmp_path, weak_backend, writing_backend(upstream.url, "qwen3-8b", 1)
+            ) as models_app,
             aiohttp.ClientSession(
                 headers={"authorization": f"Bearer {models_app.api_key}"}
             ) as http,
@@ -109,5 +116,5 @@ async def test_connection_of_an_abandoned_stream_is_closed(tmp_path: Path, kind:
                 assert response.headers["x-moyin-route"].startswith("rescue after json; qwen3-8b")
             assert "Hi" not in text
             async with asyncio.timeout(10):
-                await weak.left.wait()
+                await weak_upstream.left.wait()
             assert models_app.text_router.fleet.runtimes["weak"].load == 0

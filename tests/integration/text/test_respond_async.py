@@ -38,7 +38,7 @@ def test_each_protocol_gets_a_job_whose_output_is_its_own_answer(http: httpx.Cli
         assert answer.headers["preference-applied"] == "respond-async"
         jobs[path] = answer.headers["location"]
         assert answer.json()["kind"] == "chat"
-    outputs = {path: _finished(http, job)["outputs"][0] for path, job in jobs.items()}
+    outputs = {path: _wait_for_end(http, job)["outputs"][0] for path, job in jobs.items()}
     assert all(output["text"] and output["backend"] for output in outputs.values()), outputs
     bodies = {path: output["body"] for path, output in outputs.items()}
     assert bodies["/v1/chat/completions"]["object"] == "chat.completion"
@@ -50,12 +50,17 @@ def test_each_protocol_gets_a_job_whose_output_is_its_own_answer(http: httpx.Cli
 def test_a_repeat_under_one_key_is_one_job(http: httpx.Client) -> None:
     body = {"model": "smollm2-135m", "messages": [HELLO], "max_tokens": 4}
     headers = {**SOON, "idempotency-key": "tell-me-once"}
-    first, second = (http.post("/v1/messages", json=body, headers=headers) for _ in range(2))
-    assert first.headers["location"] == second.headers["location"]
-    assert "idempotent-replayed" in second.headers
-    other = http.post("/v1/messages", json={**body, "max_tokens": 5}, headers=headers)
-    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
-    _finished(http, first.headers["location"])
+    first_response, second_response = (
+        http.post("/v1/messages", json=body, headers=headers) for _ in range(2)
+    )
+    assert first_response.headers["location"] == second_response.headers["location"]
+    assert "idempotent-replayed" in second_response.headers
+    other_response = http.post("/v1/messages", json={**body, "max_tokens": 5}, headers=headers)
+    assert (other_response.status_code, other_response.json()["error"]["code"]) == (
+        422,
+        "idempotency_key_reused",
+    )
+    _wait_for_end(http, first_response.headers["location"])
 
 
 def test_errors_are_immediate_and_in_the_protocols_format(gateway: RunningStack) -> None:
@@ -67,11 +72,11 @@ def test_errors_are_immediate_and_in_the_protocols_format(gateway: RunningStack)
         assert exc_info.value.param == "messages"
 
 
-def _finished(http: httpx.Client, job: str) -> dict[str, Any]:
-    def ended() -> dict[str, Any] | None:
-        shown: dict[str, Any] = http.get(job).json()
-        return shown if shown["status"] in ("succeeded", "failed", "cancelled") else None
+def _wait_for_end(http: httpx.Client, job: str) -> dict[str, Any]:
+    def find_ended_job() -> dict[str, Any] | None:
+        shown_job: dict[str, Any] = http.get(job).json()
+        return shown_job if shown_job["status"] in ("succeeded", "failed", "cancelled") else None
 
-    shown: dict[str, Any] = eventually_blocking(ended, 180)
-    assert shown["status"] == "succeeded", shown
-    return shown
+    finished_job: dict[str, Any] = eventually_blocking(find_ended_job, 180)
+    assert finished_job["status"] == "succeeded", finished_job
+    return finished_job

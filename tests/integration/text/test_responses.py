@@ -53,13 +53,15 @@ async def test_a_stream_that_breaks_ends_with_an_error_of_the_next_number(
         body = {"model": f"m-{kind}", "input": "hi", "stream": True}
         response, text = await call(models_app, "POST", "", body)
         assert response.status == 200, text
-        received = events(text)
-        assert [event["sequence_number"] for event in received] == list(range(len(received)))
-        assert received[0]["type"] == "response.created"
-        assert received[-1]["type"] == "error" and received[-1]["code"]
-        deltas = [e["delta"] for e in received if e["type"] == "response.output_text.delta"]
+        received_events = events(text)
+        assert [event["sequence_number"] for event in received_events] == list(
+            range(len(received_events))
+        )
+        assert received_events[0]["type"] == "response.created"
+        assert received_events[-1]["type"] == "error" and received_events[-1]["code"]
+        deltas = [e["delta"] for e in received_events if e["type"] == "response.output_text.delta"]
         assert deltas == ["Hi"]
-        response, _ = await call(models_app, "GET", f"/{received[0]['response']['id']}")
+        response, _ = await call(models_app, "GET", f"/{received_events[0]['response']['id']}")
         assert response.status == 404, "an answer that broke is not stored"
 
 
@@ -80,28 +82,36 @@ async def test_a_cached_answer_is_a_response_of_its_own(
         Upstream(STREAM if stream else FINE).running() as upstream,
         serving(tmp_path, backend("openai", upstream.url), cache=cache, faq=faq) as models_app,
     ):
-        first, text = await call(models_app, "POST", "", body)
+        first_answer, text = await call(models_app, "POST", "", body)
         answer_cache = models_app.text_router._answer_cache
         assert answer_cache is not None
         await asyncio.gather(*answer_cache._writes)
-        await call(models_app, "DELETE", f"/{_response(text, stream)['id']}")
-        second, again = await call(models_app, "POST", "", body)
-        assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
+        await call(models_app, "DELETE", f"/{_read_response(text, stream)['id']}")
+        second_answer, second_text = await call(models_app, "POST", "", body)
+        assert (first_answer.headers["x-moyin-cache"], second_answer.headers["x-moyin-cache"]) == (
+            "miss",
+            "hit",
+        )
         assert upstream.request_count == 1
-        original, cached = _response(text, stream), _response(again, stream)
-        assert cached["id"] != original["id"]
+        original_response, cached_response = (
+            _read_response(text, stream),
+            _read_response(second_text, stream),
+        )
+        assert cached_response["id"] != original_response["id"]
         # The ids of its items contain the response's.
-        renewed = json.dumps(original).replace(original["id"][5:], cached["id"][5:])
-        assert cached == json.loads(renewed)
+        renewed_json = json.dumps(original_response).replace(
+            original_response["id"][5:], cached_response["id"][5:]
+        )
+        assert cached_response == json.loads(renewed_json)
         if stream:
-            assert {event["response"]["id"] for event in events(again) if "response" in event} == {
-                cached["id"]
-            }
-        response, stored = await call(models_app, "GET", f"/{cached['id']}")
-        assert (response.status, json.loads(stored)) == (200, cached)
+            assert {
+                event["response"]["id"] for event in events(second_text) if "response" in event
+            } == {cached_response["id"]}
+        response, stored_text = await call(models_app, "GET", f"/{cached_response['id']}")
+        assert (response.status, json.loads(stored_text)) == (200, cached_response)
 
 
-def _response(text: str, stream: bool) -> dict[str, Any]:
+def _read_response(text: str, stream: bool) -> dict[str, Any]:
     if not stream:
         return dict(json.loads(text))
     return dict(events(text)[-1]["response"])

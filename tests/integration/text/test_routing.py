@@ -37,8 +37,8 @@ async def post(
         http.post(f"{models_app.url}/v1/{path}", json=body) as response,
     ):
         text = await response.text()
-        whole = response.content_type.endswith("json")
-        return response, await response.json(content_type=None) if whole else text
+        is_json = response.content_type.endswith("json")
+        return response, await response.json(content_type=None) if is_json else text
 
 
 def house(url: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def cloud(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", sorted(BODIES))
-async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: str) -> None:
+async def test_route_explanation_calls_no_back_end(tmp_path: Path, protocol: str) -> None:
     rules = {"routing": {"usd_per_second": 0.001}}
     async with (
         Upstream(FINE).running() as upstream,
@@ -61,10 +61,14 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
         assert response.status == 200
         assert body["needs"]["max_tokens"] == 5
         assert body["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
-        best, second = body["candidates"]
-        assert (best["loses_by_usd"], second["backend"]) == (0, "house")
-        assert best["reasons"] == [{"code": best["reason"]}]
-        assert second["reasons"][0]["code"] in ("answers_worse", "costs_more", "takes_longer")
+        best_candidate, second_candidate = body["candidates"]
+        assert (best_candidate["loses_by_usd"], second_candidate["backend"]) == (0, "house")
+        assert best_candidate["reasons"] == [{"code": best_candidate["reason"]}]
+        assert second_candidate["reasons"][0]["code"] in (
+            "answers_worse",
+            "costs_more",
+            "takes_longer",
+        )
         for candidate in body["candidates"]:
             expected = candidate["expected"]
             assert candidate["score_usd"] == pytest.approx(
@@ -79,9 +83,14 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
             **{"x-moyin-protocol": protocol, "x-moyin-residency": "on-premises"},
         )
         assert body["chosen"] == {"backend": "house", "model": "m-openai"}
-        (out,) = body["refused"]
-        assert (out["backend"], out["reason"]) == ("claude", "not allowed: data would go to cloud")
-        assert out["reasons"] == [{"code": "residency_not_allowed", "residency": "cloud"}]
+        (refused_backend,) = body["refused"]
+        assert (refused_backend["backend"], refused_backend["reason"]) == (
+            "claude",
+            "not allowed: data would go to cloud",
+        )
+        assert refused_backend["reasons"] == [
+            {"code": "residency_not_allowed", "residency": "cloud"}
+        ]
         assert upstream.request_count == 0
 
 
@@ -124,39 +133,46 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
 async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path) -> None:
     body = {"model": "auto", "messages": HELLO}
     async with (
-        Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
-        serving(tmp_path, house(up.url), cloud(up.url)) as models_app,
+        Upstream(
+            'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}'
+        ).running() as upstream,
+        serving(tmp_path, house(upstream.url), cloud(upstream.url)) as models_app,
     ):
         residency_header = {"x-moyin-residency": "on-premises"}
         response, response_body = await post(
             models_app, "messages/count_tokens", body, **residency_header
         )
-        assert (response.headers["x-moyin-estimated"], up.request_count) == ("true", 0)
+        assert (response.headers["x-moyin-estimated"], upstream.request_count) == ("true", 0)
         response, response_body = await post(models_app, "messages/count_tokens", body)
-        assert (response_body, up.request_count) == ({"input_tokens": 9}, 1)
+        assert (response_body, upstream.request_count) == ({"input_tokens": 9}, 1)
 
 
 @pytest.mark.parametrize("kind", ["image", "document"])
 async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path, kind: str) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
-    turn = {"role": "user", "content": [{"type": kind, "source": source}]}
+    message = {"role": "user", "content": [{"type": kind, "source": source}]}
     async with (
-        Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
-        serving(tmp_path, cloud(up.url)) as models_app,
+        Upstream(
+            'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}'
+        ).running() as upstream,
+        serving(tmp_path, cloud(upstream.url)) as models_app,
     ):
-        body = {"model": "auto", "messages": [turn]}
+        body = {"model": "auto", "messages": [message]}
         response, response_body = await post(models_app, "messages/count_tokens", body)
-        assert (response.headers["x-moyin-estimated"], up.request_count) == ("true", 0)
+        assert (response.headers["x-moyin-estimated"], upstream.request_count) == ("true", 0)
         assert response_body["input_tokens"] > 0
 
 
 async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
-    turn = {"role": "user", "content": [{"type": "document", "source": source}]}
-    async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as models_app:
-        body = {"model": "auto", "max_tokens": 5, "messages": [turn]}
+    message = {"role": "user", "content": [{"type": "document", "source": source}]}
+    async with (
+        Upstream(FINE).running() as upstream,
+        serving(tmp_path, cloud(upstream.url)) as models_app,
+    ):
+        body = {"model": "auto", "max_tokens": 5, "messages": [message]}
         response, response_body = await post(models_app, "messages", body)
-        assert (response.status, response_body["error"]["type"], up.request_count) == (
+        assert (response.status, response_body["error"]["type"], upstream.request_count) == (
             400,
             "invalid_request_error",
             0,
@@ -164,7 +180,7 @@ async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
         assert "documents by URL" in response_body["error"]["message"]
 
 
-async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
+async def find_booked_call(models_app: ModelsApp, request_id: str) -> UsageEntry:
     entry: UsageEntry = await eventually(lambda: models_app.ledger.get("ada", request_id))
     return entry
 
@@ -190,29 +206,32 @@ async def test_an_alias_may_keep_answers(
         "seed": int(stream),
     }
     async with (
-        Upstream(_streamed() if stream else FINE).running() as upstream,
+        Upstream(_streamed_response() if stream else FINE).running() as upstream,
         serving(tmp_path, house(upstream.url), cache=store, faq=faq) as models_app,
     ):
-        first, text = await post(models_app, "chat/completions", body)
+        first_answer, text = await post(models_app, "chat/completions", body)
         answer_cache = models_app.text_router._answer_cache
         assert answer_cache is not None
         while answer_cache._writes:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        second, again = await post(models_app, "chat/completions", body)
-        assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
-        assert first.content_type == second.content_type
+        second_answer, second_text = await post(models_app, "chat/completions", body)
+        assert (first_answer.headers["x-moyin-cache"], second_answer.headers["x-moyin-cache"]) == (
+            "miss",
+            "hit",
+        )
+        assert first_answer.content_type == second_answer.content_type
         if stream:
-            headers, _, cost = again.rpartition(": x-moyin-cost-usd=")
+            headers, _, cost = second_text.rpartition(": x-moyin-cost-usd=")
             assert (cost, text.startswith(headers)) == ("0\n\n", True)
         else:
-            assert text == again
-            assert second.headers["x-moyin-cost-usd"] == "0"
+            assert text == second_text
+            assert second_answer.headers["x-moyin-cost-usd"] == "0"
         assert upstream.request_count == 1
-        entry = await booked(models_app, second.headers["x-request-id"])
+        entry = await find_booked_call(models_app, second_answer.headers["x-request-id"])
         assert (entry.backend, entry.cost_usd, entry.output_tokens) == ("cache", 0, 1)
 
 
-def _streamed() -> str:
+def _streamed_response() -> str:
     return (
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         'data: {"id":"1","model":"m","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
@@ -222,7 +241,7 @@ def _streamed() -> str:
     )
 
 
-def response(text: str) -> CachedResponse:
+def new_cached_response(text: str) -> CachedResponse:
     return CachedResponse(
         backend="b",
         model="m",
@@ -232,17 +251,21 @@ def response(text: str) -> CachedResponse:
     )
 
 
-async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: ResponseCache) -> None:
+async def test_stored_answers_are_limited_and_private_per_tenant(store: ResponseCache) -> None:
     for number in range(5):
-        await store.put("ada", f"d{number}", response(str(number)), ttl=60, entries=3)
+        await store.put("ada", f"d{number}", new_cached_response(str(number)), ttl=60, entries=3)
     cached_answers = [await store.get("ada", f"d{number}") for number in range(5)]
-    assert cached_answers == [None, None, *(response(str(number)) for number in (2, 3, 4))]
+    assert cached_answers == [
+        None,
+        None,
+        *(new_cached_response(str(number)) for number in (2, 3, 4)),
+    ]
     assert await store.get("eve", "d4") is None
 
 
 async def test_answers_expire(store: ResponseCache) -> None:
-    await store.put("ada", "short", response("x"), ttl=1, entries=3)
-    assert await store.get("ada", "short") == response("x")
+    await store.put("ada", "short", new_cached_response("x"), ttl=1, entries=3)
+    assert await store.get("ada", "short") == new_cached_response("x")
     await asyncio.sleep(1.2)
     assert await store.get("ada", "short") is None
 
@@ -253,7 +276,7 @@ async def test_a_cache_outage_is_a_miss_and_pauses_lookups() -> None:
     await store.close()
     store._cache._redis = None  # whoever asks it now, fails
     assert await store.get("ada", "x") is None
-    await store.put("ada", "x", response("x"), ttl=1, entries=1)
+    await store.put("ada", "x", new_cached_response("x"), ttl=1, entries=1)
 
 
 class Host:
@@ -266,8 +289,8 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Host]:
         app = web.Application()
-        app.router.add_get("/api/version", self._ps)
-        app.router.add_get("/api/ps", self._ps)
+        app.router.add_get("/api/version", self._list_resident_models)
+        app.router.add_get("/api/ps", self._list_resident_models)
         runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -275,24 +298,30 @@ class Host:
         yield self
         await runner.cleanup()
 
-    async def _ps(self, _: web.Request) -> web.Response:
+    async def _list_resident_models(self, _: web.Request) -> web.Response:
         models = [{"name": name, "size_vram": 1} for name in self.resident]
         return web.json_response({"models": models})
 
 
 async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) -> None:
-    async with Host("other:1b").running() as cold, Host("m:latest").running() as warm:
-        ollama = backend("ollama", "") | {"hosts": [cold.url, warm.url], "load_s": 20}
+    async with Host("other:1b").running() as cold_host, Host("m:latest").running() as warm_host:
+        ollama = backend("ollama", "") | {"hosts": [cold_host.url, warm_host.url], "load_s": 20}
         async with serving(tmp_path, ollama) as models_app:
             runtimes = models_app.text_router.fleet.runtimes
             async with asyncio.timeout(5):
                 while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
-            first, second = body["candidates"]
-            assert (first["backend"], first["state"]) == ("ollama-1", "resident")
-            assert (second["backend"], second["state"]) == ("ollama-0", "absent")
-            assert second["expected"]["loading_seconds"] == 20
+            first_candidate, second_candidate = body["candidates"]
+            assert (first_candidate["backend"], first_candidate["state"]) == (
+                "ollama-1",
+                "resident",
+            )
+            assert (second_candidate["backend"], second_candidate["state"]) == (
+                "ollama-0",
+                "absent",
+            )
+            assert second_candidate["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
             assert runtimes["ollama-1"].slots.try_acquire("ada")
             _, body = await post(models_app, "route?protocol=ollama", BODIES["ollama"])

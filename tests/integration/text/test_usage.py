@@ -59,7 +59,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
 
 
 @pytest.fixture
-async def eve(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
+async def eve_key(models_app: ModelsApp, tmp_path: Path) -> AsyncIterator[str]:
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     _, key = await KeyStore(database).create("eve", "test", scopes=frozenset({TEXT}))
     yield key
@@ -74,17 +74,21 @@ async def get(models_app: ModelsApp, path: str, key: str) -> tuple[int, Any]:
         return response.status, await response.json()
 
 
-async def test_requests_are_listed_by_pages_and_filters(models_app: ModelsApp, eve: str) -> None:
-    status, page = await get(models_app, "requests?limit=3", eve)
+async def test_requests_are_listed_by_pages_and_filters(
+    models_app: ModelsApp, eve_key: str
+) -> None:
+    status, page = await get(models_app, "requests?limit=3", eve_key)
     assert (status, len(page["requests"])) == (200, 3)
-    _, rest = await get(models_app, f"requests?limit=3&cursor={page['next_cursor']}", eve)
-    assert rest["next_cursor"] is None
-    listed = [(call["request_id"], call["status"]) for call in page["requests"] + rest["requests"]]
-    assert sorted(listed) == [
+    _, last_page = await get(models_app, f"requests?limit=3&cursor={page['next_cursor']}", eve_key)
+    assert last_page["next_cursor"] is None
+    listed_calls = [
+        (call["request_id"], call["status"]) for call in page["requests"] + last_page["requests"]
+    ]
+    assert sorted(listed_calls) == [
         ("first", "complete"), ("second", "complete"), ("second", "failed"), ("vector", "complete"),
     ]  # fmt: skip
-    _, failed = await get(models_app, "requests?status=failed&requested_model=auto", eve)
-    [call] = failed["requests"]
+    _, failed_page = await get(models_app, "requests?status=failed&requested_model=auto", eve_key)
+    [call] = failed_page["requests"]
     assert call.pop("created_at").endswith("Z")
     assert call == {
         "request_id": "second", "owner": "eve", "key": "k1", "requested_model": "auto",
@@ -93,16 +97,19 @@ async def test_requests_are_listed_by_pages_and_filters(models_app: ModelsApp, e
         "output_tokens": 100, "cost_usd": "0.000000001", "operation": None, "unit": None,
         "quantity": None, "load_milliseconds": None,
     }  # fmt: skip
-    _, [one] = 0, (await get(models_app, "requests?key=k2&backend=at-dear", eve))[1]["requests"]
-    assert one["request_id"] == "second"
-    _, none = await get(models_app, "requests?before=2020-01-01", eve)
-    assert none == {"requests": [], "next_cursor": None}
+    _, [second_call] = (
+        0,
+        (await get(models_app, "requests?key=k2&backend=at-dear", eve_key))[1]["requests"],
+    )
+    assert second_call["request_id"] == "second"
+    _, empty_page = await get(models_app, "requests?before=2020-01-01", eve_key)
+    assert empty_page == {"requests": [], "next_cursor": None}
 
 
 async def test_usage_is_summed_and_compared_with_the_dearest_model(
-    models_app: ModelsApp, eve: str
+    models_app: ModelsApp, eve_key: str
 ) -> None:
-    status, report = await get(models_app, "usage?group_by=day&group_by=model", eve)
+    status, report = await get(models_app, "usage?group_by=day&group_by=model", eve_key)
     assert status == 200
     total = report["total"]
     assert (total["calls"], total["incomplete_calls"], total["input_tokens"]) == (4, 1, 4_000)
@@ -119,9 +126,9 @@ async def test_usage_is_summed_and_compared_with_the_dearest_model(
     assert groups["cheap"]["calls"] == 2
     assert groups["dear"]["day"] == f"{now():%Y-%m-%d}"
     assert "owner" not in groups["dear"]
-    dearest = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
-    assert dearest == DEAREST
-    _, past_usage = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve)
+    dearest_cost = sum(Decimal(group["dearest_cost_usd"]) for group in groups.values())
+    assert dearest_cost == DEAREST
+    _, past_usage = await get(models_app, "usage?from=2026-01-01&to=2026-02-01", eve_key)
     assert (past_usage["total"]["calls"], past_usage["groups"]) == (0, [])
     assert (past_usage["from"], past_usage["to"]) == (
         "2026-01-01T00:00:00Z",
@@ -129,9 +136,9 @@ async def test_usage_is_summed_and_compared_with_the_dearest_model(
     )
 
 
-async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve: str) -> None:
+async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve_key: str) -> None:
     for path in ("requests?owner=bob", "requests?owner=*", "usage?owner=bob", "usage?owner=*"):
-        status, error = await get(models_app, path, eve)
+        status, error = await get(models_app, path, eve_key)
         assert (status, error["code"], error["scope"]) == (403, "insufficient_scope", "operator")
     operator = models_app.api_key
     _, page = await get(models_app, "requests?owner=bob", operator)
@@ -161,7 +168,7 @@ async def test_only_operators_see_other_tenants(models_app: ModelsApp, eve: str)
     ],
 )
 async def test_wrong_parameters_are_named(
-    models_app: ModelsApp, eve: str, path: str, field: str
+    models_app: ModelsApp, eve_key: str, path: str, field: str
 ) -> None:
-    status, error = await get(models_app, path, eve)
+    status, error = await get(models_app, path, eve_key)
     assert (status, error["code"], error["field"]) == (400, "invalid_request", field), error

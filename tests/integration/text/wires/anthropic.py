@@ -17,7 +17,7 @@ KNOWN = frozenset(
 )  # fmt: skip
 
 
-def asked_of(body: Mapping[str, Any]) -> WireRequest:
+def parse_request(body: Mapping[str, Any]) -> WireRequest:
     blocks: list[Any] = [
         block
         for message in body["messages"]
@@ -27,19 +27,21 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
             else message["content"]
         )
     ]
-    system = body.get("system") or ""
+    system_prompt = body.get("system") or ""
     images = [block["source"] for block in blocks if block["type"] == "image"]
     assert all(source["type"] == "base64" for source in images)
     form = (body.get("output_config") or {}).get("format") or {}
     choice = body.get("tool_choice") or {"type": "auto"}
     return WireRequest(
-        system=system if isinstance(system, str) else " ".join(b["text"] for b in system),
+        system=system_prompt
+        if isinstance(system_prompt, str)
+        else " ".join(b["text"] for b in system_prompt),
         turns=len(body["messages"]),
         text=" ".join(block["text"] for block in blocks if block["type"] == "text"),
         tools=tuple(t["name"] for t in body.get("tools") or () if t["input_schema"] == SCHEMA),
         forces_tool=choice["type"] in ("any", "tool"),
         allows_single_tool_call=bool(choice.get("disable_parallel_tool_use")),
-        results=tuple(_result(block) for block in blocks if block["type"] == "tool_result"),
+        results=tuple(_tool_result(block) for block in blocks if block["type"] == "tool_result"),
         images=tuple(base64.b64decode(source["data"]) for source in images),
         has_schema=form.get("schema") == SCHEMA,
         wants_json=False,
@@ -49,7 +51,7 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
     )
 
 
-def _result(block: Mapping[str, Any]) -> str:
+def _tool_result(block: Mapping[str, Any]) -> str:
     content = block["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
@@ -63,7 +65,7 @@ def _usage(output: int) -> dict[str, Any]:
     }
 
 
-def _end(answer: WireAnswer) -> dict[str, Any]:
+def _end_members(answer: WireAnswer) -> dict[str, Any]:
     reason = "stop_sequence" if answer.stopped_by is not None else "end_turn"
     return {
         "stop_reason": "tool_use" if answer.calls else reason,
@@ -71,7 +73,7 @@ def _end(answer: WireAnswer) -> dict[str, Any]:
     }
 
 
-def _message(content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
+def _new_message(content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": "msg_1",
         "type": "message",
@@ -84,7 +86,7 @@ def _message(content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, 
     }
 
 
-def whole(answer: WireAnswer) -> dict[str, Any]:
+def whole_answer(answer: WireAnswer) -> dict[str, Any]:
     content: list[dict[str, Any]] = []
     if answer.thinking:
         content.append({"type": "thinking", "thinking": answer.thinking, "signature": "signed"})
@@ -94,22 +96,22 @@ def whole(answer: WireAnswer) -> dict[str, Any]:
         content.append(
             {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": arguments}
         )
-    return _message(content, _usage(answer.tokens)) | _end(answer)
+    return _new_message(content, _usage(answer.tokens)) | _end_members(answer)
 
 
-def pieces(answer: WireAnswer) -> Iterator[bytes]:
+def stream_answer(answer: WireAnswer) -> Iterator[bytes]:
     def event(kind: str, **members: Any) -> bytes:
         body = json.dumps({"type": kind, **members})
         return f"event: {kind}\ndata: {body}\n\n".encode()
 
-    yield event("message_start", message=_message([], _usage(1)))
+    yield event("message_start", message=_new_message([], _usage(1)))
     index = 0
     blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     if answer.thinking:
-        thought = {"type": "thinking_delta", "thinking": answer.thinking}
+        thinking_delta = {"type": "thinking_delta", "thinking": answer.thinking}
         signature = {"type": "signature_delta", "signature": "signed"}
-        empty = {"type": "thinking", "thinking": "", "signature": ""}
-        blocks.append((empty, [thought, signature]))
+        empty_block = {"type": "thinking", "thinking": "", "signature": ""}
+        blocks.append((empty_block, [thinking_delta, signature]))
     if answer.text:
         words = [{"type": "text_delta", "text": word} for word in answer.words]
         blocks.append(({"type": "text", "text": ""}, words))
@@ -126,5 +128,5 @@ def pieces(answer: WireAnswer) -> Iterator[bytes]:
             yield event("content_block_delta", index=index, delta=delta)
         yield event("content_block_stop", index=index)
     usage = {"output_tokens": answer.tokens}
-    yield event("message_delta", delta=_end(answer), usage=usage)
+    yield event("message_delta", delta=_end_members(answer), usage=usage)
     yield event("message_stop")

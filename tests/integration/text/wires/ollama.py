@@ -17,13 +17,13 @@ KNOWN = frozenset(
 GENERATE_KNOWN = KNOWN - {"messages", "tools"} | {"prompt", "system", "images"}
 
 
-def asked_to_generate(body: Mapping[str, Any]) -> WireRequest:
-    turn = {"role": "user", "content": body["prompt"], "images": body.get("images")}
-    system = {"role": "system", "content": body.get("system") or ""}
-    return asked_of({**body, "messages": [system, turn]})
+def parse_generate_request(body: Mapping[str, Any]) -> WireRequest:
+    user_message = {"role": "user", "content": body["prompt"], "images": body.get("images")}
+    system_message = {"role": "system", "content": body.get("system") or ""}
+    return parse_request({**body, "messages": [system_message, user_message]})
 
 
-def asked_of(body: Mapping[str, Any]) -> WireRequest:
+def parse_request(body: Mapping[str, Any]) -> WireRequest:
     messages, options = body["messages"], body.get("options") or {}
     return WireRequest(
         system=" ".join(m["content"] for m in messages if m["role"] == "system"),
@@ -46,12 +46,12 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
     )
 
 
-def _message(
+def _new_message(
     answer: WireAnswer, text: str, thinking: str = "", *, calls: bool = False, chat: bool = True
 ) -> dict[str, Any]:
-    head = {"model": "up", "created_at": "2026-01-01T00:00:00Z"}
+    common_members = {"model": "up", "created_at": "2026-01-01T00:00:00Z"}
     if not chat:
-        return {**head, "response": text, "thinking": thinking}
+        return {**common_members, "response": text, "thinking": thinking}
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
@@ -59,23 +59,27 @@ def _message(
         message["tool_calls"] = [
             {"function": {"name": name, "arguments": arguments}} for name, arguments in answer.calls
         ]
-    return {**head, "message": message}
+    return {**common_members, "message": message}
 
 
-def _end(answer: WireAnswer) -> dict[str, Any]:
+def _end_members(answer: WireAnswer) -> dict[str, Any]:
     counts = {"prompt_eval_count": PROMPT, "eval_count": answer.tokens}
     return {"done": True, "done_reason": "stop", **counts}
 
 
-def whole(answer: WireAnswer, *, chat: bool = True) -> dict[str, Any]:
-    return _message(answer, answer.text, answer.thinking, calls=True, chat=chat) | _end(answer)
+def whole_answer(answer: WireAnswer, *, chat: bool = True) -> dict[str, Any]:
+    return _new_message(answer, answer.text, answer.thinking, calls=True, chat=chat) | _end_members(
+        answer
+    )
 
 
-def pieces(answer: WireAnswer, *, chat: bool = True) -> Iterator[bytes]:
-    pieces = [_message(answer, "", answer.thinking, chat=chat)] if answer.thinking else []
-    pieces += [_message(answer, word, chat=chat) for word in (answer.words if answer.text else ())]
+def stream_answer(answer: WireAnswer, *, chat: bool = True) -> Iterator[bytes]:
+    pieces = [_new_message(answer, "", answer.thinking, chat=chat)] if answer.thinking else []
+    pieces += [
+        _new_message(answer, word, chat=chat) for word in (answer.words if answer.text else ())
+    ]
     if answer.calls:
-        pieces.append(_message(answer, "", calls=True))
+        pieces.append(_new_message(answer, "", calls=True))
     for piece in pieces:
         yield json.dumps({**piece, "done": False}).encode() + b"\n"
-    yield json.dumps(_message(answer, "", chat=chat) | _end(answer)).encode() + b"\n"
+    yield json.dumps(_new_message(answer, "", chat=chat) | _end_members(answer)).encode() + b"\n"

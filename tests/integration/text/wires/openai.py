@@ -18,13 +18,13 @@ KNOWN = frozenset(
 )  # fmt: skip
 
 
-def _image(url: str) -> bytes:
+def _decode_image(url: str) -> bytes:
     # Fetching would be ours to answer for: a server inside takes bytes only.
     assert url.startswith("data:image/png;base64,"), url
     return base64.b64decode(url.partition(",")[2])
 
 
-def asked_of(body: Mapping[str, Any]) -> WireRequest:
+def parse_request(body: Mapping[str, Any]) -> WireRequest:
     messages = body["messages"]
     parts = [p for m in messages if isinstance(m.get("content"), list) for p in m["content"]]
     texts = [p["text"] for p in parts if p["type"] == "text"]
@@ -44,7 +44,9 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
         forces_tool=choice == "required" or isinstance(choice, dict),
         allows_single_tool_call=body.get("parallel_tool_calls") is False,
         results=tuple(m["content"] for m in messages if m["role"] == "tool"),
-        images=tuple(_image(p["image_url"]["url"]) for p in parts if p["type"] == "image_url"),
+        images=tuple(
+            _decode_image(p["image_url"]["url"]) for p in parts if p["type"] == "image_url"
+        ),
         has_schema=form.get("type") == "json_schema" and form["json_schema"]["schema"] == SCHEMA,
         wants_json=form.get("type") == "json_object",
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -53,7 +55,7 @@ def asked_of(body: Mapping[str, Any]) -> WireRequest:
     )
 
 
-def _calls(answer: WireAnswer) -> list[dict[str, Any]]:
+def _tool_calls(answer: WireAnswer) -> list[dict[str, Any]]:
     return [
         {
             "id": f"call_{number}",
@@ -73,12 +75,12 @@ def _usage(answer: WireAnswer) -> dict[str, Any]:
     }
 
 
-def whole(answer: WireAnswer) -> dict[str, Any]:
+def whole_answer(answer: WireAnswer) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": answer.text or None}
     if answer.thinking:
         message["reasoning_content"] = answer.thinking
     if answer.calls:
-        message["tool_calls"] = _calls(answer)
+        message["tool_calls"] = _tool_calls(answer)
     reason = "tool_calls" if answer.calls else "stop"
     choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
     if answer.stopped_by is not None:
@@ -93,21 +95,26 @@ def whole(answer: WireAnswer) -> dict[str, Any]:
     }
 
 
-def pieces(answer: WireAnswer, *, usage: bool) -> Iterator[bytes]:
-    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "up"}
+def stream_answer(answer: WireAnswer, *, usage: bool) -> Iterator[bytes]:
+    common_members = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "up",
+    }
 
     def chunk(delta: Mapping[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         if reason is not None and answer.stopped_by is not None:
             choice["stop_reason"] = answer.stopped_by
-        return b"data: " + json.dumps(head | {"choices": [choice]}).encode() + b"\n\n"
+        return b"data: " + json.dumps(common_members | {"choices": [choice]}).encode() + b"\n\n"
 
     yield chunk({"role": "assistant", "content": ""})
     if answer.thinking:
         yield chunk({"reasoning_content": answer.thinking})
     for word in answer.words if answer.text else ():
         yield chunk({"content": word})
-    for index, call in enumerate(_calls(answer)):
+    for index, call in enumerate(_tool_calls(answer)):
         arguments = call["function"]["arguments"]
         first_delta = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
         yield chunk({"tool_calls": [first_delta]})
@@ -115,6 +122,6 @@ def pieces(answer: WireAnswer, *, usage: bool) -> Iterator[bytes]:
             yield chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
     yield chunk({}, "tool_calls" if answer.calls else "stop")
     if usage:
-        total = head | {"choices": [], "usage": _usage(answer)}
-        yield b"data: " + json.dumps(total).encode() + b"\n\n"
+        usage_chunk = common_members | {"choices": [], "usage": _usage(answer)}
+        yield b"data: " + json.dumps(usage_chunk).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"

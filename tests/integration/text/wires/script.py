@@ -52,21 +52,21 @@ class WireAnswer:
 
     @property
     def words(self) -> list[str]:
-        *words, last = self.text.split(" ")
-        return [*(f"{word} " for word in words), last]
+        *words, last_word = self.text.split(" ")
+        return [*(f"{word} " for word in words), last_word]
 
     @property
     def tokens(self) -> int:
         return len(self.text.split()) + len(self.calls) + len(self.thinking.split())
 
 
-def say(request: WireRequest) -> WireAnswer:
+def choose_answer(request: WireRequest) -> WireAnswer:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
     if request.results:
         text = " and ".join(request.results)
     elif request.tools and (request.forces_tool or "weather" in request.text):
-        many = "both" in request.text and not request.allows_single_tool_call
-        cities = ("Paris", "Rome") if many else ("Paris",)
+        is_multiple = "both" in request.text and not request.allows_single_tool_call
+        cities = ("Paris", "Rome") if is_multiple else ("Paris",)
         text, calls = "", tuple((request.tools[0], {"city": city}) for city in cities)
     elif request.images:
         text = " ".join(hashlib.sha256(image).hexdigest()[:8] for image in request.images)
@@ -78,8 +78,8 @@ def say(request: WireRequest) -> WireAnswer:
         text = f"seed {request.seed}"
     else:
         text = f"{request.system} After {request.turns} turns STOP: hello"
-    stopped_by = next((stop for stop in request.stop if stop in text), None)
-    if stopped_by is not None:
-        text = text.partition(stopped_by)[0]
+    stop_text = next((stop for stop in request.stop if stop in text), None)
+    if stop_text is not None:
+        text = text.partition(stop_text)[0]
     thinking = THOUGHT if request.thinking else ""
-    return WireAnswer(text=text, calls=calls, thinking=thinking, stopped_by=stopped_by)
+    return WireAnswer(text=text, calls=calls, thinking=thinking, stopped_by=stop_text)

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.integration.text.wires import anthropic, ollama, openai
-from tests.integration.text.wires.script import PICTURE, PROMPT, say
+from tests.integration.text.wires.script import PICTURE, PROMPT, choose_answer
 
 
 class WireServer:
@@ -33,10 +33,10 @@ class WireServer:
     async def running(self) -> AsyncIterator[WireServer]:
         """Serve on a free loopback port during the block."""
         app = web.Application()
-        app.router.add_get("/v1/models", self._empty)
-        app.router.add_get("/api/version", self._empty)
-        app.router.add_get("/api/ps", self._resident)
-        app.router.add_get("/picture.png", self._picture)
+        app.router.add_get("/v1/models", self._answer_empty_list)
+        app.router.add_get("/api/version", self._answer_empty_list)
+        app.router.add_get("/api/ps", self._answer_resident_models)
+        app.router.add_get("/picture.png", self._answer_picture)
         app.router.add_post("/v1/chat/completions", self._openai)
         app.router.add_post("/v1/messages", self._anthropic)
         app.router.add_post("/v1/messages/count_tokens", self._count)
@@ -57,54 +57,62 @@ class WireServer:
     def _add_routes(self, app: web.Application) -> None:
         """Add further routes; subclasses override this method."""
 
-    async def _empty(self, _: web.Request) -> web.Response:
+    async def _answer_empty_list(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [], "version": "0.13.0"})
 
-    async def _resident(self, _: web.Request) -> web.Response:
+    async def _answer_resident_models(self, _: web.Request) -> web.Response:
         return web.json_response({"models": [{"name": "up", "model": "up", "size_vram": 1}]})
 
-    async def _picture(self, _: web.Request) -> web.Response:
+    async def _answer_picture(self, _: web.Request) -> web.Response:
         return web.Response(body=PICTURE, content_type="image/png")
 
-    async def _body(self, request: web.Request, known: frozenset[str] | None) -> dict[str, Any]:
+    async def _read_body(
+        self, request: web.Request, known_members: frozenset[str] | None
+    ) -> dict[str, Any]:
         body: dict[str, Any] = await request.json()
         self.requests.append((request.path, body))
-        if known is not None and (unknown := body.keys() - known):
-            text = json.dumps({"error": {"message": f"unknown: {sorted(unknown)}"}})
+        if known_members is not None and (unknown_members := body.keys() - known_members):
+            text = json.dumps({"error": {"message": f"unknown: {sorted(unknown_members)}"}})
             raise web.HTTPBadRequest(text=text, content_type="application/json")
         return body
 
     async def _openai(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request, openai.KNOWN)
-        answer = say(openai.asked_of(body))
+        body = await self._read_body(request, openai.KNOWN)
+        answer = choose_answer(openai.parse_request(body))
         if not body.get("stream"):
-            return web.json_response(openai.whole(answer))
+            return web.json_response(openai.whole_answer(answer))
         wants = (body.get("stream_options") or {}).get("include_usage", False)
-        return await _stream(request, "text/event-stream", openai.pieces(answer, usage=wants))
+        return await _stream(
+            request, "text/event-stream", openai.stream_answer(answer, usage=wants)
+        )
 
     async def _anthropic(self, request: web.Request) -> web.StreamResponse:
-        body = await self._body(request, anthropic.KNOWN)
-        answer = say(anthropic.asked_of(body))
+        body = await self._read_body(request, anthropic.KNOWN)
+        answer = choose_answer(anthropic.parse_request(body))
         if not body.get("stream"):
-            return web.json_response(anthropic.whole(answer))
-        return await _stream(request, "text/event-stream", anthropic.pieces(answer))
+            return web.json_response(anthropic.whole_answer(answer))
+        return await _stream(request, "text/event-stream", anthropic.stream_answer(answer))
 
     async def _ollama(self, request: web.Request) -> web.StreamResponse:
         chat = request.path == "/api/chat"
-        body = await self._body(request, ollama.KNOWN if chat else ollama.GENERATE_KNOWN)
-        answer = say(ollama.asked_of(body) if chat else ollama.asked_to_generate(body))
+        body = await self._read_body(request, ollama.KNOWN if chat else ollama.GENERATE_KNOWN)
+        answer = choose_answer(
+            ollama.parse_request(body) if chat else ollama.parse_generate_request(body)
+        )
         if body.get("stream") is False:
-            return web.json_response(ollama.whole(answer, chat=chat))
-        return await _stream(request, "application/x-ndjson", ollama.pieces(answer, chat=chat))
+            return web.json_response(ollama.whole_answer(answer, chat=chat))
+        return await _stream(
+            request, "application/x-ndjson", ollama.stream_answer(answer, chat=chat)
+        )
 
     async def _count(self, request: web.Request) -> web.Response:
-        await self._body(request, anthropic.KNOWN - {"max_tokens", "stream"})
+        await self._read_body(request, anthropic.KNOWN - {"max_tokens", "stream"})
         return web.json_response({"input_tokens": PROMPT})
 
     async def _embeddings(self, request: web.Request) -> web.Response:
-        known = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
-        body = await self._body(request, known)
-        vectors = _vectors(body["input"], body.get("dimensions"))
+        known_members = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
+        body = await self._read_body(request, known_members)
+        vectors = _make_vectors(body["input"], body.get("dimensions"))
         rows = [
             {"object": "embedding", "index": index, "embedding": vector}
             for index, vector in enumerate(vectors)
@@ -113,22 +121,26 @@ class WireServer:
         return web.json_response({"object": "list", "data": rows, "model": "up", "usage": usage})
 
     async def _embed(self, request: web.Request) -> web.Response:
-        known = frozenset({"model", "input", "truncate", "dimensions", "options", "keep_alive"})
-        body = await self._body(request, known)
-        vectors = _vectors(body["input"], body.get("dimensions"))
+        known_members = frozenset(
+            {"model", "input", "truncate", "dimensions", "options", "keep_alive"}
+        )
+        body = await self._read_body(request, known_members)
+        vectors = _make_vectors(body["input"], body.get("dimensions"))
         answer = {"model": "up", "embeddings": vectors, "prompt_eval_count": PROMPT}
         return web.json_response(answer)
 
 
-async def _stream(request: web.Request, kind: str, pieces: Iterator[bytes]) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"content-type": kind})
+async def _stream(
+    request: web.Request, media_type: str, pieces: Iterator[bytes]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": media_type})
     await response.prepare(request)
     for piece in pieces:
         await response.write(piece)
     return response
 
 
-def _vectors(inputs: str | list[Any], dimensions: int | None) -> list[list[float]]:
+def _make_vectors(inputs: str | list[Any], dimensions: int | None) -> list[list[float]]:
     is_one = isinstance(inputs, str) or isinstance(inputs[0], int)
     texts = [inputs] if is_one else inputs
     return [[len(text) + 0.5] * (dimensions or 3) for text in texts]

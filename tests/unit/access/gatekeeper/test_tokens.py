@@ -32,7 +32,7 @@ from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKey, SigningKeyStore
 from moyin.store.sql import Database, now
 from moyin.store.users import UserStore
-from tests.forging import b64, sign_with_hs256
+from tests.forging import encode_base64url, sign_with_hs256
 
 SECRET = b"s" * 32
 
@@ -115,7 +115,7 @@ def _unsigned(studio: Studio) -> str:
 def _alter_claims(studio: Studio) -> str:
     head, _, signature = studio.sign_token(own="me").split(".")
 
-    return f"{head}.{b64(json.dumps(studio.claims()).encode())}.{signature}"
+    return f"{head}.{encode_base64url(json.dumps(studio.claims()).encode())}.{signature}"
 
 
 FORGERIES: dict[str, Callable[[Studio], str]] = {
@@ -230,7 +230,7 @@ async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: 
     assert studio.pair.kid.encode() in database_bytes
     assert (
         raw not in database_bytes
-        and b64(raw).encode() not in database_bytes
+        and encode_base64url(raw).encode() not in database_bytes
         and raw.hex().encode() not in database_bytes
     )
     with pytest.raises(RuntimeError):

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.quality.apgr import apgr, recovered
 from benchmarks.quality.choice import GRID, HALVES, choose_constants, cross_score
-from benchmarks.quality.folds import FOLDS, by_row, by_subject, few, question_for
+from benchmarks.quality.folds import FOLDS, by_row, by_subject, limit_labels, question_for
 from benchmarks.quality.month import play
 from benchmarks.quality.plots import bins
 from benchmarks.quality.prior import ANCHORS
@@ -34,7 +34,7 @@ def test_scored_subjects_are_not_in_the_training_set() -> None:
     for training_rows, held_out in splits:
         assert not {rows[n].subject for n in training_rows} & {rows[n].subject for n in held_out}
     assert sorted(n for _, held_out in splits for n in held_out) == list(range(100))
-    assert [len(training_rows) for training_rows, _ in few(splits, 3, 2)] == [3] * 10
+    assert [len(training_rows) for training_rows, _ in limit_labels(splits, 3, 2)] == [3] * 10
 
 
 def test_reliability_keeps_every_answer() -> None:

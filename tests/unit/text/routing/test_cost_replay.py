@@ -22,7 +22,7 @@ from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment, TenantPo
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.stack import Measured
+from tests.stack import RecordMeasurement
 from tests.unit.text.routing.factories import ALL_SCOPES, deployment
 from tests.unit.text.routing.request_trace import TraceRequest, requests
 from tests.unit.text.routing.router_rig import RecordedLedger
@@ -181,7 +181,7 @@ def build_marked_body(request: TraceRequest) -> bytes:
 
 @pytest.mark.parametrize("cards", [AMORTISED, PAID_FOR], ids=["amortised", "paid for"])
 async def test_total_cost_is_within_a_twentieth_of_an_oracle(
-    cards: tuple[tuple[str, str], tuple[str, str]], measured: Measured
+    cards: tuple[tuple[str, str], tuple[str, str]], record_measurement: RecordMeasurement
 ) -> None:
     all_deployments = build_deployments(*cards)
     trace = {request.id: request for request in requests()}
@@ -251,7 +251,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == pico_to_usd(spent_pico)
 
     share = spent_pico / oracle - 1
-    measured(
+    record_measurement(
         f"money, cards at {'/'.join(cards[0])} and {'/'.join(cards[1])} USD per million: "
         f"{len(trace)} requests for {pico_to_usd(spent_pico):.4f} USD, {share:.2%} above an oracle that knows "
         f"every length ({chosen_for / best_for - 1 if best_for else 0:.2%} where house and cloud "
