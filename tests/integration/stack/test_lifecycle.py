@@ -22,6 +22,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
 from moyin.stack.service import send_request
+from moyin.stack.state import PartStatus, Phase, StackState, read_state
 from moyin.system.processes import find_processes
 from tests.stack import Measured, RunningStack
 from tests.waiting import eventually_blocking
@@ -53,6 +54,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 
 def _state(stack: RunningStack) -> Any:
     return json.loads(stack.run("status", "--json", check=False).stdout)
+
+
+def _published(stack: RunningStack) -> StackState | None:
+    """Read what `moyin status` prints, for polling: a command takes half a second of a core."""
+    return read_state(stack.layout.state)
 
 
 def _get(url: str) -> Any:
@@ -170,8 +176,10 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
     os.kill(killed, signal.SIGKILL)
 
     def back() -> bool:
-        part = _state(stack)["parts"][name]
-        return bool(part["status"] == "up" and part["pid"] != killed)
+        state = _published(stack)
+        assert state is not None
+        part = state.parts[name]
+        return part.status == PartStatus.UP and part.pid != killed
 
     began = time.monotonic()
     eventually_blocking(back, 180)
@@ -219,7 +227,10 @@ def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_ord
         process = subprocess.Popen(
             command, env=other.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        eventually_blocking(lambda: _state(other)["phase"] == "ready", 240)
+        eventually_blocking(
+            lambda: (state := _published(other)) is not None and state.phase == Phase.READY, 240
+        )
+        assert _state(other)["phase"] == "ready"
         assert _get(f"{other.url}/other") == {"path": "/other"}
         assert _get(f"{stack.url}/first") == {"path": "/first"}
         assert other.url != stack.url
