@@ -28,6 +28,8 @@ from tests.chaos.watch import Probe, judge, probes
 from tests.stack import ROOT, free_port_base
 
 _BIN = Path(sys.executable).parent
+# Without a pause, the calls take the core that the starting apps need.
+_PAUSE = 0.1
 _TINY = Probe(service="tiny", method="GET", path="/tiny/a", normal=200)
 _SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
@@ -124,6 +126,7 @@ def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
     deploying = head.deploy()
     seen: set[str] = set()
     while "ok" not in seen:
+        time.sleep(_PAUSE)
         seen |= _answers(head)
         if deploying.poll() not in (None, 0):
             deploying = head.deploy()
@@ -133,6 +136,7 @@ def test_no_path_is_ever_not_found_while_apps_start(head: Head) -> None:
 
     stopping = head.serve("shutdown", "-y")
     while stopping.poll() is None or seen & {"ok", "cut"}:
+        time.sleep(_PAUSE)
         seen = _answers(head)
     assert stopping.returncode == 0
     assert seen <= {"503", "refused", "UNAVAILABLE"}
