@@ -17,12 +17,13 @@ from aiohttp import web
 
 from deployments.gateway.app import ProxyOrApp
 from deployments.gateway.config import GatewayConfig
-from moyin.access.gatekeeper import Gatekeeper, render_problem_details
+from moyin.access.gatekeeper import render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 from moyin.system.processes import freeze_startup_objects
 from moyin.testing.fakes import StaticAuthenticator
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.errors import ServeErrorMiddleware
 from deployments.server import ReplicaServer, limit_memory
-from moyin.access.gatekeeper.request import REQUEST_ID_PATTERN
+from moyin.access.gatekeeper.asgi import REQUEST_ID_PATTERN
 from moyin.settings import Settings
 
 # Response headers that pages of other origins may read, besides the CORS-safelisted ones.

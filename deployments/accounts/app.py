@@ -32,12 +32,13 @@ from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.accounts.passwords import PasswordService
 from moyin.access.accounts.signin import SignInService
 from moyin.access.accounts.throttle import Throttle
-from moyin.access.gatekeeper import Authenticator, Gatekeeper, render_problem_details
+from moyin.access.gatekeeper import render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.credential_finder import CredentialFinder
-from moyin.access.gatekeeper.identity import create_authenticator
+from moyin.access.gatekeeper.identity import Authenticator, create_authenticator
 from moyin.access.gatekeeper.limits import RequestMeter, create_meter
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import Observer
 from moyin.settings import Settings
 from moyin.store.audit import AuditLog

@@ -8,9 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from moyin.access.accounts.oidc import OpenIdProvider
-from moyin.access.accounts.signin import SignInPolicy
-from moyin.access.protocol.response import parse_limit
+from moyin.access.accounts.rules import OpenIdProvider, SignInPolicy
+from moyin.access.protocol.request_to_domain import parse_limit
 from moyin.access.protocol.wire import LimitBody, ScopeName
 from moyin.domain.identity import PLAYER
 

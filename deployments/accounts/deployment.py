@@ -11,7 +11,7 @@ from deployments.logs import configure_logs
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
 from moyin.access.accounts.mail import create_mailer
-from moyin.access.gatekeeper import Gatekeeper
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.settings import Settings
 
 

@@ -33,12 +33,13 @@ from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
 from deployments.replicas import ReloadableConfig
 from deployments.swagger import DOCS_PATHS
-from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.access.gatekeeper.credential_finder import CredentialFinder
+from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import Observer
 from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX
 from moyin.comfy_api.admission import GraphAdmission
@@ -55,7 +56,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.previews import PreviewFeed
 from moyin.jobs.queue_places import QueuePlaces
 from moyin.jobs.service import JobService
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 from moyin.render.imaging import PictureConverter
 from moyin.render.templates.catalog import TemplateCatalog
 from moyin.store.artifacts import ArtifactStore

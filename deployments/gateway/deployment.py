@@ -22,9 +22,10 @@ from deployments.gateway.pools import PoolValidator, ServePoolClient
 from deployments.logs import configure_logs
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
-from moyin.access.gatekeeper import Gatekeeper, create_authenticator
 from moyin.access.gatekeeper.asgi import TrustedProxies
+from moyin.access.gatekeeper.identity import create_authenticator
 from moyin.access.gatekeeper.limits import create_meter
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.frontend import find_frontend
@@ -43,7 +44,7 @@ from moyin.jobs.service import JobService
 from moyin.jobs.workflows.backlog import read_backlog
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings

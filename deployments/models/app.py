@@ -39,11 +39,12 @@ from deployments.models.routes.responses import ResponsesRoute, new_response_rou
 from deployments.models.routes.usage import new_usage_routes
 from deployments.models.routing_config import BatchesConfig, ImagesConfig
 from deployments.swagger import DOCS_PATHS
-from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.credential_finder import CredentialFinder
+from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.limits import RequestMeter
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import Observer
 from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT

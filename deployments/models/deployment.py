@@ -24,8 +24,9 @@ from deployments.models.telemetry import (
 )
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
-from moyin.access.gatekeeper import Gatekeeper, create_authenticator, create_service_token_factory
+from moyin.access.gatekeeper.identity import create_authenticator, create_service_token_factory
 from moyin.access.gatekeeper.limits import create_meter
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.client.gateway import GatewayClient
 from moyin.domain.cluster import BackendSummary, ModelsSummary
 from moyin.http.public_addresses import AllowedNetworks

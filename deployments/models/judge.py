@@ -13,8 +13,9 @@ from moyin.errors import ServiceUnavailable
 from moyin.settings import Settings
 from moyin.store.comparisons import ComparisonStore
 from moyin.store.quality import QualityStore
+from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.judge import Judge
-from moyin.text.judging.rules import JudgeBudget, JudgeRules
+from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
 from moyin.text.judging.verdict import OutcomeCounter
 from moyin.text.quality.estimator import Estimator

@@ -9,9 +9,8 @@ from typing import Protocol
 from pydantic import Field
 
 from deployments.replicas import StrictModel
-from moyin.text.judging.comparison import INSTRUCTION_TOKENS
 from moyin.text.judging.rules import JudgeRules
-from moyin.text.judging.verdict import MAX_VERDICT_TOKENS
+from moyin.text.judging.verdict import INSTRUCTION_TOKENS, MAX_VERDICT_TOKENS
 
 
 class _ModelSettings(Protocol):

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
-from moyin.access.gatekeeper import create_service_token_factory
+from moyin.access.gatekeeper.identity import create_service_token_factory
 from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks

@@ -1,9 +1,5 @@
 """Contains Moyin's reverse proxy, which forwards requests to the studio's other services.
 
-`route`, `paths` and `headers` are pure functions; `forward`, `sockets` and `pool` do I/O.
+`route`, `paths` and `headers` are pure functions; `forward`, `sockets` and `pool` do I/O. The proxy
+itself is `engine.Proxy`.
 """
-
-from moyin.proxy.engine import Proxy
-from moyin.proxy.route import Route, RouteTable
-
-__all__ = ["Proxy", "Route", "RouteTable"]

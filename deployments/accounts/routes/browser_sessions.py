@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
 from moyin.access.accounts.signin import SignInResult, SignInService
-from moyin.access.gatekeeper import Authenticator
 from moyin.access.gatekeeper.browser import BrowserSessions, build_cookies, get_cookie_lifetime
 from moyin.access.gatekeeper.credential_finder import (
     REFRESH_COOKIE,
     get_cookie,
     require_same_origin,
 )
+from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import build_identity, build_open_session
 from moyin.domain.identity import Identity

@@ -16,7 +16,8 @@ from deployments.accounts.routes.callers import (
 )
 from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import build_key, build_limit, parse_limit
+from moyin.access.protocol.request_to_domain import parse_limit
+from moyin.access.protocol.response import build_key, build_limit
 
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
 

@@ -26,7 +26,7 @@ from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, TEXT, Identity
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 from moyin.store.config_history import ConfigHistory
 
 _RETRY = "retry: 2000\n\n"

@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,6 +18,7 @@ import jwt
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from moyin.access.accounts.rules import OpenIdProvider
 from moyin.access.accounts.throttle import Throttle
 from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUnavailable
 from moyin.http.client import BodyTooLong, read_up_to
@@ -35,29 +36,6 @@ _MAX_BYTES = 512 * 1024
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 # Only asymmetric algorithms, because a shared secret that verifies tokens can also sign them.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpenIdProvider:
-    """Describes an OpenID provider that the operator has configured.
-
-    Attributes:
-        issuer: the provider's URL, from which its endpoints are discovered.
-        redirect_uris: the URIs that the provider may redirect browsers to.
-        registers: True if a person without an account who signs in through the provider becomes a
-            player.
-        links_emails: True if people whose email the provider has verified may sign in to the
-            existing account with that email.
-    """
-
-    name: str
-    issuer: str
-    client_id: str
-    redirect_uris: tuple[str, ...]
-    client_secret: str = field(default="", repr=False)
-    scopes: str = "openid email profile"
-    registers: bool = True
-    links_emails: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

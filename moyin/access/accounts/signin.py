@@ -14,9 +14,9 @@ from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
 from moyin.access.accounts.mail import Mail, Mailer
 from moyin.access.accounts.oidc import VerifiedIdentity
 from moyin.access.accounts.passwords import PasswordService
+from moyin.access.accounts.rules import SignInPolicy
 from moyin.domain.account import ROLE_SCOPES, Session, User, UserKind
-from moyin.domain.identity import PLAYER, Identity
-from moyin.domain.limits import Limit
+from moyin.domain.identity import Identity
 from moyin.errors import InsufficientScope, InvalidCredentials, NameTaken
 from moyin.store.limits import LimitStore
 from moyin.store.reauthorization import ReauthorizedTransactions
@@ -31,27 +31,6 @@ _RESET_MAIL = "Set a new password", "You can set a new password"
 # Maximum number of mails that wait to be sent; further mails are dropped and can be requested
 # again.
 _MAX_PENDING_MAILS = 100
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SignInPolicy:
-    """Holds the rules of registration and sign-in, which the operator may change at run time.
-
-    Attributes:
-        allows_registration: True if anybody may register as a player.
-        registrations_per_hour: the maximum of new players per hour in total.
-        player_limits: the limits of each new player; its ``subject`` is ignored.
-        reset_url: the URL of the page that sets a password; ``{token}`` is replaced by the token.
-        trusted_issuers: the OpenID providers whose users may sign in to an existing account by
-            their verified email.
-    """
-
-    allows_registration: bool = True
-    registrations_per_hour: int = 600
-    player_scopes: frozenset[str] = frozenset({PLAYER})
-    player_limits: Limit | None = None
-    reset_url: str = ""
-    trusted_issuers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,18 +1,11 @@
 """Implements the gatekeeper: the ASGI middleware in front of every app.
 
 The middleware assigns request ids, authenticates callers, limits request bodies, renders errors,
-and writes the access log and metrics.
+and writes the access log and metrics. `Gatekeeper` is in `middleware`, authentication in `identity`:
+neither is imported here, because processes that only render errors need neither.
 """
 
 from moyin.access.gatekeeper.context import RequestContext, context
-from moyin.access.gatekeeper.identity import (
-    Authenticator,
-    KeyAuthenticator,
-    create_authenticator,
-    create_service_token,
-    create_service_token_factory,
-)
-from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.http.problems import (
     SECURITY_HEADERS,
     ErrorBody,
@@ -23,16 +16,10 @@ from moyin.http.problems import (
 
 __all__ = [
     "SECURITY_HEADERS",
-    "Authenticator",
     "ErrorBody",
     "ErrorRenderer",
-    "Gatekeeper",
-    "KeyAuthenticator",
     "RequestContext",
     "context",
-    "create_authenticator",
-    "create_service_token",
-    "create_service_token_factory",
     "get_http_status",
     "render_problem_details",
 ]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections.abc import Awaitable
 from typing import Protocol
 
-from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send, get_header
+from moyin.access.gatekeeper.asgi import (
+    REQUEST_ID_PATTERN,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    get_header,
+)
 from moyin.access.gatekeeper.body import drain_body, expects_continue, has_body
 from moyin.access.gatekeeper.context import RequestContext
 from moyin.access.gatekeeper.disconnect import DisconnectWatcher
@@ -20,7 +26,6 @@ from moyin.domain.identity import Identity
 from moyin.errors import BodyTooSlow, MoyinError, RateLimited
 
 _log = logging.getLogger(__name__)
-REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Close code of RFC 6455 ("policy violation") for WebSockets whose key is missing or has ended.
 _WS_POLICY_VIOLATION = 1008
 

@@ -1,4 +1,4 @@
-"""Converts domain objects to and from the bodies of the accounts API."""
+"""Converts domain objects to the bodies of the accounts API."""
 
 from __future__ import annotations
 
@@ -43,10 +43,6 @@ def build_organisation(organisation: Organisation) -> wire.OrganisationBody:
 
 def build_key(key: ApiKey) -> wire.KeyBody:
     return wire.KeyBody(**{**asdict(key), "scopes": sorted(key.scopes)})
-
-
-def parse_limit(subject: str, body: wire.LimitBody) -> Limit:
-    return Limit(subject=subject, **body.model_dump())
 
 
 def build_limit(limit: Limit) -> wire.SubjectLimit:

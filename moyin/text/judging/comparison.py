@@ -15,9 +15,10 @@ from moyin.domain.chat import ChatRequest
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, estimate_tokens
 from moyin.errors import ModelNotFound, MoyinError
-from moyin.text.judging.rules import JudgeRules, compile_judge_route, intersect_residencies
+from moyin.text.judging.placement import compile_judge_route, intersect_residencies
+from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.transcripts import decode_stream, format_answer, format_conversation
-from moyin.text.judging.verdict import MAX_VERDICT_TOKENS, Outcome
+from moyin.text.judging.verdict import INSTRUCTION_TOKENS, MAX_VERDICT_TOKENS, Outcome
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
 from moyin.text.routing.compiled_route import RouteTarget, compute_max_request_cost
@@ -29,7 +30,6 @@ from moyin.text.routing.rescue import has_higher_quality
 from moyin.text.routing.routed_call import RoutedCall
 
 _ID_PREFIX = "judge-"
-INSTRUCTION_TOKENS = 600  # of the judge's instructions, markers and schema
 _MAX_CHARACTERS = 256 * 1024
 
 

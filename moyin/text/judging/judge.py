@@ -19,14 +19,10 @@ from moyin.domain.serialization import decode
 from moyin.errors import BackendTimeout, BudgetExceeded, MoyinError, Overloaded
 from moyin.store.comparisons import ComparisonStore, StoredComparison
 from moyin.store.quality import QualityStore, SignalRow
+from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.comparison import Comparison
-from moyin.text.judging.rules import (
-    JUDGE_OWNER,
-    JudgeBudget,
-    JudgeRules,
-    compile_judge_route,
-    intersect_residencies,
-)
+from moyin.text.judging.placement import compile_judge_route, intersect_residencies
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.judging.transcripts import format_answer
 from moyin.text.judging.verdict import Outcome, Verdict, build_judge_request, parse_verdict
 from moyin.text.protocol.openai.codec import OpenAICodec

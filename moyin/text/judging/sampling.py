@@ -12,8 +12,9 @@ from moyin.domain.money import Usage
 from moyin.domain.serialization import encode
 from moyin.errors import MoyinError
 from moyin.store.comparisons import ComparisonStore
+from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.comparison import NotComparable, SampledAnswer, create_comparison
-from moyin.text.judging.rules import JudgeBudget, JudgeRules
+from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.verdict import Outcome, OutcomeCounter
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, AnswerStream

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from moyin.text.protocol.ratings import BEST_GRADE, GradesBody
 
+INSTRUCTION_TOKENS = 600  # of the judge's instructions, markers and schema
 MAX_VERDICT_TOKENS = 600
 _GRADE_SCHEMA = {"type": "integer", "enum": list(range(BEST_GRADE + 1))}
 # The reason precedes the grades, because a model that explains itself first grades better.

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from blake3 import blake3
 
-from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.identity import create_authenticator
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database

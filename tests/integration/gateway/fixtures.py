@@ -31,8 +31,7 @@ from deployments.models.recent_calls import RecentCalls
 from deployments.models.routes.backends import describe_backends
 from deployments.models.routes.usage import report_month
 from deployments.replicas import ReloadableConfig
-from moyin.access.gatekeeper import create_authenticator
-from moyin.access.gatekeeper.identity import create_service_token_factory
+from moyin.access.gatekeeper.identity import create_authenticator, create_service_token_factory
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
@@ -61,7 +60,7 @@ from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 from moyin.render.comfyui.pool_client import PoolResponse
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog

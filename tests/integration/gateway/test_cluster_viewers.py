@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import sqlalchemy as sa
 
-from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.identity import create_authenticator
 from moyin.domain.identity import JOBS_READ, OPERATOR, ORG_ADMIN, TEXT, Identity
 from moyin.store.keys import KeyStore
 from moyin.store.schema import api_keys, usage

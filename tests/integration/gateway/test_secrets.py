@@ -17,7 +17,7 @@ import grpc
 import pytest
 from aiohttp import web
 
-from moyin.access.gatekeeper import create_service_token
+from moyin.access.gatekeeper.identity import create_service_token
 from moyin.access.gatekeeper.tokens import create_event_token, create_file_link
 from moyin.domain.identity import Identity
 from moyin.jobs.grpc import moyin_pb2 as pb

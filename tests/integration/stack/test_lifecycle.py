@@ -22,6 +22,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
 from moyin.stack.service import send_request
+from moyin.stack.state import PartStatus, Phase, StackState, read_state
 from moyin.system.processes import find_processes
 from tests.stack import RecordMeasurement, RunningStack
 from tests.waiting import eventually_blocking
@@ -53,6 +54,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
 
 def _read_state(stack: RunningStack) -> Any:
     return json.loads(stack.run("status", "--json", check=False).stdout)
+
+
+def _read_published(stack: RunningStack) -> StackState | None:
+    """Read what `moyin status` prints, for polling: a command takes half a second of a core."""
+    return read_state(stack.layout.state)
 
 
 def _get(url: str) -> Any:
@@ -172,8 +178,10 @@ def test_killed_server_is_restarted(
     os.kill(killed_pid, signal.SIGKILL)
 
     def is_restarted() -> bool:
-        part = _read_state(stack)["parts"][name]
-        return bool(part["status"] == "up" and part["pid"] != killed_pid)
+        state = _read_published(stack)
+        assert state is not None
+        part = state.parts[name]
+        return part.status == PartStatus.UP and part.pid != killed_pid
 
     started_at = time.monotonic()
     eventually_blocking(is_restarted, 180)
@@ -224,7 +232,11 @@ def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_ord
         process = subprocess.Popen(
             command, env=second_stack.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        eventually_blocking(lambda: _read_state(second_stack)["phase"] == "ready", 240)
+        eventually_blocking(
+            lambda: (state := _read_published(second_stack)) is not None and state.phase == Phase.READY,
+            240,
+        )
+        assert _read_state(second_stack)["phase"] == "ready"
         assert _get(f"{second_stack.url}/other") == {"path": "/other"}
         assert _get(f"{stack.url}/first") == {"path": "/first"}
         assert second_stack.url != stack.url

@@ -28,6 +28,8 @@ from tests.chaos.watch import Probe, judge, probes
 from tests.stack import ROOT, free_port_base
 
 _BIN = Path(sys.executable).parent
+# Without a pause, the calls take the core that the starting apps need.
+_PAUSE = 0.1
 _TINY = Probe(service="tiny", method="GET", path="/tiny/a", normal=200)
 _SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
@@ -124,6 +126,7 @@ def test_no_response_is_404_while_apps_start(head: Head) -> None:
     deploy_process = head.deploy()
     seen_answers: set[str] = set()
     while "ok" not in seen_answers:
+        time.sleep(_PAUSE)
         seen_answers |= _check_answers(head)
         if deploy_process.poll() not in (None, 0):
             deploy_process = head.deploy()
@@ -133,6 +136,7 @@ def test_no_response_is_404_while_apps_start(head: Head) -> None:
 
     stop_process = head.serve("shutdown", "-y")
     while stop_process.poll() is None or seen_answers & {"ok", "cut"}:
+        time.sleep(_PAUSE)
         seen_answers = _check_answers(head)
     assert stop_process.returncode == 0
     assert seen_answers <= {"503", "refused", "UNAVAILABLE"}

@@ -19,7 +19,7 @@ from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
 from deployments.models.routing_config import ImagesConfig
-from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.identity import create_authenticator
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient

@@ -19,7 +19,7 @@ from openai.types import Batch
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from moyin.access.gatekeeper import create_service_token_factory
+from moyin.access.gatekeeper.identity import create_service_token_factory
 from moyin.client.gateway import GatewayClient
 from moyin.domain.limits import Limit
 from moyin.domain.stored_file import BATCH_INPUT, StoredFile, new_file_id

@@ -25,8 +25,9 @@ from moyin.errors import BudgetExceeded
 from moyin.jobs.workflows.client import DATA_CONVERTER
 from moyin.jobs.workflows.judge import JudgeWorkflow
 from moyin.settings import Settings
+from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.comparison import derive_comparison_id
-from moyin.text.judging.rules import JUDGE_OWNER, JudgeBudget, JudgeRules
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.judging.verdict import Outcome
 from tests.integration.jobs.test_histories import write_history
 from tests.integration.servers import TemporalServer, ValkeyServer

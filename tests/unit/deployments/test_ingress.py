@@ -10,8 +10,9 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from deployments.ingress import SecurityHeadersMiddleware, new_fastapi
-from moyin.access.gatekeeper import Gatekeeper, render_problem_details
+from moyin.access.gatekeeper import render_problem_details
 from moyin.access.gatekeeper.asgi import Message
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.testing.fakes import StaticAuthenticator
 

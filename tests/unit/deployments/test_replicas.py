@@ -6,7 +6,7 @@ import pytest
 
 from deployments.gateway.config import GatewayConfig
 from deployments.replicas import ReloadableConfig
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 
 GOOD = {"routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://x"]}]}
 BAD = {"routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://me:secret@x"]}]}

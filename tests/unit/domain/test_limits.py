@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from moyin.access.protocol.response import build_limit, parse_limit
+from moyin.access.protocol.request_to_domain import parse_limit
+from moyin.access.protocol.response import build_limit
 from moyin.access.protocol.wire import LimitBody
 from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 

@@ -11,7 +11,7 @@ from moyin.access.gatekeeper.context import RequestContext
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, RateLimited
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 from moyin.proxy.route import Route, RouteTable, Upstream
 
 ROUTE = Route(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moyin.access.accounts.mail import Mail
-from moyin.access.accounts.oidc import OpenIdProvider
+from moyin.access.accounts.rules import OpenIdProvider
 from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import JOBS_WRITE, KEYS, ORG_ADMIN, Identity
 from moyin.errors import (

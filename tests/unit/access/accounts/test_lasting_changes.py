@@ -10,9 +10,9 @@ import pytest
 from argon2 import PasswordHasher
 
 from moyin.access.accounts.caller import Caller
-from moyin.access.accounts.oidc import OpenIdProvider, VerifiedIdentity
+from moyin.access.accounts.oidc import VerifiedIdentity
 from moyin.access.accounts.passwords import PasswordService
-from moyin.access.accounts.signin import SignInPolicy
+from moyin.access.accounts.rules import OpenIdProvider, SignInPolicy
 from moyin.access.gatekeeper.identity import create_service_token
 from moyin.domain.account import Role, UserKind
 from moyin.domain.limits import Limit

@@ -8,7 +8,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.access.accounts.oidc import OpenIdProvider, OpenIdSignIn
+from moyin.access.accounts.oidc import OpenIdSignIn
+from moyin.access.accounts.rules import OpenIdProvider
 from moyin.access.accounts.throttle import Throttle
 from moyin.errors import ServiceUnavailable
 from tests.unit.access.accounts.test_throttle import NOWHERE

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from moyin.access.gatekeeper import Gatekeeper, render_problem_details
+from moyin.access.gatekeeper import render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.content_encoding import decode_body
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import BodyTooLarge, InvalidContentEncoding

@@ -7,8 +7,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from moyin.access.gatekeeper import KeyAuthenticator, create_service_token
 from moyin.access.gatekeeper import identity as module
+from moyin.access.gatekeeper.identity import KeyAuthenticator, create_service_token
 from moyin.access.gatekeeper.tokens import (
     SIGNED_FILES_PREFIX,
     create_event_token,

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from moyin.access.gatekeeper import (
-    Gatekeeper,
     RequestContext,
     body,
     context,
@@ -18,6 +17,7 @@ from moyin.access.gatekeeper import (
 )
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.credential_finder import CredentialFinder
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.observation import Observation, format_access_line
 from moyin.access.gatekeeper.tokens import create_file_link
 from moyin.domain.identity import Identity

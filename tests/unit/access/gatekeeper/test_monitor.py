@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from moyin.access.gatekeeper import Gatekeeper, context, disconnect, render_problem_details
+from moyin.access.gatekeeper import context, disconnect, render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
-from moyin.access.gatekeeper import (
+from moyin.access.gatekeeper.identity import (
     KeyAuthenticator,
     create_authenticator,
     create_service_token_factory,

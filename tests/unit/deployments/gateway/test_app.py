@@ -7,7 +7,7 @@ import pytest
 from deployments.gateway.app import ProxyOrApp
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send
 from moyin.errors import ServiceUnavailable
-from moyin.proxy import Proxy
+from moyin.proxy.engine import Proxy
 
 
 class _NoRoutes:
