@@ -151,7 +151,11 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
 
 
 async def _follow(session: aiohttp.ClientSession, events: Counter[str]) -> None:
-    """Read the overview's event streams like a browser until cancelled, and count the events."""
+    """Read the overview's event streams like a browser until cancelled.
+
+    Args:
+        events: counts the received events by type.
+    """
 
     async def renew() -> None:
         while True:

@@ -133,7 +133,7 @@ def _moyin(command: str, environ: Mapping[str, str]) -> None:
 
 
 def _free_base() -> int:
-    """Return the first port of a range that seems to be unused."""
+    """Return the first port of a range of 500 ports, if nothing listens on that first port."""
     for base in range(22000, 32000, 500):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", base)) != 0:

@@ -206,7 +206,11 @@ def _npm(home: Path, _: str) -> None:
 
 
 def _install(home: Path, version: str, install: Callable[[Path, str], None]) -> None:
-    """Install a program into ``home``, unless ``home`` already contains that version."""
+    """Install a program into ``home``, unless ``home`` already contains that version.
+
+    Args:
+        install: called with ``home`` and ``version``; installs the program.
+    """
     stamp = home / "installed"
     if stamp.exists() and stamp.read_text() == version:
         return

@@ -110,7 +110,7 @@ async def _render(renderer: ComfyRenderer, seconds: float) -> None:
 
 
 def main() -> None:
-    """Measure and print the result as JSON."""
+    """Measure what isolation costs, and print the `IsolationCost` as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--graphs", type=int, default=25)

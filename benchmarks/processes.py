@@ -41,7 +41,10 @@ def free_port() -> int:
 
 
 def wait_for(port: int, seconds: float = 20) -> None:
-    """Wait until a server listens on ``port``."""
+    """Wait until a server listens on ``port`` of the loopback interface.
+
+    Raises `SystemExit` if none does within ``seconds``.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -266,6 +266,9 @@ def _pairs(order: Sequence[float], capacity: float) -> int:
 
     Each checkpoint fills actors of ``capacity`` seconds. Its remainder goes to the fullest actor
     that has room for it.
+
+    Args:
+        order: the seconds of work of each checkpoint.
     """
     pairs = 0
     free: list[float] = []

@@ -87,15 +87,15 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits that score ``folds``, without the rows of other folds to learn from."""
+    """Return the splits that score ``folds``, with only rows of these folds to learn from."""
     known = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known], splits[fold][1]) for fold in folds]
 
 
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
-    """Choose the constants and difficulties for each half of the folds, by scoring the other half.
+    """Choose the constants and difficulties with which each half of the folds is scored.
 
-    The results are in the order of `HALVES`.
+    They are those that score best on the other half. The results are in the order of `HALVES`.
     """
     choices: list[Choice] = []
     for _, known in HALVES:

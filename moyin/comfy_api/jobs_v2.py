@@ -69,7 +69,7 @@ class ComfyJobs:
         return await self.jobs.list_page(owner, job_filter, limit=limit, cursor=cursor)
 
     async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:
-        """Return the outputs of the job's finished steps."""
+        """Return the outputs of the job's finished steps, one mapping for each step."""
         return await self.service.load_outputs(job)
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
@@ -122,7 +122,11 @@ class ComfyJobs:
                         return
 
     async def _build_events(self, state: _ChangeTracker, event: JobEvent | None) -> list[SseEvent]:
-        """Return the client's events for a job event, or for the first state if it is None."""
+        """Return the events for the client after a job event.
+
+        Args:
+            event: the job event, or None to send the job's present state.
+        """
         if event is not None and event.type is EventType.PROGRESS:
             data = event.data
             progress = Progress(value=data["value"], max=data["max"], step=data["step"])

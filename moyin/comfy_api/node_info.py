@@ -171,7 +171,9 @@ class NodeInfoCache:
     async def fetch_merged(
         self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
     ) -> T:
-        """Return the merged JSON responses of ``pools`` (default: all). Do not modify the result.
+        """Return the JSON responses of ``pools`` (default: all) to ``path``, merged by ``merge``.
+
+        The result is cached, so do not modify it.
 
         Raises:
             ServiceUnavailable: no pool has responded yet.
@@ -226,7 +228,11 @@ class NodeInfoCache:
         await self._pool_responses.close()
 
     async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
-        """Return the result of ``merge``, and cache the result until ``source`` changes."""
+        """Return the result of ``merge``, which is cached under ``key`` until ``source`` changes.
+
+        Args:
+            source: the responses that ``merge`` combines.
+        """
         cached = self._merged.get(key)
         if cached is not None and cached[0] == source:
             merged: T = cached[1]

@@ -119,7 +119,10 @@ class ComfyClient:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Validate a graph without executing it, and return ComfyUI's response body."""
+        """Validate a graph without executing it, and return ComfyUI's response body.
+
+        For an invalid graph the body has the member ``error``.
+        """
         body: dict[str, Any] = {"prompt": graph}
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
@@ -231,7 +234,7 @@ def _make_status_error(response: aiohttp.ClientResponse) -> WorkerLost:
 
 
 def get_error_message(body: Mapping[str, Any]) -> str:
-    """Return the error message in the body of ComfyUI's response to an invalid graph."""
+    """Return the error message in ComfyUI's response to an invalid graph, or a default message."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
     return str(message or "ComfyUI refuses the graph without a reason")

@@ -27,7 +27,7 @@ class InputFiles:
         self._limit = limit
 
     async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
-        """Copy files from the artifact store, unless they are staged.
+        """Copy files from the artifact store to the staging folder, unless they are there already.
 
         The keys of ``files`` are names that `make_input_name` has made; the values are the sha256
         of blobs. Raises `FileNotFoundError` if the artifact store does not have a blob.

@@ -113,7 +113,7 @@ def limit_resources(file_bytes: int, threads: int | None) -> None:
 
 
 def lower_limit(kind: int, value: int) -> None:
-    """Set a resource limit unless a lower limit is set."""
+    """Set a resource limit, such as ``RLIMIT_FSIZE``, to ``value`` unless it is lower already."""
     _, present_limit = resource.getrlimit(kind)
     if present_limit == resource.RLIM_INFINITY or present_limit > value:
         resource.setrlimit(kind, (value, value))

@@ -101,7 +101,7 @@ class RunJournal:
         return self._ended.get(prompt_id, ())
 
     def list_unsettled(self) -> tuple[RenderRun, ...]:
-        """Return the runs with a price that have not ended, or whose cost is not recorded yet."""
+        """Return the runs that cost money and have not ended, or whose cost is not recorded yet."""
         open_runs = (
             RenderRun(
                 id=run.id,

@@ -8,8 +8,9 @@
    loaded. It switches if (a) it has no models loaded, (b) no waiting render uses its models and the
    renderers of the other models will be busy for longer than a switch takes, or (c) the other queue
    has more work than its own, by several times the load time.
-3. A renderer begins a render that uses its loaded models. These renders are ordered by class after
-   ageing, then by fair share of the owners, then by arrival.
+3. A renderer begins a render that uses its loaded models. These renders are ordered by class, which
+   rises as they wait (`OrderingRules.compute_rank`), then by fair share of the owners, then by
+   arrival.
 
 A render waits for a renderer that has its models loaded, even if another renderer is free, because
 nothing reduces the throughput of a farm more than loading models.
