@@ -267,7 +267,11 @@ async def _all_there(gateway: RunningStack, actors: int) -> None:
 
 
 async def _check_recovery(gateway: RunningStack, before: dict[str, int], report: Report) -> None:
-    """Wait until as many processes of each kind run as before; report a problem if they do not."""
+    """Wait until as many processes of each kind run as before; report a problem if they do not.
+
+    Args:
+        before: the number of processes of each kind before the kills.
+    """
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (now := await asyncio.to_thread(_counts, gateway)) != before:
         if time.monotonic() > deadline:

@@ -157,7 +157,10 @@ class Load:
         self._is_over = False
 
     async def run(self, meanwhile: Awaitable[None]) -> dict[str, list[tuple[float, float]]]:
-        """Return the start and duration of each call by service, made while ``meanwhile`` runs."""
+        """Call the services while ``meanwhile`` runs.
+
+        Returns the start and duration of each call in seconds, by service.
+        """
         async with asyncio.TaskGroup() as group:
             for name in self._uses:
                 group.create_task(self._use(name))
@@ -189,6 +192,10 @@ async def _hang_and_kill(
     """Suspend a service several times, kill it, and wait until it works again.
 
     During each of these time spans, and the quiet ones between them, every other service is called.
+
+    Args:
+        deployment: name of the service's Ray Serve deployment.
+        use: calls the service, and raises an error if that fails.
     """
 
     async def at_least(seconds: float) -> None:
@@ -260,6 +267,10 @@ def _compare_times(found: dict[str, list[list[float]]]) -> str:
     Compares the 99th percentile of each span in which the service hangs with that of the quiet span
     before it, and reports the median of these ratios. The single span after the kill is compared
     with the median of all quiet spans.
+
+    Args:
+        found: the durations in seconds of the calls in each span, by the span's kind: ``quiet``,
+            ``hanging`` or ``dead``.
     """
     quiet = [_p99(took) for took in found["quiet"]]
     before = statistics.median(quiet)

@@ -141,7 +141,10 @@ class Watch:
     def wait_until_well(
         self, since: float, seconds: float = 3.0, patience: float = _PATIENCE_SECONDS
     ) -> None:
-        """Wait until every service has responded normally for ``seconds``.
+        """Wait until every service has responded normally for ``seconds`` without a break.
+
+        Args:
+            since: the time by `time.monotonic` from which responses count and ``patience`` runs.
 
         Raises:
             AssertionError: a service did not respond normally within ``patience`` seconds.

@@ -150,7 +150,11 @@ class Recorder:
             return await _answer(response)
 
     def normal(self, value: Any, member: str = "") -> Any:
-        """Return ``value`` without ids, times and file locations."""
+        """Return ``value`` without ids, times and file locations.
+
+        Args:
+            member: the name of the JSON member that has this value, if any.
+        """
         if isinstance(value, Mapping):
             return {name: self.normal(item, name) for name, item in value.items()}
         if isinstance(value, list | tuple):

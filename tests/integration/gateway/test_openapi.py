@@ -196,6 +196,8 @@ def violations(
     """Return the violations of an OpenAPI description, and the number of requests that were sent.
 
     Args:
+        app: the URL of the OpenAPI description, and bearers by role.
+        left_out: paths that are not tested.
         only: a path to test, instead of all paths.
         bearers: function that returns the bearers before each request, instead of the app's.
         known: values of path parameters; if given, sends only valid requests, and only to

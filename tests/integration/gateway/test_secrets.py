@@ -59,7 +59,7 @@ class Session:
         self.keys = keys
 
     async def key(self, where: str) -> str:
-        """Return a valid key that is used in one place only."""
+        """Return a new key, and note it as a secret that is sent in the place ``where``."""
         return self.sent_secrets.note(where, (await self.keys.create("admin", where))[1])
 
     async def call(self, method: str, path: str, *statuses: int, **kwargs: Any) -> Any:

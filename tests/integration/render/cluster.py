@@ -115,7 +115,13 @@ class RenderFarm:
     async def deploy(
         self, models: Path | None = None, flags: tuple[str, ...] = (), **args: Any
     ) -> Any:
-        """Deploy the pool, and return its Serve handle without waiting for its actors."""
+        """Deploy the pool, and return its Serve handle without waiting for its actors.
+
+        Args:
+            models: folder of ComfyUI's models.
+            flags: additional arguments for ComfyUI.
+            args: further arguments of the pool (`RenderArgs`).
+        """
         comfyui = ComfyArgs(
             custom_nodes=(TEST_NODES, str(self.bad_nodes)),
             models=None if models is None else str(models),
@@ -195,7 +201,11 @@ async def render_farm(
     monkeypatch: pytest.MonkeyPatch,
     nodes: Sequence[Mapping[str, Any]],
 ) -> AsyncIterator[tuple[RenderFarm, Cluster]]:
-    """Run a cluster and everything that a pool on it needs, but not the pool itself."""
+    """Run a cluster and everything that a pool on it needs, but not the pool itself.
+
+    Args:
+        nodes: Ray's arguments for each node of the cluster.
+    """
     namespace = f"render-{uuid.uuid4().hex[:8]}"
     for name, value in {
         "DATA": folder,

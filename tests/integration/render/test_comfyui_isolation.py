@@ -106,7 +106,11 @@ async def hostile(
 
 
 async def run_attempt(renderer: ComfyRenderer, code: str, given: Any = None, **kwargs: Any) -> Any:
-    """Run code in ComfyUI's process, and return its findings."""
+    """Run ``code`` in ComfyUI's process, and return its findings.
+
+    Args:
+        given: a value that the code can read.
+    """
     return read_finding((await done(renderer, attempt(code, given), **kwargs)).values)
 
 

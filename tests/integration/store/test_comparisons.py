@@ -47,7 +47,10 @@ async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, val
 async def test_no_text_is_stored_in_valkey_unencrypted(
     store: ComparisonStore, valkey: Any, valkey_server: ValkeyServer
 ) -> None:
-    """Search Valkey's files for the texts; the files still contain deleted values."""
+    """Valkey holds the texts of a comparison only encrypted.
+
+    They can be read only for the same comparison and with the same secret.
+    """
     await store.add("a", "ada", b"codename Bluebird")
     await store.add_second_answer("a", "Bluebird flies")
     stored = await valkey.hgetall("moyin:judge:a")

@@ -190,7 +190,7 @@ async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
 
 
 class CountingKeys(StaticAuthenticator):
-    """Records how many credentials each recheck verifies; fails while ``away`` is set."""
+    """Records how many credentials each recheck verifies; rechecks fail while ``away`` is True."""
 
     def __init__(self) -> None:
         super().__init__({"good": ANN})

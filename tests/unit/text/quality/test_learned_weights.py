@@ -17,7 +17,11 @@ def features(*words: int) -> tuple[int, ...]:
 
 
 def learn_from(memory: LearnedWeights, good: float, *words: int) -> None:
-    """Learn from one signal (``good`` from 0 to 1) about a question, as the estimator does."""
+    """Learn from one signal about a question with these words, as the estimator does.
+
+    Args:
+        good: the signal, from 0 (bad answer) to 1 (good answer).
+    """
     expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).compute_residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 

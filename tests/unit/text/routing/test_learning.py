@@ -97,7 +97,7 @@ class Replica:
 
 
 def are_alike(one: Estimate, other: Estimate) -> bool:
-    """Return True if two states differ only by rounding."""
+    """Return True if two estimates differ only by rounding."""
     return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
         other.p, abs=1e-6
     )

@@ -181,7 +181,12 @@ async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> 
 
 
 def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
-    """Return a `Streams` whose small model has the client's API format and is not translated."""
+    """Return a `Streams` whose small model has the client's API format and is not translated.
+
+    Args:
+        upstream: the pieces of the stream that the small model sends.
+        rules: the arguments of `Streams`.
+    """
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
