@@ -123,7 +123,12 @@ async def _time_lists(farm: Farm, studio: Studio) -> None:
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
-    """Measure and print how much more processor time the stack needs while overviews are open."""
+    """Measure and print how much more processor time the stack needs while overviews are open.
+
+    Args:
+        viewers: the number of open overviews, which is compared with one.
+        seconds: how long they are measured.
+    """
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
     for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:

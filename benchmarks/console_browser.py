@@ -117,7 +117,11 @@ class Pages:
             context.close()
 
     def time_overview(self, wanted: Wanted, rounds: int) -> tuple[list[float], list[float]]:
-        """Return the seconds of first visits with an empty cache, and those of second visits."""
+        """Return the seconds of first visits with an empty cache, and those of second visits.
+
+        Args:
+            wanted: the content that must have been painted.
+        """
         cold: list[float] = []
         warm: list[float] = []
         for _ in range(rounds):

@@ -71,6 +71,9 @@ class Result:
         """Return how many times the requests per second of ``other`` this gateway reached.
 
         The result is the median over the rounds.
+
+        Args:
+            connections: the number of concurrent connections to compare.
         """
         return _ratio(self.rounds[connections], other.rounds[connections])
 

@@ -87,7 +87,12 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
 
 @contextmanager
 def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
-    """Run a stack with ``actors`` ComfyUIs during the block, and yield it."""
+    """Run a stack with ``actors`` ComfyUIs during the block, and yield it.
+
+    Args:
+        mock_url: the mock model server, which becomes a back end.
+        service_url: the service behind the reverse proxy.
+    """
     comfyui = find_comfyui(Settings()) if actors else None
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"

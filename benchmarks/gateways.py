@@ -69,7 +69,7 @@ class Gateway:
 
 
 def direct(mock_url: str, pid: int) -> Gateway:
-    """Return the mock model server itself, to be measured without a gateway."""
+    """Return the mock model server with this process id, to be measured without a gateway."""
     return Gateway(
         name="direct", url=f"{mock_url}/v1/chat/completions", processes=lambda: family(pid)
     )

@@ -16,7 +16,12 @@ import psutil
 def running_program(
     command: Sequence[str], environ: Mapping[str, str] | None = None, *, quiet: bool = False
 ) -> Iterator[int]:
-    """Run ``command`` during the block; yield its process id."""
+    """Run ``command`` during the block; yield its process id.
+
+    Args:
+        environ: environment variables in addition to those of this process.
+        quiet: True to discard the command's output.
+    """
     output = subprocess.DEVNULL if quiet else None
     process = subprocess.Popen(
         command, env={**os.environ, **(environ or {})}, stdout=output, stderr=output

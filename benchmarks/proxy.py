@@ -142,7 +142,7 @@ def _held(place: MeasuredServer, kind: _Kind) -> OpenConnections | None:
 
 
 async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
-    """Open `OPEN` connections, and return the delays of the messages on each of them.
+    """Open `OPEN` connections of a kind, and return the delays in ms of the messages on each.
 
     The result of a connection that broke later is None; connections that failed to open are left
     out.

@@ -78,7 +78,7 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     """Return the figure by which constants are compared: the mean of two APGR values.
 
     One is the APGR (`benchmarks.quality.apgr`) after few labels, the other that on GSM8K. These
-    depend more on the constants than other scores do.
+    depend more on the constants than other scores do. Only ``folds`` are scored.
     """
     labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
     small = _within(by_row(tables.gsm8k, seed), folds)
@@ -113,7 +113,12 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
 
 
 def cross_score(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -> Score:
-    """Score all folds, each with the constants that were chosen without it."""
+    """Score all folds, each with the constants that were chosen without it.
+
+    Args:
+        cut: divides the rows of one table into folds.
+        choice: the constants and difficulties for each of the `HALVES`.
+    """
     rows, splits = cut(tables, seed)
     result = Score()
     for (scored, _), (constants, levels) in zip(HALVES, choice, strict=True):

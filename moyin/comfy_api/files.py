@@ -154,7 +154,8 @@ class ComfyFiles:
     ) -> tuple[ComfyFileName, Artifact]:
         """Store ``artifact`` under ``name``; return the final name and the artifact that has it.
 
-        Like ComfyUI, append a number to the name if a file with other content has this name.
+        Like ComfyUI, append a number to the name if a file with other content has this name, unless
+        ``overwrite`` is True.
 
         Raises:
             InvalidRequest: a thousand numbered names are in use.

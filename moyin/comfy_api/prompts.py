@@ -234,7 +234,11 @@ class ComfyPrompts:
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
-        """Return the response body of ``/api/jobs``: open prompts and the last 1000 ended ones."""
+        """Return the response body of ``/api/jobs``: open prompts and the last 1000 ended ones.
+
+        Only jobs in one of ``states`` (such as ``pending``) are listed, or all if it is empty. If
+        ``workflow_id`` is not None, only jobs of this workflow are listed.
+        """
         jobs = [
             *await self.prompts.list_open(owner),
             *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),
@@ -280,7 +284,12 @@ class ComfyPrompts:
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """Validate a graph; return ComfyUI's response, which is empty if the pool is down."""
+        """Validate a graph; return ComfyUI's response, which is empty if the pool is down.
+
+        Args:
+            files: the caller's files that the graph names.
+            targets: ids of the output nodes to execute, or None for all.
+        """
         artifacts = await self.files.find_referenced(caller.owner, graph)
         names_by_id = {
             artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()

@@ -120,7 +120,10 @@ def _check_content(response: httpx.Response) -> None:
 def check(
     kind: TypeAdapter[Any], body: bytes | str, extensions: frozenset[str] = frozenset()
 ) -> Any:
-    """Return the body as an object of the package's type, which may have the given extensions.
+    """Return the body as an object of the package's type ``kind``, validated strictly.
+
+    Args:
+        extensions: the paths of members that the body may have in addition.
 
     Raises:
         ValidationError: the body does not match the type.

@@ -155,7 +155,10 @@ async def soak(gateway: RunningStack, plan: Plan) -> Report:
 async def _run_owner(
     gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
 ) -> list[str]:
-    """Submit all jobs of an owner, wait for them, fetch the results, and return the job ids."""
+    """Submit a job for each graph of an owner, wait for all, and fetch the results.
+
+    Returns the job ids.
+    """
     async with _Caller(gateway.url, key, plan.patience, report) as caller:
         ids: list[str] = []
         for graph in graphs:

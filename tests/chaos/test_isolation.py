@@ -136,7 +136,10 @@ class Windows:
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
         """Assign calls to the window in which they began; return their durations by kind of window.
 
-        Windows without calls are left out. A call is the pair of its start and its duration.
+        Windows without calls are left out.
+
+        Args:
+            uses: the start and the duration of each call.
         """
         all_uses = list(uses)
         results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}

@@ -72,7 +72,12 @@ def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
 def wait_for_another(
     data: Path, matches: Callable[[str], bool], dead: int, count: int, seconds: float
 ) -> float:
-    """Return the seconds until ``count`` matching processes run again, without the pid ``dead``."""
+    """Return the seconds until ``count`` matching processes run again, without the pid ``dead``.
+
+    Args:
+        matches: returns whether a command line is that of such a process.
+        seconds: the limit, after which an error is raised.
+    """
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         pids = {process.pid for process in processes(data, matches)}

@@ -163,6 +163,9 @@ class Watch:
     def wait_until_away(self, since: float, patience: float = 60.0) -> None:
         """Wait until no service responds normally any more.
 
+        Args:
+            since: the time by `time.monotonic` from which responses count and ``patience`` runs.
+
         Raises:
             AssertionError: a service still responded normally after ``patience`` seconds.
         """
@@ -279,7 +282,7 @@ def _all_well(calls: list[Call]) -> bool:
 def judge(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
-    """Return the outcome of a response, and what is wrong with it, or None."""
+    """Return the outcome of a response to ``probe`` (see `Call`), and what is wrong or None."""
     shown = f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
     if status == probe.normal and probe.normal_code is None:
         return "ok", None

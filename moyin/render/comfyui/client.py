@@ -96,7 +96,8 @@ class ComfyClient:
     ) -> PromptAccepted:
         """Add a prompt to ComfyUI's queue, to execute its output nodes ``targets``, by default all.
 
-        Raises `InvalidGraph` with the body of the response if ComfyUI refuses the graph.
+        Nodes can read the prompt's ``extra_data``. Raises `InvalidGraph` with the body of the response
+        if ComfyUI refuses the graph.
         """
         body: dict[str, Any] = {
             "prompt": graph,
@@ -121,7 +122,8 @@ class ComfyClient:
     ) -> dict[str, Any]:
         """Validate a graph without executing it, and return ComfyUI's response body.
 
-        For an invalid graph the body has the member ``error``.
+        For an invalid graph the body has the member ``error``. If ``targets`` is not None, ComfyUI
+        validates only the output nodes with these ids.
         """
         body: dict[str, Any] = {"prompt": graph}
         if targets is not None:

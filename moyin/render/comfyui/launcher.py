@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def change_user(user: int, groups: list[int]) -> None:
-    """Change the user of this process irrevocably, and drop all capabilities."""
+    """Change the user and the groups of this process irrevocably, and drop all capabilities."""
     os.setgroups(groups)
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)

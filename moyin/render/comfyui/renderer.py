@@ -172,6 +172,9 @@ class ComfyRenderer:
         ``outputs`` that ComfyUI would execute and ``node_errors`` for the other outputs. The bridge
         adds ``free``, the inputs that `moyin.comfy_api.validation_cache` may ignore.
 
+        Args:
+            targets: ids of the output nodes to validate, or None for all.
+
         Raises:
             ServiceUnavailable: ComfyUI is not ready.
         """

@@ -71,7 +71,8 @@ class RunJournal:
     ) -> tuple[RenderRun, ...]:
         """End the open runs of a prompt and return them.
 
-        The last run has the prompt's result or error. The earlier runs failed and were repeated.
+        The last run has the prompt's number of pictures or error. The earlier runs failed and were
+        repeated.
         """
         runs = self._open.pop(prompt_id, [])
         for run in runs:

@@ -141,6 +141,9 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
     """Return the user id to which a confined process changes.
 
     Returns None if this process is not root or ``isolation`` is not strict.
+
+    Args:
+        uid_map: the kernel's file of the user ids that exist in this namespace.
     """
     if options.isolation is not Isolation.STRICT or os.geteuid() != 0:
         return None

@@ -187,7 +187,7 @@ class Window:
         return now - self._free[name].free_since if name in self._free else None
 
     def begin_render(self, choice: Assignment, now: float) -> None:
-        """Mark the assigned renderer as busy, and its new render's models as loaded."""
+        """Mark the renderer of the assignment as busy, and its new render's models as loaded."""
         pending, slot = choice.pending, choice.slot
         self.remove(pending)
         self._fair_share.charge(pending.owner, self._owners)

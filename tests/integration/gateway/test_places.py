@@ -251,6 +251,9 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
 
     The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
     between may be shown in its old or its new state.
+
+    Args:
+        priorities: the priority of each job, by its id.
     """
     ours = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)

@@ -145,7 +145,11 @@ class RenderFarm:
     async def submit(
         self, graph: Mapping[str, Any], *, priority: int = 3, owner: str = OWNER
     ) -> str:
-        """Accept a render job, start its workflow, and return the job's id."""
+        """Accept a render job, start its workflow, and return the job's id.
+
+        Args:
+            priority: class of the job, from 1 (first) to 5 (last).
+        """
         job_id = str(uuid.uuid4())
         step = Step(kind=StepKind.RENDER, payload=graph)
         spec = await self.blobs.put(

@@ -50,7 +50,7 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
     before = sa.table("quality_states", *map(sa.column, ("owner", "state", "number", "updated_at")))
 
     async def save(owner: str, number: int) -> None:
-        """Write a state as an older replica does, which does not know the column `levels`."""
+        """Write a tenant's state as an older replica does, without the column `levels`."""
         values = {"state": sa.literal({}, sa.JSON), "number": number, "updated_at": now()}
         at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
         insert = postgresql.insert if url.startswith("postgresql") else sqlite.insert

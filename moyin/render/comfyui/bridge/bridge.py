@@ -247,7 +247,11 @@ async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) ->
 
 
 def wrap_save_path(original: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
-    """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt."""
+    """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt.
+
+    Args:
+        context: returns ComfyUI's context of the executing prompt, or None.
+    """
 
     @functools.wraps(original)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
@@ -268,6 +272,9 @@ def wrap_send(
 
     Nodes that choose their own file names ignore that folder. The wrapper changes the lists of the
     event in place, because ComfyUI's history and cache use the same lists.
+
+    Args:
+        folder_of: returns the path of the folder of a type, such as ``output``.
     """
 
     @functools.wraps(original)
@@ -322,6 +329,10 @@ def limit_gpu_memory(share: float, model_management: Any) -> None:
     """Limit this process, and ComfyUI's memory management, to a fraction of the GPU's memory.
 
     The launcher can't do that, because ComfyUI must set the allocator before torch is imported.
+
+    Args:
+        share: the fraction, from 0 to 1.
+        model_management: ComfyUI's module of this name.
     """
     import torch
 

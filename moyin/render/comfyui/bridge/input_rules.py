@@ -138,7 +138,11 @@ def allows_link(rule: Rule) -> bool:
 
 
 def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
-    """Return whether an input with this rule may have this value; all texts in it are checked."""
+    """Return whether an input with this rule may have this value; all texts in it are checked.
+
+    Args:
+        is_own: returns whether a text is the name of a file of the caller.
+    """
     return rule.kind == TEXT or all(
         _allows_text(rule, text, is_own) for text in _find_strings(value)
     )

@@ -54,7 +54,10 @@ class Client:
     async def send(
         self, encoding: str, body: bytes, *, piece: int = 65_536, path: str = "/"
     ) -> tuple[int, dict[bytes, bytes], Any]:
-        """Send ``body`` in pieces of ``piece`` bytes; return the response's status, headers, body."""
+        """Send ``body`` in pieces of ``piece`` bytes.
+
+        Returns the response's status, headers and body.
+        """
         headers = [
             (b"authorization", b"Bearer good"),
             (b"content-length", b"%d" % len(body)),

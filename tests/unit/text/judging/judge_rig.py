@@ -195,7 +195,12 @@ class JudgeRig:
         request_id: str = "r1",
         **changes: Any,
     ) -> Answer:
-        """Send a request like a client; if the answer is a stream, read all of it."""
+        """Send a request like a client; if the answer is a stream, read all of it.
+
+        Args:
+            codec: the client's protocol, by default OpenAI's.
+            changes: other members of the request's body; None removes a member.
+        """
         codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}
@@ -213,7 +218,7 @@ class JudgeRig:
         return await self.starter.start(self.sampler.samples.get_nowait())
 
     async def sampled(self, *args: Any, **kwargs: Any) -> Outcome:
-        """Send a request, and start the comparison of its answer.
+        """Send a request with the arguments of `ask`, and start the comparison of its answer.
 
         Returns:
             The comparison's outcome, or why the answer was not sampled.
@@ -222,6 +227,6 @@ class JudgeRig:
         return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
 
     async def started(self, **kwargs: Any) -> str:
-        """Start a comparison, and return its id."""
+        """Send a request with the arguments of `ask`, start its comparison, and return the id."""
         assert await self.sampled(**kwargs) is Outcome.STARTED
         return self.queue.started[-1]

@@ -161,7 +161,11 @@ async def _generate(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 def _mock_transport(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
-    """Return a mock transport of ``library`` that answers each request with these pieces."""
+    """Return a mock transport of ``library`` that answers each request with these pieces.
+
+    Args:
+        kind: the media type of the responses.
+    """
 
     def handle(_: Any) -> Any:
         return library.Response(200, headers={"content-type": kind}, content=_generate(pieces))

@@ -26,6 +26,11 @@ def ask(
 
 
 def signal(question: Question, score: float, **changes: object) -> Signal:
-    """Return a rating of an answer of llama3.1:8b."""
+    """Return a rating of an answer of llama3.1:8b to the question.
+
+    Args:
+        score: the rating, from 0 (bad) to 1 (good).
+        changes: other attributes of the signal.
+    """
     values = {"model": "llama3.1:8b", "weight": 1.0, "source": "feedback", "key": "ada", "at": 0.0}
     return Signal(question=question, score=score, **{**values, **changes})  # type: ignore[arg-type]

@@ -38,7 +38,11 @@ def with_cache(gateway: Streams) -> Memory:
 
 
 async def ask_twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
-    """Send a request twice; return the body of the answer, and that of its cached copy."""
+    """Send a request twice; return the body of the answer, and that of its cached copy.
+
+    Args:
+        changes: other members of the request's body.
+    """
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
     first = await drained(answer)
     await asyncio.sleep(0)  # it is written beside the answer
