@@ -50,7 +50,10 @@ class IsolationCost:
 
 
 async def isolation(rounds: int, graphs: int) -> IsolationCost:
-    """Measure ``rounds`` starts of two ComfyUIs and ``graphs`` renders for each."""
+    """Start a ComfyUI with isolation and one without, ``rounds`` times, and compare their times.
+
+    Each of them renders ``graphs`` graphs.
+    """
     starts: list[dict[Isolation, float]] = []
     renders: list[dict[Isolation, float]] = []
     for number in range(rounds):

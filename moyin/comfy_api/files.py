@@ -175,7 +175,10 @@ class ComfyFiles:
         return (await self.read_record_with_size(job))[0]
 
     async def read_record_with_size(self, job: Job) -> tuple[PromptRecord | None, int]:
-        """Return ComfyUI's history entry of a render or None, and the size of its blob in bytes."""
+        """Return ComfyUI's history entry of a render, and the size of its blob in bytes.
+
+        Returns None and 0 if the entry is not stored.
+        """
         sha256 = job.results[-1].output if job.results else job.record
         if sha256 is None:
             return None, 0

@@ -150,7 +150,11 @@ def stream_data(body: bytes) -> list[bytes]:
 
 
 def _unknown(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of members that neither the types nor the extensions contain."""
+    """Yield the paths of members that neither the types nor the extensions contain.
+
+    Args:
+        path: the path of ``value``, with a dot at its end.
+    """
     if isinstance(value, BaseModel):
         for name in value.model_extra or ():
             if name not in EXTENSIONS:

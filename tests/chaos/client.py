@@ -52,7 +52,10 @@ class StackClient:
         return self._raw("GET", url)
 
     def wait(self, job_id: str, until: set[str], seconds: float) -> dict[str, Any]:
-        """Wait until the job's status is one of ``until``, and return the job."""
+        """Wait until the job's status is one of ``until``, and return the job.
+
+        Raises an error after ``seconds``.
+        """
         return self.wait_until(job_id, lambda job: job["status"] in until, seconds)
 
     def wait_until(self, job_id: str, done: Any, seconds: float) -> dict[str, Any]:

@@ -96,8 +96,8 @@ class ComfyClient:
     ) -> PromptAccepted:
         """Add a prompt to ComfyUI's queue, to execute its output nodes ``targets``, by default all.
 
-        Nodes can read the prompt's ``extra_data``. Raises `InvalidGraph` with the body of the response
-        if ComfyUI refuses the graph.
+        Nodes can read the prompt's ``extra_data``. Raises `InvalidGraph` with the body of ComfyUI's
+        response if the graph is refused.
         """
         body: dict[str, Any] = {
             "prompt": graph,

@@ -42,9 +42,9 @@ class InputFiles:
         return all(self._find_staged(name).exists() for name in names)
 
     def trim_staged(self, needed: Collection[str]) -> None:
-        """Remove least recently used files, except ``needed``, until the limit is met (blocking).
+        """Remove the least recently used staged files until the limit is met (blocking).
 
-        Other threads may add files at the same time.
+        The files with the names ``needed`` stay. Other threads may add files at the same time.
         """
         staged_files: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():

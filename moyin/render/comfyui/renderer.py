@@ -106,7 +106,7 @@ class ComfyRenderer:
         self._last_event = time.monotonic()
 
     async def start(self) -> None:
-        """Start ComfyUI in the background; `status` returns when it is ready."""
+        """Start ComfyUI in the background; `status` shows whether it is ready."""
         self._supervisor.start()
 
     async def close(self) -> None:

@@ -98,7 +98,7 @@ class RunJournal:
         return ended_runs
 
     def list_ended(self, prompt_id: str) -> tuple[RenderRun, ...]:
-        """Return the runs of a prompt that has ended recently, or nothing for any other prompt."""
+        """Return the runs of a prompt that has ended recently; empty for any other prompt."""
         return self._ended.get(prompt_id, ())
 
     def list_unsettled(self) -> tuple[RenderRun, ...]:

@@ -1,4 +1,4 @@
-"""Learns how much later renders start than forecast, because later renders may overtake them."""
+"""Learns how much more time renders take to start than forecast, as other renders overtake them."""
 
 from __future__ import annotations
 

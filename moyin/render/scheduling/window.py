@@ -157,7 +157,7 @@ class Window:
 
     @property
     def must_choose_again(self) -> bool:
-        """Whether a renderer is free although renders wait; then a later choice may use it."""
+        """Whether a renderer is free although renders wait, so that a later choice may succeed."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
