@@ -62,7 +62,7 @@ http {{
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredServer:
-    """A measured server.
+    """A server that the benchmark measures.
 
     Attributes:
         requests: the URL for requests.

@@ -324,7 +324,10 @@ class NodeInfoCache:
     async def _parse_cached(
         self, pool: str, response: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
-        """Parse a pool's ``/object_info`` unless the same content has been parsed before."""
+        """Return the inventory and the input rules in a pool's ``/object_info``.
+
+        Content that has been parsed before is not parsed again. Returns None if nothing is known.
+        """
         content = response.value
         cached = self._inventories.get(pool)
         if content is None or (cached is not None and cached[0] == content):

@@ -290,7 +290,10 @@ async def _grpc(client: Session) -> None:
 
 @asynccontextmanager
 async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """Run a webhook receiver that responds with 410 Gone."""
+    """Run a webhook receiver that responds with 410 Gone.
+
+    Yields its URL, and an event that is set when it has been called.
+    """
     called = asyncio.Event()
 
     async def gone(request: web.Request) -> web.Response:

@@ -17,7 +17,7 @@ from tests.integration.access.fixtures import Postgres
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Return the URL of an empty database."""
+    """Return the URL of an empty database without tables, once for SQLite and for PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")

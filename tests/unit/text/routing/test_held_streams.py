@@ -31,7 +31,7 @@ CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries
 
 
 def with_cache(gateway: Streams) -> Memory:
-    """Enable the answer cache."""
+    """Enable the answer cache of the gateway, and return the store that holds the answers."""
     cache, fleet = Memory(), gateway.router.fleet
     gateway.router = Router(fleet, gateway.ledger, cache=cache, estimator=Estimator())
     return cache
