@@ -127,7 +127,12 @@ async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
-    """Measure and print how much more processor time the stack needs while overviews are open."""
+    """Measure and print how much more processor time the stack needs while overviews are open.
+
+    Args:
+        viewers: the number of open overviews, which is compared with one.
+        seconds: how long they are measured.
+    """
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
     for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:
@@ -163,7 +168,11 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
 
 
 async def _follow_events(session: aiohttp.ClientSession, events: Counter[str]) -> None:
-    """Read the overview's event streams like a browser until cancelled, and count the events."""
+    """Read the overview's event streams like a browser until cancelled.
+
+    Args:
+        events: counts the received events by type.
+    """
 
     async def renew() -> None:
         while True:

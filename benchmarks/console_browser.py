@@ -123,7 +123,11 @@ class Pages:
     def time_overview(
         self, wanted: ExpectedContent, rounds: int
     ) -> tuple[list[float], list[float]]:
-        """Return the seconds of first visits with an empty cache, and those of second visits."""
+        """Return the seconds of first visits with an empty cache, and those of second visits.
+
+        Args:
+            wanted: the content that must have been painted.
+        """
         cold_seconds: list[float] = []
         warm_seconds: list[float] = []
         for _ in range(rounds):

@@ -53,7 +53,7 @@ class BenchmarkOrganisation:
 
     @staticmethod
     def email(number: int) -> str:
-        """Return the email of a member; the first members are administrators."""
+        """Return the email of the member ``number``; members with low numbers are administrators."""
         return f"member-{number}@benchmark.example"
 
 

@@ -68,7 +68,13 @@ class Result:
         )
 
     def times(self, other: Result, connections: int) -> float:
-        """Return these requests per second divided by those of ``other``; the median of rounds."""
+        """Return how many times the requests per second of ``other`` this gateway reached.
+
+        The result is the median over the rounds.
+
+        Args:
+            connections: the number of concurrent connections to compare.
+        """
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 

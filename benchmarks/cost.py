@@ -87,7 +87,12 @@ def _new_graph() -> dict[str, Any]:
 
 
 async def measure_processes(data: Path, activity: Any) -> Mapping[str, float]:
-    """Await ``activity``; return the seconds of processor time that each part of the stack used."""
+    """Await ``activity``, and return the processor seconds that each part of the stack used.
+
+    Args:
+        data: the stack's data folder, by which its processes are found.
+        activity: the awaitable during which the processes are measured.
+    """
     seconds_before = dict(_read_processor_times(data))
     await activity
     spent_seconds: dict[str, float] = defaultdict(float)
@@ -107,7 +112,7 @@ def _read_processor_times(data: Path) -> Iterator[tuple[tuple[str, int], float]]
 
 
 def main() -> None:
-    """Measure and print one JSON line per round."""
+    """Measure the processor time per render several times; print one JSON line for each time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)

@@ -158,7 +158,7 @@ async def _responds(folder: Path) -> bool:
 
 
 def main() -> None:
-    """Measure and print one JSON line per round."""
+    """Time renders directly and through the gateway; print one JSON line for each round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--actors", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=80)

@@ -87,7 +87,12 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
 
 @contextmanager
 def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
-    """Run a stack with ``actors`` ComfyUIs during the block, and yield it."""
+    """Run a stack with ``actors`` ComfyUIs during the block, and yield it.
+
+    Args:
+        mock_url: the mock model server, which becomes a back end.
+        service_url: the service behind the reverse proxy.
+    """
     comfyui = find_comfyui(Settings()) if actors else None
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
@@ -133,7 +138,7 @@ def _run_moyin(command: str, environ: Mapping[str, str]) -> None:
 
 
 def _find_free_port_base() -> int:
-    """Return the first port of a range that seems to be unused."""
+    """Return the first port of a range of 500 ports, if nothing listens on that first port."""
     for base in range(22000, 32000, 500):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", base)) != 0:

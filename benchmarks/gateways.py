@@ -69,7 +69,7 @@ class Gateway:
 
 
 def direct(mock_url: str, pid: int) -> Gateway:
-    """Return the mock model server itself, to be measured without a gateway."""
+    """Return the mock model server with this process id, to be measured without a gateway."""
     return Gateway(
         name="direct", url=f"{mock_url}/v1/chat/completions", processes=lambda: family(pid)
     )
@@ -206,7 +206,11 @@ def _install_with_npm(home: Path, _: str) -> None:
 
 
 def _install(home: Path, version: str, install: Callable[[Path, str], None]) -> None:
-    """Install a program into ``home``, unless ``home`` already contains that version."""
+    """Install a program into ``home``, unless ``home`` already contains that version.
+
+    Args:
+        install: called with ``home`` and ``version``; installs the program.
+    """
     stamp = home / "installed"
     if stamp.exists() and stamp.read_text() == version:
         return

@@ -162,7 +162,12 @@ def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
 
 
 def _make_text(numbers: random.Random, ordinal: int) -> str:
-    """Return the text of a random prompt; a few have a rare word or are in Japanese."""
+    """Return the text of a random prompt.
+
+    Args:
+        ordinal: the number of the job. For some numbers the text has a rare word or is partly
+            Japanese.
+    """
     words = numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=_WORDS_PER_PROMPT)
     if numbers.random() < 0.8:
         words.append("masterpiece")
@@ -187,7 +192,7 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
 
 
 async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
-    """Return the seconds that each of several consecutive pages of a list took."""
+    """Return the seconds that each of several consecutive pages of the jobs in ``where`` took."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
         started_at = time.perf_counter()
@@ -199,7 +204,11 @@ async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
 async def _time_submissions(
     store: JobStore, concurrent_work: Awaitable[Any], words: int = _WORDS_PER_PROMPT
 ) -> list[float]:
-    """Submit a job every 20 ms while ``concurrent_work`` runs; return the seconds of each."""
+    """Submit a job every 20 ms while ``concurrent_work`` runs; return the seconds of each.
+
+    Args:
+        words: the number of words in the text of a job.
+    """
     task, seconds, numbers = asyncio.ensure_future(concurrent_work), [], random.Random(8)
     while not task.done():
         text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))

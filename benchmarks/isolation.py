@@ -50,7 +50,10 @@ class IsolationCost:
 
 
 async def isolation(rounds: int, graphs: int) -> IsolationCost:
-    """Measure ``rounds`` starts of two ComfyUIs and ``graphs`` renders for each."""
+    """Start a ComfyUI with isolation and one without, ``rounds`` times, and compare their times.
+
+    Each of them renders ``graphs`` graphs.
+    """
     starts: list[dict[Isolation, float]] = []
     renders: list[dict[Isolation, float]] = []
     for number in range(rounds):
@@ -110,7 +113,7 @@ async def _time_render(renderer: ComfyRenderer, seconds: float) -> None:
 
 
 def main() -> None:
-    """Measure and print the result as JSON."""
+    """Measure what isolation costs, and print the `IsolationCost` as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--graphs", type=int, default=25)

@@ -38,7 +38,7 @@ class Pacer:
         self._due = 0.0
 
     def join(self, transport: asyncio.Transport, request: bytes) -> None:
-        """Start a stream to ``transport`` with as many tokens as ``request`` allows."""
+        """Start a stream to ``transport`` with as many tokens as the body of ``request`` allows."""
         limit = _LIMIT.search(request)
         transport.write(_HEAD)
         self._slots[self._joined % _SLOTS][transport] = int(limit[1]) if limit else 100

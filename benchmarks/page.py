@@ -25,7 +25,11 @@ _OTHERS = {
 
 
 def throughput(page: str) -> dict[str, float]:
-    """Return the requests per second of each server through `/v1`, divided by Moyin's."""
+    """Return the requests per second of each server through `/v1`, divided by Moyin's.
+
+    Args:
+        page: the text of docs/performance.md.
+    """
     bars = {name: 1 / _read_row(page, start)[0][0] for name, start in _OTHERS.items()}
     return {**bars, "Moyin, one replica": 1.0}
 
@@ -34,6 +38,9 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
     """Return the milliseconds of processor time per render, by process.
 
     Each pair has the figure at the start of the project and the figure now.
+
+    Args:
+        page: the text of docs/performance.md.
     """
     _, _, process_table = page.partition("| process | ms at the start | ms now |\n")
     names = [line.split(" | ")[0].strip("| ") for line in process_table.splitlines()[1:]]
@@ -50,7 +57,7 @@ def _read_row(page: str, row_name: str) -> list[list[float]]:
 
 
 def main() -> None:
-    """Write both plots."""
+    """Draw the plots of the throughput and of the processor time per render."""
     page = PAGE.read_text()
     FOLDER.mkdir(exist_ok=True)
     _, axes = pyplot.subplots(figsize=(7, 2.6), layout="constrained")

@@ -16,7 +16,12 @@ import psutil
 def running_program(
     command: Sequence[str], environ: Mapping[str, str] | None = None, *, quiet: bool = False
 ) -> Iterator[int]:
-    """Run ``command`` during the block; yield its process id."""
+    """Run ``command`` during the block; yield its process id.
+
+    Args:
+        environ: environment variables in addition to those of this process.
+        quiet: True to discard the command's output.
+    """
     output = subprocess.DEVNULL if quiet else None
     process = subprocess.Popen(
         command, env={**os.environ, **(environ or {})}, stdout=output, stderr=output
@@ -41,7 +46,10 @@ def free_port() -> int:
 
 
 def wait_for(port: int, seconds: float = 20) -> None:
-    """Wait until a server listens on ``port``."""
+    """Wait until a server listens on ``port`` of the loopback interface.
+
+    Raises `SystemExit` if none does within ``seconds``.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -62,7 +62,7 @@ http {{
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredServer:
-    """A measured server.
+    """A server that the benchmark measures.
 
     Attributes:
         requests: the URL for requests.
@@ -144,7 +144,7 @@ def _measure_held(server: MeasuredServer, kind: _Kind) -> OpenConnections | None
 
 
 async def _measure_delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
-    """Open `OPEN` connections, and return the delays of the messages on each of them.
+    """Open `OPEN` connections of a kind, and return the delays in ms of the messages on each.
 
     The result of a connection that broke later is None; connections that failed to open are left
     out.

@@ -26,7 +26,13 @@ def report(
     isolation_cost: IsolationCost | None,
     folder: Path,
 ) -> None:
-    """Print the results as ratios, and write ``bench.json`` and ``bench.png`` into ``folder``."""
+    """Print the results as ratios, and write ``bench.json`` and ``bench.png`` into ``folder``.
+
+    Args:
+        text: the results of `benchmarks.text` by server; empty if they were not measured.
+        rendering: the results of `benchmarks.render`, or None.
+        confined: the results of `benchmarks.isolation`, or None.
+    """
     ratios = _compute_text_ratios(text_results) if text_results else {}
     if rendering is not None:
         ratios |= _compute_render_ratios(rendering)

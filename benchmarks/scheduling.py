@@ -270,6 +270,9 @@ def _count_pairs(order: Sequence[float], capacity: float) -> int:
 
     Each checkpoint fills actors of ``capacity`` seconds. Its remainder goes to the fullest actor
     that has room for it.
+
+    Args:
+        order: the seconds of work of each checkpoint.
     """
     pairs = 0
     free_by_actor: list[float] = []

@@ -48,7 +48,10 @@ def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
 
 
 def _check_targets(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return each target for one replica of Moyin, and whether the replica meets it."""
+    """Return the project's targets for one replica of Moyin, such as requests per second.
+
+    Each target has the measured figure, the limit and whether the figure meets it.
+    """
     by_name = {result.name: result for result in results}
     moyin = by_name[MOYIN]
     ratios = {"TensorZero": 0.5, "LiteLLM, 2 workers": 8.0, "Portkey": 1.5}

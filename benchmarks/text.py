@@ -91,6 +91,10 @@ def median(measurements: list[Measurement]) -> Measurement:
 
 @contextmanager
 def process(module: list[str], environ: Mapping[str, str] | None = None) -> Iterator[int]:
-    """Run ``python -m`` with ``module`` as arguments during the block; yield the process id."""
+    """Run ``python -m`` with ``module`` as arguments during the block; yield the process id.
+
+    Args:
+        environ: environment variables in addition to those of this process.
+    """
     with running_program([sys.executable, "-m", *module], environ) as pid:
         yield pid

@@ -46,7 +46,11 @@ _REFERENCES = re.compile(re.escape(_REFERENCE) + r"(\w+)")
 
 
 def describe_app(app: Any) -> dict[str, Any]:
-    """Return the OpenAPI document of an app, given its module; all parts of the app are mocks."""
+    """Return the OpenAPI document of an app; all parts of the app are mocks.
+
+    Args:
+        app: the module whose ``new_app`` creates the app.
+    """
     created_apps: list[FastAPI] = []
     new_fastapi = app.new_fastapi
 
@@ -93,12 +97,12 @@ def build_document() -> dict[str, Any]:
 
 
 def render() -> str:
-    """Return the text of the OpenAPI file."""
+    """Return the text of the OpenAPI file from which the TypeScript types are generated."""
     return json.dumps(build_document(), indent=2, ensure_ascii=False) + "\n"
 
 
 def digest() -> str:
-    """Return the digest of the OpenAPI file, which the generated types contain."""
+    """Return the SHA-256 of the stored OpenAPI file, which the generated types contain."""
     return hashlib.sha256(FILE.read_bytes()).hexdigest()
 
 
@@ -116,7 +120,7 @@ def _describe_events() -> dict[str, Any]:
 
 
 def _collect_schemas(*documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schemas of several documents, by their short names.
+    """Return the schemas of several documents, by the names of their classes without modules.
 
     If schemas of different modules have the same name, that of the jobs API is kept.
     """

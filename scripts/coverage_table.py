@@ -38,7 +38,11 @@ class Row:
 
 
 def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
-    """Yield for each source file the name of its package and its counts."""
+    """Yield for each source file the name of its package and its counts.
+
+    Args:
+        parts: the coverage by unit tests, and that by tests on servers.
+    """
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             folders = path.relative_to(ROOT).parts[:-1]

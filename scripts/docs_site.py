@@ -140,7 +140,12 @@ class SitePages:
         return page
 
     def _diagram(self, diagram: str, text_before: str, page: str) -> str:
-        """Draw a Mermaid diagram and return the Markdown that shows it."""
+        """Draw a Mermaid diagram and return the Markdown that shows it.
+
+        Args:
+            before: the page's text before the diagram; its last heading becomes the title.
+            page: the path of the page on the site.
+        """
         headings = _HEADING.findall(text_before)
         title = headings[-1].replace("`", "") if headings else "Moyin"
         name = hashlib.sha256(diagram.encode()).hexdigest()[:16]
@@ -193,7 +198,10 @@ def mark_language(site: Path, language: str) -> None:
 
 
 def build(work: Path, output: Path, draw_diagram: Draw = draw_with_mermaid) -> None:
-    """Build the site in `output`; a warning of the site generator raises an error."""
+    """Build the site in `output`, with `work` as a folder for temporary files.
+
+    A warning of the site generator raises an error.
+    """
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     SitePages(work / "pages", draw_diagram).write()

@@ -13,7 +13,7 @@ from tests.integration.text.matrix import PAGE, page, run
 
 
 def main() -> None:
-    """Write the page."""
+    """Write docs/reference/matrix.md."""
     with tempfile.TemporaryDirectory() as folder:
         PAGE.write_text(page(asyncio.run(run(Path(folder)))))
 

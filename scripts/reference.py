@@ -155,7 +155,10 @@ def _parameter_default(parameter: Any) -> str:
 
 
 def main() -> int:
-    """Write or compare the pages; return the exit status."""
+    """Write the pages, or with ``--check`` name the stale ones; return the exit status.
+
+    The status is 1 if ``--check`` finds a stale page, otherwise 0.
+    """
     if "--check" in sys.argv:
         names = stale()
         for name in names:

@@ -54,7 +54,12 @@ def capture(
     rows: int = 24,
     variables: Mapping[str, str] | None = None,
 ) -> list[Screen]:
-    """Run commands one after the other in a terminal, and return the screen of each."""
+    """Run commands one after the other in a terminal, and return the screen of each.
+
+    Args:
+        columns, rows: the size of the terminal.
+        variables: environment variables of the commands.
+    """
     screen = run_in_terminal(
         _PROGRAM,
         json.dumps(commands),

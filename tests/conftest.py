@@ -47,7 +47,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Suspend the shared farm while no test uses it."""
+    """Stop the shared farm after the last of consecutive tests that use it."""
     farm = item.config.stash.get(_FARM, None)
     if farm is not None and farm.is_up and not (nextitem and shares_farm(nextitem)):
         farm.run("down", check=False)

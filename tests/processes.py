@@ -19,5 +19,8 @@ def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Pro
 
 
 def confines(line: str) -> bool:
-    """Return True if ``line`` is the command line of bubblewrap, which contains its child's."""
+    """Return True if ``line`` is the command line of bubblewrap.
+
+    Such a line also contains the command line of the program that bubblewrap runs.
+    """
     return line.partition(" ")[0].endswith("bwrap")

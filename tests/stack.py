@@ -99,7 +99,11 @@ class RunningStack:
         )
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a `moyin` command without a terminal."""
+        """Run a `moyin` command without a terminal.
+
+        Args:
+            check: True to raise an error if the command fails.
+        """
         process = subprocess.run(
             [sys.executable, "-m", "moyin.cli.main", *arguments],
             env=self.env,
@@ -196,7 +200,11 @@ class RunningStack:
 
 
 def shipped_config(**changes: Any) -> dict[str, Any]:
-    """Return the shipped serve_config.yaml with ComfyUI's own test nodes enabled."""
+    """Return the shipped serve_config.yaml with ComfyUI's own test nodes enabled.
+
+    Args:
+        changes: other members of the configuration.
+    """
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     for app in config["applications"]:
         if app["name"].startswith("render-"):

@@ -19,7 +19,12 @@ def make_video(
     pixels: str = "yuv420p",
     colors: tuple[tuple[int, int, int], ...] = (RED, BLUE, BLUE),
 ) -> bytes:
-    """Return a video with one frame per colour."""
+    """Return a video with one frame per colour.
+
+    Args:
+        container, codec, pixels: FFmpeg's names of the file format, the codec and the pixel format.
+        size: width and height in pixels.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = cast(av.VideoStream, output.add_stream(codec, rate=10))

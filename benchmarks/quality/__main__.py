@@ -70,7 +70,7 @@ _CUTS: dict[str, Cut] = {
 
 
 def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """Return the scores and the chosen constants for one division of the data into folds.
+    """Return the scores by kind of split, and the chosen constants, for one division into folds.
 
     ``seed`` determines the division.
     """
@@ -109,9 +109,10 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
 
 
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
-    """Score folds 3 and 4 of every division of the data with the product's constants.
+    """Score folds 3 and 4 of every division with word features only, and with the embedder.
 
-    Each way of splitting is scored twice: with word features only, and with the embedder.
+    The constants are those of the product. Returns the mean APGR by kind of split and by features
+    (``words`` or ``embedder``).
     """
     mean_apgr: dict[str, dict[str, float]] = {}
     for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):

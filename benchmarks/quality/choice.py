@@ -78,7 +78,7 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     """Return the figure by which constants are compared: the mean of two APGR values.
 
     One is the APGR (`benchmarks.quality.apgr`) after few labels, the other that on GSM8K. These
-    depend more on the constants than other scores do.
+    depend more on the constants than other scores do. Only ``folds`` are scored.
     """
     labelled = limit_labels(_limit_to_folds(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
     small_splits = _limit_to_folds(by_row(tables.gsm8k, seed), folds)
@@ -87,15 +87,15 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits that score ``folds``, without the rows of other folds to learn from."""
+    """Return the splits that score ``folds``, with only rows of these folds to learn from."""
     known_rows = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 
 
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
-    """Choose the constants and difficulties for each half of the folds, by scoring the other half.
+    """Choose the constants and difficulties with which each half of the folds is scored.
 
-    The results are in the order of `HALVES`.
+    They are those that score best on the other half. The results are in the order of `HALVES`.
     """
     choices: list[Choice] = []
     for _, known_folds in HALVES:
@@ -113,7 +113,12 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
 
 
 def cross_score(tables: Tables, split_rows: Cut, seed: int, choice: Sequence[Choice]) -> Score:
-    """Score all folds, each with the constants that were chosen without it."""
+    """Score all folds, each with the constants that were chosen without it.
+
+    Args:
+        cut: divides the rows of one table into folds.
+        choice: the constants and difficulties for each of the `HALVES`.
+    """
     rows, splits = split_rows(tables, seed)
     result = Score()
     for (scored_folds, _), (constants, levels) in zip(HALVES, choice, strict=True):

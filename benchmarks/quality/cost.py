@@ -37,7 +37,10 @@ _ROUNDS, _CALLS = 500, 10
 
 
 def decision_costs() -> dict[str, float]:
-    """Return the processor time of a decision in µs for each text, in the fastest round."""
+    """Return the processor time of a decision in µs for each of several prompts, by their names.
+
+    The time is that of the fastest round.
+    """
     estimator = Estimator()
     candidates = [(model, look_up_ability(model)) for model in _MODELS]
     for model, _ in candidates:

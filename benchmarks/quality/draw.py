@@ -111,7 +111,11 @@ def _read_pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
 
 
 def _read_chats(read: Read) -> list[Prompt]:
-    """Return the distinct first lines of small talk, as easy prompts."""
+    """Return the first lines of the conversations in a corpus of small talk, as easy prompts.
+
+    Args:
+        read: returns the text of a file in a repository.
+    """
     texts: dict[str, None] = {}
     for topic in ("greetings", "conversations"):
         path = f"chatterbot_corpus/data/english/{topic}.yml"
@@ -136,7 +140,13 @@ def _read_extractions(read: Read) -> list[Prompt]:
 def _read_unseen_questions(
     rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
 ) -> list[Prompt]:
-    """Return the wanted questions from folds that `benchmarks.quality.prior` does not use."""
+    """Return the questions for which ``wanted`` is True, from folds that were not learned from.
+
+    These are the folds that `benchmarks.quality.prior` does not use.
+
+    Args:
+        kind, source: class and source of the returned prompts.
+    """
     splits = by_row(rows)
     return [
         Prompt(kind=kind, source=source, text=rows[number].prompt)

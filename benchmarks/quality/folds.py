@@ -162,7 +162,11 @@ def _mean_of(
 
 @lru_cache(maxsize=32_768)
 def question_for(prompt: str, embed: Embed | None = None) -> Question:
-    """Return the router's features of a chat that consists of this prompt."""
+    """Return the router's features of a chat that consists of this prompt.
+
+    Args:
+        embed: computes additional features of the prompt, or None.
+    """
     return build_question(
         [("user", prompt)],
         tools=False,

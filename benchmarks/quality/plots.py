@@ -111,7 +111,13 @@ def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
 def draw_items(
     kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, path: Path
 ) -> None:
-    """Draw p_good against the ability of a model, a line per kind, and mark the known models."""
+    """Draw p_good against the ability of a model, a line per kind, and mark the known models.
+
+    Args:
+        kinds: the difficulty of each kind of request.
+        models: the ability of each known model.
+        chance: returns p_good for an ability and a kind.
+    """
     figure, axes = _new_axes("p_good before any signal", "ability, logits", "p_good")
     levels = [step / 10 for step in range(-45, 71)]
     for number, (kind, difficulty) in enumerate(kinds.items()):

@@ -27,7 +27,12 @@ _MODELS = {"qwen3-8b": 1.0, "smollm2-135m": 0.5}
 
 
 async def serve(backend: str, usd_per_bad_answer: float) -> None:
-    """Serve until standard input ends."""
+    """Serve the models app until standard input ends.
+
+    Args:
+        backend: the URL of the back end without ``/v1``.
+        usd_per_bad_answer: the cost of a bad answer; 0 turns quality estimates off.
+    """
     database = Database(Settings().sql_url)
     await database.ensure_schema()
     _, key = await KeyStore(database).create("ada", "benchmark")

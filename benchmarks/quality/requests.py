@@ -122,7 +122,11 @@ class _Replica:
         self._headers = {"authorization": f"Bearer {key}"}
 
     async def load(self, kind: str, requests: int, clients: int) -> None:
-        """Send ``requests`` requests to the replica from ``clients`` concurrent clients."""
+        """Send ``requests`` requests to the replica from ``clients`` concurrent clients.
+
+        Args:
+            kind: ``stream`` for streamed answers, ``whole`` otherwise.
+        """
         async with aiohttp.ClientSession(headers=self._headers) as http:
 
             async def send() -> None:
@@ -134,7 +138,7 @@ class _Replica:
             await asyncio.gather(*(send() for _ in range(clients)))
 
     async def cpu_seconds(self) -> float:
-        """Return the processor time of the replica so far."""
+        """Return the processor time of the replica so far, in seconds."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(b"\n")
         return float(await self._process.stdout.readline())
@@ -224,7 +228,7 @@ def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure the processor time of requests with and without estimates, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests")
     # Processes with the same code differ by about 5 % during their whole life.
     parser.add_argument("--starts", type=int, default=4, help="number of starts of new replicas")

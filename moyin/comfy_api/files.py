@@ -36,8 +36,12 @@ _MAX_LISTED = 1_000
 def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
     """Parse a client's file name. A type in the name (``a.png [output]``) overrides ``kind``.
 
+    Args:
+        kind: ``input``, ``output`` or ``temp``.
+
     Raises:
-        InvalidRequest: the name is invalid or leads out of its folder.
+        InvalidRequest: ``kind`` is none of these, or the name is invalid or leads out of its
+            folder.
     """
     annotation = _ANNOTATED_NAME.fullmatch(filename)
     if annotation:
@@ -102,12 +106,19 @@ class ComfyFiles:
         return output
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
-        """Return the names of the owner's newest uploads as graphs write them, newest first."""
+        """Return the names of the owner's newest uploads as graphs write them, newest first.
+
+        Args:
+            kind: the folder that was uploaded to: ``input``, ``output`` or ``temp``.
+        """
         names = await self.uploads.list_newest(owner, kind, _MAX_LISTED)
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return those of ``texts`` that name files of the owner, with their files."""
+        """Return the owner's files that are named in ``texts``, by the text that names them.
+
+        Texts that name no file are left out.
+        """
         names: dict[str, ComfyFileName] = {}
         for text in texts:
             try:
@@ -141,9 +152,10 @@ class ComfyFiles:
     async def add_upload(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, overwrite: bool
     ) -> tuple[ComfyFileName, Artifact]:
-        """Store an artifact under a name; return the final name and the artifact with this name.
+        """Store ``artifact`` under ``name``; return the final name and the artifact that has it.
 
-        Like ComfyUI, append a number to the name if a file with other content has this name.
+        Like ComfyUI, append a number to the name if a file with other content has this name, unless
+        ``overwrite`` is True.
 
         Raises:
             InvalidRequest: a thousand numbered names are in use.
@@ -163,7 +175,10 @@ class ComfyFiles:
         return (await self.read_record_with_size(job))[0]
 
     async def read_record_with_size(self, job: Job) -> tuple[PromptRecord | None, int]:
-        """Return ComfyUI's history entry of a render or None, and the size of its blob in bytes."""
+        """Return ComfyUI's history entry of a render, and the size of its blob in bytes.
+
+        Returns None and 0 if the entry is not stored.
+        """
         sha256 = job.results[-1].output if job.results else job.record
         if sha256 is None:
             return None, 0
@@ -175,7 +190,10 @@ class ComfyFiles:
         return None if record is None else from_plain(PromptRecord, record), len(content)
 
     async def _find_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output by its name, whose subfolder begins with the id of the render's job."""
+        """Find an output by its name, whose subfolder begins with the id of the render's job.
+
+        Returns None if the tenant has no such output.
+        """
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None
@@ -189,7 +207,10 @@ class ComfyFiles:
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output, and add a row to the artifacts for it, so that graphs can refer to it."""
+        """Find an output, and add a row to the artifacts for it, so that graphs can refer to it.
+
+        Returns None if there is no such output or its content was deleted.
+        """
         output = await self._find_output(owner, name)
         if output is None or not await self.blobs.renew(output.sha256):
             return None

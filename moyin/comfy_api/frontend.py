@@ -104,7 +104,10 @@ def add_renewal(page: str) -> str:
 
 
 def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
-    """Return the files that load pictures from ``/``, changed to load them from ``path``."""
+    """Return the frontend's files that load pictures from ``/``, changed to load from ``path``.
+
+    The keys are the files' paths below ``root``, the values their new content.
+    """
     rebased = {}
     for file in root.glob("assets/*"):
         content = file.read_bytes() if file.suffix in _TEXT_SUFFIXES else b""
@@ -124,6 +127,6 @@ def build_security_policy(index: str) -> str:
 
 
 def _package_folders(python: Path) -> list[Path]:
-    """Return the package folders of the virtual environment with the interpreter ``python``."""
+    """Return the existing package folders of the environment whose interpreter is ``python``."""
     prefix = python.parent.parent
     return [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("lib/python3*/dist-packages")]

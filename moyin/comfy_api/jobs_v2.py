@@ -37,6 +37,9 @@ class ComfyJobs:
     async def submit(self, caller: Identity, spec: JobSpec, *, key: str | None) -> Job:
         """Accept a render job. Unlike in other APIs, an Idempotency-Key may be used only once.
 
+        Args:
+            key: the Idempotency-Key, or None.
+
         Raises:
             IdempotencyMismatch: the key was used before; ``details`` name the first job.
             MoyinError: the job is not accepted.
@@ -64,12 +67,16 @@ class ComfyJobs:
     async def list_jobs(
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
-        """Return a page of the owner's render jobs, newest first, and the next page's cursor."""
+        """Return a page of the owner's render jobs, newest first, and the next page's cursor.
+
+        Args:
+            labels: only jobs with these labels in their metadata.
+        """
         job_filter = JobFilter(kind=_RENDER, metadata=labels)
         return await self.jobs.list_page(owner, job_filter, limit=limit, cursor=cursor)
 
     async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:
-        """Return the outputs of the job's finished steps."""
+        """Return the outputs of the job's finished steps, one mapping for each step."""
         return await self.service.load_outputs(job)
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
@@ -99,7 +106,11 @@ class ComfyJobs:
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
-        """Yield events with the job's current state, then with each change until it has ended."""
+        """Yield events with the job's current state, then with each change until it has ended.
+
+        Args:
+            presenter: builds the data of the events.
+        """
         newest_id = await self.feed.get_newest_id(job.id)
         # Read the job after the position, so that a change in between may be sent twice, but not
         # missed.
@@ -122,7 +133,11 @@ class ComfyJobs:
                         return
 
     async def _build_events(self, state: _ChangeTracker, event: JobEvent | None) -> list[SseEvent]:
-        """Return the client's events for a job event, or for the first state if it is None."""
+        """Return the events for the client after a job event.
+
+        Args:
+            event: the job event, or None to send the job's present state.
+        """
         if event is not None and event.type is EventType.PROGRESS:
             data = event.data
             progress = Progress(value=data["value"], max=data["max"], step=data["step"])

@@ -171,7 +171,9 @@ class NodeInfoCache:
     async def fetch_merged(
         self, path: str, merge: Callable[[list[Any]], T], pools: Sequence[str] | None = None
     ) -> T:
-        """Return the merged JSON responses of ``pools`` (default: all). Do not modify the result.
+        """Return the JSON responses of ``pools`` (default: all) to ``path``, merged by ``merge``.
+
+        The result is cached, so do not modify it.
 
         Raises:
             ServiceUnavailable: no pool has responded yet.
@@ -186,11 +188,14 @@ class NodeInfoCache:
         )
 
     async def fetch_first(self, path: str) -> bytes:
-        """Return the first pool's response to ``path``; raises the errors of `fetch_merged`."""
+        """Return the response to GET ``path`` of the first pool that has one.
+
+        Raises the errors of `fetch_merged`.
+        """
         return next(iter((await self._fetch_responses(path, self.pools)).values()))
 
     async def fetch_from_renderers(self, path: str) -> list[Any]:
-        """Return the current JSON response of every renderer of every pool."""
+        """Return the current JSON response to GET ``path`` of every renderer that responds."""
         calls = (self._pool_client.get_all(pool, path) for pool in self._pool_client.pools)
         by_pool = await asyncio.gather(*calls)
         return [from_json(body) for bodies in by_pool for _, body in sorted(bodies.items())]
@@ -226,7 +231,11 @@ class NodeInfoCache:
         await self._pool_responses.close()
 
     async def _merge_cached(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
-        """Return the result of ``merge``, and cache the result until ``source`` changes."""
+        """Return the result of ``merge``, which is cached under ``key`` until ``source`` changes.
+
+        Args:
+            source: the responses that ``merge`` combines.
+        """
         cached = self._merged.get(key)
         if cached is not None and cached[0] == source:
             merged: T = cached[1]
@@ -241,7 +250,10 @@ class NodeInfoCache:
         return merged
 
     async def _fetch_responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
-        """Return the responses to ``path`` by pool, in the order of ``pools``."""
+        """Return the responses to GET ``path`` by pool, in the order of ``pools``.
+
+        Pools without a response are left out. Raises the errors of `fetch_merged` if there is none.
+        """
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
             # Such a path could lead to the route of ComfyUI that returns the prompts of all
@@ -296,7 +308,10 @@ class NodeInfoCache:
     async def _cached_inventory(
         self, pool: str, fresh_seconds: float | None = None, wait_seconds: float | None = None
     ) -> tuple[PoolInventory, InputRules] | None:
-        """Return a pool's inventory and input rules, or None if they are not available in time."""
+        """Return a pool's inventory and input rules, or None if the pool does not respond in time.
+
+        The arguments ``fresh_seconds`` and ``wait_seconds`` override those of the cache.
+        """
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
                 response = await self._pool_responses.fetch(
@@ -309,7 +324,10 @@ class NodeInfoCache:
     async def _parse_cached(
         self, pool: str, response: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
-        """Parse a pool's ``/object_info`` unless the same content has been parsed before."""
+        """Return the inventory and the input rules in a pool's ``/object_info``.
+
+        Content that has been parsed before is not parsed again. Returns None if nothing is known.
+        """
         content = response.value
         cached = self._inventories.get(pool)
         if content is None or (cached is not None and cached[0] == content):

@@ -1,9 +1,9 @@
-"""Sends ComfyUI clients the messages about their prompts, independently of the WebSocket.
+"""Sends the messages about prompts to the ComfyUI clients that submitted them.
 
-Workers publish the messages of a prompt as frames in its client's Valkey stream. The replica that
-has the client's WebSocket forwards the frames. The end of a prompt is read from the job's row. So
-the end is never sent before the history shows it, and is also sent for jobs that never reached
-ComfyUI. A periodic query of the rows finds ends whose frames were lost.
+Workers publish the messages of a prompt in its client's Valkey stream, one frame for each. The
+replica to which the client's WebSocket is connected forwards the frames. The end of a prompt is
+read from the job's row instead. So the end is never sent before the history shows it, and is also
+sent for jobs that never reached ComfyUI. A periodic query of the rows finds ends that were missed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ class PromptNotifiers:
 
     @contextlib.contextmanager
     def register(self, channel: str, notifier: PromptNotifier) -> Iterator[None]:
-        """Register a notifier until the block ends."""
+        """Register a notifier until the block ends.
+
+        Args:
+            channel: the name of the client's stream.
+        """
         notifiers = self._notifiers.setdefault(channel, set())
         notifiers.add(notifier)
         try:
@@ -202,7 +206,11 @@ class PromptNotifier:
             return []
 
     async def _send_running(self, newest_frames: list[Frame]) -> None:
-        """Send the state of the running prompts to the client, which has just connected."""
+        """Send the state of the running prompts to the client, which has just connected.
+
+        Args:
+            newest_frames: the latest frames in the client's stream, from which the state is taken.
+        """
         for job in await self._notifiers.prompts.list_running(self._channel):
             latest_messages = {}
             for frame in newest_frames:
@@ -362,7 +370,13 @@ def _build_status(remaining: int) -> dict[str, Any]:
 
 
 def _derive_executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:
-    """Return the ``executing`` message implied by ``progress_state``, or an empty dictionary."""
+    """Derive the message ``executing`` of a running prompt from its message ``progress_state``.
+
+    Returns the message by its type, or an empty dictionary if no node is running.
+
+    Args:
+        progress: the JSON of the message ``progress_state``.
+    """
     nodes = from_json(progress)["data"].get("nodes", {})
     running_nodes = [node for node, state in nodes.items() if state.get("state") == "running"]
     if not running_nodes:

@@ -142,7 +142,10 @@ class ComfyPrompts:
     async def list_history(
         self, owner: str, *, max_items: int | None = None, offset: int | None = None
     ) -> dict[str, Any]:
-        """Return the response body of ``/history``: entries from ``offset``, or the newest ones."""
+        """Return the response body of ``/history``, with at most ``max_items`` ended prompts.
+
+        They are the newest ones, or those from the index ``offset``, counted from the oldest.
+        """
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         wants_newest = offset is None or offset < 0
         jobs = await self.prompts.list_ended(
@@ -231,7 +234,11 @@ class ComfyPrompts:
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
-        """Return the response body of ``/api/jobs``: open prompts and the last 1000 ended ones."""
+        """Return the response body of ``/api/jobs``: open prompts and the last 1000 ended ones.
+
+        Only jobs in one of ``states`` (such as ``pending``) are listed, or all if it is empty. If
+        ``workflow_id`` is not None, only jobs of this workflow are listed.
+        """
         jobs = [
             *await self.prompts.list_open(owner),
             *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),
@@ -277,7 +284,12 @@ class ComfyPrompts:
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """Validate a graph; return ComfyUI's response, which is empty if the pool is down."""
+        """Validate a graph; return ComfyUI's response, which is empty if the pool is down.
+
+        Args:
+            files: the caller's files that the graph names.
+            targets: ids of the output nodes to execute, or None for all.
+        """
         artifacts = await self.files.find_referenced(caller.owner, graph)
         names_by_id = {
             artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
@@ -315,7 +327,10 @@ class ComfyPrompts:
         return await _read_within_limit(jobs, lambda job: self._build_body(job, build))
 
     async def _build_body(self, job: Job, build: Any) -> tuple[dict[str, Any], int]:
-        """Return the body that ``build`` makes from a job, and the size of the job's data."""
+        """Return the body that ``build`` makes from a job, its spec and its record.
+
+        Also return the size in bytes of the spec and the record.
+        """
         spec, spec_size = await self._read_spec(job)
         async with self._blob_reads:
             record, record_size = await self.files.read_record_with_size(job)
@@ -349,7 +364,10 @@ class ComfyPrompts:
 async def _read_within_limit(
     jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]
 ) -> list[T]:
-    """Return the results of ``read`` for as many of the first jobs as fit into one response."""
+    """Return the results of ``read`` for the first jobs, until their size reaches a limit in bytes.
+
+    The function ``read`` returns a result and the size in bytes of the data that it has read.
+    """
     results: list[T] = []
     bytes_left = _MAX_RESPONSE_BYTES
     for start in range(0, len(jobs), _MAX_PARALLEL):

@@ -52,7 +52,11 @@ class ValidationCache:
     def find(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None
     ) -> Mapping[str, Any] | None:
-        """Return ComfyUI's cached response to a valid graph, or None if the graph is unknown."""
+        """Return ComfyUI's cached response to a valid graph, or None if there is none.
+
+        Args:
+            targets: ids of the output nodes to execute, or None for all.
+        """
         shape = _digest_shape(pool, graph, targets)
         unchecked = None if shape is None else self._unchecked.get(shape)
         if shape is None or unchecked is None:
@@ -76,7 +80,12 @@ class ValidationCache:
         body: Mapping[str, Any],
         unchecked: UncheckedInputs,
     ) -> None:
-        """Cache ComfyUI's response ``body``, unless the response reports errors of nodes."""
+        """Cache ComfyUI's response ``body``, unless the response reports errors of nodes.
+
+        Args:
+            targets: ids of the output nodes to execute, or None for all.
+            unchecked: the inputs that ComfyUI checks only for their type and range.
+        """
         shape = _digest_shape(pool, graph, targets)
         if shape is None or body.get("node_errors"):
             return

@@ -27,7 +27,9 @@ _OVERTIME = 0.25
 
 
 class RenderMeasurements:
-    """Holds the latest successful renders of a pool, grouped by the shape of their graphs.
+    """Holds the latest successful renders of a pool, grouped by shape.
+
+    A shape is a digest of the parts of a graph that determine the duration (`compute_shape`).
 
     The duration of a render that loads models is estimated from other renders that loaded models.
     In the methods, ``load_seconds`` is the time for loading models that the scheduler estimates for
@@ -63,6 +65,8 @@ class RenderMeasurements:
     def build_tariff(self, price: RenderPrice | None, default_seconds: float) -> RenderTariff:
         """Return the price of the pool's renders, with present estimates of times and pictures.
 
+        Without a price, the tariff is empty.
+
         Args:
             default_seconds: the estimated duration while no render has been measured.
         """
@@ -97,7 +101,11 @@ class RenderMeasurements:
         return _summarise([s - elapsed for s in samples if s > elapsed] or [elapsed * _OVERTIME])
 
     def estimate_any_shape(self, elapsed: float = 0.0) -> Duration | None:
-        """Return the remaining time of a render of unknown shape; None before the first render."""
+        """Return the remaining time of a render of unknown shape; None before the first render.
+
+        Args:
+            elapsed: seconds since the render began, or 0 for a render that has not begun.
+        """
         return self.estimate_remaining(None, elapsed)
 
     def _list_seconds(self, shape: str | None, load_seconds: float) -> list[float]:

@@ -107,7 +107,10 @@ class StaticAuthenticator:
         return self.identities[credential]
 
     async def authenticate_event_token(self, token: str) -> Identity:
-        """Return the identity for an event token, which may read only one job."""
+        """Return the identity for an event token, which may read only one job.
+
+        Raises `InvalidToken` if ``identities`` has no such token.
+        """
         if token not in self.identities or self.identities[token].job is None:
             raise InvalidToken("the event token is not valid")
         return self.identities[token]

@@ -46,7 +46,7 @@ class OllamaBridge:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[OllamaBridge]:
-        """Serve on a free loopback port in the block, and set ``url``."""
+        """Serve on a free port of 127.0.0.1 until the block ends; ``url`` has the address."""
         app = web.Application()
         app.router.add_get("/api/version", self._version)
         app.router.add_post("/api/chat", self._chat)

@@ -31,9 +31,10 @@ class FakeOllamaHost:
         resident: names of the models in memory, as ``/api/ps`` lists them.
         parallel: number of calls that run at a time; further calls wait.
         may_show: event; ``/api/show`` responds while it is set.
-        failing: True if calls of models fail.
+        failing: True if requests to ``/api/chat`` and ``/api/generate`` fail.
         may_end: event; answers end while it is set.
-        received: method, path and body of each request other than those that list models.
+        received: method, path and body of each request that runs, pulls or changes a model. For an
+            uploaded blob, its size in bytes is in place of the body.
     """
 
     def __init__(self, models: dict[str, list[str]] | None = None, *, parallel: int = 1) -> None:
@@ -55,7 +56,7 @@ class FakeOllamaHost:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeOllamaHost]:
-        """Serve on a free loopback port in the block, and set ``url``."""
+        """Serve on a free port of 127.0.0.1 until the block ends; ``url`` has the address."""
         app = web.Application(client_max_size=2**30)
         app.router.add_get("/api/version", self._version)
         app.router.add_get("/api/tags", self._tags)

@@ -24,8 +24,8 @@ from moyin.errors import MoyinError, RenderFailed
 class FakeRenderer:
     """An implementation of `moyin.domain.renderer.Renderer` in memory.
 
-    The attributes ``file``, ``repeatable``, ``models``, ``memory``, ``ready`` and ``error`` are the
-    results of its methods.
+    Each render returns ``file`` and ``repeatable``. The method `status` returns ``models``,
+    ``memory``, ``ready`` and ``error``.
 
     Attributes:
         busy: set when a prompt has been submitted.

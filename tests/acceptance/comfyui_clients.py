@@ -166,5 +166,5 @@ def _save_node(images: list[Any]) -> dict[str, Any]:
 
 
 def _titled_node(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return a node with a title, because some clients find nodes by their titles."""
+    """Return a node of the class ``kind`` with a title, by which some clients find it."""
     return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}

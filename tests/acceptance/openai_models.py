@@ -120,7 +120,10 @@ def _check_content(response: httpx.Response) -> None:
 def check(
     type_adapter: TypeAdapter[Any], body: bytes | str, extensions: frozenset[str] = frozenset()
 ) -> Any:
-    """Return the body as an object of the package's type, which may have the given extensions.
+    """Return the body as an object of the package's type ``kind``, validated strictly.
+
+    Args:
+        extensions: the paths of members that the body may have in addition.
 
     Raises:
         ValidationError: the body does not match the type.
@@ -147,7 +150,11 @@ def stream_data(body: bytes) -> list[bytes]:
 
 
 def _unknown(value: Any, path: str) -> Iterator[str]:
-    """Yield the paths of members that neither the types nor the extensions contain."""
+    """Yield the paths of members that neither the types nor the extensions contain.
+
+    Args:
+        path: the path of ``value``, with a dot at its end.
+    """
     if isinstance(value, BaseModel):
         for name in value.model_extra or ():
             if name not in EXTENSIONS:

@@ -254,7 +254,11 @@ def _make_value(
     numbers: Iterator[int],
     quoted_texts: Iterator[str],
 ) -> Any:
-    """Return a value that matches ``schema``, made of the prompt's numbers and quoted words."""
+    """Return a value that matches ``schema``, made of the prompt's numbers and quoted words.
+
+    Args:
+        root: the whole schema, to which references in ``schema`` refer.
+    """
     if (reference := schema.get("$ref")) is not None:
         target_schema: Any = root
         for name in reference.removeprefix("#/").split("/"):

@@ -62,6 +62,9 @@ class OperationServer:
         """Read and validate a form; return its fields with the types in OpenAI's document.
 
         A file is returned as the text ``file``, and its content is added to ``uploads``.
+
+        Args:
+            shape: the name of the request's schema in OpenAI's document.
         """
         assert request.content_length is not None
         self.uploads = {}

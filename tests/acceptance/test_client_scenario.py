@@ -31,7 +31,11 @@ def kill_gateways(stack: RunningStack) -> int:
 
 
 def run_scenario(command: list[str], stack: RunningStack) -> tuple[list[Any], list[int]]:
-    """Run one client, and return its results and the pids of the killed gateways."""
+    """Run one client, and return its results and the process ids of the killed gateway replicas.
+
+    Args:
+        command: the command line of the client's program.
+    """
     # ComfyUI keeps results, so that only another duration makes the render take its time again.
     seconds = 10 + secrets.randbelow(1_000_000) / 1e6
     variables = {

@@ -105,7 +105,10 @@ def test_ollamas_own_tests_pass_as_on_the_bare_server(
 
 
 def _run_own_tests(url: str, pattern: str) -> tuple[set[str], str]:
-    """Run the tests against a server; return the names of those that passed, and the output."""
+    """Run the tests that match ``pattern`` against a server.
+
+    Returns the names of those that passed, and the output.
+    """
     folder = find_ollama()
     process = subprocess.run(
         [

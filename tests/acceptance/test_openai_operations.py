@@ -232,5 +232,9 @@ def test_a_refusal_of_the_back_end_has_its_reason(client: openai.OpenAI) -> None
 
 
 def _check_strictly(expected_type: Any, value: Any) -> None:
-    """Assert that an object built by the SDK has every member that its type requires."""
+    """Assert that an object built by the SDK has every member that its type requires.
+
+    Args:
+        shape: the type.
+    """
     TypeAdapter(expected_type).validate_python(value.to_dict(), strict=True)

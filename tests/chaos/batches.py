@@ -93,7 +93,11 @@ async def _list_models(_: web.Request) -> web.Response:
 
 @contextmanager
 def deployed(gateway: RunningStack, model: MockModel, parallel: int) -> Iterator[None]:
-    """Add the model to the farm's models app during the block."""
+    """Add the model to the farm's models app during the block.
+
+    Args:
+        parallel: the number of calls that the model answers at a time.
+    """
     path = Path(gateway.env["MOYIN_SERVE_CONFIG"])
     text_before = path.read_text()
     config = yaml.safe_load(text_before)

@@ -170,6 +170,7 @@ async def _run_job(
     """Run one job, and retry it once if it fails.
 
     Args:
+        number: the job's number, from which its graph and its idempotency key are made.
         seconds: how long the graph runs.
         random_share: a number from 0 to 1, which determines whether the job fails, is cancelled or
             succeeds.

@@ -23,7 +23,11 @@ def sleepy(seconds: float, color: int) -> dict[str, Any]:
 
 
 def busy(seconds: float, color: int, *, fails: bool = False) -> dict[str, Any]:
-    """Return a graph that logs its work, so that `tests.chaos.busy` can measure its duration."""
+    """Return a graph that logs its work, so that `tests.chaos.busy` can measure its duration.
+
+    Args:
+        fails: True for a graph that fails at its end.
+    """
     graph = picture(color)
     inputs = {"image": ["1", 0], "seconds": seconds, "fails": fails}
     graph["3"] = {"class_type": "Busy", "inputs": inputs}

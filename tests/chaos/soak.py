@@ -157,7 +157,10 @@ async def soak(gateway: RunningStack, plan: SoakPlan) -> Report:
 async def _run_owner(
     gateway: RunningStack, key: str, graphs: list[dict[str, Any]], plan: SoakPlan, report: Report
 ) -> list[str]:
-    """Submit all jobs of an owner, wait for them, fetch the results, and return the job ids."""
+    """Submit a job for each graph of an owner, wait for all, and fetch the results.
+
+    Returns the job ids.
+    """
     async with _Caller(gateway.url, key, plan.patience, report) as caller:
         ids: list[str] = []
         for graph in graphs:
@@ -271,7 +274,11 @@ async def _wait_for_actors(gateway: RunningStack, actors: int) -> None:
 async def _check_recovery(
     gateway: RunningStack, counts_before: dict[str, int], report: Report
 ) -> None:
-    """Wait until as many processes of each kind run as before; report a problem if they do not."""
+    """Wait until as many processes of each kind run as before; report a problem if they do not.
+
+    Args:
+        before: the number of processes of each kind before the kills.
+    """
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (current_counts := await asyncio.to_thread(_count_processes, gateway)) != counts_before:
         if time.monotonic() > deadline:

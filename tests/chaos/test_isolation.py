@@ -141,7 +141,10 @@ class FaultWindows:
     def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
         """Assign calls to the window in which they began; return their durations by kind of window.
 
-        Windows without calls are left out. A call is the pair of its start and its duration.
+        Windows without calls are left out.
+
+        Args:
+            uses: the start and the duration of each call.
         """
         all_uses = list(uses)
         results: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
@@ -196,6 +199,10 @@ async def _hang_and_kill(
     """Suspend a service several times, kill it, and wait until it works again.
 
     During each of these time spans, and the quiet ones between them, every other service is called.
+
+    Args:
+        deployment: name of the service's Ray Serve deployment.
+        use: calls the service, and raises an error if that fails.
     """
 
     async def sleep_and_wait(seconds: float) -> None:
@@ -267,6 +274,10 @@ def _compare_times(times_by_fault: dict[str, list[list[float]]]) -> str:
     Compares the 99th percentile of each span in which the service hangs with that of the quiet span
     before it, and reports the median of these ratios. The single span after the kill is compared
     with the median of all quiet spans.
+
+    Args:
+        found: the durations in seconds of the calls in each span, by the span's kind: ``quiet``,
+            ``hanging`` or ``dead``.
     """
     quiet_p99s = [_percentile_99(window) for window in times_by_fault["quiet"]]
     quiet_p99 = statistics.median(quiet_p99s)

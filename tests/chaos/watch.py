@@ -142,7 +142,10 @@ class ResponseWatch:
     def wait_until_well(
         self, since: float, seconds: float = 3.0, patience: float = _PATIENCE_SECONDS
     ) -> None:
-        """Wait until every service has responded normally for ``seconds``.
+        """Wait until every service has responded normally for ``seconds`` without a break.
+
+        Args:
+            since: the time by `time.monotonic` from which responses count and ``patience`` runs.
 
         Raises:
             AssertionError: a service did not respond normally within ``patience`` seconds.
@@ -160,6 +163,9 @@ class ResponseWatch:
 
     def wait_until_away(self, since: float, patience: float = 60.0) -> None:
         """Wait until no service responds normally any more.
+
+        Args:
+            since: the time by `time.monotonic` from which responses count and ``patience`` runs.
 
         Raises:
             AssertionError: a service still responded normally after ``patience`` seconds.
@@ -279,7 +285,7 @@ def _are_all_well(calls: list[Call]) -> bool:
 def judge(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
-    """Return the outcome of a response, and what is wrong with it, or None."""
+    """Return the outcome of a response to ``probe`` (see `Call`), and what is wrong or None."""
     shown_answer = (
         f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
     )

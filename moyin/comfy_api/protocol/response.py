@@ -109,7 +109,7 @@ def _build_canceller(job: Job) -> dict[str, Any]:
 
 
 def job_state(job: Job) -> str:
-    """Return the state of a job in ComfyUI's job list."""
+    """Return the state of a job in ComfyUI's job list, such as ``pending`` or ``completed``."""
     if job.status.is_final:
         return _STATES[job.status]
     return "in_progress" if job.started_at is not None else "pending"

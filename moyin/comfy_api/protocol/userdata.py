@@ -72,7 +72,11 @@ def _decode(raw: str) -> str:
 
 
 def build_file_entry(file: UserFile, folder_prefix: str = "") -> dict[str, Any]:
-    """Return the entry of a file in a list with ``full_info``; times are Unix timestamps."""
+    """Return the entry of a file in a list with ``full_info``; times are Unix timestamps.
+
+    Args:
+        folder_prefix: the listed folder with a slash, which is removed from the path.
+    """
     return {
         "path": file.path.removeprefix(folder_prefix),
         "size": file.size,
@@ -85,6 +89,11 @@ def list_folder(
     files: Iterable[UserFile], folder: str, *, recurse: bool, full_info: bool, split: bool
 ) -> list[Any]:
     """Return the files below ``folder``, with paths relative to the folder.
+
+    Args:
+        recurse: True to include the files in its subfolders.
+        full_info: True to return `build_file_entry` of each file instead of its path.
+        split: True to return for each file a list: its path and the segments of the path.
 
     Raises:
         UserFileNotFound: the folder does not exist.

@@ -139,7 +139,11 @@ def open_filter() -> int:
 
 
 def explain_missing_namespaces(root: Path = Path("/")) -> str:
-    """Return advice for the operator on how to enable namespaces on this machine."""
+    """Return advice for the operator on how to enable namespaces on this machine.
+
+    Args:
+        root: the folder in place of ``/`` in tests.
+    """
     if os.geteuid() != 0:
         for setting, forbidding_value, advice in _KERNEL_SETTINGS:
             try:

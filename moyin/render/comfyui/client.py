@@ -96,7 +96,8 @@ class ComfyClient:
     ) -> PromptAccepted:
         """Add a prompt to ComfyUI's queue, to execute its output nodes ``targets``, by default all.
 
-        Raises `InvalidGraph` with the body of the response if ComfyUI refuses the graph.
+        Nodes can read the prompt's ``extra_data``. Raises `InvalidGraph` with the body of ComfyUI's
+        response if the graph is refused.
         """
         body: dict[str, Any] = {
             "prompt": graph,
@@ -119,7 +120,11 @@ class ComfyClient:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Validate a graph without executing it, and return ComfyUI's response body."""
+        """Validate a graph without executing it, and return ComfyUI's response body.
+
+        For an invalid graph the body has the member ``error``. If ``targets`` is not None, ComfyUI
+        validates only the output nodes with these ids.
+        """
         body: dict[str, Any] = {"prompt": graph}
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
@@ -231,7 +236,7 @@ def _make_status_error(response: aiohttp.ClientResponse) -> WorkerLost:
 
 
 def get_error_message(body: Mapping[str, Any]) -> str:
-    """Return the error message in the body of ComfyUI's response to an invalid graph."""
+    """Return the error message in ComfyUI's response to an invalid graph, or a default message."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
     return str(message or "ComfyUI refuses the graph without a reason")

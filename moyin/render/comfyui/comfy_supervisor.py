@@ -57,7 +57,10 @@ class ComfySupervisor:
             raise RuntimeError("ComfySupervisor's task has ended before ComfySupervisor.close")
 
     async def wait_for_session(self) -> Session:
-        """Return the session when ComfyUI is ready, or raise `ServiceUnavailable` after a timeout."""
+        """Return the session when ComfyUI is ready.
+
+        Raises `ServiceUnavailable` after the ``start_timeout`` of the process's options.
+        """
         try:
             async with asyncio.timeout(self._options.start_timeout):
                 await self._is_up.wait()

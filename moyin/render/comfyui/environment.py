@@ -36,7 +36,13 @@ _USER = "comfyui"
 def build_child_environment(
     environ: Mapping[str, str], options: ComfyOptions, scratch: Path
 ) -> dict[str, str]:
-    """Return the environment of a ComfyUI process with the temporary folder ``scratch``."""
+    """Return the environment of a ComfyUI process.
+
+    It has the allowed variables of ``environ``, or all but a few of them without isolation.
+
+    Args:
+        scratch: the folder for temporary files, which ``TMPDIR`` names.
+    """
     if options.isolation is Isolation.OFF:
         env = {name: value for name, value in environ.items() if name not in _INTERPRETER_NAMES}
     else:

@@ -27,7 +27,7 @@ class InputFiles:
         self._limit = limit
 
     async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
-        """Copy files from the artifact store, unless they are staged.
+        """Copy files from the artifact store to the staging folder, unless they are there already.
 
         The keys of ``files`` are names that `make_input_name` has made; the values are the sha256
         of blobs. Raises `FileNotFoundError` if the artifact store does not have a blob.
@@ -42,9 +42,9 @@ class InputFiles:
         return all(self._find_staged(name).exists() for name in names)
 
     def trim_staged(self, needed: Collection[str]) -> None:
-        """Remove least recently used files, except ``needed``, until the limit is met (blocking).
+        """Remove the least recently used staged files until the limit is met (blocking).
 
-        Other threads may add files at the same time.
+        The files with the names ``needed`` stay. Other threads may add files at the same time.
         """
         staged_files: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():

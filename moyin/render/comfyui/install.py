@@ -143,7 +143,7 @@ def _digest_packages() -> str:
 
 
 def _find_home(environment: Path) -> Path:
-    """Find the folder of ``main.py`` among the installed files of the wheel."""
+    """Find the folder of ``main.py`` in the environment into which the wheel was installed."""
     paths = [str(path) for path in environment.glob("lib/python3*/site-packages")]
     for distribution in importlib.metadata.distributions(name=_DISTRIBUTION, path=paths):
         for file in distribution.files or []:

@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def change_user(user: int, groups: list[int]) -> None:
-    """Change the user of this process irrevocably, and drop all capabilities."""
+    """Change the user and the groups of this process irrevocably, and drop all capabilities."""
     os.setgroups(groups)
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
@@ -113,7 +113,7 @@ def limit_resources(file_bytes: int, threads: int | None) -> None:
 
 
 def lower_limit(kind: int, value: int) -> None:
-    """Set a resource limit unless a lower limit is set."""
+    """Set a resource limit, such as ``RLIMIT_FSIZE``, to ``value`` unless it is lower already."""
     _, present_limit = resource.getrlimit(kind)
     if present_limit == resource.RLIM_INFINITY or present_limit > value:
         resource.setrlimit(kind, (value, value))

@@ -27,7 +27,7 @@ def find_extra_model_paths(flags: Sequence[str]) -> list[Path]:
 
 
 def _find_flag_values(flags: Sequence[str]) -> Iterator[Path]:
-    """Yield the paths that follow the flag on the command line, up to the next flag."""
+    """Yield the paths that follow ``--extra-model-paths-config``, up to the next flag."""
     is_value = False
     for word in flags:
         name, equals, value = word.partition("=")

@@ -43,7 +43,12 @@ _MEDIA_TYPES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredResult:
-    """The result of a prompt whose files are in the artifact store."""
+    """The result of a prompt whose files are in the artifact store.
+
+    Attributes:
+        record: ComfyUI's history of the prompt.
+        done: the final event of the render, with its files.
+    """
 
     record: PromptRecord
     done: RenderSucceeded

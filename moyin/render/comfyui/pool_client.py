@@ -168,7 +168,10 @@ class PoolResponseCache:
     async def _merge_response(
         self, pool: str, path: str, cached: CachedResponse | None, response: PoolResponse
     ) -> CachedResponse:
-        """Return the new response, or the cached one if no renderer is up, or raise an error."""
+        """Return the new response, or the cached one if no renderer is up.
+
+        Raises `PoolStarting` or `ServiceUnavailable` if there is neither.
+        """
         if response.state == "up":
             new_response = CachedResponse(response.content, time.monotonic(), response.version)
             if (

@@ -41,10 +41,10 @@ _KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 class Spawner:
-    """Starts processes from one thread that lives until `close`.
+    """Starts all processes from one thread of its own, which lives until `close`.
 
-    The kernel sends the parent-death signal when the *thread* that forked the process ends. The
-    threads of asyncio's executor are unsuitable, because they may end early.
+    When a thread ends, the kernel kills the processes that it started. The threads of asyncio's
+    executor may end early, so they are not used.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Spawner:
         return await loop.run_in_executor(self._thread, _spawn, command, env, descriptors)
 
     def close(self) -> None:
-        """End the thread, after which the kernel kills the processes that are still running."""
+        """End the spawner's thread, after which the kernel kills its processes that still run."""
         self._thread.shutdown()
 
 
@@ -241,7 +241,10 @@ def _make_launcher_options(options: ComfyOptions, channels: ProcessChannels) -> 
 def _build_sandbox_command(
     options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]
 ) -> list[str]:
-    """Return the command that runs bubblewrap, or raise `StackError` if none works."""
+    """Return the command that runs bubblewrap with its options for this process.
+
+    Raises `StackError` if no installed bubblewrap works.
+    """
     user = choose_user_id(options)
     unreadable_file = (
         None if user is None else find_unreadable_file(user, find_shared_folders(options))
@@ -257,7 +260,10 @@ def _build_sandbox_command(
 
 
 def _read_sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
-    """Read the id of the sandbox's first process, or raise `StackError` if bubblewrap failed."""
+    """Read the id of the sandbox's first process from ``info``, bubblewrap's JSON output.
+
+    Raises `StackError` if bubblewrap ``process`` failed.
+    """
     try:
         return SandboxProcesses(int(json.loads(info.read())["child-pid"]))
     except (ValueError, KeyError) as error:

@@ -126,9 +126,11 @@ class Relay:
         return frames
 
     async def _store_output(self, output: Any) -> Any:
-        """Store the files of a node's output, and return the output with the files' final names.
+        """Store the files of a node's output, and return the output with the stored names.
 
         Clients fetch the files as soon as they receive the event.
+
+        The new names are those of `make_unique_name`.
         """
         if isinstance(output, Mapping):
             for file in await self._store_files(self._prompt_id, output):

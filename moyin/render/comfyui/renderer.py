@@ -106,7 +106,7 @@ class ComfyRenderer:
         self._last_event = time.monotonic()
 
     async def start(self) -> None:
-        """Start ComfyUI in the background; `status` returns when it is ready."""
+        """Start ComfyUI in the background; `status` shows whether it is ready."""
         self._supervisor.start()
 
     async def close(self) -> None:
@@ -124,7 +124,11 @@ class ComfyRenderer:
         self._supervisor.check_supervision()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        """Render a prompt and yield its events; if the prompt is known already, follow it."""
+        """Render a prompt and yield its events.
+
+        If the prompt is running or has recently succeeded, its events are yielded without
+        another run.
+        """
         result = self._finished_results.get(request.prompt_id)
         if result is not None:
             yield ExecutionFinished()
@@ -168,6 +172,9 @@ class ComfyRenderer:
         ``outputs`` that ComfyUI would execute and ``node_errors`` for the other outputs. The bridge
         adds ``free``, the inputs that `moyin.comfy_api.validation_cache` may ignore.
 
+        Args:
+            targets: ids of the output nodes to validate, or None for all.
+
         Raises:
             ServiceUnavailable: ComfyUI is not ready.
         """
@@ -178,7 +185,7 @@ class ComfyRenderer:
         return await self._supervisor.require_session().client.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
-        """Return the remembered results of successful prompts, by prompt id."""
+        """Return the results of prompts that have recently succeeded, by prompt id."""
         return {
             prompt_id: RenderResult(
                 done=result.done, record=result.record, runs=self._journal.list_ended(prompt_id)
@@ -468,7 +475,10 @@ class ComfyRenderer:
             prompt.relay.enqueue(message)
 
     def _find_active(self, prompt_id: str | None) -> RunningPrompt | None:
-        """Return the active prompt with this id, or the executing prompt if the id is None."""
+        """Return the prompt with this id, or the executing prompt if the id is None.
+
+        Returns None if that prompt is not active.
+        """
         active_prompt = self._active_prompts.get(prompt_id or self._executing or "")
         return None if active_prompt is None else active_prompt[0]
 
@@ -496,7 +506,12 @@ class ComfyRenderer:
         return _sort_by_size(await ModelSizes(self._options.models).measure(models))
 
     def _end_submitted_prompts(self, reason: str, prompt_may_be_cause: bool) -> None:
-        """End the prompts that were submitted to a lost process with `WorkerLost`."""
+        """End all prompts that were submitted to the lost process with `WorkerLost`.
+
+        Args:
+            reason: why the process was lost, for the message.
+            prompt_may_be_cause: True if a prompt may have ended the process.
+        """
         for prompt, task in list(self._active_prompts.values()):
             if prompt.is_submitted:
                 message = f"ComfyUI was lost during the render: {reason}"

@@ -71,7 +71,8 @@ class RunJournal:
     ) -> tuple[RenderRun, ...]:
         """End the open runs of a prompt and return them.
 
-        The last run has the prompt's result or error. The earlier runs failed and were repeated.
+        The last run has the prompt's number of pictures or error. The earlier runs failed and were
+        repeated.
         """
         runs = self._open.pop(prompt_id, [])
         for run in runs:
@@ -97,11 +98,11 @@ class RunJournal:
         return ended_runs
 
     def list_ended(self, prompt_id: str) -> tuple[RenderRun, ...]:
-        """Return the runs of a prompt that has ended recently, or nothing for any other prompt."""
+        """Return the runs of a prompt that has ended recently; empty for any other prompt."""
         return self._ended.get(prompt_id, ())
 
     def list_unsettled(self) -> tuple[RenderRun, ...]:
-        """Return the runs with a price that have not ended, or whose cost is not recorded yet."""
+        """Return the runs that cost money and have not ended, or whose cost is not recorded yet."""
         open_runs = (
             RenderRun(
                 id=run.id,

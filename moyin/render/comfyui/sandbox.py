@@ -138,7 +138,13 @@ def build_bubblewrap_options(
 
 
 def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_map")) -> int | None:
-    """Return the user id of a confined process, or None if it keeps the id of this process."""
+    """Return the user id to which a confined process changes.
+
+    Returns None if this process is not root or ``isolation`` is not strict.
+
+    Args:
+        uid_map: the kernel's file of the user ids that exist in this namespace.
+    """
     if options.isolation is not Isolation.STRICT or os.geteuid() != 0:
         return None
     if options.uid is not None:
@@ -152,7 +158,11 @@ def choose_user_id(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_m
 
 
 def find_device_groups(paths: Iterable[Path]) -> list[int]:
-    """Return the ids of the groups that a process needs to use devices that are not public."""
+    """Return the ids of the groups of device files that not every user may write to.
+
+    Args:
+        paths: device files, and folders of device files.
+    """
     groups = set()
     for path in paths:
         for device in (path, *(path.iterdir() if path.is_dir() else ())):
@@ -167,7 +177,10 @@ def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
 
 
 def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
-    """Return a Python interpreter's folders, or raise `StackError` if Python can't be run."""
+    """Return the folders that a Python interpreter reads, such as those of its libraries.
+
+    Raises `StackError` if Python can't be run.
+    """
     try:
         # Run with ComfyUI's environment, whose variables may change the folders.
         completed = subprocess.run(

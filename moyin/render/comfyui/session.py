@@ -84,6 +84,7 @@ class Session:
 
         Args:
             folder: the prepared folder of the process.
+            on_event, on_binary: called with each event and each binary frame that ComfyUI sends.
             is_idle: returns whether no prompt is running.
 
         Raises:

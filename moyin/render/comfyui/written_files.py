@@ -43,7 +43,7 @@ class WrittenFiles:
         self._executing = prompt_id
 
     def remove_unclaimed(self) -> None:
-        """Remove the files in the process's folders, which belong to no prompt."""
+        """Remove the files that the process has written while no prompt was executed."""
         self._move_to_done(_UNCLAIMED)
         remove_tree(self._folder.done / _UNCLAIMED)
 
@@ -98,7 +98,14 @@ class WrittenFiles:
 
 
 def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
-    """Yield the paths where a file may be; some nodes ignore the folder of their prompt."""
+    """Yield the paths where a file may be, as tuples of path segments.
+
+    Some nodes ignore the folder of their prompt, so the path without it is yielded, too.
+
+    Args:
+        parts: the path that ComfyUI reports.
+        origin: the id of the prompt that wrote the file.
+    """
     yield parts
     if parts[:1] == (origin,):
         yield parts[1:]
@@ -116,7 +123,10 @@ def _move_entry(source: Path, target: Path) -> None:
 
 
 def _open_below(root: Path, parts: tuple[str, ...]) -> BinaryIO | None:
-    """Open a regular file below ``root`` without following links, or return None."""
+    """Open a regular file below ``root`` without following links.
+
+    Returns None if the file is missing, or if it or a folder on the way is of another kind.
+    """
     if not parts:
         return None
     descriptor = -1

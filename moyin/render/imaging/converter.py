@@ -126,9 +126,12 @@ class PictureConverter:
         return await self._convert(owner, source, task, "image/webp", _CACHED_THUMBNAILS)
 
     async def channel(self, owner: str, source: Artifact, channels: str) -> ConvertedPicture:
-        """Return a PNG with only the colours (``rgb``) or only the transparency (``a``).
+        """Return a PNG with only the colours or only the transparency of a picture.
 
         Raises the same errors as `preview`.
+
+        Args:
+            channels: ``rgb`` for the colours, ``a`` for the transparency.
         """
         task = {"action": "channel", "channels": channels}
         return await self._convert(owner, source, task, "image/png")

@@ -94,7 +94,7 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
 
 def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write a lossy copy of the picture, scaled down if the picture is large."""
+    """Do the task ``preview`` of `convert`: write a lossy copy, scaled down if necessary."""
     with _open_picture(task["source"], limits) as picture:
         size = _compute_preview_size(picture.width, picture.height, task, limits)
         is_large = size != picture.size
@@ -129,7 +129,10 @@ def _compute_preview_size(
 
 
 def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write the first readable frame of a video, scaled down if it is large."""
+    """Do the task ``poster`` of `convert`: write a video's first readable frame.
+
+    The frame is scaled down if it is large.
+    """
     try:
         import av
     except ImportError as error:
@@ -169,6 +172,9 @@ def _detect_container(head: bytes) -> str:
 
     Only formats that hold their streams in the file itself are detected. FFmpeg's own detection
     also accepts playlists, which name other files and URLs.
+
+    Args:
+        head: the first bytes of the file.
     """
     if head.startswith(_MATROSKA_SIGNATURE):
         return "matroska"
@@ -212,7 +218,7 @@ def _decode_first_frame(
 
 
 def _write_channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write a PNG with only the colours (``rgb``) or only the transparency (``a``)."""
+    """Do the task ``channel`` of `convert`: write a PNG with only colours or transparency."""
     if task["channels"] == "rgb":
         return _write_picture(_decode(task["source"], limits).convert("RGB"), task["target"], "PNG")
     transparency = _decode_transparency(task["source"], limits)
@@ -220,7 +226,10 @@ def _write_channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
 
 def _write_masked(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write a PNG of the source with its text chunks and the transparency of the mask."""
+    """Do the task ``mask`` of `convert`: write a PNG of the source with the mask's transparency.
+
+    The text chunks of the source are kept.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     # Decode one picture after the other, so that only one decoded picture at a time is in memory.
@@ -263,7 +272,10 @@ def _decode(path: str, limits: Mapping[str, int]) -> Image.Image:
 
 @contextlib.contextmanager
 def _open_picture(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
-    """Open a picture until the block ends; only its header is read."""
+    """Open a picture until the block ends; only its header is read.
+
+    Raises `ConversionError` if the file is not a picture or exceeds the limits.
+    """
     from PIL import Image
 
     # `_check_size` applies the limit before the picture is decoded.

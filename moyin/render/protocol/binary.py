@@ -77,7 +77,10 @@ def _find_text_start(frame: bytes) -> int | None:
 
 
 def to_plain_preview(frame: bytes) -> bytes:
-    """Convert a frame of type 4 to type 1, for clients that do not support type 4."""
+    """Convert a frame of type 4 to type 1, for clients that do not support type 4.
+
+    Any other frame is returned unchanged.
+    """
     metadata, start = parse_image_metadata(frame)
     if not metadata:
         return frame

@@ -1,7 +1,7 @@
-"""Summarises graphs whose renders take about the same time.
+"""Computes the shape of a graph: a digest that is equal for graphs that take about the same time.
 
-The shape of a graph is a digest of its node classes, model files, sizes and numbers of steps. Other
-numbers, texts and the links between nodes do not affect the shape.
+The digest depends on the node classes, model files, sizes and numbers of steps. Other numbers,
+texts and the links between nodes do not affect it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ _MAX_PICTURES = 4096
 
 
 def compute_shape(graph: Mapping[str, Any]) -> str:
-    """Return the shape of a graph as 16 hexadecimal digits."""
+    """Return the graph's shape, a digest of what determines its duration: 16 hexadecimal digits."""
     return combine_hashes(hash_node(node) for node in graph.values())
 
 
 def combine_hashes(hashes: Iterable[int]) -> str:
-    """Return the shape of a graph from the hashes of its nodes, whose order does not matter."""
+    """Return a graph's shape (see `compute_shape`) from the hashes of its nodes, in any order."""
     return f"{sum(hashes) % (1 << _BITS):016x}"
 
 
 def hash_node(node: Any) -> int:
-    """Return the hash of a node, from which `combine_hashes` computes a graph's shape."""
+    """Return the hash of a node, from which `combine_hashes` computes a graph's shape.
+
+    A malformed node has the hash 0.
+    """
     if not isinstance(node, Mapping):
         return 0
     inputs = node.get("inputs")

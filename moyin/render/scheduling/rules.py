@@ -101,7 +101,10 @@ class OrderingRules:
         return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
     def compute_max_imbalance(self, load_seconds: float) -> float:
-        """Return how many more seconds of work another queue needs before a renderer switches."""
+        """Return how much more work must wait for other models before a renderer switches to them.
+
+        The result is in seconds per renderer (see ``imbalance_factor``).
+        """
         return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
     def compute_due_time(self, pending: PendingRender) -> float:
@@ -112,7 +115,10 @@ class OrderingRules:
         return min(due_time, pending.deadline - self.deadline_margin_seconds)
 
     def compute_rank(self, pending: PendingRender, now: float) -> int:
-        """Return the class of a render after ageing, from 1 (first) to 5 (last)."""
+        """Return the class of a render, which improves by one every ``ageing_seconds`` of waiting.
+
+        The class is from 1 (first) to 5 (last).
+        """
         gained_classes = int(max(0.0, now - pending.entered) // self.ageing_seconds)
         return max(1, pending.priority - gained_classes)
 
@@ -153,9 +159,10 @@ class OwnerFairShare:
         return max(self._served.get(owner, self._present), self._present)
 
     def charge(self, owner: str, others: Iterable[str] = ()) -> None:
-        """Count a new render of ``owner``; ``others`` are the owners with waiting renders.
+        """Add a new render of ``owner`` to the owner's virtual time.
 
-        Adds the render to the owner's virtual time.
+        Args:
+            others: the owners with waiting renders, which determine the present virtual time.
         """
         start = self.get_virtual_time(owner)
         # The present virtual time is the smallest one of the waiting owners. If an owner is served

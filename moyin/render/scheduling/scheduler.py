@@ -98,7 +98,11 @@ class RenderScheduler:
         return None if arrived is None else max(0.0, self._clock() - arrived)
 
     def wait_quantile(self, share: float) -> float | None:
-        """Return the quantile ``share`` of recent waits in seconds; None without renders."""
+        """Return the waiting time that the share ``share`` of recent renders did not exceed.
+
+        The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5
+        means the median.
+        """
         return self._waits.quantile(share, self._clock())
 
     def is_busy(self, name: str) -> bool:
@@ -178,7 +182,10 @@ class RenderScheduler:
         return self._window.measured
 
     def forecast(self) -> list[Expectation]:
-        """Return the next waiting renders with their expected times, in the expected order."""
+        """Return the next waiting renders with their expected times, in the expected order.
+
+        The number of renders is limited, because a forecast of a long queue takes much time.
+        """
         now = self._clock()
         limit = _MAX_FORECAST_WORK // max(1, self._window.flows)
         limit = max(_MIN_FORECAST, min(_MAX_FORECAST, limit))
@@ -189,7 +196,10 @@ class RenderScheduler:
         return self._window.list_running(self._clock())
 
     def peek_next(self, name: str) -> PendingRender | None:
-        """Return the render that a busy renderer would get if it became free now, or None."""
+        """Return the render that a busy renderer would get if it became free now.
+
+        Returns None if every waiting render needs other models.
+        """
         return self._window.peek_next(name, self._clock())
 
     def _assign(self) -> None:

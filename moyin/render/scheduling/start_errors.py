@@ -1,4 +1,4 @@
-"""Learns how much later renders start than forecast, because later renders may overtake them."""
+"""Learns how much more time renders take to start than forecast, as other renders overtake them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OFFSET_SECONDS = 2.0
 
 
 class StartErrors:
-    """Widens forecasts of starts by the errors of earlier forecasts.
+    """Makes forecasts of start times less certain, by the errors of earlier forecasts.
 
     A score is the actual time until a render started, divided by the forecast time. Scores are
     grouped by the render's position in the queue, with a group for each doubling of the position,
@@ -41,7 +41,13 @@ class StartErrors:
         self._random = random.Random(0)
 
     def widen_forecasts(self, expectations: Sequence[Expectation], now: float) -> list[Expectation]:
-        """Return the forecasts with realistic variances; remember each until its render starts."""
+        """Return the forecasts with variances that match the errors of earlier forecasts.
+
+        Remembers the forecast of each render until the render starts.
+
+        Args:
+            now: the present time in seconds.
+        """
         factors: dict[int, float] = {}
         widened_forecasts = []
         for position, item in enumerate(expectations, start=1):

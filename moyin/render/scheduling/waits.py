@@ -19,6 +19,10 @@ class WaitTimes:
         self._waits.append((now, max(0.0, seconds)))
 
     def quantile(self, share: float, now: float) -> float | None:
-        """Return the quantile ``share`` of the waiting times in seconds; None without renders."""
+        """Return the waiting time that the share ``share`` of recent renders did not exceed.
+
+        The result is in seconds, or None if no render began in the last hour. A ``share`` of 0.5
+        means the median.
+        """
         waits = sorted(wait for at, wait in self._waits if now - at <= _MAX_AGE_SECONDS)
         return waits[min(int(len(waits) * share), len(waits) - 1)] if waits else None

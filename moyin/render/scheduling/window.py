@@ -8,8 +8,9 @@
    loaded. It switches if (a) it has no models loaded, (b) no waiting render uses its models and the
    renderers of the other models will be busy for longer than a switch takes, or (c) the other queue
    has more work than its own, by several times the load time.
-3. A renderer begins a render that uses its loaded models. These renders are ordered by class after
-   ageing, then by fair share of the owners, then by arrival.
+3. A renderer begins a render that uses its loaded models. These renders are ordered by class, which
+   rises as they wait (`OrderingRules.compute_rank`), then by fair share of the owners, then by
+   arrival.
 
 A render waits for a renderer that has its models loaded, even if another renderer is free, because
 nothing reduces the throughput of a farm more than loading models.
@@ -156,7 +157,7 @@ class Window:
 
     @property
     def must_choose_again(self) -> bool:
-        """Whether a renderer is free although renders wait; then a later choice may use it."""
+        """Whether a renderer is free although renders wait, so that a later choice may succeed."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
@@ -186,7 +187,7 @@ class Window:
         return now - self._free[name].free_since if name in self._free else None
 
     def begin_render(self, choice: Assignment, now: float) -> None:
-        """Mark the assigned renderer as busy, and its new render's models as loaded."""
+        """Mark the renderer of the assignment as busy, and its new render's models as loaded."""
         pending, slot = choice.pending, choice.slot
         self.remove(pending)
         self._fair_share.charge(pending.owner, self._owners)

@@ -47,7 +47,10 @@ class TemplateSnapshot:
         return {alias: template.name for alias, template in self.names.items()}
 
     def find(self, name: str, field: str) -> Template:
-        """Return the template ``name``, or raise `InvalidRequest` for the request's ``field``."""
+        """Return the template with the name or alias ``name``.
+
+        Raises `InvalidRequest` if there is none; the error names the request's member ``field``.
+        """
         template = self.names.get(name)
         if template is None:
             similar_names = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)

@@ -34,7 +34,11 @@ def provider() -> Iterator[str]:
 
 
 def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
-    """Configure this provider as the only one through which users can sign in."""
+    """Configure this provider as the only one through which users can sign in.
+
+    Args:
+        changes: other members of the provider's configuration.
+    """
     provider_config = {
         "name": "studio",
         "issuer": issuer,

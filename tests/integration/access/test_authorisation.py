@@ -272,7 +272,11 @@ class RoleAccounts:
         return str((await self.accounts_app.member(self.studio, role))["access_token"])
 
     async def path(self, template: str) -> str:
-        """Create an object for this call, and return the path to it."""
+        """Return the path of a route, with new objects in place of the names in braces.
+
+        Args:
+            template: the path as OpenAPI describes it, such as ``/keys/{key}``.
+        """
         call, values = self.accounts_app.ok, {"organisation": self.studio}
         if "{user}" in template or "{subject}" in template:
             accounts = f"/organisations/{self.studio}/service-accounts"
@@ -353,7 +357,7 @@ async def test_gateway(farm: Farm) -> None:
 
 
 async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
-    """Return a key for each of `GATEWAY_ROLES`."""
+    """Return a key of the tenant ``ann`` for each of `GATEWAY_ROLES`, or None for no key."""
     return await create_bearers(KeyStore(farm.database), "ann")
 
 
@@ -429,7 +433,10 @@ async def upload(farm: Farm) -> str:
 
 
 async def judge_websocket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
-    """Open a WebSocket, and return its result as a character of the matrix."""
+    """Open a WebSocket, and return its result as a character of the matrix.
+
+    The result is ``+`` if the server sends a text, or else that of `judge` for the close code.
+    """
     headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
     async with session.ws_connect(path, headers=headers) as connection:
         message = await connection.receive(10)

@@ -248,9 +248,9 @@ async def test_budgets_show_spent_reserved_and_remaining_amounts(meter: RequestM
 async def test_reservations_of_an_earlier_version_are_settled(
     meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
-    """Settling such a reservation must not make the reserved amount negative.
+    """A reservation of an earlier version is settled at its cost, and nothing stays reserved.
 
-    The earlier version did not store reserved amounts.
+    The earlier version did not store reserved amounts, which must not become negative.
     """
     limit = Limit(subject="key:old", usd_per_day=Decimal(1))
     admission = await meter.admit([limit], owner="j", usd=Decimal("0.8"))

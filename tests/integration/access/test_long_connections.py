@@ -23,7 +23,11 @@ PROMISED_SECONDS = 10.0
 
 
 async def _follow_socket(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
-    """Return the reason with which a WebSocket was closed."""
+    """Read a WebSocket to its end, and return the close code as text.
+
+    Args:
+        has_begun: set at the first message.
+    """
     async with client.ws_connect(path) as socket:
         async for message in socket:
             if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
@@ -32,7 +36,11 @@ async def _follow_socket(path: str, client: aiohttp.ClientSession, has_begun: as
 
 
 async def _follow_stream(path: str, client: aiohttp.ClientSession, has_begun: asyncio.Event) -> str:
-    """Return the last event of a stream."""
+    """Read a stream to its end, and return the last event.
+
+    Args:
+        has_begun: set at the first event.
+    """
     last_chunk = b""
     async with client.get(path) as response:
         assert response.status == 200

@@ -15,7 +15,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def run(accounts: AccountsApp, name: str, **variables: Any) -> list[Any]:
-    """Run an example and return the bodies that it prints."""
+    """Run the example ``name`` of docs/accounts.md, and return the JSON bodies that it prints.
+
+    Args:
+        variables: the shell variables that the page presumes.
+    """
     output = await asyncio.to_thread(
         run_shell_example, "docs/accounts.md", name, url=accounts.url, **variables
     )

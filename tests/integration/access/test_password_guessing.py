@@ -42,6 +42,10 @@ async def guess_passwords(
     """Guess passwords during the block, and yield the list of the statuses received so far.
 
     The block begins when at least half of the guessers wait for their turn.
+
+    Args:
+        address: the guessers' client address, in which ``{}`` is the number of the guesser; empty
+            for an unknown address.
     """
     statuses: list[int] = []
 
@@ -64,7 +68,10 @@ async def guess_passwords(
 async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
     accounts: AccountsApp, record_measurement: RecordMeasurement
 ) -> None:
-    """Covers a fresh stack, which knows no client address and remembers no earlier sign-in."""
+    """After 150 wrong guesses, the right password is accepted before all of them are judged.
+
+    The farm has just started: it knows no client address and no earlier sign-in.
+    """
     email = (await accounts.player())["user"]["email"]
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     guesses = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(90)]
@@ -134,7 +141,13 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     is_known: bool,
     record_measurement: RecordMeasurement,
 ) -> None:
-    """The bound grows with the elapsed time, because a slow machine takes longer to guess."""
+    """At most the permitted number of guesses is judged, for an account or from a known address.
+
+    The permitted number grows with time, and a slow machine needs more time for the guesses.
+
+    Args:
+        known: True to test the limit of an address, False for that of an account.
+    """
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = new_address() if is_known else ""
     free_attempts, seconds_per_attempt = 6, 0.5

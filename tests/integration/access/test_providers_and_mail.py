@@ -45,7 +45,12 @@ async def accounts(
 async def vouch(
     accounts_app: AccountsApp, issuer: str, subject: str, address: str = "", **claims: Any
 ) -> dict[str, str]:
-    """Sign in on the provider's pages as ``subject``, and return the callback's parameters."""
+    """Sign in on the provider's pages as ``subject``, and return the callback's parameters.
+
+    Args:
+        address: the client's address; empty for the real one.
+        claims: what the provider says about the user, such as ``email``.
+    """
     request_headers = {"x-forwarded-for": address} if address else {}
     async with accounts_app.session.put(f"{issuer}/users/{subject}", json=claims) as response:
         assert response.status < 300

@@ -89,7 +89,11 @@ class Recorder:
     async def upload(
         self, name: str, content: bytes, path: str = "/upload/image", **fields: str
     ) -> Any:
-        """Upload a file, and return the response without the id that only the farm adds."""
+        """Upload a file, and return the response without the id that only the farm adds.
+
+        Args:
+            fields: further fields of the form.
+        """
         form = aiohttp.FormData(fields, quote_fields=False)
         form.add_field("image", content, filename=name, content_type="image/png")
         async with self._session.post(path, data=form) as response:

@@ -186,7 +186,10 @@ async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, foreign_comfy
 
 
 async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -> None:
-    """Clients treat a prompt that is in neither list as lost, and an empty queue as finished."""
+    """A prompt is in the queue or in the history at any time.
+
+    Clients treat a prompt that is in neither list as lost, and an empty queue as finished.
+    """
     for graph in (sleepy(1, next(_colors)), picture(next(_colors))):
         prompt_id = await comfy.queue(graph)
         entry: dict[str, Any] = {}
@@ -239,7 +242,10 @@ async def test_a_node_packages_files_reach_the_frontend(
 
 @pytest.mark.parametrize("event_type", [True, False], ids=["event_type", "lost"])
 async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, event_type: bool) -> None:
-    """A replica reports the end even if it gets no event, because it also polls the job's row."""
+    """A replica that gets no event still reports the end of a prompt.
+
+    It polls the job's row.
+    """
     async with farm._gateway() as other_replica, aiohttp.ClientSession(other_replica) as session:
         headers = {"authorization": f"Bearer {farm.key}"}
         async with session.ws_connect("/ws?clientId=me", headers=headers) as socket:

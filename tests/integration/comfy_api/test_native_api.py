@@ -46,7 +46,7 @@ class Comfy:
         return str(body["prompt_id"])
 
     async def finished(self, prompt_id: str) -> dict[str, Any]:
-        """Return the prompt's history entry, once it is complete."""
+        """Wait until the prompt's history entry exists, and return the entry."""
         entry: dict[str, Any] = {}
 
         async def is_in_history() -> bool:

@@ -90,7 +90,7 @@ async def _renderer_of(comfy: Comfy, prompt_id: str) -> str:
 
 
 async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: Comfy) -> None:
-    """The first pool must render the graph, although usually only the second pool is ready yet."""
+    """The first pool renders the graph, although usually only the second pool is ready yet."""
     await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
     graph, answers = picture(_new_color()), []
 

@@ -104,7 +104,10 @@ async def test_viewers_make_no_query_of_their_own(farm: Farm) -> None:
     clock = farm.clock = Clock()
 
     async def count_queries(viewers: int) -> Counter[str]:
-        """Return the database queries of three readings while ``viewers`` clients are connected."""
+        """Count the queries for sums of calls while ``viewers`` clients are connected.
+
+        In that time, three calls are recorded. After each of them, each client gets the new sums.
+        """
         keys = [await new_key(farm, "ann", JOBS_READ, TEXT, ORG_ADMIN) for _ in range(viewers)]
         async with AsyncExitStack() as stack:
             open_viewers = [await stack.enter_async_context(open_viewer(farm, key)) for key in keys]

@@ -53,7 +53,7 @@ async def serve_bridge(url: str) -> AsyncIterator[str]:
 
 
 async def execute(text: str, **variables: Any) -> str:
-    """Run Python in a thread and return what it prints."""
+    """Run Python code with these variables in a thread, and return what it prints."""
     with redirect_stdout(io.StringIO()) as output:
         await asyncio.to_thread(exec, text, variables)
     return output.getvalue()

@@ -27,7 +27,11 @@ CHAT: dict[str, Any] = {
 async def frames(
     client: aiohttp.ClientSession, job_id: str, last_event_id: str | None = None
 ) -> list[dict[str, str]]:
-    """Return the server-sent events of a whole stream."""
+    """Return the server-sent events of a whole stream.
+
+    Args:
+        last: the id of the last received event, after which the stream begins.
+    """
     headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     async with client.get(f"/jobs/{job_id}/events", headers=headers) as response:
         if response.status == 204:

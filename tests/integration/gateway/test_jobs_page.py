@@ -21,7 +21,11 @@ RUN_ELSEWHERE = {
 
 
 async def run(farm: Farm, name: str, job: str = "") -> str:
-    """Run a snippet, and return its output and, in an additional last line, the variable JOB."""
+    """Run the snippet ``name``; return its output and, in a last line, the variable JOB.
+
+    Args:
+        job: the value of JOB before the snippet.
+    """
     kind, text = list_snippets(PAGE)[name]
     assert kind == "sh"
     process = await asyncio.create_subprocess_exec(

@@ -46,7 +46,10 @@ class Api:
     events: dict[str, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)
 
     def get_stage(self, job_id: str) -> int:
-        """Return the stage of the job according to its events; 0 before the first event."""
+        """Return the stage of the job according to its events; 0 (queued) before the first event.
+
+        The stages are 0 (queued), 1 (running) and 2 (ended).
+        """
         kinds = [kind for kind, _ in self.events[job_id]]
         return max((_STAGES[kind] for kind in kinds if kind in _STAGES), default=_QUEUED)
 
@@ -67,14 +70,14 @@ class Api:
             return {job["id"]: job for job in (await response.json())["jobs"]}
 
     async def list_queue(self) -> dict[str, int]:
-        """Return the stages of jobs according to `/queue`."""
+        """Return the stages (see `get_stage`) of jobs according to `/queue`, by job id."""
         async with self.http.get("/queue") as response:
             queue = await response.json()
         stages = {"queue_running": _RUNNING, "queue_pending": _QUEUED}
         return {row[1]: stage for name, stage in stages.items() for row in queue[name]}
 
     async def list_prompts(self) -> dict[str, int]:
-        """Return the stages of jobs according to ComfyUI's list of jobs."""
+        """Return the stages (see `get_stage`) of jobs according to ComfyUI's list, by job id."""
         stages = {"pending": _QUEUED, "in_progress": _RUNNING}
         async with self.http.get("/api/jobs", params={"limit": "1000"}) as response:
             listed_jobs = (await response.json())["jobs"]
@@ -250,6 +253,9 @@ async def _sample(api: Api, priorities: Mapping[str, int], observations: Observa
 
     The ComfyUIs and the jobs' rows are read before and after everything else. A job that changes in
     between may be shown in its old or its new state.
+
+    Args:
+        priorities: the priority of each job, by its id.
     """
     our_jobs = priorities.keys()
     comfyuis = await _read_comfyuis(api.stack)

@@ -59,7 +59,7 @@ class Session:
         self.keys = keys
 
     async def key(self, description: str) -> str:
-        """Return a valid key that is used in one place only."""
+        """Return a new key, and note it as a secret that is sent in the place ``where``."""
         return self.sent_secrets.note(
             description, (await self.keys.create("admin", description))[1]
         )
@@ -308,7 +308,10 @@ async def _send_by_grpc(client: Session) -> None:
 
 @asynccontextmanager
 async def _run_receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """Run a webhook receiver that responds with 410 Gone."""
+    """Run a webhook receiver that responds with 410 Gone.
+
+    Yields its URL, and an event that is set when it has been called.
+    """
     was_called = asyncio.Event()
 
     async def answer_gone(request: web.Request) -> web.Response:

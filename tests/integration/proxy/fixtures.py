@@ -32,7 +32,7 @@ KEYS = {
 
 
 async def _respond(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond in place of the gateway's own routes."""
+    """Respond to ``/jobs`` with the body ``ours``, in place of the gateway's own routes."""
     if scope["path"] != "/jobs":
         raise RouteNotFound(f"there is no {scope['path']}")
     await send({"type": "http.response.start", "status": 200, "headers": []})

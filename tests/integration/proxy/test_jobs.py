@@ -14,7 +14,10 @@ BODY = b'{"seed": 18446744073709551615, "text": "${steps.0.text}"}'
 
 @pytest.fixture
 async def farm_with_services(working_farm: Farm) -> Farm:
-    """Return a farm with two routes to stub services, which jobs can call, too."""
+    """Return a farm with the routes ``slow``, whose calls can become jobs, and ``fast``.
+
+    Both lead to stub services.
+    """
     routes = [
         {"name": "slow", "prefix": "/slow", "strip_prefix": False, "async": True},
         {"name": "fast", "prefix": "/fast", "strip_prefix": False},

@@ -68,7 +68,7 @@ class Service:
         return response
 
     async def _release(self, request: web.Request) -> web.Response:
-        """Set ``go_on``, which lets waiting requests continue, from another process."""
+        """Set ``go_on``, so that waiting requests continue; tests in other processes call this route."""
         self.go_on.set()
         return web.Response()
 

@@ -42,6 +42,11 @@ def fake_gpu_nodes(
     The autoscaler is the one of `ray up`, with Ray's `fake_multinode` provider: each node that it
     starts is a raylet, a child process of the head's monitor. At the end of the block, the
     remaining raylets are ended.
+
+    Args:
+        most: the largest number of nodes.
+        idle_seconds: seconds after which the autoscaler ends an idle node.
+        labels: Ray's labels of the nodes.
     """
     # Needed before the head starts, which would choose it.
     address = f"{ray.util.get_node_ip_address()}:{free_port()}"

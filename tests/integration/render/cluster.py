@@ -115,7 +115,13 @@ class RenderFarm:
     async def deploy(
         self, models: Path | None = None, flags: tuple[str, ...] = (), **args: Any
     ) -> Any:
-        """Deploy the pool, and return its Serve handle without waiting for its actors."""
+        """Deploy the pool, and return its Serve handle without waiting for its actors.
+
+        Args:
+            models: folder of ComfyUI's models.
+            flags: additional arguments for ComfyUI.
+            args: further arguments of the pool (`RenderArgs`).
+        """
         comfyui = ComfyArgs(
             custom_nodes=(TEST_NODES, str(self.bad_nodes)),
             models=None if models is None else str(models),
@@ -139,7 +145,11 @@ class RenderFarm:
     async def submit(
         self, graph: Mapping[str, Any], *, priority: int = 3, owner: str = OWNER
     ) -> str:
-        """Accept a render job, start its workflow, and return the job's id."""
+        """Accept a render job, start its workflow, and return the job's id.
+
+        Args:
+            priority: class of the job, from 1 (first) to 5 (last).
+        """
         job_id = str(uuid.uuid4())
         step = Step(kind=StepKind.RENDER, payload=graph)
         spec = await self.blobs.put(
@@ -195,7 +205,11 @@ async def render_farm(
     monkeypatch: pytest.MonkeyPatch,
     nodes: Sequence[Mapping[str, Any]],
 ) -> AsyncIterator[tuple[RenderFarm, Cluster]]:
-    """Run a cluster and everything that a pool on it needs, but not the pool itself."""
+    """Run a cluster and everything that a pool on it needs, but not the pool itself.
+
+    Args:
+        nodes: Ray's arguments for each node of the cluster.
+    """
     namespace = f"render-{uuid.uuid4().hex[:8]}"
     for name, value in {
         "DATA": folder,

@@ -94,7 +94,11 @@ async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[Com
 
 
 def picture(color: int | None = None, size: int = 8) -> dict[str, Any]:
-    """Return a graph for a picture of one colour, by default of a new colour."""
+    """Return a graph for a picture of one colour, by default of a new colour.
+
+    Args:
+        size: the width and height in pixels.
+    """
     inputs = {
         "width": size,
         "height": size,

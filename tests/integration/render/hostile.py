@@ -43,7 +43,11 @@ def write_hostile_nodes(folder: Path) -> Path:
 
 
 def attempt(code: str, arguments: Any = None) -> dict[str, Any]:
-    """Return a graph that runs ``code`` in ComfyUI's process."""
+    """Return a graph that runs ``code`` in ComfyUI's process.
+
+    Args:
+        given: a value that the code can read.
+    """
     inputs = {"code": code, "given": json.dumps(arguments)}
     return {"1": {"class_type": "Attempt", "inputs": inputs}}
 

@@ -108,7 +108,11 @@ async def hostile_renderer(
 async def run_attempt(
     renderer: ComfyRenderer, code: str, arguments: Any = None, **kwargs: Any
 ) -> Any:
-    """Run code in ComfyUI's process, and return its findings."""
+    """Run ``code`` in ComfyUI's process, and return its findings.
+
+    Args:
+        given: a value that the code can read.
+    """
     return read_finding((await render_graph(renderer, attempt(code, arguments), **kwargs)).values)
 
 

@@ -252,7 +252,10 @@ async def test_a_failing_node_is_named(renderer: ComfyRenderer) -> None:
 
 
 async def test_cycle_in_an_expansion_fails_the_render(renderer: ComfyRenderer) -> None:
-    """ComfyUI's history marks such a prompt as a success; only the messages contain the error."""
+    """A cycle in an expansion fails the render, although ComfyUI's history calls it a success.
+
+    Only the messages in the history contain the error.
+    """
     graph = picture()
     graph["3"] = {
         "class_type": "TestDynamicDependencyCycle",

@@ -77,7 +77,11 @@ async def _connect_client(server: TemporalServer) -> Client:
 
 
 async def _enter_all(client: Client, submissions: list[tuple[str, int]]) -> list[str]:
-    """Let waiting jobs enter, and return their owners in that order."""
+    """Let waiting jobs enter the pool's window, and return their owners in the order of entry.
+
+    Args:
+        submissions: owner and priority of each job.
+    """
     async with Worker(
         client, task_queue=_QUEUE, workflows=[Enter], workflow_runner=UnsandboxedWorkflowRunner()
     ):

@@ -86,7 +86,7 @@ def _backend(name: str, app: App, protocol: RequestProtocol) -> BackendConfig:
 
 @asynccontextmanager
 async def run_haproxy(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports]:
-    """Run HAProxy during the block."""
+    """Run HAProxy with these apps during the block, and yield its ports."""
     ports = Ports(http=free_port(), grpc=free_port())
     config = write_config(folder, apps, ports)
     # As Serve's child finds them.

@@ -224,7 +224,10 @@ async def test_grpc_without_an_app_is_sent_to_the_gateway(tmp_path: Path) -> Non
 
 
 async def test_grpc_is_never_sent_to_serves_own_proxy(tmp_path: Path) -> None:
-    """Serve's proxy would answer NOT_FOUND in trailers, which HAProxy cannot change."""
+    """HAProxy never sends a gRPC call to Serve's own proxy.
+
+    That proxy would answer NOT_FOUND in trailers, which HAProxy cannot change.
+    """
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([_Proxy()])
     fallback = server.add_insecure_port("127.0.0.1:0")

@@ -80,7 +80,7 @@ def test_a_second_up_does_nothing(stack: RunningStack) -> None:
 
 
 def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
-    """Only Ray's own ports listen on all interfaces, because other nodes connect to them."""
+    """All ports listen only on loopback, except for Ray's, to which other nodes connect."""
     ports = stack.ports
     private = {
         ports.door,
@@ -125,7 +125,10 @@ def test_valkey_requires_the_password_that_the_apps_have(stack: RunningStack) ->
 
 
 def test_password_of_valkey_is_not_disclosed(stack: RunningStack) -> None:
-    """Search command lines, logs, state files, outputs and Ray's dashboard for the password."""
+    """Valkey's password is in no command line, log, state file or output.
+
+    Nor is it in Ray's dashboard.
+    """
     token = stack.layout.ray_token.read_text().strip()
     dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
     shown_texts = {
@@ -233,7 +236,9 @@ def test_a_second_stack_in_the_foreground_runs_beside_the_first_and_stops_in_ord
             command, env=second_stack.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         eventually_blocking(
-            lambda: (state := _read_published(second_stack)) is not None and state.phase == Phase.READY,
+            lambda: (
+                (state := _read_published(second_stack)) is not None and state.phase == Phase.READY
+            ),
             240,
         )
         assert _read_state(second_stack)["phase"] == "ready"

@@ -49,7 +49,10 @@ async def test_comparison_is_stored_once_for_at_most_a_day(
 async def test_no_text_is_stored_in_valkey_unencrypted(
     store: ComparisonStore, valkey: Any, valkey_server: ValkeyServer
 ) -> None:
-    """Search Valkey's files for the texts; the files still contain deleted values."""
+    """Valkey holds the texts of a comparison only encrypted.
+
+    They can be read only for the same comparison and with the same secret.
+    """
     await store.add("a", "ada", b"codename Bluebird")
     await store.add_second_answer("a", "Bluebird flies")
     stored_fields = await valkey.hgetall("moyin:judge:a")

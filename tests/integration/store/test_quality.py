@@ -17,7 +17,7 @@ from tests.integration.access.fixtures import Postgres
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
-    """Return the URL of an empty database."""
+    """Return the URL of an empty database without tables, once for SQLite and for PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
@@ -52,7 +52,7 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
     )
 
     async def save(owner: str, number: int) -> None:
-        """Write a state as an older replica does, which does not know the column `levels`."""
+        """Write a tenant's state as an older replica does, without the column `levels`."""
         values = {"state": sa.literal({}, sa.JSON), "number": number, "updated_at": now()}
         updated_at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
         insert = postgresql.insert if url.startswith("postgresql") else sqlite.insert

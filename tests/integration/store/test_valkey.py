@@ -16,7 +16,7 @@ from tests.integration.servers import ValkeyServer
 
 
 async def test_every_cancelled_command_ends(valkey_server: ValkeyServer) -> None:
-    """A cancelled command must end; with redis-py's own connection, every third one continues."""
+    """A cancelled command ends soon; with redis-py's own connection, every third one runs on."""
     client = _new_client(valkey_server.url, 2.0)
 
     async def ping_forever() -> None:

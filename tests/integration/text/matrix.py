@@ -210,6 +210,9 @@ FEATURES: Mapping[str, Callable[[_MatrixCase, bool], Awaitable[None]]] = {
 async def run(folder: Path) -> Matrix:
     """Return all cells, each tested with and without streaming.
 
+    Args:
+        folder: the data folder of the models app.
+
     Raises:
         AssertionError: an answer is not as requested, or a refusal names no field.
     """

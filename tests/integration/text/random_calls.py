@@ -40,7 +40,11 @@ class Call:
 
 
 class RandomCalls:
-    """Draws calls from a seed; the picture at ``picture_url`` exists."""
+    """Generates calls from a seed; the same seed gives the same calls.
+
+    Args:
+        picture_url: the URL of a picture, which some calls contain.
+    """
 
     def __init__(self, seed: int, picture_url: str) -> None:
         self._random = random.Random(seed)
@@ -58,7 +62,7 @@ class RandomCalls:
         return self._random.random() < share
 
     def _common_members(self) -> dict[str, Any]:
-        """Return the members that have the same name in all protocols."""
+        """Return random values of the members that have the same name in all protocols."""
         body: dict[str, Any] = {"model": self._random.choice(MODELS)}
         if self._is_chosen(0.4):
             body["stream"] = self._is_chosen(0.6)
@@ -70,7 +74,10 @@ class RandomCalls:
         return f"{words} {'weather? ' * self._is_chosen(0.5)}{self._random.random()}"
 
     def _draw_picture(self, *, urls: bool = True) -> str | None:
-        """Return the URL of a picture, or a data URL; in most cases, return None."""
+        """Return a picture for one call in five, otherwise None.
+
+        The picture is a data URL or, if ``urls``, sometimes the URL of a picture.
+        """
         if not self._is_chosen(0.2):
             return None
         return (
@@ -78,7 +85,7 @@ class RandomCalls:
         )
 
     def _add_members(self, body: dict[str, Any], share: float, values: Mapping[str, Any]) -> None:
-        """Add each of ``values`` to the body with the probability ``share``."""
+        """Add each of ``values`` to the body with the probability ``share``, from 0 to 1."""
         body |= {name: value for name, value in values.items() if self._is_chosen(share)}
 
     def _draw_schema(self) -> dict[str, Any]:

@@ -158,7 +158,10 @@ async def _fails_until_open(gateway: RunningStack, session: aiohttp.ClientSessio
 
 
 async def _was_in_states(gateway: RunningStack, *states: str) -> bool:
-    """Return True if the metrics show that the breaker has been in each of these states."""
+    """Return True if the breaker of ``flaky`` has been in each of these states.
+
+    The states are read from the metrics.
+    """
     text = await read_metrics(gateway)
     name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
     return all(find_series(text, name, backend, f'state="{state}"') for state in states)

@@ -35,7 +35,7 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 async def farm(
     folder: Path, upstreams: dict[str, Upstream], **kwargs: Any
 ) -> AsyncIterator[ModelsApp]:
-    """Run a faulty back end of each kind, and one that works.
+    """Run the models app with a faulty back end of each kind, and one that works.
 
     The alias ``<kind>-or-fine`` tries the faulty back end first, and then the working one.
     """
@@ -89,7 +89,7 @@ class Clock:
 
 
 def close_breaker(models_app: ModelsApp, kind: str) -> None:
-    """Close the back end's breaker, so that each test begins in the same state."""
+    """Close the breaker of the back end ``kind``, so that each test begins in the same state."""
     models_app.text_router.fleet.runtimes[kind].breaker.succeed()
 
 

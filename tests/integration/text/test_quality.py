@@ -58,7 +58,10 @@ async def serve_shipped_rules(
 
 
 async def run_moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
-    """Run the command line in a separate process; return its status and output."""
+    """Run a `moyin` command for this app in a separate process.
+
+    Returns its exit status, its output and its error output.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

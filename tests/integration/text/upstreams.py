@@ -79,7 +79,13 @@ class Upstream:
 
 
 def backend(kind: str, url: str, **kwargs: Any) -> dict[str, Any]:
-    """Return a back end of this kind with one model, ``m-<kind>``, and without retries."""
+    """Return the configuration of a back end of this kind, with one model and without retries.
+
+    The model's name is ``m-<kind>``.
+
+    Args:
+        kwargs: further members of the configuration.
+    """
     places: dict[str, dict[str, Any]] = {
         "openai": {"base_url": f"{url}/v1"},
         "anthropic": {"base_url": url, "api_key_env": "LLAMA_KEY"},

@@ -12,7 +12,7 @@ from moyin.store.sql import Database
 
 
 def _read_events_and_keys() -> tuple[list[AuditEvent], list[ApiKey]]:
-    """Return the audit events, oldest first, and all API keys."""
+    """Return the audit events, oldest first, and all API keys in the database of the settings."""
 
     async def read() -> tuple[list[AuditEvent], list[ApiKey]]:
         database = Database(Settings().sql_url)

@@ -93,9 +93,10 @@ class Rig:
         client: str = CLIENT,
         **submitted: Any,
     ) -> Job:
-        """Create a waiting or running prompt.
+        """Create a prompt that waits, or runs if ``is_running``.
 
         Args:
+            client: ComfyUI's client id.
             submitted: further fields of `NewJob`, such as the submitter's key.
         """
         step = Step(kind=StepKind.RENDER, payload=graph)
@@ -161,7 +162,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 def record(**changes: Any) -> PromptRecord:
-    """Return ComfyUI's history entry of a successful prompt."""
+    """Return ComfyUI's history entry of a successful prompt, with ``changes`` of its attributes."""
     default_record = PromptRecord(
         outputs={}, meta={}, status="success", completed=True, messages=()
     )

@@ -98,7 +98,7 @@ def executed_ids() -> set[str]:
 
 @pytest.fixture
 def places() -> dict[str, QueuePlace]:
-    """Return the places of jobs, by id; tests add to it."""
+    """Return an empty mapping from job ids to places in the queue, which tests fill."""
     return {}
 
 
@@ -330,7 +330,10 @@ async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
 
 @pytest.fixture
 async def jobs_by_kind(rig: Rig) -> dict[str, str]:
-    """Create waiting and running jobs of several submitters and clients; return ids by name."""
+    """Create waiting and running jobs of several submitters and clients.
+
+    Returns the id of each job by a name such as "own waits".
+    """
     ids = {}
     for is_running, state in ((False, "waits"), (True, "runs")):
         submissions: dict[str, dict[str, Any]] = {

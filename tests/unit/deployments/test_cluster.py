@@ -36,7 +36,10 @@ def test_cluster_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
 def test_every_node_starts_with_the_ray_environment(
     config: Any, commands: str, tmp_path: Path
 ) -> None:
-    """Run the start commands with a fake `ray`, which prints its environment."""
+    """The start commands give Ray all variables of `build_ray_environ`.
+
+    A fake `ray` prints its environment.
+    """
     [start] = [line for line in config[commands] if "ray start" in line]
     home = tmp_path
     (home / "moyin").mkdir()

@@ -16,7 +16,12 @@ NOT_FOUND = "Path '/jobs' not found. Ping http://.../-/routes for available rout
 
 
 def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
-    """Return an app that responds with the error that Ray Serve's own function creates."""
+    """Return an app that responds as Ray Serve does to a request that it can't serve itself.
+
+    Args:
+        text: the text of Ray Serve's message.
+        headers: headers of the response, with underscores in their names.
+    """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         extra_headers = [

@@ -38,7 +38,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def openapi_document(name: str) -> Any:
-    """Return the OpenAPI document of an app that is built from mocks."""
+    """Return the OpenAPI document of the app ``name``, built from mocks."""
     return describe_app(APPS[name])
 
 

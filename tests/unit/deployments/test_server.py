@@ -28,7 +28,10 @@ print("survived", flush=True)
 
 
 async def _iterations_until_accepted(kind: type[uvicorn.Server]) -> int:
-    """Return how many iterations of the event loop the server needs to accept all connections."""
+    """Return how many iterations of the event loop a server of the class ``kind`` needs.
+
+    In these iterations, it accepts the connections of `CLIENTS` clients.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
     config = uvicorn.Config(lambda: None, factory=True, lifespan="off", log_config=None)

@@ -91,7 +91,10 @@ def test_unknown_members_are_kept(codec: ProtocolCodec) -> None:
 
 @pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])
 def test_implausible_token_count_is_zero(value: Any) -> None:
-    """A count that the ledger's columns cannot store would keep later entries from being stored."""
+    """A token count that the ledger's columns cannot store is read as 0.
+
+    Otherwise it would keep later entries from being stored.
+    """
     assert parse_token_count(value) == 0
     assert parse_token_count(10_000_000) == 10_000_000
 

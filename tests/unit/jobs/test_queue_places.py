@@ -36,7 +36,7 @@ class Pools:
         return {job: QueuePlace(position=n) for job, n in self.positions[pool].items()}
 
     async def read(self) -> dict[str, int | None]:
-        """Return the positions that `QueuePlaces` knows."""
+        """Return the positions of jobs in the queue that `QueuePlaces` knows, by job id."""
         return {job: place.position for job, place in (await self.queue.read()).items()}
 
 

@@ -216,7 +216,10 @@ def test_old_python_is_refused_by_make(tmp_path: Path, version: str) -> None:
 
 
 def find_python(version: str) -> Path:
-    """Return the path of a Python interpreter that pyenv installed, or skip the test."""
+    """Return the path of the Python interpreter of this version that pyenv installed.
+
+    Skips the test if there is none.
+    """
     for path in Path.home().glob(f".pyenv/versions/{version}.*/bin/python"):
         return path
     pytest.skip(f"Python {version} is not installed")

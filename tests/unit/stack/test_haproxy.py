@@ -79,7 +79,10 @@ def test_request_head_has_a_time_limit_and_no_path_is_logged(tmp_path: Path) -> 
 
 
 def test_splicing_is_disabled(tmp_path: Path) -> None:
-    """With splicing, HAProxy would not notice that clients leave; an integration test shows it."""
+    """The options for splicing are removed, and HAProxy notices clients that disconnect.
+
+    With splicing it would not notice them, as tests/integration/stack/test_haproxy.py shows.
+    """
     assert "splice" not in launch(tmp_path)
     assert "option abortonclose" in launch(tmp_path)
 
@@ -98,7 +101,10 @@ def test_app_names_are_not_disclosed(tmp_path: Path) -> None:
 
 
 def test_serve_template_has_the_lines_that_the_launcher_edits() -> None:
-    """If a new Ray changes the template, this test fails first and shows the missing line."""
+    """Ray's template of the configuration has every line that the launcher edits.
+
+    If a new version of Ray changes the template, this test names the missing line.
+    """
     assert HAPROXY_CONFIG_TEMPLATE.count(" if routes\n") == 3
     assert HAPROXY_CONFIG_TEMPLATE.count('routes_message }}" if routes\n') == 1
     assert HAPROXY_CONFIG_TEMPLATE.count("if is_list_applications\n") == 2

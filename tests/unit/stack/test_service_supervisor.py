@@ -25,7 +25,7 @@ async def _wait_forever() -> None:
 
 
 class Recorder:
-    """Supervises a small process and records each of its states."""
+    """Supervises a small process and records each of the supervisor's states."""
 
     def __init__(
         self,

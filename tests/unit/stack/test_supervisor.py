@@ -75,7 +75,12 @@ async def test_full_disk_stops_no_service_and_ended_ones_restart(
 async def _wait_for_deployments(
     running: asyncio.Task[None], states: list[StackState], deployments: list[str], *, times: int
 ) -> int:
-    """Wait until there were ``times`` deployments, and return Ray's process id."""
+    """Wait until there were ``times`` deployments and Ray runs; return Ray's process id.
+
+    Args:
+        running: the task of the supervisor, which must not end.
+        states: the states that the supervisor has reported.
+    """
     async with asyncio.timeout(20):
         while len(deployments) < times or states[-1].parts["ray"].status is not PartStatus.UP:
             assert not running.done(), running.exception()

@@ -94,7 +94,7 @@ def test_archives_are_bounded() -> None:
 
 
 def test_the_largest_archive_needs_no_zip64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The announced size counts no ZIP64 parts, so not even the largest archive may need them."""
+    """The largest possible archive needs no ZIP64 parts, because its announced size has none."""
     names = ["n" * 200 + f"{number}.png" for number in range(MAX_FILES)]
     archive = Archive([new_file(name, size=MAX_BYTES // MAX_FILES) for name in names])
     assert archive.size < zipfile.ZIP64_LIMIT

@@ -88,7 +88,10 @@ class ChangingFile(io.BytesIO):
 
 
 async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
-    """A second read could get other content, and store it under the first content's digest."""
+    """A stream is read once, and the stored bytes match the digest.
+
+    A second read could get other bytes, if the file is being written.
+    """
     blob = await blobs.put_stream(ChangingFile(b"good"), 100)
     assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
     assert await blobs.get(blob.sha256) == b"good"

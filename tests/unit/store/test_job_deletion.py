@@ -46,7 +46,12 @@ class Rig:
         graph: str = "a",
         is_open: bool = False,
     ) -> NewJob:
-        """Create a job of one render with a picture, which has ended unless ``is_open``."""
+        """Create a job of one render with a picture, which has ended unless ``is_open``.
+
+        Args:
+            picture: the content of the picture.
+            graph: a text; jobs with equal texts have equal graphs.
+        """
         step = Step(kind=StepKind.RENDER, payload={"1": graph})
         new_job = NewJob(
             id=str(uuid.uuid4()),

@@ -60,7 +60,11 @@ class Jobs:
         return number
 
     async def find(self, owner: str = "ada", *, limit: int = 50, **conditions: Any) -> list[str]:
-        """Return the numbers of all matching jobs, read in pages of ``limit``."""
+        """Return the metadata ``n`` of all matching jobs, read in pages of ``limit``.
+
+        Args:
+            conditions: the attributes of the `JobFilter`.
+        """
         numbers, cursor = [], None
         while True:
             page, cursor = await self.store.list_page(

@@ -24,7 +24,7 @@ async def test_a_key_authenticates_its_owner_until_revoked(database: Database) -
 
 
 async def test_no_key_is_created_for_a_reserved_owner(database: Database) -> None:
-    """A key of the reserved owner ``moyin:judge`` could spend the judge's budget."""
+    """No key is created for a reserved owner; one of ``moyin:judge`` could spend its budget."""
     keys = KeyStore(database)
     with pytest.raises(InvalidRequest) as exc_info:
         await keys.create("moyin:judge", "")

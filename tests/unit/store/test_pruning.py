@@ -59,7 +59,8 @@ class PastJobs:
     ) -> str:
         """Create a job of one step that ended ``days`` ago, or that still runs if ``days`` is None.
 
-        ``preview`` is the content of a file that only ComfyUI's history refers to.
+        Jobs with equal ``graph`` have equal graphs. The argument ``picture`` is the content of the
+        job's artifact, and ``preview`` that of a file that only ComfyUI's history refers to.
         """
         step = step or Step(kind=StepKind.RENDER, payload={"1": graph})
         spec = JobSpec(kind=step.kind.value, steps=(step,))
@@ -301,7 +302,7 @@ class SlowPruner(Pruner):
 
 
 class CountingDatabase(Database):
-    """Counts attempts to take the lock."""
+    """Counts in ``times`` the attempts to take an advisory lock."""
 
     times = 0
 

@@ -54,7 +54,10 @@ async def test_a_full_ledger_logs_entries(
 
 
 class RefusingDatabase(Database):
-    """Refuses some connections with asyncpg's errors, which SQLAlchemy does not wrap."""
+    """Refuses the next ``refusals`` transactions with ``error``, by default a refused connection.
+
+    asyncpg raises such errors, which SQLAlchemy does not wrap.
+    """
 
     refusals = 0
     error: Exception = ConnectionRefusedError(111, "Connect call failed")

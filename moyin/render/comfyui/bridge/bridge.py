@@ -144,9 +144,9 @@ async def validate_graph(
 def find_unchecked_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the inputs that ComfyUI checks only for their type and range, by node id.
+    """Return the inputs that ComfyUI checks only for type and range, by node id and input name.
 
-    The list of each input has the input's type, minimum and maximum.
+    The value for each input is a list of its type, minimum and maximum.
     """
     inputs_by_node: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
@@ -181,7 +181,10 @@ def _list_simple_inputs(
 
 
 def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a prompt's state, and drop the history entries that the body lists in ``forget``."""
+    """Return the JSON of a `PromptState` for the prompt that the body names.
+
+    The entries of the prompts in the body's ``forget`` are dropped from the history.
+    """
     prompt_id = body["prompt_id"]
     with queue.mutex:
         for read_id in body.get("forget", ()):
@@ -232,7 +235,7 @@ class ExecutorThread:
 
 
 async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return True if the executor runs a prompt, or resets a test flag within ``seconds``."""
+    """Return True if the executor runs a prompt, or responds to a signal within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         # Repeated, because an executor that is finishing a prompt may miss the notification.
@@ -244,7 +247,11 @@ async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) ->
 
 
 def wrap_save_path(original: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
-    """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt."""
+    """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt.
+
+    Args:
+        context: returns ComfyUI's context of the executing prompt, or None.
+    """
 
     @functools.wraps(original)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
@@ -265,6 +272,9 @@ def wrap_send(
 
     Nodes that choose their own file names ignore that folder. The wrapper changes the lists of the
     event in place, because ComfyUI's history and cache use the same lists.
+
+    Args:
+        folder_of: returns the path of the folder of a type, such as ``output``.
     """
 
     @functools.wraps(original)
@@ -280,7 +290,10 @@ def wrap_send(
 
 
 def _add_prompt_folder(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
-    """Return an output file's item with its prompt's folder; return other items unchanged."""
+    """Return the item of an output file with its prompt's folder as the subfolder.
+
+    An item is an object in a node's output. Items that name no existing file stay unchanged.
+    """
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
     subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
@@ -316,6 +329,10 @@ def limit_gpu_memory(share: float, model_management: Any) -> None:
     """Limit this process, and ComfyUI's memory management, to a fraction of the GPU's memory.
 
     The launcher can't do that, because ComfyUI must set the allocator before torch is imported.
+
+    Args:
+        share: the fraction, from 0 to 1.
+        model_management: ComfyUI's module of this name.
     """
     import torch
 

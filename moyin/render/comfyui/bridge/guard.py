@@ -68,7 +68,9 @@ class NodeRules:
 
 
 def store_patterns(body: dict[str, Any]) -> dict[str, Any]:
-    """Remember the node patterns in a body of ``POST /prompt``, which `wrap_validation` needs.
+    """Remember the allowed and denied node patterns in a body of ``POST /prompt``.
+
+    `wrap_validation` needs them.
 
     Returns:
         The body, unchanged.
@@ -78,7 +80,10 @@ def store_patterns(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def wrap_validation(validate_prompt: Callable[..., Any], rules: NodeRules) -> Callable[..., Any]:
-    """Wrap ``execution.validate_prompt`` to check the prompt before ComfyUI opens its files."""
+    """Wrap ``execution.validate_prompt`` to refuse nodes and files that the prompt may not use.
+
+    The check comes first, because ComfyUI's own validation opens files.
+    """
 
     @functools.wraps(validate_prompt)
     async def validate(prompt_id: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +127,11 @@ def wrap_input_data(get_input_data: Callable[..., Any], rules: NodeRules) -> Cal
 
 
 def is_denied(class_type: str, patterns: Mapping[str, Any]) -> bool:
-    """Return whether the prompt's patterns deny nodes of the class."""
+    """Return whether a prompt may not contain nodes of the class.
+
+    Args:
+        patterns: the prompt's lists ``allow`` and ``deny``; ``deny`` has precedence.
+    """
     is_allowed = any(fnmatchcase(class_type, pattern) for pattern in patterns.get("allow", ("*",)))
     return not is_allowed or any(fnmatchcase(class_type, p) for p in patterns.get("deny", ()))
 

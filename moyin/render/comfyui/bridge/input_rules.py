@@ -115,7 +115,10 @@ def find_refusals(
 
 
 def find_rule(rules: Mapping[str, Rule], name: str) -> Rule:
-    """Return the rule of an input; for an input like ``a.b`` without a rule, the rule of ``a``."""
+    """Return the rule of an input, or a rule of the kind ``LINE`` if the input has none.
+
+    An input such as ``a.b`` without a rule of its own has the rule of ``a``.
+    """
     return rules.get(name) or rules.get(name.partition(".")[0]) or Rule(LINE)
 
 
@@ -135,7 +138,11 @@ def allows_link(rule: Rule) -> bool:
 
 
 def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
-    """Return whether an input with this rule may have this value; all texts in it are checked."""
+    """Return whether an input with this rule may have this value; all texts in it are checked.
+
+    Args:
+        is_own: returns whether a text is the name of a file of the caller.
+    """
     return rule.kind == TEXT or all(
         _allows_text(rule, text, is_own) for text in _find_strings(value)
     )
@@ -239,7 +246,7 @@ def _get_first_folder(path: str) -> str:
 
 
 def _decode_forms(text: str) -> Iterator[str]:
-    """Yield the forms into which a node or a library may decode the text."""
+    """Yield the text and its percent-decoded forms, which a node or a library may read instead."""
     for _ in range(4):
         ascii_text = text if text.isascii() else _to_ascii_forms(text)
         yield ascii_text.translate(_SLASHES).strip()
@@ -250,7 +257,10 @@ def _decode_forms(text: str) -> Iterator[str]:
 
 
 def _to_ascii_forms(text: str) -> str:
-    """Replace compatibility forms of ASCII characters, and remove invisible characters."""
+    """Replace Unicode variants of ASCII characters, such as full-width letters.
+
+    Invisible characters are removed.
+    """
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
 

@@ -1,4 +1,4 @@
-"""Tests that callers cannot grant scopes that they lack, nor for longer than their own last."""
+"""Tests that callers can grant only scopes that they have, and only until their own expire."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ async def open_id() -> AsyncIterator[OpenIdSignIn]:
 
 
 def provider(body: bytes, pause: float = 0) -> TestServer:
-    """Return a server that sends ``body`` in two halves."""
+    """Return a server that sends ``body`` in two halves, with ``pause`` seconds in between."""
 
     async def respond_in_halves(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"content-type": "application/json"})

@@ -18,7 +18,10 @@ LIMIT = Limit(subject="key:k", requests_per_minute=2, usd_per_day=Decimal(1))
 
 
 class TwoRequestMeter:
-    """A meter that admits two requests, and records admissions and settlements."""
+    """A meter that admits the first two requests and refuses all others.
+
+    It records the arguments of admissions and settlements.
+    """
 
     def __init__(self) -> None:
         self.admissions: list[list[Any]] = []

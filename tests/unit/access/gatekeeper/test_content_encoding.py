@@ -55,7 +55,10 @@ class Client:
     async def send(
         self, encoding: str, body: bytes, *, piece: int = 65_536, path: str = "/"
     ) -> tuple[int, dict[bytes, bytes], Any]:
-        """Send ``body`` in pieces; return status, headers and the body of the response."""
+        """Send ``body`` in pieces of ``piece`` bytes.
+
+        Returns the response's status, headers and body.
+        """
         headers = [
             (b"authorization", b"Bearer good"),
             (b"content-length", b"%d" % len(body)),

@@ -55,7 +55,10 @@ def find_owner(scope: Scope) -> str:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Respond with the owner and the size of the body; special paths make the app fail."""
+    """Respond with the owner and the size of the body.
+
+    On the path ``/known`` the app raises one of Moyin's errors, on ``/bug`` an unexpected one.
+    """
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -272,7 +275,10 @@ async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str
 
 
 async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client: Client) -> None:
-    """Apps on these paths must read ``reader``, because ``owner`` fails for event tokens."""
+    """An event token is valid only in the query of paths for event tokens, and only as ``token``.
+
+    There, an app that reads ``owner`` fails, because the holder of an event token may only read.
+    """
     with pytest.raises(InsufficientScope):
         await client.call("/job", query=b"token=event")
     for path, query in (

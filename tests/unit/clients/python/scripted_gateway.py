@@ -55,7 +55,11 @@ def answer(value: Any, status: int = 200) -> Reply:
 def problem(
     status: int, code: str, *, headers: Mapping[str, str] | None = None, **kwargs: Any
 ) -> Reply:
-    """Return an error as docs/reference/errors.md describes it."""
+    """Return an error as docs/reference/errors.md describes it.
+
+    Args:
+        kwargs: further members of the body, or other values of its members.
+    """
     body = {
         "type": "about:blank", "title": "Some Error", "status": status, "detail": f"wrong: {code}",
         "instance": "/jobs", "code": code, "request_id": "req_7", **kwargs,

@@ -33,7 +33,10 @@ async def list_forwarded_paths(path: str) -> list[str]:
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/models", "/accounts", "/accounts/session"])
 async def test_paths_of_other_apps_are_unavailable(path: str) -> None:
-    """Expect status 503: HAProxy sends these paths here only until their own app is deployed."""
+    """Paths of other apps get status 503.
+
+    HAProxy sends these paths to the gateway only until their own app is deployed.
+    """
     with pytest.raises(ServiceUnavailable) as exc_info:
         await list_forwarded_paths(path)
     assert exc_info.value.retry_after == 5

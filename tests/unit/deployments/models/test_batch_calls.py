@@ -17,7 +17,10 @@ ADA = Identity(owner="ada", key_id="k")
 
 
 class Route(CallRoute):
-    """Records an incomplete and a complete call; responds with the request, or raises ``error``."""
+    """Records an incomplete and a complete call, and responds with the body of the request.
+
+    If ``error`` is not None, it is raised instead of a response.
+    """
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error

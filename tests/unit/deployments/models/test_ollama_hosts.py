@@ -82,7 +82,7 @@ async def call(
     key: str = "",
     **headers: str,
 ) -> tuple[int, list[Any]]:
-    """Return the status and the JSON lines of a response."""
+    """Send a request below ``/v1/ollama/``; return the response's status and its JSON lines."""
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     headers["authorization"] = f"Bearer {key or models_app.api_key}"
     data = BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())

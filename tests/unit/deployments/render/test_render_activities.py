@@ -62,7 +62,11 @@ class NoEvents:
 
 
 class UnrecordedSteps:
-    """Runs steps as `JobStatusWriter` does, without recording them; counts the starts by step."""
+    """Runs steps without recording them in a database.
+
+    Attributes:
+        starts: how often each step was marked as started, by the step's index.
+    """
 
     def __init__(self) -> None:
         self.starts: Counter[int] = Counter()

@@ -104,9 +104,9 @@ async def test_a_watcher_of_an_unknown_service_stays() -> None:
 async def test_client_can_call_when_no_watcher_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A client that watches the server's health can still call when no watcher is free.
+    """A client that watches the server's health can still call if too many clients watch it.
 
-    Watching needs no key, so that anybody could occupy all watchers.
+    The number of watchers is limited. Watching needs no key, so anybody could use all places.
     """
     monkeypatch.setattr(health, "_MAX_WATCHERS", 0)
     calls = health.HealthCalls()

@@ -45,7 +45,11 @@ def build_job(status: JobStatus) -> Job:
 
 
 def check_event(kind: EventType, data: Any, *, absent: frozenset[str] = frozenset()) -> None:
-    """Check that an event has exactly the documented members, with their types."""
+    """Check that an event has exactly the documented members, with their types.
+
+    Args:
+        absent: documented members that this event must not have.
+    """
     model: type[BaseModel] = EVENT_BODIES[kind]
     model.model_validate(data)
     assert data.keys() == model.model_fields.keys() - absent

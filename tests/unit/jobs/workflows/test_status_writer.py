@@ -55,7 +55,7 @@ class Bench:
         self.runs = 0
 
     async def job(self, steps: int = 1) -> StepInput:
-        """Create a queued job and return its first step."""
+        """Create a queued job with ``steps`` steps, and return its first step."""
         job_id = str(uuid.uuid4())
         heads = ((StepKind.HTTP, "default"),) * steps
         await self.jobs.create(NewJob(id=job_id, owner="ann", kind="http", spec="s", heads=heads))

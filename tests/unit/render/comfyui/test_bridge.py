@@ -30,7 +30,7 @@ PROMPTS = [f"{number:08d}-0000-0000-0000-000000000000" for number in (1, 2)]
 
 
 class Queue:
-    """A fake of ComfyUI's PromptQueue; its executor ignores the first ``ignored`` flags."""
+    """A fake of ComfyUI's PromptQueue, whose executor ignores the first ``ignored`` signals."""
 
     def __init__(self, *, ignored: int = 0, running: bool = False) -> None:
         self.currently_running = {0: "prompt"} if running else {}

@@ -56,7 +56,11 @@ RULES = NodeRules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "
 
 
 async def validate(graph: Any, extra_data: Any = ALLOWED) -> Any:
-    """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph."""
+    """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph.
+
+    Args:
+        extra: the prompt's ``extra_data``, with the allowed and denied nodes.
+    """
 
     async def validate_prompt(prompt_id: str, prompt: Any, targets: Any) -> Any:
         return True, None, ["1"], {}
@@ -105,7 +109,13 @@ async def test_unchecked_input_is_accepted() -> None:
 def get_checked_inputs(
     kind: str, inputs: dict[str, Any], values: dict[str, Any], extra_data: Any
 ) -> Any:
-    """Return the inputs that a node gets just before it is executed."""
+    """Return the inputs that a node of the class ``kind`` gets just before it is executed.
+
+    Args:
+        inputs: the node's inputs in the graph.
+        values: the values that ComfyUI has determined for these inputs.
+        extra: the prompt's ``extra_data``.
+    """
 
     def get_input_data(*_: Any) -> Any:
         return values, {}, {}

@@ -40,7 +40,12 @@ def command(comfy_options: ComfyOptions, **env: str) -> list[str]:
 
 
 def mounts(words: list[str], option: str) -> dict[str, str]:
-    """Return the source path of each mount, by its path in the sandbox."""
+    """Return the source path of each mount in bubblewrap's arguments, by its path in the sandbox.
+
+    Args:
+        words: the arguments.
+        option: the kind of mount, such as ``--bind``.
+    """
     return {words[i + 2]: words[i + 1] for i, word in enumerate(words) if word == option}
 
 
@@ -222,7 +227,7 @@ def test_graphics_devices_and_their_groups_are_passed(
 
 
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
-    """Mount points would be ordinary folders in the writable one, which the sandbox could move."""
+    """No read-only mount lies below a writable one, where the sandbox could move its folder."""
     words = command(options(tmp_path))
     writable_mounts = [Path(path) for path in mounts(words, "--bind")]
     read_only_mounts = [Path(path) for path in mounts(words, "--ro-bind")]

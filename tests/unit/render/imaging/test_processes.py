@@ -34,7 +34,12 @@ async def processes() -> AsyncIterator[PictureProcesses]:
 
 
 def make_plain_picture(size: tuple[int, int], kind: str = "PNG", mode: str = "1") -> bytes:
-    """Return a picture of one colour, so that its file is small whatever its dimensions."""
+    """Return a picture of one colour, so that its file is small whatever its dimensions.
+
+    Args:
+        kind: file format.
+        mode: Pillow's pixel format; ``1`` has one bit per pixel.
+    """
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, kind)
     return buffer.getvalue()
@@ -45,7 +50,11 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def lying_png(width: int, height: int, *, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    """Return a PNG whose header declares a size for which the file contains too little data."""
+    """Return a PNG whose header declares a size for which the file contains too little data.
+
+    Args:
+        extra: further PNG chunks before the pixels.
+    """
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(interlaced))
     data = chunk(b"IDAT", zlib.compress(bytes(1000)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + data + chunk(b"IEND", b"")

@@ -26,7 +26,7 @@ def png(mode: str = "RGBA", size: tuple[int, int] = (4, 2), **text: str) -> byte
 
 
 class Converter:
-    """Converts pictures in a folder."""
+    """Runs conversions of `worker.convert` on files in a folder, and returns the pictures."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Tests `StartErrors`, which widens forecasts of starts by the errors of earlier forecasts."""
+"""Tests `StartErrors`, which corrects the variance of forecasts by the errors of earlier ones."""
 
 from __future__ import annotations
 

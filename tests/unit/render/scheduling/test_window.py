@@ -41,7 +41,11 @@ def window(
     renders: Sequence[PendingRender],
     weights: dict[str, float] | None = None,
 ) -> Window:
-    """Return a window with these renders; ``loaded`` is the model of each renderer."""
+    """Return a window with these renders; ``loaded`` is the model of each renderer.
+
+    Args:
+        weights: the owners' weights in the fair share.
+    """
     render_window = Window(RULES, OwnerFairShare(weights))
     for number, model in enumerate(loaded):
         render_window.add_renderer(str(number), [model] if model else [], 0.0)

@@ -31,7 +31,12 @@ def new_batch(endpoint: str = "/v1/messages") -> TextBatch:
 
 
 def new_lines(*abilities: str, omitted_abilities: frozenset[str] = frozenset()) -> NativeLines:
-    """Return the `NativeLines` of a gateway whose only back end has OpenAI's format."""
+    """Return the `NativeLines` of a gateway whose only back end has OpenAI's format.
+
+    Args:
+        abilities: what the back end's model supports, such as tools.
+        omitted_abilities: the abilities that the alias drops from requests.
+    """
     rig = Rig(FakeBackend(), tariff=CHEAP, abilities=abilities)
     rig.runtimes[0].batch_api = OpenAIBatches(cast(Any, None))
     [deployment] = rig.router.fleet.catalog.deployments

@@ -197,7 +197,12 @@ class JudgeRig:
         request_id: str = "r1",
         **changes: Any,
     ) -> Answer:
-        """Send a request like a client; if the answer is a stream, read all of it."""
+        """Send a request like a client; if the answer is a stream, read all of it.
+
+        Args:
+            codec: the client's protocol, by default OpenAI's.
+            changes: other members of the request's body; None removes a member.
+        """
         codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}
@@ -215,7 +220,7 @@ class JudgeRig:
         return await self.starter.start(self.sampler.samples.get_nowait())
 
     async def ask_and_start(self, *args: Any, **kwargs: Any) -> Outcome:
-        """Send a request, and start the comparison of its answer.
+        """Send a request with the arguments of `ask`, and start the comparison of its answer.
 
         Returns:
             The comparison's outcome, or why the answer was not sampled.
@@ -228,6 +233,6 @@ class JudgeRig:
         )
 
     async def start_and_get_id(self, **kwargs: Any) -> str:
-        """Start a comparison, and return its id."""
+        """Send a request with the arguments of `ask`, start its comparison, and return the id."""
         assert await self.ask_and_start(**kwargs) is Outcome.STARTED
         return self.queue.started_ids[-1]

@@ -24,7 +24,10 @@ BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 
 def set_answer_order(rig: JudgeRig, name: str, swapped: bool) -> None:
-    """Set the random order in which the judge sees the answers."""
+    """Set whether the judge sees the answers of the comparison ``name`` in swapped order.
+
+    The order is otherwise random.
+    """
     comparison = decode(Comparison, rig.store.stored[name])
     rig.store.stored[name] = encode(replace(comparison, swapped=swapped))
 

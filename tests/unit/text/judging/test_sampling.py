@@ -209,7 +209,10 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
 
 
 async def test_residency_rules_can_prevent_the_comparison() -> None:
-    """There is no comparison, although the judge's own model may process the data."""
+    """Without a second model that may process the data, there is no comparison.
+
+    The judge's own model may process the data here.
+    """
     rig = JudgeRig(rules=replace(RULES, second=HAIKU))
     deployments = rig.router.fleet.catalog.deployments
     moved_catalog = (
@@ -224,7 +227,10 @@ async def test_residency_rules_can_prevent_the_comparison() -> None:
 
 
 async def test_removed_alias_prevents_the_comparison() -> None:
-    """The alias had residency rules that are now unknown, so the data must not be sent on."""
+    """If the requested alias was removed meanwhile, there is no comparison.
+
+    The alias had residency rules that are now unknown, so the data must not be sent on.
+    """
     rig = JudgeRig(aliases={"home": Alias(residency=("on-premises",))})
     deployments = rig.router.fleet.catalog.deployments
     twin_deployment = replace(deployments[1], residency="on-premises")

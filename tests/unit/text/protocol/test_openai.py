@@ -61,7 +61,7 @@ from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
 @pytest.mark.parametrize("n", [1025, 10**19])
 def test_number_of_answers_is_bounded(n: int) -> None:
-    """A number ``n`` above the bound is refused; limits could not count it."""
+    """A number of answers ``n`` above the bound is refused, because limits could not count it."""
     with pytest.raises(InvalidRequest) as exc_info:
         OpenAICodec().parse(to_json({**SMALL, "n": n}))
     assert exc_info.value.field == "n"

@@ -161,7 +161,11 @@ async def _iterate_pieces(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None
 
 
 def _mock_transport(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
-    """Return a mock transport of ``library`` that answers each request with these pieces."""
+    """Return a mock transport of ``library`` that answers each request with these pieces.
+
+    Args:
+        kind: the media type of the responses.
+    """
 
     def handle(_: Any) -> Any:
         return library.Response(

@@ -13,7 +13,12 @@ Embed = Callable[[str], tuple[int, ...]]
 def ask(
     *texts: str, tokens: int | None = None, embed: Embed | None = None, **traits: bool
 ) -> Question:
-    """Return the question of a chat whose user wrote ``texts``, one per turn."""
+    """Return the question of a chat whose user wrote ``texts``, one per turn.
+
+    Args:
+        tokens: the length of the prompt, by default a quarter of its characters.
+        traits: what the chat has, such as ``tools`` or ``pictures``.
+    """
     turns = [("user", text) for text in texts]
     flags = {"tools": False, "schema": False, "pictures": False, "thinking": False, **traits}
     size = sum(map(len, texts)) // 4 if tokens is None else tokens
@@ -21,6 +26,11 @@ def ask(
 
 
 def signal(question: Question, score: float, **changes: object) -> Signal:
-    """Return a rating of an answer of llama3.1:8b."""
+    """Return a rating of an answer of llama3.1:8b to the question.
+
+    Args:
+        score: the rating, from 0 (bad) to 1 (good).
+        changes: other attributes of the signal.
+    """
     values = {"model": "llama3.1:8b", "weight": 1.0, "source": "feedback", "key": "ada", "at": 0.0}
     return Signal(question=question, score=score, **{**values, **changes})  # type: ignore[arg-type]

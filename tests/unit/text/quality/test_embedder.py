@@ -97,7 +97,7 @@ def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> N
         estimator.learn("studio", bad_signal)
 
     def estimate_p(text: str) -> float:
-        """Return p_good of a question that has the meaning of ``text`` but other words."""
+        """Return p_good of llama3.1:8b for a question that means ``text`` in other words."""
         short_question = ask("Hm")
         question = replace(short_question, features=(*short_question.features, *embed(text)))
         return estimator.estimate("studio", "llama3.1:8b", None, question).p

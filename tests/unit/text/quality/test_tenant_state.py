@@ -23,7 +23,7 @@ def share_levels(estimator: Estimator, tenants: int) -> None:
 
 
 def estimate_newcomer(estimator: Estimator, tenants: int) -> float:
-    """Share the levels of ``tenants`` tenants, and return the estimate for a new tenant."""
+    """Share what ``tenants`` tenants have learned, and return p_good for a new tenant."""
     share_levels(estimator, tenants)
     return estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
 

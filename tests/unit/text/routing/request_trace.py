@@ -70,7 +70,7 @@ _AT_HOME = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class TraceRequest:
-    """A request.
+    """One request of the simulated day.
 
     Attributes:
         prompt: the length of the prompt in tokens, as the back end counts them.

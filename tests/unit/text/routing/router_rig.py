@@ -90,7 +90,7 @@ class Rig:
         )
 
     def body(self, **changes: object) -> bytes:
-        """Return a typical request."""
+        """Return the body of a request for a chat, with ``changes`` of its members."""
         messages = [{"role": "user", "content": "hello"}]
         return json.dumps(
             {"model": "auto", "max_tokens": 50, "messages": messages, **changes}

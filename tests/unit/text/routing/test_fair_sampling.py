@@ -21,7 +21,11 @@ class Traffic:
         self.accepted: list[tuple[float, str]] = []
 
     def run(self, seconds: int, **rates: int) -> Counter[str]:
-        """Return how many requests of each tenant were accepted."""
+        """Send requests for some seconds, and return the number of accepted ones by tenant.
+
+        Args:
+            rates: the requests per second of each tenant.
+        """
         accepted_before, started_at = len(self.accepted), self.now
         times = [
             (started_at + (number + 0.5) / rate, owner)

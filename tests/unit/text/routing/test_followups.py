@@ -48,6 +48,10 @@ class Gateway:
         """Send a conversation; return the new signals as pairs of request and source.
 
         The texts alternate between the user and the assistant.
+
+        Args:
+            key: the id of the caller's API key.
+            role: ``tool`` to end the conversation with a tool's result.
         """
         self._count += 1
         roles = [U if index % 2 == 0 else A for index in range(len(texts))]

@@ -35,14 +35,18 @@ CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries
 
 
 def with_cache(gateway: StreamGateway) -> InMemoryAnswers:
-    """Enable the answer cache."""
+    """Enable the answer cache of the gateway, and return the store that holds the answers."""
     cache, fleet = InMemoryAnswers(), gateway.router.fleet
     gateway.router = Router(fleet, gateway.ledger, cache=cache, estimator=Estimator())
     return cache
 
 
 async def ask_twice(gateway: StreamGateway, **changes: Any) -> tuple[bytes, bytes]:
-    """Send a request twice; return the body of the answer, and that of its cached copy."""
+    """Send a request twice; return the body of the answer, and that of its cached copy.
+
+    Args:
+        changes: other members of the request's body.
+    """
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
     first_body = await read_stream(answer)
     await asyncio.sleep(0)  # it is written beside the answer

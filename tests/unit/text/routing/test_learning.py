@@ -61,7 +61,7 @@ class Replica:
     async def answer(
         self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
     ) -> None:
-        """Record a routing decision, as if the deployment ``by`` had answered a request."""
+        """Record a routing decision, as if the deployment ``by`` had answered the request."""
         await self.learning.load_tenant(owner)
         needs = Needs(prompt_tokens=20)
         call: Any = Call()
@@ -99,7 +99,7 @@ class Replica:
 
 
 def are_alike(first: Estimate, second: Estimate) -> bool:
-    """Return True if two states differ only by rounding."""
+    """Return True if two estimates differ only by rounding."""
     return (first.signals, first.basis) == (
         second.signals,
         second.basis,

@@ -23,7 +23,7 @@ from tests.unit.text.routing.test_rescue_streams import RecordingLearning, Strea
 
 
 class Learning(RecordingLearning):
-    """A fake that also counts decisions."""
+    """A `RecordingLearning` that also records the ids of requests with a routing decision."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

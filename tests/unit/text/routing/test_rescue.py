@@ -63,7 +63,12 @@ class Gateway:
     async def ask(
         self, codec: ProtocolCodec | None = None, budget: Any = None, **changes: Any
     ) -> tuple[str, str, Answer]:
-        """Send a request, and return the model, the route and the answer."""
+        """Send a request, and return the model, the route and the answer.
+
+        Args:
+            codec: the client's protocol, by default OpenAI's.
+            changes: other members of the request's body; None removes a member.
+        """
         codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "auto", "max_tokens": 50, "messages": messages, **changes}

@@ -75,7 +75,10 @@ class StreamGateway(Gateway):
     async def stream(
         self, codec: ProtocolCodec | None = None, **kwargs: Any
     ) -> tuple[str, str, str]:
-        """Send a request for a stream, and return the model, the route and the whole body."""
+        """Send a request for a stream, and return the model, the route and the whole body.
+
+        The arguments are those of `ask`.
+        """
         model, route, answer = await self.ask(codec, **{"stream": True, **kwargs})
         body = await read_stream(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
@@ -84,7 +87,11 @@ class StreamGateway(Gateway):
 
 
 def encode_stream(*texts: str, finish: str = "stop") -> list[bytes]:
-    """Return the pieces of an OpenAI stream as an upstream sends it."""
+    """Return the pieces of an OpenAI stream with these texts, as an upstream sends it.
+
+    Args:
+        finish: the reason for the end, ``finish_reason``.
+    """
     chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
     chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
     last_chunk = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}

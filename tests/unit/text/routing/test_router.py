@@ -206,7 +206,10 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
 
 
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
-    """A probe is repeated, because it may time out when our own process was suspended."""
+    """A back end stays in use if one probe fails, because the probe is repeated.
+
+    A probe may time out only because the gateway's process was suspended.
+    """
     backend = FakeBackend()
     original_probe, failures = backend.probe, [BackendTimeout("x")]
 

@@ -65,7 +65,10 @@ class Gateway(Replica):
     async def ask(
         self, request_id: str, *texts: str, model: str = "auto", key: str = "k"
     ) -> list[tuple[str, str]]:
-        """Send a request; return request and source of the recorded signals."""
+        """Send a conversation whose turns are ``texts``, the user's first.
+
+        Returns request and source of the recorded signals.
+        """
         roles = ["user", "assistant"] * len(texts)
         messages = [
             {"role": candidate, "content": text}

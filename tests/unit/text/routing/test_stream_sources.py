@@ -19,7 +19,11 @@ FINISHED = Finished(stop=StopReason.END, usage=Usage(input_tokens=1, output_toke
 
 
 async def read_usage(*deltas: Delta, by_token: bool) -> Usage:
-    """Read a stream of ``deltas`` to its end, and return its usage."""
+    """Read a translated stream of ``deltas`` to its end, and return its usage.
+
+    Args:
+        by_token: True if each delta is one token, False if tokens are estimated from the text.
+    """
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:

@@ -44,7 +44,11 @@ class Sources:
 async def view(
     feeds: ClusterFeeds, tenant: str | None, *included: Included
 ) -> dict[str, ClusterBody | str | None]:
-    """Return the first value of each stream."""
+    """Return the first value of each stream by its name.
+
+    Args:
+        included: the streams to follow in addition to the cluster's.
+    """
     first_values: dict[str, ClusterBody | str | None] = {}
     async with aclosing(feeds.follow(tenant, included)) as changes:
         while len(first_values) < 1 + len(included):
@@ -74,7 +78,10 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
 
 
 async def test_at_most_two_sums_are_read_concurrently() -> None:
-    """Otherwise the models app would refuse calls, because it lets at most eight of them wait."""
+    """At most two sums are read at once, so that they do not fill the models app's queue.
+
+    That app lets at most eight calls wait, and refuses others.
+    """
     sources = Sources()
     feeds = sources.build_feeds()
     tenants = [f"tenant{number}" for number in range(20)]
