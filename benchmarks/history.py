@@ -192,7 +192,7 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
 
 
 async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
-    """Return the seconds that each of several consecutive pages of the jobs in ``where`` took."""
+    """Return the seconds that each of several consecutive pages of the jobs that match the filter took."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
         started_at = time.perf_counter()

@@ -29,9 +29,9 @@ def report(
     """Print the results as ratios, and write ``bench.json`` and ``bench.png`` into ``folder``.
 
     Args:
-        text: the results of `benchmarks.text` by server; empty if they were not measured.
+        text_results: the results of `benchmarks.text` by server; empty if they were not measured.
         rendering: the results of `benchmarks.render`, or None.
-        confined: the results of `benchmarks.isolation`, or None.
+        isolation_cost: the results of `benchmarks.isolation`, or None.
     """
     ratios = _compute_text_ratios(text_results) if text_results else {}
     if rendering is not None:

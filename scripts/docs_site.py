@@ -143,7 +143,7 @@ class SitePages:
         """Draw a Mermaid diagram and return the Markdown that shows it.
 
         Args:
-            before: the page's text before the diagram; its last heading becomes the title.
+            text_before: the page's text before the diagram; its last heading becomes the title.
             page: the path of the page on the site.
         """
         headings = _HEADING.findall(text_before)

@@ -116,7 +116,7 @@ def cross_score(tables: Tables, split_rows: Cut, seed: int, choice: Sequence[Cho
     """Score all folds, each with the constants that were chosen without it.
 
     Args:
-        cut: divides the rows of one table into folds.
+        split_rows: divides the rows of one table into folds.
         choice: the constants and difficulties for each of the `HALVES`.
     """
     rows, splits = split_rows(tables, seed)

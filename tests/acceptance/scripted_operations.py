@@ -64,7 +64,7 @@ class OperationServer:
         A file is returned as the text ``file``, and its content is added to ``uploads``.
 
         Args:
-            shape: the name of the request's schema in OpenAI's document.
+            schema_name: the name of the request's schema in OpenAI's document.
         """
         assert request.content_length is not None
         self.uploads = {}

@@ -235,6 +235,6 @@ def _check_strictly(expected_type: Any, value: Any) -> None:
     """Assert that an object built by the SDK has every member that its type requires.
 
     Args:
-        shape: the type.
+        expected_type: the type.
     """
     TypeAdapter(expected_type).validate_python(value.to_dict(), strict=True)

@@ -277,7 +277,7 @@ async def _check_recovery(
     """Wait until as many processes of each kind run as before; report a problem if they do not.
 
     Args:
-        before: the number of processes of each kind before the kills.
+        counts_before: the number of processes of each kind before the kills.
     """
     deadline = time.monotonic() + _RECOVERY_SECONDS
     while (current_counts := await asyncio.to_thread(_count_processes, gateway)) != counts_before:

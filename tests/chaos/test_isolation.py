@@ -276,7 +276,7 @@ def _compare_times(times_by_fault: dict[str, list[list[float]]]) -> str:
     with the median of all quiet spans.
 
     Args:
-        found: the durations in seconds of the calls in each span, by the span's kind: ``quiet``,
+        times_by_fault: the durations in seconds of the calls in each span, by the span's kind: ``quiet``,
             ``hanging`` or ``dead``.
     """
     quiet_p99s = [_percentile_99(window) for window in times_by_fault["quiet"]]

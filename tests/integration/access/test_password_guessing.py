@@ -146,7 +146,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     The permitted number grows with time, and a slow machine needs more time for the guesses.
 
     Args:
-        known: True to test the limit of an address, False for that of an account.
+        is_known: True to test the limit of an address, False for that of an account.
     """
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = new_address() if is_known else ""

@@ -186,7 +186,7 @@ async def test_identity_headers_from_clients_are_ignored(client: Session) -> Non
 
 
 async def _send_raw(gateway: RunningStack, raw_request: str) -> bytes:
-    """Send ``sent`` to HAProxy, and return the bytes of the response that arrive in a second."""
+    """Send a request to HAProxy; return the bytes of the response that arrive within a second."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports.door)
     writer.write(raw_request.encode("latin-1"))
     response = b""

@@ -30,7 +30,7 @@ async def frames(
     """Return the server-sent events of a whole stream.
 
     Args:
-        last: the id of the last received event, after which the stream begins.
+        last_event_id: the id of the last received event, after which the stream begins.
     """
     headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
     async with client.get(f"/jobs/{job_id}/events", headers=headers) as response:

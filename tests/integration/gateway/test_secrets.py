@@ -59,7 +59,7 @@ class Session:
         self.keys = keys
 
     async def key(self, description: str) -> str:
-        """Return a new key, and note it as a secret that is sent in the place ``where``."""
+        """Return a new key, and note it as a secret that is sent in the place ``description``."""
         return self.sent_secrets.note(
             description, (await self.keys.create("admin", description))[1]
         )

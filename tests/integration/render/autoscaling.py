@@ -44,7 +44,7 @@ def fake_gpu_nodes(
     remaining raylets are ended.
 
     Args:
-        most: the largest number of nodes.
+        max_nodes: the largest number of nodes.
         idle_seconds: seconds after which the autoscaler ends an idle node.
         labels: Ray's labels of the nodes.
     """

@@ -46,7 +46,7 @@ def attempt(code: str, arguments: Any = None) -> dict[str, Any]:
     """Return a graph that runs ``code`` in ComfyUI's process.
 
     Args:
-        given: a value that the code can read.
+        arguments: a value that the code can read.
     """
     inputs = {"code": code, "given": json.dumps(arguments)}
     return {"1": {"class_type": "Attempt", "inputs": inputs}}

@@ -111,7 +111,7 @@ async def run_attempt(
     """Run ``code`` in ComfyUI's process, and return its findings.
 
     Args:
-        given: a value that the code can read.
+        arguments: a value that the code can read.
     """
     return read_finding((await render_graph(renderer, attempt(code, arguments), **kwargs)).values)
 

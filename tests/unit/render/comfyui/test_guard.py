@@ -59,7 +59,7 @@ async def validate(graph: Any, extra_data: Any = ALLOWED) -> Any:
     """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph.
 
     Args:
-        extra: the prompt's ``extra_data``, with the allowed and denied nodes.
+        extra_data: the prompt's ``extra_data``, with the allowed and denied nodes.
     """
 
     async def validate_prompt(prompt_id: str, prompt: Any, targets: Any) -> Any:
@@ -114,7 +114,7 @@ def get_checked_inputs(
     Args:
         inputs: the node's inputs in the graph.
         values: the values that ComfyUI has determined for these inputs.
-        extra: the prompt's ``extra_data``.
+        extra_data: the prompt's ``extra_data``.
     """
 
     def get_input_data(*_: Any) -> Any:

@@ -30,7 +30,7 @@ def learn_topics(words_decide: bool) -> LearnedWeights:
     """Learn from 200 questions, and return the weights.
 
     Args:
-        tell: True if the words of a question determine its rating; False for random ratings.
+        words_decide: True if the words of a question determine its rating; False for random ratings.
     """
     chance, memory = random.Random(7), LearnedWeights()
     for number in range(200):
