@@ -53,7 +53,7 @@ class BenchmarkOrganisation:
 
     @staticmethod
     def email(number: int) -> str:
-        """Return the email of the member ``number``; members with low numbers are administrators."""
+        """Return the email of the member ``number``; the first members are administrators."""
         return f"member-{number}@benchmark.example"
 
 

@@ -68,7 +68,7 @@ class Service:
         return response
 
     async def _release(self, request: web.Request) -> web.Response:
-        """Set ``go_on``, so that waiting requests continue; tests in other processes call this route."""
+        """Set ``go_on``, so that waiting requests continue; for tests in another process."""
         self.go_on.set()
         return web.Response()
 
