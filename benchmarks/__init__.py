@@ -1,1 +1,4 @@
-"""Benchmarks of Moyin and its peers on one machine (`make bench`); only ratios are comparable."""
+"""Benchmarks Moyin and other gateways on one machine (`make bench`); compare only the ratios.
+
+Absolute figures depend on the machine.
+"""

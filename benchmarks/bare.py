@@ -1,4 +1,4 @@
-"""Deploys the bare forwarder with Ray Serve, to measure the overhead of Serve without Moyin."""
+"""Deploys a minimal forwarder with Ray Serve, to measure the overhead of Serve without Moyin."""
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation.
 
@@ -10,7 +10,7 @@ from deployments.replicas import REPLICA_OPTIONS
 
 
 class BareArgs(BaseModel):
-    """The ``args`` of the app."""
+    """The ``args`` of the app in the Serve configuration: the URL of the server to forward to."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,7 +28,7 @@ class Bare:
 
 
 def build(args: BareArgs) -> serve.Application:
-    """Return the app with its only deployment."""
+    """Return the Serve app that runs the forwarder, for the configuration's ``import_path``."""
     deployment = serve.deployment(name="Bare", max_ongoing_requests=1_000, **REPLICA_OPTIONS)(
         serve.ingress()(Bare)
     )

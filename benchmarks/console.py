@@ -1,8 +1,8 @@
 """Measures the console's pages with a long history: ``python -m benchmarks.console``.
 
-A stack of its own gets an organisation with 100,000 jobs, 50,000 pictures and 500 members. Chromium
-opens the overview and the lists, the lists' pages are read over HTTP, and then 50 open overviews
-are replayed while the processor time of the stack's processes is measured.
+The benchmark starts a stack, and creates an organisation with 100,000 jobs, 50,000 pictures and 500
+members. It times the overview and the lists in Chromium, and the lists' pages over HTTP. Then it
+simulates 50 open overviews and measures the processor time of the stack's processes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrganisation:
-    """Create the organisation and fill the database of the running gateway."""
+    """Create the organisation, fill the database of the running gateway, and return the studio."""
     async with _session(farm) as session:
         body = {"name": "The benchmark's studio"}
         async with session.post("/accounts/organisations", json=body) as response:
@@ -84,7 +84,7 @@ async def _create_studio(farm: Farm, jobs: int, pictures: int) -> BenchmarkOrgan
 
 
 def _show_pages(farm: Farm, rounds: int) -> None:
-    """Print the seconds until the overview and the lists have painted in Chromium."""
+    """Measure and print the seconds until Chromium has painted the overview and the lists."""
     administrator = {"email": BenchmarkOrganisation.email(0), "password": PASSWORD}
     with open_browser() as browser:
         callers = {"administrator": administrator, "operator": {"api_key": farm.key}}
@@ -106,7 +106,7 @@ def _show_pages(farm: Farm, rounds: int) -> None:
 
 
 async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
-    """Print the seconds of consecutive pages of each list, read over HTTP."""
+    """Measure and print the seconds of consecutive pages of each list, read over HTTP."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(_open_console_session(farm, 0))
         for name, (path, rows) in _PATHS.items():
@@ -127,7 +127,7 @@ async def _time_lists(farm: Farm, studio: BenchmarkOrganisation) -> None:
 
 
 async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
-    """Print the additional processor time of the stack while overviews are open."""
+    """Measure and print how much more processor time the stack needs while overviews are open."""
     idle = await measure_processes(farm.data, asyncio.sleep(_IDLE_SECONDS))
     for count, duration in ((1, _IDLE_SECONDS), (viewers, seconds)):
         async with AsyncExitStack() as stack:
@@ -163,7 +163,7 @@ async def _measure_viewers(farm: Farm, viewers: int, seconds: float) -> None:
 
 
 async def _follow_events(session: aiohttp.ClientSession, events: Counter[str]) -> None:
-    """Follow the events of the overview like a browser until cancelled, and count them."""
+    """Read the overview's event streams like a browser until cancelled, and count the events."""
 
     async def renew() -> None:
         while True:
@@ -185,7 +185,11 @@ async def _follow_events(session: aiohttp.ClientSession, events: Counter[str]) -
 
 @asynccontextmanager
 async def _open_console_session(farm: Farm, number: int) -> AsyncIterator[aiohttp.ClientSession]:
-    """Sign an administrator of the organisation in, as the console does."""
+    """Sign in as an administrator of the organisation, and yield the session with its cookie.
+
+    Args:
+        number: the number of the member.
+    """
     # Cookies of hosts without a name are refused by default.
     cookie_jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(farm.url, cookie_jar=cookie_jar) as session:

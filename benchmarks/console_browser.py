@@ -101,7 +101,7 @@ OVERVIEWS = {
 
 
 class Pages:
-    """Opens pages of one browser that is signed in, and returns the seconds until they have painted."""
+    """Signs in with one browser, opens pages, and measures the seconds until they have painted."""
 
     def __init__(self, browser: Browser, url: str, credentials: dict[str, str]) -> None:
         self._browser = browser
@@ -110,7 +110,7 @@ class Pages:
 
     @contextmanager
     def signed_in(self) -> Iterator[BrowserContext]:
-        """Open a browser profile that has a signed-in session and an empty cache."""
+        """Yield a new browser profile that is signed in and has an empty cache."""
         context = self._browser.new_context(locale="en-US", viewport={"width": 1280, "height": 800})
         context.set_default_timeout(_TIMEOUT_MS)
         try:
@@ -123,7 +123,7 @@ class Pages:
     def time_overview(
         self, wanted: ExpectedContent, rounds: int
     ) -> tuple[list[float], list[float]]:
-        """Return the seconds of a first visit with an empty cache, and of a second visit."""
+        """Return the seconds of first visits with an empty cache, and those of second visits."""
         cold_seconds: list[float] = []
         warm_seconds: list[float] = []
         for _ in range(rounds):
@@ -135,9 +135,10 @@ class Pages:
         return cold_seconds, warm_seconds
 
     def time_list(self, navigation: ListNavigation, rounds: int) -> tuple[list[float], list[float]]:
-        """Return the seconds from a click to the rows of the first page, and of the next one.
+        """Return the seconds from a click to the painted rows, for the first and for the next page.
 
-        From the second round on, the scripts are in the browser's cache; the lists never are.
+        Each list has one value per round. From the second round on, the scripts are in the
+        browser's cache; the rows never are.
         """
         list_seconds, next_page_seconds = [], []
         with self.signed_in() as context:
@@ -163,7 +164,7 @@ class Pages:
         return _read_paint(page)
 
     def record_requests(self, path: str, seconds: float) -> list[str]:
-        """Return the requests of a page in the ``seconds`` after it has painted."""
+        """Return the requests that a page sends in the ``seconds`` after it has painted."""
         with self.signed_in() as context:
             page = _open_page(context, f"{self._url}/console{path}", OVERVIEWS["administrator"])
             _read_paint(page)
@@ -177,7 +178,7 @@ class Pages:
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Start Chromium."""
+    """Start Chromium for the duration of the block."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("chromium is missing: run scripts/chromium.sh")
@@ -198,7 +199,7 @@ def _open_page(context: BrowserContext, url: str, wanted: ExpectedContent) -> Pa
 
 
 def _read_paint(page: Page) -> float:
-    """Return the seconds from the last click, or from the navigation, to the paint."""
+    """Wait until the page has painted; return the seconds from the last click or the navigation."""
     # The page's policy forbids Playwright's own `wait_for_function`, which evaluates texts.
     deadline = time.monotonic() + _TIMEOUT_MS / 1000
     while page.evaluate("window.paintedAt === null"):

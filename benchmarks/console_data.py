@@ -42,7 +42,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOrganisation:
-    """The organisation and the numbers of its objects, which all date from this month."""
+    """The benchmark's organisation: its id, and how many jobs and pictures it gets.
+
+    All objects date from this month.
+    """
 
     owner: str
     jobs: int
@@ -124,7 +127,10 @@ def _build_job(
     members: list[str],
     number: int,
 ) -> tuple[Row, Row | None, Row | None]:
-    """Return the rows of an ended job and, if any, of its picture and of its model call."""
+    """Return the rows of an ended job, of its picture, and of its model call.
+
+    The rows of the picture and of the call are None if the job has no picture.
+    """
     # Evenly among the others, so that every page has both.
     has_picture = (number + 1) * studio.pictures // studio.jobs > (
         number * studio.pictures // studio.jobs

@@ -1,7 +1,7 @@
-"""Compares Moyin and its peers, which take turns with the same mock back end on the same machine.
+"""Compares Moyin and other gateways in turns, all in front of the same mock model server.
 
-`contest` measures all peers at all numbers of connections. `duel` measures only the fastest peer,
-at the numbers of streams that decide the comparison.
+`contest` measures all gateways at all numbers of connections. `duel` measures only Moyin and the
+fastest other gateway, at the numbers of streams that decide the comparison.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class Result:
         load: medians of all rounds by number of connections.
         rounds: requests per second of each round, by number of connections.
         processor: microseconds of the gateway's processes per request, by number of connections.
-        over_direct: ratio to the requests per second of the direct path in the same rounds.
-        added: latency in addition to the direct path's: p50 and p99 in ms.
+        over_direct: requests per second divided by those without a gateway in the same rounds.
+        added: latency that the gateway adds: p50 and p99 in ms.
         first: time to the first token.
-        added_first: the part of it that the gateway adds.
-        streams: results for increasing numbers of streams; `duel` continues after a failure.
+        added_first: the part of ``first`` that the gateway adds.
+        streams: results for increasing numbers of streams. The list ends with the first failure,
+            except in `duel`.
         busy: median load average of the machine, which reveals other activity.
     """
 
@@ -67,14 +68,14 @@ class Result:
         )
 
     def times(self, other: Result, connections: int) -> float:
-        """Return the ratio of the requests per second to those of ``other`` in the same rounds."""
+        """Return these requests per second divided by those of ``other``; the median of rounds."""
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 
 def contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
     """Measure all gateways with one replica of Moyin's models app, then Moyin with two replicas.
 
-    Gateways that are compared take turns in every round, together with the direct path.
+    Gateways that are compared take turns in every round, together with direct calls of the mock.
     """
     direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
     with peers_of(peer_servers.mock) as peers:
@@ -85,7 +86,10 @@ def contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
 
 
 def duel(farm: Farm, peer_servers: PeerServers) -> list[Result]:
-    """Measure TensorZero, the fastest peer, and one replica of Moyin's models app in turns."""
+    """Measure one replica of Moyin's models app and TensorZero, the fastest other gateway.
+
+    They take turns in every round, together with direct calls of the mock.
+    """
     direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
     with tensorzero(peer_servers.mock) as peer_gateway:
         gateways = [direct_gateway, moyin(farm, MOYIN), peer_gateway]
@@ -102,10 +106,11 @@ def _compare(
     all_streams: bool = False,
     memory: bool = False,
 ) -> list[Result]:
-    """Measure ``gateways`` in turns; the first one is the direct path without a gateway.
+    """Measure ``gateways`` in turns; the first must be the mock itself, without a gateway.
 
-    If ``all_streams`` is True, larger numbers of streams are measured even after a gateway has
-    failed.
+    Args:
+        all_streams: True to measure larger numbers of streams even after a gateway has failed.
+        memory: True to measure also the growth of memory.
     """
     load_averages: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
     loads: dict[str, dict[int, list[Measurement]]] = {gateway.name: {} for gateway in gateways}
@@ -167,7 +172,10 @@ def _order_of_measurements(
 
 
 def _ratio(rates: Sequence[float], other_rates: Sequence[float]) -> float:
-    """Return the median of the ratios per round, in which noise longer than a round cancels out."""
+    """Divide the two rates of each round, and return the median of the quotients.
+
+    Noise that lasts longer than a round affects both rates, so it cancels out.
+    """
     return statistics.median(
         rate / other_rate for rate, other_rate in zip(rates, other_rates, strict=True)
     )

@@ -1,7 +1,7 @@
 """Measures the processor time per small render, by process: ``python -m benchmarks.cost``.
 
-Small pictures are rendered one after the other on one actor. The processor time that each process
-uses while idle for the same time is subtracted. The total excludes ComfyUI itself.
+One actor renders small pictures one after the other. What each process uses while idle for the same
+duration is subtracted. The total excludes ComfyUI itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _PARTS = {
 
 
 async def cost(farm: Farm, jobs: int) -> dict[str, float]:
-    """Return the milliseconds per job by part and in total (``all``), and a job's ``seconds``."""
+    """Return the processor time per job in milliseconds, by part of the stack.
+
+    ``all`` is the total without ComfyUI, and ``seconds`` the duration of a job.
+    """
     async with aiohttp.ClientSession(
         farm.url, headers={"authorization": f"Bearer {farm.key}"}
     ) as session:
@@ -84,7 +87,7 @@ def _new_graph() -> dict[str, Any]:
 
 
 async def measure_processes(data: Path, activity: Any) -> Mapping[str, float]:
-    """Await ``activity`` and return the processor time in seconds that each part used meanwhile."""
+    """Await ``activity``; return the seconds of processor time that each part of the stack used."""
     seconds_before = dict(_read_processor_times(data))
     await activity
     spent_seconds: dict[str, float] = defaultdict(float)

@@ -47,7 +47,10 @@ class CrowdTimes:
 
 
 async def crowd(farm: Farm, actors: int, jobs: int) -> CrowdTimes:
-    """Wait until all actors run, then time ``jobs`` jobs sent to ComfyUI and through the gateway."""
+    """Time ``jobs`` graphs sent to ComfyUI directly, then as many jobs sent through the gateway.
+
+    First wait until all actors run.
+    """
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         folders = await _wait_for_comfyuis(farm, actors)
         # The first round only opens connections and fills caches.
@@ -131,7 +134,7 @@ async def _wait_until_idle(session: aiohttp.ClientSession) -> None:
 
 
 async def _wait_for_comfyuis(farm: Farm, actors: int) -> list[Path]:
-    """Wait until all of the farm's ComfyUIs respond and return their folders."""
+    """Wait until ``actors`` ComfyUIs of the stack respond, and return their folders."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(SystemExit):

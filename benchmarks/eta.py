@@ -1,8 +1,8 @@
-"""Measures how well a pool estimates the starts of renders, over an hour of simulated time.
+"""Measures how well a pool predicts when renders start, over an hour of simulated time.
 
-Six actors serve graphs of seven shapes on four checkpoints, for twenty owners who submit singly and
-in bursts. The pool's own `Window` decides and forecasts. ``python -m benchmarks.eta`` writes
-``benchmarks/results/eta.json``.
+Six actors render graphs of seven shapes with four checkpoints. Twenty owners submit renders singly
+and in bursts. The pool's own `Window` schedules them and makes the predictions. ``python -m
+benchmarks.eta`` writes ``benchmarks/results/eta.json``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ _CHECKPOINTS = (("small", 2e9), ("medium", 6.5e9), ("large", 12e9), ("rare", 6.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
-    """An hour of renders in the order of arrival, with durations and loading speed."""
+    """An hour of renders in the order of arrival, with their durations.
+
+    Attributes:
+        seconds: the duration of each render by id, without the loading of models.
+        bytes_per_second: the speed at which models are loaded.
+    """
 
     renders: tuple[PendingRender, ...]
     seconds: dict[str, float]
@@ -45,10 +50,13 @@ class Recording:
 
 @dataclass(kw_only=True, slots=True)
 class StartEstimates:
-    """The estimated and actual starts of waiting renders, in seconds from the estimate.
+    """The estimated and actual waiting times of renders.
 
     Attributes:
-        unknown: how often the position of a render was read and no estimate was available.
+        starts: for each estimate, the actual waiting time from then on, and the estimated p50 and
+            p90, in seconds.
+        first: the same for the first estimate of each render.
+        unknown: how often a render's position was read while no estimate was available.
         forecast_seconds: processor time of each forecast of 256 waiting renders.
     """
 
@@ -59,7 +67,7 @@ class StartEstimates:
 
 
 def record_hour(*, seed: int, actors: int, load: float) -> Recording:
-    """Generate an hour of renders that keeps the share ``load`` of the actors busy.
+    """Generate an hour of renders that together keep the share ``load`` of the actors busy.
 
     Durations vary by an eighth within a shape, and one render in forty takes three times as long.
     """
@@ -93,7 +101,7 @@ def record_hour(*, seed: int, actors: int, load: float) -> Recording:
 
 
 def replay(recording: Recording, actors: int) -> StartEstimates:
-    """Simulate the recording with a window, and compare its forecasts with the actual starts."""
+    """Simulate the recorded renders with a `Window`; return estimated and actual waiting times."""
     guesses, window, errors = StartEstimates(), Window(), StartErrors()
     for number in range(actors):
         window.add_renderer(f"actor-{number}", (), 0.0)

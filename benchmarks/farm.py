@@ -31,7 +31,7 @@ _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 @dataclass(frozen=True, kw_only=True)
 class Farm:
-    """A running stack, with the configuration file and environment of its start."""
+    """A running stack: its URL, API key, data folder, configuration file and environment."""
 
     url: str
     key: str
@@ -43,8 +43,8 @@ class Farm:
 def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
     """Return the shipped serve_config.yaml, changed for the benchmarks.
 
-    The mock is added as a back end and behind the proxy, and ComfyUI gets its test nodes. If
-    ``actors`` is 0, the configuration has no render pool.
+    The mock model server is added as a back end, and as a service behind the reverse proxy. ComfyUI
+    gets the nodes of the tests. If ``actors`` is 0, there is no render pool.
     """
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
     apps = {app["name"]: app for app in config["applications"]}
@@ -87,7 +87,7 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
 
 @contextmanager
 def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
-    """Run a stack with ``actors`` ComfyUIs during the block."""
+    """Run a stack with ``actors`` ComfyUIs during the block, and yield it."""
     comfyui = find_comfyui(Settings()) if actors else None
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
@@ -118,7 +118,7 @@ def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> It
 
 
 def scale(farm: Farm, replicas: int) -> None:
-    """Change the number of replicas of the models app."""
+    """Set the number of replicas of the models app, and deploy the change."""
     config = yaml.safe_load(farm.config.read_text())
     for app in config["applications"]:
         if app["name"] == "models":

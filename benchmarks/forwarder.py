@@ -1,6 +1,7 @@
-"""A minimal Python gateway: a raw ASGI app that forwards all requests through aiohttp.
+"""Implements a minimal gateway in Python: an ASGI app that forwards all requests with aiohttp.
 
-UPSTREAM=http://127.0.0.1:9000 uvicorn benchmarks.forwarder:app --port 9001
+Moyin is compared with it. The environment variable ``UPSTREAM`` is the URL of the server to which
+it forwards. Run it with ``uvicorn benchmarks.forwarder:app --port 9001``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Starts Moyin's peers in front of the same mock, as their documentation recommends.
+"""Starts other gateways in front of the same mock model server, as their documentation recommends.
 
-Each peer is installed on first use into its own folder, which later runs reuse.
+Each of them is installed on first use into its own folder, which later runs reuse.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _PORTKEY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """A server of chat completions.
+    """A server of chat completions that is measured: a gateway, or the mock model server itself.
 
     Attributes:
         url: URL for ``POST`` requests.
         processes: returns the server's processes, whose memory and processor time are measured.
-        prefix: prefix of the mock's models in the names that the server uses.
+        prefix: what the server expects in front of the mock's model names.
     """
 
     name: str
@@ -64,19 +64,19 @@ class Gateway:
     prefix: str = ""
 
     def address(self, body: Mapping[str, object]) -> dict[str, object]:
-        """Return a request's body with the model's name as this server expects it."""
+        """Return a request's body in which the model is named as this server expects."""
         return {**body, "model": f"{self.prefix}{body['model']}"}
 
 
 def direct(mock_url: str, pid: int) -> Gateway:
-    """Return the mock itself as a server, without a gateway."""
+    """Return the mock model server itself, to be measured without a gateway."""
     return Gateway(
         name="direct", url=f"{mock_url}/v1/chat/completions", processes=lambda: family(pid)
     )
 
 
 def moyin(farm: Farm, name: str) -> Gateway:
-    """Return the models app of a running farm as a server."""
+    """Return the models app of a running stack, to be measured under this name."""
     return Gateway(
         name=name,
         url=f"{farm.url}/v1/chat/completions",
@@ -87,7 +87,7 @@ def moyin(farm: Farm, name: str) -> Gateway:
 
 @contextmanager
 def tensorzero(mock_url: str) -> Iterator[Gateway]:
-    """Run TensorZero's gateway during the block, configured without a database."""
+    """Run TensorZero's gateway during the block, configured without a database, and yield it."""
     home = _CACHE / "tensorzero"
     _install(home, f"{_TENSORZERO} openai", _install_with_pip)
     provider = {"type": "openai", "api_base": f"{mock_url}/v1", "api_key_location": "none"}
@@ -115,7 +115,7 @@ def tensorzero(mock_url: str) -> Iterator[Gateway]:
 
 @contextmanager
 def peers_of(mock_url: str) -> Iterator[list[Gateway]]:
-    """Run TensorZero, LiteLLM and, if npm is installed, Portkey during the block."""
+    """Run TensorZero, LiteLLM and, if npm is installed, Portkey in the block, and yield them."""
     with ExitStack() as stack:
         gateways = [stack.enter_context(tensorzero(mock_url))]
         gateways.append(stack.enter_context(_litellm(mock_url)))
@@ -206,7 +206,7 @@ def _install_with_npm(home: Path, _: str) -> None:
 
 
 def _install(home: Path, version: str, install: Callable[[Path, str], None]) -> None:
-    """Install into ``home`` unless it already contains that version."""
+    """Install a program into ``home``, unless ``home`` already contains that version."""
     stamp = home / "installed"
     if stamp.exists() and stamp.read_text() == version:
         return

@@ -1,8 +1,8 @@
-"""Measures lists of jobs, and the deletion of many, in a database with a million jobs.
+"""Measures lists of jobs, and the deletion of many jobs, in a database with a million jobs.
 
-Run it with ``python -m benchmarks.history sqlite`` or ``postgresql`` (the server of the tests'
-wheel). It prints the milliseconds of 100 pages per filter, and of submissions with and without a
-concurrent deletion of a tenth of the jobs.
+Run it with ``python -m benchmarks.history sqlite`` or ``postgresql`` (the server from the Python
+package that the tests use). It prints the milliseconds of 100 pages per filter, and those of
+submissions with and without a concurrent deletion of a tenth of the jobs.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ async def _measure_history(url: str, count: int) -> None:
 
 
 async def _insert_jobs(database: Database, count: int) -> None:
-    """Insert jobs of two owners, submitted within a day."""
+    """Insert ``count`` jobs of two owners, with submission times within one day."""
     numbers, started_at = random.Random(7), now() - timedelta(days=1)
     for start in range(0, count, _ROWS_PER_INSERT):
         ordinals = range(start, min(start + _ROWS_PER_INSERT, count))
@@ -136,7 +136,7 @@ async def _insert_jobs(database: Database, count: int) -> None:
 
 
 async def _analyze(database: Database, url: str) -> None:
-    """Update the planner's statistics, and vacuum, as PostgreSQL itself does over months."""
+    """Update the database's statistics and vacuum it, as PostgreSQL itself does now and then."""
     if url.startswith("sqlite"):
         await database.write(lambda connection: connection.execute(sa.text("ANALYZE")))
         return
@@ -162,7 +162,7 @@ def _make_row(numbers: random.Random, created_at: Any) -> dict[str, Any]:
 
 
 def _make_text(numbers: random.Random, ordinal: int) -> str:
-    """Return the text of a prompt; a few have a rare word or are in Japanese."""
+    """Return the text of a random prompt; a few have a rare word or are in Japanese."""
     words = numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=_WORDS_PER_PROMPT)
     if numbers.random() < 0.8:
         words.append("masterpiece")
@@ -187,7 +187,7 @@ def _make_job(owner: str, kind: str, pool: str, project: str, text: str = "") ->
 
 
 async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
-    """Return the seconds for each of several consecutive pages."""
+    """Return the seconds that each of several consecutive pages of a list took."""
     seconds, cursor = [], None
     for _ in range(_PAGES):
         started_at = time.perf_counter()
@@ -199,7 +199,7 @@ async def _time_pages(store: JobStore, job_filter: JobFilter) -> list[float]:
 async def _time_submissions(
     store: JobStore, concurrent_work: Awaitable[Any], words: int = _WORDS_PER_PROMPT
 ) -> list[float]:
-    """Return the seconds of submissions, one every 20 ms while ``concurrent_work`` runs."""
+    """Submit a job every 20 ms while ``concurrent_work`` runs; return the seconds of each."""
     task, seconds, numbers = asyncio.ensure_future(concurrent_work), [], random.Random(8)
     while not task.done():
         text = " ".join(numbers.choices(_WORDS, cum_weights=_WEIGHTS, k=words))
@@ -212,7 +212,7 @@ async def _time_submissions(
 
 
 async def _delete(store: JobStore, count: int) -> None:
-    """Delete jobs by filters in chunks, as `moyin.jobs.history` does."""
+    """Delete ``count`` jobs by a filter, in chunks like `moyin.jobs.history`; print the time."""
     job_filter = JobFilter(statuses=(JobStatus.SUCCEEDED,))
     started_at, remaining_count, cursor = time.perf_counter(), count, None
     while remaining_count > 0:

@@ -1,7 +1,7 @@
-"""Measures the cost of isolation: ComfyUIs with ``isolation: off`` and ``strict``, in turns.
+"""Measures what isolation costs: compares ComfyUIs with ``isolation: off`` and ``strict``.
 
 ``python -m benchmarks.isolation`` needs no stack. Each round starts one ComfyUI of each kind. They
-render graphs of half a second alternately, so that other load of the machine affects both.
+render graphs of half a second in turns, so that other load of the machine affects both.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationCost:
-    """Medians in seconds of starts, including the first prompt, and of renders of half a second.
+    """Median seconds of a start, including the first prompt, and of a render of half a second.
 
     Attributes:
-        start_more: difference of the starts with and without isolation; median over the rounds.
-        render_ratio: duration of a render with isolation relative to one without.
+        start_more: how much longer a start with isolation takes; median over the rounds.
+        render_ratio: duration of a render with isolation divided by that of one without.
     """
 
     start_off: float

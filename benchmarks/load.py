@@ -1,4 +1,4 @@
-"""Generates load with wrk and parses its report."""
+"""Sends many requests with the load generator wrk and parses its report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The results of a run of wrk; errors are missing responses and 4xx or 5xx statuses."""
+    """The results of a run of wrk.
+
+    Attributes:
+        errors: the number of requests without a response, or with a status of 4xx or 5xx.
+    """
 
     requests: int
     requests_per_second: float
@@ -34,7 +38,12 @@ def measure(
     connections: int = 16,
     seconds: int = 5,
 ) -> Measurement:
-    """Send ``body`` as JSON to ``url`` over ``connections`` for ``seconds``; return the results."""
+    """Send ``body`` as JSON repeatedly for ``seconds``, and return the results.
+
+    Args:
+        key: the API key of the requests.
+        connections: the number of connections, each with one request at a time.
+    """
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: run `apt-get install wrk`")
     with tempfile.TemporaryDirectory() as folder:

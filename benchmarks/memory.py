@@ -15,19 +15,24 @@ _WARM_UP = 2_000
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryGrowth:
-    """The memory of the gateway's processes in bytes, by number of requests after the warm-up."""
+    """The memory of a gateway's processes, measured repeatedly during the load.
+
+    Attributes:
+        requests: the number of requests after the warm-up, at each measurement.
+        bytes: the memory at each measurement.
+    """
 
     requests: tuple[int, ...]
     bytes: tuple[int, ...]
 
     @property
     def ratio(self) -> float:
-        """The memory at the end relative to that at the start."""
+        """The memory at the last measurement divided by that at the first."""
         return self.bytes[-1] / self.bytes[0]
 
 
 def growth(gateway: Gateway, requests: int, seconds: float) -> MemoryGrowth:
-    """Send ``requests`` requests, or as many as are answered in ``seconds``; return the growth."""
+    """Send up to ``requests`` requests in at most ``seconds``; return the growth of memory."""
     while _measure_load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
         seconds -= _STEP_SECONDS
     counts, sizes = [0], [resident(gateway.processes())]

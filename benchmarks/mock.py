@@ -1,4 +1,4 @@
-"""A fast mock model server, so that measurements show the time of the gateway.
+"""Runs a fast mock model server, so that measurements show the time of the gateway alone.
 
 It implements just enough HTTP/1.1 for POST requests on keep-alive connections. Every response is
 the same OpenAI chat completion, or the same stream if the body asks for one. The model ``paced``

@@ -1,4 +1,4 @@
-"""Streams the mock's answers at fifty tokens a second; each token contains its send time."""
+"""Streams the mock server's answers at fifty tokens a second; each token has its send time."""
 
 from __future__ import annotations
 

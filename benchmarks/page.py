@@ -25,13 +25,16 @@ _OTHERS = {
 
 
 def throughput(page: str) -> dict[str, float]:
-    """Return the requests per second through `/v1`, relative to Moyin's."""
+    """Return the requests per second of each server through `/v1`, divided by Moyin's."""
     bars = {name: 1 / _read_row(page, start)[0][0] for name, start in _OTHERS.items()}
     return {**bars, "Moyin, one replica": 1.0}
 
 
 def render_cost(page: str) -> dict[str, tuple[float, float]]:
-    """Return the milliseconds of processor time per render, by process: originally and now."""
+    """Return the milliseconds of processor time per render, by process.
+
+    Each pair has the figure at the start of the project and the figure now.
+    """
     _, _, process_table = page.partition("| process | ms at the start | ms now |\n")
     names = [line.split(" | ")[0].strip("| ") for line in process_table.splitlines()[1:]]
     table = names[: next(i for i, name in enumerate(names) if not name)]
@@ -40,7 +43,7 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
 
 
 def _read_row(page: str, row_name: str) -> list[list[float]]:
-    """Return the numbers in the table row that begins with ``row_name``."""
+    """Return the numbers in the page's table row that begins with ``row_name``, by cell."""
     [line] = [line for line in page.splitlines() if line.startswith(f"| {row_name}")]
     cells = line.strip("|").split(" | ")[1:]
     return [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)] for cell in cells]

@@ -64,7 +64,7 @@ async def _serve_service(port: int) -> None:
 
 
 async def _stream_events(request: web.Request) -> web.StreamResponse:
-    """Stream an event every second; each contains the time of its sending."""
+    """Stream an event every second; each event contains the time at which it was sent."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
     with suppress(ConnectionError):
@@ -75,7 +75,7 @@ async def _stream_events(request: web.Request) -> web.StreamResponse:
 
 
 async def _echo_messages(request: web.Request) -> web.WebSocketResponse:
-    """Echo every WebSocket message."""
+    """Return every message of a WebSocket to its sender."""
     socket = web.WebSocketResponse()
     await socket.prepare(request)
     async for message in socket:

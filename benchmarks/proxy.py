@@ -1,10 +1,10 @@
-"""Measures the gateway's reverse proxy, nginx and the bare service in one run.
+"""Measures a service behind the gateway's reverse proxy, behind nginx, and without a proxy.
 
 wrk sends 16 concurrent requests to a fast service. Then a thousand WebSockets and a thousand event
-streams are held open at once. nginx has one worker and keeps connections to the service. The proxy
-is measured twice: as deployed, behind HAProxy and inside Ray Serve, and alone under uvicorn. In
-both cases it checks a key and signs an identity. The bare forwarder shows the minimal cost with
-Python and aiohttp.
+streams are open at once. nginx has one worker and keeps its connections to the service. The
+gateway's proxy is measured twice: as deployed, behind HAProxy and inside Ray Serve, and alone under
+uvicorn. In both cases it checks a key and signs an identity. A minimal forwarder shows the lowest
+cost that is possible with Python and aiohttp.
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ http {{
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredServer:
-    """A measured server: its URLs for requests and for streams, which are None without streams."""
+    """A measured server.
+
+    Attributes:
+        requests: the URL for requests.
+        streams: the URL for WebSockets and event streams; None if the server supports neither.
+    """
 
     name: str
     requests: str
@@ -72,7 +77,12 @@ class MeasuredServer:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenConnections:
-    """The number of `OPEN` connections that received every message, and the delays."""
+    """The results of many simultaneous connections.
+
+    Attributes:
+        held: how many of the `OPEN` connections received every message.
+        p50_ms, p99_ms: the delays of the messages.
+    """
 
     held: int
     p50_ms: float
@@ -81,7 +91,7 @@ class OpenConnections:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerResult:
-    """The results of one server; None for streams that the server does not support."""
+    """The results of one server; ``sockets`` and ``streams`` are None if it supports no streams."""
 
     name: str
     load: Measurement
@@ -111,7 +121,12 @@ def proxy(farm: Farm, peer_servers: PeerServers) -> list[ServerResult]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """A kind of connection: opens connections, and measures the delays of their messages in ms."""
+    """A kind of connection.
+
+    Attributes:
+        open: opens a connection to a URL.
+        follow: reads the messages of an open connection, and returns their delays in ms.
+    """
 
     open: Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
     follow: Callable[[Any], Awaitable[list[float]]]
@@ -129,7 +144,11 @@ def _measure_held(server: MeasuredServer, kind: _Kind) -> OpenConnections | None
 
 
 async def _measure_delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
-    """Open all connections, then return the delays of each; None for a connection that broke."""
+    """Open `OPEN` connections, and return the delays of the messages on each of them.
+
+    The result of a connection that broke later is None; connections that failed to open are left
+    out.
+    """
     limit = asyncio.Semaphore(_CONCURRENCY)
 
     async def connect(session: aiohttp.ClientSession) -> Any:
@@ -163,7 +182,7 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def _measure_socket(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
-    """Return the round-trip times on one of the WebSockets, which all send at the same time."""
+    """Return the round-trip times in ms of messages on a WebSocket while all others send, too."""
     trip_ms = []
     for _ in range(_MESSAGES):
         started_at = time.monotonic()
@@ -182,7 +201,7 @@ async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def _measure_stream(response: aiohttp.ClientResponse) -> list[float]:
-    """Return the delays from sending to receipt of the events on one of the open streams."""
+    """Return for each event of a stream the milliseconds from sending to receipt."""
     delays: list[float] = []
     # Events of the first second are ignored: they were buffered while other streams connected.
     start = time.monotonic() + 1

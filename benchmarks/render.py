@@ -1,4 +1,4 @@
-"""Measures renders through ``/jobs`` and the same graphs sent directly to the same ComfyUI."""
+"""Times renders through ``/jobs``, and the same graphs sent directly to the same ComfyUI."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """The seconds for all graphs, directly and through the farm; ``submit_ms`` is a median."""
+    """The seconds that all graphs took, sent directly to ComfyUI and as jobs through the gateway.
+
+    Attributes:
+        graphs: the number of graphs.
+        submit_ms: the median time of a submission.
+    """
 
     graphs: int
     direct_seconds: float
@@ -36,7 +41,7 @@ class Rendering:
 
 
 def render(farm: Farm) -> Rendering:
-    """Measure renders with one warm actor."""
+    """Time renders with one actor that is warm, directly and through the gateway."""
     return asyncio.run(_measure_renders(farm))
 
 
@@ -104,7 +109,7 @@ async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -
 
 @contextmanager
 def _short_path(path: Path) -> Iterator[str]:
-    """Yield a short path of a Unix socket, because Linux limits such paths to 107 characters."""
+    """Yield a short path that leads to a Unix socket, because Linux allows only 107 characters."""
     folder = os.open(path.parent, os.O_PATH)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -114,7 +119,7 @@ def _short_path(path: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def straight_to(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a client session to the ComfyUI that uses ``folder``."""
+    """Open a session of an HTTP client with the ComfyUI that uses ``folder``."""
     with _short_path(folder / "comfyui.sock") as address:
         connector = aiohttp.UnixConnector(address)
         async with aiohttp.ClientSession("http://comfyui", connector=connector) as session:
@@ -122,7 +127,7 @@ async def straight_to(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 def comfyui_folders(farm: Farm) -> list[Path]:
-    """Return the folders of the farm's ComfyUIs, taken from their command lines.
+    """Return the folders of all running ComfyUIs of the stack, taken from their command lines.
 
     Raises:
         SystemExit: no ComfyUI runs.

@@ -26,7 +26,7 @@ def report(
     isolation_cost: IsolationCost | None,
     folder: Path,
 ) -> None:
-    """Print the ratios and write ``bench.json`` and ``bench.png`` into ``folder``."""
+    """Print the results as ratios, and write ``bench.json`` and ``bench.png`` into ``folder``."""
     ratios = _compute_text_ratios(text_results) if text_results else {}
     if rendering is not None:
         ratios |= _compute_render_ratios(rendering)

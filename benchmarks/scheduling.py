@@ -1,9 +1,9 @@
-"""Compares render scheduling on a simulated farm with FIFO, the offline optimum and fair shares.
+"""Simulates the scheduling of renders, and compares it with FIFO, fair shares and the optimum.
 
-The farm has a hundred actors. Fifty owners send ten thousand renders with twelve checkpoints, and
-one of the owners floods the farm. The scheduling window is filled in Temporal's order: weighted
-fair over owners and priorities. Run it with ``python -m benchmarks.scheduling``; it writes
-``benchmarks/results/scheduling.{json,png}``.
+A hundred actors serve fifty owners, who send ten thousand renders with twelve checkpoints; one
+owner sends half of them at once. Temporal's simulated queue fills the scheduling window: weighted
+fair over owners and priorities. The optimum knows all renders in advance. Run it with ``python -m
+benchmarks.scheduling``; it writes ``benchmarks/results/scheduling.{json,png}``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ _TICK = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Farm:
-    """The simulated farm; ``window`` renders wait in the pool, all others in Temporal."""
+    """The simulated machines.
+
+    Attributes:
+        actors: the number of renders that run at the same time.
+        window: the number of renders that wait in the pool; all further ones wait in Temporal.
+    """
 
     actors: int
     window: int
@@ -39,7 +44,11 @@ class Farm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """Renders in the order of arrival, with their seconds excluding the loading of models."""
+    """The renders in the order of arrival.
+
+    Attributes:
+        seconds: the duration of each render by id, without the loading of models.
+    """
 
     renders: tuple[PendingRender, ...]
     seconds: dict[str, float]
@@ -50,8 +59,10 @@ class Outcome:
     """The results of a simulation.
 
     Attributes:
+        changes: how often an actor had to load a checkpoint.
+        makespan: seconds until the last render ended.
         waits: seconds from acceptance to start, by owner.
-        windowed: a pair for each render: its priority, and the seconds that it spent in the window.
+        windowed: for each render its priority, and the seconds that it spent in the window.
         decisions: processor seconds of each scheduling decision.
     """
 
@@ -67,7 +78,7 @@ class Outcome:
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """Return the smallest value such that the share ``share`` of all values is not above it."""
+    """Return the smallest value such that at least ``share`` of all values is not larger."""
     sorted_values = sorted(values)
     return sorted_values[min(len(sorted_values) - 1, math.ceil(share * len(sorted_values)) - 1)]
 
@@ -121,7 +132,7 @@ def new_load(
 
 
 class TemporalQueue:
-    """Simulates Temporal's queue: weighted fair over owner and priority, FIFO within each."""
+    """Simulates Temporal's queue: shares by weights of owners and priorities, FIFO within each."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, PendingRender]] = []
@@ -145,7 +156,7 @@ class TemporalQueue:
 
 
 def simulate(load: Load, farm: Farm) -> Outcome:
-    """Simulate the farm with `Window.choose_assignment`."""
+    """Simulate the load with the product's scheduler, `Window.choose_assignment`."""
     outcome, queue, window = Outcome(), TemporalQueue(), Window(farm.rules)
     names = [f"actor-{number:03}" for number in range(farm.actors)]
     for name in names:
@@ -187,7 +198,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
 
 
 def fifo(load: Load, farm: Farm) -> Outcome:
-    """Simulate first come, first served on the next free actor."""
+    """Simulate the load with a scheduler that gives the oldest render to the next free actor."""
     outcome = Outcome()
     actor_heap = [(0.0, number, "") for number in range(farm.actors)]
     for pending_render in load.renders:
@@ -206,9 +217,10 @@ def fifo(load: Load, farm: Farm) -> Outcome:
 
 
 def own_share(load: Load, farm: Farm) -> dict[str, float]:
-    """Return the 95th percentile of each owner's waits on a private farm of its weighted share.
+    """Return how long each owner would wait with actors of its own: the 95th percentile in seconds.
 
-    Loading of models is ignored. With fair scheduling no owner waits longer than this.
+    Each owner's number of actors is proportional to its weight. The loading of models is ignored.
+    With fair scheduling no owner waits longer than this.
     """
     renders: dict[str, list[PendingRender]] = defaultdict(list)
     for pending_render in load.renders:
@@ -254,9 +266,10 @@ def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -
 
 
 def _count_pairs(order: Sequence[float], capacity: float) -> int:
-    """Return the number of pairs if actors are filled with one checkpoint after the other.
+    """Return the number of (actor, checkpoint) pairs if checkpoints are placed in this order.
 
-    The remainder of a checkpoint goes to the fullest actor that has room for it.
+    Each checkpoint fills actors of ``capacity`` seconds. Its remainder goes to the fullest actor
+    that has room for it.
     """
     pairs = 0
     free_by_actor: list[float] = []

@@ -32,7 +32,7 @@ _COLORS = {
 
 
 def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
-    """Print the results and write them as JSON and as a plot, called ``name``, into ``folder``."""
+    """Print the results, and write ``<name>.json`` and ``<name>.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = _check_targets(results)
     report = {
@@ -48,7 +48,7 @@ def show(results: Sequence[Result], folder: Path, name: str = "peers") -> None:
 
 
 def _check_targets(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return the targets of one replica of Moyin at 16 connections, and whether each is met."""
+    """Return each target for one replica of Moyin, and whether the replica meets it."""
     by_name = {result.name: result for result in results}
     moyin = by_name[MOYIN]
     ratios = {"TensorZero": 0.5, "LiteLLM, 2 workers": 8.0, "Portkey": 1.5}

@@ -1,6 +1,6 @@
 """Measures streams through a gateway: time to the first token, and delays of the later tokens.
 
-The client searches the received bytes without parsing them, so that it needs little time itself.
+The client searches the received bytes instead of parsing them, so that it needs little time itself.
 """
 
 from __future__ import annotations
@@ -29,19 +29,25 @@ _OVERLAP = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FirstTokens:
-    """The milliseconds from a request to its first token, with one request at a time."""
+    """Percentiles of the milliseconds from a request to its first token, one request at a time."""
 
     p50_ms: float
     p99_ms: float
 
     def over(self, other: FirstTokens) -> FirstTokens:
-        """Return the difference to ``other`` in milliseconds."""
+        """Return how many milliseconds these times exceed the times of ``other``."""
         return FirstTokens(p50_ms=self.p50_ms - other.p50_ms, p99_ms=self.p99_ms - other.p99_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldStreams:
-    """The number of concurrent streams, the share of tokens that arrived, and their delays."""
+    """The result of many concurrent streams.
+
+    Attributes:
+        streams: the number of streams.
+        arrived: the share of their tokens that arrived.
+        p50_ms, p99_ms: the delays of tokens.
+    """
 
     streams: int
     arrived: float
@@ -55,17 +61,22 @@ class HeldStreams:
 
 
 def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
-    """Send ``requests`` requests, one after the other on one connection; return the times."""
+    """Send ``requests`` requests one after the other; return the times to their first tokens."""
     return uvloop.run(_measure_first_tokens(gateway, requests))
 
 
 def held(gateway: Gateway, streams: int, seconds: float = 3) -> HeldStreams:
-    """Hold ``streams`` streams of fifty tokens a second for ``seconds``; return the results."""
+    """Keep ``streams`` streams of fifty tokens a second open for ``seconds``; return the result."""
     return uvloop.run(_hold_streams(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
 
 
 class _StreamReader(asyncio.Protocol):
-    """Reads streams on one connection; ``delays`` are those of tokens with a send time, in ns."""
+    """Reads streams on one connection.
+
+    Attributes:
+        delays: nanoseconds from sending to receipt, for tokens that contain their send time.
+        first: the time at which the first token of the current stream arrived, or 0.
+    """
 
     def __init__(self) -> None:
         self.delays: list[int] = []
@@ -78,7 +89,7 @@ class _StreamReader(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def send(self, request: bytes) -> None:
-        """Send a request, and discard the state of the previous one."""
+        """Send a request, and forget the first token of the previous request."""
         self.first, self._rest = 0.0, b""
         self.done.clear()
         self.transport.write(request)

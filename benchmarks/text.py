@@ -1,4 +1,4 @@
-"""Measures model calls through ``/v1``, through a bare forwarder, and to the mock itself."""
+"""Measures model calls through Moyin's ``/v1``, a minimal forwarder, and without a gateway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ _SECONDS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class PeerServers:
-    """The URLs of the servers that Moyin is compared with."""
+    """The URLs of the servers that are measured beside Moyin.
+
+    Attributes:
+        mock: a fast model server with constant answers, to which the others forward.
+        forwarder: a minimal gateway.
+        service: a service for the reverse proxy.
+    """
 
     mock: str
     mock_pid: int
@@ -31,7 +37,7 @@ class PeerServers:
 
 @contextmanager
 def peers() -> Iterator[PeerServers]:
-    """Run the mock, the bare forwarder, and a service with streams as separate processes."""
+    """Run the mock, forwarder and service of `PeerServers` as processes during the block."""
     mock_port, forwarder, service = free_port(), free_port(), free_port()
     mock_url, forwarder_url = f"http://127.0.0.1:{mock_port}", f"http://127.0.0.1:{forwarder}"
     uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
@@ -50,7 +56,7 @@ def peers() -> Iterator[PeerServers]:
 
 
 def text(farm: Farm, peer_servers: PeerServers, *, connections: int = 16) -> dict[str, Measurement]:
-    """Measure all servers in turns and return the medians of several rounds."""
+    """Measure all servers in turns, and return the medians of several rounds by server."""
     urls = {
         "mock": peer_servers.mock,
         "forwarder": peer_servers.forwarder,
@@ -73,7 +79,7 @@ def text(farm: Farm, peer_servers: PeerServers, *, connections: int = 16) -> dic
 
 
 def median(measurements: list[Measurement]) -> Measurement:
-    """Return the median of each value, and the totals of requests and errors."""
+    """Return one measurement: the median of each value, and the totals of requests and errors."""
     return Measurement(
         requests=sum(m.requests for m in measurements),
         requests_per_second=statistics.median(m.requests_per_second for m in measurements),
@@ -85,6 +91,6 @@ def median(measurements: list[Measurement]) -> Measurement:
 
 @contextmanager
 def process(module: list[str], environ: Mapping[str, str] | None = None) -> Iterator[int]:
-    """Run ``python -m`` with these arguments during the block; yield the process id."""
+    """Run ``python -m`` with ``module`` as arguments during the block; yield the process id."""
     with running_program([sys.executable, "-m", *module], environ) as pid:
         yield pid

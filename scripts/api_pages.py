@@ -29,12 +29,12 @@ EVENT_MEANINGS: Mapping[EventType, str] = {
 
 
 def list_error_types() -> Mapping[str, type[MoyinError]]:
-    """Return every error type by its code, in the order of the class tree, base types first."""
+    """Return the error types by code, each base type before the types derived from it."""
     return {kind.code: kind for kind in _walk_classes(MoyinError) if "code" in vars(kind)}
 
 
 def errors_page(written: str) -> str:
-    """Return the text of docs/reference/errors.md."""
+    """Return the text of docs/reference/errors.md, which begins with the paragraph ``written``."""
     lines = [
         "# Errors",
         "",
@@ -57,7 +57,10 @@ def errors_page(written: str) -> str:
 
 
 def events_page(written: str) -> str:
-    """Return the text of docs/reference/events.md: the types of events and their members."""
+    """Return the text of docs/reference/events.md: the types of events and their members.
+
+    ``written`` is the paragraph at the top.
+    """
     lines = [
         "# Events of jobs",
         "",
@@ -106,7 +109,7 @@ def _describe_model(model: type[BaseModel]) -> Iterator[str]:
 
 
 def _describe_member(member: Mapping[str, Any], bodies: Mapping[str, Any]) -> str:
-    """Return the member's own description, or else that of the type it refers to."""
+    """Return the description of a member of an event, or else that of the member's type."""
     if "description" in member:
         return str(member["description"])
     for choice in (member, member.get("items", {}), *member.get("anyOf", ())):

@@ -38,7 +38,7 @@ _SIGNATURE: Mapping[str, str] = {
 
 
 def asyncapi_document() -> str:
-    """Return the document as JSON."""
+    """Return the AsyncAPI document as JSON text."""
     sse_messages = {
         kind.value: _describe_message(EVENT_BODIES[kind], kind.value, EVENT_MEANINGS[kind])
         for kind in EventType

@@ -1,4 +1,4 @@
-"""Writes the part of the OpenAPI documents from which the TypeScript client's types are generated.
+"""Writes the part of the OpenAPI documents that the TypeScript client's types are generated from.
 
 `scripts/typescript_client.sh generate` runs this module, generates the types, and records the
 digest of the document in them. A test fails if either file is stale.
@@ -46,7 +46,7 @@ _REFERENCES = re.compile(re.escape(_REFERENCE) + r"(\w+)")
 
 
 def describe_app(app: Any) -> dict[str, Any]:
-    """Return the OpenAPI document of an app's module, which is built from mocks."""
+    """Return the OpenAPI document of an app, given its module; all parts of the app are mocks."""
     created_apps: list[FastAPI] = []
     new_fastapi = app.new_fastapi
 
@@ -60,7 +60,7 @@ def describe_app(app: Any) -> dict[str, Any]:
 
 
 def build_document() -> dict[str, Any]:
-    """Return the routes of the client with their schemas, and the schema of each type of event."""
+    """Return the routes that the client calls with their schemas, and the schemas of all events."""
     jobs, usage = describe_app(gateway), describe_app(models)
     paths = {
         path: {method: jobs["paths"][path][method] for method in methods}
@@ -93,17 +93,17 @@ def build_document() -> dict[str, Any]:
 
 
 def render() -> str:
-    """Return the text of the file."""
+    """Return the text of the OpenAPI file."""
     return json.dumps(build_document(), indent=2, ensure_ascii=False) + "\n"
 
 
 def digest() -> str:
-    """Return the digest of the file, which the generated types contain."""
+    """Return the digest of the OpenAPI file, which the generated types contain."""
     return hashlib.sha256(FILE.read_bytes()).hexdigest()
 
 
 def _describe_events() -> dict[str, Any]:
-    """Return the schemas of events; `JobEvents` maps each event type to its data's schema."""
+    """Return the schemas of events; `JobEvents` names the schema of each event's data."""
     members: dict[str, Any] = {kind.value: (body, ...) for kind, body in EVENT_BODIES.items()}
     event_model: type[BaseModel] = create_model(
         "JobEvents", __doc__="The data of each type of event.", **members
@@ -116,7 +116,10 @@ def _describe_events() -> dict[str, Any]:
 
 
 def _collect_schemas(*documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all schemas by their short names; equally named ones are identical or unused here."""
+    """Return the schemas of several documents, by their short names.
+
+    If schemas of different modules have the same name, that of the jobs API is kept.
+    """
     renamed_schemas: dict[str, Any] = {}
     for schemas in documents:
         for name, schema in schemas.items():
@@ -131,7 +134,7 @@ def _shorten(name: str) -> str:
 
 
 def _rename_references(value: Any) -> Any:
-    """Return a part of a document with short names, and without titles that repeat names."""
+    """Return a part of a document in which schemas have short names and no redundant titles."""
     text = _REFERENCES.sub(lambda match: _REFERENCE + _shorten(match[1]), json.dumps(value))
     return json.loads(text, object_hook=_drop_titles)
 

@@ -1,6 +1,6 @@
 """Prints the digest of the console's sources, or writes the OpenAPI documents of the apps.
 
-The digest is stored with the built files, so that a test without Node.js can find stale files. With
+The digest is stored with the built files, so that a test finds stale files without Node.js. With
 the argument ``openapi``, the documents are written instead.
 """
 

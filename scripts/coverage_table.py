@@ -1,7 +1,7 @@
-"""Prints the test coverage of each wing: by unit tests, by tests on servers, and by both.
+"""Prints the test coverage of each package: by unit tests, by tests on servers, and by both.
 
-Run it with `make coverage`, which measures first. A killed process reports nothing, and neither
-does code that runs in ComfyUI, so the figures of tests on servers are lower bounds.
+Run it with `make coverage`, which measures first. Processes that are killed record no coverage, and
+neither does code that runs in ComfyUI, so the real coverage by tests on servers is higher.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = ("moyin", "deployments", "actors")
 
 @dataclass
 class Row:
-    """The numbers of a file's statements: all, covered by each part, and covered by either part."""
+    """Counts statements: all, those covered by unit tests, by tests on servers, and by either."""
 
     statements: int = 0
     unit: int = 0
@@ -38,7 +38,7 @@ class Row:
 
 
 def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
-    """Yield a row for each source file, with the file's wing."""
+    """Yield for each source file the name of its package and its counts."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             folders = path.relative_to(ROOT).parts[:-1]
@@ -56,13 +56,13 @@ def rows(parts: tuple[Coverage, Coverage]) -> Iterator[tuple[str, Row]]:
 
 
 def _read_lines(part: Coverage, path: Path) -> tuple[set[int], set[int]]:
-    """Return the lines of a file that ran, and all executable lines."""
+    """Return the lines of a file that ran in a part of the tests, and all its executable lines."""
     _, statements, _, missing_lines, _ = part.analysis2(str(path))
     return set(statements) - set(missing_lines), set(statements)
 
 
 def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
-    """Return the lines of the table."""
+    """Return the lines of the table: one for each package, and the total."""
     row_by_wing: dict[str, Row] = defaultdict(Row)
     for wing_name, row in measured:
         for summed_row in (row_by_wing[wing_name], row_by_wing["total"]):
@@ -79,7 +79,7 @@ def table(measured: Iterator[tuple[str, Row]]) -> list[str]:
 
 
 def main() -> int:
-    """Print the table of the measurements in build/coverage."""
+    """Print the table for the data that `make coverage` stored in build/coverage."""
     parts = [Coverage(data_file=str(FOLDER / name)) for name in PARTS]
     for part in parts:
         part.load()

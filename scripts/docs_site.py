@@ -88,7 +88,7 @@ class SitePages:
         target_path.write_text(text)
 
     def _rewrite_prose(self, text: str, source: Path, page: str) -> str:
-        """Return Markdown (without code blocks) with links adjusted for the site."""
+        """Return Markdown text, without code blocks, whose links lead to pages of the site."""
         parts: list[str] = []
         end = 0
         for match in _INLINE_CODE.finditer(text):
@@ -121,7 +121,7 @@ class SitePages:
         return os.path.relpath(target, Path(page).parent) + hash_sign + anchor
 
     def _list_folder(self, folder: Path, path: str) -> str:
-        """Write a page that lists the pages of a folder, and return its path."""
+        """Write a page that lists the pages of a folder, and return the new page's path."""
         lines = [f"# {FOLDERS[path]}", ""]
         for file in sorted(folder.glob("*.md")):
             title = file.read_text().partition("\n")[0].removeprefix("# ")
@@ -131,7 +131,7 @@ class SitePages:
         return page
 
     def _show_file(self, file: Path) -> str:
-        """Write a page that shows a file of the repository, and return its path."""
+        """Write a page that shows a file of the repository, and return the new page's path."""
         name = file.relative_to(ROOT).as_posix()
         page = f"files/{name}.md"
         language = _LANGUAGES.get(file.suffix, "text")
@@ -157,7 +157,7 @@ class SitePages:
 
 
 def site_path(source: Path) -> str | None:
-    """Return the path on the site of a page or picture, or None if it is not part of the site."""
+    """Return the path that a page or picture has on the site, or None if it is not on the site."""
     name = source.relative_to(ROOT).as_posix()
     if name in PAGES:
         return PAGES[name]
@@ -184,7 +184,7 @@ def draw_with_mermaid(diagram: str, path: Path) -> None:
 
 
 def mark_language(site: Path, language: str) -> None:
-    """Set the language attribute of the pages below the folder of that language."""
+    """Set the language attribute on the site's pages in the folder named ``language``."""
     for page in (site / language).rglob("*.html"):
         html = page.read_text()
         if _ARTICLE not in html:
@@ -193,7 +193,7 @@ def mark_language(site: Path, language: str) -> None:
 
 
 def build(work: Path, output: Path, draw_diagram: Draw = draw_with_mermaid) -> None:
-    """Build the site in `output`; a warning of the generator is an error."""
+    """Build the site in `output`; a warning of the site generator raises an error."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     SitePages(work / "pages", draw_diagram).write()

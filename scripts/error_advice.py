@@ -1,4 +1,4 @@
-"""Contains the meaning of each error code and the advice to clients, for docs/reference/errors.md.
+"""Contains for docs/reference/errors.md the meaning of each error code and advice for clients.
 
 A test fails if an error has no row here, or if a row has no error.
 """

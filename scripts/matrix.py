@@ -1,4 +1,4 @@
-"""Writes docs/reference/matrix.md: the features of each combination of client and back end.
+"""Writes docs/reference/matrix.md: which features each pair of client and back end supports.
 
 Run it with `make docs`. A test fails if the page does not match the gateway's behaviour.
 """

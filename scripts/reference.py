@@ -28,13 +28,13 @@ _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
 
 def settings_page() -> str:
-    """Return the text of the page of all environment variables."""
+    """Return the text of the page that lists all environment variables."""
     lines = ["# Settings", "", _WRITTEN, *_settings_rows(), *_port_rows(), *_other_variable_rows()]
     return "\n".join(lines) + "\n"
 
 
 def cli_page() -> str:
-    """Return the text of the page of all commands with their arguments and options."""
+    """Return the text of the page that lists all commands with their arguments and options."""
     lines = ["# Command line", "", _WRITTEN]
     lines += [
         "Piped output is plain: tab-separated columns, no colours, no pictures; `--json` prints what",

@@ -70,7 +70,10 @@ _CUTS: dict[str, Cut] = {
 
 
 def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """Return the scores of one partition of the data into folds, and the chosen constants."""
+    """Return the scores and the chosen constants for one division of the data into folds.
+
+    ``seed`` determines the division.
+    """
     tables = read_tables(source)
     choice = choose_constants(tables, seed)
     scores = {
@@ -80,7 +83,11 @@ def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict
 
 
 def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
-    """Return the scores of the first partition into folds, and a summary of all partitions."""
+    """Divide the data into folds several times, and score each division.
+
+    Returns:
+        The scores of the first division, and a summary of all divisions.
+    """
     mean_apgr: dict[str, list[float]] = {name: [] for name in _CUTS}
     first_scores: dict[str, Score] = {}
     choices = []
@@ -102,9 +109,9 @@ def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
 
 
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
-    """Score folds 3 and 4 of every partition with the shipped constants.
+    """Score folds 3 and 4 of every division of the data with the product's constants.
 
-    Each kind of split is scored twice: with word features only, and with the embedder.
+    Each way of splitting is scored twice: with word features only, and with the embedder.
     """
     mean_apgr: dict[str, dict[str, float]] = {}
     for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):
@@ -120,7 +127,7 @@ def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
 
 
 def summarize_score(name: str, result: Score) -> dict[str, Any]:
-    """Return and print the figures of one score."""
+    """Return the figures of one score, and print them."""
     per_fold = len(result.apgr) // 5
     unseen_values = [
         value for i, value in enumerate(result.apgr) if i // per_fold not in DEVELOPMENT
@@ -145,7 +152,7 @@ def summarize_score(name: str, result: Score) -> dict[str, Any]:
 
 
 def summarize_months(months: list[SimulatedMonth]) -> dict[str, Any]:
-    """Return and print the figures of the simulated months."""
+    """Return the figures of the simulated months, and print them."""
     names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
     ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]
     single_model_totals = [
@@ -173,7 +180,7 @@ def summarize_months(months: list[SimulatedMonth]) -> dict[str, Any]:
 
 
 def chance(level: float, kind: str) -> float:
-    """Return p_good of a model of this ability for an average request of this kind."""
+    """Return p_good of a model with the ability ``level`` for an average request of ``kind``."""
     question = Question(
         kind=kind,
         language="en",

@@ -1,9 +1,9 @@
-"""Computes the average performance gap recovered (APGR) of the RouteLLM paper.
+"""Computes the average performance gap recovered (APGR), as in the RouteLLM paper.
 
-Prompts are ordered by the quality that the router expects to gain from the expensive model, which
-answers the first 0, 10, … 100 % of them. Each share recovers a part of the quality gap between the
-cheap and the expensive model. APGR is the mean of these parts by the trapezoid rule; a random order
-has 0.5.
+The router sends the first 0, 10, … 100 % of the prompts to the expensive model, in the order of the
+quality that it expects to gain. Each share of prompts recovers a part of the quality gap between
+the cheap and the expensive model. APGR is the mean of these parts by the trapezoid rule; a random
+order has 0.5.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SHARES = 10
 
 
 def recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[float]:
-    """Return the recovered parts of the gap if 0, 10, … 100 % go to the expensive model.
+    """Return which part of the quality gap is recovered if 0, 10, … 100 % use the expensive model.
 
     Args:
         expected_gains: expected gain of quality by prompt.
@@ -28,6 +28,6 @@ def recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[
 
 
 def apgr(expected_gains: Sequence[float], truths: Sequence[float]) -> float:
-    """Return the mean of `recovered` over all shares."""
+    """Return the average performance gap recovered: the mean of `recovered` over all shares."""
     curve = recovered(expected_gains, truths)
     return (sum(curve) - (curve[0] + curve[-1]) / 2) / _SHARES

@@ -1,8 +1,9 @@
-"""Chooses the estimator's constants on folds other than those that are scored.
+"""Chooses the estimator's constants with other data than the data that is scored with them.
 
-Folds 0 to 2 are scored with constants chosen on folds 3 and 4, and vice versa. The chosen constants
-are the spreads of weights, from a small grid by `_merit`, and the difficulties of kinds, fitted by
-`benchmarks.quality.prior`. The product's own code runs with these constants.
+Folds 0 to 2 of the data are scored with constants chosen on folds 3 and 4, and vice versa. The
+constants are the spreads of weights, of which `_merit` selects one set from a small grid, and the
+difficulty of each kind of request, which `benchmarks.quality.prior` computes. The product's own
+code runs with these constants.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from moyin.text.quality.learned_weights import WeightSpreads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constants:
-    """One set of the constants of `WeightSpreads` in the search.
+    """A set of constants for `WeightSpreads`, one of those that are tried.
 
     Attributes:
         kind, words: spreads of the weights of kinds and of words.
@@ -58,7 +59,7 @@ Cut = Callable[[Tables, int], tuple[Sequence[Row], list[list[Split]]]]  # rows, 
 
 @contextmanager
 def _use_levels(levels: dict[str, float]) -> Iterator[None]:
-    """Analyse questions with these difficulties of kinds during the block."""
+    """Make the product use these difficulties of kinds of requests during the block."""
     question_for.cache_clear()
     try:
         with patch.dict("moyin.text.quality.question.KIND_DIFFICULTY", levels):
@@ -68,13 +69,17 @@ def _use_levels(levels: dict[str, float]) -> Iterator[None]:
 
 
 def _use_constants(constants: Constants) -> AbstractContextManager[object]:
-    """Learn with these spreads of weights during the block."""
+    """Make the product's estimator use these spreads of weights during the block."""
     spreads = WeightSpreads(**asdict(constants))
     return patch("moyin.text.quality.learned_weights._PRECISION", spreads.compute_precisions())
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
-    """Return the mean APGR with few labels and on GSM8K, which depend on the spreads most."""
+    """Return the figure by which constants are compared: the mean of two APGR values.
+
+    One is the APGR (`benchmarks.quality.apgr`) after few labels, the other that on GSM8K. These
+    depend more on the constants than other scores do.
+    """
     labelled = limit_labels(_limit_to_folds(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
     small_splits = _limit_to_folds(by_row(tables.gsm8k, seed), folds)
     few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
@@ -82,13 +87,16 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
 
 
 def _limit_to_folds(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
-    """Return the splits of ``folds``, which learn only from answers in these folds."""
+    """Return the splits that score ``folds``, without the rows of other folds to learn from."""
     known_rows = {number for fold in folds for number in splits[fold][1]}
     return [([n for n in splits[fold][0] if n in known_rows], splits[fold][1]) for fold in folds]
 
 
 def choose_constants(tables: Tables, seed: int) -> list[Choice]:
-    """Return, for each of `HALVES`, the constants and levels with which it is scored."""
+    """Choose the constants and difficulties for each half of the folds, by scoring the other half.
+
+    The results are in the order of `HALVES`.
+    """
     choices: list[Choice] = []
     for _, known_folds in HALVES:
         fitted_levels = difficulties(tables, known_folds, seed)
@@ -105,7 +113,7 @@ def choose_constants(tables: Tables, seed: int) -> list[Choice]:
 
 
 def cross_score(tables: Tables, split_rows: Cut, seed: int, choice: Sequence[Choice]) -> Score:
-    """Score all folds in order, each half with the constants chosen on the other half."""
+    """Score all folds, each with the constants that were chosen without it."""
     rows, splits = split_rows(tables, seed)
     result = Score()
     for (scored_folds, _), (constants, levels) in zip(HALVES, choice, strict=True):

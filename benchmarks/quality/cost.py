@@ -1,4 +1,4 @@
-"""Measures the processor time of a decision: one question and estimates of eight candidates."""
+"""Measures the processor time of one routing decision between eight models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ROUNDS, _CALLS = 500, 10
 
 
 def decision_costs() -> dict[str, float]:
-    """Return the processor time of a decision in µs by text, from the fastest round."""
+    """Return the processor time of a decision in µs for each text, in the fastest round."""
     estimator = Estimator()
     candidates = [(model, look_up_ability(model)) for model in _MODELS]
     for model, _ in candidates:

@@ -1,9 +1,9 @@
-"""Draws the public mix of 200 prompts in eight classes for the evaluation of cold starts.
+"""Draws 200 public prompts in eight classes, to evaluate a router that has learned nothing yet.
 
 ``python -m benchmarks.quality.draw [--seed 15] [--clones FOLDER] TARGET``. The committed file
-`mix/prompts.jsonl` was drawn with seed 15 before any router was run on it. Seed 16 gives the
-development mix, which shares no prompt with it and is not stored. FOLDER contains bare clones named
-``owner+name``; without FOLDER they are cloned from GitHub. Licences: `mix/LICENSES.md`.
+`mix/prompts.jsonl` was drawn with seed 15 before any router was run on it. Seed 16 draws other
+prompts, for development, which are not stored. FOLDER contains bare clones named ``owner+name``;
+without FOLDER they are cloned from GitHub. Licences: `mix/LICENSES.md`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Read = Callable[[str, str], bytes]  # repository, path
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """A prompt of the mix with its class and source."""
+    """A drawn prompt with its class and source."""
 
     kind: str
     source: str
@@ -59,7 +59,7 @@ class Prompt:
 
 
 def draw(seed: int, clones: Path) -> list[Prompt]:
-    """Return the mix of ``seed``; mixes of other seeds exclude the main mix's prompts."""
+    """Draw the prompts for ``seed``; only the main seed draws those of `mix/prompts.jsonl`."""
 
     def read(repository: str, path: str) -> bytes:
         folder = _clone(repository, clones)
@@ -111,7 +111,7 @@ def _read_pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
 
 
 def _read_chats(read: Read) -> list[Prompt]:
-    """Return the distinct first lines of conversations."""
+    """Return the distinct first lines of small talk, as easy prompts."""
     texts: dict[str, None] = {}
     for topic in ("greetings", "conversations"):
         path = f"chatterbot_corpus/data/english/{topic}.yml"
@@ -136,7 +136,7 @@ def _read_extractions(read: Read) -> list[Prompt]:
 def _read_unseen_questions(
     rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
 ) -> list[Prompt]:
-    """Return questions of the folds that were not used to compute the prior."""
+    """Return the wanted questions from folds that `benchmarks.quality.prior` does not use."""
     splits = by_row(rows)
     return [
         Prompt(kind=kind, source=source, text=rows[number].prompt)
@@ -148,7 +148,7 @@ def _read_unseen_questions(
 
 
 def _read_first_turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
-    """Return the first turns of a translated MT-Bench."""
+    """Return the first question of each conversation in a translated MT-Bench."""
     return [
         Prompt(kind=kind, source=repository, text=question["turns"][0])
         for question in _parse_lines(read(repository, path))
@@ -156,7 +156,7 @@ def _read_first_turns(read: Read, repository: str, path: str, kind: str) -> list
 
 
 def _read_documents(read: Read) -> list[Prompt]:
-    """Return beginnings of meeting transcripts, each with a question about the meeting."""
+    """Return long prompts: the start of a meeting's transcript, and a question about it."""
     prompts = []
     for domain in ("Academic", "Committee", "Product"):
         for part in ("test", "val"):
@@ -187,7 +187,7 @@ def _clone(repository: str, clones: Path) -> Path:
 
 
 def main() -> None:
-    """Draw a mix and write it."""
+    """Draw the prompts and write them to the file that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.draw")
     parser.add_argument("target", type=Path, help="file to write")
     parser.add_argument("--seed", type=int, default=SEED)

@@ -1,7 +1,7 @@
-"""Scores the product's estimates on answers that it has not learned from.
+"""Scores the product's estimates on answers from which it has not learned.
 
-Folds are drawn with a seed. `benchmarks.quality.choice` chooses the constants for scored folds on
-the other folds.
+The data is divided into folds at random. While some folds are scored, the constants are those that
+`benchmarks.quality.choice` chose on the other folds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ _SIGNALS_PER_DAY = 1_000  # 25 ratings of each person
 
 @dataclass(slots=True)
 class Score:
-    """The scores for one kind of split into learned and held-out answers.
+    """The scores of one way of splitting the answers: some are learned, the rest are scored.
 
     Attributes:
-        apgr: APGR of the router by fold; ``chance`` and ``length`` are those of a random order and
-            of an order by length.
-        curves: recovered parts of the quality gap, by fold.
-        pairs: expected and true quality of every held-out answer.
+        apgr: APGR (`benchmarks.quality.apgr`) of the router by fold.
+        chance: APGR of a random order by fold.
+        length: APGR of an order by the prompt's length, by fold.
+        curves: for each fold, the parts of the quality gap that `recovered` returns.
+        pairs: expected and true quality of every scored answer.
     """
 
     apgr: list[float] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Score:
     pairs: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, other: Score) -> None:
-        """Append the scores of the folds of ``other``."""
+        """Append the scores in ``other`` to these scores."""
         for name in ("apgr", "chance", "length", "curves", "pairs"):
             getattr(self, name).extend(getattr(other, name))
 
@@ -54,7 +55,11 @@ Split = tuple[list[int], list[int]]  # numbers of rows to learn from, in order, 
 
 
 def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
-    """Return splits into five random folds; the rows to learn from are in random order."""
+    """Divide the rows into five random folds, and return a split for each fold.
+
+    A split has the numbers of the rows to learn from, in random order, and those to score: the
+    fold.
+    """
     shuffled_rows = list(range(len(rows)))
     random.Random(seed).shuffle(shuffled_rows)
     splits = []
@@ -68,7 +73,10 @@ def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
-    """Return splits into five folds by subject, so that no scored subject is learned."""
+    """Divide the subjects into five random folds, and return a split for each fold.
+
+    A split has the numbers of the rows to learn from, and those to score. No subject is in both.
+    """
     subjects = sorted({row.subject for row in rows})
     random.Random(seed).shuffle(subjects)
     shuffled_rows = list(range(len(rows)))
@@ -86,7 +94,7 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def limit_labels(splits: Iterable[Split], labels: int, draw_count: int) -> list[Split]:
-    """Return each split ``draw_count`` times, with only ``labels`` random prompts to learn from."""
+    """Return ``draw_count`` smaller splits per split, with only ``labels`` rows to learn from."""
     return [
         (training_rows[draw * labels : (draw + 1) * labels], test_rows)
         for training_rows, test_rows in splits
@@ -95,7 +103,11 @@ def limit_labels(splits: Iterable[Split], labels: int, draw_count: int) -> list[
 
 
 def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = None) -> Score:
-    """Learn from the first part of each split, one signal at a time, and score the second part."""
+    """Learn from the first rows of each split, one signal at a time, and score the other rows.
+
+    Args:
+        embed: computes features of a prompt; None uses only features of words.
+    """
     result = Score()
     for training_rows, test_rows in splits:
         estimator = _learn(rows, training_rows, embed)
@@ -150,7 +162,7 @@ def _mean_of(
 
 @lru_cache(maxsize=32_768)
 def question_for(prompt: str, embed: Embed | None = None) -> Question:
-    """Return the question of a chat that consists of this prompt."""
+    """Return the router's features of a chat that consists of this prompt."""
     return build_question(
         [("user", prompt)],
         tools=False,

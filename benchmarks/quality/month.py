@@ -1,16 +1,17 @@
-"""Simulates a month of a studio with hidden true quality, drift and a new model.
+"""Simulates how well a router serves a studio for a month, in which models change.
 
 Every request has a topic in the studio's own vocabulary. Every model has a true probability of a
-good answer for each topic, drawn around the product's table for the topic's kind. On day 15 one
-model gets worse at some topics and another gets better; on day 20 a new model is added. The router
-receives a signal for some answers only, of the model that it chose, from one of forty people. On
-one request in four it may try a model with little data by deciding on the optimistic bound. If this
-changes the choice, it is a trial, and a judge, whose call costs money, rates the answer.
+good answer for each topic, which the router does not know and which varies around the product's
+table. On day 15 one model gets worse at some topics and another gets better; on day 20 a new model
+is added. The router gets a signal about some answers of the models that it chose, from one of forty
+people. On one request in four it may try a model with little data: it then decides by the upper
+bounds of the estimates. If this changes its choice, a judge rates the answer, and the judge's call
+costs money.
 
-Three kinds of policies run on the same requests with the same random numbers: the router; each
-model alone; and all fixed policies "this model for that kind", of which the best is selected
-afterwards. A policy's total is money + seconds * usd_per_second + bad answers * usd_per_bad_answer,
-by the true and not the estimated values.
+Three kinds of policies get the same requests with the same random numbers: the router; each model
+alone; and every assignment of one model to each kind, of which the best is selected afterwards. The
+total of a policy is money + seconds * usd_per_second + bad answers * usd_per_bad_answer, computed
+with the true values.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class SimulatedModel:
     """A model with its price, its speed and its true quality relative to the product's table.
 
     Attributes:
-        surprise: mean difference between the model's true quality and the table, in logits; the
-            differences for single topics vary around this mean.
+        surprise: mean difference between the model's true quality and the product's table, in
+            logits. The differences for single topics vary around this mean.
         since: day on which the model is added.
     """
 
@@ -57,7 +58,7 @@ class SimulatedModel:
 
     @property
     def price(self) -> float:
-        """The cost of an answer in USD, time included."""
+        """The cost of an answer in USD, including the cost of waiting for it."""
         return self.usd + self.seconds * _USD_PER_SECOND
 
 
@@ -106,7 +107,7 @@ _WORDS = [
 
 @dataclass(slots=True)
 class Request:
-    """A request with its random numbers."""
+    """A simulated request, with the random numbers that decide its outcome for every policy."""
 
     day: float
     topic: int
@@ -119,9 +120,14 @@ class Request:
 
 @dataclass(slots=True)
 class SimulatedMonth:
-    """Totals by policy in USD, and the router's cumulative regret by day.
+    """The results of a simulated month.
 
-    The regret is relative to the best fixed policy; it is negative if the router is better.
+    Attributes:
+        totals: total cost in USD by policy.
+        bad: number of bad answers by policy.
+        regret: how much more the router has cost than the best fixed policy, cumulated by day;
+            negative if it has cost less.
+        policy: the best model for each kind of request.
     """
 
     totals: dict[str, float] = field(default_factory=dict)
@@ -145,7 +151,7 @@ class SimulatedWorld:
         }
 
     def chance(self, model: SimulatedModel, request: Request) -> float:
-        """Return the true probability that the answer is good."""
+        """Return the true probability that the model answers the request well."""
         ability = known(model)
         ability = ability.kinds.get(request.question.kind, ability)
         _, _, topic_difficulty, _ = _TOPICS[request.topic]
@@ -156,13 +162,16 @@ class SimulatedWorld:
         return 1 / (1 + math.exp(-logit))
 
     def loss(self, model: SimulatedModel, request: Request) -> tuple[float, bool]:
-        """Return the total cost of the answer, and whether it is bad."""
+        """Return the total cost of the model's answer, and True if the answer is bad.
+
+        A bad answer costs more.
+        """
         is_bad = request.luck >= self.chance(model, request)
         return model.price + _USD_PER_BAD * is_bad, is_bad
 
 
 def known(model: SimulatedModel) -> Ability:
-    """Return the product's data on the quality of ``model``."""
+    """Return the quality of ``model`` that the product assumes before it has learned anything."""
     ability = look_up_ability(model.name)
     assert ability is not None
     return ability
@@ -201,11 +210,11 @@ def requests(seed: int) -> list[Request]:
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
 ) -> tuple[SimulatedModel, bool]:
-    """Return the model with the lowest score, and True if it was chosen for exploration.
+    """Return the model that the router chooses, and True if it was chosen for exploration.
 
-    The score uses the lower confidence bound of p_good or, if ``trying`` is True, the upper bound.
-    As in `moyin.text.routing.exploration`, a choice counts as exploration only if the two bounds
-    select different models.
+    The router chooses the lowest expected cost. It uses the lower confidence bound of p_good or, if
+    ``trying`` is True, the upper bound. As in `moyin.text.routing.exploration`, a choice counts as
+    exploration only if the two bounds select different models.
     """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
@@ -220,7 +229,7 @@ def choose(
 
 
 def play(seed: int) -> SimulatedMonth:
-    """Simulate the month with every policy."""
+    """Simulate the month for every policy and return the results."""
     world, month, estimator = SimulatedWorld(seed), SimulatedMonth(), Estimator()
     per_day = [0.0] * DAYS
     totals = {"router": 0.0}

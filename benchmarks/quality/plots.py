@@ -11,7 +11,11 @@ from benchmarks.quality.month import SimulatedMonth
 
 
 def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
-    """Return mean expectation, mean truth and count of answers per tenth of expectations."""
+    """Return expected quality, true quality and number of answers in ten classes.
+
+    Each class has the answers whose expected quality is within a tenth, and its means. Empty
+    classes are left out.
+    """
     result = []
     for tenth in range(10):
         pairs_in_bin = [pair for pair in pairs if tenth <= min(pair[0] * 10, 9.999) < tenth + 1]
@@ -47,7 +51,7 @@ def _save_figure(figure: Any, path: Path) -> None:
 
 
 def draw_recovered(scores: Mapping[str, Score], path: Path) -> None:
-    """Draw the recovered quality gap against the share of calls to the expensive model."""
+    """Draw the recovered part of the quality gap by the share of calls to the expensive model."""
     figure, axes = _new_axes(
         "Quality gap recovered, held-out prompts",
         "calls sent to the expensive model, %",
@@ -67,7 +71,7 @@ def draw_recovered(scores: Mapping[str, Score], path: Path) -> None:
 
 
 def draw_reliability(scores: Mapping[str, Score], path: Path) -> None:
-    """Draw the true share of good answers against the expected one."""
+    """Draw the true share of good answers against the expected share."""
     figure, axes = _new_axes("Reliability, held-out answers", "p_good", "good answers, share")
     axes.axvspan(0.8, 0.9, color="tab:green", alpha=0.08)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect")
@@ -80,7 +84,7 @@ def draw_reliability(scores: Mapping[str, Score], path: Path) -> None:
 
 
 def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
-    """Draw the cumulative regret against the best fixed policy by day, one line per seed."""
+    """Draw by day how much more the router has cost than the best fixed policy, a line per seed."""
     figure, axes = _new_axes(
         "Regret against the best fixed policy selected afterwards",
         "day",
@@ -107,7 +111,7 @@ def draw_month(months: Sequence[SimulatedMonth], path: Path) -> None:
 def draw_items(
     kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, path: Path
 ) -> None:
-    """Draw p_good against a model's ability for each kind, and mark the abilities of known models."""
+    """Draw p_good against the ability of a model, a line per kind, and mark the known models."""
     figure, axes = _new_axes("p_good before any signal", "ability, logits", "p_good")
     levels = [step / 10 for step in range(-45, 71)]
     for number, (kind, difficulty) in enumerate(kinds.items()):

@@ -1,10 +1,10 @@
-"""Generates ``moyin/text/quality/prior.py``, the difficulty of each kind, from the public tables.
+"""Generates ``moyin/text/quality/prior.py``: the difficulty of each kind of request.
 
 ``python -m benchmarks.quality.prior [SOURCE]``. SOURCE is a folder or a git repository, by default
-RouteLLM's public one. Only the development folds are used, so that the scored folds stay unseen.
-The difficulty of a kind is the value at which the expected number of right answers of both models,
-with the abilities in the product's table, equals the actual number. If the tables contain few or no
-answers of a kind, a manually chosen value dominates.
+RouteLLM's public one. Only the folds for development are used, so that the folds that are scored
+remain unseen. The difficulty of a kind is such that the expected number of right answers, given the
+abilities of two models in the product's table, equals the actual number. For kinds with few or no
+answers, a manually chosen difficulty dominates.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _KIND_OF = {subject: kind for kind, names in _SUBJECTS.items() for subject in na
 def difficulties(
     tables: Tables, folds: Iterable[int] = DEVELOPMENT, seed: int = SEED
 ) -> dict[str, tuple[float, int]]:
-    """Return the difficulty of each kind, and the number of answers that it was computed from."""
+    """Return for each kind of request its difficulty, and the number of answers behind it."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
     for kind, row, guess_chance in _development_rows(tables, folds, seed):
         question = question_for(row.prompt)
@@ -100,7 +100,11 @@ def _development_rows(
 
 
 def _fit_level(answers: list[tuple[float, float, float]]) -> float:
-    """Return the difficulty at which the expected number of good answers equals the true one."""
+    """Return the difficulty with which the expected number of good answers equals the true number.
+
+    Args:
+        answers: for each answer the model's ability, the quality, and the chance of guessing right.
+    """
     scale = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIANCE)
     good_answers = sum(score for _, score, _ in answers)
 
@@ -122,7 +126,7 @@ def _find_root(decreasing: Callable[[float], float], low: float, high: float) ->
 
 
 def render_module(fitted_difficulties: dict[str, tuple[float, int]]) -> str:
-    """Return the source text of the generated module."""
+    """Return the Python source of the generated module."""
     rows = sorted(fitted_difficulties.items(), key=lambda item: item[1][0])
     means = "\n".join(
         f'    "{kind}": {level:.2f},  # {f"{count} answers" if count else "by hand"}'

@@ -1,8 +1,9 @@
 """Measures the processor time of requests with and without quality estimates.
 
-Run it with ``python -m benchmarks.quality.requests``. Replicas of the models app use the same back
-end in turns. A round ends when the rows that its requests queued are written. With ``--beside
-FOLDER`` another source tree, such as the previous commit, is measured in the same rounds.
+Run it with ``python -m benchmarks.quality.requests``. Replicas of the models app get requests in
+turns, and forward them to the same back end. A round ends when the rows that its requests queued
+are written. With ``--beside FOLDER`` another source tree, such as the previous commit, is measured
+in the same rounds.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ _WHOLE = json.dumps(
 
 
 def _request(kind: str, model: str) -> dict[str, Any]:
-    """Return a request whose last message is the third of a unique conversation."""
+    """Return the body of a request, whose conversation differs from those of all other requests.
+
+    Args:
+        kind: ``stream`` for a streamed answer, ``whole`` otherwise.
+    """
     number = next(_numbers)
     messages = [
         ("system", "You are a helpful assistant of a studio."),
@@ -83,7 +88,10 @@ def _request(kind: str, model: str) -> dict[str, Any]:
 
 
 async def _answer_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer requests on one connection; streams have one event per chunk."""
+    """Answer all requests of one connection, like a model server.
+
+    Each event of a stream is sent as a chunk of its own.
+    """
     with suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -105,7 +113,7 @@ async def _answer_requests(reader: asyncio.StreamReader, writer: asyncio.StreamW
 
 
 class _Replica:
-    """A replica that runs in a separate process."""
+    """A replica of the models app in a separate process."""
 
     def __init__(self, process: Process, url: str, key: str, model: str) -> None:
         self._process = process
@@ -114,7 +122,7 @@ class _Replica:
         self._headers = {"authorization": f"Bearer {key}"}
 
     async def load(self, kind: str, requests: int, clients: int) -> None:
-        """Send ``requests`` requests from ``clients`` concurrent clients."""
+        """Send ``requests`` requests to the replica from ``clients`` concurrent clients."""
         async with aiohttp.ClientSession(headers=self._headers) as http:
 
             async def send() -> None:
@@ -153,10 +161,10 @@ async def _run_replica(
 async def request_costs(
     trees: Mapping[str, Path], rounds: int, requests: int, clients: int, model: str
 ) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """Return the microseconds per request of each round, with the same replicas in all rounds.
+    """Return the microseconds of processor time per request, for each round.
 
-    The keys are the source tree and the kind of answer (``whole``, ``stream``), then ``off`` or
-    ``on`` for quality estimates.
+    The outer keys are the source tree and the kind of answer (``whole`` or ``stream``), the inner
+    ones ``off`` and ``on`` for quality estimates. All rounds use the same replicas.
     """
     costs: dict[tuple[str, str], dict[str, list[float]]] = {}
     async with AsyncExitStack() as stack:
@@ -198,7 +206,7 @@ async def _close_server(server: asyncio.Server) -> None:
 
 
 def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
-    """Print medians, quartiles of the additional share, and the fastest rounds."""
+    """Print for each kind the medians, how much more the estimates cost, and the fastest rounds."""
     print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
     for (tree, kind), costs in results.items():
         cost_off, cost_on = costs["off"], costs["on"]

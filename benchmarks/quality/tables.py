@@ -1,4 +1,4 @@
-"""Reads the public tables of answers of RouteLLM's repository and checks their hashes.
+"""Reads tables of answers that RouteLLM published, and checks their hashes.
 
 RouteLLM (https://github.com/lm-sys/RouteLLM, Apache License 2.0; Ong et al., 2024) ran Mixtral-8x7B
 and GPT-4-1106 on the questions of MMLU, GSM8K and MT-Bench and published which answers were right.
@@ -27,10 +27,12 @@ _FOLDER = "routellm/evals"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A prompt with the quality of both models' answers, from 0 to 1.
+    """A prompt, and how good the answers of both models are, from 0 to 1.
 
     Attributes:
         subject: the subject in MMLU, the category in MT-Bench, empty for GSM8K.
+        weak: the quality of the cheap model's answer.
+        strong: the quality of the expensive model's answer.
     """
 
     prompt: str
@@ -41,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """The three tables, without the prompts that RouteLLM lists as contaminated."""
+    """Three tables of prompts, without those that RouteLLM lists as contained in training data."""
 
     mmlu: tuple[Row, ...]
     gsm8k: tuple[Row, ...]
@@ -110,7 +112,10 @@ def _read_answers(text: str, subject: str) -> Iterator[Row]:
 
 
 def _read_judgements(questions: str, judgements: str) -> Iterator[Row]:
-    """Yield first turns with the mean mark of both turns, like RouteLLM; mark 10 becomes 1."""
+    """Yield a row for the first question of each conversation in MT-Bench.
+
+    The quality of an answer is the mean mark of both turns, as in RouteLLM, divided by 10.
+    """
     marks: dict[tuple[int, str], list[float]] = {}
     for line in judgements.splitlines():
         judgement = json.loads(line)

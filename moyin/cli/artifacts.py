@@ -187,7 +187,7 @@ def print_files(paths: list[Path], *, show: bool, indent: str = "") -> None:
 async def _read_artifacts(
     gateway: GatewayClient, filters: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Read as many pages as needed for ``limit`` files; some pages may be empty."""
+    """Return up to ``limit`` files, which are read page by page; a page may be empty."""
     artifacts: list[dict[str, Any]] = []
     cursor = None
     while True:

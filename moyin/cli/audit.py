@@ -41,7 +41,7 @@ _SHOWN = ("at", "actor", "action", "target", "details")
 
 
 class ExportFormat(StrEnum):
-    """The format of exported entries."""
+    """The format in which audit entries are exported."""
 
     CSV = "csv"
     JSONL = "jsonl"
@@ -106,7 +106,7 @@ def _write_entry(entry: dict[str, Any], form: ExportFormat) -> None:
 async def _read_entries(
     gateway: GatewayClient, search: str | None, after: datetime | None, before: datetime | None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the matching entries, newest first; this function filters, not the gateway."""
+    """Yield the matching entries, newest first; the filtering happens here, not in the gateway."""
     search_text = None if search is None else search.casefold()
     start, end = (None if time is None else time.replace(tzinfo=UTC) for time in (after, before))
     last_id = None

@@ -136,7 +136,7 @@ def results(
 
 
 async def _follow(gateway: GatewayClient, batch_id: str) -> None:
-    """Print the progress until the batch ends."""
+    """Print the progress of a batch until it ends."""
     last_line = ""
     while True:
         batch = await gateway.call("GET", f"{_BATCHES}/{batch_id}")
@@ -170,7 +170,7 @@ def _build_row(batch: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read_endpoint(file: Path) -> str:
-    """Return the url of the first line of a file."""
+    """Return the member ``url`` of the first request in a file."""
     with file.open("rb") as lines:
         first_line = lines.readline()
     try:

@@ -19,7 +19,7 @@ _COST = "x-moyin-cost-usd="
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The answer to a prompt, with its request id, cost and model as the gateway reports them.
+    """The answer to a prompt, as the gateway reports it.
 
     Attributes:
         cost_usd: the cost in US dollars; empty if unknown.
@@ -34,7 +34,7 @@ class Answer:
     request_id: str = ""
 
     def summary(self) -> str:
-        """Return back end, model, cost and route, as ``llama.cpp · smollm2 · $0 · free``."""
+        """Return back end, model, cost and route in a line: ``llama.cpp · smollm2 · $0 · free``."""
         parts = (self.backend, self.model, self.cost, self.route)
         return " · ".join(part for part in parts if part)
 
@@ -77,7 +77,7 @@ async def stream_answer(
     system: str | None = None,
     limit: int | None = None,
 ) -> Answer:
-    """Send a prompt, print the answer while it streams, and return the answer."""
+    """Send a prompt, print the answer as it arrives, and return it with its cost and route."""
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model,

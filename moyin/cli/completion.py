@@ -38,8 +38,8 @@ def completion(
 def prepare_completion() -> None:
     """Register Typer's completion classes, but only if a shell's script requests completions.
 
-    Typer itself registers them only for apps with Typer's completion options, one of which would
-    change the shell's files.
+    Typer registers them itself only if the app offers Typer's own completion options, one of which
+    would change the shell's configuration files.
     """
     if _VARIABLE in os.environ:
         from typer._completion_classes import completion_init

@@ -21,7 +21,7 @@ app = typer.Typer(help="Local ports for clients that can send no key.", no_args_
 
 @app.callback()
 def _make_subcommand() -> None:
-    """Make `ollama` a subcommand; Typer would run a single command without its name."""
+    """Make `ollama` a subcommand: Typer would run the only command of a group without its name."""
 
 
 @app.command("ollama")
@@ -67,7 +67,7 @@ async def check_access(profile: Profile, path: str) -> None:
 
 
 async def serve_until_interrupted(connector: Connector, port: int, description: str) -> None:
-    """Serve a connector on a local port, and print its URL, until a signal interrupts the command."""
+    """Serve a connector on a local port and print its URL, until a signal ends the command."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -116,7 +116,7 @@ class Connector:
         """Return the gateway's URL for the request.
 
         Raises:
-            CrossSiteRequest: the request uses this port as a proxy.
+            CrossSiteRequest: the request names another server, as if this port were a proxy.
         """
         if not request.raw_path.startswith("/"):
             raise CrossSiteRequest(
@@ -209,7 +209,7 @@ class Connector:
 async def _relay_messages(
     client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse
 ) -> None:
-    """Relay messages in both directions until one end closes, then close the other end, too."""
+    """Relay messages in both directions until one side closes, then close the other side."""
     copy_tasks = [
         asyncio.create_task(_copy_messages(client, upstream)),
         asyncio.create_task(_copy_messages(upstream, client)),
@@ -263,10 +263,10 @@ def reject_cross_site(headers: Mapping[str, str]) -> None:
 
 
 def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
-    """Return the client's headers for the gateway, with the key and without local addresses.
+    """Return the headers for the gateway: the client's, with the key, without local addresses.
 
-    Requests of ComfyUI's frontend also have the key in a cookie, because the gateway serves the
-    frontend's page only to browsers with a cookie.
+    For ComfyUI's frontend the key is also in a cookie, because the gateway serves the frontend's
+    page only to browsers with a cookie.
     """
     forwarded_headers = CIMultiDict(
         (name, value)

@@ -52,7 +52,7 @@ async def _run_demo(gateway: GatewayClient, graph: dict[str, Any], output: Path)
 
 
 async def _stream_with_retries(gateway: GatewayClient) -> Answer:
-    """Stream the answer, with retries while a model is still being loaded after `moyin up`."""
+    """Stream the answer; retry while the model is still being loaded after `moyin up`."""
     deadline = time.monotonic() + _LOADING_SECONDS
     while True:
         try:

@@ -73,7 +73,7 @@ def create_folder(folder: Path) -> None:
 
 
 def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
-    """Return the progress bar's new fields after an event: its description and completed share."""
+    """Return the new description and the completed share of the progress bar after an event."""
     if kind == EventType.PROGRESS and isinstance(data, dict):
         fraction = data.get("value", 0) / (data.get("max") or 1)
         return {"description": "running", "completed": min(1.0, fraction)}
@@ -83,7 +83,7 @@ def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
 
 
 def choose_target(folder: Path, name: str) -> Path:
-    """Return an unused path in the folder for a file of this name, which may be malicious."""
+    """Return an unused path in the folder for a file name, which may be malicious."""
     name = _UNSAFE.sub("_", name).lstrip(".") or "artifact"
     path = folder / name
     number = 1

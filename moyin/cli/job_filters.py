@@ -59,7 +59,7 @@ def build_filter(
 async def read_jobs(
     gateway: GatewayClient, where: dict[str, Any], limit: int
 ) -> list[dict[str, Any]]:
-    """Read as many pages as needed for ``limit`` jobs; some pages may be empty."""
+    """Return up to ``limit`` jobs, which are read page by page; a page may be empty."""
     labels = {f"metadata.{key}": value for key, value in where.get("metadata", {}).items()}
     query = {**{name: value for name, value in where.items() if name != "metadata"}, **labels}
     jobs: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ async def read_jobs(
 async def change_jobs(
     gateway: GatewayClient, path: str, where: dict[str, Any], *, dry_run: bool
 ) -> dict[str, Any]:
-    """Cancel or delete all jobs that match, by several requests, and return the total counts."""
+    """Cancel or delete all matching jobs, with several requests, and return the total counts."""
     total: dict[str, Any] = {"matched": 0, "done": 0, "skipped": 0, "dry_run": dry_run}
     cursor = None
     while True:

@@ -168,7 +168,7 @@ def _list_keys_in_database() -> list[dict[str, Any]]:
 
 
 def _warn_of_unknown_scopes(scopes: list[str]) -> None:
-    """Warn of scopes that no app of Moyin requires, because they are probably mistyped."""
+    """Print a note for each scope that no app of Moyin requires; it is probably mistyped."""
     known_scopes = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
     for scope in sorted({word for text in scopes for word in text.split()} - known_scopes):
         similar_scopes = get_close_matches(scope, known_scopes, n=1, cutoff=0.8)
@@ -216,7 +216,11 @@ def _audit_event(
 
 
 def _run_audited(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
-    """Run ``work`` and write the audit event that it returns in the same transaction."""
+    """Run ``work`` in a transaction, which also writes the audit event that ``work`` returns.
+
+    Returns:
+        The second value that ``work`` returns.
+    """
     from moyin.store.audit import AuditLog
     from moyin.store.keys import KeyStore
 

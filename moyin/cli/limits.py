@@ -81,7 +81,7 @@ def clear(subject: Subject) -> None:
 
 
 def _parse_limit(text: str) -> tuple[str, Any]:
-    """Split NAME=VALUE, and return the name and the value, which the gateway checks."""
+    """Return the name and the value of NAME=VALUE; the gateway checks both."""
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise typer.BadParameter(

@@ -123,7 +123,12 @@ def _change(user: str, body: dict[str, Any], organisation: str | None, as_json: 
 
 
 async def _find_member(gateway: GatewayClient, organisation: str | None, user: str) -> str:
-    """Return the API path of a member, given the member's id or email."""
+    """Return the API path of a member.
+
+    Args:
+        organisation: the id of the organisation; None means the caller's only one.
+        user: the id or the email of the member.
+    """
     path = f"{await resolve_path(gateway, organisation)}/members"
     if "@" in user:
         members = (await gateway.call("GET", path))["members"]

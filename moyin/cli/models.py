@@ -89,7 +89,7 @@ def _list_abilities(model: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_price(backend: Mapping[str, Any]) -> str:
-    """Return the prices of tokens and of other charges for calls, as text."""
+    """Return a back end's prices as text: those of tokens, and others such as per call."""
     tokens = backend["usd_per_million_tokens"]
     parts = [f"${tokens['input']} in, ${tokens['output']} out per M tokens"]
     parts += [f"${backend[key]} per {unit}" for key, unit in _UNITS.items() if key in backend]

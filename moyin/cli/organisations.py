@@ -1,4 +1,4 @@
-"""Implements ``moyin organisations``, and finds the organisation for other commands."""
+"""Implements ``moyin organisations``, and finds an organisation's API path for other commands."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def create(
 
 
 async def resolve_path(gateway: GatewayClient, organisation: str | None) -> str:
-    """Return the API path of an organisation, or of the caller's only one if None is given.
+    """Return the API path of an organisation; None means the caller's only organisation.
 
     Raises:
         StackError: the caller has no organisation, or has several and did not name one.

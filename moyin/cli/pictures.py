@@ -43,7 +43,7 @@ class PictureProtocol(StrEnum):
 
 
 def detect_protocol(environ: Mapping[str, str] = os.environ) -> PictureProtocol | None:
-    """Return the terminal's protocol for pictures, or None if it has none or output is piped."""
+    """Return how the terminal shows pictures; None if it can't, or if output goes to a pipe."""
     if not sys.stdout.isatty() or environ.get("TERM", "dumb") == "dumb":
         return None
     # tmux and screen keep the environment variables of the outer terminal, but can't show its
@@ -107,7 +107,7 @@ def _load_thumbnail(path: Path) -> Image | None:
 
 
 def _query_terminal() -> bytes:
-    """Return the terminal's reply to the query; empty if this process can't query the terminal."""
+    """Ask the terminal what it supports, and return its reply; empty if it can't be asked."""
     reader, writer = sys.stdin.fileno(), sys.stdout.fileno()
     # A background process would be suspended if it changed the terminal's settings.
     if not os.isatty(reader) or os.tcgetpgrp(reader) != os.getpgrp():

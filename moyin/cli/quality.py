@@ -112,7 +112,7 @@ def _print_caption(text: str) -> None:
 
 
 def _describe_judge(judge: dict[str, Any]) -> str:
-    """Return the judge's results of this month as text, with their cost if an operator asks."""
+    """Return the judge's results of this month as text, with the cost if the caller may see it."""
     text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
         return text
@@ -148,7 +148,10 @@ def _build_price_row(price: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _build_calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row with a bar: `#` is the share of good answers, `|` the expected share."""
+    """Return a table row that compares estimates with results, with a bar.
+
+    In the bar `#` shows the share of good answers, and `|` the share that the router expected.
+    """
     bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
     bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"
     return (

@@ -68,7 +68,7 @@ def render(
 
 
 def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
-    """Return the member of the job's body that has the graph or the name of the template."""
+    """Return the member of ``POST /jobs`` for the graph in a file or for the named template."""
     if (graph is None) == (template is None):
         raise StackError(
             "name either the file of a graph or --template NAME (`moyin templates list`)"
@@ -113,7 +113,7 @@ def load_graph(path: Path) -> dict[str, Any]:
 async def submit_and_follow(
     gateway: GatewayClient, body: dict[str, Any], *, prints_id: bool = True
 ) -> dict[str, Any]:
-    """Submit a job, print its id, wait until it ends, print an error, and return the job."""
+    """Submit a job and print its id; wait until it ends, print its error if any, and return it."""
     job = await gateway.call("POST", "/jobs", body)
     if prints_id:
         out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])

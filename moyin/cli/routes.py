@@ -17,7 +17,7 @@ app = typer.Typer(help="Services behind the reverse proxy.", no_args_is_help=Tru
 
 @app.callback()
 def _make_subcommand() -> None:
-    """Make ``secret`` a subcommand; Typer would run a single command without its name."""
+    """Make `secret` a subcommand: Typer would run the only command of a group without its name."""
 
 
 @app.command()

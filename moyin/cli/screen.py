@@ -25,10 +25,10 @@ _MIN_TEXT_WIDTH = 20
 
 
 class Screen(Console):
-    """A console that wraps text between words on a terminal, and not at all in a pipe.
+    """A console that wraps text between words on a terminal, but not in a pipe.
 
-    Words that are longer than the terminal is wide, such as keys and addresses, stay whole, so that
-    they can be copied.
+    Words that are wider than the terminal, such as keys and addresses, stay whole, so that they can
+    be copied.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -44,9 +44,9 @@ class Screen(Console):
 
 
 def wrap_text(text: Text, width: int) -> Iterator[Text]:
-    """Break text between words; lines that follow begin with as many spaces as the first one.
+    """Yield the lines of a text that is broken between words, each indented like its paragraph.
 
-    rich itself can only break words that do not fit, or leave all text unbroken.
+    rich itself either breaks words that do not fit, or leaves all text unbroken.
     """
     for paragraph in text.split("\n", allow_blank=True) or [text]:
         indent = " " * (len(paragraph.plain) - len(paragraph.plain.lstrip()))
@@ -74,8 +74,8 @@ def print_table(
     """Print a table with a heading to a terminal, or tab-separated lines into a pipe.
 
     A terminal shows times without fractions of a second and without their zone, which is UTC. If
-    the terminal is too narrow for the table, the cells of each line stand below each other.
-    ``right`` names the columns that are aligned to the right, such as numbers.
+    the terminal is too narrow for the table, each cell gets a line of its own. ``right`` names the
+    columns that are aligned to the right, such as numbers.
     """
     if not out.is_terminal:
         for line in lines:
@@ -101,9 +101,9 @@ def print_table(
 
 
 def _fit_columns(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[int] | None:
-    """Return column widths that break no word, or None if the terminal is too narrow.
+    """Return column widths that break no word, or None if the terminal is too narrow for them.
 
-    The first column is not broken at all, since users copy its ids into other commands.
+    The first column is not broken even between words, since users copy its ids.
     """
     cells = list(zip(columns or [""] * len(rows[0] if rows else ()), *rows, strict=True))
     full_widths = [max(Text(str(cell)).cell_len for cell in column) for column in cells]
@@ -154,7 +154,7 @@ def clean_text(value: object) -> str:
 
 
 def _escape_formula(value: object) -> object:
-    """Return the value of a cell, changed if spreadsheets would take it for a formula."""
+    """Return the value of a CSV cell, with a quote in front if a spreadsheet would run it."""
     if isinstance(value, Decimal):
         return f"{value:f}"
     if value is None or isinstance(value, int | float):

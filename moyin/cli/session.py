@@ -27,29 +27,29 @@ _selected_name: ContextVar[str | None] = ContextVar("profile", default=None)
 
 
 def select_profile(name: str | None) -> None:
-    """Select the profile for this command; None means that the environment or the file selects."""
+    """Set the name from --profile; None leaves the choice to MOYIN_PROFILE or the default."""
     _selected_name.set(name)
 
 
 def find_profile_name() -> str:
-    """Return the name of the selected profile: by --profile, by MOYIN_PROFILE, or the default."""
+    """Return the name of the profile to use, from --profile, MOYIN_PROFILE or the default."""
     name = _selected_name.get() or os.environ.get(_PROFILE)
     return name or read_named_profiles(find_profiles_file(os.environ)).default
 
 
 def is_remote() -> bool:
-    """Return whether a named profile is selected, so that the database is not on this machine."""
+    """Return True if a named profile is selected, so that the gateway may be on another machine."""
     return find_profile_name() != LOCAL
 
 
 def load_profile() -> Profile:
     """Load the gateway's URL and key from the environment or the selected profile.
 
-    The variables MOYIN_URL and MOYIN_API_KEY have precedence over the profile. The key of a named
-    profile is sent only to the profile's own URL.
+    The variables MOYIN_URL and MOYIN_API_KEY override the profile. But the key of a named profile
+    is never combined with another URL.
 
     Raises:
-        StackError: MOYIN_URL is not the URL of the named profile.
+        StackError: MOYIN_URL differs from the URL of the named profile.
     """
     url, key = os.environ.get("MOYIN_URL"), os.environ.get("MOYIN_API_KEY")
     is_set_by_variables = bool(url and key) and _selected_name.get() is None
@@ -87,13 +87,13 @@ def run_with(profile: Profile, work: Callable[[GatewayClient], Awaitable[T]]) ->
 
 
 def build_path(path: str, parameters: Mapping[str, Any]) -> str:
-    """Return a path with query parameters; omit None, and repeat a parameter for a list's items."""
+    """Return ``path`` with query parameters; None is left out, and a list repeats its parameter."""
     set_parameters = {name: value for name, value in parameters.items() if value is not None}
     return f"{path}?{urlencode(set_parameters, doseq=True)}" if set_parameters else path
 
 
 def send(method: str, path: str, body: Any = None) -> None:
-    """Send a request whose response has no body."""
+    """Send a request to the selected gateway; the response has no body."""
 
     async def work(gateway: GatewayClient) -> None:
         async with gateway.open(method, path, body):

@@ -15,7 +15,10 @@ _ROWS = 6
 
 
 def encode_sixels(picture: Image) -> Iterator[str]:
-    """Yield a picture's control sequence with at most 255 colours; transparency becomes black."""
+    """Yield the control sequence that shows a picture as sixels, with at most 255 colours.
+
+    Transparent pixels become black.
+    """
     flat_picture = picture.convert("RGBA")
     # Transparent pixels may have any colour, so paint them black.
     flat_picture.paste(
@@ -35,7 +38,7 @@ def encode_sixels(picture: Image) -> Iterator[str]:
 
 
 def _encode_band(pixels: bytes, width: int, top: int, bottom: int) -> Iterator[str]:
-    """Yield the sixels of six rows of pixels, one colour after the other."""
+    """Yield the sixels of a band of up to six rows of pixels, one colour after the other."""
     masks: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for row in range(top, bottom):
         for x, colour in enumerate(pixels[row * width : (row + 1) * width]):
@@ -46,7 +49,11 @@ def _encode_band(pixels: bytes, width: int, top: int, bottom: int) -> Iterator[s
 
 
 def _encode_columns(columns: Mapping[int, int]) -> str:
-    """Return the characters of a colour's columns, with run-length encoding."""
+    """Return the run-length encoded characters for one colour's columns of a band.
+
+    Args:
+        columns: for each column, a bit for each of its six pixels that has the colour.
+    """
     pieces, position = [], 0
     # Adjacent columns with equal masks have the same difference between column and rank.
     ranked_columns = ((x - rank, columns[x], x) for rank, x in enumerate(sorted(columns)))

@@ -143,7 +143,7 @@ def doctor(
 ) -> None:
     """Check this machine for problems; exit 1 if any are found.
 
-    Piped output has verdict, check, what was found and what to do, by tabs.
+    Piped output has tab-separated verdict, check, finding and advice.
     """
     options = Options.read()
 

@@ -39,7 +39,7 @@ _VERDICT_COLOURS = {CheckVerdict.OK: "green", CheckVerdict.WARN: "yellow", Check
 
 
 class StartProgress:
-    """Shows how far the stack has started: live on a terminal, or one line per change in a pipe."""
+    """Shows the start of the stack: live on a terminal, or as one line per change in a pipe."""
 
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
@@ -93,7 +93,7 @@ class StartProgress:
 
 
 def stop_command() -> str:
-    """Return the command that stops the stack, by the path of this program if `PATH` lacks it."""
+    """Return the command that stops the stack: `moyin down`, with the path if `PATH` lacks it."""
     if shutil.which("moyin"):
         return "moyin down"
     typed = Path(sys.argv[0])
@@ -114,7 +114,7 @@ def print_ready(options: Options, state: StackState) -> None:
 
 
 def print_state(options: Options, state: StackState) -> None:
-    """Print the state of each part of the stack, the addresses, and notes."""
+    """Print the status of each part of the stack, the stack's addresses, and notes."""
     colour = _PHASE_COLOURS.get(state.phase, "cyan")
     out.print(f"[bold {colour}]{state.phase}[/]  (supervisor {state.pid})")
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -136,7 +136,7 @@ def print_state(options: Options, state: StackState) -> None:
 
 
 def print_checks(checks: Sequence[CheckResult]) -> None:
-    """Print the results of `moyin doctor`: the advice stands below what was found."""
+    """Print the results of `moyin doctor`, with the advice below each problem."""
     width = max(len(check.name) for check in checks)
     for check in checks:
         label = Text.assemble(

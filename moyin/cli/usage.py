@@ -185,7 +185,7 @@ def _print_report(report: dict[str, Any]) -> None:
 
 
 def _print_csv(report: dict[str, Any]) -> None:
-    """Print the groups with the members of the gateway's JSON as columns."""
+    """Print the groups of a usage report as CSV; columns have the names of the gateway's JSON."""
     names = [*report["group_by"], *(name for name in _CSV_NUMBERS if name in report["total"])]
     print_csv(names, ([_parse_number(n, group[n]) for n in names] for group in report["groups"]))
 
@@ -196,14 +196,17 @@ def _parse_number(name: str, value: Any) -> Any:
 
 
 def _choose_measure(total: dict[str, Any]) -> str:
-    """Return the measure for the bars: the cost, or if that is zero the output, or the calls."""
+    """Return what the bars of the chart show: the cost, the output tokens or the calls.
+
+    It is the first of these that is not zero in ``total``.
+    """
     if Decimal(total["cost_usd"]):
         return "cost_usd"
     return "output_tokens" if total["output_tokens"] else "calls"
 
 
 def _add_empty_days(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the days without calls between the first and the last day, so that the chart is even."""
+    """Return the groups of a report by day, with empty ones for the days between without calls."""
     if not groups:
         return []
     by_day = {group["day"]: group for group in groups}
@@ -286,7 +289,10 @@ def _print_budgets(budgets: list[dict[str, Any]] | None) -> None:
 
 
 def draw_bar(value: Decimal, highest: Decimal) -> str:
-    """Return a bar of block characters, or of `#` on terminals without them."""
+    """Return a bar whose length is ``value`` relative to ``highest``.
+
+    It consists of block characters, or of `#` on terminals that lack them.
+    """
     if not value or not highest:
         return ""
     eighths = max(round(value / highest * _BAR_WIDTH * 8), 1)
@@ -297,7 +303,7 @@ def draw_bar(value: Decimal, highest: Decimal) -> str:
 
 
 def shorten_number(value: int) -> str:
-    """Return a number with three digits and a unit, such as 812, 12.3k or 4.06M."""
+    """Return a number in short form, such as 812, 12.3k or 4.06M."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if value >= size:
             scaled_value = value / size

@@ -68,7 +68,10 @@ class RequestRefused(MoyinError):
         )
 
     def to_typed_error(self) -> MoyinError:
-        """Return the `moyin.errors` exception for the reported code, or ServiceUnavailable."""
+        """Return the `moyin.errors` exception for the reported code.
+
+        Without a known code, this is ServiceUnavailable.
+        """
         kind = ERROR_TYPES.get(self.reported_code or "")
         if kind is None:
             return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)

@@ -34,8 +34,8 @@ class ServerSentEvent:
     """A server-sent event from the gateway.
 
     Attributes:
-        text: the joined data lines; None for a comment.
-        comment: the text of a comment, such as the cost of a stream.
+        text: the event's data lines, joined; None if there are none, as in a comment.
+        comment: the text of a comment, such as the cost of a stream; empty for an event.
     """
 
     __slots__ = ("comment", "id", "text", "type")
@@ -139,7 +139,7 @@ class GatewayClient:
                 values as JSON.
             identity: the identity with whose rights the request is made.
             expected: the only status that means success; None means any status below 400.
-            is_encoded: True if ``path`` is already percent-encoded and must be sent unchanged.
+            is_encoded: True if ``path`` is percent-encoded already and must be sent unchanged.
             is_stream: True if the response may take longer than ``total_seconds``.
 
         Raises:
@@ -187,7 +187,10 @@ class GatewayClient:
             return await self.call("POST", path, form)
 
     async def download(self, path: str, target: Path) -> None:
-        """Download a file; ``target`` exists only when complete. Raises the errors of `open`."""
+        """Download a file to ``target``, which exists only when complete.
+
+        Raises the errors of `open`.
+        """
         scratch = target.with_name(f".{target.name}.part")
         async with self.open("GET", path) as response:
             with scratch.open("wb") as file:
@@ -281,7 +284,7 @@ class GatewayClient:
     async def follow_job(
         self, job_id: str, *, identity: Identity | None = None, max_reconnects: int | None = None
     ) -> AsyncGenerator[ServerSentEvent, None]:
-        """Yield the events of a job until the job has ended, and resume a broken stream.
+        """Yield the events of a job until it has ended; if the stream breaks, continue it.
 
         A final event alone does not end the job, because a retried job has several final events.
         The job has ended when the gateway closes the stream after a final event.
@@ -345,7 +348,7 @@ async def read_frames(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
 
 
 async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEvent]:
-    """Yield the parsed server-sent events of a response; the text of a comment is None."""
+    """Yield the server-sent events of a response, parsed, including comments."""
     async for frame in read_frames(response):
         yield ServerSentEvent(frame.raw)
 

@@ -1,7 +1,7 @@
 """Reads the console's built files once, and prepares its HTML page and compressed content.
 
-The files are part of the package and change only with it. So a replica keeps them in memory, and a
-request reads no disk, compresses nothing, and cannot name a file outside the folder.
+The files change only when the package is installed again, so a replica keeps them in memory. A
+request neither reads from disk nor compresses anything, and cannot name a file outside the folder.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ConsoleFile:
 
 
 class ConsoleFiles:
-    """Holds the built files in memory; until the console is built, every request searches the folder."""
+    """Holds the built files in memory; while there are none, each request looks for them again."""
 
     def __init__(self, folder: Path = BUILT_FOLDER) -> None:
         self._folder = folder
@@ -60,7 +60,7 @@ class ConsoleFiles:
         return None if path == _INDEX else (await self._load()).get(path)
 
     async def render_page(self, nonce: str) -> str | None:
-        """Return the page with a fresh nonce for its styles, or None if the console is not built."""
+        """Return the HTML page with a new nonce for its styles, or None if no console is built."""
         index = (await self._load()).get(_INDEX)
         return None if index is None else index.content.decode().replace(_NONCE_PLACEHOLDER, nonce)
 

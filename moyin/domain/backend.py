@@ -61,13 +61,25 @@ class ModelBackend(Protocol):
         """Check that the server's API can express a request; raise ``RequestError`` if not."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        """Send a chat request and return the whole response."""
+        """Send a chat request and return the whole response.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
 
     def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        """Send a chat request and yield its response: `Started`, then deltas, then `Finished`."""
+        """Send a chat request and yield its response: `Started`, then deltas, then `Finished`.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        """Return an embedding vector for each input text."""
+        """Return an embedding vector for each input text.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
 
     async def probe(self) -> None:
         """Check that the server is up, without using tokens, and raise an error if it is down."""
@@ -87,12 +99,20 @@ class PassThroughBackend(Protocol):
 
     @property
     def reads_files(self) -> bool:
-        """True if the back end reads files such as PDFs; otherwise only their text is sent."""
+        """True if the back end reads files, such as PDFs, in requests that are forwarded unchanged.
+
+        If not, requests with files are translated instead of forwarded.
+        """
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return members to add to a request; members that the client has set do not change.
+        """Return members that this back end adds to a request of a client.
 
-        Objects are merged one level deep.
+        The client's own members do not change. If both have the same member and its values are
+        objects, these are merged one level deep.
+
+        Args:
+            needs: the needs of the request.
+            streams: True if the client requested a stream.
         """
 
     @property

@@ -127,7 +127,11 @@ class BackendSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelsSummary:
-    """The state of a replica of the models app."""
+    """The state of a replica of the models app.
+
+    Attributes:
+        is_config_rejected: True if the replica rejected its newest configuration.
+    """
 
     backends: tuple[BackendSummary, ...] = ()
     is_config_rejected: bool = False

@@ -70,7 +70,7 @@ class Identity:
         return scope in self.scopes or ALL in self.scopes
 
     def may_read_job(self, job_id: str | None) -> bool:
-        """Return False if the caller has an event token for a job other than ``job_id``."""
+        """Return True unless the caller has an event token for a job other than ``job_id``."""
         return self.job is None or self.job == job_id
 
 

@@ -129,7 +129,7 @@ class Price:
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)
 
     def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``."""
+        """Return the highest cost in picodollars of a call with at most these numbers of tokens."""
         highest_cost, shortest_prompt = 0, 0
         for band in self.bands:
             if shortest_prompt > prompt_tokens:
@@ -168,7 +168,7 @@ class TokenSpeed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRate:
-    """The cost of an hour of a local machine, from which the price of tokens is derived."""
+    """The cost in US dollars of an hour of a local machine, from which token prices are derived."""
 
     usd_per_hour: Decimal
 
@@ -221,7 +221,10 @@ def create_flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """Create a tariff with one price; a cache price of None equals the price of other input."""
+    """Create a tariff with one price for all days and all lengths of prompts.
+
+    All prices are in US dollars per million tokens. A cache price of None equals the input price.
+    """
     rates = Rates(
         input=input_price,
         output=output_price,

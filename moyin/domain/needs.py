@@ -56,7 +56,7 @@ class Needs:
 
     @property
     def context(self) -> int:
-        """The tokens that a model's context must hold."""
+        """The tokens that a model's context must hold: the longest input and the answer."""
         prompt = self.prompt_tokens if self.longest_input is None else self.longest_input
         return prompt + (self.max_tokens or 0)
 
@@ -128,7 +128,10 @@ class Model:
         )
 
     def list_lacks(self, needs: Needs) -> list[str]:
-        """Return what this model lacks: ``context``, ``chat`` or ``embeddings``, or abilities."""
+        """Return what a request needs and this model lacks.
+
+        The result contains ``context``, ``chat``, ``embeddings`` or abilities such as ``vision``.
+        """
         missing_abilities = [ability for ability in self._missing if getattr(needs, ability)]
         if not self._has_call(needs):
             missing_abilities.insert(0, "embeddings" if needs.embeddings else "chat")

@@ -16,7 +16,7 @@ RENDER: Final = "render"
 
 
 class Operation(StrEnum):
-    """A kind of call that only some models support; its value is the name of that ability."""
+    """A kind of call that only some models support; its value is also the name of that ability."""
 
     MODERATION = "moderation"
     RERANK = "rerank"

@@ -71,6 +71,9 @@ class Parameter:
     def check_value(self, value: Any, field: str) -> Scalar:
         """Return the value in the type that the graph needs.
 
+        Args:
+            field: the path of the value in the request, for errors.
+
         Raises:
             InvalidRequest: the value is invalid; the message says what would be valid.
         """
@@ -92,7 +95,14 @@ class Parameter:
         return typed_value
 
     def to_reference(self, value: Mapping[str, Any], field: str) -> str:
-        """Translate ``{"from": "steps.0.text"}`` to a reference such as ``${steps.0.text:string}``."""
+        """Translate ``{"from": "steps.0.text"}`` to a reference such as ``${steps.0.text:string}``.
+
+        Args:
+            field: the path of the value in the request, for errors.
+
+        Raises:
+            InvalidRequest: the value is not such an object.
+        """
         path = value.get("from")
         if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):
             raise self._new_invalid_error(

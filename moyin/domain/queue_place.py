@@ -56,6 +56,7 @@ class Backlog:
     """The renders that wait in Temporal because the pool's window is full.
 
     Attributes:
+        count: the number of renders that wait.
         oldest_wait: the seconds for which the oldest render has waited; None if none waits.
     """
 

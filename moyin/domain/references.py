@@ -138,7 +138,11 @@ def _has_type(kind: str, value: Any) -> bool:
 def _iterate_strings(
     payload: Any, place: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield each string in a payload, and the string's path within the payload."""
+    """Yield each string in a payload, and the string's path within the payload.
+
+    Args:
+        place: the path of ``payload`` itself, which all yielded paths begin with.
+    """
     if isinstance(payload, str):
         yield payload, place
     elif isinstance(payload, Mapping):

@@ -30,7 +30,12 @@ class RenderPrice:
         return not (per_hour if self.usd_per_picture is None else self.usd_per_picture)
 
     def compute_cost(self, seconds: float, pictures: int) -> Decimal:
-        """Return the cost in US dollars, rounded to billionths."""
+        """Return the cost of a render in US dollars, rounded to billionths.
+
+        Args:
+            seconds: how long the render occupied its renderer.
+            pictures: the number of pictures that it stored, without previews.
+        """
         cost = Decimal(0)
         if self.usd_per_gpu_hour is not None:
             cost = self.usd_per_gpu_hour * self.gpu_share * Decimal(seconds) / 3600

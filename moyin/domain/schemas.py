@@ -317,7 +317,14 @@ def _count_expanded_repeats(pattern: str) -> int:
 
 
 def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """Return the minimum and maximum of a repetition; the maximum of ``*`` and ``+`` is two."""
+    """Return the minimum and maximum of a repetition in a regular expression.
+
+    The maximum of ``*`` and ``+`` counts as two.
+
+    Args:
+        sign: the sign ``*``, ``+``, ``?`` or ``{`` of the repetition.
+        repeat: the match of a repetition with numbers, such as ``{2,5}``; None for a sign alone.
+    """
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     minimum = int(repeat[1] or 0)
@@ -330,6 +337,7 @@ def _compute_repetition_cost(
     """Return the cost that a repetition adds to the cost of the element before it.
 
     Args:
+        minimum, maximum: the range of the repetition, as `_parse_repeat_range` returns it.
         element: the cost of this element; None if it is a single character or a class.
     """
     if element is None:

@@ -76,7 +76,10 @@ def fill_template(
 
 
 def find_placeholders(value: Any) -> Iterator[str]:
-    """Yield the input name of each placeholder in ``value``; yield any other ``${…}`` as it is."""
+    """Yield the names of the inputs whose placeholders ``value`` contains.
+
+    For any other ``${…}``, the whole text is yielded, such as ``${steps.0.text}``.
+    """
     if isinstance(value, str):
         for placeholder in _ANY.finditer(value):
             match = _INPUT.fullmatch(placeholder[0])

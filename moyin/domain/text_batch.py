@@ -177,5 +177,9 @@ def new_batch_id(dialect: BatchDialect) -> str:
 
 
 def get_line_request_id(batch_id: str, number: int) -> str:
-    """Return the request id of a line, which is the same for every attempt to run the line."""
+    """Return the request id of a line, which is the same for every attempt to run the line.
+
+    Args:
+        number: the number of the line.
+    """
     return f"{batch_id}-{number}"

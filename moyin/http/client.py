@@ -37,7 +37,7 @@ class LazySession:
         return self._session
 
     async def close(self) -> None:
-        """Close the session and its connections; `get` opens a new session afterwards."""
+        """Close the session and its connections; the next call of `get` opens a new session."""
         if self._session is not None:
             await self._session.close()
             self._session = None

@@ -50,7 +50,12 @@ def build_file_headers(artifact: Artifact) -> Mapping[str, str]:
 
 
 def build_archive_headers(name: str, size: int) -> Mapping[str, str]:
-    """Return response headers that make a browser save an archive as a file and forbid caching."""
+    """Return response headers that make a browser save an archive as a file and forbid caching.
+
+    Args:
+        name: the name of the file.
+        size: the size of the archive in bytes.
+    """
     return {
         "cache-control": "private, no-store",
         "content-disposition": f"attachment; {_format_file_name(name)}",

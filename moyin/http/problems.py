@@ -21,7 +21,7 @@ SECURITY_HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorBody:
-    """An error response that is ready to be sent."""
+    """An error response that is ready to be sent: its status, its body and its headers."""
 
     status: int
     body: bytes
@@ -36,7 +36,11 @@ StreamErrorRenderer = Callable[[MoyinError, str, str, str], bytes | None]
 
 
 def render_problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render an error as RFC 9457 problem details, with ``code``, ``request_id`` and ``field``."""
+    """Render an error as RFC 9457 problem details, with ``code``, ``request_id`` and ``field``.
+
+    Args:
+        path: the path of the request, which becomes the member ``instance``.
+    """
     status = get_http_status(error)
     body = {
         "type": "about:blank",
@@ -59,6 +63,10 @@ def render_error_event(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
     """Render an error as an ``error`` event for a stream of server-sent events that fails midway.
+
+    Args:
+        path: the path of the request; not used, because the event does not contain it.
+        media_type: the media type of the stream.
 
     Returns:
         The bytes of the event; None if ``media_type`` is not that of server-sent events.

@@ -78,7 +78,11 @@ def parse_event(frame: Frame) -> dict[str, Any]:
 
 
 def encode_cost_comment(cost: bytes) -> bytes:
-    """Encode the cost of a stream in US dollars as an SSE comment, which clients skip."""
+    """Encode the cost of a stream as a comment of server-sent events, which clients skip.
+
+    Args:
+        cost: the cost in US dollars as ASCII text.
+    """
     return b": x-moyin-cost-usd=" + cost + b"\n\n"
 
 

@@ -217,7 +217,11 @@ def require_text(value: Any) -> str:
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Parse the arguments of a tool call; raise InvalidRequest if they are not a JSON object."""
+    """Parse the arguments of a tool call in a client's request; no text counts as ``{}``.
+
+    Raises:
+        InvalidRequest: the arguments are not a JSON object.
+    """
     try:
         value = from_json(text) if text.strip() else {}
     except ValueError:

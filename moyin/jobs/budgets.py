@@ -76,8 +76,7 @@ class RenderBudgets:
         Raises:
             BudgetExceeded: what remains of a budget does not cover the estimate.
             ServiceUnavailable: the pool's prices are unknown, or Valkey is unavailable and the
-                settings
-                require budgets to be checked.
+                settings demand a check of budgets.
         """
         budgets = [
             Limit(
@@ -107,7 +106,10 @@ class RenderBudgets:
 
 
 def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
-    """Yield the index, pool, shape and estimated number of pictures of each render."""
+    """Yield the index, pool, shape and estimated number of pictures of each render.
+
+    The shape is a digest of what determines the duration of a render (`compute_shape`).
+    """
     base = spec.base
     hashes = {} if base is None else {name: hash_node(node) for name, node in base.items()}
     total = sum(hashes.values())
@@ -130,8 +132,8 @@ def _list_renders(spec: JobSpec) -> Iterator[tuple[int, str, str, int]]:
 class BudgetSettler:
     """Replaces the reserved amounts in budgets by what the renders of jobs have actually cost.
 
-    Any number of processes may run a settler; only one of them works at a time. Work that a process
-    did not finish is repeated by the next.
+    Any number of processes may run a settler; only one of them works at a time. If a process ends
+    early, the next one repeats the work that was not finished.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class BudgetSettler:
         self._interval = interval.total_seconds()
 
     async def run(self) -> None:
-        """Settle reservations repeatedly until cancelled, and continue after errors and outages."""
+        """Call `settle` repeatedly until cancelled, and continue after errors and outages."""
         deleted_at = time.monotonic()
         while True:
             try:
@@ -164,7 +166,7 @@ class BudgetSettler:
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> int:
-        """Settle some of the reservations that are due, and return their number.
+        """Replace some reserved amounts by the actual costs, and return their number.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.

@@ -22,7 +22,7 @@ _DROPPED_PREFIX = "x-forwarded-"
 
 
 class DeferredCalls:
-    """Creates jobs that send a client's request again unchanged, with the client's rights."""
+    """Creates jobs that send a client's request later, unchanged and with the client's rights."""
 
     def __init__(self, service: JobService, blobs: BlobStore) -> None:
         self._service = service

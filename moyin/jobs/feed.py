@@ -19,7 +19,7 @@ _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
 class JobFeed:
-    """Streams the events of jobs from Valkey, and reads a job's end from SQL if Valkey fails.
+    """Streams the events of jobs from Valkey; if Valkey fails, SQL shows whether a job has ended.
 
     Args:
         quiet_seconds: seconds without an event after which the job's row is read from SQL.
@@ -36,8 +36,8 @@ class JobFeed:
     def follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
         """Yield the job's events in batches as they arrive, until the job has ended.
 
-        An empty batch means that no event arrived for some seconds. If Valkey lacks the final
-        event, an event with an empty id is made from the job's row.
+        An empty batch means that no event arrived for some seconds. If the final event is missing
+        in Valkey, the job's row provides it, with an empty id.
 
         Args:
             after: the id of the last event that the caller has; None yields all events.
@@ -98,14 +98,17 @@ class JobFeed:
                     return
 
     async def _find_end(self, batch: list[JobEvent], job: Job) -> int | None:
-        """Return the number of events up to the job's end, or None if the batch lacks the end."""
+        """Return the number of events in the batch up to and including the job's final event.
+
+        Return None if the batch does not contain the final event of the newest attempt.
+        """
         for count, event in enumerate(batch, start=1):
             if event.type.is_final and await self._is_end_of_job(event, job):
                 return count
         return None
 
     async def _is_end_of_job(self, event: JobEvent, job: Job) -> bool:
-        """Return True if the final event belongs to the newest attempt of the job."""
+        """Return True if this final event ends the job's newest attempt, not an earlier one."""
         attempt = event.data.get("attempt")
         if attempt is not None and attempt <= job.attempts:
             return bool(attempt == job.attempts)

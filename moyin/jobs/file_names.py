@@ -32,7 +32,7 @@ class FileNames:
     async def replace_in_templates(
         self, owner: str, request: JobBody, templates: Templates
     ) -> JobBody:
-        """Replace the names in the inputs of templates whose type is an image.
+        """Replace the names of files in those inputs of templates whose type is an image.
 
         Raises:
             InvalidRequest: a template does not exist.
@@ -50,7 +50,7 @@ class FileNames:
         return request
 
     async def replace_in_graphs(self, owner: str, spec: JobSpec) -> JobSpec:
-        """Replace the names in graphs that the client sent, but not in graphs of templates."""
+        """Replace names of files in graphs that the client sent, but not in graphs of templates."""
         own_steps = [step for step in spec.steps if _has_client_graph(step)]
         inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own_steps]
         if own_steps and spec.base is not None:
@@ -96,7 +96,10 @@ class FileNames:
 
 
 def _list_inputs(step: wire.RenderStep) -> Iterator[Iterator[tuple[str, Any]]]:
-    """Yield the names and values of a template's inputs, then those of the batch's inputs."""
+    """Yield groups of pairs of an input's name and value.
+
+    The first group has the inputs of the template; each further group belongs to the batch.
+    """
     yield iter((step.inputs or {}).items())
     batch = step.batch if isinstance(step, wire.RenderJob) else None
     if batch is not None:
@@ -144,7 +147,7 @@ def _has_client_graph(step: Step) -> bool:
 
 
 def _iterate_inputs(graph: Mapping[str, Any], is_patch: bool) -> Iterator[Any]:
-    """Yield the inputs of each node of a graph, or of a patch of a batch's graph."""
+    """Yield the inputs of each node of a graph, or of a patch, which has only a child's changes."""
     for node in graph.values():
         yield node if is_patch else node.get("inputs", {})
 

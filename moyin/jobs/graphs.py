@@ -49,7 +49,7 @@ class GraphChecker:
 
         Raises:
             InvalidRequest: a render pool is unknown or does not run the submitter's jobs, or the
-                class of a node refers to an earlier step.
+                ``class_type`` of a node is a reference to an earlier step.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: ComfyUI's validation rejects a graph.
@@ -83,7 +83,10 @@ class GraphChecker:
             await self._guard.check_graph(caller, step.pool, nodes, ())
 
     async def _assign_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Return the job with forbidden default pools replaced by the first permitted pool."""
+        """Return the job with a permitted pool for each render.
+
+        If the default pool is forbidden, the first permitted pool replaces it.
+        """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
         offered_pools = await self._guard.list_pools(submitter)
@@ -165,7 +168,7 @@ def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) 
 
 
 def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step; for a batch's later children, only nodes that differ."""
+    """Return the graph of a step; of a batch's later children only the nodes that differ."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
@@ -206,7 +209,7 @@ def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     """Remove the inputs that refer to earlier steps.
 
     Raises:
-        InvalidRequest: the class of a node refers to an earlier step.
+        InvalidRequest: the ``class_type`` of a node is a reference to an earlier step.
     """
     if not references.has_references(graph):
         resolved_graph: Mapping[str, Any] = references.resolve_references(graph, ())
@@ -227,7 +230,7 @@ def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _find_artifact_field(step: Step, artifact_id: str) -> str:
-    """Return the field of the request that names the artifact."""
+    """Return the field of the request that names the artifact, such as ``inputs.image``."""
     if step.template is None:
         return "workflow"
     names = (name for name, value in step.inputs.items() if artifact_id in str(value))
@@ -235,7 +238,7 @@ def _find_artifact_field(step: Step, artifact_id: str) -> str:
 
 
 def _find_request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
-    """Return the field of the request that set a value of the graph, such as ``3.inputs.image``."""
+    """Return the request's field that set the value at ``place``, such as ``3.inputs.image``."""
     if step.template is None:
         return f"workflow.{place}".rstrip(".")
     node_id, _, name = place.partition(".inputs.")

@@ -54,7 +54,7 @@ class BulkResult:
 class JobHistory:
     """Deletes jobs, and cancels or deletes many jobs by a filter.
 
-    A tenant can have only one request by filter in progress at a time.
+    Of each tenant, only one request with a filter is processed at a time.
     """
 
     def __init__(self, service: JobService, jobs: JobStore) -> None:

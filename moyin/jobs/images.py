@@ -35,7 +35,7 @@ class JobStillRunning(errors.BackendTimeout):
 
 
 class JobEndedWithoutImages(Exception):
-    """Reports that the job ``job`` failed or was cancelled; ``__cause__`` is the reason."""
+    """Reports that the job ``job`` failed or was cancelled; ``__cause__`` is the job's error."""
 
     def __init__(self, job: str) -> None:
         super().__init__(f"job {job} ended without pictures")
@@ -150,7 +150,7 @@ class ImageJobs:
     async def abandon(
         self, identity: Identity, submission: asyncio.Future[AcceptedJob], *, cancel: bool
     ) -> None:
-        """Wait for a disconnected client's submission, and cancel its job if ``cancel`` is True."""
+        """Wait for the submission of a client that disconnected; if ``cancel``, cancel its job."""
         try:
             accepted_job = await submission
             if cancel:
@@ -194,5 +194,10 @@ def _add_read_scope(identity: Identity) -> Identity:
 
 
 def _derive_key(key: str | None, name: str) -> str | None:
-    """Return the idempotency key of a file in the request with the key ``key``, if any."""
+    """Return the idempotency key for one file of a request, or None if the request has no key.
+
+    Args:
+        key: the idempotency key of the request.
+        name: the name that distinguishes the file in the request.
+    """
     return None if key is None else hashlib.sha256(f"{key}:{name}".encode()).hexdigest()

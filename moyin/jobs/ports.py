@@ -22,9 +22,8 @@ class Launcher(Protocol):
             launch: the data of a first attempt; if None, the data is read from the job's row.
 
         Raises:
-            ServiceUnavailable: Temporal is unavailable, or the workflow of an earlier attempt is
-                still
-                running. The sweeper will try again.
+            ServiceUnavailable: Temporal is unavailable, or an earlier attempt's workflow is still
+                running. A background task, the sweeper, will try again.
         """
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
@@ -32,7 +31,7 @@ class Launcher(Protocol):
         ...
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Start the delivery of the job's webhook, if any, for an attempt that had no workflow."""
+        """Start the delivery of the job's webhook, if any, for an attempt without a workflow."""
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""
@@ -44,7 +43,7 @@ class GraphValidator(Protocol):
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
-        """Return ComfyUI's response to a valid graph, which is empty if no renderer is available.
+        """Validate a graph and return ComfyUI's response; empty if no renderer is available.
 
         Args:
             targets: the output nodes to execute; None means all.
@@ -71,8 +70,8 @@ class GraphGuard(Protocol):
     ) -> bool:
         """Check the nodes and file names of a graph.
 
-        Both errors have the node's place in the graph as ``field``. Their ``details`` have the form
-        of ComfyUI's validation errors.
+        The errors below have the node's place in the graph as ``field``, and ``details`` in the
+        form of ComfyUI's validation errors.
 
         Args:
             own: the names of the caller's files in the graph.
@@ -91,7 +90,7 @@ class NamedFiles(Protocol):
     """The interface that finds files by the names that ComfyUI's clients use."""
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return the owner's file for each text that names one, as a mapping by text."""
+        """Return the owner's files named in ``texts``, by text; other texts are left out."""
         ...
 
 

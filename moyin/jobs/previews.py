@@ -25,7 +25,7 @@ class PreviewFeed:
         self._hub = hub
 
     async def find(self, job: Job) -> tuple[str, bytes] | None:
-        """Return the newest preview's media type and bytes, if any, and request more previews."""
+        """Return the newest preview's media type and bytes, or None, and request more previews."""
         if not job.status.is_final:
             await self._store.watch(job.id)
         return await self._store.find(job.id)
@@ -33,7 +33,7 @@ class PreviewFeed:
     async def join(
         self, job: Job, events: AsyncGenerator[list[JobEvent], None]
     ) -> AsyncGenerator[list[JobEvent], None]:
-        """Yield the batches of ``events``, with events about previews in between, until they end.
+        """Yield the batches of ``events``, and between them events about new previews.
 
         Events about previews have no id, because clients can't resume a stream after them.
         """

@@ -22,9 +22,10 @@ ListPlaces = Callable[[str], Awaitable[Mapping[str, QueuePlace]]]
 
 @dataclass(slots=True)
 class _PoolQueue:
-    """The latest queue places that a pool returned, and the times of its latest call and response.
+    """The latest queue places that a pool returned, and when it was last called and last responded.
 
-    ``is_slow`` is True if a reader has waited for the present call without getting a response.
+    Attributes:
+        is_slow: True if a reader has waited for the current call without getting a response.
     """
 
     places: Mapping[str, QueuePlace] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class QueuePlaces:
         self._wait = wait_seconds
 
     async def read(self) -> Mapping[str, QueuePlace]:
-        """Return the places by job id; jobs of pools that do not respond are missing."""
+        """Return the places by job id, without the jobs of pools that do not respond."""
         now = self._clock()
         for pool, queue in self._queues.items():
             if queue.call is None and now - queue.called_at >= _INTERVAL_SECONDS:

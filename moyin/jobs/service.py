@@ -295,7 +295,7 @@ class JobService:
         return job
 
     async def delete(self, owner: str, job_ids: Sequence[str]) -> Deletion:
-        """Delete those of the jobs that belong to the owner and have ended, with their events.
+        """Delete those of the owner's jobs that have ended, with their events.
 
         The jobs' files are unreadable from then on; `moyin.store.deletion_pruning` deletes them
         later.
@@ -338,7 +338,7 @@ class JobService:
         return decode(JobSpec, bytes(encoded))
 
     async def _cancel_without_workflow(self, job: Job) -> Job:
-        """Cancel a job without a running workflow, which has not started or has just ended."""
+        """Cancel a job whose workflow does not run, because it has not begun or has just ended."""
         is_written = await self._jobs.finish(
             job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
         )
@@ -372,7 +372,7 @@ class JobService:
 
 
 def _check_same_request(first_job: Job, fingerprint: str) -> None:
-    """Raise IdempotencyMismatch if the key's first job came from a different request."""
+    """Raise IdempotencyMismatch if another request created the job with this idempotency key."""
     if first_job.fingerprint != fingerprint:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
@@ -413,7 +413,11 @@ def _measure_depth(value: Any) -> int:
 
 
 def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
-    """Return the spec with a permitted priority; raise if the client named a forbidden one."""
+    """Return the spec with a priority that the submitter may use.
+
+    Raises:
+        PriorityNotAllowed: the client named a priority, in ``field``, that it must not use.
+    """
     best_priority = submitter.best_priority
     if spec.priority >= best_priority:
         return spec

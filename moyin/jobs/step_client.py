@@ -70,7 +70,7 @@ class StepClient:
     """Sends the requests of steps to the gateway and to the services behind the gateway.
 
     Args:
-        gateway: a client that can make tokens for identities.
+        gateway: a client that can act for any identity, because it can make tokens.
         max_response_bytes: the largest response in bytes; a larger response fails the step.
     """
 
@@ -169,7 +169,7 @@ def _to_step_error(
 
 
 def _strip_query(path: str) -> str:
-    """Return the path without its query for messages, because a query may contain secrets."""
+    """Return the path without its query, for messages: a query may contain secrets."""
     return path.partition("?")[0][:200]
 
 

@@ -23,10 +23,10 @@ _PREFIX = "whsec_"
 
 
 class WebhookSender:
-    """Sends webhooks as signed POST requests to public addresses and to allowed networks.
+    """Sends webhooks as signed POST requests, only to public addresses and to allowed networks.
 
-    The sender follows no redirects, uses no proxy and no cookies, and never reads a response's body.
-    Use the sender as an async context manager.
+    The sender follows no redirects, uses no proxy and no cookies, and never reads a response's
+    body. Use the sender as an async context manager.
     """
 
     def __init__(self, *, signing_key: bytes, networks: AllowedNetworks) -> None:

@@ -30,6 +30,9 @@ class Deferral(Protocol):
     ) -> tuple[Job, bool]:
         """Create a job that will send the request to ``path``, which includes the query.
 
+        Args:
+            headers: the headers of the request, as pairs of name and value.
+
         Returns:
             The job, and True if it is new. It is not new if the idempotency key was used before.
         """

@@ -227,7 +227,10 @@ class HttpExchange:
                 yield message["body"]
 
     async def _receive_next_part(self) -> Message:
-        """Receive a part of the request's body; keep any error, because aiohttp would hide it."""
+        """Receive the next part of the request's body.
+
+        A client's error is also stored in the exchange, because aiohttp would hide it.
+        """
         try:
             return await _receive_part(self.receive)
         except (ClientDisconnected, MoyinError) as error:

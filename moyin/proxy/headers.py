@@ -174,7 +174,13 @@ def _is_moyin_credential(name: str, value: str) -> bool:
 
 
 def _web_scheme(scope: Scope, address: str) -> str:
-    """Return the scheme that the client used; a trusted proxy in front reports it in a header."""
+    """Return the scheme that the client used: ``http`` or ``https``.
+
+    A trusted proxy in front reports it in a header.
+
+    Args:
+        address: the client's address. If it is not the peer's, the peer is a trusted proxy.
+    """
     peer = (scope.get("client") or ("", 0))[0]
     forwarded_scheme = get_header(scope, b"x-forwarded-proto")
     if address and address != peer and forwarded_scheme in ("http", "https"):

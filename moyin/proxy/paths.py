@@ -84,6 +84,10 @@ def to_public_location(route: Route, upstream: str, location: str) -> str:
     If the gateway removes the route's prefix from paths, it is added to the redirect, even to one
     that already begins with it: a wiki behind ``/wiki`` may have its own pages below ``/wiki``.
     For services that add the prefix themselves, set ``proxy_redirect`` to false on the route.
+
+    Args:
+        upstream: the URL of the upstream that responded.
+        location: the value of its ``Location`` header; other redirects are returned unchanged.
     """
     upstream_parts = urlsplit(upstream)
     try:

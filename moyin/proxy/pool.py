@@ -46,7 +46,12 @@ class PoolMember:
         return self.is_up and self.breaker.ready
 
     def record_health_check(self, passed: bool, check: HealthCheck) -> None:
-        """Record a result of the health check; enough equal results in a row change `is_up`."""
+        """Record a result of the health check; enough equal results in a row change `is_up`.
+
+        Args:
+            passed: True if the upstream passed the check.
+            check: the settings of the check, with the number of results that suffice.
+        """
         if passed == self.is_up:
             self._streak = 0
             return
@@ -135,7 +140,9 @@ class UpstreamPool:
     def pick_member(
         self, sticky: str | None, tried_members: Collection[PoolMember]
     ) -> PoolMember | None:
-        """Return the member that the request is sent to next, or None if all have been tried.
+        """Return the member that the request is sent to next.
+
+        If no untried member is usable, the result is one that may have recovered by now, or None.
 
         Args:
             sticky: the header value that ties the client to one upstream, if any.
@@ -153,7 +160,13 @@ class UpstreamPool:
         return member
 
     def can_retry(self, tried_members: Collection[PoolMember]) -> bool:
-        """Return True if the request may be retried on another member after ``tried_members``."""
+        """Return True if the request may be retried on an untried member.
+
+        It may not if the route's number of retries is used up or no untried member is usable.
+
+        Args:
+            tried_members: the members that have already failed for this request.
+        """
         if len(tried_members) > self.route.retries:
             return False
         return any(m.is_usable and m not in tried_members for m in self.members)

@@ -38,6 +38,11 @@ async def relay_websocket(
 ) -> None:
     """Connect to an upstream, accept the client, and relay messages until either side closes.
 
+    Args:
+        upstream_path: the path and query that are appended to the upstream's URL.
+        headers: the headers that the upstream receives.
+        sticky: the header value that ties the client to one upstream, if any.
+
     Raises:
         ServiceUnavailable: the route has no healthy upstream.
         BackendUnavailable: no upstream accepted the WebSocket.
@@ -63,6 +68,11 @@ async def _connect_upstream(
     sticky: str | None,
 ) -> tuple[PoolMember, _UpstreamSocket]:
     """Open a WebSocket to a member of the pool, and try other members if that fails.
+
+    Args:
+        upstream_path: the path and query that are appended to the upstream's URL.
+        headers: the headers that the upstream receives.
+        sticky: the header value that ties the client to one upstream, if any.
 
     Returns:
         The member that accepted the WebSocket, and the open WebSocket.

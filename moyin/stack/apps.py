@@ -77,7 +77,7 @@ def find_isolated_pools(path: Path) -> list[str]:
 
 
 def find_renderer_shares(path: Path) -> list[tuple[str, float]]:
-    """Return the pool and the share of a GPU of each renderer that render pools always keep.
+    """Return the pool name and the share of a GPU for each renderer that pools start with.
 
     Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
     """
@@ -113,10 +113,10 @@ def find_text_backends(path: Path) -> list[dict[str, Any]]:
 
 
 def find_config_problems(path: Path) -> list[str]:
-    """Validate the app configuration and return its problems, each with its field.
+    """Validate the app configuration and return its problems as texts that name the field.
 
-    Serve ignores unknown keys and does not report a wrong ``user_config``: running replicas only
-    log that they reject it. The validation imports Ray, so it runs in a child process.
+    Serve itself ignores unknown keys and does not report a wrong ``user_config``: running replicas
+    only log that they reject it. The validation imports Ray, so it runs in a child process.
     """
     try:
         process = subprocess.run(
@@ -149,7 +149,7 @@ async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> N
 
 
 async def redeploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Deploy again the configuration that was deployed last, after a restart of Ray.
+    """Deploy the last deployed configuration again, after a restart of Ray.
 
     Raises the same errors as `deploy_apps`.
     """
@@ -199,7 +199,7 @@ async def _submit(
 
 
 async def delete_apps(options: Options) -> None:
-    """Make Serve stop its replicas, so that they write their data; stop waiting after 8 seconds."""
+    """Make Serve stop its replicas, so that they write their data; wait at most 8 seconds."""
     try:
         async with asyncio.timeout(_WITHDRAW_SECONDS):
             await _call_serve(options, "DELETE", None, seconds=_WITHDRAW_SECONDS)
@@ -208,7 +208,11 @@ async def delete_apps(options: Options) -> None:
 
 
 async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
-    """Return the reasons (or "") of apps that do not run yet; raise `StackError` if one failed."""
+    """Return the apps that do not run yet, each with Serve's last message or "".
+
+    Raises:
+        StackError: an app cannot start.
+    """
     status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
         return dict.fromkeys(names, "")
@@ -253,7 +257,7 @@ def _has_gateway(config: Mapping[str, Any]) -> bool:
 
 
 def _list_failed_checks(body: bytes) -> list[str]:
-    """Return the names of failed checks in a ``/readyz`` body, or [] for other bodies."""
+    """Return the names of the failed checks in a ``/readyz`` body; empty for other bodies."""
     try:
         checks = json.loads(body)["checks"]
         return sorted(name for name, result in checks.items() if result != "ok")
@@ -275,7 +279,7 @@ async def _call_serve(
 
 
 def _get_last_message(app: Mapping[str, Any]) -> str:
-    """Return the last line of an app's messages, which is the error if they are a traceback."""
+    """Return the last line of an app's messages; after a traceback, that is the error."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
     return _get_last_line("\n".join(messages))
@@ -286,7 +290,7 @@ def _get_last_line_of_body(body: bytes) -> str:
 
 
 def _get_last_line(text: str) -> str:
-    """Return the last non-empty line or, of a pydantic error, the field and the problem.
+    """Return the last non-empty line of a text, or the field and problem in a pydantic error.
 
     The value of the field is left out, because it may be a secret.
     """

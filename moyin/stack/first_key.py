@@ -39,14 +39,15 @@ async def create_first_key(settings: Settings) -> None:
 
 
 async def replace_first_key(settings: Settings) -> None:
-    """Write a new API key of the operator into the profile, whose old one is not valid.
+    """Create an API key of the operator and write it into the profile, whose key is not valid.
 
-    A profile of another machine's gateway raises `StackError`: its key may be valid there.
+    Raises:
+        StackError: the profile is for the gateway of another machine, where its key may be valid.
     """
     path = Layout(settings.data).profile
     url = read_profile(path, {}).url
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost", urlsplit(settings.door).hostname):
-        raise StackError(f"{path} has the key of another gateway, {url}")
+        raise StackError(f"{path} has the key of another gateway, {url}: correct it by hand")
     database = Database(settings.sql_url)
     try:
         key = await _create_operator_key(

@@ -126,7 +126,7 @@ def _find_failure_reason(options: Options, pid: int) -> str:
 
 
 def measure_memory(options: Options) -> dict[str, int]:
-    """Return the memory in bytes of each part of the stack (PSS, which splits shared memory)."""
+    """Return the memory of each part of the stack in bytes (PSS, which divides shared memory)."""
     totals: dict[str, int] = {}
     state = read_running_state(options)
     if state is not None:

@@ -66,12 +66,15 @@ class Layout:
 
     @property
     def ray_logs(self) -> Path:
-        """The folder of Ray's logs, of the running stack or of the last run."""
+        """The folder with the logs of Ray: those of the running stack, or else of the last run."""
         live_logs = self.ray / "session_latest" / "logs"
         return live_logs if live_logs.is_dir() else self.logs / "ray"
 
     def list_app_logs(self, app: str) -> list[Path]:
-        """Return the logs of an app's replicas; the last is the newest with the app's own lines."""
+        """Return the logs of an app's replicas, the most useful last.
+
+        That is the newest log with lines of the app itself; other logs have only messages of Serve.
+        """
         paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
         # The logs with the suffix are the app's own; the others contain messages of Serve.
         return sorted(paths, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
@@ -85,7 +88,7 @@ class Layout:
         }
 
     def remove_runtime_files(self) -> None:
-        """Remove the files of a running stack, and move Ray's logs to the data folder."""
+        """Remove the files of a running stack, after moving Ray's logs to the data folder."""
         live_logs, saved_logs = self.ray / "session_latest" / "logs", self.logs / "ray"
         if live_logs.is_dir():
             shutil.rmtree(saved_logs, ignore_errors=True)
@@ -93,7 +96,7 @@ class Layout:
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Create the folders, or raise `StackError` if that fails or the disk is nearly full."""
+        """Create the folders; raise `StackError` if that fails or if the disk is nearly full."""
         if "::" in str(self.data):
             raise StackError(
                 f"{self.data}: the artifact store cannot use a path that contains '::': "

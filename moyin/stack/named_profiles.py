@@ -66,7 +66,7 @@ def read_named_profiles(path: Path) -> NamedProfiles:
         raise StackError(f"{path} cannot be read: {error}: correct or delete it") from error
     tables = values.get("profiles", {})
     if not isinstance(tables, dict):
-        raise StackError(f"{path}: profiles must be a table")
+        raise StackError(f"{path}: profiles must be a table, as in [profiles.studio]")
     profiles = {name: _parse_profile(path, name, table) for name, table in tables.items()}
     default = values.get("default", LOCAL)
     if default != LOCAL and default not in profiles:

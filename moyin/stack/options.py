@@ -38,8 +38,7 @@ class Options:
         source_environ: environment from which the supervisor reads the same options.
         environ: environment that the stack's processes inherit.
         serve_config: path of the app configuration to deploy, which may not exist.
-        runs_valkey: True if the stack runs its own Valkey, because no setting gives another
-            address.
+        runs_valkey: True if the stack runs its own Valkey, because no setting names another server.
         runs_temporal: True if the stack runs its own Temporal server, for the same reason.
     """
 
@@ -122,7 +121,7 @@ class Options:
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs that nvidia-smi lists; 0 without a driver that responds."""
+    """Return the number of GPUs that nvidia-smi lists, or 0 if no driver responds."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0

@@ -29,8 +29,8 @@ def _port(default: int, offset: int, description: str) -> int:
 class Ports:
     """The ports of a stack.
 
-    The variable ``MOYIN_PORT_<NAME>`` sets one port; ``MOYIN_PORT_BASE`` sets the first port, from
-    which the others follow.
+    The variable ``MOYIN_PORT_<NAME>`` sets one port. ``MOYIN_PORT_BASE`` sets the first port; each
+    other port is at a fixed distance from it.
     """
 
     door: int = _port(8000, 0, "the gateway: HAProxy in front of every app")
@@ -118,7 +118,7 @@ def require_free(ports: Ports, *, ignored_ports: frozenset[str] = frozenset()) -
 
 
 def find_free_base() -> int | None:
-    """Return a first port at which all ports of a stack are free, or None if there is none."""
+    """Return a value for ``MOYIN_PORT_BASE`` with which all ports are free, or None."""
     for base in _BASES:
         offsets = [item.metadata["offset"] for item in fields(Ports)]
         if all(_is_free(base + offset) for offset in offsets):

@@ -14,7 +14,7 @@ from moyin.errors import StackError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """The gateway's URL without a final slash, and an API key, or "" without one."""
+    """The gateway's URL, without a final slash, and the API key, which is "" if there is none."""
 
     url: str
     api_key: str

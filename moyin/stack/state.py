@@ -16,7 +16,7 @@ from moyin.stack.layout import replace_file
 
 
 class Phase(StrEnum):
-    """The phases of the whole stack."""
+    """The possible phases of the stack as a whole."""
 
     STARTING = "starting"
     READY = "ready"
@@ -27,7 +27,7 @@ class Phase(StrEnum):
 
 
 class PartStatus(StrEnum):
-    """The statuses of a part of the stack."""
+    """The possible statuses of a part of the stack."""
 
     WAITING = "waiting"
     STARTING = "starting"

@@ -178,7 +178,7 @@ class Supervisor:
         self._publish()
 
     def _publish(self) -> None:
-        """Write the state file, and log a failure, which must not stop the services."""
+        """Write the state file; a failure is only logged, because it must not stop the services."""
         try:
             write_state(self._options.layout.state, self._state)
         except OSError as error:

@@ -68,9 +68,9 @@ def create_service(options: Options) -> Service:
 
 
 def drop_unused_indexes(path: Path) -> None:
-    """Drop the 43 of Temporal's 58 indexes of workflows that Moyin does not use.
+    """Drop those 43 of Temporal's 58 indexes of workflows that Moyin does not use.
 
-    Each index costs a page write per workflow. Temporal's queries work without the indexes.
+    Each index costs a page write per workflow. Temporal's queries work without these indexes.
     """
     try:
         with closing(sqlite3.connect(path, timeout=10)) as database:
@@ -88,7 +88,10 @@ def drop_unused_indexes(path: Path) -> None:
 
 
 def _count_threads() -> int:
-    """Return half the number of cores; with all of them, Go's scheduler wastes time spinning."""
+    """Return the number of Temporal's threads: half the cores.
+
+    With a thread for each core, Go's scheduler wastes processor time while it waits for work.
+    """
     return max(len(os.sched_getaffinity(0)) // 2, 1)
 
 

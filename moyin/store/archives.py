@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class Archive:
-    """A ZIP archive of artifacts, not compressed again, because most of them are pictures.
+    """A ZIP archive of artifacts, stored without compression, as most are pictures.
 
     Args:
         files: the files, in the order of the archive.
@@ -34,7 +34,8 @@ class Archive:
         size: the size of the archive in bytes.
 
     Raises:
-        ArchiveTooLarge: there are more than `MAX_FILES` files, or they have more than `MAX_BYTES` bytes.
+        ArchiveTooLarge: there are more than `MAX_FILES` files, or they have more than `MAX_BYTES`
+            bytes.
     """
 
     def __init__(self, files: Sequence[StoredArtifact]) -> None:

@@ -55,8 +55,8 @@ class ArtifactFilter:
     def build_query(self, owner: str, dialect: str) -> PageQuery:
         """Return the query for the owner's artifacts.
 
-        Indexes find the artifacts of a job, and favourites. Conditions on the job, such as its
-        template, are checked for each artifact.
+        Indexes serve the conditions on times, `job_id` and `favourite=True`. All other conditions
+        are checked row by row.
         """
         conditions: list[Condition] = [artifacts.c.deleted_at.is_(None)]
         if self.job_id is None:
@@ -118,7 +118,12 @@ def generate_artifact_id() -> str:
 
 
 def derive_step_artifact_id(job_id: str, index: int, ordinal: int) -> str:
-    """Return the id of output ``ordinal`` of step ``index``, the same for every attempt."""
+    """Return the id of an output of a job's step; it is the same for every attempt of the job.
+
+    Args:
+        index: the position of the step in the job.
+        ordinal: the position of the output in the step.
+    """
     return f"art_{uuid.uuid5(uuid.UUID(job_id), f'{index}/{ordinal}').hex}"
 
 
@@ -193,10 +198,11 @@ class ArtifactStore:
     async def find_newest_output(
         self, owner: str, name: str, preferred: sa.ColumnElement[bool]
     ) -> Artifact | None:
-        """Return the owner's newest output of a job with this name, or None if there is none.
+        """Return the owner's newest job output with the file name ``name``, or None.
 
         Args:
-            preferred: an SQL condition on jobs; the outputs of jobs that meet it come first.
+            preferred: an SQL condition on jobs; outputs of jobs that meet it are chosen before
+                newer outputs of other jobs.
         """
         newest = (
             sa.select(artifacts)
@@ -226,7 +232,7 @@ class ArtifactStore:
     ) -> tuple[list[StoredArtifact], str | None]:
         """Return a page of the owner's artifacts, newest first, and the cursor of the next page.
 
-        A page for conditions that no index covers may have fewer artifacts than ``limit``, or none,
+        If no index covers the conditions, a page may have fewer artifacts than ``limit``, or none,
         although another page follows.
         """
 
@@ -250,11 +256,11 @@ class ArtifactStore:
         )
         rows = await self._database.fetch_all(query)
         found_artifacts = {row["id"]: _parse_stored_artifact(row) for row in rows}
-        missing = next(
+        missing_id = next(
             (artifact_id for artifact_id in ids if artifact_id not in found_artifacts), None
         )
-        if missing is not None:
-            raise _not_found(missing)
+        if missing_id is not None:
+            raise _not_found(missing_id)
         return [found_artifacts[artifact_id] for artifact_id in ids]
 
     async def set_favourite(self, owner: str, artifact_id: str, favourite: bool) -> None:
@@ -269,7 +275,7 @@ class ArtifactStore:
             raise _not_found(artifact_id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Hide an upload from its owner, and free the file names that ComfyUI's clients gave it.
+        """Hide an upload from its owner, and free its file names, which ComfyUI's clients chose.
 
         Open jobs that use the upload can still read it. `moyin.store.deletion_pruning` deletes its
         blob later, unless something else refers to the blob.

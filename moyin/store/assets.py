@@ -16,7 +16,7 @@ class AssetStore:
         self._artifacts = artifacts
 
     async def get(self, owner: str, artifact_id: str) -> StoredArtifact:
-        """Return an upload of the owner or an output of a job, or raise `ArtifactNotFound`."""
+        """Return an uploaded or rendered artifact of the owner, or raise `ArtifactNotFound`."""
         return await self._artifacts.get_with_origin(owner, artifact_id)
 
     async def add(
@@ -32,7 +32,8 @@ class AssetStore:
 
         Raises:
             ContentMismatch: the content has another hash than expected.
-            IdempotencyMismatch: the id, which is derived from an Idempotency-Key, exists already.
+            IdempotencyMismatch: an artifact with this id exists, since the client's
+                Idempotency-Key, from which the id is derived, was used before.
         """
         assert artifact.blake3 is not None
         if expected not in (None, f"blake3:{artifact.blake3}"):
@@ -62,9 +63,14 @@ class AssetStore:
         return stored
 
     async def copy(self, owner: str, digest: str | None, name: str | None) -> StoredArtifact:
-        """Create an artifact with the content of an existing one; ``name`` None keeps its name.
+        """Create an artifact that has the same content as an existing artifact, and return it.
 
-        ``digest`` is the BLAKE3 digest of the content, as in `find`, which raises the same error.
+        Args:
+            digest: the BLAKE3 digest of the content, or None if the client sent an invalid hash.
+            name: the file name of the new artifact; None copies the existing name.
+
+        Raises:
+            ContentNotFound: the owner has no artifact with this digest.
         """
         original = (await self.find(owner, digest)).artifact
         new_name = original.name if name is None else sanitize_file_name(name, original.media_type)

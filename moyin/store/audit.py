@@ -73,20 +73,20 @@ class AuditLog:
         self._database = database
 
     async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
-        """Append an event in the transaction ``within``, or in its own if that is None."""
+        """Append an event in the transaction ``within``, or in a new one if that is None."""
         entry = audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
         await self._database.execute(entry, within=within)
 
     async def list_entries(
         self, entries: AuditFilter, *, limit: int, before: str | None = None
     ) -> list[AuditEntry]:
-        """Return entries, newest first.
+        """Return up to ``limit`` entries that the filter selects, newest first.
 
         Args:
             before: the id of an entry; only older entries are returned.
 
         Raises:
-            InvalidRequest: ``before`` is not the id of such an entry.
+            InvalidRequest: no entry of the filter's tenant has the id ``before``.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
         query = query.where(*_build_conditions(entries))

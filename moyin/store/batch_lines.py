@@ -1,4 +1,4 @@
-"""Stores the lines of open batches, with the process that runs each line and the results.
+"""Stores the lines of open batches, their results, and which process runs each line.
 
 Only one runner at a time runs a line: the process that has claimed it. A runner regularly records
 that it is alive. If it stops doing so, other runners may claim its lines. A result is written once
@@ -55,8 +55,9 @@ class FinishedLine:
     """The result of a batch line, and the model calls to charge for it.
 
     Attributes:
-        run: an id of this run of the line, so that the calls of each run are charged once; empty if
-            all runs have the same calls, as when the results of a native batch are read again.
+        run: an id of this run of the line. The calls of every run are charged, but those of one run
+            only once. Empty if a repeated run reports the same calls, as when the results of a
+            native batch are read again.
     """
 
     batch_id: str
@@ -67,7 +68,7 @@ class FinishedLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LineCounts:
-    """The numbers of a batch's unfinished lines: all, and those ``running`` under a live runner."""
+    """Counts a batch's lines without a result; a live runner has claimed ``running`` of them."""
 
     pending: int
     running: int
@@ -96,7 +97,7 @@ class BatchLineStore:
             await self._database.write(lambda c: c.execute(_INSERT[c.dialect.name], rows))
 
     async def renew_runner(self, runner: str, seconds: float) -> None:
-        """Record that a runner is alive for ``seconds`` from now, and delete runners long dead."""
+        """Record that a runner is alive for ``seconds`` from now, and delete long-dead runners."""
 
         def write(connection: sa.Connection) -> None:
             _renew_runner(connection, runner, seconds)
@@ -121,12 +122,13 @@ class BatchLineStore:
         running: Sequence[int] = (),
         seconds: float | None = None,
     ) -> list[BatchLine]:
-        """Claim the next lines that no live runner has, and return them.
+        """Claim the next lines that no other live runner has claimed, and return them.
 
         Args:
-            running: the lines that this runner already runs and must not claim again. Its other
-                lines can be claimed again; they remain when a claim was cancelled or a release
-                failed.
+            limit: the maximum number of lines.
+            running: the numbers of the lines that this runner is running, which are left out. All
+                other lines that it claimed earlier may be returned again, such as those of a
+                cancelled call.
             seconds: if given, also record that the runner is alive for so long, as `renew_runner`
                 does.
 
@@ -182,10 +184,10 @@ class BatchLineStore:
         await self._database.write(lambda c: c.execute(change))
 
     async def finish(self, finished_lines: Sequence[FinishedLine]) -> list[FinishedLine]:
-        """Write the results, the counts of their batches and the usage in one transaction.
+        """Write results of lines, and in the same transaction their batches' counts and the usage.
 
-        A result is not written if its line has a result already or its batch has ended. The usage
-        of such a result is recorded as that of incomplete calls.
+        A result is not written if its line has a result already or its batch has ended. Then its
+        calls are recorded as incomplete.
 
         Returns:
             The results that were not written.
@@ -211,7 +213,7 @@ class BatchLineStore:
         return await self._database.write(write)
 
     async def count(self, batch_id: str) -> LineCounts:
-        """Return the numbers of a batch's lines that have no result yet."""
+        """Count the lines of a batch that have no result yet."""
         pending = (
             sa.select(sa.func.count())
             .select_from(lines)
@@ -224,7 +226,7 @@ class BatchLineStore:
     async def list_numbers(
         self, batch_id: str, numbers: Sequence[int], runner: str
     ) -> list[BatchLine]:
-        """Return, in order, those of the lines that the runner has claimed and not finished."""
+        """Return the lines with ``numbers`` that the runner has claimed and not finished."""
         query = (
             sa.select(lines.c.number, lines.c.custom_id, lines.c.start, lines.c.size)
             .where(
@@ -314,7 +316,11 @@ def _renew_runner(connection: sa.Connection, runner: str, seconds: float) -> Non
 def _write_results(
     connection: sa.Connection, batch_id: str, group: Mapping[int, FinishedLine]
 ) -> set[int]:
-    """Write the results of lines that have none, and return their numbers."""
+    """Write the results in ``group``, by line number, of lines that have none yet.
+
+    Returns:
+        The numbers of the lines whose results were written.
+    """
     unsealed_batch = sa.select(batches.c.id).where(
         batches.c.id == batch_id, batches.c.finalizing_at.is_(None)
     )
@@ -356,7 +362,11 @@ def _write_results(
 
 
 def _build_usage_rows(item: FinishedLine) -> list[dict[str, Any]]:
-    """Return a line's ledger rows; derived ids ensure that no call is charged twice."""
+    """Return the ledger rows of a line's model calls.
+
+    The id of a row is derived from the line, its run and the position of the call, so that writing
+    the row twice charges the call once.
+    """
     moment = now()
     request_id = get_line_request_id(item.batch_id, item.result.number)
     if item.run:

@@ -124,11 +124,13 @@ class BlobReferences:
         keeps_jobs: bool = False,
         hidden: Collection[str] = (),
     ) -> set[str]:
-        """Return the blobs in ``files`` (digests by job id) that only these jobs refer to.
+        """Return those blobs in ``files`` to which no other job and no other artifact refers.
 
         Args:
+            files: the digests of blobs by job id.
             inputs: the ids of artifacts that open jobs use.
-            keeps_jobs: True if jobs that ended before ``before`` are not deleted.
+            before: the time before which the jobs to delete have ended.
+            keeps_jobs: True if other jobs that ended before ``before`` are kept, with their blobs.
             hidden: the ids of artifacts that are deleted at the same time.
         """
         deletable_digests = set().union(*files.values())
@@ -174,7 +176,7 @@ class BlobReferences:
 
 
 def iterate_direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
-    """Yield the digests of the blobs that a job's row names, that of the spec first."""
+    """Yield the digests of the blobs that a job's row names, first that of the job's spec."""
     yield row["spec"]
     if row["record"] is not None:
         yield row["record"]
@@ -193,9 +195,9 @@ def split_into_chunks(items: list[str]) -> Iterator[list[str]]:
 
 
 def _was_created_by(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the SQL condition for jobs that were submitted before ``before``, or soon after.
+    """Return the SQL condition for jobs that were submitted before ``before`` or shortly after it.
 
-    The blobs of later jobs are too new to be deleted.
+    Later jobs need no check, because their blobs are too new to be deleted.
     """
     return jobs.c.created_at < before + _STORE_MARGIN
 

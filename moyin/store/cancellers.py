@@ -1,7 +1,7 @@
-"""Records who requests the cancellation of an attempt, in the column ``cancelled_by`` of its job.
+"""Records who asked to cancel an attempt of a job, in the column ``cancelled_by`` of the job's row.
 
-Several requests may overlap, and each of them may fail. So each request adds its own entry, and a
-failed request removes only its own. The canceller of the job is that of the oldest entry.
+Several cancel requests may overlap, and each of them may fail. So each request adds its own entry,
+and a failed request removes only its own. The job shows the oldest entry as its canceller.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _UPDATE = jobs.update().where(*_ATTEMPT)
 def add_canceller(
     connection: sa.Connection, job_id: str, attempt: int, canceller: Canceller
 ) -> str | None:
-    """Add an entry to an open attempt and return its id; None if the attempt gets no more entries."""
+    """Add an entry for a cancel request and return the entry's id.
+
+    The result is None if the attempt has ended or already has the maximum number of entries.
+    """
     entries = _lock_entries(connection, job_id, attempt)
     if entries is None or len(entries) >= _MAX_ENTRIES:
         return None
@@ -41,7 +44,7 @@ def add_canceller(
 
 
 def remove_canceller(connection: sa.Connection, job_id: str, attempt: int, entry_id: str) -> None:
-    """Remove the entry of a request that has failed, if the attempt is still open."""
+    """Remove the entry of a failed cancel request; do nothing if the attempt has ended."""
     entries = _lock_entries(connection, job_id, attempt)
     if entries is not None:
         remaining_entries = [entry for entry in entries if entry["id"] != entry_id]

@@ -1,4 +1,4 @@
-"""Stores the names of files that ComfyUI's clients uploaded, and the artifacts with those names."""
+"""Stores the names under which ComfyUI's clients uploaded files, and the artifact of each name."""
 
 from __future__ import annotations
 
@@ -92,7 +92,11 @@ class UploadStore:
         return artifacts_by_name
 
     async def list_newest(self, owner: str, kind: str, limit: int) -> list[ComfyFileName]:
-        """Return the newest names of the owner with the type ``kind``, newest first."""
+        """Return the owner's newest file names, newest first.
+
+        Args:
+            kind: the folder type in ComfyUI, such as ``input``.
+        """
         query = (
             sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename)
             .where(uploads.c.owner == owner, uploads.c.type == kind)

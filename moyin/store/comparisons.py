@@ -35,7 +35,7 @@ class StoredComparison:
     """Holds a prompt with two answers for the judge.
 
     Attributes:
-        comparison: the prompt and the first answer, serialized by the judge.
+        comparison: the prompt and the first answer, serialized.
         second: the second answer, or None if it is not stored yet.
     """
 

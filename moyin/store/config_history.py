@@ -32,7 +32,7 @@ class ConfigHistory:
         self._database = database
 
     async def record(self, values: Mapping[str, Any]) -> None:
-        """Store a configuration unless it equals the newest one, as every replica records it."""
+        """Store a configuration unless it equals the newest one, since every replica calls this."""
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
         def add(connection: sa.Connection) -> None:
@@ -56,7 +56,7 @@ class ConfigHistory:
         await self._database.write(add)
 
     async def list_newest(self, limit: int) -> list[RecordedConfig]:
-        """Return the configurations, the newest first."""
+        """Return up to ``limit`` configurations, newest first."""
         query = sa.select(config_history).order_by(config_history.c.number.desc()).limit(limit)
         return [
             RecordedConfig(values=row["settings"], applied_at=ensure_utc(row["applied_at"]))

@@ -23,7 +23,7 @@ from moyin.store.sql import Database
 
 
 class DeletionPruner:
-    """Deletes the files that `moyin.store.job_deletion` has left of jobs and artifacts."""
+    """Deletes the files of jobs and artifacts that `moyin.store.job_deletion` deleted or hid."""
 
     def __init__(self, database: Database, references: BlobReferences) -> None:
         self._database = database
@@ -55,9 +55,9 @@ class DeletionPruner:
     async def _fetch_hidden_artifacts(
         self, before: datetime, inputs: Collection[str]
     ) -> dict[str, str]:
-        """Return the digests, by id, of artifacts that were deleted before ``before``.
+        """Return the digests, by artifact id, of artifacts that were deleted before ``before``.
 
-        Artifacts that open jobs use are left out.
+        Artifacts that open jobs use as ``inputs`` are left out.
         """
         hidden_artifacts: dict[str, str] = {}
         after = ""
@@ -78,7 +78,10 @@ class DeletionPruner:
         return hidden_artifacts
 
     async def free_ids(self, before: datetime) -> None:
-        """Delete the rows of deleted jobs without files, so that their ids can be used again."""
+        """Delete rows of the table ``deleted_jobs``, so that the jobs' ids can be used again.
+
+        Only rows of jobs that were deleted before ``before`` and have no files left are deleted.
+        """
         while await self._database.execute(_free_ids(before)):
             continue
 
@@ -94,7 +97,7 @@ def _select_deleted_jobs(before: datetime) -> sa.Select[Any]:
 
 
 def _free_ids(before: datetime) -> sa.Delete:
-    """Return the statement that deletes the rows of some deleted jobs, to free their ids."""
+    """Return the statement that deletes up to `PAGE` rows for `DeletionPruner.free_ids`."""
     oldest = (
         sa.select(deleted_jobs.c.id)
         .where(deleted_jobs.c.cleaned, deleted_jobs.c.deleted_at < before)
@@ -106,7 +109,10 @@ def _free_ids(before: datetime) -> sa.Delete:
 def _forget_deleted(
     job_ids: Sequence[str], artifact_ids: list[str], connection: sa.Connection
 ) -> None:
-    """Record that the files of deleted jobs are gone, and delete the rows of hidden artifacts."""
+    """Record that the files of these deleted jobs are gone, and delete the rows of these artifacts.
+
+    Artifacts that were restored meanwhile are kept.
+    """
     for chunk in split_into_chunks(list(job_ids)):
         update = deleted_jobs.update().where(deleted_jobs.c.id.in_(chunk))
         connection.execute(update.values(cleaned=True, results=[], spec="", record=None))

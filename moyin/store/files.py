@@ -25,7 +25,7 @@ MAX_TENANT_BYTES = 100 * 1024**3
 
 
 class FileStore:
-    """Reads and writes the rows of files. Every query is limited to one tenant's.
+    """Reads and writes the rows of files. Every query is limited to the rows of one tenant.
 
     Args:
         max_bytes: the maximum total size of a tenant's files in bytes.

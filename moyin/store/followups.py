@@ -1,7 +1,7 @@
-"""Stores references to recent answers in Valkey, so that any replica recognises follow-ups to them.
+"""Stores references to recent answers in Valkey, so that any replica recognises follow-ups.
 
-Names are keyed hashes of a conversation, and values identify the request. No text is stored, and
-values expire after minutes. Requests must not wait for this store.
+A reference is stored under a keyed hash of the conversation, and its value identifies the request.
+No text is stored, and values expire after minutes. Requests must not wait for this store.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FollowUpStore:
         return await self._fetch("GET", names)
 
     async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        """Return values as `get` does and delete them; of concurrent callers, one gets a value."""
+        """Return values as `get` does and delete them; no two callers get the same value."""
         return await self._fetch("GETDEL", names)
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:

@@ -1,7 +1,8 @@
-"""Stores WebSocket frames for ComfyUI's clients in Valkey, in one bounded, expiring stream per client.
+"""Stores WebSocket frames for ComfyUI's clients in Valkey, one bounded, expiring stream per client.
 
-A stream's name contains the owner and the client id, so that no client reads another's stream. A
-stream has frames from workers, and markers for frames that each gateway replica builds itself.
+A stream is named by a channel, which consists of the owner and the client id, so that no client
+reads the stream of another client. Workers publish frames, and markers in place of those frames
+that each gateway replica builds itself.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Frame:
         id: the stream id, which is empty until the frame is published.
         prompt: the id of the prompt.
         body: the JSON of a text frame, or the bytes of a binary one.
-        blob: the SHA-256 of the blob of a ``FrameKind.BLOB``.
+        blob: for `FrameKind.BLOB`, the SHA-256 of the blob that follows the body.
     """
 
     kind: FrameKind
@@ -94,7 +95,7 @@ class FrameStore:
             _log.warning("could not publish %s frames in Valkey: %s", len(frames), error)
 
     async def publish_status(self, job: Job) -> None:
-        """Publish the marker that the job has changed the queue of its client."""
+        """Publish to the client that submitted the job the marker for a change of its queue."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.STATUS, prompt=job.id))
 
@@ -142,7 +143,7 @@ class FrameStore:
 
 
 class FrameHub(StreamHub[Frame]):
-    """Delivers the frames of clients to their connections; streams are named by channel."""
+    """Delivers the frames of ComfyUI's clients to their connections; a channel names a stream."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, _FRAMES, _parse_frame)

@@ -25,7 +25,7 @@ _RECONNECT_SECONDS = 0.5
 
 
 class Entry(Protocol):
-    """Describes an entry of a Valkey stream by its stream id."""
+    """An entry of a Valkey stream, of which this module needs only the stream id."""
 
     @property
     def id(self) -> str: ...
@@ -35,7 +35,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class SlowConsumer(Overloaded):
-    """Signals that a subscriber reads too slowly; it may subscribe again with its last event id."""
+    """Signals that a subscriber reads too slowly; it may subscribe again from its last event."""
 
     code = "slow_consumer"
 
@@ -43,8 +43,8 @@ class SlowConsumer(Overloaded):
 class Subscription(Generic[E]):
     """Queues the entries of one stream for one subscriber.
 
-    The capacity is twice the number of entries that existed at first, since those arrive at once
-    and would arrive again if they overflowed the queue. Streams are bounded, and so is the queue.
+    All entries that exist at the start arrive at once, so the queue holds twice as many. A smaller
+    queue would overflow at once, and again after each new subscription.
 
     Attributes:
         after: the stream id of the last queued entry.
@@ -103,7 +103,7 @@ class StreamHub(Generic[E]):
 
     Args:
         prefix: the prefix of the streams' keys, which end with a name without colons.
-        parse: converts a stream id and the fields of an entry.
+        parse: creates an entry from its stream id and its fields.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class StreamHub(Generic[E]):
             self._positions.pop(name, None)
 
     async def _wake(self) -> None:
-        """Make the reader task use the changed set of streams at once."""
+        """Start or interrupt the reader task, so that it reads the changed set of streams."""
         self._changed.set()
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_forever())

@@ -61,8 +61,9 @@ class JobFilter:
     ) -> Page:
         """Return a page of the owner's jobs, as `moyin.store.pages.fetch_page` does.
 
-        A search for frequent words finds enough jobs among the newest rows. For rarer words, the
-        word index lists all matching jobs, unless they are too many to be sorted by time.
+        A search first reads the newest jobs, which suffices for frequent words. If these do not
+        fill the page, the word index finds all matching jobs, unless there are too many to sort by
+        time.
         """
         dialect = connection.dialect.name
         page = fetch_page(connection, self.build_query(owner, dialect), limit=limit, cursor=cursor)
@@ -84,9 +85,9 @@ class JobFilter:
     def build_query(self, owner: str, dialect: str) -> PageQuery:
         """Return the query for the owner's jobs.
 
-        Indexes find jobs by status and kind. The other conditions are checked in each row. For a
-        search, each word is looked for in the job's whole text, which is in another table, so a
-        page of a search with many words covers fewer jobs.
+        Indexes find jobs by status and kind. All other conditions are checked row by row. Each word
+        of a search must be compared with the whole text of a job, so it counts as one more value
+        per row.
         """
         common = [jobs.c.owner == owner, *self._build_time_conditions()]
         if self.is_indexed:
@@ -123,7 +124,7 @@ class JobFilter:
         return conditions
 
     def build_row_conditions(self, columns: Any, dialect: str) -> list[Condition]:
-        """Return the conditions on a job's row, without those on its times and words."""
+        """Return the conditions on columns of a job's row, except those on times and words."""
         conditions: list[Condition] = []
         if self.statuses:
             conditions.append(columns.status.in_([status.value for status in self.statuses]))

@@ -50,8 +50,8 @@ class NewJob:
     Attributes:
         spec: the SHA-256 of the blob with the job's spec.
         heads: the kind and pool of each step, in order.
-        fingerprint: a digest of the request. A request with a used idempotency key counts as a
-            repetition only if its fingerprint is the same.
+        fingerprint: a digest of the request. A second request with the same idempotency key counts
+            as a repetition only if its fingerprint is the same.
         key_id: the API key or session of the submitter, with whose rights the steps run.
         user: the id of the submitting user, or None for a tenant's own key.
         scopes: the scopes of the submitter.
@@ -61,7 +61,7 @@ class NewJob:
         comfyui: whether the job was submitted through ComfyUI's own API.
         templates: the names of the templates of the steps.
         has_chosen_id: whether the client, or another system, chose the id.
-        text: the text whose words a search for the job can use.
+        text: the text that is searched when a client searches for jobs.
         reservation: the money that the submitter's budgets reserve for the renders, or None.
     """
 
@@ -194,7 +194,10 @@ def _parse_canceller(row: Row) -> Canceller | None:
 
 
 def _parse_requester(row: Row) -> Canceller | None:
-    """Return who requested the cancellation through the gateway, even if it had no effect."""
+    """Return who first requested the cancellation through the gateway, or None if no one did.
+
+    The job may have succeeded or failed nevertheless.
+    """
     entries = get_canceller_entries(row)
     return from_plain(Canceller, entries[0]["by"]) if entries else None
 

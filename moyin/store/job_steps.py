@@ -23,7 +23,11 @@ _STEP_COLUMNS = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.
 def write_progress(
     connection: sa.Connection, job_id: str, attempt: int, progress: Progress
 ) -> Progress | None:
-    """Write the progress of a step for `moyin.store.jobs.JobStore.record_progress`."""
+    """Write the progress of a step; see `moyin.store.jobs.JobStore.record_progress`.
+
+    Returns:
+        The progress of the whole job, or None if the attempt has ended.
+    """
     change = jobs.update().where(
         jobs.c.id == job_id,
         jobs.c.attempts == attempt,
@@ -43,7 +47,11 @@ def write_progress(
 def write_step(
     connection: sa.Connection, job_id: str, attempt: int, result: StepResult
 ) -> Progress | None:
-    """Write the result of a finished step for `moyin.store.jobs.JobStore.record_step`."""
+    """Write the result of a finished step; see `moyin.store.jobs.JobStore.record_step`.
+
+    Returns:
+        The progress of the whole job, or None if the attempt has ended.
+    """
     row = _lock_row(connection, job_id, attempt)
     if row is None:
         return None

@@ -37,13 +37,13 @@ _MATCHING = {
 
 
 def join_words(owner: str, text: str) -> str:
-    """Return the words of a job's text as stored in `job_texts`; empty if it has none."""
+    """Return the words of a job's text as `job_texts` stores them, or "" if it has none."""
     head = text.encode(errors="ignore")[:MAX_TEXT_BYTES].decode(errors="ignore")
     return " ".join(_add_owner(owner, _split(head, for_search=False)))
 
 
 def find_words(search: str) -> list[str]:
-    """Return the words that a job's text must have to match a search."""
+    """Return the words of a search, all of which must occur in the text of a matching job."""
     return list(dict.fromkeys(_split(search, for_search=True)))
 
 
@@ -77,9 +77,11 @@ def find_job_ids(connection: sa.Connection, owner: str, search: str, limit: int)
 
 
 def _split(text: str, *, for_search: bool) -> Iterator[str]:
-    """Yield words in lower case; for scripts without spaces between words, pairs of characters.
+    """Yield the words of a text in lower case.
 
-    A stored text also has each such character by itself, so that a search for one finds it.
+    In scripts without spaces between words, each pair of adjacent characters counts as a word. In a
+    stored text (``for_search`` False) each of these characters does too, so that a search for a
+    single character finds it.
     """
     for match in _RUN.finditer(unicodedata.normalize("NFKC", text).casefold()):
         run = match[0]

@@ -134,7 +134,7 @@ class JobStore:
         return None if row is None else parse_job(row)
 
     async def find_repeated(self, new_job: NewJob) -> Job | None:
-        """Return the job that an earlier request, identical to ``new_job``, has created, if any.
+        """Return the job that an earlier identical request created, or None if there is none.
 
         Raises:
             IdempotencyMismatch, PromptIdTaken: as `create`.
@@ -211,7 +211,7 @@ class JobStore:
         return parse_launch(await self._fetch_row(job_id))
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
-        """Record that jobs' workflows were started, or that ended jobs' webhooks are being sent."""
+        """Record that the workflows of open jobs, or the webhooks of ended jobs, were started."""
         change = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )
@@ -220,10 +220,10 @@ class JobStore:
     async def list_undispatched(
         self, older_than: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
-        """Return (id, attempt, whether it has ended) of undispatched jobs, oldest first.
+        """Return (id, attempt, whether it has ended) of jobs for `mark_dispatched`, oldest first.
 
-        The sweeper starts the missing workflows of open jobs and sends the missing webhooks of
-        ended ones, until `mark_dispatched` is called.
+        These are open jobs whose workflow, and ended jobs whose webhook, may not have been started.
+        The sweeper starts them.
         """
         query = (
             sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN_STATUSES))
@@ -235,7 +235,7 @@ class JobStore:
         return [(job_id, attempt, bool(ended)) for job_id, attempt, ended in rows]
 
     async def start(self, job_id: str, attempt: int) -> Job | None:
-        """Mark a queued attempt as running and return its job; None if it is not current."""
+        """Mark an attempt as running if it is queued, and return its job; else return None."""
         values = {"job_id": job_id, "attempt": attempt, "moment": now()}
         row = await self._database.write(lambda c: c.execute(_START, values).mappings().first())
         return None if row is None else parse_job(row)
@@ -273,8 +273,8 @@ class JobStore:
 
         Args:
             results: the results of all steps, or an empty sequence if `record_step` wrote them.
-            webhook_sent: True if the caller sends the webhook; if False, the sweeper sends it
-                unless `mark_dispatched` is called.
+            webhook_sent: True if the caller sends the webhook. If False, the sweeper, a background
+                task, sends it unless `mark_dispatched` is called.
 
         Returns:
             The ended job, or None if the attempt had already ended.

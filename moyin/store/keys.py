@@ -1,4 +1,4 @@
-"""Stores API keys by their id and a digest of their text, which is ``moyin_<id>_<secret>``.
+"""Stores API keys by id, each with a digest of the key's text ``moyin_<id>_<secret>``.
 
 A rotation replaces the secret and not the id, so that limits and their counters stay the same.
 """
@@ -129,18 +129,23 @@ class KeyStore:
     async def verify_all(self, presented_keys: Iterable[str]) -> Mapping[str, Identity]:
         """Return the identities of the valid keys among the texts ``presented_keys``, by text."""
         ids = {text: key_id for text in presented_keys if (key_id := _parse_id(text)) is not None}
-        live = await self._fetch_active(set(ids.values()))
+        active_rows = await self._fetch_active(set(ids.values()))
         digests = {text: compute_digest(text) for text in ids}
         return {
-            text: _parse_identity(live[key_id], _compute_secret_id(digests[text]))
+            text: _parse_identity(active_rows[key_id], _compute_secret_id(digests[text]))
             for text, key_id in ids.items()
-            if key_id in live and _matches(live[key_id], digests[text])
+            if key_id in active_rows and _matches(active_rows[key_id], digests[text])
         }
 
     async def find_active(
         self, secret_ids: Collection[tuple[str, str]]
     ) -> Mapping[tuple[str, str], Identity]:
-        """Return the identities of those keys that are valid, by key and `Identity.secret_id`."""
+        """Return the identities of the valid keys.
+
+        Args:
+            secret_ids: pairs of a key's id and an `Identity.secret_id`; the result has the same
+                pairs. A pair is left out if the key is not valid or has another secret now.
+        """
         rows = await self._fetch_active({key_id for key_id, _ in secret_ids})
         return {
             (key_id, secret_id): _parse_identity(rows[key_id], secret_id)
@@ -297,24 +302,24 @@ def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
     return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < moment)
 
 
-def _matches(row: Mapping[Any, Any], presented: str) -> bool:
-    return any(hmac.compare_digest(digest, presented) for digest in _list_digests(row))
+def _matches(row: Mapping[Any, Any], presented_digest: str) -> bool:
+    return any(hmac.compare_digest(digest, presented_digest) for digest in _list_digests(row))
 
 
 def _list_digests(row: Mapping[Any, Any]) -> list[str]:
     """Return the digests of the valid secrets: the current, and during a rotation the old."""
-    until = ensure_utc(row["former_until"])
-    is_former_valid = until is not None and until > now()
+    former_until = ensure_utc(row["former_until"])
+    is_former_valid = former_until is not None and former_until > now()
     return [row["digest"], row["former_digest"]] if is_former_valid else [row["digest"]]
 
 
 def _compute_secret_id(digest: str) -> str:
-    """Return an id of a secret that tokens may contain; it does not reveal the digest."""
+    """Return an id for a secret; tokens may contain the id, since it does not reveal the digest."""
     return compute_digest(digest)[:16]
 
 
 def _get_effective_scopes(row: Mapping[Any, Any]) -> frozenset[str]:
-    """Return the scopes of a key, limited to those of the current role of its user."""
+    """Return the scopes of a key; for a user's key, only those that the user's role still has."""
     scopes = frozenset(row["scopes"].split())
     if row["role"] is None:
         return scopes

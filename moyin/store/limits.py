@@ -36,16 +36,16 @@ _SUBJECT_COLUMNS = {"key": jobs.c.key_id, "user": jobs.c.user_id, "owner": jobs.
 
 
 def list_limit_subjects(identity: Identity) -> list[str]:
-    """Return the subjects whose limits apply to a caller: the key, the user and the tenant."""
+    """Return the subjects whose limits apply to a caller: its key, its user and its tenant."""
     users = [f"user:{identity.user}"] if identity.user is not None else []
     return [f"key:{identity.key_id}", *users, f"owner:{identity.owner}"]
 
 
 def enforce_open_job_limits(connection: sa.Connection, applicable: Sequence[Limit]) -> None:
-    """Raise `TooManyJobs`, which rolls back the transaction, if a new job exceeds a limit.
+    """Raise `TooManyJobs` if a new job exceeds a limit; this rolls back the transaction.
 
     Each render of a batch counts as a job. Concurrent transactions wait for each other: SQLite has
-    only one writer, and on PostgreSQL a lock is taken for each subject.
+    only one writer, and on PostgreSQL a lock is taken for the subject of each limit.
     """
     # Sorted, so that concurrent transactions acquire the locks in the same order.
     limited_subjects = sorted(
@@ -73,32 +73,32 @@ def enforce_open_job_limits(connection: sa.Connection, applicable: Sequence[Limi
 
 
 class LimitStore:
-    """Reads and writes the limits of subjects."""
+    """Reads and writes limits by their subject, which is a key, a user or a tenant."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def list_for(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
-        """Return the limits of subjects in their order, without subjects that have no limits."""
+        """Return the limits of subjects in the given order, without subjects that have none."""
         query = sa.select(limits).where(limits.c.subject.in_(subjects))
         rows = await self._database.fetch_all(query)
         by_subject = {row["subject"]: _parse_limit(row) for row in rows}
         return tuple(by_subject[subject] for subject in subjects if subject in by_subject)
 
     async def set(self, limit: Limit, *, within: Transaction | None = None) -> None:
-        """Store the limits of ``limit.subject`` and replace earlier ones."""
+        """Store the limits of the subject ``limit.subject``; they replace its earlier limits."""
         async with self._database.within(within) as connection:
             await connection.run_sync(partial(_replace, _build_row(limit)))
 
     async def clear(self, subject: str, *, within: Transaction | None = None) -> None:
-        """Delete the limits of a subject."""
+        """Delete the limits of a subject: a key, a user or a tenant."""
         await self._database.execute(
             limits.delete().where(limits.c.subject == subject), within=within
         )
 
 
 def _replace(row: dict[str, Any], connection: sa.Connection) -> None:
-    """Insert or replace a row in one statement, because two could conflict with other writers."""
+    """Insert or replace a row in one statement; separate ones could conflict with other writers."""
     insert = _INSERT[connection.dialect.name](limits).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=row))
 

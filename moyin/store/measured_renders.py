@@ -1,4 +1,4 @@
-"""Lists the durations of a pool's latest renders."""
+"""Queries the durations of a pool's latest renders."""
 
 from __future__ import annotations
 

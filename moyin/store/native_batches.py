@@ -40,7 +40,10 @@ class NativeBatchStore:
         self._database = database
 
     async def list_open(self, batch_id: str) -> list[NativeBatch]:
-        """Return the unfinished native batches of a batch, and the row of its plan."""
+        """Return the unfinished native batches of a batch, and the row that represents its plan.
+
+        The plan divides the batch into native batches.
+        """
         query = sa.select(natives).where(
             natives.c.batch_id == batch_id,
             sa.or_(
@@ -57,7 +60,7 @@ class NativeBatchStore:
         return set(await self._database.fetch_values(query))
 
     async def add(self, native: NativeBatch) -> None:
-        """Add a row unless it exists, and delete rows that are no longer needed."""
+        """Add a native batch unless its row exists, and delete rows of old finished ones."""
         row = {name: getattr(native, name) for name in NativeBatch.__slots__}
         row |= {"status": native.status.value, "state": dict(native.state)}
 
@@ -73,7 +76,7 @@ class NativeBatchStore:
         await self._database.write(write)
 
     async def take(self, native: NativeBatch, seconds: float) -> bool:
-        """Begin a step that is due; return False if another replica has begun it.
+        """Reserve the next step of a native batch; return False if it is not due or is taken.
 
         The step becomes due again after ``seconds``, unless `renew` is called.
         """
@@ -85,11 +88,14 @@ class NativeBatchStore:
         return bool(await self._database.write(lambda c: c.execute(change).rowcount))
 
     async def renew(self, native_id: str, seconds: float) -> None:
-        """Record that the current step continues for at least ``seconds``."""
+        """Keep the current step reserved for ``seconds`` from now."""
         await self._update(native_id, due_at=now() + timedelta(seconds=seconds))
 
     async def save(self, native: NativeBatch, *, due_in: float = 0.0) -> None:
-        """Write a native batch's status, id and state; its next step is due in ``due_in`` s."""
+        """Write the status, the remote id and the state of a native batch.
+
+        Its next step becomes due in ``due_in`` seconds.
+        """
         await self._update(
             native.id,
             status=native.status.value,
@@ -99,12 +105,12 @@ class NativeBatchStore:
         )
 
     async def make_due(self, native: NativeBatch) -> None:
-        """Let any replica begin the first step of a native batch that `add` has added."""
+        """Make the first step of a newly added native batch due, for any replica to begin."""
         change = natives.update().where(_is_unchanged(native)).values(due_at=now())
         await self._database.write(lambda c: c.execute(change))
 
     async def assign(self, native: NativeBatch, numbers: Collection[int]) -> int:
-        """Assign lines without a runner to a new native batch; return the number of lines.
+        """Make a new native batch the runner of lines that have none; return the number of lines.
 
         No line is assigned if a step of the native batch has begun, or if the batch was cancelled
         or has expired.

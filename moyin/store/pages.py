@@ -24,10 +24,10 @@ class PageQuery:
     """Describes which rows of a table are listed.
 
     Attributes:
-        ranges: lists of conditions. Each list selects an index range that is in the order of the
-            page, and no row is in two ranges. The page has the rows of all ranges.
-        scanned: returns the conditions that no index covers, from the table's columns. Such a page
-            ends when `MAX_SCANNED` values have been compared, however few of the rows match.
+        ranges: lists of conditions. Each list selects a range of an index in which rows have the
+            order of the page. No row is in two ranges, and the page has the rows of all ranges.
+        scanned: returns the conditions that no index covers, given the table's columns. A page with
+            such conditions ends after `MAX_SCANNED` compared values, even if few rows match.
         values_per_row: the number of values that ``scanned`` compares in a row, at least 1.
     """
 
@@ -104,7 +104,7 @@ def count_rows(connection: sa.Connection, query: PageQuery) -> int:
 def _fetch_ordered(
     connection: sa.Connection, query: PageQuery, older: Sequence[Condition], limit: int
 ) -> list[_Position]:
-    """Return the newest rows of all ranges together, reading at most ``limit`` rows of each."""
+    """Return the newest ``limit`` rows of all ranges, reading at most ``limit`` rows of each."""
     columns = query.table.c
     branches = [
         sa.select(columns.created_at, columns.id)

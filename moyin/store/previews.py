@@ -32,7 +32,7 @@ class Preview:
     Attributes:
         id: the Valkey stream id, which is empty until the preview is published.
         step: the index of the job's step; in a batch, of the child.
-        node: the id of the node at work, or "" if it is unknown.
+        node: the id of the node that is being executed, or "" if it is unknown.
     """
 
     step: int

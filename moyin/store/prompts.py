@@ -21,7 +21,7 @@ _CHUNK = 500
 
 
 class PromptStore:
-    """Queries the render jobs of an owner, or of a ComfyUI client by its channel."""
+    """Queries the render jobs of a tenant, or of one ComfyUI client, which a channel identifies."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -51,7 +51,7 @@ class PromptStore:
 
         Args:
             offset: the number of renders to skip, or None for the newest renders.
-            newest_first: whether the order, in which ``offset`` counts, begins with the newest.
+            newest_first: True to begin with the newest render; ``offset`` counts in the same order.
         """
         is_descending = newest_first or offset is None
         columns = (jobs.c.finished_at, jobs.c.id)
@@ -142,10 +142,10 @@ def build_submitter_condition(
         return sa.and_(
             jobs.c.comfyui, jobs.c.channel == build_channel_name(caller.owner, client_id)
         )
-    own = jobs.c.key_id == caller.key_id
+    is_own = jobs.c.key_id == caller.key_id
     if caller.user is not None:
-        own = sa.or_(own, jobs.c.user_id == caller.user)
-    return sa.and_(jobs.c.comfyui, own)
+        is_own = sa.or_(is_own, jobs.c.user_id == caller.user)
+    return sa.and_(jobs.c.comfyui, is_own)
 
 
 def _is_render_of(owner: str) -> sa.ColumnElement[bool]:

@@ -59,12 +59,12 @@ class DecisionRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignalRow:
-    """Records a signal about the quality of an answer, or one of `OWNER_ACTIONS`.
+    """Records a signal about an answer's quality, or an action of the owner in `OWNER_ACTIONS`.
 
     Attributes:
         key_id: the API key that sent the signal, or an empty string if the gateway observed it.
         question: the features of the request, or None for an action of the owner.
-        p_good: the probability of a good answer that was estimated before the answer.
+        p_good: the probability of a good answer, as estimated before the model was called.
         number: the position in the log, which is 0 until the signal is written.
     """
 
@@ -102,8 +102,8 @@ class SavedState:
 
     Attributes:
         number: the number of the last signal that the state includes.
-        levels: the quality of models for this tenant, as a contribution to the levels that tenants
-            share, or None.
+        levels: how good models are for this tenant, from which the levels shared by all tenants are
+            computed; None if the tenant does not contribute.
     """
 
     state: Mapping[str, Any]
@@ -215,7 +215,10 @@ class QualityStore:
         await self._database.write(partial(_save, owner, values))
 
     async def list_levels(self) -> list[Mapping[str, Any]]:
-        """Return the newest quality levels of up to a thousand tenants, from the last ten days."""
+        """Return the newest quality levels of up to a thousand tenants, at most ten days old.
+
+        A level says how good a model is for a tenant.
+        """
         # By owner, since a tenant that saves levels meanwhile may appear on two pages.
         table, levels = quality_states, dict[str, Mapping[str, Any]]()
         query = (
@@ -232,7 +235,10 @@ class QualityStore:
         return list(levels.values())
 
     async def reset_owner(self, action: SignalRow) -> None:
-        """Delete the owner's signals and state, and log ``action``, so that all replicas do so."""
+        """Delete the owner's signals and state, and log ``action``.
+
+        A replica that reads ``action`` in the log discards what it has learned about the owner.
+        """
         await self._database.write(partial(_reset, action))
 
     async def prune(self) -> None:
@@ -245,9 +251,10 @@ def _to_utc(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _lock_numbering(connection: sa.Connection) -> None:
-    """Serialize writers, so that readers of a number also find all smaller ones.
+    """Let only one transaction at a time number signals.
 
-    SQLite needs no lock, since it has only one writer.
+    So a reader that sees a number has also seen all smaller ones. SQLite needs no lock, since it
+    has only one writer.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))

@@ -52,7 +52,7 @@ class CachedRender:
 
 
 class RenderCache(Protocol):
-    """Caches the results of renders by owner and `compute_render_digest`."""
+    """Caches results of renders by owner and by the digest from `compute_render_digest`."""
 
     async def get(self, owner: str, digest: str) -> CachedRender | None: ...
 

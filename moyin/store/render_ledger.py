@@ -38,7 +38,10 @@ class RenderLedger:
         self._database = database
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
-        """Book the runs that have an account; keep the longer of two measurements of a run."""
+        """Write the ledger rows of the runs; skip runs without an account, which have no price.
+
+        If a run is measured twice, the longer measurement is kept.
+        """
         priced_runs = [(run, run.account) for run in runs if run.account is not None]
         if not priced_runs:
             return
@@ -75,7 +78,8 @@ def _book(
 def _replace_shorter(connection: sa.Connection, row: dict[str, Any]) -> int:
     """Replace a shorter measurement of the same run, and return the change of the cost.
 
-    Of two equally long measurements, one whose end was observed replaces one that was assumed lost.
+    If both are equally long, a measurement whose end was observed replaces that of a run that was
+    assumed to be lost.
     """
     columns = (usage.c.quantity, usage.c.error, usage.c.cost_nano_usd)
     query = sa.select(*columns).where(usage.c.id == row["id"]).with_for_update()

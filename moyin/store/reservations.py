@@ -29,7 +29,7 @@ _KEPT = timedelta(days=2)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DueReservation:
-    """A reservation whose amount in the budgets is out of date.
+    """A reservation for which the budgets must count a new amount.
 
     Attributes:
         booked: the cost of the job's runs so far, in billionths of a US dollar.
@@ -107,7 +107,7 @@ class ReservationStore:
         self._database = database
 
     async def list_due(self) -> list[DueReservation]:
-        """Return the reservations that are due; if there are many, only some of them."""
+        """Return up to `_MAX_DUE` reservations that are due, the longest overdue first."""
         query = (
             sa.select(reservations)
             .where(reservations.c.due_at <= now())
@@ -117,7 +117,10 @@ class ReservationStore:
         return [_parse(row) for row in await self._database.fetch_all(query)]
 
     async def mark_counted(self, reservation: DueReservation) -> bool:
-        """Record that budgets count the amount; return False if it has changed meanwhile."""
+        """Record that budgets now count `reservation.amount`.
+
+        Return False if the amount has changed meanwhile.
+        """
         moment = now()
         change = (
             reservations.update()

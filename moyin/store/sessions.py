@@ -84,12 +84,12 @@ class SessionStore:
         )
 
     async def renew(self, presented_token: str) -> Session:
-        """Extend the session of a refresh token that stays valid, and return it.
+        """Extend the session of a refresh token and return it; the token stays valid.
 
         Browsers keep this token in a cookie that no script can read, and all their tabs share it.
-        If renewal replaced it, one of two tabs that renew at once would present the former token
-        and so end the session. A token that was rotated has left the cookie, so its use here ends
-        the session as in `rotate_refresh_token`, and raises `InvalidToken`.
+        If renewal replaced the token, one of two tabs that renew at once would present the old
+        token and so end the session. If `rotate_refresh_token` has replaced the token, this ends
+        the session and raises `InvalidToken`.
         """
         digest = compute_digest(presented_token)
         expires_at = now() + self._idle
@@ -238,7 +238,11 @@ class SessionStore:
         return user_id
 
     async def reset_password(self, presented_token: str, password: str) -> None:
-        """Set a password hash by a reset token and end all sessions, or raise `InvalidToken`."""
+        """Set the password hash of a reset token's user and end all sessions of the user.
+
+        Raises:
+            InvalidToken: the token is not valid.
+        """
         has_digest = password_resets.c.digest == compute_digest(presented_token)
         # Locks the user before the token, as all transactions do that lock both.
         user_of_token = (
@@ -261,7 +265,11 @@ class SessionStore:
             await connection.execute(_build_revocation(sessions.c.user_id == user_id))
 
     async def purge(self) -> int:
-        """Delete sessions and reset tokens that expired a day ago; return the number of sessions."""
+        """Delete sessions and reset tokens that expired more than a day ago.
+
+        Returns:
+            The number of deleted sessions.
+        """
         before = now() - _RETENTION
         async with self._database.writing() as connection:
             deleted = await connection.execute(

@@ -1,4 +1,4 @@
-"""Stores the key pairs that sign access tokens, with encrypted private keys."""
+"""Stores the key pairs that sign access tokens; the private keys are encrypted."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class SigningKeyStore:
         return pair
 
     async def delete(self, kid: str, *, within: Transaction | None = None) -> None:
-        """Delete a key pair; caches accept access tokens that it signed for another minute."""
+        """Delete a key pair; caches accept the access tokens that it signed for one more minute."""
         statement = signing_keys.delete().where(signing_keys.c.kid == kid)
         await self._database.execute(statement, within=within)
 

@@ -107,20 +107,21 @@ class Database:
         return self._engine.begin()
 
     def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
-        """Return ``transaction``, which its owner commits, or open a new one if it is None."""
+        """Return ``transaction``, which the caller must commit, or open a new one if it is None."""
         return self.writing() if transaction is None else nullcontext(transaction)
 
     async def execute(self, statement: sa.Executable, *, within: Transaction | None = None) -> int:
-        """Execute a statement as `within` does; return the number of changed rows."""
+        """Execute a statement in the transaction ``within``, or in a new one if that is None.
+
+        Returns:
+            The number of changed rows.
+        """
         async with self.within(within) as transaction:
             return (await transaction.execute(statement)).rowcount
 
     @asynccontextmanager
     async def advisory_lock(self, name: str) -> AsyncIterator[bool]:
-        """Try to acquire a lock for all processes by its name; yield whether it was acquired.
-
-        The lock is released when the block or the process ends.
-        """
+        """Try to acquire the lock ``name``, which one process can hold; yield True on success."""
         if self._shared is not None:
             query = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(name.encode())))
             async with self._shared.connect() as connection:

@@ -60,7 +60,7 @@ class SqliteDatabase:
             await transaction.end(commit=writes)
 
     async def run_in_thread(self, call: Callable[[], T]) -> T:
-        """Run ``call`` in a thread and return its result; a cancellation waits for its end."""
+        """Run ``call`` in a thread and return its result; if cancelled, let ``call`` end first."""
         future = asyncio.get_running_loop().run_in_executor(self._threads, call)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
@@ -81,7 +81,7 @@ class SqliteDatabase:
 
 
 class SqliteTransaction:
-    """Implements `moyin.store.sql.Transaction`; it begins with its first statement."""
+    """Implements `moyin.store.sql.Transaction`; the first statement begins the transaction."""
 
     def __init__(self, database: SqliteDatabase, engine: sa.Engine) -> None:
         self._database = database

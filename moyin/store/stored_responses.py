@@ -38,8 +38,8 @@ class StoredResponse:
         previous: the id of the answer that the request continues; None if it begins a conversation.
         input: the items of the request itself, without those of earlier requests.
         response: the response object as the client received it.
-        proofs: the ``encrypted_content`` of reasoning items, by item id. The provider needs it in
-            later requests, even if the client did not ask for it.
+        proofs: the ``encrypted_content`` of reasoning items, by item id. It is stored even if the
+            client did not ask for it, because the provider needs it in later requests.
     """
 
     id: str
@@ -51,7 +51,7 @@ class StoredResponse:
 
 
 class StoredResponses:
-    """Reads and writes stored answers. Every query is limited to one tenant's.
+    """Reads and writes stored answers. Every query is limited to the rows of one tenant.
 
     Answers are deleted after thirty days. A tenant keeps at most `max_responses`: the newest ones.
     """
@@ -109,10 +109,10 @@ class StoredResponses:
     async def find_items(
         self, owner: str, item_ids: Mapping[str, str]
     ) -> dict[str, Mapping[str, Any]]:
-        """Return the items with these ids, as far as their answers exist.
+        """Return the output items with these ids; leave out those whose answer no longer exists.
 
-        The requests of the answers are not searched: the output of an answer has the item, and
-        clients that refer to items repeat the rest of the conversation in each request.
+        The inputs of the stored requests are not searched, because a reference names an item of an
+        answer.
 
         Args:
             item_ids: the id of the answer that contains each item, by the item's id.

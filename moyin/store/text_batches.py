@@ -210,7 +210,10 @@ class TextBatchStore:
         await self._database.write(write)
 
     async def seal(self, batch_id: str) -> bool:
-        """Seal a batch without running lines, so that none of its lines can start or change.
+        """Seal a batch if all its lines have ended, or if it was cancelled or has expired.
+
+        The lines of a sealed batch can neither start nor change. A batch with running lines is not
+        sealed.
 
         Returns:
             True if the batch is sealed, so that its results can be written to files.

@@ -19,7 +19,7 @@ _CHUNK = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrunedText:
-    """Holds the number of deleted batches, and the digests of blobs that no file uses now."""
+    """Holds the number of deleted batches, and the digests of blobs to which nothing refers now."""
 
     batches: int
     blobs: frozenset[str]
@@ -29,7 +29,8 @@ class TextPruner:
     """Deletes rows of batches and files.
 
     Args:
-        find_unreferenced: returns those of the given digests that no job and no artifact refers to.
+        find_unreferenced: returns those of the given digests to which no job and no artifact
+            refers.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class TextPruner:
         return await self._database.fetch_all(query)
 
     async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
-        """Return those of the digests to which a file refers that is not deleted."""
+        """Return those of ``digests`` that still belong to a file that is kept."""
         query = sa.select(files.c.sha256).where(
             files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
         )
@@ -116,7 +117,7 @@ async def count_prunable_batches(database: Database, before: datetime) -> int:
 
 
 async def find_file_blobs(database: Database, digests: Collection[str]) -> set[str]:
-    """Return those of the digests that a file refers to, even a file hidden from its owner."""
+    """Return those of ``digests`` that belong to a file, even to one hidden from its owner."""
     found_digests: set[str] = set()
     digest_list = list(digests)
     for start in range(0, len(digest_list), _CHUNK):
@@ -132,7 +133,7 @@ def _has_ended(before: datetime) -> sa.ColumnElement[bool]:
 
 
 def _is_deletable(before: datetime) -> sa.ColumnElement[bool]:
-    """Return the SQL condition for hidden files that no open batch reads."""
+    """Return the SQL condition for deleted or expired files that no open batch reads."""
     is_read_by_batch = sa.exists().where(
         text_batches.c.input_file_id == files.c.id, text_batches.c.status.in_(_OPEN)
     )

@@ -69,7 +69,9 @@ class CallFilter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceClasses:
-    """Divides calls into classes within which the price of another model would be the same.
+    """Divides calls into classes in which, with any given model, all calls have the same prices.
+
+    A report of what another model would have cost needs one sum for each class.
 
     Attributes:
         prompt_bounds: ascending numbers of prompt tokens at which prices change.
@@ -87,7 +89,8 @@ class UsageSum:
 
     Attributes:
         group: the values of the properties by which the calls are grouped.
-        band: index of the prompt's length among ``PriceClasses.prompt_bounds``.
+        band: the class of the prompt's length: the number of ``PriceClasses.prompt_bounds`` below
+            it.
         unit: unit of `quantity`; None for chats and embeddings.
         input_tokens: all tokens of prompts, ``cached_tokens`` included.
     """
@@ -271,7 +274,7 @@ def _build_group(group: GroupBy, dialect: str) -> sa.ColumnElement[Any]:
 def _look_up(
     column: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]
 ) -> sa.ScalarSelect[Any]:
-    """Return a subquery for ``column`` in the row of another table that belongs to the call."""
+    """Return a subquery that reads ``column`` of another table for a call of the outer query."""
     return sa.select(column).where(condition).correlate(usage).scalar_subquery()
 
 

@@ -150,8 +150,8 @@ class UserdataStore:
         self, connection: Transaction, scope: UserdataScope, path: str, size: int
     ) -> None:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
-        others = query.where(_in_scope(scope), userdata.c.path != path)
-        row: Any = (await connection.execute(others)).one()
+        other_files = query.where(_in_scope(scope), userdata.c.path != path)
+        row: Any = (await connection.execute(other_files)).one()
         files, used_bytes = row
         if files >= self._max_files or used_bytes + size > self._max_bytes:
             raise UserStorageFull(
@@ -184,7 +184,7 @@ async def _read_metadata(connection: Transaction, scope: UserdataScope, path: st
 
 
 async def _lock_file(connection: Transaction, scope: UserdataScope, path: str) -> str | None:
-    """Lock the row of a file and return its digest, or None if the file does not exist."""
+    """Lock a file's row for the transaction; return the file's digest, or None if none exists."""
     query = sa.select(userdata.c.sha256).where(_at_path(scope, path)).with_for_update()
     digest: str | None = (await connection.execute(query)).scalar()
     return digest

@@ -140,10 +140,10 @@ class UserStore:
     async def transfer_to_sign_in(
         self, user_id: str, issuer: str, subject: str, *, trusted: Collection[str] = ()
     ) -> None:
-        """Make an identity at an OpenID provider the only one that can sign in to the account.
+        """Make an identity at an OpenID provider the only way to sign in to an account.
 
-        This deletes the password, reset tokens and other identities, and revokes all sessions and
-        API keys, unless the identity could already sign in.
+        The password is deleted. Unless the identity could sign in before, reset tokens and other
+        identities are deleted, too, and all sessions and API keys are revoked.
 
         Args:
             trusted: the issuers whose identities are not deleted.

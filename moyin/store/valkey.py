@@ -15,11 +15,11 @@ _TIMEOUT_SECONDS = 2.0
 
 
 class ValkeyConnection(redis.Connection):
-    """Connects to Valkey and does not lose cancellations while it sends a command.
+    """A connection to Valkey that does not lose a task's cancellation while it sends a command.
 
     redis-py sends with `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives
-    when sending ends: every third one in a loop of commands. This is not fixed for URLs with
-    ``rediss://`` and ``unix://``, for which redis-py uses other classes.
+    just when sending ends. This is not fixed for URLs with ``rediss://`` and ``unix://``, for which
+    redis-py uses other classes.
     """
 
     async def send_packed_command(

@@ -64,9 +64,11 @@ def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _translate(config_lines: str) -> dict[str, str]:
-    """Translate lines of ``pip config list``, such as ``global.timeout='60'``, for uv.
+    """Translate pip's settings to environment variables of uv.
 
-    Returns uv's environment variables.
+    Args:
+        config_lines: the output of ``pip config list``, with lines such as
+            ``global.timeout='60'``.
     """
     variables = {}
     # pip reads its environment variables last.

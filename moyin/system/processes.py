@@ -129,7 +129,12 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
 
 
 def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
-    """Return those ``names`` that no living child of ``parent`` has; [] if ``parent`` has ended."""
+    """Return the names of those child processes that are missing, among ``names``.
+
+    Args:
+        parent: the id of the parent process. If it has ended, the result is empty.
+        names: the names that its living children should have.
+    """
     try:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:

@@ -116,7 +116,7 @@ class Slots:
 
         Args:
             seconds: time limit for the wait, if it is shorter than ``patience``.
-            mean_seconds: mean duration of a call, for the ``retry_after`` of a refused call.
+            mean_seconds: mean duration of a call, for the ``retry_after`` of an `Overloaded` error.
 
         Raises:
             Overloaded: The queue is full, or the wait took too long.
@@ -222,7 +222,11 @@ class Slots:
         return (self.waiting + 1) * mean_seconds / self.limit
 
     def _may_acquire(self, tenant: str, limit: int) -> bool:
-        """Return True if the tenant may have the free slot, which may be reserved for others."""
+        """Return True if the tenant may have the free slot, which may be reserved for others.
+
+        Args:
+            limit: the maximum number of concurrent calls.
+        """
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
         return len(self._waiters) < 2 and self._clock() >= self._reserved_until

@@ -74,7 +74,8 @@ class FakeBackend:
 
     Attributes:
         error: error to raise instead of a response, or in a stream after ``chunks_before_error``.
-        gap: error to raise for each request that is translated, as if a feature were unsupported.
+        gap: error to raise for each translated request, as if the back end did not support a
+            feature.
         requests: all requests in order, both translated and raw.
         closed_early: number of streams that were closed before their end.
     """

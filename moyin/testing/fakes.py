@@ -47,7 +47,7 @@ class PermissiveGraphGuard:
 
 
 class EmptyReservation:
-    """An implementation of `moyin.jobs.ports.HeldReservation` that holds no money."""
+    """An implementation of `moyin.jobs.ports.HeldReservation` that reserves no money."""
 
     reservation: JobReservation | None = None
 
@@ -107,7 +107,7 @@ class StaticAuthenticator:
         return self.identities[credential]
 
     async def authenticate_event_token(self, token: str) -> Identity:
-        """Return the identity for an event token, which is restricted to one job."""
+        """Return the identity for an event token, which may read only one job."""
         if token not in self.identities or self.identities[token].job is None:
             raise InvalidToken("the event token is not valid")
         return self.identities[token]

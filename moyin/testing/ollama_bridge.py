@@ -2,7 +2,7 @@
 
 Tests use the server where Ollama cannot be installed, so that the ``ollama`` SDK and Moyin's
 adapter receive the output of a real model over HTTP. The server implements ``/api/version`` and
-``/api/chat``, with and without streaming, as in Ollama's ``api/types.go``.
+``/api/chat``, with and without streaming, in the format of Ollama's ``api/types.go``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class OllamaBridge:
     Attributes:
         url: URL of this server while it is running.
         requests: bodies of the received chats.
-        cut: set when a client has disconnected from a stream.
+        cut: event that is set when a client has disconnected from a stream.
     """
 
     def __init__(self, upstream: str, key: str) -> None:

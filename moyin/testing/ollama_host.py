@@ -25,8 +25,8 @@ class FakeOllamaHost:
 
     Attributes:
         url: URL of this server while it is running.
-        models: capabilities of the models on the disk, by name with its tag.
-        weights: name of the weights of a model, if it is not the model's own name.
+        models: capabilities of the models on the disk, by the model's name and tag.
+        weights: for models that share their weights with another model: the name of the weights.
         remote: names of models that another service, not this host, runs.
         resident: names of the models in memory, as ``/api/ps`` lists them.
         parallel: number of calls that run at a time; further calls wait.

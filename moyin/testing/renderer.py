@@ -29,15 +29,16 @@ class FakeRenderer:
 
     Attributes:
         busy: set when a prompt has been submitted.
-        held: event that all prompts wait for; set initially.
+        held: event that all prompts wait for. It is set at first; a test clears it to hold prompts
+            back.
         failure: error that unfinished prompts raise, or None.
         started: ids of submitted prompts, in order.
-        interrupted: history record that `cancel` returns.
+        interrupted: ComfyUI history entry that `cancel` returns.
         cancelled: ids of cancelled prompts.
         prepared: ids of prepared prompts.
         bodies: response bodies of `get`, by path.
         seconds: the duration of every run in seconds.
-        runs: the runs that have not been settled, in order; tests may add open ones.
+        runs: the runs that have not been settled, in order; tests may add runs that have not ended.
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:

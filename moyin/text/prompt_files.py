@@ -34,7 +34,7 @@ class FileSource(Protocol):
 
 
 class BlobSource(Protocol):
-    """Reads the content of files."""
+    """Interface to the stored content of files."""
 
     async def get(self, sha256: str) -> bytes:
         """Return the content of a blob; raise FileNotFoundError if it does not exist."""
@@ -130,7 +130,7 @@ class PromptFiles:
 def find_response_references(
     items: Any, field: str = "input", *, is_earlier: bool = False
 ) -> Iterator[FileReference]:
-    """Yield the references to files in the items of a Responses request, tool results included.
+    """Yield the references to files in input items of the Responses API, also in tool results.
 
     Args:
         field: the path of ``items`` in the request.

@@ -102,7 +102,7 @@ def test_a_page_uploads_submits_follows_and_downloads(
         "error": ["MoyinError", 404, "job_not_found", "req_7"],
     }
     calls = [
-        request for request in gateway.seen if request.path.startswith(("/jobs", "/artifacts"))
+        request for request in gateway.requests if request.path.startswith(("/jobs", "/artifacts"))
     ]
     uploads = [request for request in calls if request.path == "/artifacts"]
     assert [request.body for request in uploads] == [b"photo", b"photo"]

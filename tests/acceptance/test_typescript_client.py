@@ -80,8 +80,8 @@ def test_the_example_renders_a_photo(gateway_of_page: ScriptedGateway, tmp_path:
     process = run_example(gateway, tmp_path)
     assert (process.returncode, process.stdout) == (0, "3 of 20\n"), process.stderr
     assert (tmp_path / "art_2.png").read_bytes() == b"picture"
-    assert gateway.seen[0].body == b"photo"
-    assert gateway.seen[1].json == {
+    assert gateway.requests[0].body == b"photo"
+    assert gateway.requests[1].json == {
         "kind": "render", "template": "restyle",
         "inputs": {"image": "artifact:art_1", "seed": 7}, "metadata": {"project": "dawn"},
     }  # fmt: skip
@@ -109,7 +109,7 @@ def test_the_example_of_the_readme_asks_for_a_colour(
     gateway.script("GET", "/jobs/j1", answer(ended_job))
     process = run_example(gateway, tmp_path, FOLDER / "README.md", "example")
     assert (process.returncode, process.stdout) == (0, "teal\n"), process.stderr
-    assert gateway.seen[0].json["kind"] == "chat"
+    assert gateway.requests[0].json["kind"] == "chat"
 
 
 def test_the_commands_of_the_readme_build_the_package(tmp_path: Path) -> None:

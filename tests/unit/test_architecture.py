@@ -48,24 +48,24 @@ def _imports(path: Path) -> Iterator[str]:
 def test_a_package_imports_only_allowed_packages(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
-    wrong = [
+    wrong_imports = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in files
         if path.relative_to(ROOT).as_posix() not in _IN_COMFYUI
         for name in _imports(path)
         if name.split(".")[0] in _FORBIDDEN[package]
     ]
-    assert wrong == []
+    assert wrong_imports == []
 
 
 def test_only_the_workflows_import_temporal() -> None:
-    wrong = [
+    wrong_imports = [
         str(path.relative_to(ROOT))
         for path in (ROOT / "moyin").rglob("*.py")
         if "workflows" not in path.parts
         and any(name.split(".")[0] == "temporalio" for name in _imports(path))
     ]
-    assert wrong == []
+    assert wrong_imports == []
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
@@ -73,63 +73,63 @@ def test_every_library_that_is_imported_is_declared() -> None:
     extras = project["optional-dependencies"]
     optional = (extras[name] for name in ("embedded", "intake", "s3", "embedder", "video"))
     texts = [*project["dependencies"], *chain.from_iterable(optional)]
-    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    declared_libraries = {canonicalize_name(Requirement(text).name) for text in texts}
     distributions = packages_distributions()
-    imported = {
+    imported_modules = {
         (path.relative_to(ROOT).as_posix(), name.split(".")[0])
         for package in _OURS
         for path in (ROOT / package).rglob("*.py")
         for name in _imports(path)
     }
-    wrong = [
+    wrong_imports = [
         f"{path} imports {module}"
-        for path, module in sorted(imported)
+        for path, module in sorted(imported_modules)
         # What is in no distribution is Python's own.
         if path not in _IN_COMFYUI and module in distributions and module not in _OURS
-        if not declared & {canonicalize_name(name) for name in distributions[module]}
+        if not declared_libraries & {canonicalize_name(name) for name in distributions[module]}
     ]
-    assert wrong == []
+    assert wrong_imports == []
 
 
 def test_the_domain_knows_no_other_room() -> None:
     allowed = ("moyin.domain", "moyin.errors")
-    wrong = [
+    wrong_imports = [
         f"{path.name} imports {name}"
         for path in (ROOT / "moyin" / "domain").glob("*.py")
         for name in _imports(path)
         if name.startswith("moyin") and not name.startswith(allowed)
     ]
-    assert wrong == []
+    assert wrong_imports == []
 
 
 def test_wire_shapes_live_in_protocol_folders_only() -> None:
-    wrong = [
+    wrong_shapes = [
         str(path.relative_to(ROOT))
         for path in (ROOT / "moyin").rglob("*.py")
         if re.search(r"class \w+\(BaseModel\)", path.read_text())
         and not {"protocol", "protocol_v2", "http"} & set(path.parts)
         and path.name != "wire.py"
     ]
-    assert wrong == []
+    assert wrong_shapes == []
 
 
 def test_no_file_names_a_machine() -> None:
-    listed = subprocess.run(
+    process = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    if listed.returncode != 0:
+    if process.returncode != 0:
         pytest.skip("not a git checkout")
-    names = [name for name in listed.stdout.split("\0") if name]
+    names = [name for name in process.stdout.split("\0") if name]
     assert names
-    wrong = [
+    wrong_files = [
         name
         for name in names
         if Path(name).suffix in _TEXT
         and (ROOT / name).is_file()
         and _MACHINE_PATHS.search((ROOT / name).read_text(errors="replace"))
     ]
-    assert wrong == []
+    assert wrong_files == []

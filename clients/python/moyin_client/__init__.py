@@ -1,4 +1,4 @@
-"""The Python client of Moyin's jobs: `Client`, and `AsyncClient` with the same methods."""
+"""Provides the Python client of Moyin's jobs: `Client`, and `AsyncClient` with the same methods."""
 
 from moyin_client.async_client import AsyncClient
 from moyin_client.client import Client

@@ -1,4 +1,4 @@
-"""Defines `AsyncClient`, the twin of `Client` for asyncio."""
+"""Defines `AsyncClient`, which has the same methods as `Client`, for asyncio."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """The jobs and files of a gateway. All methods raise `MoyinError`. A client belongs to one loop.
+    """Submits jobs to a gateway, and reads jobs, files and usage; methods raise `MoyinError`.
 
-    Use it as an async context manager, or call `close`. Jobs and files are given by their id, or as the
-    `Job` or `Artifact` that another method returned.
+    A client belongs to one event loop. Use it as an async context manager, or call `close`. A job
+    or file is given by its id, or as the `Job` or `Artifact` that another method returned.
 
     Args:
         url: the gateway's address, such as `http://127.0.0.1:8000`.
         api_key: the key for every request.
         timeout: the longest time in seconds without a byte from or to the gateway.
-        retry: how often and how patiently requests are sent again.
+        retry: how often failed requests are sent again, and after which pauses.
     """
 
     def __init__(
@@ -73,30 +73,33 @@ class AsyncClient:
     async def submit(
         self, work: Work, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]
     ) -> Job:
-        """Submit a job and return it; retries of this call cannot submit it twice.
+        """Submit a job and return it; a retry after a lost response does not submit a second job.
 
         Args:
             work: what the job does.
-            idempotency_key: default: a new one. With a key of your own, calls that have the same
-                one submit one job, also from several processes.
+            idempotency_key: by default, each call has a new key. If several calls have the same
+                key, also in different processes, only the first submits a job, and all return it.
             options: `priority`, `deadline`, `metadata` and `webhook`.
         """
         return await self._send(calls.submit(work, options, idempotency_key))
 
     async def job(self, job: Job | str) -> Job:
-        """Return a job with its outputs as it is now."""
+        """Return the current state of a job, with its outputs."""
         return await self._send(calls.get_job(job))
 
     def jobs(self, **conditions: Unpack[JobFilter]) -> AsyncIterator[Job]:
-        """Yield the jobs that meet all conditions, newest first; pages are read as needed."""
+        """Yield the jobs that meet all conditions, newest first; pages are requested as needed."""
         return self._read_pages(lambda cursor: calls.list_jobs(conditions, cursor))
 
     async def cancel(self, job: Job | str) -> Job:
-        """Request the cancellation of a job. It ends a moment later, perhaps as `succeeded`."""
+        """Request the cancellation of a job and return the job, which may still be running.
+
+        It ends soon after, usually as `cancelled`, but as `succeeded` if it was just finished.
+        """
         return await self._send(calls.cancel(job))
 
     async def retry(self, job: Job | str) -> Job:
-        """Continue a failed or cancelled job after its last finished step."""
+        """Continue a failed or cancelled job after its last finished step, and return the job."""
         return await self._send(calls.retry(job))
 
     async def delete(self, job: Job | str) -> None:
@@ -106,27 +109,35 @@ class AsyncClient:
     async def cancel_jobs(
         self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
     ) -> BulkResult:
-        """Cancel all queued and running jobs that meet the conditions, or with ``dry_run`` count them."""
+        """Cancel the queued and running jobs that meet all conditions.
+
+        With ``dry_run`` the jobs are only counted.
+        """
         return await self._change_jobs("cancel", conditions, dry_run)
 
     async def delete_jobs(
         self, *, dry_run: bool = False, **conditions: Unpack[JobConditions]
     ) -> BulkResult:
-        """Delete all ended jobs that meet the conditions, or with ``dry_run`` count them."""
+        """Delete the ended jobs that meet all conditions.
+
+        With ``dry_run`` the jobs are only counted.
+        """
         return await self._change_jobs("delete", conditions, dry_run)
 
     async def graph(self, job: Job | str, *, step: int = 0) -> Mapping[str, Any]:
-        """Return the graph of a render: of a pipeline's step, or of a batch's child."""
+        """Return the graph of a render; ``step`` is a step of a pipeline or a child of a batch."""
         return await self._send(calls.get_graph(job, step))
 
     async def events(
         self, job: Job | str, *, last_event_id: str | None = None, previews: bool = False
     ) -> AsyncGenerator[Event, None]:
-        """Yield the events of a job to its end, over broken connections and restarts of the gateway.
+        """Yield the events of a job until it ends, even if connections break or the gateway stops.
 
         Args:
-            last_event_id: the id of the last event that you have; default: begin with the first.
-            previews: also yield `preview` events while a render shows pictures of its work.
+            last_event_id: the id of the last event that you have received; None begins with the
+                first event.
+            previews: True to yield `preview` events, too, while a render shows pictures of its
+                work.
         """
         following = Following(job, last_event_id, previews, self._policy)
         while not following.has_ended:
@@ -142,24 +153,27 @@ class AsyncClient:
             await sleep(pause)
 
     async def wait(self, job: Job | str, *, on_progress: OnProgress | None = None) -> Job:
-        """Wait until a job has ended, and return it with its outputs; look at its ``status``."""
+        """Wait until a job has ended, and return it with its outputs.
+
+        A failed or cancelled job raises no error, so check the returned job's ``status``.
+        """
         last_event_id: str | None = None
         while True:
             async with aclosing(self.events(job, last_event_id=last_event_id)) as events:
                 async for event in events:
                     last_event_id = event.id or last_event_id
                     report_progress(event, on_progress)
-            found = await self.job(job)
-            if found.has_ended:
-                return found
+            current_job = await self.job(job)
+            if current_job.has_ended:
+                return current_job
             # It was retried after the last event.
             await sleep(self._policy.first_pause)
 
     async def preview(self, job: Job | str) -> Picture | None:
-        """Return the newest preview of a render; None if there is none now.
+        """Return the newest preview of a render, or None if there is none now.
 
-        The gateway keeps previews only while a client follows the job with ``previews``, or calls
-        this at least every fifteen seconds.
+        The gateway keeps previews only while a client follows the job's events with ``previews``,
+        or calls this method at least every fifteen seconds.
         """
         try:
             return await self._send(calls.get_preview(job))
@@ -169,10 +183,10 @@ class AsyncClient:
             raise
 
     async def create_token(self, job: Job | str, *, expires_in: int = 300) -> EventToken:
-        """Return a token for a page, which opens the job's events, previews and files.
+        """Return a token with which a web page can read the job's events, previews and files.
 
         Args:
-            expires_in: the seconds for which it opens them, 1 to 3600.
+            expires_in: the seconds for which the token is valid, 1 to 3600.
         """
         return await self._send(calls.create_token(job, expires_in))
 
@@ -184,7 +198,14 @@ class AsyncClient:
         media_type: str | None = None,
         idempotency_key: str | None = None,
     ) -> Artifact:
-        """Store a file, given by its path or as bytes; name it `artifact:<id>` in graphs and inputs."""
+        """Store a file and return it; in graphs and inputs, refer to it as `artifact:<id>`.
+
+        Args:
+            file: the path of the file, or its content as bytes.
+            name: the name of the stored file; by default that of ``file``.
+            media_type: by default, the ending of the name determines it.
+            idempotency_key: calls with the same key store the file only once.
+        """
         content = await asyncio.to_thread(Upload, file, name=name, media_type=media_type)
         return await self._send(calls.upload(content, idempotency_key))
 
@@ -202,8 +223,9 @@ class AsyncClient:
         """Return the content of a file, or store it at the path ``to`` and return the path.
 
         Args:
-            to: a file, which appears when it is complete and replaces one of the same name.
-            width: return a WebP of the picture that is at most this wide, 64 to 1024.
+            to: the path of the new file, which replaces an existing one once it is complete.
+            width: the largest width in pixels, 64 to 1024: returns the picture as WebP, made
+                smaller if it is wider.
         """
         call, tries = calls.download(artifact, width), Tries(self._policy)
         path = None if to is None else Path(to)
@@ -220,23 +242,27 @@ class AsyncClient:
             await sleep(pause)
 
     def artifacts(self, **conditions: Unpack[ArtifactFilter]) -> AsyncIterator[Artifact]:
-        """Yield the files that meet all conditions, newest first; pages are read as needed."""
+        """Yield the files that meet all conditions, newest first; pages are requested as needed."""
         return self._read_pages(lambda cursor: calls.list_artifacts(conditions, cursor))
 
     async def delete_artifact(self, artifact: Artifact | str) -> None:
-        """Delete an upload. A file that a job made is deleted with the job."""
+        """Delete an uploaded file. To delete a file that a job made, delete the job."""
         await self._send(calls.delete_artifact(artifact))
 
     async def link(self, artifact: Artifact | str, *, expires_in: int = 3600) -> Link:
-        """Return a link that returns a file without a key for ``expires_in`` seconds, a day at most."""
+        """Return a link with which anyone can read a file without a key.
+
+        Args:
+            expires_in: the seconds for which the link is valid, at most a day.
+        """
         return await self._send(calls.link(artifact, expires_in, self._url))
 
     async def usage(self, **query: Unpack[UsageQuery]) -> UsageReport:
-        """Return the sums of calls, tokens and costs of text and renders."""
+        """Return the numbers of calls and tokens, and the costs, in a period."""
         return await self._send(calls.get_usage(query))
 
     async def webhook_secret(self) -> str:
-        """Return the secret of your webhooks, for `verify_webhook`."""
+        """Return the secret that signs your webhooks, for `verify_webhook`."""
         return await self._send(calls.get_webhook_secret())
 
     async def _change_jobs(
@@ -266,7 +292,7 @@ class AsyncClient:
 
     @asynccontextmanager
     async def _open(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
-        """Send a request and yield the successful response, whose body is not read yet."""
+        """Send a request and yield the successful response, before its body is read."""
         content = _read_in_threads(call.pieces()) if call.pieces else None
         with translate_errors():
             async with self._http.stream(**call.to_arguments(), content=content) as response:
@@ -289,6 +315,6 @@ class AsyncClient:
 
 
 async def _read_in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the pieces of a file, whose reading does not block the event loop."""
+    """Yield the pieces of a file, read in threads so that reading does not block the event loop."""
     while piece := await asyncio.to_thread(next, pieces, b""):
         yield piece

@@ -1,4 +1,4 @@
-"""Describes the routes of the gateway as values, which both clients send."""
+"""Builds the requests for the gateway's routes as values, which `Client` and `AsyncClient` send."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ _ID = re.compile(r"[\w~-][\w.~-]*", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call(Generic[T]):
-    """A request, and how its response is parsed.
+    """A request, and how to parse its response.
 
     Attributes:
-        parse: a function that returns the result of a response, whose body is read.
-        pieces: a function that returns the content, which every try sends from its beginning.
-        settled_by: codes of errors that mean, after a try whose response was lost, that this try has
-            done its work.
-        read_back: the call that then has the result; None if there is no result.
+        parse: a function that returns the result, given a response whose body has been read.
+        pieces: a function that returns the request's content, called for each try.
+        settled_by: error codes that show that an earlier try, whose response was lost, has
+            succeeded.
+        read_back: the call that returns the result after such an error; None if there is no result.
     """
 
     method: str
@@ -64,7 +64,7 @@ class Call(Generic[T]):
     read_back: Call[T] | None = None
 
     def to_arguments(self) -> dict[str, Any]:
-        """Return the arguments of ``httpx.Client.stream``, without the content."""
+        """Return the arguments of ``httpx.Client.stream`` for the request, without its content."""
         return {
             "method": self.method,
             "url": self.path,
@@ -75,7 +75,7 @@ class Call(Generic[T]):
 
 
 class Tries:
-    """Follows the tries of a call."""
+    """Counts the failed tries of a call, and decides what follows an error."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
@@ -83,11 +83,11 @@ class Tries:
         self._may_be_done = False
 
     def has_settled(self, call: Call[Any], error: MoyinError) -> bool:
-        """Return True if the error shows that an earlier try, whose response was lost, succeeded."""
+        """Return True if the error proves that an earlier try, with a lost response, succeeded."""
         return self._may_be_done and error.code in call.settled_by
 
     def pause_after(self, error: MoyinError) -> float:
-        """Return the seconds before the next try; raise the error if there must be none."""
+        """Return the seconds to wait before the next try, or raise the error if it is final."""
         self._failures += 1
         # A limit is checked before anything is done.
         self._may_be_done = self._may_be_done or error.status != 429
@@ -95,7 +95,7 @@ class Tries:
 
 
 def build_http_options(url: str, api_key: str, timeout: float) -> dict[str, Any]:
-    """Return the arguments of ``httpx.Client`` and ``httpx.AsyncClient``."""
+    """Return the arguments with which ``httpx.Client`` or ``httpx.AsyncClient`` is created."""
     return {
         "base_url": url,
         "headers": {"authorization": f"Bearer {api_key}", "user-agent": "moyin-client"},
@@ -106,7 +106,7 @@ def build_http_options(url: str, api_key: str, timeout: float) -> dict[str, Any]
 
 
 def submit(work: Work, options: JobOptions, key: str | None) -> Call[Job]:
-    """Submit a job; all tries have the same idempotency key."""
+    """Return the call that submits a job, with the same idempotency key in every try."""
     return Call(
         method="POST",
         path="/jobs",
@@ -179,7 +179,10 @@ def change_jobs(
     dry_run: bool,
     cursor: str | None,
 ) -> Call[Page[BulkResult]]:
-    """Cancel or delete many jobs; the page has one item, and a cursor if jobs are left."""
+    """Return the call that cancels or deletes many jobs.
+
+    The page in its result has the counts as its one item, and a cursor if jobs are left to check.
+    """
 
     def read(response: httpx.Response) -> Page[BulkResult]:
         content = parse_json(response.content)
@@ -215,7 +218,7 @@ def get_usage(query: UsageQuery) -> Call[UsageReport]:
 
 
 def sum_results(pages: Iterable[BulkResult]) -> BulkResult:
-    """Return the sums of the results of several requests."""
+    """Return the sums of the counts of several requests."""
     results = list(pages)
     return BulkResult(
         matched=sum(result.matched for result in results),
@@ -225,7 +228,7 @@ def sum_results(pages: Iterable[BulkResult]) -> BulkResult:
 
 
 def upload(file: Upload, key: str | None) -> Call[Artifact]:
-    """Store a file; all tries have the same idempotency key."""
+    """Return the call that stores a file, with the same idempotency key in every try."""
     return Call(
         method="POST",
         path="/artifacts",
@@ -285,10 +288,10 @@ class _Secret:
 
 
 def _get_id(item: Job | Artifact | str) -> str:
-    """Return an id that is safe in a path; raise ValueError if it could lead to another route."""
+    """Return the id of a job or file, or raise ValueError if it is unsafe in the path of a URL."""
     name = item if isinstance(item, str) else item.id
     if not _ID.fullmatch(name):
-        raise ValueError(f"{name!r} is not an id")
+        raise ValueError(f"{name!r} is not the id of a job or file")
     return name
 
 

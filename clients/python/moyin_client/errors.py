@@ -1,4 +1,4 @@
-"""Defines `MoyinError`, and builds it from error responses and failed connections."""
+"""Defines `MoyinError`, and creates it from error responses and failed connections."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _KNOWN = frozenset(
 
 
 class MoyinError(Exception):
-    """A request, a stream or a webhook failed; its text says why.
+    """Reports that a request, a stream or a webhook failed; its text says why.
 
     Attributes:
         status: the HTTP status; None if there was no response.
-        code: the stable code of docs/reference/errors.md. The client itself uses
-            `connection_failed` (no whole response arrived), `request_failed` (no request could be
-            sent), `http_error` (the response is not Moyin's), `malformed_response` and
+        code: a stable code, one of docs/reference/errors.md. The client itself adds
+            `connection_failed` (no complete response arrived), `request_failed` (the request could
+            not be sent), `http_error` (the response is not Moyin's), `malformed_response` and
             `invalid_webhook`.
-        field: the member, parameter or header that is wrong, if one is.
-        request_id: the id by which the operator finds the request.
-        retry_after: the seconds that the gateway asks the client to wait.
+        field: the invalid member, parameter or header, if there is one.
+        request_id: the id by which the operator finds the request in the logs.
+        retry_after: the seconds for which the gateway asks the client to wait.
         details: further members of the error, such as `node_errors`.
     """
 
@@ -57,9 +57,9 @@ class MoyinError(Exception):
 
 
 def build_error(status: int, headers: Mapping[str, str], body: bytes) -> MoyinError:
-    """Return the error of an HTTP response, in problem details or in OpenAI's format.
+    """Return the error that an HTTP response reports, in problem details or in OpenAI's format.
 
-    ``headers`` must ignore case.
+    ``headers`` must be a mapping that ignores the case of names.
     """
     problem = _parse_problem(body)
     retry_after = headers.get("retry-after")
@@ -75,7 +75,7 @@ def build_error(status: int, headers: Mapping[str, str], body: bytes) -> MoyinEr
 
 
 def build_event_error(data: Mapping[str, Any]) -> MoyinError:
-    """Return the error that a stream's event `error` reports."""
+    """Return the error that the event `error` of a stream reports."""
     return MoyinError(
         _get_text(data, "message") or "the stream ended with an error",
         code=_get_text(data, "code") or "http_error",
@@ -85,7 +85,7 @@ def build_event_error(data: Mapping[str, Any]) -> MoyinError:
 
 
 def parse_retry_after(value: str, now: datetime | None = None) -> float | None:
-    """Return the seconds of a header ``Retry-After``, which has seconds or a date; None if wrong."""
+    """Return the seconds in a ``Retry-After`` header, from a number or a date; None if invalid."""
     value = value.strip()
     if value.isascii() and value.isdigit():
         return float(value)
@@ -100,7 +100,7 @@ def parse_retry_after(value: str, now: datetime | None = None) -> float | None:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise the errors of httpx as MoyinError."""
+    """Raise a MoyinError instead of any error of httpx in the block."""
     try:
         yield
     except (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError) as error:

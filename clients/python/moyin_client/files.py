@@ -1,4 +1,4 @@
-"""Reads files that are uploaded, and writes files that are downloaded."""
+"""Reads files to upload, and writes downloaded files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PIECE = 256 * 1024
 
 
 class Upload:
-    """A file or bytes, which can be read several times.
+    """A file to upload, whose content can be read several times.
 
     Args:
-        file: the content, or the path of the file that has it.
-        name: the name that the gateway stores; default: that of the file.
-        media_type: default: by the ending of the name.
+        file: the content as bytes, or the path of a file.
+        name: the name of the stored file; by default that of ``file``.
+        media_type: by default, the ending of the name determines it.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Upload:
         self.size = len(self._file) if isinstance(self._file, bytes) else self._file.stat().st_size
 
     def read_pieces(self) -> Iterator[bytes]:
-        """Yield the content from its beginning."""
+        """Yield the content in pieces, always from the beginning."""
         with (
             io.BytesIO(self._file) if isinstance(self._file, bytes) else self._file.open("rb") as f
         ):
@@ -41,10 +41,11 @@ class Upload:
 
 
 class Download:
-    """Collects the pieces of a file in memory, or in a file that appears when it is complete.
+    """Collects the pieces of a downloaded file, in memory or in a temporary file.
 
     Args:
-        to: the path of the file, which is replaced; None collects the content in memory.
+        to: the path where the complete file is put; it replaces an existing file. None collects the
+            content in memory.
     """
 
     def __init__(self, to: Path | None) -> None:
@@ -66,11 +67,11 @@ class Download:
             self._scratch.unlink(missing_ok=True)
 
     def write(self, piece: bytes) -> None:
-        """Add a piece of the file."""
+        """Append a piece of the file's content."""
         self._file.write(piece)
 
     def finish(self) -> bytes:
-        """Return the content, or put the file at its path and return no bytes."""
+        """Return the content, or put the complete file at its path and return empty bytes."""
         if isinstance(self._file, io.BytesIO):
             return self._file.getvalue()
         self._file.close()

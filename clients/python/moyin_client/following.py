@@ -1,4 +1,4 @@
-"""Follows the events of a job over broken connections."""
+"""Follows the events of a job, and continues after broken connections."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OnProgress = Callable[[Progress], object]
 
 
 class Following:
-    """Holds the state of one client that follows a job, over all its connections.
+    """Holds the state of following one job's events over several connections.
 
-    A job that is retried has several last events, so the job has ended only when the gateway closes
-    the stream after one.
+    Each attempt of a job ends with a final event. So the job has ended only if the gateway closes
+    the stream after a final event.
 
     Attributes:
-        has_ended: True if there are no more events.
+        has_ended: True if the job has no more events.
     """
 
     def __init__(
@@ -41,12 +41,16 @@ class Following:
         self._retry = 0.0
 
     def connect(self) -> calls.Call[None]:
-        """Return the call that continues after the last event."""
+        """Return the call that opens the stream of events after the last one that was received."""
         self._parser = SseParser()
         return calls.follow(self._job, self._last_event_id, self._previews)
 
     def feed(self, piece: bytes) -> Iterator[Event]:
-        """Yield the events that the piece completes; raise MoyinError for the event `error`."""
+        """Parse a piece of the stream, and yield the events that are complete now.
+
+        Raises:
+            MoyinError: the stream reports an error.
+        """
         for message in self._parser.feed(piece):
             data = _parse_data(message)
             if message.type == "error":
@@ -60,14 +64,14 @@ class Following:
             yield event
 
     def close(self, status: int) -> None:
-        """Note that the stream ended without an error; raise MoyinError if the job did not end."""
+        """Record that the gateway closed the stream; raise MoyinError if the job has not ended."""
         # 204 says that there is nothing after the last event.
         self.has_ended = self._is_last_final or status == 204
         if not self.has_ended:
             raise MoyinError("the stream ended before the job", code=CONNECTION_FAILED)
 
     def pause_after(self, error: MoyinError) -> float:
-        """Return the seconds before the next connection; raise the error if there must be none."""
+        """Return the seconds to wait before the next connection, or raise a final error."""
         self._failures += 1
         pause = self._policy.pause_after(error, self._failures)
         self._retry = self._parser.retry or self._retry
@@ -75,7 +79,7 @@ class Following:
 
 
 def report_progress(event: Event, on_progress: OnProgress | None) -> None:
-    """Call ``on_progress`` if the event changes the progress of the job."""
+    """Call ``on_progress`` with the job's new progress if the event contains it."""
     if on_progress is None:
         return
     data = event.data

@@ -1,6 +1,7 @@
 """Defines what the gateway returns: jobs, files and events.
 
-Every class has the members of docs/reference/events.md and of the gateway's `/docs` that it names.
+The members of events are described in docs/reference/events.md, all others in the gateway's
+`/docs`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 class Artifact:
     """A stored file; ``url`` is relative to the gateway, ``size`` is in bytes.
 
-    ``job`` (the id of the job that made the file), ``created_at`` and ``favourite`` are only known
-    in lists.
+    Only lists of files contain ``job`` (the id of the job that made the file), ``created_at`` and
+    ``favourite``; elsewhere these have their defaults.
     """
 
     id: str
@@ -34,7 +35,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
-    """A link that returns a file without a key until it expires; ``url`` is absolute."""
+    """A link with which anyone can read a file, until ``expires_at``; ``url`` is absolute."""
 
     url: str
     expires_at: datetime
@@ -42,9 +43,10 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """``value`` of ``max`` units of step ``step`` (from 0) are done; in a batch, units are children.
+    """The progress of a job: ``value`` of ``max`` units of the step ``step`` are done.
 
-    ``node`` is the node of the graph that is at work, if it is known.
+    Steps count from 0. In a batch the units are its children. ``node`` is the node of the graph
+    that is being executed, if it is known.
     """
 
     value: float = 0.0
@@ -55,9 +57,12 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preview:
-    """A new preview of a render; ``url`` is relative to the gateway and serves the newest for a minute.
+    """Reports a new preview of a render.
 
-    ``step`` counts from 0 and is the child in a batch; ``node`` is the node at work, if it is known.
+    Attributes:
+        step: the index, from 0, of the step; in a batch, of the child.
+        url: where the newest preview is served, for a minute; relative to the gateway.
+        node: the node of the graph that is being executed, if it is known.
     """
 
     step: int
@@ -76,7 +81,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventToken:
-    """A token with which a page reads one job's events, previews and files, as `?token=`."""
+    """A token for the parameter `?token=`, with which a page reads one job's events and files."""
 
     token: str
     expires_at: datetime
@@ -93,7 +98,7 @@ class JobError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canceller:
-    """A user, key, service or operator that cancelled a job; an operator has no id."""
+    """The user, key, service or operator that cancelled a job; an operator has no id."""
 
     kind: str
     id: str | None = None
@@ -109,7 +114,7 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Eta:
-    """In how many seconds a render will probably start and end; None if it is unknown."""
+    """The seconds until a render will probably start, and until it will end; None if unknown."""
 
     starts_in: Seconds | None = None
     ends_in: Seconds | None = None
@@ -132,7 +137,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Child:
-    """A child of a batch, which is one render; ``progress`` is from 0 to 1."""
+    """One render of a batch, called a child; ``progress`` is from 0 to 1."""
 
     index: int
     status: str
@@ -145,7 +150,7 @@ class Child:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubmittedStep:
-    """What a step was submitted with; members of other kinds are None."""
+    """A step as it was submitted; members that its kind does not have are None."""
 
     kind: str
     template: str | None = None
@@ -159,7 +164,7 @@ class SubmittedStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """The request as the client submitted it, without the fields that `JobBody` already contains."""
+    """The request as the client submitted it, without the fields that `Job` already contains."""
 
     steps: tuple[SubmittedStep, ...] = ()
     deadline: datetime | None = None
@@ -168,7 +173,10 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A job. ``outputs``, ``children`` and ``submitted`` are only known of `job` and `wait`."""
+    """A job of the gateway.
+
+    Only the methods `job` and `wait` return it with ``outputs``, ``children`` and ``submitted``.
+    """
 
     id: str
     status: str
@@ -196,13 +204,16 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """True if the job has succeeded, failed or was cancelled."""
+        """True if the job has succeeded, has failed or was cancelled."""
         return self.status in FINAL_STATUSES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedStep:
-    """A finished step, whose result is recorded; ``value`` and ``max`` are missing for the last."""
+    """Reports a finished step, whose result is recorded.
+
+    ``value`` and ``max`` are the progress of the job; both are None after the job's last step.
+    """
 
     step: int
     artifacts: tuple[Artifact, ...] = ()
@@ -219,10 +230,10 @@ class Event:
         type: `queued`, `running`, `progress`, `preview`, `step`, `succeeded`, `failed` or
             `cancelled`; later versions of Moyin may have more.
         data: a `Progress` for `progress`, a `Preview` for `preview`, a `FinishedStep` for `step`,
-            None for unknown types, else the `Job` when it got this status.
+            and None for unknown types. For all other types, the `Job` when it got this status.
         raw: the data as JSON, with the members that this version does not know.
-        id: the cursor, with which `events` resumes; None for a preview, and for an event that was
-            made from the job's row.
+        id: the cursor with which `events` resumes. It is None for a preview, and for a final event
+            that Moyin's event store has lost.
     """
 
     type: str
@@ -233,7 +244,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BulkResult:
-    """The numbers of jobs that a request for many matched, changed, and left as they were."""
+    """Counts the jobs that a filter matched, that were changed, and that were left unchanged."""
 
     matched: int
     done: int
@@ -242,7 +253,7 @@ class BulkResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """The usage of several calls; costs are exact decimal numbers as text."""
+    """The summed usage of several calls; costs are exact decimal numbers as text."""
 
     calls: int
     incomplete_calls: int
@@ -258,7 +269,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsageGroup(Usage):
-    """The usage of a group; only the properties by which calls were grouped are set."""
+    """The usage of a group of calls; only the properties by which calls were grouped are set."""
 
     day: str | None = None
     model: str | None = None
@@ -272,7 +283,7 @@ class UsageGroup(Usage):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """A budget of the caller's key, user or tenant (``of``) in its current period."""
+    """A budget in its current period, for the caller's key, user or tenant, as ``of`` says."""
 
     limit: str
     of: str
@@ -285,9 +296,10 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsageReport:
-    """The usage of a period by groups; ``budgets`` is None while they cannot be read.
+    """The usage in a period, by groups; ``budgets`` is None while they cannot be read.
 
-    ``dearest`` names the models with which ``dearest_cost_usd`` is computed.
+    ``dearest_cost_usd`` is what the calls would have cost with the most expensive models, which
+    ``dearest`` names.
     """
 
     since: datetime
@@ -301,7 +313,10 @@ class UsageReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Webhook:
-    """A verified webhook; ``id`` is the same for each delivery of it, ``type`` is `job.succeeded` etc."""
+    """A verified webhook; ``type`` is `job.` and the final status, such as `job.succeeded`.
+
+    ``id`` identifies the webhook; it stays the same if the webhook is delivered again.
+    """
 
     id: str
     type: str

@@ -1,4 +1,4 @@
-"""Parses JSON as frozen dataclasses by their annotations."""
+"""Parses JSON into frozen dataclasses, as their type annotations say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse a response's body; raise MoyinError if it is not JSON."""
+    """Return the JSON in a response's body; raise MoyinError if it is not JSON."""
     try:
         return json.loads(body)
     except ValueError:
@@ -24,10 +24,13 @@ def parse_json(body: bytes) -> Any:
 
 
 def parse(shape: type[T], value: Any, path: str = "") -> T:
-    """Parse a JSON object as a dataclass.
+    """Create an instance of the dataclass ``shape`` from the members of the JSON object ``value``.
 
-    Members that the dataclass does not have are ignored, since Moyin may add some. A member that is
-    missing or null takes its default, if it has one.
+    Members that the dataclass does not have are ignored, since later versions of Moyin may add
+    some. A member that is missing or null gets the field's default, if there is one.
+
+    Args:
+        path: the path of the object in the response, for errors.
 
     Raises:
         MoyinError: a member is missing or has another type.
@@ -39,10 +42,10 @@ def parse(shape: type[T], value: Any, path: str = "") -> T:
     for field in fields(dataclass):
         name, hint = field.name, hints[field.name]
         has_default = field.default is not MISSING or field.default_factory is not MISSING
-        given = value.get(name)
-        if given is None and has_default:
+        member = value.get(name)
+        if member is None and has_default:
             continue
-        members[name] = _convert(hint, given, f"{path}.{name}" if path else name)
+        members[name] = _convert(hint, member, f"{path}.{name}" if path else name)
     return shape(**members)
 
 

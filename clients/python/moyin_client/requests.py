@@ -1,4 +1,4 @@
-"""Defines what clients submit, and how lists are filtered."""
+"""Defines what clients submit, the filters of lists, and the JSON that is sent for both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Grouping = Literal["day", "model", "backend", "owner", "key", "operation"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chat:
-    """A request to a language model; ``request`` is a body in the format of ``protocol``."""
+    """A request to a language model; ``request`` is its body in the format of ``protocol``."""
 
     kind: ClassVar[str] = "chat"
     request: Mapping[str, Any]
@@ -23,7 +23,14 @@ class Chat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Variants of one render; exactly one of the members must be set."""
+    """Variants of one render; exactly one of the members must be set.
+
+    Attributes:
+        seeds: the number of variants, whose seeds are consecutive, or a list of the seeds.
+        inputs: for each variant, the inputs of the template that differ.
+        sweep: a list of values for each input, named as in `inputs.<name>` or
+            `workflow.<node>.inputs.<name>`; every combination of values is a variant.
+    """
 
     seeds: int | Sequence[int] | None = None
     inputs: Sequence[Mapping[str, Any]] | None = None
@@ -48,7 +55,7 @@ class Render:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Http:
-    """A request to a route behind the gateway, with the rights of the submitter."""
+    """A request to a route of the gateway, with the rights of the job's submitter."""
 
     kind: ClassVar[str] = "http"
     path: str
@@ -59,7 +66,10 @@ class Http:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pipeline:
-    """Steps in order, of which later ones use `${steps.0.text}` and the like; ``pool`` is for renders."""
+    """Steps that run in order; a later step can use earlier outputs, as in `${steps.0.text}`.
+
+    ``pool`` is the render pool of steps that name none.
+    """
 
     kind: ClassVar[str] = "pipeline"
     steps: Sequence[Chat | Render | Http]
@@ -70,7 +80,7 @@ Work = Chat | Render | Http | Pipeline
 
 
 class JobOptions(TypedDict, total=False):
-    """What every kind of job takes."""
+    """The options of a job of any kind."""
 
     priority: int
     deadline: datetime
@@ -92,13 +102,16 @@ class JobConditions(TypedDict, total=False):
 
 
 class JobFilter(JobConditions, total=False):
-    """Conditions on the jobs of a list; ``page_size`` is the size of the pages, 1 to 200."""
+    """Conditions on the jobs of a list; ``page_size`` is the number of jobs per page, 1 to 200."""
 
     page_size: int
 
 
 class ArtifactFilter(TypedDict, total=False):
-    """Conditions on files; a file must meet all of them. ``job`` is the id of the job that made them."""
+    """Conditions on files; a file must meet all of them.
+
+    ``job`` is the id of the job that made the file.
+    """
 
     job: str
     media_type: str
@@ -112,7 +125,7 @@ class ArtifactFilter(TypedDict, total=False):
 
 
 class UsageQuery(TypedDict, total=False):
-    """Says what `usage` sums: from ``since`` (included) to ``until`` (excluded), and of which calls."""
+    """Selects and groups the calls that `usage` sums, from ``since`` to before ``until``."""
 
     group_by: Grouping | Sequence[Grouping]
     since: datetime
@@ -125,7 +138,7 @@ class UsageQuery(TypedDict, total=False):
 
 
 def build_job(work: Work, options: JobOptions) -> dict[str, Any]:
-    """Return the body of ``POST /jobs``."""
+    """Return the JSON body of ``POST /jobs``."""
     body = {**_build_step(work), **options}
     if (deadline := options.get("deadline")) is not None:
         body["deadline"] = format_time(deadline)
@@ -133,7 +146,7 @@ def build_job(work: Work, options: JobOptions) -> dict[str, Any]:
 
 
 def build_query(conditions: JobFilter | ArtifactFilter, cursor: str | None) -> dict[str, str]:
-    """Return the query of ``GET /jobs`` or ``GET /artifacts``."""
+    """Return the query parameters of ``GET /jobs`` or ``GET /artifacts``."""
     query: dict[str, str] = {} if cursor is None else {"cursor": cursor}
     for name, value in conditions.items():
         if value is None:
@@ -154,7 +167,7 @@ def build_query(conditions: JobFilter | ArtifactFilter, cursor: str | None) -> d
 
 
 def build_bulk(conditions: JobConditions, dry_run: bool, cursor: str | None) -> dict[str, Any]:
-    """Return the body of ``POST /jobs/cancel`` and ``POST /jobs/delete``."""
+    """Return the JSON body of ``POST /jobs/cancel`` or ``POST /jobs/delete``."""
     members = {
         name: format_time(value) if isinstance(value, datetime) else value
         for name, value in conditions.items()
@@ -163,7 +176,7 @@ def build_bulk(conditions: JobConditions, dry_run: bool, cursor: str | None) -> 
 
 
 def build_usage_query(query: UsageQuery) -> dict[str, str | list[str]]:
-    """Return the query of ``GET /v1/usage``."""
+    """Return the query parameters of ``GET /v1/usage``."""
     names = {"since": "from", "until": "to"}
     built: dict[str, str | list[str]] = {}
     for name, value in query.items():
@@ -179,7 +192,7 @@ def build_usage_query(query: UsageQuery) -> dict[str, str | list[str]]:
 
 
 def format_time(value: datetime) -> str:
-    """Return a time in RFC 3339; raise ValueError if it has no time zone."""
+    """Return a time in the format RFC 3339; raise ValueError if it has no time zone."""
     if value.tzinfo is None:
         raise ValueError(f"{value} needs a time zone")
     return value.isoformat()

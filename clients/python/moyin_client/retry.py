@@ -1,4 +1,4 @@
-"""Decides whether and when a failed request is sent again."""
+"""Decides whether a failed request is sent again, and after which pause."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _CODES = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently a request is sent again. The defaults bridge most of a minute.
+    """How often failed requests are sent again, and after which pauses.
+
+    With the defaults, an outage of most of a minute causes no error.
 
     Attributes:
-        tries: the number of times that a request is sent; for events, in a row without an event.
+        tries: the maximum number of times that a request is sent. For streams of events, the
+            maximum number of connections in a row that bring no event.
         first_pause: the seconds before the second try; every further pause is twice as long.
-        longest_pause: the longest pause that the client chooses itself.
-        longest_retry_after: the longest pause that the gateway may ask for; if it asks for a longer
-            one, the error is raised at once.
+        longest_pause: the longest pause in seconds that the client chooses itself.
+        longest_retry_after: the longest pause in seconds that the gateway may ask for. If it asks
+            for a longer one, the error is raised at once.
     """
 
     tries: int = 10
@@ -32,14 +35,14 @@ class RetryPolicy:
     longest_retry_after: float = 120.0
 
     def pause_after(self, error: MoyinError, failures: int) -> float:
-        """Return the seconds before the next try.
+        """Return the seconds to wait before the next try.
 
         Args:
             error: the error of the last try.
-            failures: the number of tries so far, all of which have failed.
+            failures: the number of failed tries so far.
 
         Raises:
-            MoyinError: the given error, if the request must not be sent again.
+            MoyinError: ``error`` itself, if the request must not be sent again.
         """
         requested = error.retry_after or 0.0
         if (

@@ -1,4 +1,4 @@
-"""Parses a stream of server-sent events."""
+"""Parses streams of server-sent events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_EVENT = 64 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSentEvent:
-    """An event as it was sent; ``id`` is empty if the event has none of its own."""
+    """A server-sent event with its fields; ``id`` is empty if the event has no id."""
 
     type: str
     data: str
@@ -21,10 +21,10 @@ class ServerSentEvent:
 
 
 class SseParser:
-    """Parses a byte stream, which arrives in arbitrary pieces, into server-sent events.
+    """Parses a stream of bytes, which arrives in pieces of any size, into server-sent events.
 
     Attributes:
-        retry: the seconds that the server asks the client to wait before it connects again.
+        retry: the seconds for which the server asks the client to wait before it connects again.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class SseParser:
         self._data: list[str] = []
 
     def feed(self, piece: bytes) -> Iterator[ServerSentEvent]:
-        """Add a piece of the stream and yield the events that it completes."""
+        """Parse a piece of the stream, and yield the events that are complete now."""
         text = self._decoder.decode(piece)
         if self._ends_with_cr and text.startswith("\n"):
             text, self._ends_with_cr = text[1:], False

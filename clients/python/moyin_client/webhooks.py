@@ -1,4 +1,4 @@
-"""Verifies webhooks, which are signed by Standard Webhooks."""
+"""Verifies the signatures of webhooks, as Standard Webhooks defines them."""
 
 from __future__ import annotations
 
@@ -17,36 +17,41 @@ from moyin_client.parsing import parse, parse_json
 def verify_webhook(
     secret: str, headers: Mapping[str, str], body: bytes, *, tolerance: float = 300.0
 ) -> Webhook:
-    """Return the content of a webhook.
+    """Verify the signature of a webhook and return its content.
 
     Args:
-        secret: what `webhook_secret` returns.
+        secret: the secret that `webhook_secret` returned.
         headers: the headers of the request; the case of their names does not matter.
-        body: the body as it arrived, not parsed and encoded again.
+        body: the bytes of the body as they arrived, not a parsed and re-encoded body.
         tolerance: the largest difference in seconds between the signed time and this machine's.
 
     Raises:
         MoyinError: Moyin did not sign the webhook, or signed it too long ago; the code is
             `invalid_webhook`.
-        ValueError: the secret is not one.
+        ValueError: ``secret`` is not a valid secret.
     """
     values = {name.lower(): value for name, value in headers.items()}
-    webhook_id, sent = values.get("webhook-id", ""), values.get("webhook-timestamp", "")
+    webhook_id, timestamp = values.get("webhook-id", ""), values.get("webhook-timestamp", "")
     try:
         key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except binascii.Error:
         raise ValueError("the secret must be whsec_ and base64") from None
-    if not (sent.isascii() and sent.isdigit()):
-        raise _new_error("the header webhook-timestamp is missing or wrong")
+    if not (timestamp.isascii() and timestamp.isdigit()):
+        raise _new_error("the header webhook-timestamp must be a time in Unix seconds")
     digest = hmac.new(
-        key, f"{webhook_id}.{sent}.".encode(errors="replace") + body, hashlib.sha256
+        key, f"{webhook_id}.{timestamp}.".encode(errors="replace") + body, hashlib.sha256
     ).digest()
-    expected = b"v1," + base64.b64encode(digest)
-    given = values.get("webhook-signature", "").split(" ")
+    expected_signature = b"v1," + base64.b64encode(digest)
+    signatures = values.get("webhook-signature", "").split(" ")
     # A list, so that all are compared.
-    if not any([hmac.compare_digest(expected, one.encode(errors="replace")) for one in given]):
+    if not any(
+        [
+            hmac.compare_digest(expected_signature, signature.encode(errors="replace"))
+            for signature in signatures
+        ]
+    ):
         raise _new_error("the signature is wrong")
-    if abs(time.time() - float(sent)) > tolerance:
+    if abs(time.time() - float(timestamp)) > tolerance:
         raise _new_error("the webhook is too old, or this machine's clock is wrong")
     return _parse_webhook(webhook_id, body)
 

@@ -96,6 +96,6 @@ export function artifactPath(artifact: ArtifactId): string {
 /** Return an id that is safe in a path; throw TypeError if it could lead to another route. */
 function getId(item: string | { id: string }): string {
   const id = typeof item === "string" ? item : item.id;
-  if (!/^[\w~-][\w.~-]*$/.test(id)) throw new TypeError(`${JSON.stringify(id)} is not an id`);
+  if (!/^[\w~-][\w.~-]*$/.test(id)) throw new TypeError(`${JSON.stringify(id)} is not the id of a job or file`);
   return id;
 }

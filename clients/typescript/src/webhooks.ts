@@ -20,7 +20,7 @@ export async function verifyWebhook(
   const key = await importSecret(secret);
   const id = getHeader(headers, "webhook-id");
   const sent = getHeader(headers, "webhook-timestamp");
-  if (!/^\d+$/.test(sent)) throw newInvalid("the header webhook-timestamp is missing or wrong");
+  if (!/^\d+$/.test(sent)) throw newInvalid("the header webhook-timestamp must be a time in Unix seconds");
   const content = typeof body === "string" ? encode(body) : body;
   const signed = concatenate(encode(`${id}.${sent}.`), content);
   if (!(await isSigned(key, getHeader(headers, "webhook-signature"), signed)))

@@ -31,7 +31,10 @@ class AccessTokenIssuer:
         self.lifetime = lifetime
 
     async def issue(self, user: User, session: Session, scopes: Iterable[str]) -> str:
-        """Return an access token of ``user`` that ends with ``session`` or after `lifetime`."""
+        """Return an access token of ``user`` with ``scopes``.
+
+        It expires after `lifetime`, or when ``session`` ends if that is earlier.
+        """
         key = await self._get_signing_key()
         now = int(time.time())
         claims = {

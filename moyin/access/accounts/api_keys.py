@@ -74,13 +74,16 @@ class ApiKeyService:
         search: str = "",
         page: PageQuery = _ALL,
     ) -> tuple[list[ApiKey], str | None]:
-        """Return a page of keys that the caller may see, and the cursor of the next page.
+        """Return a page of keys that the caller may see, and the cursor of the next page, if any.
 
         Callers see their own keys, administrators all keys of their tenant, operators the keys of
         any tenant.
 
         Args:
             owner: the tenant; None for the caller's.
+            user: the id of the user whose keys are returned; None for all users.
+            valid: True to leave out keys that were revoked or have expired.
+            search: text that the key's name must contain; empty for all keys.
 
         Raises:
             InsufficientScope: the caller is not an operator, and names another tenant.
@@ -272,7 +275,11 @@ class ApiKeyService:
     ) -> str:
         """Check that the caller may see or change the limits of ``subject``; return its tenant.
 
-        Administrators may see all limits of their tenant, but only operators may change them.
+        Administrators may change the limits of the keys and users of their tenant, and see those of
+        the tenant itself. Operators may change all limits.
+
+        Args:
+            changes: True if the caller wants to change the limits, False to see them.
         """
         identity = caller.identity
         kind, _, name = subject.partition(":")

@@ -94,6 +94,11 @@ class AttemptLimits:
 
         Attempts from a known device or address are counted separately, so that an attacker's
         attempts do not delay them.
+
+        Args:
+            user_id: the user with this email; None if there is none.
+            address: the client's IP address, or an empty string if it is unknown.
+            device_token: the token from an earlier sign-in on the device; None if there is none.
         """
         attempt = await self._create_attempt(email, user_id, address, device_token)
         await self._throttle.acquire(*attempt.keys)
@@ -127,7 +132,10 @@ class AttemptLimits:
 
     @asynccontextmanager
     async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
-        """Count an attempt to enter the current password; a successful block is not counted."""
+        """Count an attempt to enter the current password, which is made in the ``with`` block.
+
+        If the block ends without an error, the attempt is no longer counted.
+        """
         # Counted per user only, because an attempt requires the user's session.
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)

@@ -77,7 +77,7 @@ class VerifiedIdentity:
 
 @dataclass(slots=True)
 class _ProviderMetadata:
-    """Caches the metadata and public keys of a provider."""
+    """The cached metadata and public keys of a provider."""
 
     metadata: Mapping[str, Any]
     keys: jwt.PyJWKSet
@@ -105,6 +105,11 @@ class OpenIdSignIn:
 
     async def begin_sign_in(self, name: str, redirect_uri: str, address: str) -> tuple[str, str]:
         """Return the URL to open in the browser, and the state to pass to `finish_sign_in`.
+
+        Args:
+            name: the name of the provider.
+            redirect_uri: the URI to which the provider sends the browser afterwards.
+            address: the client's IP address.
 
         Raises:
             TooManyAttempts: the IP address has begun too many sign-ins without finishing them.

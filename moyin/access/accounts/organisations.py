@@ -61,9 +61,12 @@ class OrganisationService:
     async def list_organisations(
         self, caller: Caller, *, search: str = "", page: PageQuery = _ALL
     ) -> tuple[list[Organisation], str | None]:
-        """Return a page of organisations, and the cursor of the next page.
+        """Return a page of organisations, and the cursor of the next page, if any.
 
         Operators get all organisations, and other callers only their own.
+
+        Args:
+            search: text that the name of an organisation must contain; empty for all.
         """
         if caller.identity.has_scope(OPERATOR):
             return await self._users.list_organisations(search=search, page=page)
@@ -78,7 +81,11 @@ class OrganisationService:
     async def list_members(
         self, caller: Caller, organisation: str, *, search: str = "", page: PageQuery = _ALL
     ) -> tuple[list[User], str | None]:
-        """Return a page of the members and service accounts, and the cursor of the next page."""
+        """Return a page of the members and service accounts, and the next page's cursor, if any.
+
+        Args:
+            search: text that the name or the email of a member must contain; empty for all.
+        """
         self._require_access(caller, organisation, ORG_READ)
         await self._users.get_organisation(organisation)
         return await self._users.list_members(organisation, search=search, page=page)
@@ -169,9 +176,13 @@ class OrganisationService:
         role: Role | None = None,
         disabled: bool | None = None,
     ) -> User:
-        """Change the role of a user and disable or enable the user; None leaves a value unchanged.
+        """Change the role of a user, or disable or enable the user.
 
         Each change ends the user's sessions. A new role also invalidates pending invitations.
+
+        Args:
+            role: the new role; None leaves it unchanged.
+            disabled: True to disable the user, False to enable the user; None changes neither.
         """
         self._require_access(caller, organisation, ORG_ADMIN)
         user = await self._users.get_member(organisation, user_id)
@@ -206,7 +217,11 @@ class OrganisationService:
         return user
 
     async def set_user_disabled(self, caller: Caller, user_id: str, disabled: bool) -> User:
-        """Disable or enable a user and end the user's sessions; only operators may do so."""
+        """Disable or enable a user and end the user's sessions; only operators may do so.
+
+        Args:
+            disabled: True to disable the user, False to enable the user.
+        """
         require_scope(caller.identity, OPERATOR)
         user = await self._users.get(user_id)
         at = (user.disabled_at or now()) if disabled else None
@@ -223,6 +238,7 @@ class OrganisationService:
         Operators get the entries of all tenants, administrators those of their own.
 
         Args:
+            limit: the maximum number of entries.
             before: the id of an entry; only older entries are returned.
 
         Raises:

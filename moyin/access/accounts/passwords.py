@@ -52,13 +52,22 @@ class PasswordService:
         self._dummy_hash = self._hasher.hash("nobody's")
 
     async def hash(self, password: str, *, trusted: bool = False) -> str:
-        """Return the Argon2id hash of a password."""
+        """Return the Argon2id hash of a password.
+
+        Args:
+            trusted: True to use the separate queue for authenticated users and known devices.
+        """
         return await self._select_queue(trusted).run(self._hasher.hash, password)
 
     async def require_strong(
         self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
     ) -> None:
-        """Run `require_strong_password`, which raises `WeakPassword`, in a thread."""
+        """Run `require_strong_password`, which raises `WeakPassword`, in a thread.
+
+        Args:
+            field: the name of the request's field with the password, for the error.
+            trusted: True to use the separate queue for authenticated users.
+        """
         await self._select_queue(trusted).run(
             partial(require_strong_password, password, email=email, name=name, field=field)
         )
@@ -71,6 +80,9 @@ class PasswordService:
         If ``password_hash`` is None, return False after the time of a verification, so that the
         duration does not reveal whether an account exists. The number of concurrent attempts at an
         ``account`` is limited unless ``account`` is empty.
+
+        Args:
+            trusted: True to use the separate queue for authenticated users and known devices.
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):

@@ -330,7 +330,12 @@ class SignInService:
         password: str | None = None,
         sign_in: tuple[str, str] | None = None,
     ) -> User:
-        """Create a player and the player's limits in one transaction, so that both exist or neither."""
+        """Create a player and the player's limits in one transaction.
+
+        Args:
+            sign_in: the issuer and the subject of the person at an OpenID provider; None if the
+                player has a password.
+        """
         async with self._database.writing() as transaction:
             user = await self._users.create(
                 UserKind.PLAYER,
@@ -363,7 +368,12 @@ class SignInService:
         )
 
     def _mail_in_background(self, user: User, subject: str, opening: str, token: str) -> None:
-        """Send a mail in the background, so that response times do not reveal which emails exist."""
+        """Send a mail in the background, so that response times do not reveal which emails exist.
+
+        Args:
+            opening: the sentence before the link.
+            token: the token that the link contains.
+        """
         if user.email is None or len(self._pending_mails) >= _MAX_PENDING_MAILS:
             _log.warning(
                 "mail %r to user %s was dropped: the user has no email, or %d mails are pending",

@@ -128,7 +128,15 @@ class Throttle:
             self._raise_if_fail_closed(error)
 
     async def count_event(self, name: str, maximum: int, *, seconds: int = 900) -> None:
-        """Count an event such as a registration; raise beyond ``maximum`` events in ``seconds``."""
+        """Count an event such as a registration.
+
+        Args:
+            name: identifies the counter, such as a kind of event and the address that caused it.
+            maximum: the number of events that are allowed within ``seconds``.
+
+        Raises:
+            TooManyAttempts: ``maximum`` is exceeded.
+        """
         key = _valkey_key("limit", name)
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
@@ -147,11 +155,19 @@ class Throttle:
         await self._decrement_counters([_valkey_key("count", key.name) for key in keys])
 
     async def subtract_event(self, name: str) -> None:
-        """Decrement the counter of an event that was successful."""
+        """Decrement a counter of `count_event`, because the event was successful.
+
+        Args:
+            name: the name with which the event was counted.
+        """
         await self._decrement_counters([_valkey_key("limit", name)])
 
     async def record_known(self, name: str) -> None:
-        """Record for 30 days that an account signed in from an address; ``name`` contains both."""
+        """Record for 30 days that an account has signed in from an IP address.
+
+        Args:
+            name: the account's email and the address, joined to one string.
+        """
         try:
             await self._redis.set(_valkey_key("known", name), "1", ex=_REMEMBERED_SECONDS)
         except RedisError as error:
@@ -160,7 +176,13 @@ class Throttle:
             )
 
     async def is_known(self, name: str) -> bool:
-        """Return True if `record_known` recorded ``name`` in the last 30 days."""
+        """Return True if an account has signed in from an IP address in the last 30 days.
+
+        The result is False if Valkey is unavailable.
+
+        Args:
+            name: the account's email and the address, joined as for `record_known`.
+        """
         try:
             return bool(await self._redis.exists(_valkey_key("known", name)))
         except RedisError:
@@ -199,7 +221,11 @@ class Throttle:
     async def _admit_waiting_attempts(
         self, slot_key: str, queue: _WaitQueue, rate: AttemptRate
     ) -> None:
-        """Admit the waiting attempts of one key at its rate, until none waits."""
+        """Admit the waiting attempts of one key at its rate, until none waits.
+
+        Args:
+            slot_key: a Valkey key that expires when the next attempt may be admitted.
+        """
         takes_newest = True
         try:
             while queue.waiting:
@@ -247,9 +273,13 @@ def _new_too_many_attempts_error(seconds: float) -> TooManyAttempts:
 
 
 def _valkey_key(kind: str, name: str) -> str:
-    """Return the Valkey key of a counter; ``name`` is hashed, so that Valkey stores no emails.
+    """Return the Valkey key of an entry; ``name`` is hashed, so that Valkey stores no emails.
 
     The digest is also the hash tag, so that a Valkey cluster keeps all keys of a name on one node.
+
+    Args:
+        kind: the kind of entry: ``count``, ``limit``, ``turn`` or ``known``.
+        name: identifies the entry among those of its kind, such as an account's email.
     """
     digest = hashlib.sha256(name.encode()).hexdigest()[:32]
     return f"moyin:attempts:{{{digest}}}:{kind}"

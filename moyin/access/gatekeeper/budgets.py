@@ -134,7 +134,12 @@ def _get_budget(limit: Limit, period: str) -> Decimal | None:
 
 
 def _parse_period(fields: Mapping[str, str], period: str) -> tuple[int, int]:
-    """Return the current booked and reserved amounts, in billionths of a US dollar."""
+    """Return the booked and the reserved amount of this period, in billionths of a US dollar.
+
+    Args:
+        fields: the fields of a subject's hash in Valkey. Amounts of an earlier period count as 0.
+        period: ``day`` or ``month``.
+    """
     if fields.get(period) != f"{datetime.now(UTC):{_PERIOD_FORMATS[period]}}":
         return 0, 0
     return int(fields.get(f"{period}_nano", 0)), int(fields.get(f"{period}_reserved", 0))

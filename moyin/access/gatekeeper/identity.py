@@ -52,10 +52,12 @@ class Authenticator(CredentialVerifier, Protocol):
 
 @dataclass(slots=True)
 class _CachedIdentity:
-    """Caches an identity until ``stale_until``, and uses it unverified until ``fresh_until``.
+    """The cached identity of a credential.
 
-    Both are seconds of the monotonic clock. Between the two times, the cached identity is used only
-    while the database is unavailable.
+    Attributes:
+        fresh_until: until this time, the identity is used without another verification.
+        stale_until: until this time, the identity is used if the database is unavailable. Both are
+            seconds of the monotonic clock.
     """
 
     identity: Identity
@@ -149,6 +151,9 @@ class KeyAuthenticator:
 
         A token ends with the secret that created it, even if a rotation replaces only the secret.
         Otherwise the tokens of a leaked secret would still show a job after the rotation.
+
+        Args:
+            tokens: the identities of event tokens, by token.
         """
         sessions = {i.key_id for i in tokens.values() if i.is_session}
         secrets = {(i.key_id, i.secret_id) for i in tokens.values() if not i.is_session}
@@ -165,7 +170,7 @@ class KeyAuthenticator:
         }
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the current identities of those ``credentials`` that are still valid.
+        """Return the current identities, by credential, of those ``credentials`` that are valid.
 
         This bypasses the cache and takes a few queries for any number of credentials. An expired
         access token counts as valid until its session ends, since only new requests need a new one.
@@ -194,7 +199,7 @@ class KeyAuthenticator:
         return await self._add_limits(valid_identities)
 
     async def _add_limits(self, identities: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the identities with their current limits."""
+        """Return the identities with their current limits, by credential."""
         if self._limits is None or not identities:
             return identities
         subjects = {subject for i in identities.values() for subject in list_limit_subjects(i)}
@@ -288,7 +293,11 @@ def _remove_request_limits(limit: Limit) -> Limit:
 def create_authenticator(
     database: Database, signing_key: bytes, *, cached: bool = True
 ) -> KeyAuthenticator:
-    """Create an authenticator that reads keys, sessions and limits from ``database``."""
+    """Create an authenticator that reads keys, sessions and limits from ``database``.
+
+    Args:
+        cached: True to cache identities for a few seconds.
+    """
     return KeyAuthenticator(
         KeyStore(database),
         signing_key,
@@ -312,6 +321,12 @@ def create_service_token(
     """Return a token with which the service ``issuer`` acts for the tenant ``owner``.
 
     The limits of ``key_id`` and ``user`` apply in addition to the tenant's limits.
+
+    Args:
+        ttl_s: the seconds until the token expires.
+        key_id: the key for whose holder the service acts; None if it acts for no key.
+        user: the user for whom the service acts; None if it acts for none.
+        scopes: what the service may do.
     """
     claims = {
         "sub": owner,

@@ -48,7 +48,9 @@ _MESSAGES = {
 
 
 class RequestMeter:
-    """Connects one process to Valkey, and renews and settles the admissions of its requests.
+    """Counts the requests of one process in Valkey; each counted request is an `Admission`.
+
+    The meter renews the leases of running requests, and settles their costs in the background.
 
     Args:
         rates_fail_open: True to allow requests that use no budget while Valkey is unavailable.
@@ -106,11 +108,20 @@ class RequestMeter:
         await self._redis.aclose()
 
     async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
-        """Run the Lua script that counts a request if no limit is exceeded, and return its reply."""
+        """Run the Lua script that counts a request if no limit is exceeded, and return its reply.
+
+        Args:
+            keys: the Valkey keys of the request's counters and budgets.
+            arguments: the limits and amounts, in the order that the script expects.
+        """
         return await self._admit(keys=keys, args=arguments)
 
     def may_pass_unmetered(self, limits_spending: bool, error: RedisError) -> bool:
-        """Log an error of Valkey; return True if the request is allowed without being counted."""
+        """Log an error of Valkey; return True if the request is allowed without being counted.
+
+        Args:
+            limits_spending: True if the request uses a budget, for which another setting decides.
+        """
         _log.warning(
             "could not count a request against its limits in Valkey: %s: %s",
             type(error).__name__,
@@ -125,7 +136,12 @@ class RequestMeter:
             self._renewal_task = asyncio.create_task(self._renew_while_held())
 
     def settle(self, admission: Admission, keys: list[str], arguments: list[Any]) -> None:
-        """Release a request's lease and the unused part of its reservation, in the background."""
+        """Release a request's lease and the unused part of its reservation, in the background.
+
+        Args:
+            keys: the Valkey keys of the request's counters and budgets.
+            arguments: the arguments of the Lua script that settles the request.
+        """
         self._held_admissions.discard(admission)
         task = asyncio.create_task(self._settle_with_retries(keys, arguments))
         self._settlement_tasks.add(task)
@@ -259,6 +275,9 @@ class Admission:
 
         The caller must not release such an admission unless the job is rejected. The result is None
         if nothing was reserved, because the settings allow requests while Valkey is unavailable.
+
+        Args:
+            usd: the reserved amount in US dollars.
         """
         if not self._is_held:
             return None
@@ -304,7 +323,12 @@ class Admission:
             self._mark_held(0)
 
     def _release_cancelled(self, reply: asyncio.Future[Any], tokens: int) -> None:
-        """Release the lease and the reservation of a request that was cancelled while it was counted."""
+        """Release the lease and reservation of a request that was cancelled while it was counted.
+
+        Args:
+            reply: the finished reply of the Lua script that counts requests.
+            tokens: the tokens that the script reserved.
+        """
         if (error := reply.exception()) is not None:
             self._hold_after_timeout(error)
         elif reply.result()[0]:

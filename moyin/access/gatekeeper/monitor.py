@@ -26,10 +26,10 @@ _BATCH = 500
 
 
 class CredentialVerifier(Protocol):
-    """Verifies credentials without a cache."""
+    """Interface to check, without a cache, whether credentials are still valid."""
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the current identities of those ``credentials`` that are still valid."""
+        """Return the current identities, by credential, of those ``credentials`` that are valid."""
 
 
 class Connection(Protocol):
@@ -48,7 +48,7 @@ class Connection(Protocol):
 
 @dataclass(slots=True)
 class _WatchedCredential:
-    """Holds the open connections of one credential."""
+    """The identity of one credential, and its open connections."""
 
     identity: Identity
     connections: set[Connection] = field(default_factory=set)

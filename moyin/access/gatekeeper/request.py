@@ -81,7 +81,7 @@ class Request:
         return self._context
 
     def set_caller(self, credential: str, identity: Identity) -> None:
-        """Set the authenticated caller."""
+        """Set the authenticated caller of the request."""
         self._credential = credential
         self.identity = identity
 

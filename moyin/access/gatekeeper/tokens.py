@@ -156,7 +156,13 @@ def _sign(signing_key: bytes, audience: str, ttl_s: float, **claims: str) -> str
 def _verify(
     signing_key: bytes, token: str, audience: str, noun: str, names: tuple[str, ...]
 ) -> Mapping[str, str]:
-    """Return the claims ``names`` of a token that `_sign` created, or raise `InvalidToken`."""
+    """Return the values of the claims ``names`` of a token, by name, or raise `InvalidToken`.
+
+    Args:
+        token: a token that `_sign` created.
+        audience: the purpose that the token must state.
+        noun: the name of the kind of token in error messages, such as ``event token``.
+    """
     try:
         claims = jwt.decode(
             token,

@@ -205,7 +205,7 @@ class GrpcBridge:
 
 
 class RefusingBridge(GrpcBridge):
-    """Refuses all gRPC calls, for apps without a gRPC API that may get calls from Ray Serve."""
+    """Refuses all gRPC calls, for apps without a gRPC API to which Ray Serve sends such calls."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -218,7 +218,7 @@ class RefusingBridge(GrpcBridge):
 
 
 class MoyinCalls(HealthCalls):
-    """Serves the calls of moyin.v1 and health checks; gRPC and Ray Serve prescribe all names."""
+    """Serves moyin.v1 and health checks; gRPC and Ray Serve prescribe the names of the methods."""
 
     grpc_bridge: GrpcBridge
 
@@ -259,7 +259,7 @@ class MoyinCalls(HealthCalls):
 
 
 def _count_fitting_jobs(page: pb.ListJobsResponse) -> int:
-    """Return how many of a page's first jobs fit into a message, but at least 1."""
+    """Return how many jobs from the start of a page fit into one message, but at least 1."""
     end_offsets = accumulate(job.ByteSize() for job in page.jobs)
     return max(
         sum(end_offset <= _MAX_PAGE_BYTES for end_offset in end_offsets), min(len(page.jobs), 1)

@@ -108,7 +108,8 @@ def to_fault(refusal: RequestRefused, status: int | None = None) -> Fault:
     """Convert an error response of the gateway to a fault.
 
     Args:
-        status: the HTTP status that determines the gRPC status; None means the one of ``refusal``.
+        status: the HTTP status from which the gRPC status follows; None takes the status of
+            ``refusal``.
     """
     return Fault(
         _STATUS.get(status or refusal.status, grpc.StatusCode.INTERNAL),
@@ -124,9 +125,8 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     """Convert an error event that ended a stream to a fault.
 
     Args:
-        status: the HTTP status that determines the gRPC status. It is the status for broken
-            streams, unless the caller lost access during the stream; then it is the status that a
-            new request gets.
+        status: the HTTP status to assume for a broken stream. If the caller lost access meanwhile,
+            the code of the error determines the status instead.
         body: the data of the error event.
     """
     refusal = RequestRefused(status, headers, body)
@@ -134,7 +134,7 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
 
 
 def set_call_error(context: StatusContext, fault: Fault) -> None:
-    """Set the error of a call; Ray Serve would drop the details of a raised error."""
+    """Set the error of a call, with its details, which Ray Serve would drop from a raised error."""
     if not fault.request_id:
         # The call failed before it reached the gateway, which assigns request ids, so assign one
         # here.

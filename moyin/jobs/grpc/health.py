@@ -27,8 +27,8 @@ class HealthMonitor:
     """Answers health checks from a cached state, which is refreshed after some seconds.
 
     Args:
-        is_ready: returns True if calls can be served. If it raises `Fault`, the state is not ready;
-            the status UNIMPLEMENTED becomes the error of every check.
+        is_ready: returns True if calls can be served. If it raises `Fault`, the state is "not
+            serving". A `Fault` with the status UNIMPLEMENTED is returned to the client instead.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class HealthMonitor:
     async def watch(
         self, request: pb.HealthCheckRequest, _: Metadata = ()
     ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
-        """Yield the state of a service now and after each change; the service may be unknown."""
+        """Yield the state of a service now and after each change, also for an unknown service."""
         if self._watchers >= _MAX_WATCHERS:
             message = f"there are {_MAX_WATCHERS} watchers already; use Check"
             # UNIMPLEMENTED makes gRPC's clients send calls without watching. After any other error,
@@ -101,7 +101,7 @@ class HealthMonitor:
 
 
 class HealthCalls:
-    """Serves the calls of grpc.health.v1; gRPC and Ray Serve prescribe all names."""
+    """Serves the calls of grpc.health.v1; gRPC and Ray Serve prescribe the names of the methods."""
 
     grpc_health: HealthMonitor
 

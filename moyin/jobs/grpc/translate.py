@@ -65,7 +65,7 @@ def to_chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
 
 
 def to_jobs_query(request: pb.ListJobsRequest) -> list[tuple[str, str]]:
-    """Return the query parameters of ``GET /jobs`` for a request; that route checks their values.
+    """Return the query of ``GET /jobs`` for a request; the HTTP route checks the values.
 
     Raises:
         Fault: a time is out of range, or the request has fields that this version does not know.
@@ -93,7 +93,10 @@ def to_job_message(body: Mapping[str, Any]) -> pb.Job:
 
 
 def to_job_event(event_id: str, kind: str, text: str) -> pb.JobEvent:
-    """Convert an event to a message; the data of an unknown type of event is only in its JSON."""
+    """Convert an event of a job to a message.
+
+    The message of an unknown type of event has the data only as JSON.
+    """
     event = pb.JobEvent(id=event_id, type=kind, data_json=text)
     name = EVENT_FIELDS.get(kind)
     if name is not None:
@@ -136,7 +139,7 @@ def fill_message(message: Message, body: Mapping[str, Any]) -> None:
 
 
 def _to_status_name(number: int) -> str:
-    """Return the HTTP API's name of a status, or an invalid name for an unknown number."""
+    """Return the HTTP API's name of a status; for an unknown number, the number as text."""
     value = pb.JobStatus.DESCRIPTOR.values_by_number.get(number)
     return str(number) if value is None else value.name.removeprefix(_STATUS).lower()
 

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 
 class BrokerLost(Exception):
-    """Reports a broken connection; the broker will deliver all unsettled messages again."""
+    """Reports a broken connection; the broker will deliver all unsettled messages again.
+
+    A message is unsettled until `Session.complete` or `Session.dead_letter` has succeeded.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,16 +35,15 @@ class Session(Protocol):
     """The interface of one connection to the broker; every method may raise `BrokerLost`."""
 
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield messages without end; only a limited number may be unsettled at a time."""
+        """Yield messages without end; pause while too many of them have no result yet."""
         ...
 
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
-        """Publish the result of a message, then settle the message.
+        """Publish the result of a message, then settle the message, which ends its deliveries.
 
         Args:
             result_id: the id by which receivers recognise a duplicate. A result is published again
-                if
-                the worker crashed before it settled the message.
+                if the worker crashed before it settled the message.
         """
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:

@@ -31,7 +31,7 @@ class RabbitBroker:
     Args:
         url: ``amqp://user:password@host:port/vhost``.
         declare: True to declare the queues; False if an operator has created them.
-        concurrency: the largest number of unsettled messages.
+        concurrency: the largest number of messages that are processed at a time.
     """
 
     def __init__(
@@ -179,6 +179,9 @@ def _raise_broker_lost() -> Iterator[None]:
 
 
 def _count_previous_deliveries(message: AbstractIncomingMessage) -> int:
-    """Return the number of a message's earlier deliveries; classic queues count at most one."""
+    """Return how often a message was delivered before.
+
+    Classic queues do not count, so their number is at most one.
+    """
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

@@ -28,15 +28,15 @@ _Entry = tuple[bytes, dict[bytes, bytes], int]
 class StreamBroker:
     """A stream whose entries become jobs; an entry has the field ``body`` and optionally ``id``.
 
-    Without the field ``id``, the id is the entry's stream id, so a message that the sender adds
-    twice becomes two jobs. Settled entries are deleted, so no other consumer group can use the
+    An entry without the field ``id`` is identified by its stream id. Then a message that the sender
+    adds twice becomes two jobs. Settled entries are deleted, so no other consumer group can use the
     stream.
 
     Args:
-        claim_after: the seconds after which other workers claim the entries of a silent worker.
-        kept: the approximate number of entries that are kept in each of the streams of results and
-            of
-            dead letters.
+        claim_after: the seconds after which other workers claim the entries of a worker that has
+            not renewed its claim.
+        kept: the approximate number of entries that are kept in the stream of results, and in that
+            of dead letters.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class _StreamSession:
         self._freed = asyncio.Event()
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield entries without end; entries of silent workers come before new ones."""
+        """Yield entries without end; entries of workers that have died come before new ones."""
         while True:
             free_count = self._broker.concurrency - len(self._held)
             if free_count <= 0:
@@ -132,7 +132,7 @@ class _StreamSession:
         )
 
     async def keep_alive(self) -> None:
-        """Claim this worker's own entries repeatedly, so that no other worker claims them."""
+        """Claim this worker's own entries regularly, so that no other worker claims them."""
         broker = self._broker
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)

@@ -38,13 +38,12 @@ _OUTAGES = (RedisError, SQLAlchemyError, OSError, TimeoutError)
 class IntakeWorker:
     """Processes the messages of one broker queue; several workers may share a queue.
 
-    A message stays unsettled until its job has ended and the result is published. If a worker dies,
-    the broker delivers the message again, and its id is used to find the same job.
+    The broker keeps a message until its job has ended and the result is published. If a worker
+    dies, the broker delivers the message again, and its id is used to find the same job.
 
     Args:
-        name: the name of the queue in the configuration. As a part of idempotency keys, it must
-            never
-            change and must be unique among the submitter's queues.
+        name: the name of the queue in the configuration. It is a part of idempotency keys, so it
+            must never change and must be unique among the submitter's queues.
         submitter: the identity that submits and owns every job.
         limits: the store of the submitter's limits.
         max_deliveries: the number of deliveries after which a message becomes a dead letter.

@@ -1,4 +1,4 @@
-"""Translates a batch of the jobs API to one graph with a patch for each child."""
+"""Translates a batch in a request of the jobs API to one graph and a patch for each child."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _Variant = tuple[Mapping[str, Any], Mapping[str, str]]
 def build_batch_steps(
     batch: wire.Batch, first: Step, template: Template | None
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """Return the graph of a batch, and the children as steps with patches of that graph.
+    """Return the graph that all children of a batch share, and each child as a step.
+
+    The payload of such a step is a patch: the nodes and inputs in which its graph differs.
 
     Args:
         first: the step of the same job without a batch.
@@ -91,7 +93,11 @@ def _list_template_variants(
 
 
 def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
-    """Return the variants of a graph, whose keys are ``workflow.<node>.inputs.<name>``."""
+    """Return the variants of a graph that a batch describes.
+
+    A variant is a pair of mappings, whose keys are ``workflow.<node>.inputs.<name>``. The first has
+    the values, the second the field of the request that set each value.
+    """
     if batch.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
     if batch.sweep is not None:

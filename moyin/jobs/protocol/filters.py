@@ -36,7 +36,10 @@ def _parse_statuses(value: Any) -> Any:
 
 
 def _require_rfc3339(value: Any) -> Any:
-    """Return ``value`` unless it is a number, which pydantic would take for Unix seconds."""
+    """Return ``value`` if it is a time in RFC 3339, or raise ValueError.
+
+    Pydantic alone would also accept numbers, as Unix seconds.
+    """
     if not isinstance(value, str) or not _RFC3339.match(value):
         raise ValueError("must be a time in RFC 3339, such as 2026-01-31T12:00:00Z")
     return value
@@ -197,7 +200,10 @@ def parse_bulk_request(body: bytes) -> BulkRequest:
 
 
 def describe_query(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route whose query parameters are the members of ``model``."""
+    """Return the OpenAPI description of a route whose query parameters are members of ``model``.
+
+    It is the route's argument `openapi_extra`.
+    """
     parameters = []
     for name, schema in model.model_json_schema(ref_template="{model}")["properties"].items():
         # Members whose schema refers to another schema are described in text, because the

@@ -19,7 +19,7 @@ Templates = Callable[[str, str], Template]
 
 
 def refuse_templates(name: str, field: str) -> Template:
-    """Raise InvalidRequest; this stands in for `Templates` where jobs can't use templates."""
+    """Raise InvalidRequest, for use as `Templates` where jobs can't use templates."""
     raise InvalidRequest(
         f"{field} is not supported by this API: send a workflow instead", field=field
     )
@@ -49,7 +49,10 @@ def translate_render_step(
 def translate_render_batch(
     job: wire.RenderJob, batch: wire.Batch, templates: Templates
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """Return the graph of a batch, and the children as steps with patches of that graph."""
+    """Return the graph that all children of a batch share, and each child as a step.
+
+    The payload of such a step is a patch: the nodes and inputs in which its graph differs.
+    """
     if job.template is None:
         step_without_batch = _build_step_from_graph(job, "", job.pool)
         return build_batch_steps(batch, step_without_batch, None)

@@ -131,7 +131,7 @@ def _to_invalid_request(error: ValidationError) -> InvalidRequest:
 
 
 def _join_field_path(location: Sequence[int | str]) -> str:
-    """Return the path of an invalid field, without the union tags that pydantic adds."""
+    """Return the path of an invalid field, without the tags that pydantic inserts for unions."""
     parts = [
         part
         for i, part in enumerate(location)

@@ -36,7 +36,7 @@ _HIDDEN = "[hidden]"
 
 
 def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
-    """Return the body of a stored file as a job's response contains it."""
+    """Return the JSON body of a stored file for the response of its job."""
     return wire.ArtifactBody(
         id=artifact.id,
         url=f"/artifacts/{artifact.id}",
@@ -47,7 +47,7 @@ def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
 
 
 def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
-    """Return the body of a stored file as a list of files contains it."""
+    """Return the JSON body of a stored file for a list of files."""
     return wire.ArtifactDetail(
         **render_artifact(stored.artifact).model_dump(),
         job=stored.job_id,
@@ -58,9 +58,10 @@ def render_stored_artifact(stored: StoredArtifact) -> wire.ArtifactDetail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueView:
-    """The state of the queue at one moment, for the waiting times and places in responses.
+    """The state of the queue at one moment, from which responses derive waiting times and places.
 
     Attributes:
+        now: that moment.
         places: the places of queued and running jobs, by job id.
     """
 
@@ -108,7 +109,7 @@ def render_job_detail(
 
 
 def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
-    """Return the type and data of the event for the status of the job's attempt."""
+    """Return the type and data of the event that reports a job's present status."""
     return EventType(job.status.value), _build_status_body(job).model_dump(mode="json")
 
 

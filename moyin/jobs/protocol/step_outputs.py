@@ -1,4 +1,4 @@
-"""Checks that steps refer only to outputs that earlier steps of that kind can have."""
+"""Checks that steps refer only to outputs that exist, given the kinds of the earlier steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_FIELD_LENGTH = 256
 
 
 def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -> None:
-    """Check that ``step`` refers only to outputs that the earlier steps can have.
+    """Check that each reference in ``step`` names an output that the earlier step can have.
 
     The output of a chat step has a text and a body. The output of a render has artifacts and the
     body ``{"outputs": …}``. The output of an http step depends on the response.
@@ -23,7 +23,7 @@ def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -
         prefix: the start of field names in errors, such as ``steps.1.``.
 
     Raises:
-        InvalidRequest: a reference names an output that its step never has.
+        InvalidRequest: a reference names an output that the earlier step can't have.
     """
     for reference in iterate_references(step.payload):
         problem = _explain_missing_output(earlier[reference.step].kind, reference.path)
@@ -59,10 +59,10 @@ def _find_field(step: Step, reference: Reference) -> str:
         field = ".".join(("workflow", *reference.place))
     else:
         path = ".".join(("steps", str(reference.step), *reference.path))
-        named = (
+        input_names = (
             name
             for name, value in step.inputs.items()
             if isinstance(value, Mapping) and value.get("from") == path
         )
-        field = f"inputs.{next(named, '')}".rstrip(".")
+        field = f"inputs.{next(input_names, '')}".rstrip(".")
     return field[:_MAX_FIELD_LENGTH]

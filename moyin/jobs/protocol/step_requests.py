@@ -18,7 +18,7 @@ _FORBIDDEN_ROUTES = (
 
 
 def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
-    """Check a chat step's request for mistakes that the models app would reject when the step runs."""
+    """Check a chat step's request; the models app would find mistakes only when the step runs."""
     if protocol is ChatProtocol.RESPONSES:
         if not request.get("input"):
             raise InvalidRequest(

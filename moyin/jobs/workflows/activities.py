@@ -65,9 +65,9 @@ class JobActivities:
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
-        """Write the checkpoint of a step whose own activity failed to write it.
+        """Write the checkpoint of a step whose own activity could not write it.
 
-        Returns False if the attempt is over.
+        Return False if the attempt is over.
         """
         return await self._status_writer.record_step(record)
 
@@ -75,7 +75,7 @@ class JobActivities:
     async def finish(self, outcome: JobOutcome) -> bool:
         """Write the end of an attempt, unless the last step's activity has written it.
 
-        Returns False if a later attempt has begun or the job was deleted.
+        Return False if a later attempt has begun or the job was deleted.
         """
         async with _raise_application_errors():
             return await self._status_writer.finish(outcome)
@@ -155,7 +155,7 @@ class JobActivities:
 
 @asynccontextmanager
 async def _raise_application_errors() -> AsyncIterator[None]:
-    """Raise a `MoyinError` as a failure that Temporal retries only if a retry can help."""
+    """Turn a `MoyinError` into a failure that Temporal retries only if a retry can help."""
     try:
         yield
     except MoyinError as error:
@@ -168,7 +168,7 @@ def _get_idempotency_key(step: StepInput, kind: StepKind) -> str:
 
 
 def _extract_inline_output(response: StepResponse) -> tuple[str | None, Any]:
-    """Return the text and the JSON of a response, or two None if it must become an artifact."""
+    """Return a response's text and JSON; two None if the response must be stored as an artifact."""
     if len(response.content) > _MAX_INLINE_BYTES:
         return None, None
     if response.media_type == "application/json" or response.media_type.endswith("+json"):

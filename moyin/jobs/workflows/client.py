@@ -38,7 +38,7 @@ _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
 class _JsonConverter(EncodingPayloadConverter):
-    """Encodes payloads as JSON, to the same bytes as ``temporalio.contrib.pydantic``."""
+    """Encodes payloads as JSON, byte for byte as ``temporalio.contrib.pydantic`` does."""
 
     @property
     def encoding(self) -> str:
@@ -95,7 +95,10 @@ class TemporalConnection:
         raise _new_unavailable_error()
 
     def report_outage(self, error: Exception) -> ServiceUnavailable:
-        """Return the error to raise after a failed call; calls in the next second fail at once."""
+        """Return the error to raise after a failed call.
+
+        For a second, all further calls then fail at once.
+        """
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
         return _new_unavailable_error()

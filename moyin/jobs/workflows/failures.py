@@ -37,14 +37,14 @@ def to_application_error(
 
 
 def is_superseded(error: BaseException) -> bool:
-    """Return True if a step failed because its attempt has ended or a later attempt has begun."""
+    """Return True if a step failed because its attempt has ended or a later one has begun."""
     return any(
         isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _iterate_causes(error)
     )
 
 
 def find_larger_pool(error: BaseException) -> str | None:
-    """Return the pool with more memory that the error of a render suggests, or None."""
+    """Return the larger pool named in the error of a render that lacked memory, or None."""
     for cause in _iterate_causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
             pool = _get_details(cause).get("pool")

@@ -217,7 +217,7 @@ async def _start_webhook(webhook: WebhookInput) -> None:
 async def _run_step(
     job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepOutcome:
-    """Run a step; repeat a render that lacks memory in the larger pool that its error names."""
+    """Run a step; if a render lacks memory, repeat it in the larger pool that the error names."""
     pools = [job.steps[index].pool]
     while True:
         try:

@@ -119,13 +119,13 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
-        """Store the second model's answer; return `Outcome.ANSWERED`, or why it did not answer."""
+        """Request and store the second model's answer; return `Outcome.ANSWERED` or the failure."""
         async with send_heartbeats(), _raise_application_errors(calls_model=True):
             return await self._judge.fetch_second_answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
-        """Request a verdict from the judge model."""
+        """Ask the judge model to compare the two answers, and return its verdict."""
         async with send_heartbeats(), _raise_application_errors(calls_model=True):
             verdict = await self._judge.fetch_verdict(comparison_id)
         if isinstance(verdict, Outcome):
@@ -143,7 +143,7 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_close(self, end: JudgeEnd) -> str:
-        """Delete the compared answers and count the outcome."""
+        """Delete the compared answers, count the outcome in the metrics, and return the outcome."""
         async with _raise_application_errors():
             await self._judge.delete_comparison(end.comparison_id)
         self._count(Outcome(end.outcome))
@@ -196,13 +196,14 @@ def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency
 
 @asynccontextmanager
 async def _raise_application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
-    """Raise errors as failures that Temporal retries only if a retry can help.
+    """Turn errors of the block into failures that Temporal retries only if a retry can help.
 
     The failures omit the errors' messages, because these may quote a conversation and would be
     stored in Temporal's history.
 
     Args:
-        calls_model: True if the activity calls a model, so that a retry after a bug would cost money.
+        calls_model: True if the activity calls a model, so that a retry after a bug would cost
+            money.
     """
     try:
         yield

@@ -103,7 +103,7 @@ class JobLauncher:
         await self._temporal.ping()
 
     async def close(self) -> None:
-        """Write the buffered marks: set the rows of all started jobs to dispatched."""
+        """Mark the rows of the jobs in the `DispatchBuffer` as dispatched."""
         await self._dispatched.close()
 
     async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
@@ -122,11 +122,11 @@ class JobLauncher:
 
 
 class DispatchBuffer:
-    """Collects the ids of started jobs, and marks their rows as dispatched a second later.
+    """Marks the rows of started jobs as dispatched, many at a time, a second after their start.
 
-    The sweeper starts jobs without such a mark. After a second, most jobs are already running, so
-    their rows need no mark. A mark that is lost when its process dies does no harm, because
-    starting a job twice has no effect.
+    The sweeper, a background task, starts jobs that lack this mark. After a second most jobs run or
+    have ended, and need no mark. Losing marks in a crash does no harm, because starting a job twice
+    has no effect.
     """
 
     def __init__(self, jobs: JobStore, *, seconds: float = _BUFFER_SECONDS) -> None:
@@ -136,7 +136,7 @@ class DispatchBuffer:
         self._writing: asyncio.Task[None] | None = None
 
     def add(self, job_id: str) -> None:
-        """Add a started job, whose row the next write will mark as dispatched."""
+        """Add a job whose workflow was started; the next write marks its row as dispatched."""
         self._pending[job_id] = None
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_later())
@@ -189,16 +189,16 @@ def build_job_input(launch: Launch) -> JobInput:
 def get_job_priority(launch: Launch) -> Priority:
     """Return the Temporal priority of a job, which gives its owner a fair share of the queue.
 
-    An owner's jobs of one priority get twice the share of those of the next lower priority.
-    Temporal's priority key is not used: its order is strict, so one owner's urgent jobs could delay
-    all other jobs for ever.
+    Among an owner's jobs, each priority gets twice the share of the next lower priority. Temporal's
+    own priority key is not used, because its order is strict: one owner's urgent jobs could delay
+    the jobs of all others without end.
     """
     key, share = compute_fairness_shares(launch.owner)[launch.priority - 1]
     return Priority(fairness_key=key, fairness_weight=share)
 
 
 def compute_fairness_shares(owner: str) -> list[tuple[str, float]]:
-    """Return Temporal's fairness key and weight for each priority (1 to 5) of an owner's jobs."""
+    """Return for each priority (1 to 5) of an owner's jobs Temporal's fairness key and weight."""
     return [(_truncate_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
 
 

@@ -44,13 +44,13 @@ class JobStatusWriter:
         The job is marked as running before ``work`` is called. If ``starts_at_once`` is False,
         ``work`` must call `mark_started` as soon as the step no longer waits.
 
-        The result is not recorded by a separate activity, because that would take as long as a
-        small picture. If the database is unavailable when the step is done, the workflow records
-        the result later.
+        No separate activity records the result, because it would take as long as rendering a small
+        picture. If the database is unavailable when the step is done, the workflow records the
+        result later.
 
-        If an earlier try of the activity recorded a result before its worker was lost, the step does
-        not run again. The events of that result are published again, because the worker may have
-        been lost before it published them.
+        If an earlier try of the activity recorded a result before its worker was lost, the step
+        does not run again. The events of that result are published again, because the worker may
+        have been lost before it published them.
 
         Raises:
             ApplicationError: the attempt has ended, or a later one has begun
@@ -62,7 +62,7 @@ class JobStatusWriter:
         )
 
     async def mark_started(self, step: StepInput) -> bool:
-        """Mark a queued job as running and publish the event; return False if it was not queued."""
+        """Mark a queued job as running and publish the event; return False if it is not queued."""
         job = None if step.begins is None else await self._jobs.start(step.job_id, step.begins)
         if job is None:
             return False
@@ -78,7 +78,7 @@ class JobStatusWriter:
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the end of an attempt that has not ended.
+        """Write the end of an attempt to the job's row, unless the row has it, and publish it.
 
         Return False if a later attempt has begun, or the owner has deleted the ended job.
         """

@@ -21,7 +21,7 @@ from moyin.store.blobs import BlobStore
 
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
-    """Return the job's spec, a step of it, and the step's payload with references resolved.
+    """Return the job's spec, one of its steps, and that step's payload with references resolved.
 
     Raises:
         InvalidRequest: a reference names an output that no earlier step has.

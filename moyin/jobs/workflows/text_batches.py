@@ -108,7 +108,7 @@ class TextBatchActivities:
     """The activities of `TextBatchWorkflow`, which are all idempotent.
 
     Args:
-        gateway: a client that can make tokens for identities.
+        gateway: a client that can act for any identity, because it can make tokens.
         max_line_bytes: the largest line of an input file, in bytes.
     """
 
@@ -202,7 +202,11 @@ class TextBatchActivities:
             return (await self._batches.finish(batch.id, output=output, errors=errors)).status.value
 
     async def _run_lines(self, batch_id: str) -> str:
-        """Let a replica work for some seconds with the submitter's rights; return its state."""
+        """Let a replica of the models app run lines for some seconds, with the submitter's rights.
+
+        Returns:
+            ``done`` if the batch runs no more lines, or else the state that the replica reports.
+        """
         batch = await self._batches.find(batch_id)
         if batch is None:
             raise BatchNotFound("the batch was deleted")
@@ -231,7 +235,10 @@ class TextBatchSweeper:
         self._temporal = temporal
 
     async def run(self) -> None:
-        """Sweep repeatedly until cancelled, also after errors and outages."""
+        """Start the workflows of new batches repeatedly until cancelled.
+
+        The task continues after errors and outages.
+        """
         while True:
             try:
                 for batch_id, owner in await self._batches.list_undispatched():
@@ -280,7 +287,7 @@ def new_text_batch_worker(client: Client, activities: TextBatchActivities) -> Wo
 
 @asynccontextmanager
 async def _raise_application_errors() -> AsyncIterator[None]:
-    """Raise errors as failures that Temporal retries, unless the batch itself was deleted."""
+    """Turn errors of the block into failures that Temporal retries unless the batch is deleted."""
     try:
         yield
     except BatchNotFound as error:

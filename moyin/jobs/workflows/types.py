@@ -43,9 +43,9 @@ class JobInput:
         spec: the sha256 of the JobSpec blob.
         done: the results of steps that earlier attempts finished, which do not run again.
         webhook: True if the job has a webhook.
-        version: the version of the workflow's code. A change of the order of its commands needs a
-            new
-            version, because running jobs must replay with the version with which they started.
+        version: the version of the workflow's code. If the order of its commands changes, the
+            version must change, because a running job must replay with the version with which it
+            started.
         parallel: True if the steps are children of a batch.
     """
 
@@ -67,8 +67,7 @@ class StepInput:
 
     Attributes:
         earlier: the sha256 of the outputs of earlier steps, by index.
-        begins: the number of the attempt if this step is the first one of the attempt, or else
-            None.
+        begins: the number of the attempt if the attempt begins with this step, else None.
         attempt: the number of the job's attempt.
         last: True if the job succeeds when this step is done.
     """
@@ -88,9 +87,8 @@ class StepOutcome:
     """The result of the activity that ran one step.
 
     Attributes:
-        recorded: True if the activity wrote the result to the job's row, and after the last step
-            also
-            the job's end.
+        recorded: True if the activity wrote the result to the job's row and, after the last step,
+            also the job's end.
     """
 
     result: StepResult
@@ -99,7 +97,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """The result of `JobWorkflow`; if the job succeeded, ``results`` has all steps' results."""
+    """The result of `JobWorkflow`; if the job succeeded, ``results`` has those of all its steps."""
 
     job_id: str
     owner: str

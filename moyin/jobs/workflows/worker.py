@@ -73,7 +73,7 @@ class WorkerRunner:
         await self._shut_down()
 
     async def _run_all(self) -> None:
-        """Run the workers until one of them ends or `stop` is called, then shut all of them down."""
+        """Run the workers until one of them ends or `stop` is called, then shut down the others."""
         worker_tasks = [asyncio.create_task(worker.run()) for worker in self._workers]
         stop_task = asyncio.create_task(self._stopping.wait())
         try:
@@ -91,7 +91,7 @@ class WorkerRunner:
 
 
 class Sweeper:
-    """Starts the workflows of accepted jobs that have none, because their gateway died before.
+    """Starts the workflows of jobs that have none, because the gateway that accepted them died.
 
     The sweeper also starts the webhooks of jobs that were cancelled before they had a workflow. Any
     number of sweepers may run concurrently, because starting a job twice has no effect.
@@ -115,7 +115,7 @@ class Sweeper:
         self._older_than = older_than
 
     async def run(self) -> None:
-        """Sweep repeatedly until cancelled, and continue after errors and outages."""
+        """Call `sweep` repeatedly until cancelled, and continue after errors and outages."""
         while True:
             try:
                 await self.sweep()
@@ -124,7 +124,7 @@ class Sweeper:
             await asyncio.sleep(self._interval)
 
     async def sweep(self) -> int:
-        """Start the jobs that have no workflow, and return their number."""
+        """Start the workflows of jobs that have none, and return the number of these jobs."""
         started = 0
         for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._older_than):
             try:
@@ -140,18 +140,18 @@ class Sweeper:
 
 
 class BackgroundSweeper(Protocol):
-    """The interface of a sweeper, which runs in the background until cancelled."""
+    """The interface of a task that repeatedly starts missing workflows until it is cancelled."""
 
     async def run(self) -> None:
-        """Sweep repeatedly until cancelled."""
+        """Start missing workflows repeatedly until cancelled."""
 
 
 class JobRunner(WorkerRunner):
-    """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper.
+    """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and a `Sweeper`.
 
     Args:
         more_workers: functions that create the workers of other queues.
-        more_sweepers: the sweepers to run beside the sweeper of jobs.
+        more_sweepers: the sweepers to run beside it.
     """
 
     def __init__(

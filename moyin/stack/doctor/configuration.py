@@ -21,22 +21,22 @@ def check_serve_config(options: Options) -> CheckResult:
 
 
 def check_shares(options: Options) -> CheckResult:
-    """Check that the GPUs of this machine have room for the renderers that pools always keep."""
+    """Check that this machine's GPUs suffice for the renderers with which render pools start."""
     # `moyin up` gives Ray one logical GPU on a machine without one.
     cards = [1.0] * max(options.gpus, 1)
-    missing = []
+    excluded_renderers = []
     shares = apps.find_renderer_shares(options.serve_config)
     for pool, share in sorted(shares, key=lambda item: -item[1]):
         place = next((n for n, free in enumerate(cards) if free >= share - 1e-9), None)
         if place is None:
-            missing.append(f"{pool} (gpus: {share:g})")
+            excluded_renderers.append(f"{pool} (gpus: {share:g})")
         else:
             cards[place] -= share
     return warn_if(
-        bool(missing),
+        bool(excluded_renderers),
         "gpu shares",
-        f"GPUs: {len(cards)}, without room for {', '.join(missing)}"
-        if missing
+        f"GPUs: {len(cards)}, without room for {', '.join(excluded_renderers)}"
+        if excluded_renderers
         else "all renderers fit",
         "lower `gpus` or `min_actors` of the pool, unless other nodes have GPUs; a renderer without "
         "a place never starts",
@@ -44,15 +44,15 @@ def check_shares(options: Options) -> CheckResult:
 
 
 def check_model_keys(options: Options) -> CheckResult:
-    """Check that the variables with the keys of configured back ends are set."""
-    missing = [
+    """Check that the environment variables with the keys of back ends are set."""
+    missing_keys = [
         f"{backend['name']} ({variable})"
         for backend in apps.find_text_backends(options.serve_config)
         if (variable := _find_key_variable(backend, options)) is not None
     ]
-    found = f"missing for {', '.join(missing)}" if missing else "all are set"
+    found = f"missing for {', '.join(missing_keys)}" if missing_keys else "all are set"
     advice = "set the variable before `moyin up`, or remove the back end; it is not called without"
-    return warn_if(bool(missing), "model keys", found, advice)
+    return warn_if(bool(missing_keys), "model keys", found, advice)
 
 
 def check_model_files(options: Options) -> CheckResult:
@@ -62,12 +62,12 @@ def check_model_files(options: Options) -> CheckResult:
         for backend in apps.find_text_backends(options.serve_config)
         if isinstance(server := backend.get("server"), dict) and server.get("gguf")
     ]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if not missing:
+    missing_files = [str(path) for path in paths if not path.is_file()]
+    if not missing_files:
         return ok("model files", "none is missing")
     return fail(
         "model files",
-        f"{', '.join(missing)} is missing",
+        f"{', '.join(missing_files)} is missing",
         "put the file there, on every node, or correct `gguf` in the app configuration",
     )
 
@@ -81,7 +81,7 @@ def check_templates(options: Options) -> CheckResult:
 
 
 def _find_key_variable(backend: Mapping[str, Any], options: Options) -> str | None:
-    """Return the variable that must have a back end's key, or None if it is set or not needed."""
+    """Return the unset environment variable that must have a back end's key, or None."""
     variable = backend.get("api_key_env")
     if variable is None and backend.get("type") == "anthropic":
         variable = "ANTHROPIC_API_KEY"

@@ -48,7 +48,7 @@ def close_secret_files(options: Options) -> None:
 
 
 def check_database(options: Options) -> CheckResult:
-    """Check that the database can be read, and that its schema is that of this version."""
+    """Check that the database can be read, and that its schema fits this version of Moyin."""
     # Imported here, because the SQL libraries take as long to import as most commands to run.
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -80,7 +80,7 @@ def check_database(options: Options) -> CheckResult:
 
 
 def check_api_key(options: Options) -> CheckResult:
-    """Check that the command line's key for this machine's gateway is valid."""
+    """Check that the key that the command line sends to this machine's gateway is valid."""
     try:
         key = read_profile(options.layout.profile, {"MOYIN_URL": options.settings.door}).api_key
     except StackError as error:
@@ -142,14 +142,14 @@ async def _is_valid(options: Options, key: str) -> bool:
 
 def _list_secret_files(options: Options) -> Iterator[Path]:
     layout = options.layout
-    named = find_profiles_file(os.environ)
+    profiles_file = find_profiles_file(os.environ)
     for path in (
         layout.profile,
         layout.data / "secret",
         layout.ray_token,
         layout.valkey_password,
         layout.valkey_config,
-        named,
+        profiles_file,
     ):
         if path.is_file():
             yield path

@@ -29,7 +29,7 @@ def check_python() -> CheckResult:
 
 
 def check_clock(options: Options) -> CheckResult:
-    """Check that no file of the last run is from the future, which shows that the clock went back."""
+    """Check that no file of the last run is from the future, as after the clock was set back."""
     layout = options.layout
     files = [layout.state, layout.temporal_db, *layout.logs.glob("*.log")]
     newest = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)

@@ -54,7 +54,11 @@ def warn_if(is_bad: bool, name: str, found: str, advice: str) -> CheckResult:
 
 
 def check_call(name: str, work: Callable[[], object], found: str = "") -> CheckResult:
-    """Call ``work``, and return a failed check with the message if ``work`` raises `StackError`."""
+    """Call ``work`` and return the result of the check: failed if ``work`` raises `StackError`.
+
+    Args:
+        found: the result in words if ``work`` succeeds.
+    """
     try:
         result = work()
     except StackError as error:

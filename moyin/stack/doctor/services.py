@@ -17,7 +17,7 @@ _CONNECT_SECONDS = 5
 
 
 def check_processes(options: Options) -> CheckResult:
-    """Check that no process of this stack runs without a supervisor."""
+    """Check that no processes of this stack are left over without their supervisor."""
     # Not `read_running_state`: on a full disk, a supervisor runs without a state file.
     if find_lock_holder(options.layout.lock) is not None:
         return ok("processes", "the supervisor owns them")
@@ -55,7 +55,7 @@ def check_ports(options: Options) -> CheckResult:
 
 
 def check_running_parts(options: Options) -> Iterator[CheckResult]:
-    """Check each part of the stack if it runs."""
+    """Check each part of the stack, if the stack runs."""
     state = read_running_state(options)
     if state is None:
         return
@@ -73,7 +73,7 @@ def check_running_parts(options: Options) -> Iterator[CheckResult]:
 
 
 def check_servers(options: Options) -> Iterator[CheckResult]:
-    """Check that the servers respond which the settings name instead of the stack's own."""
+    """Check that the servers outside the stack respond, if the settings name any."""
     if not options.runs_temporal:
         yield asyncio.run(_check_temporal(options.settings.temporal_address))
     if not options.runs_valkey:

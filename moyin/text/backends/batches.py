@@ -32,7 +32,7 @@ class RemoteBatch:
     """A batch as its back end reports it.
 
     Attributes:
-        count: the number of its requests; 0 while the back end does not know it.
+        count: the number of its requests; None while the back end does not know it.
         reason: why the batch was rejected.
         files: the ids of files that the back end keeps for the batch, the results first.
     """
@@ -80,7 +80,10 @@ class Payload:
 
 
 class BatchApi(Protocol):
-    """The interface of a back end's batch API; methods raise the errors of `ModelBackend`.
+    """The interface of a back end's own batch API.
+
+    Every ``deadline`` is the ``loop.time()`` by which a call must end. A failed call raises one of
+    the errors that `ModelBackend` documents.
 
     Attributes:
         chat_path: the path of the call to which chat requests are translated.
@@ -97,7 +100,12 @@ class BatchApi(Protocol):
         """Return True if batches may consist of calls of this path, such as ``/embeddings``."""
 
     def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
-        """Encode one request of a batch as a line of a `Payload` file."""
+        """Encode one request of a batch as a line of a `Payload` file.
+
+        Args:
+            custom_id: the id that the result of the request will have.
+            path: the path of the call, such as ``/chat/completions``.
+        """
 
     def encode_chat(self, request: ChatRequest) -> dict[str, Any]:
         """Translate a chat request to the JSON body of one request in a batch."""
@@ -106,7 +114,10 @@ class BatchApi(Protocol):
         """Translate the JSON body of a successful result to a `ChatResponse`."""
 
     async def submit(self, payload: Payload, deadline: float) -> RemoteBatch:
-        """Send a new batch.
+        """Send a new batch and return it as the back end has accepted it.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
 
         Raises:
             BackendRejected, BackendKeyRejected, ModelNotFound: the back end refused the batch.
@@ -118,27 +129,44 @@ class BatchApi(Protocol):
     ) -> AsyncGenerator[RemoteBatch, None]:
         """Search the back end for a batch that Moyin sent, but whose id was lost.
 
-        Yields each batch that may be the one sent.
+        Yields each of the back end's batches that may be that batch.
 
         Args:
             key: the key of the sent `Payload`.
             count: the number of requests in the sent batch.
             since: the earliest time at which the batch may have been sent.
+            deadline: the ``loop.time()`` by which the search must end.
         """
 
     async def poll(self, batch_id: str, deadline: float) -> RemoteBatch:
-        """Return the current state of a batch."""
+        """Return the current state of a batch.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
+        """
 
     async def cancel(self, batch_id: str, deadline: float) -> None:
-        """Ask the back end to cancel a batch; a batch that has ended stays as it is."""
+        """Ask the back end to cancel a batch; a batch that has ended stays as it is.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
+        """
 
     def read_results(
         self, batch: RemoteBatch, deadline: float
     ) -> AsyncGenerator[RemoteResult, None]:
-        """Yield the results of a batch that has ended, in any order."""
+        """Yield the results of a batch that has ended, in any order.
+
+        Args:
+            deadline: the ``loop.time()`` by which all results must have arrived.
+        """
 
     async def discard(self, batch: RemoteBatch, deadline: float) -> None:
-        """Delete the files that the back end keeps of a batch whose results have been read."""
+        """Delete the files that the back end keeps of a batch whose results have been read.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
+        """
 
 
 async def read_json_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Mapping[str, Any]]:

@@ -153,6 +153,8 @@ class HttpResponse:
 class HttpClient:
     """HTTP client for one back end.
 
+    Every ``deadline`` of its methods is the ``loop.time()`` by which the whole call must end.
+
     Args:
         endpoints: finds the server's address.
         credentials: function that returns the authentication headers for an API key.
@@ -177,6 +179,9 @@ class HttpClient:
     ) -> bytes:
         """Send a POST request and return the body of the response, whose status is 200.
 
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+
         Raises:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
                 the response has another status.
@@ -189,6 +194,9 @@ class HttpClient:
     ) -> AsyncGenerator[bytes, None]:
         """Send a POST request and stream the body of the response, whose status is 200.
 
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+
         Raises:
             BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed before
                 the first byte.
@@ -199,7 +207,11 @@ class HttpClient:
     def download(
         self, path: str, deadline: float, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Send a GET request and stream the body of the response; the errors are those of `stream`."""
+        """Send a GET request and stream the body of the response; the errors are those of `stream`.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
         return self._stream("GET", path, b"", deadline, headers)
 
     async def upload(
@@ -208,6 +220,7 @@ class HttpClient:
         """Send a POST request with a streamed body, and return the body of the response.
 
         Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
             headers: must include ``Content-Length`` and ``Content-Type``.
 
         Raises:
@@ -231,7 +244,11 @@ class HttpClient:
     async def delete(
         self, path: str, deadline: float, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a DELETE request; the errors are those of `post`."""
+        """Send a DELETE request; the errors are those of `post`.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
         response = await self._check(await self._send("DELETE", path, b"", deadline, headers))
         response.close()
 
@@ -248,7 +265,11 @@ class HttpClient:
         return HttpResponse(response, request.path)
 
     async def get(self, path: str, seconds: float) -> bytes:
-        """Send a GET request and return the body of the response; the errors are those of `post`."""
+        """Send a GET request and return the body of the response; the errors are those of `post`.
+
+        Args:
+            seconds: the maximum time for the whole call.
+        """
         endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
@@ -342,7 +363,11 @@ class HttpClient:
         deadline: float,
         headers: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
-        """Send a POST request and return a response with status 200; the caller must close it."""
+        """Send a POST request and return a response with status 200; the caller must close it.
+
+        Args:
+            deadline: the ``loop.time()`` by which the whole call must end.
+        """
         return await self._check(await self._send("POST", path, body, deadline, headers))
 
     async def _check(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:

@@ -26,7 +26,7 @@ class TrackedCall:
 
     Attributes:
         kind: calls of one kind usually take the same time to their first token.
-        sent_at: the time at which the call was sent.
+        sent_at: the time at which the call was sent, in monotonic seconds.
         running: number of calls at the server at that time, including this one.
         on_first_token: called once, with the seconds that passed since the first token arrived.
     """
@@ -50,15 +50,15 @@ class TrackedCall:
 class LearnedLimit:
     """Sets a server's slot limit to the number of calls that the server runs concurrently.
 
-    A server such as Ollama queues further calls itself, where no other server can take them. The
-    limit is learned from the time to the first token:
+    A server such as Ollama keeps further calls in its own queue, from which they cannot be moved
+    to another server. The limit is learned from the time to the first token:
 
     - If a call gets its first token while all earlier calls still run, the server runs all of
       them concurrently.
     - If the first token is late, and another call ended before it, the call has waited in the
       server's queue. The limit was too high and is lowered.
-    - While calls wait for a slot, the limit doubles. Once it was too high, it only grows by
-      one, first after a minute. The pause doubles each time the limit is too high again.
+    - While calls wait for a slot, the limit doubles. After it was too high, it grows by one at a
+      time, after a pause of a minute. The pause doubles each time the limit is too high again.
 
     Args:
         slots: slots of the server; their limit is set to 1 at first.
@@ -85,7 +85,7 @@ class LearnedLimit:
 
     @contextmanager
     def track(self, kind: str, size: int) -> Iterator[TrackedCall]:
-        """Count a call as running at the server during the ``with`` block.
+        """Yield a call that counts as running at the server during the ``with`` block.
 
         Args:
             kind: a name, such as the request's path. Calls of the same kind and about the same
@@ -149,9 +149,9 @@ class LearnedLimit:
             self._raise_limit()
 
     def _raise_limit(self) -> None:
-        """Raise the limit if the server has already run as many calls as it may be sent now.
+        """Raise the limit if the server has already run as many calls at once as slots are usable.
 
-        Background calls may use only some of the slots. If only they wait, fewer calls suffice.
+        If only background calls wait, some slots are reserved for other calls and are not usable.
         """
         limit, usable_slots = self._slots.limit, self._slots.usable
         if (

@@ -103,7 +103,8 @@ class OllamaBackend:
         host: base URL of the server.
         contexts: configured context lengths in tokens, by Ollama's name of the model.
         models: the models on the host's disk, for context lengths that are not configured.
-        limit: learns how many calls the host runs concurrently; None if the number is configured.
+        limit: learns how many calls the host runs concurrently; None if the configuration states
+            that number.
         connections: maximum number of concurrent connections to the server.
     """
 
@@ -247,7 +248,10 @@ class OllamaBackend:
 
     @contextmanager
     def _track_call(self, kind: str, size: int) -> Iterator[TrackedCall]:
-        """Time a call for the learned limit, and record it as waiting if the server is overloaded.
+        """Track a call for the learned limit during the ``with`` block, and yield it.
+
+        If the block raises `Overloaded`, the call is recorded as having waited in the server's
+        queue.
 
         Args:
             kind: a name for similar calls; see `LearnedLimit.track`.
@@ -313,7 +317,10 @@ def _translate_stream_error(error: Exception, *, has_started: bool) -> Exception
 
 @contextmanager
 def _check_json_object() -> Iterator[None]:
-    """Raise ValueError instead of the SDK's TypeError if a response is not a JSON object."""
+    """Turn the SDK's TypeError for a response that is no JSON object into a ValueError.
+
+    The SDK must be called in the ``with`` block.
+    """
     try:
         yield
     except (TypeError, AttributeError):

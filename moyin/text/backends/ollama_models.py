@@ -113,7 +113,11 @@ def _is_same(file: ModelFile, entry: Mapping[str, Any]) -> bool:
 
 
 async def _request_file(http: HttpClient, entry: Mapping[str, Any]) -> ModelFile | None:
-    """Fetch a model's abilities; return None if the host does not report them."""
+    """Fetch the description of a model in the host's list; return None if that fails.
+
+    Args:
+        entry: the model as the host's list describes it.
+    """
     name = entry["name"]
     try:
         deadline = asyncio.get_running_loop().time() + _SECONDS

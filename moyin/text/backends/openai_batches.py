@@ -52,7 +52,8 @@ class OpenAIBatches:
     """Implements `BatchApi` for OpenAI's API.
 
     Args:
-        renames_max_tokens: True for OpenAI itself, whose newer models reject ``max_tokens``.
+        renames_max_tokens: True to send ``max_tokens`` as ``max_completion_tokens``. This is for
+            OpenAI itself, whose newer models reject the old name.
     """
 
     chat_path = "/chat/completions"

@@ -22,7 +22,10 @@ class BatchFormat(Protocol):
         """True if failed lines go to a separate error file; False if all go to the output file."""
 
     def check_line(self, line: bytes, endpoint: str) -> str:
-        """Validate a line and return its ``custom_id``.
+        """Validate a line of an input file and return its ``custom_id``.
+
+        Args:
+            endpoint: the path of the call that all lines of the batch make.
 
         Raises:
             InvalidLine: the line is not a valid request.
@@ -34,7 +37,7 @@ class BatchFormat(Protocol):
     def render_result(self, batch: TextBatch, line: BatchLine) -> bytes:
         """Return the result of a line as JSON, without a line break.
 
-        A line that has no result was not run, because the batch was cancelled or expired.
+        If the line was not run, because the batch was cancelled or expired, the JSON says so.
         """
 
 

@@ -179,7 +179,12 @@ async def _read_raw_lines(
 
 
 def _strip_line(number: int, start: int, content: bytes) -> _RawLine | None:
-    """Return a line without white space at its ends, or None if nothing is left."""
+    """Return a line without white space at its ends, or None if nothing is left.
+
+    Args:
+        number: the number of the line, from 1.
+        start: the offset of ``content`` in the file, in bytes.
+    """
     if number == 1 and content.startswith(_BOM):
         start, content = start + len(_BOM), content[len(_BOM) :]
     stripped_content = content.lstrip()

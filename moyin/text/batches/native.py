@@ -40,7 +40,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class NativeBatches:
-    """Runs the due steps of native batches; each replica has one instance.
+    """Runs the due steps of native batches, such as sending; each replica has one instance.
 
     Args:
         get_poll_seconds: returns the seconds between two polls of a batch's state.
@@ -163,7 +163,7 @@ class NativeBatches:
 
     @asynccontextmanager
     async def _renewing_lease(self, native_id: str) -> AsyncIterator[None]:
-        """Renew this replica's claim on a step for as long as the block runs."""
+        """Renew this replica's claim on a native batch's current step during the ``with`` block."""
 
         async def renew() -> None:
             while True:

@@ -65,9 +65,11 @@ class NativeCollector:
     async def poll(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, *, is_open: bool
     ) -> None:
-        """Collect the results if the back end's batch has ended.
+        """Collect the results if the back end has run the whole batch; else schedule the next poll.
 
-        A running batch is cancelled if the client's batch is over.
+        Args:
+            is_open: False if the client's batch was cancelled or expired. A native batch that still
+                runs is then cancelled.
         """
         assert native.remote_id is not None, "a running native batch must have an id"
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
@@ -113,7 +115,11 @@ class NativeCollector:
     async def _store_results(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, group: dict[int, RemoteResult]
     ) -> None:
-        """Store the results of those lines that are still assigned to the native batch."""
+        """Store the results of those lines that are still assigned to the native batch.
+
+        Args:
+            group: the back end's results, by the number of the line.
+        """
         if not group:
             return
         lines = await self._lines.list_numbers(native.batch_id, sorted(group), native.id)

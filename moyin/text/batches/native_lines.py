@@ -104,7 +104,7 @@ class NativeLines:
             return None
 
     def find_deployment(self, backend: str, model: str) -> ModelDeployment | None:
-        """Return the deployment of a model with batch prices; None if there is none."""
+        """Return the deployment of a model on a back end if it has batch prices; else None."""
         for deployment in self._router.fleet.catalog.deployments:
             if deployment.backend == backend and deployment.model.name == model:
                 return None if deployment.batch_tariff is None else deployment
@@ -119,10 +119,15 @@ class NativeLines:
         deployment: ModelDeployment,
         api: BatchApi,
     ) -> tuple[LineResult, tuple[UsageEntry, ...]] | None:
-        """Return the result of a line and its ledger entries, at the batch price.
+        """Translate a back end's result to the result of a line and its ledger entries.
+
+        Args:
+            number: the number of the line.
+            body: the request that the line contains.
 
         Returns:
-            None if a single call must run the line, because the back end failed.
+            The result and the entries, at the batch price; None if a single call must run the line,
+            because the back end failed.
         """
         codec = _CODECS[batch.endpoint]
         if remote_result.outcome is RemoteOutcome.UNANSWERED:
@@ -212,7 +217,12 @@ def _build_entry(
     usage: Usage,
     error: str | None = None,
 ) -> UsageEntry:
-    """Return the ledger entry of an answered line, at the batch price."""
+    """Return the ledger entry of an answered line, at the batch price.
+
+    Args:
+        number: the number of the line.
+        error: the code of the error because of which the line has no answer; None if it has one.
+    """
     assert deployment.batch_tariff is not None, "find_deployment returns only models with one"
     context = RoutingContext(
         request_id=get_line_request_id(batch.id, number),
@@ -232,7 +242,7 @@ def _build_entry(
 
 
 def _read_forwarded(codec: ProtocolCodec, body: Mapping[str, Any]) -> tuple[bytes, Usage]:
-    """Return an untranslated answer as bytes in the client's format, and its usage."""
+    """Return an answer that is already in the client's format, as bytes, and its usage."""
     answer = dict(body)
     codec.require_answer_member(answer)
     return codec.add_missing_members(to_json(answer), answer, None), codec.read_usage(answer)

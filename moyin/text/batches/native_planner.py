@@ -46,7 +46,11 @@ class NativePlanner:
         self._native_lines = native_lines
 
     async def divide(self, work: NativeWork, plan: NativeBatch) -> None:
-        """Choose the lines that back ends run natively, and create their native batches."""
+        """Choose the lines of a batch that back ends run natively, and create their native batches.
+
+        Args:
+            plan: the row that represents this step; it is marked as done at the end.
+        """
         groups: dict[tuple[str, str], _Group] = {}
         last_number = 0
         while page := await self._store.list_free_lines(work.batch.id, last_number, PAGE):
@@ -65,7 +69,11 @@ class NativePlanner:
     def _choose_lines(
         self, work: NativeWork, page: Sequence[BatchLine], contents: Sequence[bytes]
     ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Choose the lines of a page that back ends run natively.
+        """Choose those lines that back ends run natively.
+
+        Args:
+            page: lines of the batch that are not assigned yet.
+            contents: the content of each line of ``page``.
 
         Returns:
             Number and size in bytes of each chosen line, by back end and model.

@@ -48,7 +48,7 @@ _SEARCH_PERIOD = timedelta(hours=6)
 
 @dataclass(slots=True)
 class _PayloadContent:
-    """The requests written to a payload so far; ``path`` is the call that all of them make."""
+    """The requests written to a payload so far; ``path`` is the path of the call they all make."""
 
     count: int = 0
     size: int = 0
@@ -148,6 +148,9 @@ class NativeSender:
     ) -> tuple[RemoteBatch | None, bool]:
         """Search the back end for this native batch.
 
+        Args:
+            known_ids: the ids of batches at the back end that belong to other native batches.
+
         Returns:
             The batch that matches, or None; and True if a running batch may be the right one.
         """
@@ -167,9 +170,9 @@ class NativeSender:
     async def _matches_native_batch(
         self, native: NativeBatch, api: BatchApi, remote_batch: RemoteBatch
     ) -> bool | None:
-        """Return True if ``remote_batch`` is this native batch, which only its results show.
+        """Return True if the results of ``remote_batch`` belong to this native batch.
 
-        Returns None while it has no results.
+        Returns None while the remote batch runs, because it has no results before its end.
         """
         if remote_batch.state is RemoteState.RUNNING:
             return None
@@ -188,7 +191,11 @@ class NativeSender:
     async def _write_payload(
         self, work: NativeWork, native: NativeBatch, api: BatchApi, path: Path
     ) -> Payload | None:
-        """Write the requests of a native batch to a file; return None if it has no requests."""
+        """Write the requests of a native batch to the file ``path``.
+
+        Returns:
+            The payload to send; None if the native batch has no requests.
+        """
         content = _PayloadContent()
         last_number = 0
         while page := await self._store.list_lines(native, last_number, PAGE):
@@ -214,7 +221,13 @@ class NativeSender:
         path: Path,
         payload_content: _PayloadContent,
     ) -> None:
-        """Append the requests of ``lines`` to the payload file."""
+        """Append the requests of ``lines`` to the payload file.
+
+        Args:
+            lines: pairs of a line and its content.
+            path: the payload file.
+            payload_content: counts what the file contains.
+        """
         with path.open("ab") as file:
             for line, content in lines:
                 encoded_line = self._native_lines.encode(

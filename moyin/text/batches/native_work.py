@@ -66,7 +66,7 @@ async def run_in_thread_with_pause(work: Callable[P, T], *args: P.args, **kwargs
 
 
 def split_lines(page: Sequence[BatchLine]) -> Iterator[list[BatchLine]]:
-    """Yield the lines in groups that are small enough to hold in memory."""
+    """Yield the lines of ``page`` in groups whose contents are small enough to hold in memory."""
     part: list[BatchLine] = []
     size = 0
     for line in page:

@@ -22,7 +22,7 @@ class Pacer:
         self._started_lines = 0
 
     async def wait(self) -> None:
-        """Wait until another line may start."""
+        """Wait until another line of a batch may start."""
         self._started_lines += 1
         if self._started_lines > _LINES:
             self._started_lines = 1

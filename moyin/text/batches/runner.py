@@ -56,7 +56,10 @@ _CLOSE_SECONDS = 8.0
 
 
 class WorkState(StrEnum):
-    """State of a batch: ``more`` if lines are left to run or to wait for, else ``done``."""
+    """Tells if a batch needs another call of `BatchRunner.work`.
+
+    ``more`` means that lines are left to run or are running; otherwise the state is ``done``.
+    """
 
     MORE = "more"
     DONE = "done"
@@ -84,7 +87,14 @@ class LineCaller(Protocol):
     async def call(
         self, endpoint: str, body: bytes, *, number: int, request_id: str, identity: Identity
     ) -> LineOutcome:
-        """Call the model and return the outcome, which includes errors."""
+        """Call the model and return the outcome, which may be an error.
+
+        Args:
+            endpoint: the path of the call, such as ``/v1/chat/completions``.
+            body: the request body.
+            number: the number of the line.
+            identity: the submitter of the batch.
+        """
 
 
 @dataclass(kw_only=True, eq=False)
@@ -151,6 +161,9 @@ class BatchRunner:
 
         Args:
             identity: the submitter of the batch, with the current limits.
+
+        Returns:
+            `WorkState.MORE` if lines are left to run or still run.
 
         Raises:
             BatchNotFound: there is no such batch.
@@ -341,7 +354,11 @@ class BatchRunner:
     async def _call_until_final(
         self, open_batch: _OpenBatch, line: BatchLine, content: bytes
     ) -> LineOutcome | None:
-        """Call a model until the outcome is final, and return it; None if the batch ends first."""
+        """Call a model, and call it again after temporary errors, until the outcome is final.
+
+        Returns:
+            The outcome; None if the batch ends first.
+        """
         body = open_batch.format.read_body(content)
         failures = failed_calls = 0
         while True:

@@ -245,6 +245,11 @@ def _find_capable_targets(
 ) -> tuple[list[RouteTarget], Decimal]:
     """Return the deployments that can answer, and the highest cost of an answer in US dollars.
 
+    Args:
+        name: the model or alias.
+        places: the places where data-residency rules allow the data to be processed.
+        needs: the needs of the request.
+
     Raises:
         NotComparable: no deployment of the model can answer.
     """

@@ -1,4 +1,6 @@
-"""Implements the steps of a comparison: the second answer, the verdict, and its two signals.
+"""Implements the steps of a comparison: the second answer, the verdict, and its quality signals.
+
+The verdict gives one signal to each of the two answers' models.
 
 Temporal may run a step more than once. That costs another call, but changes nothing else.
 """

@@ -30,7 +30,7 @@ _MAX_ANSWER_BYTES = 256 * 1024
 
 
 class ComparisonQueue(Protocol):
-    """Starts the Temporal workflow of a comparison."""
+    """Interface of the queue that starts the Temporal workflows of comparisons."""
 
     async def start(self, comparison_id: str, owner: str) -> bool:
         """Queue the workflow in a fair order among tenants.

@@ -81,7 +81,7 @@ def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
 
 
 def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
-    """Decode a stream to an answer, using only its last event with a whole response."""
+    """Decode a stream of the Responses API by its last event, which contains the whole answer."""
     for frame in reversed(FrameSplitter().feed(body)):
         if frame.data is not None:
             response = parse_event(frame).get("response")

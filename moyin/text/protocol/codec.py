@@ -124,11 +124,11 @@ class ParsedRequest(Protocol):
         """
 
     def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        """Return a tap for the back end's stream that answers the body encoded by `to_upstream`.
+        """Return a tap for the stream with which a back end answers this request.
 
         Args:
-            additions: the members that Moyin added to that body. The tap hides the events that only
-                these members cause.
+            additions: the members that `to_upstream` added to the request's body. The tap hides the
+                events that only these members cause.
         """
 
     def create_stream_writer(self) -> StreamWriter: ...
@@ -155,7 +155,7 @@ class ProtocolCodec(Protocol):
 
     @property
     def request_fields_by_ability(self) -> Mapping[str, tuple[str, ...]]:
-        """The request fields to remove for a model without an ability, by the ability's name."""
+        """The request fields to remove if a model lacks an ability, by the name of the ability."""
 
     def replace_body(self, request: ParsedRequest, data: Mapping[str, Any]) -> ParsedRequest:
         """Return a copy of ``request`` whose body is ``data``, which must be valid."""
@@ -168,9 +168,12 @@ class ProtocolCodec(Protocol):
         """The content type of a streamed response."""
 
     def encode_cost_trailer(self, cost: bytes) -> bytes:
-        """Encode the cost in US dollars as bytes to append to a stream.
+        """Encode the cost of a request as bytes that are appended to its stream.
 
         The result is empty if the protocol has no place for data that clients skip.
+
+        Args:
+            cost: the cost in US dollars as ASCII text.
         """
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
@@ -243,7 +246,7 @@ def merge_adjacent_messages(
 ) -> tuple[chat.Message, ...]:
     """Merge neighbouring messages of the same role, because some models require alternating roles.
 
-    Several tool messages and the user's message after them become one message.
+    Tool messages have the user's role, so they are merged with a user's message next to them.
     """
     turns: list[tuple[chat.Role, list[chat.Part]]] = []
     for role, content in parts:

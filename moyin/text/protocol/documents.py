@@ -110,7 +110,11 @@ def _iterate_documents(request: chat.ChatRequest) -> Iterator[chat.Document]:
 
 
 def _detect_type(head: bytes, name: str | None, declared_type: str | None) -> str:
-    """Return the media type by the content, else the declared type, else the type by the name."""
+    """Return a file's media type: by its content, else as declared, else by its name.
+
+    Args:
+        head: the first bytes of the content.
+    """
     detected_type = detect_media_type(None, head)
     if detected_type != UNKNOWN_MEDIA_TYPE:
         return detected_type

@@ -13,7 +13,9 @@ MAX_ALTERNATIVES = 20
 
 
 def read_requested_logprobs(logprobs: bool | None, top_logprobs: int | None) -> int | None:
-    """Return the number of alternatives for each token; None if no probabilities are requested.
+    """Return the number of alternatives that the client wants for each token of the answer.
+
+    The result is None if the client requests no probabilities.
 
     Raises:
         InvalidRequest: the members contradict each other, or the number is too large.

@@ -24,7 +24,7 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def _complete_date(value: Any) -> Any:
-    """Add midnight in UTC to a date without a time."""
+    """Add midnight in UTC to a date without a time; return any other value unchanged."""
     return f"{value}T00:00:00Z" if isinstance(value, str) and _DATE.fullmatch(value) else value
 
 

@@ -252,7 +252,7 @@ def create_tier_ability(quality: int) -> Ability:
 def _build_measured_abilities(
     entry: str, general_ability: float, general_spread: float, quantisation_loss: float
 ) -> dict[str, Ability]:
-    """Return a model's abilities for the kinds of request in which it has public scores.
+    """Return a model's abilities by kind of request, for the kinds in which it has public scores.
 
     Args:
         entry: the model's name in the table of scores.

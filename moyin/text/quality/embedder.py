@@ -58,9 +58,10 @@ class Embedder:
         self._np = np
 
     def __call__(self, text: str) -> tuple[int, ...]:
-        """Embed ``text`` and return one feature number per dimension of the quantized embedding.
+        """Return the features of the text's meaning: one number per dimension of its embedding.
 
-        The result is an empty tuple if ``text`` has no tokens.
+        The number stands for the dimension and for the rounded value in it. The result is an empty
+        tuple if ``text`` has no tokens.
         """
         # JSON may contain lone surrogates, which the tokenizer rejects.
         text = text.encode(errors="replace").decode()

@@ -44,7 +44,8 @@ class Estimate:
         low: the lower bound of the probability, which routing decisions use.
         signals: the number of signals about this model and kind; older signals count less.
         basis: the source of the estimate: ``table`` (public scores), ``configuration``,
-            ``learned``, ``shared`` (other tenants' signals) or ``unknown``.
+            ``learned`` (the tenant's own signals), ``shared`` (other tenants' signals) or
+            ``unknown``.
         high: the upper bound of the probability. A small share of decisions, which the operator
             sets, uses it instead of ``low``, so that little-known models are tried.
     """
@@ -235,7 +236,12 @@ class Estimator:
     def merge_state(
         self, tenant: str, learned_state: TenantState, base: TenantState | None = None
     ) -> None:
-        """Add to the tenant's state what another replica has learned since the state ``base``."""
+        """Add to the tenant's state what another replica has learned from the tenant's signals.
+
+        Args:
+            learned_state: the other replica's state.
+            base: the state from which both replicas started; None if it was empty.
+        """
         self.replace_state(tenant, self.get_state(tenant).merge_with(learned_state, base))
 
     def reset(self, tenant: str) -> None:
@@ -274,13 +280,13 @@ class _QuestionTerms:
     def compute_logit(
         self, ability: Ability, weights: LearnedWeights | None, level: float
     ) -> float:
-        """Return ability minus difficulty plus the learned correction, in logits.
+        """Return the model's ability minus the question's difficulty plus corrections, in logits.
 
         Args:
             ability: the model's ability for this kind of request.
             weights: the tenant's learned weights of the model; None if it has none.
-            level: the correction that all tenants share. The more signals the tenant has given, the
-                less it counts.
+            level: the correction in logits from all tenants' signals. The more signals the tenant
+                has given, the less it counts.
         """
         logit = ability.mean - self.difficulty
         if level:
@@ -295,7 +301,10 @@ class _QuestionTerms:
         return logit + math.copysign(_MAX_RESIDUAL, residual)
 
     def compute_uncertainty(self, ability: Ability, weights: LearnedWeights | None) -> float:
-        """Return the variance of ability minus difficulty, which shrinks with every signal."""
+        """Return the variance of the model's ability minus the question's difficulty.
+
+        It shrinks with every signal.
+        """
         spread = ability.spread
         variance = spread * spread
         if weights is None:

@@ -143,7 +143,7 @@ class WeightReader:
         self._shape = itemgetter(*features[:SHAPE_FEATURES])
 
     def compute_residual(self, mean: list[float]) -> float:
-        """Return by how many logits signals moved the estimate of the question.
+        """Return by how many logits the tenant's signals move the estimate for the question.
 
         Args:
             mean: the weights of a model, as in `LearnedWeights`.
@@ -191,7 +191,7 @@ class LearnedWeights:
         Args:
             features: the features of the question that the signal is about.
             error: the observed score minus the expected score.
-            slope: the information that a signal adds at this expected score.
+            slope: the precision that a signal of weight 1 adds at this expected score.
             weight: the weight of the signal, from 0 to 1.
             bounds: the lowest (negative) and highest logits by which the estimate may move.
 

@@ -46,6 +46,9 @@ def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[st
     """Return the paragraph of a long text that is a request, and its words.
 
     The last paragraph is preferred to the first. If neither is a request, both values are empty.
+
+    Args:
+        split_words: returns the words of a text in lower case.
     """
     _, separator, last_paragraph = text[-_MAX_REQUEST_LENGTH:].rstrip().rpartition("\n\n")
     if separator and _is_request(last_paragraph, words := split_words(last_paragraph)):
@@ -57,13 +60,13 @@ def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[st
 
 
 def classify_reading(request_words: list[str], kind: str) -> str:
-    """Return the kind "extraction" or "summary" if the text contains the answer, else "".
+    """Return the kind "extraction" or "summary" if the request asks about a long text beside it.
 
-    The text contains the answer to questions about what it reports, and to general questions that
-    do not concern the user.
+    The long text contains the answer to questions about what it reports, and to general questions
+    that do not concern the user. For other requests, the result is "".
 
     Args:
-        request_words: the words of the request.
+        request_words: the words of the request, without the long text.
         kind: the kind of request according to these words alone.
     """
     if kind in ("summary", "extraction"):

@@ -253,6 +253,9 @@ def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[
     """Return the user's text, the number of user turns, and the request within a long text.
 
     A long text is reduced to its beginning and end. The request is the result of `find_request`.
+
+    Args:
+        texts: the role and the text of each of the last turns, the newest last.
     """
     user_texts = [text for role, text in texts if role == "user"] or [
         text for _, text in texts[-1:]
@@ -270,7 +273,10 @@ def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[
 
 
 def _split_words(text: str, lower_text: str) -> list[str]:
-    """Return the words in lower case.
+    """Return the words of a text in lower case.
+
+    Args:
+        lower_text: the same text in lower case.
 
     ASCII is split by a table, which is five times as fast as the regular expression.
     """
@@ -282,10 +288,14 @@ def _split_words(text: str, lower_text: str) -> list[str]:
 def _classify_kind(
     text: str, lower_text: str, words: list[str], cues: Set[str], language: str, has_sums: bool
 ) -> tuple[str, bool]:
-    """Return the kind of request for which most words in the text vote.
+    """Return the kind of request to which most words in the text point.
+
+    Args:
+        cues: those words of the text that are in one of the lists of `moyin.text.quality.words`.
+        has_sums: True if the text contains arithmetic, such as ``3 + 4``.
 
     Returns:
-        The kind; and False if no word voted, so that the kind is only a guess.
+        The kind; and False if no word pointed to one, so that the kind is only a guess.
     """
     votes: dict[str, float] = {}
     for word in cues & _CUE_WORDS:
@@ -329,10 +339,13 @@ def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
 
 
 def _compute_demand_difficulty(cues: Set[str]) -> float:
-    """Return the difficulty in logits that demands in a request add, such as "prove".
+    """Return the difficulty in logits that demanding words, such as "prove", add to a request.
 
-    The hardest demand is added to the easiest one, which may lower the difficulty; all others are
-    ignored.
+    Some words make a request easier. The hardest and the easiest word are added up; all others
+    are ignored.
+
+    Args:
+        cues: those words of the request that are in one of the lists of words.
     """
     difficulties = [DEMAND_DIFFICULTY[word] for word in cues & _DEMAND_WORDS]
     return max(0.0, *difficulties) + min(0.0, *difficulties) if difficulties else 0.0
@@ -344,6 +357,12 @@ def _compute_shape_features(
     """Return the features of the request's shape, such as its length and its number of lines.
 
     Each property, such as the length, has a range of feature numbers, of which it sets one.
+
+    Args:
+        count: the number of words.
+        digits: the number of digits.
+        steps: the number of list items.
+        has_format: True if the request has tools or a JSON schema.
     """
     lines = text.count("\n")
     choices = lines > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None
@@ -369,7 +388,14 @@ def _count_digits(text: str) -> int:
 def _hash_words(
     spaceless_text: str, words: list[str], distinct_words: Iterable[str]
 ) -> Iterable[int]:
-    """Return the features of the words' stems and of the text's first and last words."""
+    """Return the features of the words' stems and of the text's first and last words.
+
+    Args:
+        spaceless_text: the text if its language has no spaces between words, else "". If it is set,
+            the features are those of pairs of neighbouring letters.
+        words: the words of the text in their order.
+        distinct_words: the same words without repetitions.
+    """
     if spaceless_text:
         # In a text without spaces, pairs of neighbouring letters replace words.
         letters = spaceless_text[: _MAX_STEMS + 1]
@@ -408,7 +434,7 @@ _STEM_FEATURES = _StemFeatureCache(6)  # six letters make "contract" and "contra
 
 @lru_cache(maxsize=32_768)
 def _hash_word(word: str) -> int:
-    """Return the feature of a word, which, unlike `hash`, is the same in every process."""
+    """Return the feature number of a word, which, unlike `hash`, is the same in every process."""
     return FIRST_WORD_FEATURE + crc32(word.encode(errors="surrogatepass")) % (
         FEATURE_COUNT - FIRST_WORD_FEATURE
     )

@@ -61,7 +61,7 @@ class KeyUsage:
 
     @classmethod
     def from_json(cls, value: Any) -> KeyUsage:
-        """Decode a `KeyUsage` that `TenantState.to_json` encoded."""
+        """Decode a `KeyUsage` from a value within the JSON that `TenantState.to_json` returns."""
         moved = {str(model): float(logits) for model, logits in value["moved"].items()}
         return cls(at=float(value["at"]), used=float(value["used"]), moved=moved)
 
@@ -81,7 +81,11 @@ class TenantState:
     frozen: bool = False
 
     def get_or_create_weights(self, model: str, now: float) -> LearnedWeights:
-        """Return the weights of ``model``, which are created on first use."""
+        """Return the weights of ``model``, which are created on first use.
+
+        Args:
+            now: the current time in Unix seconds.
+        """
         weights = self.models.pop(model, None)
         if weights is None:
             if len(self.models) >= _MAX_MODELS:
@@ -91,7 +95,12 @@ class TenantState:
         return weights
 
     def get_or_create_key_usage(self, name: str, now: float) -> KeyUsage:
-        """Return the tracked influence of the API key ``name``, which is created on first use."""
+        """Return the tracked influence of an API key, which is created on first use.
+
+        Args:
+            name: the id of the key.
+            now: the current time in Unix seconds.
+        """
         use = self.keys.pop(name, None) or KeyUsage(at=now)
         if len(self.keys) >= _MAX_KEYS:
             # Dropping the smallest usage gives away the smallest part of the limits.

@@ -20,6 +20,9 @@ def _index_distinct_words(table: Mapping[str, str]) -> dict[str, str]:
     """Return the language of each word, without words that several languages share.
 
     English keeps the words that it shares with another language.
+
+    Args:
+        table: the words of each language, separated by spaces, by the code of the language.
     """
     languages: dict[str, list[str]] = {}
     for language, words in table.items():

@@ -76,7 +76,7 @@ class AnswerStream(Protocol):
     async def __anext__(self) -> bytes: ...
 
     async def aclose(self) -> None:
-        """Cancel the upstream request if it is still generating."""
+        """Close the stream, and cancel the request to the back end if it still runs."""
 
 
 @dataclass(kw_only=True, slots=True)

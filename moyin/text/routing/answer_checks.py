@@ -218,7 +218,7 @@ class _SchemaChecker:
 
 
 def matches_type(value: Any, kinds: Any) -> bool:
-    """Return False if ``value`` has none of the JSON schema types ``kinds``."""
+    """Return True if ``value`` has one of the JSON schema types ``kinds``."""
     names = [kinds] if isinstance(kinds, str) else kinds
     if not isinstance(names, list):
         return True

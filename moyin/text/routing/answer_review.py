@@ -40,7 +40,9 @@ _TryCandidate: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answ
 
 
 class AnswerReviewer:
-    """Reviews the answers to requests whose routing weighed quality.
+    """Checks answers for faults, replaces faulty answers, and records what the router learns.
+
+    It reviews only the answers to requests whose candidates were ranked by quality.
 
     Args:
         learning: records decisions and faults. If it is None, nothing is recorded.
@@ -211,7 +213,11 @@ class AnswerReviewer:
     def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
     ) -> None:
-        """Schedule the check of an answer for faults if the router learns from the request."""
+        """Schedule the check of an answer for faults if the router learns from the request.
+
+        Args:
+            is_rescue: True if the answer replaced a faulty answer.
+        """
         if not call.is_learned_from:
             return
         if answer.stream is None:
@@ -232,7 +238,11 @@ class AnswerReviewer:
     def _check_after_stream(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, is_rescue: bool = False
     ) -> None:
-        """Schedule a check for faults that runs when the stream has ended."""
+        """Schedule a check for faults that runs when the stream has ended.
+
+        Args:
+            is_rescue: True if the answer replaced a faulty answer.
+        """
         stream = answer.stream
         if (
             not call.is_learned_from

@@ -116,7 +116,11 @@ class Attempt:
             raise
 
     async def _call_or_translate(self, deadline: float) -> Answer:
-        """Forward the request, or translate it if the back end lacks this call of the API."""
+        """Forward the request, or translate it if the back end lacks this call of the API.
+
+        Args:
+            deadline: the ``loop.time()`` by which the call must end.
+        """
         runtime, path = self.runtime, self.call.codec.path
         pass_through = runtime.pass_through
         if pass_through is None or needs_translation(self.target, path, self.call.needs):

@@ -31,7 +31,11 @@ class Average:
         self._last_sample_at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
-        """Return the average of all samples and ``prior``; the prior counts as three samples."""
+        """Return the average of all samples and ``prior``; the prior counts as three samples.
+
+        Args:
+            now: the current time in seconds.
+        """
         weight = self._compute_weight(now)
         return (weight * self._mean + _PRIOR_WEIGHT * prior) / (weight + _PRIOR_WEIGHT)
 
@@ -49,7 +53,11 @@ class KeyedAverages:
         self._averages: dict[Hashable, Average] = {}
 
     def add(self, key: Hashable, sample: float, now: float = 0.0) -> None:
-        """Add a sample to the average of a key."""
+        """Add a sample to the average of a key.
+
+        Args:
+            now: the time of the measurement, in seconds.
+        """
         average = self._averages.get(key)
         if average is None:
             if len(self._averages) >= _MAX_KEYS:
@@ -58,6 +66,10 @@ class KeyedAverages:
         average.add(sample, now)
 
     def estimate(self, key: Hashable, prior: float, now: float = 0.0) -> float:
-        """Return the estimate of a key, which is ``prior`` if the key has no samples."""
+        """Return the estimate of a key, which is ``prior`` if the key has no samples.
+
+        Args:
+            now: the current time in seconds.
+        """
         average = self._averages.get(key)
         return prior if average is None else average.estimate(prior, now)

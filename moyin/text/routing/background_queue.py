@@ -84,7 +84,7 @@ class BackgroundQueue:
             await asyncio.sleep(0)
 
     async def close(self) -> None:
-        """Run the queued tasks and reject new ones."""
+        """Run the queued tasks; from now on, reject new tasks."""
         self._closed = True
         if self._scheduled_run is not None:
             self._scheduled_run.cancel()

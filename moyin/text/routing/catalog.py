@@ -126,7 +126,7 @@ class Alias:
     omitted_abilities: frozenset[str] = frozenset()
 
     def allows_residency_of(self, deployment: ModelDeployment) -> bool:
-        """Return True if the data may be processed where this deployment runs."""
+        """Return True if the alias allows this deployment to process a request's data."""
         return not self.residency or deployment.residency in self.residency
 
 
@@ -148,7 +148,11 @@ class TenantPolicy:
     is_judged: bool = True
 
     def allows(self, name: str) -> bool:
-        """Return True if the tenant may use the alias or model with this canonical name."""
+        """Return True if the tenant may use the alias or model ``name``.
+
+        Args:
+            name: the configured spelling, as `Catalog.get_canonical_name` returns it.
+        """
         return self.names is None or _is_listed(name, self.names)
 
 
@@ -246,7 +250,7 @@ class Catalog:
 
     @property
     def residencies(self) -> frozenset[str]:
-        """The places where at least one deployment processes data."""
+        """The places, such as ``on-premises``, where at least one deployment processes data."""
         return frozenset(deployment.residency for deployment in self.deployments)
 
 

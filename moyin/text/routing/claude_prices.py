@@ -18,9 +18,14 @@ _SINCE_RELEASE = date.min
 
 
 def _build_rates(base: str, output: str, cache_read: str) -> Rates:
-    """Return the rates of a model.
+    """Return the rates of a model, all in US dollars per million tokens.
 
     A cache write costs 1.25 times the input rate for five minutes, and twice for an hour.
+
+    Args:
+        base: the input rate.
+        output: the output rate.
+        cache_read: the rate for input tokens that are read from the cache.
     """
     price = Decimal(base)
     return Rates(

@@ -78,7 +78,7 @@ class RouteTarget:
 
     @property
     def is_free(self) -> bool:
-        """True if all tokens are free of charge."""
+        """True if the target charges nothing for tokens."""
         return self.fixed_price is not None and self.fixed_price.is_free
 
     def get_price(self) -> Price:
@@ -131,7 +131,12 @@ def compile_target(
     api_format: ApiFormat | None,
     day: date,
 ) -> RouteTarget:
-    """Build the route target of a deployment, with its price on ``day``."""
+    """Build the route target of a deployment, with its price on ``day``.
+
+    Args:
+        position: the index of the deployment in the order of the configuration.
+        api_format: the API format of the client.
+    """
     model = deployment.model
     return RouteTarget(
         deployment=deployment,
@@ -178,6 +183,9 @@ def compute_max_request_cost(route: CompiledRoute, needs: Needs, *, streams: boo
 
     The maximum assumes the longest possible prompt, the longest allowed answer and the highest
     rates, and two calls if the request may be hedged.
+
+    Args:
+        streams: True if the client requested a stream, because only streams are hedged.
     """
     capable_targets = [target for target in route.targets if target.model.supports(needs)]
     max_pico = max(

@@ -70,7 +70,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """The duration of the whole call."""
+        """The duration of the whole call in seconds."""
         return (
             self.waiting_seconds
             + self.loading_seconds

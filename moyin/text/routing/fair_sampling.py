@@ -80,7 +80,11 @@ class FairSampler:
         return True
 
     def _start_second(self, now: float) -> None:
-        """Start a new second, and merge the last second's counts into the fading earlier counts."""
+        """Start a new second, and merge the last second's counts into the fading earlier counts.
+
+        Args:
+            now: the current time in seconds, from the sampler's clock.
+        """
         fade = 0.5 ** min(int(now - self._second_began), 60)
         earlier = {owner: count * fade for owner, count in self._earlier_counts.items()}
         for owner, count in self._counts.items():

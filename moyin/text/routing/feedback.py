@@ -130,7 +130,12 @@ class FeedbackService:
     async def _find_answer(
         self, owner: str, request_id: str
     ) -> tuple[str, Mapping[str, Any], float | None]:
-        """Return the model, question and predicted quality of an answer."""
+        """Find an answer by its request.
+
+        Returns:
+            The model; the question as `question_to_json` encodes it; and the estimated probability
+            that the answer is good, None if it was not estimated.
+        """
         # Queued rows are written first: the row of a rescued request may replace an earlier row.
         await self._learning.flush()
         decision = await self._store.get_decision(owner, request_id)

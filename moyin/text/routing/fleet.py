@@ -215,7 +215,10 @@ class Fleet:
         )
 
     def _resolve_bad_answer_cost(self, alias: Alias, policy: TenantPolicy) -> float:
-        """Return the cost of a useless answer: the alias's, else the tenant's, else the fleet's."""
+        """Return the cost of a useless answer in US dollars.
+
+        It is that of the alias, else that of the tenant, else that of the fleet.
+        """
         for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):
             if cost is not None:
                 return cost

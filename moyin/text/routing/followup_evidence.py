@@ -31,7 +31,14 @@ class Evidence:
     weight: float
 
     def to_signal(self, model: str, question: Question, query: FollowUpQuery, at: float) -> Signal:
-        """Build the quality signal for the model that gave the answer."""
+        """Build the quality signal for the model that gave the answer.
+
+        Args:
+            model: the model that gave the answer.
+            question: the properties of the answered request.
+            query: the data of the follow-up, whose API key is the signal's author.
+            at: the time of the signal in Unix seconds.
+        """
         return Signal(
             model=model,
             question=question,
@@ -53,7 +60,7 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class FollowUpQuery:
-    """The data of a request by which the answer that it may follow up is searched for.
+    """The data of a request with which an earlier answer is found that the request follows up.
 
     Attributes:
         fingerprint: keyed hash of the request's conversation.

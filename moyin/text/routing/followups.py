@@ -126,7 +126,7 @@ class FollowUpDetector:
             self._latest_by_conversation[previous] = fingerprint
 
     async def close(self) -> None:
-        """Finish the queued detections."""
+        """Finish the queued detections; further requests are not examined."""
         await self._learning.background.close()
         if self._shared_answers is not None:
             await self._shared_answers.close()
@@ -199,7 +199,10 @@ class FollowUpDetector:
 
 
 def _find_requested_ability(route: CompiledRoute) -> float | None:
-    """Return the ability of the model that the request names; None if unknown or an alias."""
+    """Return the ability of the model that the request names, in logits.
+
+    The result is None if the ability is unknown or the name is that of an alias.
+    """
     if route.chooses_model or not route.targets:
         return None
     ability = route.targets[0].deployment.ability

@@ -21,7 +21,11 @@ class HedgeBudget:
         self._credit = 0.0
 
     def add_credit(self, share: float) -> None:
-        """Add the fraction of a credit that one request earns."""
+        """Add the fraction of a credit that one request earns.
+
+        Args:
+            share: the maximum share of requests that are sent to a second back end.
+        """
         self._credit = min(self._credit + share, _MAX_CREDIT)
 
     def try_spend_credit(self) -> bool:

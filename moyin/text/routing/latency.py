@@ -73,7 +73,10 @@ class LatencyEstimator:
         self._estimated_at = float("-inf")
 
     def should_record(self) -> bool:
-        """Count a call; return True if it should be measured: the first calls, then a sample."""
+        """Count a call; return True if the caller should measure it and call `record`.
+
+        The first 256 calls are measured, then every eighth.
+        """
         self._calls += 1
         return self._calls <= _RECORD_ALL_UP_TO or self._calls % _RECORD_ONE_IN == 0
 
@@ -126,7 +129,10 @@ class LatencyEstimator:
         return self._seconds_per_token
 
     def get_first_token_p95(self) -> float | None:
-        """Return the 95th percentile of recent times to the first token; None if under 20 calls."""
+        """Return the 95th percentile of the seconds to the first token in recent measured calls.
+
+        The result is None if fewer than 20 calls were measured.
+        """
         if len(self._sorted) < _MIN_SAMPLES:
             return None
         return self._sorted[len(self._sorted) * 95 // 100]

@@ -57,7 +57,7 @@ class _QueuedDecision:
     at: float
 
     def to_row(self) -> DecisionRow:
-        """Build the database row."""
+        """Build the database row of the decision."""
         return DecisionRow(
             # The id begins with the time, so that the rows of a batch are in the same index pages.
             id=f"{int(self.at * 1000):012x}{secrets.token_hex(10)}",
@@ -125,7 +125,10 @@ class QualityLearner:
             )
 
     def set_sharing(self, is_shared: bool) -> None:
-        """Set whether a tenant's estimates use the signals of others; enabling takes a minute."""
+        """Set whether a tenant's estimates use the signals of other tenants.
+
+        If sharing is enabled, it takes up to a minute until estimates use those signals.
+        """
         self._is_shared = is_shared
         if not is_shared:
             self._estimator.set_shared_levels({})
@@ -186,7 +189,14 @@ class QualityLearner:
         p_good: float | None = None,
         comment: str | None = None,
     ) -> None:
-        """Queue a quality signal that the gateway observed, such as a fault or a follow-up."""
+        """Queue a quality signal that the gateway observed, such as a fault or a follow-up.
+
+        Args:
+            owner: the tenant.
+            request_id: the request whose answer the signal is about.
+            p_good: the probability of a good answer, as estimated before the call; None if unknown.
+            comment: the client's note for the operator.
+        """
         if len(self._signals) >= _MAX_QUEUED:
             self._dropped_rows += 1
             return
@@ -225,7 +235,7 @@ class QualityLearner:
             )
 
     async def flush(self) -> None:
-        """Run the background tasks and write the queued rows."""
+        """Run the background tasks, and write the queued rows of decisions and signals."""
         await self.background.drain()
         async with self._lock:
             await self._flush()

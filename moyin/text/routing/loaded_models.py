@@ -60,7 +60,11 @@ class LoadedModels:
         return (self._resident or {}).get(model, {})
 
     def get_state(self, model: str) -> ModelState:
-        """Return the state of a model, by upstream name."""
+        """Return the state of a model.
+
+        Args:
+            model: the server's name of the model.
+        """
         if self._resident is None:
             return ModelState.UNKNOWN
         if model in self._resident:

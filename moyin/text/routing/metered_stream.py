@@ -133,7 +133,11 @@ class MeteredStream:
     def _check_transcript(
         self, transcript: Transcript, constraints: ResponseConstraints, *, is_whole: bool
     ) -> bool:
-        """Check the transcript and set `fault`; return False if more of the stream is needed."""
+        """Check the transcript and set `fault`; return False if more of the stream is needed.
+
+        Args:
+            is_whole: True if the whole answer must be checked, not only its beginning.
+        """
         is_running = is_whole and transcript.stop is None and transcript.is_complete
         if is_running and self._start_has_no_fault:
             # A check of the whole text after every piece would take quadratic time.
@@ -161,7 +165,7 @@ class MeteredStream:
         return await (anext(self.pieces) if pending is None else pending)
 
     async def aclose(self) -> None:
-        """Cancel the upstream request if it is still generating."""
+        """Close the stream, and cancel the request to the back end if it still runs."""
         if not self._is_finished:
             self._finish_stream(asyncio.CancelledError())
             await self._close_source()

@@ -90,6 +90,9 @@ class OperationAttempt:
     async def run(self, deadline: float) -> Answer:
         """Call the target and return its answer; a stream is returned after its first bytes.
 
+        Args:
+            deadline: the ``loop.time()`` by which the request must end.
+
         Raises:
             MoyinError: the call failed before the first byte.
         """
@@ -335,7 +338,7 @@ class OperationStream:
         return await anext(self._chunks)
 
     async def aclose(self) -> None:
-        """Cancel the upstream request if it is still generating."""
+        """Close the stream, and cancel the request to the back end if it still runs."""
         await self._chunks.aclose()
         if not self._is_finished:
             # The stream was closed before its first piece was read.

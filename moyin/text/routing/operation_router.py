@@ -135,7 +135,13 @@ class OperationRouter:
         deadline: float,
         traceparent: bytes | None,
     ) -> Answer | None:
-        """Call a candidate, with retries; return None if its breaker rejects the call."""
+        """Call a candidate, with retries; return None if its breaker rejects the call.
+
+        Args:
+            reason: the reason why the candidate was chosen, for the header ``x-moyin-route``.
+            deadline: the ``loop.time()`` by which the request must end.
+            traceparent: the client's trace context in W3C format; None if it sent none.
+        """
         runtime, loop = target.runtime, asyncio.get_running_loop()
         failed_calls = 0
         while True:
@@ -239,6 +245,9 @@ async def _reserve_budget(
     seconds: float,
 ) -> None:
     """Reserve the maximum cost of a request at the most expensive target.
+
+    Args:
+        seconds: the maximum duration of the call, for targets that are priced by time.
 
     Raises:
         LimitExceeded: the remaining budget is too small.

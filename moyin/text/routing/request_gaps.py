@@ -53,7 +53,11 @@ def find_gap(
 
 
 def needs_translation(target: RouteTarget, path: str, needs: Needs) -> bool:
-    """Return True if the client's bytes cannot be forwarded to a target."""
+    """Return True if the client's bytes cannot be forwarded to a target.
+
+    Args:
+        path: the path of the call relative to a back end's base URL.
+    """
     pass_through = target.runtime.pass_through
     if target.needs_translation or pass_through is None:
         return True
@@ -117,7 +121,12 @@ def build_gap_error(
 
 
 def _lacks_call(runtime: BackendRuntime, path: str, upstream: str) -> bool:
-    """Return True if the server recently reported that it does not support a call for a model."""
+    """Return True if the server recently reported that it does not support a call for a model.
+
+    Args:
+        path: the path of the call relative to the back end's base URL.
+        upstream: the back end's name of the model.
+    """
     return time.monotonic() < runtime.missing_calls.get((path, upstream), 0.0)
 
 

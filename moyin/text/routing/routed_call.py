@@ -150,7 +150,7 @@ class AnswerSampler(Protocol):
     """Sampler that selects answers for the judge; it must be fast, because requests wait for it."""
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
-        """Return the answer for the client, which is wrapped in a recorder if it is selected.
+        """Return the answer for the client, wrapped in a recorder if it is selected for the judge.
 
         Args:
             candidates: the candidates of the routing decision, in the order of their ranks.

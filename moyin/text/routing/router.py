@@ -118,7 +118,7 @@ class Router:
 
     @property
     def accounting(self) -> CallAccounting:
-        """The services that record the usage of calls."""
+        """The services that record the usage and cost of the router's calls."""
         return self._accounting
 
     def list_allowed_targets(

@@ -132,7 +132,7 @@ class SharedAnswers:
         await self._store.close()
 
     async def process_batch(self) -> None:
-        """Process the queued queries, then store the queued answers."""
+        """Search the answers for the queued queries, then store the queued answers."""
         queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
         # Queries run first, because a request's own answer would replace the answer that it follows
@@ -193,7 +193,11 @@ class SharedAnswers:
     def _find_evidence(
         self, query: FollowUpQuery, stored: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _StoredAnswer] | None:
-        """Return the answer that a request follows up, with the evidence about its quality."""
+        """Return the answer that a request follows up and the evidence about it, or None.
+
+        Args:
+            stored: the values in Valkey of the keys that `_build_keys` returns.
+        """
         repeated_answer, *earlier_answers = (
             _decode_recent_answer(stored[name], query.at) for name in _build_keys(query)
         )

@@ -26,10 +26,13 @@ _NO_USAGE = Usage()
 
 
 class StreamSource(Protocol):
-    """Source of a streamed answer in the client's API format."""
+    """Interface of the objects that produce a streamed answer in the client's API format."""
 
     def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes for the client; raise the errors that `ModelBackend` documents."""
+        """Yield the bytes of the stream that the client receives.
+
+        The errors are those that `ModelBackend` documents for streams.
+        """
 
     @property
     def usage(self) -> Usage:
@@ -145,7 +148,14 @@ class TranslatedSource:
 def _complete_usage(
     reported_usage: Usage | None, prompt_tokens: int, tokens: int, *, is_final: bool
 ) -> Usage:
-    """Return the reported usage, or counted tokens if the report is missing or not final."""
+    """Return the reported usage, completed by the counted tokens.
+
+    Args:
+        reported_usage: the usage that the back end reported so far; None if it reported none.
+        prompt_tokens: the estimated tokens of the prompt, used if none were reported.
+        tokens: the output tokens that were counted so far.
+        is_final: True if the answer is complete, so that the reported output tokens are right.
+    """
     if reported_usage is None or reported_usage == _NO_USAGE:
         return Usage(input_tokens=prompt_tokens, output_tokens=tokens)
     return (

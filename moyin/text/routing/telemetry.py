@@ -40,7 +40,10 @@ class CallRecord:
 
 
 class Telemetry(Protocol):
-    """Receiver of reports; it is called in the request path, so its methods must be fast."""
+    """Interface of the object that receives reports about calls and breakers.
+
+    It is called while requests wait, so its methods must be fast.
+    """
 
     def record_call(self, record: CallRecord) -> None:
         """Record a finished call."""
@@ -53,7 +56,7 @@ class Telemetry(Protocol):
 
 
 class NoTelemetry:
-    """Telemetry that ignores all reports."""
+    """Telemetry that ignores all reports, used if no other telemetry is configured."""
 
     def record_call(self, record: CallRecord) -> None:
         return None

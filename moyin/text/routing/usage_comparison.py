@@ -51,15 +51,21 @@ class UsageComparison:
 
     @property
     def price_classes(self) -> PriceClasses:
-        """The classes by which usage must be summed: within a class, a model has a single price."""
+        """The classes into which the recorded calls are divided before their tokens are added up.
+
+        All calls of a class have the same price at any given model. A class depends on the length
+        of the prompt and on whether the model is for embeddings.
+        """
         return PriceClasses(prompt_bounds=tuple(self._bounds), embeddings=self._embeddings)
 
     def choose_models(self, sums: Sequence[UsageSum]) -> dict[bool, PricedModel]:
         """Return the models that would be most expensive for this usage.
 
-        The key is True for the model for embeddings, and False for the model for chats.
+        The key True has the model for embeddings, and the key False the model for chats. A key is
+        missing if no model for such calls has a price.
 
-        A key is missing if no model for such calls has a price.
+        Args:
+            sums: sums of the recorded usage; each covers calls of one class of `price_classes`.
         """
         merged_sums = _merge_groups(sums)
         return {
@@ -78,6 +84,9 @@ class UsageComparison:
         Failed and cancelled model calls are left out, because the most expensive models are assumed
         to answer every call. Renders keep their actual cost. The result is None if no model has a
         price.
+
+        Args:
+            dearest: the most expensive models, as `choose_models` returns them.
         """
         return self._add_up(sums, dearest) if dearest else None
 
@@ -107,7 +116,7 @@ class UsageComparison:
 
 
 def _merge_groups(sums: Sequence[UsageSum]) -> list[UsageSum]:
-    """Add up the token counts of complete calls that belong to the same price class."""
+    """Add up the token counts of complete calls that belong to the same class of prices."""
     merged_sums: dict[tuple[int, bool], UsageSum] = {}
     for item in sums:
         if not item.is_complete or item.unit is not None:

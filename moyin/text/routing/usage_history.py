@@ -42,7 +42,10 @@ class UsageHistory:
                 self._ratio.add(model, usage.prompt_tokens / needs.prompt_tokens)
 
     def estimate_prompt_tokens(self, model: str, needs: Needs) -> int:
-        """Correct the estimated tokens of a prompt by the ratio seen in the model's earlier calls."""
+        """Return the estimated tokens of a prompt, corrected by the model's earlier calls.
+
+        The correction is the ratio of the real to the estimated tokens in those calls.
+        """
         return round(needs.prompt_tokens * self._ratio.estimate(model, 1.0))
 
     def predict_usage(self, model: str, needs: Needs, shape: RequestShape) -> Usage:

@@ -28,7 +28,7 @@ async def test_concurrent_pruning_deletes_each_job_once(
     for index in range(30):
         await past_jobs.job(graph=str(index % 7), picture=str(index % 5).encode())
     young_job = await past_jobs.job(days=1, graph="0", picture=b"0")
-    past_jobs.age()
+    past_jobs.make_files_old()
 
     async def prune(database: Database) -> int:
         return sum([part.jobs async for part in Pruner(database, past_jobs.blobs).run(BEFORE)])
@@ -59,7 +59,7 @@ async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: P
     old_jobs = [await past_jobs.job(graph=str(index)) for index in range(3)]
     young_job = await past_jobs.job(days=1, graph="0")
     remaining_files = past_jobs.files()
-    past_jobs.age()
+    past_jobs.make_files_old()
     environ = {
         **os.environ,
         "MOYIN_DATABASE_URL": database_url,

@@ -16,7 +16,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture(autouse=True)
-def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name in ("MOYIN_URL", "MOYIN_API_KEY", "MOYIN_PROFILE", "MOYIN_DEBUG"):
@@ -26,7 +26,7 @@ def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture
-async def stub() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
+async def stub_gateway() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
     """Yield a client of a test server, and its handlers by path, which the test adds."""
     handlers: dict[str, Handler] = {}
 
@@ -46,7 +46,7 @@ async def stub() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedGateway]:
     """Run a scripted gateway, and set the environment variables that connect the CLI to it."""
-    with ScriptedGateway() as scripted:
-        monkeypatch.setenv("MOYIN_URL", scripted.url)
+    with ScriptedGateway() as scripted_gateway:
+        monkeypatch.setenv("MOYIN_URL", scripted_gateway.url)
         monkeypatch.setenv("MOYIN_API_KEY", "key")
-        yield scripted
+        yield scripted_gateway

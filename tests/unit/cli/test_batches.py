@@ -19,18 +19,18 @@ T = TypeVar("T")
 
 def batch(status: str, completed: int = 0, **changes: Any) -> dict[str, Any]:
     counts = {"total": 3, "completed": completed, "failed": 0}
-    plain = {"id": "batch_1", "status": status, "request_counts": counts, "created_at": 0}
+    batch_body = {"id": "batch_1", "status": status, "request_counts": counts, "created_at": 0}
     files = {"output_file_id": None, "error_file_id": None, "errors": None}
-    return {**plain, **files, **changes}
+    return {**batch_body, **files, **changes}
 
 
 @pytest.fixture
 async def batch_states(
-    stub: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
+    stub_gateway: tuple[GatewayClient, dict[str, Handler]], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
     """Return an empty list that the test fills with batch states; each request returns the next."""
     states: list[dict[str, Any]] = []
-    gateway, handlers = stub
+    gateway, handlers = stub_gateway
     loop = asyncio.get_running_loop()
 
     def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
@@ -50,31 +50,33 @@ async def batch_states(
 
 
 async def test_a_file_is_submitted_and_followed(
-    stub: tuple[GatewayClient, dict[str, Handler]],
+    stub_gateway: tuple[GatewayClient, dict[str, Handler]],
     batch_states: list[dict[str, Any]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text('{"url": "/v1/embeddings"}\n{}')
-    received: dict[str, Any] = {}
+    received_fields: dict[str, Any] = {}
 
     async def upload(request: web.Request) -> web.Response:
         form = await request.post()
         content = form["file"]
         assert isinstance(content, web.FileField)
-        received.update(purpose=form["purpose"], file=content.file.read(), name=content.filename)
+        received_fields.update(
+            purpose=form["purpose"], file=content.file.read(), name=content.filename
+        )
         return web.json_response({"id": "file-1"})
 
     async def create(request: web.Request) -> web.Response:
-        received["body"] = await request.json()
+        received_fields["body"] = await request.json()
         return web.json_response(batch("validating"))
 
-    stub[1].update({"/v1/files": upload, "/v1/batches": create})
+    stub_gateway[1].update({"/v1/files": upload, "/v1/batches": create})
     batch_states += [batch("in_progress", 1), batch("in_progress", 1), batch("completed", 3)]
     command = ["batches", "submit", str(file), "--label", "a=b", "--wait"]
     assert await asyncio.to_thread(run, command) == 0
-    assert received == {
+    assert received_fields == {
         "purpose": "batch",
         "name": "in.jsonl",
         "file": file.read_bytes(),
@@ -85,9 +87,9 @@ async def test_a_file_is_submitted_and_followed(
             "metadata": {"a": "b"},
         },
     }
-    printed = capsys.readouterr()
-    assert printed.out == "batch_1\n"
-    assert printed.err.splitlines() == ["in_progress 1/3, 0 failed", "completed 3/3, 0 failed"]
+    captured = capsys.readouterr()
+    assert captured.out == "batch_1\n"
+    assert captured.err.splitlines() == ["in_progress 1/3, 0 failed", "completed 3/3, 0 failed"]
 
 
 async def test_an_invalid_file_is_explained(
@@ -104,7 +106,7 @@ async def test_an_invalid_file_is_explained(
 
 
 async def test_results_are_printed_or_written_to_a_file(
-    stub: tuple[GatewayClient, dict[str, Handler]],
+    stub_gateway: tuple[GatewayClient, dict[str, Handler]],
     batch_states: list[dict[str, Any]],
     tmp_path: Path,
     capfdbinary: pytest.CaptureFixture[bytes],
@@ -113,7 +115,7 @@ async def test_results_are_printed_or_written_to_a_file(
         return web.Response(body=request.path.encode())
 
     for name in ("o", "e"):
-        stub[1][f"/v1/files/{name}/content"] = content
+        stub_gateway[1][f"/v1/files/{name}/content"] = content
     batch_states.append(batch("in_progress"))
     results = ["batches", "results", "batch_1"]
     assert await asyncio.to_thread(run, results) == 1
@@ -130,7 +132,7 @@ async def test_results_are_printed_or_written_to_a_file(
 
 
 async def test_batches_are_listed_shown_and_cancelled(
-    stub: tuple[GatewayClient, dict[str, Handler]],
+    stub_gateway: tuple[GatewayClient, dict[str, Handler]],
     batch_states: list[dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -141,7 +143,7 @@ async def test_batches_are_listed_shown_and_cancelled(
     async def cancel(_: web.Request) -> web.Response:
         return web.json_response(batch("cancelling"))
 
-    stub[1].update({"/v1/batches": list_page, "/v1/batches/batch_1/cancel": cancel})
+    stub_gateway[1].update({"/v1/batches": list_page, "/v1/batches/batch_1/cancel": cancel})
     batch_states.append(batch("completed"))
     assert await asyncio.to_thread(run, ["batches", "list"]) == 0
     assert capsys.readouterr().out == "batch_1\tcompleted\t3\t3\t0\t1970-01-01 00:00:00\n"

@@ -17,7 +17,7 @@ from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLoc
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> StackState:
+def running_stack(tmp_path: Path) -> StackState:
     """Return the state of a stack that appears to run, because this process holds its lock."""
     layout = Layout(tmp_path / "data")
     layout.prepare()
@@ -36,9 +36,9 @@ def running(tmp_path: Path) -> StackState:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for command in ("up", "down", "status", "doctor", "logs", "chat", "render", "jobs", "keys"):
-        assert f" {command} " in shown
+        assert f" {command} " in output
 
 
 def test_an_error_is_one_line_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,20 +67,20 @@ def test_status_without_a_stack_exits_with_1(capsys: pytest.CaptureFixture[str])
 
 
 def test_status_shows_parts_and_addresses(
-    running: StackState, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["status"]) == 0
-    shown = capsys.readouterr().out
-    assert "ready" in shown
-    assert "Ray" in shown
-    assert "http://127.0.0.1:8000" in shown
-    assert "\x1b" not in shown
+    output = capsys.readouterr().out
+    assert "ready" in output
+    assert "Ray" in output
+    assert "http://127.0.0.1:8000" in output
+    assert "\x1b" not in output
     assert run(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parts"]["ray"]["pid"] == 99
 
 
 def test_up_of_a_running_stack_does_nothing(
-    running: StackState, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["up"]) == 0
     assert capsys.readouterr().out.startswith("Moyin is up already: http://127.0.0.1:8000")
@@ -94,7 +94,7 @@ def test_deploy_without_a_running_stack_fails(
 
 
 def test_invalid_configuration_is_not_deployed(
-    running: StackState,
+    running_stack: StackState,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -111,7 +111,7 @@ def test_invalid_configuration_is_not_deployed(
 
 
 def test_unknown_log_error_lists_app_logs(
-    running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
     layout.get_log_path("ray").touch()
@@ -175,7 +175,7 @@ def test_invalid_graph_is_rejected_before_submission(
 
 
 def test_unknown_log_error_lists_service_logs(
-    running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    running_stack: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
     layout.get_log_path("ray").write_text("one\ntwo\nthree\n")
@@ -205,13 +205,13 @@ def test_data_folder_that_is_a_file_is_reported(
 
 
 def test_narrow_terminal_does_not_wrap_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = Console(file=io.StringIO(), force_terminal=True, width=40, color_system=None)
-    monkeypatch.setattr(screen, "out", shown)
+    narrow_console = Console(file=io.StringIO(), force_terminal=True, width=40, color_system=None)
+    monkeypatch.setattr(screen, "out", narrow_console)
     screen.print_table(
         ("id", "owner", "name"), [("38971286e6c29f53", "admin", "made by the first up")]
     )
-    assert isinstance(shown.file, io.StringIO)
-    assert "38971286e6c29f53" in shown.file.getvalue()
+    assert isinstance(narrow_console.file, io.StringIO)
+    assert "38971286e6c29f53" in narrow_console.file.getvalue()
 
 
 def test_ray_env_has_its_old_name_as_a_hidden_alias(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,12 +23,12 @@ _WITHOUT_JSON = {
 
 def test_every_command_that_prints_data_has_json() -> None:
     commands = dict(_list_commands("", typer.main.get_command(app)))
-    without = {
+    environ = {
         name
         for name, command in commands.items()
         if not any("--json" in parameter.opts for parameter in command.params)
     }
-    assert without == _WITHOUT_JSON
+    assert environ == _WITHOUT_JSON
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -40,17 +40,17 @@ def test_script_names_the_program(shell: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_bash_completes_commands(tmp_path: Path) -> None:
-    moyin = tmp_path / "moyin"
-    moyin.write_text(f"#!{sys.executable}\nfrom moyin.cli.main import main\nmain()\n")
-    moyin.chmod(0o755)
+    moyin_program = tmp_path / "moyin"
+    moyin_program.write_text(f"#!{sys.executable}\nfrom moyin.cli.main import main\nmain()\n")
+    moyin_program.chmod(0o755)
     script = (
-        f'eval "$({moyin} completion bash)"; COMP_WORDS=(moyin artifacts l); COMP_CWORD=2; '
-        f'_moyin_completion {moyin}; echo "${{COMPREPLY[@]}}"'
+        f'eval "$({moyin_program} completion bash)"; COMP_WORDS=(moyin artifacts l); COMP_CWORD=2; '
+        f'_moyin_completion {moyin_program}; echo "${{COMPREPLY[@]}}"'
     )
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=300, check=True
     )
-    assert sorted(done.stdout.split()) == ["link", "list"]
+    assert sorted(process.stdout.split()) == ["link", "list"]
 
 
 def _list_commands(name: str, command: Any) -> list[tuple[str, Any]]:

@@ -30,20 +30,20 @@ class FakeGateway:
 
     def __init__(self) -> None:
         self.requests: list[web.Request] = []
-        self.go_on = asyncio.Event()
-        self.left = asyncio.Event()
+        self.may_proceed = asyncio.Event()
+        self.client_left = asyncio.Event()
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**30)
         app.router.add_post("/upload/image", self.echo)
         app.router.add_get("/events", self.stream)
-        app.router.add_get("/broken", self.broken)
-        app.router.add_get("/packed", self.packed)
+        app.router.add_get("/broken", self.handle_broken)
+        app.router.add_get("/packed", self.handle_compressed)
         app.router.add_get("/ws", self.socket)
-        app.router.add_route("*", "/{path:.*}", self.plain)
+        app.router.add_route("*", "/{path:.*}", self.handle_plain)
         return app
 
-    async def plain(self, request: web.Request) -> web.Response:
+    async def handle_plain(self, request: web.Request) -> web.Response:
         self.requests.append(request)
         if request.path == "/refused":
             return web.json_response({"error": "no"}, status=418, reason="Teapot")
@@ -62,14 +62,14 @@ class FakeGateway:
         await answer.prepare(request)
         await answer.write(b"first")
         try:
-            await self.go_on.wait()
+            await self.may_proceed.wait()
             await answer.write(b"second")
         except asyncio.CancelledError:
-            self.left.set()
+            self.client_left.set()
             raise
         return answer
 
-    async def broken(self, request: web.Request) -> web.StreamResponse:
+    async def handle_broken(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
         await answer.write(b"half")
@@ -78,9 +78,9 @@ class FakeGateway:
         request.transport.abort()
         return answer
 
-    async def packed(self, request: web.Request) -> web.Response:
-        packed = gzip.compress(b"packed")
-        return web.Response(body=packed, headers={"content-encoding": "gzip"})
+    async def handle_compressed(self, request: web.Request) -> web.Response:
+        compressed_body = gzip.compress(b"packed")
+        return web.Response(body=compressed_body, headers={"content-encoding": "gzip"})
 
     async def socket(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
@@ -95,12 +95,12 @@ class FakeGateway:
                 await answer.send_str(f"echo {message.data}")
             else:
                 await answer.send_bytes(message.data[::-1])
-        self.left.set()
+        self.client_left.set()
         return answer
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[tuple[FakeGateway, str]]:
+async def gateway_and_url() -> AsyncIterator[tuple[FakeGateway, str]]:
     gateway = FakeGateway()
     runner = web.AppRunner(gateway.app(), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
@@ -110,10 +110,10 @@ async def fake() -> AsyncIterator[tuple[FakeGateway, str]]:
 
 
 @pytest.fixture
-async def client(fake: tuple[FakeGateway, str]) -> AsyncIterator[aiohttp.ClientSession]:
+async def client(gateway_and_url: tuple[FakeGateway, str]) -> AsyncIterator[aiohttp.ClientSession]:
     """Return a client of the connector's port."""
     async with (
-        Connector(Profile(url=fake[1], api_key=KEY)).serve(0) as url,
+        Connector(Profile(url=gateway_and_url[1], api_key=KEY)).serve(0) as url,
         aiohttp.ClientSession(url, auto_decompress=False) as session,
     ):
         yield session
@@ -123,25 +123,27 @@ Fake = tuple[FakeGateway, str]
 
 
 async def test_gateway_gets_the_key_and_no_local_headers(
-    fake: Fake, client: aiohttp.ClientSession
+    gateway_and_url: Fake, client: aiohttp.ClientSession
 ) -> None:
-    sent = {
+    sent_headers = {
         "x-api-key": "other", "authorization": "Basic b3RoZXI=", "cookie": "a=b",
         "referer": "http://127.0.0.1/", "connection": "x-hop", "x-hop": "1", "x-kept": "yes",
     }  # fmt: skip
-    async with client.get("/object_info/A%2FB?x=%20y", headers=sent) as response:
+    async with client.get("/object_info/A%2FB?x=%20y", headers=sent_headers) as response:
         assert (await response.json())["path"] == "/object_info/A%2FB?x=%20y"
         assert response.headers["x-moyin-cost"] == "0"
-    [request] = fake[0].requests
+    [request] = gateway_and_url[0].requests
     assert request.headers["authorization"] == f"Bearer {KEY}"
-    assert f"http://{request.headers['host']}" == fake[1]
+    assert f"http://{request.headers['host']}" == gateway_and_url[1]
     assert request.headers["x-kept"] == "yes"
     assert not {"x-api-key", "cookie", "referer", "origin", "x-hop"} & {
         name.lower() for name in request.headers
     }
 
 
-async def test_responses_are_forwarded_unchanged(fake: Fake, client: aiohttp.ClientSession) -> None:
+async def test_responses_are_forwarded_unchanged(
+    gateway_and_url: Fake, client: aiohttp.ClientSession
+) -> None:
     async with client.post("/refused", json={}) as response:
         assert (response.status, response.reason) == (418, "Teapot")
         assert await response.json() == {"error": "no"}
@@ -151,44 +153,46 @@ async def test_responses_are_forwarded_unchanged(fake: Fake, client: aiohttp.Cli
 
 
 async def test_compressed_request_is_forwarded_unchanged(
-    fake: Fake, client: aiohttp.ClientSession
+    gateway_and_url: Fake, client: aiohttp.ClientSession
 ) -> None:
-    packed = gzip.compress(b"x" * 1000)
+    compressed_body = gzip.compress(b"x" * 1000)
     headers = {"content-encoding": "gzip"}
-    async with client.post("/upload/image", data=packed, headers=headers) as response:
+    async with client.post("/upload/image", data=compressed_body, headers=headers) as response:
         assert await response.read() == b"x" * 1000, "the server has decoded it, nobody before"
-    [received] = fake[0].requests
-    assert received.headers["content-encoding"] == "gzip"
-    assert received.headers["content-length"] == str(len(packed))
+    [request] = gateway_and_url[0].requests
+    assert request.headers["content-encoding"] == "gzip"
+    assert request.headers["content-length"] == str(len(compressed_body))
 
 
-async def test_bodies_stream_in_both_directions(fake: Fake, client: aiohttp.ClientSession) -> None:
-    more: asyncio.Queue[bytes] = asyncio.Queue()
+async def test_bodies_stream_in_both_directions(
+    gateway_and_url: Fake, client: aiohttp.ClientSession
+) -> None:
+    parts_to_send: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def body() -> AsyncIterator[bytes]:
-        while part := await more.get():
+        while part := await parts_to_send.get():
             yield part
 
-    more.put_nowait(b"one")
+    parts_to_send.put_nowait(b"one")
     async with client.post("/upload/image", data=body()) as response:
         assert await response.content.readany() == b"one"
-        more.put_nowait(PICTURE)
+        parts_to_send.put_nowait(PICTURE)
         assert await response.content.readexactly(len(PICTURE)) == PICTURE
-        more.put_nowait(b"")
+        parts_to_send.put_nowait(b"")
         assert await response.content.read() == b""
     async with client.get("/events") as response:
         assert await response.content.readany() == b"first"
-        fake[0].go_on.set()
+        gateway_and_url[0].may_proceed.set()
         assert await response.content.read() == b"second"
 
 
 async def test_client_disconnect_reaches_the_gateway(
-    fake: Fake, client: aiohttp.ClientSession
+    gateway_and_url: Fake, client: aiohttp.ClientSession
 ) -> None:
     async with client.get("/events") as response:
         assert await response.content.readany() == b"first"
         response.close()
-    await asyncio.wait_for(fake[0].left.wait(), 30)
+    await asyncio.wait_for(gateway_and_url[0].client_left.wait(), 30)
 
 
 async def test_interrupted_response_does_not_look_complete(client: aiohttp.ClientSession) -> None:
@@ -198,7 +202,7 @@ async def test_interrupted_response_does_not_look_complete(client: aiohttp.Clien
 
 
 async def test_websockets_relay_text_and_pictures(
-    fake: Fake, client: aiohttp.ClientSession
+    gateway_and_url: Fake, client: aiohttp.ClientSession
 ) -> None:
     socket = await client.ws_connect("/ws?clientId=a", protocols=["comfy"], max_msg_size=0)
     assert socket.protocol == "comfy"
@@ -206,20 +210,24 @@ async def test_websockets_relay_text_and_pictures(
     assert await socket.receive_str() == "echo hello"
     await socket.send_bytes(PICTURE)
     assert await socket.receive_bytes() == PICTURE[::-1]
-    assert fake[0].requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert gateway_and_url[0].requests[0].headers["authorization"] == f"Bearer {KEY}"
     await socket.send_str("leave")
-    last = await socket.receive()
-    assert (last.type, last.data, last.extra) == (aiohttp.WSMsgType.CLOSE, 1013, "slow_consumer")
-    left = await client.ws_connect("/ws?clientId=b")
-    fake[0].left.clear()
-    await left.close()
-    await asyncio.wait_for(fake[0].left.wait(), 30)
+    last_message = await socket.receive()
+    assert (last_message.type, last_message.data, last_message.extra) == (
+        aiohttp.WSMsgType.CLOSE,
+        1013,
+        "slow_consumer",
+    )
+    second_socket = await client.ws_connect("/ws?clientId=b")
+    gateway_and_url[0].client_left.clear()
+    await second_socket.close()
+    await asyncio.wait_for(gateway_and_url[0].client_left.wait(), 30)
 
 
 async def test_rejected_websocket_keeps_its_status(client: aiohttp.ClientSession) -> None:
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as exc_info:
         await client.ws_connect("/ws?clientId=nobody")
-    assert refused.value.status == 401
+    assert exc_info.value.status == 401
 
 
 @pytest.mark.parametrize(
@@ -268,27 +276,29 @@ def test_local_clients_are_accepted(headers: dict[str, str]) -> None:
 
 
 async def test_rejection_has_comfyui_format_and_is_not_forwarded(
-    fake: Fake, client: aiohttp.ClientSession
+    gateway_and_url: Fake, client: aiohttp.ClientSession
 ) -> None:
     async with client.post("/prompt", headers={"origin": "http://farm.example"}) as response:
         assert response.status == 403
         assert (await response.json())["error"]["type"] == "cross_site_request"
-    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as exc_info:
         await client.ws_connect("/ws", headers={"host": "farm.example"})
-    assert refused.value.status == 403
-    assert fake[0].requests == []
+    assert exc_info.value.status == 403
+    assert gateway_and_url[0].requests == []
 
 
 async def test_absolute_request_urls_are_rejected(
-    fake: Fake, client: aiohttp.ClientSession
+    gateway_and_url: Fake, client: aiohttp.ClientSession
 ) -> None:
     port = client._base_url.port if client._base_url else 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {fake[1]}/prompt HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    writer.write(
+        f"GET {gateway_and_url[1]}/prompt HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    )
     status = await reader.readline()
     writer.close()
     assert status.split()[1] in (b"400", b"403")
-    assert fake[0].requests == []
+    assert gateway_and_url[0].requests == []
 
 
 def test_only_the_frontend_page_gets_the_cookie() -> None:
@@ -300,10 +310,10 @@ def test_only_the_frontend_page_gets_the_cookie() -> None:
 
 
 async def test_unreachable_gateway_is_reported_to_the_client() -> None:
-    nobody = TestServer(web.Application())
-    await nobody.start_server()
-    url = str(nobody.make_url("")).rstrip("/")
-    await nobody.close()
+    stopped_server = TestServer(web.Application())
+    await stopped_server.start_server()
+    url = str(stopped_server.make_url("")).rstrip("/")
+    await stopped_server.close()
     async with (
         Connector(Profile(url=url, api_key=KEY)).serve(0) as local_url,
         aiohttp.ClientSession(local_url) as session,
@@ -311,18 +321,18 @@ async def test_unreachable_gateway_is_reported_to_the_client() -> None:
         async with session.get("/prompt") as response:
             assert response.status == 502
             assert (await response.json())["error"]["type"] == "backend_unavailable"
-        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as exc_info:
             await session.ws_connect("/ws")
-        assert refused.value.status == 502
+        assert exc_info.value.status == 502
 
 
-async def test_port_in_use_is_reported(fake: Fake) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+async def test_port_in_use_is_reported(gateway_and_url: Fake) -> None:
+    with socket.socket() as used_socket:
+        used_socket.bind(("127.0.0.1", 0))
+        used_socket.listen()
+        port = used_socket.getsockname()[1]
         with pytest.raises(StackError, match=f"port {port} is in use"):
-            async with Connector(Profile(url=fake[1], api_key=KEY)).serve(port):
+            async with Connector(Profile(url=gateway_and_url[1], api_key=KEY)).serve(port):
                 raise AssertionError("the port is open")
 
 
@@ -341,9 +351,9 @@ def test_connect_reports_missing_profile_key_and_gateway(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_command_ends_in_peace(
-    fake: Fake, tmp_path: Path, number: signal.Signals
+    gateway_and_url: Fake, tmp_path: Path, number: signal.Signals
 ) -> None:
-    write_profile(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
+    write_profile(tmp_path / "profile.toml", Profile(url=gateway_and_url[1], api_key=KEY))
     environment: dict[str, Any] = {**os.environ, "MOYIN_DATA": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0",
@@ -355,7 +365,7 @@ async def test_the_command_ends_in_peace(
     async with aiohttp.ClientSession(url) as session:
         socket = await session.ws_connect("/ws?clientId=a")
         process.send_signal(number)
-        closed = await socket.receive()
-        assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+        close_message = await socket.receive()
+        assert (close_message.type, close_message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
     _, stderr = await process.communicate()
     assert (process.returncode, stderr.decode()) == (0, "")

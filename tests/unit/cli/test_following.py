@@ -29,9 +29,9 @@ async def _events(request: web.Request, *frames: str) -> web.StreamResponse:
 
 
 async def test_answer_streams_and_ends_with_its_cost(
-    stub: Stub, capsys: pytest.CaptureFixture[str]
+    stub_gateway: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gateway, handlers = stub
+    gateway, handlers = stub_gateway
 
     async def respond(request: web.Request) -> web.StreamResponse:
         assert (await request.json())["model"] == "auto"
@@ -53,8 +53,8 @@ async def test_answer_streams_and_ends_with_its_cost(
     assert capsys.readouterr().out == "Hello"
 
 
-async def test_error_in_a_stream_is_raised(stub: Stub) -> None:
-    gateway, handlers = stub
+async def test_error_in_a_stream_is_raised(stub_gateway: Stub) -> None:
+    gateway, handlers = stub_gateway
 
     async def respond(request: web.Request) -> web.StreamResponse:
         return await _events(
@@ -67,9 +67,9 @@ async def test_error_in_a_stream_is_raised(stub: Stub) -> None:
 
 
 async def test_following_resumes_after_a_broken_connection(
-    stub: Stub,
+    stub_gateway: Stub,
 ) -> None:
-    gateway, handlers = stub
+    gateway, handlers = stub_gateway
     last_event_ids: list[str | None] = []
 
     async def events(request: web.Request) -> web.StreamResponse:
@@ -90,8 +90,8 @@ async def test_following_resumes_after_a_broken_connection(
     assert last_event_ids == [None, "1-0", "1-0"]
 
 
-async def test_following_an_unknown_job_ends_at_once(stub: Stub) -> None:
-    gateway, handlers = stub
+async def test_following_an_unknown_job_ends_at_once(stub_gateway: Stub) -> None:
+    gateway, handlers = stub_gateway
 
     async def events(_: web.Request) -> web.Response:
         return web.json_response({"code": "job_not_found", "detail": "no"}, status=404)
@@ -102,9 +102,9 @@ async def test_following_an_unknown_job_ends_at_once(stub: Stub) -> None:
 
 
 async def test_artifacts_never_overwrite_files_or_leave_the_folder(
-    stub: Stub, tmp_path: Path
+    stub_gateway: Stub, tmp_path: Path
 ) -> None:
-    gateway, handlers = stub
+    gateway, handlers = stub_gateway
 
     async def picture(_: web.Request) -> web.Response:
         return web.Response(body=b"png")

@@ -46,7 +46,7 @@ def test_wrong_usage_names_the_mistake_and_the_help(columns: int) -> None:
     }
     screens = capture([call.split() for call in calls], columns=columns)
     for (call, message), screen in zip(calls.items(), screens, strict=True):
-        text = squeeze(screen)
+        text = join_words(screen)
         assert screen.status == 2, screen.text
         assert find_flaws(screen) == [], call
         assert message in text, text
@@ -56,7 +56,7 @@ def test_wrong_usage_names_the_mistake_and_the_help(columns: int) -> None:
 
 def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
     """Return those help texts of a command that its screen does not show, or shows cut off."""
-    shown = squeeze(screen)
+    shown_text = join_words(screen)
     texts = [f"Usage: moyin {name}".strip(), " ".join((command.help or "").split())]
     for parameter in command.params:
         texts += parameter.opts if parameter.param_type_name == "option" else []
@@ -64,15 +64,15 @@ def find_missing(screen: Screen, name: str, command: Any) -> list[str]:
     for child in getattr(command, "commands", {}).values():
         if not child.hidden:
             texts.append(" ".join((child.help or "").split("\n\n")[0].split()))
-    return [text for text in texts if not is_shown(text, shown)]
+    return [text for text in texts if not is_shown(text, shown_text)]
 
 
-def is_shown(text: str, shown: str) -> bool:
-    """Return True if ``shown`` has all words of ``text`` in this order; others may come between."""
-    words = iter(shown.split())
+def is_shown(text: str, shown_text: str) -> bool:
+    """Return True if ``shown_text`` has all words of ``text`` in this order; others may come between."""
+    words = iter(shown_text.split())
     return all(word in words for word in text.split())
 
 
-def squeeze(screen: Screen) -> str:
+def join_words(screen: Screen) -> str:
     """Return the words of a screen, without the frames around them."""
     return " ".join(_FRAME.sub(" ", screen.text).split())

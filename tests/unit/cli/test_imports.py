@@ -9,7 +9,7 @@ def test_command_line_does_not_import_heavy_libraries() -> None:
         "import sys, moyin.cli.main; print([name for name in "
         "('sqlalchemy', 'redis', 'jwt', 'fsspec', 'ray', 'temporalio') if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"

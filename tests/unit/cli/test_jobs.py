@@ -67,8 +67,8 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
 
 
 def counts(matched: int, skipped: int = 0, cursor: str | None = None) -> dict[str, Any]:
-    done = matched - skipped
-    return {"matched": matched, "done": done, "skipped": skipped, "next_cursor": cursor}
+    done_count = matched - skipped
+    return {"matched": matched, "done": done_count, "skipped": skipped, "next_cursor": cursor}
 
 
 def test_all_filters_reach_the_gateway_and_empty_pages_are_passed(
@@ -80,13 +80,13 @@ def test_all_filters_reach_the_gateway_and_empty_pages_are_passed(
     ]
     assert run(["jobs", "list", *FILTERS, "--limit", "300", "--json"]) == 0
     assert [job["id"] for job in json.loads(capsys.readouterr().out)] == ["j1"]
-    first, second = (path for _, path, _ in gateway.requests)
-    assert first == (
+    first_path, second_path = (path for _, path, _ in gateway.requests)
+    assert first_path == (
         "/jobs?status=failed%2Ccancelled&kind=render&pool=big&template=t"
         "&created_after=2026-01-01T00%3A00%3A00Z&created_before=2026-02-01T00%3A00%3A00Z"
         "&search=red+fox&metadata.shot=a%3Db&metadata.x=&limit=200"
     )
-    assert second == first.replace("&limit=200", "&cursor=c+1&limit=200")
+    assert second_path == first_path.replace("&limit=200", "&cursor=c+1&limit=200")
 
 
 def test_a_list_ends_at_its_limit(gateway: FakeGateway, capsys: pytest.CaptureFixture[str]) -> None:

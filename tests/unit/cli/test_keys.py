@@ -11,7 +11,7 @@ from moyin.store.keys import ApiKey, KeyStore
 from moyin.store.sql import Database
 
 
-def _stored() -> tuple[list[AuditEvent], list[ApiKey]]:
+def _read_events_and_keys() -> tuple[list[AuditEvent], list[ApiKey]]:
     """Return the audit events, oldest first, and all API keys."""
 
     async def read() -> tuple[list[AuditEvent], list[ApiKey]]:
@@ -35,7 +35,7 @@ def test_key_operations_are_in_the_audit_log(
     assert run(["keys", "rotate", key_id, "--overlap", "60"]) == 0
     assert run(["keys", "revoke", key_id]) == 0
     assert run(["keys", "revoke", "nothing"]) == 1
-    events, [key] = _stored()
+    events, [key] = _read_events_and_keys()
     assert [(event.action, event.target, event.details) for event in events] == [
         ("key.create", key_id, {"name": "ci", "scopes": ["text"]}),
         ("key.rotate", key_id, {"overlap_seconds": 60}),
@@ -49,7 +49,7 @@ def test_key_operations_are_in_the_audit_log(
 def test_operator_scopes_must_be_named() -> None:
     assert run(["keys", "create", "studio"]) == 0
     assert run(["keys", "create", "studio", "--scope", "org:admin", "--scope", "*"]) == 0
-    events, keys = _stored()
+    events, keys = _read_events_and_keys()
     assert [key.scopes for key in keys] == [{"text", "jobs:read", "jobs:write"}, {"org:admin", "*"}]
     assert events[0].details["scopes"] == ["jobs:read", "jobs:write", "text"]
 
@@ -57,7 +57,7 @@ def test_operator_scopes_must_be_named() -> None:
 def test_internal_owners_cannot_get_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["keys", "create", "moyin:judge"]) == 1
     assert "owner 'moyin:judge'" in capsys.readouterr().err
-    assert _stored() == ([], [])
+    assert _read_events_and_keys() == ([], [])
 
 
 def test_key_without_audit_entry_is_not_created(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_key_without_audit_entry_is_not_created(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patch:
         patch.setattr(AuditLog, "write", fail)
         assert run(["keys", "create", "studio"]) == 1
-    assert _stored() == ([], [])
+    assert _read_events_and_keys() == ([], [])
 
 
 def test_unknown_user_name_does_not_prevent_key_creation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,5 +76,5 @@ def test_unknown_user_name_does_not_prevent_key_creation(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("getpass.getuser", nameless)
     assert run(["keys", "create", "studio"]) == 0
-    [event], _ = _stored()
+    [event], _ = _read_events_and_keys()
     assert event.actor == "moyin keys, unknown"

@@ -179,9 +179,9 @@ def test_member_is_invited_found_by_email_and_disabled(
 def test_one_of_several_organisations_must_be_named(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = [ORGANISATION, {**ORGANISATION, "id": "org2"}]
+    organisations = [ORGANISATION, {**ORGANISATION, "id": "org2"}]
     gateway.routes = {
-        "GET /accounts/organisations": {"organisations": both},
+        "GET /accounts/organisations": {"organisations": organisations},
         f"GET {MEMBERS}": {"members": [ANN]},
     }
     assert run(["members", "list"]) == 1
@@ -192,10 +192,10 @@ def test_one_of_several_organisations_must_be_named(
 def test_limits_that_are_not_named_stay(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored = {"subject": "key:k", "usd_per_day": "5", "open_jobs": 3, "pools": None}
+    stored_limit = {"subject": "key:k", "usd_per_day": "5", "open_jobs": 3, "pools": None}
     gateway.routes = {
-        "GET /accounts/limits/key:k": stored,
-        "PUT /accounts/limits/key:k": {**stored, "usd_per_day": None, "pools": ["a", "b"]},
+        "GET /accounts/limits/key:k": stored_limit,
+        "PUT /accounts/limits/key:k": {**stored_limit, "usd_per_day": None, "pools": ["a", "b"]},
         "DELETE /accounts/limits/key:k": None,
     }
     assert run(["limits", "set", "key:k", "usd_per_day=none", "pools=a,b"]) == 0

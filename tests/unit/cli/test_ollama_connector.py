@@ -30,12 +30,12 @@ class FakeGateway:
 
     def app(self) -> web.Application:
         app = web.Application()
-        app.router.add_get("/v1/ollama/api/tags", self.tags)
+        app.router.add_get("/v1/ollama/api/tags", self.handle_tags)
         app.router.add_post("/v1/ollama/api/chat", self.chat)
-        app.router.add_route("*", "/{path:.*}", self.plain)
+        app.router.add_route("*", "/{path:.*}", self.handle_plain)
         return app
 
-    async def tags(self, request: web.Request) -> web.Response:
+    async def handle_tags(self, request: web.Request) -> web.Response:
         self.requests.append(request)
         return web.json_response({"models": [{"model": "auto"}]})
 
@@ -53,13 +53,13 @@ class FakeGateway:
             await response.write(json.dumps(line).encode() + b"\n")
         return response
 
-    async def plain(self, request: web.Request) -> web.Response:
+    async def handle_plain(self, request: web.Request) -> web.Response:
         self.requests.append(request)
         return web.json_response({"path": request.raw_path})
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[tuple[FakeGateway, str]]:
+async def gateway_and_url() -> AsyncIterator[tuple[FakeGateway, str]]:
     gateway = FakeGateway()
     runner = web.AppRunner(gateway.app(), shutdown_timeout=0.1)
     await runner.setup()
@@ -69,22 +69,22 @@ async def fake() -> AsyncIterator[tuple[FakeGateway, str]]:
 
 
 @pytest.fixture
-async def url(fake: tuple[FakeGateway, str]) -> AsyncIterator[str]:
+async def url(gateway_and_url: tuple[FakeGateway, str]) -> AsyncIterator[str]:
     """Return the URL of the connector's port."""
-    async with OllamaConnector(Profile(url=fake[1], api_key=KEY)).serve(0) as url:
+    async with OllamaConnector(Profile(url=gateway_and_url[1], api_key=KEY)).serve(0) as url:
         yield url
 
 
 Fake = tuple[FakeGateway, str]
 
 
-async def test_ollamas_sdk_needs_no_key(fake: Fake, url: str) -> None:
+async def test_ollamas_sdk_needs_no_key(gateway_and_url: Fake, url: str) -> None:
     async with ollama.AsyncClient(url) as client:
         assert [model.model for model in (await client.list()).models] == ["auto"]
         parts = await client.chat("auto", [{"role": "user", "content": "hi"}], stream=True)
         texts = [part.message.content async for part in parts]
     assert "".join(filter(None, texts)) == "one two"
-    assert [request.headers["authorization"] for request in fake[0].requests] == [
+    assert [request.headers["authorization"] for request in gateway_and_url[0].requests] == [
         f"Bearer {KEY}"
     ] * 2
 
@@ -106,23 +106,25 @@ async def test_paths_become_the_gateways(url: str, path: str, forwarded: str) ->
         assert await response.json() == {"path": forwarded}
 
 
-async def test_named_host_gets_calls_that_change_its_models(fake: Fake) -> None:
-    connector = OllamaConnector(Profile(url=fake[1], api_key=KEY), "gpu-1")
+async def test_named_host_gets_calls_that_change_its_models(gateway_and_url: Fake) -> None:
+    connector = OllamaConnector(Profile(url=gateway_and_url[1], api_key=KEY), "gpu-1")
     async with connector.serve(0) as url, aiohttp.ClientSession(url) as session:
         for path in ("pull", "blobs/sha256-1", "chat"):
             await session.post(f"/api/{path}", json={"model": "m"})
         await session.delete("/api/delete", headers={"x-moyin-backend": "gpu-0"})
-    named = [request.headers.get("x-moyin-backend") for request in fake[0].requests]
-    assert named == ["gpu-1", "gpu-1", None, "gpu-0"]
+    backend_headers = [
+        request.headers.get("x-moyin-backend") for request in gateway_and_url[0].requests
+    ]
+    assert backend_headers == ["gpu-1", "gpu-1", None, "gpu-0"]
 
 
-async def test_the_port_responds_that_ollama_is_running(fake: Fake, url: str) -> None:
+async def test_the_port_responds_that_ollama_is_running(gateway_and_url: Fake, url: str) -> None:
     async with aiohttp.ClientSession(url) as session:
         async with session.get("/") as response:
             assert (response.status, await response.text()) == (200, "Ollama is running")
         async with session.head("/") as response:
             assert (response.status, await response.read()) == (200, b"")
-    assert fake[0].requests == []
+    assert gateway_and_url[0].requests == []
 
 
 @pytest.mark.parametrize(
@@ -132,11 +134,13 @@ async def test_the_port_responds_that_ollama_is_running(fake: Fake, url: str) ->
         "/v1/responses/resp_1", "/v1/chat/completions/1", "/v1/modelsx",
     ],
 )  # fmt: skip
-async def test_other_paths_of_the_gateway_are_out_of_reach(fake: Fake, url: str, path: str) -> None:
+async def test_other_paths_of_the_gateway_are_out_of_reach(
+    gateway_and_url: Fake, url: str, path: str
+) -> None:
     async with aiohttp.ClientSession(url) as session, session.get(path) as response:
         assert response.status == 404
         assert path in (await response.json())["error"]
-    assert fake[0].requests == []
+    assert gateway_and_url[0].requests == []
 
 
 @pytest.mark.parametrize(
@@ -149,7 +153,9 @@ async def test_other_paths_of_the_gateway_are_out_of_reach(fake: Fake, url: str,
          "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA=="},
     ],
 )  # fmt: skip
-async def test_refusals_have_ollamas_format(fake: Fake, url: str, headers: dict[str, str]) -> None:
+async def test_refusals_have_ollamas_format(
+    gateway_and_url: Fake, url: str, headers: dict[str, str]
+) -> None:
     async with (
         aiohttp.ClientSession(url) as session,
         session.get("/api/tags", headers=headers) as response,
@@ -157,7 +163,7 @@ async def test_refusals_have_ollamas_format(fake: Fake, url: str, headers: dict[
         body = await response.json()
         assert (response.status, body["code"]) == (403, "cross_site_request")
         assert isinstance(body["error"], str)
-    assert fake[0].requests == []
+    assert gateway_and_url[0].requests == []
 
 
 async def test_a_gateway_that_is_down_is_an_error_for_the_sdk() -> None:
@@ -176,8 +182,10 @@ def test_the_command_reports_a_missing_key(
     assert "no API key is configured" in capsys.readouterr().err
 
 
-async def test_the_command_serves_until_it_is_interrupted(fake: Fake, tmp_path: Path) -> None:
-    write_profile(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
+async def test_the_command_serves_until_it_is_interrupted(
+    gateway_and_url: Fake, tmp_path: Path
+) -> None:
+    write_profile(tmp_path / "profile.toml", Profile(url=gateway_and_url[1], api_key=KEY))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "moyin.cli.main", "connect", "ollama", "--port", "0",
         cwd=ROOT, env={**os.environ, "MOYIN_DATA": str(tmp_path)},

@@ -71,8 +71,8 @@ def test_kitty_chunks_carry_the_picture() -> None:
 def test_sixels_carry_the_picture() -> None:
     picture = Image.new("RGB", (20, 13), (255, 0, 0))
     picture.paste((0, 0, 255), (5, 3, 9, 8))
-    decoded = decode_sixels("".join(encode_picture(picture, PictureProtocol.SIXEL)))
-    assert decoded.tobytes() == picture.tobytes()
+    decoded_picture = decode_sixels("".join(encode_picture(picture, PictureProtocol.SIXEL)))
+    assert decoded_picture.tobytes() == picture.tobytes()
 
 
 def decode_sixels(text: str) -> Image.Image:

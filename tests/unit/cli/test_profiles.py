@@ -50,15 +50,15 @@ def test_key_of_a_profile_goes_to_its_url_only(
     remote: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MOYIN_PROFILE", "studio")
-    with ScriptedGateway() as other:
-        other.routes = remote.routes
-        monkeypatch.setenv("MOYIN_URL", other.url)
+    with ScriptedGateway() as other_gateway:
+        other_gateway.routes = remote.routes
+        monkeypatch.setenv("MOYIN_URL", other_gateway.url)
         assert run(["limits", "list"]) == 1
         assert "whose key is for that URL only" in capsys.readouterr().err
         monkeypatch.setenv("MOYIN_API_KEY", "other")
         assert run(["limits", "list"]) == 0
         assert run(["--profile", "studio", "limits", "list"]) == 1
-        assert [key for *_, key in other.requests] == ["Bearer other"]
+        assert [key for *_, key in other_gateway.requests] == ["Bearer other"]
 
 
 def test_rejected_key_is_not_stored(
@@ -107,16 +107,16 @@ def test_keys_of_a_profile_are_managed_by_the_gateway(
         "DELETE /accounts/keys/k1": None,
     }
     capsys.readouterr()
-    moyin = ["--profile", "studio", "keys"]
-    assert run([*moyin, "create", "--name", "ci", "--user", "svc"]) == 0
-    assert run([*moyin, "rotate", "k1", "--overlap", "60"]) == 0
-    assert run([*moyin, "list"]) == 0
-    assert run([*moyin, "revoke", "k1"]) == 0
+    arguments = ["--profile", "studio", "keys"]
+    assert run([*arguments, "create", "--name", "ci", "--user", "svc"]) == 0
+    assert run([*arguments, "rotate", "k1", "--overlap", "60"]) == 0
+    assert run([*arguments, "list"]) == 0
+    assert run([*arguments, "revoke", "k1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "moyin_new",
         "moyin_newer",
         "k1\torg\tci\t2026-11-01T00:00:00Z\ttext\texpired 2026-11-02",
         "k1 revoked",
     ]
-    assert run([*moyin, "create", "other-tenant"]) == 1
+    assert run([*arguments, "create", "other-tenant"]) == 1
     assert not (tmp_path / "data" / "moyin.db").exists()

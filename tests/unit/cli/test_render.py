@@ -28,10 +28,10 @@ def test_render_needs_either_a_graph_or_a_template() -> None:
 def test_invalid_output_folder_is_rejected_before_submission(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken = tmp_path / "file"
-    taken.touch()
+    existing_file = tmp_path / "file"
+    existing_file.touch()
     # No gateway is configured: the folder is checked before any request.
-    assert run(["render", "-t", "swatch", "-o", str(taken)]) == 1
+    assert run(["render", "-t", "swatch", "-o", str(existing_file)]) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert "the output folder" in output.err

@@ -41,8 +41,11 @@ def test_unknown_route_name_gives_a_warning(
         output.err.split()
     )
     # Without a valid file there is no warning.
-    for half in ("applications:\n- {name: gateway, deployments: [7]}\n", "applications: ["):
-        file.write_text(half)
+    for incomplete_config in (
+        "applications:\n- {name: gateway, deployments: [7]}\n",
+        "applications: [",
+    ):
+        file.write_text(incomplete_config)
         assert run(["routes", "secret", "assts"]) == 0
     file.unlink()
     assert run(["routes", "secret", "assts"]) == 0

@@ -55,40 +55,42 @@ KNOWN = {
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    written = io.StringIO()
+def terminal_output(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    output = io.StringIO()
     terminal = Console(
-        file=written, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
+        file=output, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
     )
     for module in (screen, route, quality):
         monkeypatch.setattr(module, "out", terminal)
-    return written
+    return output
 
 
-def test_reason_stays_on_one_line(shown: io.StringIO) -> None:
+def test_reason_stays_on_one_line(terminal_output: io.StringIO) -> None:
     route._print_decision(DECISION)
-    lines = [" ".join(_plain(line).split()) for line in shown.getvalue().splitlines()]
+    lines = [" ".join(_plain(line).split()) for line in terminal_output.getvalue().splitlines()]
     assert f"claude-sonnet-5-5 {_REASON}" in lines
     assert "smollm2-135m out: tools [none]" in lines
     assert max(map(len, lines)) <= 100
 
 
-def test_quality_tables_have_captions(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quality_tables_have_captions(
+    terminal_output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gateway(_: Any) -> Any:
         return KNOWN
 
     monkeypatch.setattr(quality, "with_gateway", gateway)
     quality.show()
-    text = _plain(shown.getvalue())
+    text = _plain(terminal_output.getvalue())
     assert "# is the share found good, | the expected share" in text
     assert "under other prices of a bad answer" in text
     assert "code +2.4" in text
     assert text.count("qwen3-8b") == 2  # The source does not repeat the name.
 
 
-def test_brackets_in_a_value_are_not_markup(shown: io.StringIO) -> None:
+def test_brackets_in_a_value_are_not_markup(terminal_output: io.StringIO) -> None:
     print_pairs([("a", "[bold]b[/]")])
-    assert "[bold]b[/]" in shown.getvalue()
+    assert "[bold]b[/]" in terminal_output.getvalue()
 
 
 def _plain(text: str) -> str:

@@ -16,14 +16,14 @@ from tests.unit.cli.test_management import (
 
 
 def test_screens_of_management(gateway: ScriptedGateway) -> None:
-    bracketed = {**ANN, "name": "[bold]Ann[/] \x1b]0;title\x07"}
+    user_with_markup = {**ANN, "name": "[bold]Ann[/] \x1b]0;title\x07"}
     gateway.routes = {
         "GET /v1/models": {"data": [MODEL]},
         "GET /v1/models/fast": MODEL,
         "GET /templates/poster": TEMPLATE,
         "GET /artifacts": {"artifacts": [FILE], "next_cursor": None},
         "GET /accounts/organisations": {"organisations": [ORGANISATION]},
-        f"GET {MEMBERS}": {"members": [bracketed]},
+        f"GET {MEMBERS}": {"members": [user_with_markup]},
         "GET /accounts/limits": {"limits": [{"subject": "key:k", "usd_per_day": "5"}]},
         "GET /accounts/audit": {"entries": [audit_entry(1)]},
     }

@@ -37,17 +37,17 @@ REPORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def show(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
+def print_report(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
     """Return the lines of the report on a terminal, without colours and repeated blanks."""
-    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     terminal = Console(
-        file=written, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
+        file=output, force_terminal=True, width=100, highlight=False, soft_wrap=True, no_color=True
     )
     for module in (screen, usage):
         monkeypatch.setattr(module, "out", terminal)
     usage._print_report(report)
-    written.seek(0)
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", written.read()).splitlines()
+    output.seek(0)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output.read()).splitlines()
     assert max(map(len, lines)) <= 100
     return [" ".join(line.split()) for line in lines if line.strip()]
 
@@ -55,7 +55,7 @@ def show(monkeypatch: pytest.MonkeyPatch, report: dict[str, Any]) -> list[str]:
 def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert show(monkeypatch, REPORT) == [
+    assert print_report(monkeypatch, REPORT) == [
         "2026-11-01T00:00 to 2026-11-04T00:00 (UTC)",
         "day calls not complete input cached output cost dearest bar: cost",
         f"2026-11-01 3 1 12.3k 0 812 $1.00 $6.00 {'█' * 20}",
@@ -69,28 +69,33 @@ def test_report_has_a_chart_with_empty_days_the_saving_and_budgets(
 
 def test_renders_are_not_part_of_the_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     total = {**TOTAL, "cost_usd": "101", "render_cost_usd": "100", "dearest_cost_usd": "104"}
-    assert "3 calls, $101.00; on opus $104.00: 75% saved" in show(
+    assert "3 calls, $101.00; on opus $104.00: 75% saved" in print_report(
         monkeypatch, {**REPORT, "total": total}
     )
     only_renders = {**total, "cost_usd": "100", "dearest_cost_usd": "100"}
-    assert "3 calls, $100.00; on opus $100.00" in show(
+    assert "3 calls, $100.00; on opus $100.00" in print_report(
         monkeypatch, {**REPORT, "total": only_renders}
     )
 
 
 def test_free_usage_is_charted_by_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = {**TOTAL, "cost_usd": "0", "dearest_cost_usd": None}
-    report = {**REPORT, "total": free, "groups": [{"key": None, **free}], "group_by": ["key"]}
-    lines = show(monkeypatch, {**report, "budgets": None})
+    free_totals = {**TOTAL, "cost_usd": "0", "dearest_cost_usd": None}
+    report = {
+        **REPORT,
+        "total": free_totals,
+        "groups": [{"key": None, **free_totals}],
+        "group_by": ["key"],
+    }
+    lines = print_report(monkeypatch, {**report, "budgets": None})
     assert lines[1].endswith("bar: output")
     assert lines[2].startswith("unknown 3 1")
     assert lines[3:] == ["3 calls, $0.00", "budgets cannot be read at the moment"]
 
 
 async def test_pages_are_read_until_the_limit(
-    stub: tuple[GatewayClient, dict[str, Handler]],
+    stub_gateway: tuple[GatewayClient, dict[str, Handler]],
 ) -> None:
-    gateway, handlers = stub
+    gateway, handlers = stub_gateway
     queries: list[dict[str, str]] = []
 
     async def list_requests(request: web.Request) -> web.Response:
@@ -109,19 +114,19 @@ async def test_pages_are_read_until_the_limit(
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected_text"),
     [(0, "0"), (999, "999"), (1_000, "1.00k"), (12_345, "12.3k"), (4_060_000, "4.06M")],
 )
-def test_numbers_have_three_digits(value: int, shown: str) -> None:
-    assert shorten_number(value) == shown
+def test_numbers_have_three_digits(value: int, expected_text: str) -> None:
+    assert shorten_number(value) == expected_text
 
 
 @pytest.mark.parametrize(
-    ("usd", "shown"),
+    ("usd", "expected_text"),
     [("0", "$0.00"), ("1234.5", "$1,234.50"), ("0.0831", "$0.083"), ("0.0000012", "$0.0000012")],
 )
-def test_small_costs_keep_two_digits(usd: str, shown: str) -> None:
-    assert format_cost(usd) == shown
+def test_small_costs_keep_two_digits(usd: str, expected_text: str) -> None:
+    assert format_cost(usd) == expected_text
 
 
 def test_bars_show_the_least_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +135,6 @@ def test_bars_show_the_least_value(monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw_bar(Decimal(0), Decimal(9)) == ""
     assert draw_bar(Decimal("0.001"), Decimal(9)) == "▏"
     assert draw_bar(Decimal(9), Decimal(9)) == "█" * 20
-    plain = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    monkeypatch.setattr(usage, "out", plain)
+    ascii_console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(usage, "out", ascii_console)
     assert draw_bar(Decimal(9), Decimal(9)) == "#" * 20

@@ -85,9 +85,9 @@ async def client(scripted: Gateway) -> AsyncIterator[GatewayClient]:
 async def test_a_job_is_submitted_with_the_rights_of_its_identity(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    accepted = await client.submit_job(JOB, identity=ADA, idempotency_key="once")
-    assert (accepted.location, accepted.replayed) == ("/jobs/j1", False)
-    assert b'"j1"' in accepted.body
+    accepted_job = await client.submit_job(JOB, identity=ADA, idempotency_key="once")
+    assert (accepted_job.location, accepted_job.replayed) == ("/jobs/j1", False)
+    assert b'"j1"' in accepted_job.body
     ((headers, body),) = scripted.requests
     assert json.loads(body) == JOB
     assert headers["authorization"] == "Bearer for-ada"
@@ -95,12 +95,12 @@ async def test_a_job_is_submitted_with_the_rights_of_its_identity(
 
 
 async def test_an_accepted_job_can_be_cancelled(scripted: Gateway, client: GatewayClient) -> None:
-    accepted = await client.submit_job(JOB, identity=ADA)
-    await client.cancel_job(accepted.location, identity=ADA)
+    accepted_job = await client.submit_job(JOB, identity=ADA)
+    await client.cancel_job(accepted_job.location, identity=ADA)
     assert scripted.requests[-1][0]["authorization"] == "Bearer for-ada"
     scripted.status, scripted.body = 409, {"code": "job_finished", "detail": "it has ended"}
     with pytest.raises(JobFinished):
-        await client.cancel_job(accepted.location, identity=ADA)
+        await client.cancel_job(accepted_job.location, identity=ADA)
 
 
 async def test_a_repeated_submission_is_marked(scripted: Gateway, client: GatewayClient) -> None:
@@ -137,13 +137,13 @@ async def test_a_refused_job_raises_the_type_of_the_reported_code(
 async def test_waiting_for_a_job_survives_broken_streams(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    ended = {"id": "j1", "status": "failed"}
+    ended_job = {"id": "j1", "status": "failed"}
     scripted.streams = [
         [("1-0", "queued", {"id": "j1", "status": "queued"}), ("2-0", "progress", {}), None],
         503,
-        [("3-0", "step", {"step": 0}), ("4-0", "failed", ended)],
+        [("3-0", "step", {"step": 0}), ("4-0", "failed", ended_job)],
     ]
-    assert await client.wait_for_job("j1", identity=ADA) == ended
+    assert await client.wait_for_job("j1", identity=ADA) == ended_job
     assert [headers.get("last-event-id") for headers, _ in scripted.requests] == [
         None,
         "2-0",
@@ -162,19 +162,19 @@ async def test_waiting_for_an_unknown_job_ends_at_once(
 async def test_the_end_of_a_retried_attempt_is_not_the_end_of_the_job(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    first = [("1-0", "failed", {"status": "failed", "attempt": 1}), ("2-0", "queued", {})]
-    ended = {"id": "j1", "status": "succeeded", "attempt": 2}
-    scripted.streams = [first, [*first, ("3-0", "succeeded", ended)]]
-    assert await client.wait_for_job("j1", identity=ADA) == ended
+    first_events = [("1-0", "failed", {"status": "failed", "attempt": 1}), ("2-0", "queued", {})]
+    ended_job = {"id": "j1", "status": "succeeded", "attempt": 2}
+    scripted.streams = [first_events, [*first_events, ("3-0", "succeeded", ended_job)]]
+    assert await client.wait_for_job("j1", identity=ADA) == ended_job
 
 
 async def test_a_stream_that_breaks_after_the_final_event_is_complete(
     scripted: Gateway, client: GatewayClient
 ) -> None:
-    ended = {"id": "j1", "status": "succeeded"}
+    ended_job = {"id": "j1", "status": "succeeded"}
     # The gateway has no event after the final one.
-    scripted.streams = [[("1-0", "succeeded", ended), None], []]
-    assert await client.wait_for_job("j1", identity=ADA) == ended
+    scripted.streams = [[("1-0", "succeeded", ended_job), None], []]
+    assert await client.wait_for_job("j1", identity=ADA) == ended_job
 
 
 async def test_following_a_job_gives_up_after_the_most_reconnects(

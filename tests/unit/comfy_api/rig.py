@@ -36,12 +36,12 @@ class Frames:
     is_half_full = False
 
     def __init__(self) -> None:
-        self.earlier: list[Frame] = []
+        self.earlier_frames: list[Frame] = []
         self.files: dict[tuple[str, str], PromptFile] = {}
-        self.coming: asyncio.Queue[Frame | Exception] = asyncio.Queue()
+        self.next_frames: asyncio.Queue[Frame | Exception] = asyncio.Queue()
 
     async def list_newest(self, channel: str, count: int) -> list[Frame]:
-        return self.earlier[-count:]
+        return self.earlier_frames[-count:]
 
     async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
         return self.files.get((prompt_id, path))
@@ -51,7 +51,7 @@ class Frames:
         yield self
 
     async def next(self) -> list[Frame]:
-        frame = await self.coming.get()
+        frame = await self.next_frames.get()
         if isinstance(frame, Exception):
             raise frame
         return [frame]
@@ -101,7 +101,7 @@ class Rig:
         step = Step(kind=StepKind.RENDER, payload=graph)
         prompt = ComfyPrompt(client_id=client)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,), comfyui=prompt)))
-        new = NewJob(
+        new_job = NewJob(
             id=str(uuid.uuid4()),
             owner=owner,
             kind="render",
@@ -110,7 +110,7 @@ class Rig:
             channel=build_channel_name(owner, client),
             **{"key_id": "k", "comfyui": True, **submitted},
         )
-        job, _ = await self.jobs.create(new)
+        job, _ = await self.jobs.create(new_job)
         if is_running:
             await self.jobs.start(job.id, 1)
         return job
@@ -133,14 +133,14 @@ class Rig:
     @asynccontextmanager
     async def client(self, events: PromptNotifiers | None = None) -> AsyncIterator[Client]:
         """Connect a client, and collect its messages during the block."""
-        received: asyncio.Queue[str | bytes] = asyncio.Queue()
-        notifier = (events or self.events()).new_notifier(OWNER, CLIENT, received.put)
-        running = asyncio.create_task(notifier.run())
+        received_messages: asyncio.Queue[str | bytes] = asyncio.Queue()
+        notifier = (events or self.events()).new_notifier(OWNER, CLIENT, received_messages.put)
+        notifier_task = asyncio.create_task(notifier.run())
         try:
-            yield Client(notifier, received, running)
+            yield Client(notifier, received_messages, notifier_task)
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            notifier_task.cancel()
+            await asyncio.gather(notifier_task, return_exceptions=True)
 
 
 @pytest.fixture
@@ -162,5 +162,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 def record(**changes: Any) -> PromptRecord:
     """Return ComfyUI's history entry of a successful prompt."""
-    plain = PromptRecord(outputs={}, meta={}, status="success", completed=True, messages=())
-    return replace(plain, **changes)
+    default_record = PromptRecord(
+        outputs={}, meta={}, status="success", completed=True, messages=()
+    )
+    return replace(default_record, **changes)

@@ -82,20 +82,20 @@ async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
 async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
     guard = admission(a=PoolRules())
     assert (await guard.list_nodes(caller())).keys() == {"Load", "Folder"}
-    limited = caller(denied_nodes=("Fold*",))
-    assert (await guard.list_nodes(limited)).keys() == {"Load"}
+    limited_caller = caller(denied_nodes=("Fold*",))
+    assert (await guard.list_nodes(limited_caller)).keys() == {"Load"}
     assert (await guard.list_nodes(caller(allowed_nodes=()))) == {}
     for identity, kind, reason in (
         (caller(), "SaveLoRA", "this render pool does not allow nodes of class SaveLoRA"),
-        (limited, "Folder", "your limits do not allow nodes of class Folder"),
+        (limited_caller, "Folder", "your limits do not allow nodes of class Folder"),
     ):
-        with pytest.raises(NodeNotAllowed, match=reason) as refused:
+        with pytest.raises(NodeNotAllowed, match=reason) as exc_info:
             await guard.check_graph(identity, "a", graph(kind), ())
-        assert refused.value.field == "1.class_type"
-        assert refused.value.details["node_errors"]["1"]["class_type"] == kind
-    everything = admission(a=PoolRules(deny=()))
-    assert "SaveLoRA" in await everything.list_nodes(caller())
-    assert await everything.check_graph(caller(), "a", graph("SaveLoRA"), ())
+        assert exc_info.value.field == "1.class_type"
+        assert exc_info.value.details["node_errors"]["1"]["class_type"] == kind
+    admission_without_denials = admission(a=PoolRules(deny=()))
+    assert "SaveLoRA" in await admission_without_denials.list_nodes(caller())
+    assert await admission_without_denials.check_graph(caller(), "a", graph("SaveLoRA"), ())
 
 
 async def test_the_nodes_of_one_pool_are_listed_for_its_tenants_only() -> None:
@@ -103,9 +103,9 @@ async def test_the_nodes_of_one_pool_are_listed_for_its_tenants_only() -> None:
     assert "Load" not in await guard.list_nodes(caller("ann"), "a")
     assert "Load" in await guard.list_nodes(caller("ann"), "b")
     for pool in ("a", "other"):
-        with pytest.raises(InvalidRequest, match=f"no render pool '{pool}'.* pools: b") as refused:
+        with pytest.raises(InvalidRequest, match=f"no render pool '{pool}'.* pools: b") as exc_info:
             await guard.list_nodes(caller("bob"), pool)
-        assert refused.value.field == "pool"
+        assert exc_info.value.field == "pool"
 
 
 async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
@@ -118,13 +118,13 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
     assert await guard.check_graph(caller(), "a", graph("Load", image=OWN), {OWN})
     answers = []
     for name in ("/etc/passwd", "/etc/nope", OWN):
-        with pytest.raises(InputNotFound, match="you have no file") as refused:
+        with pytest.raises(InputNotFound, match="you have no file") as exc_info:
             await guard.check_graph(caller(), "a", graph("Load", image=name), ())
-        answers.append((refused.value.message, refused.value.field, refused.value.details))
+        answers.append((exc_info.value.message, exc_info.value.field, exc_info.value.details))
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][1] == "1.inputs.image"
-    free = admission(a=PoolRules(unchecked=("Load.ima*",)))
-    assert await free.check_graph(caller(), "a", graph("Load", image="/data/x"), ())
+    unchecking_admission = admission(a=PoolRules(unchecked=("Load.ima*",)))
+    assert await unchecking_admission.check_graph(caller(), "a", graph("Load", image="/data/x"), ())
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:

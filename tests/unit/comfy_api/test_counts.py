@@ -38,7 +38,7 @@ async def test_an_older_query_does_not_overwrite_a_newer_count() -> None:
     prompts: Any = FakePromptStore()
     counts = OpenPromptCounts(prompts)
     prompts.may_respond.clear()
-    ticking = asyncio.create_task(counts.count_recent("ann", 60))
+    counting_task = asyncio.create_task(counts.count_recent("ann", 60))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     prompts.count = 1
@@ -46,5 +46,5 @@ async def test_an_older_query_does_not_overwrite_a_newer_count() -> None:
     await asyncio.sleep(0)
     prompts.may_respond.set()
     assert await count == 1
-    await ticking
+    await counting_task
     assert await counts.count_recent("ann", 60) == 1

@@ -74,20 +74,22 @@ def test_a_name_that_leads_out_of_its_folder_is_rejected(parts: tuple[str, str, 
 async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
     rig: Rig,
 ) -> None:
-    first, second = make_upload("1"), make_upload("2")
-    put = rig.files.add_upload
-    assert await put(OWNER, CAT, first, overwrite=False) == (CAT, first)
-    again = await put(OWNER, CAT, make_upload("1"), overwrite=False)
-    assert again == (CAT, first), "the artifact that has the name, not the new one"
-    renamed, artifact = await put(OWNER, CAT, second, overwrite=False)
-    assert renamed == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
-    assert artifact == second
-    bobs, _ = await put("bob", CAT, make_upload("2"), overwrite=False)
+    first_artifact, second_artifact = make_upload("1"), make_upload("2")
+    add_upload = rig.files.add_upload
+    assert await add_upload(OWNER, CAT, first_artifact, overwrite=False) == (CAT, first_artifact)
+    repeated_upload = await add_upload(OWNER, CAT, make_upload("1"), overwrite=False)
+    assert repeated_upload == (CAT, first_artifact), (
+        "the artifact that has the name, not the new one"
+    )
+    new_name, artifact = await add_upload(OWNER, CAT, second_artifact, overwrite=False)
+    assert new_name == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
+    assert artifact == second_artifact
+    bobs, _ = await add_upload("bob", CAT, make_upload("2"), overwrite=False)
     assert bobs == CAT, "names are per tenant"
-    assert await rig.files.find_file(ADA, CAT) == first
-    third = make_upload("3")
-    assert await put(OWNER, CAT, third, overwrite=True) == (CAT, third)
-    assert await rig.files.find_file(ADA, CAT) == third
+    assert await rig.files.find_file(ADA, CAT) == first_artifact
+    third_artifact = make_upload("3")
+    assert await add_upload(OWNER, CAT, third_artifact, overwrite=True) == (CAT, third_artifact)
+    assert await rig.files.find_file(ADA, CAT) == third_artifact
     # The names are those that graphs use.
     assert set(await rig.files.list_uploads(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}
     assert await rig.files.list_uploads(OWNER, "temp") == []
@@ -101,9 +103,14 @@ async def test_only_the_owner_finds_an_output(rig: Rig) -> None:
     outcome = await rig.files.find_file(ADA, file.name)
     assert (outcome.sha256, outcome.name) == (file.sha256, file.name.filename)
     assert await rig.files.find_file(ADA, file.name) == outcome, "under the same id"
-    other = ComfyFileName(filename="q.png", subfolder=job.id)
-    elsewhere = ComfyFileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
-    for caller, name in ((BOB, file.name), (ADA, other), (ADA, elsewhere), (ADA, CAT)):
+    other_name = ComfyFileName(filename="q.png", subfolder=job.id)
+    name_in_other_folder = ComfyFileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
+    for caller, name in (
+        (BOB, file.name),
+        (ADA, other_name),
+        (ADA, name_in_other_folder),
+        (ADA, CAT),
+    ):
         with pytest.raises(ArtifactNotFound):
             await rig.files.find_file(caller, name)
 
@@ -117,56 +124,56 @@ async def finish(rig: Rig, job: Job, digit: str, name: str = "p_00001_.png") -> 
 
 
 async def test_an_output_without_a_subfolder_is_the_newest_of_the_caller(rig: Rig) -> None:
-    plain = ComfyFileName(filename="p_00001_.png")
+    bare_name = ComfyFileName(filename="p_00001_.png")
     with pytest.raises(ArtifactNotFound):
-        await rig.files.find_file(ADA, plain)
+        await rig.files.find_file(ADA, bare_name)
     jobs = [await rig.job(is_running=True, key_id=key, client=key) for key in ("k", "k", "other")]
-    first, second, colleagues = [
+    first_output, second_output, colleagues_output = [
         await finish(rig, job, d) for job, d in zip(jobs, "123", strict=True)
     ]
-    assert await rig.files.find_file(ADA, plain) == second
-    assert await rig.files.find_file(COLLEAGUE, plain) == colleagues
+    assert await rig.files.find_file(ADA, bare_name) == second_output
+    assert await rig.files.find_file(COLLEAGUE, bare_name) == colleagues_output
     # A key without prompts of its own finds the newest of the tenant.
-    stranger = Identity(owner=OWNER, key_id="new")
-    assert await rig.files.find_file(stranger, plain) == colleagues
+    other_identity = Identity(owner=OWNER, key_id="new")
+    assert await rig.files.find_file(other_identity, bare_name) == colleagues_output
     # A client's own come first, before those of the key.
-    assert await rig.files.find_file(ADA, plain, "other") == colleagues
-    assert await rig.files.find_file(COLLEAGUE, plain, "k") == second
-    assert await rig.files.find_file(ADA, plain, "unknown") == colleagues
+    assert await rig.files.find_file(ADA, bare_name, "other") == colleagues_output
+    assert await rig.files.find_file(COLLEAGUE, bare_name, "k") == second_output
+    assert await rig.files.find_file(ADA, bare_name, "unknown") == colleagues_output
     # The name of the file must be equal, and nothing is searched for uploads.
     for name in ("p_00001_.pn%", "P_00001_.png", "p_00002_.png", "*"):
         with pytest.raises(ArtifactNotFound):
             await rig.files.find_file(ADA, ComfyFileName(filename=name))
     with pytest.raises(ArtifactNotFound):
-        await rig.files.find_file(ADA, replace(plain, type="input"))
-    assert first.sha256 != second.sha256
+        await rig.files.find_file(ADA, replace(bare_name, type="input"))
+    assert first_output.sha256 != second_output.sha256
 
 
 async def test_a_person_finds_the_newest_output_of_all_own_keys(rig: Rig) -> None:
-    plain = ComfyFileName(filename="p_00001_.png")
+    bare_name = ComfyFileName(filename="p_00001_.png")
     jobs = [await rig.job(is_running=True, key_id=key, user="u") for key in ("k1", "k2")]
     jobs.append(await rig.job(is_running=True, key_id="k3"))
     for job, digit in zip(jobs, "123", strict=True):
         await finish(rig, job, digit)
     session = Identity(owner=OWNER, key_id="ses_1", user="u")
-    assert (await rig.files.find_file(session, plain)).sha256 == "2" * 64
+    assert (await rig.files.find_file(session, bare_name)).sha256 == "2" * 64
 
 
 async def test_outputs_of_other_tenants_and_uploads_are_never_the_newest(rig: Rig) -> None:
-    plain = ComfyFileName(filename="p_00001_.png")
+    bare_name = ComfyFileName(filename="p_00001_.png")
     bobs = await rig.job(owner="bob", is_running=True)
     await finish(rig, bobs, "1")
     with pytest.raises(ArtifactNotFound):
-        await rig.files.find_file(ADA, plain, CLIENT)
+        await rig.files.find_file(ADA, bare_name, CLIENT)
     # An upload with the name is no output, whatever artifact row it has.
-    upload = replace(make_upload("2"), name=plain.filename)
-    await rig.files.add_upload(OWNER, replace(plain, type="input"), upload, overwrite=False)
+    upload = replace(make_upload("2"), name=bare_name.filename)
+    await rig.files.add_upload(OWNER, replace(bare_name, type="input"), upload, overwrite=False)
     with pytest.raises(ArtifactNotFound):
-        await rig.files.find_file(ADA, plain)
-    assert (await rig.files.find_file(BOB, plain)).sha256 == "1" * 64
+        await rig.files.find_file(ADA, bare_name)
+    assert (await rig.files.find_file(BOB, bare_name)).sha256 == "1" * 64
     # An upload among the outputs has its exact name.
-    await rig.files.add_upload("bob", plain, make_upload("3"), overwrite=False)
-    assert (await rig.files.find_file(BOB, plain)).sha256 == "3" * 64
+    await rig.files.add_upload("bob", bare_name, make_upload("3"), overwrite=False)
+    assert (await rig.files.find_file(BOB, bare_name)).sha256 == "3" * 64
 
 
 async def test_outputs_of_a_running_prompt_are_found(rig: Rig) -> None:
@@ -185,17 +192,17 @@ async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:
     result = await rig.result(record(files=(file, pruned_file)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
     await rig.files.add_upload(OWNER, CAT, make_upload("1"), overwrite=False)
-    earlier = f"{job.id}/p_00001_.png [output]"
-    gone = f"{job.id}/q_00001_.png [output]"
+    earlier_output = f"{job.id}/p_00001_.png [output]"
+    pruned_output = f"{job.id}/q_00001_.png [output]"
     outcome = await rig.files.find_in_texts(
-        OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"]
+        OWNER, ["sub/cat.png", earlier_output, pruned_output, "dog.png", "../x.png"]
     )
     assert {text: artifact.sha256 for text, artifact in outcome.items()} == {
         "sub/cat.png": "1" * 64,
-        earlier: file.sha256,
+        earlier_output: file.sha256,
     }
     # The output has an artifact row now, so that a job may reference it.
-    graph = {"1": {"inputs": {"image": f"artifact:{outcome[earlier].id}"}}}
-    assert (await rig.files.find_referenced(OWNER, graph)).keys() == {outcome[earlier].id}
+    graph = {"1": {"inputs": {"image": f"artifact:{outcome[earlier_output].id}"}}}
+    assert (await rig.files.find_referenced(OWNER, graph)).keys() == {outcome[earlier_output].id}
     with pytest.raises(InputNotFound):
         await rig.files.find_referenced("bob", graph)

@@ -85,18 +85,18 @@ def test_the_base_path_and_its_script_are_inserted_and_allowed() -> None:
 def test_picture_urls_are_rebased_below_the_page(tmp_path: Path) -> None:
     assets = page(tmp_path / "static") / "assets"
     assets.mkdir()
-    asking = {
+    sources = {
         "a.js": 'e=`/assets/images/x/frame_${n}.png`,t="./assets/images/y.png",u=`/assets/${id}`',
         "b.css": r".bg-\[url\(\'\/assets\/images\/z\'\)\]{background:url(/assets/images/z.svg)}",
         "c.json": '{"src": "/assets/favicon.ico"}',
         "d.js": "class:`bg-[url('/assets/images/z.svg')]`",
     }
-    for name, text in asking.items():
+    for name, text in sources.items():
         (assets / name).write_text(text)
     (assets / "e.png").write_bytes(b'"/assets/images/')
     assert rebase_picture_urls(tmp_path / "static", "/comfy/") == {
-        f"assets/{name}": asking[name].replace(before, f"{before[0]}/comfy{before[1:]}").encode()
-        for name, before in (
+        f"assets/{name}": sources[name].replace(old_prefix, f"{old_prefix[0]}/comfy{old_prefix[1:]}").encode()
+        for name, old_prefix in (
             ("a.js", "`/assets/images/"), ("b.css", "(/assets/"), ("c.json", '"/assets/'),
         )
     }  # fmt: skip

@@ -22,7 +22,7 @@ class FakePools:
     def __init__(self, **responses: Any) -> None:
         self.responses = responses
         self.requests: list[tuple[str, str]] = []
-        self.repeated = asyncio.Event()
+        self.was_repeated = asyncio.Event()
         # By pool: the state of a pool whose renderers are not up.
         self.states: dict[str, Literal["starting", "down"]] = {}
         self.versions: dict[str, str] = {}
@@ -35,7 +35,7 @@ class FakePools:
 
     async def get(self, pool: str, path: str) -> PoolResponse:
         if (pool, path) in self.requests:
-            self.repeated.set()
+            self.was_repeated.set()
         self.requests.append((pool, path))
         await self.may_respond.wait()
         version = self.versions.get(pool, "1")
@@ -140,10 +140,10 @@ async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
     assert await NodeInfoCache(FakePools(a={"N": {}}), folder=tmp_path / "nodes").fetch_nodes() == {
         "N": {}
     }
-    later = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
-    assert await later.fetch_nodes() == {"N": {}}
+    restarted_cache = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
+    assert await restarted_cache.fetch_nodes() == {"N": {}}
     with pytest.raises(ServiceUnavailable):
-        await later.fetch_merged("/models", merge_lists)
+        await restarted_cache.fetch_merged("/models", merge_lists)
 
 
 def graph(kind: str, file: str) -> dict[str, Any]:
@@ -151,11 +151,12 @@ def graph(kind: str, file: str) -> dict[str, Any]:
 
 
 async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> None:
-    def loader(*files: str) -> dict[str, Any]:
+    def loader_node(*files: str) -> dict[str, Any]:
         return {"input": {"required": {"ckpt": [list(files)], "n": ["INT", {}]}}}
 
     pools = FakePools(
-        a={"Load": loader("x", "y")}, b={"Load": loader("y", "z"), "New": loader("z")}
+        a={"Load": loader_node("x", "y")},
+        b={"Load": loader_node("y", "z"), "New": loader_node("z")},
     )
     node_info = NodeInfoCache(pools)
     assert await node_info.choose_pool(graph("Load", "y")) == "a"
@@ -182,7 +183,7 @@ async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
     pools.states["a"] = "starting"
     node_info = NodeInfoCache(pools)
     choice = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
-    await pools.repeated.wait()
+    await pools.was_repeated.wait()
     assert not choice.done()
     del pools.states["a"]
     assert await choice == "a"
@@ -198,22 +199,22 @@ async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
 async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start() -> None:
     pools = FakePools(b=one_node("Load"))
     pools.states["a"] = "starting"
-    with pytest.raises(ServiceUnavailable, match="'a' is starting") as refused:
+    with pytest.raises(ServiceUnavailable, match="'a' is starting") as exc_info:
         await NodeInfoCache(pools, start_seconds=0.01).choose_pool(graph("Load", "x"))
-    assert refused.value.retry_after
+    assert exc_info.value.retry_after
 
 
 async def test_a_slow_pool_is_not_skipped() -> None:
     pools = FakePools(a=one_node("Load"), b=one_node("Load"))
     pools.may_respond.clear()
-    node_info, impatient = NodeInfoCache(pools), NodeInfoCache(pools, start_seconds=0.05)
-    waiting = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
+    node_info, impatient_cache = NodeInfoCache(pools), NodeInfoCache(pools, start_seconds=0.05)
+    waiting_task = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await impatient.choose_pool(graph("Load", "x"))
+        await impatient_cache.choose_pool(graph("Load", "x"))
     pools.may_respond.set()
-    assert await waiting == "a"
-    for each in (node_info, impatient):
-        await each.close()
+    assert await waiting_task == "a"
+    for cache in (node_info, impatient_cache):
+        await cache.close()
 
 
 async def test_a_pool_that_is_down_and_never_responded_is_skipped() -> None:
@@ -230,14 +231,14 @@ async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> 
     pools.states["a"] = "starting"
     assert await node_info.choose_pool(graph("Load", "x")) == "a", "the configuration is the same"
     pools.versions["a"] = "2"
-    waiting = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
-    restarted = NodeInfoCache(pools, start_seconds=0.05, folder=folder)
+    waiting_task = asyncio.create_task(node_info.choose_pool(graph("Load", "x")))
+    restarted_cache = NodeInfoCache(pools, start_seconds=0.05, folder=folder)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await restarted.choose_pool(graph("Load", "x"))
-    assert not waiting.done()
+        await restarted_cache.choose_pool(graph("Load", "x"))
+    assert not waiting_task.done()
     del pools.states["a"]
     pools.responses["a"] = one_node("Other")
-    assert await waiting == "b"
+    assert await waiting_task == "b"
 
 
 async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
@@ -245,12 +246,12 @@ async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
     pools = FakePools(a={"Load": load})
     node_info = NodeInfoCache(pools, fresh_seconds=0.0)
     for _ in range(3):
-        known = await node_info.fetch_input_rules("a", {"Load"})
-        assert known is not None and known["Load"]["image"].kind == "file"
+        rules = await node_info.fetch_input_rules("a", {"Load"})
+        assert rules is not None and rules["Load"]["image"].kind == "file"
     assert pools.requests == [("a", "/object_info")]
     pools.responses["a"]["New"] = load
-    known = await node_info.fetch_input_rules("a", {"Load", "New"})
-    assert known is not None and known.keys() == {"Load", "New"}
+    rules = await node_info.fetch_input_rules("a", {"Load", "New"})
+    assert rules is not None and rules.keys() == {"Load", "New"}
     assert await node_info.fetch_input_rules("b", {"Load"}) is None
 
 
@@ -263,8 +264,8 @@ async def test_tariff_of_a_pool_that_went_down_stays_known(tmp_path: Path) -> No
     assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2
     del pools.responses["a"]
     assert (await node_info.fetch_tariff("a")).estimate_cost("x", 1) == 2
-    restarted = NodeInfoCache(pools, folder=tmp_path)
-    assert (await restarted.fetch_tariff("a")).estimate_cost("x", 1) == 2
+    restarted_cache = NodeInfoCache(pools, folder=tmp_path)
+    assert (await restarted_cache.fetch_tariff("a")).estimate_cost("x", 1) == 2
 
 
 async def test_unknown_tariff_is_an_error_and_not_free() -> None:

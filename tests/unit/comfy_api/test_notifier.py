@@ -59,10 +59,10 @@ async def test_a_client_receives_a_status_and_then_its_prompts_messages_in_order
     job = await rig.job(is_running=True)
     async with rig.client() as client:
         assert await receive(client) == status_message(1, sid=CLIENT)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
         assert await receive(client) == status_message(1)
         for kind in ("execution_start", "executed"):
-            rig.frames.coming.put_nowait(text_frame(job, kind))
+            rig.frames.next_frames.put_nowait(text_frame(job, kind))
         assert [(await receive(client))[0] for _ in range(2)] == ["execution_start", "executed"]
 
 
@@ -71,7 +71,7 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
 ) -> None:
     # The test ends the wait, however slow it is.
     monkeypatch.setattr(notifier, "_START_WAIT_SECONDS", 60.0)
-    job, other = await rig.job(), await rig.job(is_running=True)
+    job, other_job = await rig.job(), await rig.job(is_running=True)
     get, reads = rig.prompts.get, asyncio.Semaphore(0)
 
     async def count_read(owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
@@ -81,10 +81,10 @@ async def test_a_prompts_start_is_sent_when_the_queue_shows_it_as_running(
 
     async with rig.client() as client:
         await receive(client)
-        rig.frames.coming.put_nowait(text_frame(other, "execution_start"))
+        rig.frames.next_frames.put_nowait(text_frame(other_job, "execution_start"))
         assert (await receive(client))[0] == "execution_start"
         monkeypatch.setattr(rig.prompts, "get", count_read)
-        rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
+        rig.frames.next_frames.put_nowait(text_frame(job, "execution_start"))
         async with asyncio.timeout(60):
             for _ in range(3):
                 await reads.acquire()
@@ -100,7 +100,7 @@ async def test_a_prompts_start_is_sent_at_last_though_its_row_is_not_written(
     job = await rig.job()
     async with rig.client() as client:
         await receive(client)
-        rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
+        rig.frames.next_frames.put_nowait(text_frame(job, "execution_start"))
         assert (await receive(client))[0] == "execution_start"
 
 
@@ -129,8 +129,8 @@ async def test_frames_before_the_job_runs_are_not_lost(
             assert subscription.offer([progress]), f"frame {number} is refused"
             # The notifier reads the row between two frames.
             await rig.prompts.count_open(OWNER)
-        received = [(await receive(client))[0] for _ in range(399)]
-        assert received == ["execution_start", *["progress"] * 398]
+        received_events = [(await receive(client))[0] for _ in range(399)]
+        assert received_events == ["execution_start", *["progress"] * 398]
 
 
 async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
@@ -142,11 +142,11 @@ async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
     async with rig.client() as client:
         await receive(client)
         # The end is ignored until the row shows it.
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
         await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
         for _ in range(2):
-            rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+            rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
         assert await receive(client) == ("execution_success", success)
         assert await receive(client) == status_message(0)
         assert await receive(client) == build_end_message(job)
@@ -154,7 +154,7 @@ async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
 
 
 async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: Rig) -> None:
-    job, other = await rig.job(is_running=True), await rig.job()
+    job, other_job = await rig.job(is_running=True), await rig.job()
     async with rig.client() as client:
         await receive(client)
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -164,26 +164,26 @@ async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: 
             Frame(kind=FrameKind.BINARY, prompt=job.id, body=_PLAIN),
             mark_frame(job, FrameKind.STATUS),
             text_frame(job, "progress"),
-            text_frame(other, "progress"),
+            text_frame(other_job, "progress"),
         ):
-            rig.frames.coming.put_nowait(frame)
+            rig.frames.next_frames.put_nowait(frame)
         assert (await receive(client))[0] == "execution_interrupted"
         assert [await receive(client) for _ in range(2)] == [
             status_message(1),
             build_end_message(job),
         ]
-        received = [await receive(client) for _ in range(2)]
-        assert ("progress", {"prompt_id": other.id}) in received
-        assert status_message(1) in received, "statuses do not delay messages"
+        received_events = [await receive(client) for _ in range(2)]
+        assert ("progress", {"prompt_id": other_job.id}) in received_events
+        assert status_message(1) in received_events, "statuses do not delay messages"
 
         await rig.jobs.reopen(OWNER, job.id)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
-        rig.frames.coming.put_nowait(text_frame(job, "progress"))
-        received = [await receive(client) for _ in range(2)]
-        assert ("progress", {"prompt_id": job.id}) in received
-        assert status_message(2) in received
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
+        rig.frames.next_frames.put_nowait(text_frame(job, "progress"))
+        received_events = [await receive(client) for _ in range(2)]
+        assert ("progress", {"prompt_id": job.id}) in received_events
+        assert status_message(2) in received_events
         await rig.jobs.finish(job.id, 2, JobStatus.CANCELLED, None)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
         assert (await receive(client))[0] == "execution_interrupted", "the end of the retry"
 
 
@@ -194,19 +194,19 @@ async def test_counting_the_queue_does_not_delay_messages(
     count_started, count_may_finish = asyncio.Event(), asyncio.Event()
     count = rig.prompts.count_open
 
-    async def delayed(owner: str) -> int:
+    async def count_later(owner: str) -> int:
         count_started.set()
         await count_may_finish.wait()
         return await count(owner)
 
     async with rig.client() as client:
         await receive(client)
-        monkeypatch.setattr(rig.prompts, "count_open", delayed)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        monkeypatch.setattr(rig.prompts, "count_open", count_later)
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
         await asyncio.wait_for(count_started.wait(), 5)
         for _ in range(2):
-            rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
-        rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
+            rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
+        rig.frames.next_frames.put_nowait(text_frame(job, "execution_start"))
         assert (await receive(client))[0] == "execution_start"
         count_may_finish.set()
         assert [await receive(client) for _ in range(2)] == [status_message(1)] * 2
@@ -217,24 +217,24 @@ async def test_an_outdated_count_is_not_sent_after_an_end(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await rig.job(is_running=True)
-    first, count_started, count_may_finish = True, asyncio.Event(), asyncio.Event()
+    is_first, count_started, count_may_finish = True, asyncio.Event(), asyncio.Event()
     count = rig.prompts.count_open
 
-    async def delayed(owner: str) -> int:
-        nonlocal first
-        remaining, waits, first = await count(owner), first, False
-        if waits:
+    async def count_later(owner: str) -> int:
+        nonlocal is_first
+        remaining_count, must_wait, is_first = await count(owner), is_first, False
+        if must_wait:
             count_started.set()
             await count_may_finish.wait()
-        return remaining
+        return remaining_count
 
     async with rig.client() as client:
         await receive(client)
-        monkeypatch.setattr(rig.prompts, "count_open", delayed)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        monkeypatch.setattr(rig.prompts, "count_open", count_later)
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
         await asyncio.wait_for(count_started.wait(), 5)
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
         assert [(await receive(client))[0] for _ in range(3)] == [
             "execution_interrupted",
             "status",
@@ -249,23 +249,23 @@ async def test_history_waits_until_the_client_has_been_notified_of_the_end(
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.notifier._NOTIFY_WAIT", timedelta(seconds=60))
     events = rig.events()
-    earlier = await rig.job(is_running=True)
-    old = await rig.jobs.finish(earlier.id, 1, JobStatus.CANCELLED, None)
+    earlier_job = await rig.job(is_running=True)
+    cancelled_earlier_job = await rig.jobs.finish(earlier_job.id, 1, JobStatus.CANCELLED, None)
     job = await rig.job(is_running=True)
-    assert old is not None
+    assert cancelled_earlier_job is not None
     async with rig.client(events) as client:
         await receive(client)
-        done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        assert done is not None
-        await asyncio.wait_for(events.wait_until_notified(old), 5)
-        request = asyncio.create_task(events.wait_until_notified(done))
+        cancelled_job = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        assert cancelled_job is not None
+        await asyncio.wait_for(events.wait_until_notified(cancelled_earlier_job), 5)
+        request = asyncio.create_task(events.wait_until_notified(cancelled_job))
         await asyncio.sleep(0.05)
         assert not request.done()
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
         await asyncio.wait_for(request, 5)
         assert (await receive(client))[0] == "execution_interrupted"
-        await asyncio.wait_for(events.wait_until_notified(done), 5)
-    await asyncio.wait_for(events.wait_until_notified(done), 5)
+        await asyncio.wait_for(events.wait_until_notified(cancelled_job), 5)
+    await asyncio.wait_for(events.wait_until_notified(cancelled_job), 5)
 
 
 async def test_the_wait_for_a_lost_notification_is_short(rig: Rig) -> None:
@@ -273,9 +273,9 @@ async def test_the_wait_for_a_lost_notification_is_short(rig: Rig) -> None:
     job = await rig.job(is_running=True)
     async with rig.client(events) as client:
         await receive(client)
-        done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        assert done is not None
-        await asyncio.wait_for(events.wait_until_notified(done), 5)
+        cancelled_job = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        assert cancelled_job is not None
+        await asyncio.wait_for(events.wait_until_notified(cancelled_job), 5)
         assert client.is_idle()
 
 
@@ -295,8 +295,8 @@ async def test_an_end_that_the_stream_lost_is_sent_by_a_tick(rig: Rig) -> None:
 async def test_an_end_before_the_connection_is_not_repeated(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, job = await rig.job(is_running=True), await rig.job(is_running=True)
-    await rig.jobs.finish(before.id, 1, JobStatus.CANCELLED, None)
+    ended_job, job = await rig.job(is_running=True), await rig.job(is_running=True)
+    await rig.jobs.finish(ended_job.id, 1, JobStatus.CANCELLED, None)
     list_ended_since, ticks = rig.prompts.list_ended_since, asyncio.Semaphore(0)
 
     async def count_tick(channel: str, moment: datetime) -> list[Job]:
@@ -313,7 +313,7 @@ async def test_an_end_before_the_connection_is_not_repeated(
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
         events = await receive(client)
         while events != build_end_message(job):
-            assert events[1].get("prompt_id") != before.id
+            assert events[1].get("prompt_id") != ended_job.id
             events = await receive(client)
 
 
@@ -324,17 +324,17 @@ async def test_an_end_is_sent_once_the_artifact_store_is_back(
     job = await rig.job(is_running=True)
     read_record, errors = rig.files.read_record, [error, error]
 
-    async def flaky(job: Job) -> PromptRecord | None:
+    async def read_record_with_errors(job: Job) -> PromptRecord | None:
         if errors:
             raise errors.pop()
         return await read_record(job)
 
-    monkeypatch.setattr(rig.files, "read_record", flaky)
+    monkeypatch.setattr(rig.files, "read_record", read_record_with_errors)
     # Ticks look back no further than necessary, however long the store is unavailable.
     monkeypatch.setattr("moyin.comfy_api.notifier._WRITE_DELAY", timedelta(0))
     async with rig.client(rig.events(tick=0.05)) as client:
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
         kinds = [(await receive(client))[0]]
         while kinds[-1] != "executing":
             kinds.append((await receive(client))[0])
@@ -368,7 +368,7 @@ async def test_an_end_whose_first_attempt_fails_late_is_sent_again(
     monkeypatch.setattr("moyin.comfy_api.notifier._WRITE_DELAY", timedelta(0))
     async with rig.client(rig.events(tick=0.05)) as client:
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
         for _ in range(4):
             await asyncio.wait_for(checks.acquire(), 5)
         may_fail.set()
@@ -389,10 +389,10 @@ async def test_a_client_stays_connected_while_the_database_is_unavailable(
 
     async with rig.client() as client:
         await receive(client)
-        with monkeypatch.context() as patched:
-            patched.setattr(rig.prompts, "get", fail)
-            rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
-            rig.frames.coming.put_nowait(text_frame(job, "executed"))
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.prompts, "get", fail)
+            rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
+            rig.frames.next_frames.put_nowait(text_frame(job, "executed"))
             assert (await receive(client))[0] == "executed"
 
 
@@ -408,18 +408,18 @@ async def test_the_final_message_is_sent_although_counting_fails(
     async with rig.client() as client:
         await receive(client)
         monkeypatch.setattr(rig.prompts, "count_open", fail)
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.END))
         assert (await receive(client))[0] == "execution_interrupted"
         assert await receive(client) == build_end_message(job)
 
 
 async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
-    received: list[str | bytes] = []
+    received_messages: list[str | bytes] = []
 
     async def send(text: str | bytes) -> None:
-        if received:
+        if received_messages:
             raise SlowConsumer("the client reads no more messages")
-        received.append(text)
+        received_messages.append(text)
 
     notifier = rig.events(tick=0.01).new_notifier(OWNER, CLIENT, send)
     with pytest.raises(SlowConsumer):
@@ -428,66 +428,70 @@ async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
 
 async def test_previews_come_in_the_format_that_the_client_understands(rig: Rig) -> None:
     job = await rig.job(is_running=True)
-    shown = Frame(kind=FrameKind.BINARY, prompt=job.id, body=_DETAILED)
+    preview_frame = Frame(kind=FrameKind.BINARY, prompt=job.id, body=_DETAILED)
     async with rig.client() as client:
         await receive(client)
-        rig.frames.coming.put_nowait(shown)
-        rig.frames.coming.put_nowait(text_frame(job, "progress"))
+        rig.frames.next_frames.put_nowait(preview_frame)
+        rig.frames.next_frames.put_nowait(text_frame(job, "progress"))
         assert (await receive(client))[0] == "progress"
         assert await client.receive() == _PLAIN, "after its progress message"
         client.notifier.supports_preview_metadata = True
-        rig.frames.coming.put_nowait(shown)
+        rig.frames.next_frames.put_nowait(preview_frame)
         assert await client.receive() == _DETAILED
 
 
 async def test_output_pictures_are_read_from_the_artifact_store(rig: Rig) -> None:
     job = await rig.job(is_running=True)
     head, picture = _PLAIN[:8], _PLAIN[8:]
-    store_upload = Frame(
+    stored_blob_frame = Frame(
         kind=FrameKind.BLOB, prompt=job.id, body=head, blob=await rig.blobs.put(picture)
     )
-    gone = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob="0" * 64)
+    missing_blob_frame = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob="0" * 64)
     async with rig.client() as client:
         await receive(client)
-        for frame in (gone, store_upload):
-            rig.frames.coming.put_nowait(frame)
+        for frame in (missing_blob_frame, stored_blob_frame):
+            rig.frames.next_frames.put_nowait(frame)
         assert await client.receive() == _PLAIN
 
 
 async def test_a_client_that_connects_late_receives_the_running_state(rig: Rig) -> None:
-    job, waiting = await rig.job(is_running=True), await rig.job()
-    rig.frames.earlier = [
+    job, waiting_job = await rig.job(is_running=True), await rig.job()
+    rig.frames.earlier_frames = [
         text_frame(job, "executing", node="1"),
         text_frame(job, "executing", node="2"),
         text_frame(job, "progress_state", nodes={}),
-        text_frame(waiting, "executing", node="9"),
+        text_frame(waiting_job, "executing", node="9"),
     ]
     async with rig.client() as client:
         assert await receive(client) == status_message(2, sid=CLIENT)
         assert (await receive(client))[0] == "progress_state"
         assert await receive(client) == ("executing", {"prompt_id": job.id, "node": "2"})
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
         assert await receive(client) == status_message(2), "nothing about the waiting prompt"
 
 
 async def test_the_executing_node_is_derived_from_progress_when_its_start_is_old(rig: Rig) -> None:
-    job, between = await rig.job(is_running=True), await rig.job(is_running=True)
+    job, silent_job = await rig.job(is_running=True), await rig.job(is_running=True)
     nodes = {"1": {"state": "finished"}, "2.0": {"state": "running", "display_node_id": "2"}}
-    rig.frames.earlier = [
+    rig.frames.earlier_frames = [
         text_frame(job, "progress_state", nodes=nodes),
-        text_frame(between, "progress_state", nodes={"1": {"state": "finished"}}),
+        text_frame(silent_job, "progress_state", nodes={"1": {"state": "finished"}}),
     ]
     async with rig.client() as client:
         await receive(client)
-        received = [await receive(client) for _ in range(3)]
-        assert [kind for kind, _ in received] == ["progress_state", "executing", "progress_state"]
-        assert received[1][1] == {"node": "2.0", "display_node": "2", "prompt_id": job.id}
-        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        received_events = [await receive(client) for _ in range(3)]
+        assert [kind for kind, _ in received_events] == [
+            "progress_state",
+            "executing",
+            "progress_state",
+        ]
+        assert received_events[1][1] == {"node": "2.0", "display_node": "2", "prompt_id": job.id}
+        rig.frames.next_frames.put_nowait(mark_frame(job, FrameKind.STATUS))
         assert await receive(client) == status_message(2), "a message without a node means the end"
 
 
 async def test_a_client_that_does_not_keep_up_ends_the_notifier(rig: Rig) -> None:
     async with rig.client() as client:
-        rig.frames.coming.put_nowait(SlowConsumer("too slow"))
+        rig.frames.next_frames.put_nowait(SlowConsumer("too slow"))
         with pytest.raises(SlowConsumer):
             await asyncio.wait_for(client.running, 5)

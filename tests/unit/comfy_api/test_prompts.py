@@ -44,10 +44,10 @@ class Service:
         return await self._rig.job(), True
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
-        ended = await self._rig.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
-        if ended is None:
+        ended_job = await self._rig.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
+        if ended_job is None:
             raise JobFinished("the job has ended")
-        return ended
+        return ended_job
 
 
 class Feed:
@@ -91,7 +91,7 @@ class Guard(PermissiveGraphGuard):
 
 
 @pytest.fixture
-def executed() -> set[str]:
+def executed_ids() -> set[str]:
     """Return the ids of prompts that ComfyUI has executed; tests add to it."""
     return set()
 
@@ -107,14 +107,14 @@ def prompts(
     rig: Rig,
     service: Service,
     validator: Validator,
-    executed: set[str],
+    executed_ids: set[str],
     places: dict[str, QueuePlace],
 ) -> ComfyPrompts:
     async def read_places() -> dict[str, QueuePlace]:
         return places
 
     async def find_executed(ids: Sequence[str]) -> set[str]:
-        return executed & set(ids)
+        return executed_ids & set(ids)
 
     return ComfyPrompts(
         service=cast(JobService, service),
@@ -130,12 +130,12 @@ def prompts(
     )
 
 
-async def ended(rig: Rig, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
+async def create_ended_job(rig: Rig, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
     job = await rig.job(is_running=True)
     results = [await rig.result(record())] if status is JobStatus.SUCCEEDED else []
-    done = await rig.jobs.finish(job.id, 1, status, None, results=results)
-    assert done is not None
-    return done
+    ended_job = await rig.jobs.finish(job.id, 1, status, None, results=results)
+    assert ended_job is not None
+    return ended_job
 
 
 async def test_a_prompt_goes_to_the_pool_that_fits_its_graph(
@@ -150,11 +150,13 @@ async def test_a_prompt_goes_to_the_pool_that_fits_its_graph(
 async def test_a_prompt_becomes_a_job_with_its_request_data(
     prompts: ComfyPrompts, service: Service
 ) -> None:
-    extra = {"extra_pnginfo": {"workflow": {}}, "api_key_comfy_org": "secret"}
-    body = PromptBody(prompt=GRAPH, client_id="c", extra_data=extra, partial_execution_targets=[])
-    accepted = await prompts.submit(ADA, body)
-    assert accepted.keys() == {"prompt_id", "number", "node_errors"}
-    assert accepted["node_errors"] == {"9": {}}
+    extra_data = {"extra_pnginfo": {"workflow": {}}, "api_key_comfy_org": "secret"}
+    body = PromptBody(
+        prompt=GRAPH, client_id="c", extra_data=extra_data, partial_execution_targets=[]
+    )
+    accepted_prompt = await prompts.submit(ADA, body)
+    assert accepted_prompt.keys() == {"prompt_id", "number", "node_errors"}
+    assert accepted_prompt["node_errors"] == {"9": {}}
     [spec] = service.specs
     assert (spec.kind, spec.priority, spec.steps[0].pool) == ("render", 3, "default")
     assert spec.comfyui == ComfyPrompt(
@@ -183,16 +185,16 @@ async def test_front_of_the_queue_is_a_higher_priority(
 async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
     prompts: ComfyPrompts, service: Service, validator: Validator, rig: Rig
 ) -> None:
-    cat = Artifact(
+    cat_artifact = Artifact(
         id=generate_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
     )
     name = ComfyFileName(filename="cat.png", type="input")
-    await rig.files.add_upload(OWNER, name, cat, overwrite=False)
+    await rig.files.add_upload(OWNER, name, cat_artifact, overwrite=False)
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
     await prompts.submit(ADA, PromptBody(prompt=graph))
-    assert validator.graphs[0]["1"]["inputs"]["image"] == make_input_name(cat)
+    assert validator.graphs[0]["1"]["inputs"]["image"] == make_input_name(cat_artifact)
     assert service.specs[0].comfyui is not None
-    assert service.specs[0].comfyui.files == {"cat.png": cat.id}
+    assert service.specs[0].comfyui.files == {"cat.png": cat_artifact.id}
     await prompts.submit(replace(ADA, owner="bob"), PromptBody(prompt=graph))
     assert validator.graphs[1] == graph, "another tenant's name must not resolve"
 
@@ -200,11 +202,11 @@ async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
 async def test_the_queue_lists_running_and_waiting_prompts(
     prompts: ComfyPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting, running = await rig.job(), await rig.job(is_running=True)
+    waiting_job, running_job = await rig.job(), await rig.job(is_running=True)
     await rig.job(owner="bob")
     queue = await prompts.list_queue(OWNER)
-    assert [row[1:3] for row in queue["queue_running"]] == [[running.id, GRAPH]]
-    assert [row[1:3] for row in queue["queue_pending"]] == [[waiting.id, GRAPH]]
+    assert [row[1:3] for row in queue["queue_running"]] == [[running_job.id, GRAPH]]
+    assert [row[1:3] for row in queue["queue_pending"]] == [[waiting_job.id, GRAPH]]
     assert await prompts.count_open(OWNER) == 2
     # The graphs of a long queue would be megabytes.
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_ROWS_WITH_GRAPH", 1)
@@ -215,32 +217,36 @@ async def test_the_queue_lists_running_and_waiting_prompts(
 async def test_the_queue_shows_places_and_estimates(
     prompts: ComfyPrompts, rig: Rig, places: dict[str, QueuePlace]
 ) -> None:
-    running, waiting, unknown = await rig.job(is_running=True), await rig.job(), await rig.job()
-    soon = Duration(mean=2.0)
-    places[running.id] = QueuePlace(ends_in=soon)
-    places[waiting.id] = QueuePlace(position=1, starts_in=soon, ends_in=soon + soon)
+    running_job, waiting_job, job_without_place = (
+        await rig.job(is_running=True),
+        await rig.job(),
+        await rig.job(),
+    )
+    estimate = Duration(mean=2.0)
+    places[running_job.id] = QueuePlace(ends_in=estimate)
+    places[waiting_job.id] = QueuePlace(position=1, starts_in=estimate, ends_in=estimate + estimate)
     queue = await prompts.list_queue(OWNER)
     extras = {row[1]: row[3].get("moyin") for rows in queue.values() for row in rows}
-    two, four = {"p50": 2.0, "p90": 2.0}, {"p50": 4.0, "p90": 4.0}
+    two_seconds, four_seconds = {"p50": 2.0, "p90": 2.0}, {"p50": 4.0, "p90": 4.0}
     assert extras == {
-        running.id: {"position": None, "eta": {"starts_in": None, "ends_in": two}},
-        waiting.id: {"position": 1, "eta": {"starts_in": two, "ends_in": four}},
-        unknown.id: None,
+        running_job.id: {"position": None, "eta": {"starts_in": None, "ends_in": two_seconds}},
+        waiting_job.id: {"position": 1, "eta": {"starts_in": two_seconds, "ends_in": four_seconds}},
+        job_without_place.id: None,
     }
 
 
 async def test_the_history_is_oldest_first_and_can_be_paged(
     prompts: ComfyPrompts, rig: Rig
 ) -> None:
-    done = [(await ended(rig)).id for _ in range(4)]
+    ended_ids = [(await create_ended_job(rig)).id for _ in range(4)]
     await rig.job()
-    assert list(await prompts.list_history(OWNER)) == done
-    assert list(await prompts.list_history(OWNER, max_items=2)) == done[2:]
-    assert list(await prompts.list_history(OWNER, max_items=2, offset=1)) == done[1:3]
+    assert list(await prompts.list_history(OWNER)) == ended_ids
+    assert list(await prompts.list_history(OWNER, max_items=2)) == ended_ids[2:]
+    assert list(await prompts.list_history(OWNER, max_items=2, offset=1)) == ended_ids[1:3]
     assert await prompts.list_history("bob") == {}
-    entry = (await prompts.get_history(OWNER, done[0]))[done[0]]
+    entry = (await prompts.get_history(OWNER, ended_ids[0]))[ended_ids[0]]
     assert entry["status"]["completed"] is True
-    assert await prompts.get_history("bob", done[0]) == {}
+    assert await prompts.get_history("bob", ended_ids[0]) == {}
 
 
 async def test_responses_with_large_graphs_are_limited_in_size(
@@ -248,17 +254,17 @@ async def test_responses_with_large_graphs_are_limited_in_size(
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_RESPONSE_BYTES", 1_000_000)
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_CACHED_BYTES", 100_000)
-    large = {"1": {"class_type": "SaveImage", "inputs": {"text": "x" * 400_000}}}
-    done = []
+    large_graph = {"1": {"class_type": "SaveImage", "inputs": {"text": "x" * 400_000}}}
+    ended_ids = []
     for _ in range(12):
-        job = await rig.job(is_running=True, graph=large)
+        job = await rig.job(is_running=True, graph=large_graph)
         results = [await rig.result(record())]
         assert await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=results)
-        done.append(job.id)
-    assert list(await prompts.list_history(OWNER)) == done[-2:]
-    assert list(await prompts.list_history(OWNER, offset=3)) == done[3:5]
-    assert list(await prompts.get_history(OWNER, done[0])) == done[:1]
-    list_ids = await prompts.list_jobs(
+        ended_ids.append(job.id)
+    assert list(await prompts.list_history(OWNER)) == ended_ids[-2:]
+    assert list(await prompts.list_history(OWNER, offset=3)) == ended_ids[3:5]
+    assert list(await prompts.get_history(OWNER, ended_ids[0])) == ended_ids[:1]
+    page = await prompts.list_jobs(
         OWNER,
         states=(),
         workflow_id=None,
@@ -267,11 +273,11 @@ async def test_responses_with_large_graphs_are_limited_in_size(
         limit=None,
         offset=0,
     )
-    assert [job["id"] for job in list_ids["jobs"]] == done[:2]
-    assert list_ids["pagination"]["has_more"]
-    waiting = [(await rig.job(graph=large)).id for _ in range(4)]
+    assert [job["id"] for job in page["jobs"]] == ended_ids[:2]
+    assert page["pagination"]["has_more"]
+    waiting_ids = [(await rig.job(graph=large_graph)).id for _ in range(4)]
     rows = (await prompts.list_queue(OWNER))["queue_pending"]
-    assert sorted(row[1] for row in rows) == sorted(waiting)
+    assert sorted(row[1] for row in rows) == sorted(waiting_ids)
     assert [row[2] for row in rows].count({}) == 2
     # Large specs are not cached.
     assert not prompts._specs
@@ -281,45 +287,45 @@ async def test_a_response_has_at_least_one_entry_however_large(
     prompts: ComfyPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.comfy_api.prompts._MAX_RESPONSE_BYTES", 1)
-    done = [(await ended(rig)).id for _ in range(3)]
-    assert list(await prompts.list_history(OWNER)) == done[-1:]
+    ended_ids = [(await create_ended_job(rig)).id for _ in range(3)]
+    assert list(await prompts.list_history(OWNER)) == ended_ids[-1:]
 
 
 async def test_deleting_history_hides_prompts_and_keeps_their_jobs(
     prompts: ComfyPrompts, rig: Rig
 ) -> None:
-    first, second, third = [(await ended(rig)).id for _ in range(3)]
-    running = await rig.job(is_running=True)
-    await prompts.hide_from_history(BOB, [first])
-    await prompts.hide_from_history(ADA, [first, running.id, str(uuid.uuid4())])
-    assert list(await prompts.list_history(OWNER)) == [second, third]
+    first_id, second_id, third_id = [(await create_ended_job(rig)).id for _ in range(3)]
+    running_job = await rig.job(is_running=True)
+    await prompts.hide_from_history(BOB, [first_id])
+    await prompts.hide_from_history(ADA, [first_id, running_job.id, str(uuid.uuid4())])
+    assert list(await prompts.list_history(OWNER)) == [second_id, third_id]
     await prompts.hide_from_history(ADA, None)
     assert await prompts.list_history(OWNER) == {}
-    assert (await rig.jobs.get(OWNER, first)).status is JobStatus.SUCCEEDED
+    assert (await rig.jobs.get(OWNER, first_id)).status is JobStatus.SUCCEEDED
     assert await prompts.count_open(OWNER) == 1
 
 
 async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
     prompts: ComfyPrompts, rig: Rig
 ) -> None:
-    waiting = [(await rig.job()).id for _ in range(3)]
-    running = (await rig.job(is_running=True)).id
-    foreign = await rig.job(owner="bob", is_running=True)
+    waiting_ids = [(await rig.job()).id for _ in range(3)]
+    running_id = (await rig.job(is_running=True)).id
+    foreign_job = await rig.job(owner="bob", is_running=True)
 
     async def open_ids() -> set[str]:
         return {job.id for job in await rig.prompts.list_open(OWNER)}
 
-    await prompts.cancel_waiting(ADA, [waiting[0], running, foreign.id])
-    assert await open_ids() == {*waiting[1:], running}
+    await prompts.cancel_waiting(ADA, [waiting_ids[0], running_id, foreign_job.id])
+    assert await open_ids() == {*waiting_ids[1:], running_id}
     await prompts.interrupt(ADA, None)
-    assert await open_ids() == set(waiting[1:])
-    await prompts.interrupt(ADA, waiting[1])
-    await prompts.interrupt(ADA, foreign.id)
-    assert await open_ids() == {waiting[2]}
+    assert await open_ids() == set(waiting_ids[1:])
+    await prompts.interrupt(ADA, waiting_ids[1])
+    await prompts.interrupt(ADA, foreign_job.id)
+    assert await open_ids() == {waiting_ids[2]}
     await prompts.cancel_waiting(ADA, None)
     assert await open_ids() == set()
-    assert not await prompts.cancel(ADA, waiting), "these prompts have ended"
-    assert not (await rig.jobs.get("bob", foreign.id)).status.is_final
+    assert not await prompts.cancel(ADA, waiting_ids), "these prompts have ended"
+    assert not (await rig.jobs.get("bob", foreign_job.id)).status.is_final
 
 
 @pytest.fixture
@@ -335,13 +341,13 @@ async def jobs_by_kind(rig: Rig) -> dict[str, str]:
             "a colleague's, same client": {"key_id": "k2", "client": "editor"},
             "another tenant's": {"owner": "bob"},
         }
-        for name, submitted in submissions.items():
-            job = await rig.job(is_running=is_running, **submitted)
+        for name, job_options in submissions.items():
+            job = await rig.job(is_running=is_running, **job_options)
             ids[f"{name} {state}"] = job.id
     return ids
 
 
-async def _left(rig: Rig, jobs_by_kind: Mapping[str, str]) -> set[str]:
+async def _list_open_names(rig: Rig, jobs_by_kind: Mapping[str, str]) -> set[str]:
     results = [*await rig.prompts.list_open(OWNER), *await rig.prompts.list_open("bob")]
     ids = {job.id for job in results}
     return {name for name, job_id in jobs_by_kind.items() if job_id in ids}
@@ -351,16 +357,16 @@ async def test_clearing_the_queue_affects_only_the_callers_own_prompts(
     prompts: ComfyPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     await prompts.cancel_waiting(ADA, None)
-    removed = {"own waits", "own, another client waits"}
-    assert await _left(rig, jobs_by_kind) == jobs_by_kind.keys() - removed
+    removed_names = {"own waits", "own, another client waits"}
+    assert await _list_open_names(rig, jobs_by_kind) == jobs_by_kind.keys() - removed_names
 
 
 async def test_an_interrupt_without_an_id_affects_only_the_callers_own_prompts(
     prompts: ComfyPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     await prompts.interrupt(ADA, None)
-    removed = {"own runs", "own, another client runs"}
-    assert await _left(rig, jobs_by_kind) == jobs_by_kind.keys() - removed
+    removed_names = {"own runs", "own, another client runs"}
+    assert await _list_open_names(rig, jobs_by_kind) == jobs_by_kind.keys() - removed_names
 
 
 async def test_client_id_limits_clearing_to_one_client(
@@ -368,8 +374,8 @@ async def test_client_id_limits_clearing_to_one_client(
 ) -> None:
     await prompts.interrupt(ADA, None, client_id="editor")
     await prompts.cancel_waiting(ADA, None, client_id="editor")
-    removed = {name for name in jobs_by_kind if "client" in name}
-    assert await _left(rig, jobs_by_kind) == jobs_by_kind.keys() - removed
+    removed_names = {name for name in jobs_by_kind if "client" in name}
+    assert await _list_open_names(rig, jobs_by_kind) == jobs_by_kind.keys() - removed_names
 
 
 async def test_a_user_is_recognized_in_every_session(prompts: ComfyPrompts, rig: Rig) -> None:
@@ -380,7 +386,7 @@ async def test_a_user_is_recognized_in_every_session(prompts: ComfyPrompts, rig:
         "the tenant's key's": (await rig.job()).id,
     }
     await prompts.cancel_waiting(ann, None)
-    assert await _left(rig, jobs_by_kind) == {"theirs", "the tenant's key's"}
+    assert await _list_open_names(rig, jobs_by_kind) == {"theirs", "the tenant's key's"}
 
 
 async def test_clearing_the_history_affects_only_the_callers_own_prompts(
@@ -389,45 +395,52 @@ async def test_clearing_the_history_affects_only_the_callers_own_prompts(
     for job_id in jobs_by_kind.values():
         await rig.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     await prompts.hide_from_history(ADA, None)
-    shown = {**await prompts.list_history(OWNER), **await prompts.list_history("bob")}
-    hidden = {name for name, job_id in jobs_by_kind.items() if job_id not in shown}
-    assert hidden == {name for name in jobs_by_kind if name.startswith("own")}
+    shown_prompts = {**await prompts.list_history(OWNER), **await prompts.list_history("bob")}
+    hidden_names = {name for name, job_id in jobs_by_kind.items() if job_id not in shown_prompts}
+    assert hidden_names == {name for name in jobs_by_kind if name.startswith("own")}
 
 
 async def test_an_interrupt_spares_prompts_that_have_been_executed(
-    prompts: ComfyPrompts, rig: Rig, executed: set[str]
+    prompts: ComfyPrompts, rig: Rig, executed_ids: set[str]
 ) -> None:
-    stored, running = await rig.job(is_running=True), await rig.job(is_running=True)
-    executed.add(stored.id)
+    executed_job, running_job = await rig.job(is_running=True), await rig.job(is_running=True)
+    executed_ids.add(executed_job.id)
     await prompts.interrupt(ADA, None)
-    await prompts.interrupt(ADA, stored.id)
-    assert [job.id for job in await rig.prompts.list_open(OWNER)] == [stored.id]
-    assert (await rig.jobs.get(OWNER, running.id)).status is JobStatus.CANCELLED
-    assert await prompts.cancel(ADA, [stored.id]), "an explicit cancellation still works"
+    await prompts.interrupt(ADA, executed_job.id)
+    assert [job.id for job in await rig.prompts.list_open(OWNER)] == [executed_job.id]
+    assert (await rig.jobs.get(OWNER, running_job.id)).status is JobStatus.CANCELLED
+    assert await prompts.cancel(ADA, [executed_job.id]), "an explicit cancellation still works"
 
 
 async def test_jobs_are_listed_by_state_and_page(prompts: ComfyPrompts, rig: Rig) -> None:
-    done, failed = await ended(rig), await ended(rig, JobStatus.FAILED)
-    waiting = await rig.job()
+    succeeded_job, failed_job = (
+        await create_ended_job(rig),
+        await create_ended_job(rig, JobStatus.FAILED),
+    )
+    waiting_job = await rig.job()
 
     async def list_ids(**requested: Any) -> tuple[list[str], dict[str, Any]]:
-        plain = {
+        default_options = {
             "states": (), "workflow_id": None, "sorts_by_duration": False, "is_ascending": True,
             "limit": None, "offset": 0,
         }  # fmt: skip
-        body = await prompts.list_jobs(OWNER, **{**plain, **requested})
+        body = await prompts.list_jobs(OWNER, **{**default_options, **requested})
         return [job["id"] for job in body["jobs"]], body["pagination"]
 
-    assert (await list_ids())[0] == [done.id, failed.id, waiting.id]
-    assert (await list_ids(is_ascending=False))[0] == [waiting.id, failed.id, done.id]
-    assert (await list_ids(states=("failed", "pending")))[0] == [failed.id, waiting.id]
+    assert (await list_ids())[0] == [succeeded_job.id, failed_job.id, waiting_job.id]
+    assert (await list_ids(is_ascending=False))[0] == [
+        waiting_job.id,
+        failed_job.id,
+        succeeded_job.id,
+    ]
+    assert (await list_ids(states=("failed", "pending")))[0] == [failed_job.id, waiting_job.id]
     assert (await list_ids(workflow_id="w"))[0] == []
     ids, pagination = await list_ids(limit=1, offset=1)
-    assert ids == [failed.id]
+    assert ids == [failed_job.id]
     assert pagination == {"offset": 1, "limit": 1, "total": 3, "has_more": True}
-    assert (await prompts.get_job(OWNER, done.id))["workflow"]["prompt"] == GRAPH
+    assert (await prompts.get_job(OWNER, succeeded_job.id))["workflow"]["prompt"] == GRAPH
     with pytest.raises(JobNotFound):
-        await prompts.get_job("bob", done.id)
+        await prompts.get_job("bob", succeeded_job.id)
 
 
 async def test_workflows_of_many_jobs_are_read_in_parallel_and_cached(
@@ -435,22 +448,22 @@ async def test_workflows_of_many_jobs_are_read_in_parallel_and_cached(
 ) -> None:
     for node in ("1", "2"):
         await rig.job(graph={node: GRAPH["1"]})
-    both = asyncio.Barrier(2)
-    read = rig.blobs.get
+    both_reading = asyncio.Barrier(2)
+    original_get = rig.blobs.get
 
     async def get(sha256: str) -> bytes:
         async with asyncio.timeout(10):
-            await both.wait()
-        return await read(sha256)
+            await both_reading.wait()
+        return await original_get(sha256)
 
     monkeypatch.setattr(rig.blobs, "get", get)
-    requested: Any = {
+    list_options: Any = {
         "states": (), "workflow_id": "w", "sorts_by_duration": False, "is_ascending": True,
         "limit": None, "offset": 0,
     }  # fmt: skip
-    body = await prompts.list_jobs(OWNER, **requested)
+    body = await prompts.list_jobs(OWNER, **list_options)
     assert body["jobs"] == []
     # The workflow digests must be cached, because the spec cache is smaller than the list.
     monkeypatch.setattr(prompts, "_specs", {})
     monkeypatch.setattr(rig.blobs, "get", None)
-    assert (await prompts.list_jobs(OWNER, **requested))["jobs"] == []
+    assert (await prompts.list_jobs(OWNER, **list_options))["jobs"] == []

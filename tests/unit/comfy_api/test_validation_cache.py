@@ -18,10 +18,10 @@ UNCHECKED: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def graph(**changed: Any) -> dict[str, Any]:
+def graph(**changed_inputs: Any) -> dict[str, Any]:
     inputs = {"seed": 1, "cfg": 7.5, "text": "a", "on": True, "name": "a.ckpt", "strength": 1.0}
     return {
-        "1": {"class_type": "K", "inputs": inputs | changed},
+        "1": {"class_type": "K", "inputs": inputs | changed_inputs},
         "2": {"class_type": "S", "inputs": {"images": ["1", 0], "filename_prefix": "m"}},
     }
 
@@ -34,17 +34,17 @@ def cache() -> ValidationCache:
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "changed_inputs",
     [{}, {"seed": 2**64 - 1}, {"seed": 0}, {"cfg": 1}, {"text": "ü" * 999}, {"on": False}],
 )
 def test_a_graph_that_differs_only_in_unchecked_inputs_is_cached(
-    cache: ValidationCache, changed: dict[str, Any]
+    cache: ValidationCache, changed_inputs: dict[str, Any]
 ) -> None:
-    assert cache.find("p", graph(**changed), None) == BODY
+    assert cache.find("p", graph(**changed_inputs), None) == BODY
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "changed_inputs",
     [
         {"seed": -1},
         {"seed": 2**64},
@@ -71,9 +71,9 @@ def test_a_graph_that_differs_only_in_unchecked_inputs_is_cached(
     ],
 )
 def test_a_graph_that_differs_in_a_checked_value_is_not_cached(
-    cache: ValidationCache, changed: dict[str, Any]
+    cache: ValidationCache, changed_inputs: dict[str, Any]
 ) -> None:
-    assert cache.find("p", graph(**changed), None) is None
+    assert cache.find("p", graph(**changed_inputs), None) is None
 
 
 def test_results_are_cached_per_pool_and_target_nodes(cache: ValidationCache) -> None:
@@ -85,15 +85,15 @@ def test_results_are_cached_per_pool_and_target_nodes(cache: ValidationCache) ->
 
 def test_links_classes_and_node_ids_are_part_of_the_shape(cache: ValidationCache) -> None:
     for path, value in (("class_type", "L"), ("inputs", {}), ("inputs", None)):
-        other = graph()
-        other["1"][path] = value
-        assert cache.find("p", other, None) is None
-    renamed = graph()
-    renamed["3"] = renamed.pop("1")
-    assert cache.find("p", renamed, None) is None
-    titled = graph(seed=9)
-    titled["1"]["_meta"] = {"title": "mine"}
-    assert cache.find("p", titled, None) == BODY
+        other_graph = graph()
+        other_graph["1"][path] = value
+        assert cache.find("p", other_graph, None) is None
+    renamed_graph = graph()
+    renamed_graph["3"] = renamed_graph.pop("1")
+    assert cache.find("p", renamed_graph, None) is None
+    titled_graph = graph(seed=9)
+    titled_graph["1"]["_meta"] = {"title": "mine"}
+    assert cache.find("p", titled_graph, None) == BODY
 
 
 def test_several_checked_values_are_cached_at_once(
@@ -116,8 +116,8 @@ def test_a_result_with_node_errors_is_not_cached() -> None:
     assert cache.find("p", graph(), None) is None
 
 
-@pytest.mark.parametrize("bad", [{"1": 1}, {"1": {}}, {"1": {"class_type": "K"}}])
-def test_a_malformed_graph_is_not_cached(bad: dict[str, Any]) -> None:
+@pytest.mark.parametrize("malformed_graph", [{"1": 1}, {"1": {}}, {"1": {"class_type": "K"}}])
+def test_a_malformed_graph_is_not_cached(malformed_graph: dict[str, Any]) -> None:
     cache = ValidationCache()
-    cache.store("p", bad, None, BODY, {})
-    assert cache.find("p", bad, None) is None
+    cache.store("p", malformed_graph, None, BODY, {})
+    assert cache.find("p", malformed_graph, None) is None

@@ -47,9 +47,9 @@ def test_every_node_starts_with_the_ray_environment(
     ray.write_text("#!/bin/sh\nenv\n")
     ray.chmod(0o700)
     environ = {"HOME": str(home), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "10.0.0.7"}
-    done = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    environment = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    process = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    environment = dict(line.split("=", 1) for line in process.stdout.splitlines() if "=" in line)
     assert environment.items() >= build_ray_environ().items()
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["MOYIN_REDIS_URL"] == "redis://there"
@@ -74,12 +74,17 @@ def test_every_node_installs_the_lock(config: Any) -> None:
 
 
 def test_only_renders_run_on_autoscaled_gpu_nodes(config: Any) -> None:
-    [(label, refused)] = NON_RENDER_NODES.items()
+    [(label, refused_value)] = NON_RENDER_NODES.items()
     types = _types(config)
-    marked = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}
-    assert {name: f"!{value}" for name, value in marked.items()} == {"gpu": refused}
+    node_labels = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}
+    assert {name: f"!{value}" for name, value in node_labels.items()} == {"gpu": refused_value}
     applications = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"]
-    tuned = [d for app in applications for d in app.get("deployments", ())]
-    assert [d["name"] for d in tuned] == ["Gateway", "Accounts", "JobWorker", "Models"]
-    for deployment in tuned:
+    configured_deployments = [d for app in applications for d in app.get("deployments", ())]
+    assert [d["name"] for d in configured_deployments] == [
+        "Gateway",
+        "Accounts",
+        "JobWorker",
+        "Models",
+    ]
+    for deployment in configured_deployments:
         assert deployment["ray_actor_options"]["label_selector"] == NON_RENDER_NODES

@@ -19,8 +19,10 @@ def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
     """Return an app that responds with the error that Ray Serve's own function creates."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        extra = [(name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()]
-        for message in convert_object_to_asgi_messages(text, status, extra):
+        extra_headers = [
+            (name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()
+        ]
+        for message in convert_object_to_asgi_messages(text, status, extra_headers):
             await send(message)
 
     return app
@@ -60,9 +62,9 @@ async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
 async def test_errors_of_serve_are_replaced_by_ours(
     serve_status: int, status: int, code: str, retry_after: str | None
 ) -> None:
-    received, headers, body = await respond(serve_answers(NOT_FOUND, serve_status))
+    received_status, headers, body = await respond(serve_answers(NOT_FOUND, serve_status))
     problem = json.loads(body)
-    assert (received, problem["status"], problem["code"]) == (status, status, code)
+    assert (received_status, problem["status"], problem["code"]) == (status, status, code)
     assert headers["content-type"] == "application/problem+json"
     assert headers["x-request-id"] == problem["request_id"] == "r1"
     assert headers["content-length"] == str(len(body))
@@ -159,8 +161,8 @@ async def test_websocket_is_not_changed() -> None:
 
 async def test_configured_origin_may_read_the_error() -> None:
     [middleware] = new_cors_middleware("https://play.example")
-    inner = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
-    app: Any = middleware.cls(inner, *middleware.args, **middleware.kwargs)
+    inner_app = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
+    app: Any = middleware.cls(inner_app, *middleware.args, **middleware.kwargs)
     messages: list[Message] = []
 
     async def send(message: Message) -> None:

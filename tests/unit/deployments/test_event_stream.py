@@ -30,35 +30,39 @@ class Source:
 
 
 async def test_values_come_with_the_name_of_their_stream() -> None:
-    first, second = Source(), Source()
-    merged = merge_streams({"a": first.stream(), "b": second.stream()}, heartbeat=60)
-    async with aclosing(merged):
+    first_source, second_source = Source(), Source()
+    merged_stream = merge_streams(
+        {"a": first_source.stream(), "b": second_source.stream()}, heartbeat=60
+    )
+    async with aclosing(merged_stream):
         for number in (1, 2):
-            second.values.put_nowait(number)
-            assert await anext(merged) == ("b", number)
-        first.values.put_nowait(3)
-        assert await anext(merged) == ("a", 3)
-        first.values.put_nowait(4)
-        second.values.put_nowait(5)
-        assert {await anext(merged), await anext(merged)} == {("a", 4), ("b", 5)}
-    assert first.is_closed and second.is_closed
+            second_source.values.put_nowait(number)
+            assert await anext(merged_stream) == ("b", number)
+        first_source.values.put_nowait(3)
+        assert await anext(merged_stream) == ("a", 3)
+        first_source.values.put_nowait(4)
+        second_source.values.put_nowait(5)
+        assert {await anext(merged_stream), await anext(merged_stream)} == {("a", 4), ("b", 5)}
+    assert first_source.is_closed and second_source.is_closed
 
 
 async def test_silence_is_reported_and_loses_no_value() -> None:
     source = Source()
-    async with aclosing(merge_streams({"a": source.stream()}, heartbeat=0.01)) as merged:
-        assert await anext(merged) is None
+    async with aclosing(merge_streams({"a": source.stream()}, heartbeat=0.01)) as merged_stream:
+        assert await anext(merged_stream) is None
         source.values.put_nowait(1)
-        seen = await anext(merged)
-        while seen is None:
-            seen = await anext(merged)
-        assert seen == ("a", 1)
+        value = await anext(merged_stream)
+        while value is None:
+            value = await anext(merged_stream)
+        assert value == ("a", 1)
 
 
 async def test_an_error_of_one_stream_ends_all() -> None:
-    first, second = Source(), Source()
-    merged = merge_streams({"a": first.stream(), "b": second.stream()}, heartbeat=60)
-    first.values.put_nowait(ValueError("broken"))
+    first_source, second_source = Source(), Source()
+    merged_stream = merge_streams(
+        {"a": first_source.stream(), "b": second_source.stream()}, heartbeat=60
+    )
+    first_source.values.put_nowait(ValueError("broken"))
     with pytest.raises(ValueError, match="broken"):
-        await anext(merged)
-    assert first.is_closed and second.is_closed
+        await anext(merged_stream)
+    assert first_source.is_closed and second_source.is_closed

@@ -65,8 +65,8 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
 async def test_unexpected_exception_becomes_a_problem_document(
     error: Exception, status: int, code: str
 ) -> None:
-    received, headers, body = await respond(error)
-    assert (received, body["code"]) == (status, code)
+    received_status, headers, body = await respond(error)
+    assert (received_status, body["code"]) == (status, code)
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"x-content-type-options"] == b"nosniff"
     assert body["request_id"].encode() == headers[b"x-request-id"]

@@ -13,13 +13,13 @@ from deployments.middleware import new_cors_middleware
 PAGE = "https://play.example"
 
 
-async def answer(_: Request) -> PlainTextResponse:
+async def respond(_: Request) -> PlainTextResponse:
     return PlainTextResponse("a")
 
 
 def client(origins: str) -> TestClient:
     app = Starlette(
-        routes=[Route("/", answer, methods=["POST"])], middleware=new_cors_middleware(origins)
+        routes=[Route("/", respond, methods=["POST"])], middleware=new_cors_middleware(origins)
     )
     return TestClient(app)
 
@@ -31,9 +31,9 @@ def preflight(client: TestClient, origin: str) -> Any:
 
 
 def test_configured_origin_may_call_and_read() -> None:
-    preflighted = preflight(client(f"{PAGE}, https://other.example"), PAGE)
-    assert preflighted.headers["access-control-allow-origin"] == PAGE
-    assert preflighted.headers["access-control-allow-headers"] == "authorization"
+    preflight_response = preflight(client(f"{PAGE}, https://other.example"), PAGE)
+    assert preflight_response.headers["access-control-allow-origin"] == PAGE
+    assert preflight_response.headers["access-control-allow-headers"] == "authorization"
     response = client(PAGE).post("/", headers={"origin": PAGE})
     assert response.headers["access-control-allow-origin"] == PAGE
     assert "x-request-id" in response.headers["access-control-expose-headers"]

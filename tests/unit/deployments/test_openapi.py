@@ -37,26 +37,28 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def described(name: str) -> Any:
+def openapi_document(name: str) -> Any:
     """Return the OpenAPI document of an app that is built from mocks."""
     return describe_app(APPS[name])
 
 
-def _operations(described: Any) -> Iterator[tuple[str, Any]]:
-    for path, methods in described["paths"].items():
+def _operations(openapi_document: Any) -> Iterator[tuple[str, Any]]:
+    for path, methods in openapi_document["paths"].items():
         for operation in methods.values():
             yield path, operation
 
 
-def test_document_is_valid(described: Any) -> None:
-    assert [error.message for error in OpenAPIV31SpecValidator(described).iter_errors()] == []
+def test_document_is_valid(openapi_document: Any) -> None:
+    assert [
+        error.message for error in OpenAPIV31SpecValidator(openapi_document).iter_errors()
+    ] == []
 
 
-def test_document_lists_routes_that_need_no_key(name: str, described: Any) -> None:
-    assert described["security"] == [{"bearer": []}, {"apiKey": []}]
-    schemes = described["components"]["securitySchemes"]
+def test_document_lists_routes_that_need_no_key(name: str, openapi_document: Any) -> None:
+    assert openapi_document["security"] == [{"bearer": []}, {"apiKey": []}]
+    schemes = openapi_document["components"]["securitySchemes"]
     open_paths = set()
-    for path, operation in _operations(described):
+    for path, operation in _operations(openapi_document):
         if operation.get("security") == []:
             open_paths.add(path)
         for choice in operation.get("security", ()):
@@ -64,9 +66,9 @@ def test_document_lists_routes_that_need_no_key(name: str, described: Any) -> No
     assert open_paths == PUBLIC[name]
 
 
-def test_body_of_every_response_is_described(described: Any) -> None:
+def test_body_of_every_response_is_described(openapi_document: Any) -> None:
     """Each response has a schema, unless its status allows no body."""
-    for path, operation in _operations(described):
+    for path, operation in _operations(openapi_document):
         for status, response in operation["responses"].items():
             assert response.get("description"), (path, status)
             if status in ("202", "204", "303", "304", "416"):
@@ -83,21 +85,21 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("name", ["gateway"])
-def test_events_of_jobs_have_types(described: Any) -> None:
-    [content] = described["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"][
+def test_events_of_jobs_have_types(openapi_document: Any) -> None:
+    [content] = openapi_document["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"][
         "content"
     ].items()
     assert content == (
         "text/event-stream",
         {"schema": {"$ref": "#/components/schemas/ServerSentEvent"}},
     )
-    schemas = described["components"]["schemas"]
-    sent = {
+    schemas = openapi_document["components"]["schemas"]
+    event_schemas = {
         event["properties"]["event"]["const"]: event["properties"]["data"]["contentSchema"]["$ref"]
         for event in schemas["ServerSentEvent"]["oneOf"]
     }
-    assert sent.pop("error") == "#/components/schemas/StreamError"
-    assert sent == {
+    assert event_schemas.pop("error") == "#/components/schemas/StreamError"
+    assert event_schemas == {
         kind.value: f"#/components/schemas/{body.__name__}" for kind, body in EVENT_BODIES.items()
     }
     types = schemas["JobEvent"]["discriminator"]["mapping"]

@@ -18,26 +18,30 @@ def proxy() -> Proxy:
 
 
 @pytest.fixture
-def hot(proxy: Proxy) -> ReloadableConfig[GatewayConfig]:
+def reloadable_config(proxy: Proxy) -> ReloadableConfig[GatewayConfig]:
     return ReloadableConfig(
         GatewayConfig, lambda config: proxy.configure(config.to_route_table("http://door"))
     )
 
 
-def test_invalid_first_configuration_raises(hot: ReloadableConfig[GatewayConfig]) -> None:
+def test_invalid_first_configuration_raises(
+    reloadable_config: ReloadableConfig[GatewayConfig],
+) -> None:
     with pytest.raises(ValueError, match=r"routes\.0\.upstreams\.0\.url"):
-        hot.load(BAD)
+        reloadable_config.load(BAD)
 
 
 def test_invalid_later_configuration_is_logged_and_changes_nothing(
-    hot: ReloadableConfig[GatewayConfig], proxy: Proxy, caplog: pytest.LogCaptureFixture
+    reloadable_config: ReloadableConfig[GatewayConfig],
+    proxy: Proxy,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    hot.load(GOOD)
-    before = proxy.route_table
+    reloadable_config.load(GOOD)
+    table_before = proxy.route_table
     with caplog.at_level(logging.ERROR):
-        hot.load(BAD)
-    assert proxy.route_table is before
+        reloadable_config.load(BAD)
+    assert proxy.route_table is table_before
     assert "routes.0.upstreams.0.url" in caplog.text
     assert "secret" not in caplog.text
-    hot.load({"routes": []})
+    reloadable_config.load({"routes": []})
     assert proxy.route_table.routes == ()

@@ -53,7 +53,7 @@ def test_gateway_lists_every_pool(config: Any) -> None:
     assert set(_app(config, "gateway")["args"]["pools"]) == pools
 
 
-def _set(*path: Any) -> Callable[[Any], None]:
+def _set_value(*path: Any) -> Callable[[Any], None]:
     *parents, key, value = path
 
     def change(target: Any) -> None:
@@ -78,33 +78,38 @@ def _rename_pool(config: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (_set("colour", "red"), "colour: unknown key"),
+        (_set_value("colour", "red"), "colour: unknown key"),
         (
-            _set("applications", 3, "deployments", 0, "user_config", "aliases", {"fast": ["smol"]}),
+            _set_value(
+                "applications", 3, "deployments", 0, "user_config", "aliases", {"fast": ["smol"]}
+            ),
             "applications.models.deployments.Models.user_config: aliases.fast.models: "
             "no back end has a model 'smol'",
         ),
-        (_set("http_options", "prot", 1), "http_options.prot: unknown key"),
+        (_set_value("http_options", "prot", 1), "http_options.prot: unknown key"),
         (
-            _set("applications", 0, "import_pth", "x"),
+            _set_value("applications", 0, "import_pth", "x"),
             "applications.gateway.import_pth: unknown key",
         ),
         (
-            _set("applications", 0, "deployments", 0, "num_replica", 2),
+            _set_value("applications", 0, "deployments", 0, "num_replica", 2),
             "applications.gateway.deployments.Gateway.num_replica: unknown key",
         ),
         (
-            _set("applications", 0, "deployments", 0, "ray_actor_options", "num_cpu", 1),
+            _set_value("applications", 0, "deployments", 0, "ray_actor_options", "num_cpu", 1),
             "applications.gateway.deployments.Gateway.ray_actor_options.num_cpu: unknown key",
         ),
         (
-            _set("applications", 0, "args", "pool", ["a"]),
+            _set_value("applications", 0, "args", "pool", ["a"]),
             "applications.gateway.args.pool: unknown key",
         ),
-        (_set("http_options", "port", "high"), "http_options.port: "),
-        (_set("applications", 0, "import_path", "deployments.nowhere:build"), "No module named"),
+        (_set_value("http_options", "port", "high"), "http_options.port: "),
         (
-            _set("grpc_options", "grpc_servicer_functions", ["moyin.grpc.add"]),
+            _set_value("applications", 0, "import_path", "deployments.nowhere:build"),
+            "No module named",
+        ),
+        (
+            _set_value("grpc_options", "grpc_servicer_functions", ["moyin.grpc.add"]),
             "grpc_options.grpc_servicer_functions.0: No module named 'moyin.grpc'",
         ),
         (_rename_models, "there is no deployment 'Modles'; the app's deployments are Models"),
@@ -134,7 +139,7 @@ def _rename_pool(config: Any) -> None:
         ),
         (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: is missing"),
         (
-            _set("applications", 0, "args", "pools", ["defaul"]),
+            _set_value("applications", 0, "args", "pools", ["defaul"]),
             "applications.gateway.args.pools: there is no pool 'defaul'; the pools are default",
         ),
         (
@@ -173,9 +178,9 @@ def test_farm_for_text_needs_no_pool(config: Any) -> None:
 
 def test_stack_changes_only_the_ports(config: Any) -> None:
     ports = Ports.read({}, base=20_000)
-    moved = load_serve_config(ROOT / "serve_config.yaml", ports)
-    assert moved["http_options"].pop("port") == 20_000
-    assert moved["grpc_options"].pop("port") == ports.grpc
+    moved_config = load_serve_config(ROOT / "serve_config.yaml", ports)
+    assert moved_config["http_options"].pop("port") == 20_000
+    assert moved_config["grpc_options"].pop("port") == ports.grpc
     config["http_options"].pop("port")
     config["grpc_options"].pop("port")
-    assert moved == config
+    assert moved_config == config

@@ -50,16 +50,18 @@ async def _iterations_until_accepted(kind: type[uvicorn.Server]) -> int:
     return iterations
 
 
-def _run(kind: type[uvicorn.Server]) -> int:
+def _count_iterations(kind: type[uvicorn.Server]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_iterations_until_accepted(kind))
 
 
 def test_several_connections_are_accepted_per_iteration() -> None:
-    assert _run(ReplicaServer) <= CLIENTS // 8
+    assert _count_iterations(ReplicaServer) <= CLIENTS // 8
     # `uvicorn.Server` itself may have been replaced by ours in this process.
-    [plain] = ReplicaServer.__bases__
-    assert _run(plain) >= CLIENTS, "uvicorn's server is fast enough now: remove ours"
+    [base_class] = ReplicaServer.__bases__
+    assert _count_iterations(base_class) >= CLIENTS, (
+        "uvicorn's server is fast enough now: remove ours"
+    )
 
 
 async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,13 +73,13 @@ async def test_serve_uses_our_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
     loop = asyncio.get_running_loop()
     options = HTTPOptions(host="127.0.0.1", port=0)
-    serving, server = await start_asgi_http_server(app, options, event_loop=loop)
+    serving_task, server = await start_asgi_http_server(app, options, event_loop=loop)
     server.should_exit = True
-    await serving
+    await serving_task
     assert isinstance(server, ReplicaServer)
 
 
-def _leak(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:
+def _run_leaking_process(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", LEAK, str(limit_mib), str(leak_mib)],
         capture_output=True, text=True, timeout=60, check=False,
@@ -85,11 +87,11 @@ def _leak(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_leak_above_the_limit_ends_the_process() -> None:
-    leaking = _leak(200, 2_000)
-    assert (leaking.returncode, leaking.stdout) == (70, "")
-    assert "this replica uses" in leaking.stderr
+    leaking_process = _run_leaking_process(200, 2_000)
+    assert (leaking_process.returncode, leaking_process.stdout) == (70, "")
+    assert "this replica uses" in leaking_process.stderr
 
 
 def test_process_survives_without_a_limit_and_below_it() -> None:
-    assert _leak(0, 50).stdout == "survived\n"
-    assert _leak(1_000, 50).stdout == "survived\n"
+    assert _run_leaking_process(0, 50).stdout == "survived\n"
+    assert _run_leaking_process(1_000, 50).stdout == "survived\n"

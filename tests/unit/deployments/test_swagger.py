@@ -50,5 +50,5 @@ def test_content_security_policy_blocks_other_hosts() -> None:
 
 
 def test_page_needs_no_key() -> None:
-    for prefix, public in (("/", GATEWAY), ("/v1/", MODELS), ("/accounts/", ACCOUNTS)):
-        assert {f"{prefix}{name}" for name in (*DOCS_PATHS, "openapi.json")} <= public
+    for prefix, public_document in (("/", GATEWAY), ("/v1/", MODELS), ("/accounts/", ACCOUNTS)):
+        assert {f"{prefix}{name}" for name in (*DOCS_PATHS, "openapi.json")} <= public_document

@@ -10,7 +10,7 @@ from moyin.http.headers import build_file_headers
 
 
 @pytest.mark.parametrize(
-    ("declared", "head", "found"),
+    ("declared_type", "head", "expected_type"),
     [
         (None, b"\x89PNG\r\n\x1a\n", "image/png"),
         ("application/octet-stream", b"\xff\xd8\xff\xe0", "image/jpeg"),
@@ -20,36 +20,38 @@ from moyin.http.headers import build_file_headers
         ("text/html", b"\x89PNG\r\n\x1a\n", "text/html"),
     ],
 )
-def test_media_types(declared: str | None, head: bytes, found: str) -> None:
-    assert detect_media_type(declared, head) == found
-
-
-@pytest.mark.parametrize("declared", ["", "x", "a/b/c", "a b/c", "text/\nhtml", "x" * 100 + "/y"])
-def test_invalid_media_type_is_refused(declared: str) -> None:
-    if declared:
-        with pytest.raises(InvalidRequest):
-            detect_media_type(declared, b"")
-    else:
-        assert detect_media_type(declared, b"") == "application/octet-stream"
+def test_media_types(declared_type: str | None, head: bytes, expected_type: str) -> None:
+    assert detect_media_type(declared_type, head) == expected_type
 
 
 @pytest.mark.parametrize(
-    ("name", "clean"),
+    "declared_type", ["", "x", "a/b/c", "a b/c", "text/\nhtml", "x" * 100 + "/y"]
+)
+def test_invalid_media_type_is_refused(declared_type: str) -> None:
+    if declared_type:
+        with pytest.raises(InvalidRequest):
+            detect_media_type(declared_type, b"")
+    else:
+        assert detect_media_type(declared_type, b"") == "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("name", "clean_name"),
     [
         ("a.png", "a.png"), ("../../etc/passwd", "passwd"), ("C:\\x\\y.png", "y.png"),
         ("a\r\nb.png", "ab.png"), ("", "upload.png"), (None, "upload.png"), ("..", "upload.png"),
         ("猫.png", "猫.png"), (" .hidden ", "hidden"), ("x" * 300 + ".png", "x" * 196 + ".png"),
     ],
 )  # fmt: skip
-def test_file_names_are_cleaned(name: str | None, clean: str) -> None:
-    assert sanitize_file_name(name, "image/png") == clean
+def test_file_names_are_cleaned(name: str | None, clean_name: str) -> None:
+    assert sanitize_file_name(name, "image/png") == clean_name
 
 
 @given(st.text())
 def test_sanitized_name_has_no_path_and_fits_a_header(name: str) -> None:
-    clean = sanitize_file_name(name, "image/png")
-    assert 0 < len(clean) <= 200
-    assert "/" not in clean
-    assert clean not in (".", "..")
-    artifact = Artifact(id="a", name=clean, media_type="image/png", size=1, sha256="0")
+    clean_name = sanitize_file_name(name, "image/png")
+    assert 0 < len(clean_name) <= 200
+    assert "/" not in clean_name
+    assert clean_name not in (".", "..")
+    artifact = Artifact(id="a", name=clean_name, media_type="image/png", size=1, sha256="0")
     build_file_headers(artifact)["content-disposition"].encode("ascii")

@@ -22,8 +22,10 @@ def test_pool_must_be_permitted_by_every_limit() -> None:
 
 def test_denied_nodes_win_over_allowed_nodes() -> None:
     limit = Limit(subject="owner:o", allowed_nodes=("Save*",), denied_nodes=("SaveLoRA",))
-    permitted = [n for n in ("SaveImage", "SaveLoRA", "saveimage", "Load") if limit.permits_node(n)]
-    assert permitted == ["SaveImage"]
+    permitted_nodes = [
+        n for n in ("SaveImage", "SaveLoRA", "saveimage", "Load") if limit.permits_node(n)
+    ]
+    assert permitted_nodes == ["SaveImage"]
     assert Limit(subject="owner:o").permits_node("Any")
     rules = PoolRules(allow=("Save*",), deny=("SaveLoRA",), unchecked=("My*.path",))
     assert [n for n in ("SaveImage", "SaveLoRA", "Load") if rules.permits_node(n)] == ["SaveImage"]

@@ -15,7 +15,7 @@ def parameter(kind: str, **members: Any) -> Parameter:
 
 
 @pytest.mark.parametrize(
-    ("kind", "members", "given", "expected"),
+    ("kind", "members", "given_value", "expected"),
     [
         ("string", {}, "a", "a"),
         ("integer", {}, 5, 5),
@@ -30,14 +30,14 @@ def parameter(kind: str, **members: Any) -> Parameter:
     ],
 )
 def test_valid_value_keeps_its_type(
-    kind: str, members: dict[str, Any], given: Any, expected: Any
+    kind: str, members: dict[str, Any], given_value: Any, expected: Any
 ) -> None:
-    value = parameter(kind, **members).check_value(given, "inputs.x")
+    value = parameter(kind, **members).check_value(given_value, "inputs.x")
     assert (value, type(value)) == (expected, type(expected))
 
 
 @pytest.mark.parametrize(
-    ("kind", "members", "given", "problem"),
+    ("kind", "members", "value", "problem"),
     [
         ("string", {}, 5, "must be a string"),
         ("string", {}, ["1", 0], "must be a string"),
@@ -60,10 +60,10 @@ def test_valid_value_keeps_its_type(
     ],
 )
 def test_invalid_value_error_states_the_valid_values(
-    kind: str, members: dict[str, Any], given: Any, problem: str
+    kind: str, members: dict[str, Any], value: Any, problem: str
 ) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        parameter(kind, **members).check_value(given, "inputs.x")
+        parameter(kind, **members).check_value(value, "inputs.x")
     assert exc_info.value.field == "inputs.x"
     assert problem in exc_info.value.message
 
@@ -75,6 +75,11 @@ def test_only_an_object_is_a_reference() -> None:
     assert picture.to_reference({"from": "steps.0.artifacts.0"}, "f") == (
         "${steps.0.artifacts.0:artifact}"
     )
-    for wrong in ({}, {"from": 1}, {"from": "${steps.0.text}"}, {"from": "steps.0.text", "a": 1}):
+    for not_a_reference in (
+        {},
+        {"from": 1},
+        {"from": "${steps.0.text}"},
+        {"from": "steps.0.text", "a": 1},
+    ):
         with pytest.raises(InvalidRequest, match="from"):
-            text.to_reference(wrong, "f")
+            text.to_reference(not_a_reference, "f")

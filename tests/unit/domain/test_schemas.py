@@ -13,14 +13,14 @@ from moyin.errors import SchemaTooLarge
 BOUNDS = SchemaBounds()
 
 
-def weigh(*schemas: Any) -> None:
+def check_all(*schemas: Any) -> None:
     check_schemas((f"tools.{n}.function.parameters", schema) for n, schema in enumerate(schemas))
 
 
 def find_exceeded_bound(*schemas: Any) -> tuple[str, str | None]:
     """Return the name of the bound that the schemas exceed, and the error's field."""
     with pytest.raises(SchemaTooLarge) as exc_info:
-        weigh(*schemas)
+        check_all(*schemas)
     error = exc_info.value
     assert f"{error.details['limit']:,}" in error.message or "refer" in error.message
     assert error.field is not None and error.message.startswith(error.field)
@@ -31,7 +31,7 @@ def object_schema(*names: str, **members: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {name: {"type": "string"} for name in names}, **members}
 
 
-def matching(pattern: str) -> dict[str, Any]:
+def make_pattern_schema(pattern: str) -> dict[str, Any]:
     return {"type": "string", "pattern": pattern}
 
 
@@ -52,28 +52,28 @@ class Node(BaseModel):
         {"enum": [f"country {n}" for n in range(200)]},
         {"anyOf": [object_schema(f"a{n}") for n in range(100)]},
         {"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 50},
-        matching("^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"),
-        matching(r"^((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)$"),
-        matching(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})$"),
-        matching(f"^({'|'.join(f'c{n}' for n in range(60))})$"),
-        matching(r"^#[0-9a-fA-F]{6}$"),
-        matching(r"^[a-z][a-z0-9_-]{0,63}(/[a-z0-9._-]+)*$"),
-        matching(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9a-zA-Z.-]+)?$"),
-        matching(r"^[^@ ]+@[^@ ]+\.[a-z]{2,}$"),
+        make_pattern_schema("^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"),
+        make_pattern_schema(r"^((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)$"),
+        make_pattern_schema(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})$"),
+        make_pattern_schema(f"^({'|'.join(f'c{n}' for n in range(60))})$"),
+        make_pattern_schema(r"^#[0-9a-fA-F]{6}$"),
+        make_pattern_schema(r"^[a-z][a-z0-9_-]{0,63}(/[a-z0-9._-]+)*$"),
+        make_pattern_schema(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9a-zA-Z.-]+)?$"),
+        make_pattern_schema(r"^[^@ ]+@[^@ ]+\.[a-z]{2,}$"),
         {"$ref": "https://example.com/schema"},
         {"$ref": "#/$defs/none"},
     ],
 )
 def test_common_schemas_are_accepted(schema: Any) -> None:
-    weigh(schema)
+    check_all(schema)
 
 
 def test_tools_of_an_agent_are_accepted() -> None:
-    weigh(*(object_schema(*(f"argument_{n}" for n in range(15))) for _ in range(100)))
+    check_all(*(object_schema(*(f"argument_{n}" for n in range(15))) for _ in range(100)))
 
 
 @pytest.mark.parametrize(
-    ("schema", "exceeded"),
+    ("schema", "exceeded_bound"),
     [
         ({"enum": [f"v{n}" for n in range(4_000)]}, "values"),
         ({"enum": [f"v{n}" for n in range(201)]}, "alternatives"),
@@ -83,20 +83,20 @@ def test_tools_of_an_agent_are_accepted() -> None:
         (object_schema(*(f"p{n}" for n in range(257))), "properties"),
         ({"allOf": [object_schema(*(f"{a}{n}" for n in range(90))) for a in "abc"]}, "properties"),
         (object_schema(a={"description": "x" * 300_000}), "bytes"),
-        (matching("a" * 257), "pattern"),
-        (matching("^(a?){100}b$"), "repeats"),
-        (matching("^((((a?){9}){9}){9}){9}$"), "repeats"),
-        (matching("^(a{0,100}){0,100}$"), "repeats"),
-        (matching("a?" * 100), "repeats"),
-        (matching("^([ a]?){17}b$"), "repeats"),
-        (matching("^(a|b|c|d?){8}$"), "repeats"),
-        (matching("[ ]{0,2000}"), "repeats"),
+        (make_pattern_schema("a" * 257), "pattern"),
+        (make_pattern_schema("^(a?){100}b$"), "repeats"),
+        (make_pattern_schema("^((((a?){9}){9}){9}){9}$"), "repeats"),
+        (make_pattern_schema("^(a{0,100}){0,100}$"), "repeats"),
+        (make_pattern_schema("a?" * 100), "repeats"),
+        (make_pattern_schema("^([ a]?){17}b$"), "repeats"),
+        (make_pattern_schema("^(a|b|c|d?){8}$"), "repeats"),
+        (make_pattern_schema("[ ]{0,2000}"), "repeats"),
         ({"type": "object", "patternProperties": {"(a?){100}": {}}}, "repeats"),
-        ({"prefixItems": [matching("a?" * 12)] * 100}, "patterns"),
+        ({"prefixItems": [make_pattern_schema("a?" * 12)] * 100}, "patterns"),
     ],
 )
-def test_schema_that_blocks_a_server_is_refused(schema: Any, exceeded: str) -> None:
-    assert find_exceeded_bound(schema) == (exceeded, "tools.0.function.parameters")
+def test_schema_that_blocks_a_server_is_refused(schema: Any, exceeded_bound: str) -> None:
+    assert find_exceeded_bound(schema) == (exceeded_bound, "tools.0.function.parameters")
 
 
 def test_references_are_resolved() -> None:
@@ -126,18 +126,21 @@ def test_directly_recursive_schema_is_refused(schema: Any) -> None:
 
 
 def test_depth_and_number_are_bounded() -> None:
-    deep: Any = {"type": "integer"}
+    deep_schema: Any = {"type": "integer"}
     for _ in range(40):
-        deep = object_schema(items=deep)
-    assert find_exceeded_bound(deep)[0] == "depth"
-    many = {
+        deep_schema = object_schema(items=deep_schema)
+    assert find_exceeded_bound(deep_schema)[0] == "depth"
+    large_schema = {
         "type": "object",
         "properties": {f"p{n}": object_schema(*map(str, range(40))) for n in range(99)},
     }
-    assert find_exceeded_bound(many)[0] == "nodes"
+    assert find_exceeded_bound(large_schema)[0] == "nodes"
 
 
 def test_bounds_apply_to_all_schemas_of_a_request() -> None:
-    half = {"enum": [f"v{n}" for n in range(200)]}
-    weigh(half, half)
-    assert find_exceeded_bound(half, half, half) == ("values", "tools.2.function.parameters")
+    half_enum = {"enum": [f"v{n}" for n in range(200)]}
+    check_all(half_enum, half_enum)
+    assert find_exceeded_bound(half_enum, half_enum, half_enum) == (
+        "values",
+        "tools.2.function.parameters",
+    )

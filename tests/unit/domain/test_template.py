@@ -17,11 +17,11 @@ OUTPUTS: list[dict[str, Any]] = [
 
 
 def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
-    declared = {"prompt": {"type": "string"}, **inputs}
+    declared_inputs = {"prompt": {"type": "string"}, **inputs}
     node = {"class_type": "A", "inputs": {"text": text, "all": "${inputs.prompt}"}}
-    others = {name: f"${{inputs.{name}}}" for name in inputs}
-    graph = {"1": node, "2": {"class_type": "B", "inputs": others}}
-    return to_template({"name": "t", "title": "T", "inputs": declared, "graph": graph})
+    other_inputs = {name: f"${{inputs.{name}}}" for name in inputs}
+    graph = {"1": node, "2": {"class_type": "B", "inputs": other_inputs}}
+    return to_template({"name": "t", "title": "T", "inputs": declared_inputs, "graph": graph})
 
 
 def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
@@ -62,9 +62,9 @@ def test_client_text_is_unchanged_after_resolving(a: str, b: str) -> None:
     new_template = template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
     graph = fill_template(new_template, {"prompt": a, "b": b})
     assert not references.has_references(graph)
-    seen = references.resolve_references(graph, OUTPUTS)
-    assert seen["1"]["inputs"] == {"text": f"<{a}{b}> ${{x}}", "all": a}
-    assert seen["2"]["inputs"] == {"b": b}
+    resolved_graph = references.resolve_references(graph, OUTPUTS)
+    assert resolved_graph["1"]["inputs"] == {"text": f"<{a}{b}> ${{x}}", "all": a}
+    assert resolved_graph["2"]["inputs"] == {"b": b}
 
 
 def test_reference_object_resolves_to_typed_output() -> None:
@@ -77,9 +77,9 @@ def test_reference_object_resolves_to_typed_output() -> None:
         "n": {"from": "steps.0.body.n"},
         "image": {"from": "steps.0.artifacts.0"},
     }
-    seen = references.resolve_references(fill_template(new_template, inputs), OUTPUTS)
-    assert seen["1"]["inputs"]["text"] == "3: said!"
-    assert seen["2"]["inputs"] == {"n": 3, "image": OUTPUTS[0]["artifacts"][0]}
+    resolved_graph = references.resolve_references(fill_template(new_template, inputs), OUTPUTS)
+    assert resolved_graph["1"]["inputs"]["text"] == "3: said!"
+    assert resolved_graph["2"]["inputs"] == {"n": 3, "image": OUTPUTS[0]["artifacts"][0]}
 
 
 @pytest.mark.parametrize("path", ["steps.0.body", "steps.0.artifacts.0", "steps.0.body.n"])

@@ -14,7 +14,7 @@ class Clock:
         return self.now
 
 
-def opened() -> tuple[Breaker, Clock]:
+def open_breaker() -> tuple[Breaker, Clock]:
     clock = Clock()
     breaker = Breaker(clock)
     for _ in range(3):
@@ -24,7 +24,7 @@ def opened() -> tuple[Breaker, Clock]:
 
 
 def test_three_failures_in_a_row_open_the_breaker() -> None:
-    breaker, _ = opened()
+    breaker, _ = open_breaker()
     assert breaker.state is BreakerState.OPEN
     assert not breaker.admit()
     assert breaker.retry_after == 2.0
@@ -40,7 +40,7 @@ def test_a_success_between_failures_keeps_it_closed() -> None:
 
 
 def test_successful_probe_closes_the_breaker() -> None:
-    breaker, clock = opened()
+    breaker, clock = open_breaker()
     clock.now += 2.0
     assert breaker.state is BreakerState.HALF_OPEN
     assert breaker.admit()
@@ -50,18 +50,18 @@ def test_successful_probe_closes_the_breaker() -> None:
 
 
 def test_failed_probe_doubles_cooldown_up_to_a_minute() -> None:
-    breaker, clock = opened()
-    waits = []
+    breaker, clock = open_breaker()
+    wait_seconds = []
     for _ in range(7):
-        waits.append(breaker.retry_after)
+        wait_seconds.append(breaker.retry_after)
         clock.now += breaker.retry_after
         assert breaker.admit()
         breaker.fail()
-    assert waits == [2, 4, 8, 16, 32, 60, 60]
+    assert wait_seconds == [2, 4, 8, 16, 32, 60, 60]
 
 
 def test_abandoned_probe_admits_another() -> None:
-    breaker, clock = opened()
+    breaker, clock = open_breaker()
     clock.now += 2.0
     assert breaker.admit()
     breaker.abandon()
@@ -100,21 +100,21 @@ def test_late_failure_does_not_shorten_the_cooldown() -> None:
 def test_breaker_reopens_eventually_with_one_probe_at_a_time(steps: list[str]) -> None:
     clock = Clock()
     breaker = Breaker(clock)
-    probing = False
+    is_probing = False
     for step in steps:
         state = breaker.state
         match step:
             case "admit":
-                admitted = breaker.admit()
-                assert not (admitted and probing and state is BreakerState.HALF_OPEN)
-                probing = (admitted and state is BreakerState.HALF_OPEN) or probing
+                was_admitted = breaker.admit()
+                assert not (was_admitted and is_probing and state is BreakerState.HALF_OPEN)
+                is_probing = (was_admitted and state is BreakerState.HALF_OPEN) or is_probing
             case "tick":
                 clock.now += 1
             case "minute":
                 clock.now += 60
             case _:
                 getattr(breaker, step)()
-                probing = False
+                is_probing = False
     breaker.abandon()
     clock.now += 60
     assert breaker.ready

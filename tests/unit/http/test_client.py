@@ -18,7 +18,7 @@ SIZE = sum(map(len, PIECES))
 async def response() -> AsyncIterator[aiohttp.ClientResponse]:
     """Serve a body in two pieces; the reader starts before the second piece is sent."""
 
-    async def give(request: web.Request) -> web.StreamResponse:
+    async def respond_in_pieces(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
         for piece in PIECES:
@@ -27,7 +27,7 @@ async def response() -> AsyncIterator[aiohttp.ClientResponse]:
         return answer
 
     app = web.Application()
-    app.router.add_get("/", give)
+    app.router.add_get("/", respond_in_pieces)
     async with (
         TestServer(app) as server,
         aiohttp.ClientSession() as session,

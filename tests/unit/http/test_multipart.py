@@ -31,13 +31,13 @@ def form(content: bytes, *fields: tuple[str, str], name: str = "a.wav") -> Multi
 async def test_a_form_is_encoded_again_and_again() -> None:
     content = bytes(range(256)) * 3000  # in several pieces
     fields = [("model", "alias"), ("include[]", "a"), ("include[]", "b"), ("model", "twice")]
-    encoded = EncodedForm(form(content, *fields), {"model": "whisper-1"})
+    encoded_form = EncodedForm(form(content, *fields), {"model": "whisper-1"})
     for _ in range(2):
-        pieces = [piece async for piece in encoded.iterate()]
+        pieces = [piece async for piece in encoded_form.iterate()]
         assert max(map(len, pieces)) <= 256 * 1024
         body = b"".join(pieces)
-        assert len(body) == encoded.length
-        head = f"content-type: {encoded.content_type}\r\n\r\n".encode()
+        assert len(body) == encoded_form.length
+        head = f"content-type: {encoded_form.content_type}\r\n\r\n".encode()
         parts: Any = BytesParser(policy=HTTP).parsebytes(head + body).get_payload()
         results = [
             (
@@ -56,11 +56,11 @@ async def test_a_form_is_encoded_again_and_again() -> None:
 
 
 async def test_names_cannot_add_headers() -> None:
-    encoded = EncodedForm(form(b"x", name='a"\r\nx-evil: 1\r\n\r\n.wav'), {})
-    body = b"".join([piece async for piece in encoded.iterate()])
+    encoded_form = EncodedForm(form(b"x", name='a"\r\nx-evil: 1\r\n\r\n.wav'), {})
+    body = b"".join([piece async for piece in encoded_form.iterate()])
     assert b'filename="a%22%0D%0Ax-evil: 1%0D%0A%0D%0A.wav"' in body
 
 
 def test_the_last_value_of_a_field_counts() -> None:
-    received = form(b"x", ("n", "1"), ("n", "2"))
-    assert received.get("n") == "2" and received.get("m") is None
+    received_form = form(b"x", ("n", "1"), ("n", "2"))
+    assert received_form.get("n") == "2" and received_form.get("m") is None

@@ -5,7 +5,7 @@ from moyin.access.gatekeeper import get_http_status
 
 
 def _family(kind: type[errors.MoyinError]) -> list[type[errors.MoyinError]]:
-    return [kind, *(grand for child in kind.__subclasses__() for grand in _family(child))]
+    return [kind, *(descendant for child in kind.__subclasses__() for descendant in _family(child))]
 
 
 def test_every_error_has_a_status_and_a_unique_code() -> None:

@@ -18,7 +18,7 @@ INSIDE = [
 OUTSIDE = ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
 
 
-class Names(AbstractResolver):
+class FakeResolver(AbstractResolver):
     def __init__(self, *addresses: str) -> None:
         self._addresses = addresses
 
@@ -79,14 +79,16 @@ def test_host_names_are_not_checked_as_literals() -> None:
 
 
 async def test_resolver_returns_public_addresses() -> None:
-    resolver = PublicResolver(AllowedNetworks(), Names("1.1.1.1", "8.8.8.8"))
+    resolver = PublicResolver(AllowedNetworks(), FakeResolver("1.1.1.1", "8.8.8.8"))
     assert [r["host"] for r in await resolver.resolve("x", 80)] == ["1.1.1.1", "8.8.8.8"]
 
 
 async def test_host_with_one_private_address_is_refused() -> None:
-    with pytest.raises(AddressNotAllowed) as refused:
-        await PublicResolver(AllowedNetworks(), Names("1.1.1.1", "10.0.0.1")).resolve("x", 80)
-    assert "10.0.0.1" not in str(refused.value)
+    with pytest.raises(AddressNotAllowed) as exc_info:
+        await PublicResolver(AllowedNetworks(), FakeResolver("1.1.1.1", "10.0.0.1")).resolve(
+            "x", 80
+        )
+    assert "10.0.0.1" not in str(exc_info.value)
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "localhost"])
@@ -105,12 +107,16 @@ async def test_invalid_host_name_is_not_found(host: str) -> None:
     await resolver.close()
 
 
-@pytest.mark.parametrize("found", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1", "10.0.0.1"]])
+@pytest.mark.parametrize(
+    "resolved_address", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1", "10.0.0.1"]]
+)
 @pytest.mark.parametrize("host", ["127.0.0.1", "name.example", *DISGUISED])
-async def test_no_socket_is_created_for_a_private_address(host: str, found: list[str]) -> None:
+async def test_no_socket_is_created_for_a_private_address(
+    host: str, resolved_address: list[str]
+) -> None:
     connector = PublicConnector(AllowedNetworks(), limit=1)
     # Nothing before the socket helps here.
-    connector._resolver = Names(*found)
+    connector._resolver = FakeResolver(*resolved_address)
     async with aiohttp.ClientSession(connector=connector) as session:
         with pytest.raises(AddressNotAllowed):
             await session.get(f"http://{host}:9/")
@@ -131,9 +137,9 @@ async def test_closed_public_port_is_a_connection_error(unused_tcp_port: int) ->
      "http://a..b/", "http://..", "http://" + "a" * 64 + ".example/"],
 )  # fmt: skip
 def test_invalid_urls_are_refused(url: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         check_url(url, field="webhook")
-    assert refused.value.field == "webhook"
+    assert exc_info.value.field == "webhook"
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def test_body_with_too_many_values_is_refused_unparsed(
 ) -> None:
     for value in (b"{},", b"[],", b"1,"):
         body = b'{"x": [' + value * 500_001 + b"1]}"
-        with pytest.raises(BodyTooLarge) as refused:
+        with pytest.raises(BodyTooLarge) as exc_info:
             parse(body)
-        assert refused.value.details == {"max_values": 500_000}
+        assert exc_info.value.details == {"max_values": 500_000}
     assert parse_object(b'{"x": [' + b"1," * 400_000 + b"1]}")
     # A picture in base64 is one value.
     assert parse_object(b'{"x": "data:image/png;base64,' + b"A" * 10_000_000 + b'"}')

@@ -39,8 +39,8 @@ class Jobs:
 class Hub:
     """A fake hub that delivers the given events and then nothing more."""
 
-    def __init__(self, *known: JobEvent) -> None:
-        self.known = known
+    def __init__(self, *stored_events: JobEvent) -> None:
+        self.known = stored_events
         self.open = 0
 
     @asynccontextmanager
@@ -57,8 +57,8 @@ class Hub:
 
 
 class Events:
-    def __init__(self, known: Sequence[JobEvent] | Exception = ()) -> None:
-        self._known = known
+    def __init__(self, stored_events: Sequence[JobEvent] | Exception = ()) -> None:
+        self._known = stored_events
 
     async def replay(self, job_id: str, after: str | None) -> Sequence[JobEvent]:
         if isinstance(self._known, Exception):
@@ -84,9 +84,9 @@ async def test_a_stream_ends_with_the_final_event() -> None:
 
 
 async def test_the_end_of_an_earlier_attempt_is_not_the_end() -> None:
-    retried = replace(DONE, attempts=2)
+    retried_job = replace(DONE, attempts=2)
     hub = Hub(event(1, EventType.FAILED, attempt=1), event(2, EventType.SUCCEEDED, attempt=2))
-    events = [e.type for e in await followed_events(feed(retried, hub), retried)]
+    events = [e.type for e in await followed_events(feed(retried_job, hub), retried_job)]
     assert events == [EventType.FAILED, EventType.SUCCEEDED]
 
 
@@ -99,10 +99,10 @@ async def test_lost_events_are_replaced_by_the_row() -> None:
 
 async def test_silence_yields_empty_lists_and_closing_ends_the_subscription() -> None:
     hub = Hub()
-    followed = feed(JOB, hub).follow(JOB, None)
-    assert [await anext(followed), await anext(followed)] == [[], []]
+    followed_events = feed(JOB, hub).follow(JOB, None)
+    assert [await anext(followed_events), await anext(followed_events)] == [[], []]
     assert hub.open == 1
-    await followed.aclose()
+    await followed_events.aclose()
     assert hub.open == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -113,11 +113,11 @@ def test_a_bad_event_id_is_refused_at_once() -> None:
 
 
 async def test_a_stream_is_complete_after_the_last_event() -> None:
-    end = event(2, EventType.SUCCEEDED)
-    known = Events([event(1, EventType.RUNNING), end])
-    assert await feed(DONE, Hub(), known).is_complete(DONE, "2-0")
-    assert not await feed(DONE, Hub(), known).is_complete(DONE, "1-0")
-    assert not await feed(DONE, Hub(), known).is_complete(DONE, None)
-    assert not await feed(JOB, Hub(), known).is_complete(JOB, "2-0")
-    unavailable = Events(RedisConnectionError("unavailable"))
-    assert not await feed(DONE, Hub(), unavailable).is_complete(DONE, "2-0")
+    end_event = event(2, EventType.SUCCEEDED)
+    stored_events = Events([event(1, EventType.RUNNING), end_event])
+    assert await feed(DONE, Hub(), stored_events).is_complete(DONE, "2-0")
+    assert not await feed(DONE, Hub(), stored_events).is_complete(DONE, "1-0")
+    assert not await feed(DONE, Hub(), stored_events).is_complete(DONE, None)
+    assert not await feed(JOB, Hub(), stored_events).is_complete(JOB, "2-0")
+    unavailable_events = Events(RedisConnectionError("unavailable"))
+    assert not await feed(DONE, Hub(), unavailable_events).is_complete(DONE, "2-0")

@@ -37,14 +37,14 @@ FILES = InMemoryNamedFiles(
 CAT, DOG, DOLLAR = (f"artifact:art_{digit * 32}" for digit in "124")
 
 
-async def accept(body: Any, owner: str = "ann") -> JobSpec:
+async def replace_file_names(body: Any, owner: str = "ann") -> JobSpec:
     names = FileNames(FILES)
     request = parse_job_body(json.dumps(body).encode())
     request = await names.replace_in_templates(owner, request, TEMPLATES.find)
     return await names.replace_in_graphs(owner, to_job_spec(request, NOW, TEMPLATES.find))
 
 
-def load(image: Any, **inputs: Any) -> dict[str, Any]:
+def load_image_step(image: Any, **inputs: Any) -> dict[str, Any]:
     return {"1": {"class_type": "LoadImage", "inputs": {"image": image, **inputs}}}
 
 
@@ -62,7 +62,7 @@ def images(spec: JobSpec) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("written", "stored"),
+    ("given_name", "stored_name"),
     [
         ("cat.png", CAT),
         ("sub/dog.png", DOG),
@@ -76,56 +76,64 @@ def images(spec: JobSpec) -> list[Any]:
         (["4", 0], ["4", 0]),
     ],
 )
-async def test_names_in_a_graph(written: Any, stored: Any) -> None:
-    spec = await accept({"kind": "render", "workflow": load(written, seed=5)})
-    assert spec.steps[0].payload == load(stored, seed=5)
+async def test_names_in_a_graph(given_name: Any, stored_name: Any) -> None:
+    spec = await replace_file_names(
+        {"kind": "render", "workflow": load_image_step(given_name, seed=5)}
+    )
+    assert spec.steps[0].payload == load_image_step(stored_name, seed=5)
 
 
 async def test_names_in_pipelines() -> None:
     chat = {"model": "m", "messages": [{"role": "user", "content": "cat.png"}]}
-    spec = await accept(
+    spec = await replace_file_names(
         {
             "kind": "pipeline",
             "steps": [
                 {"kind": "chat", "request": chat},
-                {"kind": "render", "workflow": load("cat.png", text="${steps.0.text}")},
+                {"kind": "render", "workflow": load_image_step("cat.png", text="${steps.0.text}")},
                 resize("sub/dog.png"),
             ],
         }
     )
     assert spec.steps[0].payload == chat, "a chat has no files"
-    assert spec.steps[1].payload == load(CAT, text="${steps.0.text}")
+    assert spec.steps[1].payload == load_image_step(CAT, text="${steps.0.text}")
     assert spec.steps[2].payload["load"]["inputs"]["image"] == DOG
 
 
 async def test_names_in_batches_of_a_graph() -> None:
-    job = {"kind": "render", "workflow": load("cat.png", seed=5)}
-    spec = await accept({**job, "batch": {"seeds": 2}})
+    job = {"kind": "render", "workflow": load_image_step("cat.png", seed=5)}
+    spec = await replace_file_names({**job, "batch": {"seeds": 2}})
     assert images(spec) == [CAT, CAT]
-    sweep = {"workflow.1.inputs.image": ["cat.png", "sub/dog.png", "other.png"]}
-    spec = await accept({**job, "batch": {"sweep": sweep}})
+    names_by_field = {"workflow.1.inputs.image": ["cat.png", "sub/dog.png", "other.png"]}
+    spec = await replace_file_names({**job, "batch": {"sweep": names_by_field}})
     assert images(spec) == [CAT, DOG, "other.png"]
 
 
 async def test_names_in_templates_and_their_batches() -> None:
-    assert images(await accept(resize("cat.png"))) == [CAT]
+    assert images(await replace_file_names(resize("cat.png"))) == [CAT]
     inputs = [{"image": "sub/dog.png"}, {"width": 9}]
-    assert images(await accept(resize("cat.png", batch={"inputs": inputs}))) == [DOG, CAT]
-    sweep = {"inputs.image": ["sub/dog.png", "cat.png"]}
-    assert images(await accept(resize("cat.png", batch={"sweep": sweep}))) == [DOG, CAT]
+    assert images(await replace_file_names(resize("cat.png", batch={"inputs": inputs}))) == [
+        DOG,
+        CAT,
+    ]
+    names_by_field = {"inputs.image": ["sub/dog.png", "cat.png"]}
+    assert images(await replace_file_names(resize("cat.png", batch={"sweep": names_by_field}))) == [
+        DOG,
+        CAT,
+    ]
 
 
 async def test_only_images_of_a_template_are_names() -> None:
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "cat.png"}}
-    spec = await accept(body)
+    spec = await replace_file_names(body)
     assert spec.steps[0].payload["caption"]["inputs"]["source"] == "cat.png"
 
 
 @pytest.mark.parametrize("name", ["secret.png", "other.png"])
 async def test_file_of_another_tenant_is_like_a_missing_one(name: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        await accept(resize(name))
-    assert refused.value.field == "inputs.image"
-    with pytest.raises(InvalidRequest) as refused:
-        await accept(resize("cat.png", batch={"inputs": [{"image": name}]}))
-    assert refused.value.field == "batch.inputs.0.image"
+    with pytest.raises(InvalidRequest) as exc_info:
+        await replace_file_names(resize(name))
+    assert exc_info.value.field == "inputs.image"
+    with pytest.raises(InvalidRequest) as exc_info:
+        await replace_file_names(resize("cat.png", batch={"inputs": [{"image": name}]}))
+    assert exc_info.value.field == "batch.inputs.0.image"

@@ -31,9 +31,9 @@ class Guard(PermissiveGraphGuard):
         self.nodes_are_known = True
 
     async def check_graph(
-        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own_ids: Collection[str]
     ) -> bool:
-        self.calls.append((pool, graph, own))
+        self.calls.append((pool, graph, own_ids))
         for node_id, node in graph.items():
             for name, value in node["inputs"].items():
                 if value == "bad":
@@ -85,11 +85,11 @@ async def test_files_are_checked_under_their_names_on_the_renderer(bench: Bench)
 
 @pytest.mark.parametrize("missing", [MINE.id, f"art_{'2' * 32}"])
 async def test_an_artifact_of_another_tenant_counts_as_missing(bench: Bench, missing: str) -> None:
-    with pytest.raises(InputNotFound, match=r"node '1' .*'image': you have no file") as refused:
+    with pytest.raises(InputNotFound, match=r"node '1' .*'image': you have no file") as exc_info:
         await bench.checks.check_new_job(BOB, spec(render(graph(f"artifact:{missing}"))))
-    assert refused.value.field == "workflow.1.inputs.image"
-    assert refused.value.details["node_errors"].keys() == {"1"}
-    assert missing not in refused.value.message
+    assert exc_info.value.field == "workflow.1.inputs.image"
+    assert exc_info.value.details["node_errors"].keys() == {"1"}
+    assert missing not in exc_info.value.message
     assert bench.validated == []
 
 
@@ -113,9 +113,9 @@ async def test_an_artifact_of_another_tenant_counts_as_missing(bench: Bench, mis
 async def test_an_error_names_the_field_of_the_request(
     bench: Bench, job: JobSpec, field: str
 ) -> None:
-    with pytest.raises(InputNotFound) as refused:
+    with pytest.raises(InputNotFound) as exc_info:
         await bench.checks.check_new_job(ANN, job)
-    assert refused.value.field == field
+    assert exc_info.value.field == field
 
 
 async def test_every_child_of_a_batch_is_checked(bench: Bench) -> None:
@@ -126,23 +126,27 @@ async def test_every_child_of_a_batch_is_checked(bench: Bench) -> None:
 
 
 async def test_the_known_inputs_of_a_later_step_are_checked(bench: Bench) -> None:
-    later: dict[str, Any] = {
+    later_graph: dict[str, Any] = {
         "1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}
     }
-    first = render(graph("good"))
+    first_step = render(graph("good"))
     with pytest.raises(InputNotFound):
-        await bench.checks.check_new_job(ANN, spec(first, render(later), kind="pipeline"))
-    later["1"]["inputs"]["image"] = "good"
-    await bench.checks.check_new_job(ANN, spec(first, render(later), kind="pipeline"))
+        await bench.checks.check_new_job(
+            ANN, spec(first_step, render(later_graph), kind="pipeline")
+        )
+    later_graph["1"]["inputs"]["image"] = "good"
+    await bench.checks.check_new_job(ANN, spec(first_step, render(later_graph), kind="pipeline"))
     assert bench.guard.calls[-1][1] == graph("good")
     assert len(bench.validated) == 2, "the second step is validated when it runs"
 
 
 async def test_the_class_of_a_node_must_not_be_a_reference(bench: Bench) -> None:
-    later = render(graph("good", kind="${steps.0.text}"))
-    with pytest.raises(InvalidRequest, match="class_type") as refused:
-        await bench.checks.check_new_job(ANN, spec(render(graph("good")), later, kind="pipeline"))
-    assert refused.value.field == "steps.1.workflow.1.class_type"
+    later_step = render(graph("good", kind="${steps.0.text}"))
+    with pytest.raises(InvalidRequest, match="class_type") as exc_info:
+        await bench.checks.check_new_job(
+            ANN, spec(render(graph("good")), later_step, kind="pipeline")
+        )
+    assert exc_info.value.field == "steps.1.workflow.1.class_type"
 
 
 async def test_a_graph_with_unknown_node_classes_is_not_validated(bench: Bench) -> None:
@@ -158,7 +162,7 @@ async def test_a_pool_that_does_not_run_the_callers_jobs_counts_as_missing(bench
         await bench.checks.check_new_job(ANN, spec(render(graph("x"), pool="gone")))
     bench.guard = Guard("big")
     bench.checks._guard = bench.guard
-    admitted = await bench.checks.check_new_job(ANN, spec(render(graph("x"))))
-    assert [step.pool for step in admitted.steps] == ["big"], (
+    check_result = await bench.checks.check_new_job(ANN, spec(render(graph("x"))))
+    assert [step.pool for step in check_result.steps] == ["big"], (
         "the first allowed pool is the default"
     )

@@ -118,16 +118,16 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 async def test_only_an_ended_job_of_the_caller_is_deleted(rig: Rig) -> None:
-    job, other = await rig.submit(), await rig.submit(caller=BOB, ends=True)
+    job, other_id = await rig.submit(), await rig.submit(caller=BOB, ends=True)
     with pytest.raises(JobNotFinished, match=f"POST /jobs/{job}/cancel"):
         await rig.history.delete("ann", job)
-    for unknown in (other, "nonsense"):
+    for unknown in (other_id, "nonsense"):
         with pytest.raises(JobNotFound):
             await rig.history.delete("ann", unknown)
     await rig.service.cancel(ANN, job)
     await rig.history.delete("ann", job)
     assert rig.idle.deleted_events == rig.idle.deleted_files == [job]
-    assert (await rig.list_ids(), await rig.list_ids("bob")) == (set(), {other})
+    assert (await rig.list_ids(), await rig.list_ids("bob")) == (set(), {other_id})
     with pytest.raises(JobNotFound):
         await rig.history.delete("ann", job)
 
@@ -139,20 +139,20 @@ async def test_delete_by_a_filter_skips_open_jobs(
     label = {"project": "old"}
     for _ in range(5):
         await rig.submit(metadata=label, ends=True)
-    remaining = {
+    remaining_ids = {
         await rig.submit(metadata=label),
         await rig.submit(metadata={"project": "new"}, ends=True),
     }
-    other = await rig.submit(caller=BOB, metadata=label, ends=True)
-    where = JobFilter(metadata=label)
-    counted = await rig.history.delete_matching(ANN, where, dry_run=True, cursor=None)
-    assert (counted.matched, counted.done, counted.skipped) == (6, 0, 0)
+    other_id = await rig.submit(caller=BOB, metadata=label, ends=True)
+    job_filter = JobFilter(metadata=label)
+    counted_result = await rig.history.delete_matching(ANN, job_filter, dry_run=True, cursor=None)
+    assert (counted_result.matched, counted_result.done, counted_result.skipped) == (6, 0, 0)
     assert len(await rig.list_ids()) == 7
-    result = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
+    result = await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=None)
     assert (result.matched, result.done, result.skipped) == (6, 5, 1)
     assert result.next_cursor is None
-    assert await rig.list_ids() == remaining
-    assert await rig.list_ids("bob") == {other}
+    assert await rig.list_ids() == remaining_ids
+    assert await rig.list_ids("bob") == {other_id}
 
 
 async def test_a_request_changes_a_bounded_number_and_the_next_continues(
@@ -163,10 +163,10 @@ async def test_a_request_changes_a_bounded_number_and_the_next_continues(
     for _ in range(5):
         await rig.submit(ends=True)
     is_open = await rig.submit()
-    where, cursor = JobFilter(kind="render"), None
+    job_filter, cursor = JobFilter(kind="render"), None
     results: list[tuple[int, int, int]] = []
     while not results or cursor is not None:
-        result = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=cursor)
+        result = await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=cursor)
         results.append((result.matched, result.done, result.skipped))
         cursor = result.next_cursor
     assert results == [(4, 3, 1), (2, 2, 0)]
@@ -174,42 +174,47 @@ async def test_a_request_changes_a_bounded_number_and_the_next_continues(
 
 
 async def test_cancel_by_a_filter_concerns_open_jobs_only(rig: Rig) -> None:
-    first, second = await rig.submit(), await rig.submit(metadata={"a": "b"})
+    unlabelled_id, labelled_id = await rig.submit(), await rig.submit(metadata={"a": "b"})
     await rig.submit(metadata={"a": "b"}, ends=True)
-    other = await rig.submit(caller=BOB, metadata={"a": "b"})
-    where = JobFilter(metadata={"a": "b"})
-    counted = await rig.history.cancel_matching(ANN, where, dry_run=True, cursor=None)
-    assert (counted.matched, counted.done) == (1, 0)
-    result = await rig.history.cancel_matching(ANN, where, dry_run=False, cursor=None)
+    other_id = await rig.submit(caller=BOB, metadata={"a": "b"})
+    job_filter = JobFilter(metadata={"a": "b"})
+    counted_result = await rig.history.cancel_matching(ANN, job_filter, dry_run=True, cursor=None)
+    assert (counted_result.matched, counted_result.done) == (1, 0)
+    result = await rig.history.cancel_matching(ANN, job_filter, dry_run=False, cursor=None)
     assert (result.matched, result.done, result.skipped) == (1, 1, 0)
-    states = {job_id: (await rig.jobs.find(job_id)).status for job_id in (first, second, other)}
-    assert states == {
-        first: JobStatus.QUEUED,
-        second: JobStatus.CANCELLED,
-        other: JobStatus.QUEUED,
+    states = {
+        job_id: (await rig.jobs.find(job_id)).status
+        for job_id in (unlabelled_id, labelled_id, other_id)
     }
-    ended = JobFilter(statuses=(JobStatus.SUCCEEDED,))
-    none = await rig.history.cancel_matching(ANN, ended, dry_run=False, cursor=None)
-    assert (none.matched, none.done, none.next_cursor) == (0, 0, None)
+    assert states == {
+        unlabelled_id: JobStatus.QUEUED,
+        labelled_id: JobStatus.CANCELLED,
+        other_id: JobStatus.QUEUED,
+    }
+    ended_filter = JobFilter(statuses=(JobStatus.SUCCEEDED,))
+    empty_result = await rig.history.cancel_matching(ANN, ended_filter, dry_run=False, cursor=None)
+    assert (empty_result.matched, empty_result.done, empty_result.next_cursor) == (0, 0, None)
 
 
 async def test_a_job_that_ends_meanwhile_is_skipped(rig: Rig) -> None:
     job = await rig.submit()
     rig.idle.may_cancel.clear()
-    where = JobFilter(kind="render")
-    cancelling = asyncio.create_task(
-        rig.history.cancel_matching(ANN, where, dry_run=False, cursor=None)
+    job_filter = JobFilter(kind="render")
+    cancelling_task = asyncio.create_task(
+        rig.history.cancel_matching(ANN, job_filter, dry_run=False, cursor=None)
     )
     # Another request of the tenant must wait, but not one of another tenant.
     await rig.idle.is_cancelling.wait()
     with pytest.raises(Overloaded):
-        await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
-    await rig.history.delete_matching(BOB, where, dry_run=False, cursor=None)
+        await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=None)
+    await rig.history.delete_matching(BOB, job_filter, dry_run=False, cursor=None)
     await rig.jobs.finish(job, 1, JobStatus.SUCCEEDED, None)
     rig.idle.may_cancel.set()
-    result = await cancelling
+    result = await cancelling_task
     assert (result.matched, result.done, result.skipped) == (1, 0, 1)
-    assert (await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)).done == 1
+    assert (
+        await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=None)
+    ).done == 1
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -237,11 +242,11 @@ async def test_a_render_shows_its_template_and_links_its_graph(rig: Rig) -> None
     ]
     graph = await rig.history.get_graph(await rig.jobs.find(job), 0)
     assert any(node["class_type"] == "SaveImage" for node in graph.values())
-    plain = await rig.submit(webhook="https://example.com/hook")
-    shown = await rig.show(plain)
-    assert shown["webhook"] == "https://example.com/[hidden]"
-    assert "template" not in shown["steps"][0] and "inputs" not in shown["steps"][0]
-    assert await rig.history.get_graph(await rig.jobs.find(plain), 0) == WORKFLOW
+    webhook_job = await rig.submit(webhook="https://example.com/hook")
+    shown_job = await rig.show(webhook_job)
+    assert shown_job["webhook"] == "https://example.com/[hidden]"
+    assert "template" not in shown_job["steps"][0] and "inputs" not in shown_job["steps"][0]
+    assert await rig.history.get_graph(await rig.jobs.find(webhook_job), 0) == WORKFLOW
 
 
 async def test_each_child_of_a_batch_has_its_graph(rig: Rig) -> None:
@@ -266,9 +271,9 @@ async def test_requests_are_shown_without_credentials(rig: Rig) -> None:
         },
     }
     job = await rig.submit({"kind": "pipeline", "steps": [chat, http]})
-    first, second = (await rig.show(job))["steps"]
-    assert (first["protocol"], first["request"]) == ("openai", chat["request"])
-    assert second["request"] == {
+    first_step, second_step = (await rig.show(job))["steps"]
+    assert (first_step["protocol"], first_step["request"]) == ("openai", chat["request"])
+    assert second_step["request"] == {
         "method": "POST",
         "path": "/svc/x",
         "headers": {"Authorization": "[hidden]", "Accept": "a/b"},
@@ -297,10 +302,14 @@ async def test_a_submitted_text_is_found_and_deleted_by_a_search(rig: Rig) -> No
     message = {"role": "user", "content": "夕焼けの海 at dusk"}
     chat = {"kind": "chat", "request": {"model": "m", "messages": [message]}}
     result = await rig.submit(chat, ends=True)
-    other = await rig.submit(metadata={"note": "dusk"}, ends=True)
-    where = JobFilter(search="Dusk 夕焼け")
-    counted = await rig.history.delete_matching(ANN, where, dry_run=True, cursor=None)
-    assert (counted.matched, counted.done) == (1, 0)
-    deleted = await rig.history.delete_matching(ANN, where, dry_run=False, cursor=None)
-    assert (deleted.matched, deleted.done, deleted.next_cursor) == (1, 1, None)
-    assert await rig.list_ids() == {other} and result != other
+    other_id = await rig.submit(metadata={"note": "dusk"}, ends=True)
+    job_filter = JobFilter(search="Dusk 夕焼け")
+    counted_result = await rig.history.delete_matching(ANN, job_filter, dry_run=True, cursor=None)
+    assert (counted_result.matched, counted_result.done) == (1, 0)
+    deletion_result = await rig.history.delete_matching(ANN, job_filter, dry_run=False, cursor=None)
+    assert (deletion_result.matched, deletion_result.done, deletion_result.next_cursor) == (
+        1,
+        1,
+        None,
+    )
+    assert await rig.list_ids() == {other_id} and result != other_id

@@ -19,10 +19,10 @@ from tests.unit.jobs.test_feed import DONE, JOB, event
 
 class Store:
     def __init__(self) -> None:
-        self.watched: list[str] = []
+        self.watched_jobs: list[str] = []
 
     async def watch(self, job_id: str) -> None:
-        self.watched.append(job_id)
+        self.watched_jobs.append(job_id)
 
     async def find(self, job_id: str) -> tuple[str, bytes] | None:
         return "image/png", b"png"
@@ -71,38 +71,38 @@ def feed(store: Store, hub: Hub) -> PreviewFeed:
 async def test_the_newest_preview_is_sent_between_the_job_s_events() -> None:
     store, hub, source = Store(), Hub(), Source()
     async with asyncio.timeout(10):
-        joined = feed(store, hub).join(JOB, source.follow())
+        joined_stream = feed(store, hub).join(JOB, source.follow())
         source.queue.put_nowait([event(1, EventType.RUNNING)])
-        assert await anext(joined) == [event(1, EventType.RUNNING)]
+        assert await anext(joined_stream) == [event(1, EventType.RUNNING)]
         hub.offer(5, 6)
-        [preview] = await anext(joined)
+        [preview] = await anext(joined_stream)
         assert (preview.id, preview.type) == ("", EventType.PREVIEW)
         assert preview.data == {
             "step": 1, "node": "3", "media_type": "image/png", "url": "/jobs/j/preview?number=6",
         }  # fmt: skip
         source.queue.put_nowait([event(2, EventType.PROGRESS)])
-        assert await anext(joined) == [event(2, EventType.PROGRESS)]
+        assert await anext(joined_stream) == [event(2, EventType.PROGRESS)]
         source.queue.put_nowait(None)
-        assert [batch async for batch in joined] == []
-    assert (store.watched, hub.open, source.is_closed) == (["j"], 0, True)
+        assert [batch async for batch in joined_stream] == []
+    assert (store.watched_jobs, hub.open, source.is_closed) == (["j"], 0, True)
 
 
 async def test_a_client_that_reads_slowly_misses_previews_and_no_events() -> None:
     store, hub, source = Store(), Hub(), Source()
     async with (
         asyncio.timeout(10),
-        aclosing(feed(store, hub).join(JOB, source.follow())) as joined,
+        aclosing(feed(store, hub).join(JOB, source.follow())) as joined_stream,
     ):
         hub.offer(1)
-        await anext(joined)
+        await anext(joined_stream)
         for number in range(2, 300):
             hub.offer(number)
         hub.subscription = Subscription("0-0")
-        assert [preview.type for preview in await anext(joined)] == [EventType.PREVIEW]
+        assert [preview.type for preview in await anext(joined_stream)] == [EventType.PREVIEW]
         source.queue.put_nowait([event(1, EventType.RUNNING)])
-        assert await anext(joined) == [event(1, EventType.RUNNING)]
+        assert await anext(joined_stream) == [event(1, EventType.RUNNING)]
         hub.offer(300)
-        [preview] = await anext(joined)
+        [preview] = await anext(joined_stream)
         assert preview.data["url"] == "/jobs/j/preview?number=300"
 
 
@@ -110,10 +110,10 @@ async def test_both_sources_are_closed_with_the_stream() -> None:
     hub, source = Hub(), Source()
     async with (
         asyncio.timeout(10),
-        aclosing(feed(Store(), hub).join(JOB, source.follow())) as joined,
+        aclosing(feed(Store(), hub).join(JOB, source.follow())) as joined_stream,
     ):
         hub.offer(5)
-        await anext(joined)
+        await anext(joined_stream)
         assert hub.open == 1
     assert (hub.open, source.is_closed) == (0, True)
 
@@ -133,6 +133,6 @@ async def test_an_error_of_the_events_ends_the_stream() -> None:
 async def test_asking_for_a_picture_asks_workers_for_more_while_the_job_runs() -> None:
     store, hub = Store(), Hub()
     assert await feed(store, hub).find(JOB) == ("image/png", b"png")
-    assert store.watched == ["j"]
+    assert store.watched_jobs == ["j"]
     await feed(store, hub).find(DONE)
-    assert store.watched == ["j"]
+    assert store.watched_jobs == ["j"]

@@ -22,27 +22,31 @@ CHAT: dict[str, Any] = {"kind": "chat", "request": {"model": "auto", "messages":
 STEP = {"kind": "chat", "request": CHAT["request"]}
 
 
-def limited(*best: int | None) -> Identity:
-    limits = (Limit(subject=f"key:{number}", best_priority=b) for number, b in enumerate(best))
+def identity_with_limits(*best_priorities: int | None) -> Identity:
+    limits = (
+        Limit(subject=f"key:{number}", best_priority=b) for number, b in enumerate(best_priorities)
+    )
     return replace(MEMBER, limits=tuple(limits))
 
 
 @pytest.mark.parametrize(
-    ("identity", "best"),
+    ("identity", "best_priority"),
     [
         (MEMBER, 2),
         (replace(MEMBER, scopes=ROLE_SCOPES[Role.MEMBER]), 2),
         (replace(MEMBER, scopes=ROLE_SCOPES[Role.ADMIN]), 1),
         (replace(MEMBER, scopes=frozenset({OPERATOR})), 1),
         (replace(MEMBER, scopes=frozenset({"*"})), 1),
-        (limited(None), 2),
-        (limited(1), 1),
-        (limited(1, None, 4), 4),
-        (replace(limited(3), scopes=frozenset({"*"})), 3),
+        (identity_with_limits(None), 2),
+        (identity_with_limits(1), 1),
+        (identity_with_limits(1, None, 4), 4),
+        (replace(identity_with_limits(3), scopes=frozenset({"*"})), 3),
     ],
 )
-def test_the_strictest_limit_gives_the_best_priority(identity: Identity, best: int) -> None:
-    assert identity.best_priority == best
+def test_the_strictest_limit_gives_the_best_priority(
+    identity: Identity, best_priority: int
+) -> None:
+    assert identity.best_priority == best_priority
 
 
 @pytest.mark.parametrize(
@@ -66,21 +70,21 @@ async def test_a_better_priority_than_allowed_is_refused(jobs: Jobs, body: dict[
 
 
 async def test_a_job_without_a_priority_gets_the_nearest_allowed_one(jobs: Jobs) -> None:
-    jobs.caller = limited(4)
+    jobs.caller = identity_with_limits(4)
     job, _ = await jobs.submit(CHAT, key=None)
     assert job.priority == 4
     with pytest.raises(PriorityNotAllowed):
         await jobs.submit({**CHAT, "priority": 3}, key=None)
-    jobs.caller = limited(2)
+    jobs.caller = identity_with_limits(2)
     assert (await jobs.submit(CHAT, key=None))[0].priority == 3
 
 
 async def test_a_repeated_key_returns_the_first_job_if_limits_have_changed(jobs: Jobs) -> None:
-    jobs.caller = limited(1)
-    first, _ = await jobs.submit({**CHAT, "priority": 1})
-    jobs.caller = limited(5)
-    again, is_new = await jobs.submit({**CHAT, "priority": 1})
-    assert (again.id, is_new) == (first.id, False)
+    jobs.caller = identity_with_limits(1)
+    first_job, _ = await jobs.submit({**CHAT, "priority": 1})
+    jobs.caller = identity_with_limits(5)
+    repeated_job, is_new = await jobs.submit({**CHAT, "priority": 1})
+    assert (repeated_job.id, is_new) == (first_job.id, False)
 
 
 async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: Jobs) -> None:
@@ -88,22 +92,29 @@ async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: Jobs) ->
         kind="render", steps=(Step(kind=StepKind.RENDER, payload={}, pool="default"),), priority=2
     )
     with pytest.raises(PriorityNotAllowed) as exc_info:
-        await jobs.service.submit(limited(3), spec, validated=True, priority_field="front")
+        await jobs.service.submit(
+            identity_with_limits(3), spec, validated=True, priority_field="front"
+        )
     assert exc_info.value.field == "front"
 
 
 async def test_a_deferred_call_gets_a_priority_that_its_caller_may_use(jobs: Jobs) -> None:
     calls = DeferredCalls(jobs.service, jobs.service._blobs)
     job, _ = await calls.submit(
-        limited(5), method="POST", path="/x", headers=(), body=b"", idempotency_key=None
+        identity_with_limits(5),
+        method="POST",
+        path="/x",
+        headers=(),
+        body=b"",
+        idempotency_key=None,
     )
     assert job.priority == 5
 
 
 async def test_a_job_with_a_better_priority_than_the_callers_is_not_retried(jobs: Jobs) -> None:
-    jobs.caller = limited(1)
+    jobs.caller = identity_with_limits(1)
     job, _ = await jobs.submit({**CHAT, "priority": 1})
     await jobs.store.finish(job.id, 1, JobStatus.CANCELLED, None)
     with pytest.raises(PriorityNotAllowed):
         await jobs.service.retry(MEMBER, job.id)
-    assert (await jobs.service.retry(limited(1), job.id)).priority == 1
+    assert (await jobs.service.retry(identity_with_limits(1), job.id)).priority == 1

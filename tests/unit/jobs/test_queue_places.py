@@ -18,8 +18,8 @@ class Pools:
     def __init__(self) -> None:
         self.positions: dict[str, Mapping[str, int]] = {"a": {"one": 1, "two": 2}, "b": {"else": 1}}
         self.calls: Counter[str] = Counter()
-        self.down: set[str] = set()
-        self.hanging: set[str] = set()
+        self.down_pools: set[str] = set()
+        self.hanging_pools: set[str] = set()
         self.released = asyncio.Event()
         self.now = 0.0
         self.queue = QueuePlaces(self.list_places, ("a", "b"), clock=self.clock, wait_seconds=0.1)
@@ -29,9 +29,9 @@ class Pools:
 
     async def list_places(self, pool: str) -> Mapping[str, QueuePlace]:
         self.calls[pool] += 1
-        if pool in self.hanging:
+        if pool in self.hanging_pools:
             await self.released.wait()
-        if pool in self.down:
+        if pool in self.down_pools:
             raise ServiceUnavailable("down")
         return {job: QueuePlace(position=n) for job, n in self.positions[pool].items()}
 
@@ -51,8 +51,8 @@ async def test_a_pool_is_called_once_a_second_for_all_clients(pools: Pools) -> N
     assert not pools.calls, "no client has asked"
     for now in (0.0, 0.3, 0.99):
         pools.now = now
-        read = await asyncio.gather(*(pools.read() for _ in range(20)))
-        assert all(positions == {"one": 1, "two": 2, "else": 1} for positions in read)
+        all_positions = await asyncio.gather(*(pools.read() for _ in range(20)))
+        assert all(positions == {"one": 1, "two": 2, "else": 1} for positions in all_positions)
     assert pools.calls == {"a": 1, "b": 1}
     pools.now, pools.positions["a"] = 1.0, {"two": 1}
     assert await pools.read() == {"two": 1, "else": 1}
@@ -61,14 +61,14 @@ async def test_a_pool_is_called_once_a_second_for_all_clients(pools: Pools) -> N
 
 async def test_positions_of_a_pool_that_is_down_are_unknown(pools: Pools) -> None:
     await pools.read()
-    pools.down, pools.now = {"a"}, 1.0
+    pools.down_pools, pools.now = {"a"}, 1.0
     assert await pools.read() == {"else": 1}
-    pools.down, pools.now = set(), 2.0
+    pools.down_pools, pools.now = set(), 2.0
     assert await pools.read() == {"one": 1, "two": 2, "else": 1}
 
 
 async def test_a_client_does_not_wait_for_a_pool_that_hangs(pools: Pools) -> None:
-    pools.hanging = {"a"}
+    pools.hanging_pools = {"a"}
     async with asyncio.timeout(30):
         assert await pools.read() == {"else": 1}
         pools.now = 5.0
@@ -84,7 +84,7 @@ async def test_a_client_does_not_wait_for_a_pool_that_hangs(pools: Pools) -> Non
 
 async def test_old_positions_are_not_shown(pools: Pools) -> None:
     await pools.read()
-    pools.hanging, pools.now = {"a"}, 2.0
+    pools.hanging_pools, pools.now = {"a"}, 2.0
     assert (await pools.read())["one"] == 1
     pools.now = 4.0
     assert await pools.read() == {"else": 1}

@@ -58,10 +58,10 @@ def test_requests_of_http_steps_are_not_searched() -> None:
 
 
 def test_long_deep_and_malformed_texts_are_bounded() -> None:
-    deep: Any = "deep"
+    nested: Any = "deep"
     for _ in range(100):
-        deep = [deep]
-    body = {"messages": [{"content": deep}, {"content": "x" * 9_000}, {"content": "y"}]}
+        nested = [nested]
+    body = {"messages": [{"content": nested}, {"content": "x" * 9_000}, {"content": "y"}]}
     [text] = collect(Step(kind=StepKind.CHAT, payload=body))
     assert len(text) == MAX_TEXT_BYTES
     assert collect(Step(kind=StepKind.RENDER, payload={"1": 5, "2": {"inputs": []}})) == []

@@ -128,8 +128,8 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
     with pytest.raises(JobNotFound):
         await jobs.service.cancel(replace(ANN, owner="bob"), job.id)
     colleague = replace(ANN, key_id="k2")
-    cancelled = await jobs.service.cancel(colleague, job.id)
-    assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
+    cancelled_job = await jobs.service.cancel(colleague, job.id)
+    assert cancelled_job.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
 
 
 async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: Jobs) -> None:
@@ -139,12 +139,12 @@ async def test_job_with_the_id_of_a_pruned_job_has_its_own_spec(jobs: Jobs) -> N
     assert spec is not None and spec.metadata == {}
     await jobs.database.execute(rows.delete().where(rows.c.id == job.id))
     bob = replace(ANN, owner="bob")
-    other, is_new = await jobs.service.submit(
+    other_job, is_new = await jobs.service.submit(
         bob, replace(spec, metadata={"by": "bob"}), job_id=job.id, validated=True
     )
-    assert (other.id, is_new) == (job.id, True)
-    shown = await jobs.service.load_small_spec(other)
-    assert shown is not None and shown.metadata == {"by": "bob"}
+    assert (other_job.id, is_new) == (job.id, True)
+    shown_spec = await jobs.service.load_small_spec(other_job)
+    assert shown_spec is not None and shown_spec.metadata == {"by": "bob"}
 
 
 async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: Jobs) -> None:
@@ -159,13 +159,13 @@ async def test_a_cancellation_that_failed_leaves_no_canceller(jobs: Jobs) -> Non
         await jobs.service.cancel(ANN, job.id)
     assert (await jobs.store.find(job.id)).cancel_requested_by is None
     # Another caller's request, which Temporal has accepted, stays.
-    first = Canceller(kind=CancellerKind.KEY, id="k2")
-    assert await jobs.store.record_canceller(job.id, 1, first)
+    other_canceller = Canceller(kind=CancellerKind.KEY, id="k2")
+    assert await jobs.store.record_canceller(job.id, 1, other_canceller)
     with pytest.raises(ServiceUnavailable):
         await jobs.service.cancel(ANN, job.id)
-    assert (await jobs.store.find(job.id)).cancel_requested_by == first
+    assert (await jobs.store.find(job.id)).cancel_requested_by == other_canceller
     launcher.cancel = cancel
-    assert (await jobs.service.cancel(ANN, job.id)).cancelled_by == first
+    assert (await jobs.service.cancel(ANN, job.id)).cancelled_by == other_canceller
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["another key", "the same key"])
@@ -185,7 +185,7 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
         return True
 
     launcher.cancel = fail_late
-    failing = asyncio.create_task(jobs.service.cancel(ANN, job.id))
+    failing_cancellation = asyncio.create_task(jobs.service.cancel(ANN, job.id))
     async with asyncio.timeout(10):
         await is_sent.wait()
     launcher.cancel = accept
@@ -193,9 +193,9 @@ async def test_a_cancellation_that_fails_late_keeps_that_of_another_request(
     await jobs.service.cancel(colleague, job.id)
     may_fail.set()
     with pytest.raises(ServiceUnavailable):
-        await failing
-    requested = (await jobs.store.find(job.id)).cancel_requested_by
-    assert requested == Canceller.from_identity(colleague)
+        await failing_cancellation
+    requesting_canceller = (await jobs.store.find(job.id)).cancel_requested_by
+    assert requesting_canceller == Canceller.from_identity(colleague)
 
 
 async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
@@ -205,20 +205,20 @@ async def test_names_of_uploads_become_artifacts_when_the_job_is_accepted(
     resize = {"kind": "render", "template": "resize",
               "inputs": {"image": "photo.png", "width": 8, "height": 8}}  # fmt: skip
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}}}
-    named = {"kind": "render", "workflow": graph}
-    for body, node in ((resize, "load"), (named, "1")):
+    workflow_body = {"kind": "render", "workflow": graph}
+    for body, node in ((resize, "load"), (workflow_body, "1")):
         job, _ = await jobs.submit(body, key=None)
         spec = await jobs.service.load_spec(job)
         assert spec is not None
         assert spec.steps[0].payload[node]["inputs"]["image"] == f"artifact:{PHOTO.id}"
     # The name counts for the repetition of a request, whatever it stands for by then.
-    first, _ = await jobs.submit(resize, key="again")
-    assert await jobs.submit(resize, key="again") == (first, False)
+    first_job, _ = await jobs.submit(resize, key="again")
+    assert await jobs.submit(resize, key="again") == (first_job, False)
     jobs.caller = replace(ANN, owner="bob")
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         await jobs.submit(resize, key=None)
-    assert refused.value.field == "inputs.image"
-    assert "POST /upload/image" in refused.value.message
+    assert exc_info.value.field == "inputs.image"
+    assert "POST /upload/image" in exc_info.value.message
 
 
 class ChangedGuard(PermissiveGraphGuard):
@@ -247,9 +247,9 @@ async def test_a_retry_may_use_only_the_pools_and_nodes_of_a_new_job(
     with pytest.raises(NodeNotAllowed):
         await jobs.service.retry(ANN, job.id)
     jobs.service._graphs._guard = ChangedGuard("large")
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         await jobs.service.retry(ANN, job.id)
-    assert refused.value.field == "pool"
+    assert exc_info.value.field == "pool"
     jobs.service._graphs._guard = ChangedGuard("default", denied="LoadImage")
     assert (await jobs.service.retry(ANN, job.id)).attempts == 2
 
@@ -260,33 +260,33 @@ async def test_a_repeated_key_returns_the_first_job_if_the_template_has_changed(
     jobs: Jobs, templates: Any, batch: Any
 ) -> None:
     body = SWATCH if batch is None else {**SWATCH, "batch": batch}
-    first, is_new = await jobs.submit(body)
-    again, is_repeat_new = await jobs.submit(body, templates)
+    first_job, is_new = await jobs.submit(body)
+    repeated_job, is_repeat_new = await jobs.submit(body, templates)
     assert (is_new, is_repeat_new) == (True, False)
-    assert again.id == first.id
+    assert repeated_job.id == first_job.id
 
 
 async def test_a_repeated_key_returns_the_first_job_if_the_deadline_has_passed(jobs: Jobs) -> None:
     body = {**SWATCH, "deadline": (NOW + timedelta(hours=1)).isoformat()}
-    first, _ = await jobs.submit(body)
-    again, _ = await jobs.submit(body, now=NOW + timedelta(hours=2))
-    assert again.id == first.id
+    first_job, _ = await jobs.submit(body)
+    repeated_job, _ = await jobs.submit(body, now=NOW + timedelta(hours=2))
+    assert repeated_job.id == first_job.id
 
 
 @pytest.mark.parametrize(
-    "other", [{"inputs": {"prompt": "y"}}, {"priority": 1}, {"batch": {"seeds": 2}}]
+    "other_body", [{"inputs": {"prompt": "y"}}, {"priority": 1}, {"batch": {"seeds": 2}}]
 )
-async def test_another_request_with_the_same_key_is_refused(jobs: Jobs, other: Any) -> None:
+async def test_another_request_with_the_same_key_is_refused(jobs: Jobs, other_body: Any) -> None:
     await jobs.submit(SWATCH)
     with pytest.raises(IdempotencyMismatch):
-        await jobs.submit({**SWATCH, **other})
+        await jobs.submit({**SWATCH, **other_body})
 
 
 async def test_requests_without_a_key_are_separate_jobs(jobs: Jobs) -> None:
-    first, _ = await jobs.submit(SWATCH, key=None)
-    again, is_new = await jobs.submit({**SWATCH, "priority": 3}, key=None)
+    first_job, _ = await jobs.submit(SWATCH, key=None)
+    second_job, is_new = await jobs.submit({**SWATCH, "priority": 3}, key=None)
     assert is_new
-    assert again.id != first.id
+    assert second_job.id != first_job.id
 
 
 def nested(levels: int) -> Any:
@@ -317,17 +317,17 @@ def graph(levels: int) -> dict[str, Any]:
 async def test_a_job_that_is_nested_too_deeply_is_refused(
     jobs: Jobs, body: Any, field: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match="nested too deeply") as refused:
+    with pytest.raises(InvalidRequest, match="nested too deeply") as exc_info:
         await jobs.submit(body)
-    assert refused.value.field == field
+    assert exc_info.value.field == field
 
 
 async def test_a_comfyui_prompt_that_is_nested_too_deeply_is_refused(jobs: Jobs) -> None:
     step = Step(kind=StepKind.RENDER, payload=graph(1))
     body = ComfyPrompt(extra_data={"extra_pnginfo": nested(300)})
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         await jobs.service.submit(ANN, JobSpec(kind="render", steps=(step,), comfyui=body))
-    assert refused.value.field == "extra_data"
+    assert exc_info.value.field == "extra_data"
 
 
 async def test_a_job_with_allowed_nesting_is_accepted(jobs: Jobs) -> None:

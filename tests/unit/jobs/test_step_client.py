@@ -54,9 +54,9 @@ async def test_a_call_has_only_the_rights_of_the_owner(
     service_and_client: tuple[Service, StepClient],
 ) -> None:
     service, client = service_and_client
-    forged = {"Authorization": "Bearer other", "X-API-Key": "k", "Host": "evil", "X-Mine": "1",
+    forged_headers = {"Authorization": "Bearer other", "X-API-Key": "k", "Host": "evil", "X-Mine": "1",
               "x-request-timeout-seconds": "0"}  # fmt: skip
-    await call(client, body={"a": 1}, headers=forged)
+    await call(client, body={"a": 1}, headers=forged_headers)
     ((method, _, headers, body),) = service.requests
     assert (method, body) == ("POST", b'{"a": 1}')
     assert headers["authorization"] == "Bearer token-of-ann"
@@ -105,10 +105,10 @@ async def test_refused_calls_are_not_retryable(
 ) -> None:
     service, client = service_and_client
     service.response = web.Response(status=status, text="because")
-    with pytest.raises(StepFailed) as failed:
+    with pytest.raises(StepFailed) as exc_info:
         await call(client, "/x?token=secret")
-    assert failed.value.details == {"status": status, "answer": "because"}
-    assert "secret" not in failed.value.message
+    assert exc_info.value.details == {"status": status, "answer": "because"}
+    assert "secret" not in exc_info.value.message
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
@@ -117,9 +117,9 @@ async def test_failed_calls_are_retryable(
 ) -> None:
     service, client = service_and_client
     service.response = web.Response(status=status, headers={"retry-after": "7"})
-    with pytest.raises(BackendUnavailable) as failed:
+    with pytest.raises(BackendUnavailable) as exc_info:
         await call(client)
-    assert failed.value.retry_after == 7
+    assert exc_info.value.retry_after == 7
 
 
 async def test_redirects_are_not_followed(service_and_client: tuple[Service, StepClient]) -> None:

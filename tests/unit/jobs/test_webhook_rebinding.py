@@ -64,42 +64,42 @@ async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Server
     """Return servers at the public and the private address, on the same port."""
     monkeypatch.setattr(addresses, "ThreadedResolver", RebindingResolver)
     monkeypatch.setattr(RebindingResolver, "looked_up", 0)
-    outside, inside = Server(), Server()
+    public_server, private_server = Server(), Server()
     apps = []
-    for place in (outside, inside):
+    for server in (public_server, private_server):
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", place.handle)
+        app.router.add_route("*", "/{path:.*}", server.handle)
         apps.append(app)
-    async with TestServer(apps[0], host=OUTSIDE) as first:
-        assert first.port is not None
-        outside.port = first.port
-        async with TestServer(apps[1], host=INSIDE, port=first.port):
-            yield outside, inside
+    async with TestServer(apps[0], host=OUTSIDE) as public_test_server:
+        assert public_test_server.port is not None
+        public_server.port = public_test_server.port
+        async with TestServer(apps[1], host=INSIDE, port=public_test_server.port):
+            yield public_server, private_server
 
 
 async def test_a_webhook_is_sent_to_the_checked_address(servers: tuple[Server, Server]) -> None:
-    outside, inside = servers
-    url = f"http://{NAME}:{outside.port}/hook"
+    public_server, private_server = servers
+    url = f"http://{NAME}:{public_server.port}/hook"
     async with WebhookSender(signing_key=b"k", networks=PUBLIC) as sender:
         await sender.send(url, owner="ann", message_id="msg_1", payload={})
         assert RebindingResolver.looked_up == 1, "a second look might find another address"
         with pytest.raises(AddressNotAllowed):
             await sender.send(url, owner="ann", message_id="msg_1", payload={})
-    assert (outside.calls, inside.calls) == (["/hook"], [])
+    assert (public_server.calls, private_server.calls) == (["/hook"], [])
 
 
 @pytest.mark.parametrize("path", ["/away", "/a.png"])
 async def test_a_picture_is_fetched_from_the_checked_address(
     servers: tuple[Server, Server], path: str
 ) -> None:
-    outside, inside = servers
+    public_server, private_server = servers
     pictures = PictureFetcher(PUBLIC)
     try:
         if path == "/a.png":
-            await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
+            await pictures.fetch([f"http://{NAME}:{public_server.port}{path}"])
             assert RebindingResolver.looked_up == 1
         with pytest.raises(AddressNotAllowed):
-            await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
+            await pictures.fetch([f"http://{NAME}:{public_server.port}{path}"])
     finally:
         await pictures.close()
-    assert (outside.calls, inside.calls) == ([path], [])
+    assert (public_server.calls, private_server.calls) == ([path], [])

@@ -44,13 +44,13 @@ def verify_in_node(secret: str, headers: dict[str, str], body: str) -> Any:
     if node is None:
         pytest.skip("Node.js is not installed")
     code = _ANNOTATIONS.sub("", list_snippets(PAGE)["receiver-typescript"][1]) + _MAIN
-    done = subprocess.run(
+    process = subprocess.run(
         [node, "--input-type=module", "--eval", code],
         input=json.dumps([secret, headers, body]).encode(), capture_output=True, timeout=60,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()
-    answer = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr.decode()
+    answer = json.loads(process.stdout)
     if "error" in answer:
         raise ValueError(answer["error"])
     return answer["content"]

@@ -41,39 +41,41 @@ async def send(webhooks: WebhookSender, url: str) -> None:
 
 
 async def test_a_webhook_is_posted_as_json(receiver: tuple[Receiver, str]) -> None:
-    hook, url = receiver
+    webhook_server, url = receiver
     async with sender() as webhooks:
         await send(webhooks, url)
-    assert [(path, json.loads(body)) for path, body in hook.calls] == [("/hook", {"a": 1})]
+    assert [(path, json.loads(body)) for path, body in webhook_server.calls] == [
+        ("/hook", {"a": 1})
+    ]
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 400, 404, 429, 500, 503])
 async def test_a_failed_delivery_is_retryable(receiver: tuple[Receiver, str], status: int) -> None:
-    hook, url = receiver
-    hook.status = status
+    webhook_server, url = receiver
+    webhook_server.status = status
     async with sender() as webhooks:
-        with pytest.raises(BackendUnavailable) as failed:
+        with pytest.raises(BackendUnavailable) as exc_info:
             await send(webhooks, url)
-    assert failed.value.retryable
-    assert [path for path, _ in hook.calls] == ["/hook"]
+    assert exc_info.value.retryable
+    assert [path for path, _ in webhook_server.calls] == ["/hook"]
 
 
 async def test_status_410_is_final(receiver: tuple[Receiver, str]) -> None:
-    hook, url = receiver
-    hook.status = 410
+    webhook_server, url = receiver
+    webhook_server.status = 410
     async with sender() as webhooks:
-        with pytest.raises(BackendRejected) as failed:
+        with pytest.raises(BackendRejected) as exc_info:
             await send(webhooks, url)
-    assert not failed.value.retryable
+    assert not exc_info.value.retryable
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433"])
 async def test_a_private_address_is_never_called(receiver: tuple[Receiver, str], host: str) -> None:
-    hook, url = receiver
+    webhook_server, url = receiver
     async with sender("") as webhooks:
         with pytest.raises((AddressNotAllowed, BackendUnavailable)):
             await send(webhooks, url.replace("127.0.0.1", host))
-    assert hook.calls == []
+    assert webhook_server.calls == []
 
 
 @pytest.mark.parametrize(
@@ -82,19 +84,19 @@ async def test_a_private_address_is_never_called(receiver: tuple[Receiver, str],
 async def test_a_private_address_is_refused_in_every_notation(
     receiver: tuple[Receiver, str], host: str
 ) -> None:
-    hook, url = receiver
+    webhook_server, url = receiver
     async with sender("") as webhooks:
         with pytest.raises(AddressNotAllowed):
             await send(webhooks, url.replace("127.0.0.1", host))
-    assert hook.calls == []
+    assert webhook_server.calls == []
 
 
 @pytest.mark.parametrize("url", ["http://a..b/", f"http://{'a' * 64}.example/"])
 async def test_an_invalid_host_name_is_not_retried(url: str) -> None:
     async with sender() as webhooks:
-        with pytest.raises(InvalidRequest) as failed:
+        with pytest.raises(InvalidRequest) as exc_info:
             await send(webhooks, url)
-    assert (failed.value.field, failed.value.retryable) == ("webhook", False)
+    assert (exc_info.value.field, exc_info.value.retryable) == ("webhook", False)
 
 
 async def test_a_closed_port_is_retryable(unused_tcp_port: int) -> None:

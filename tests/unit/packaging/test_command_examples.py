@@ -50,12 +50,12 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_all_examples_of_commands_are_found() -> None:
-    shown = {
+    shown_commands = {
         block.page for page in list_pages() for block in list_blocks(page)
         if block.mark == "tested" and (block.name or "").startswith("command-")
     }  # fmt: skip
     assert len(COMMANDS) > 30
-    assert shown == {page for page, _, _ in COMMANDS} & shown
+    assert shown_commands == {page for page, _, _ in COMMANDS} & shown_commands
 
 
 @pytest.mark.parametrize(

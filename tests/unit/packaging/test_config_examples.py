@@ -22,15 +22,15 @@ def read(page: str, name: str) -> Any:
 @pytest.fixture
 def apps() -> dict[str, Any]:
     """Return the apps of the shipped serve_config.yaml, which a test may change."""
-    return {app["name"]: app for app in shipped()["applications"]}
+    return {app["name"]: app for app in read_shipped_config()["applications"]}
 
 
-def shipped() -> Any:
+def read_shipped_config() -> Any:
     return yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 
 
-def check(apps: dict[str, Any]) -> None:
-    assert list(find_problems(shipped() | {"applications": list(apps.values())})) == []
+def check_apps(apps: dict[str, Any]) -> None:
+    assert list(find_problems(read_shipped_config() | {"applications": list(apps.values())})) == []
 
 
 def update_user_config(app: Any, changes: dict[str, Any]) -> None:
@@ -44,8 +44,8 @@ def test_every_example_is_checked() -> None:
         for block in list_blocks(page)
         if block.mark == "tested" and (block.name or "").startswith("config-")
     }
-    checked = {(page, name) for page, names in CHECKED.items() for name in names}
-    assert {(page, name) for page, name in results if page != ELSEWHERE} == checked
+    checked_examples = {(page, name) for page, names in CHECKED.items() for name in names}
+    assert {(page, name) for page, name in results if page != ELSEWHERE} == checked_examples
 
 
 CHECKED = {
@@ -63,26 +63,26 @@ CHECKED = {
 def test_an_unknown_key_would_be_found(apps: dict[str, Any]) -> None:
     apps["render-default"]["args"]["actor"] = 8
     with pytest.raises(AssertionError, match="actor"):
-        check(apps)
+        check_apps(apps)
 
 
 def test_a_pool(apps: dict[str, Any]) -> None:
     [pool] = read("docs/farm.md", "config-pool")
-    big = apps["render-default"] | {"name": "render-big", "args": {"pool": "big"}}
-    apps |= {"render-default": pool, "render-big": big}
+    big_app = apps["render-default"] | {"name": "render-big", "args": {"pool": "big"}}
+    apps |= {"render-default": pool, "render-big": big_app}
     apps["gateway"]["args"]["pools"] = ["default", "big"]
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_isolation_of_a_pool(apps: dict[str, Any]) -> None:
     [pool] = read("docs/isolation.md", "config-isolation")
     apps["render-default"]["args"].update(pool["args"])
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_cache_of_a_pool(apps: dict[str, Any]) -> None:
     apps["render-default"]["args"].update(read("docs/templates.md", "config-cache")["args"])
-    check(apps)
+    check_apps(apps)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_cache_of_a_pool(apps: dict[str, Any]) -> None:
 )
 def test_a_user_config(apps: dict[str, Any], app: str, page: str, name: str) -> None:
     update_user_config(apps[app], read(page, name)["user_config"])
-    check(apps)
+    check_apps(apps)
 
 
 @pytest.mark.parametrize(
@@ -102,28 +102,28 @@ def test_a_user_config(apps: dict[str, Any], app: str, page: str, name: str) -> 
 )
 def test_back_ends(apps: dict[str, Any], page: str, name: str) -> None:
     update_user_config(apps["models"], read(page, name) | {"aliases": {}})
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_models_of_an_ollama(apps: dict[str, Any]) -> None:
     [ollama] = read("docs/ollama.md", "config-hosts")["backends"]
     ollama |= read("docs/ollama.md", "config-models")
     update_user_config(apps["models"], {"backends": [ollama], "aliases": {}})
-    check(apps)
+    check_apps(apps)
 
 
 def test_an_alias(apps: dict[str, Any]) -> None:
     update_user_config(apps["models"], read("docs/routing.md", "config-alias"))
-    check(apps)
+    check_apps(apps)
 
 
 def test_the_template_is_a_part_of_the_one_to_begin_with() -> None:
-    shown = read("docs/templates.md", "config-template")
-    whole = yaml.safe_load((ROOT / "examples/templates/sdxl.yaml").read_text())
+    shown_template = read("docs/templates.md", "config-template")
+    whole_template = yaml.safe_load((ROOT / "examples/templates/sdxl.yaml").read_text())
     for part in ("inputs", "graph"):
-        assert_part(shown.pop(part), whole[part])
-    assert_part(shown, whole)
+        assert_part(shown_template.pop(part), whole_template[part])
+    assert_part(shown_template, whole_template)
 
 
-def assert_part(shown: dict[str, Any], whole: dict[str, Any]) -> None:
-    assert shown == {key: whole[key] for key in shown}
+def assert_part(shown_part: dict[str, Any], whole_config: dict[str, Any]) -> None:
+    assert shown_part == {key: whole_config[key] for key in shown_part}

@@ -26,10 +26,10 @@ _PAGES = sorted(
 
 @cache
 def _tokens(page: Path) -> list[Token]:
-    flat: list[Token] = []
+    flat_tokens: list[Token] = []
     for token in _MARKDOWN.parse(page.read_text()):
-        flat += [token, *(token.children or [])]
-    return flat
+        flat_tokens += [token, *(token.children or [])]
+    return flat_tokens
 
 
 @cache
@@ -38,10 +38,10 @@ def _anchors(page: Path) -> frozenset[str]:
     results: Counter[str] = Counter()
     anchors = set()
     parsed = _MARKDOWN.parse(page.read_text())
-    for opening, inline in pairwise(parsed):
-        if opening.type != "heading_open":
+    for opening_token, inline_token in pairwise(parsed):
+        if opening_token.type != "heading_open":
             continue
-        text = "".join(child.content for child in inline.children or [])
+        text = "".join(child.content for child in inline_token.children or [])
         slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
         anchors.add(f"{slug}-{results[slug]}" if results[slug] else slug)
         results[slug] += 1
@@ -76,11 +76,11 @@ def _navigation(entries: list[Any]) -> Iterator[str]:
 
 
 def test_navigation_lists_every_page_once() -> None:
-    listed = list(_navigation(tomllib.loads(CONFIG.read_text())["project"]["nav"]))
+    listed_paths = list(_navigation(tomllib.loads(CONFIG.read_text())["project"]["nav"]))
     paths = {site_path(page) or "" for page in _PAGES} - {""}
     # A folder's own page lists its pages.
     in_folders = {path for path in paths if Path(path).parent.as_posix() in FOLDERS}
-    assert sorted(listed) == sorted(
+    assert sorted(listed_paths) == sorted(
         (paths - in_folders) | {f"{folder}/index.md" for folder in FOLDERS}
     )
 
@@ -100,31 +100,31 @@ def _draw_nothing(diagram: str, target: Path) -> None:
 def test_every_link_of_the_sites_copy_leads_somewhere(site_pages: Path) -> None:
     pages = sorted(site_pages.rglob("*.md"))
     assert len(pages) > len(_PAGES)
-    broken = {
+    broken_links = {
         page.relative_to(site_pages).as_posix(): links
         for page in pages
         if (links := list(_broken_links(page)))
     }
-    assert broken == {}
+    assert broken_links == {}
 
 
 def test_links_out_of_docs_lead_to_the_sites_pages(site_pages: Path) -> None:
     assert "](architecture/overview.md#security)" in (site_pages / "security.md").read_text()
     assert "](../adr/index.md)" in (site_pages / "architecture/overview.md").read_text()
     assert "](files/examples/templates/sdxl.yaml.md)" in (site_pages / "templates.md").read_text()
-    shown = (site_pages / "files/examples/templates/sdxl.yaml.md").read_text()
-    assert (ROOT / "examples/templates/sdxl.yaml").read_text().strip() in shown
+    shown_page = (site_pages / "files/examples/templates/sdxl.yaml.md").read_text()
+    assert (ROOT / "examples/templates/sdxl.yaml").read_text().strip() in shown_page
 
 
 def test_diagrams_become_pictures_and_other_code_stays(site_pages: Path) -> None:
-    written = (site_pages / "index.md").read_text()
-    assert "```mermaid" not in written
-    assert re.search(r"!\[Diagram: Moyin\]\(diagrams/\w+\.svg\)\{ \.diagram", written)
+    index_page = (site_pages / "index.md").read_text()
+    assert "```mermaid" not in index_page
+    assert re.search(r"!\[Diagram: Moyin\]\(diagrams/\w+\.svg\)\{ \.diagram", index_page)
     for page in _PAGES:
         path = site_path(page)
         if path is not None:
-            copied = _tokens(site_pages / path)
-            assert [token.content for token in copied if token.type == "fence"] == [
+            copied_tokens = _tokens(site_pages / path)
+            assert [token.content for token in copied_tokens if token.type == "fence"] == [
                 token.content
                 for token in _tokens(page)
                 if token.type == "fence" and token.info != "mermaid"

@@ -50,21 +50,23 @@ COUNTED_THERE = {
 
 
 def test_no_fence_is_overlooked() -> None:
-    fences = sum(
+    count_of_fences = sum(
         line.lstrip().startswith("```")
         for page in list_pages()
         for line in page.read_text().splitlines()
     )
-    assert fences == 2 * len(BLOCKS)
+    assert count_of_fences == 2 * len(BLOCKS)
 
 
 def test_every_example_is_marked() -> None:
-    unmarked = [
+    unmarked_blocks = [
         f"{block.page}: {block.text.partition(chr(10))[0]}"
         for block in BLOCKS
         if block.language not in PLAIN and block.mark is None
     ]
-    assert unmarked == [], "write `<!-- tested: NAME -->` or `<!-- not tested: REASON -->` above"
+    assert unmarked_blocks == [], (
+        "write `<!-- tested: NAME -->` or `<!-- not tested: REASON -->` above"
+    )
 
 
 def test_plain_blocks_have_no_mark() -> None:
@@ -87,5 +89,5 @@ def test_a_marked_example_is_run(block: Block) -> None:
 
 
 def test_every_example_in_the_table_is_on_its_page() -> None:
-    shown = {(block.page, block.name) for block in BLOCKS if block.mark == "tested"}
-    assert {(page, name) for page, names in RUN_BY.items() for name in names} <= shown
+    shown_examples = {(block.page, block.name) for block in BLOCKS if block.mark == "tested"}
+    assert {(page, name) for page, names in RUN_BY.items() for name in names} <= shown_examples

@@ -16,7 +16,7 @@ _PROJECT = _FILE["project"]
 _EXTRAS = _PROJECT["optional-dependencies"]
 
 
-def _locked(name: str) -> dict[str, set[Version]]:
+def _read_locked_versions(name: str) -> dict[str, set[Version]]:
     results: dict[str, set[Version]] = {}
     for line in (ROOT / name).read_text().splitlines():
         requirement = Requirement(line)
@@ -27,7 +27,7 @@ def _locked(name: str) -> dict[str, set[Version]]:
 
 
 @pytest.mark.parametrize(
-    ("lock", "declared"),
+    ("lock", "declared_bounds"),
     [
         (
             "requirements.lock",
@@ -46,21 +46,23 @@ def _locked(name: str) -> dict[str, set[Version]]:
         ("requirements-docs.lock", _FILE["dependency-groups"]["docs"]),
     ],
 )
-def test_every_dependency_is_locked_within_its_bounds(lock: str, declared: list[str]) -> None:
-    locked = _locked(lock)
-    for text in declared:
+def test_every_dependency_is_locked_within_its_bounds(
+    lock: str, declared_bounds: list[str]
+) -> None:
+    locked_versions = _read_locked_versions(lock)
+    for text in declared_bounds:
         requirement = Requirement(text)
-        versions = locked.get(canonicalize_name(requirement.name), set())
+        versions = locked_versions.get(canonicalize_name(requirement.name), set())
         assert versions, f"{requirement.name} is not in {lock}: run `make lock`"
         assert all(requirement.specifier.contains(version) for version in versions), text
 
 
 def test_tests_run_on_the_versions_that_users_get() -> None:
-    tested = _locked("requirements-dev.lock")
-    for name, versions in _locked("requirements.lock").items():
-        assert versions <= tested[name], name
+    tested_versions = _read_locked_versions("requirements-dev.lock")
+    for name, versions in _read_locked_versions("requirements.lock").items():
+        assert versions <= tested_versions[name], name
 
 
 def test_packages_that_need_a_compiler_are_excluded() -> None:
-    locked = _locked("requirements-dev.lock")
-    assert not locked.keys() & {"llama-cpp-python", "llm", "torch"}
+    locked_versions = _read_locked_versions("requirements-dev.lock")
+    assert not locked_versions.keys() & {"llama-cpp-python", "llm", "torch"}

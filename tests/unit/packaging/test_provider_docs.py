@@ -24,8 +24,8 @@ async def test_every_example_is_a_valid_configuration() -> None:
     assert names >= {"gemini", "azure", "azure-older", "foundry", "bedrock", "bedrock-claude"}
     for backend in _BACKENDS:
         config = ModelsConfig.model_validate({"backends": [backend]})
-        [read] = config.backends
-        assert read.name == backend["name"]
+        [parsed_backend] = config.backends
+        assert parsed_backend.name == backend["name"]
 
 
 def test_every_ability_is_in_the_table() -> None:

@@ -14,20 +14,22 @@ _HEADS = ("| promise ", "| can | test |", "| cannot | test |")
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
-    named: dict[str, set[str]] = {}
+    named_tests: dict[str, set[str]] = {}
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     for row in rows:
         file = ""
         for item in _NAMED.finditer(row):
             # Without a file: in the one before.
             file = item["file"] or file
-            named.setdefault(file, set()).add(item["test"])
+            named_tests.setdefault(file, set()).add(item["test"])
         assert file or row.startswith(_HEADS), row
-    missing = {
-        f"{file}::{test}" for file, tests in named.items() for test in tests - _tests(ROOT / file)
+    missing_tests = {
+        f"{file}::{test}"
+        for file, tests in named_tests.items()
+        for test in tests - _tests(ROOT / file)
     }
-    assert missing == set()
-    assert sum(map(len, named.values())) > 60
+    assert missing_tests == set()
+    assert sum(map(len, named_tests.values())) > 60
 
 
 def _tests(path: Path) -> set[str]:

@@ -45,7 +45,7 @@ def test_one_process_runs_all_files_that_share_the_farm(tmp_path: Path) -> None:
         (tmp_path / f"{name}.py").write_text(text)
     # The environment of a worker of pytest-xdist names that worker.
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    done = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-v", "-n", "2", "--no-loadscope-reorder",
             "-p", "no:cacheprovider", "-p", "no:schemathesis", "-p", "no:langsmith_plugin",
@@ -54,8 +54,10 @@ def test_one_process_runs_all_files_that_share_the_farm(tmp_path: Path) -> None:
         env={**environ, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    ran = re.findall(r"\[(gw\d)\].* PASSED (\w+)\.py::", done.stdout)
-    assert len(ran) == 8, done.stdout + done.stderr
-    workers = {file: {worker for worker, name in ran if name == file} for _, file in ran}
+    passed_files = re.findall(r"\[(gw\d)\].* PASSED (\w+)\.py::", process.stdout)
+    assert len(passed_files) == 8, process.stdout + process.stderr
+    workers = {
+        file: {worker for worker, name in passed_files if name == file} for _, file in passed_files
+    }
     assert len(workers["test_b"] | workers["test_d"] | workers["test_f"]) == 1
-    assert {worker for worker, _ in ran} == {"gw0", "gw1"}
+    assert {worker for worker, _ in passed_files} == {"gw0", "gw1"}

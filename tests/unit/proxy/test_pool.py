@@ -30,67 +30,77 @@ def pool(clock: Clock, *weights: int, **kwargs: object) -> UpstreamPool:
     return UpstreamPool(Route(name="r", upstreams=upstreams, **kwargs), members)  # type: ignore[arg-type]
 
 
-def urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
-    picked = [pool.pick_member(sticky, ()) for _ in range(times)]
-    return [member.upstream.url[-1] for member in picked if member is not None]
+def pick_urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
+    picked_members = [pool.pick_member(sticky, ()) for _ in range(times)]
+    return [member.upstream.url[-1] for member in picked_members if member is not None]
 
 
 def test_round_robin_takes_turns(clock: Clock) -> None:
-    assert urls(pool(clock, 1, 1, 1), 6) == list("012012")
+    assert pick_urls(pool(clock, 1, 1, 1), 6) == list("012012")
 
 
 def test_weighted_balancing_is_proportional_and_smooth(clock: Clock) -> None:
-    order = urls(pool(clock, 5, 1, 1, balance=BalancingPolicy.WEIGHTED), 7)
+    order = pick_urls(pool(clock, 5, 1, 1, balance=BalancingPolicy.WEIGHTED), 7)
     assert Counter(order) == {"0": 5, "1": 1, "2": 1}
     assert "000" not in "".join(order + order)[1:6]
 
 
 def test_least_connections_counts_open_requests(clock: Clock) -> None:
-    first = pool(clock, 1, 1, 2)
-    for member, active in zip(first.members, (1, 0, 2), strict=True):
+    upstream_pool = pool(clock, 1, 1, 2)
+    for member, active in zip(upstream_pool.members, (1, 0, 2), strict=True):
         member.active = active
-    assert choose_member(BalancingPolicy.LEAST_CONNECTIONS, first.members, 0) is first.members[1]
-    first.members[1].active = 5
-    assert choose_member(BalancingPolicy.LEAST_CONNECTIONS, first.members, 0) is first.members[2]
+    assert (
+        choose_member(BalancingPolicy.LEAST_CONNECTIONS, upstream_pool.members, 0)
+        is upstream_pool.members[1]
+    )
+    upstream_pool.members[1].active = 5
+    assert (
+        choose_member(BalancingPolicy.LEAST_CONNECTIONS, upstream_pool.members, 0)
+        is upstream_pool.members[2]
+    )
 
 
 def test_sticky_values_move_only_when_their_member_is_down(clock: Clock) -> None:
-    three = pool(clock, 1, 1, 1)
-    before = {value: urls(three, 3, value) for value in map(str, range(50))}
-    assert all(len(set(members)) == 1 for members in before.values())
-    three.members[0].is_up = False
-    after = {value: urls(three, 1, value)[0] for value in before}
-    assert all(after[v] == before[v][0] for v in before if before[v][0] != "0")
-    assert "0" not in after.values()
+    three_members = pool(clock, 1, 1, 1)
+    members_before = {value: pick_urls(three_members, 3, value) for value in map(str, range(50))}
+    assert all(len(set(members)) == 1 for members in members_before.values())
+    three_members.members[0].is_up = False
+    members_after = {value: pick_urls(three_members, 1, value)[0] for value in members_before}
+    assert all(
+        members_after[v] == members_before[v][0]
+        for v in members_before
+        if members_before[v][0] != "0"
+    )
+    assert "0" not in members_after.values()
 
 
 def test_a_failing_member_is_skipped_until_its_breaker_closes(clock: Clock) -> None:
-    two = pool(clock, 1, 1)
+    two_members = pool(clock, 1, 1)
     for _ in range(3):
-        two.members[0].breaker.fail()
-    assert urls(two, 4) == list("1111")
+        two_members.members[0].breaker.fail()
+    assert pick_urls(two_members, 4) == list("1111")
     clock.now = 2.0
-    assert "0" in urls(two, 2)
+    assert "0" in pick_urls(two_members, 2)
 
 
 def test_when_all_members_fail_the_next_one_is_tried_unless_there_is_only_one(
     clock: Clock,
 ) -> None:
-    one, two = pool(clock, 1), pool(clock, 1, 1)
-    for member in (*one.members, *two.members):
+    one_member, two_members = pool(clock, 1), pool(clock, 1, 1)
+    for member in (*one_member.members, *two_members.members):
         for _ in range(3):
             member.breaker.fail()
-    assert one.pick_member(None, ()) is None
-    assert one.new_unavailable_error().retry_after == 2.0
-    assert two.pick_member(None, ()) is two.members[0]
-    assert two.pick_member(None, two.members) is None
+    assert one_member.pick_member(None, ()) is None
+    assert one_member.new_unavailable_error().retry_after == 2.0
+    assert two_members.pick_member(None, ()) is two_members.members[0]
+    assert two_members.pick_member(None, two_members.members) is None
 
 
 def test_health_changes_only_after_several_checks_in_a_row() -> None:
     check = HealthCheck(path="/", rise=2, fall=3)
     member = PoolMember(Upstream(url="http://0"))
-    for passed in (False, False, True, False, False):
-        member.record_health_check(passed, check)
+    for has_passed in (False, False, True, False, False):
+        member.record_health_check(has_passed, check)
     assert member.is_up
     member.record_health_check(False, check)
     assert not member.is_up
@@ -103,34 +113,34 @@ def test_health_changes_only_after_several_checks_in_a_row() -> None:
 
 
 def test_a_new_table_keeps_the_state_of_known_upstreams(clock: Clock) -> None:
-    before = pool(clock, 1, 1)
-    before.members[0].active = 3
-    known = {member.upstream.url: member for member in before.members}
+    old_pool = pool(clock, 1, 1)
+    old_pool.members[0].active = 3
+    known_members = {member.upstream.url: member for member in old_pool.members}
     upstreams = (Upstream(url="http://0", weight=7), Upstream(url="http://9"))
-    after = UpstreamPool.build(Route(name="r", upstreams=upstreams), known)
-    assert (after.members[0].active, after.members[0].upstream.weight) == (3, 7)
-    assert after.members[1].active == 0
+    new_pool = UpstreamPool.build(Route(name="r", upstreams=upstreams), known_members)
+    assert (new_pool.members[0].active, new_pool.members[0].upstream.weight) == (3, 7)
+    assert new_pool.members[1].active == 0
 
 
 def test_a_route_at_its_concurrency_limit_rejects_requests(clock: Clock) -> None:
-    full = pool(clock, 1, max_concurrent=1)
-    with full.admit(), pytest.raises(Overloaded), full.admit():
+    full_pool = pool(clock, 1, max_concurrent=1)
+    with full_pool.admit(), pytest.raises(Overloaded), full_pool.admit():
         pass
-    with full.admit():
+    with full_pool.admit():
         pass
 
 
 def test_a_new_tables_limit_counts_requests_in_flight() -> None:
     upstreams, in_flight = (Upstream(url="http://0"),), InFlightCount()
 
-    def table(concurrent: int) -> UpstreamPool:
+    def build_pool(concurrent: int) -> UpstreamPool:
         route = Route(name="r", upstreams=upstreams, max_concurrent=concurrent)
         return UpstreamPool.build(route, {}, in_flight)
 
-    with table(1).admit():
-        with pytest.raises(Overloaded), table(1).admit():
+    with build_pool(1).admit():
+        with pytest.raises(Overloaded), build_pool(1).admit():
             pass
-        with table(2).admit(), pytest.raises(Overloaded), table(2).admit():
+        with build_pool(2).admit(), pytest.raises(Overloaded), build_pool(2).admit():
             pass
-    with table(1).admit():
+    with build_pool(1).admit():
         pass

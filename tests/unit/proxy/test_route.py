@@ -46,8 +46,8 @@ def table() -> RouteTable:
     ],
 )
 def test_the_closest_route_wins(table: RouteTable, host: str, path: str, name: str | None) -> None:
-    matched = table.match(host, path)
-    assert (matched and matched.name) == name
+    matched_route = table.match(host, path)
+    assert (matched_route and matched_route.name) == name
 
 
 @pytest.mark.parametrize(
@@ -64,28 +64,30 @@ def test_conflicting_routes_are_rejected(conflicting: list[Route]) -> None:
 
 
 def test_prefix_stripping_and_rewriting() -> None:
-    strip = route("a", prefix="/a/")
-    assert to_upstream_path(strip, "/a") == "/"
-    assert to_upstream_path(strip, "/a/b%2Fc") == "/b%2Fc"
+    stripping_route = route("a", prefix="/a/")
+    assert to_upstream_path(stripping_route, "/a") == "/"
+    assert to_upstream_path(stripping_route, "/a/b%2Fc") == "/b%2Fc"
     assert to_upstream_path(route("a", prefix="/a", strip_prefix=False), "/a/b") == "/a/b"
     rewrite = PathRewrite(pattern=re.compile(r"^/v(\d)/"), replacement=r"/api/\1/")
     assert to_upstream_path(route("a", prefix="/a", rewrite=rewrite), "/a/v2/x") == "/api/2/x"
 
 
 def test_exact_paths_are_forwarded_unchanged() -> None:
-    both = route("a", prefix="/a", paths=frozenset({"/api/chat", "/a-list"}))
+    route_with_both = route("a", prefix="/a", paths=frozenset({"/api/chat", "/a-list"}))
     for path in ("/api/chat", "/api/ch%61t", "/a-list"):
-        assert to_upstream_path(both, path) == path
-    assert to_upstream_path(both, "/a/x") == "/x"
+        assert to_upstream_path(route_with_both, path) == path
+    assert to_upstream_path(route_with_both, "/a/x") == "/x"
 
 
 def test_no_path_becomes_a_part_of_the_upstreams_address() -> None:
     for path in ("/a%2F@evil.example/x", "/a%2fx", "/a@evil.example"):
         with pytest.raises(InvalidRequest):
             to_upstream_path(route("a", prefix="/a"), path)
-    careless = PathRewrite(pattern=re.compile(r"^/v\d/"), replacement="")
-    rewritten = to_upstream_path(route("a", prefix="/a", rewrite=careless), "/a/v1/@evil.example/x")
-    assert rewritten == "/@evil.example/x"
+    careless_rewrite = PathRewrite(pattern=re.compile(r"^/v\d/"), replacement="")
+    rewritten_path = to_upstream_path(
+        route("a", prefix="/a", rewrite=careless_rewrite), "/a/v1/@evil.example/x"
+    )
+    assert rewritten_path == "/@evil.example/x"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_unusual_but_unambiguous_paths_are_forwarded(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "lenient"),
+    ("path", "lenient_path"),
     [
         ("/a/b/c", None),
         ("/a//b", "/a/b"),
@@ -139,9 +141,9 @@ def test_unusual_but_unambiguous_paths_are_forwarded(path: str) -> None:
     ],
 )
 def test_lenient_reading_drops_parameters_and_repeated_slashes(
-    path: str, lenient: str | None
+    path: str, lenient_path: str | None
 ) -> None:
-    assert read_leniently(path) == lenient
+    assert read_leniently(path) == lenient_path
 
 
 @pytest.mark.parametrize(

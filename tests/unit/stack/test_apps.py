@@ -45,8 +45,10 @@ class Serve:
             part = {"status": "UPDATING", "message": self.reasons.pop(0)}
             results = {"status": "DEPLOYING", "message": "", "deployments": {"X": part}}
             return 200, json.dumps({"applications": {"x": results}}).encode()
-        running = {app["name"]: {"status": "RUNNING"} for app in self.deployed[-1]["applications"]}
-        return 200, json.dumps({"applications": running}).encode()
+        running_apps = {
+            app["name"]: {"status": "RUNNING"} for app in self.deployed[-1]["applications"]
+        }
+        return 200, json.dumps({"applications": running_apps}).encode()
 
     @property
     def marks(self) -> list[str]:
@@ -72,31 +74,31 @@ def _options(folder: Path, mark: str) -> Options:
 
 
 async def test_redeploy_uses_the_last_deployed_configuration(serve: Serve, tmp_path: Path) -> None:
-    started_with, later = _options(tmp_path, "a"), _options(tmp_path, "b")
+    started_with, later_options = _options(tmp_path, "a"), _options(tmp_path, "b")
     await apps.deploy_apps(started_with, lambda _: None)
-    await apps.deploy_apps(later, lambda _: None)
-    later.serve_config.write_text("half a file: [")
+    await apps.deploy_apps(later_options, lambda _: None)
+    later_options.serve_config.write_text("half a file: [")
     await apps.redeploy_apps(started_with, lambda _: None)
     assert serve.marks == ["a", "b", "b"]
     assert serve.deployed[-1]["http_options"]["port"] == 20_000
-    assert apps.read_last_deployed_path(started_with) == later.serve_config
+    assert apps.read_last_deployed_path(started_with) == later_options.serve_config
 
 
 async def test_rejected_configuration_is_not_recorded_as_deployed(
     serve: Serve, tmp_path: Path
 ) -> None:
-    good, bad = _options(tmp_path, "good"), _options(tmp_path, "bad")
-    assert apps.read_last_deployed_path(good) is None
-    await apps.deploy_apps(good, lambda _: None)
+    good_options, bad_options = _options(tmp_path, "good"), _options(tmp_path, "bad")
+    assert apps.read_last_deployed_path(good_options) is None
+    await apps.deploy_apps(good_options, lambda _: None)
     serve.status = 400
     with pytest.raises(
         StackError, match=r"Serve rejected the app configuration bad\.yaml: no such thing"
     ):
-        await apps.deploy_apps(bad, lambda _: None)
+        await apps.deploy_apps(bad_options, lambda _: None)
     serve.status = 200
-    await apps.redeploy_apps(good, lambda _: None)
+    await apps.redeploy_apps(good_options, lambda _: None)
     assert serve.marks == ["good", "good"]
-    assert apps.read_last_deployed_path(bad) == good.serve_config
+    assert apps.read_last_deployed_path(bad_options) == good_options.serve_config
 
 
 @pytest.mark.parametrize(
@@ -136,14 +138,14 @@ async def test_each_pending_reason_is_reported_once(
 ) -> None:
     monkeypatch.setattr(apps, "_APPS_POLL_SECONDS", 0)
     monkeypatch.setattr(apps, "_GATEWAY_POLL_SECONDS", 0)
-    room = "X has 1 replicas that have taken more than 30s to be scheduled"
-    serve.reasons = ["", "", room, room]
+    reason = "X has 1 replicas that have taken more than 30s to be scheduled"
+    serve.reasons = ["", "", reason, reason]
     serve.failing_checks = 2
     lines: list[str] = []
     await apps.deploy_apps(_options(tmp_path, "a"), lines.append)
     assert lines == [
         "waiting for x",
-        f"waiting for x: {room}",
+        f"waiting for x: {reason}",
         "waiting for the gateway, which waits for temporal",
         "1 apps",
     ]  # fmt: skip
@@ -210,10 +212,10 @@ def test_problems_are_found_in_a_separate_process(tmp_path: Path) -> None:
 def test_validation_that_times_out_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def endless(*_: object, timeout: float, **__: object) -> None:
+    def time_out(*_: object, timeout: float, **__: object) -> None:
         raise subprocess.TimeoutExpired("validate", timeout)
 
-    monkeypatch.setattr("moyin.stack.apps.subprocess.run", endless)
+    monkeypatch.setattr("moyin.stack.apps.subprocess.run", time_out)
     [problem] = apps.find_config_problems(tmp_path / "apps.yaml")
     assert problem == f"{tmp_path / 'apps.yaml'} could not be validated within 120 seconds"
 

@@ -63,7 +63,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Layout(tmp_path / "data").remove_runtime_files()
 
 
-def problem(check: CheckResult, verdict: CheckVerdict = CheckVerdict.FAIL) -> tuple[str, str]:
+def expect_problem(
+    check: CheckResult, verdict: CheckVerdict = CheckVerdict.FAIL
+) -> tuple[str, str]:
     assert check.verdict == verdict
     return check.found, check.advice
 
@@ -74,14 +76,14 @@ def test_taken_port() -> None:
         server.bind(("127.0.0.1", base))
         server.listen()
         options = Options.read({**os.environ, "MOYIN_PORT_BASE": str(base)})
-        finding, advice = problem(services.check_ports(options))
+        finding, advice = expect_problem(services.check_ports(options))
     assert finding.startswith(f"port {base} (door) is in use by")
-    choice, _, free = advice.partition(" (`moyin up --port-base ")
+    choice, _, free_base = advice.partition(" (`moyin up --port-base ")
     assert choice == (
         "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
     )
-    moved = Options.read({**os.environ, "MOYIN_PORT_BASE": free.partition("`")[0]})
-    assert services.check_ports(moved).verdict == CheckVerdict.OK
+    moved_options = Options.read({**os.environ, "MOYIN_PORT_BASE": free_base.partition("`")[0]})
+    assert services.check_ports(moved_options).verdict == CheckVerdict.OK
 
 
 def test_data_folder_in_the_place_of_a_file(
@@ -89,25 +91,27 @@ def test_data_folder_in_the_place_of_a_file(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "file"))
-    _, advice = problem(machine.check_folder(Options.read()))
+    _, advice = expect_problem(machine.check_folder(Options.read()))
     assert "set MOYIN_DATA" in advice
 
 
 def test_missing_comfyui() -> None:
-    _, advice = problem(software.check_comfyui(Options.read()), CheckVerdict.WARN)
+    _, advice = expect_problem(software.check_comfyui(Options.read()), CheckVerdict.WARN)
     assert "run `moyin comfyui install`" in advice
 
 
 def test_broken_app_configuration(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("applications: [")
-    finding, advice = problem(configuration.check_serve_config(Options.read()))
+    finding, advice = expect_problem(configuration.check_serve_config(Options.read()))
     assert finding == f"{config} is not valid"
     assert advice
 
 
 def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    finding, advice = problem(configuration.check_model_keys(Options.read()), CheckVerdict.WARN)
+    finding, advice = expect_problem(
+        configuration.check_model_keys(Options.read()), CheckVerdict.WARN
+    )
     assert finding == "missing for claude (ANTHROPIC_API_KEY), other (OTHER_KEY)"
     assert "set the variable before `moyin up`" in advice
     monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
@@ -116,7 +120,7 @@ def test_missing_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_model_file(tmp_path: Path) -> None:
-    finding, advice = problem(configuration.check_model_files(Options.read()))
+    finding, advice = expect_problem(configuration.check_model_files(Options.read()))
     assert finding == f"{tmp_path / 'model.gguf'} is missing"
     assert "put the file there" in advice
     (tmp_path / "model.gguf").touch()
@@ -130,7 +134,7 @@ def test_clock_that_went_back() -> None:
     log = options.layout.get_log_path("ray")
     log.touch()
     os.utime(log, (time.time() + 7200,) * 2)
-    finding, advice = problem(machine.check_clock(options))
+    finding, advice = expect_problem(machine.check_clock(options))
     assert "s behind the files of the last run" in finding
     assert "timedatectl set-ntp true" in advice
 
@@ -143,7 +147,7 @@ def test_database_of_a_newer_version() -> None:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('9999')")
         connection.commit()
-    finding, advice = problem(data.check_database(options))
+    finding, advice = expect_problem(data.check_database(options))
     assert finding.startswith("revision 9999 is newer")
     assert "update Moyin" in advice
 
@@ -154,13 +158,13 @@ def test_shared_database_that_is_not_migrated(
     sqlite3.connect(tmp_path / "shared.db").close()
     (tmp_path / "shared.db").touch()
     monkeypatch.setenv("MOYIN_DATABASE_URL", f"sqlite:///{tmp_path / 'shared.db'}")
-    assert problem(data.check_database(Options.read()))[1] == "run `moyin migrate`"
+    assert expect_problem(data.check_database(Options.read()))[1] == "run `moyin migrate`"
 
 
 def test_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql+asyncpg://moyin@127.0.0.1:{free_port_base()}/moyin"
     monkeypatch.setenv("MOYIN_DATABASE_URL", url)
-    finding, advice = problem(data.check_database(Options.read()))
+    finding, advice = expect_problem(data.check_database(Options.read()))
     assert finding.startswith("cannot be read")
     assert "MOYIN_DATABASE_URL" in advice
 
@@ -191,23 +195,23 @@ def check_ray_with(python: str, packages: str) -> str:
     )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     variables = {**os.environ, "PYTHONPATH": packages, "PATH": path}
-    done = subprocess.run(
+    process = subprocess.run(
         [python, "-c", program], env=variables, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.10"])
 def test_old_python_is_refused_by_make(tmp_path: Path, version: str) -> None:
     python = find_python(version)
-    done = subprocess.run(
+    process = subprocess.run(
         [ROOT / "scripts" / "make_venv.sh", python, tmp_path / "venv"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
-    assert f"Python {version}" in done.stderr
-    assert "is too old: install 3.11 or newer, or set PYTHON=" in done.stderr
+    assert process.returncode == 1
+    assert f"Python {version}" in process.stderr
+    assert "is too old: install 3.11 or newer, or set PYTHON=" in process.stderr
     assert not (tmp_path / "venv").exists()
 
 
@@ -224,7 +228,7 @@ def test_driver_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         'echo "NVIDIA-SMI has failed because it couldn\'t communicate with the NVIDIA driver."; exit 9',
     )
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    finding, advice = problem(machine.check_gpu(Options.read()), CheckVerdict.WARN)
+    finding, advice = expect_problem(machine.check_gpu(Options.read()), CheckVerdict.WARN)
     assert finding.startswith("nvidia-smi lists none: NVIDIA-SMI has failed")
     assert "install or load NVIDIA's driver" in advice
 
@@ -250,7 +254,7 @@ def test_shares_that_do_not_fit_on_a_card(
     config.write_text("applications:\n" + pool.format("3, min_actors: 2"))
     assert configuration.check_shares(Options.read()).verdict == CheckVerdict.OK
     config.write_text("applications:\n" + pool.format(3))
-    finding, advice = problem(configuration.check_shares(Options.read()), CheckVerdict.WARN)
+    finding, advice = expect_problem(configuration.check_shares(Options.read()), CheckVerdict.WARN)
     assert finding == "GPUs: 2, without room for fast (gpus: 0.6)"
     assert "lower `gpus`" in advice
 
@@ -261,7 +265,7 @@ def test_files_with_secrets_are_closed(tmp_path: Path) -> None:
     options.layout.ray_token.write_text("token")
     options.layout.ray_token.chmod(0o644)
     options.layout.profile.touch(0o600)
-    finding, advice = problem(data.check_secret_files(options), CheckVerdict.WARN)
+    finding, advice = expect_problem(data.check_secret_files(options), CheckVerdict.WARN)
     assert finding == f"{options.layout.ray_token} is open to other users"
     assert advice == f"run `chmod 600 {options.layout.ray_token}`"
     result = mend_one(options, "secret files")
@@ -275,28 +279,31 @@ def test_revoked_key_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.check_api_key(options).found == "`moyin up` makes the first one"
     asyncio.run(create_first_key(options.settings))
     assert data.check_api_key(options).found == "valid"
-    before = read_profile(options.layout.profile, {})
-    asyncio.run(revoke(options, before.api_key))
-    finding, advice = problem(data.check_api_key(options))
+    profile_before = read_profile(options.layout.profile, {})
+    asyncio.run(revoke(options, profile_before.api_key))
+    finding, advice = expect_problem(data.check_api_key(options))
     assert finding == f"that in {options.layout.profile} is unknown, expired or revoked"
     assert "moyin keys create admin" in advice
     result = mend_one(options, "api key")
     assert (result.found, result.fixed) == ("valid", True)
-    after = read_profile(options.layout.profile, {})
-    assert (after.url, after.api_key != before.api_key) == (before.url, True)
+    profile_after = read_profile(options.layout.profile, {})
+    assert (profile_after.url, profile_after.api_key != profile_before.api_key) == (
+        profile_before.url,
+        True,
+    )
     assert options.layout.profile.stat().st_mode & 0o777 == 0o600
 
-    asyncio.run(revoke(options, after.api_key))
-    text = options.layout.profile.read_text().replace(after.url, "https://farm.example")
+    asyncio.run(revoke(options, profile_after.api_key))
+    text = options.layout.profile.read_text().replace(profile_after.url, "https://farm.example")
     options.layout.profile.write_text(text)
     result = mend_one(options, "api key")
     assert (result.verdict, result.fixed) == (CheckVerdict.FAIL, False)
     assert "the key of another gateway" in result.advice
     assert options.layout.profile.read_text() == text
 
-    monkeypatch.setenv("MOYIN_API_KEY", before.api_key)
+    monkeypatch.setenv("MOYIN_API_KEY", profile_before.api_key)
     result = data.check_api_key(options)
-    assert problem(result)[0] == "MOYIN_API_KEY is not a valid key of this stack"
+    assert expect_problem(result)[0] == "MOYIN_API_KEY is not a valid key of this stack"
     assert not result.fix, "a variable of the shell cannot be mended"
 
 
@@ -312,16 +319,20 @@ def test_processes_of_a_killed_supervisor_are_ended() -> None:
     options = Options.read()
     options.layout.prepare()
     assert services.check_processes(options).found == "none runs"
-    left = subprocess.Popen(["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id})
+    leftover_process = subprocess.Popen(
+        ["sleep", "600"], env={**os.environ, "MOYIN_STACK": options.stack_id}
+    )
     try:
-        finding, advice = problem(services.check_processes(options), CheckVerdict.WARN)
-        assert finding == f"left over by a supervisor that was killed: sleep ({left.pid})"
+        finding, advice = expect_problem(services.check_processes(options), CheckVerdict.WARN)
+        assert (
+            finding == f"left over by a supervisor that was killed: sleep ({leftover_process.pid})"
+        )
         assert "moyin down" in advice
         result = mend_one(options, "processes")
         assert (result.found, result.fixed) == ("none runs", True)
     finally:
-        left.kill()
-        left.wait()
+        leftover_process.kill()
+        leftover_process.wait()
 
 
 def test_processes_of_a_supervisor_without_a_state_file_are_spared() -> None:
@@ -356,14 +367,14 @@ def test_part_of_a_running_stack_that_is_down() -> None:
     state = StackState(pid=os.getpid(), phase=Phase.DEGRADED, parts=parts)
     write_state(options.layout.state, state)
     try:
-        down, up = services.check_running_parts(options)
+        check_of_down_part, check_of_up_part = services.check_running_parts(options)
     finally:
         lock.release()
-    assert down.name == "temporal runs"
-    finding, advice = problem(down)
+    assert check_of_down_part.name == "temporal runs"
+    finding, advice = expect_problem(check_of_down_part)
     assert finding == "backing off: ended with status 1"
     assert "`moyin logs temporal`" in advice
-    assert up.verdict == CheckVerdict.OK
+    assert check_of_up_part.verdict == CheckVerdict.OK
 
 
 @pytest.mark.parametrize(
@@ -384,7 +395,7 @@ def test_server_that_is_down(
     port = free_port_base()
     monkeypatch.setenv(variable, value.format(port))
     [result] = services.check_servers(Options.read())
-    finding, advice = problem(result)
+    finding, advice = expect_problem(result)
     assert result.name == name
     assert finding.startswith(f"{words} 127.0.0.1:{port}")
     assert "secret" not in finding

@@ -44,9 +44,9 @@ _ERRORS = "/a folder/of R&D/haproxy.lua"
 def launch(folder: Path, config: str = _CONFIG) -> str:
     """Run the launcher and return the configuration that it wrote."""
     path = folder / "haproxy.cfg"
-    done = _launch(path, config)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["-db", "-f", str(path)]
+    process = _launch(path, config)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["-db", "-f", str(path)]
     return path.read_text()
 
 
@@ -89,9 +89,11 @@ def test_app_names_are_not_disclosed(tmp_path: Path) -> None:
     config = launch(tmp_path)
     assert ':\\"gateway\\"' not in config
     assert "    http-request set-path /-/routes/ if routes\n" in config
-    listed = [line for line in config.splitlines() if line.endswith("if is_list_applications")]
-    assert len(listed) == 2
-    assert all("return status 200" in line and "grpc-status 12" in line for line in listed)
+    listing_rules = [
+        line for line in config.splitlines() if line.endswith("if is_list_applications")
+    ]
+    assert len(listing_rules) == 2
+    assert all("return status 200" in line and "grpc-status 12" in line for line in listing_rules)
     assert "    use_backend grpc_gateway if is_grpc_gateway\n" in config
 
 
@@ -121,7 +123,7 @@ def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "other"),
+    ("line", "other_line"),
     [
         ("errorfile 503 /500.http", "errorfiles all"),
         ("frontend http_frontend", "frontend http"),
@@ -129,19 +131,19 @@ def test_all_error_responses_of_serve_are_replaced(tmp_path: Path) -> None:
     ],
 )
 def test_haproxy_does_not_start_with_an_unknown_template(
-    tmp_path: Path, line: str, other: str
+    tmp_path: Path, line: str, other_line: str
 ) -> None:
     """The launcher fails if Serve's configuration lacks a line that the launcher must edit."""
     assert line in _CONFIG
-    done = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "has an unknown format" in done.stderr
+    process = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other_line))
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "has an unknown format" in process.stderr
 
 
 def test_haproxy_does_not_start_without_the_error_script(tmp_path: Path) -> None:
-    done = _launch(tmp_path / "haproxy.cfg", _CONFIG, MOYIN_HAPROXY_ERRORS="")
-    assert done.returncode != 0 and done.stdout == ""
-    assert "must be the path of haproxy.lua" in done.stderr
+    process = _launch(tmp_path / "haproxy.cfg", _CONFIG, MOYIN_HAPROXY_ERRORS="")
+    assert process.returncode != 0 and process.stdout == ""
+    assert "must be the path of haproxy.lua" in process.stderr
 
 
 def test_ray_environment_names_the_error_script() -> None:

@@ -83,10 +83,10 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
     layout.prepare()
     folder = layout.ray / "session_latest" / "logs" / "serve"
     folder.mkdir(parents=True)
-    written = ("replica_models_c.log", 3), ("replica_models_b_moyin.log", 1)
-    for name, when in (*written, ("replica_models_a_moyin.log", 2)):
+    logs_and_times = ("replica_models_c.log", 3), ("replica_models_b_moyin.log", 1)
+    for name, modified_at in (*logs_and_times, ("replica_models_a_moyin.log", 2)):
         (folder / name).touch()
-        os.utime(folder / name, (when, when))
+        os.utime(folder / name, (modified_at, modified_at))
     assert [path.name for path in layout.list_app_logs("models")] == [
         "replica_models_c.log",
         "replica_models_b_moyin.log",
@@ -119,13 +119,13 @@ def test_failed_write_keeps_the_previous_content(
 ) -> None:
     path = tmp_path / "kept"
     replace_file(path, b"before")
-    write = Path.write_bytes
+    original_write = Path.write_bytes
 
-    def half(self: Path, data: bytes) -> int:
-        write(self, data[: len(data) // 2])
+    def write_half(self: Path, data: bytes) -> int:
+        original_write(self, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="No space left"):
         replace_file(path, b"after")
     assert path.read_bytes() == b"before"

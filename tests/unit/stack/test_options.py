@@ -32,18 +32,18 @@ def test_console_links_to_web_interfaces_unless_others_are_configured() -> None:
     options = Options.read({}, port_base=20_000)
     assert options.environ["MOYIN_TEMPORAL_UI_URL"] == "http://127.0.0.1:20003"
     assert options.environ["MOYIN_RAY_DASHBOARD_URL"] == "http://127.0.0.1:20001"
-    own = {"MOYIN_TEMPORAL_UI_URL": "https://jobs.example.org", "MOYIN_RAY_DASHBOARD_URL": ""}
-    assert Options.read(own, port_base=20_000).environ.items() >= own.items()
+    own_urls = {"MOYIN_TEMPORAL_UI_URL": "https://jobs.example.org", "MOYIN_RAY_DASHBOARD_URL": ""}
+    assert Options.read(own_urls, port_base=20_000).environ.items() >= own_urls.items()
 
 
 def test_supervisor_reads_the_same_options_as_the_command_line() -> None:
     options = Options.read({"MOYIN_PORT_VALKEY": "7777"}, port_base=20_000)
-    again = Options.read(options.source_environ)
-    assert again.ports == options.ports
-    assert again.environ.items() >= {
+    reread_options = Options.read(options.source_environ)
+    assert reread_options.ports == options.ports
+    assert reread_options.environ.items() >= {
         (name, value) for name, value in options.environ.items() if name.startswith("MOYIN_")
     }
-    assert (again.runs_valkey, again.runs_temporal) == (True, True)
+    assert (reread_options.runs_valkey, reread_options.runs_temporal) == (True, True)
 
 
 def test_servers_that_run_elsewhere_are_not_started() -> None:

@@ -11,7 +11,7 @@ from tests.stack import free_port_base
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
+def used_port() -> Iterator[int]:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -32,9 +32,9 @@ def test_base_moves_every_port_but_those_set_individually() -> None:
     ports = Ports.read({"MOYIN_PORT_BASE": "20000", "MOYIN_PORT_VALKEY": "7777"})
     assert ports.door == 20_000
     assert ports.valkey == 7777
-    others = [port for name, port in ports.items() if name != "valkey"]
-    assert all(20_000 <= port < 20_250 for port in others)
-    assert len(set(others)) == len(others)
+    other_ports = [port for name, port in ports.items() if name != "valkey"]
+    assert all(20_000 <= port < 20_250 for port in other_ports)
+    assert len(set(other_ports)) == len(other_ports)
 
 
 def test_base_argument_overrides_the_environment() -> None:
@@ -67,18 +67,18 @@ def test_invalid_ports_are_rejected(environ: dict[str, str], message: str) -> No
         Ports.read(environ)
 
 
-def test_port_in_use_error_names_service_process_and_setting(taken: int) -> None:
-    ports = Ports.read({"MOYIN_PORT_DOOR": str(taken)}, base=free_port_base())
+def test_port_in_use_error_names_service_process_and_setting(used_port: int) -> None:
+    ports = Ports.read({"MOYIN_PORT_DOOR": str(used_port)}, base=free_port_base())
     with pytest.raises(StackError) as failure:
         require_free(ports)
     message = failure.value.message
-    assert message.startswith(f"port {taken} (door) is in use by ")
+    assert message.startswith(f"port {used_port} (door) is in use by ")
     assert message.endswith(
         "stop that process, set MOYIN_PORT_DOOR, or move all ports with MOYIN_PORT_BASE"
     )
     assert "\n" not in message
 
 
-def test_ports_of_external_services_are_not_checked(taken: int) -> None:
-    ports = Ports.read({"MOYIN_PORT_VALKEY": str(taken)}, base=free_port_base())
+def test_ports_of_external_services_are_not_checked(used_port: int) -> None:
+    ports = Ports.read({"MOYIN_PORT_VALKEY": str(used_port)}, base=free_port_base())
     require_free(ports, ignored_ports=frozenset({"valkey"}))

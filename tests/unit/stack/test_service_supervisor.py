@@ -16,11 +16,11 @@ from moyin.system.processes import Backoff
 from tests.waiting import eventually
 
 
-async def _at_once() -> None:
+async def _return_at_once() -> None:
     return None
 
 
-async def _never() -> None:
+async def _wait_forever() -> None:
     await asyncio.Event().wait()
 
 
@@ -32,13 +32,13 @@ class Recorder:
         folder: Path,
         command: tuple[str, ...],
         *,
-        wait_ready: Callable[[], Awaitable[None]] = _at_once,
+        wait_ready: Callable[[], Awaitable[None]] = _return_at_once,
         after_ready: Callable[[], Awaitable[None]] | None = None,
         ready_seconds: float = 10,
         find_fault: Callable[[int], str | None] | None = None,
     ) -> None:
         self.part = Part()
-        self.seen: list[PartStatus] = []
+        self.statuses: list[PartStatus] = []
         self.supervisor = ServiceSupervisor(
             Service(
                 name="small",
@@ -52,55 +52,57 @@ class Recorder:
             stack_id=str(folder),
             log=LogFile(folder / "log"),
             part=self.part,
-            on_change=lambda: self.seen.append(self.part.status),
+            on_change=lambda: self.statuses.append(self.part.status),
             after_ready=after_ready,
             backoff=Backoff(first=0.01, longest=0.02),
             check_seconds=0.01,
         )
 
 
-@pytest.mark.parametrize("after_ready", [None, _never])
+@pytest.mark.parametrize("after_ready", [None, _wait_forever])
 async def test_faulty_process_is_restarted(
     tmp_path: Path, after_ready: Callable[[], Awaitable[None]] | None
 ) -> None:
     """A process with a fault is restarted, even while the callback ``after_ready`` still runs."""
-    faulty: set[int] = set()
+    faulty_pids: set[int] = set()
 
-    def reason(pid: int) -> str | None:
-        return "lacks a child process" if pid in faulty else None
+    def find_fault(pid: int) -> str | None:
+        return "lacks a child process" if pid in faulty_pids else None
 
-    recorder = Recorder(tmp_path, ("sleep", "60"), find_fault=reason, after_ready=after_ready)
-    running = asyncio.create_task(recorder.supervisor.run())
+    recorder = Recorder(tmp_path, ("sleep", "60"), find_fault=find_fault, after_ready=after_ready)
+    supervisor_task = asyncio.create_task(recorder.supervisor.run())
     async with asyncio.timeout(20):
         await recorder.supervisor.ready.wait()
-        first = recorder.part.pid
-        assert first is not None
-        faulty.add(first)
+        first_pid = recorder.part.pid
+        assert first_pid is not None
+        faulty_pids.add(first_pid)
         await eventually(
-            lambda: recorder.part.pid not in (None, first) and recorder.supervisor.ready.is_set()
+            lambda: (
+                recorder.part.pid not in (None, first_pid) and recorder.supervisor.ready.is_set()
+            )
         )
     with pytest.raises(ProcessLookupError):
-        os.kill(first, 0)
+        os.kill(first_pid, 0)
     assert (recorder.part.status, recorder.part.restarts) == (PartStatus.UP, 1)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    supervisor_task.cancel()
+    await asyncio.gather(supervisor_task, return_exceptions=True)
 
 
 async def test_ended_process_is_restarted(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, ("sleep", "60"))
-    running = asyncio.create_task(recorder.supervisor.run())
+    supervisor_task = asyncio.create_task(recorder.supervisor.run())
     async with asyncio.timeout(10):
         await recorder.supervisor.ready.wait()
-        first = recorder.part.pid
-        assert first is not None
-        os.kill(first, 9)
+        first_pid = recorder.part.pid
+        assert first_pid is not None
+        os.kill(first_pid, 9)
         await eventually(lambda: recorder.part.restarts == 1 and recorder.supervisor.ready.is_set())
-    assert recorder.part.pid not in (None, first)
+    assert recorder.part.pid not in (None, first_pid)
     assert recorder.part.status == PartStatus.UP
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    supervisor_task.cancel()
+    await asyncio.gather(supervisor_task, return_exceptions=True)
     assert recorder.part.pid is None
-    assert recorder.seen[:6] == [
+    assert recorder.statuses[:6] == [
         PartStatus.STARTING,
         PartStatus.UP,
         PartStatus.STOPPED,
@@ -111,31 +113,31 @@ async def test_ended_process_is_restarted(tmp_path: Path) -> None:
 
 
 async def test_after_ready_runs_after_every_restart(tmp_path: Path) -> None:
-    deployed: list[int | None] = []
+    deployed_pids: list[int | None] = []
 
     async def deploy() -> None:
-        deployed.append(recorder.part.pid)
+        deployed_pids.append(recorder.part.pid)
 
     recorder = Recorder(tmp_path, ("sleep", "60"), after_ready=deploy)
-    running = asyncio.create_task(recorder.supervisor.run())
-    await eventually(lambda: len(deployed) == 1)
+    supervisor_task = asyncio.create_task(recorder.supervisor.run())
+    await eventually(lambda: len(deployed_pids) == 1)
     assert recorder.part.pid is not None
     os.kill(recorder.part.pid, 9)
-    await eventually(lambda: len(deployed) == 2)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    assert deployed[0] != deployed[1]
+    await eventually(lambda: len(deployed_pids) == 2)
+    supervisor_task.cancel()
+    await asyncio.gather(supervisor_task, return_exceptions=True)
+    assert deployed_pids[0] != deployed_pids[1]
 
 
 async def test_first_start_gives_up_after_several_failures(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, ("sh", "-c", "exit 3"), wait_ready=_never)
+    recorder = Recorder(tmp_path, ("sh", "-c", "exit 3"), wait_ready=_wait_forever)
     async with asyncio.timeout(20):
         with pytest.raises(
             StackError, match="small does not start: its process exited with status 3"
         ):
             await recorder.supervisor.run()
     assert recorder.part.status == PartStatus.FAILED
-    assert recorder.seen.count(PartStatus.STARTING) == 3
+    assert recorder.statuses.count(PartStatus.STARTING) == 3
 
 
 async def test_rejected_deployment_is_not_retried(tmp_path: Path) -> None:
@@ -146,11 +148,11 @@ async def test_rejected_deployment_is_not_retried(tmp_path: Path) -> None:
     async with asyncio.timeout(10):
         with pytest.raises(StackError, match=r"^app x cannot start: no such module$"):
             await recorder.supervisor.run()
-    assert recorder.seen.count(PartStatus.STARTING) == 1
+    assert recorder.statuses.count(PartStatus.STARTING) == 1
 
 
 async def test_process_that_is_never_ready_is_reported(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, ("sleep", "60"), wait_ready=_never, ready_seconds=0.05)
+    recorder = Recorder(tmp_path, ("sleep", "60"), wait_ready=_wait_forever, ready_seconds=0.05)
     async with asyncio.timeout(20):
         with pytest.raises(StackError, match="was not ready within 0 s"):
             await recorder.supervisor.run()

@@ -37,12 +37,12 @@ def test_missing_file_reads_as_none(tmp_path: Path) -> None:
 def test_one_supervisor_holds_the_lock_and_its_pid_is_readable(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert find_lock_holder(path) is None
-    first = SupervisorLock(path)
-    first.acquire()
+    first_lock = SupervisorLock(path)
+    first_lock.acquire()
     assert find_lock_holder(path) == os.getpid()
     with pytest.raises(StackError, match="already runs in this data folder"):
         SupervisorLock(path).acquire()
-    first.release()
+    first_lock.release()
     assert find_lock_holder(path) is None
 
 

@@ -17,55 +17,59 @@ from moyin.stack.supervisor import Supervisor, _list_notes
 from tests.stack import free_port_base
 
 
-async def _at_once() -> None:
+async def _return_at_once() -> None:
     return None
 
 
 @pytest.fixture
 def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let supervisors run one small process and only record deployments; return the records."""
-    done: list[str] = []
+    recorded_deployments: list[str] = []
 
-    def note(name: str) -> Callable[..., object]:
+    def record_deployment(name: str) -> Callable[..., object]:
         async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
-            done.append(name)
+            recorded_deployments.append(name)
 
         return deploy
 
     def services(_: Supervisor) -> Iterator[Service]:
-        yield Service(name="ray", command=("sleep", "60"), environ=os.environ, wait_ready=_at_once)
+        yield Service(
+            name="ray", command=("sleep", "60"), environ=os.environ, wait_ready=_return_at_once
+        )
 
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(Supervisor, "_create_services", services)
-    monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _at_once())
+    monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _return_at_once())
     monkeypatch.setattr(ray, "prepare_files", lambda _: None)
-    monkeypatch.setattr(apps, "deploy_apps", note("deploy"))
-    monkeypatch.setattr(apps, "redeploy_apps", note("redeploy"))
-    monkeypatch.setattr(apps, "delete_apps", lambda _: _at_once())
-    return done
+    monkeypatch.setattr(apps, "deploy_apps", record_deployment("deploy"))
+    monkeypatch.setattr(apps, "redeploy_apps", record_deployment("redeploy"))
+    monkeypatch.setattr(apps, "delete_apps", lambda _: _return_at_once())
+    return recorded_deployments
 
 
 async def test_full_disk_stops_no_service_and_ended_ones_restart(
     deployments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = False
+    disk_is_full = False
     states: list[StackState] = []
 
     def write(path: Path, state: StackState) -> None:
         states.append(state)
-        if full:
+        if disk_is_full:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(supervisor, "write_state", write)
-    running = asyncio.create_task(Supervisor(Options.read(port_base=free_port_base())).run())
-    pid = await _wait_for_deployments(running, states, deployments, times=1)
-    full = True
+    supervisor_task = asyncio.create_task(
+        Supervisor(Options.read(port_base=free_port_base())).run()
+    )
+    pid = await _wait_for_deployments(supervisor_task, states, deployments, times=1)
+    disk_is_full = True
     os.kill(pid, signal.SIGKILL)
-    again = await _wait_for_deployments(running, states, deployments, times=2)
-    assert again != pid
+    new_pid = await _wait_for_deployments(supervisor_task, states, deployments, times=2)
+    assert new_pid != pid
     assert deployments == ["deploy", "redeploy"]
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(supervisor_task, 20)
 
 
 async def _wait_for_deployments(

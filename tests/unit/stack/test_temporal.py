@@ -30,13 +30,13 @@ def _environ(folder: Path, **kwargs: str) -> dict[str, str]:
 
 def test_unused_indexes_are_dropped(tmp_path: Path) -> None:
     kept_indexes = ["by_status", "by_workflow_id", "by_temporal_namespace_division", "default_idx"]
-    spare = ["by_keyword_01", "by_bool_03", "by_temporal_keyword_02", "by_batcher_user"]
+    unused_indexes = ["by_keyword_01", "by_bool_03", "by_temporal_keyword_02", "by_batcher_user"]
     path = tmp_path / "temporal.db"
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE executions_visibility (a)")
         database.execute("CREATE TABLE executions (a)")
         database.execute("CREATE INDEX by_int_01 ON executions (a)")
-        for name in (*kept_indexes, *spare):
+        for name in (*kept_indexes, *unused_indexes):
             database.execute(f"CREATE INDEX {name} ON executions_visibility (a)")
         database.commit()
     temporal.drop_unused_indexes(path)

@@ -33,8 +33,8 @@ async def write(archive: Archive, blobs: BlobStore) -> Sequence[bytes]:
 
 def check_with_unzip(path: Path) -> None:
     """Check an archive with Info-ZIP's `unzip`, if it is installed."""
-    if (unzip := shutil.which("unzip")) is not None:
-        subprocess.run([unzip, "-tq", path], check=True)
+    if (unzip_program := shutil.which("unzip")) is not None:
+        subprocess.run([unzip_program, "-tq", path], check=True)
 
 
 async def test_an_archive_is_read_by_others_and_has_the_promised_size(tmp_path: Path) -> None:
@@ -51,11 +51,11 @@ async def test_an_archive_is_read_by_others_and_has_the_promised_size(tmp_path: 
     assert max(map(len, chunks)) < 300_000
     path = tmp_path / "archive.zip"
     path.write_bytes(b"".join(chunks))
-    with zipfile.ZipFile(path) as stored:
-        assert stored.testzip() is None
-        assert {name: stored.read(name) for name in stored.namelist()} == contents
-        assert {entry.date_time for entry in stored.infolist()} == {MADE.timetuple()[:6]}
-        assert {entry.compress_type for entry in stored.infolist()} == {zipfile.ZIP_STORED}
+    with zipfile.ZipFile(path) as zip_file:
+        assert zip_file.testzip() is None
+        assert {name: zip_file.read(name) for name in zip_file.namelist()} == contents
+        assert {entry.date_time for entry in zip_file.infolist()} == {MADE.timetuple()[:6]}
+        assert {entry.compress_type for entry in zip_file.infolist()} == {zipfile.ZIP_STORED}
     await asyncio.to_thread(check_with_unzip, path)
 
 

@@ -15,14 +15,14 @@ from moyin.store.sql import Database
 async def test_an_index_finds_favourites_among_many_files(database: Database) -> None:
     """The query must use the index, or each page would read all files to find few favourites."""
 
-    def plan(connection: sa.Connection, where: ArtifactFilter) -> str:
+    def plan(connection: sa.Connection, artifact_filter: ArtifactFilter) -> str:
         requests: list[Any] = []
 
         def record(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
             requests.append((statement, parameters))
 
         sa.event.listen(connection, "before_cursor_execute", record)
-        fetch_page(connection, where.build_query("ann", "sqlite"), limit=9, cursor=None)
+        fetch_page(connection, artifact_filter.build_query("ann", "sqlite"), limit=9, cursor=None)
         sa.event.remove(connection, "before_cursor_execute", record)
         statement, parameters = next(
             request for request in requests if "FROM artifacts" in request[0]
@@ -30,11 +30,13 @@ async def test_an_index_finds_favourites_among_many_files(database: Database) ->
         steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         return "\n".join(step.detail for step in steps)
 
-    for where in (
+    for artifact_filter in (
         ArtifactFilter(favourite=True),
         ArtifactFilter(favourite=True, media_type="image/*"),
     ):
-        shown = await database.read(partial(plan, where=where))
-        assert "USING INDEX ix_artifacts_favourites (owner=? AND favourite=?)" in shown, shown
-    every = await database.read(partial(plan, where=ArtifactFilter()))
-    assert "USING INDEX ix_artifacts_visible (owner=?)" in every
+        shown_plan = await database.read(partial(plan, artifact_filter=artifact_filter))
+        assert "USING INDEX ix_artifacts_favourites (owner=? AND favourite=?)" in shown_plan, (
+            shown_plan
+        )
+    plan_without_filter = await database.read(partial(plan, artifact_filter=ArtifactFilter()))
+    assert "USING INDEX ix_artifacts_visible (owner=?)" in plan_without_filter

@@ -24,10 +24,10 @@ class TestFolder(BlobContract):
 async def test_an_interrupted_write_leaves_no_file(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_args: object) -> None:
+    def fail_with_full_disk(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fail_with_full_disk)
     with pytest.raises(OSError, match="No space"):
         await blobs.put(b"abc")
     monkeypatch.undo()
@@ -62,20 +62,20 @@ async def test_a_blob_stored_again_during_its_deletion_stays(
     digest = await blobs.put(b"abc")
     [path] = (tmp_path / "blobs").rglob(digest)
     os.utime(path, (1, 1))
-    rename = Path.rename
+    original_rename = Path.rename
 
-    def late(self: Path, target: Path) -> Path:
+    def rename_after_renewal(self: Path, target: Path) -> Path:
         # A writer stores the blob between the check of its age and the rename.
         os.utime(path)
         monkeypatch.undo()
-        return rename(self, target)
+        return original_rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", late)
+    monkeypatch.setattr(Path, "rename", rename_after_renewal)
     assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None
     assert await blobs.get(digest) == b"abc"
 
 
-class Changing(io.BytesIO):
+class ChangingFile(io.BytesIO):
     """A file with different content at each read, like a file that is being written."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -89,7 +89,7 @@ class Changing(io.BytesIO):
 
 async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
     """A second read could get other content, and store it under the first content's digest."""
-    blob = await blobs.put_stream(Changing(b"good"), 100)
+    blob = await blobs.put_stream(ChangingFile(b"good"), 100)
     assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
     assert await blobs.get(blob.sha256) == b"good"
     files = [p for p in (tmp_path / "blobs").rglob("*") if p.is_file()]

@@ -24,14 +24,22 @@ async def test_only_changes_are_recorded(history: ConfigHistory) -> None:
     # Each replica records the same configuration; an earlier one may come back.
     for values in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2}, {"a": 2}, {"a": 1, "b": 2}):
         await history.record(values)
-    recorded = await history.list_newest(10)
-    assert [config.values for config in recorded] == [{"a": 1, "b": 2}, {"a": 2}, {"a": 1, "b": 2}]
-    assert recorded[0].applied_at >= recorded[1].applied_at >= recorded[2].applied_at
+    recorded_configs = await history.list_newest(10)
+    assert [config.values for config in recorded_configs] == [
+        {"a": 1, "b": 2},
+        {"a": 2},
+        {"a": 1, "b": 2},
+    ]
+    assert (
+        recorded_configs[0].applied_at
+        >= recorded_configs[1].applied_at
+        >= recorded_configs[2].applied_at
+    )
     assert [config.values for config in await history.list_newest(1)] == [{"a": 1, "b": 2}]
 
 
 async def test_old_configurations_are_deleted(history: ConfigHistory) -> None:
     for number in range(KEPT + 5):
         await history.record({"number": number})
-    recorded = await history.list_newest(1_000)
-    assert [config.values["number"] for config in recorded] == list(range(KEPT + 4, 4, -1))
+    recorded_configs = await history.list_newest(1_000)
+    assert [config.values["number"] for config in recorded_configs] == list(range(KEPT + 4, 4, -1))

@@ -30,10 +30,10 @@ def files(database: Database) -> FileStore:
 
 
 async def test_a_file_is_its_tenants_only(files: FileStore) -> None:
-    stored = file(1)
-    await files.add(stored)
-    await files.add(replace(stored, filename="other"))
-    assert await files.get("ada", "file-1") == stored
+    stored_file = file(1)
+    await files.add(stored_file)
+    await files.add(replace(stored_file, filename="other"))
+    assert await files.get("ada", "file-1") == stored_file
     with pytest.raises(StoredFileNotFound):
         await files.get("bob", "file-1")
     with pytest.raises(StoredFileNotFound):
@@ -61,10 +61,10 @@ async def test_pages_follow_each_other_in_either_order(files: FileStore) -> None
     for number in range(1, 6):
         await files.add(file(number))
     await files.add(replace(file(6), purpose=INTERNAL))
-    page, more = await files.list_page("ada", limit=2)
-    assert ([f.id for f in page], more) == (["file-5", "file-4"], True)
-    page, more = await files.list_page("ada", limit=3, after="file-4")
-    assert ([f.id for f in page], more) == (["file-3", "file-2", "file-1"], False)
+    page, has_more = await files.list_page("ada", limit=2)
+    assert ([f.id for f in page], has_more) == (["file-5", "file-4"], True)
+    page, has_more = await files.list_page("ada", limit=3, after="file-4")
+    assert ([f.id for f in page], has_more) == (["file-3", "file-2", "file-1"], False)
     page, _ = await files.list_page("ada", limit=2, after="file-2", newest_first=False)
     assert [f.id for f in page] == ["file-3", "file-4"]
     assert await files.list_page("ada", purpose="user_data") == ([], False)

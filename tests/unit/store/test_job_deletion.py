@@ -48,7 +48,7 @@ class Rig:
     ) -> NewJob:
         """Create a job of one render with a picture, which has ended unless ``is_open``."""
         step = Step(kind=StepKind.RENDER, payload={"1": graph})
-        new = NewJob(
+        new_job = NewJob(
             id=str(uuid.uuid4()),
             owner=owner,
             kind="render",
@@ -58,14 +58,14 @@ class Rig:
             fingerprint="f",
             has_chosen_id=True,
         )
-        await self.jobs.create(new)
-        artifact = await self.artifact(picture, derive_step_artifact_id(new.id, 0, 0))
-        output = await self.blobs.put(b'{"of": "%s"}' % new.id.encode())
+        await self.jobs.create(new_job)
+        artifact = await self.artifact(picture, derive_step_artifact_id(new_job.id, 0, 0))
+        output = await self.blobs.put(b'{"of": "%s"}' % new_job.id.encode())
         result = StepResult(index=0, output=output, artifacts=(artifact,))
-        await self.jobs.record_step(new.id, 1, result)
+        await self.jobs.record_step(new_job.id, 1, result)
         if not is_open:
-            await self.jobs.finish(new.id, 1, JobStatus.SUCCEEDED, None)
-        return new
+            await self.jobs.finish(new_job.id, 1, JobStatus.SUCCEEDED, None)
+        return new_job
 
     async def artifact(self, content: bytes, artifact_id: str | None = None) -> Artifact:
         return Artifact(
@@ -83,8 +83,8 @@ class Rig:
 
     async def prune(self) -> PruneResult:
         """Prune everything that was deleted so far, as if all files were old enough."""
-        before = now() + LATER
-        return await self.pruner.run_deleted(before)
+        prune_before = now() + LATER
+        return await self.pruner.run_deleted(prune_before)
 
     def files(self) -> set[str]:
         return {file.name for file in self.folder.rglob("*") if file.is_file()}
@@ -96,17 +96,17 @@ def rig(database: Database, tmp_path: Path) -> Rig:
 
 
 async def test_only_ended_jobs_of_the_owner_are_deleted(rig: Rig) -> None:
-    ended, running = await rig.job(), await rig.job(graph="b", is_open=True)
-    other = await rig.job(owner="bob")
-    ids = [ended.id, running.id, other.id, str(uuid.uuid4())]
+    ended_job, running_job = await rig.job(), await rig.job(graph="b", is_open=True)
+    others_job = await rig.job(owner="bob")
+    ids = [ended_job.id, running_job.id, others_job.id, str(uuid.uuid4())]
     deletion = await rig.jobs.delete("ada", ids)
-    assert (list(deletion.deleted), list(deletion.still_open)) == ([ended.id], [running.id])
+    assert (list(deletion.deleted), list(deletion.still_open)) == ([ended_job.id], [running_job.id])
     with pytest.raises(JobNotFound):
-        await rig.jobs.get("ada", ended.id)
-    for kept_job in (running, other):
+        await rig.jobs.get("ada", ended_job.id)
+    for kept_job in (running_job, others_job):
         assert (await rig.jobs.get(kept_job.owner, kept_job.id)).id == kept_job.id
         await rig.artifacts.get(kept_job.owner, derive_step_artifact_id(kept_job.id, 0, 0))
-    assert list((await rig.jobs.delete("ada", [ended.id])).deleted) == []
+    assert list((await rig.jobs.delete("ada", [ended_job.id])).deleted) == []
 
 
 async def test_artifacts_of_a_deleted_job_are_hidden_at_once(rig: Rig) -> None:
@@ -115,8 +115,8 @@ async def test_artifacts_of_a_deleted_job_are_hidden_at_once(rig: Rig) -> None:
     artifact_id = derive_step_artifact_id(job.id, 0, 0)
     with pytest.raises(ArtifactNotFound):
         await rig.artifacts.get("ada", artifact_id)
-    listed, _ = await rig.artifacts.list_page("ada", ArtifactFilter(), limit=9)
-    assert listed == []
+    listed_artifacts, _ = await rig.artifacts.list_page("ada", ArtifactFilter(), limit=9)
+    assert listed_artifacts == []
     # A job that was submitted before still reads it.
     assert (await rig.artifacts.get_even_if_deleted("ada", artifact_id)).size == 7
 
@@ -129,32 +129,32 @@ async def test_an_id_stays_taken_and_an_idempotency_key_becomes_free(rig: Rig) -
     await rig.prune()
     with pytest.raises(PromptIdTaken):
         await rig.jobs.create(replace(job, owner="bob", idempotency_key=None))
-    again, is_new = await rig.jobs.create(replace(job, id=str(uuid.uuid4()), fingerprint="g"))
-    assert is_new and again.artifacts == ()
+    new_job, is_new = await rig.jobs.create(replace(job, id=str(uuid.uuid4()), fingerprint="g"))
+    assert is_new and new_job.artifacts == ()
 
 
 async def test_an_id_becomes_free_when_jobs_of_that_age_are_pruned(rig: Rig) -> None:
     job = await rig.job()
     await rig.jobs.delete("ada", [job.id])
     await rig.prune()
-    for before in (now() - LATER, now() + LATER):
+    for prune_before in (now() - LATER, now() + LATER):
         with pytest.raises(PromptIdTaken):
             await rig.jobs.create(job)
-        async for _ in rig.pruner.run(before):
+        async for _ in rig.pruner.run(prune_before):
             pass
     _, is_new = await rig.jobs.create(job)
     assert is_new
 
 
 async def test_files_are_deleted_with_their_last_reference(rig: Rig) -> None:
-    first = await rig.job(picture=b"same", graph="a")
-    second = await rig.job(picture=b"same", graph="b")
-    await rig.jobs.delete("ada", [first.id])
+    first_job = await rig.job(picture=b"same", graph="a")
+    second_job = await rig.job(picture=b"same", graph="b")
+    await rig.jobs.delete("ada", [first_job.id])
     # The first job's own graph and output; the second job shows the same picture.
     assert (await rig.prune()).files == 2
-    [artifact] = (await rig.jobs.get("ada", second.id)).artifacts
+    [artifact] = (await rig.jobs.get("ada", second_job.id)).artifacts
     assert await rig.blobs.get(artifact.sha256) == b"same"
-    await rig.jobs.delete("ada", [second.id])
+    await rig.jobs.delete("ada", [second_job.id])
     assert (await rig.prune()).files == 3
     assert rig.files() == set()
     assert await rig.prune() == PruneResult()
@@ -190,20 +190,22 @@ async def test_files_of_an_open_job_are_kept_until_it_ends(rig: Rig) -> None:
 
 async def test_files_that_were_deleted_lately_stay(rig: Rig) -> None:
     job = await rig.job()
-    before = rig.files()
+    files_before = rig.files()
     await rig.jobs.delete("ada", [job.id])
     assert await rig.pruner.run_deleted(now() - LATER) == PruneResult()
-    assert rig.files() == before
+    assert rig.files() == files_before
 
 
 async def test_the_name_of_a_deleted_upload_is_free(rig: Rig) -> None:
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
-    first, second = await rig.artifact(b"first"), await rig.artifact(b"second")
-    await rig.uploads.put("ada", name, first, replace=False)
-    await rig.artifacts.delete("ada", first.id)
+    first_artifact, second_artifact = await rig.artifact(b"first"), await rig.artifact(b"second")
+    await rig.uploads.put("ada", name, first_artifact, replace=False)
+    await rig.artifacts.delete("ada", first_artifact.id)
     assert await rig.uploads.find("ada", [name]) == {}
-    assert (await rig.uploads.put("ada", name, second, replace=False)).id == second.id
-    assert (await rig.uploads.find("ada", [name]))[name].id == second.id
+    assert (
+        await rig.uploads.put("ada", name, second_artifact, replace=False)
+    ).id == second_artifact.id
+    assert (await rig.uploads.find("ada", [name]))[name].id == second_artifact.id
 
 
 async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
@@ -217,7 +219,7 @@ async def test_artifacts_are_listed_by_job_and_type(rig: Rig) -> None:
             page, cursor = await rig.artifacts.list_page(
                 owner, ArtifactFilter(**conditions), limit=limit, cursor=cursor
             )
-            ids += [stored.artifact.id for stored in page]
+            ids += [stored_artifact.artifact.id for stored_artifact in page]
             if cursor is None:
                 return ids
 
@@ -235,13 +237,15 @@ async def test_a_name_of_a_deleted_file_is_free(database: Database, tmp_path: Pa
     """A new upload can have the name of a deleted file whose name an old version has not freed."""
     rig = Rig(database, tmp_path)
     name = ComfyFileName(filename="a.png", subfolder="", type="input")
-    old = await rig.artifact(b"old", "art_" + "0" * 32)
-    new = await rig.artifact(b"new", "art_" + "1" * 32)
-    await rig.uploads.put("ada", name, old, replace=False)
-    hidden = artifacts.update().where(artifacts.c.id == old.id).values(deleted_at=now())
-    await database.execute(hidden)
-    assert await rig.uploads.put("ada", name, new, replace=False) == new
-    assert await rig.uploads.find("ada", [name]) == {name: new}
+    old_artifact = await rig.artifact(b"old", "art_" + "0" * 32)
+    new_artifact = await rig.artifact(b"new", "art_" + "1" * 32)
+    await rig.uploads.put("ada", name, old_artifact, replace=False)
+    mark_deleted = (
+        artifacts.update().where(artifacts.c.id == old_artifact.id).values(deleted_at=now())
+    )
+    await database.execute(mark_deleted)
+    assert await rig.uploads.put("ada", name, new_artifact, replace=False) == new_artifact
+    assert await rig.uploads.find("ada", [name]) == {name: new_artifact}
 
 
 async def test_files_of_another_tenants_job_leave_no_trace(
@@ -251,8 +255,8 @@ async def test_files_of_another_tenants_job_leave_no_trace(
     rig = Rig(database, tmp_path)
     job = await rig.job()
     by_job = ArtifactFilter(job_id=job.id)
-    mine, _ = await rig.artifacts.list_page("ada", by_job, limit=10)
-    assert len(mine) == 1
+    own_artifacts, _ = await rig.artifacts.list_page("ada", by_job, limit=10)
+    assert len(own_artifacts) == 1
     assert await rig.artifacts.list_page("eve", by_job, limit=10) == ([], None)
 
 

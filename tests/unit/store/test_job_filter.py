@@ -41,7 +41,7 @@ class Jobs:
         text: str = "",
     ) -> str:
         number = str(self._count)
-        new = NewJob(
+        new_job = NewJob(
             id=str(uuid.uuid4()),
             owner=owner,
             kind=kind,
@@ -51,9 +51,9 @@ class Jobs:
             templates=templates,
             text=text,
         )
-        await self.store.create(new)
+        await self.store.create(new_job)
         created_at = START + timedelta(minutes=self._count)
-        change = rows.update().where(rows.c.id == new.id)
+        change = rows.update().where(rows.c.id == new_job.id)
         values = {"status": status.value, "created_at": created_at}
         await self._database.write(lambda c: c.execute(change.values(values)))
         self._count += 1
@@ -81,18 +81,18 @@ async def test_several_statuses_are_merged_by_time(jobs: Jobs) -> None:
     for status in statuses:
         await jobs.add(status)
     await jobs.add(JobStatus.QUEUED, kind="chat")
-    both = (JobStatus.QUEUED, JobStatus.FAILED)
-    assert await jobs.find(statuses=both) == ["4", "3", "1", "0"]
-    assert await jobs.find(statuses=both, limit=1) == ["4", "3", "1", "0"]
+    two_statuses = (JobStatus.QUEUED, JobStatus.FAILED)
+    assert await jobs.find(statuses=two_statuses) == ["4", "3", "1", "0"]
+    assert await jobs.find(statuses=two_statuses, limit=1) == ["4", "3", "1", "0"]
     assert await jobs.find(statuses=(JobStatus.QUEUED, JobStatus.QUEUED)) == ["4", "1"]
-    assert await jobs.find(statuses=both, kind="render") == ["3", "1", "0"]
+    assert await jobs.find(statuses=two_statuses, kind="render") == ["3", "1", "0"]
     assert await jobs.find(kind="chat") == ["4"]
     assert await jobs.find(statuses=(JobStatus.CANCELLED,)) == []
 
 
 async def test_pool_and_template_of_any_step_count(jobs: Jobs) -> None:
-    two = ((StepKind.RENDER, "big"), (StepKind.RENDER, "default"))
-    await jobs.add(heads=two, templates=("swatch", "poster_a"))
+    two_heads = ((StepKind.RENDER, "big"), (StepKind.RENDER, "default"))
+    await jobs.add(heads=two_heads, templates=("swatch", "poster_a"))
     await jobs.add(heads=((StepKind.CHAT, "big"),))
     await jobs.add(templates=("poster-a",))
     assert await jobs.find(pool="big") == ["0"]
@@ -126,12 +126,12 @@ async def test_metadata_match_exactly(jobs: Jobs, key: str, value: str) -> None:
 async def test_times_include_the_first_and_exclude_the_last(jobs: Jobs) -> None:
     for _ in range(4):
         await jobs.add()
-    times: dict[str, Any] = {
+    time_bounds: dict[str, Any] = {
         "created_after": START + timedelta(minutes=1),
         "created_before": START + timedelta(minutes=3),
     }
-    assert await jobs.find(**times) == ["2", "1"]
-    assert await jobs.find(**times, pool="default") == ["2", "1"]
+    assert await jobs.find(**time_bounds) == ["2", "1"]
+    assert await jobs.find(**time_bounds, pool="default") == ["2", "1"]
 
 
 async def test_other_owners_see_nothing(jobs: Jobs) -> None:
@@ -160,24 +160,24 @@ async def test_other_owners_see_nothing(jobs: Jobs) -> None:
 async def test_new_jobs_do_not_change_later_pages(jobs: Jobs, conditions: Any) -> None:
     for _ in range(5):
         await jobs.add(text="fox")
-    where = JobFilter(**conditions)
-    first, cursor = await jobs.store.list_page("ada", where, limit=2)
+    job_filter = JobFilter(**conditions)
+    first_page, cursor = await jobs.store.list_page("ada", job_filter, limit=2)
     await jobs.add(text="fox")
-    rest, _ = await jobs.store.list_page("ada", where, limit=9, cursor=cursor)
-    assert [job.metadata["n"] for job in (*first, *rest)] == ["4", "3", "2", "1", "0"]
+    second_page, _ = await jobs.store.list_page("ada", job_filter, limit=9, cursor=cursor)
+    assert [job.metadata["n"] for job in (*first_page, *second_page)] == ["4", "3", "2", "1", "0"]
 
 
 async def test_a_page_reads_a_bounded_number_of_rows(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "MAX_SCANNED", 3)
-    rare = await jobs.add(heads=((StepKind.RENDER, "rare"),))
+    rare_id = await jobs.add(heads=((StepKind.RENDER, "rare"),))
     for _ in range(7):
         await jobs.add()
-    where = JobFilter(pool="rare")
-    page, cursor = await jobs.store.list_page("ada", where, limit=2)
+    job_filter = JobFilter(pool="rare")
+    page, cursor = await jobs.store.list_page("ada", job_filter, limit=2)
     assert page == [] and cursor is not None
-    assert await jobs.find(pool="rare", limit=2) == [rare]
+    assert await jobs.find(pool="rare", limit=2) == [rare_id]
     # Pages that are full before they have read all rows continue after their last job.
     assert await jobs.find(pool="default", limit=2) == ["7", "6", "5", "4", "3", "2", "1"]
 
@@ -185,12 +185,12 @@ async def test_a_page_reads_a_bounded_number_of_rows(
 async def test_ids_and_counts_are_those_of_the_pages(jobs: Jobs) -> None:
     for status in (JobStatus.FAILED, JobStatus.QUEUED, JobStatus.FAILED):
         await jobs.add(status)
-    where = JobFilter(statuses=(JobStatus.FAILED,))
-    listed, _ = await jobs.store.list_page("ada", where)
-    page = await jobs.store.list_ids("ada", where, limit=9, cursor=None)
-    assert list(page.ids) == [job.id for job in listed]
-    assert await jobs.store.count("ada", where) == 2
-    assert await jobs.store.count("bob", where) == 0
+    job_filter = JobFilter(statuses=(JobStatus.FAILED,))
+    listed_jobs, _ = await jobs.store.list_page("ada", job_filter)
+    page = await jobs.store.list_ids("ada", job_filter, limit=9, cursor=None)
+    assert list(page.ids) == [job.id for job in listed_jobs]
+    assert await jobs.store.count("ada", job_filter) == 2
+    assert await jobs.store.count("bob", job_filter) == 0
 
 
 async def test_all_words_of_a_search_must_occur(jobs: Jobs) -> None:
@@ -243,10 +243,14 @@ async def test_searches_are_paged_and_combined(
         assert await jobs.find(search="rare", limit=limit) == ["9", "2", "0"]
         assert await jobs.find(search="rare", kind="render", limit=limit) == ["2", "0"]
         assert await jobs.find(search="rare", metadata={"n": "9"}, limit=limit) == ["9"]
-        both: dict[str, Any] = {"search": "word", "statuses": (JobStatus.FAILED,), "limit": limit}
-        assert await jobs.find(**both) == ["3", "2"]
-        early: dict[str, Any] = {"created_before": START + timedelta(minutes=9)}
-        assert await jobs.find(search="rare", **early, limit=limit) == ["2", "0"]
+        word_and_status: dict[str, Any] = {
+            "search": "word",
+            "statuses": (JobStatus.FAILED,),
+            "limit": limit,
+        }
+        assert await jobs.find(**word_and_status) == ["3", "2"]
+        early_conditions: dict[str, Any] = {"created_before": START + timedelta(minutes=9)}
+        assert await jobs.find(search="rare", **early_conditions, limit=limit) == ["2", "0"]
         assert await jobs.find("bob", search="rare", limit=limit) == ["12"]
         assert await jobs.find("eve", search="rare", limit=limit) == []
 
@@ -273,8 +277,8 @@ async def test_searches_for_many_words_compare_fewer_rows(
     assert len(page) == 6
     page, _ = await jobs.store.list_page("ada", JobFilter(search="one two three"))
     assert len(page) == 3
-    many = "one two three " * 2 + "one two three four five six seven"
-    assert await jobs.find(search=many) == []
+    many_words = "one two three " * 2 + "one two three four five six seven"
+    assert await jobs.find(search=many_words) == []
     assert await jobs.find(search="one two three") == [str(n) for n in range(6, -1, -1)]
 
 
@@ -297,7 +301,7 @@ async def test_words_are_deleted_with_their_job(jobs: Jobs, database: Database) 
 def test_a_text_is_bounded_and_words_of_owners_differ() -> None:
     words = join_words("ada", "海" * 2_000 + " end")
     assert "end" not in words and len(words.split()) == 2
-    long = join_words("ada", "x" * 5_000)
-    assert len(long.strip()) == 6 + 64
+    long_text_words = join_words("ada", "x" * 5_000)
+    assert len(long_text_words.strip()) == 6 + 64
     assert not set(join_words("ada", "a b").split()) & set(join_words("bob", "a b").split())
     assert join_words("ada", "--- \0 \ud800") == ""

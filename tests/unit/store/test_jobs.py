@@ -75,19 +75,19 @@ async def test_a_cancelled_job_names_its_first_canceller(store: JobStore) -> Non
     job, _ = await store.create(new_job())
     for canceller in (ADA, BOB):
         await store.record_canceller(job.id, 1, canceller)
-    running = await store.find(job.id)
-    assert running.cancelled_by is None, "it goes on as yet"
-    assert running.cancel_requested_by == ADA
-    ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
-    assert ended is not None and ended.cancelled_by == ADA
+    running_job = await store.find(job.id)
+    assert running_job.cancelled_by is None, "it goes on as yet"
+    assert running_job.cancel_requested_by == ADA
+    ended_job = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    assert ended_job is not None and ended_job.cancelled_by == ADA
     await store.record_canceller(job.id, 1, BOB)
     assert (await store.find(job.id)).cancelled_by == ADA
-    reopened = await store.reopen("ada", job.id)
-    assert (reopened.cancelled_by, reopened.cancel_requested_by) == (None, None)
+    reopened_job = await store.reopen("ada", job.id)
+    assert (reopened_job.cancelled_by, reopened_job.cancel_requested_by) == (None, None)
     await store.record_canceller(job.id, 1, ADA)  # an earlier attempt
     await store.record_canceller(job.id, 2, BOB)
-    again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
-    assert again is not None and again.cancelled_by == BOB
+    ended_again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
+    assert ended_again is not None and ended_again.cancelled_by == BOB
 
 
 async def test_cancellers_are_bounded_and_end_with_their_attempt(store: JobStore) -> None:
@@ -118,23 +118,23 @@ async def test_a_job_without_canceller_was_cancelled_by_the_operator(
     store: JobStore,
 ) -> None:
     job, _ = await store.create(new_job())
-    ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
-    assert ended is not None
-    assert ended.cancelled_by == Canceller(kind=CancellerKind.OPERATOR)
-    assert ended.cancel_requested_by is None, "not through the gateway"
+    ended_job = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    assert ended_job is not None
+    assert ended_job.cancelled_by == Canceller(kind=CancellerKind.OPERATOR)
+    assert ended_job.cancel_requested_by is None, "not through the gateway"
 
 
 async def test_job_that_ended_before_its_cancellation_shows_the_request(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     await store.record_canceller(job.id, 1, ADA)
-    ended = await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
-    assert ended is not None and ended.cancelled_by is None
-    assert ended.cancel_requested_by == ADA
+    ended_job = await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
+    assert ended_job is not None and ended_job.cancelled_by is None
+    assert ended_job.cancel_requested_by == ADA
 
 
 async def test_a_new_job_is_queued_and_belongs_to_its_owner(store: JobStore) -> None:
-    job, created = await store.create(new_job(metadata={"shot": "12"}))
-    assert created
+    job, was_created = await store.create(new_job(metadata={"shot": "12"}))
+    assert was_created
     assert (job.status, job.attempts, job.steps) == (JobStatus.QUEUED, 1, 2)
     assert job.metadata == {"shot": "12"}
     assert await store.get("ada", job.id) == job
@@ -143,32 +143,35 @@ async def test_a_new_job_is_queued_and_belongs_to_its_owner(store: JobStore) -> 
 
 
 async def test_an_idempotency_key_returns_the_same_job_or_is_refused(store: JobStore) -> None:
-    first, _ = await store.create(new_job(idempotency_key="k", fingerprint="f"))
-    again, created = await store.create(new_job(idempotency_key="k", fingerprint="f"))
-    assert not created
-    assert again == first
+    first_job, _ = await store.create(new_job(idempotency_key="k", fingerprint="f"))
+    repeated_job, was_created = await store.create(new_job(idempotency_key="k", fingerprint="f"))
+    assert not was_created
+    assert repeated_job == first_job
     with pytest.raises(IdempotencyMismatch):
         await store.create(new_job(idempotency_key="k", fingerprint="other"))
-    _, created = await store.create(new_job(owner="bob", idempotency_key="k", fingerprint="x"))
-    assert created
+    _, was_created = await store.create(new_job(owner="bob", idempotency_key="k", fingerprint="x"))
+    assert was_created
 
 
 async def test_a_chosen_id_returns_the_same_job_or_is_refused(store: JobStore) -> None:
     await store.create(new_job())
-    chosen = new_job()
-    first, _ = await store.create(chosen)
-    assert await store.create(chosen) == (first, False)
-    for other in (replace(chosen, spec="9" * 64), replace(chosen, owner="bob")):
+    job_with_chosen_id = new_job()
+    first_job, _ = await store.create(job_with_chosen_id)
+    assert await store.create(job_with_chosen_id) == (first_job, False)
+    for conflicting_job in (
+        replace(job_with_chosen_id, spec="9" * 64),
+        replace(job_with_chosen_id, owner="bob"),
+    ):
         with pytest.raises(PromptIdTaken):
-            await store.create(other)
+            await store.create(conflicting_job)
 
 
 async def test_concurrent_uses_of_an_idempotency_key_create_one_job(store: JobStore) -> None:
-    made = await asyncio.gather(
+    creations = await asyncio.gather(
         *(store.create(new_job(idempotency_key="k", fingerprint="f")) for _ in range(8))
     )
-    assert len({job.id for job, _ in made}) == 1
-    assert sum(created for _, created in made) == 1
+    assert len({job.id for job, _ in creations}) == 1
+    assert sum(was_created for _, was_created in creations) == 1
 
 
 async def test_a_step_is_recorded_once_with_its_artifacts(
@@ -207,8 +210,12 @@ async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: J
     with pytest.raises(JobNotFound):
         await store.reopen("bob", job.id)
 
-    reopened = await store.reopen("ada", job.id)
-    assert (reopened.status, reopened.attempts, reopened.error) == (JobStatus.QUEUED, 2, None)
+    reopened_job = await store.reopen("ada", job.id)
+    assert (reopened_job.status, reopened_job.attempts, reopened_job.error) == (
+        JobStatus.QUEUED,
+        2,
+        None,
+    )
     launch = await store.get_launch(job.id)
     assert (launch.attempt, launch.done) == (2, (step(job.id, 0),))
     assert not await store.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -218,12 +225,12 @@ async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: J
 
 
 async def test_the_sweeper_finds_jobs_that_were_not_started(store: JobStore) -> None:
-    forgotten, _ = await store.create(new_job())
-    started, _ = await store.create(new_job())
-    await store.mark_dispatched(started.id)
-    ended, _ = await store.create(new_job())
-    await store.finish(ended.id, 1, JobStatus.CANCELLED, None)
-    assert await store.list_undispatched(timedelta(0)) == [(forgotten.id, 1, False)]
+    forgotten_job, _ = await store.create(new_job())
+    started_job, _ = await store.create(new_job())
+    await store.mark_dispatched(started_job.id)
+    ended_job, _ = await store.create(new_job())
+    await store.finish(ended_job.id, 1, JobStatus.CANCELLED, None)
+    assert await store.list_undispatched(timedelta(0)) == [(forgotten_job.id, 1, False)]
     assert await store.list_undispatched(timedelta(minutes=1)) == []
 
 
@@ -238,25 +245,25 @@ async def test_the_sweeper_finds_ended_jobs_without_webhook(store: JobStore) -> 
 async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
     jobs = [(await store.create(new_job()))[0].id for _ in range(5)]
     await store.create(new_job(owner="bob"))
-    seen: list[str] = []
+    seen_ids: list[str] = []
     cursor = None
     while True:
         page, cursor = await store.list_page("ada", limit=2, cursor=cursor)
-        seen += [job.id for job in page]
+        seen_ids += [job.id for job in page]
         if cursor is None:
             break
-    assert seen == jobs[::-1]
+    assert seen_ids == jobs[::-1]
 
 
 @pytest.mark.parametrize(
-    "plain",
+    "plain_cursor",
     [b"nonsense", b"2026-01-01T00:00:00+00:00_\0", b"0001-01-01T00:00:00+23:59_x", b"\xff_x"],
 )
-async def test_an_invalid_cursor_is_refused(store: JobStore, plain: bytes) -> None:
+async def test_an_invalid_cursor_is_refused(store: JobStore, plain_cursor: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        await store.list_page("ada", cursor=base64.urlsafe_b64encode(plain).decode())
+        await store.list_page("ada", cursor=base64.urlsafe_b64encode(plain_cursor).decode())
     with pytest.raises(InvalidRequest):
-        await store.list_page("ada", cursor=plain.decode("latin-1"))
+        await store.list_page("ada", cursor=plain_cursor.decode("latin-1"))
 
 
 async def test_pages_can_be_filtered(store: JobStore) -> None:
@@ -283,16 +290,16 @@ async def test_a_batch_has_the_progress_of_all_children(store: JobStore) -> None
     assert (job.children, job.progress) == (4, Progress(max=4))
     await store.record_progress(job.id, 1, Progress(value=5, max=10, step=1))
     await store.record_progress(job.id, 1, Progress(value=1, max=4, step=2))
-    overall = await store.record_step(job.id, 1, step(job.id, 1))
-    assert overall == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
+    overall_progress = await store.record_step(job.id, 1, step(job.id, 1))
+    assert overall_progress == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
     # Late progress changes nothing.
     await store.record_progress(job.id, 1, Progress(value=9, max=10, step=1))
-    assert (await store.find(job.id)).progress == overall
+    assert (await store.find(job.id)).progress == overall_progress
     assert await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert await store.record_progress(job.id, 1, Progress(value=1, max=4, step=3)) is None
     assert await store.record_step(job.id, 1, step(job.id, 3)) is None
-    again = await store.reopen("ada", job.id)
-    assert again.progress == Progress(value=1, max=4)
+    reopened_job = await store.reopen("ada", job.id)
+    assert reopened_job.progress == Progress(value=1, max=4)
     launch = await store.get_launch(job.id)
     assert (launch.children, [result.index for result in launch.done]) == (4, [1])
 
@@ -316,13 +323,18 @@ async def test_a_retried_render_waits_again(store: JobStore, database: Database)
     await store.record_progress(job.id, 1, Progress(value=1, max=2))
     await PromptStore(database).set_record(job.id, "3" * 64, 1)
     await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
-    ended = await store.find(job.id)
-    assert (ended.started_at is None, ended.record) == (False, "3" * 64)
-    again = await store.reopen("ada", job.id)
-    assert (again.started_at, again.finished_at, again.error, again.record) == (None,) * 4
-    assert again.progress == Progress()
-    assert again.queued_at is not None and ended.queued_at is not None
-    assert again.queued_at > ended.queued_at == ended.created_at
+    failed_job = await store.find(job.id)
+    assert (failed_job.started_at is None, failed_job.record) == (False, "3" * 64)
+    reopened_job = await store.reopen("ada", job.id)
+    assert (
+        reopened_job.started_at,
+        reopened_job.finished_at,
+        reopened_job.error,
+        reopened_job.record,
+    ) == (None,) * 4
+    assert reopened_job.progress == Progress()
+    assert reopened_job.queued_at is not None and failed_job.queued_at is not None
+    assert reopened_job.queued_at > failed_job.queued_at == failed_job.created_at
     # The first attempt may still run for a moment.
     assert await store.start(job.id, 1) is None
     assert await store.record_progress(job.id, 1, Progress(value=2, max=2)) is None
@@ -346,30 +358,30 @@ async def test_only_a_success_implies_a_start(
     store: JobStore, status: JobStatus, has_started: bool
 ) -> None:
     job, _ = await store.create(new_job())
-    ended = await store.finish(job.id, 1, status, None)
-    assert ended is not None
-    assert ended.started_at == (ended.finished_at if has_started else None)
+    ended_job = await store.finish(job.id, 1, status, None)
+    assert ended_job is not None
+    assert ended_job.started_at == (ended_job.finished_at if has_started else None)
 
 
 async def test_a_job_keeps_its_first_start(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    started = await store.start(job.id, 1)
-    assert started is not None and started.started_at is not None
+    started_job = await store.start(job.id, 1)
+    assert started_job is not None and started_job.started_at is not None
     assert await store.start(job.id, 1) is None
     await store.record_step(job.id, 1, step(job.id, 0))
-    ended = await store.finish(job.id, 1, JobStatus.SUCCEEDED, None)
-    assert ended is not None and ended.started_at == started.started_at
+    ended_job = await store.finish(job.id, 1, JobStatus.SUCCEEDED, None)
+    assert ended_job is not None and ended_job.started_at == started_job.started_at
 
 
 async def test_a_retried_job_is_an_open_one(store: JobStore) -> None:
     limits = (Limit(subject="owner:ada", open_jobs=1),)
     job, _ = await store.create(new_job(limits=limits))
     await store.finish(job.id, 1, JobStatus.CANCELLED, None)
-    other, _ = await store.create(new_job(limits=limits))
+    other_job, _ = await store.create(new_job(limits=limits))
     with pytest.raises(TooManyJobs):
         await store.reopen("ada", job.id, limits)
     assert (await store.find(job.id)).status is JobStatus.CANCELLED
-    await store.finish(other.id, 1, JobStatus.SUCCEEDED, None)
+    await store.finish(other_job.id, 1, JobStatus.SUCCEEDED, None)
     assert (await store.reopen("ada", job.id, limits)).attempts == 2
 
 

@@ -17,8 +17,8 @@ async def test_a_key_authenticates_its_owner_until_revoked(database: Database) -
     await keys.revoke(key_id)
     with pytest.raises(InvalidKey):
         await keys.verify(text)
-    [shown] = await keys.list_all()
-    assert (shown.id, shown.revoked_at is not None) == (key_id, True)
+    [shown_key] = await keys.list_all()
+    assert (shown_key.id, shown_key.revoked_at is not None) == (key_id, True)
     with pytest.raises(NotFound):
         await keys.revoke("nobody")
 
@@ -45,10 +45,10 @@ async def test_the_secret_is_not_in_the_file(database: Database, tmp_path: Path)
     _, text = await KeyStore(database).create("studio", "first")
     secret = text.split("_", 2)[2]
     with sqlite3.connect(tmp_path / "moyin.db") as raw:
-        dump = "\n".join(raw.iterdump())
+        sql_dump = "\n".join(raw.iterdump())
     raw.close()
-    assert "studio" in dump
-    assert secret not in dump
+    assert "studio" in sql_dump
+    assert secret not in sql_dump
 
 
 async def test_a_key_is_valid_even_if_its_use_cannot_be_recorded(
@@ -57,8 +57,8 @@ async def test_a_key_is_valid_even_if_its_use_cannot_be_recorded(
     keys = KeyStore(database)
     _, text = await keys.create("studio", "first")
 
-    def refused() -> None:
+    def refuse_connection() -> None:
         raise ConnectionRefusedError(111, "Connect call failed")
 
-    monkeypatch.setattr(database, "writing", refused)
+    monkeypatch.setattr(database, "writing", refuse_connection)
     assert (await keys.verify(text)).owner == "studio"

@@ -106,12 +106,12 @@ class PastJobs:
         )
         return digest
 
-    def age(self) -> None:
+    def make_files_old(self) -> None:
         for file in self._folder.rglob("*"):
             os.utime(file, (1, 1))
 
     async def prune(self) -> PruneResult:
-        self.age()
+        self.make_files_old()
         pruned_total = PruneResult()
         async for part in self.pruner.run(BEFORE):
             pruned_total += part
@@ -131,7 +131,7 @@ async def past_jobs(database: Database, tmp_path: Path) -> PastJobs:
 
 
 async def test_old_jobs_are_deleted_with_their_files(past_jobs: PastJobs) -> None:
-    old = [await past_jobs.job(), await past_jobs.job(status=JobStatus.FAILED)]
+    old_jobs = [await past_jobs.job(), await past_jobs.job(status=JobStatus.FAILED)]
     assert await past_jobs.pruner.count_prunable(BEFORE) == 2
     # Both have the same graph and picture, and each has an output.
     assert len(past_jobs.files()) == 4
@@ -140,7 +140,7 @@ async def test_old_jobs_are_deleted_with_their_files(past_jobs: PastJobs) -> Non
     assert pruned_total.size > 0
     assert past_jobs.files() == set()
     assert await past_jobs.pruner.count_prunable(BEFORE) == 0
-    for job in old:
+    for job in old_jobs:
         with pytest.raises(JobNotFound):
             await past_jobs.jobs.get("ada", job)
         with pytest.raises(ArtifactNotFound):
@@ -148,39 +148,39 @@ async def test_old_jobs_are_deleted_with_their_files(past_jobs: PastJobs) -> Non
 
 
 async def test_running_and_recent_jobs_stay(past_jobs: PastJobs) -> None:
-    young = [
+    young_jobs = [
         await past_jobs.job(days=None),
         await past_jobs.job(days=29),
         await past_jobs.job(days=0),
     ]
-    before = past_jobs.files()
+    files_before = past_jobs.files()
     assert await past_jobs.prune() == PruneResult()
-    assert (await past_jobs.existing_ids(), past_jobs.files()) == (set(young), before)
+    assert (await past_jobs.existing_ids(), past_jobs.files()) == (set(young_jobs), files_before)
 
 
 async def test_a_file_stays_while_something_refers_to_it(past_jobs: PastJobs) -> None:
     await past_jobs.job(graph="same", picture=b"same picture")
     await past_jobs.job(graph="another", picture=b"uploaded, too")
-    young = await past_jobs.job(days=1, graph="same", picture=b"same picture")
+    young_job = await past_jobs.job(days=1, graph="same", picture=b"same picture")
     upload = await past_jobs.upload(b"uploaded, too")
     pruned_total = await past_jobs.prune()
     # The outputs of both, and the other graph.
     assert (pruned_total.jobs, pruned_total.files) == (2, 3)
-    assert await past_jobs.existing_ids() == {young}
-    for artifact in (await past_jobs.jobs.get("ada", young)).artifacts:
+    assert await past_jobs.existing_ids() == {young_job}
+    for artifact in (await past_jobs.jobs.get("ada", young_job)).artifacts:
         assert await past_jobs.blobs.exists(artifact.sha256)
     assert await past_jobs.blobs.exists(upload)
-    spec = (await past_jobs.jobs.get("ada", young)).spec
+    spec = (await past_jobs.jobs.get("ada", young_job)).spec
     assert await past_jobs.blobs.exists(spec)
 
 
 async def test_a_recently_renewed_file_stays(past_jobs: PastJobs) -> None:
     await past_jobs.job(picture=b"popular")
-    past_jobs.age()
-    again = await past_jobs.blobs.put(b"popular")
+    past_jobs.make_files_old()
+    renewed_sha256 = await past_jobs.blobs.put(b"popular")
     async for _ in past_jobs.pruner.run(BEFORE):
         pass
-    assert await past_jobs.blobs.exists(again)
+    assert await past_jobs.blobs.exists(renewed_sha256)
 
 
 async def test_the_body_of_a_deferred_request_is_deleted(past_jobs: PastJobs) -> None:
@@ -203,9 +203,9 @@ async def test_files_of_a_job_that_waits_long_stay(past_jobs: PastJobs) -> None:
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
     step = Step(kind=StepKind.HTTP, payload=payload)
     await past_jobs.job(step=step, preview=b"seen")
-    waits = await past_jobs.job(days=None, step=step)
-    late = await past_jobs.job(days=1, preview=b"seen")
-    for job in (waits, late):
+    waiting_job = await past_jobs.job(days=None, step=step)
+    late_job = await past_jobs.job(days=1, preview=b"seen")
+    for job in (waiting_job, late_job):
         await past_jobs.change(job, created_at=NOW - timedelta(days=50))
     assert (await past_jobs.prune()).jobs == 1
     assert await past_jobs.blobs.exists(body)
@@ -213,8 +213,8 @@ async def test_files_of_a_job_that_waits_long_stay(past_jobs: PastJobs) -> None:
 
 
 async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past_jobs: PastJobs) -> None:
-    old = await past_jobs.job(picture=b"of the old one")
-    picture = derive_step_artifact_id(old, 0, 0)
+    old_job = await past_jobs.job(picture=b"of the old one")
+    picture = derive_step_artifact_id(old_job, 0, 0)
     graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
     await past_jobs.job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
     assert (await past_jobs.prune()).jobs == 1
@@ -228,19 +228,19 @@ async def test_a_job_retried_during_pruning_keeps_its_files(
     past_jobs: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await past_jobs.job(graph="same")
-    retried = await past_jobs.job(graph="same", status=JobStatus.FAILED)
-    spare = past_jobs.pruner._references.find_unreferenced_files
+    retried_id = await past_jobs.job(graph="same", status=JobStatus.FAILED)
+    find_unreferenced_files = past_jobs.pruner._references.find_unreferenced_files
 
-    async def slowly(*arguments: Any) -> set[str]:
-        result = await spare(*arguments)
-        await past_jobs.jobs.reopen("ada", retried)
+    async def retry_meanwhile(*arguments: Any) -> set[str]:
+        result = await find_unreferenced_files(*arguments)
+        await past_jobs.jobs.reopen("ada", retried_id)
         return result
 
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", slowly)
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", retry_meanwhile)
     pruned_total = await past_jobs.prune()
     # The output of the other job; both share the graph and the picture.
     assert (pruned_total.jobs, pruned_total.files) == (1, 1)
-    job = await past_jobs.jobs.get("ada", retried)
+    job = await past_jobs.jobs.get("ada", retried_id)
     for digest in (job.spec, job.results[0].output, job.artifacts[0].sha256):
         assert await past_jobs.blobs.exists(digest)
 
@@ -251,20 +251,20 @@ async def test_concurrent_pruners_leave_no_files(
     monkeypatch.setattr(blob_references, "CHUNK", 1)
     for _ in range(4):
         await past_jobs.job(graph="same", picture=b"same")
-    past_jobs.age()
-    other = Pruner(past_jobs.database, past_jobs.blobs)
-    first, second = other.run(BEFORE), past_jobs.pruner.run(BEFORE)
-    spare, pruned_total = past_jobs.pruner._references.find_unreferenced_files, []
+    past_jobs.make_files_old()
+    other_pruner = Pruner(past_jobs.database, past_jobs.blobs)
+    first_run, second_run = other_pruner.run(BEFORE), past_jobs.pruner.run(BEFORE)
+    find_unreferenced_files, pruned_total = past_jobs.pruner._references.find_unreferenced_files, []
 
-    async def late(*arguments: Any) -> set[str]:
-        result = await spare(*arguments)
-        pruned_total.append(await anext(first))
+    async def prune_meanwhile(*arguments: Any) -> set[str]:
+        result = await find_unreferenced_files(*arguments)
+        pruned_total.append(await anext(first_run))
         return result
 
     # Both have seen all four jobs before any is deleted, and each deletes some of them.
-    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", late)
-    pruned_total += [await anext(second), await anext(second)]
-    for run in (first, second):
+    monkeypatch.setattr(past_jobs.pruner._references, "find_unreferenced_files", prune_meanwhile)
+    pruned_total += [await anext(second_run), await anext(second_run)]
+    for run in (first_run, second_run):
         pruned_total += [part async for part in run]
     assert [part.jobs for part in pruned_total] == [1, 0, 1, 0, 1, 1, 0, 0]
     assert sum(part.files for part in pruned_total) == 6
@@ -279,11 +279,11 @@ async def test_many_jobs_are_deleted_in_chunks(
     monkeypatch.setattr(blob_references, "PAGE", 3)
     for index in range(8):
         await past_jobs.job(graph=str(index % 2), picture=str(index % 3).encode())
-    young = await past_jobs.job(days=1, graph="0", picture=b"1")
-    past_jobs.age()
+    young_job = await past_jobs.job(days=1, graph="0", picture=b"1")
+    past_jobs.make_files_old()
     parts = [part.jobs async for part in past_jobs.pruner.run(BEFORE)]
     assert parts == [2, 2, 1, 2, 1]
-    assert await past_jobs.existing_ids() == {young}
+    assert await past_jobs.existing_ids() == {young_job}
     assert len(past_jobs.files()) == 3, "its own"
 
 
@@ -292,11 +292,11 @@ class SlowPruner(Pruner):
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         super().__init__(database, blobs)
-        self.began, self.let_go = asyncio.Event(), asyncio.Event()
+        self.has_begun, self.may_proceed = asyncio.Event(), asyncio.Event()
 
     async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
-        self.began.set()
-        await self.let_go.wait()
+        self.has_begun.set()
+        await self.may_proceed.wait()
         yield PruneResult()
 
 
@@ -316,22 +316,22 @@ async def test_deleted_files_go_although_jobs_stay(
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
     batches = PastBatches(past_jobs)
     kept_file = await batches.file("kept", b"kept")
-    gone = await batches.file("deleted", b"deleted", deleted_days=1.1)
-    new = await batches.file("new", b"new", deleted_days=0.9)
+    deleted_sha256 = await batches.file("deleted", b"deleted", deleted_days=1.1)
+    new_sha256 = await batches.file("new", b"new", deleted_days=0.9)
     preview = await batches.file("preview", b"preview", deleted_days=2)
     job = await past_jobs.job(preview=b"preview")
     await past_jobs.change(job, created_at=NOW - timedelta(days=41))
-    past_jobs.age()
+    past_jobs.make_files_old()
 
     async def is_gone() -> bool:
-        return not await past_jobs.blobs.exists(gone)
+        return not await past_jobs.blobs.exists(deleted_sha256)
 
     task = asyncio.create_task(past_jobs.pruner.keep_pruning(0))
     await eventually(is_gone)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert await batches.names() == ["kept", "new"]
-    for digest in (kept_file, new, preview):
+    for digest in (kept_file, new_sha256, preview):
         assert await past_jobs.blobs.exists(digest)
     assert await past_jobs.existing_ids() == {job}
 
@@ -341,18 +341,20 @@ async def test_only_one_replica_prunes_at_a_time(
 ) -> None:
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
     databases = [CountingDatabase(f"sqlite:///{tmp_path / 'moyin.db'}") for _ in range(2)]
-    one, other = (SlowPruner(database, BlobStore(f"file://{tmp_path}")) for database in databases)
+    first_pruner, other_pruner = (
+        SlowPruner(database, BlobStore(f"file://{tmp_path}")) for database in databases
+    )
     async with asyncio.timeout(10):
-        working = [asyncio.create_task(one.keep_pruning(30))]
-        await one.began.wait()
-        working.append(asyncio.create_task(other.keep_pruning(30)))
+        pruning_tasks = [asyncio.create_task(first_pruner.keep_pruning(30))]
+        await first_pruner.has_begun.wait()
+        pruning_tasks.append(asyncio.create_task(other_pruner.keep_pruning(30)))
         while databases[1].times < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-        assert not other.began.is_set()
-        working[0].cancel()
-        await other.began.wait()
-    working[1].cancel()
-    await asyncio.gather(*working, return_exceptions=True)
+        assert not other_pruner.has_begun.is_set()
+        pruning_tasks[0].cancel()
+        await other_pruner.has_begun.wait()
+    pruning_tasks[1].cancel()
+    await asyncio.gather(*pruning_tasks, return_exceptions=True)
     for database in databases:
         await database.close()
 
@@ -378,8 +380,8 @@ class PastBatches:
         )
         await self.files.add(file)
         if deleted_days is not None:
-            deleted = NOW - timedelta(days=deleted_days)
-            change = file_rows.update().where(file_rows.c.id == name).values(deleted_at=deleted)
+            deleted_at = NOW - timedelta(days=deleted_days)
+            change = file_rows.update().where(file_rows.c.id == name).values(deleted_at=deleted_at)
             await self.past.database.execute(change)
         return file.sha256
 
@@ -411,21 +413,21 @@ async def test_old_and_deleted_batches_are_pruned_with_their_results_and_files(
     result = await batches.file("output", b"results")
     input_file = await batches.file("input", b"input")
     shared_file = await batches.file("gone", b"picture", deleted_days=40)
-    again = await batches.file("gone-too", b"input", deleted_days=40)
-    unused = await batches.file("deleted", b"unused", deleted_days=40)
-    new = await batches.file("new", b"new", deleted_days=20)
+    repeated_input = await batches.file("gone-too", b"input", deleted_days=40)
+    unused_file = await batches.file("deleted", b"unused", deleted_days=40)
+    new_file = await batches.file("new", b"new", deleted_days=20)
     open_input = await batches.file("open-input", b"open", deleted_days=40)
     await past_jobs.job(days=10, picture=b"picture")
-    ended = {"status": "completed", "ended_at": days[1], "output_file_id": "output"}
-    await batches.batch("batch_old", "input", **ended)
+    ended_values = {"status": "completed", "ended_at": days[1], "output_file_id": "output"}
+    await batches.batch("batch_old", "input", **ended_values)
     await batches.batch("batch_new", "input", status="cancelled", ended_at=days[0])
     await batches.batch("batch_open", "open-input")
     assert await past_jobs.pruner.count_prunable_batches(BEFORE) == 1
     pruned_total = await past_jobs.prune()
     assert (pruned_total.batches, pruned_total.files) == (1, 2)
     assert await batches.names() == ["input", "new", "open-input"]
-    assert [await past_jobs.blobs.exists(b) for b in (result, unused)] == [False, False]
-    for digest in (input_file, shared_file, again, new, open_input):
+    assert [await past_jobs.blobs.exists(b) for b in (result, unused_file)] == [False, False]
+    for digest in (input_file, shared_file, repeated_input, new_file, open_input):
         assert await past_jobs.blobs.exists(digest)
     assert await batches.batches.find("batch_old") is None
     assert await batches.batches.find("batch_new") is not None

@@ -32,8 +32,8 @@ async def create_job(database: Database) -> JobStore:
 
 async def test_run_is_booked_once_by_racing_processes(database: Database) -> None:
     jobs, ledger = await create_job(database), RenderLedger(database)
-    other = replace(RUN, id="2" * 32, seconds=1.0)
-    await asyncio.gather(*(ledger.book([RUN, other]) for _ in range(5)))
+    other_run = replace(RUN, id="2" * 32, seconds=1.0)
+    await asyncio.gather(*(ledger.book([RUN, other_run]) for _ in range(5)))
     assert (await jobs.find(JOB)).cost_usd == Decimal("0.03")
 
 
@@ -49,9 +49,9 @@ async def test_longer_measurement_of_a_run_replaces_the_shorter(database: Databa
 async def test_seen_end_replaces_an_assumed_loss_after_the_same_time(database: Database) -> None:
     jobs, ledger = await create_job(database), RenderLedger(database)
     account = replace(ACCOUNT, price=RenderPrice(usd_per_picture=Decimal("0.5")))
-    seen = replace(RUN, account=account, pictures=2)
-    lost = replace(RUN, account=account, error="worker_lost")
-    for run in (lost, seen, lost):
+    ended_run = replace(RUN, account=account, pictures=2)
+    lost_run = replace(RUN, account=account, error="worker_lost")
+    for run in (lost_run, ended_run, lost_run):
         await ledger.book([run])
     assert (await jobs.find(JOB)).cost_usd == Decimal(1)
     [row] = (await UsageReports(database).list_calls(CallFilter(owner="ann"), limit=9))[0]
@@ -81,14 +81,14 @@ async def test_run_without_a_price_or_a_job_is_no_error(database: Database) -> N
 async def test_reports_sum_renders_by_operation(database: Database) -> None:
     await create_job(database)
     await RenderLedger(database).book([RUN, replace(RUN, id="2" * 32, error="render_failed")])
-    sums = await UsageReports(database).sum_calls(
+    usage_sums = await UsageReports(database).sum_calls(
         CallFilter(owner="ann"), [GroupBy.OPERATION], PriceClasses()
     )
-    assert {(item.group, item.unit, item.is_complete) for item in sums} == {
+    assert {(item.group, item.unit, item.is_complete) for item in usage_sums} == {
         (("render",), "gpu_milliseconds", True),
         (("render",), "gpu_milliseconds", False),
     }
-    assert sum(item.cost_usd for item in sums) == Decimal("0.04")
+    assert sum(item.cost_usd for item in usage_sums) == Decimal("0.04")
 
 
 async def test_version_before_finds_no_rows_of_renders(database: Database, tmp_path: Path) -> None:

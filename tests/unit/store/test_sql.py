@@ -35,8 +35,8 @@ async def test_the_migrations_create_exactly_the_schema(database: Database) -> N
 def test_concurrent_migrations_create_one_schema(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     code = f"from moyin.store.sql import migrate; migrate({url!r})"
-    racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [process.wait(60) for process in racing] == [0, 0, 0]
+    racing_processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait(60) for process in racing_processes] == [0, 0, 0]
 
 
 def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> Non
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
-    assert [done.stdout.strip() for done in statements] == ["True", "False"]
+    assert [process.stdout.strip() for process in statements] == ["True", "False"]
 
 
 def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
         "asyncio.run(hold())"
     )
 
-    async def ask(*names: str) -> list[bool]:
+    async def try_locks(*names: str) -> list[bool]:
         async with AsyncExitStack() as blocks:
             return [
                 await blocks.enter_async_context(Database(url).advisory_lock(name))
@@ -90,20 +90,20 @@ def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Pat
             ]
 
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"True\n"
-        assert asyncio.run(ask("x", "y")) == [False, True]
-        other.kill()
-    assert asyncio.run(ask("x", "x")) == [True, False]
-    assert asyncio.run(ask("x")) == [True]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"True\n"
+        assert asyncio.run(try_locks("x", "y")) == [False, True]
+        holder.kill()
+    assert asyncio.run(try_locks("x", "x")) == [True, False]
+    assert asyncio.run(try_locks("x")) == [True]
 
 
 def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> None:
     file = tmp_path / "x.db"
     url = f"sqlite:///{file}"
     migrate(url, "0015")
-    fixed: dict[str, Any] = {
+    server_options: dict[str, Any] = {
         "owner": "ann", "spec": "s", "heads": "[]", "results": "[]", "progress": "{}",
         "attempts": 1, "priority": 3, "metadata": "{}", "dispatched": 1,
         "created_at": "2026-01-01 00:00:00.000000", "started_at": "2026-01-01 00:00:01.000000",
@@ -117,7 +117,7 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
     }
     with closing(sqlite3.connect(file)) as connection:
         for job_id, row in rows.items():
-            values = {**fixed, **row, "id": job_id}
+            values = {**server_options, **row, "id": job_id}
             marks = ", ".join("?" * len(values))
             connection.execute(
                 f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
@@ -127,8 +127,8 @@ def test_renders_that_wait_are_queued_after_migration_0016(tmp_path: Path) -> No
     with closing(sqlite3.connect(file)) as connection:
         query = "SELECT id, status, started_at, queued_at FROM jobs ORDER BY id"
         assert connection.execute(query).fetchall() == [
-            ("ended", "succeeded", fixed["started_at"], None),
-            ("pipeline", "running", fixed["started_at"], None),
+            ("ended", "succeeded", server_options["started_at"], None),
+            ("pipeline", "running", server_options["started_at"], None),
             ("rendering", "running", began_at, None),
             ("waiting", "queued", None, None),
         ]

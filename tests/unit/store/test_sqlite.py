@@ -19,97 +19,97 @@ WORDS = sa.Table("words", sa.MetaData(), sa.Column("word", sa.Text, primary_key=
 
 
 @pytest.fixture
-async def words(tmp_path: Path) -> AsyncIterator[Database]:
+async def word_database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'words.db'}")
     await database.write(WORDS.metadata.create_all)
     yield database
     await database.close()
 
 
-async def put(database: Database, *words: str) -> None:
+async def insert_words(database: Database, *words: str) -> None:
     rows = [{"word": word} for word in words]
     await database.write(lambda c: c.execute(WORDS.insert(), rows))
 
 
-async def found(database: Database) -> list[str]:
+async def read_words(database: Database) -> list[str]:
     query = sa.select(WORDS.c.word).order_by(WORDS.c.word)
     return await database.read(lambda c: list(c.execute(query).scalars()))
 
 
-async def test_a_failed_transaction_changes_nothing(words: Database) -> None:
-    await put(words, "a")
+async def test_a_failed_transaction_changes_nothing(word_database: Database) -> None:
+    await insert_words(word_database, "a")
 
     def failing(connection: sa.Connection) -> None:
         connection.execute(WORDS.insert(), {"word": "b"})
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await words.write(failing)
+        await word_database.write(failing)
     with pytest.raises(ValueError, match="no"):
-        async with words.writing() as connection:
+        async with word_database.writing() as connection:
             await connection.run_sync(failing)
-    assert await found(words) == ["a"]
+    assert await read_words(word_database) == ["a"]
 
 
-async def test_rows_can_be_read_after_the_transaction(words: Database) -> None:
-    await put(words, "a", "b", "c")
-    async with words.reading() as connection:
+async def test_rows_can_be_read_after_the_transaction(word_database: Database) -> None:
+    await insert_words(word_database, "a", "b", "c")
+    async with word_database.reading() as connection:
         result = await connection.execute(sa.select(WORDS).order_by(WORDS.c.word))
     assert result.fetchone() == ("a",)
     assert result.fetchmany(1) == [("b",)]
     assert [row.word for row in result] == ["c"]
 
 
-async def test_more_transactions_than_threads_wait_for_each_other(words: Database) -> None:
-    async def slowly(number: int) -> None:
-        async with words.writing() as connection:
+async def test_more_transactions_than_threads_wait_for_each_other(word_database: Database) -> None:
+    async def insert_slowly(number: int) -> None:
+        async with word_database.writing() as connection:
             await connection.execute(WORDS.insert(), {"word": f"{number:02}"})
             await asyncio.sleep(0.001)
             assert (await connection.execute(sa.select(sa.func.count()).select_from(WORDS))).all()
 
-    async def looking() -> None:
-        async with words.reading() as connection:
-            before = (await connection.execute(sa.select(WORDS))).all()
+    async def read_twice() -> None:
+        async with word_database.reading() as connection:
+            rows_before = (await connection.execute(sa.select(WORDS))).all()
             await asyncio.sleep(0.01)
-            assert (await connection.execute(sa.select(WORDS))).all() == before
+            assert (await connection.execute(sa.select(WORDS))).all() == rows_before
 
-    writers = [slowly(number) for number in range(20)]
-    readers = [looking() for _ in range(30)]
-    quick = [put(words, f"q{number:02}") for number in range(20)]
-    await asyncio.wait_for(asyncio.gather(*writers, *readers, *quick), 60)
-    assert len(await found(words)) == 40
+    writers = [insert_slowly(number) for number in range(20)]
+    readers = [read_twice() for _ in range(30)]
+    quick_writes = [insert_words(word_database, f"q{number:02}") for number in range(20)]
+    await asyncio.wait_for(asyncio.gather(*writers, *readers, *quick_writes), 60)
+    assert len(await read_words(word_database)) == 40
 
 
 async def test_a_cancelled_transaction_is_rolled_back_and_releases_the_lock(
-    words: Database,
+    word_database: Database,
 ) -> None:
-    inside = asyncio.Event()
+    is_inside = asyncio.Event()
 
-    async def never() -> None:
-        async with words.writing() as connection:
+    async def insert_and_hang() -> None:
+        async with word_database.writing() as connection:
             await connection.execute(WORDS.insert(), {"word": "lost"})
-            inside.set()
+            is_inside.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(never())
-    await inside.wait()
+    task = asyncio.create_task(insert_and_hang())
+    await is_inside.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await put(words, "next")
-    assert await found(words) == ["next"]
+    await insert_words(word_database, "next")
+    assert await read_words(word_database) == ["next"]
 
 
 async def test_a_cancelled_call_is_committed_or_rolled_back(
-    words: Database,
+    word_database: Database,
 ) -> None:
-    tasks = [asyncio.create_task(put(words, str(number))) for number in range(8)]
+    tasks = [asyncio.create_task(insert_words(word_database, str(number))) for number in range(8)]
     await asyncio.sleep(0)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await put(words, "next")
-    assert "next" in await found(words)
+    await insert_words(word_database, "next")
+    assert "next" in await read_words(word_database)
 
 
 async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:

@@ -30,49 +30,51 @@ def answer(number: int, *, owner: str = "ada", previous: int | None = None) -> S
 
 
 @pytest.fixture
-def stored(database: Database) -> StoredResponses:
+def responses(database: Database) -> StoredResponses:
     return StoredResponses(database)
 
 
-async def test_an_answer_is_returned_as_it_was_stored(stored: StoredResponses) -> None:
-    await stored.add(answer(1))
-    assert await stored.get("ada", "resp_1") == answer(1)
+async def test_an_answer_is_returned_as_it_was_stored(responses: StoredResponses) -> None:
+    await responses.add(answer(1))
+    assert await responses.get("ada", "resp_1") == answer(1)
 
 
-async def test_an_answer_is_stored_once_and_updated(stored: StoredResponses) -> None:
-    await stored.add(answer(1))
-    await stored.add(replace(answer(1), owner="bob", response={"id": "resp_1", "output": []}))
-    assert await stored.get("ada", "resp_1") == answer(1)
-    assert await stored.find("bob", "resp_1") is None
-    changed = replace(answer(1), response={"id": "resp_1", "output": [user("x")]})
-    await stored.update(changed)
-    assert await stored.get("ada", "resp_1") == changed
-    await stored.update(replace(answer(1), owner="bob"))
-    assert await stored.get("ada", "resp_1") == changed
-    await stored.delete("ada", "resp_1")
-    await stored.update(changed)
-    assert await stored.find("ada", "resp_1") is None
+async def test_an_answer_is_stored_once_and_updated(responses: StoredResponses) -> None:
+    await responses.add(answer(1))
+    await responses.add(replace(answer(1), owner="bob", response={"id": "resp_1", "output": []}))
+    assert await responses.get("ada", "resp_1") == answer(1)
+    assert await responses.find("bob", "resp_1") is None
+    changed_answer = replace(answer(1), response={"id": "resp_1", "output": [user("x")]})
+    await responses.update(changed_answer)
+    assert await responses.get("ada", "resp_1") == changed_answer
+    await responses.update(replace(answer(1), owner="bob"))
+    assert await responses.get("ada", "resp_1") == changed_answer
+    await responses.delete("ada", "resp_1")
+    await responses.update(changed_answer)
+    assert await responses.find("ada", "resp_1") is None
 
 
-async def test_a_chain_is_listed_oldest_first_with_its_proofs(stored: StoredResponses) -> None:
-    await stored.add(answer(1))
-    await stored.add(answer(2, previous=1))
-    await stored.add(answer(3, previous=2))
-    await stored.add(answer(9, previous=1))
-    items = await stored.list_items("ada", "resp_3")
+async def test_a_chain_is_listed_oldest_first_with_its_proofs(responses: StoredResponses) -> None:
+    await responses.add(answer(1))
+    await responses.add(answer(2, previous=1))
+    await responses.add(answer(3, previous=2))
+    await responses.add(answer(9, previous=1))
+    items = await responses.list_items("ada", "resp_3")
     texts = [item["content"][0]["text"] for item in items if item["type"] == "message"]
     assert texts == ["question 1", "question 2", "question 3"]
     proofs = [item["encrypted_content"] for item in items if item["type"] == "reasoning"]
     assert proofs == ["proof 1", "proof 2", "proof 3"]
-    assert (await stored.get("ada", "resp_3")).response == answer(3).response, "without the proof"
+    assert (await responses.get("ada", "resp_3")).response == answer(3).response, (
+        "without the proof"
+    )
 
 
-async def test_items_are_found_with_their_proofs(stored: StoredResponses) -> None:
+async def test_items_are_found_with_their_proofs(responses: StoredResponses) -> None:
     for number in (1, 2):
-        await stored.add(answer(number))
-    await stored.add(answer(3, owner="bob"))
-    known = {"rs_1": "resp_1", "rs_2": "resp_2", "rs_3": "resp_3", "msg_9": "resp_1"}
-    result = await stored.find_items("ada", known)
+        await responses.add(answer(number))
+    await responses.add(answer(3, owner="bob"))
+    response_of_item = {"rs_1": "resp_1", "rs_2": "resp_2", "rs_3": "resp_3", "msg_9": "resp_1"}
+    result = await responses.find_items("ada", response_of_item)
     assert {name: item["encrypted_content"] for name, item in result.items()} == {
         "rs_1": "proof 1",
         "rs_2": "proof 2",
@@ -80,57 +82,59 @@ async def test_items_are_found_with_their_proofs(stored: StoredResponses) -> Non
 
 
 async def test_stored_requests_do_not_count_for_the_size_limit(
-    stored: StoredResponses, monkeypatch: pytest.MonkeyPatch
+    responses: StoredResponses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stored requests do not count for the limit; they repeat the conversation and grow fast."""
     monkeypatch.setattr(stored_responses, "_MAX_BYTES", 10_000)
     for number in (1, 2):
-        await stored.add(replace(answer(number), input=[user("x" * 9_000)]))
-    known = {"rs_1": "resp_1", "rs_2": "resp_2"}
-    assert (await stored.find_items("ada", known)).keys() == known.keys()
+        await responses.add(replace(answer(number), input=[user("x" * 9_000)]))
+    response_of_item = {"rs_1": "resp_1", "rs_2": "resp_2"}
+    assert (await responses.find_items("ada", response_of_item)).keys() == response_of_item.keys()
     output = [{"type": "message", "id": "msg_3", "content": "x" * 10_000}]
-    await stored.add(replace(answer(3), response={"id": "resp_3", "output": output}))
-    with pytest.raises(BodyTooLarge, match=r"^input: ") as refused:
-        await stored.find_items("ada", {"msg_3": "resp_3"})
-    assert refused.value.field == "input"
-    with pytest.raises(BodyTooLarge) as refused:
-        await stored.list_items("ada", "resp_3")
-    assert refused.value.field == "previous_response_id"
+    await responses.add(replace(answer(3), response={"id": "resp_3", "output": output}))
+    with pytest.raises(BodyTooLarge, match=r"^input: ") as exc_info:
+        await responses.find_items("ada", {"msg_3": "resp_3"})
+    assert exc_info.value.field == "input"
+    with pytest.raises(BodyTooLarge) as exc_info:
+        await responses.list_items("ada", "resp_3")
+    assert exc_info.value.field == "previous_response_id"
 
 
-async def test_a_broken_chain_names_the_missing_answer(stored: StoredResponses) -> None:
-    await stored.add(answer(1))
-    await stored.add(answer(2, previous=1))
-    await stored.add(answer(3, previous=2))
-    await stored.delete("ada", "resp_1")
+async def test_a_broken_chain_names_the_missing_answer(responses: StoredResponses) -> None:
+    await responses.add(answer(1))
+    await responses.add(answer(2, previous=1))
+    await responses.add(answer(3, previous=2))
+    await responses.delete("ada", "resp_1")
     with pytest.raises(ResponseNotFound, match="'resp_1'"):
-        await stored.list_items("ada", "resp_3")
+        await responses.list_items("ada", "resp_3")
 
 
-async def test_a_chain_is_bounded(stored: StoredResponses, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_chain_is_bounded(
+    responses: StoredResponses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stored_responses, "_MAX_ANSWERS", 2)
     for number in range(5):
-        await stored.add(answer(number, previous=number - 1 if number else None))
-    assert len(await stored.list_items("ada", "resp_2")) == 6
+        await responses.add(answer(number, previous=number - 1 if number else None))
+    assert len(await responses.list_items("ada", "resp_2")) == 6
     with pytest.raises(ResponseNotFound, match="'resp_0'"):
-        await stored.list_items("ada", "resp_3")
+        await responses.list_items("ada", "resp_3")
 
 
-async def test_tenants_never_see_each_others_answers(stored: StoredResponses) -> None:
-    await stored.add(answer(1))
-    await stored.add(answer(2, owner="bob", previous=1))
-    for attempt in (stored.get, stored.list_items, stored.delete):
+async def test_tenants_never_see_each_others_answers(responses: StoredResponses) -> None:
+    await responses.add(answer(1))
+    await responses.add(answer(2, owner="bob", previous=1))
+    for attempt in (responses.get, responses.list_items, responses.delete):
         with pytest.raises(ResponseNotFound, match="'resp_1'"):
             await attempt("bob", "resp_1")
     with pytest.raises(ResponseNotFound, match="'resp_1'"):
-        await stored.list_items("bob", "resp_2")
-    assert await stored.get("ada", "resp_1") == answer(1)
+        await responses.list_items("bob", "resp_2")
+    assert await responses.get("ada", "resp_1") == answer(1)
 
 
-async def test_a_deleted_answer_is_gone(stored: StoredResponses) -> None:
-    await stored.add(answer(1))
-    await stored.delete("ada", "resp_1")
-    for attempt in (stored.get, stored.delete):
+async def test_a_deleted_answer_is_gone(responses: StoredResponses) -> None:
+    await responses.add(answer(1))
+    await responses.delete("ada", "resp_1")
+    for attempt in (responses.get, responses.delete):
         with pytest.raises(ResponseNotFound):
             await attempt("ada", "resp_1")
 
@@ -139,32 +143,32 @@ async def test_a_tenants_oldest_answers_beyond_the_bound_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 1)
-    start = now()
-    times = (start + timedelta(seconds=second) for second in range(100))
+    started_at = now()
+    times = (started_at + timedelta(seconds=seconds) for seconds in range(100))
     monkeypatch.setattr(stored_responses, "now", lambda: next(times))
-    stored = StoredResponses(database, max_responses=2)
-    await stored.add(answer(100, owner="bob"))
+    response_store = StoredResponses(database, max_responses=2)
+    await response_store.add(answer(100, owner="bob"))
     for number in range(4):
-        await stored.add(answer(number))
-    for gone in (0, 1):
+        await response_store.add(answer(number))
+    for deleted_number in (0, 1):
         with pytest.raises(ResponseNotFound):
-            await stored.get("ada", f"resp_{gone}")
-    assert await stored.get("ada", "resp_2") and await stored.get("ada", "resp_3")
-    assert await stored.get("bob", "resp_100"), "another tenant's answer is older and stays"
+            await response_store.get("ada", f"resp_{deleted_number}")
+    assert await response_store.get("ada", "resp_2") and await response_store.get("ada", "resp_3")
+    assert await response_store.get("bob", "resp_100"), "another tenant's answer is older and stays"
 
 
 async def test_answers_of_all_tenants_expire(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored_responses, "_DELETION_INTERVAL", 1)
-    stored = StoredResponses(database)
+    response_store = StoredResponses(database)
     long_ago = now() - timedelta(days=31)
     monkeypatch.setattr(stored_responses, "now", lambda: long_ago)
-    await stored.add(answer(1, owner="bob"))
+    await response_store.add(answer(1, owner="bob"))
     monkeypatch.setattr(stored_responses, "now", lambda: long_ago + timedelta(days=2))
-    await stored.add(answer(2))
+    await response_store.add(answer(2))
     monkeypatch.setattr(stored_responses, "now", now)
-    await stored.add(answer(3))
+    await response_store.add(answer(3))
     with pytest.raises(ResponseNotFound):
-        await stored.get("bob", "resp_1")
-    assert await stored.get("ada", "resp_2")
+        await response_store.get("bob", "resp_1")
+    assert await response_store.get("ada", "resp_2")

@@ -107,10 +107,10 @@ async def start_batch(
 
 
 async def test_a_batch_is_returned_to_its_tenant_only(batches: TextBatchStore) -> None:
-    stored = batch(user="user-1", output_expires_after=3600)
-    await batches.create(stored)
-    assert await batches.get("ada", "batch_1") == stored
-    submitter = stored.submitter
+    stored_batch = batch(user="user-1", output_expires_after=3600)
+    await batches.create(stored_batch)
+    assert await batches.get("ada", "batch_1") == stored_batch
+    submitter = stored_batch.submitter
     assert (submitter.owner, submitter.key_id, submitter.user) == ("ada", "key_1", "user-1")
     assert submitter.scopes == {"text"}
     for owner, dialect in (("bob", None), ("ada", BatchDialect.ANTHROPIC)):
@@ -126,9 +126,9 @@ async def test_open_batches_are_bounded_per_tenant(batches: TextBatchStore) -> N
     await batches.create(batch(5, owner="bob"))
     await batches.fail("batch_1", [BatchError(code="invalid_json", message="x", line=2)])
     await batches.create(batch(4))
-    failed = await batches.get("ada", "batch_1")
-    assert failed.status is BatchStatus.FAILED and failed.ended_at is not None
-    assert failed.errors == (BatchError(code="invalid_json", message="x", line=2),)
+    failed_batch = await batches.get("ada", "batch_1")
+    assert failed_batch.status is BatchStatus.FAILED and failed_batch.ended_at is not None
+    assert failed_batch.errors == (BatchError(code="invalid_json", message="x", line=2),)
 
 
 async def test_pages_go_forwards_and_backwards(database: Database) -> None:
@@ -137,8 +137,8 @@ async def test_pages_go_forwards_and_backwards(database: Database) -> None:
         await batches.create(batch(number))
 
     async def ids(**options: Any) -> tuple[list[str], bool]:
-        page, more = await batches.list_page("ada", BatchDialect.OPENAI, **options)
-        return [item.id.removeprefix("batch_") for item in page], more
+        page, has_more = await batches.list_page("ada", BatchDialect.OPENAI, **options)
+        return [item.id.removeprefix("batch_") for item in page], has_more
 
     assert await ids(limit=2) == (["5", "4"], True)
     assert await ids(limit=3, after="batch_4") == (["3", "2", "1"], False)
@@ -160,8 +160,8 @@ async def test_a_claimed_line_is_run_by_no_other_runner(
     # The second runner dies.
     await lines.renew_runner("two", -1)
     assert await lines.count("batch_1") == LineCounts(pending=5, running=1)
-    reclaimed = await lines.claim("batch_1", "one", 9, running=[2])
-    assert [x.number for x in reclaimed] == [1, 3, 4, 5]
+    reclaimed_lines = await lines.claim("batch_1", "one", 9, running=[2])
+    assert [x.number for x in reclaimed_lines] == [1, 3, 4, 5]
     await lines.remove_runner("one")
     assert len(await lines.claim("batch_1", "three", 9)) == 5
 
@@ -172,8 +172,8 @@ async def test_a_line_has_one_result_and_is_charged_once(
     await start_batch(batches, lines, 3)
     assert await lines.finish([answer(1), answer(2, "model_not_found")]) == []
     assert await lines.finish([answer(1), answer(3)]) == [answer(1)]
-    stored = await batches.get("ada", "batch_1")
-    assert (stored.total, stored.completed, stored.failed) == (3, 2, 1)
+    stored_batch = await batches.get("ada", "batch_1")
+    assert (stored_batch.total, stored_batch.completed, stored_batch.failed) == (3, 2, 1)
     rows = await database.fetch_values(sa.select(usage.c.request_id).order_by(usage.c.request_id))
     assert rows == ["batch_1-1", "batch_1-3"]
     results = [item.result for item in await lines.list_page("batch_1", 0, 10)]
@@ -185,12 +185,12 @@ async def test_an_answer_that_comes_too_late_is_charged_as_incomplete(
     database: Database, batches: TextBatchStore, lines: BatchLineStore
 ) -> None:
     await start_batch(batches, lines, 1)
-    first, second = replace(answer(1), run="first"), replace(answer(1), run="second")
-    assert await lines.finish([first]) == []
+    first_result, second_result = replace(answer(1), run="first"), replace(answer(1), run="second")
+    assert await lines.finish([first_result]) == []
     # The answer to the first commit may be lost, which is no other run.
-    assert await lines.finish([first]) == [first]
+    assert await lines.finish([first_result]) == [first_result]
     for _ in range(2):
-        assert await lines.finish([second]) == [second]
+        assert await lines.finish([second_result]) == [second_result]
     query = sa.select(usage.c.complete).order_by(usage.c.complete)
     assert await database.fetch_values(query) == [False, True]
 
@@ -200,13 +200,13 @@ async def test_pages_of_large_results_are_short(
 ) -> None:
     monkeypatch.setattr(batch_lines, "_PAGE_BYTES", 20)
     await start_batch(batches, lines, 6)
-    large = answer(3)
-    large = replace(large, result=replace(large.result, body=b"x" * 50))
-    await lines.finish([answer(1), answer(2), large, answer(4), answer(5)])
-    pages, after = [], 0
-    while page := await lines.list_page("batch_1", after, 2):
+    large_result = answer(3)
+    large_result = replace(large_result, result=replace(large_result.result, body=b"x" * 50))
+    await lines.finish([answer(1), answer(2), large_result, answer(4), answer(5)])
+    pages, last_number = [], 0
+    while page := await lines.list_page("batch_1", last_number, 2):
         pages.append([item.number for item in page])
-        after = pages[-1][-1]
+        last_number = pages[-1][-1]
     assert pages == [[1, 2], [3], [4, 5], [6]]
 
 
@@ -220,8 +220,10 @@ async def test_the_results_are_files_and_the_lines_are_deleted(
     assert await batches.seal("batch_1")
     assert (await batches.get("ada", "batch_1")).status is BatchStatus.FINALIZING
     for _ in range(2):
-        ended = await batches.finish("batch_1", output=output("file-o"), errors=None)
-        assert ended.status is BatchStatus.COMPLETED and ended.output_file_id == "file-o"
+        ended_batch = await batches.finish("batch_1", output=output("file-o"), errors=None)
+        assert (
+            ended_batch.status is BatchStatus.COMPLETED and ended_batch.output_file_id == "file-o"
+        )
     assert (await FileStore(database).get("ada", "file-o")).purpose == BATCH_OUTPUT
     assert await database.fetch_values(sa.select(text_batch_lines.c.number)) == []
 
@@ -239,9 +241,9 @@ async def test_a_cancelled_batch_waits_for_its_running_lines(
     assert await batches.seal("batch_1")
     # A line whose runner was thought dead comes too late.
     assert await lines.finish([answer(2)]) == [answer(2)]
-    ended = await batches.finish("batch_1", output=output("file-o"), errors=output("file-e"))
-    assert (ended.status, ended.completed) == (BatchStatus.CANCELLED, 1)
-    assert ended.error_file_id == "file-e"
+    ended_batch = await batches.finish("batch_1", output=output("file-o"), errors=output("file-e"))
+    assert (ended_batch.status, ended_batch.completed) == (BatchStatus.CANCELLED, 1)
+    assert ended_batch.error_file_id == "file-e"
 
 
 async def test_an_expired_batch_begins_no_line(
@@ -250,8 +252,8 @@ async def test_an_expired_batch_begins_no_line(
     await start_batch(batches, lines, 2, expires_at=now() - timedelta(seconds=1))
     assert await lines.claim("batch_1", "one", 1) == []
     assert await batches.seal("batch_1")
-    ended = await batches.finish("batch_1", output=None, errors=output("file-e"))
-    assert ended.status is BatchStatus.EXPIRED
+    ended_batch = await batches.finish("batch_1", output=None, errors=output("file-e"))
+    assert ended_batch.status is BatchStatus.EXPIRED
     with pytest.raises(BatchFinished, match="expired"):
         await batches.cancel("ada", "batch_1")
     with pytest.raises(BatchNotFound):
@@ -284,8 +286,8 @@ async def test_a_batch_is_locked_while_its_lines_are_claimed_or_written(
 
     def note(self: sa.Connection, statement: Any, *args: Any, **options: Any) -> Any:
         if isinstance(statement, sa.Select):
-            compiled = statement.compile(dialect=postgresql.dialect())
-            statements.append(str(compiled))
+            compiled_statement = statement.compile(dialect=postgresql.dialect())
+            statements.append(str(compiled_statement))
         return execute(self, statement, *args, **options)
 
     execute = sa.Connection.execute

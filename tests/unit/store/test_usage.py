@@ -76,7 +76,7 @@ class RefusingDatabase(Database):
 
 
 @pytest.fixture
-async def refusing(
+async def refusing_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RefusingDatabase]:
     monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
@@ -89,41 +89,45 @@ async def refusing(
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), TimeoutError()])
 async def test_entries_wait_for_an_unavailable_server(
-    refusing: RefusingDatabase, error: Exception
+    refusing_database: RefusingDatabase, error: Exception
 ) -> None:
-    refusing.refusals, refusing.error = 3, error
-    ledger = UsageLedger(refusing)
+    refusing_database.refusals, refusing_database.error = 3, error
+    ledger = UsageLedger(refusing_database)
     await ledger.start()
     ledger.record(ENTRY)
     async with asyncio.timeout(10):
         while await ledger.get("ada", "r1") is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    assert refusing.refusals == 0
+    assert refusing_database.refusals == 0
     ledger.record(replace(ENTRY, request_id="r2"))
     await ledger.close()
     assert await ledger.get("ada", "r2") is not None
 
 
-async def test_a_commit_with_a_lost_reply_books_nothing_twice(refusing: RefusingDatabase) -> None:
-    refusing.lost = 2
-    ledger = UsageLedger(refusing)
+async def test_a_commit_with_a_lost_reply_books_nothing_twice(
+    refusing_database: RefusingDatabase,
+) -> None:
+    refusing_database.lost = 2
+    ledger = UsageLedger(refusing_database)
     await ledger.start()
     ledger.record(ENTRY)
     async with asyncio.timeout(10):
-        while refusing.lost:  # noqa: ASYNC110
+        while refusing_database.lost:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     ledger.record(replace(ENTRY, request_id="r2"))
     await ledger.close()
-    rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
+    rows = await refusing_database.read(
+        lambda c: c.execute(sa.select(table.c.request_id)).scalars().all()
+    )
     assert sorted(rows) == ["r1", "r2"]
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), ValueError("a mistake")])
 async def test_closing_logs_unbooked_entries_and_never_raises(
-    refusing: RefusingDatabase, caplog: pytest.LogCaptureFixture, error: Exception
+    refusing_database: RefusingDatabase, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    refusing.refusals, refusing.error = 1_000, error
-    ledger = UsageLedger(refusing)
+    refusing_database.refusals, refusing_database.error = 1_000, error
+    ledger = UsageLedger(refusing_database)
     await ledger.start()
     ledger.record(ENTRY)
     await asyncio.sleep(0.05)
@@ -133,9 +137,9 @@ async def test_closing_logs_unbooked_entries_and_never_raises(
 
 
 async def test_an_invalid_entry_does_not_block_others(
-    refusing: RefusingDatabase, caplog: pytest.LogCaptureFixture
+    refusing_database: RefusingDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ledger = UsageLedger(refusing)
+    ledger = UsageLedger(refusing_database)
     await ledger.start()
     names = [f"r{number}" for number in range(5)]
     for number, name in enumerate(names):
@@ -149,15 +153,20 @@ async def test_an_invalid_entry_does_not_block_others(
             await asyncio.sleep(0.01)
     ledger.record(replace(ENTRY, request_id="r7"))
     await ledger.close()
-    rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
+    rows = await refusing_database.read(
+        lambda c: c.execute(sa.select(table.c.request_id)).scalars().all()
+    )
     assert sorted(rows) == ["r0", "r1", "r3", "r4", "r6", "r7"]
-    for lost in ("r2", "r5"):
-        assert f"not written: UsageEntry(request_id='{lost}'" in caplog.text
+    for lost_id in ("r2", "r5"):
+        assert f"not written: UsageEntry(request_id='{lost_id}'" in caplog.text
 
 
-async def test_an_unexpected_error_is_retried(refusing: RefusingDatabase) -> None:
-    refusing.refusals, refusing.error = 4, RuntimeError("a mistake of the driver's")
-    ledger = UsageLedger(refusing)
+async def test_an_unexpected_error_is_retried(refusing_database: RefusingDatabase) -> None:
+    refusing_database.refusals, refusing_database.error = (
+        4,
+        RuntimeError("a mistake of the driver's"),
+    )
+    ledger = UsageLedger(refusing_database)
     await ledger.start()
     for number in range(3):
         ledger.record(replace(ENTRY, request_id=f"r{number}"))
@@ -165,21 +174,23 @@ async def test_an_unexpected_error_is_retried(refusing: RefusingDatabase) -> Non
         while await ledger.get("ada", "r2") is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await ledger.close()
-    rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
+    rows = await refusing_database.read(
+        lambda c: c.execute(sa.select(table.c.request_id)).scalars().all()
+    )
     assert sorted(rows) == ["r0", "r1", "r2"]
 
 
 async def test_entries_during_a_commit_wait_for_the_next_one(database: Database) -> None:
     """New entries wait for the next commit; one commit per request would be too slow under load."""
     ledger, commits = UsageLedger(database), 0
-    writing = database.writing
+    original_writing = database.writing
 
     def busy() -> AbstractAsyncContextManager[Transaction]:
         nonlocal commits
         commits += 1
         assert commits < 3, "it goes on as long as requests come"
         ledger.record(replace(ENTRY, request_id=f"r{commits + 1}"))
-        return writing()
+        return original_writing()
 
     database.writing = busy  # type: ignore[method-assign]
     ledger.record(ENTRY)

@@ -14,12 +14,12 @@ from moyin.store.usage_reports import CallFilter, PriceClasses, UsageReports
 async def test_a_tenant_with_many_reports_does_not_keep_others_from_theirs(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released = asyncio.Event()
-    read = database.read
+    is_released = asyncio.Event()
+    original_read = database.read
 
     async def slow_read(work: Callable[[Any], Any]) -> Any:
-        await released.wait()
-        return await read(work)
+        await is_released.wait()
+        return await original_read(work)
 
     monkeypatch.setattr(database, "read", slow_read)
     reports = UsageReports(database)
@@ -27,11 +27,11 @@ async def test_a_tenant_with_many_reports_does_not_keep_others_from_theirs(
     def report(owner: str) -> asyncio.Task[Any]:
         return asyncio.create_task(reports.sum_calls(CallFilter(owner=owner), [], PriceClasses()))
 
-    accepted = [report("ada"), report("ada")]
+    accepted_reports = [report("ada"), report("ada")]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await report("ada")
-    accepted.append(report("bob"))
-    released.set()
-    assert await asyncio.gather(*accepted) == [[], [], []]
+    accepted_reports.append(report("bob"))
+    is_released.set()
+    assert await asyncio.gather(*accepted_reports) == [[], [], []]
     assert await report("ada") == []

@@ -35,10 +35,10 @@ def test_a_scope_belongs_to_a_user_or_the_tenant() -> None:
 
 
 async def test_a_written_file_can_be_read(files: UserdataStore) -> None:
-    first = await files.write(ANN, "a.json", b"one")
-    again = await files.write(ANN, "a.json", b"three")
-    assert (again.size, again.created) == (5, first.created)
-    assert again.modified >= first.modified
+    first_file = await files.write(ANN, "a.json", b"one")
+    rewritten_file = await files.write(ANN, "a.json", b"three")
+    assert (rewritten_file.size, rewritten_file.created) == (5, first_file.created)
+    assert rewritten_file.modified >= first_file.modified
     assert await files.read(ANN, "a.json") == b"three"
     await files.write(ANN, "empty", b"")
     assert await files.read(ANN, "empty") == b""
@@ -72,8 +72,8 @@ async def test_a_file_is_overwritten_only_if_allowed(files: UserdataStore) -> No
     with pytest.raises(FileExists):
         await files.move(ANN, "a", "b", overwrite=False)
     assert await files.read(ANN, "b") == b"2"
-    moved = await files.move(ANN, "a", "b")
-    assert (moved.path, await files.read(ANN, "b"), await paths(files)) == ("b", b"1", ["b"])
+    moved_file = await files.move(ANN, "a", "b")
+    assert (moved_file.path, await files.read(ANN, "b"), await paths(files)) == ("b", b"1", ["b"])
     assert (await files.move(ANN, "b", "b")).path == "b"
     with pytest.raises(UserFileNotFound):
         await files.move(ANN, "a", "c")
@@ -99,15 +99,15 @@ async def test_concurrent_updates_are_all_kept(database: Database) -> None:
     files = UserdataStore(database)
 
     async def change(number: int) -> None:
-        def merged(before: bytes | None) -> bytes:
+        def add_number(before: bytes | None) -> bytes:
             return json.dumps({**json.loads(before or b"{}"), str(number): number}).encode()
 
-        await files.update(ANN, "settings", merged)
+        await files.update(ANN, "settings", add_number)
 
     await asyncio.gather(*map(change, range(20)))
     assert len(json.loads(await files.read(ANN, "settings"))) == 20
-    made = await asyncio.gather(
+    outcomes = await asyncio.gather(
         *(files.write(ANN, "new", b"%d" % n, overwrite=False) for n in range(5)),
         return_exceptions=True,
     )
-    assert sum(isinstance(item, FileExists) for item in made) == 4
+    assert sum(isinstance(item, FileExists) for item in outcomes) == 4

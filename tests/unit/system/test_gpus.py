@@ -26,8 +26,8 @@ def test_only_the_wanted_cards_are_returned() -> None:
             temperature=30,
         ),
     )
-    [second] = parse_gpus(OUTPUT, "1")
-    assert (second.memory_used, second.temperature) == (None, None)
+    [second_gpu] = parse_gpus(OUTPUT, "1")
+    assert (second_gpu.memory_used, second_gpu.temperature) == (None, None)
     assert parse_gpus(OUTPUT, "7") == ()
 
 

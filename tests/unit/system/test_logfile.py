@@ -30,15 +30,15 @@ def test_tail_of_a_missing_file_is_empty(tmp_path: Path) -> None:
     assert read_last_lines(tmp_path / "x.log", 10) == []
 
 
-@pytest.mark.parametrize("last", [b"x" * 60, b"short"])
-def test_removed_log_is_created_again(tmp_path: Path, last: bytes) -> None:
+@pytest.mark.parametrize("last_write", [b"x" * 60, b"short"])
+def test_removed_log_is_created_again(tmp_path: Path, last_write: bytes) -> None:
     log = LogFile(tmp_path / "x.log", limit=100)
     log.write(b"a" * 60)
     (tmp_path / "x.log").unlink()
     log.write(b"b" * 60)
-    log.write(last)
+    log.write(last_write)
     log.close()
-    assert (tmp_path / "x.log").read_bytes() == b"[60 bytes could not be written]\n" + last
+    assert (tmp_path / "x.log").read_bytes() == b"[60 bytes could not be written]\n" + last_write
 
 
 def test_full_disk_loses_lines_and_raises_nothing(
@@ -47,10 +47,12 @@ def test_full_disk_loses_lines_and_raises_nothing(
     path = tmp_path / "x.log"
     log = LogFile(path)
     log.write(b"before\n")
-    opened = Path.open
+    original_open = Path.open
     # A full disk fails at a write, not when a file is opened.
     monkeypatch.setattr(
-        Path, "open", lambda self, *args, **kwargs: opened(Path("/dev/full"), *args, **kwargs)
+        Path,
+        "open",
+        lambda self, *args, **kwargs: original_open(Path("/dev/full"), *args, **kwargs),
     )
     log.close()
     log.write(b"lost\n")

@@ -21,8 +21,10 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "[global]\nindex-url = https://packages.studio.example/simple\ntimeout = 60\n"
         "trusted-host = a.example\n    b.example\n[install]\nextra-index-url = https://two.example\n"
     )
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    return {**inherited, "PIP_CONFIG_FILE": str(file), "PIP_FIND_LINKS": "/a /b"}
+    inherited_environ = {
+        name: value for name, value in os.environ.items() if not name.startswith("PIP_")
+    }
+    return {**inherited_environ, "PIP_CONFIG_FILE": str(file), "PIP_FIND_LINKS": "/a /b"}
 
 
 def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:
@@ -37,17 +39,17 @@ def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:
 
 def test_pips_variable_wins_over_its_file_and_uvs_own_over_both(environ: dict[str, str]) -> None:
     assert uv_environ(PYTHON, {**environ, "PIP_TIMEOUT": "69.5"})["UV_HTTP_TIMEOUT"] == "70"
-    own = {**environ, "PIP_TIMEOUT": "70", "UV_HTTP_TIMEOUT": "80"}
-    assert uv_environ(PYTHON, own)["UV_HTTP_TIMEOUT"] == "80"
+    own_environ = {**environ, "PIP_TIMEOUT": "70", "UV_HTTP_TIMEOUT": "80"}
+    assert uv_environ(PYTHON, own_environ)["UV_HTTP_TIMEOUT"] == "80"
 
 
 def test_pips_certificates_win_over_the_machines(environ: dict[str, str]) -> None:
     environ.pop("SSL_CERT_FILE", None)
     # The machine's own file may name certificates.
     assert uv_environ(PYTHON, {**environ, "PIP_CONFIG_FILE": os.devnull})["UV_SYSTEM_CERTS"] == "1"
-    own = uv_environ(PYTHON, {**environ, "SSL_CERT_FILE": "/b.pem", "PIP_CERT": "/a.pem"})
-    assert own["SSL_CERT_FILE"] == "/a.pem"
-    assert "UV_SYSTEM_CERTS" not in own
+    own_environ = uv_environ(PYTHON, {**environ, "SSL_CERT_FILE": "/b.pem", "PIP_CERT": "/a.pem"})
+    assert own_environ["SSL_CERT_FILE"] == "/a.pem"
+    assert "UV_SYSTEM_CERTS" not in own_environ
 
 
 def test_settings_of_other_commands_are_left_out(environ: dict[str, str]) -> None:

@@ -85,25 +85,25 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    gone, _ = psutil.wait_procs([child], timeout=5)
-    assert gone == [child]
+    dead_processes, _ = psutil.wait_procs([child], timeout=5)
+    assert dead_processes == [child]
 
 
 @pytest.mark.parametrize("service", [None, "one"])
 def test_end_all_ends_only_its_own_stack(tmp_path: Path, service: str | None) -> None:
-    own = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own"))
-    other = subprocess.Popen(SLEEP, env=_environ(tmp_path / "other"))
-    second = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own", "two"))
+    own_process = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own"))
+    other_process = subprocess.Popen(SLEEP, env=_environ(tmp_path / "other"))
+    second_process = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own", "two"))
     try:
         _wait_for(tmp_path / "own", 2)
-        ended = end_processes(str(tmp_path / "own"), service)
+        ended_processes = end_processes(str(tmp_path / "own"), service)
         # psutil has taken the exit status; only the end counts.
-        assert own.poll() is not None
-        assert other.poll() is None
-        assert ended == (2 if service is None else 1)
-        assert (second.poll() is None) == (service is not None)
+        assert own_process.poll() is not None
+        assert other_process.poll() is None
+        assert ended_processes == (2 if service is None else 1)
+        assert (second_process.poll() is None) == (service is not None)
     finally:
-        for process in (own, other, second):
+        for process in (own_process, other_process, second_process):
             process.kill()
             process.wait()
 
@@ -118,14 +118,14 @@ def test_end_all_kills_processes_that_ignore_sigterm(tmp_path: Path) -> None:
 
 def test_end_all_spares_the_calling_process(tmp_path: Path) -> None:
     script = f"from moyin.system.processes import end_processes\nprint(end_processes({str(tmp_path)!r}, patience=0.2))\n"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         env=_environ(tmp_path),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == "0\n"
+    assert process.stdout == "0\n"
 
 
 def test_ended_child_is_missing_before_it_is_waited_for() -> None:

@@ -30,15 +30,15 @@ class Queue:
 
     async def call(self, tenant: str) -> None:
         self._tasks.append(asyncio.create_task(self._call(tenant)))
-        await settled()
+        await settle()
 
     async def end(self, tenant: str) -> None:
         self.slots.release(tenant)
-        await settled()
+        await settle()
 
     async def leave(self, number: int) -> None:
         self._tasks[number].cancel()
-        await settled()
+        await settle()
 
     async def _call(self, tenant: str) -> None:
         try:
@@ -50,7 +50,7 @@ class Queue:
             self.began.append(tenant)
 
 
-async def settled() -> None:
+async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
 
@@ -164,11 +164,11 @@ class Background:
 
     async def call(self, tenant: str, seconds: float = 60) -> None:
         self.tasks.append(asyncio.create_task(self._call(tenant, seconds)))
-        await settled()
+        await settle()
 
     async def end(self, tenant: str) -> None:
         self.slots.release_in_background(tenant)
-        await settled()
+        await settle()
 
     async def _call(self, tenant: str, seconds: float) -> None:
         try:
@@ -234,10 +234,10 @@ async def test_a_background_call_that_leaves_gives_its_place_back() -> None:
     await asyncio.sleep(0.01)
     assert background.refused == ["c"]
     background.tasks[1].cancel()
-    await settled()
+    await settle()
     await background.end("a")
     assert queue.slots.taken == queue.slots.in_background == 0
-    unlimited = Background(Slots(None))
-    await unlimited.call("a")
-    await unlimited.end("a")
-    assert unlimited.began == ["a"] and unlimited.slots.taken == 0
+    unlimited_background = Background(Slots(None))
+    await unlimited_background.call("a")
+    await unlimited_background.end("a")
+    assert unlimited_background.began == ["a"] and unlimited_background.slots.taken == 0

@@ -16,26 +16,26 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
 
 @pytest.fixture
 async def host() -> AsyncIterator[str]:
-    async def give(request: web.Request) -> web.StreamResponse:
-        place = request.match_info["place"]
-        if place == "a.png":
+    async def serve_file(request: web.Request) -> web.StreamResponse:
+        name = request.match_info["place"]
+        if name == "a.png":
             return web.Response(body=PNG, content_type="text/plain")
-        if place == "page":
+        if name == "page":
             return web.Response(text="<html>", content_type="image/png")
-        if place == "large":
+        if name == "large":
             return web.Response(body=PNG + b"0" * (10 * 1024 * 1024))
-        if place == "round":
+        if name == "round":
             raise web.HTTPFound("/round")
-        if place == "there":
+        if name == "there":
             raise web.HTTPFound("/a.png")
-        if place == "inside":
+        if name == "inside":
             raise web.HTTPFound("http://10.0.0.1/a.png")
-        if place == "nobody":
+        if name == "nobody":
             raise web.HTTPFound("http://a..b/a.png")
         raise web.HTTPNotFound
 
     app = web.Application()
-    app.router.add_get("/{place}", give)
+    app.router.add_get("/{place}", serve_file)
     async with TestServer(app) as server:
         yield str(server.make_url("/"))
 
@@ -50,16 +50,16 @@ async def pictures() -> AsyncIterator[PictureFetcher]:
 async def test_a_pictures_type_is_detected_by_its_content(
     host: str, pictures: PictureFetcher
 ) -> None:
-    wanted = [f"{host}a.png", f"{host}there", f"{host}a.png"]
-    result = await pictures.fetch(wanted)
-    assert set(result) == set(wanted)
+    urls = [f"{host}a.png", f"{host}there", f"{host}a.png"]
+    result = await pictures.fetch(urls)
+    assert set(result) == set(urls)
     image = result[f"{host}there"]
     assert (image.media_type, image.url) == ("image/png", None)
     assert base64.b64decode(image.data or "") == PNG
 
 
 @pytest.mark.parametrize(
-    ("place", "why"),
+    ("file_name", "reason"),
     [
         ("page", "must be a PNG"),
         ("nothing", "responded 404"),
@@ -68,10 +68,10 @@ async def test_a_pictures_type_is_detected_by_its_content(
     ],
 )
 async def test_a_file_that_is_no_picture_is_reported(
-    host: str, pictures: PictureFetcher, place: str, why: str
+    host: str, pictures: PictureFetcher, file_name: str, reason: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=why) as exc_info:
-        await pictures.fetch([f"{host}{place}"])
+    with pytest.raises(InvalidRequest, match=reason) as exc_info:
+        await pictures.fetch([f"{host}{file_name}"])
     assert exc_info.value.field == "messages"
 
 
@@ -99,12 +99,12 @@ async def test_a_redirect_does_not_lead_inside(host: str, pictures: PictureFetch
 
 
 @pytest.mark.parametrize(
-    "spelled", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
+    "spelled_host", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
 )
-async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str) -> None:
+async def test_loopback_is_private_however_it_is_spelled(host: str, spelled_host: str) -> None:
     pictures = PictureFetcher(AllowedNetworks())
     with pytest.raises(AddressNotAllowed, match="picture"):
-        await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled)])
+        await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled_host)])
     await pictures.close()
 
 
@@ -122,9 +122,9 @@ async def test_loopback_is_private_unless_an_operator_allows_it(host: str) -> No
     pictures = PictureFetcher(AllowedNetworks())
     with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{host}a.png"])
-    named = host.replace("127.0.0.1", "localhost")
+    named_host = host.replace("127.0.0.1", "localhost")
     with pytest.raises(AddressNotAllowed, match="picture"):
-        await pictures.fetch([f"{named}a.png"])
+        await pictures.fetch([f"{named_host}a.png"])
     await pictures.close()
 
 

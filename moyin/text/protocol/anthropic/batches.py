@@ -136,7 +136,12 @@ def render_deleted_batch(batch_id: str) -> dict[str, Any]:
 
 
 def render_page(batches: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """Return a page of a list of batch objects."""
+    """Return one page of a list of batch objects, as clients receive it.
+
+    Args:
+        batches: the batch objects of the page.
+        has_more: True if another page follows.
+    """
     return {
         "data": batches,
         "has_more": has_more,
@@ -174,7 +179,10 @@ class AnthropicBatchFormat:
 
 
 def _find_requests(body: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Yield the start and the end offset of each object in the top-level list ``requests``."""
+    """Yield the start and the end offset of each request in the body of a new batch.
+
+    The requests are the objects in the body's top-level list ``requests``.
+    """
     depth = start = 0
     in_requests = is_key = False
     for number, token in enumerate(_TOKEN.finditer(body)):

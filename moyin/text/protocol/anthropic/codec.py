@@ -118,7 +118,7 @@ class ParsedCountTokensRequest:
         return cls(data, validate(wire.CountBody, data))
 
     def derive_needs(self) -> Needs:
-        """Return the abilities that a model needs for the prompt, and the estimated tokens."""
+        """Return the abilities that a model needs for the prompt, and its estimated tokens."""
         return request_to_domain.derive_chat_needs(
             self.body, self.data, max_tokens=None, has_cache_markers=False
         )

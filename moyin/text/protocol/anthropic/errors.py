@@ -20,7 +20,11 @@ _CLIENT_FIELDS = {
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``error`` as ``{"type": "error", "error": {type, message, code}, "request_id"}``."""
+    """Render ``error`` as ``{"type": "error", "error": {type, message, code}, "request_id"}``.
+
+    Args:
+        path: the path of the call; not used, because all calls have the same errors.
+    """
     return ErrorBody(
         status=get_http_status(error),
         body=to_json(_build_error_body(error, request_id)),

@@ -100,7 +100,12 @@ def derive_chat_needs(
     max_tokens: int | None,
     has_cache_markers: bool,
 ) -> Needs:
-    """Return the abilities and the context length that a model needs for a message request."""
+    """Return the abilities and the context length that a model needs for a message request.
+
+    Args:
+        max_tokens: the token limit of the answer; None for a request that only counts tokens.
+        has_cache_markers: True if the request contains prompt-cache markers.
+    """
     blocks = list(iterate_content_blocks(body))
     images = sum(1 for block in blocks if isinstance(block, wire.ImageBlock))
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
@@ -198,7 +203,7 @@ def refers_to_url(value: Any) -> bool:
 
 
 def _serialize_without_base64(block: wire.OtherBlock) -> tuple[bytes, int]:
-    """Return the JSON of a block with its base64 content cut out, and the size of that content.
+    """Return the JSON of a block without its base64 content, and that content's size in bytes.
 
     The content is not serialized, because it may be large.
     """

@@ -72,7 +72,7 @@ class StreamWriter:
                 return self._release_calls() + self._encode_end(delta)
 
     def _is_call_complete(self) -> bool:
-        """Return False if the open block is a tool call with incomplete arguments."""
+        """Return True unless the open content block is a tool call with incomplete arguments."""
         if not isinstance(self._open, int):
             return True
         try:
@@ -103,7 +103,10 @@ class StreamWriter:
         return events
 
     def _release_calls(self, *, only_complete: bool = False) -> bytes:
-        """Encode the calls held back; if ``only_complete``, stop at the first incomplete one."""
+        """Encode the tool calls that are held back as events.
+
+        If ``only_complete`` is True, the first incomplete call and all later ones stay held back.
+        """
         events = b""
         while self._waiting_calls and not (only_complete and not self._is_call_complete()):
             started, fragments = self._waiting_calls.pop(next(iter(self._waiting_calls)))
@@ -290,7 +293,7 @@ class StreamTap:
         return estimate_tokens_from_bytes(self._output_bytes)
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the whole events for the client, as the back end sent them.
+        """Return the events that ``piece`` completes, as the back end sent them.
 
         Raises:
             StreamInterrupted: an event is malformed, or reports an error of the back end.

@@ -27,7 +27,11 @@ _CLIENT_FIELDS = {
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``error`` as ``{"error": message, code, request_id, field, details}``."""
+    """Render ``error`` as ``{"error": message, code, request_id, field, details}``.
+
+    Args:
+        path: the path of the call; not used, because all calls have the same errors.
+    """
     return ErrorBody(
         status=get_http_status(error),
         body=to_json(_build_error_body(error, request_id)),

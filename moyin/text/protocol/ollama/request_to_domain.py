@@ -196,6 +196,9 @@ class _PendingToolCalls:
     def resolve_call_id(self, message: wire.Message, number: int) -> str:
         """Remove the pending call that the tool result ``message`` answers, and return its id.
 
+        Args:
+            number: the index of the message in the request, for the error.
+
         Raises:
             InvalidRequest: no pending call matches the result.
         """

@@ -54,6 +54,7 @@ def chat_request_to_upstream(
 
     Args:
         context: the model's context length in tokens.
+        stream: True to request a stream.
 
     Raises:
         UnsupportedFeature: Ollama does not support a member.
@@ -96,6 +97,9 @@ def embedding_request_to_upstream(
     """Translate a request for embeddings to the body of ``/api/embed``.
 
     The body makes Ollama reject inputs that are too long, instead of truncating them.
+
+    Args:
+        context: the model's context length in tokens.
     """
     longest_input_tokens = max(map(estimate_tokens, request.inputs), default=0)
     body: dict[str, Any] = {

@@ -43,7 +43,11 @@ def read_writing_seconds(body: bytes) -> float:
 
 
 def read_stop_reason(body: Mapping[str, Any], *, has_tool_calls: bool) -> chat.StopReason:
-    """Translate the stop reason in the last object of a response."""
+    """Translate the stop reason in the last object of a response.
+
+    Args:
+        has_tool_calls: True if the answer has tool calls, which Ollama's stop reason does not show.
+    """
     if has_tool_calls:
         return chat.StopReason.TOOL_USE
     return (
@@ -195,7 +199,12 @@ def chat_response_to_client(response: chat.ChatResponse, *, model: str, nanoseco
 def generate_response_to_client(
     response: chat.ChatResponse, *, model: str, nanoseconds: int
 ) -> bytes:
-    """Encode a chat response as the body of a whole response of ``/api/generate``."""
+    """Encode a chat response as the body of a whole response of ``/api/generate``.
+
+    Args:
+        model: the model name in the client's request.
+        nanoseconds: the time from the request to the end of the answer.
+    """
     content: dict[str, Any] = {"response": response.text}
     if thinking := _join_thinking(response):
         content["thinking"] = thinking
@@ -211,6 +220,9 @@ def encode_logprobs_member(tokens: tuple[chat.TokenLogprob, ...]) -> dict[str, A
 
 def tool_call_to_client(index: int, tool_use: chat.ToolUse) -> dict[str, Any]:
     """Encode a tool call, whose arguments are a JSON object in Ollama's format.
+
+    Args:
+        index: the position of the call among the tool calls of the answer.
 
     Raises:
         InvalidToolCall: the arguments are not a JSON object.
@@ -247,7 +259,12 @@ def embedding_response_to_domain(body: Mapping[str, Any]) -> chat.EmbeddingRespo
 def embedding_response_to_client(
     response: chat.EmbeddingResponse, *, model: str, nanoseconds: int
 ) -> bytes:
-    """Encode embeddings as the body of a response of ``/api/embed``."""
+    """Encode embeddings as the body of a response of ``/api/embed``.
+
+    Args:
+        model: the model name in the client's request.
+        nanoseconds: the time from the request to the answer.
+    """
     return to_json(
         {
             "model": model,

@@ -167,7 +167,7 @@ class StreamTap:
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the whole lines for the client, as the back end sent them.
+        """Return the lines that ``piece`` completes, with the model's name that the client used.
 
         Raises:
             StreamInterrupted: a line is malformed, or reports an error of the back end.

@@ -204,7 +204,11 @@ def render_batch(batch: TextBatch) -> dict[str, Any]:
 
 
 def render_batch_page(page: list[TextBatch], has_more: bool) -> dict[str, Any]:
-    """Render a page of batches as OpenAI's list object."""
+    """Render a page of batches as OpenAI's list object.
+
+    Args:
+        has_more: True if another page follows.
+    """
     return {
         "object": "list",
         "data": [render_batch(batch) for batch in page],

@@ -217,7 +217,7 @@ def _read_text(body: wire.CompletionBody) -> str | None:
 
 
 def _find_untranslatable_field(body: wire.CompletionBody) -> str | None:
-    """Return the first declared member with a value that a chat cannot express, or None."""
+    """Return the name of the first member whose value a chat cannot express, or None."""
     if _read_text(body) is None:
         return "prompt"
     values: Mapping[str, bool] = {

@@ -23,8 +23,9 @@ def render_error(
     """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``.
 
     Args:
-        client_fields: the field names of the client's API by those of chat completions, where the
-            two differ.
+        path: the path of the call; not used, because all calls have the same errors.
+        client_fields: the fields whose names in the client's API differ from those of chat
+            completions; keys are the names in chat completions.
     """
     return ErrorBody(
         status=get_http_status(error),

@@ -37,7 +37,7 @@ def parse_upload_fields(fields: Mapping[str, str]) -> UploadFields:
 
     Raises:
         InvalidRequest: a field is missing or invalid; the error names it.
-        UnsupportedFeature: Moyin does not use files of this purpose.
+        UnsupportedFeature: the client's purpose of the file is one that Moyin does not support.
     """
     purpose = fields.get("purpose")
     if purpose in _UNSUPPORTED_PURPOSES:
@@ -69,7 +69,12 @@ def render_file(file: StoredFile) -> dict[str, Any]:
 
 
 def render_file_list(files: Sequence[StoredFile], *, has_more: bool) -> dict[str, Any]:
-    """Return a page of a list of files."""
+    """Return one page of a list of files, as clients receive it.
+
+    Args:
+        files: the files of the page.
+        has_more: True if another page follows.
+    """
     return {
         "object": "list",
         "data": [render_file(file) for file in files],

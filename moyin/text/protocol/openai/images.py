@@ -127,7 +127,10 @@ def parse_image_edit(form: MultipartForm) -> ImageEdit:
 
 
 def _parse_field(name: str, value: str) -> Any:
-    """Convert a numeric, boolean or JSON form field; return other text for the validation."""
+    """Convert a numeric, boolean or JSON form field; return any other field as text.
+
+    A value that cannot be converted also stays text, which the later validation rejects.
+    """
     if name in _NUMBERS and value.isascii() and value.isdecimal() and len(value) <= 9:
         return int(value)
     if name in _FLAGS and value in ("true", "false"):
@@ -143,6 +146,7 @@ def assign_pictures(
     """Return the file for each of the template's picture inputs, by the input's name.
 
     The first picture is for the input ``image``, the next for ``image_2``, ``image_3`` and so on.
+    The mask is for the input ``mask``.
 
     Args:
         input_schemas: the JSON Schemas of the template's inputs, by name.
@@ -256,9 +260,13 @@ def _parse_size(
 def _choose_seeds(
     count: int, schema: Mapping[str, Any], inputs: Mapping[str, Any], key: str | None
 ) -> list[int]:
-    """Return one seed per picture, counting up from a first seed.
+    """Return ``count`` seeds, one per picture, counting up from a first seed.
 
     The first seed is ``inputs["seed"]`` if set, else a hash of ``key`` if set, else random.
+
+    Args:
+        schema: the JSON Schema of the template's input ``seed``, with its bounds.
+        inputs: the client's inputs.
     """
     min_seed, max_seed = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
     first_seed = inputs.get("seed")

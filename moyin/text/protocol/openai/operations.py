@@ -52,7 +52,7 @@ class UpstreamBody:
 
 
 class OperationRequest(Protocol):
-    """A validated request of an operation.
+    """A validated request of an operation, which is a call such as speech or a moderation.
 
     Attributes:
         path: the path of the call below a back end's base URL.
@@ -67,11 +67,11 @@ class OperationRequest(Protocol):
 
     @property
     def expected_usage(self) -> OperationUsage:
-        """The usage as estimated from the request alone."""
+        """The usage (units and tokens) as estimated from the request alone."""
 
     @property
     def max_usage(self) -> OperationUsage:
-        """The highest possible usage, for which money is reserved."""
+        """The highest possible usage (units and tokens), for which money is reserved."""
 
     def to_upstream(self, model: str) -> UpstreamBody:
         """Encode the request with the back end's name of the model."""
@@ -92,6 +92,7 @@ class OperationRequest(Protocol):
         Args:
             raw: the response, which is returned unchanged if no member is missing.
             data: the parsed response.
+            request_id: the id of the request, used if the response lacks an id.
 
         Raises:
             BackendUnavailable: the response lacks the member that holds the answer.
@@ -110,7 +111,10 @@ def add_members(raw: bytes, data: Mapping[str, Any], members: Mapping[str, Any])
 
 
 def read_token_usage(data: Mapping[str, Any] | None) -> Usage:
-    """Return the token counts of a response in the format of OpenAI or of another vendor."""
+    """Return the token counts that a response reports; zero counts if it reports none.
+
+    The response may have the format of OpenAI or of another vendor.
+    """
     usage = (data or {}).get("usage")
     if not isinstance(usage, Mapping):
         return Usage()

@@ -225,14 +225,20 @@ def _iterate_prompt_texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]
 
 
 def _is_translatable(part: wire.ContentPart) -> bool:
-    """Return False for audio, and for files that the part gives only by id or URL."""
+    """Return True if other protocols can express the part.
+
+    They cannot express audio, or a file that the part gives only by id or URL.
+    """
     if isinstance(part, wire.FilePart):
         return part.file_data is not None and not part.file.get("file_id")
     return not isinstance(part, wire.OtherPart) or part.type == "refusal"
 
 
 def _count_content_bytes(part: wire.OtherPart | wire.FilePart) -> int:
-    """Return the size of a file or of audio without serializing it, because it may be large."""
+    """Return the size in bytes of a file or of audio.
+
+    Nothing is serialized for this, because the content may be large.
+    """
     content = part.file if isinstance(part, wire.FilePart) else part.extras.get(part.type)
     if not isinstance(content, dict):
         return len(to_json(part))

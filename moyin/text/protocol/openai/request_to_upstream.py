@@ -18,6 +18,9 @@ _EFFORTS_BY_BUDGET = ((2048, "low"), (8192, "medium"))
 def chat_request_to_upstream(request: chat.ChatRequest, *, stream: bool) -> dict[str, Any]:
     """Translate a chat request to the body of ``POST /v1/chat/completions``.
 
+    Args:
+        stream: True to request a stream.
+
     Raises:
         UnsupportedFeature: a user's message has a part that OpenAI's format cannot express.
     """
@@ -111,9 +114,9 @@ def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
 
 
 def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]]:
-    """Yield a message for each tool result, then the user's own message.
+    """Encode a message of the user: yield a message for each tool result, then the rest of it.
 
-    Pictures and documents in tool results move to the user's message, because tool messages
+    Pictures and documents in tool results move to the last message, because tool messages
     contain only text.
     """
     user_parts: list[chat.Part] = []

@@ -311,7 +311,11 @@ def embedding_response_to_domain(body: Any) -> chat.EmbeddingResponse:
 
 
 def embedding_response_to_client(response: chat.EmbeddingResponse, *, as_base64: bool) -> bytes:
-    """Encode embeddings as the body of a response to OpenAI's client."""
+    """Encode embeddings as the body of a response to OpenAI's client.
+
+    Args:
+        as_base64: True to encode each vector as base64 instead of a list of numbers.
+    """
     rows = [
         {
             "object": "embedding",

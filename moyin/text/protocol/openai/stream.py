@@ -288,7 +288,7 @@ class StreamTap:
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the whole events for the client, without usage that the client did not request.
+        """Return the events that ``piece`` completes, without usage that the client doesn't want.
 
         Raises:
             StreamInterrupted: an event is malformed, or reports an error of the back end.

@@ -183,6 +183,9 @@ class GenerationBody(WireModel):
         Servers read the limit from different members. llama.cpp prefers its own ``n_predict``,
         which means no limit if it is negative or too large for a float, such as ``1e999``.
 
+        Args:
+            limits: the values of the members for the limit that this protocol has; None if not set.
+
         Returns:
             The limit; None if some server may apply none.
         """
@@ -249,7 +252,7 @@ class CompletionBody(GenerationBody):
 
     @property
     def choices(self) -> int:
-        """The number of answers in the response."""
+        """The number of answers in the response: ``n`` for each prompt."""
         return len(self.prompts) * (self.n or 1)
 
     @property

@@ -17,12 +17,20 @@ _CLIENT_FIELDS = {
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``."""
+    """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``.
+
+    Args:
+        path: the path of the call; not used, because all calls have the same errors.
+    """
     return render_openai_error(error, request_id, path, _CLIENT_FIELDS)
 
 
 def encode_error_event(error: MoyinError, request_id: str, number: int) -> bytes:
-    """Encode the event that ends a broken stream."""
+    """Encode the event that ends a broken stream.
+
+    Args:
+        number: the event's sequence number in the stream.
+    """
     members = {
         "type": "error",
         "sequence_number": number,

@@ -36,7 +36,7 @@ _STOP_REASONS = {reason: stop for stop, reason in _INCOMPLETE.items()}
 
 
 def new_id(prefix: str) -> str:
-    """Return a new unique id such as ``msg_…``."""
+    """Return a new unique id, such as ``msg_…`` for the prefix ``msg``."""
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
@@ -68,7 +68,11 @@ class ResponseTemplate:
         return list_tools(self.body)
 
     def in_progress(self, model: str) -> dict[str, Any]:
-        """Return the response object with the status ``in_progress``."""
+        """Return the response object with the status ``in_progress``.
+
+        Args:
+            model: the name of the model that the object shows.
+        """
         return self._build_response_object(model, "in_progress", [], None, StopReason.END)
 
     def ended(
@@ -106,7 +110,10 @@ class ResponseTemplate:
         return items
 
     def new_item_id(self, prefix: str) -> str:
-        """Return a new item id; it contains the response's id, so that the item can be found."""
+        """Return a new id for an output item, such as ``msg_…`` for the prefix ``msg``.
+
+        The id contains the response's id, so that the stored response of an item can be found.
+        """
         return f"{prefix}_{self.id.removeprefix('resp_')}_{next(self._item_numbers)}"
 
     def reasoning_item(self, part: Thinking, *, item_id: str) -> dict[str, Any]:
@@ -180,7 +187,12 @@ def message_item(
     item_id: str,
     logprobs: Iterable[TokenLogprob] = (),
 ) -> dict[str, Any]:
-    """Encode text as a message item of the assistant."""
+    """Encode text as a message item of the assistant.
+
+    Args:
+        is_refusal: True if the text explains why the model refuses the request.
+        logprobs: the probabilities of the text's tokens; empty if they were not requested.
+    """
     return {
         "id": item_id,
         "type": "message",
@@ -193,7 +205,12 @@ def message_item(
 def text_part(
     text: str, *, is_refusal: bool = False, logprobs: Iterable[TokenLogprob] = ()
 ) -> dict[str, Any]:
-    """Encode text as a part of a message."""
+    """Encode text as a part of a message item.
+
+    Args:
+        is_refusal: True if the text explains why the model refuses the request.
+        logprobs: the probabilities of the text's tokens; empty if they were not requested.
+    """
     if is_refusal:
         return {"type": "refusal", "refusal": text}
     tokens = encode_logprobs(logprobs)
@@ -207,7 +224,11 @@ def function_call_item(
     item_id: str,
     status: str = "completed",
 ) -> dict[str, Any]:
-    """Encode a tool call as an item."""
+    """Encode a model's tool call as an output item.
+
+    Args:
+        tools: the tools that the client offers, by the names under which models see them.
+    """
     offered_tool = tools.get(call.name)
     # A model may call a tool that the client did not offer.
     name = call.name if offered_tool is None else offered_tool.tool.name
@@ -324,7 +345,10 @@ def _part_to_text(part: Mapping[str, Any]) -> Text:
 
 
 def _continues_message(item: Mapping[str, Any], part: Text) -> bool:
-    """Return True if a text part continues the message item before it."""
+    """Return True if the text ``part`` belongs to the message that the output ``item`` contains.
+
+    A refusal and ordinary text are separate messages.
+    """
     return item["type"] == "message" and _is_refusal(item) is part.refusal
 
 

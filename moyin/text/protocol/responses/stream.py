@@ -81,7 +81,7 @@ class StreamWriter:
 
     @property
     def next_number(self) -> int:
-        """The number of the next event."""
+        """The sequence number of the next event."""
         return self._sequence
 
     def write(self, delta: Delta) -> bytes:

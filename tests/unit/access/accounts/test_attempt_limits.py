@@ -12,13 +12,13 @@ KEY = b"0123456789abcdef0123456789abcdef"
 
 def test_a_device_token_is_valid_for_its_account_only() -> None:
     devices = DeviceTokens(KEY)
-    one, other = devices.issue("usr_ann"), devices.issue("usr_ann")
-    assert devices.get_device_id(one, "usr_ann") not in (
+    token, other_token = devices.issue("usr_ann"), devices.issue("usr_ann")
+    assert devices.get_device_id(token, "usr_ann") not in (
         None,
-        devices.get_device_id(other, "usr_ann"),
+        devices.get_device_id(other_token, "usr_ann"),
     )
-    assert devices.get_device_id(one, "usr_bob") is None
-    assert one not in redact(f"a log with {one}")
+    assert devices.get_device_id(token, "usr_bob") is None
+    assert token not in redact(f"a log with {token}")
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from deployments.accounts.config import AccountsConfig
 
 
 def provider(**changes: object) -> dict[str, object]:
-    known = {"name": "studio", "issuer": "https://id.example", "client_id": "moyin"}
-    return {**known, "redirect_uris": ["https://play.example/"], **changes}
+    settings = {"name": "studio", "issuer": "https://id.example", "client_id": "moyin"}
+    return {**settings, "redirect_uris": ["https://play.example/"], **changes}
 
 
 def test_only_configured_providers_are_trusted_with_emails() -> None:
-    other = provider(name="other", issuer="https://other.example", links_emails=True)
-    config = AccountsConfig.model_validate({"providers": [provider(), other]})
+    other_provider = provider(name="other", issuer="https://other.example", links_emails=True)
+    config = AccountsConfig.model_validate({"providers": [provider(), other_provider]})
     assert config.sign_in_policy.trusted_issuers == {"https://other.example"}
     assert set(config.providers_by_name({})) == {"studio", "other"}
 

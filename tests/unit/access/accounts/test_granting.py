@@ -41,38 +41,42 @@ async def _key_of(
 
 async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
     organisations, (_, admin) = studio.parts.organisations, await studio.member()
-    _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
-    viewer = await organisations.add_service_account(
+    _, hiring_caller = await _key_of(studio, admin, [ORG_ADMIN])
+    viewer_account = await organisations.add_service_account(
         make_caller(admin), studio.organisation, "bot", Role.VIEWER
     )
     for role in Role:
         with pytest.raises(InsufficientScope, match="cannot grant scopes"):
             await organisations.add_member(
-                make_caller(hirer), studio.organisation, email="e@example.com", name="", role=role
+                make_caller(hiring_caller),
+                studio.organisation,
+                email="e@example.com",
+                name="",
+                role=role,
             )
         with pytest.raises(InsufficientScope):
             await organisations.add_service_account(
-                make_caller(hirer), studio.organisation, "other", role
+                make_caller(hiring_caller), studio.organisation, "other", role
             )
         with pytest.raises(InsufficientScope):
             await organisations.change_member(
-                make_caller(hirer), studio.organisation, viewer.id, role=role
+                make_caller(hiring_caller), studio.organisation, viewer_account.id, role=role
             )
     # Disabling a member grants nothing.
     await organisations.change_member(
-        make_caller(hirer), studio.organisation, viewer.id, disabled=True
+        make_caller(hiring_caller), studio.organisation, viewer_account.id, disabled=True
     )
     members, _ = await organisations.list_members(make_caller(admin), studio.organisation)
     assert [user.role for user in members] == [
         Role.VIEWER, Role.ADMIN,
     ]  # fmt: skip
-    _, enough = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    _, sufficient_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     await organisations.add_service_account(
-        make_caller(enough), studio.organisation, "reader", Role.VIEWER
+        make_caller(sufficient_caller), studio.organisation, "reader", Role.VIEWER
     )
     with pytest.raises(InsufficientScope):
         await organisations.add_service_account(
-            make_caller(enough), studio.organisation, "writer", Role.MEMBER
+            make_caller(sufficient_caller), studio.organisation, "writer", Role.MEMBER
         )
 
 
@@ -88,47 +92,47 @@ async def test_an_operator_may_assign_any_role(studio: Studio) -> None:
 
 async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
     _, admin = await studio.member()
-    ends = now() + TOMORROW
-    mine, visitor = await _key_of(studio, admin, admin.scopes, ends)
-    made, heir = await _key_of(studio, visitor, admin.scopes)
-    assert made.expires_at == mine.expires_at
-    sooner, _ = await _key_of(studio, heir, expires_at=ends - timedelta(hours=1))
-    assert sooner.expires_at == ends - timedelta(hours=1)
-    with pytest.raises(InvalidRequest) as refused:
-        await _key_of(studio, visitor, expires_at=ends + timedelta(seconds=1))
-    assert refused.value.field == "expires_at"
+    expires_at = now() + TOMORROW
+    own_key, visitor = await _key_of(studio, admin, admin.scopes, expires_at)
+    child_key, child_caller = await _key_of(studio, visitor, admin.scopes)
+    assert child_key.expires_at == own_key.expires_at
+    earlier_key, _ = await _key_of(studio, child_caller, expires_at=expires_at - timedelta(hours=1))
+    assert earlier_key.expires_at == expires_at - timedelta(hours=1)
+    with pytest.raises(InvalidRequest) as exc_info:
+        await _key_of(studio, visitor, expires_at=expires_at + timedelta(seconds=1))
+    assert exc_info.value.field == "expires_at"
     # A key that expires later cannot be rotated; the own key can.
-    lasting, _ = await _key_of(studio, admin, [JOBS_WRITE])
+    lasting_key, _ = await _key_of(studio, admin, [JOBS_WRITE])
     with pytest.raises(InsufficientScope, match="expires later than your own key"):
-        await studio.parts.api_keys.rotate_key(make_caller(visitor), lasting.id, timedelta(0))
-    await studio.parts.api_keys.rotate_key(make_caller(visitor), mine.id, timedelta(0))
+        await studio.parts.api_keys.rotate_key(make_caller(visitor), lasting_key.id, timedelta(0))
+    await studio.parts.api_keys.rotate_key(make_caller(visitor), own_key.id, timedelta(0))
     # Keys of a session may outlive it.
-    lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
-    assert lasting.expires_at > ends
+    lasting_key, permanent_caller = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
+    assert lasting_key.expires_at > expires_at
     await studio.parts.sign_in.sign_out(str(admin.user), admin.key_id, everywhere=True)
-    await _key_of(studio, permanent, [KEYS])
+    await _key_of(studio, permanent_caller, [KEYS])
 
 
 async def test_a_member_can_be_invited_again(studio: Studio) -> None:
     organisations, sign_in = studio.parts.organisations, studio.parts.sign_in
     _, admin = await studio.member()
-    organisation_id, first = await organisations.add_member(
+    organisation_id, first_token = await organisations.add_member(
         make_caller(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
     )
-    user, second = await organisations.invite_member(
+    user, second_token = await organisations.invite_member(
         make_caller(admin), studio.organisation, organisation_id.id
     )
     assert user.id == organisation_id.id
     with pytest.raises(InvalidToken):
-        await sign_in.reset_password(str(first), PASSWORD, "")
-    await sign_in.reset_password(str(second), PASSWORD, "")
+        await sign_in.reset_password(str(first_token), PASSWORD, "")
+    await sign_in.reset_password(str(second_token), PASSWORD, "")
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
     assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
     # Without a mail server, only an invitation can replace a forgotten password.
-    _, third = await organisations.invite_member(
+    _, third_token = await organisations.invite_member(
         make_caller(admin), studio.organisation, organisation_id.id
     )
-    await sign_in.reset_password(str(third), "another password", "")
+    await sign_in.reset_password(str(third_token), "another password", "")
     with pytest.raises(InvalidCredentials):
         await sign_in.sign_in("new@example.com", PASSWORD, "")
     with pytest.raises(InvalidToken):
@@ -137,22 +141,28 @@ async def test_a_member_can_be_invited_again(studio: Studio) -> None:
 
 async def test_inviting_a_member_needs_all_scopes_of_the_role(studio: Studio) -> None:
     organisations = studio.parts.organisations
-    boss, admin = await studio.member()
+    boss_session, admin = await studio.member()
     _, member = await studio.member(Role.MEMBER)
-    _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
-    for identity in (member, hirer):
+    _, hiring_caller = await _key_of(studio, admin, [ORG_ADMIN])
+    for identity in (member, hiring_caller):
         with pytest.raises(InsufficientScope):
             await organisations.invite_member(
-                make_caller(identity), studio.organisation, boss.user.id
+                make_caller(identity), studio.organisation, boss_session.user.id
             )
-    other = await organisations.create_organisation(make_caller(studio.operator), "rival")
+    other_organisation = await organisations.create_organisation(
+        make_caller(studio.operator), "rival"
+    )
     with pytest.raises(NotFound):
-        await organisations.invite_member(make_caller(studio.operator), other.id, boss.user.id)
-    bot = await organisations.add_service_account(
+        await organisations.invite_member(
+            make_caller(studio.operator), other_organisation.id, boss_session.user.id
+        )
+    service_account = await organisations.add_service_account(
         make_caller(admin), studio.organisation, "bot", Role.MEMBER
     )
     with pytest.raises(InvalidRequest, match="not a service account"):
-        await organisations.invite_member(make_caller(admin), studio.organisation, bot.id)
+        await organisations.invite_member(
+            make_caller(admin), studio.organisation, service_account.id
+        )
     await organisations.change_member(
         make_caller(admin), studio.organisation, str(member.user), disabled=True
     )
@@ -168,34 +178,38 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
         studio.parts.organisations._transactions,
     )
     _, admin = await studio.member()
-    someone, _ = await studio.member(Role.VIEWER)
-    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    other_member, _ = await studio.member(Role.VIEWER)
+    _, hiring_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     begin = transactions.begin
 
     @asynccontextmanager
-    async def late(identity: Identity, **kwargs: Any) -> AsyncIterator[Transaction]:
+    async def begin_after_promotion(
+        identity: Identity, **kwargs: Any
+    ) -> AsyncIterator[Transaction]:
         monkeypatch.setattr(transactions, "begin", begin)
         await organisations.change_member(
-            make_caller(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+            make_caller(admin), studio.organisation, other_member.user.id, role=Role.ADMIN
         )
         async with begin(identity, **kwargs) as transaction:
             yield transaction
 
-    monkeypatch.setattr(transactions, "begin", late)
+    monkeypatch.setattr(transactions, "begin", begin_after_promotion)
     with pytest.raises(InsufficientScope):
-        await organisations.invite_member(make_caller(hirer), studio.organisation, someone.user.id)
+        await organisations.invite_member(
+            make_caller(hiring_caller), studio.organisation, other_member.user.id
+        )
 
 
 async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
     organisations = studio.parts.organisations
     _, admin = await studio.member()
-    someone, _ = await studio.member(Role.VIEWER)
-    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    other_member, _ = await studio.member(Role.VIEWER)
+    _, hiring_caller = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
     _, token = await organisations.invite_member(
-        make_caller(hirer), studio.organisation, someone.user.id
+        make_caller(hiring_caller), studio.organisation, other_member.user.id
     )
     await organisations.change_member(
-        make_caller(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+        make_caller(admin), studio.organisation, other_member.user.id, role=Role.ADMIN
     )
     with pytest.raises(InvalidToken):
         await studio.parts.sign_in.reset_password(str(token), "another password", "")
@@ -214,12 +228,12 @@ async def test_with_a_mail_server_an_invitation_is_only_mailed(
             self.mails.append(mail)
 
     _, admin = await studio.member()
-    old, _ = await studio.member(Role.MEMBER)
+    old_member, _ = await studio.member(Role.MEMBER)
     studio.parts.sign_in._mailer = outbox = Outbox()
-    new, _ = await studio.parts.organisations.add_member(
+    new_user, _ = await studio.parts.organisations.add_member(
         make_caller(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
     )
-    for user in (new.id, old.user.id):
+    for user in (new_user.id, old_member.user.id):
         assert (
             await studio.parts.organisations.invite_member(
                 make_caller(admin), studio.organisation, user
@@ -227,23 +241,23 @@ async def test_with_a_mail_server_an_invitation_is_only_mailed(
         )[1] is None
     await studio.parts.sign_in.close()
     assert [(mail.to, mail.subject) for mail in outbox.mails] == [
-        (new.email, "Your new account"),
-        (new.email, "Your new account"),
-        (old.user.email, "Set a new password"),
+        (new_user.email, "Your new account"),
+        (new_user.email, "Your new account"),
+        (old_member.user.email, "Set a new password"),
     ]
 
 
 async def test_unfinished_provider_sign_ins_are_limited(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[str] = []
+    counted_events: list[str] = []
 
-    async def limit(name: str, most: int) -> None:
-        counted.append(name)
+    async def refuse_event(name: str, maximum: int) -> None:
+        counted_events.append(name)
         raise TooManyAttempts("too many attempts; try again later", retry_after=1)
 
     open_id = studio.parts.open_id
-    monkeypatch.setattr(open_id._throttle, "count_event", limit)
+    monkeypatch.setattr(open_id._throttle, "count_event", refuse_event)
     open_id.providers = {
         "studio": OpenIdProvider(
             name="studio",
@@ -254,25 +268,25 @@ async def test_unfinished_provider_sign_ins_are_limited(
     }
     with pytest.raises(TooManyAttempts):
         await open_id.begin_sign_in("studio", "https://a/", "203.0.113.1")
-    assert counted == ["begin 203.0.113.1"]
+    assert counted_events == ["begin 203.0.113.1"]
 
 
 async def test_a_key_without_named_scopes_gets_the_default_ones(
     studio: Studio,
 ) -> None:
-    working = {"text", "jobs:read", "jobs:write"}
+    default_scopes = {"text", "jobs:read", "jobs:write"}
     _, admin = await studio.member()
-    bot = await studio.parts.organisations.add_service_account(
+    service_account = await studio.parts.organisations.add_service_account(
         make_caller(admin), studio.organisation, "b", Role.VIEWER
     )
-    for who in (studio.operator, admin):
-        key, _ = await _key_of(studio, who)
-        assert key.scopes == working
+    for creator in (studio.operator, admin):
+        key, _ = await _key_of(studio, creator)
+        assert key.scopes == default_scopes
     key, _ = await studio.parts.api_keys.create_key(
-        make_caller(admin), name="", scopes=None, expires_at=None, user_id=bot.id
+        make_caller(admin), name="", scopes=None, expires_at=None, user_id=service_account.id
     )
     assert key.scopes == {"jobs:read"}
-    _, narrow = await _key_of(studio, admin, [KEYS])
+    _, narrow_caller = await _key_of(studio, admin, [KEYS])
     with pytest.raises(InvalidRequest, match="scopes must be set") as exc_info:
-        await _key_of(studio, narrow)
+        await _key_of(studio, narrow_caller)
     assert exc_info.value.field == "scopes"

@@ -35,7 +35,7 @@ async def _member(studio: Studio, caller: Caller) -> object:
     )
 
 
-async def _service(studio: Studio, caller: Caller) -> object:
+async def _add_service_account(studio: Studio, caller: Caller) -> object:
     return await studio.parts.organisations.add_service_account(
         caller, studio.organisation, "bot", Role.ADMIN
     )
@@ -57,67 +57,67 @@ async def _profile(studio: Studio, caller: Caller) -> object:
     return await studio.parts.sign_in.change_profile(caller.identity, user, {"name": "thief"})
 
 
-LASTING_CHANGES = [_key, _member, _service, _role, _limit, _profile]
+LASTING_CHANGES = [_key, _member, _add_service_account, _role, _limit, _profile]
 
 
 @pytest.mark.parametrize("change", LASTING_CHANGES)
 async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, change: Any) -> None:
     """The change is refused although the gatekeeper's cache may still contain the session."""
-    _, known = await studio.member()
-    before = await studio.audited_actions(), await studio.count_keys()
-    await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=False)
+    _, caller = await studio.member()
+    state_before = await studio.audited_actions(), await studio.count_keys()
+    await studio.parts.sign_in.sign_out(str(caller.user), caller.key_id, everywhere=False)
     with pytest.raises(InvalidKey):
-        await change(studio, make_caller(known))
-    assert (await studio.audited_actions(), await studio.count_keys()) == before
-    assert (await studio.parts.users.get(str(known.user))).name == ""
+        await change(studio, make_caller(caller))
+    assert (await studio.audited_actions(), await studio.count_keys()) == state_before
+    assert (await studio.parts.users.get(str(caller.user))).name == ""
 
 
 async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None:
-    signed_in, known = await studio.member()
+    signed_in, caller = await studio.member()
     key, text = await studio.parts.api_keys.create_key(
-        make_caller(known), name="", scopes=known.scopes, expires_at=None, user_id=None
+        make_caller(caller), name="", scopes=caller.scopes, expires_at=None, user_id=None
     )
-    held = await studio.parts.authenticator.authenticate(text)
-    await _key(studio, make_caller(held))
+    key_caller = await studio.parts.authenticator.authenticate(text)
+    await _key(studio, make_caller(key_caller))
     await studio.parts.organisations.change_member(
         make_caller(studio.operator), studio.organisation, signed_in.user.id, role=Role.MEMBER
     )
     with pytest.raises(InvalidKey):
-        await _service(studio, make_caller(held))
-    fewer = await studio.parts.authenticator.authenticate(text)
-    await _key(studio, make_caller(fewer))
+        await _add_service_account(studio, make_caller(key_caller))
+    limited_caller = await studio.parts.authenticator.authenticate(text)
+    await _key(studio, make_caller(limited_caller))
     await studio.parts.api_keys.revoke_key(make_caller(studio.operator), key.id)
     with pytest.raises(InvalidKey):
-        await _key(studio, make_caller(fewer))
+        await _key(studio, make_caller(limited_caller))
 
 
 async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> None:
-    _, known = await studio.member()
+    _, caller = await studio.member()
     token = create_service_token(
         SECRET.encode(),
-        known.owner,
+        caller.owner,
         "jobs",
-        key_id=known.key_id,
-        user=known.user,
-        scopes=known.scopes,
+        key_id=caller.key_id,
+        user=caller.user,
+        scopes=caller.scopes,
     )
     job = await studio.parts.authenticator.authenticate(token)
     await _key(studio, make_caller(job))
-    await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=True)
+    await studio.parts.sign_in.sign_out(str(caller.user), caller.key_id, everywhere=True)
     job = await studio.parts.authenticator.authenticate(token)
     with pytest.raises(InvalidKey):
         await _key(studio, make_caller(job))
 
 
 async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
-    _, known = await studio.member()
-    key, leaked = await studio.parts.api_keys.create_key(
-        make_caller(known), name="", scopes=None, expires_at=None, user_id=None
+    _, caller = await studio.member()
+    key, leaked_key = await studio.parts.api_keys.create_key(
+        make_caller(caller), name="", scopes=None, expires_at=None, user_id=None
     )
-    await studio.parts.authenticator.authenticate(leaked)
-    await studio.parts.api_keys.rotate_key(make_caller(known), key.id, timedelta(0))
+    await studio.parts.authenticator.authenticate(leaked_key)
+    await studio.parts.api_keys.rotate_key(make_caller(caller), key.id, timedelta(0))
     with pytest.raises(InvalidKey):
-        await studio.parts.authenticator.authenticate(leaked)
+        await studio.parts.authenticator.authenticate(leaked_key)
 
 
 @pytest.mark.parametrize("change", LASTING_CHANGES[:-1])
@@ -125,22 +125,22 @@ async def test_an_operation_without_audit_entry_is_rolled_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
     """If the audit entry cannot be written, as when the caller disconnects, nothing is changed."""
-    _, known = await studio.member()
+    _, caller = await studio.member()
     members = await studio.parts.users.list_members(studio.organisation)
 
     async def fail(*_: object, **__: object) -> None:
         raise ConnectionResetError
 
-    before = await studio.count_keys()
+    count_before = await studio.count_keys()
     with monkeypatch.context() as patch:
         patch.setattr(AuditLog, "write", fail)
         with pytest.raises(ConnectionResetError):
-            await change(studio, make_caller(known))
-    assert await studio.count_keys() == before
+            await change(studio, make_caller(caller))
+    assert await studio.count_keys() == count_before
     assert await studio.parts.users.list_members(studio.organisation) == members
-    assert await LimitStore(studio.database).list_for([f"user:{known.user}"]) == ()
+    assert await LimitStore(studio.database).list_for([f"user:{caller.user}"]) == ()
     # A change of role would have ended the session.
-    await _key(studio, make_caller(known))
+    await _key(studio, make_caller(caller))
 
 
 async def test_a_player_is_created_with_limits_or_not_at_all(
@@ -155,17 +155,17 @@ async def test_a_player_is_created_with_limits_or_not_at_all(
         patch.setattr(LimitStore, "set", fail)
         with pytest.raises(ConnectionResetError):
             await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
-    player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
-    [limit] = await LimitStore(studio.database).list_for([f"user:{player.user.id}"])
+    player_session = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
+    [limit] = await LimitStore(studio.database).list_for([f"user:{player_session.user.id}"])
     assert limit.open_jobs == 1
 
 
 async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
+    player_session = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
     sessions = studio.parts.sign_in._sessions
-    token = await sessions.create_reset_token(player.user.id, timedelta(hours=1))
+    token = await sessions.create_reset_token(player_session.user.id, timedelta(hours=1))
 
     def fail(_: object) -> None:
         raise ConnectionResetError
@@ -177,15 +177,15 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     await studio.parts.sign_in.sign_in("eve@example.com", PASSWORD, "")
     await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     with pytest.raises(MoyinError):
-        await studio.parts.sign_in.refresh_session(player.refresh_token)
+        await studio.parts.sign_in.refresh_session(player_session.refresh_token)
 
 
 class InterruptedPasswords(PasswordService):
     """Runs a callback between the verification of a password and the new session."""
 
-    def __init__(self, hasher: PasswordHasher, between: Any) -> None:
+    def __init__(self, hasher: PasswordHasher, interruption: Any) -> None:
         super().__init__(hasher)
-        self._between = between
+        self._between = interruption
 
     async def verify(
         self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
@@ -204,9 +204,9 @@ async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
         )
 
     studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote)
-    after = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
-    held = await studio.parts.authenticator.authenticate(after.access_token)
-    assert not held.has_scope("org:admin")
+    new_session = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
+    new_caller = await studio.parts.authenticator.authenticate(new_session.access_token)
+    assert not new_caller.has_scope("org:admin")
 
 
 PROVIDER = OpenIdProvider(
@@ -228,18 +228,18 @@ async def test_concurrent_provider_sign_ins_create_one_account(
     sign_in, users = studio.parts.sign_in, studio.parts.users
     if linked:
         await users.create(UserKind.PLAYER, email="eve@example.com", name="")
-    find_by_sign_in, others = users.find_by_sign_in, iter([verified(provider, "eve")])
+    find_by_sign_in, other_identities = users.find_by_sign_in, iter([verified(provider, "eve")])
 
-    async def late(issuer: str, subject: str) -> object:
+    async def sign_in_others_meanwhile(issuer: str, subject: str) -> object:
         result = await find_by_sign_in(issuer, subject)
-        for other in others:
-            assert (await sign_in.sign_in_verified(other)).user.email == "eve@example.com"
+        for other_identity in other_identities:
+            assert (await sign_in.sign_in_verified(other_identity)).user.email == "eve@example.com"
         return result
 
-    monkeypatch.setattr(users, "find_by_sign_in", late)
-    second = await sign_in.sign_in_verified(verified(provider, "eve"))
+    monkeypatch.setattr(users, "find_by_sign_in", sign_in_others_meanwhile)
+    session = await sign_in.sign_in_verified(verified(provider, "eve"))
     monkeypatch.undo()
-    assert (await users.find_by_sign_in(provider.issuer, "eve")) == second.user
+    assert (await users.find_by_sign_in(provider.issuer, "eve")) == session.user
     # Another person with that email is still refused.
     if not linked:
         with pytest.raises(NameTaken):
@@ -250,17 +250,19 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     studio: Studio,
 ) -> None:
     sign_in, users = studio.parts.sign_in, studio.parts.users
-    untrusted = replace(PROVIDER, issuer="https://anybody.example")
-    trusted = replace(PROVIDER, links_emails=True)
-    second = replace(PROVIDER, issuer="https://second.example", links_emails=True)
-    sign_in.policy = SignInPolicy(trusted_issuers=frozenset({trusted.issuer, second.issuer}))
-    squatter = await sign_in.sign_in_verified(verified(untrusted, "squatter"))
-    owner = await sign_in.sign_in_verified(verified(trusted, "eve"))
-    assert owner.user.id == squatter.user.id
-    assert await users.find_by_sign_in(untrusted.issuer, "squatter") is None
+    untrusted_provider = replace(PROVIDER, issuer="https://anybody.example")
+    trusted_provider = replace(PROVIDER, links_emails=True)
+    second_provider = replace(PROVIDER, issuer="https://second.example", links_emails=True)
+    sign_in.policy = SignInPolicy(
+        trusted_issuers=frozenset({trusted_provider.issuer, second_provider.issuer})
+    )
+    squatter_session = await sign_in.sign_in_verified(verified(untrusted_provider, "squatter"))
+    owner = await sign_in.sign_in_verified(verified(trusted_provider, "eve"))
+    assert owner.user.id == squatter_session.user.id
+    assert await users.find_by_sign_in(untrusted_provider.issuer, "squatter") is None
     with pytest.raises(NameTaken):
-        await sign_in.sign_in_verified(verified(untrusted, "squatter"))
+        await sign_in.sign_in_verified(verified(untrusted_provider, "squatter"))
     # Two trusted providers sign in to the same account, and neither removes the other.
-    await sign_in.sign_in_verified(verified(second, "eve"))
-    for provider in (trusted, second):
+    await sign_in.sign_in_verified(verified(second_provider, "eve"))
+    for provider in (trusted_provider, second_provider):
         assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

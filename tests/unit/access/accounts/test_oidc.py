@@ -27,7 +27,7 @@ async def open_id() -> AsyncIterator[OpenIdSignIn]:
 def provider(body: bytes, pause: float = 0) -> TestServer:
     """Return a server that sends ``body`` in two halves."""
 
-    async def give(request: web.Request) -> web.StreamResponse:
+    async def respond_in_halves(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"content-type": "application/json"})
         await answer.prepare(request)
         await answer.write(body[: len(body) // 2])
@@ -36,7 +36,7 @@ def provider(body: bytes, pause: float = 0) -> TestServer:
         return answer
 
     app = web.Application()
-    app.router.add_get("/", give)
+    app.router.add_get("/", respond_in_halves)
     return TestServer(app)
 
 
@@ -46,15 +46,15 @@ async def test_a_provider_response_in_two_parts_is_read_completely(open_id: Open
 
 
 @pytest.mark.parametrize(
-    ("body", "why"),
+    ("body", "reason"),
     [(b'"' + b"x" * 600_000 + b'"', "more than 524288 bytes"), (b"[" * 100_000, "not JSON")],
     ids=["large", "deep"],
 )
 async def test_an_invalid_provider_response_is_an_outage(
-    open_id: OpenIdSignIn, body: bytes, why: str
+    open_id: OpenIdSignIn, body: bytes, reason: str
 ) -> None:
     async with provider(body) as server:
-        with pytest.raises(ServiceUnavailable, match=why):
+        with pytest.raises(ServiceUnavailable, match=reason):
             await open_id._fetch_json(str(server.make_url("/")))
 
 
@@ -75,21 +75,21 @@ ENDPOINTS = {"authorization_endpoint": "https://a/", "token_endpoint": "https://
 async def test_incomplete_provider_metadata_is_an_outage(
     open_id: OpenIdSignIn, metadata: dict[str, object], keys: dict[str, object]
 ) -> None:
-    async def configuration(request: web.Request) -> web.Response:
+    async def serve_metadata(request: web.Request) -> web.Response:
         results = {"issuer": issuer, "jwks_uri": f"{issuer}/keys", **metadata}
         return web.json_response(results)
 
-    async def key_set(request: web.Request) -> web.Response:
+    async def serve_keys(request: web.Request) -> web.Response:
         return web.json_response(keys)
 
     app = web.Application()
-    app.router.add_get("/.well-known/openid-configuration", configuration)
-    app.router.add_get("/keys", key_set)
+    app.router.add_get("/.well-known/openid-configuration", serve_metadata)
+    app.router.add_get("/keys", serve_keys)
     async with TestServer(app) as server:
         issuer = str(server.make_url("")).rstrip("/")
-        known = OpenIdProvider(
+        provider = OpenIdProvider(
             name="p", issuer=issuer, client_id="m", redirect_uris=("https://b/",)
         )
-        open_id.providers = {"p": known}
+        open_id.providers = {"p": provider}
         with pytest.raises(ServiceUnavailable, match=r"metadata|JWK Set"):
             await open_id.begin_sign_in("p", "https://b/", "")

@@ -15,10 +15,10 @@ QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 async def test_a_password_matches_only_its_own_hash() -> None:
     passwords = PasswordService(QUICK)
-    known = await passwords.hash("correct horse")
-    assert known.startswith("$argon2id$")
-    assert await passwords.verify(known, "correct horse")
-    assert not await passwords.verify(known, "correct horse ")
+    password_hash = await passwords.hash("correct horse")
+    assert password_hash.startswith("$argon2id$")
+    assert await passwords.verify(password_hash, "correct horse")
+    assert not await passwords.verify(password_hash, "correct horse ")
     assert not await passwords.verify("not a hash", "correct horse")
 
 
@@ -28,9 +28,9 @@ async def test_an_account_without_password_never_matches() -> None:
 
 
 async def test_a_weaker_hash_needs_a_rehash() -> None:
-    known = await PasswordService(QUICK).hash("x")
-    assert PasswordService().needs_rehash(known)
-    assert not PasswordService(QUICK).needs_rehash(known)
+    weak_hash = await PasswordService(QUICK).hash("x")
+    assert PasswordService().needs_rehash(weak_hash)
+    assert not PasswordService(QUICK).needs_rehash(weak_hash)
 
 
 async def test_a_full_queue_refuses_work() -> None:
@@ -38,82 +38,83 @@ async def test_a_full_queue_refuses_work() -> None:
     answers = await asyncio.gather(
         *(passwords.hash("x") for _ in range(80)), return_exceptions=True
     )
-    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
-    assert len(refused) == 80 - 66
+    rejections = [answer for answer in answers if isinstance(answer, Overloaded)]
+    assert len(rejections) == 80 - 66
     assert await passwords.hash("x")
 
 
 async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None:
-    inside, most, go_on = 0, 0, threading.Event()
+    running_count, most_at_once, may_proceed = 0, 0, threading.Event()
     lock, starts = threading.Lock(), asyncio.Queue[None]()
     loop = asyncio.get_running_loop()
 
     class Held(PasswordHasher):
         def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
-            nonlocal inside, most
+            nonlocal running_count, most_at_once
             if password != "x":
                 return QUICK.hash(password)
             with lock:
-                inside += 1
-                most = max(most, inside)
+                running_count += 1
+                most_at_once = max(most_at_once, running_count)
             loop.call_soon_threadsafe(starts.put_nowait, None)
-            go_on.wait()
+            may_proceed.wait()
             with lock:
-                inside -= 1
+                running_count -= 1
             return "hashed"
 
     passwords = PasswordService(Held())
     cancelled_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for _ in cancelled_tasks:
         await starts.get()
-    staying = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
+    staying_tasks = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for task in cancelled_tasks:
         task.cancel()
     # After a few turns of the loop, waiting tasks would have begun if they could.
     for _ in range(20):
         await asyncio.sleep(0)
-    held = starts.qsize()
-    go_on.set()
+    further_starts = starts.qsize()
+    may_proceed.set()
     for task in cancelled_tasks:
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert await asyncio.gather(*staying) == ["hashed"] * 2
-    assert (held, most) == (0, 2)
+    assert await asyncio.gather(*staying_tasks) == ["hashed"] * 2
+    assert (further_starts, most_at_once) == (0, 2)
 
 
 async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
-    go_on, loop, starts = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
+    may_proceed, loop, starts = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
 
     class Held(PasswordHasher):
         def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
             if password == "slow":
                 loop.call_soon_threadsafe(starts.put_nowait, None)
-                go_on.wait()
+                may_proceed.wait()
             return QUICK.verify(hash, password)
 
-    known = QUICK.hash("right")
+    password_hash = QUICK.hash("right")
     passwords = PasswordService(Held())
-    flood = [
-        asyncio.create_task(passwords.verify(known, "slow", account=str(n))) for n in range(66)
+    flood_tasks = [
+        asyncio.create_task(passwords.verify(password_hash, "slow", account=str(n)))
+        for n in range(66)
     ]
     for _ in range(2):
         await starts.get()
     with pytest.raises(Overloaded):
-        await passwords.verify(known, "right", account="ann")
-    assert await passwords.verify(known, "right", account="ann", trusted=True)
-    go_on.set()
-    assert await asyncio.gather(*flood) == [False] * 66
+        await passwords.verify(password_hash, "right", account="ann")
+    assert await passwords.verify(password_hash, "right", account="ann", trusted=True)
+    may_proceed.set()
+    assert await asyncio.gather(*flood_tasks) == [False] * 66
 
 
 async def test_one_account_cannot_fill_the_queue() -> None:
     passwords = PasswordService(QUICK)
-    known = await passwords.hash("right")
+    password_hash = await passwords.hash("right")
     answers = await asyncio.gather(
-        *(passwords.verify(known, "wrong", account="ann") for _ in range(20)),
+        *(passwords.verify(password_hash, "wrong", account="ann") for _ in range(20)),
         return_exceptions=True,
     )
     assert sum(isinstance(answer, Overloaded) for answer in answers) == 20 - 8
-    assert await passwords.verify(known, "right", account="ann")
+    assert await passwords.verify(password_hash, "right", account="ann")
 
 
 def check(

@@ -32,15 +32,15 @@ class Scene:
         self.key = ""
         self.key_identity = member
 
-    async def valid(self) -> set[str]:
+    async def find_valid_names(self) -> set[str]:
         """Return the names of the credentials and event tokens that are still valid."""
-        held = {self.token: self.member, self.key: self.key_identity}
+        credentials = {self.token: self.member, self.key: self.key_identity}
         names = {self.token: "session", self.key: "key"}
-        for credential, creator in list(held.items()):
+        for credential, creator in list(credentials.items()):
             token = create_event_token(_SIGNING_KEY, creator, "j", 60)
-            held[token] = verify_event_token(_SIGNING_KEY, token)
+            credentials[token] = verify_event_token(_SIGNING_KEY, token)
             names[token] = f"token of the {names[credential]}"
-        result = await self.studio.parts.authenticator.recheck(held)
+        result = await self.studio.parts.authenticator.recheck(credentials)
         return {names[credential] for credential in result}
 
     async def execute(self, statement: sa.Executable) -> None:
@@ -71,7 +71,7 @@ async def _rotate(scene: Scene) -> None:
     )
 
 
-async def _expire(scene: Scene) -> None:
+async def _expire_key(scene: Scene) -> None:
     past_time = now() - timedelta(seconds=1)
     await scene.execute(api_keys.update().values(expires_at=past_time))
 
@@ -81,12 +81,12 @@ async def _sign_out(scene: Scene) -> None:
     await scene.studio.parts.sign_in.sign_out(user, scene.member.key_id, everywhere=False)
 
 
-async def _idle(scene: Scene) -> None:
+async def _expire_session(scene: Scene) -> None:
     past_time = now() - timedelta(seconds=1)
     await scene.execute(sessions.update().values(expires_at=past_time))
 
 
-async def _shut_out(scene: Scene) -> None:
+async def _disable_member(scene: Scene) -> None:
     await scene.studio.parts.organisations.change_member(
         make_caller(scene.admin), scene.studio.organisation, str(scene.member.user), disabled=True
     )
@@ -101,41 +101,41 @@ async def _other_role(scene: Scene) -> None:
     )
 
 
-async def _nothing(scene: Scene) -> None:
+async def _let_token_expire(scene: Scene) -> None:
     """Do nothing: the access token expires by itself while the session stays valid."""
 
 
 @pytest.mark.parametrize(
-    ("change", "valid"),
+    ("change", "valid_names"),
     [
-        (_nothing, {"session", "key"}),
+        (_let_token_expire, {"session", "key"}),
         (_revoke, {"session"}),
         (_rotate, {"session"}),
-        (_expire, {"session"}),
+        (_expire_key, {"session"}),
         (_sign_out, {"key"}),
-        (_idle, {"key"}),
-        (_shut_out, set()),
+        (_expire_session, {"key"}),
+        (_disable_member, set()),
         (_other_role, {"key"}),
     ],
 )
 async def test_a_credential_is_valid_until_its_key_or_session_ends(
-    scene: Scene, change: Callable[[Scene], Awaitable[None]], valid: set[str]
+    scene: Scene, change: Callable[[Scene], Awaitable[None]], valid_names: set[str]
 ) -> None:
-    everything = {"session", "key", "token of the session", "token of the key"}
-    assert await scene.valid() == everything
+    all_names = {"session", "key", "token of the session", "token of the key"}
+    assert await scene.find_valid_names() == all_names
     await change(scene)
-    result = await scene.valid()
-    assert result == valid | {f"token of the {name}" for name in valid}
+    result = await scene.find_valid_names()
+    assert result == valid_names | {f"token of the {name}" for name in valid_names}
 
 
 async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> None:
-    held = {scene.key: Identity(owner=scene.member.owner, key_id=scene.key_id)}
+    credentials = {scene.key: Identity(owner=scene.member.owner, key_id=scene.key_id)}
     recheck = scene.studio.parts.authenticator.recheck
-    assert (await recheck(held))[scene.key].scopes == {TEXT, JOBS_READ}
+    assert (await recheck(credentials))[scene.key].scopes == {TEXT, JOBS_READ}
     await _other_role(scene)
     limit = Limit(subject=f"key:{scene.key_id}", concurrent_requests=0)
     await scene.studio.parts.api_keys.set_limit(make_caller(scene.admin), limit)
-    result = (await recheck(held))[scene.key]
+    result = (await recheck(credentials))[scene.key]
     assert (result.scopes, result.limits) == ({JOBS_READ}, (limit,))
     assert not result.has_scope(JOBS_WRITE)
 
@@ -144,9 +144,11 @@ async def test_deleting_a_signing_key_ends_connections_of_its_tokens(scene: Scen
     api_keys, operator = scene.studio.parts.api_keys, make_caller(scene.studio.operator)
     verifier = TokenVerifier(scene.studio.parts.token_issuer._keys)
     assert await verifier.has_known_key(scene.token)
-    [old] = [key.kid for key in await scene.studio.parts.token_issuer._keys.list_public_keys()]
+    [old_key_id] = [
+        key.kid for key in await scene.studio.parts.token_issuer._keys.list_public_keys()
+    ]
     await api_keys.rotate_signing_key(operator)
-    await api_keys.delete_signing_key(operator, old)
+    await api_keys.delete_signing_key(operator, old_key_id)
     assert not await TokenVerifier(scene.studio.parts.token_issuer._keys).has_known_key(scene.token)
 
 
@@ -154,12 +156,12 @@ async def test_many_credentials_take_one_query_per_kind(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SessionStore(scene.studio.database)
-    read, reads = scene.studio.database.read, 0
+    original_read, reads = scene.studio.database.read, 0
 
     async def counted(work: Callable[[sa.Connection], object]) -> object:
         nonlocal reads
         reads += 1
-        return await read(work)
+        return await original_read(work)
 
     monkeypatch.setattr(scene.studio.database, "read", counted)
     ids = {f"ses_{number}" for number in range(400)} | {scene.member.key_id}

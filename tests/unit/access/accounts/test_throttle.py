@@ -12,18 +12,18 @@ KEY = ThrottleKey("account ann", AttemptRate(1, 1.0))
 
 
 async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> None:
-    open_, closed = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
-    await open_.acquire(KEY)
-    await open_.count_event("register", 1)
-    await open_.subtract(KEY)
-    await open_.subtract_event("register")
-    await open_.record_known("ann")
-    assert not await open_.is_known("ann")
+    open_throttle, closed_throttle = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
+    await open_throttle.acquire(KEY)
+    await open_throttle.count_event("register", 1)
+    await open_throttle.subtract(KEY)
+    await open_throttle.subtract_event("register")
+    await open_throttle.record_known("ann")
+    assert not await open_throttle.is_known("ann")
     with pytest.raises(ServiceUnavailable):
-        await closed.acquire(KEY)
+        await closed_throttle.acquire(KEY)
     with pytest.raises(ServiceUnavailable):
-        await closed.count_event("register", 1)
+        await closed_throttle.count_event("register", 1)
     # Without keys nothing is counted.
-    await closed.acquire()
-    await open_.close()
-    await closed.close()
+    await closed_throttle.acquire()
+    await open_throttle.close()
+    await closed_throttle.close()

@@ -22,7 +22,7 @@ class TwoRequestMeter:
 
     def __init__(self) -> None:
         self.admissions: list[list[Any]] = []
-        self.settled: list[list[Any]] = []
+        self.settlements: list[list[Any]] = []
 
     async def run_admission_script(self, keys: list[str], arguments: list[Any]) -> Any:
         self.admissions.append(arguments)
@@ -34,7 +34,7 @@ class TwoRequestMeter:
         )
 
     def settle(self, admission: Any, keys: list[str], arguments: list[Any]) -> None:
-        self.settled.append(arguments)
+        self.settlements.append(arguments)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,9 +79,9 @@ def caller(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
-    with pytest.raises(InsufficientScope) as refused:
+    with pytest.raises(InsufficientScope) as exc_info:
         await ask(middleware(), "/text", caller("jobs:read"), kind)
-    assert refused.value.details == {"scope": "text"}
+    assert exc_info.value.details == {"scope": "text"}
     for allowed in (caller("text"), caller("*"), None):
         await ask(middleware(), "/text", allowed)
     await ask(middleware(), "/elsewhere", caller())
@@ -89,19 +89,19 @@ async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
 
 async def test_callers_without_limits_are_not_counted() -> None:
     meter = TwoRequestMeter()
-    for who in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
-        assert await ask(middleware(meter), "/", who) == {b"a": b"b"}
+    for identity in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
+        assert await ask(middleware(meter), "/", identity) == {b"a": b"b"}
     assert meter.admissions == []
 
 
 async def test_a_limited_request_is_counted_once_and_has_limit_headers() -> None:
     meter = TwoRequestMeter()
-    limited = caller("*", limits=(LIMIT,))
-    headers = await ask(middleware(meter), "/", limited)
+    limited_caller = caller("*", limits=(LIMIT,))
+    headers = await ask(middleware(meter), "/", limited_caller)
     assert (headers[b"ratelimit-limit"], headers[b"ratelimit-remaining"]) == (b"2", b"1")
-    await ask(middleware(meter), "/", limited)
+    await ask(middleware(meter), "/", limited_caller)
     with pytest.raises(RateLimited):
-        await ask(middleware(meter), "/", limited)
+        await ask(middleware(meter), "/", limited_caller)
     assert len(meter.admissions) == 3
 
 
@@ -109,7 +109,7 @@ async def test_a_priced_call_reserves_and_settles_its_cost() -> None:
     meter = TwoRequestMeter()
     await ask(middleware(meter), "/priced", caller("*", limits=(LIMIT,)))
     assert [arguments[2] for arguments in meter.admissions] == [500_000_000]
-    assert [arguments[1] for arguments in meter.settled] == [200_000_000]
+    assert [arguments[1] for arguments in meter.settlements] == [200_000_000]
 
 
 async def test_an_unpriced_response_on_a_priced_path_counts_as_a_request() -> None:
@@ -123,4 +123,4 @@ async def test_a_failed_app_releases_its_reservation() -> None:
     meter = TwoRequestMeter()
     with pytest.raises(ZeroDivisionError):
         await ask(middleware(meter), "/bug", caller("*", limits=(LIMIT,)))
-    assert len(meter.settled) == 1
+    assert len(meter.settlements) == 1

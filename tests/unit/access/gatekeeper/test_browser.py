@@ -31,7 +31,7 @@ NO_REFRESH = "moyin_refresh=; Path=/accounts/session; Max-Age=0; HttpOnly; SameS
 NO_FORMER = "moyin_session=; Path=/comfy/; Max-Age=0; HttpOnly; SameSite=Strict"
 
 
-class Ended:
+class EndedSessions:
     """A stand-in for the session service that records the ids of ended sessions."""
 
     def __init__(self) -> None:
@@ -42,13 +42,13 @@ class Ended:
 
 
 @pytest.fixture
-def ended() -> Ended:
-    return Ended()
+def ended_sessions() -> EndedSessions:
+    return EndedSessions()
 
 
 @pytest.fixture
-def sessions(ended: Ended) -> BrowserSessions:
-    return BrowserSessions(KNOWN, ended.end)
+def sessions(ended_sessions: EndedSessions) -> BrowserSessions:
+    return BrowserSessions(KNOWN, ended_sessions.end)
 
 
 def scope(**headers: str) -> dict[str, Any]:
@@ -64,15 +64,15 @@ async def test_the_key_cookie_is_hidden_from_scripts(sessions: BrowserSessions) 
         NO_FORMER,
         NO_REFRESH,
     ]
-    _, behind_tls = await sessions.sign_in(scope(x_forwarded_proto="https"), "good")
-    assert all(cookie.endswith("; Secure") for cookie in behind_tls)
+    _, tls_cookies = await sessions.sign_in(scope(x_forwarded_proto="https"), "good")
+    assert all(cookie.endswith("; Secure") for cookie in tls_cookies)
 
 
 async def test_a_token_cookie_expires_with_the_token(sessions: BrowserSessions) -> None:
-    before = time.time()
+    time_before = time.time()
     _, [cookie, *_] = await sessions.sign_in(scope(), TOKEN)
     age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
-    assert EXPIRES - time.time() - 1 <= age <= EXPIRES - before
+    assert EXPIRES - time.time() - 1 <= age <= EXPIRES - time_before
 
 
 def test_only_renewal_gets_the_refresh_secret() -> None:
@@ -91,31 +91,31 @@ async def test_invalid_keys_get_no_cookie(sessions: BrowserSessions, secret: str
 
 
 async def test_pages_of_other_sites_cannot_sign_in_or_out(
-    sessions: BrowserSessions, ended: Ended
+    sessions: BrowserSessions, ended_sessions: EndedSessions
 ) -> None:
-    foreign = {"host": "gateway.example", "origin": "http://evil.example"}
+    foreign_headers = {"host": "gateway.example", "origin": "http://evil.example"}
     with pytest.raises(CrossSiteRequest):
-        await sessions.sign_in(scope(**foreign), "good")
+        await sessions.sign_in(scope(**foreign_headers), "good")
     with pytest.raises(CrossSiteRequest):
-        await sessions.sign_out(scope(**foreign, cookie=f"moyin_session={TOKEN}"))
-    assert ended.ids == []
+        await sessions.sign_out(scope(**foreign_headers, cookie=f"moyin_session={TOKEN}"))
+    assert ended_sessions.ids == []
 
 
 async def test_signing_out_deletes_the_cookies_and_ends_the_session(
-    sessions: BrowserSessions, ended: Ended
+    sessions: BrowserSessions, ended_sessions: EndedSessions
 ) -> None:
-    deleted = [
+    deleted_cookies = [
         "moyin_session=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict", NO_FORMER, NO_REFRESH
     ]  # fmt: skip
     for cookie in ("", "moyin_session=bad", "moyin_session=good"):
-        assert await sessions.sign_out(scope(cookie=cookie)) == deleted
-    assert ended.ids == []
-    assert await sessions.sign_out(scope(cookie=f"moyin_session={TOKEN}")) == deleted
-    assert ended.ids == ["ses_1"]
+        assert await sessions.sign_out(scope(cookie=cookie)) == deleted_cookies
+    assert ended_sessions.ids == []
+    assert await sessions.sign_out(scope(cookie=f"moyin_session={TOKEN}")) == deleted_cookies
+    assert ended_sessions.ids == ["ses_1"]
 
 
 async def test_a_cookie_has_an_identity_while_its_key_is_valid(sessions: BrowserSessions) -> None:
-    known = await sessions.find_identity(scope(cookie="moyin_session=good"))
-    assert known is not None and known.owner == "ada"
+    identity = await sessions.find_identity(scope(cookie="moyin_session=good"))
+    assert identity is not None and identity.owner == "ada"
     assert await sessions.find_identity(scope(cookie="moyin_session=bad")) is None
     assert await sessions.find_identity(scope()) is None

@@ -28,7 +28,7 @@ class Client:
         self.body = b""
         self.headers: dict[bytes, bytes] = {}
         self.messages = 0
-        self.unread: list[Any] = []
+        self.unread_messages: list[Any] = []
         self.app = Gatekeeper(
             self._read,
             service="echo",
@@ -41,12 +41,12 @@ class Client:
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers = dict(scope["headers"])
-        more = True
-        while more:
+        has_more = True
+        while has_more:
             message = await receive()
             self.messages += 1
             self.body += message["body"]
-            more = message["more_body"]
+            has_more = message["more_body"]
         assert (await receive())["type"] == "http.disconnect"
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
@@ -62,7 +62,7 @@ class Client:
         ]
         scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
         starts = range(0, len(body), piece) or range(1)
-        self.unread = [
+        self.unread_messages = [
             {
                 "type": "http.request",
                 "body": body[start : start + piece],
@@ -73,7 +73,9 @@ class Client:
         messages: list[Any] = []
 
         async def receive() -> Any:
-            return self.unread.pop(0) if self.unread else {"type": "http.disconnect"}
+            return (
+                self.unread_messages.pop(0) if self.unread_messages else {"type": "http.disconnect"}
+            )
 
         async def send(message: Any) -> None:
             messages.append(message)
@@ -83,10 +85,10 @@ class Client:
 
 
 async def read_whole(receive: Receive) -> bytes:
-    body, more = b"", True
-    while more:
+    body, has_more = b"", True
+    while has_more:
         message = await receive()
-        body, more = body + message["body"], message["more_body"]
+        body, has_more = body + message["body"], message["more_body"]
     return body
 
 
@@ -164,12 +166,12 @@ async def test_large_limits_allow_more_members() -> None:
         async def receive(messages: list[Any] = messages) -> Any:
             return messages.pop()
 
-        _, read = decode_body(scope, receive, limit, [b"gzip"])
+        _, receive_decoded = decode_body(scope, receive, limit, [b"gzip"])
         if count > 5_000:
             with pytest.raises(InvalidContentEncoding, match="more than 5000 gzip members"):
-                await read_whole(read)
+                await read_whole(receive_decoded)
         else:
-            assert await read_whole(read) == b"x" * count
+            assert await read_whole(receive_decoded) == b"x" * count
 
 
 async def test_members_over_the_limit_together_are_refused(client: Client) -> None:
@@ -188,12 +190,12 @@ async def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         return messages.pop()
 
     scope = {"headers": [(b"content-length", b"%d" % len(bomb))]}
-    _, read = decode_body(scope, receive, LIMIT, [b"deflate"])
+    _, receive_decoded = decode_body(scope, receive, LIMIT, [b"deflate"])
     tracemalloc.start()
     try:
         with pytest.raises(BodyTooLarge):
             while True:
-                pieces += bool((await read())["body"])
+                pieces += bool((await receive_decoded())["body"])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -219,17 +221,20 @@ async def test_a_bomb_is_refused_before_it_is_decoded() -> None:
 async def test_broken_bodies_are_refused(
     client: Client, encoding: str, body: bytes, problem: str, piece: int
 ) -> None:
-    status, _, refused = await client.send(encoding, body, piece=piece)
-    assert (status, refused["code"]) == (400, "invalid_content_encoding")
-    assert refused["field"] == "Content-Encoding"
-    assert problem in refused["detail"]
+    status, _, answer_body = await client.send(encoding, body, piece=piece)
+    assert (status, answer_body["code"]) == (400, "invalid_content_encoding")
+    assert answer_body["field"] == "Content-Encoding"
+    assert problem in answer_body["detail"]
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "identity, gzip"])
 async def test_other_encodings_are_refused(client: Client, encoding: str) -> None:
-    status, headers, refused = await client.send(encoding, b"x")
-    assert (status, refused["code"]) == (415, "unsupported_content_encoding")
-    assert (refused["field"], refused["accepted"]) == ("Content-Encoding", ["gzip", "deflate"])
+    status, headers, answer_body = await client.send(encoding, b"x")
+    assert (status, answer_body["code"]) == (415, "unsupported_content_encoding")
+    assert (answer_body["field"], answer_body["accepted"]) == (
+        "Content-Encoding",
+        ["gzip", "deflate"],
+    )
     assert headers[b"accept-encoding"] == b"gzip, deflate"
 
 

@@ -53,7 +53,7 @@ def with_headers(headers: dict[str, str], **scope_members: str) -> Scope:
 
 
 @pytest.mark.parametrize(
-    ("headers", "query", "found"),
+    ("headers", "query", "expected_key"),
     [
         ({"authorization": "Bearer a", "x-api-key": "b"}, "api_key=c", "a"),
         ({"x-api-key": "b", "cookie": "moyin_session=d"}, "api_key=c", "b"),
@@ -71,9 +71,9 @@ def with_headers(headers: dict[str, str], **scope_members: str) -> Scope:
     ],
 )
 def test_the_key_of_a_request_is_found(
-    headers: dict[str, str], query: str, found: str | None
+    headers: dict[str, str], query: str, expected_key: str | None
 ) -> None:
-    assert TAKEN.extract(with_headers(headers, query=query)) == found
+    assert TAKEN.extract(with_headers(headers, query=query)) == expected_key
 
 
 @pytest.mark.parametrize("name", ["api_key", "api%5Fkey"])
@@ -110,8 +110,8 @@ def test_an_event_token_is_found_and_removed_on_its_paths_only() -> None:
     assert TAKEN.extract_event_token(request_scope) == "t"
     assert request_scope["query_string"] == b"after=1&tokens=2"
     assert TAKEN.extract(request_scope) is None
-    other = scope("/jobs", query="token=t")
-    assert TAKEN.extract_event_token(other) is None
+    other_path_scope = scope("/jobs", query="token=t")
+    assert TAKEN.extract_event_token(other_path_scope) is None
     assert CredentialFinder().extract_event_token(scope("/jobs/j/events", query="token=t")) is None
 
 
@@ -155,11 +155,11 @@ def test_a_cookie_is_accepted_from_own_pages_only(
 
 
 def test_reads_and_header_keys_need_no_origin() -> None:
-    foreign = {"host": "gateway.example", "origin": "http://evil.example"}
-    by_cookie = with_headers({**foreign, "cookie": "moyin_session=d"})
-    assert TAKEN.extract(by_cookie) == "d"
-    by_header = with_headers({**foreign, "x-api-key": "b"}, method="POST")
-    assert TAKEN.extract(by_header) == "b"
+    foreign_headers = {"host": "gateway.example", "origin": "http://evil.example"}
+    cookie_scope = with_headers({**foreign_headers, "cookie": "moyin_session=d"})
+    assert TAKEN.extract(cookie_scope) == "d"
+    header_scope = with_headers({**foreign_headers, "x-api-key": "b"}, method="POST")
+    assert TAKEN.extract(header_scope) == "b"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_an_invalid_host_matches_no_origin(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "left"),
+    ("value", "remaining_cookies"),
     [
         ("moyin_session=x", ""),
         ("a=1; moyin_session=x; b=2", "a=1; b=2"),
@@ -201,5 +201,5 @@ def test_an_invalid_host_matches_no_origin(host: str) -> None:
         ("moyin_refresh=x; a=1; moyin_session=y", "a=1"),
     ],
 )
-def test_the_session_cookie_is_removed_for_upstreams(value: str, left: str) -> None:
-    assert remove_session_cookie(value) == left
+def test_the_session_cookie_is_removed_for_upstreams(value: str, remaining_cookies: str) -> None:
+    assert remove_session_cookie(value) == remaining_cookies

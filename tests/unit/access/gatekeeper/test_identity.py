@@ -92,7 +92,7 @@ async def test_an_event_token_reads_one_job_until_its_key_is_revoked(keys: KeySt
 
 
 async def test_an_event_token_ends_with_the_secret_that_made_it(keys: KeyStore) -> None:
-    key_id, old = await keys.create("ann", "k")
+    key_id, old_secret = await keys.create("ann", "k")
     authenticator = KeyAuthenticator(keys, SIGNING, cached=False)
 
     async def make(key: str) -> str:
@@ -106,15 +106,19 @@ async def test_an_event_token_ends_with_the_secret_that_made_it(keys: KeyStore) 
         assert token in await authenticator.recheck({token: identity})
         return True
 
-    before = await make(old)
-    new = await keys.rotate(key_id, overlap=timedelta(hours=1))
-    within, after = await make(old), await make(new)
-    assert [await is_valid(token) for token in (before, within, after)] == [True] * 3
+    token_before = await make(old_secret)
+    new_secret = await keys.rotate(key_id, overlap=timedelta(hours=1))
+    token_within_overlap, token_of_new_secret = await make(old_secret), await make(new_secret)
+    assert [
+        await is_valid(token) for token in (token_before, token_within_overlap, token_of_new_secret)
+    ] == [True] * 3
     # The next rotation ends the first secret, whatever the overlap of the second.
     await keys.rotate(key_id, overlap=timedelta(hours=1))
-    assert [await is_valid(token) for token in (before, within, after)] == [False, False, True]
+    assert [
+        await is_valid(token) for token in (token_before, token_within_overlap, token_of_new_secret)
+    ] == [False, False, True]
     await keys.rotate(key_id)
-    assert not await is_valid(after)
+    assert not await is_valid(token_of_new_secret)
 
 
 async def test_no_keys_are_queried_for_the_tokens_of_sessions(

@@ -20,7 +20,7 @@ def test_a_link_opens_one_file_of_one_owner() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "wrong_token",
     [
         "x",
         token(create_file_link(KEY, "ann", "art_1", "a.png", -1)),
@@ -28,9 +28,9 @@ def test_a_link_opens_one_file_of_one_owner() -> None:
         create_service_token(KEY, "ann", "jobs"),
     ],
 )
-def test_other_tokens_open_no_file(wrong: str) -> None:
+def test_other_tokens_open_no_file(wrong_token: str) -> None:
     with pytest.raises(InvalidToken):
-        verify_file_link(KEY, wrong)
+        verify_file_link(KEY, wrong_token)
 
 
 async def test_a_link_is_no_key() -> None:

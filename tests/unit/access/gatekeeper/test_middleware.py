@@ -29,9 +29,9 @@ LIMIT = 10
 
 def one_key() -> StaticAuthenticator:
     token = Identity(owner="ada", key_id="k1", job="j")
-    other = Identity(owner="bob", key_id="k2")
+    other_identity = Identity(owner="bob", key_id="k2")
     return StaticAuthenticator(
-        {"good": Identity(owner="ada", key_id="k1"), "other": other, "event": token}
+        {"good": Identity(owner="ada", key_id="k1"), "other": other_identity, "event": token}
     )
 
 
@@ -42,11 +42,11 @@ class Recorder:
         self.all: list[Observation] = []
 
     @property
-    def seen(self) -> list[tuple[str, str, int]]:
+    def summaries(self) -> list[tuple[str, str, int]]:
         return [(item.service, item.method, item.status) for item in self.all]
 
-    def observe(self, seen: Observation) -> None:
-        self.all.append(seen)
+    def observe(self, observation: Observation) -> None:
+        self.all.append(observation)
 
 
 def find_owner(scope: Scope) -> str:
@@ -65,17 +65,17 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         raise InvalidRequest("size must be positive", field="size", details={"hint": 1})
     if scope["path"] == "/bug":
         raise ZeroDivisionError("secret detail")
-    size, more = 0, True
-    while more:
+    size, has_more = 0, True
+    while has_more:
         message = await receive()
         size += len(message.get("body", b""))
-        more = message.get("more_body", False)
+        has_more = message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%d" % size, "more_body": True})
     if scope["path"] == "/late":
         raise MoyinError("too late")
-    who = find_owner(scope) if scope["path"] != "/open" else "nobody"
-    await send({"type": "http.response.body", "body": who.encode()})
+    owner = find_owner(scope) if scope["path"] != "/open" else "nobody"
+    await send({"type": "http.response.body", "body": owner.encode()})
 
 
 class Client:
@@ -115,16 +115,16 @@ class Client:
         }
         if kind == "http":
             scope["method"] = "POST"
-        waiting: list[Any] = [
+        pending_messages: list[Any] = [
             {"type": "http.request", "body": c, "more_body": i < len(chunks) - 1}
             for i, c in enumerate(chunks)
         ]
         if kind == "websocket":
-            waiting = [{"type": "websocket.connect"}]
+            pending_messages = [{"type": "websocket.connect"}]
         messages: list[Any] = []
 
         async def receive() -> Any:
-            return waiting.pop(0)
+            return pending_messages.pop(0)
 
         async def send(message: Any) -> None:
             messages.append(message)
@@ -151,7 +151,7 @@ async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) 
     status, response_headers, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
     assert (status, body) == (200, b"5ada")
     assert len(response_headers["x-request-id"]) == 32
-    assert client.metrics.seen == [("echo", "POST", 200)]
+    assert client.metrics.summaries == [("echo", "POST", 200)]
 
 
 @pytest.mark.parametrize(
@@ -226,19 +226,19 @@ async def test_an_unhandled_error_is_only_logged(
 async def test_an_error_after_the_first_byte_closes_the_connection(client: Client) -> None:
     with pytest.raises(MoyinError, match="too late"):
         await client.call("/late", headers=BEARER)
-    assert client.metrics.seen == [("echo", "POST", 200)]
+    assert client.metrics.summaries == [("echo", "POST", 200)]
 
 
 async def test_a_websocket_may_have_its_key_in_the_query(client: Client) -> None:
-    *_, sent = await client.call(kind="websocket", query=b"api_key=good")
-    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.send"]
-    assert sent[1]["text"] == "ada"
+    *_, messages = await client.call(kind="websocket", query=b"api_key=good")
+    assert [m["type"] for m in messages] == ["websocket.accept", "websocket.send"]
+    assert messages[1]["text"] == "ada"
 
 
 async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Client) -> None:
-    *_, sent = await client.call(kind="websocket", query=b"api_key=bad")
-    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.close"]
-    assert (sent[1]["code"], sent[1]["reason"][:15]) == (1008, "invalid_api_key")
+    *_, messages = await client.call(kind="websocket", query=b"api_key=bad")
+    assert [m["type"] for m in messages] == ["websocket.accept", "websocket.close"]
+    assert (messages[1]["code"], messages[1]["reason"][:15]) == (1008, "invalid_api_key")
 
 
 async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
@@ -259,13 +259,13 @@ async def test_event_token_has_precedence_over_the_cookie(cookie: str, kind: str
         "origin": "https://studio.example",
         "sec-fetch-site": "same-site",
     }
-    status, _, body, sent = await client.call(
+    status, _, body, messages = await client.call(
         "/job/read", kind=kind, headers=headers, query=b"token=event"
     )
     if kind == "http":
         assert (status, body) == (200, b"0ada")
     else:
-        assert sent[-1] == {"type": "websocket.send", "text": "ada"}
+        assert messages[-1] == {"type": "websocket.send", "text": "ada"}
     # Without a token, the cookie counts, and only for the gateway's own pages.
     status, _, body, _ = await client.call("/job/read", headers=headers)
     assert (status, json.loads(body)["code"]) == (403, "cross_site_request")
@@ -288,8 +288,8 @@ async def test_an_event_token_is_accepted_in_the_query_of_its_paths_only(client:
 
 async def test_the_access_log_has_caller_and_request_but_no_secret(client: Client) -> None:
     await client.call("/known", headers=BEARER, query=b"api_key=good")
-    [seen] = client.metrics.all
-    line = format_access_line(seen)
+    [access_entry] = client.metrics.all
+    line = format_access_line(access_entry)
     log_entry = json.loads(line)
     assert (log_entry["owner"], log_entry["key"], log_entry["status"]) == ("ada", "k1", 400)
     assert (log_entry["path"], log_entry["code"]) == ("/known", "invalid_request")
@@ -299,22 +299,22 @@ async def test_the_access_log_has_caller_and_request_but_no_secret(client: Clien
 async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> None:
     link = create_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
     await client.call(link, headers=BEARER)
-    [seen] = client.metrics.all
-    assert link.split("/")[3] not in format_access_line(seen)
-    assert json.loads(format_access_line(seen))["path"].startswith("/artifacts/signed/eyJ")
+    [access_entry] = client.metrics.all
+    assert link.split("/")[3] not in format_access_line(access_entry)
+    assert json.loads(format_access_line(access_entry))["path"].startswith("/artifacts/signed/eyJ")
 
 
 class Hanging:
     """An app that never responds, and records its cancellation."""
 
     def __init__(self) -> None:
-        self.working = asyncio.Event()
+        self.is_working = asyncio.Event()
         self.cancelled = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive()).get("more_body"):
             pass
-        self.working.set()
+        self.is_working.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -335,16 +335,16 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
 
 async def test_a_disconnect_cancels_the_request() -> None:
     app, metrics = Hanging(), Recorder()
-    left = asyncio.Event()
-    waiting: list[Any] = [
+    has_disconnected = asyncio.Event()
+    pending_messages: list[Any] = [
         {"type": "http.request", "body": b"a", "more_body": True},
         {"type": "http.request", "body": b"b", "more_body": False},
     ]
 
     async def receive() -> Any:
-        if waiting:
-            return waiting.pop(0)
-        await left.wait()
+        if pending_messages:
+            return pending_messages.pop(0)
+        await has_disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(_message: Any) -> None:
@@ -356,15 +356,15 @@ async def test_a_disconnect_cancels_the_request() -> None:
         "path": "/",
         "headers": [(b"x-api-key", b"good")],
     }
-    serving = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
-    await app.working.wait()
+    serving_task = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
+    await app.is_working.wait()
     await asyncio.sleep(0.3)
     assert not app.cancelled
-    left.set()
+    has_disconnected.set()
     async with asyncio.timeout(1):
-        await serving
+        await serving_task
     assert app.cancelled
-    assert metrics.seen == [("hang", "POST", 499)]
+    assert metrics.summaries == [("hang", "POST", 499)]
 
 
 async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
@@ -372,16 +372,16 @@ async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
     client = Client()
     client.app = behind_gatekeeper(app, metrics)
     task = asyncio.create_task(client.call(headers=BEARER))
-    await app.working.wait()
+    await app.is_working.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert metrics.seen == [("hang", "POST", 499)]
+    assert metrics.summaries == [("hang", "POST", 499)]
 
 
-@pytest.mark.parametrize("crumbs", [1, 1_000_000], ids=["it stops", "it comes in crumbs"])
+@pytest.mark.parametrize("piece_count", [1, 1_000_000], ids=["it stops", "it comes in pieces"])
 async def test_a_body_that_is_too_slow_ends_the_request(
-    monkeypatch: pytest.MonkeyPatch, crumbs: int
+    monkeypatch: pytest.MonkeyPatch, piece_count: int
 ) -> None:
     monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
     monkeypatch.setattr(disconnect, "_BODY_PAUSE_SECONDS", 0.1)
@@ -389,14 +389,14 @@ async def test_a_body_that_is_too_slow_ends_the_request(
     messages: list[Any] = []
 
     async def receive() -> Any:
-        nonlocal crumbs
-        if not crumbs:
+        nonlocal piece_count
+        if not piece_count:
             await asyncio.Event().wait()
-        crumbs -= 1
+        piece_count -= 1
         await asyncio.sleep(0.02)
         return {
             "type": "http.request",
-            "body": b"a" if crumbs % 100 == 0 else b"",
+            "body": b"a" if piece_count % 100 == 0 else b"",
             "more_body": True,
         }
 
@@ -442,11 +442,11 @@ def post_scope() -> Scope:
 
 
 async def test_the_app_does_not_see_a_query_key() -> None:
-    seen: list[Scope] = []
+    seen_scopes: list[Scope] = []
     recorder = Recorder()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(scope)
+        seen_scopes.append(scope)
         await echo(scope, receive, send)
 
     client = Client()
@@ -455,12 +455,12 @@ async def test_the_app_does_not_see_a_query_key() -> None:
         observer=recorder,
         credentials=CredentialFinder(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
-    status, _, _, sent = await client.call("/view", query=b"a=1&api_key=good")
+    status, _, _, messages = await client.call("/view", query=b"a=1&api_key=good")
     assert status == 200
-    assert [scope["query_string"] for scope in seen] == [b"a=1"]
-    refused, _, body, _ = await client.call("/view", query=b"a=1&api_key=nogood")
-    assert refused == 401
-    all_output = f"{sent} {body!r} {[format_access_line(item) for item in recorder.all]}"
+    assert [scope["query_string"] for scope in seen_scopes] == [b"a=1"]
+    rejected_status, _, body, _ = await client.call("/view", query=b"a=1&api_key=nogood")
+    assert rejected_status == 401
+    all_output = f"{messages} {body!r} {[format_access_line(item) for item in recorder.all]}"
     assert "good" not in all_output.replace("no", "")
     assert (await client.call("/other", query=b"api_key=good"))[0] == 401
 
@@ -474,13 +474,13 @@ class HalfSentRequest:
             "headers": [(name.replace("_", "-").encode(), value.encode())
                         for name, value in {"content_length": "9", **headers}.items()],
         }  # fmt: skip
-        self.left = parts
+        self.remaining_parts = parts
         self.sent: list[Any] = []
 
     async def receive(self) -> Any:
-        if self.left == 0:
+        if self.remaining_parts == 0:
             await asyncio.Event().wait()
-        self.left -= 1
+        self.remaining_parts -= 1
         return {"type": "http.request", "body": b"abc", "more_body": True}
 
     async def send(self, message: Any) -> None:
@@ -490,9 +490,9 @@ class HalfSentRequest:
     def outcome(self) -> tuple[int, bool]:
         """Return the status, and True if the connection closes after the response."""
         [start] = [m for m in self.sent if m["type"] == "http.response.start"]
-        closes = [v for k, v in start["headers"] if k == b"connection"]
-        assert closes in ([], [b"close"])
-        return start["status"], bool(closes)
+        connection_headers = [v for k, v in start["headers"] if k == b"connection"]
+        assert connection_headers in ([], [b"close"])
+        return start["status"], bool(connection_headers)
 
 
 async def respond_at_once(scope: Scope, receive: Receive, send: Send) -> None:
@@ -526,9 +526,9 @@ async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str])
     request = HalfSentRequest("/", 1, **headers)
 
     async def receive() -> Any:
-        return {**(await request.receive()), "more_body": request.left > 0}
+        return {**(await request.receive()), "more_body": request.remaining_parts > 0}
 
-    request.left = 3
+    request.remaining_parts = 3
     await behind_gatekeeper(respond_at_once, Recorder())(request.scope, receive, request.send)
     assert request.outcome == (200 if headers else 401, False)
 

@@ -71,12 +71,12 @@ class OpenConnection:
             "type": kind, "path": path, "method": "GET", "query_string": b"",
             "headers": [(b"x-api-key", key.encode())],
         }  # fmt: skip
-        first: list[Any] = [{"type": "websocket.connect"} if kind == "websocket" else
+        first_messages: list[Any] = [{"type": "websocket.connect"} if kind == "websocket" else
                             {"type": "http.request", "body": b""}]  # fmt: skip
 
         async def receive() -> Any:
-            if first:
-                return first.pop()
+            if first_messages:
+                return first_messages.pop()
             await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
@@ -124,9 +124,9 @@ async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
     await stream.task
-    first, last = stream.body.removesuffix(b"\n\n").split(b"\n\n")
-    name, data = last.split(b"\n")
-    assert (first, name) == (b"data: 1", b"event: error")
+    first_event, last_event = stream.body.removesuffix(b"\n\n").split(b"\n\n")
+    name, data = last_event.split(b"\n")
+    assert (first_event, name) == (b"data: 1", b"event: error")
     assert json.loads(data.removeprefix(b"data: "))["code"] == "invalid_api_key"
     assert stream.sent[-1]["more_body"] is False
     assert not stream.task.cancelled()
@@ -154,16 +154,19 @@ async def test_a_connection_ends_when_its_caller_loses_the_scope(
 
 
 async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
-    ended, goes_on = farm.open(kind="websocket"), farm.open(kind="websocket", key="other")
+    ended_connection, lasting_connection = (
+        farm.open(kind="websocket"),
+        farm.open(kind="websocket", key="other"),
+    )
     while len(farm.gatekeeper.monitor._credentials) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
-    await ended.task
-    assert not goes_on.task.done()
-    goes_on.task.cancel()
+    await ended_connection.task
+    assert not lasting_connection.task.done()
+    lasting_connection.task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await goes_on.task
+        await lasting_connection.task
 
 
 async def test_a_stream_in_the_middle_of_an_event_is_closed(farm: Farm) -> None:
@@ -190,16 +193,16 @@ async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
 
 
 class CountingKeys(StaticAuthenticator):
-    """Records how many credentials each recheck verifies; fails while ``away`` is set."""
+    """Records how many credentials each recheck verifies; fails while ``is_unavailable`` is set."""
 
     def __init__(self) -> None:
         super().__init__({"good": ANN})
         self.recheck_sizes: list[int] = []
-        self.away = False
+        self.is_unavailable = False
 
     async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
         self.recheck_sizes.append(len(credentials))
-        if self.away:
+        if self.is_unavailable:
             raise ServiceUnavailable("the database is away")
         return await super().recheck(credentials)
 
@@ -231,15 +234,15 @@ async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
 
 
 async def test_connections_continue_while_the_database_is_unavailable() -> None:
-    keys, line = CountingKeys(), FakeConnection()
-    keys.away = True
+    keys, connection = CountingKeys(), FakeConnection()
+    keys.is_unavailable = True
     monitor = CredentialMonitor(keys, interval=3600)
-    monitor.add("gone", ANN, line)
+    monitor.add("gone", ANN, connection)
     await monitor.recheck()
-    assert not line.ended
-    keys.away = False
+    assert not connection.ended
+    keys.is_unavailable = False
     await monitor.recheck()
-    assert line.ended
+    assert connection.ended
 
 
 async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:

@@ -15,7 +15,7 @@ TOKEN = jwt.encode({"sub": "ann"}, b"0" * 32, "HS256")
 
 
 @pytest.mark.parametrize(
-    ("text", "left"),
+    ("text", "redacted_text"),
     [
         (f"key moyin_00aa11bb_{SECRET} refused", "key moyin_00aa11bb_… refused"),
         (f"Authorization: Bearer {SECRET}", "Authorization: Bearer …"),
@@ -33,8 +33,8 @@ TOKEN = jwt.encode({"sub": "ann"}, b"0" * 32, "HS256")
         ("user usr_00aa11 of org_1 asked http://host:8000/a@b", None),
     ],
 )
-def test_only_secrets_are_redacted(text: str, left: str | None) -> None:
-    assert redact(text) == (text if left is None else left)
+def test_only_secrets_are_redacted(text: str, redacted_text: str | None) -> None:
+    assert redact(text) == (text if redacted_text is None else redacted_text)
 
 
 def test_every_secret_of_moyin_is_recognised() -> None:

@@ -65,7 +65,7 @@ class Studio:
             "own": "victim", "scope": "*", "iat": now, "exp": now + 300, **changes,
         }  # fmt: skip
 
-    def signed(self, key: Any = None, **changes: Any) -> str:
+    def sign_token(self, key: Any = None, **changes: Any) -> str:
         headers = {"kid": self.pair.kid, "typ": changes.pop("typ", "at+jwt")}
         claims = {k: v for k, v in self.claims(**changes).items() if v is not None}
         return jwt.encode(claims, key or self.pair.key, "EdDSA", headers)
@@ -98,8 +98,8 @@ async def test_an_access_token_authenticates_its_user(studio: Studio) -> None:
 async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> None:
     """A token that seems to be issued in the future is accepted, since replicas' clocks differ."""
     now = int(time.time())
-    ahead = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
-    assert (await studio.authenticator.authenticate(ahead)).user == studio.user.id
+    token = studio.sign_token(iat=now + 3, exp=now + 303, own=studio.user.id)
+    assert (await studio.authenticator.authenticate(token)).user == studio.user.id
 
 
 def _with_public_key(studio: Studio) -> str:
@@ -112,8 +112,8 @@ def _unsigned(studio: Studio) -> str:
     return jwt.encode(studio.claims(), "", "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
 
 
-def _altered(studio: Studio) -> str:
-    head, _, signature = studio.signed(own="me").split(".")
+def _alter_claims(studio: Studio) -> str:
+    head, _, signature = studio.sign_token(own="me").split(".")
 
     return f"{head}.{encode_base64url(json.dumps(studio.claims()).encode())}.{signature}"
 
@@ -121,16 +121,16 @@ def _altered(studio: Studio) -> str:
 FORGERIES: dict[str, Callable[[Studio], str]] = {
     "algorithm confusion": _with_public_key,
     "none": _unsigned,
-    "altered": _altered,
-    "other key": lambda s: s.signed(Ed25519PrivateKey.generate()),
+    "altered": _alter_claims,
+    "other key": lambda s: s.sign_token(Ed25519PrivateKey.generate()),
     "internal secret, person's claims": lambda s: sign_with_hs256(s.claims(), {}, SECRET),
-    "expired": lambda s: s.signed(exp=int(time.time()) - 1),
-    "other audience": lambda s: s.signed(aud="moyin-internal"),
-    "other issuer": lambda s: s.signed(iss="evil"),
-    "other type": lambda s: s.signed(typ="JWT"),
-    "no session": lambda s: s.signed(sid=None),
-    "made-up session": lambda s: s.signed(sid="ses_0"),
-    "no expiry": lambda s: s.signed(exp=None),
+    "expired": lambda s: s.sign_token(exp=int(time.time()) - 1),
+    "other audience": lambda s: s.sign_token(aud="moyin-internal"),
+    "other issuer": lambda s: s.sign_token(iss="evil"),
+    "other type": lambda s: s.sign_token(typ="JWT"),
+    "no session": lambda s: s.sign_token(sid=None),
+    "made-up session": lambda s: s.sign_token(sid="ses_0"),
+    "no expiry": lambda s: s.sign_token(exp=None),
     "unknown kid": lambda s: jwt.encode(
         s.claims(), s.pair.key, "EdDSA", {"kid": "../../dev/null", "typ": "at+jwt"}
     ),
@@ -169,13 +169,13 @@ async def test_a_cached_token_ends_when_it_expires(studio: Studio, clock: list[f
 
 
 async def test_after_a_rotation_the_old_key_still_verifies(studio: Studio) -> None:
-    before = await studio.token()
-    await studio.authenticator.authenticate(before)
+    token_before = await studio.token()
+    await studio.authenticator.authenticate(token_before)
     pair = await studio.keys.add()
-    after = await studio.token()
-    assert jwt.get_unverified_header(after)["kid"] == pair.kid
+    token_after = await studio.token()
+    assert jwt.get_unverified_header(token_after)["kid"] == pair.kid
     authenticator = create_authenticator(studio.database, SECRET)
-    for token in (before, after):
+    for token in (token_before, token_after):
         assert (await authenticator.authenticate(token)).user == studio.user.id
 
 
@@ -183,20 +183,20 @@ async def test_without_the_database_cached_identities_stay_valid(
     studio: Studio, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, key = await KeyStore(studio.database).create("studio", "k")
-    token, stranger = await studio.token(), await studio.token(timedelta(minutes=4))
+    token, other_token = await studio.token(), await studio.token(timedelta(minutes=4))
     for credential in (key, token):
         await studio.authenticator.authenticate(credential)
 
-    def away(*_: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
 
-    for way in ("read", "reading"):
-        monkeypatch.setattr(studio.database, way, away)
+    for method_name in ("read", "reading"):
+        monkeypatch.setattr(studio.database, method_name, fail)
     clock[0] += 60
     assert (await studio.authenticator.authenticate(key)).owner == "studio"
     assert (await studio.authenticator.authenticate(token)).user == studio.user.id
     with pytest.raises(ServiceUnavailable):
-        await studio.authenticator.authenticate(stranger)
+        await studio.authenticator.authenticate(other_token)
     clock[0] += 600
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
@@ -206,38 +206,42 @@ async def test_without_the_database_cached_identities_stay_valid(
 async def test_an_identity_has_its_limits(studio: Studio) -> None:
     key_id, key = await KeyStore(studio.database).create("studio", "k", scopes={"text"})
     limits = LimitStore(studio.database)
-    own = Limit(subject=f"key:{key_id}", requests_per_minute=5, open_jobs=2)
+    key_limit = Limit(subject=f"key:{key_id}", requests_per_minute=5, open_jobs=2)
     await limits.set(Limit(subject="owner:studio", concurrent_requests=3))
-    await limits.set(own)
+    await limits.set(key_limit)
     identity = await studio.authenticator.authenticate(key)
-    assert [limit.subject for limit in identity.limits] == [own.subject, "owner:studio"]
-    assert identity.limits[0] == own
+    assert [limit.subject for limit in identity.limits] == [key_limit.subject, "owner:studio"]
+    assert identity.limits[0] == key_limit
     # Requests of Moyin's services are not counted, since the client's request was.
-    inside = await studio.authenticator.authenticate(
+    service_identity = await studio.authenticator.authenticate(
         create_service_token_factory(SECRET, "jobs")(identity)
     )
-    assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
-    assert inside.limits[0] == replace(own, requests_per_minute=None)
+    assert (service_identity.service, service_identity.key_id, service_identity.scopes) == (
+        "jobs",
+        key_id,
+        {"text"},
+    )
+    assert service_identity.limits[0] == replace(key_limit, requests_per_minute=None)
 
 
 async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: Path) -> None:
     raw = studio.pair.key.private_bytes_raw()
-    stored = b"".join(path.read_bytes() for path in tmp_path.glob("moyin.db*"))
-    assert studio.pair.kid.encode() in stored
+    database_bytes = b"".join(path.read_bytes() for path in tmp_path.glob("moyin.db*"))
+    assert studio.pair.kid.encode() in database_bytes
     assert (
-        raw not in stored
-        and encode_base64url(raw).encode() not in stored
-        and raw.hex().encode() not in stored
+        raw not in database_bytes
+        and encode_base64url(raw).encode() not in database_bytes
+        and raw.hex().encode() not in database_bytes
     )
     with pytest.raises(RuntimeError):
         await SigningKeyStore(studio.database).get_newest()
 
 
 async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
-    ahead = now() + timedelta(days=400)
+    future_time = now() + timedelta(days=400)
     async with studio.database.writing() as connection:
-        await connection.execute(signing_keys.update().values(created_at=ahead))
+        await connection.execute(signing_keys.update().values(created_at=future_time))
     for _ in range(2):
-        new = await studio.keys.add()
-        assert (await studio.keys.get_newest()).kid == new.kid
-        assert (await studio.keys.list_public_keys())[0].kid == new.kid
+        new_key = await studio.keys.add()
+        assert (await studio.keys.get_newest()).kid == new_key.kid
+        assert (await studio.keys.list_public_keys())[0].kid == new_key.kid

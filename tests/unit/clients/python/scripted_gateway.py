@@ -35,7 +35,7 @@ LOST = Reply(status=0, breaks=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ReceivedRequest:
     method: str
     path: str
     query: Mapping[str, str]
@@ -80,7 +80,7 @@ class ScriptedGateway:
     """Answers each route with its next scripted reply, and records the requests."""
 
     def __init__(self) -> None:
-        self.seen: list[Seen] = []
+        self.requests: list[ReceivedRequest] = []
         self._replies: defaultdict[tuple[str, str], list[Reply]] = defaultdict(list)
         self._port = 0
         self.start()
@@ -92,9 +92,9 @@ class ScriptedGateway:
     def script(self, method: str, path: str, *replies: Reply) -> None:
         self._replies[method, path].extend(replies)
 
-    def take(self, seen: Seen) -> Reply:
-        self.seen.append(seen)
-        replies = self._replies[seen.method, seen.path]
+    def next_reply(self, request: ReceivedRequest) -> Reply:
+        self.requests.append(request)
+        replies = self._replies[request.method, request.path]
         return replies.pop(0) if replies else problem(404, "route_not_found")
 
     def start(self) -> None:
@@ -127,8 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         address = urlsplit(self.path)
-        reply = self.server.gateway.take(
-            Seen(
+        reply = self.server.gateway.next_reply(
+            ReceivedRequest(
                 method=self.command,
                 path=address.path,
                 query=dict(parse_qsl(address.query, strict_parsing=bool(address.query))),

@@ -48,7 +48,7 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("shape", "body", "more"),
+    ("shape", "body", "extra_members"),
     [
         (client.Job, wire.JobDetail, set()),
         (client.Progress, wire.ProgressBody, {"node"}),
@@ -73,9 +73,9 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
     ],
 )
 def test_a_dataclass_has_the_members_of_its_body(
-    shape: Any, body: type[BaseModel], more: set[str]
+    shape: Any, body: type[BaseModel], extra_members: set[str]
 ) -> None:
-    assert {field.name for field in fields(shape)} == body.model_fields.keys() | more
+    assert {field.name for field in fields(shape)} == body.model_fields.keys() | extra_members
 
 
 def test_final_statuses_are_those_of_the_gateway() -> None:
@@ -113,9 +113,13 @@ def test_the_gateway_accepts_the_requests_of_the_client(work: Work) -> None:
     options = JobOptions(
         priority=1, deadline=NOON, metadata={"a": "b"}, webhook="https://a.example"
     )
-    parsed = JOB_REQUEST.validate_python(build_job(work, options))
-    assert parsed.kind == work.kind
-    assert (parsed.priority, parsed.deadline, parsed.metadata) == (1, NOON, {"a": "b"})
+    parsed_request = JOB_REQUEST.validate_python(build_job(work, options))
+    assert parsed_request.kind == work.kind
+    assert (parsed_request.priority, parsed_request.deadline, parsed_request.metadata) == (
+        1,
+        NOON,
+        {"a": "b"},
+    )
 
 
 def test_the_gateway_takes_the_filters() -> None:
@@ -135,17 +139,24 @@ def test_the_gateway_takes_the_filters() -> None:
         template="dawn", user="u1", metadata={"project": "aurora"}, page_size=7,
     )  # fmt: skip
     assert files.keys() == ArtifactFilter.__annotations__.keys()
-    wanted = parse_artifacts_query(build_query(files, None).items())
-    assert (wanted.media_type, wanted.favourite, wanted.user) == ("image/*", False, "u1")
-    assert (wanted.template, wanted.metadata) == ("dawn", {"project": "aurora"})
+    artifacts_query = parse_artifacts_query(build_query(files, None).items())
+    assert (artifacts_query.media_type, artifacts_query.favourite, artifacts_query.user) == (
+        "image/*",
+        False,
+        "u1",
+    )
+    assert (artifacts_query.template, artifacts_query.metadata) == ("dawn", {"project": "aurora"})
 
 
 def test_the_gateway_takes_requests_for_many_jobs() -> None:
     conditions = JobConditions(status="failed", metadata={"a": "b"}, created_after=NOON)
     body = json.dumps(build_bulk(conditions, True, "c1")).encode()
-    parsed = parse_bulk_request(body)
-    assert (parsed.filter.status, parsed.filter.created_after) == ([JobStatus.FAILED], NOON)
-    assert (parsed.dry_run, parsed.cursor) == (True, "c1")
+    parsed_request = parse_bulk_request(body)
+    assert (parsed_request.filter.status, parsed_request.filter.created_after) == (
+        [JobStatus.FAILED],
+        NOON,
+    )
+    assert (parsed_request.dry_run, parsed_request.cursor) == (True, "c1")
 
 
 def test_the_gateway_takes_queries_of_usage() -> None:
@@ -154,19 +165,23 @@ def test_the_gateway_takes_queries_of_usage() -> None:
         requested_model="auto", owner="*",
     )  # fmt: skip
     assert query.keys() == UsageQuery.__annotations__.keys()
-    parsed = usage.UsageQuery.model_validate(build_usage_query(query))
-    assert (parsed.group_by, parsed.since, parsed.until) == (["day", "key"], NOON, NOON)
+    parsed_query = usage.UsageQuery.model_validate(build_usage_query(query))
+    assert (parsed_query.group_by, parsed_query.since, parsed_query.until) == (
+        ["day", "key"],
+        NOON,
+        NOON,
+    )
 
 
 def test_the_client_imports_only_declared_dependencies() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
     assert names == {"httpx"}
-    imported = set()
+    imported_modules = set()
     paths = list((PROJECT / "moyin_client").glob("*.py"))
     for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
+            imported_modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or "").split(".")[0])
-    assert imported - sys.stdlib_module_names == {"httpx", "moyin_client"}
+            imported_modules.add((node.module or "").split(".")[0])
+    assert imported_modules - sys.stdlib_module_names == {"httpx", "moyin_client"}

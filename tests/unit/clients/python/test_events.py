@@ -58,8 +58,8 @@ async def test_events_are_typed_by_their_kind(client: AnyClient, gateway: Script
     assert isinstance(events[2].data, FinishedStep)
     assert events[2].data.artifacts[0].name == "a.png"
     assert (events[3].data, events[3].raw) == (None, {"x": 1})
-    [seen] = gateway.seen
-    assert "last-event-id" not in seen.headers
+    [request] = gateway.requests
+    assert "last-event-id" not in request.headers
 
 
 @pytest.mark.parametrize("breaks", [True, False], ids=["reset", "early end"])
@@ -74,7 +74,11 @@ async def test_a_broken_stream_resumes_after_the_last_whole_event(
     )  # fmt: skip
     events = await client.collect("events", "j1", last_event_id="0-0")
     assert [event.id for event in events] == ["1-0", "2-0", "9-0"]
-    assert [seen.headers["last-event-id"] for seen in gateway.seen] == ["0-0", "1-0", "2-0"]
+    assert [request.headers["last-event-id"] for request in gateway.requests] == [
+        "0-0",
+        "1-0",
+        "2-0",
+    ]
     assert len(pauses.seconds) == 2
 
 
@@ -87,17 +91,17 @@ async def test_a_dead_gateway_is_waited_for(
     events = await client.collect("events", "j1")
     assert [event.id for event in events] == ["2-0", "9-0"]
     assert steps == []
-    assert [seen.headers.get("last-event-id") for seen in gateway.seen] == [None, "2-0"]
+    assert [request.headers.get("last-event-id") for request in gateway.requests] == [None, "2-0"]
 
 
 async def test_errors_that_pass_are_waited_for(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    slow = event("error", {"code": "slow_consumer", "message": "too slow"})
+    slow_consumer_event = event("error", {"code": "slow_consumer", "message": "too slow"})
     gateway.script(
         "GET", EVENTS,
         problem(503, "service_unavailable", headers={"retry-after": "3"}),
-        stream(RUNNING + slow),
+        stream(RUNNING + slow_consumer_event),
         stream(SUCCEEDED),
     )  # fmt: skip
     assert [item.id for item in await client.collect("events", "j1")] == ["2-0", "9-0"]
@@ -115,10 +119,10 @@ async def test_the_pause_that_the_gateway_asks_for_is_kept(
 async def test_an_event_without_id_does_not_move_the_cursor(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
-    last = status("succeeded", None)
-    gateway.script("GET", EVENTS, stream(RUNNING, last, breaks=True), stream(last))
+    last_event = status("succeeded", None)
+    gateway.script("GET", EVENTS, stream(RUNNING, last_event, breaks=True), stream(last_event))
     assert [item.id for item in await client.collect("events", "j1")] == ["2-0", None, None]
-    assert gateway.seen[1].headers["last-event-id"] == "2-0"
+    assert gateway.requests[1].headers["last-event-id"] == "2-0"
 
 
 @pytest.mark.parametrize(
@@ -136,13 +140,13 @@ async def test_other_errors_end_the_stream(
 
 
 async def test_only_failures_in_a_row_count(client: AnyClient, gateway: ScriptedGateway) -> None:
-    broken = [stream(status("running", f"2-{n}"), breaks=True) for n in range(6)]
-    gateway.script("GET", EVENTS, *broken, LOST, LOST, LOST, LOST)
+    broken_streams = [stream(status("running", f"2-{n}"), breaks=True) for n in range(6)]
+    gateway.script("GET", EVENTS, *broken_streams, LOST, LOST, LOST, LOST)
     with pytest.raises(MoyinError) as exc_info:
         await client.collect("events", "j1")
     assert exc_info.value.code == "connection_failed"
     # Four tries in a row; the last stream with an event is the first of them.
-    assert len(gateway.seen) == 9
+    assert len(gateway.requests) == 9
 
 
 async def test_nothing_comes_after_the_last_event(
@@ -165,7 +169,7 @@ async def test_a_stream_goes_on_after_a_retry_of_the_job(
     assert [(event.type, event.id) for event in events] == [
         ("failed", "3-0"), ("queued", "4-0"), ("succeeded", None),
     ]  # fmt: skip
-    assert gateway.seen[1].headers["last-event-id"] == "4-0"
+    assert gateway.requests[1].headers["last-event-id"] == "4-0"
 
 
 async def test_waiting_reports_progress_and_returns_the_job(
@@ -184,10 +188,10 @@ async def test_waiting_reports_progress_and_returns_the_job(
     gateway.script(
         "GET", "/jobs/j1", answer({"id": "j1", "status": "succeeded", "outputs": [output]})
     )
-    reported: list[Progress] = []
-    job = await client.call("wait", "j1", on_progress=reported.append)
+    reported_progress: list[Progress] = []
+    job = await client.call("wait", "j1", on_progress=reported_progress.append)
     assert job.outputs[0].text == "blue"
-    assert reported == [Progress(value=1, max=2), Progress(value=1, max=2)]
+    assert reported_progress == [Progress(value=1, max=2), Progress(value=1, max=2)]
 
 
 async def test_waiting_follows_a_job_that_was_retried_meanwhile(
@@ -199,7 +203,7 @@ async def test_waiting_follows_a_job_that_was_retried_meanwhile(
         answer({"id": "j1", "status": "queued"}), answer({"id": "j1", "status": "succeeded"}),
     )  # fmt: skip
     assert (await client.call("wait", "j1")).status == "succeeded"
-    assert gateway.seen[2].headers["last-event-id"] == "3-0"
+    assert gateway.requests[2].headers["last-event-id"] == "3-0"
 
 
 async def test_previews_are_typed_and_never_cursors(
@@ -218,8 +222,12 @@ async def test_previews_are_typed_and_never_cursors(
     assert events[1].data == Preview(
         step=0, node="KSampler", media_type="image/jpeg", url="/jobs/j1/preview?number=5"
     )
-    assert [seen.headers.get("last-event-id") for seen in gateway.seen] == [None, "2-0", "2-0"]
-    assert [seen.query for seen in gateway.seen] == [{"previews": "true"}] * 3
+    assert [request.headers.get("last-event-id") for request in gateway.requests] == [
+        None,
+        "2-0",
+        "2-0",
+    ]
+    assert [request.query for request in gateway.requests] == [{"previews": "true"}] * 3
 
 
 async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
@@ -228,7 +236,7 @@ async def test_a_preview_after_the_last_event_does_not_reopen_the_stream(
     gateway.script("GET", EVENTS, stream(SUCCEEDED, event("preview", SEEN)))
     events = await client.collect("events", "j1", previews=True)
     assert [item.type for item in events] == ["succeeded", "preview"]
-    assert (len(gateway.seen), pauses.seconds) == (1, [])
+    assert (len(gateway.requests), pauses.seconds) == (1, [])
 
 
 async def test_previews_are_sent_only_on_request(
@@ -236,7 +244,7 @@ async def test_previews_are_sent_only_on_request(
 ) -> None:
     gateway.script("GET", EVENTS, stream(SUCCEEDED))
     await client.collect("events", "j1")
-    assert gateway.seen[0].query == {}
+    assert gateway.requests[0].query == {}
 
 
 async def test_the_newest_preview_is_a_picture_or_none(
@@ -263,6 +271,6 @@ async def test_a_token_for_a_page_is_created(client: AnyClient, gateway: Scripte
         token="e.y.J", expires_at=datetime(2026, 11, 28, 12, 5, tzinfo=UTC)
     )
     await client.call("create_token", "j1", expires_in=60)
-    assert [seen.json for seen in gateway.seen] == [
+    assert [request.json for request in gateway.requests] == [
         {"expires_in": 300}, {"expires_in": 300}, {"expires_in": 60},
     ]  # fmt: skip

@@ -33,10 +33,10 @@ async def test_an_upload_is_repeated_as_a_whole_with_its_key(
     gateway.script("POST", "/artifacts", LOST, answer(STORED, 201))
     artifact = await client.call("upload", tmp_path / "ü.png")
     assert (artifact.id, artifact.name) == ("art_1", "ü.png")
-    assert [seen.body for seen in gateway.seen] == [LARGE, LARGE]
-    assert gateway.seen[0].query == {"name": "ü.png"}
-    assert gateway.seen[0].headers["content-type"] == "image/png"
-    keys = [seen.headers["idempotency-key"] for seen in gateway.seen]
+    assert [request.body for request in gateway.requests] == [LARGE, LARGE]
+    assert gateway.requests[0].query == {"name": "ü.png"}
+    assert gateway.requests[0].headers["content-type"] == "image/png"
+    keys = [request.headers["idempotency-key"] for request in gateway.requests]
     assert keys[0] == keys[1]
 
 
@@ -44,35 +44,43 @@ async def test_bytes_are_uploaded(client: AnyClient, gateway: ScriptedGateway) -
     gateway.script("POST", "/artifacts", answer(STORED, 201), answer(STORED, 201))
     await client.call("upload", b"abc", name="a.bin", media_type="text/plain")
     await client.call("upload", b"")
-    first, second = gateway.seen
-    assert (first.body, first.headers["content-type"], first.query) == (
+    first_request, second_request = gateway.requests
+    assert (first_request.body, first_request.headers["content-type"], first_request.query) == (
         b"abc", "text/plain", {"name": "a.bin"},
     )  # fmt: skip
-    assert (second.body, second.query) == (b"", {})
-    assert second.headers["content-type"] == "application/octet-stream"
+    assert (second_request.body, second_request.query) == (b"", {})
+    assert second_request.headers["content-type"] == "application/octet-stream"
 
 
 async def test_an_interrupted_download_starts_again(
     client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
-    broken = Reply(pieces=(LARGE[:100_000],), breaks=True)
-    short = Reply(headers={"content-length": str(len(LARGE))}, body=LARGE[:5], breaks=True)
-    whole = Reply(body=LARGE)
-    gateway.script("GET", "/artifacts/art_1", broken, short, whole, broken, whole)
+    broken_reply = Reply(pieces=(LARGE[:100_000],), breaks=True)
+    short_reply = Reply(headers={"content-length": str(len(LARGE))}, body=LARGE[:5], breaks=True)
+    whole_reply = Reply(body=LARGE)
+    gateway.script(
+        "GET", "/artifacts/art_1", broken_reply, short_reply, whole_reply, broken_reply, whole_reply
+    )
     target = tmp_path / "a.png"
     target.write_bytes(b"old")
     assert await client.call("download", "art_1", str(target)) == target
     assert target.read_bytes() == LARGE
     assert await client.call("download", "art_1", width=256) == LARGE
-    assert [seen.query for seen in gateway.seen] == [{}, {}, {}, {"w": "256"}, {"w": "256"}]
+    assert [request.query for request in gateway.requests] == [
+        {},
+        {},
+        {},
+        {"w": "256"},
+        {"w": "256"},
+    ]
     assert list(tmp_path.iterdir()) == [target]
 
 
 async def test_a_failed_download_leaves_the_file_as_it_was(
     client: AnyClient, gateway: ScriptedGateway, tmp_path: Path
 ) -> None:
-    broken = Reply(pieces=(b"half",), breaks=True)
-    gateway.script("GET", "/artifacts/art_1", broken, problem(404, "artifact_not_found"))
+    broken_reply = Reply(pieces=(b"half",), breaks=True)
+    gateway.script("GET", "/artifacts/art_1", broken_reply, problem(404, "artifact_not_found"))
     target = tmp_path / "a.png"
     target.write_bytes(b"old")
     with pytest.raises(MoyinError) as exc_info:
@@ -85,8 +93,10 @@ async def test_a_failed_download_leaves_the_file_as_it_was(
 async def test_files_are_listed_linked_and_deleted(
     client: AnyClient, gateway: ScriptedGateway
 ) -> None:
-    listed = STORED | {"job": "j1", "created_at": "2026-11-28T12:00:00Z"}
-    gateway.script("GET", "/artifacts", answer({"artifacts": [listed], "next_cursor": None}))
+    listed_artifact = STORED | {"job": "j1", "created_at": "2026-11-28T12:00:00Z"}
+    gateway.script(
+        "GET", "/artifacts", answer({"artifacts": [listed_artifact], "next_cursor": None})
+    )
     link = {"url": "/files/signed/abc/a.png", "expires_at": "2026-11-28T13:00:00Z"}
     gateway.script("POST", "/artifacts/art_1/link", answer(link))
     gateway.script(
@@ -94,10 +104,10 @@ async def test_files_are_listed_linked_and_deleted(
     )
     [artifact] = await client.collect("artifacts", job="j1", media_type="image/*")
     assert (artifact.job, artifact.created_at) == ("j1", datetime(2026, 11, 28, 12, tzinfo=UTC))
-    assert gateway.seen[0].query == {"job": "j1", "media_type": "image/*"}
-    made = await client.call("link", artifact, expires_in=600)
-    assert made.url == gateway.url + "/files/signed/abc/a.png"
-    assert gateway.seen[1].json == {"expires_in": 600}
+    assert gateway.requests[0].query == {"job": "j1", "media_type": "image/*"}
+    created_link = await client.call("link", artifact, expires_in=600)
+    assert created_link.url == gateway.url + "/files/signed/abc/a.png"
+    assert gateway.requests[1].json == {"expires_in": 600}
     await client.call("delete_artifact", artifact)
     await client.call("delete_artifact", "art_1")
 

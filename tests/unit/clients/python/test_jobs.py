@@ -82,9 +82,9 @@ async def test_work_is_submitted_as_documented(
         deadline=datetime(2026, 12, 1, tzinfo=UTC),
     )  # fmt: skip
     assert (job.id, job.status, job.has_ended) == ("j1", "queued", False)
-    [seen] = gateway.seen
-    assert seen.headers["authorization"] == "Bearer key-1"
-    assert seen.json == body | {
+    [request] = gateway.requests
+    assert request.headers["authorization"] == "Bearer key-1"
+    assert request.json == body | {
         "priority": 2, "metadata": {"project": "dawn"}, "webhook": "https://a.example/b",
         "deadline": "2026-12-01T00:00:00+00:00",
     }  # fmt: skip
@@ -93,13 +93,13 @@ async def test_work_is_submitted_as_documented(
 async def test_retries_of_a_submission_have_the_same_key(
     client: AnyClient, gateway: ScriptedGateway, pauses: Pauses
 ) -> None:
-    busy = problem(503, "service_unavailable", headers={"retry-after": "7"})
-    gateway.script("POST", "/jobs", LOST, busy, answer(QUEUED, 202), answer(QUEUED, 202))
+    busy_reply = problem(503, "service_unavailable", headers={"retry-after": "7"})
+    gateway.script("POST", "/jobs", LOST, busy_reply, answer(QUEUED, 202), answer(QUEUED, 202))
     await client.call("submit", CHAT)
     await client.call("submit", CHAT)
-    keys = [seen.headers["idempotency-key"] for seen in gateway.seen]
+    keys = [request.headers["idempotency-key"] for request in gateway.requests]
     assert keys[0] == keys[1] == keys[2] != keys[3]
-    assert len({seen.body for seen in gateway.seen}) == 1
+    assert len({request.body for request in gateway.requests}) == 1
     assert len(pauses.seconds) == 2
     assert 0.25 <= pauses.seconds[0] <= 0.5
     assert pauses.seconds[1] == 7
@@ -108,7 +108,7 @@ async def test_retries_of_a_submission_have_the_same_key(
 async def test_a_key_of_the_caller_is_sent(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script("POST", "/jobs", answer(QUEUED, 202))
     await client.call("submit", CHAT, idempotency_key="order-4711")
-    assert gateway.seen[0].headers["idempotency-key"] == "order-4711"
+    assert gateway.requests[0].headers["idempotency-key"] == "order-4711"
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 422, 500])
@@ -126,7 +126,7 @@ async def test_other_errors_are_raised_at_once(
     assert (error.request_id, error.retry_after) == ("req_7", None)
     assert error.details == {"node_errors": {"3": "bad"}}
     assert pauses.seconds == []
-    assert len(gateway.seen) == 1
+    assert len(gateway.requests) == 1
 
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
@@ -137,7 +137,7 @@ async def test_a_passing_error_is_raised_after_the_last_try(
     with pytest.raises(MoyinError) as exc_info:
         await client.call("job", "j1")
     assert (exc_info.value.status, exc_info.value.code) == (status, "passing")
-    assert (len(gateway.seen), len(pauses.seconds)) == (4, 3)
+    assert (len(gateway.requests), len(pauses.seconds)) == (4, 3)
 
 
 async def test_a_gateway_that_is_down_is_tried_again(
@@ -230,7 +230,7 @@ async def test_pages_are_read_to_the_end(client: AnyClient, gateway: ScriptedGat
         "status": "failed,cancelled", "kind": "render", "metadata.project": "aurora",
         "created_after": "2026-01-01T00:00:00+00:00", "limit": "2",
     }  # fmt: skip
-    assert [seen.query for seen in gateway.seen] == [
+    assert [request.query for request in gateway.requests] == [
         conditions, conditions | {"cursor": "c1"}, conditions | {"cursor": "c2"},
     ]  # fmt: skip
 
@@ -244,9 +244,9 @@ async def test_a_time_needs_a_zone(client: AnyClient) -> None:
 async def test_an_id_cannot_lead_to_another_route(
     client: AnyClient, gateway: ScriptedGateway, name: str
 ) -> None:
-    with pytest.raises(ValueError, match="not an id"):
+    with pytest.raises(ValueError, match="not the id of a job or file"):
         await client.call("delete", name)
-    assert gateway.seen == []
+    assert gateway.requests == []
 
 
 async def test_jobs_are_cancelled_retried_and_deleted(
@@ -258,7 +258,7 @@ async def test_jobs_are_cancelled_retried_and_deleted(
     job = await client.call("cancel", "j1")
     assert (await client.call("retry", job)).attempts == 2
     assert await client.call("delete", job) is None
-    assert [seen.method for seen in gateway.seen] == ["POST", "POST", "DELETE"]
+    assert [request.method for request in gateway.requests] == ["POST", "POST", "DELETE"]
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ async def test_a_repeated_change_that_was_made_already_returns_the_job(
 
 
 async def test_a_repeated_deletion_succeeds(client: AnyClient, gateway: ScriptedGateway) -> None:
-    missing = problem(404, "job_not_found")
-    limited = problem(429, "rate_limit_exceeded", headers={"retry-after": "1"})
-    gateway.script("DELETE", "/jobs/j1", LOST, missing, limited, missing)
+    missing_reply = problem(404, "job_not_found")
+    limited_reply = problem(429, "rate_limit_exceeded", headers={"retry-after": "1"})
+    gateway.script("DELETE", "/jobs/j1", LOST, missing_reply, limited_reply, missing_reply)
     await client.call("delete", "j1")
     # A limit does not hide that there was no such job.
     with pytest.raises(MoyinError) as exc_info:
@@ -302,10 +302,10 @@ async def test_many_jobs_are_changed_until_no_cursor_is_left(
     result = await client.call("delete_jobs", **conditions)
     assert result == BulkResult(matched=10_005, done=9_005, skipped=1_000)
     assert (await client.call("cancel_jobs", dry_run=True, kind="render")).matched == 3
-    sent = conditions | {"created_before": "2026-01-01T00:00:00+00:00"}
-    assert [seen.json for seen in gateway.seen] == [
-        {"filter": sent, "dry_run": False, "cursor": None},
-        {"filter": sent, "dry_run": False, "cursor": "c1"},
+    sent_filter = conditions | {"created_before": "2026-01-01T00:00:00+00:00"}
+    assert [request.json for request in gateway.requests] == [
+        {"filter": sent_filter, "dry_run": False, "cursor": None},
+        {"filter": sent_filter, "dry_run": False, "cursor": "c1"},
         {"filter": {"kind": "render"}, "dry_run": True, "cursor": None},
     ]
 
@@ -313,7 +313,7 @@ async def test_many_jobs_are_changed_until_no_cursor_is_left(
 async def test_a_graph_is_read(client: AnyClient, gateway: ScriptedGateway) -> None:
     gateway.script("GET", "/jobs/j1/graph", answer({"1": {}}), answer([]))
     assert await client.call("graph", "j1", step=2) == {"1": {}}
-    assert gateway.seen[0].query == {"step": "2"}
+    assert gateway.requests[0].query == {"step": "2"}
     with pytest.raises(MoyinError, match="not a graph"):
         await client.call("graph", "j1")
 
@@ -336,9 +336,9 @@ async def test_usage_is_parsed(client: AnyClient, gateway: ScriptedGateway) -> N
     assert (usage.groups[0].day, usage.groups[0].model, usage.groups[0].key) == (
         "2026-11-02", "m", None,
     )  # fmt: skip
-    [seen] = gateway.seen
+    [request] = gateway.requests
     # The scripted gateway keeps the last of repeated parameters.
-    assert seen.query == {
+    assert request.query == {
         "group_by": "model", "from": "2026-11-01T00:00:00+00:00", "backend": "b",
     }  # fmt: skip
 

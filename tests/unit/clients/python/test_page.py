@@ -44,21 +44,21 @@ def run_example() -> None:
 def test_the_example_renders_a_photo(
     gateway: ScriptedGateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
+    ended_job = {"id": "j1", "status": "succeeded", "artifacts": [{"id": "art_2"}]}
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
     gateway.script(
         "GET", "/jobs/j1/events",
         stream(
             event("progress", {"value": 3, "max": 20, "step": 0}, "1-0"),
-            event("succeeded", ended, "2-0"),
+            event("succeeded", ended_job, "2-0"),
         ),
     )  # fmt: skip
-    gateway.script("GET", "/jobs/j1", answer(ended))
+    gateway.script("GET", "/jobs/j1", answer(ended_job))
     gateway.script("GET", "/artifacts/art_2", Reply(body=b"picture"))
     run_example()
     assert capsys.readouterr().out == "3 of 20\n"
     assert (tmp_path / "art_2.png").read_bytes() == b"picture"
-    assert gateway.seen[1].json == {
+    assert gateway.requests[1].json == {
         "kind": "render", "template": "restyle",
         "inputs": {"image": "artifact:art_1", "seed": 7}, "metadata": {"project": "dawn"},
     }  # fmt: skip
@@ -71,10 +71,10 @@ def test_the_example_names_the_field_that_is_wrong(gateway: ScriptedGateway) -> 
 
 
 def test_the_example_shows_why_a_job_failed(gateway: ScriptedGateway) -> None:
-    failed = {"id": "j1", "status": "failed", "error": {"code": "render_failed"}}
+    failed_job = {"id": "j1", "status": "failed", "error": {"code": "render_failed"}}
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
-    gateway.script("GET", "/jobs/j1/events", stream(event("failed", failed, "2-0")))
-    gateway.script("GET", "/jobs/j1", answer(failed))
+    gateway.script("GET", "/jobs/j1/events", stream(event("failed", failed_job, "2-0")))
+    gateway.script("GET", "/jobs/j1", answer(failed_job))
     with pytest.raises(SystemExit, match=r"failed: .*render_failed"):
         run_example()
 
@@ -82,19 +82,19 @@ def test_the_example_shows_why_a_job_failed(gateway: ScriptedGateway) -> None:
 def test_the_example_of_the_readme_asks_for_a_colour(
     gateway: ScriptedGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = {
+    ended_job = {
         "id": "j1",
         "status": "succeeded",
         "outputs": [{"step": 0, "kind": "chat", "text": "teal"}],
     }
     gateway.script("POST", "/jobs", answer({"id": "j1", "status": "queued"}, 202))
-    gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended, "2-0")))
-    gateway.script("GET", "/jobs/j1", answer(ended))
+    gateway.script("GET", "/jobs/j1/events", stream(event("succeeded", ended_job, "2-0")))
+    gateway.script("GET", "/jobs/j1", answer(ended_job))
     kind, text = list_snippets(README)["example"]
     assert kind == "python"
     exec(text.replace("http://127.0.0.1:8000", gateway.url).replace("moyin_…", "key-1"), {})
     assert capsys.readouterr().out == "teal\n"
-    assert gateway.seen[0].json["kind"] == "chat"
+    assert gateway.requests[0].json["kind"] == "chat"
 
 
 def test_the_installation_of_the_readme_brings_the_whole_package(
@@ -119,5 +119,5 @@ def test_the_installation_of_the_readme_brings_the_whole_package(
     modules = {path.name for path in (package / "moyin_client").iterdir() if path.is_file()}
     assert {path.name for path in (target / "moyin_client").iterdir() if path.is_file()} == modules
     [metadata] = target.glob("moyin_client-*.dist-info/METADATA")
-    requires = re.findall("^Requires-Dist: (\\w+)", metadata.read_text(), re.MULTILINE)
-    assert requires == ["httpx"]
+    required_packages = re.findall("^Requires-Dist: (\\w+)", metadata.read_text(), re.MULTILINE)
+    assert required_packages == ["httpx"]

@@ -53,9 +53,16 @@ def new_error(status: int | None, code: str = "x", retry_after: float | None = N
 
 def test_pauses_double_up_to_the_longest() -> None:
     policy = RetryPolicy(tries=5_000, first_pause=1.0, longest_pause=10.0)
-    for failures, longest in [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 10.0), (4_000, 10.0)]:
+    for failures, longest_pause in [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 4.0),
+        (4, 8.0),
+        (5, 10.0),
+        (4_000, 10.0),
+    ]:
         pause = policy.pause_after(new_error(503), failures)
-        assert longest / 2 <= pause <= longest
+        assert longest_pause / 2 <= pause <= longest_pause
 
 
 def test_the_pause_is_never_shorter_than_the_gateway_asks_for() -> None:

@@ -27,12 +27,12 @@ def test_the_client_calls_the_routes_of_the_document() -> None:
     # Paths of one job or file are made by two functions, and two actions have a path in common.
     source = source.replace("${jobPath(job)}", "/jobs/{job_id}")
     source = source.replace("${artifactPath(artifact)}", "/artifacts/{artifact_id}")
-    called = set(re.findall(r'["`](/(?:jobs|artifacts)(?:/[\w{}-]+)*)["`]', source))
-    called |= {"/jobs/{job_id}", "/artifacts/{artifact_id}"}
-    called |= {
+    called_routes = set(re.findall(r'["`](/(?:jobs|artifacts)(?:/[\w{}-]+)*)["`]', source))
+    called_routes |= {"/jobs/{job_id}", "/artifacts/{artifact_id}"}
+    called_routes |= {
         f"/jobs/{{job_id}}/{action}" for action in re.findall(r'#change\(job, "(\w+)"', source)
     }
-    assert called == set(ROUTES)
+    assert called_routes == set(ROUTES)
 
 
 def test_it_has_the_methods_of_the_python_client() -> None:
@@ -66,11 +66,11 @@ def test_it_sends_the_same_errors_again() -> None:
 
 def test_final_statuses_are_the_same() -> None:
     source = (SOURCES / "types.ts").read_text()
-    final = re.search(r"FINAL.* = new Set\(\[(.*?)\]\)", source)
-    assert final is not None
-    assert set(re.findall(r'"(\w+)"', final[1])) == FINAL_STATUSES
+    statuses_match = re.search(r"FINAL.* = new Set\(\[(.*?)\]\)", source)
+    assert statuses_match is not None
+    assert set(re.findall(r'"(\w+)"', statuses_match[1])) == FINAL_STATUSES
 
 
 def _to_camel_case(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(word.title() for word in others)
+    first_word, *other_words = name.split("_")
+    return first_word + "".join(word.title() for word in other_words)

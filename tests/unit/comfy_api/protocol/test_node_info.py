@@ -16,32 +16,35 @@ from moyin.comfy_api.protocol.node_info import (
 )
 
 
-def loader(*files: str) -> dict[str, Any]:
+def loader_node(*files: str) -> dict[str, Any]:
     return {"input": {"required": {"ckpt": [list(files), {"tooltip": "x"}], "n": ["INT", {}]}}}
 
 
-def combo(*files: str) -> dict[str, Any]:
+def combo_node(*files: str) -> dict[str, Any]:
     return {"input": {"required": {"m": ["COMBO", {"options": list(files)}]}, "hidden": "x"}}
 
 
 def test_a_node_of_several_pools_has_the_choices_of_all() -> None:
-    one = {"Load": loader("a", "b"), "New": combo("x"), "Only": {"input": {}}}
-    two = {"Load": loader("b", "c"), "New": combo("y"), "Other": {}}
-    before = copy.deepcopy((one, two))
-    assert merge_nodes([one, two]) == {
-        "Load": loader("a", "b", "c"),
-        "New": combo("x", "y"),
+    first_nodes = {"Load": loader_node("a", "b"), "New": combo_node("x"), "Only": {"input": {}}}
+    second_nodes = {"Load": loader_node("b", "c"), "New": combo_node("y"), "Other": {}}
+    nodes_before = copy.deepcopy((first_nodes, second_nodes))
+    assert merge_nodes([first_nodes, second_nodes]) == {
+        "Load": loader_node("a", "b", "c"),
+        "New": combo_node("x", "y"),
         "Only": {"input": {}},
         "Other": {},
     }
-    assert (one, two) == before
+    assert (first_nodes, second_nodes) == nodes_before
     assert merge_nodes([]) == {}
 
 
 def test_the_first_definition_counts_when_an_input_differs_in_kind() -> None:
-    one, two = {"Load": loader("a")}, {"Load": {"input": {"required": {"ckpt": ["STRING", {}]}}}}
-    assert merge_nodes([one, two]) == one
-    assert merge_nodes([two, one]) == two
+    first_nodes, second_nodes = (
+        {"Load": loader_node("a")},
+        {"Load": {"input": {"required": {"ckpt": ["STRING", {}]}}}},
+    )
+    assert merge_nodes([first_nodes, second_nodes]) == first_nodes
+    assert merge_nodes([second_nodes, first_nodes]) == second_nodes
 
 
 def test_lists_and_objects_are_merged_without_duplicates() -> None:
@@ -61,14 +64,14 @@ def test_upload_inputs_offer_only_the_callers_files() -> None:
         "Output": {
             "input": {"required": {"image": ["COMBO", {"image_upload": True, "remote": {}}]}}
         },
-        "Load": loader("a"),
+        "Load": loader_node("a"),
     }
-    before = copy.deepcopy(nodes)
-    changed = set_upload_choices(nodes, ["mine.png"])
-    assert changed["LoadImage"]["input"]["required"]["image"][0] == ["mine.png"]
-    assert changed["LoadVideo"]["input"]["required"]["file"][1]["options"] == ["mine.png"]
-    assert (changed["Output"], changed["Load"]) == (nodes["Output"], nodes["Load"])
-    assert nodes == before
+    nodes_before = copy.deepcopy(nodes)
+    changed_nodes = set_upload_choices(nodes, ["mine.png"])
+    assert changed_nodes["LoadImage"]["input"]["required"]["image"][0] == ["mine.png"]
+    assert changed_nodes["LoadVideo"]["input"]["required"]["file"][1]["options"] == ["mine.png"]
+    assert (changed_nodes["Output"], changed_nodes["Load"]) == (nodes["Output"], nodes["Load"])
+    assert nodes == nodes_before
 
 
 def test_paths_of_model_folders_are_hidden() -> None:

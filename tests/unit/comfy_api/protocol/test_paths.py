@@ -6,7 +6,7 @@ from moyin.comfy_api.protocol.paths import is_comfyui_path, is_page_file, to_ser
 
 
 @pytest.mark.parametrize(
-    ("path", "served"),
+    ("path", "served_path"),
     [
         ("/comfy/api/prompt", "/api/prompt"),
         ("/comfy/api/userdata/a%2Fb", "/api/userdata/a%2Fb"),
@@ -22,13 +22,13 @@ from moyin.comfy_api.protocol.paths import is_comfyui_path, is_page_file, to_ser
         ("/api/prompt", None),
     ],
 )
-def test_api_paths_below_the_page_are_translated(path: str, served: str | None) -> None:
-    assert to_server_path(path) == served
-    assert is_page_file(path) == (served is None and f"{path}/".startswith("/comfy/"))
+def test_api_paths_below_the_page_are_translated(path: str, served_path: str | None) -> None:
+    assert to_server_path(path) == served_path
+    assert is_page_file(path) == (served_path is None and f"{path}/".startswith("/comfy/"))
 
 
 @pytest.mark.parametrize(
-    ("path", "is_its"),
+    ("path", "is_comfy_path"),
     [
         ("/prompt", True),
         ("/api/prompt", True),
@@ -48,5 +48,5 @@ def test_api_paths_below_the_page_are_translated(path: str, served: str | None) 
         ("/", False),
     ],
 )
-def test_comfyuis_paths_are_recognized(path: str, is_its: bool) -> None:
-    assert is_comfyui_path(path) is is_its
+def test_comfyuis_paths_are_recognized(path: str, is_comfy_path: bool) -> None:
+    assert is_comfyui_path(path) is is_comfy_path

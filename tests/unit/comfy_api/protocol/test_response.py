@@ -26,12 +26,12 @@ ERROR = ("execution_error", {"prompt_id": "p", "node_id": "1", "timestamp": 9})
 
 
 def job(status: JobStatus = JobStatus.SUCCEEDED, **changes: Any) -> Job:
-    plain = Job(
+    default_job = Job(
         id="p", owner="ada", kind="render", status=status, spec="0" * 64, steps=1,
         progress=Progress(), results=(), error=None, attempts=1, priority=3, metadata={},
         created_at=NOON, started_at=NOON, finished_at=NOON if status.is_final else None,
     )  # fmt: skip
-    return replace(plain, **changes)
+    return replace(default_job, **changes)
 
 
 def spec(**prompt_spec: Any) -> JobSpec:
@@ -47,18 +47,18 @@ def record(*messages: tuple[str, Any], **outputs: Any) -> PromptRecord:
 
 def test_a_queue_row_has_the_clients_data() -> None:
     prompt_spec = spec(client_id="c", extra_data={"extra_pnginfo": {}}, outputs=("1",))
-    number, prompt_id, graph, extra, outputs = response.build_queue_row(job(), prompt_spec)
+    number, prompt_id, graph, extra_data, outputs = response.build_queue_row(job(), prompt_spec)
     assert (prompt_id, graph, outputs) == ("p", GRAPH, ["1"])
-    assert extra == {"extra_pnginfo": {}, "client_id": "c", "create_time": MILLISECONDS}
+    assert extra_data == {"extra_pnginfo": {}, "client_id": "c", "create_time": MILLISECONDS}
     assert number > 0
     assert response.build_queue_row(job(), spec(front=True))[0] == -number
     assert response.build_queue_row(job(), spec(number=2.5, front=True))[0] == 2.5
 
 
 def test_a_queue_row_without_a_spec_is_complete() -> None:
-    _, prompt_id, graph, extra, outputs = response.build_queue_row(job(), None)
+    _, prompt_id, graph, extra_data, outputs = response.build_queue_row(job(), None)
     assert (prompt_id, graph, outputs) == ("p", {}, [])
-    assert extra == {"create_time": MILLISECONDS}
+    assert extra_data == {"create_time": MILLISECONDS}
 
 
 def test_a_history_entry_ends_like_the_job() -> None:
@@ -78,24 +78,24 @@ def test_a_history_entry_ends_like_the_job() -> None:
 
 
 def test_an_interruption_names_the_canceller() -> None:
-    by = Canceller(kind=CancellerKind.USER, id="usr_1")
-    cancelled = job(JobStatus.CANCELLED, cancelled_by=by)
-    interrupted = ("execution_interrupted", {"prompt_id": "p", "node_id": "3"})
-    for body in (None, record(STARTED, interrupted)):
-        name, data = response.build_end_message(cancelled, body)
+    canceller = Canceller(kind=CancellerKind.USER, id="usr_1")
+    cancelled_job = job(JobStatus.CANCELLED, cancelled_by=canceller)
+    interruption_message = ("execution_interrupted", {"prompt_id": "p", "node_id": "3"})
+    for body in (None, record(STARTED, interruption_message)):
+        name, data = response.build_end_message(cancelled_job, body)
         assert name == "execution_interrupted"
         assert data["cancelled_by"] == {"kind": "user", "id": "usr_1"}
     assert data["node_id"] == "3"
-    messages = response.build_history_entry(cancelled, spec(), None)["status"]["messages"]
+    messages = response.build_history_entry(cancelled_job, spec(), None)["status"]["messages"]
     assert messages[-1][1]["cancelled_by"]["id"] == "usr_1"
     assert "cancelled_by" not in response.build_end_message(job(), record(STARTED))[1]
 
 
 def test_a_failure_uses_comfyuis_message_if_there_is_one() -> None:
-    failed = job(JobStatus.FAILED, error=JobError(code="render_failed", message="node 1"))
-    assert response.build_end_message(failed, record(STARTED, ERROR)) == ERROR
-    lost = JobError(code="worker_lost", message="gone", details={"node_id": "1"})
-    name, data = response.build_end_message(job(JobStatus.FAILED, error=lost), None)
+    failed_job = job(JobStatus.FAILED, error=JobError(code="render_failed", message="node 1"))
+    assert response.build_end_message(failed_job, record(STARTED, ERROR)) == ERROR
+    lost_worker_error = JobError(code="worker_lost", message="gone", details={"node_id": "1"})
+    name, data = response.build_end_message(job(JobStatus.FAILED, error=lost_worker_error), None)
     assert name == "execution_error"
     assert data == {
         "prompt_id": "p", "node_id": "1", "node_type": "", "executed": [],
@@ -105,8 +105,8 @@ def test_a_failure_uses_comfyuis_message_if_there_is_one() -> None:
 
 
 def test_a_failure_without_a_node_has_the_strings_that_the_frontend_requires() -> None:
-    late = job(JobStatus.FAILED, error=JobError(code="deadline_exceeded", message="too late"))
-    body = response.build_job_summary(late, None, None)["execution_error"]
+    late_job = job(JobStatus.FAILED, error=JobError(code="deadline_exceeded", message="too late"))
+    body = response.build_job_summary(late_job, None, None)["execution_error"]
     # If one of these is not a string, the frontend shows no jobs at all.
     texts = ("node_id", "node_type", "exception_message", "exception_type")
     assert [body[name] for name in texts] == ["", "", "too late", "deadline_exceeded"]
@@ -133,7 +133,7 @@ def test_details_of_an_open_job_have_no_outputs_yet() -> None:
     body = response.build_job_detail(job(JobStatus.RUNNING), spec(), None)
     assert body["workflow"]["prompt"] == GRAPH
     assert not body.keys() & {"outputs", "execution_status", "execution_end_time"}
-    failed = job(JobStatus.FAILED)
-    body = response.build_job_detail(failed, spec(), record(STARTED, ERROR))
+    failed_job = job(JobStatus.FAILED)
+    body = response.build_job_detail(failed_job, spec(), record(STARTED, ERROR))
     assert body["execution_error"] == ERROR[1]
     assert body["execution_status"]["status_str"] == "error"

@@ -28,8 +28,11 @@ from moyin.comfy_api.protocol_v2.errors import render_error
 def test_the_sdk_has_an_exception_for_each(
     error: errors.MoyinError, status: int, code: str
 ) -> None:
-    rendered = render_error(error, "r1", "/api/v2/jobs")
-    assert (rendered.status, json.loads(rendered.body)["error"]["code"]) == (status, code)
+    error_response = render_error(error, "r1", "/api/v2/jobs")
+    assert (error_response.status, json.loads(error_response.body)["error"]["code"]) == (
+        status,
+        code,
+    )
     assert code in _BY_CODE
 
 
@@ -46,14 +49,17 @@ def test_the_sdk_has_an_exception_for_each(
 def test_other_errors_keep_a_suitable_code(
     error: errors.MoyinError, status: int, code: str
 ) -> None:
-    rendered = render_error(error, "r1", "/api/v2/jobs")
-    assert (rendered.status, json.loads(rendered.body)["error"]["code"]) == (status, code)
+    error_response = render_error(error, "r1", "/api/v2/jobs")
+    assert (error_response.status, json.loads(error_response.body)["error"]["code"]) == (
+        status,
+        code,
+    )
 
 
 def test_retry_after_is_in_whole_seconds() -> None:
-    rendered = render_error(errors.TooManyJobs("no", retry_after=4.2), "r1", "/api/v2/jobs")
-    assert rendered.headers["retry-after"] == "5"
-    assert rendered.headers["x-comfy-request-id"] == "r1"
+    error_response = render_error(errors.TooManyJobs("no", retry_after=4.2), "r1", "/api/v2/jobs")
+    assert error_response.headers["retry-after"] == "5"
+    assert error_response.headers["x-comfy-request-id"] == "r1"
 
 
 def test_node_errors_name_field_and_reason() -> None:
@@ -65,9 +71,9 @@ def test_node_errors_name_field_and_reason() -> None:
         "error": {},
         "node_errors": {"2": {"errors": [node_error], "class_type": "SaveImage"}},
     }
-    rendered = render_error(errors.InvalidGraph("no", details=details), "r1", "/api/v2/jobs")
-    error = json.loads(rendered.body)["error"]
-    assert (rendered.status, error["code"]) == (422, "invalid_workflow")
+    error_response = render_error(errors.InvalidGraph("no", details=details), "r1", "/api/v2/jobs")
+    error = json.loads(error_response.body)["error"]
+    assert (error_response.status, error["code"]) == (422, "invalid_workflow")
     assert error["details"]["node_errors"] == {
         "2": [{"field": "images", "reason": "required_input_missing", "message": "images"}]
     }

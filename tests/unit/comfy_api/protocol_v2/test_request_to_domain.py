@@ -46,12 +46,12 @@ def test_a_graph_is_kept_unchanged() -> None:
     ],
 )
 def test_invalid_submissions_have_the_sdks_error_codes(body: Any, status: int, code: str) -> None:
-    with pytest.raises(MoyinError) as raised:
+    with pytest.raises(MoyinError) as exc_info:
         parsed(body)
-    rendered = render_error(raised.value, "r1", "/api/v2/jobs")
-    error = json.loads(rendered.body)["error"]
-    assert (rendered.status, error["code"]) == (status, code)
-    assert (error["details"]["code"], error["details"]["request_id"]) == (raised.value.code, "r1")
+    error_response = render_error(exc_info.value, "r1", "/api/v2/jobs")
+    error = json.loads(error_response.body)["error"]
+    assert (error_response.status, error["code"]) == (status, code)
+    assert (error["details"]["code"], error["details"]["request_id"]) == (exc_info.value.code, "r1")
     assert "secret" not in error["message"]
 
 
@@ -62,8 +62,14 @@ def test_no_json() -> None:
 
 def test_hashes() -> None:
     assert parse_hash(f"blake3:{'a' * 64}") == "a" * 64
-    for wrong in ("", "a" * 64, f"blake3:{'A' * 64}", f"sha256:{'a' * 64}", f"blake3:{'a' * 64}\n"):
-        assert parse_hash(wrong) is None
+    for wrong_hash in (
+        "",
+        "a" * 64,
+        f"blake3:{'A' * 64}",
+        f"sha256:{'a' * 64}",
+        f"blake3:{'a' * 64}\n",
+    ):
+        assert parse_hash(wrong_hash) is None
 
 
 def test_labels_to_filter_by() -> None:
@@ -81,7 +87,7 @@ def test_labels_to_filter_by() -> None:
     ],
 )
 def test_labels_that_cannot_be_filtered_by(query: list[tuple[str, str]]) -> None:
-    with pytest.raises(InvalidRequest) as raised:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_label_filters(query)
-    rendered = json.loads(render_error(raised.value, "r", "/api/v2/jobs").body)
-    assert rendered["error"]["code"] == "invalid_metadata_filter"
+    error_body = json.loads(render_error(exc_info.value, "r", "/api/v2/jobs").body)
+    assert error_body["error"]["code"] == "invalid_metadata_filter"

@@ -23,7 +23,7 @@ class _RecordingApp:
         self.paths.append(scope["path"])
 
 
-async def request(path: str) -> list[str]:
+async def list_forwarded_paths(path: str) -> list[str]:
     """Send a request for ``path``, and return the paths that reached the gateway's own app."""
     app = _RecordingApp()
     proxy_or_app = ProxyOrApp(cast(Proxy, _NoRoutes()), guarded=app, app=app)
@@ -34,15 +34,15 @@ async def request(path: str) -> list[str]:
 @pytest.mark.parametrize("path", ["/v1", "/v1/models", "/accounts", "/accounts/session"])
 async def test_paths_of_other_apps_are_unavailable(path: str) -> None:
     """Expect status 503: HAProxy sends these paths here only until their own app is deployed."""
-    with pytest.raises(ServiceUnavailable) as raised:
-        await request(path)
-    assert raised.value.retry_after == 5
-    assert path.split("/")[1] in raised.value.message
+    with pytest.raises(ServiceUnavailable) as exc_info:
+        await list_forwarded_paths(path)
+    assert exc_info.value.retry_after == 5
+    assert path.split("/")[1] in exc_info.value.message
 
 
 @pytest.mark.parametrize("path", ["/v1x", "/accountsx", "/jobs/v1", "/", "/unknown/path"])
 async def test_other_paths_are_the_gateways(path: str) -> None:
-    assert await request(path) == [path]
+    assert await list_forwarded_paths(path) == [path]
 
 
 async def _receive() -> Any:

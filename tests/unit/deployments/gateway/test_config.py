@@ -29,15 +29,15 @@ def test_a_route_with_every_setting() -> None:
             ]
         }
     )
-    [built] = config.to_route_table("http://gateway").routes
-    assert [(u.url, u.weight) for u in built.upstreams] == [
+    [built_route] = config.to_route_table("http://gateway").routes
+    assert [(u.url, u.weight) for u in built_route.upstreams] == [
         ("http://10.0.0.1:9", 1),
         ("https://b", 3),
     ]
-    assert (built.balance, built.sticky, built.respond_async) == (
+    assert (built_route.balance, built_route.sticky, built_route.respond_async) == (
         BalancingPolicy.WEIGHTED, "x-session", True,
     )  # fmt: skip
-    assert built.limit is not None and built.limit.subject == "route:a"
+    assert built_route.limit is not None and built_route.limit.subject == "route:a"
     # Serve stores the configuration as JSON.
     assert GatewayConfig.model_validate(config.model_dump(mode="json", by_alias=True)) == config
 

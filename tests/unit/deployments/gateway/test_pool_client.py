@@ -42,8 +42,8 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> dict[str, Handle]:
 
 
 def as_serve_raises(error: Exception) -> Exception:
-    raised: Exception = RayTaskError("ask", "traceback", error).as_instanceof_cause()
-    return raised
+    serve_error: Exception = RayTaskError("ask", "traceback", error).as_instanceof_cause()
+    return serve_error
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Pool:
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
+def serving_pool(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(pool: Pool) -> Pool:
         def handle(name: str, *, app_name: str) -> Pool:
             assert (name, app_name) == ("RenderPool", "render-fast")
@@ -61,26 +61,26 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("answer", [{}, {"outputs": ["1"], "node_errors": {}}])
-async def test_a_valid_graph_is_accepted(serving: Any, answer: Any) -> None:
-    pool = serving(Pool(answer))
+async def test_a_valid_graph_is_accepted(serving_pool: Any, answer: Any) -> None:
+    pool = serving_pool(Pool(answer))
     assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == answer
     assert pool.calls == [[({"1": {}}, ["1"])], []]
 
 
-async def test_renderers_take_turns_and_their_list_is_cached(serving: Any) -> None:
-    pool = serving(Pool({}))
+async def test_renderers_take_turns_and_their_list_is_cached(serving_pool: Any) -> None:
+    pool = serving_pool(Pool({}))
     validator = PoolValidator()
     for _ in range(4):
         await validator.validate("fast", {})
     assert ([len(calls) for calls in pool.calls], len(pool.list_renderers.calls)) == ([2, 2], 1)
 
 
-async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving: Any) -> None:
+async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving_pool: Any) -> None:
     def graph(seed: int) -> dict[str, Any]:
         return {"1": {"class_type": "K", "inputs": {"seed": seed}}}
 
     body = {"outputs": ["1"], "node_errors": {}}
-    pool = serving(Pool({**body, "free": {"1": {"seed": ["INT", 0, 99]}}}, names="a"))
+    pool = serving_pool(Pool({**body, "free": {"1": {"seed": ["INT", 0, 99]}}}, names="a"))
     validator = PoolValidator()
     for seed in (1, 2, 99):
         assert await validator.validate("fast", graph(seed)) == body
@@ -90,19 +90,21 @@ async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving
     assert pool.calls == [[(graph(1), None), (graph(100), None), (graph(3), ["1"])]]
 
 
-async def test_comfyuis_rejection_is_forwarded(serving: Any) -> None:
-    serving(Pool(BODY))
-    with pytest.raises(InvalidGraph) as refused:
+async def test_comfyuis_rejection_is_forwarded(serving_pool: Any) -> None:
+    serving_pool(Pool(BODY))
+    with pytest.raises(InvalidGraph) as exc_info:
         await PoolValidator().validate("fast", {"1": {}})
-    assert (refused.value.message, refused.value.details) == ("no", BODY)
+    assert (exc_info.value.message, exc_info.value.details) == ("no", BODY)
 
 
 @pytest.mark.parametrize(
     "answer",
     [RayError("dead"), KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
 )
-async def test_an_unavailable_pool_accepts_graphs_and_is_paused(serving: Any, answer: Any) -> None:
-    pool = serving(Pool(answer))
+async def test_an_unavailable_pool_accepts_graphs_and_is_paused(
+    serving_pool: Any, answer: Any
+) -> None:
+    pool = serving_pool(Pool(answer))
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
@@ -114,9 +116,9 @@ async def test_an_unavailable_pool_accepts_graphs_and_is_paused(serving: Any, an
     [[], ["gone"], KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
 )
 async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
-    serving: Any, renderers_response: Any
+    serving_pool: Any, renderers_response: Any
 ) -> None:
-    pool = serving(Pool({}))
+    pool = serving_pool(Pool({}))
     pool.list_renderers.answer = renderers_response
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
@@ -124,8 +126,8 @@ async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
     assert (len(pool.list_renderers.calls), pool.calls) == (1, [[], []])
 
 
-async def test_after_the_pause_the_pool_is_called_again(serving: Any) -> None:
-    pool = serving(Pool(RayError("dead")))
+async def test_after_the_pause_the_pool_is_called_again(serving_pool: Any) -> None:
+    pool = serving_pool(Pool(RayError("dead")))
     validator = PoolValidator(pause=0)
     await validator.validate("fast", {})
     await validator.validate("fast", {})

@@ -26,8 +26,8 @@ class Route(CallRoute):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         body = (await receive())["body"]
-        for complete in (False, True):
-            scope["moyin.record_usage"](entry(complete))
+        for is_complete in (False, True):
+            scope["moyin.record_usage"](entry(is_complete))
         if self.error is not None:
             raise self.error
         await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -25,8 +25,10 @@ def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
 
 
 def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
-    read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"])
-    local, cloud, vllm = read.backends
+    models_config = config(
+        LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"]
+    )
+    local, cloud, vllm = models_config.backends
     assert (
         local.find_tariff(local.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(0).output
         == 0
@@ -35,12 +37,12 @@ def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
     assert vllm.find_tariff(vllm.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(
         0
     ).input == Decimal("0.1")
-    assert read.aliases["fast"].models == ("small",)
+    assert models_config.aliases["fast"].models == ("small",)
 
 
 def test_price_is_found_by_the_upstream_name() -> None:
-    renamed = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
-    (cloud,) = config({**CLOUD, "models": [renamed]}).backends
+    renamed_model = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
+    (cloud,) = config({**CLOUD, "models": [renamed_model]}).backends
     assert cloud.find_tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
@@ -122,22 +124,22 @@ def test_prices_may_depend_on_day_and_prompt_length() -> None:
 
 def test_batches_cost_half_unless_they_have_prices() -> None:
     prices = [{"input": 1, "output": "0.000005", "up_to": 1000}, {"input": 2, "output": 10}]
-    named = {**PAID, "name": "x", "batch_price": {"input": 7, "output": 9}}
-    models = [{**SMALL, "price": prices}, named]
+    priced_model = {**PAID, "name": "x", "batch_price": {"input": 7, "output": 9}}
+    models = [{**SMALL, "price": prices}, priced_model]
     vllm, cloud = config({**VLLM, "batch": True, "models": models}, CLOUD).backends
     tariff = vllm.find_batch_tariff(vllm.models[0])
     assert tariff is not None
     price = tariff.get_price_on(PRICES_CHECKED_ON)
     assert (price.select_rates(1).input, price.select_rates(1001).output) == (Decimal("0.5"), 5)
     assert price.select_rates(1).output == Decimal("0.000003"), "rounded up"
-    other = vllm.find_batch_tariff(vllm.models[1])
-    assert other is not None
-    assert other.get_price_on(PRICES_CHECKED_ON).select_rates(1).input == 7
+    other_tariff = vllm.find_batch_tariff(vllm.models[1])
+    assert other_tariff is not None
+    assert other_tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1).input == 7
     assert cloud.find_batch_tariff(cloud.models[0]) is None
     (claude,) = config({**CLOUD, "batch": True}).backends
-    halved = claude.find_batch_tariff(claude.models[0])
-    assert halved is not None
-    for tariff, factor in ((CLAUDE_TARIFFS["claude-haiku-5-5"], 1), (halved, 2)):
+    halved_tariff = claude.find_batch_tariff(claude.models[0])
+    assert halved_tariff is not None
+    for tariff, factor in ((CLAUDE_TARIFFS["claude-haiku-5-5"], 1), (halved_tariff, 2)):
         rates = tariff.get_price_on(PRICES_CHECKED_ON).select_rates(0)
         assert (
             rates.output * factor
@@ -181,8 +183,14 @@ def test_mistake_about_tenants_is_reported(tenants: dict[str, Any], message: str
 
 
 def test_local_back_ends_are_on_premises_by_default() -> None:
-    read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "p"}], "residency": "eu"})
-    assert [backend.residency for backend in read.backends] == ["on-premises", "cloud", "eu"]
+    models_config = config(
+        LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "p"}], "residency": "eu"}
+    )
+    assert [backend.residency for backend in models_config.backends] == [
+        "on-premises",
+        "cloud",
+        "eu",
+    ]
 
 
 def test_concurrent_calls_depend_on_the_kind_of_server() -> None:
@@ -192,8 +200,8 @@ def test_concurrent_calls_depend_on_the_kind_of_server() -> None:
         "hosts": ["http://h:1"],
         "models": [{**SMALL, "name": "s"}],
     }
-    read = config({**LOCAL, "server": {"parallel": 3}}, ollama, CLOUD)
-    assert [backend.max_calls for backend in read.backends] == [3, 256, 256]
+    models_config = config({**LOCAL, "server": {"parallel": 3}}, ollama, CLOUD)
+    assert [backend.max_calls for backend in models_config.backends] == [3, 256, 256]
 
 
 def operation_config(**model: Any) -> ModelsConfig:
@@ -207,8 +215,10 @@ def test_models_with_abilities_only_need_no_context_and_answer_no_chats() -> Non
     assert not model.answers_chats and model.abilities == (Operation.RERANK,)
     with pytest.raises(ValueError, match="context"):
         operation_config(name="m", abilities=["transcription"], chat=True, price=0)
-    both = operation_config(name="m", context=9, abilities=["transcription"], chat=True, price=0)
-    assert both.backends[0].models[0].answers_chats
+    chat_config = operation_config(
+        name="m", context=9, abilities=["transcription"], chat=True, price=0
+    )
+    assert chat_config.backends[0].models[0].answers_chats
     vectors = operation_config(name="m", context=9, embeddings=True, abilities=["rerank"], price=0)
     assert not vectors.backends[0].models[0].answers_chats
 

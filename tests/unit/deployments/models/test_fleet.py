@@ -83,10 +83,10 @@ async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> N
 
 async def test_new_configuration_keeps_unchanged_back_ends(settings: Settings) -> None:
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    first = builder.build(config(CLOUD, OLLAMA))
-    second = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
-    assert second.runtimes["claude"] is first.runtimes["claude"]
-    assert list(second.runtimes) == ["claude", "gpu"]
+    first_fleet = builder.build(config(CLOUD, OLLAMA))
+    second_fleet = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
+    assert second_fleet.runtimes["claude"] is first_fleet.runtimes["claude"]
+    assert list(second_fleet.runtimes) == ["claude", "gpu"]
     await builder.close()
 
 
@@ -96,28 +96,28 @@ async def test_removed_back_end_closes_after_its_last_request(
     monkeypatch.setattr("deployments.models.fleet._IDLE_CHECK_SECONDS", 0.01)
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
     runtime = builder.build(config(CLOUD)).runtimes["claude"]
-    closed = asyncio.Event()
+    was_closed = asyncio.Event()
 
     async def close() -> None:
-        closed.set()
+        was_closed.set()
 
     monkeypatch.setattr(runtime.backend, "close", close)
     lease = await runtime.acquire("ada", 1, 1)
     assert lease is not None
     builder.build(config())
     await asyncio.sleep(0.05)
-    assert not closed.is_set()
+    assert not was_closed.is_set()
     lease.release()
-    await asyncio.wait_for(closed.wait(), 1)
+    await asyncio.wait_for(was_closed.wait(), 1)
     await builder.close()
 
 
 async def test_every_embedded_server_is_a_separate_back_end(
     settings: Settings,
 ) -> None:
-    llama = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
+    llama_backend = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
     models = [{"name": "small", "context": 2048}]
-    fleet = FleetBuilder(settings, {}).build(config({**llama, "models": models}))
+    fleet = FleetBuilder(settings, {}).build(config({**llama_backend, "models": models}))
     assert list(fleet.runtimes) == ["local-0", "local-1"]
     assert [deployment.backend for deployment in fleet.catalog.find_deployments("local/small")] == [
         "local-0",
@@ -163,13 +163,13 @@ async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
 async def test_aliases_and_policies_may_name_models_with_ollamas_default_tag(
     settings: Settings,
 ) -> None:
-    read = ModelsConfig.model_validate(
+    models_config = ModelsConfig.model_validate(
         {
             "backends": [{**OLLAMA, "discover": True}],
             "aliases": {"house": ["qwen3:latest"]},
             "tenants": {"eve": {"models": ["qwen3:latest"]}},
         }
     )
-    fleet = FleetBuilder(settings, {}).build(read)
+    fleet = FleetBuilder(settings, {}).build(models_config)
     assert len(fleet.find_allowed_deployments("house", "ada")) == 2
     assert fleet.list_names("eve") == ("qwen3",)

@@ -24,15 +24,15 @@ CLIENT = replace(OPERATOR, scopes=frozenset({TEXT}))
 
 class FakeJudge:
     def __init__(
-        self, rules: JudgeRules | None = RULES, spent: Decimal | None = Decimal(2)
+        self, rules: JudgeRules | None = RULES, spent_usd: Decimal | None = Decimal(2)
     ) -> None:
         self.rules = rules
-        self._spent = spent
+        self._spent_usd = spent_usd
 
     async def get_spending(self) -> Decimal:
-        if self._spent is None:
+        if self._spent_usd is None:
             raise ServiceUnavailable("Valkey is unavailable")
-        return self._spent
+        return self._spent_usd
 
 
 def row(request_id: str, score: float, **kwargs: Any) -> SignalRow:
@@ -73,7 +73,7 @@ async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_pa
     assert await summarize_verdicts(store, FakeJudge(), CLIENT) == counts
     money = {"spent_usd": 2.0, "usd_per_month": 5.0}
     assert await summarize_verdicts(store, FakeJudge(), OPERATOR) == {**counts, **money}
-    unknown = await summarize_verdicts(store, FakeJudge(spent=None), OPERATOR)
+    unknown = await summarize_verdicts(store, FakeJudge(spent_usd=None), OPERATOR)
     assert unknown == {**counts, **money, "spent_usd": None}
     assert await summarize_verdicts(store, FakeJudge(None), OPERATOR) == {**counts, "share": 0.0}
     await database.close()

@@ -25,7 +25,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(autouse=True)
-def checked_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.models.backend_checks._INTERVAL_SECONDS", 0.1)
 
 
@@ -36,7 +36,7 @@ async def host() -> AsyncIterator[FakeOllamaHost]:
 
 
 @pytest.fixture
-async def second() -> AsyncIterator[FakeOllamaHost]:
+async def second_host() -> AsyncIterator[FakeOllamaHost]:
     async with FakeOllamaHost({"qwen3:8b": ["completion", "thinking"]}).running() as host:
         yield host
 
@@ -56,20 +56,20 @@ async def models_app(host: FakeOllamaHost, tmp_path: Path) -> AsyncIterator[Mode
         ],
     }
     async with serving(tmp_path, backend(host), cloud, any=[]) as models_app:
-        await discovered(models_app, "smollm2")
+        await wait_until_discovered(models_app, "smollm2")
         yield models_app
 
 
 @pytest.fixture
 async def two_hosts(
-    host: FakeOllamaHost, second: FakeOllamaHost, tmp_path: Path
+    host: FakeOllamaHost, second_host: FakeOllamaHost, tmp_path: Path
 ) -> AsyncIterator[ModelsApp]:
-    async with serving(tmp_path, backend(host, second)) as models_app:
-        await discovered(models_app, "smollm2", "qwen3:8b")
+    async with serving(tmp_path, backend(host, second_host)) as models_app:
+        await wait_until_discovered(models_app, "smollm2", "qwen3:8b")
         yield models_app
 
 
-async def discovered(models_app: ModelsApp, *names: str) -> None:
+async def wait_until_discovered(models_app: ModelsApp, *names: str) -> None:
     await eventually(lambda: set(names) <= set(models_app.text_router.fleet.catalog.names))
 
 
@@ -105,7 +105,7 @@ async def test_hosts_serve_the_models_that_they_have_pulled(
 ) -> None:
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
     host.models["nomic:latest"] = ["embedding"]
-    await discovered(models_app, "qwen3:8b", "nomic")
+    await wait_until_discovered(models_app, "qwen3:8b", "nomic")
     fleet = models_app.text_router.fleet
     (result,) = fleet.catalog.find_deployments("qwen3:8b")
     assert (result.model.tools, result.model.thinking, result.model.vision) == (True, True, False)
@@ -127,20 +127,27 @@ async def test_listed_settings_override_discovered_ones(
     host: FakeOllamaHost, tmp_path: Path
 ) -> None:
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
-    listed = [
+    listed_models = [
         {"name": "small", "upstream": "smollm2", "context": 2048, "tools": True, "schema": False},
         {"name": "qwen3:8b", "thinking": False},
         {"name": "missing"},
     ]
-    async with serving(tmp_path, backend(host, models=listed)) as models_app:
-        await discovered(models_app, "qwen3:8b")
+    async with serving(tmp_path, backend(host, models=listed_models)) as models_app:
+        await wait_until_discovered(models_app, "qwen3:8b")
         catalog = models_app.text_router.fleet.catalog
         assert catalog.names == ("auto", "small", "qwen3:8b"), "and no other model is served"
-        small, qwen = (deployment.model for deployment in catalog.deployments)
-        assert (small.context, small.tools, small.schema, small.chat) == (2048, True, False, True)
-        assert (qwen.context, qwen.tools, qwen.thinking) == (8192, True, False)
-    async with serving(tmp_path, backend(host, models=listed[:1], discover=True)) as models_app:
-        await discovered(models_app, "qwen3:8b")
+        small_model, qwen_model = (deployment.model for deployment in catalog.deployments)
+        assert (small_model.context, small_model.tools, small_model.schema, small_model.chat) == (
+            2048,
+            True,
+            False,
+            True,
+        )
+        assert (qwen_model.context, qwen_model.tools, qwen_model.thinking) == (8192, True, False)
+    async with serving(
+        tmp_path, backend(host, models=listed_models[:1], discover=True)
+    ) as models_app:
+        await wait_until_discovered(models_app, "qwen3:8b")
         assert models_app.text_router.fleet.catalog.names == ("auto", "small", "qwen3:8b")
 
 
@@ -148,9 +155,9 @@ async def test_discovered_model_does_not_take_the_name_of_a_configured_one(
     host: FakeOllamaHost, tmp_path: Path
 ) -> None:
     host.models = {name: ["completion"] for name in ("qwen:latest", "qwen3:32b", "qwen:7b")}
-    listed = [{"name": "qwen", "upstream": "qwen3:32b"}]
-    async with serving(tmp_path, backend(host, models=listed, discover=True)) as models_app:
-        await discovered(models_app, "qwen:7b")
+    listed_models = [{"name": "qwen", "upstream": "qwen3:32b"}]
+    async with serving(tmp_path, backend(host, models=listed_models, discover=True)) as models_app:
+        await wait_until_discovered(models_app, "qwen:7b")
         catalog = models_app.text_router.fleet.catalog
         assert [deployment.model.upstream for deployment in catalog.deployments] == [
             "qwen3:32b",
@@ -165,25 +172,39 @@ async def test_lists_have_tags_sizes_and_details(
         host=f"{models_app.url}/v1/ollama",
         headers={"authorization": f"Bearer {models_app.api_key}"},
     )
-    listed = {model.model: model for model in (await client.list()).models}
-    assert set(listed) == {"auto:latest", "any:latest", "smollm2:latest", "claude-haiku-5-5:latest"}
-    small = listed["smollm2:latest"]
-    assert small.size == 98_000_000 and small.details is not None
-    assert (small.details.parameter_size, small.details.quantization_level) == ("134.52M", "Q4_1")
-    shown = await client.show("smollm2")
-    assert shown.capabilities == ["completion"] and shown.details is not None
-    assert shown.details.format == "gguf" and shown.template == "{{ .Prompt }}"
-    assert shown.modelinfo is not None and shown.modelinfo["llama.context_length"] == 8192
+    models_by_name = {model.model: model for model in (await client.list()).models}
+    assert set(models_by_name) == {
+        "auto:latest",
+        "any:latest",
+        "smollm2:latest",
+        "claude-haiku-5-5:latest",
+    }
+    small_model = models_by_name["smollm2:latest"]
+    assert small_model.size == 98_000_000 and small_model.details is not None
+    assert (small_model.details.parameter_size, small_model.details.quantization_level) == (
+        "134.52M",
+        "Q4_1",
+    )
+    shown_model = await client.show("smollm2")
+    assert shown_model.capabilities == ["completion"] and shown_model.details is not None
+    assert shown_model.details.format == "gguf" and shown_model.template == "{{ .Prompt }}"
+    assert (
+        shown_model.modelinfo is not None and shown_model.modelinfo["llama.context_length"] == 8192
+    )
     host.resident = {"smollm2:latest"}
-    (running,) = (await client.ps()).models
-    assert (running.model, running.size, running.context_length) == ("smollm2:latest", 250, 4096)
+    (running_model,) = (await client.ps()).models
+    assert (running_model.model, running_model.size, running_model.context_length) == (
+        "smollm2:latest",
+        250,
+        4096,
+    )
     await client._client.aclose()
 
 
 async def test_alias_shows_only_abilities_of_available_models(models_app: ModelsApp) -> None:
     for name in ("auto", "any"):
-        _, (shown,) = await call(models_app, "POST", "api/show", {"model": name})
-        assert shown["capabilities"] == ["completion"]
+        _, (shown_model,) = await call(models_app, "POST", "api/show", {"model": name})
+        assert shown_model["capabilities"] == ["completion"]
     _, (claude,) = await call(models_app, "POST", "api/show", {"model": "claude-haiku-5-5"})
     assert "thinking" in claude["capabilities"], "a model that is only off is described as it is"
 
@@ -195,47 +216,47 @@ async def test_groups_compute_no_vectors_with_chat_models(models_app: ModelsApp)
 
 
 async def test_model_is_unloaded_on_every_host_that_has_it(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second: FakeOllamaHost
+    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
-    second.models["smollm2:latest"] = ["completion"]
-    await all_resident(two_hosts, host, second)
+    second_host.models["smollm2:latest"] = ["completion"]
+    await load_on_all_hosts(two_hosts, host, second_host)
     body = {"model": "smollm2", "keep_alive": 0}
     status, lines = await call(two_hosts, "POST", "api/generate", body)
     assert (status, lines[-1]["done_reason"], lines[-1]["model"]) == (200, "unload", "smollm2")
-    assert host.resident == second.resident == set()
+    assert host.resident == second_host.resident == set()
 
 
 async def test_host_that_fails_does_not_keep_others_from_unloading(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second: FakeOllamaHost
+    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
-    second.models["smollm2:latest"] = ["completion"]
-    await all_resident(two_hosts, host, second)
+    second_host.models["smollm2:latest"] = ["completion"]
+    await load_on_all_hosts(two_hosts, host, second_host)
     host.failing = True
     body = {"model": "smollm2", "keep_alive": 0}
     status, (error,) = await call(two_hosts, "POST", "api/generate", body)
     assert status >= 500 and error["code"], "the model is still in the memory of one host"
-    assert (host.resident, second.resident) == ({"smollm2:latest"}, set())
+    assert (host.resident, second_host.resident) == ({"smollm2:latest"}, set())
 
 
 @pytest.mark.parametrize("name", ["auto", "auto:latest", "any"])
 async def test_only_operators_unload_all_models_of_a_group(
-    name: str, host: FakeOllamaHost, second: FakeOllamaHost, tmp_path: Path
+    name: str, host: FakeOllamaHost, second_host: FakeOllamaHost, tmp_path: Path
 ) -> None:
-    second.models = {"smollm2:latest": ["completion"]}
+    second_host.models = {"smollm2:latest": ["completion"]}
     body = {"model": name, "keep_alive": 0}
-    async with serving(tmp_path, backend(host, second), any=[]) as models_app:
-        await all_resident(models_app, host, second)
+    async with serving(tmp_path, backend(host, second_host), any=[]) as models_app:
+        await load_on_all_hosts(models_app, host, second_host)
         key = await tenant_key(tmp_path)
-        status, (done,) = await call(models_app, "POST", "api/generate", body, key=key)
-        assert (status, done["done_reason"], done["model"]) == (200, "unload", name)
-        assert host.received == second.received == []
+        status, (last_line,) = await call(models_app, "POST", "api/generate", body, key=key)
+        assert (status, last_line["done_reason"], last_line["model"]) == (200, "unload", name)
+        assert host.received == second_host.received == []
         await call(models_app, "POST", "api/generate", body)
-    assert host.resident == second.resident == set()
+    assert host.resident == second_host.resident == set()
 
 
-async def all_resident(models_app: ModelsApp, *hosts: FakeOllamaHost) -> None:
+async def load_on_all_hosts(models_app: ModelsApp, *hosts: FakeOllamaHost) -> None:
     """Load ``smollm2`` on all hosts, and wait until the app has noticed."""
-    await discovered(models_app, "smollm2")
+    await wait_until_discovered(models_app, "smollm2")
     for number, host in enumerate(hosts):
         host.resident = {"smollm2:latest"}
         runtime = models_app.text_router.fleet.runtimes[f"gpu-{number}"]
@@ -247,12 +268,12 @@ async def test_request_without_prompt_loads_the_model(
 ) -> None:
     for stream in (True, False):
         body = {"model": "smollm2", "stream": stream}
-        status, (loaded,) = await call(models_app, "POST", "api/generate", body)
-        assert (status, loaded["done_reason"], loaded["done"]) == (200, "load", True)
+        status, (load_answer,) = await call(models_app, "POST", "api/generate", body)
+        assert (status, load_answer["done_reason"], load_answer["done"]) == (200, "load", True)
     assert host.resident == {"smollm2:latest"}
     # Some models of a group need no loading.
-    status, (loaded,) = await call(models_app, "POST", "api/generate", {"model": "auto"})
-    assert (status, loaded["done_reason"]) == (200, "load")
+    status, (load_answer,) = await call(models_app, "POST", "api/generate", {"model": "auto"})
+    assert (status, load_answer["done_reason"]) == (200, "load")
 
 
 async def test_operators_change_the_models_of_the_only_host(
@@ -265,8 +286,8 @@ async def test_operators_change_the_models_of_the_only_host(
     assert await call(models_app, "POST", "api/copy", copy) == (200, [])
     assert "mine" in models_app.text_router.fleet.catalog.names
     # The program ollama sends both members.
-    both = {"model": "", "name": "mine:latest"}
-    assert await call(models_app, "DELETE", "api/delete", both) == (200, [])
+    body_with_both_names = {"model": "", "name": "mine:latest"}
+    assert await call(models_app, "DELETE", "api/delete", body_with_both_names) == (200, [])
     assert "mine" not in models_app.text_router.fleet.catalog.names
     status, (error,) = await call(models_app, "DELETE", "api/delete", {"model": "none"})
     assert (status, error) == (404, {"error": "model 'none' not found"}), "the host's own words"
@@ -278,14 +299,14 @@ async def test_operators_change_the_models_of_the_only_host(
 
 
 async def test_one_of_several_hosts_must_be_named(
-    two_hosts: ModelsApp, host: FakeOllamaHost, second: FakeOllamaHost
+    two_hosts: ModelsApp, host: FakeOllamaHost, second_host: FakeOllamaHost
 ) -> None:
     status, (error,) = await call(two_hosts, "POST", "api/pull", {"model": "new"})
     assert (status, error["field"]) == (400, "x-moyin-backend")
     assert "gpu-0, gpu-1" in error["error"]
     await call(two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-1")
     await call(two_hosts, "POST", "api/pull", {"model": "gpu-0/other"})
-    assert [body["model"] for _, _, body in second.received] == ["new"]
+    assert [body["model"] for _, _, body in second_host.received] == ["new"]
     assert [body["model"] for _, _, body in host.received] == ["other"]
     status, (error,) = await call(
         two_hosts, "POST", "api/pull", {"model": "new"}, x_moyin_backend="gpu-7"
@@ -305,12 +326,12 @@ async def test_tenants_cannot_change_hosts_but_may_pull_existing_models(
         status, (error,) = await call(models_app, method, f"api/{path}", body, key=key)
         assert (status, error["code"]) == (403, "insufficient_scope")
         assert f"/api/{path.partition('/')[0]}" in error["error"]
-    large = b"x" * (2 * 2**20)
-    status, _ = await call(models_app, "POST", f"api/blobs/{DIGEST}", large, key=key)
+    large_blob = b"x" * (2 * 2**20)
+    status, _ = await call(models_app, "POST", f"api/blobs/{DIGEST}", large_blob, key=key)
     assert status in (403, 413)
     for name in ("smollm2", "auto:latest"):
-        whole: dict[str, Any] = {"model": name, "stream": False}
-        assert await call(models_app, "POST", "api/pull", whole, key=key) == (
+        unstreamed_pull: dict[str, Any] = {"model": name, "stream": False}
+        assert await call(models_app, "POST", "api/pull", unstreamed_pull, key=key) == (
             200,
             [{"status": "success"}],
         )
@@ -320,7 +341,7 @@ async def test_tenants_cannot_change_hosts_but_may_pull_existing_models(
 async def test_host_that_is_down_is_an_error_in_ollamas_format(
     host: FakeOllamaHost, tmp_path: Path
 ) -> None:
-    nowhere = {"name": "off", "type": "ollama", "hosts": ["http://127.0.0.1:9"]}
-    async with serving(tmp_path, nowhere) as models_app:
+    down_backend = {"name": "off", "type": "ollama", "hosts": ["http://127.0.0.1:9"]}
+    async with serving(tmp_path, down_backend) as models_app:
         status, (error,) = await call(models_app, "POST", "api/pull", {"model": "new"})
     assert (status, error["code"]) == (502, "backend_unavailable")

@@ -7,41 +7,41 @@ from moyin.domain.money import Usage
 from moyin.text.routing.telemetry import CallRecord
 
 
-def call(backend: str, at: float, seconds: float, error: str | None = None) -> CallRecord:
+def call(backend: str, ended_at: float, seconds: float, error: str | None = None) -> CallRecord:
     return CallRecord(
         operation="chat", provider="openai", backend=backend, requested_model="m", model="m",
         request_id="r", usage=Usage(output_tokens=0 if error else 20), seconds=seconds,
-        first_token_seconds=None, error=error, ended_at=at, traceparent=None,
+        first_token_seconds=None, error=error, ended_at=ended_at, traceparent=None,
     )  # fmt: skip
 
 
 def test_calls_of_five_minutes_are_summed_by_backend() -> None:
     now = [1000.0]
-    recent = RecentCalls(lambda: now[0])
-    recent.record(call("a", 600, 9.0))
+    recent_calls = RecentCalls(lambda: now[0])
+    recent_calls.record(call("a", 600, 9.0))
     for seconds in range(1, 11):
-        recent.record(call("a", 990, float(seconds)))
-    recent.record(call("a", 990, 60.0, "backend_timeout"))
-    recent.record(call("a", 990, 60.0, "cancelled"))
-    recent.record(call("b", 990, 1.0, "backend_error"))
-    sums = recent.summarize()
-    assert sums["a"] == CallSummary(
+        recent_calls.record(call("a", 990, float(seconds)))
+    recent_calls.record(call("a", 990, 60.0, "backend_timeout"))
+    recent_calls.record(call("a", 990, 60.0, "cancelled"))
+    recent_calls.record(call("b", 990, 1.0, "backend_error"))
+    summaries = recent_calls.summarize()
+    assert summaries["a"] == CallSummary(
         calls=11,
         errors=1,
         p50_seconds=6.0,
         p90_seconds=10.0,
         output_tokens_per_second=200 / 55,
     )
-    assert sums["b"] == CallSummary(calls=1, errors=1)
+    assert summaries["b"] == CallSummary(calls=1, errors=1)
     now[0] = 1500
-    assert recent.summarize() == {}
+    assert recent_calls.summarize() == {}
 
 
 def test_sums_are_shared_for_a_second() -> None:
     now = [1000.0]
-    recent = RecentCalls(lambda: now[0])
-    first = recent.summarize()
-    recent.record(call("a", 1000, 1.0))
-    assert recent.summarize() is first
+    recent_calls = RecentCalls(lambda: now[0])
+    first_summary = recent_calls.summarize()
+    recent_calls.record(call("a", 1000, 1.0))
+    assert recent_calls.summarize() is first_summary
     now[0] = 1001
-    assert recent.summarize()["a"].calls == 1
+    assert recent_calls.summarize()["a"].calls == 1

@@ -61,23 +61,23 @@ def test_each_item_of_the_input_has_an_id_of_its_own() -> None:
         {"id": None},
         {"id": "msg_2"},
     ]
-    stored = StoredResponse(
+    stored_response = StoredResponse(
         id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
     )
-    named = _name_items(stored)
-    ids = [item["id"] for item in named]
+    named_items = _name_items(stored_response)
+    ids = [item["id"] for item in named_items]
     assert ids == ["msg_1", "item_1_resp_7", "item_2_resp_7", "item_3_resp_7", "msg_2"]
-    assert [item.get("n") for item in named] == [None, 1, 2, None, None]
+    assert [item.get("n") for item in named_items] == [None, 1, 2, None, None]
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
 def test_messages_of_the_input_have_lists_of_parts(role: str) -> None:
     items: list[dict[str, Any]] = [{"type": "message", "role": role, "content": "hi"}]
-    stored = StoredResponse(
+    stored_response = StoredResponse(
         id="resp_7", owner="ada", previous=None, input=items, response={}, proofs={}
     )
-    listed = to_json({"data": _name_items(stored), "object": "list"})
-    page = SyncCursorPage[ResponseItem].model_validate_json(listed, strict=True)
+    page_body = to_json({"data": _name_items(stored_response), "object": "list"})
+    page = SyncCursorPage[ResponseItem].model_validate_json(page_body, strict=True)
     [message] = page.model_dump()["data"]
     assert message["content"][0]["text"] == "hi"
 
@@ -99,14 +99,20 @@ class _Router:
 
 
 class _AwayStore:
-    async def add(self, stored: StoredResponse) -> None:
+    async def add(self, response: StoredResponse) -> None:
         raise OperationalError("INSERT", {}, Exception("the database is away"))
 
 
 @pytest.mark.parametrize("is_line", [False, True])
 async def test_only_a_batchs_answer_is_sent_without_being_stored(is_line: bool) -> None:
-    unused = cast(Any, None)
-    route = ResponsesRoute(cast(Any, _Router()), unused, cast(Any, _AwayStore()), unused, unused)
+    unused_dependency = cast(Any, None)
+    route = ResponsesRoute(
+        cast(Any, _Router()),
+        unused_dependency,
+        cast(Any, _AwayStore()),
+        unused_dependency,
+        unused_dependency,
+    )
     identity = Identity(owner="ada", key_id="k")
     scope: Scope = {"headers": [], "moyin": RequestContext(request_id="r", identity=identity)}
     if is_line:

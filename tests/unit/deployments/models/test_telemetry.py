@@ -61,10 +61,10 @@ class _Metric:
 
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
-    recorded = Metrics()
-    monkeypatch.setattr("deployments.observer.metrics", recorded)
-    monkeypatch.setattr("deployments.models.telemetry.metrics", recorded)
-    return recorded
+    new_metrics = Metrics()
+    monkeypatch.setattr("deployments.observer.metrics", new_metrics)
+    monkeypatch.setattr("deployments.models.telemetry.metrics", new_metrics)
+    return new_metrics
 
 
 def record(**changes: Any) -> CallRecord:
@@ -96,8 +96,8 @@ def test_metrics_have_opentelemetry_names(metrics: Metrics) -> None:
     assert metrics.get(f"{tokens}_sum", **CALL, gen_ai_token_type="input") == 100
     assert metrics.get(f"{tokens}_count", **CALL, gen_ai_token_type="output") == 1
     buckets = [
-        metrics.get(f"{tokens}_bucket", **CALL, gen_ai_token_type="output", le=le)
-        for le in ("4", "16", "64", "+Inf")
+        metrics.get(f"{tokens}_bucket", **CALL, gen_ai_token_type="output", le=upper_bound)
+        for upper_bound in ("4", "16", "64", "+Inf")
     ]
     assert buckets == [0, 1, 1, 1]
     duration = "gen_ai_server_request_duration_seconds"
@@ -113,10 +113,12 @@ def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
         telemetry.record_breaker_state("gpu-0", state)
         telemetry.export()
         gauge = {
-            other: metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state=other.value)
-            for other in BreakerState
+            other_state: metrics.get(
+                "moyin_backend_breaker", moyin_backend="gpu-0", state=other_state.value
+            )
+            for other_state in BreakerState
         }
-        assert [other for other, value in gauge.items() if value == 1] == [state]
+        assert [other_state for other_state, value in gauge.items() if value == 1] == [state]
     name = "moyin_backend_breaker_transitions"
     assert metrics.get(name, moyin_backend="gpu-0", state="open") == 1
 
@@ -148,16 +150,22 @@ def test_spans_go_to_the_tracer_of_the_process(
     telemetry.record_call(record(error="cancelled"))
     telemetry.export()
     provider.shutdown()
-    answered, cut = spans.get_finished_spans()
-    assert answered.name == "chat qwen3"
-    assert answered.parent is not None
-    assert f"{answered.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
-    assert (answered.start_time, answered.end_time) == (998_500_000_000, 1_000_000_000_000)
-    attributes = dict(answered.attributes or {})
+    answered_span, cancelled_span = spans.get_finished_spans()
+    assert answered_span.name == "chat qwen3"
+    assert answered_span.parent is not None
+    assert f"{answered_span.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+    assert (answered_span.start_time, answered_span.end_time) == (
+        998_500_000_000,
+        1_000_000_000_000,
+    )
+    attributes = dict(answered_span.attributes or {})
     assert attributes["gen_ai.usage.input_tokens"] == 100
     assert attributes["gen_ai.usage.cache_read.input_tokens"] == 10
     assert attributes["gen_ai.request.model"] == "fast"
-    assert cut.attributes is not None and cut.attributes["error.type"] == "cancelled"
+    assert (
+        cancelled_span.attributes is not None
+        and cancelled_span.attributes["error.type"] == "cancelled"
+    )
 
 
 def test_no_spans_without_a_tracer(metrics: Metrics) -> None:
@@ -168,11 +176,11 @@ def test_no_spans_without_a_tracer(metrics: Metrics) -> None:
 
 
 def test_each_learned_request_is_counted_once(metrics: Metrics) -> None:
-    background = BackgroundQueue()
-    counts = LearningMetrics(background)
-    background.sampler.accepted, background.sampler.skipped, background.failed = 3, 7, 1
+    queue = BackgroundQueue()
+    counts = LearningMetrics(queue)
+    queue.sampler.accepted, queue.sampler.skipped, queue.failed = 3, 7, 1
     counts.export()
-    background.sampler.accepted = 5
+    queue.sampler.accepted = 5
     counts.export()
     assert metrics.get("moyin_quality_requests", outcome="learned") == 5
     assert metrics.get("moyin_quality_requests", outcome="left_out") == 7

@@ -34,11 +34,11 @@ class FakeActor(FakeRenderer):
         super().__init__()
         self._spec = spec
         self._retired = retired
-        self.placed = asyncio.Event()
-        self.placed.set()
+        self.is_placed = asyncio.Event()
+        self.is_placed.set()
 
     async def actor_status(self) -> ActorStatus:
-        await self.placed.wait()
+        await self.is_placed.wait()
         if isinstance(self.failure, WorkerLost):
             raise self.failure
         return ActorStatus(
@@ -60,7 +60,7 @@ class Cluster:
         if name not in self.actors:
             actor = FakeActor(spec, lambda: self.actors.pop(name, None))
             if len(self.actors) >= self.capacity:
-                actor.placed.clear()
+                actor.is_placed.clear()
             self.actors[name] = actor
         return self.actors[name]
 
@@ -83,13 +83,13 @@ class RecordingLedger:
     """A fake ledger that stores the last measurement of each run, and fails with ``failure``."""
 
     def __init__(self) -> None:
-        self.booked: dict[str, RenderRun] = {}
+        self.booked_runs: dict[str, RenderRun] = {}
         self.failure: Exception | None = None
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
         if self.failure is not None:
             raise self.failure
-        self.booked.update({run.id: run for run in runs})
+        self.booked_runs.update({run.id: run for run in runs})
 
 
 def new_supervisor(
@@ -99,16 +99,18 @@ def new_supervisor(
     on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ledger: RecordingLedger | None = None,
 ) -> ActorSupervisor:
-    unbooked: Any = ledger or RecordingLedger()
-    return ActorSupervisor(pool, spec, scale, RunBookkeeper(unbooked), on_counts)
+    run_ledger: Any = ledger or RecordingLedger()
+    return ActorSupervisor(pool, spec, scale, RunBookkeeper(run_ledger), on_counts)
 
 
 def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
     """Start a render; ``prompt_id`` continues the prompt of an earlier attempt."""
-    wanted = RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph={"1": {}})
-    pending = PendingRender(id=wanted.prompt_id, priority=3, arrived=0)
+    render_request = RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph={"1": {}})
+    pending = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
     is_retry = prompt_id is not None
-    return asyncio.create_task(pool.render(wanted, pending, lambda _: None, is_retry=is_retry))
+    return asyncio.create_task(
+        pool.render(render_request, pending, lambda _: None, is_retry=is_retry)
+    )
 
 
 async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: Cluster) -> None:
@@ -148,18 +150,18 @@ async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
     task = render(pool)
     await eventually(lambda: any(actor.busy.is_set() for actor in cluster.actors.values()))
     await supervisor.remove_idle_actors()
-    [left] = cluster.actors.values()
-    assert left.busy.is_set()
-    left.held.set()
+    [last_actor] = cluster.actors.values()
+    assert last_actor.busy.is_set()
+    last_actor.held.set()
     await task
 
 
 async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
-    before = Pool("p")
+    old_pool = Pool("p")
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.held.clear()
-    before.add_renderer("comfyui-p-0", actor, await actor.status())
-    abandoned = render(before)
+    old_pool.add_renderer("comfyui-p-0", actor, await actor.status())
+    abandoned_render = render(old_pool)
     await actor.busy.wait()
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05))
@@ -168,38 +170,38 @@ async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
     await asyncio.sleep(0.3)
     assert "comfyui-p-0" in cluster.actors
     actor.held.set()
-    await asyncio.gather(task, abandoned)
+    await asyncio.gather(task, abandoned_render)
     await eventually(lambda: cluster.actors == {})
     await supervisor.remove_idle_actors()
 
 
 async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: Cluster) -> None:
-    old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
-    surplus = cluster.find_or_start("comfyui-p-7", SPEC)
-    for actor in (old, surplus):
+    old_actor = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
+    surplus_actor = cluster.find_or_start("comfyui-p-7", SPEC)
+    for actor in (old_actor, surplus_actor):
         actor.held.clear()
         actor._running.add("left-over")
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-7"]
-    for actor in (old, surplus):
+    for actor in (old_actor, surplus_actor):
         actor._running.clear()
     await eventually(lambda: list(cluster.actors) == ["comfyui-p-0"])
-    await eventually(lambda: cluster.actors["comfyui-p-0"] is not old)
+    await eventually(lambda: cluster.actors["comfyui-p-0"] is not old_actor)
     supervisor.check_running()
     await supervisor.remove_idle_actors()
 
 
 async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: Cluster) -> None:
-    old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
-    old._finished.add("left-over")
+    old_actor = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
+    old_actor._finished.add("left-over")
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
-    await eventually(lambda: cluster.actors.get("comfyui-p-0") not in (None, old))
-    name, done = await render(pool, "left-over")
-    assert (name, done.files) == ("comfyui-p-0", (old.file,))
+    await eventually(lambda: cluster.actors.get("comfyui-p-0") not in (None, old_actor))
+    name, result = await render(pool, "left-over")
+    assert (name, result.files) == ("comfyui-p-0", (old_actor.file,))
     assert cluster.actors["comfyui-p-0"].started == []
     await supervisor.remove_idle_actors()
 
@@ -237,7 +239,7 @@ async def test_unplaced_actor_waits_while_renders_wait(
         "actor comfyui-p-0 is waiting for a node with 0.5 GPU, 0.5 CPU"
     ]
     assert supervisor.statuses == {}
-    cluster.actors["comfyui-p-0"].placed.set()
+    cluster.actors["comfyui-p-0"].is_placed.set()
     await asyncio.wait_for(task, 5)
     assert supervisor.placing_seconds == {}
     await eventually(lambda: cluster.actors == {})
@@ -284,9 +286,9 @@ async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> 
 
 
 async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster) -> None:
-    old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
-    old.held.clear()
-    old._running.add("left-over")
+    old_actor = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
+    old_actor.held.clear()
+    old_actor._running.add("left-over")
     pool = Pool("p")
     supervisor = new_supervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
@@ -294,7 +296,7 @@ async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster)
     with pytest.raises(ServiceUnavailable):
         await pool.get("/object_info")
     assert supervisor.is_starting
-    old._running.clear()
+    old_actor._running.clear()
     await eventually(lambda: pool.renderers == ["comfyui-p-0"])
     await supervisor.remove_idle_actors()
 
@@ -328,23 +330,23 @@ OPEN_RUN = RenderRun(id="1" * 32, prompt_id="j", account=ACCOUNT, seconds=4.0, i
 
 async def test_runs_that_no_attempt_waited_for_are_booked_and_settled(cluster: Cluster) -> None:
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
-    ended = replace(OPEN_RUN, id="2" * 32, is_ended=True)
-    actor.runs = [ended, OPEN_RUN]
+    ended_run = replace(OPEN_RUN, id="2" * 32, is_ended=True)
+    actor.runs = [ended_run, OPEN_RUN]
     ledger = RecordingLedger()
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1), ledger=ledger)
     supervisor.start()
     await eventually(lambda: actor.runs == [OPEN_RUN])
-    assert ledger.booked == {ended.id: ended}
+    assert ledger.booked_runs == {ended_run.id: ended_run}
     actor.runs = [replace(OPEN_RUN, seconds=5.0, is_ended=True)]
     await supervisor.remove_idle_actors()
-    assert ledger.booked[OPEN_RUN.id].seconds == 5.0
+    assert ledger.booked_runs[OPEN_RUN.id].seconds == 5.0
     assert cluster.actors == {}
 
 
 async def test_actor_remains_until_its_runs_are_booked(cluster: Cluster) -> None:
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
-    ended = replace(OPEN_RUN, is_ended=True)
-    actor.runs = [ended]
+    ended_run = replace(OPEN_RUN, is_ended=True)
+    actor.runs = [ended_run]
     ledger = RecordingLedger()
     ledger.failure = OSError("the database is down")
     supervisor = new_supervisor(
@@ -354,7 +356,7 @@ async def test_actor_remains_until_its_runs_are_booked(cluster: Cluster) -> None
     await eventually(lambda: "comfyui-p-0" in supervisor.statuses)
     await asyncio.sleep(0.2)
     await supervisor.remove_idle_actors()
-    assert (actor.runs, cluster.actors) == ([ended], {"comfyui-p-0": actor})
+    assert (actor.runs, cluster.actors) == ([ended_run], {"comfyui-p-0": actor})
 
     ledger.failure = None
     supervisor = new_supervisor(
@@ -362,7 +364,7 @@ async def test_actor_remains_until_its_runs_are_booked(cluster: Cluster) -> None
     )
     supervisor.start()
     await eventually(lambda: cluster.actors == {})
-    assert ledger.booked == {ended.id: ended}
+    assert ledger.booked_runs == {ended_run.id: ended_run}
     await supervisor.remove_idle_actors()
 
 
@@ -373,29 +375,29 @@ async def test_run_of_a_lost_actor_is_booked_as_it_was_last_seen(cluster: Cluste
     supervisor = new_supervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1), ledger=ledger)
     supervisor.start()
     await eventually(lambda: "comfyui-p-0" in supervisor.statuses)
-    assert ledger.booked == {}
+    assert ledger.booked_runs == {}
     # Ray restarts a lost actor under its name, without its memory.
     actor.runs = []
-    await eventually(lambda: OPEN_RUN.id in ledger.booked)
-    run = ledger.booked[OPEN_RUN.id]
+    await eventually(lambda: OPEN_RUN.id in ledger.booked_runs)
+    run = ledger.booked_runs[OPEN_RUN.id]
     assert (run.seconds, run.error, run.is_ended) == (4.0, "worker_lost", True)
     await supervisor.remove_idle_actors()
 
 
 async def test_ended_run_of_a_lost_actor_is_booked_after_an_outage(cluster: Cluster) -> None:
     ledger: Any = RecordingLedger()
-    bookkeeper, ended = RunBookkeeper(ledger), replace(OPEN_RUN, is_ended=True)
+    bookkeeper, ended_run = RunBookkeeper(ledger), replace(OPEN_RUN, is_ended=True)
     ledger.failure = OSError("the database is down")
-    assert await bookkeeper.settle("a", [ended]) == []
+    assert await bookkeeper.settle("a", [ended_run]) == []
     await bookkeeper.settle("a", ())
     ledger.failure = None
     await bookkeeper.settle("a", ())
-    assert ledger.booked == {ended.id: ended}
-    ledger.booked.clear()
-    assert await bookkeeper.settle("a", [ended]) == [ended.id]
-    ledger.booked.clear()
+    assert ledger.booked_runs == {ended_run.id: ended_run}
+    ledger.booked_runs.clear()
+    assert await bookkeeper.settle("a", [ended_run]) == [ended_run.id]
+    ledger.booked_runs.clear()
     await bookkeeper.settle("a", ())
-    assert ledger.booked == {}, "it has been booked and is not lost"
+    assert ledger.booked_runs == {}, "it has been booked and is not lost"
 
 
 class HangingLedger(RecordingLedger):
@@ -434,7 +436,7 @@ async def test_many_runs_are_booked_in_several_transactions() -> None:
     ledger: Any = SlowLedger()
     bookkeeper = RunBookkeeper(ledger)
     runs = [replace(OPEN_RUN, id=f"{number:032x}", is_ended=True) for number in range(250)]
-    settled = await bookkeeper.settle("a", runs)
-    assert settled == list(ledger.booked) == [run.id for run in runs[:100]]
+    settled_ids = await bookkeeper.settle("a", runs)
+    assert settled_ids == list(ledger.booked_runs) == [run.id for run in runs[:100]]
     ledger.failure = None
     assert len(await bookkeeper.settle("a", runs[100:])) == 100

@@ -55,12 +55,12 @@ async def test_a_booking_does_not_wait_for_the_writer_of_another_process(
     ledger = CountingLedger(database)
     books = RunBookkeeper(ledger)
     run = RenderRun(id="1" * 32, prompt_id="p", seconds=2.0, is_ended=True, account=ACCOUNT)
-    with closing(sqlite3.connect(tmp_path / "moyin.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with closing(sqlite3.connect(tmp_path / "moyin.db", isolation_level=None)) as other_writer:
+        other_writer.execute("BEGIN IMMEDIATE")
         for _ in range(3):
             assert await books.settle("actor", [run]) == []
         assert (ledger.open, ledger.most_open) == (1, 1), "the others wait for the first"
-        other.execute("ROLLBACK")
+        other_writer.execute("ROLLBACK")
     await eventually(lambda: ledger.open == 0)
     monkeypatch.setattr(bookkeeper, "_TIMEOUT_SECONDS", 60)
     assert await books.settle("actor", [run]) == [run.id]

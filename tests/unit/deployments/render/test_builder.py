@@ -11,13 +11,13 @@ from deployments.render.config import RenderArgs
 
 def test_arguments_reach_the_deployment() -> None:
     args = RenderArgs(pool="fast", actors=2, gpus=0.5)
-    bound = build(args)._bound_deployment
-    assert bound.name == "RenderPool"
-    assert bound.init_args == (args,)
+    bound_deployment = build(args)._bound_deployment
+    assert bound_deployment.name == "RenderPool"
+    assert bound_deployment.init_args == (args,)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid_arguments",
     [
         {"gpus": 0},
         {"gpus": 1.5},
@@ -35,9 +35,9 @@ def test_arguments_reach_the_deployment() -> None:
         {"comfyui": {"unknown": 1}},
     ],
 )
-def test_invalid_arguments_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_arguments_are_refused(invalid_arguments: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        RenderArgs.model_validate(wrong)
+        RenderArgs.model_validate(invalid_arguments)
 
 
 def test_price_is_that_of_the_process_share() -> None:

@@ -7,7 +7,7 @@ DIED = WorkerLost("it ended with status -9", details={"ended": "comfyui"})
 LOST = WorkerLost("the render actor was lost")
 
 
-def after(*errors: Exception) -> FailureCounts:
+def count_failures(*errors: Exception) -> FailureCounts:
     counts = FailureCounts()
     for error in errors:
         # As the heartbeat carries it from one attempt to the next.
@@ -16,29 +16,31 @@ def after(*errors: Exception) -> FailureCounts:
 
 
 def test_two_comfyuis_that_die_during_a_render_poison_it() -> None:
-    assert after(DIED).find_final_error(DIED) is None
-    poisoned = after(DIED, DIED).find_final_error(DIED)
-    assert poisoned is not None
-    assert "status -9" in poisoned.message
-    assert (poisoned.retryable, poisoned.details) == (False, {"lost": 2})
+    assert count_failures(DIED).find_final_error(DIED) is None
+    final_error = count_failures(DIED, DIED).find_final_error(DIED)
+    assert final_error is not None
+    assert "status -9" in final_error.message
+    assert (final_error.retryable, final_error.details) == (False, {"lost": 2})
 
 
 def test_lost_actors_poison_a_render_only_after_five() -> None:
-    assert after(LOST, LOST, DIED, LOST).find_final_error(LOST) is None
-    assert after(*[LOST] * 5).find_final_error(LOST) is not None
+    assert count_failures(LOST, LOST, DIED, LOST).find_final_error(LOST) is None
+    assert count_failures(*[LOST] * 5).find_final_error(LOST) is not None
 
 
 def test_only_failures_and_not_outages_are_counted() -> None:
     unavailable_error = ServiceUnavailable("ComfyUI is not running yet")
-    assert after(*[unavailable_error] * 50) == FailureCounts()
+    assert count_failures(*[unavailable_error] * 50) == FailureCounts()
     bug = ValueError("a bug")
-    assert after(*[bug] * 5).allows_retry(bug)
-    assert not after(*[bug] * 6).allows_retry(bug)
-    assert after(*[bug] * 3).allows_retry(LOST)
+    assert count_failures(*[bug] * 5).allows_retry(bug)
+    assert not count_failures(*[bug] * 6).allows_retry(bug)
+    assert count_failures(*[bug] * 3).allows_retry(LOST)
 
 
 def test_final_errors_are_not_retried() -> None:
-    assert not after(RenderFailed("node 3 raised")).allows_retry(RenderFailed("node 3 raised"))
+    assert not count_failures(RenderFailed("node 3 raised")).allows_retry(
+        RenderFailed("node 3 raised")
+    )
     assert not FailureCounts().allows_retry(StepFailed("an input is gone"))
 
 

@@ -26,8 +26,8 @@ class Limits:
         )
 
 
-def guard(*permitted: str, **rules: Any) -> RenderGuard:
-    return RenderGuard("big", PoolRules(**rules), Limits(*permitted))
+def guard(*permitted_classes: str, **rules: Any) -> RenderGuard:
+    return RenderGuard("big", PoolRules(**rules), Limits(*permitted_classes))
 
 
 def graph(kind: str, **inputs: Any) -> dict[str, Any]:

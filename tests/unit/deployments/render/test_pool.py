@@ -47,14 +47,18 @@ def request(
 
 def render(
     pool: Pool,
-    wanted: RenderRequest,
+    render_request: RenderRequest,
     progress: list[RenderProgress] | None = None,
     *,
     is_retry: bool = False,
 ) -> asyncio.Task[tuple[str, RenderSucceeded]]:
-    pending = PendingRender(id=wanted.prompt_id, priority=3, arrived=0, models=wanted.models)
-    seen = [] if progress is None else progress
-    return asyncio.create_task(pool.render(wanted, pending, seen.append, is_retry=is_retry))
+    pending = PendingRender(
+        id=render_request.prompt_id, priority=3, arrived=0, models=render_request.models
+    )
+    received_progress = [] if progress is None else progress
+    return asyncio.create_task(
+        pool.render(render_request, pending, received_progress.append, is_retry=is_retry)
+    )
 
 
 def status(*running: str, models: tuple[str, ...] = ()) -> RendererStatus:
@@ -73,21 +77,25 @@ def pool() -> Pool:
 
 async def test_render_goes_to_a_free_renderer_and_reports_progress(pool: Pool) -> None:
     pool.add_renderer("a", FakeRenderer(), status())
-    seen: list[RenderProgress] = []
-    name, done = await render(pool, request(), seen)
-    assert (name, len(done.files), seen) == ("a", 1, [RenderProgress(value=0, max=1)])
+    received_progress: list[RenderProgress] = []
+    name, result = await render(pool, request(), received_progress)
+    assert (name, len(result.files), received_progress) == (
+        "a",
+        1,
+        [RenderProgress(value=0, max=1)],
+    )
 
 
 async def test_start_is_reported_by_first_and_attached_attempts(pool: Pool) -> None:
-    renderer, wanted = FakeRenderer(), request()
+    renderer, render_request = FakeRenderer(), request()
     renderer.held.clear()
     starts: list[str] = []
 
     def attempt(in_pool: Pool, name: str, *, is_retry: bool) -> asyncio.Task[Any]:
-        pending = PendingRender(id=wanted.prompt_id, job_id="job", priority=3, arrived=0)
+        pending = PendingRender(id=render_request.prompt_id, job_id="job", priority=3, arrived=0)
         return asyncio.create_task(
             in_pool.render(
-                wanted,
+                render_request,
                 pending,
                 lambda _: None,
                 on_start=lambda: starts.append(name),
@@ -95,7 +103,7 @@ async def test_start_is_reported_by_first_and_attached_attempts(pool: Pool) -> N
             )
         )
 
-    first = attempt(pool, "first", is_retry=False)
+    first_attempt = attempt(pool, "first", is_retry=False)
     await settle()
     assert (starts, pool.list_places()) == ([], {"job": QueuePlace(position=1)})
     pool.add_renderer("a", renderer, status())
@@ -103,21 +111,23 @@ async def test_start_is_reported_by_first_and_attached_attempts(pool: Pool) -> N
     assert (starts, pool.list_places()) == (["first"], {"job": QueuePlace()})
     # A new replica may be the one that writes the start.
     successor = Pool("default")
-    successor.add_renderer("a", renderer, status(wanted.prompt_id))
-    second = attempt(successor, "second", is_retry=True)
+    successor.add_renderer("a", renderer, status(render_request.prompt_id))
+    second_attempt = attempt(successor, "second", is_retry=True)
     await settle()
     assert starts == ["first", "second"]
     renderer.held.set()
-    await asyncio.gather(first, second)
+    await asyncio.gather(first_attempt, second_attempt)
     assert starts == ["first", "second"]
 
 
 async def test_batch_has_the_position_of_its_first_waiting_render(pool: Pool) -> None:
     tasks = []
-    for arrived, job_id in enumerate(["batch", "batch", "other", "batch"]):
-        wanted = request()
-        pending = PendingRender(id=wanted.prompt_id, job_id=job_id, priority=3, arrived=arrived)
-        tasks.append(asyncio.create_task(pool.render(wanted, pending, lambda _: None)))
+    for arrival, job_id in enumerate(["batch", "batch", "other", "batch"]):
+        render_request = request()
+        pending = PendingRender(
+            id=render_request.prompt_id, job_id=job_id, priority=3, arrived=arrival
+        )
+        tasks.append(asyncio.create_task(pool.render(render_request, pending, lambda _: None)))
     await settle()
     assert pool.list_places() == {
         "batch": QueuePlace(position=1),
@@ -129,313 +139,325 @@ async def test_batch_has_the_position_of_its_first_waiting_render(pool: Pool) ->
 
 
 async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    for name, renderer in (("a", a), ("b", b)):
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    for name, renderer in (("a", first_renderer), ("b", second_renderer)):
         renderer.held.clear()
         pool.add_renderer(name, renderer, status())
     tasks = [render(pool, request()) for _ in range(5)]
     await settle()
-    assert (len(a.started), len(b.started), pool.waiting_renders) == (1, 1, 3)
-    a.held.set()
-    b.held.set()
+    assert (len(first_renderer.started), len(second_renderer.started), pool.waiting_renders) == (
+        1,
+        1,
+        3,
+    )
+    first_renderer.held.set()
+    second_renderer.held.set()
     await asyncio.gather(*tasks)
-    assert len(a.started) + len(b.started) == 5
+    assert len(first_renderer.started) + len(second_renderer.started) == 5
 
 
 async def test_retry_attaches_to_the_prompt_on_its_renderer(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    wanted = request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    first = render(pool, wanted)
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    render_request = request()
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
+    first_attempt = render(pool, render_request)
     await settle()
     # A new replica knows only what the renderers report.
     successor = Pool("default")
-    successor.add_renderer("b", b, status())
-    successor.add_renderer("a", a, status(wanted.prompt_id))
-    second = render(successor, wanted, is_retry=True)
+    successor.add_renderer("b", second_renderer, status())
+    successor.add_renderer("a", first_renderer, status(render_request.prompt_id))
+    second_attempt = render(successor, render_request, is_retry=True)
     await settle()
-    a.held.set()
-    assert (await first)[0] == (await second)[0] == "a"
-    assert a.started == [wanted.prompt_id]
-    assert b.started == []
+    first_renderer.held.set()
+    assert (await first_attempt)[0] == (await second_attempt)[0] == "a"
+    assert first_renderer.started == [render_request.prompt_id]
+    assert second_renderer.started == []
 
 
 async def test_prompt_of_an_earlier_replica_keeps_its_renderer_busy(pool: Pool) -> None:
-    a = FakeRenderer()
-    pool.add_renderer("a", a, status("left-over"))
+    renderer = FakeRenderer()
+    pool.add_renderer("a", renderer, status("left-over"))
     task = render(pool, request())
     await settle()
-    assert a.started == []
-    pool.add_renderer("a", a, status())
+    assert renderer.started == []
+    pool.add_renderer("a", renderer, status())
     await task
 
 
 async def test_attached_renderer_gets_no_other_render_until_it_has_ended(pool: Pool) -> None:
-    a, wanted = FakeRenderer(), request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    first = render(pool, wanted)
+    renderer, render_request = FakeRenderer(), request()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
+    first_attempt = render(pool, render_request)
     await settle()
     successor = Pool("default")
-    successor.add_renderer("a", a, status(wanted.prompt_id))
-    repeat = render(successor, wanted, is_retry=True)
+    successor.add_renderer("a", renderer, status(render_request.prompt_id))
+    second_attempt = render(successor, render_request, is_retry=True)
     await settle()
     # The actor reports its status every second.
-    successor.add_renderer("a", a, status(wanted.prompt_id))
-    other = render(successor, request())
+    successor.add_renderer("a", renderer, status(render_request.prompt_id))
+    other_render = render(successor, request())
     await settle()
-    assert a.started == [wanted.prompt_id]
-    a.held.set()
-    await asyncio.gather(first, repeat)
-    successor.add_renderer("a", a, status())
+    assert renderer.started == [render_request.prompt_id]
+    renderer.held.set()
+    await asyncio.gather(first_attempt, second_attempt)
+    successor.add_renderer("a", renderer, status())
     async with asyncio.timeout(1):
-        await other
+        await other_render
 
 
 async def test_abandoned_prompt_keeps_its_renderer_busy(pool: Pool) -> None:
-    a, wanted = FakeRenderer(), request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    watching = render(pool, wanted)
+    renderer, render_request = FakeRenderer(), request()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
+    abandoned_render = render(pool, render_request)
     await settle()
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-    pool.add_renderer("a", a, status(wanted.prompt_id))
-    other = render(pool, request())
+    abandoned_render.cancel()
+    await asyncio.gather(abandoned_render, return_exceptions=True)
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
+    other_render = render(pool, request())
     await settle()
-    pool.add_renderer("a", a, status(wanted.prompt_id))
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
     await settle()
-    assert a.started == [wanted.prompt_id]
+    assert renderer.started == [render_request.prompt_id]
     assert pool.abandoned_renderers == {"a"}
-    again = render(pool, wanted, is_retry=True)
+    retry = render(pool, render_request, is_retry=True)
     await settle()
-    a.held.set()
-    await again
+    renderer.held.set()
+    await retry
     assert pool.abandoned_renderers == frozenset()
-    pool.add_renderer("a", a, status(wanted.prompt_id))
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
     async with asyncio.timeout(1):
-        await other
+        await other_render
 
 
 async def test_abandoned_prompt_is_remembered_however_many_end_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("deployments.render.pool._REMEMBERED_PROMPTS", 2)
-    pool, a, b, wanted = Pool("default"), FakeRenderer(), FakeRenderer(), request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    watching = render(pool, wanted)
+    pool, first_renderer, second_renderer, render_request = (
+        Pool("default"),
+        FakeRenderer(),
+        FakeRenderer(),
+        request(),
+    )
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
+    abandoned_render = render(pool, render_request)
     await settle()
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-    pool.add_renderer("b", b, status())
-    pool.add_renderer("a", a, status(wanted.prompt_id))
+    abandoned_render.cancel()
+    await asyncio.gather(abandoned_render, return_exceptions=True)
+    pool.add_renderer("b", second_renderer, status())
+    pool.add_renderer("a", first_renderer, status(render_request.prompt_id))
     for _ in range(5):
         assert (await render(pool, request()))[0] == "b"
     assert pool.abandoned_renderers == {"a"}
-    a.held.set()
-    assert (await render(pool, wanted, is_retry=True))[0] == "a"
+    first_renderer.held.set()
+    assert (await render(pool, render_request, is_retry=True))[0] == "a"
     assert pool.abandoned_renderers == frozenset()
 
 
 async def test_stale_status_of_a_finished_prompt_delays_no_render(pool: Pool) -> None:
-    a = FakeRenderer()
-    pool.add_renderer("a", a, status())
-    wanted = request()
-    await render(pool, wanted)
-    pool.add_renderer("a", a, status(wanted.prompt_id))
+    renderer = FakeRenderer()
+    pool.add_renderer("a", renderer, status())
+    render_request = request()
+    await render(pool, render_request)
+    pool.add_renderer("a", renderer, status(render_request.prompt_id))
     async with asyncio.timeout(1):
         await render(pool, request())
 
 
 async def test_cancellation_goes_to_the_renderer_of_the_prompt(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    wanted = request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    task = render(pool, wanted)
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    render_request = request()
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
+    task = render(pool, render_request)
     await settle()
-    pool.add_renderer("b", b, status())
-    await pool.cancel(wanted.prompt_id)
+    pool.add_renderer("b", second_renderer, status())
+    await pool.cancel(render_request.prompt_id)
     await pool.cancel("unknown")
-    a.held.set()
+    first_renderer.held.set()
     with pytest.raises(RenderFailed):
         await task
-    assert (a.cancelled, b.cancelled) == ([wanted.prompt_id], [])
+    assert (first_renderer.cancelled, second_renderer.cancelled) == ([render_request.prompt_id], [])
 
 
 async def test_failed_render_frees_its_renderer(pool: Pool) -> None:
-    a = FakeRenderer()
-    a.failure = WorkerLost("gone")
-    pool.add_renderer("a", a, status())
+    renderer = FakeRenderer()
+    renderer.failure = WorkerLost("gone")
+    pool.add_renderer("a", renderer, status())
     with pytest.raises(WorkerLost):
         await render(pool, request())
-    a.failure = None
+    renderer.failure = None
     assert (await render(pool, request()))[0] == "a"
 
 
 async def test_removed_renderer_gets_no_render(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    pool.add_renderer("a", a, status())
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    pool.add_renderer("a", first_renderer, status())
     pool.remove_renderer("a")
     task = render(pool, request())
     await settle()
-    pool.add_renderer("b", b, status())
+    pool.add_renderer("b", second_renderer, status())
     assert (await task)[0] == "b"
-    assert a.started == []
+    assert first_renderer.started == []
 
 
 async def test_prompt_is_executed_before_its_files_are_stored(pool: Pool) -> None:
-    a, stored = FakeRenderer(), asyncio.Event()
-    original = a.render
+    renderer, files_stored = FakeRenderer(), asyncio.Event()
+    original_render = renderer.render
 
-    async def slowly(request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        async for event in original(request):
+    async def render_slowly(request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
+        async for event in original_render(request):
             yield event
             if isinstance(event, ExecutionFinished):
-                await stored.wait()
+                await files_stored.wait()
 
-    a.render = slowly  # type: ignore[method-assign]
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    wanted = request()
-    task = render(pool, wanted)
+    renderer.render = render_slowly  # type: ignore[method-assign]
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
+    render_request = request()
+    task = render(pool, render_request)
     await settle()
-    assert pool.find_executed([wanted.prompt_id]) == []
-    a.held.set()
+    assert pool.find_executed([render_request.prompt_id]) == []
+    renderer.held.set()
     await settle()
-    assert pool.find_executed([wanted.prompt_id, "other"]) == [wanted.prompt_id]
-    stored.set()
+    assert pool.find_executed([render_request.prompt_id, "other"]) == [render_request.prompt_id]
+    files_stored.set()
     await task
-    assert pool.find_executed([wanted.prompt_id]) == [wanted.prompt_id], (
+    assert pool.find_executed([render_request.prompt_id]) == [render_request.prompt_id], (
         "its row has yet to be written"
     )
     # Another attempt at the same job is another execution.
-    a.held.clear()
-    again = render(pool, wanted)
+    renderer.held.clear()
+    second_attempt = render(pool, render_request)
     await settle()
-    assert pool.find_executed([wanted.prompt_id]) == []
-    a.held.set()
-    await again
+    assert pool.find_executed([render_request.prompt_id]) == []
+    renderer.held.set()
+    await second_attempt
 
 
 async def test_prompt_that_waits_for_another_execution_is_not_executed(pool: Pool) -> None:
     pool.add_renderer("a", FakeRenderer(), status())
-    wanted = request()
-    await render(pool, wanted)
-    assert pool.find_executed([wanted.prompt_id]) == [wanted.prompt_id]
+    render_request = request()
+    await render(pool, render_request)
+    assert pool.find_executed([render_request.prompt_id]) == [render_request.prompt_id]
     # Files that were not stored yet are lost with the renderer.
     pool.remove_renderer("a")
-    again = render(pool, wanted, is_retry=True)
+    retry = render(pool, render_request, is_retry=True)
     await settle()
-    assert (pool.waiting_renders, pool.find_executed([wanted.prompt_id])) == (1, [])
+    assert (pool.waiting_renders, pool.find_executed([render_request.prompt_id])) == (1, [])
     pool.add_renderer("b", FakeRenderer(), status())
-    await again
+    await retry
 
 
 async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
     pool: Pool,
 ) -> None:
-    a = FakeRenderer()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    running_render, waiting = render(pool, request()), render(pool, request())
+    renderer = FakeRenderer()
+    renderer.held.clear()
+    pool.add_renderer("a", renderer, status())
+    running_render, waiting_render = render(pool, request()), render(pool, request())
     await settle()
     pool.close()
     with pytest.raises(ServiceUnavailable):
-        await waiting
+        await waiting_render
     with pytest.raises(ServiceUnavailable):
         await render(pool, request())
-    a.held.set()
+    renderer.held.set()
     await running_render
-    assert (len(a.started), pool.waiting_renders) == (1, 0)
+    assert (len(renderer.started), pool.waiting_renders) == (1, 0)
 
 
 async def test_get_needs_a_renderer(pool: Pool) -> None:
     with pytest.raises(ServiceUnavailable):
         await pool.get("/models")
-    a = FakeRenderer()
-    a.bodies["/models"] = b"[]"
-    pool.add_renderer("a", a, status())
+    renderer = FakeRenderer()
+    renderer.bodies["/models"] = b"[]"
+    pool.add_renderer("a", renderer, status())
     assert await pool.get("/models") == b"[]"
     assert await pool.get_all("/models") == {"a": b"[]"}
 
 
 async def test_render_goes_to_the_renderer_with_its_models(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    pool.add_renderer("a", a, status(models=("checkpoints/ink",)))
-    pool.add_renderer("b", b, status(models=("checkpoints/oil",)))
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    pool.add_renderer("a", first_renderer, status(models=("checkpoints/ink",)))
+    pool.add_renderer("b", second_renderer, status(models=("checkpoints/oil",)))
     for name, model in (("a", "ink"), ("b", "oil"), ("b", "oil"), ("a", "ink"), ("a", "ink")):
         assert (await render(pool, request({f"checkpoints/{model}": 10**9})))[0] == name
 
 
 async def test_two_waiting_attempts_render_once(pool: Pool) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    wanted = request()
-    first, second = render(pool, wanted), render(pool, wanted, is_retry=True)
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    render_request = request()
+    first_attempt, second_attempt = (
+        render(pool, render_request),
+        render(pool, render_request, is_retry=True),
+    )
     await settle()
-    for name, renderer in (("a", a), ("b", b)):
+    for name, renderer in (("a", first_renderer), ("b", second_renderer)):
         renderer.held.clear()
         pool.add_renderer(name, renderer, status())
     await settle()
-    assert len(a.started) + len(b.started) == 1
+    assert len(first_renderer.started) + len(second_renderer.started) == 1
     # The other renderer is free for other renders.
-    third = render(pool, request())
+    other_render = render(pool, request())
     await settle()
-    assert len(a.started) + len(b.started) == 2
-    a.held.set()
-    b.held.set()
-    assert (await first)[0] == (await second)[0]
-    await third
+    assert len(first_renderer.started) + len(second_renderer.started) == 2
+    first_renderer.held.set()
+    second_renderer.held.set()
+    assert (await first_attempt)[0] == (await second_attempt)[0]
+    await other_render
 
 
 async def test_retry_waits_until_earlier_renderers_have_been_seen(
     pool: Pool,
 ) -> None:
-    a, b = FakeRenderer(), FakeRenderer()
-    wanted = request()
-    a.held.clear()
-    pool.add_renderer("a", a, status())
-    first = render(pool, wanted)
+    first_renderer, second_renderer = FakeRenderer(), FakeRenderer()
+    render_request = request()
+    first_renderer.held.clear()
+    pool.add_renderer("a", first_renderer, status())
+    first_attempt = render(pool, render_request)
     await settle()
     successor = Pool("default")
     successor.settled.clear()
-    successor.add_renderer("b", b, status())
-    second = render(successor, wanted, is_retry=True)
+    successor.add_renderer("b", second_renderer, status())
+    second_attempt = render(successor, render_request, is_retry=True)
     await settle()
-    assert b.started == []
-    successor.add_renderer("a", a, status(wanted.prompt_id))
+    assert second_renderer.started == []
+    successor.add_renderer("a", first_renderer, status(render_request.prompt_id))
     successor.settled.set()
-    a.held.set()
-    assert (await first)[0] == (await second)[0] == "a"
-    assert b.started == []
+    first_renderer.held.set()
+    assert (await first_attempt)[0] == (await second_attempt)[0] == "a"
+    assert second_renderer.started == []
 
 
 async def test_inputs_of_the_next_render_are_fetched_early(
     pool: Pool,
 ) -> None:
-    a = FakeRenderer()
-    a.held.clear()
+    renderer = FakeRenderer()
+    renderer.held.clear()
     files = [{f"moyin/{n}.png": n} for n in "123"]
     requests = [request(files=f) for f in files]
-    tasks = [render(pool, wanted) for wanted in requests]
+    tasks = [render(pool, render_request) for render_request in requests]
     await settle()
-    pool.add_renderer("a", a, status())
+    pool.add_renderer("a", renderer, status())
     await settle()
-    assert len(a.started) == 1
-    assert len(a.prepared) == 1
-    assert a.prepared[0] != a.started[0]
-    a.held.set()
+    assert len(renderer.started) == 1
+    assert len(renderer.prepared) == 1
+    assert renderer.prepared[0] != renderer.started[0]
+    renderer.held.set()
     await asyncio.gather(*tasks)
-    assert a.started[1] == a.prepared[0]
+    assert renderer.started[1] == renderer.prepared[0]
 
 
 async def test_models_that_ran_out_of_memory_go_to_the_larger_pool() -> None:
     pool = Pool("small", memory=MemoryGuard("large"))
-    a = FakeRenderer()
-    a.failure = OutOfMemory("node 3 failed", details={"node_id": "3"})
-    pool.add_renderer("a", a, status())
+    renderer = FakeRenderer()
+    renderer.failure = OutOfMemory("node 3 failed", details={"node_id": "3"})
+    pool.add_renderer("a", renderer, status())
     models = {"checkpoints/big": 10**9}
     with pytest.raises(OutOfMemory) as exc_info:
         await render(pool, request(models))
@@ -443,17 +465,17 @@ async def test_models_that_ran_out_of_memory_go_to_the_larger_pool() -> None:
     with pytest.raises(OutOfMemory) as exc_info:
         await render(pool, request(models))
     assert exc_info.value.details["pool"] == "large"
-    assert len(a.started) == 1, "the second was not sent to a renderer"
-    a.failure = None
+    assert len(renderer.started) == 1, "the second was not sent to a renderer"
+    renderer.failure = None
     await render(pool, request({"checkpoints/other": 10**9}))
 
 
 async def test_too_large_models_go_to_the_larger_pool_at_once() -> None:
     models = {"checkpoints/big": 10 * 10**9}
-    for larger in ("large", None):
-        pool = Pool("small", memory=MemoryGuard(larger))
+    for larger_pool in ("large", None):
+        pool = Pool("small", memory=MemoryGuard(larger_pool))
         pool.add_renderer("a", FakeRenderer(), RendererStatus(ready=True, memory=8 * 10**9))
-        if larger is None:
+        if larger_pool is None:
             await render(pool, request(models))
             continue
         with pytest.raises(OutOfMemory):
@@ -463,22 +485,22 @@ async def test_too_large_models_go_to_the_larger_pool_at_once() -> None:
 async def test_runs_reach_the_caller_also_after_a_failure_and_from_a_removed_renderer(
     pool: Pool,
 ) -> None:
-    a, wanted = FakeRenderer(), replace(request(), account=ACCOUNT)
-    pool.add_renderer("a", a, status())
-    pending = PendingRender(id=wanted.prompt_id, priority=3, arrived=0)
+    renderer, render_request = FakeRenderer(), replace(request(), account=ACCOUNT)
+    pool.add_renderer("a", renderer, status())
+    pending = PendingRender(id=render_request.prompt_id, priority=3, arrived=0)
     runs: list[RenderRun] = []
-    a.failure = RenderFailed("a node failed")
+    renderer.failure = RenderFailed("a node failed")
     with pytest.raises(RenderFailed):
-        await pool.render(wanted, pending, lambda _: None, on_run=runs.append)
+        await pool.render(render_request, pending, lambda _: None, on_run=runs.append)
     assert [run.error for run in runs] == ["render_failed"]
-    assert await pool.find_ended_runs(wanted.prompt_id) == runs
+    assert await pool.find_ended_runs(render_request.prompt_id) == runs
     assert await pool.find_ended_runs(str(uuid.uuid4())) == []
 
-    a.failure = None
-    await pool.render(wanted, pending, lambda _: None, on_run=runs.append)
-    pool.inherit_results("a", await a.results())
+    renderer.failure = None
+    await pool.render(render_request, pending, lambda _: None, on_run=runs.append)
+    pool.inherit_results("a", await renderer.results())
     pool.remove_renderer("a")
-    await pool.render(wanted, pending, lambda _: None, on_run=runs.append, is_retry=True)
+    await pool.render(render_request, pending, lambda _: None, on_run=runs.append, is_retry=True)
     assert [run.error for run in runs] == ["render_failed", None, None]
     assert runs[1] == runs[2]
 
@@ -490,9 +512,9 @@ async def test_unknown_event_of_a_later_version_is_not_the_result(pool: Pool) ->
             async for event in super().render(request):
                 yield event
 
-    a = LaterRenderer()
-    pool.add_renderer("a", a, status())
-    assert (await render(pool, request()))[1].files == (a.file,)
+    renderer = LaterRenderer()
+    pool.add_renderer("a", renderer, status())
+    assert (await render(pool, request()))[1].files == (renderer.file,)
 
 
 async def test_successful_renders_are_measured_once() -> None:
@@ -500,28 +522,32 @@ async def test_successful_renders_are_measured_once() -> None:
     pool, renderer = Pool("default", RenderScheduler(window)), FakeRenderer()
     renderer.seconds = 4.0
     pool.add_renderer("a", renderer, status())
-    wanted = request({"m": 5_000_000_000})
-    await render(pool, wanted)
-    first = window.measured.estimate("")
-    assert first is not None and first.mean == 4.0
-    await render(pool, wanted, is_retry=True)
-    assert window.measured.estimate("") == first, "the second attempt found the same run"
+    render_request = request({"m": 5_000_000_000})
+    await render(pool, render_request)
+    first_estimate = window.measured.estimate("")
+    assert first_estimate is not None and first_estimate.mean == 4.0
+    await render(pool, render_request, is_retry=True)
+    assert window.measured.estimate("") == first_estimate, "the second attempt found the same run"
     renderer.seconds = 8.0
     await render(pool, request())
-    both = window.measured.estimate("")
-    assert both is not None and both.mean == 6.0
+    estimate_of_both = window.measured.estimate("")
+    assert estimate_of_both is not None and estimate_of_both.mean == 6.0
 
 
 async def test_results_of_removed_renderers_are_measured() -> None:
     window = Window()
-    pool, renderer, wanted = Pool("default", RenderScheduler(window)), FakeRenderer(), request()
+    pool, renderer, render_request = (
+        Pool("default", RenderScheduler(window)),
+        FakeRenderer(),
+        request(),
+    )
     renderer.seconds = 4.0
-    async for _ in renderer.render(wanted):
+    async for _ in renderer.render(render_request):
         pass
     pool.inherit_results("a", await renderer.results())
-    await render(pool, wanted, is_retry=True)
-    measured = window.measured.estimate_any_shape()
-    assert measured is not None and measured.mean == 4.0
+    await render(pool, render_request, is_retry=True)
+    estimate = window.measured.estimate_any_shape()
+    assert estimate is not None and estimate.mean == 4.0
 
 
 async def test_failed_and_cancelled_renders_are_not_measured() -> None:

@@ -22,7 +22,7 @@ class Stores:
     def __init__(self) -> None:
         self.rows: list[Progress] = []
         self.events: list[Mapping[str, Any]] = []
-        self.broken = 0
+        self.failures_left = 0
         self.order: list[str] = []
         self.can_start = asyncio.Event()
         self.can_start.set()
@@ -31,8 +31,8 @@ class Stores:
 
     async def record_progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
         assert (job_id, attempt) == ("job", 3)
-        if self.broken:
-            self.broken -= 1
+        if self.failures_left:
+            self.failures_left -= 1
             raise OperationalError("update", {}, Exception("away"))
         self.rows.append(progress)
         self.order.append("row")
@@ -68,7 +68,7 @@ def reporter(stores: Stores) -> ProgressReporter:
 
 
 async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) -> None:
-    began = time.monotonic()
+    started_at = time.monotonic()
     async with reporter(stores) as reporting:
         reporting.start()
         for value in range(200):
@@ -76,7 +76,7 @@ async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) 
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.2)
     # A loaded machine takes longer, and then more events are sent.
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started_at
     assert 2 <= len(stores.events) <= 2 + seconds / module._EVENT_INTERVAL_SECONDS
     assert stores.events[-1] == {"value": 199, "max": 200, "step": 2, "node": "7"}
     assert 1 <= len(stores.rows) <= 2 + seconds / module._ROW_INTERVAL_SECONDS
@@ -84,7 +84,7 @@ async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) 
 
 
 async def test_failed_row_is_written_again(stores: Stores) -> None:
-    stores.broken = 1
+    stores.failures_left = 1
     async with reporter(stores) as reporting:
         reporting.start()
         reporting.report(RenderProgress(value=1, max=2))
@@ -98,13 +98,13 @@ async def test_hanging_store_does_not_delay_the_end(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CLOSE_TIMEOUT_SECONDS", 0.1)
-    stuck = asyncio.Event()
+    never_set = asyncio.Event()
 
     async def hang(*_: Any) -> None:
         # Like a client that mistakes a cancellation for its own timeout, and goes on.
         with contextlib.suppress(asyncio.CancelledError):
-            await stuck.wait()
-        await stuck.wait()
+            await never_set.wait()
+        await never_set.wait()
 
     monkeypatch.setattr(stores, "publish", hang)
     async with asyncio.timeout(30):
@@ -112,7 +112,7 @@ async def test_hanging_store_does_not_delay_the_end(
             reporting.start()
             reporting.report(RenderProgress(value=1, max=2))
             await asyncio.sleep(0.1)
-    stuck.set()
+    never_set.set()
     await asyncio.sleep(0.05)
 
 

@@ -100,7 +100,7 @@ class Bench:
         events: Any = NoEvents()
         self.steps = UnrecordedSteps()
         status_writer: Any = self.steps
-        unused: Any = None
+        unused_service: Any = None
         limits = LimitStore(self.database)
         self.activities = RenderActivities(
             pool=self.pool,
@@ -111,9 +111,9 @@ class Bench:
                 limits=limits,
                 blobs=self.blobs,
                 events=events,
-                frames=unused,
+                frames=unused_service,
                 status_writer=status_writer,
-                temporal=unused,
+                temporal=unused_service,
             ),
             prompts=PromptStore(self.database),
             model_sizes=ModelSizes(folder / "models"),
@@ -137,9 +137,9 @@ class Bench:
         steps = (step,) * (index + 1)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
         step_input = StepInput(job_id=job_id, attempt=1, owner=owner, index=index, spec=spec)
-        done = await self.environment.run(self.activities.render_step, step_input)
-        assert isinstance(done, StepOutcome)
-        return done.result
+        outcome = await self.environment.run(self.activities.render_step, step_input)
+        assert isinstance(outcome, StepOutcome)
+        return outcome.result
 
 
 @pytest.fixture
@@ -151,12 +151,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def test_retried_step_returns_the_same_result(bench: Bench) -> None:
-    first, second = await bench.run(GRAPH), await bench.run(GRAPH)
-    assert first == second
-    assert first.backend == "comfyui-default-0"
-    [artifact] = first.artifacts
+    first_result, second_result = await bench.run(GRAPH), await bench.run(GRAPH)
+    assert first_result == second_result
+    assert first_result.backend == "comfyui-default-0"
+    [artifact] = first_result.artifacts
     assert artifact.id == derive_step_artifact_id(JOB, 0, 0)
-    output = json.loads(await bench.blobs.get(first.output))
+    output = json.loads(await bench.blobs.get(first_result.output))
     assert output == {
         "text": None,
         "body": {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}},
@@ -219,15 +219,15 @@ async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
     assert (exc_info.value.type, exc_info.value.non_retryable) == ("artifact_not_found", True)
     assert bench.renderer.started == []
 
-    own = Artifact(
+    own_artifact = Artifact(
         id=generate_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
     )
-    await bench.artifacts.add(own, owner="ann")
-    graph["1"]["inputs"] = {"image": f"artifact:{own.id}"}
+    await bench.artifacts.add(own_artifact, owner="ann")
+    graph["1"]["inputs"] = {"image": f"artifact:{own_artifact.id}"}
     await bench.run(graph)
-    sent = bench.renderer.requests[JOB]
-    assert sent.files == {f"moyin/{sha256}.png": sha256}
-    assert sent.graph["1"]["inputs"] == {"image": f"moyin/{sha256}.png"}
+    sent_request = bench.renderer.requests[JOB]
+    assert sent_request.files == {f"moyin/{sha256}.png": sha256}
+    assert sent_request.graph["1"]["inputs"] == {"image": f"moyin/{sha256}.png"}
 
 
 async def test_lost_renderer_is_retried_and_invalid_graph_is_not(bench: Bench) -> None:
@@ -304,14 +304,14 @@ async def test_only_a_final_cancellation_cancels_the_prompt(
     assert bench.renderer.cancelled == ([JOB] if cancelled else [])
 
 
-@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("worker_dies", [False, True])
 async def test_record_of_an_interrupted_prompt_is_stored(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, dies: bool
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, worker_dies: bool
 ) -> None:
     async def fail() -> RendererStatus:
         raise WorkerLost("the actor died after the interruption")
 
-    if dies:
+    if worker_dies:
         monkeypatch.setattr(bench.renderer, "status", fail)
     await bench.jobs.create(
         NewJob(
@@ -345,19 +345,19 @@ async def test_waiting_step_sends_heartbeats(bench: Bench) -> None:
     bench.environment.on_heartbeat = lambda *_: beats.put_nowait(now())
     bench.pool.remove_renderer("comfyui-default-0")
     bench.renderer.held.clear()
-    began = now()
+    started_at = now()
     task = asyncio.create_task(bench.run(GRAPH))
     async with asyncio.timeout(60):
-        first = await beats.get()
-        assert first - began > 0.9, "a short step ends before its first heartbeat"
-        second = await beats.get()
-        assert second - first > 1.9, "one heartbeat every two seconds while it waits"
+        first_beat = await beats.get()
+        assert first_beat - started_at > 0.9, "a short step ends before its first heartbeat"
+        second_beat = await beats.get()
+        assert second_beat - first_beat > 1.9, "one heartbeat every two seconds while it waits"
         bench.pool.add_renderer("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
         await bench.renderer.busy.wait()
-        last = await beats.get()
+        last_beat = await beats.get()
         # One heartbeat every second once the render begins.
-        while (beat := await beats.get()) - last > 1.5:
-            last = beat
+        while (beat := await beats.get()) - last_beat > 1.5:
+            last_beat = beat
         bench.renderer.held.set()
         await task
 
@@ -367,24 +367,28 @@ OTHER = "6f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3b"
 
 async def store_file(bench: Bench) -> None:
     """Store the file that later results refer to."""
-    stored = await bench.blobs.put(b"png")
-    bench.renderer.file = replace(bench.renderer.file, sha256=stored)
+    stored_sha256 = await bench.blobs.put(b"png")
+    bench.renderer.file = replace(bench.renderer.file, sha256=stored_sha256)
 
 
 async def test_equal_graph_is_answered_from_the_cache(bench: Bench) -> None:
     await store_file(bench)
-    first = await bench.run(GRAPH)
+    first_result = await bench.run(GRAPH)
     # A node's title and the order of members change no picture.
-    titled = {
+    titled_graph = {
         "1": {"_meta": {"title": "x"}, "inputs": GRAPH["1"]["inputs"], "class_type": "LoadImage"}
     }
-    second = await bench.run(titled, job_id=OTHER)
+    second_result = await bench.run(titled_graph, job_id=OTHER)
     assert bench.renderer.started == [JOB]
-    assert (first.cached, second.cached, second.backend) == (False, True, "cache")
-    [artifact] = second.artifacts
+    assert (first_result.cached, second_result.cached, second_result.backend) == (
+        False,
+        True,
+        "cache",
+    )
+    [artifact] = second_result.artifacts
     assert artifact.id == derive_step_artifact_id(OTHER, 0, 0)
-    assert artifact.sha256 == first.artifacts[0].sha256
-    body = json.loads(await bench.blobs.get(second.output))["body"]
+    assert artifact.sha256 == first_result.artifacts[0].sha256
+    body = json.loads(await bench.blobs.get(second_result.output))["body"]
     assert body == {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}}
     # The files that are results differ between the two jobs.
     assert (await bench.run(GRAPH, job_id=OTHER, outputs=("1",))).artifacts == ()
@@ -468,13 +472,13 @@ async def test_estimates_follow_the_last_renders_of_a_graph(bench: Bench) -> Non
     result = await bench.run(GRAPH)
     shape, price = compute_shape(GRAPH), RenderPrice(usd_per_gpu_hour=Decimal(36))
     assert bench.measured.build_tariff(price, 60).estimate_cost(shape, 1) == Decimal("0.025")
-    once = bench.measured.estimate(shape)
-    assert once is not None and once.mean == 2.5
+    first_estimate = bench.measured.estimate(shape)
+    assert first_estimate is not None and first_estimate.mean == 2.5
     # A restarted pool reads these from the job.
     assert (result.shape, result.pictures) == (shape, 1)
     # A repeated attempt sees the same run again.
     await bench.run(GRAPH)
-    assert bench.measured.estimate(shape) == once
+    assert bench.measured.estimate(shape) == first_estimate
 
 
 async def test_cached_and_failed_renders_are_not_measured(bench: Bench) -> None:
@@ -485,10 +489,10 @@ async def test_cached_and_failed_renders_are_not_measured(bench: Bench) -> None:
     assert bench.measured.estimate_any_shape() is None
     bench.renderer.failure, bench.renderer.seconds = None, 2.5
     await bench.run(GRAPH, job_id=OTHER)
-    once = bench.measured.estimate_any_shape()
-    cached = await bench.run(GRAPH)
-    assert (cached.cached, cached.shape, cached.pictures) == (True, None, None)
-    assert bench.measured.estimate_any_shape() == once is not None
+    first_estimate = bench.measured.estimate_any_shape()
+    cached_result = await bench.run(GRAPH)
+    assert (cached_result.cached, cached_result.shape, cached_result.pictures) == (True, None, None)
+    assert bench.measured.estimate_any_shape() == first_estimate is not None
 
 
 async def test_failed_renders_cost_their_time(bench: Bench) -> None:
@@ -513,10 +517,10 @@ async def test_cancelled_render_is_booked_by_the_activity_that_cancels_it(bench:
     task = asyncio.create_task(bench.run(GRAPH))
     await bench.renderer.busy.wait()
     account = bench.renderer.requests[JOB].account
-    cancelled = RenderRun(
+    cancelled_run = RenderRun(
         id="1" * 32, prompt_id=JOB, account=account, seconds=3.0, error="cancelled"
     )
-    bench.renderer.runs = [cancelled, replace(cancelled, id="2" * 32, prompt_id=OTHER)]
+    bench.renderer.runs = [cancelled_run, replace(cancelled_run, id="2" * 32, prompt_id=OTHER)]
     bench.environment.cancel(
         cancellation_details=ActivityCancellationDetails(cancel_requested=True)
     )
@@ -531,6 +535,10 @@ async def test_cached_result_costs_nothing(bench: Bench) -> None:
     await store_file(bench)
     bench.renderer.seconds = 2.0
     await bench.run(GRAPH)
-    cached = await bench.run(GRAPH, job_id=OTHER)
-    assert (cached.cached, cached.cost_usd, cached.gpu_seconds) == (True, Decimal(0), 0.0)
+    cached_result = await bench.run(GRAPH, job_id=OTHER)
+    assert (cached_result.cached, cached_result.cost_usd, cached_result.gpu_seconds) == (
+        True,
+        Decimal(0),
+        0.0,
+    )
     assert len(await list_rows(bench)) == 1

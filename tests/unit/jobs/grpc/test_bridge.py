@@ -137,13 +137,15 @@ async def test_a_page_of_large_jobs_fits_into_a_message(
     bridge: GrpcBridge, sizes: list[int], pages: list[int]
 ) -> None:
     request = pb.ListJobsRequest(metadata={"sizes": json.dumps(sizes)}, limit=200)
-    listed = [await bridge.list_jobs(request, ())]
-    while listed[-1].next_cursor:
-        request.cursor = listed[-1].next_cursor
-        listed.append(await bridge.list_jobs(request, ()))
-    assert [len(page.jobs) for page in listed] == pages
-    assert [job.id for page in listed for job in page.jobs] == [str(i) for i in range(len(sizes))]
-    assert all(page.ByteSize() <= 4_194_304 for page in listed if len(page.jobs) > 1)
+    listed_pages = [await bridge.list_jobs(request, ())]
+    while listed_pages[-1].next_cursor:
+        request.cursor = listed_pages[-1].next_cursor
+        listed_pages.append(await bridge.list_jobs(request, ()))
+    assert [len(page.jobs) for page in listed_pages] == pages
+    assert [job.id for page in listed_pages for job in page.jobs] == [
+        str(i) for i in range(len(sizes))
+    ]
+    assert all(page.ByteSize() <= 4_194_304 for page in listed_pages if len(page.jobs) > 1)
 
 
 async def test_a_gateway_that_does_not_respond_is_not_ready(bridge: GrpcBridge) -> None:

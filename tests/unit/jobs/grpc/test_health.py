@@ -32,7 +32,7 @@ class Gateway:
         return self.ready
 
 
-def ask(service: str = MOYIN) -> Any:
+def new_check_request(service: str = MOYIN) -> Any:
     return pb.HealthCheckRequest(service=service)
 
 
@@ -41,21 +41,23 @@ def ask(service: str = MOYIN) -> Any:
 async def test_health_check_returns_the_state(service: str, ready: bool, status: int) -> None:
     gateway = Gateway()
     gateway.ready = ready
-    assert (await HealthMonitor(gateway.is_ready).check(ask(service))).status == status
+    assert (
+        await HealthMonitor(gateway.is_ready).check(new_check_request(service))
+    ).status == status
 
 
 @pytest.mark.parametrize("service", ["moyin.v1.moyin", "grpc.health.v1.Health", "x" * 10_000])
 async def test_an_unknown_service_is_not_found(service: str) -> None:
     gateway = Gateway()
     with pytest.raises(Fault) as exc_info:
-        await HealthMonitor(gateway.is_ready).check(ask(service))
+        await HealthMonitor(gateway.is_ready).check(new_check_request(service))
     assert (exc_info.value.status, gateway.reads) == (grpc.StatusCode.NOT_FOUND, 0)
 
 
 async def test_many_checks_read_the_state_once() -> None:
     gateway = Gateway()
     monitor = HealthMonitor(gateway.is_ready, interval=3600)
-    await asyncio.gather(*(monitor.check(ask()) for _ in range(100)))
+    await asyncio.gather(*(monitor.check(new_check_request()) for _ in range(100)))
     assert {*(await monitor.list_all(pb.HealthListRequest())).statuses} == {"", MOYIN}
     assert gateway.reads == 1
 
@@ -69,29 +71,33 @@ async def test_a_failure_is_read_once_per_interval_and_counts_as_not_serving() -
         raise Fault(grpc.StatusCode.INTERNAL, "internal_error", "a bug")
 
     monitor = HealthMonitor(fail, interval=3600)
-    checks = await asyncio.gather(*(monitor.check(ask()) for _ in range(100)))
+    checks = await asyncio.gather(*(monitor.check(new_check_request()) for _ in range(100)))
     assert {check.status for check in checks} == {NOT_SERVING}
-    async with aclosing(monitor.watch(ask())) as watching:
-        assert (await anext(watching)).status == NOT_SERVING
+    async with aclosing(monitor.watch(new_check_request())) as statuses:
+        assert (await anext(statuses)).status == NOT_SERVING
     assert reads == 1
 
 
 async def test_a_watcher_gets_every_change() -> None:
     gateway = Gateway()
-    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask())) as watching:
-        assert (await anext(watching)).status == SERVING
-        for ready, status in ((False, NOT_SERVING), (True, SERVING)):
-            gateway.ready = ready
-            assert (await anext(watching)).status == status
+    async with aclosing(
+        HealthMonitor(gateway.is_ready, interval=0.01).watch(new_check_request())
+    ) as statuses:
+        assert (await anext(statuses)).status == SERVING
+        for is_ready, status in ((False, NOT_SERVING), (True, SERVING)):
+            gateway.ready = is_ready
+            assert (await anext(statuses)).status == status
 
 
 async def test_a_watcher_of_an_unknown_service_stays() -> None:
     gateway = Gateway()
-    async with aclosing(HealthMonitor(gateway.is_ready, interval=0.01).watch(ask("x"))) as watching:
-        assert (await anext(watching)).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
+    async with aclosing(
+        HealthMonitor(gateway.is_ready, interval=0.01).watch(new_check_request("x"))
+    ) as statuses:
+        assert (await anext(statuses)).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await anext(watching)
+                await anext(statuses)
     assert gateway.reads == 0
 
 
@@ -117,7 +123,7 @@ async def test_client_can_call_when_no_watcher_is_free(
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            response = await stub.Check(ask(), timeout=60, wait_for_ready=False)
+            response = await stub.Check(new_check_request(), timeout=60, wait_for_ready=False)
     finally:
         await server.stop(None)
     assert response.status == SERVING
@@ -126,10 +132,10 @@ async def test_client_can_call_when_no_watcher_is_free(
 async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "_MAX_WATCHERS", 1)
     monitor = HealthMonitor(Gateway().is_ready)
-    async with aclosing(monitor.watch(ask())) as first:
-        await anext(first)
+    async with aclosing(monitor.watch(new_check_request())) as first_watch:
+        await anext(first_watch)
         with pytest.raises(Fault) as exc_info:
-            await anext(monitor.watch(ask()))
+            await anext(monitor.watch(new_check_request()))
         assert exc_info.value.status is grpc.StatusCode.UNIMPLEMENTED
-    async with aclosing(monitor.watch(ask())) as second:
-        assert (await anext(second)).status == SERVING
+    async with aclosing(monitor.watch(new_check_request())) as second_watch:
+        assert (await anext(second_watch)).status == SERVING

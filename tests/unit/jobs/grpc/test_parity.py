@@ -77,13 +77,13 @@ def test_every_status_is_listed() -> None:
 
 def test_every_event_is_typed() -> None:
     # WatchJob sends no previews, for which a client asks by `?previews=true`.
-    sent = {kind for kind in EventType if kind is not EventType.PREVIEW}
-    assert EVENT_FIELDS.keys() == {kind.value for kind in sent}
+    sent_types = {kind for kind in EventType if kind is not EventType.PREVIEW}
+    assert EVENT_FIELDS.keys() == {kind.value for kind in sent_types}
     oneof = pb.JobEvent.DESCRIPTOR.oneofs_by_name["data"]
     fields: list[Any] = list(oneof.fields)
     names = {field.name: field.message_type.name for field in fields}
     assert {*EVENT_FIELDS.values()} == names.keys()
-    for kind in sent:
+    for kind in sent_types:
         body = EVENT_BODIES[kind]
         assert names[EVENT_FIELDS[kind.value]] == body.__name__
 
@@ -91,5 +91,5 @@ def test_every_event_is_typed() -> None:
 def test_a_status_event_is_a_job_and_its_attempt() -> None:
     fields = pb.StatusEvent.DESCRIPTOR.fields_by_name
     assert {*fields} == {"job", "attempt"}
-    own = StatusEvent.model_fields.keys() - wire.JobBody.model_fields.keys()
-    assert own == {"attempt"}
+    own_fields = StatusEvent.model_fields.keys() - wire.JobBody.model_fields.keys()
+    assert own_fields == {"attempt"}

@@ -107,13 +107,13 @@ def test_a_batch_shows_its_children_and_its_submission() -> None:
         "error": {"code": "render_failed", "message": "no", "details": {"node": "7"}},
     }  # fmt: skip
     step = {"kind": "render", "template": "dawn", "inputs": None, "graph": "/g", "cache": False}
-    submitted = {"steps": [step], "deadline": "2026-01-02T03:04:05Z", "webhook": None}
-    job = to_job_message(JOB | {"children": [child], "submitted": submitted})
-    [sent] = job.children
-    assert (sent.status, sent.progress) == (pb.JOB_STATUS_FAILED, 0.5)
-    assert json.loads(sent.inputs_json) == {"seed": seed}
-    assert json.loads(sent.error.details_json) == {"node": "7"}
-    assert (sent.artifacts[0].id, job.submitted.webhook) == ("a", "")
+    submitted_job = {"steps": [step], "deadline": "2026-01-02T03:04:05Z", "webhook": None}
+    job = to_job_message(JOB | {"children": [child], "submitted": submitted_job})
+    [sent_child] = job.children
+    assert (sent_child.status, sent_child.progress) == (pb.JOB_STATUS_FAILED, 0.5)
+    assert json.loads(sent_child.inputs_json) == {"seed": seed}
+    assert json.loads(sent_child.error.details_json) == {"node": "7"}
+    assert (sent_child.artifacts[0].id, job.submitted.webhook) == ("a", "")
     [sent_step] = job.submitted.steps
     assert (sent_step.template, sent_step.inputs_json, sent_step.graph) == ("dawn", "", "/g")
     assert sent_step.HasField("cache") and not sent_step.cache
@@ -137,9 +137,9 @@ def test_a_list_request_becomes_a_query() -> None:
 
 
 def test_a_list_request_that_cannot_be_sent_is_refused() -> None:
-    late = pb.ListJobsRequest(created_before=Timestamp(seconds=2**60))
+    late_request = pb.ListJobsRequest(created_before=Timestamp(seconds=2**60))
     unknown = pb.ListJobsRequest.FromString(b"\xfa\x07\x01x")
-    for request, field in ((late, "created_before"), (unknown, "request")):
+    for request, field in ((late_request, "created_before"), (unknown, "request")):
         with pytest.raises(Fault) as exc_info:
             to_jobs_query(request)
         fault = (exc_info.value.status, exc_info.value.field)
@@ -183,11 +183,15 @@ def test_an_error_keeps_its_code(status: int, body: Any, expected: tuple[Any, st
     assert (fault.status, fault.code) == expected
     details = status_pb2.Status.FromString(fault.to_status().SerializeToString())
     assert details.code == fault.status.value[0]
-    first, second, *_, last = details.details
+    first_detail, second_detail, *_, last_detail = details.details
     error_info, request_info, delay = (
         error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo(),
     )  # fmt: skip
-    assert first.Unpack(error_info) and second.Unpack(request_info) and last.Unpack(delay)
+    assert (
+        first_detail.Unpack(error_info)
+        and second_detail.Unpack(request_info)
+        and last_detail.Unpack(delay)
+    )
     assert (error_info.reason, error_info.domain, request_info.request_id) == (
         fault.code,
         "moyin",

@@ -44,20 +44,20 @@ OTHER = {**RABBIT, "url_env": "STUDIO_RABBITMQ_2_URL"}
 
 
 @pytest.mark.parametrize(
-    "other",
+    "other_source",
     [OTHER, {**OTHER, "name": "rabbitmq-moyin.jobs"}, {**STREAM, "name": "rabbitmq-moyin.jobs"}],
 )
-def test_two_sources_with_the_same_name_are_refused(other: dict[str, Any]) -> None:
+def test_two_sources_with_the_same_name_are_refused(other_source: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"have the name 'rabbitmq-moyin\.jobs'"):
-        IntakeArgs.model_validate({"sources": [RABBIT, other]})
+        IntakeArgs.model_validate({"sources": [RABBIT, other_source]})
 
 
 @pytest.mark.parametrize(
-    "other",
+    "other_source",
     [{**OTHER, "name": "second"}, {**OTHER, "owner": "ann"}, {**OTHER, "queue": "b"}, STREAM],
 )
-def test_sources_with_different_names_or_owners_are_accepted(other: dict[str, Any]) -> None:
-    args = IntakeArgs.model_validate({"sources": [RABBIT, other]})
+def test_sources_with_different_names_or_owners_are_accepted(other_source: dict[str, Any]) -> None:
+    args = IntakeArgs.model_validate({"sources": [RABBIT, other_source]})
     assert IntakeArgs.model_validate(args.model_dump()) == args
 
 

@@ -22,9 +22,9 @@ NAMES: dict[str, Any] = {"results": "r", "dead_letters": "d"}
 
 
 def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("127.0.0.1", 0))
+        port: int = probe_socket.getsockname()[1]
         return port
 
 
@@ -39,26 +39,26 @@ def brokers() -> list[Broker]:
 
 async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    unused = cast(Any, None)
+    unused_service = cast(Any, None)
     workers = [
         IntakeWorker(
-            broker, name="list", service=unused, jobs=unused, feed=unused,
+            broker, name="list", service=unused_service, jobs=unused_service, feed=unused_service,
             templates=TemplateCatalog(()),
             submitter=Identity(owner="ann", key_id="intake"),
-            limits=unused,
+            limits=unused_service,
         )
         for broker in brokers()
     ]  # fmt: skip
-    running = [asyncio.create_task(worker.run()) for worker in workers]
+    worker_tasks = [asyncio.create_task(worker.run()) for worker in workers]
 
     def intake_records() -> list[logging.LogRecord]:
         return [record for record in caplog.records if record.name.startswith("moyin.jobs.intake")]
 
     await eventually(lambda: len(intake_records()) >= len(workers), 60)
-    for task in running:
+    for task in worker_tasks:
         task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    await asyncio.gather(*worker_tasks, return_exceptions=True)
     # In the form in which they are written: ours are redacted, those of libraries are not.
-    ours = [JsonFormatter().format(record) for record in intake_records()]
-    others = [r.getMessage() for r in caplog.records if r not in intake_records()]
-    assert PASSWORD not in "\n".join(ours + others)
+    own_lines = [JsonFormatter().format(record) for record in intake_records()]
+    other_lines = [r.getMessage() for r in caplog.records if r not in intake_records()]
+    assert PASSWORD not in "\n".join(own_lines + other_lines)

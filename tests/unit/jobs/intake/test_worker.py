@@ -37,10 +37,10 @@ class Broker:
 
     def __init__(self, *deliveries: Delivery) -> None:
         self.messages = list(deliveries)
-        self.completed: list[tuple[str | None, str, Any]] = []
+        self.completed_deliveries: list[tuple[str | None, str, Any]] = []
         self.dead_letters: list[tuple[str | None, str]] = []
         self.losses = 0
-        self.settled = asyncio.Event()
+        self.is_settled = asyncio.Event()
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Broker]:
@@ -55,12 +55,12 @@ class Broker:
         await asyncio.Event().wait()
 
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
-        self.completed.append((delivery.message_id, result_id, json.loads(result)))
-        self.settled.set()
+        self.completed_deliveries.append((delivery.message_id, result_id, json.loads(result)))
+        self.is_settled.set()
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
         self.dead_letters.append((delivery.message_id, code))
-        self.settled.set()
+        self.is_settled.set()
 
 
 class Service:
@@ -134,18 +134,18 @@ async def run_worker(
         max_deliveries=5,
         max_body_bytes=500,
     )
-    running = asyncio.create_task(worker.run())
+    worker_task = asyncio.create_task(worker.run())
     async with asyncio.timeout(5):
-        await broker.settled.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+        await broker.is_settled.wait()
+    worker_task.cancel()
+    await asyncio.gather(worker_task, return_exceptions=True)
     return broker
 
 
 async def test_a_message_becomes_a_job_and_its_result_is_published() -> None:
     service = Service()
     broker = await run_worker(Broker(delivery()), service)
-    [(message_id, result_id, result)] = broker.completed
+    [(message_id, result_id, result)] = broker.completed_deliveries
     assert (message_id, result_id) == ("m1", "j1-1")
     assert (result["message_id"], result["job"]["status"]) == ("m1", "succeeded")
     assert service.keys == ["list:m1"]
@@ -165,7 +165,7 @@ async def test_a_message_becomes_a_job_and_its_result_is_published() -> None:
 async def test_an_invalid_message_becomes_a_dead_letter(invalid: Delivery, code: str) -> None:
     broker = await run_worker(Broker(invalid), Service())
     assert broker.dead_letters == [(invalid.message_id, code)]
-    assert broker.completed == []
+    assert broker.completed_deliveries == []
 
 
 async def test_a_message_that_the_service_refuses_becomes_a_dead_letter() -> None:
@@ -181,18 +181,18 @@ async def test_an_accepted_job_continues_if_its_message_would_be_refused_now() -
         Broker(delivery(body=unknown_template, count=2)), Service(RenderFailed("no")), jobs
     )
     assert broker.dead_letters == []
-    assert [result_id for _, result_id, _ in broker.completed] == ["j1-1"]
+    assert [result_id for _, result_id, _ in broker.completed_deliveries] == ["j1-1"]
 
 
 async def test_a_redelivered_message_without_a_job_is_submitted() -> None:
     broker = await run_worker(Broker(delivery(count=2)), Service())
-    assert [message for message, _, _ in broker.completed] == ["m1"]
+    assert [message for message, _, _ in broker.completed_deliveries] == ["m1"]
 
 
 @pytest.mark.parametrize("outage", [ServiceUnavailable("away"), OSError("away"), TimeoutError()])
 async def test_an_outage_only_delays_the_job(outage: Exception) -> None:
     broker = await run_worker(Broker(delivery()), Service(outage))
-    assert [message for message, _, _ in broker.completed] == ["m1"]
+    assert [message for message, _, _ in broker.completed_deliveries] == ["m1"]
 
 
 async def test_a_deadline_that_has_passed_does_not_make_a_dead_letter() -> None:
@@ -204,13 +204,13 @@ async def test_a_lost_connection_is_opened_again() -> None:
     broker = Broker(delivery())
     broker.losses = 1
     await run_worker(broker, Service())
-    assert len(broker.completed) == 1
+    assert len(broker.completed_deliveries) == 1
 
 
 async def test_a_bug_is_logged_and_the_message_retried() -> None:
     broker = await run_worker(Broker(delivery()), Service(ZeroDivisionError()))
     assert not issubclass(ZeroDivisionError, MoyinError)
-    assert len(broker.completed) == 1
+    assert len(broker.completed_deliveries) == 1
 
 
 async def test_the_tenants_limits_apply_except_for_the_number_of_open_jobs() -> None:

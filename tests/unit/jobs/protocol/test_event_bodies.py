@@ -44,7 +44,7 @@ def build_job(status: JobStatus) -> Job:
     )  # fmt: skip
 
 
-def check(kind: EventType, data: Any, *, absent: frozenset[str] = frozenset()) -> None:
+def check_event(kind: EventType, data: Any, *, absent: frozenset[str] = frozenset()) -> None:
     """Check that an event has exactly the documented members, with their types."""
     model: type[BaseModel] = EVENT_BODIES[kind]
     model.model_validate(data)
@@ -85,7 +85,7 @@ def test_webhooks() -> None:
 
 @pytest.mark.parametrize("status", list(JobStatus))
 def test_status_events(status: JobStatus) -> None:
-    check(*build_status_event(build_job(status)))
+    check_event(*build_status_event(build_job(status)))
 
 
 async def test_step_events() -> None:
@@ -95,7 +95,7 @@ async def test_step_events() -> None:
     await writer.record_step(StepRecord(job_id="j", attempt=1, result=RESULT))
     _, kind, data = events.publish.call_args.args
     assert kind is EventType.STEP
-    check(kind, data)
+    check_event(kind, data)
 
 
 async def test_the_event_of_the_last_step() -> None:
@@ -105,10 +105,10 @@ async def test_the_event_of_the_last_step() -> None:
         job_id="j", owner="ann", attempt=1, status=JobStatus.SUCCEEDED, results=(RESULT,)
     )
     await JobStatusWriter(jobs=jobs, events=events, frames=frames).finish(outcome)
-    _, published = events.publish_all.call_args.args
-    assert [kind for kind, _ in published] == [EventType.STEP, EventType.SUCCEEDED]
-    check(*published[0], absent=frozenset({"value", "max"}))
-    check(*published[1])
+    _, published_events = events.publish_all.call_args.args
+    assert [kind for kind, _ in published_events] == [EventType.STEP, EventType.SUCCEEDED]
+    check_event(*published_events[0], absent=frozenset({"value", "max"}))
+    check_event(*published_events[1])
 
 
 @pytest.mark.parametrize("node", [None, "7"])
@@ -122,4 +122,4 @@ async def test_progress_events(node: str | None) -> None:
         await eventually(lambda: events.publish.call_count, seconds=10)
     _, kind, data = events.publish.call_args.args
     assert kind is EventType.PROGRESS
-    check(kind, data, absent=frozenset({"node"} if node is None else ()))
+    check_event(kind, data, absent=frozenset({"node"} if node is None else ()))

@@ -32,13 +32,13 @@ def test_all_parameters_become_conditions() -> None:
             ("limit", "7"),
         ]
     )
-    where = query.to_domain({"old-name": "swatch", "swatch": "swatch"})
-    assert where.statuses == (JobStatus.QUEUED, JobStatus.FAILED, JobStatus.RUNNING)
-    assert (where.kind, where.pool, where.template) == ("render", "big", "swatch")
-    assert where.metadata == {"shot": "12", "a.b": ""}
-    assert where.search == "red fox"
-    assert where.created_after == datetime(2026, 1, 1, tzinfo=UTC)
-    assert where.created_before == datetime(2026, 2, 1, tzinfo=UTC)
+    job_filter = query.to_domain({"old-name": "swatch", "swatch": "swatch"})
+    assert job_filter.statuses == (JobStatus.QUEUED, JobStatus.FAILED, JobStatus.RUNNING)
+    assert (job_filter.kind, job_filter.pool, job_filter.template) == ("render", "big", "swatch")
+    assert job_filter.metadata == {"shot": "12", "a.b": ""}
+    assert job_filter.search == "red fox"
+    assert job_filter.created_after == datetime(2026, 1, 1, tzinfo=UTC)
+    assert job_filter.created_before == datetime(2026, 2, 1, tzinfo=UTC)
     assert (query.limit, query.cursor) == (7, None)
     assert parse_jobs_query([]).to_domain({}).is_empty
 
@@ -96,11 +96,14 @@ def test_a_bulk_request_has_the_same_filter() -> None:
     body = b'{"filter": {"status": "failed,cancelled", "metadata": {"a": "b"}}, "dry_run": true}'
     request = parse_bulk_request(body)
     assert request.dry_run
-    where = request.filter.to_domain({})
-    assert where.statuses == (JobStatus.FAILED, JobStatus.CANCELLED)
-    assert where.metadata == {"a": "b"}
-    listed = parse_bulk_request(b'{"filter": {"status": ["failed"]}}')
-    assert listed.filter.to_domain({}).statuses == (JobStatus.FAILED,) and not listed.dry_run
+    job_filter = request.filter.to_domain({})
+    assert job_filter.statuses == (JobStatus.FAILED, JobStatus.CANCELLED)
+    assert job_filter.metadata == {"a": "b"}
+    list_request = parse_bulk_request(b'{"filter": {"status": ["failed"]}}')
+    assert (
+        list_request.filter.to_domain({}).statuses == (JobStatus.FAILED,)
+        and not list_request.dry_run
+    )
 
 
 @pytest.mark.parametrize(

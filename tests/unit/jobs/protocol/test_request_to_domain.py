@@ -66,13 +66,13 @@ def test_a_path_with_a_reference_is_checked_when_the_step_runs() -> None:
 
 
 def test_equivalent_requests_have_the_same_fingerprint() -> None:
-    same = compute_fingerprint(parse(dict(reversed(CHAT.items()))))
+    fingerprint = compute_fingerprint(parse(dict(reversed(CHAT.items()))))
     assert (
         compute_fingerprint(parse(CHAT))
-        == same
+        == fingerprint
         == compute_fingerprint(parse({**CHAT, "priority": 3}))
     )
-    assert compute_fingerprint(parse({**CHAT, "priority": 2})) != same
+    assert compute_fingerprint(parse({**CHAT, "priority": 2})) != fingerprint
 
 
 JSON = st.recursive(
@@ -108,9 +108,9 @@ def test_metadata_with_nul_is_refused(labels: dict[str, str]) -> None:
 
 
 def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
-    shelf = read_templates([SHIPPED_FOLDER])
+    catalog = read_templates([SHIPPED_FOLDER])
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "hi", "seed": 7}}
-    [step] = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    [step] = parse_job(json.dumps(body).encode(), NOW, catalog.find).steps
     assert step.payload["colour"]["inputs"]["color"] == 7
     assert (step.template, step.outputs, step.pool) == ("swatch", ("save",), "default")
     assert step.inputs == body["inputs"]
@@ -130,23 +130,23 @@ def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
     ],
 )
 def test_an_invalid_render_names_its_field(step: dict[str, Any], field: str) -> None:
-    shelf = read_templates([SHIPPED_FOLDER])
+    catalog = read_templates([SHIPPED_FOLDER])
     with pytest.raises(RequestError) as exc_info:
-        parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, shelf.find)
+        parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, catalog.find)
     assert exc_info.value.field == field
 
 
 def test_a_template_takes_inputs_from_earlier_steps() -> None:
-    shelf = read_templates([SHIPPED_FOLDER])
+    catalog = read_templates([SHIPPED_FOLDER])
     render = {
         "kind": "render",
         "template": "swatch",
         "inputs": {"prompt": {"from": "steps.0.text"}},
     }
     body = {"kind": "pipeline", "steps": [CHAT, render]}
-    steps = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    steps = parse_job(json.dumps(body).encode(), NOW, catalog.find).steps
     assert steps[1].payload["caption"]["inputs"]["source"] == "${steps.0.text:string}"
     body["steps"] = [render, CHAT]
     with pytest.raises(RequestError) as exc_info:
-        parse_job(json.dumps(body).encode(), NOW, shelf.find)
+        parse_job(json.dumps(body).encode(), NOW, catalog.find)
     assert exc_info.value.field == "steps.0"

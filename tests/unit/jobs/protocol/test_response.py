@@ -50,41 +50,41 @@ def job(**changes: Any) -> Job:
 
 
 def test_a_job_shows_its_outputs_but_not_its_owner_or_blobs() -> None:
-    shown = render_job_detail(job(), [{"text": "hi", "body": {"a": 1}}]).model_dump(mode="json")
+    shown_job = render_job_detail(job(), [{"text": "hi", "body": {"a": 1}}]).model_dump(mode="json")
     artifact = {"id": "art_1", "url": "/artifacts/art_1", "name": "a", "media_type": "image/png",
                 "size": 1}  # fmt: skip
-    assert shown["outputs"] == [
+    assert shown_job["outputs"] == [
         {"step": 0, "text": "hi", "body": {"a": 1}, "artifacts": [artifact], "backend": "b",
          "cost_usd": 0.25, "cached": False, "gpu_seconds": None, "load_seconds": None},
     ]  # fmt: skip
-    assert shown["artifacts"] == [artifact]
-    assert shown["cost_usd"] == 0.25
-    assert not {"owner", "spec", "sha256"} & {*shown, *shown["artifacts"][0]}
+    assert shown_job["artifacts"] == [artifact]
+    assert shown_job["cost_usd"] == 0.25
+    assert not {"owner", "spec", "sha256"} & {*shown_job, *shown_job["artifacts"][0]}
 
 
 def test_only_a_queued_job_has_a_place_in_the_queue() -> None:
-    starts_in, taken = Duration(mean=7.04, variance=4.0), Duration(mean=3.0)
-    place = QueuePlace(position=4, starts_in=starts_in, ends_in=starts_in + taken)
+    starts_in, duration = Duration(mean=7.04, variance=4.0), Duration(mean=3.0)
+    place = QueuePlace(position=4, starts_in=starts_in, ends_in=starts_in + duration)
     queue = QueueView(now=NOW + timedelta(seconds=90), places={"j": place})
-    waiting = job(status=JobStatus.QUEUED, queued_at=NOW + timedelta(seconds=30), results=())
-    shown = render_job(waiting, queue)
-    assert (shown.queued_for, shown.position) == (60.0, 4)
+    waiting_job = job(status=JobStatus.QUEUED, queued_at=NOW + timedelta(seconds=30), results=())
+    shown_job = render_job(waiting_job, queue)
+    assert (shown_job.queued_for, shown_job.position) == (60.0, 4)
     expected = {"starts_in": {"p50": 7.0, "p90": 9.6}, "ends_in": {"p50": 10.0, "p90": 12.6}}
-    assert shown.eta is not None and shown.eta.model_dump() == expected
-    batch = render_job(replace(waiting, steps=2), queue).eta
+    assert shown_job.eta is not None and shown_job.eta.model_dump() == expected
+    batch = render_job(replace(waiting_job, steps=2), queue).eta
     assert batch is not None and batch.model_dump() == {**expected, "ends_in": None}
-    old = render_job(replace(waiting, queued_at=None), replace(queue, places={}))
-    assert (old.queued_for, old.position) == (None, None)
-    ahead = render_job(waiting, replace(queue, now=NOW))
-    assert ahead.queued_for == 0.0, "the clocks of two machines differ"
+    shown_unqueued = render_job(replace(waiting_job, queued_at=None), replace(queue, places={}))
+    assert (shown_unqueued.queued_for, shown_unqueued.position) == (None, None)
+    shown_early = render_job(waiting_job, replace(queue, now=NOW))
+    assert shown_early.queued_for == 0.0, "the clocks of two machines differ"
     for status in (JobStatus.RUNNING, JobStatus.SUCCEEDED):
-        ran = render_job(replace(waiting, status=status), queue)
-        assert (ran.queued_for, ran.position) == (None, None)
+        shown_job = render_job(replace(waiting_job, status=status), queue)
+        assert (shown_job.queued_for, shown_job.position) == (None, None)
         has_eta = status is JobStatus.RUNNING
-        assert (ran.eta and ran.eta.model_dump()) == (
+        assert (shown_job.eta and shown_job.eta.model_dump()) == (
             {**expected, "starts_in": None} if has_eta else None
         )
-    _, event = build_status_event(waiting)
+    _, event = build_status_event(waiting_job)
     assert (event["queued_for"], event["position"], event["eta"]) == (None, None, None)
 
 
@@ -98,24 +98,24 @@ def test_the_last_event_has_the_job_and_its_attempt() -> None:
 
 
 def test_job_that_ended_before_its_cancellation_shows_the_request() -> None:
-    by = Canceller(kind=CancellerKind.KEY, id="key_1")
-    kind, data = build_status_event(job(status=JobStatus.SUCCEEDED, cancel_requested_by=by))
+    canceller = Canceller(kind=CancellerKind.KEY, id="key_1")
+    kind, data = build_status_event(job(status=JobStatus.SUCCEEDED, cancel_requested_by=canceller))
     assert kind is EventType.SUCCEEDED
     assert data["cancelled_by"] is None
     assert data["cancel_requested_by"] == {"kind": "key", "id": "key_1"}
 
 
 def test_a_cancelled_job_names_its_canceller() -> None:
-    by = Canceller(kind=CancellerKind.KEY, id="key_1")
-    kind, data = build_status_event(job(status=JobStatus.CANCELLED, cancelled_by=by))
+    canceller = Canceller(kind=CancellerKind.KEY, id="key_1")
+    kind, data = build_status_event(job(status=JobStatus.CANCELLED, cancelled_by=canceller))
     assert kind is EventType.CANCELLED
     assert data["cancelled_by"] == {"kind": "key", "id": "key_1"}
-    shown = render_job_detail(job(status=JobStatus.CANCELLED, cancelled_by=by), [{}])
-    assert shown.model_dump(mode="json")["cancelled_by"] == data["cancelled_by"]
+    shown_job = render_job_detail(job(status=JobStatus.CANCELLED, cancelled_by=canceller), [{}])
+    assert shown_job.model_dump(mode="json")["cancelled_by"] == data["cancelled_by"]
 
 
 @pytest.mark.parametrize(
-    ("caller", "kind", "shown"),
+    ("caller", "kind", "public_id"),
     [
         (Identity(owner="ann", key_id="key_1"), CancellerKind.KEY, "key_1"),
         (Identity(owner="ann", key_id="ses_1", user="usr_1"), CancellerKind.USER, "usr_1"),
@@ -126,8 +126,8 @@ def test_a_cancelled_job_names_its_canceller() -> None:
         ),
     ],
 )
-def test_a_canceller_has_a_public_id(caller: Identity, kind: CancellerKind, shown: str) -> None:
-    assert Canceller.from_identity(caller) == Canceller(kind=kind, id=shown)
+def test_a_canceller_has_a_public_id(caller: Identity, kind: CancellerKind, public_id: str) -> None:
+    assert Canceller.from_identity(caller) == Canceller(kind=kind, id=public_id)
 
 
 def test_a_batch_has_the_state_of_its_children() -> None:
@@ -145,12 +145,14 @@ def test_a_batch_has_the_state_of_its_children() -> None:
         job(), kind="render", results=results, steps=5, children=5, status=JobStatus.RUNNING,
         error=None, progress=Progress(value=2.25, max=5, step=1, parts={"1": 0.25}),
     )  # fmt: skip
-    shelf = read_templates([SHIPPED_FOLDER])
+    catalog = read_templates([SHIPPED_FOLDER])
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x", "seed": 0},
             "batch": {"seeds": 5}}  # fmt: skip
-    spec = parse_job(json.dumps(body).encode(), NOW, shelf.find)
-    shown = render_job_detail(batch, [{}, {}], spec).model_dump(mode="json")
-    children = [(c["status"], c["progress"], c["inputs"], c["cached"]) for c in shown["children"]]
+    spec = parse_job(json.dumps(body).encode(), NOW, catalog.find)
+    shown_job = render_job_detail(batch, [{}, {}], spec).model_dump(mode="json")
+    children = [
+        (c["status"], c["progress"], c["inputs"], c["cached"]) for c in shown_job["children"]
+    ]
     assert children == [
         ("succeeded", 1.0, {"seed": 0}, True),
         ("running", 0.25, {"seed": 1}, False),
@@ -158,19 +160,19 @@ def test_a_batch_has_the_state_of_its_children() -> None:
         ("queued", 0.0, {"seed": 3}, False),
         ("queued", 0.0, {"seed": 4}, False),
     ]
-    assert [a["id"] for a in shown["artifacts"]] == ["art_0", "art_2"]
-    assert shown["cached"] is False
+    assert [a["id"] for a in shown_job["artifacts"]] == ["art_0", "art_2"]
+    assert shown_job["cached"] is False
     error = JobError(
         code="render_failed",
         message="m",
         details={"children": {"3": {"code": "c", "message": "m"}}},
     )
-    ended = replace(batch, status=JobStatus.FAILED, error=error)
-    shown = render_job_detail(ended, [{}, {}]).model_dump(mode="json")
-    assert [c["status"] for c in shown["children"]] == [
+    ended_batch = replace(batch, status=JobStatus.FAILED, error=error)
+    shown_job = render_job_detail(ended_batch, [{}, {}]).model_dump(mode="json")
+    assert [c["status"] for c in shown_job["children"]] == [
         "succeeded", "cancelled", "succeeded", "failed", "cancelled",
     ]  # fmt: skip
-    assert shown["children"][3]["error"] == {"code": "c", "message": "m", "details": {}}
+    assert shown_job["children"][3]["error"] == {"code": "c", "message": "m", "details": {}}
     assert render_job_detail(job(), [{}]).children is None
 
 
@@ -180,9 +182,9 @@ def test_job_costs_all_its_renders_and_the_results_of_other_steps() -> None:
         StepResult(index=1, output="o", cost_usd=Decimal("0.5"), gpu_seconds=2.0),
     )
     # An attempt of the render that failed had cost a quarter of a dollar.
-    shown = render_job_detail(
+    shown_job = render_job_detail(
         job(results=results, render_cost_usd=Decimal("0.75"), render_steps=(1,)),
         [{"text": "hi"}, {"body": {}}],
     )
-    assert shown.cost_usd == 1.0
-    assert [(o.cost_usd, o.gpu_seconds) for o in shown.outputs] == [(0.25, None), (0.5, 2.0)]
+    assert shown_job.cost_usd == 1.0
+    assert [(o.cost_usd, o.gpu_seconds) for o in shown_job.outputs] == [(0.25, None), (0.5, 2.0)]

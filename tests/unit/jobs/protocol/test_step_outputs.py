@@ -27,20 +27,20 @@ def parse(*steps: dict[str, Any]) -> None:
     parse_job(body, NOW, templates.find)
 
 
-def asking(text: str) -> dict[str, Any]:
+def make_chat_step(text: str) -> dict[str, Any]:
     request = {"model": "m", "messages": [{"role": "user", "content": f"see {text}"}]}
     return {"kind": "chat", "request": request}
 
 
-def rendering(value: str) -> dict[str, Any]:
+def make_render_step(value: str) -> dict[str, Any]:
     return {"kind": "render", "workflow": {"6": {"class_type": "A", "inputs": {"text": value}}}}
 
 
 @pytest.mark.parametrize(
-    ("earlier", "later", "field"),
+    ("earlier_step", "later_step", "field"),
     [
-        (RENDER, asking("${steps.0.text}"), "steps.1.request.messages.0.content"),
-        (RENDER, rendering("${steps.0.text:string}"), "steps.1.workflow.6.inputs.text"),
+        (RENDER, make_chat_step("${steps.0.text}"), "steps.1.request.messages.0.content"),
+        (RENDER, make_render_step("${steps.0.text:string}"), "steps.1.workflow.6.inputs.text"),
         (
             RENDER,
             {"kind": "http", "request": {"path": "/${steps.0.text}"}},
@@ -55,24 +55,24 @@ def rendering(value: str) -> dict[str, Any]:
             },
             "steps.1.inputs.prompt",
         ),
-        (RENDER, asking("${steps.0.body.images}"), "steps.1.request.messages.0.content"),
-        (RENDER, asking("${steps.0.record}"), "steps.1.request.messages.0.content"),
-        (CHAT, asking("${steps.0.artifacts.0}"), "steps.1.request.messages.0.content"),
-        (CHAT, asking("${steps.0.text.0}"), "steps.1.request.messages.0.content"),
-        (HTTP, asking("${steps.0.answer}"), "steps.1.request.messages.0.content"),
+        (RENDER, make_chat_step("${steps.0.body.images}"), "steps.1.request.messages.0.content"),
+        (RENDER, make_chat_step("${steps.0.record}"), "steps.1.request.messages.0.content"),
+        (CHAT, make_chat_step("${steps.0.artifacts.0}"), "steps.1.request.messages.0.content"),
+        (CHAT, make_chat_step("${steps.0.text.0}"), "steps.1.request.messages.0.content"),
+        (HTTP, make_chat_step("${steps.0.answer}"), "steps.1.request.messages.0.content"),
     ],
 )
 def test_output_that_the_earlier_step_never_has_is_refused(
-    earlier: dict[str, Any], later: dict[str, Any], field: str
+    earlier_step: dict[str, Any], later_step: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as exc_info:
-        parse(earlier, later)
+        parse(earlier_step, later_step)
     assert exc_info.value.field == field
     assert exc_info.value.message.startswith(f"{field}: ${{steps.0.")
 
 
 @pytest.mark.parametrize(
-    ("earlier", "reference"),
+    ("earlier_step", "reference"),
     [
         # A node's text is a value of the output, such as that of PreviewAny.
         (RENDER, "${steps.0.body.outputs.6.text.0}"),
@@ -85,14 +85,14 @@ def test_output_that_the_earlier_step_never_has_is_refused(
     ],
 )
 def test_output_that_the_earlier_step_may_have_is_accepted(
-    earlier: dict[str, Any], reference: str
+    earlier_step: dict[str, Any], reference: str
 ) -> None:
-    parse(earlier, asking(reference))
+    parse(earlier_step, make_chat_step(reference))
 
 
 def test_the_kind_of_the_named_step_counts() -> None:
-    parse(CHAT, RENDER, asking("${steps.0.text}"))
+    parse(CHAT, RENDER, make_chat_step("${steps.0.text}"))
     with pytest.raises(InvalidRequest) as exc_info:
-        parse(CHAT, RENDER, asking("${steps.0.text} ${steps.1.text}"))
+        parse(CHAT, RENDER, make_chat_step("${steps.0.text} ${steps.1.text}"))
     assert "${steps.1.text}: a render has no text" in exc_info.value.message
     assert "body.outputs" in exc_info.value.message

@@ -100,6 +100,6 @@ def test_plain_paths_are_allowed(path: str) -> None:
      "/v1/images/generations", "/accounts", "/accounts/keys", "/%61ccounts/me"],
 )  # fmt: skip
 def test_other_paths_are_refused(path: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         check_step_path(path, field="steps.0.request.path")
-    assert refused.value.field == "steps.0.request.path"
+    assert exc_info.value.field == "steps.0.request.path"

@@ -70,15 +70,15 @@ class Script:
 
     @activity.defn
     async def chat_step(self, step: StepInput) -> StepOutcome:
-        return await self._step(step)
+        return await self._run_step(step)
 
     @activity.defn
     async def http_step(self, step: StepInput) -> StepOutcome:
-        return await self._step(step)
+        return await self._run_step(step)
 
     @activity.defn
     async def render_step(self, step: StepInput) -> StepOutcome:
-        return await self._step(step)
+        return await self._run_step(step)
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
@@ -107,11 +107,11 @@ class Script:
             raise OSError("the receiver is unavailable")
         return True
 
-    async def _step(self, step: StepInput) -> StepOutcome:
+    async def _run_step(self, step: StepInput) -> StepOutcome:
         if step.begins is not None:
             self.log.append("start")
             if not self.can_start:
-                raise _superseded()
+                raise _superseded_error()
         self.tries[step.index] += 1
         assert step.earlier == (
             () if self.parallel else tuple(f"out{i}" for i in range(step.index))
@@ -124,10 +124,10 @@ class Script:
         self.log.append(f"step {step.index}")
         result = StepResult(index=step.index, output=f"out{step.index}")
         return StepOutcome(
-            result=result, recorded=self.records and await self._record(step, result)
+            result=result, recorded=self.records and await self._record_step(step, result)
         )
 
-    async def _record(self, step: StepInput, result: StepResult) -> bool:
+    async def _record_step(self, step: StepInput, result: StepResult) -> bool:
         self.recorded += 1
         if step.last:
             results = (
@@ -147,11 +147,11 @@ class Script:
                 return False
         record = StepRecord(job_id=step.job_id, attempt=step.attempt, result=result)
         if not await self.record_step(record):
-            raise _superseded()
+            raise _superseded_error()
         return True
 
 
-def _superseded() -> ApplicationError:
+def _superseded_error() -> ApplicationError:
     return ApplicationError("superseded", type=SUPERSEDED, non_retryable=True)
 
 
@@ -163,32 +163,32 @@ class Bench:
         self.script = script
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
+    async def running_workers(self) -> AsyncIterator[None]:
         """Run workers for all queues during the block."""
         script, client = self.script, self.environment.client
-        light: list[Any] = [
+        job_activities: list[Any] = [
             script.chat_step,
             script.http_step,
             script.record_step,
             script.finish,
         ]
-        heavy: list[Any] = [script.render_step]
-        often = timedelta(seconds=0.2)
+        render_activities: list[Any] = [script.render_step]
+        poll_interval = timedelta(seconds=0.2)
         async with (
             Worker(
                 client,
                 task_queue=JOBS_QUEUE,
                 workflows=[JobWorkflow, WebhookWorkflow],
-                activities=light,
-                max_heartbeat_throttle_interval=often,
+                activities=job_activities,
+                max_heartbeat_throttle_interval=poll_interval,
             ),
             Worker(
                 client,
                 task_queue=get_render_queue("default"),
-                activities=heavy,
-                max_heartbeat_throttle_interval=often,
+                activities=render_activities,
+                max_heartbeat_throttle_interval=poll_interval,
             ),
-            Worker(client, task_queue=get_render_queue("large"), activities=heavy),
+            Worker(client, task_queue=get_render_queue("large"), activities=render_activities),
             Worker(client, task_queue=WEBHOOKS_QUEUE, activities=[script.deliver_webhook]),
         ):
             yield
@@ -228,5 +228,5 @@ def idle_bench(environment: WorkflowEnvironment, request: pytest.FixtureRequest)
 
 @pytest.fixture
 async def bench(idle_bench: Bench) -> AsyncIterator[Bench]:
-    async with idle_bench.working():
+    async with idle_bench.running_workers():
         yield idle_bench

@@ -24,13 +24,13 @@ Bench = Any
 def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
     remaining_failures = times
 
-    def act(_: StepInput) -> None:
+    def fail_at_first(_: StepInput) -> None:
         nonlocal remaining_failures
         if remaining_failures:
             remaining_failures -= 1
             raise error
 
-    return act
+    return fail_at_first
 
 
 def make_held_step() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
@@ -39,15 +39,15 @@ def make_held_step() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio
     Returns:
         The step, the event that it sets at its start, and the event that releases it.
     """
-    has_begun, released = asyncio.Event(), asyncio.Event()
+    has_begun, is_released = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
         has_begun.set()
-        while not released.is_set():
+        while not is_released.is_set():
             activity.heartbeat()
             await asyncio.sleep(0.05)
 
-    return lambda _: wait(), has_begun, released
+    return lambda _: wait(), has_begun, is_released
 
 
 async def test_three_steps_run_in_order_and_each_is_recorded(bench: Bench) -> None:
@@ -72,8 +72,8 @@ async def test_the_workflow_does_not_record_what_an_activity_recorded(bench: Ben
 
 
 async def test_finished_steps_are_not_run_again(bench: Bench) -> None:
-    done = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
-    outcome = await bench.run(done=done, attempt=2)
+    finished_results = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
+    outcome = await bench.run(done=finished_results, attempt=2)
     assert bench.script.tries == {2: 1}
     assert len(outcome.results) == 3
 
@@ -133,7 +133,7 @@ async def test_a_job_can_be_cancelled_during_a_step(bench: Bench, index: int) ->
 async def test_a_job_can_be_cancelled_before_its_first_task(idle_bench: Bench) -> None:
     handle = await idle_bench.start()
     await handle.cancel()
-    async with idle_bench.working():
+    async with idle_bench.running_workers():
         outcome = await handle.result()
     assert outcome.status is JobStatus.CANCELLED
     assert [o.status for o in idle_bench.script.outcomes] == [JobStatus.CANCELLED]
@@ -209,14 +209,14 @@ async def test_a_failing_webhook_does_not_change_the_end(bench: Bench) -> None:
 
 async def test_a_webhook_is_retried_for_hours(bench: Bench) -> None:
     bench.script.hook_failures = 7
-    began = await bench.environment.get_current_time()
+    started_at = await bench.environment.get_current_time()
     webhook = WebhookInput(job_id="j", attempt=1)
-    delivered = await bench.environment.client.execute_workflow(
+    was_delivered = await bench.environment.client.execute_workflow(
         WebhookWorkflow.run, webhook, id="webhook-j-1", task_queue=JOBS_QUEUE
     )
-    assert delivered is True
+    assert was_delivered is True
     assert bench.script.hooks == 8
-    assert await bench.environment.get_current_time() - began > timedelta(hours=1)
+    assert await bench.environment.get_current_time() - started_at > timedelta(hours=1)
 
 
 async def test_a_job_without_a_webhook_starts_no_child(bench: Bench) -> None:
@@ -227,11 +227,11 @@ async def test_a_job_without_a_webhook_starts_no_child(bench: Bench) -> None:
 async def test_a_render_that_lacks_memory_moves_to_the_larger_pool(bench: Bench) -> None:
     queues: list[str] = []
 
-    def act(_: StepInput) -> None:
+    def run_out_of_memory(_: StepInput) -> None:
         queues.append(activity.info().task_queue)
         raise to_application_error(OutOfMemory("too large", details={"pool": "large"}))
 
-    bench.script.on[2] = act
+    bench.script.on[2] = run_out_of_memory
     outcome = await bench.run()
     assert queues == ["render-default", "render-large"], "each pool is tried once"
     assert outcome.error.code == "out_of_memory"
@@ -247,18 +247,18 @@ def batch(bench: Bench) -> Bench:
 
 
 async def test_children_run_concurrently(batch: Bench) -> None:
-    arrived = asyncio.Semaphore(0)
+    arrivals = asyncio.Semaphore(0)
     all_arrived = asyncio.Event()
 
     async def meet() -> None:
-        arrived.release()
+        arrivals.release()
         await all_arrived.wait()
 
     for index in range(4):
         batch.script.on[index] = lambda _: meet()
     handle = await batch.start(steps=FOUR, parallel=True)
     for _ in range(4):
-        await arrived.acquire()
+        await arrivals.acquire()
     all_arrived.set()
     outcome = await handle.result()
     assert (outcome.status, outcome.results) == (JobStatus.SUCCEEDED, ())
@@ -286,8 +286,10 @@ async def test_a_failed_child_does_not_stop_the_others(batch: Bench) -> None:
 
 
 async def test_finished_children_are_not_run_again(batch: Bench) -> None:
-    done = tuple(StepResult(index=index, output="") for index in (0, 2))
-    assert (await batch.run(steps=FOUR, parallel=True, done=done)).status is JobStatus.SUCCEEDED
+    finished_results = tuple(StepResult(index=index, output="") for index in (0, 2))
+    assert (
+        await batch.run(steps=FOUR, parallel=True, done=finished_results)
+    ).status is JobStatus.SUCCEEDED
     assert batch.script.tries == {1: 1, 3: 1}
 
 

@@ -30,7 +30,7 @@ class Steps:
         self.decision: Verdict | Outcome = Verdict(given=1.0, other=0.5)
         self.write_failures = 0
         self.calls: Counter[str] = Counter()
-        self.recorded: list[Verdict] = []
+        self.recorded_verdicts: list[Verdict] = []
         self.hold: asyncio.Event | None = None
         self.deciding = asyncio.Event()
 
@@ -52,7 +52,7 @@ class Steps:
         if self.write_failures:
             self.write_failures -= 1
             raise OSError("the database is away")
-        self.recorded.append(verdict)
+        self.recorded_verdicts.append(verdict)
         return True
 
     async def delete_comparison(self, comparison_id: str) -> None:
@@ -63,16 +63,16 @@ class Bench:
     def __init__(self, environment: WorkflowEnvironment) -> None:
         self.environment = environment
         self.steps = Steps()
-        self.counted: list[Outcome] = []
+        self.counted_outcomes: list[Outcome] = []
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
+    async def running_workers(self) -> AsyncIterator[None]:
         judge: Any = self.steps
         async with Worker(
             self.environment.client,
             task_queue=JUDGE_QUEUE,
             workflows=[JudgeWorkflow],
-            activities=JudgeActivities(judge, self.counted.append).judge_queue_activities,
+            activities=JudgeActivities(judge, self.counted_outcomes.append).judge_queue_activities,
             max_heartbeat_throttle_interval=timedelta(seconds=0.2),
             # The test server waits without end for a stopped worker that has the workflow in memory.
             max_cached_workflows=0,
@@ -93,15 +93,15 @@ class Bench:
 @pytest.fixture
 async def bench(environment: WorkflowEnvironment) -> AsyncIterator[Bench]:
     bench = Bench(environment)
-    async with bench.working():
+    async with bench.running_workers():
         yield bench
 
 
 async def test_a_verdict_is_recorded_and_the_compared_answers_deleted(bench: Bench) -> None:
     assert await bench.run() == Outcome.AGREED
-    assert bench.steps.recorded == [Verdict(given=1.0, other=0.5)]
+    assert bench.steps.recorded_verdicts == [Verdict(given=1.0, other=0.5)]
     assert bench.steps.calls == {"answer": 1, "decide": 1, "close": 1}
-    assert bench.counted == [Outcome.AGREED]
+    assert bench.counted_outcomes == [Outcome.AGREED]
 
 
 async def test_a_worse_answer_counts_as_disagreement(bench: Bench) -> None:
@@ -116,13 +116,13 @@ async def test_the_judge_is_not_called_without_a_second_answer(
     bench.steps.answers = [outcome]
     assert await bench.run() == outcome
     assert bench.steps.calls == {"answer": 1, "close": 1}
-    assert bench.counted == [outcome]
+    assert bench.counted_outcomes == [outcome]
 
 
 async def test_an_unparsable_verdict_is_counted_but_not_recorded(bench: Bench) -> None:
     bench.steps.decision = Outcome.UNPARSABLE
     assert await bench.run() == Outcome.UNPARSABLE
-    assert bench.steps.recorded == []
+    assert bench.steps.recorded_verdicts == []
     assert bench.steps.calls["close"] == 1
 
 
@@ -135,7 +135,7 @@ async def test_an_outage_of_a_back_end_only_delays_the_comparison(bench: Bench) 
 async def test_a_comparison_fails_if_the_outage_does_not_end(bench: Bench) -> None:
     bench.steps.answers = [BackendUnavailable("away")] * 1_000
     assert await bench.run() == Outcome.FAILED
-    assert bench.steps.recorded == []
+    assert bench.steps.recorded_verdicts == []
     assert bench.steps.calls["close"] == 1
 
 
@@ -160,7 +160,7 @@ async def test_an_outage_of_the_database_does_not_repeat_the_call_of_the_judge(
     bench.steps.write_failures = 3
     assert await bench.run() == Outcome.AGREED
     assert bench.steps.calls["decide"] == 1
-    assert len(bench.steps.recorded) == 1
+    assert len(bench.steps.recorded_verdicts) == 1
 
 
 async def test_a_cancelled_comparison_records_nothing_and_is_deleted(bench: Bench) -> None:
@@ -170,7 +170,7 @@ async def test_a_cancelled_comparison_records_nothing_and_is_deleted(bench: Benc
         await bench.steps.deciding.wait()
         await handle.cancel()
         assert await handle.result() == Outcome.CANCELLED
-    assert bench.steps.recorded == []
+    assert bench.steps.recorded_verdicts == []
     assert bench.steps.calls["close"] == 1
 
 
@@ -180,10 +180,10 @@ async def test_another_worker_continues_after_one_is_stopped(
     bench = Bench(environment)
     bench.steps.hold = asyncio.Event()
     async with asyncio.timeout(60):
-        async with bench.working():
+        async with bench.running_workers():
             handle = await bench.start()
             await bench.steps.deciding.wait()
         bench.steps.hold.set()
-        async with bench.working():
+        async with bench.running_workers():
             assert await handle.result() == Outcome.AGREED
     assert bench.steps.calls == {"answer": 1, "decide": 2, "close": 1}

@@ -34,9 +34,9 @@ class Temporal:
         coming: a run that starts after the next call, or None.
     """
 
-    def __init__(self, *runs: Run, coming: Run | None = None) -> None:
+    def __init__(self, *runs: Run, next_run: Run | None = None) -> None:
         self.runs = list(runs)
-        self.coming = coming
+        self.next_run = next_run
 
     async def get_client(self) -> Temporal:
         return self
@@ -52,33 +52,33 @@ class Temporal:
         return SimpleNamespace(cancel=cancel, describe=describe)
 
     def _found(self, run_id: str | None) -> Run:
-        known = [run for run in self.runs if run_id in (None, run.run_id)]
-        if self.coming is not None:
-            self.runs.append(self.coming)
-            self.coming = None
-        if not known:
+        known_runs = [run for run in self.runs if run_id in (None, run.run_id)]
+        if self.next_run is not None:
+            self.runs.append(self.next_run)
+            self.next_run = None
+        if not known_runs:
             raise RPCError("no such run", RPCStatusCode.NOT_FOUND, b"")
-        return known[-1]
+        return known_runs[-1]
 
 
-async def cancels(temporal: Temporal, attempt: int) -> bool:
+async def was_cancelled_by(temporal: Temporal, attempt: int) -> bool:
     parts: Any = {"jobs": None, "temporal": temporal}
     return await JobLauncher(**parts).cancel("j", attempt)
 
 
 async def test_a_running_attempt_is_cancelled() -> None:
-    running = run(2, RUNNING)
-    assert await cancels(Temporal(run(1, CLOSED), running), 2)
-    assert running.cancelled
+    running_attempt = run(2, RUNNING)
+    assert await was_cancelled_by(Temporal(run(1, CLOSED), running_attempt), 2)
+    assert running_attempt.cancelled
 
 
 async def test_an_attempt_that_does_not_run_is_not_cancelled() -> None:
-    assert not await cancels(Temporal(), 1)
-    assert not await cancels(Temporal(run(1, CLOSED)), 1)
-    assert not await cancels(Temporal(run(1, RUNNING)), 2)
+    assert not await was_cancelled_by(Temporal(), 1)
+    assert not await was_cancelled_by(Temporal(run(1, CLOSED)), 1)
+    assert not await was_cancelled_by(Temporal(run(1, RUNNING)), 2)
 
 
 async def test_an_attempt_that_starts_meanwhile_is_not_reported_as_cancelled() -> None:
-    started = run(2, RUNNING)
-    was_cancelled = await cancels(Temporal(run(1, CLOSED), coming=started), 2)
-    assert was_cancelled is started.cancelled
+    started_run = run(2, RUNNING)
+    was_cancelled = await was_cancelled_by(Temporal(run(1, CLOSED), next_run=started_run), 2)
+    assert was_cancelled is started_run.cancelled

@@ -28,7 +28,7 @@ async def test_a_recorded_history_replays(path: Path) -> None:
 
 
 def test_every_kind_of_end_has_a_history() -> None:
-    recorded = {path.stem.rpartition("-")[0] for path in HISTORIES}
-    assert recorded == {
+    recorded_ends = {path.stem.rpartition("-")[0] for path in HISTORIES}
+    assert recorded_ends == {
         "succeeded", "failed", "cancelled", "deadline", "retried", "webhook", "judge",
     }  # fmt: skip

@@ -71,7 +71,7 @@ class Bench:
         work: Callable[[], Awaitable[Any]] | None = None,
         starts_at_once: bool = True,
     ) -> StepOutcome:
-        async def act() -> StepResult:
+        async def execute_step() -> StepResult:
             self.runs += 1
             if work is not None:
                 await work()
@@ -80,8 +80,8 @@ class Bench:
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, attempt=attempt)
         run = partial(self.writer.run_step, starts_at_once=starts_at_once)
-        done: StepOutcome = await environment.run(run, step, act)
-        return done
+        outcome: StepOutcome = await environment.run(run, step, execute_step)
+        return outcome
 
 
 @pytest.fixture
@@ -105,12 +105,12 @@ async def test_the_only_step_starts_and_ends_the_job(bench: Bench) -> None:
 
 
 async def test_every_step_is_a_checkpoint_and_the_last_one_ends_the_job(bench: Bench) -> None:
-    first = await bench.job(steps=2)
-    await bench.run(first)
-    job = await bench.jobs.find(first.job_id)
+    step = await bench.job(steps=2)
+    await bench.run(step)
+    job = await bench.jobs.find(step.job_id)
     assert (job.status, [r.output for r in job.results]) == (JobStatus.RUNNING, ["out0"])
-    await bench.run(replace(first, index=1, begins=None, last=True))
-    job = await bench.jobs.find(first.job_id)
+    await bench.run(replace(step, index=1, begins=None, last=True))
+    job = await bench.jobs.find(step.job_id)
     assert (job.status, [r.output for r in job.results]) == (JobStatus.SUCCEEDED, ["out0", "out1"])
     assert bench.watchers.kinds == ["running", "step", "step", "succeeded", "end of frames"]
 
@@ -120,11 +120,13 @@ async def test_a_retry_after_a_lost_try_returns_the_recorded_result(
     bench: Bench, steps: int
 ) -> None:
     step = await bench.job(steps)
-    first = await bench.run(step)
-    published = bench.watchers.kinds[1:]
-    assert await bench.run(step, attempt=2) == first
+    first_outcome = await bench.run(step)
+    published_kinds = bench.watchers.kinds[1:]
+    assert await bench.run(step, attempt=2) == first_outcome
     assert bench.runs == 1, "the step does not run again"
-    assert bench.watchers.kinds[1:] == [*published, *published], "the events may have been lost"
+    assert bench.watchers.kinds[1:] == [*published_kinds, *published_kinds], (
+        "the events may have been lost"
+    )
 
 
 async def test_a_lost_try_that_still_runs_may_end_the_job(
@@ -132,12 +134,12 @@ async def test_a_lost_try_that_still_runs_may_end_the_job(
 ) -> None:
     step, start = await bench.job(), bench.jobs.start
 
-    async def late(*args: Any) -> Any:
+    async def start_after_the_run(*args: Any) -> Any:
         monkeypatch.undo()
         await bench.run(step)
         return await start(*args)
 
-    monkeypatch.setattr(bench.jobs, "start", late)
+    monkeypatch.setattr(bench.jobs, "start", start_after_the_run)
     assert await bench.run(step, attempt=2) == StepOutcome(result=RESULT, recorded=True)
     assert bench.runs == 1
 
@@ -146,12 +148,12 @@ async def test_the_end_of_a_deleted_job_is_neither_written_nor_published(bench: 
     step = await bench.job()
     await bench.run(step)
     await bench.jobs.delete("ann", [step.job_id])
-    published = list(bench.watchers.kinds)
+    published_kinds = list(bench.watchers.kinds)
     outcome = JobOutcome(
         job_id=step.job_id, owner="ann", attempt=1, status=JobStatus.FAILED, error=None, results=()
     )
     assert await bench.writer.finish(outcome) is False
-    assert bench.watchers.kinds == published
+    assert bench.watchers.kinds == published_kinds
 
 
 async def test_a_retry_runs_the_step_if_no_result_was_recorded(bench: Bench) -> None:
@@ -171,10 +173,10 @@ async def test_a_result_that_cannot_be_recorded_is_left_to_the_workflow(
 ) -> None:
     step = await bench.job()
 
-    async def outage() -> None:
+    async def break_store() -> None:
         monkeypatch.setattr(bench.jobs, "finish", fail)
 
-    assert await bench.run(step, work=outage) == StepOutcome(result=RESULT, recorded=False)
+    assert await bench.run(step, work=break_store) == StepOutcome(result=RESULT, recorded=False)
     monkeypatch.undo()
     assert (await bench.jobs.find(step.job_id)).status is JobStatus.RUNNING
 
@@ -189,16 +191,16 @@ async def test_a_step_of_an_ended_attempt_does_not_run(bench: Bench) -> None:
 
 async def test_a_render_that_waits_is_queued_until_it_is_marked(bench: Bench) -> None:
     step = await bench.job()
-    seen: list[JobStatus] = []
+    statuses: list[JobStatus] = []
 
     async def wait() -> None:
-        seen.append((await bench.jobs.find(step.job_id)).status)
+        statuses.append((await bench.jobs.find(step.job_id)).status)
         assert await bench.writer.mark_started(step)
         assert not await bench.writer.mark_started(step)
-        seen.append((await bench.jobs.find(step.job_id)).status)
+        statuses.append((await bench.jobs.find(step.job_id)).status)
 
     await bench.run(step, work=wait, starts_at_once=False)
-    assert seen == [JobStatus.QUEUED, JobStatus.RUNNING]
+    assert statuses == [JobStatus.QUEUED, JobStatus.RUNNING]
     assert bench.watchers.kinds == ["running", "step", "succeeded", "end of frames"]
 
 
@@ -220,8 +222,8 @@ async def test_a_worker_lost_while_the_render_waits_leaves_it_queued(bench: Benc
         await bench.run(step, work=crash, starts_at_once=False)
     job = await bench.jobs.find(step.job_id)
     assert (job.status, job.started_at) == (JobStatus.QUEUED, None)
-    again = partial(bench.writer.mark_started, step)
-    await bench.run(step, attempt=2, work=again, starts_at_once=False)
+    mark_started = partial(bench.writer.mark_started, step)
+    await bench.run(step, attempt=2, work=mark_started, starts_at_once=False)
     assert bench.watchers.kinds == ["running", "step", "succeeded", "end of frames"]
 
 
@@ -256,20 +258,20 @@ async def test_a_cancellation_waits_until_the_result_is_recorded(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = await bench.job()
-    writing, proceed, finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
+    is_writing, may_proceed, original_finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
 
-    async def slowly(*args: Any, **kwargs: Any) -> Any:
-        writing.set()
-        await proceed.wait()
-        return await finish(*args, **kwargs)
+    async def finish_slowly(*args: Any, **kwargs: Any) -> Any:
+        is_writing.set()
+        await may_proceed.wait()
+        return await original_finish(*args, **kwargs)
 
-    monkeypatch.setattr(bench.jobs, "finish", slowly)
-    running = asyncio.create_task(bench.run(step))
-    await writing.wait()
-    running.cancel()
+    monkeypatch.setattr(bench.jobs, "finish", finish_slowly)
+    running_step = asyncio.create_task(bench.run(step))
+    await is_writing.wait()
+    running_step.cancel()
     await asyncio.sleep(0)
-    proceed.set()
+    may_proceed.set()
     with pytest.raises(asyncio.CancelledError):
-        await running
+        await running_step
     assert (await bench.jobs.find(step.job_id)).status is JobStatus.SUCCEEDED
     assert bench.watchers.kinds[-1] == "end of frames"

@@ -33,15 +33,17 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(f"file://{tmp_path}")
 
 
-def step_input(spec: str, *earlier: str) -> StepInput:
-    return StepInput(job_id="j", owner="ann", index=1, spec=spec, earlier=earlier, attempt=1)
+def step_input(spec: str, *earlier_outputs: str) -> StepInput:
+    return StepInput(
+        job_id="j", owner="ann", index=1, spec=spec, earlier=earlier_outputs, attempt=1
+    )
 
 
 async def test_a_step_receives_the_outputs_of_earlier_steps(blobs: BlobStore) -> None:
     spec = await blobs.put(encode(SPEC))
-    earlier = await save_output(blobs, text="a cat")
-    loaded, step, payload = await load_step(blobs, step_input(spec, earlier))
-    assert loaded == SPEC
+    earlier_output = await save_output(blobs, text="a cat")
+    loaded_spec, step, payload = await load_step(blobs, step_input(spec, earlier_output))
+    assert loaded_spec == SPEC
     assert (step.kind, step.pool) == (StepKind.RENDER, "fast")
     assert payload == {"1": {"inputs": {"t": "a cat"}}}
 

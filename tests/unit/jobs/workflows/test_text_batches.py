@@ -72,9 +72,9 @@ async def test_a_batch_cancelled_before_its_check_has_all_lines_in_its_results(
     environment, batch_input = ActivityEnvironment(), TextBatchInput(batch_id="batch_1")
     assert await environment.run(activities.batch_prepare, batch_input) == BatchStatus.CANCELLING
     assert await environment.run(activities.batch_finish, batch_input) == BatchStatus.CANCELLED
-    ended = await batches.get("ada", "batch_1")
-    file_id = ended.error_file_id if is_openai else ended.output_file_id
-    assert ended.total == 2 and file_id is not None
+    ended_batch = await batches.get("ada", "batch_1")
+    file_id = ended_batch.error_file_id if is_openai else ended_batch.output_file_id
+    assert ended_batch.total == 2 and file_id is not None
     outcome = await files.find("ada", file_id)
     assert outcome is not None
     results = [from_json(line) for line in (await blobs.get(outcome.sha256)).splitlines()]

@@ -9,32 +9,32 @@ from moyin.jobs.workflows.worker import JobRunner, Sweeper
 
 
 class Jobs:
-    def __init__(self, *due: str) -> None:
-        self.due = list(due)
+    def __init__(self, *due_ids: str) -> None:
+        self.due_ids = list(due_ids)
         self.failures = 0
 
     async def list_undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
         if self.failures:
             self.failures -= 1
             raise OSError("the database is away")
-        return [(job_id, 2, job_id.startswith("ended")) for job_id in self.due]
+        return [(job_id, 2, job_id.startswith("ended")) for job_id in self.due_ids]
 
 
 class Launcher:
-    def __init__(self, *stuck: str) -> None:
-        self.stuck = stuck
-        self.started: list[str] = []
-        self.notified: list[tuple[str, int]] = []
-        self.swept = asyncio.Event()
+    def __init__(self, *stuck_ids: str) -> None:
+        self.stuck = stuck_ids
+        self.started_ids: list[str] = []
+        self.notified_attempts: list[tuple[str, int]] = []
+        self.was_swept = asyncio.Event()
 
     async def start(self, job_id: str) -> None:
         if job_id in self.stuck:
             raise ServiceUnavailable("an earlier attempt is still closing")
-        self.started.append(job_id)
-        self.swept.set()
+        self.started_ids.append(job_id)
+        self.was_swept.set()
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        self.notified.append((job_id, attempt))
+        self.notified_attempts.append((job_id, attempt))
 
 
 def sweeper(jobs: Any, launcher: Any) -> Sweeper:
@@ -44,36 +44,36 @@ def sweeper(jobs: Any, launcher: Any) -> Sweeper:
 async def test_a_job_that_cannot_start_does_not_delay_the_others() -> None:
     launcher = Launcher("a")
     assert await sweeper(Jobs("a", "b", "c"), launcher).sweep() == 2
-    assert launcher.started == ["b", "c"]
+    assert launcher.started_ids == ["b", "c"]
 
 
 async def test_an_ended_job_gets_its_webhook_and_is_not_started_again() -> None:
     launcher = Launcher()
     assert await sweeper(Jobs("ended", "a"), launcher).sweep() == 2
-    assert (launcher.started, launcher.notified) == (["a"], [("ended", 2)])
+    assert (launcher.started_ids, launcher.notified_attempts) == (["a"], [("ended", 2)])
 
 
 async def test_an_outage_of_the_database_only_delays_the_sweeper() -> None:
     jobs, launcher = Jobs("a"), Launcher()
     jobs.failures = 3
-    sweeping = asyncio.create_task(sweeper(jobs, launcher).run())
-    await asyncio.wait_for(launcher.swept.wait(), 5)
-    sweeping.cancel()
-    await asyncio.gather(sweeping, return_exceptions=True)
+    sweeper_task = asyncio.create_task(sweeper(jobs, launcher).run())
+    await asyncio.wait_for(launcher.was_swept.wait(), 5)
+    sweeper_task.cancel()
+    await asyncio.gather(sweeper_task, return_exceptions=True)
 
 
 async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:
-    connecting = asyncio.Event()
+    is_connecting = asyncio.Event()
 
     class UnavailableTemporal:
         async def get_client(self) -> None:
-            connecting.set()
+            is_connecting.set()
             raise ServiceUnavailable("unavailable")
 
     parts: Any = {"temporal": UnavailableTemporal(), "activities": None}
     runner = JobRunner(**parts, sweeper=sweeper(Jobs(), Launcher()), concurrency=1)
-    running = asyncio.create_task(runner.run())
-    await connecting.wait()
+    runner_task = asyncio.create_task(runner.run())
+    await is_connecting.wait()
     await runner.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(runner_task, 5)
     assert runner.error is None

@@ -72,10 +72,13 @@ async def test_validation_answers_as_post_prompt_does() -> None:
             return False, {"type": "invalid_prompt"}, [], {"1": "why"}
         return True, None, ["2"], {}
 
-    bad = await validate_graph(validate, {"prompt": "bad"})
-    assert bad == (400, {"error": {"type": "invalid_prompt"}, "node_errors": {"1": "why"}})
-    good = await validate_graph(validate, {"prompt": "good", "prompt_id": "x"})
-    assert good == (200, {"prompt_id": "x", "node_errors": {}, "outputs": ["2"]})
+    invalid_response = await validate_graph(validate, {"prompt": "bad"})
+    assert invalid_response == (
+        400,
+        {"error": {"type": "invalid_prompt"}, "node_errors": {"1": "why"}},
+    )
+    valid_response = await validate_graph(validate, {"prompt": "good", "prompt_id": "x"})
+    assert valid_response == (200, {"prompt_id": "x", "node_errors": {}, "outputs": ["2"]})
     status, body = await validate_graph(validate, {})
     assert (status, body["error"]["type"]) == (400, "no_prompt")
 
@@ -130,10 +133,14 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
 
 
 def test_prompt_state_drops_entries_that_were_read() -> None:
-    ended: dict[str, Any] = {"prompt": [0, "b", {"1": {}}], "outputs": {"2": {}}, "status": None}
+    ended_entry: dict[str, Any] = {
+        "prompt": [0, "b", {"1": {}}],
+        "outputs": {"2": {}},
+        "status": None,
+    }
     queue = SimpleNamespace(
         mutex=threading.RLock(),
-        history={"a": {"outputs": {}}, "b": ended},
+        history={"a": {"outputs": {}}, "b": ended_entry},
         currently_running={7: (0, "c", {})},
         queue=[(1, "d", {})],
     )
@@ -141,15 +148,15 @@ def test_prompt_state_drops_entries_that_were_read() -> None:
         "queued": False,
         "entry": {"outputs": {}},
     }
-    seen = read_prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
-    assert seen == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
+    state = read_prompt_state(queue, {"prompt_id": "b", "forget": ["a", "unknown"]})
+    assert state == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
     assert read_prompt_state(queue, {"prompt_id": "a"}) == {"queued": False, "entry": None}
     assert [read_prompt_state(queue, {"prompt_id": p})["queued"] for p in "cde"] == [
         True,
         True,
         False,
     ]
-    assert "prompt" in ended, "the history itself is unchanged"
+    assert "prompt" in ended_entry, "the history itself is unchanged"
 
 
 @pytest.mark.parametrize(
@@ -159,16 +166,18 @@ def test_files_of_a_prompt_go_into_its_folder(context: Any, prefix: str) -> None
     def original(filename_prefix: str, output_dir: str, width: int = 0) -> Any:
         return filename_prefix, output_dir, width
 
-    wrapped = wrap_save_path(original, lambda: context)
-    assert wrapped("a/b", "/out", width=5) == (prefix, "/out", 5)
-    assert wrapped(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
+    wrapped_save_path = wrap_save_path(original, lambda: context)
+    assert wrapped_save_path("a/b", "/out", width=5) == (prefix, "/out", 5)
+    assert wrapped_save_path(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/out/other/x", "a/../../x", "..\\x", "x [temp]"])
 def test_files_of_a_prompt_stay_in_its_folder(prefix: str) -> None:
-    wrapped = wrap_save_path(lambda *_: None, lambda: SimpleNamespace(prompt_id=PROMPTS[0]))
+    wrapped_save_path = wrap_save_path(
+        lambda *_: None, lambda: SimpleNamespace(prompt_id=PROMPTS[0])
+    )
     with pytest.raises(ValueError, match="filename_prefix"):
-        wrapped(prefix, "/out")
+        wrapped_save_path(prefix, "/out")
 
 
 class Prompts:
@@ -193,8 +202,8 @@ def test_file_named_by_a_node_is_reported_in_its_prompts_folder(tmp_path: Path) 
     for prompt_id in PROMPTS:
         output = {"images": [item], "text": ["a word"]}
         prompts.report(prompt_id, output)
-        reported = {**item, "subfolder": f"{prompt_id}/sub"}
-        assert output == {"images": [reported], "text": ["a word"]}
+        reported_item = {**item, "subfolder": f"{prompt_id}/sub"}
+        assert output == {"images": [reported_item], "text": ["a word"]}
         assert prompts.sent[-1] == (
             "executed", {"output": output, "prompt_id": prompt_id}, "client",
         )  # fmt: skip
@@ -207,8 +216,8 @@ def test_reported_folder_is_normalised(tmp_path: Path, subfolder: str) -> None:
     for name in ("sub", "other"):
         (folder / name).mkdir(parents=True)
     (folder / "sub" / "a.png").write_text("made")
-    reported = subfolder.format(folder=folder)
-    output = {"images": [{"filename": "a.png", "subfolder": reported, "type": "output"}]}
+    reported_folder = subfolder.format(folder=folder)
+    output = {"images": [{"filename": "a.png", "subfolder": reported_folder, "type": "output"}]}
     prompts.report(PROMPTS[0], output)
     assert output["images"][0]["subfolder"] == f"{PROMPTS[0]}/sub"
 
@@ -224,12 +233,12 @@ def test_absolute_path_in_the_prompts_folder_is_normalised(tmp_path: Path) -> No
 
 def test_other_reported_items_are_unchanged(tmp_path: Path) -> None:
     prompts, folder = Prompts(tmp_path), tmp_path / "output"
-    [first, second] = PROMPTS
-    (folder / first).mkdir(parents=True)
-    for path in (folder / first / "a.png", folder / "a.png", tmp_path / "a.png"):
+    [first_prompt, second_prompt] = PROMPTS
+    (folder / first_prompt).mkdir(parents=True)
+    for path in (folder / first_prompt / "a.png", folder / "a.png", tmp_path / "a.png"):
         path.touch()
     items = [
-        {"filename": "a.png", "subfolder": first, "type": "output"},
+        {"filename": "a.png", "subfolder": first_prompt, "type": "output"},
         {"filename": "a.png", "subfolder": "", "type": "input"},
         {"filename": "a.png", "subfolder": "..", "type": "output"},
         {"filename": "b.png", "subfolder": "", "type": "output"},
@@ -238,16 +247,19 @@ def test_other_reported_items_are_unchanged(tmp_path: Path) -> None:
         "a word",
     ]
     for output in ({"images": [*items], "flag": True}, None):
-        prompts.report(second, output)
+        prompts.report(second_prompt, output)
     assert [event[1]["output"] for event in prompts.sent] == [{"images": items, "flag": True}, None]
 
 
 def test_own_input_files_count_as_existing() -> None:
     exists = wrap_file_check(lambda name: name == "there.png")
-    own = f"moyin/{'a' * 64}"
-    assert all(exists(name) for name in ("there.png", own, f"{own}.png", f"{own}.png [input]"))
-    others = ("away.png", f"moyin/{'a' * 63}", f"{own}/../x", f"x/{own}", 7)
-    assert not any(exists(name) for name in others)
+    own_name = f"moyin/{'a' * 64}"
+    assert all(
+        exists(name)
+        for name in ("there.png", own_name, f"{own_name}.png", f"{own_name}.png [input]")
+    )
+    other_names = ("away.png", f"moyin/{'a' * 63}", f"{own_name}/../x", f"x/{own_name}", 7)
+    assert not any(exists(name) for name in other_names)
 
 
 async def test_startup_objects_are_frozen() -> None:

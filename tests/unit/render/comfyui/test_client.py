@@ -18,7 +18,7 @@ async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
 ) -> None:
     requests: list[Any] = []
 
-    async def look(request: web.Request) -> web.Response:
+    async def serve_prompt_state(request: web.Request) -> web.Response:
         requests.append(await request.json())
         text = "x" * (9 * 1024 * 1024 if requests[-1]["prompt_id"] == "huge" else 1024)
         status = {"status_str": "success", "completed": True}
@@ -26,7 +26,7 @@ async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
         return web.json_response({"queued": False, "entry": entry})
 
     app = web.Application()
-    app.router.add_post("/moyin/look", look)
+    app.router.add_post("/moyin/look", serve_prompt_state)
     runner = web.AppRunner(app)
     await runner.setup()
     address = str(tmp_path / "comfyui.sock")

@@ -58,14 +58,14 @@ def test_folder_is_private_and_its_base_is_readable(
     finally:
         os.umask(umask)
     assert stat.S_IMODE(process_folder.path.stat().st_mode) == 0o700
-    readable = [
+    readable_files = [
         process_folder.base,
         process_folder.inputs,
         process_folder.etc,
         *process_folder.base.glob("custom_nodes/**/*"),
         *process_folder.etc.iterdir(),
     ]
-    assert all(path.stat().st_mode & stat.S_IROTH for path in readable)
+    assert all(path.stat().st_mode & stat.S_IROTH for path in readable_files)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in process_folder.writable)
 
 

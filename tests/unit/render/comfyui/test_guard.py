@@ -55,13 +55,13 @@ class Broken:
 RULES = NodeRules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
 
 
-async def validate(graph: Any, extra: Any = ALLOWED) -> Any:
+async def validate(graph: Any, extra_data: Any = ALLOWED) -> Any:
     """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph."""
 
     async def validate_prompt(prompt_id: str, prompt: Any, targets: Any) -> Any:
         return True, None, ["1"], {}
 
-    store_patterns({"prompt": graph, "extra_data": extra})
+    store_patterns({"prompt": graph, "extra_data": extra_data})
     return await wrap_validation(validate_prompt, RULES)("id", graph, None)
 
 
@@ -92,8 +92,8 @@ async def test_denied_class_is_refused() -> None:
     assert "does not allow nodes of the class BadNode" in errors["1"]["errors"][0]["details"]
     assert (await validate(graph, {MOYIN_KEY: {"allow": ["*"]}}))[0] is True
     assert (await validate(graph, None))[0] is True, "it is the operator's own graph"
-    only = {MOYIN_KEY: {"allow": ["Load"]}}
-    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, only))[0] is False
+    only_load = {MOYIN_KEY: {"allow": ["Load"]}}
+    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, only_load))[0] is False
 
 
 async def test_unchecked_input_is_accepted() -> None:
@@ -103,7 +103,7 @@ async def test_unchecked_input_is_accepted() -> None:
 
 
 def get_checked_inputs(
-    kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: Any
+    kind: str, inputs: dict[str, Any], values: dict[str, Any], extra_data: Any
 ) -> Any:
     """Return the inputs that a node gets just before it is executed."""
 
@@ -111,17 +111,19 @@ def get_checked_inputs(
         return values, {}, {}
 
     graph = SimpleNamespace(get_node=lambda _: {"class_type": kind})
-    return wrap_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra)
+    return wrap_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra_data)
 
 
 def test_linked_values_are_checked_before_execution() -> None:
-    linked = {"image": ["2", 0]}
-    assert get_checked_inputs("Load", linked, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
+    linked_inputs = {"image": ["2", 0]}
+    assert get_checked_inputs("Load", linked_inputs, {"image": [OWN]}, ALLOWED)[0] == {
+        "image": [OWN]
+    }
     with pytest.raises(NotAllowed, match="image: you have no file"):
-        get_checked_inputs("Load", linked, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
+        get_checked_inputs("Load", linked_inputs, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
     with pytest.raises(NotAllowed, match="image"):
         get_checked_inputs("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, ALLOWED)
-    get_checked_inputs("Load", linked, {"image": (None,)}, ALLOWED)
+    get_checked_inputs("Load", linked_inputs, {"image": (None,)}, ALLOWED)
 
 
 def test_data_between_nodes_is_not_checked() -> None:

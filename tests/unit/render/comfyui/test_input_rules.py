@@ -123,8 +123,11 @@ def test_textual_node_takes_any_text() -> None:
 
 
 def test_stock_inputs_without_a_description_are_files() -> None:
-    latent = node(latent=[["x.latent"]])
-    assert (rules(latent, "LoadLatent"), rules(latent)) == ({"latent": FILE}, {"latent": CHOICE})
+    latent_node = node(latent=[["x.latent"]])
+    assert (rules(latent_node, "LoadLatent"), rules(latent_node)) == (
+        {"latent": FILE},
+        {"latent": CHOICE},
+    )
 
 
 @pytest.mark.parametrize("text", OUTSIDE)
@@ -164,10 +167,15 @@ def test_any_text_can_be_checked(text: str) -> None:
 
 
 def test_only_own_file_names_are_allowed() -> None:
-    others = [f"moyin/{'b' * 64}.png", f"./moyin/{'b' * 64}.png", f"Moyin//{'b' * 64}.png", "moyin"]
+    foreign_names = [
+        f"moyin/{'b' * 64}.png",
+        f"./moyin/{'b' * 64}.png",
+        f"Moyin//{'b' * 64}.png",
+        "moyin",
+    ]
     for kind in (FILE, FOLDER, WIDGET, CHOICE, LINE):
         assert allows_value(Rule(kind), OWN, is_own)
-        for name in others:
+        for name in foreign_names:
             assert not allows_value(Rule(kind, frozenset({"x"})), name, is_own)
     assert not allows_value(Rule(FILE), "example.png", is_own)
     assert allows_value(Rule(FILE), "", is_own), "nothing is chosen"
@@ -194,7 +202,7 @@ def test_widget_may_hold_words_and_own_files() -> None:
 
 
 def test_refusals_name_node_and_input() -> None:
-    known = {
+    rules_by_class = {
         "LoadImage": derive_rules("LoadImage", node(image=[[], {"image_upload": True}])),
         "SaveImage": derive_rules(
             "SaveImage", node(output_node=True, filename_prefix=["STRING", {}])
@@ -210,11 +218,11 @@ def test_refusals_name_node_and_input() -> None:
         "7": {"class_type": "SaveImage"},
         "8": {"class_type": "LoadImage", "inputs": {"image.more": "x.png"}},
     }
-    refused = [
+    refused_inputs = [
         (refusal.node, refusal.input)
-        for refusal in find_refusals(graph, lambda k: known.get(k, {}), is_own)
+        for refusal in find_refusals(graph, lambda k: rules_by_class.get(k, {}), is_own)
     ]
-    assert refused == [
+    assert refused_inputs == [
         ("1", "image"),
         ("2", "image"),
         ("5", "filename_prefix"),

@@ -29,7 +29,7 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(f"file://{tmp_path / 'blobs'}")
 
 
-async def stored(blobs: BlobStore, content: bytes) -> tuple[str, str]:
+async def store_content(blobs: BlobStore, content: bytes) -> tuple[str, str]:
     sha256 = await blobs.put(content)
     return f"moyin/{sha256}.png", sha256
 
@@ -42,7 +42,9 @@ async def test_staged_files_are_hidden_until_they_are_placed(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     inputs = InputFiles(folder, 1000)
-    (ada, ada_sha256), (bob, bob_sha256) = [await stored(blobs, text) for text in (b"Ada", b"Bob")]
+    (ada, ada_sha256), (bob, bob_sha256) = [
+        await store_content(blobs, text) for text in (b"Ada", b"Bob")
+    ]
     await inputs.fetch(blobs, {ada: ada_sha256})
     await inputs.fetch(blobs, {bob: bob_sha256})
     assert inputs.are_staged([ada, bob])
@@ -61,12 +63,12 @@ async def test_staged_files_are_hidden_until_they_are_placed(
 async def test_files_are_copied_where_links_fail(
     folder: ProcessFolder, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_links(*_: object) -> None:
+    def refuse_link(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "link", refuse_link)
     inputs = InputFiles(folder, 1000)
-    name, sha256 = await stored(blobs, b"Ada")
+    name, sha256 = await store_content(blobs, b"Ada")
     await inputs.fetch(blobs, {name: sha256})
     inputs.place_files([name])
     assert (folder.inputs / Path(name).name).read_bytes() == b"Ada"
@@ -76,19 +78,19 @@ async def test_least_recently_used_inputs_are_trimmed(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     inputs = InputFiles(folder, 25)
-    staged = []
+    staged_files = []
     for number in range(4):
-        name, sha256 = await stored(blobs, bytes([number]) * 10)
-        staged.append(name)
+        name, sha256 = await store_content(blobs, bytes([number]) * 10)
+        staged_files.append(name)
         await inputs.fetch(blobs, {name: sha256})
         os.utime(folder.staging / Path(name).name, (number, number))
-    partial = folder.staging / ".copying.1"
-    partial.write_bytes(bytes(100))
-    inputs.trim_staged({staged[0]})
-    assert partial.exists()
-    partial.unlink()
-    remaining = {f"moyin/{name}" for name in names(folder.staging)}
-    assert remaining == {staged[0], staged[3]}, "the oldest is needed"
+    partial_file = folder.staging / ".copying.1"
+    partial_file.write_bytes(bytes(100))
+    inputs.trim_staged({staged_files[0]})
+    assert partial_file.exists()
+    partial_file.unlink()
+    remaining_names = {f"moyin/{name}" for name in names(folder.staging)}
+    assert remaining_names == {staged_files[0], staged_files[3]}, "the oldest is needed"
 
     with pytest.raises(ValueError, match="must be a name"):
         await inputs.fetch(blobs, {"../escape.png": "0" * 64})

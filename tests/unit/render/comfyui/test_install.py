@@ -142,8 +142,8 @@ def test_users_own_comfyui_is_checked_and_used(tmp_path: Path, pip: Pip) -> None
 
 
 def test_torch_is_not_pinned() -> None:
-    [torch] = [line for line in read_requirements() if line.startswith("torch>")]
-    assert "==" not in torch
+    [torch_requirement] = [line for line in read_requirements() if line.startswith("torch>")]
+    assert "==" not in torch_requirement
 
 
 def _environment_folder(path: Path) -> None:

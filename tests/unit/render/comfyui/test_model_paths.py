@@ -12,7 +12,7 @@ from moyin.render.comfyui.model_paths import find_extra_model_paths
 FLAG = "--extra-model-paths-config"
 
 
-def write(folder: Path, text: str, *folders: str) -> Path:
+def write_config(folder: Path, text: str, *folders: str) -> Path:
     for name in folders:
         (folder / name).mkdir(parents=True, exist_ok=True)
     file = folder / "paths.yaml"
@@ -31,7 +31,7 @@ def test_folders_are_resolved_as_comfyui_does(
         "d:\n"
     )
     folders = ["large", "disk/loras", "disk/old", "disk/more", "beside"]
-    file = write(tmp_path, text, *folders)
+    file = write_config(tmp_path, text, *folders)
     paths = find_extra_model_paths(("--fast", FLAG, str(file), "--lowvram"))
     assert paths == [
         file,
@@ -56,7 +56,7 @@ def test_every_form_of_the_flag_is_read(tmp_path: Path, flags: tuple[str, ...]) 
 
 
 def test_missing_folders_are_left_out(tmp_path: Path) -> None:
-    file = write(tmp_path, "a:\n  vae: nowhere\n  loras: loras\n", "loras")
+    file = write_config(tmp_path, "a:\n  vae: nowhere\n  loras: loras\n", "loras")
     assert find_extra_model_paths((FLAG, str(file))) == [file, tmp_path / "loras"]
     assert find_extra_model_paths(("--cpu", "--reserve-vram", "1")) == []
 

@@ -33,14 +33,14 @@ def folder(tmp_path: Path) -> ProcessFolder:
     return folder
 
 
-def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
+def write_ended_file(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
     """Write a file where a prompt's files lie after the prompt has ended."""
-    written = WrittenFiles(folder)
-    written.begin_prompt(prompt_id)
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(prompt_id)
     path = folder.base / "output" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(text)
-    written.end_prompt(prompt_id)
+    written_files.end_prompt(prompt_id)
 
 
 def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> OutputStore:
@@ -69,7 +69,7 @@ async def test_cached_file_is_remembered_after_it_is_gone(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     outputs, history = new_outputs(folder, blobs), entry("a.png", FIRST)
-    write(folder, FIRST, f"{FIRST}/a.png", b"first")
+    write_ended_file(folder, FIRST, f"{FIRST}/a.png", b"first")
     assert await content(outputs, blobs, FIRST, history) == b"first"
     assert not list(folder.done.iterdir())
     assert await content(outputs, blobs, SECOND, history) == b"first"
@@ -80,7 +80,7 @@ async def test_pruned_cached_file_is_not_returned(
     folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
 ) -> None:
     outputs, history = new_outputs(folder, blobs), entry("a.png", FIRST)
-    write(folder, FIRST, f"{FIRST}/a.png", b"first")
+    write_ended_file(folder, FIRST, f"{FIRST}/a.png", b"first")
     result = await outputs.collect(FIRST, history)
     assert result is not None
     sha256 = result.done.files[0].sha256
@@ -98,9 +98,9 @@ async def test_pruned_cached_file_is_not_returned(
 async def test_reused_file_name_is_another_file(folder: ProcessFolder, blobs: BlobStore) -> None:
     """A prompt gets its own file, even if another tenant's prompt used the file name before."""
     outputs, history = new_outputs(folder, blobs), entry("latest.png")
-    write(folder, FIRST, "latest.png", b"Ada's")
+    write_ended_file(folder, FIRST, "latest.png", b"Ada's")
     assert await content(outputs, blobs, FIRST, history) == b"Ada's"
-    write(folder, SECOND, "latest.png", b"Bob's picture")
+    write_ended_file(folder, SECOND, "latest.png", b"Bob's picture")
     assert await content(outputs, blobs, SECOND, history) == b"Bob's picture"
 
 
@@ -108,16 +108,16 @@ async def test_files_larger_than_the_limit_fail_their_render(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     outputs = new_outputs(folder, blobs, limit=10)
-    write(folder, FIRST, "a.png", bytes(6))
+    write_ended_file(folder, FIRST, "a.png", bytes(6))
     assert await outputs.collect(FIRST, entry("a.png")) is not None
     (folder.base / "output" / "b.png").write_bytes(bytes(6))
-    written = WrittenFiles(folder)
-    written.end_prompt(SECOND)
+    written_files = WrittenFiles(folder)
+    written_files.end_prompt(SECOND)
     (folder.done / SECOND / "output" / "c.png").write_bytes(bytes(6))
-    two = entry("b.png")
-    two.outputs["2"] = entry("c.png").outputs["1"]
+    two_node_entry = entry("b.png")
+    two_node_entry.outputs["2"] = entry("c.png").outputs["1"]
     with pytest.raises(RenderFailed, match="exceed the limit of 10 bytes"):
-        await outputs.collect(SECOND, two)
+        await outputs.collect(SECOND, two_node_entry)
     assert not list(folder.done.iterdir())
 
 
@@ -134,7 +134,7 @@ async def test_outputs_of_all_kinds_have_their_media_types(
     folder: ProcessFolder, blobs: BlobStore, name: str, media_type: str
 ) -> None:
     outputs = new_outputs(folder, blobs)
-    write(folder, FIRST, name, b"content")
+    write_ended_file(folder, FIRST, name, b"content")
     result = await outputs.collect(FIRST, entry(name))
     assert result is not None
     assert [file.media_type for file in result.done.files] == [media_type]

@@ -27,7 +27,7 @@ def paths(tmp_path: Path) -> HostPathFilter:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "shown_text"),
     [
         (f'File "{HOME}/nodes.py", line 7, in load', 'File "<comfyui>/nodes.py", line 7, in load'),
         (f"{HOME}/comfy/model.py:12", "<comfyui>/comfy/model.py:12"),
@@ -50,13 +50,13 @@ def paths(tmp_path: Path) -> HostPathFilter:
         ),
     ],
 )
-def test_known_folders_get_stable_names(paths: HostPathFilter, text: str, shown: str) -> None:
-    assert paths.hide_known(text) == shown
-    assert paths.hide(text) == shown
+def test_known_folders_get_stable_names(paths: HostPathFilter, text: str, shown_text: str) -> None:
+    assert paths.hide_known(text) == shown_text
+    assert paths.hide(text) == shown_text
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "shown_text"),
     [
         ("cannot open /etc/shadow", "cannot open <path>"),
         (
@@ -72,9 +72,9 @@ def test_known_folders_get_stable_names(paths: HostPathFilter, text: str, shown:
     ],
 )
 def test_other_absolute_paths_are_hidden_in_errors(
-    paths: HostPathFilter, text: str, shown: str
+    paths: HostPathFilter, text: str, shown_text: str
 ) -> None:
-    assert paths.hide(text) == shown
+    assert paths.hide(text) == shown_text
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_texts_that_are_not_paths_are_unchanged(paths: HostPathFilter, text: str
 def test_paths_in_json_are_hidden_in_every_encoding(paths: HostPathFilter) -> None:
     body = {"a": [f"{HOME}/x", {"/mnt/nas/Modelle für alle": 1}], "b": "/etc/passwd"}
     for ascii_only in (True, False):
-        encoded = json.dumps(body, ensure_ascii=ascii_only).encode()
-        assert json.loads(paths.hide_known_in_body(encoded)) == {
+        encoded_body = json.dumps(body, ensure_ascii=ascii_only).encode()
+        assert json.loads(paths.hide_known_in_body(encoded_body)) == {
             "a": ["<comfyui>/x", {"<models>": 1}],
             "b": "/etc/passwd",
         }
-        assert json.loads(paths.hide_in_body(encoded))["b"] == "<path>"
+        assert json.loads(paths.hide_in_body(encoded_body))["b"] == "<path>"
     assert paths.hide_in_body(b"\xff/etc/passwd") == b"\xff/etc/passwd"
 
 
@@ -117,10 +117,10 @@ def test_error_hides_all_paths_and_output_only_known_folders(
 ) -> None:
     assert paths.hide_in_event(EventMessage(type="execution_error", data=ERROR)).data == SHOWN
     output = {"text": [f"{HOME}/a", "/etc/motd says hello"]}
-    shown = paths.hide_in_event(EventMessage(type="executed", data={"output": output})).data[
+    shown_output = paths.hide_in_event(EventMessage(type="executed", data={"output": output})).data[
         "output"
     ]
-    assert shown == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
+    assert shown_output == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
 
 
 def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
@@ -128,12 +128,20 @@ def test_history_entry_hides_paths_in_errors(paths: HostPathFilter) -> None:
         "outputs": {"1": {"text": ["/etc/motd"]}},
         "status": {"messages": [["execution_start", {}], ["execution_error", ERROR]]},
     }
-    shown = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
-    assert shown["status"]["messages"] == [["execution_start", {}], ["execution_error", SHOWN]]
-    assert shown["outputs"] == {"1": {"text": ["/etc/motd"]}}
-    wrong: list[Any] = [{"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}]
-    for other in wrong:
-        assert paths.hide_in_state(other) == other
+    shown_entry = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
+    assert shown_entry["status"]["messages"] == [
+        ["execution_start", {}],
+        ["execution_error", SHOWN],
+    ]
+    assert shown_entry["outputs"] == {"1": {"text": ["/etc/motd"]}}
+    malformed_states: list[Any] = [
+        {"queued": True, "entry": None},
+        None,
+        [],
+        {"entry": {"status": 3}},
+    ]
+    for malformed_state in malformed_states:
+        assert paths.hide_in_state(malformed_state) == malformed_state
 
 
 def test_text_frame_hides_paths_and_picture_is_unchanged(paths: HostPathFilter) -> None:

@@ -18,11 +18,11 @@ from tests.waiting import eventually
 JPEG, PNG = b"\xff\xd8\xff rest", b"\x89PNG\r\n\x1a\n rest"
 
 
-def plain(picture: bytes) -> bytes:
+def pack_frame(picture: bytes) -> bytes:
     return struct.pack(">II", 1, 1) + picture
 
 
-def named(picture: bytes, **metadata: Any) -> bytes:
+def pack_named_frame(picture: bytes, **metadata: Any) -> bytes:
     head = to_json(metadata)
     return struct.pack(">II", 4, len(head)) + head + picture
 
@@ -51,31 +51,36 @@ async def test_the_newest_frame_is_published_and_those_in_between_are_not(
     monkeypatch.setattr("moyin.render.comfyui.preview_publisher.asyncio.sleep", sleep)
     store = Store()
     previews = publisher(store)
-    previews.schedule_frame(named(JPEG, node_id="3"))
+    previews.schedule_frame(pack_named_frame(JPEG, node_id="3"))
     for _ in range(5):
         await _run_other_tasks()
     for number in range(9):
-        previews.schedule_frame(plain(PNG + b"%d" % number))
+        previews.schedule_frame(pack_frame(PNG + b"%d" % number))
         await _run_other_tasks()
-    first = Preview(step=2, node="3", media_type="image/jpeg")
-    assert store.published == [("j", first, JPEG)]
+    first_preview = Preview(step=2, node="3", media_type="image/jpeg")
+    assert store.published == [("j", first_preview, JPEG)]
     pause.set()
     for _ in range(5):
         await _run_other_tasks()
-    last = Preview(step=2, node="", media_type="image/png")
-    assert store.published[1:] == [("j", last, PNG + b"8")]
+    last_preview = Preview(step=2, node="", media_type="image/png")
+    assert store.published[1:] == [("j", last_preview, PNG + b"8")]
 
 
 async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:
     store = Store()
-    for frame in (plain(JPEG + bytes(256 * 1024)), plain(b"<html>"), named(b"", node_id="1"), b""):
+    for frame in (
+        pack_frame(JPEG + bytes(256 * 1024)),
+        pack_frame(b"<html>"),
+        pack_named_frame(b"", node_id="1"),
+        b"",
+    ):
         previews = publisher(store)
         previews.schedule_frame(frame)
         await _run_other_tasks()
         await _run_other_tasks()
         previews.stop()
     previews = publisher(store)
-    previews.schedule_frame(plain(JPEG))
+    previews.schedule_frame(pack_frame(JPEG))
     await eventually(lambda: len(store.published) == 1, 10)
     previews.stop()
 
@@ -83,9 +88,12 @@ async def test_large_frames_and_frames_without_a_picture_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("frame", "parsed"),
     [
-        (plain(JPEG), ({}, "image/jpeg", JPEG)),
-        (named(PNG, image_type="text/html"), ({"image_type": "text/html"}, "image/png", PNG)),
-        (plain(b"<svg>"), None),
+        (pack_frame(JPEG), ({}, "image/jpeg", JPEG)),
+        (
+            pack_named_frame(PNG, image_type="text/html"),
+            ({"image_type": "text/html"}, "image/png", PNG),
+        ),
+        (pack_frame(b"<svg>"), None),
         (struct.pack(">I", 3) + JPEG, None),
         (struct.pack(">II", 4, 2**31) + JPEG, None),
         (b"\x00", None),
@@ -99,6 +107,6 @@ def test_only_pictures_are_previews(frame: bytes, parsed: Any) -> None:
 async def _run_other_tasks() -> None:
     """Let the other tasks run once."""
     loop = asyncio.get_running_loop()
-    waiting = loop.create_future()
-    loop.call_soon(waiting.set_result, None)
-    await waiting
+    next_turn = loop.create_future()
+    loop.call_soon(next_turn.set_result, None)
+    await next_turn

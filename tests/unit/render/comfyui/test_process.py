@@ -54,7 +54,7 @@ def test_command_line_separates_processes(tmp_path: Path) -> None:
     assert line[1:4] == [
         str(folder.launcher), '{"socket": 7}', str(tmp_path / "home" / "main.py"),
     ]  # fmt: skip
-    joined = " ".join(line)
+    joined_line = " ".join(line)
     for part in (
         f"--base-directory {tmp_path / 'run' / 'base'}",
         "--database-url sqlite:///:memory:",
@@ -62,7 +62,7 @@ def test_command_line_separates_processes(tmp_path: Path) -> None:
         "--fast",
         "--disable-all-custom-nodes --whitelist-custom-nodes moyin_bridge extra",
     ):
-        assert part in joined
+        assert part in joined_line
     assert "--cpu" not in build_command(options(tmp_path), folder, {})
 
 
@@ -87,11 +87,11 @@ async def test_main_imports_only_from_its_own_folder(tmp_path: Path) -> None:
     spawner.close()
 
 
-@pytest.mark.parametrize("stubborn", [True, False])
-async def test_stop_ends_the_whole_group(tmp_path: Path, stubborn: bool) -> None:
+@pytest.mark.parametrize("ignores_signals", [True, False])
+async def test_stop_ends_the_whole_group(tmp_path: Path, ignores_signals: bool) -> None:
     script = f"""
 import signal, subprocess, sys, time
-if {stubborn}:
+if {ignores_signals}:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
@@ -100,7 +100,7 @@ time.sleep(60)
     process, spawner = await start(tmp_path, script)
     grandchild = psutil.Process(int(await _first_line(process)))
     await process.stop(patience=0.5)
-    assert await process.exited == (-9 if stubborn else -15)
+    assert await process.exited == (-9 if ignores_signals else -15)
     # Only init reaps it.
     psutil.wait_procs([grandchild], timeout=2)
     assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
@@ -115,13 +115,13 @@ async def test_launcher_without_its_parent_does_not_start(
     script.write_text("print('started')")
     from moyin.render.comfyui import launcher
 
-    alive, parent_end = os.pipe()
+    alive_pipe, parent_end = os.pipe()
     os.close(parent_end)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, launcher.__file__, json.dumps({**parent, "alive": alive}), str(script),
-        stdout=asyncio.subprocess.PIPE, pass_fds=(alive,),
+        sys.executable, launcher.__file__, json.dumps({**parent, "alive": alive_pipe}), str(script),
+        stdout=asyncio.subprocess.PIPE, pass_fds=(alive_pipe,),
     )  # fmt: skip
-    os.close(alive)
+    os.close(alive_pipe)
     output, _ = await process.communicate()
     assert (process.returncode, output) == (1, b"")
 
@@ -143,17 +143,17 @@ async def test_garbage_collection_starts_with_the_server_and_skips_imported_obje
     )
     from moyin.render.comfyui import launcher
 
-    alive, holding = os.pipe()
-    with socket.socket(socket.AF_UNIX) as listening:
-        launch = {"socket": listening.fileno(), "alive": alive, "file_bytes": 1 << 20}
+    alive_pipe, held_end = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listening_socket:
+        launch = {"socket": listening_socket.fileno(), "alive": alive_pipe, "file_bytes": 1 << 20}
         process = await asyncio.create_subprocess_exec(
             sys.executable, launcher.__file__, json.dumps(launch), str(script),
-            stdout=asyncio.subprocess.PIPE, pass_fds=(alive, listening.fileno()),
+            stdout=asyncio.subprocess.PIPE, pass_fds=(alive_pipe, listening_socket.fileno()),
             env={**os.environ, "TMPDIR": str(tmp_path)},
         )  # fmt: skip
         output, _ = await process.communicate()
-    os.close(alive)
-    os.close(holding)
+    os.close(alive_pipe)
+    os.close(held_end)
     assert output.decode().splitlines() == ["False", "True True"]
 
 

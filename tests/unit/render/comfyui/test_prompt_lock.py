@@ -20,26 +20,26 @@ class Files:
     """
 
     def __init__(self) -> None:
-        self.placed: list[str] = []
+        self.placed_names: list[str] = []
         self.finished: list[str] = []
-        self.is_blocked, self.unblock = threading.Event(), threading.Event()
+        self.is_blocked, self.may_proceed = threading.Event(), threading.Event()
 
     def begin_prompt(self, prompt_id: str) -> None:
         if prompt_id == "slow":
             self.is_blocked.set()
-            assert self.unblock.wait(10)
+            assert self.may_proceed.wait(10)
 
     def place_files(self, names: Collection[str]) -> None:
-        self.placed = list(names)
+        self.placed_names = list(names)
 
     def remove_placed_files(self) -> None:
-        self.placed = []
+        self.placed_names = []
 
     def finish_prompt(self, prompt_id: str) -> None:
         self.finished.append(prompt_id)
         if prompt_id == "lingering":
             self.is_blocked.set()
-            assert self.unblock.wait(10)
+            assert self.may_proceed.wait(10)
 
 
 def new_lock(files: Files) -> tuple[PromptLock, Any]:
@@ -59,20 +59,20 @@ async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
     async def execute(name: str) -> list[str]:
         async with lock.hold_for(session, name, [name]) as is_present:
             assert is_present
-            return files.placed
+            return files.placed_names
 
-    cancelled = asyncio.create_task(execute(prompt_id))
+    cancelled_prompt = asyncio.create_task(execute(prompt_id))
     assert await asyncio.to_thread(files.is_blocked.wait, 10)
-    following = asyncio.create_task(execute("next"))
+    next_prompt = asyncio.create_task(execute("next"))
     for _ in range(3):
         # A caller may cancel more than once.
-        cancelled.cancel()
+        cancelled_prompt.cancel()
         await asyncio.sleep(0.01)
-    assert not cancelled.done()
-    assert not following.done()
-    files.unblock.set()
+    assert not cancelled_prompt.done()
+    assert not next_prompt.done()
+    files.may_proceed.set()
     with pytest.raises(asyncio.CancelledError):
-        await cancelled
-    assert await following == ["next"]
+        await cancelled_prompt
+    assert await next_prompt == ["next"]
     assert files.finished == [prompt_id, "next"]
-    assert files.placed == []
+    assert files.placed_names == []

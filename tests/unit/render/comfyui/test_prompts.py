@@ -34,14 +34,14 @@ async def follow(prompt: RunningPrompt) -> list[RenderEvent]:
 
 
 async def test_follower_gets_progress_executed_and_the_result() -> None:
-    watched = prompt()
-    task = asyncio.create_task(follow(watched))
+    followed_prompt = prompt()
+    task = asyncio.create_task(follow(followed_prompt))
     await asyncio.sleep(0.5)
-    watched.process_event(progress(0.5))
+    followed_prompt.process_event(progress(0.5))
     await asyncio.sleep(0.5)
-    watched.mark_executed()
+    followed_prompt.mark_executed()
     await asyncio.sleep(0)
-    watched.succeed(DONE)
+    followed_prompt.succeed(DONE)
     assert await task == [
         RenderProgress(value=0, max=2),
         RenderProgress(value=0.5, max=2, node="1"),
@@ -52,13 +52,13 @@ async def test_follower_gets_progress_executed_and_the_result() -> None:
 
 async def test_frequent_progress_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVENT_SECONDS", 0.1)
-    watched = prompt()
-    task = asyncio.create_task(follow(watched))
+    followed_prompt = prompt()
+    task = asyncio.create_task(follow(followed_prompt))
     for number in range(200):
-        watched.process_event(progress(number / 200))
+        followed_prompt.process_event(progress(number / 200))
         await asyncio.sleep(0.001)
-    watched.mark_executed()
-    watched.succeed(DONE)
+    followed_prompt.mark_executed()
+    followed_prompt.succeed(DONE)
     events = await task
     assert events[-2:] == [ExecutionFinished(), DONE]
     assert 1 <= len(events) - 2 < 100
@@ -68,56 +68,56 @@ async def test_end_does_not_wait_for_the_next_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_EVENT_SECONDS", 60.0)
-    watched = prompt()
-    task = asyncio.create_task(follow(watched))
-    watched.process_event(progress(0.5))
+    followed_prompt = prompt()
+    task = asyncio.create_task(follow(followed_prompt))
+    followed_prompt.process_event(progress(0.5))
     await asyncio.sleep(0.01)
-    watched.mark_executed()
-    watched.succeed(DONE)
+    followed_prompt.mark_executed()
+    followed_prompt.succeed(DONE)
     async with asyncio.timeout(10):
         assert await task == [ExecutionFinished(), DONE]
 
 
 async def test_short_render_sends_only_its_end() -> None:
-    watched = prompt()
-    task = asyncio.create_task(follow(watched))
-    watched.process_event(progress(0.5))
+    followed_prompt = prompt()
+    task = asyncio.create_task(follow(followed_prompt))
+    followed_prompt.process_event(progress(0.5))
     await asyncio.sleep(0)
-    watched.mark_executed()
-    watched.succeed(DONE)
+    followed_prompt.mark_executed()
+    followed_prompt.succeed(DONE)
     assert await task == [ExecutionFinished(), DONE]
 
 
 async def test_start_is_sent_once_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVENT_SECONDS", 60.0)
-    watched = prompt()
-    tasks = [asyncio.create_task(follow(watched)) for _ in range(2)]
+    followed_prompt = prompt()
+    tasks = [asyncio.create_task(follow(followed_prompt)) for _ in range(2)]
     await asyncio.sleep(0.01)
-    watched.mark_started()
-    watched.mark_started()
+    followed_prompt.mark_started()
+    followed_prompt.mark_started()
     await asyncio.sleep(0.01)
-    watched.process_event(progress(0.5))
+    followed_prompt.process_event(progress(0.5))
     await asyncio.sleep(0.01)
-    watched.mark_executed()
-    watched.succeed(DONE)
+    followed_prompt.mark_executed()
+    followed_prompt.succeed(DONE)
     async with asyncio.timeout(10):
         for events in await asyncio.gather(*tasks):
             assert events == [ExecutionStarted(), ExecutionFinished(), DONE]
 
 
 async def test_late_follower_gets_the_end() -> None:
-    watched = prompt()
-    watched.mark_executed()
-    watched.succeed(DONE)
-    assert await follow(watched) == [ExecutionFinished(), DONE]
+    followed_prompt = prompt()
+    followed_prompt.mark_executed()
+    followed_prompt.succeed(DONE)
+    assert await follow(followed_prompt) == [ExecutionFinished(), DONE]
 
 
 async def test_every_follower_gets_its_own_error() -> None:
-    watched = prompt()
-    tasks = [asyncio.create_task(follow(watched)) for _ in range(2)]
+    followed_prompt = prompt()
+    tasks = [asyncio.create_task(follow(followed_prompt)) for _ in range(2)]
     await asyncio.sleep(0)
-    watched.fail(WorkerLost("gone", details={"a": 1}))
-    watched.fail(WorkerLost("a later error"))
+    followed_prompt.fail(WorkerLost("gone", details={"a": 1}))
+    followed_prompt.fail(WorkerLost("a later error"))
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(error) for error in errors] == ["gone", "gone"]
     assert errors[0] is not errors[1]
@@ -125,16 +125,20 @@ async def test_every_follower_gets_its_own_error() -> None:
 
 
 async def test_last_event_asks_for_a_poll() -> None:
-    watched = prompt()
-    watched.process_event(EventMessage(type="executing", data={"prompt_id": "p", "node": "1"}))
-    assert not watched.should_poll.is_set()
-    watched.process_event(EventMessage(type="executing", data={"prompt_id": "p", "node": None}))
-    assert watched.should_poll.is_set()
+    followed_prompt = prompt()
+    followed_prompt.process_event(
+        EventMessage(type="executing", data={"prompt_id": "p", "node": "1"})
+    )
+    assert not followed_prompt.should_poll.is_set()
+    followed_prompt.process_event(
+        EventMessage(type="executing", data={"prompt_id": "p", "node": None})
+    )
+    assert followed_prompt.should_poll.is_set()
 
 
 def test_prompt_is_running_after_its_start_event() -> None:
-    watched = prompt()
-    watched.process_event(progress(0.5))
-    assert not watched.has_begun
-    watched.process_event(EventMessage(type="execution_start", data={"prompt_id": "p"}))
-    assert watched.has_begun
+    followed_prompt = prompt()
+    followed_prompt.process_event(progress(0.5))
+    assert not followed_prompt.has_begun
+    followed_prompt.process_event(EventMessage(type="execution_start", data={"prompt_id": "p"}))
+    assert followed_prompt.has_begun

@@ -90,9 +90,11 @@ async def test_files_are_stored_before_their_event_is_sent(relay: Relay, frames:
     relay.enqueue(message("executed", node="2", output=None))
     await relay.flush()
     assert [file.name.filename for file in frames.files] == ["a.png"]
-    first, second = (from_json(frame.body)["data"]["output"] for frame in frames.published)
-    assert first == {"images": images, "text": ["word"]}
-    assert second is None
+    first_output, second_output = (
+        from_json(frame.body)["data"]["output"] for frame in frames.published
+    )
+    assert first_output == {"images": images, "text": ["word"]}
+    assert second_output is None
 
 
 async def test_output_frames_are_stored_as_blobs(
@@ -123,18 +125,18 @@ async def test_slow_stream_loses_only_previews_and_progress(relay: Relay, frames
         relay.enqueue(picture("1", str(number).encode()))
     frames.open.set()
     await flush_all(relay)
-    sent = kinds(frames)
-    assert sent.count("executed") == 300
-    assert sent.count("blob") == 300
-    assert sent.count("progress") + sent.count("binary") <= 2 * 64
+    sent_kinds = kinds(frames)
+    assert sent_kinds.count("executed") == 300
+    assert sent_kinds.count("blob") == 300
+    assert sent_kinds.count("progress") + sent_kinds.count("binary") <= 2 * 64
 
 
 async def test_too_large_output_is_sent_without_content(relay: Relay, frames: Frames) -> None:
-    huge = "x" * (1024 * 1024)
-    relay.enqueue(message("executed", node="2", output={"text": [huge]}))
-    relay.enqueue(message("custom", text=huge))
-    relay.enqueue(picture("2", huge.encode()))
-    relay.enqueue(picture("1", huge.encode()))
+    huge_text = "x" * (1024 * 1024)
+    relay.enqueue(message("executed", node="2", output={"text": [huge_text]}))
+    relay.enqueue(message("custom", text=huge_text))
+    relay.enqueue(picture("2", huge_text.encode()))
+    relay.enqueue(picture("1", huge_text.encode()))
     relay.enqueue(message("executed", node="3", output={"text": ["small"]}))
     await relay.flush()
     assert kinds(frames) == ["executed", "blob", "executed"]

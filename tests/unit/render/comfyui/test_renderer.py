@@ -30,7 +30,7 @@ from moyin.store.blobs import BlobStore
 from tests.waiting import eventually
 
 
-class Process:
+class FakeProcess:
     """A fake process that has not ended."""
 
     pid = 1
@@ -47,7 +47,7 @@ class Bench:
     """A renderer whose ComfyUI accepts connections but never responds."""
 
     def __init__(self, folder: Path, blobs: BlobStore, comfyui: ComfyClient) -> None:
-        self.process = Process()
+        self.process = FakeProcess()
         options = ComfyOptions(
             home=folder,
             python=folder,
@@ -57,15 +57,15 @@ class Bench:
         )
         self.renderer = ComfyRenderer(options, blobs)
         self.renderer._folder.prepare()
-        written = WrittenFiles(self.renderer._folder)
-        self.session = Session(self.process, comfyui, written, lambda: False, None)  # type: ignore[arg-type]
+        written_files = WrittenFiles(self.renderer._folder)
+        self.session = Session(self.process, comfyui, written_files, lambda: False, None)  # type: ignore[arg-type]
         self.renderer._supervisor.set_session(self.session)
 
     async def error(self, **members: object) -> MoyinError:
         request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **members)  # type: ignore[arg-type]
-        with pytest.raises(MoyinError) as raised:
+        with pytest.raises(MoyinError) as exc_info:
             [_ async for _ in self.renderer.render(request)]
-        return raised.value
+        return exc_info.value
 
 
 @pytest.fixture
@@ -92,11 +92,11 @@ async def test_hanging_comfyui_is_replaced_and_the_prompt_not_blamed(
     new_bench: Callable[[BlobStore], Bench], tmp_path: Path
 ) -> None:
     bench = new_bench(BlobStore(f"file://{tmp_path / 'blobs'}"))
-    broken = asyncio.create_task(bench.session.wait_until_broken())
+    broken_task = asyncio.create_task(bench.session.wait_until_broken())
     error = await bench.error()
     assert isinstance(error, WorkerLost)
     assert error.details == {}
-    assert await asyncio.wait_for(broken, 1) == "its process hung"
+    assert await asyncio.wait_for(broken_task, 1) == "its process hung"
     assert not (await bench.renderer.status()).ready
 
 
@@ -132,8 +132,8 @@ async def test_inputs_of_concurrent_renders_stay_within_the_limit(
         name = f"moyin/{sha256}.png"
         requests.append(RenderRequest(prompt_id=name, graph={"1": {}}, files={name: sha256}))
     folder = tmp_path / "run"
-    for first in range(0, len(requests), 8):
-        await asyncio.gather(*map(bench.renderer.prepare, requests[first : first + 8]))
+    for start in range(0, len(requests), 8):
+        await asyncio.gather(*map(bench.renderer.prepare, requests[start : start + 8]))
     staged_bytes = sum(path.stat().st_size for path in folder.rglob("staging/*"))
     assert 0 < staged_bytes <= 40 * 1000
 
@@ -204,7 +204,7 @@ PRICED = RenderRequest(
 
 
 @pytest.fixture
-async def accepting(
+async def accepting_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Bench, AcceptingComfyUI]:
     monkeypatch.setattr(renderer_module, "_POLL_SECONDS", 0.01)
@@ -217,9 +217,9 @@ async def accepting(
 
 
 async def test_each_follower_and_the_status_report_the_same_run(
-    accepting: tuple[Bench, AcceptingComfyUI],
+    accepting_bench: tuple[Bench, AcceptingComfyUI],
 ) -> None:
-    bench, comfyui = accepting
+    bench, comfyui = accepting_bench
 
     async def follow() -> list[RenderRun]:
         events = [event async for event in bench.renderer.render(PRICED)]
@@ -230,14 +230,14 @@ async def test_each_follower_and_the_status_report_the_same_run(
     async def find_open() -> RenderRun | None:
         return next(iter((await bench.renderer.status()).runs), None)
 
-    opened = await eventually(find_open)
-    assert not opened.is_ended
+    open_run = await eventually(find_open)
+    assert not open_run.is_ended
     status = HistoryStatus(messages=[("execution_success", {})])
     comfyui.state = PromptState(queued=False, entry=HistoryEntry(status=status))
     comfyui.is_over.set()
-    [run], [same] = await asyncio.gather(*tasks)
-    assert (run, run.id, run.error) == (same, opened.id, None)
-    assert run.seconds >= opened.seconds
+    [run], [same_run] = await asyncio.gather(*tasks)
+    assert (run, run.id, run.error) == (same_run, open_run.id, None)
+    assert run.seconds >= open_run.seconds
     assert (await bench.renderer.status()).runs == (run,)
     assert await follow() == [run], "the result is remembered, and nothing was executed"
     assert (await bench.renderer.results())[PRICED.prompt_id].runs == (run,)
@@ -245,8 +245,8 @@ async def test_each_follower_and_the_status_report_the_same_run(
     assert (await bench.renderer.status()).runs == ()
 
 
-async def test_cancelled_prompt_has_a_run(accepting: tuple[Bench, AcceptingComfyUI]) -> None:
-    bench, _ = accepting
+async def test_cancelled_prompt_has_a_run(accepting_bench: tuple[Bench, AcceptingComfyUI]) -> None:
+    bench, _ = accepting_bench
     task = asyncio.create_task(bench.error(account=PRICED.account))
 
     async def find_open() -> RenderRun | None:
@@ -255,12 +255,12 @@ async def test_cancelled_prompt_has_a_run(accepting: tuple[Bench, AcceptingComfy
     run = await eventually(find_open)
     await bench.renderer.cancel(run.prompt_id)
     await task
-    [ended] = (await bench.renderer.status()).runs
-    assert (ended.id, ended.error, ended.is_ended) == (run.id, "cancelled", True)
+    [ended_run] = (await bench.renderer.status()).runs
+    assert (ended_run.id, ended_run.error, ended_run.is_ended) == (run.id, "cancelled", True)
 
 
-async def test_refused_graph_has_no_run(accepting: tuple[Bench, AcceptingComfyUI]) -> None:
-    bench, comfyui = accepting
+async def test_refused_graph_has_no_run(accepting_bench: tuple[Bench, AcceptingComfyUI]) -> None:
+    bench, comfyui = accepting_bench
     comfyui.refusal = InvalidGraph("no such node")
     assert isinstance(await bench.error(account=PRICED.account), InvalidGraph)
     assert (await bench.renderer.status()).runs == ()

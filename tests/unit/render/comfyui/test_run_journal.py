@@ -33,15 +33,20 @@ def test_run_is_open_until_its_prompt_ends_and_unsettled_until_it_is_booked() ->
     # Storing the files is not part of the run.
     clock.now += 5
     assert not journal.list_unsettled()[0].is_ended
-    [ended] = journal.end_prompt("p", pictures=2)
-    assert (ended.id, ended.seconds, ended.pictures, ended.error) == (run.id, 3, 2, None)
-    assert ended.cost_usd == 1
-    assert journal.list_unsettled() == (ended,)
-    assert journal.list_ended("p") == (ended,)
-    journal.settle([ended.id, "unknown"])
+    [ended_run] = journal.end_prompt("p", pictures=2)
+    assert (ended_run.id, ended_run.seconds, ended_run.pictures, ended_run.error) == (
+        run.id,
+        3,
+        2,
+        None,
+    )
+    assert ended_run.cost_usd == 1
+    assert journal.list_unsettled() == (ended_run,)
+    assert journal.list_ended("p") == (ended_run,)
+    journal.settle([ended_run.id, "unknown"])
     assert journal.list_unsettled() == ()
     assert journal.end_prompt("p") == ()
-    assert journal.list_ended("p") == (ended,)
+    assert journal.list_ended("p") == (ended_run,)
 
 
 def test_repeated_execution_is_a_run_of_its_own_without_pictures() -> None:
@@ -90,5 +95,5 @@ def test_loading_is_the_time_of_nodes_that_load_models() -> None:
     # An event that comes late changes nothing.
     journal.record_node("p", loads_models=False)
     journal.record_node("unknown", loads_models=True)
-    [ended] = journal.end_prompt("p")
-    assert (ended.seconds, ended.load_seconds) == (31, 22)
+    [ended_run] = journal.end_prompt("p")
+    assert (ended_run.seconds, ended_run.load_seconds) == (31, 22)

@@ -56,15 +56,17 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
     )
     words = command(comfy_options)
     base = tmp_path / "data" / "run" / "base"
-    read, write = mounts(words, "--ro-bind"), mounts(words, "--bind")
+    read_mounts, write_mounts = mounts(words, "--ro-bind"), mounts(words, "--bind")
     for path in (tmp_path / "comfyui", tmp_path / "models", tmp_path / "nodes", tmp_path / "more"):
-        assert read[str(path)] == str(path)
-    assert read["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
+        assert read_mounts[str(path)] == str(path)
+    assert read_mounts["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
     # Temporary folders are not compared, because the test's own folder lies in one of them.
-    assert {path for path in write if path.startswith(str(tmp_path))} == {
+    assert {path for path in write_mounts if path.startswith(str(tmp_path))} == {
         str(base / name) for name in ("output", "temp", "user", "scratch")
     }
-    assert set(write.values()) == {str(base / n) for n in ("output", "temp", "user", "scratch")}
+    assert set(write_mounts.values()) == {
+        str(base / n) for n in ("output", "temp", "user", "scratch")
+    }
     forbidden_paths = {
         "/",
         "/etc",
@@ -76,7 +78,12 @@ def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
         str(tmp_path),
         str(Path.home()),
     }
-    assert not forbidden_paths & {*read, *read.values(), *write, *write.values()}
+    assert not forbidden_paths & {
+        *read_mounts,
+        *read_mounts.values(),
+        *write_mounts,
+        *write_mounts.values(),
+    }
     assert words[-4:] == ["--remount-ro", "/", "--chdir", "/"]
 
 
@@ -93,8 +100,14 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
     pipes.mkdir()
     env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes)} if sharing else {}
     words = command(options(tmp_path, network=network), **env)
-    every = {"--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--new-session"}
-    assert every - set(words) == absent
+    all_flags = {
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--new-session",
+    }
+    assert all_flags - set(words) == absent
     assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(words)
     shared_mounts = mounts(words, "--bind")
     assert (str(pipes) in shared_mounts, shared_mounts.get("/dev/shm") == "/dev/shm") == (
@@ -105,18 +118,22 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
 
 
 @pytest.mark.parametrize(
-    ("uid", "has", "has_not"),
+    ("uid", "expected_words", "has_not"),
     [
         (0, ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID"], "--unshare-user"),
         (1000, ["--unshare-user", "--disable-userns"], "--cap-add"),
     ],
 )
 def test_root_drops_capabilities_and_other_users_get_a_namespace(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uid: int, has: list[str], has_not: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    uid: int,
+    expected_words: list[str],
+    has_not: str,
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     words = command(options(tmp_path))
-    assert any(words[i : i + len(has)] == has for i in range(len(words)))
+    assert any(words[i : i + len(expected_words)] == expected_words for i in range(len(words)))
     assert has_not not in words
 
 
@@ -127,11 +144,11 @@ def test_user_of_a_confined_process(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert choose_user_id(options(tmp_path), all_ids) is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    first, second = (
+    first_user, second_user = (
         choose_user_id(options(tmp_path, folder=tmp_path / name), all_ids) for name in ("1", "2")
     )
-    assert first != second
-    assert all(uid is not None and uid >= 1_900_000_000 for uid in (first, second))
+    assert first_user != second_user
+    assert all(uid is not None and uid >= 1_900_000_000 for uid in (first_user, second_user))
     assert choose_user_id(options(tmp_path), some_ids) == 65534
     assert choose_user_id(options(tmp_path, uid=4711), all_ids) == 4711
     assert choose_user_id(options(tmp_path, isolation=Isolation.FILES), all_ids) is None
@@ -146,9 +163,9 @@ def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
         tmp_path, folder=home / "data" / "run", models=home / "models", hidden=(home / "data",)
     )
     words = command(comfy_options)
-    hidden = arguments(words, "--tmpfs")
-    assert {str(home / name) for name in ("data", "output", "input")} <= set(hidden)
-    assert set(hidden) <= set(arguments(words, "--remount-ro"))
+    hidden_folders = arguments(words, "--tmpfs")
+    assert {str(home / name) for name in ("data", "output", "input")} <= set(hidden_folders)
+    assert set(hidden_folders) <= set(arguments(words, "--remount-ro"))
     order = [
         words.index(str(path)) for path in (home, home / "data", home / "data" / "run" / "base")
     ]
@@ -168,11 +185,11 @@ def test_targets_of_linked_models_are_mounted(tmp_path: Path) -> None:
     (checkpoints / "loras").symlink_to(disk / "big")
     (checkpoints / "gone").symlink_to(tmp_path / "gone")
     (checkpoints / "secret").symlink_to(secret)
-    read = mounts(command(options(tmp_path)), "--ro-bind")
+    read_mounts = mounts(command(options(tmp_path)), "--ro-bind")
     file = tmp_path / "alias" / "big" / "a.safetensors"
-    assert read[str(file)] == str(disk / "big" / "a.safetensors")
-    assert read[str(disk / "big")] == str(disk / "big")
-    assert not {str(tmp_path / "gone"), str(secret)} & read.keys()
+    assert read_mounts[str(file)] == str(disk / "big" / "a.safetensors")
+    assert read_mounts[str(disk / "big")] == str(disk / "big")
+    assert not {str(tmp_path / "gone"), str(secret)} & read_mounts.keys()
 
 
 @pytest.mark.parametrize("name", ["/", "/etc", "data", "absent"])
@@ -195,9 +212,9 @@ def test_graphics_devices_and_their_groups_are_passed(
     words = command(options(tmp_path, cpu=False))
     assert mounts(words, "--dev-bind") == {str(card): str(card) for card in cards}
     assert "/sys" in mounts(words, "--ro-bind")
-    without = command(options(tmp_path))
-    assert not mounts(without, "--dev-bind")
-    assert "/sys" not in mounts(without, "--ro-bind")
+    words_without_gpu = command(options(tmp_path))
+    assert not mounts(words_without_gpu, "--dev-bind")
+    assert "/sys" not in mounts(words_without_gpu, "--ro-bind")
     assert find_device_groups(cards) == [], "every user may use them"
     console = Path("/dev/console")
     if console.exists() and console.stat().st_gid:
@@ -207,9 +224,9 @@ def test_graphics_devices_and_their_groups_are_passed(
 def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
     """Mount points would be ordinary folders in the writable one, which the sandbox could move."""
     words = command(options(tmp_path))
-    written = [Path(path) for path in mounts(words, "--bind")]
-    others = [Path(path) for path in mounts(words, "--ro-bind")]
-    assert not [p for p in others for w in written if p.is_relative_to(w)]
+    writable_mounts = [Path(path) for path in mounts(words, "--bind")]
+    read_only_mounts = [Path(path) for path in mounts(words, "--ro-bind")]
+    assert not [p for p in read_only_mounts for w in writable_mounts if p.is_relative_to(w)]
 
 
 def test_model_that_only_its_owner_may_read_is_named(tmp_path: Path) -> None:

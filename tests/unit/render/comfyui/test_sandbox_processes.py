@@ -91,11 +91,11 @@ async def test_processes_of_a_prompt_are_killed_and_earlier_ones_stay(
 async def test_sandbox_ends_with_comfyui(process: ComfyProcess) -> None:
     await wait_for_output(process, "up", 1)
     assert process._sandboxed is not None
-    sandboxed = psutil.Process(process._sandboxed.init).children(recursive=True)
-    assert process.pid in {child.pid for child in sandboxed}
+    sandboxed_processes = psutil.Process(process._sandboxed.init).children(recursive=True)
+    assert process.pid in {child.pid for child in sandboxed_processes}
     psutil.Process(process.pid).kill()
     await process.exited
     assert process.was_killed
     await process.stop()
-    _, alive = psutil.wait_procs(sandboxed, timeout=5)
-    assert not alive
+    _, alive_processes = psutil.wait_procs(sandboxed_processes, timeout=5)
+    assert not alive_processes

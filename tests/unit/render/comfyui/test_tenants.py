@@ -45,7 +45,7 @@ class Prompt:
         return {"1": self._node}[node_id]
 
 
-async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
+async def sign_inputs(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
     async def signature(_keys: Any, _prompt: Any, _node_id: str, _order: Any) -> list[Any]:
         return ["inputs"]
 
@@ -70,12 +70,12 @@ async def test_nodes_that_reveal_the_graph_are_not_shared(
     class_type: str, shared_between_tenants: bool
 ) -> None:
     ann, bob = [{MOYIN_KEY: {"tenant": name}} for name in ("ann", "bob")]
-    assert await signed(class_type, ann) == await signed(class_type, ann)
+    assert await sign_inputs(class_type, ann) == await sign_inputs(class_type, ann)
     assert (
-        await signed(class_type, ann) == await signed(class_type, bob)
+        await sign_inputs(class_type, ann) == await sign_inputs(class_type, bob)
     ) == shared_between_tenants
 
 
 async def test_signature_without_a_tenant_or_node() -> None:
-    assert await signed("Save", None) == await signed("Save", {})
-    assert await signed("Save", {}, node_id="2") == ["inputs"]
+    assert await sign_inputs("Save", None) == await sign_inputs("Save", {})
+    assert await sign_inputs("Save", {}, node_id="2") == ["inputs"]

@@ -29,70 +29,70 @@ def output(filename: str, subfolder: str = "", kind: str = "output") -> OutputFi
     return OutputFile.model_validate({"filename": filename, "subfolder": subfolder, "type": kind})
 
 
-def content(written: WrittenFiles, file: OutputFile, prompt_id: str) -> bytes | None:
-    opened = written.open_file(file, prompt_id)
-    if opened is None:
+def content(written_files: WrittenFiles, file: OutputFile, prompt_id: str) -> bytes | None:
+    opened_file = written_files.open_file(file, prompt_id)
+    if opened_file is None:
         return None
-    with opened:
-        return opened.read()
+    with opened_file:
+        return opened_file.read()
 
 
 def test_next_prompt_finds_no_files_of_the_last(folder: ProcessFolder) -> None:
-    written = WrittenFiles(folder)
-    written.begin_prompt(ADA)
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(ADA)
     for path in folder.writable:
         (path / "deep" / ADA).mkdir(parents=True)
         (path / "deep" / ADA / ".hidden").write_text("Ada's")
         (path / "latest.png").write_text("Ada's")
-    written.end_prompt(ADA)
+    written_files.end_prompt(ADA)
     assert [list(path.iterdir()) for path in folder.writable] == [[]] * 4
-    written.begin_prompt(BOB)
-    assert content(written, output("latest.png"), ADA) == b"Ada's", "it has yet to be stored"
-    assert content(written, output("latest.png"), BOB) is None
-    written.discard_files(ADA)
-    written.discard_files(ADA)
-    assert content(written, output("latest.png"), ADA) is None
+    written_files.begin_prompt(BOB)
+    assert content(written_files, output("latest.png"), ADA) == b"Ada's", "it has yet to be stored"
+    assert content(written_files, output("latest.png"), BOB) is None
+    written_files.discard_files(ADA)
+    written_files.discard_files(ADA)
+    assert content(written_files, output("latest.png"), ADA) is None
     assert list(folder.done.iterdir()) == []
 
 
 def test_files_written_between_prompts_are_removed(folder: ProcessFolder) -> None:
-    written = WrittenFiles(folder)
+    written_files = WrittenFiles(folder)
     (folder.base / "output" / "late.png").write_text("by a thread that still runs")
-    written.begin_prompt(BOB)
+    written_files.begin_prompt(BOB)
     assert [list(path.iterdir()) for path in folder.writable] == [[]] * 4
     assert list(folder.done.iterdir()) == []
 
 
 def test_file_is_opened_where_its_node_wrote_it(folder: ProcessFolder) -> None:
-    written = WrittenFiles(folder)
-    written.begin_prompt(ADA)
+    written_files = WrittenFiles(folder)
+    written_files.begin_prompt(ADA)
     (folder.base / "output" / ADA).mkdir()
     (folder.base / "output" / ADA / "a.png").write_text("by its prompt")
     (folder.base / "output" / "b.png").write_text("by itself")
     for _ in range(2):
-        assert content(written, output("a.png", ADA), ADA) == b"by its prompt"
-        assert content(written, output("b.png", ADA), ADA) == b"by itself"
-        assert content(written, output("b.png"), ADA) == b"by itself"
-        assert content(written, output("a.png", ADA, "temp"), ADA) is None
-        written.end_prompt(ADA)
+        assert content(written_files, output("a.png", ADA), ADA) == b"by its prompt"
+        assert content(written_files, output("b.png", ADA), ADA) == b"by itself"
+        assert content(written_files, output("b.png"), ADA) == b"by itself"
+        assert content(written_files, output("a.png", ADA, "temp"), ADA) is None
+        written_files.end_prompt(ADA)
     # Another prompt that got the file from the cache.
-    written.begin_prompt(BOB)
+    written_files.begin_prompt(BOB)
     (folder.base / "output" / ADA).mkdir()
     (folder.base / "output" / ADA / "c.png").write_text("by a prompt that pretends to be Ada's")
-    assert content(written, output("a.png", ADA), BOB) == b"by its prompt"
-    assert content(written, output("c.png", ADA), BOB) is None
+    assert content(written_files, output("a.png", ADA), BOB) == b"by its prompt"
+    assert content(written_files, output("c.png", ADA), BOB) is None
 
 
 def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
-    written = WrittenFiles(folder)
+    written_files = WrittenFiles(folder)
     for text in ("first", "second"):
-        written.begin_prompt(ADA)
+        written_files.begin_prompt(ADA)
         (folder.base / "output" / "a.png").write_text(text)
-        written.end_prompt(ADA)
-    assert content(written, output("a.png"), ADA) == b"second"
+        written_files.end_prompt(ADA)
+    assert content(written_files, output("a.png"), ADA) == b"second"
 
 
-@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("has_ended", [False, True])
 @pytest.mark.parametrize(
     ("subfolder", "filename"),
     [
@@ -111,39 +111,39 @@ def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
     ],
 )
 def test_only_regular_files_inside_the_folder_are_opened(
-    folder: ProcessFolder, subfolder: str, filename: str, ended: bool
+    folder: ProcessFolder, subfolder: str, filename: str, has_ended: bool
 ) -> None:
-    written, output_folder = WrittenFiles(folder), folder.base / "output"
+    written_files, output_folder = WrittenFiles(folder), folder.base / "output"
     (folder.path / "secret.png").write_text("the stack's")
-    written.begin_prompt(ADA)
+    written_files.begin_prompt(ADA)
     (output_folder / "folder").mkdir()
     os.mkfifo(output_folder / "pipe")
     (output_folder / "link").symlink_to(folder.path / "secret.png")
     (output_folder / "way").symlink_to(folder.path)
     (output_folder / "/".join(["d"] * 100)).mkdir(parents=True)
     (output_folder / "/".join(["d"] * 100) / "a.png").touch()
-    if ended:
-        written.end_prompt(ADA)
-    assert content(written, output(filename, subfolder), ADA) is None
+    if has_ended:
+        written_files.end_prompt(ADA)
+    assert content(written_files, output(filename, subfolder), ADA) is None
 
 
 def test_locked_and_deep_folders_are_removed(folder: ProcessFolder) -> None:
     """The folders have no permissions, and are nested deeper than Python's recursion limit."""
-    written, output_folder = WrittenFiles(folder), folder.base / "output"
-    written.begin_prompt(ADA)
+    written_files, output_folder = WrittenFiles(folder), folder.base / "output"
+    written_files.begin_prompt(ADA)
     (output_folder / "closed" / "closed").mkdir(parents=True)
     (output_folder / "closed" / "closed").chmod(0)
     (output_folder / "closed").chmod(0)
-    here = os.open(output_folder, os.O_RDONLY)
+    folder_fd = os.open(output_folder, os.O_RDONLY)
     for _ in range(3000):
-        os.mkdir("d", dir_fd=here)
-        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = deeper
-    os.close(here)
+        os.mkdir("d", dir_fd=folder_fd)
+        deeper_fd = os.open("d", os.O_RDONLY, dir_fd=folder_fd)
+        os.close(folder_fd)
+        folder_fd = deeper_fd
+    os.close(folder_fd)
     output_folder.chmod(0)
-    written.end_prompt(ADA)
+    written_files.end_prompt(ADA)
     assert list(output_folder.iterdir()) == []
     assert output_folder.stat().st_mode & 0o777 == 0o700, "the next prompt writes here"
-    written.discard_files(ADA)
+    written_files.discard_files(ADA)
     assert list(folder.done.iterdir()) == []

@@ -25,7 +25,7 @@ _CLUSTER = b"\x1fC\xb6u"
 _SOI = b"\xff\xd8\xff"
 
 
-def task(folder: Path, video: bytes, width: int = 100) -> dict[str, Any]:
+def make_poster_task(folder: Path, video: bytes, width: int = 100) -> dict[str, Any]:
     source = folder / "source"
     source.write_bytes(video)
     return {
@@ -46,7 +46,7 @@ def read_target(folder: Path) -> Image.Image:
 
 
 def convert(folder: Path, video: bytes, width: int = 100) -> Image.Image:
-    worker.convert(task(folder, video, width), LIMITS)
+    worker.convert(make_poster_task(folder, video, width), LIMITS)
     return read_target(folder)
 
 
@@ -194,7 +194,7 @@ async def test_largest_video_is_converted_within_the_memory_limit(
 ) -> None:
     video = make_video("matroska", "ffv1", size=(8192, 8192), colors=(RED,))
     async with processes.acquire_process("ada") as process:
-        await process.run(task(tmp_path, video, 256))
+        await process.run(make_poster_task(tmp_path, video, 256))
     assert read_target(tmp_path).size == (256, 256)
     assert peak_mib(processes.idle_pids[0]) <= PictureLimits().memory_mib
     assert psutil.Process(processes.idle_pids[0]).num_threads() == 1
@@ -202,12 +202,12 @@ async def test_largest_video_is_converted_within_the_memory_limit(
 
 async def test_too_much_memory_fails_only_one_poster(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(PictureLimits(), memory_mib=250))
-    large = make_video("matroska", "ffv1", size=(8192, 4096), colors=(RED,))
+    large_video = make_video("matroska", "ffv1", size=(8192, 4096), colors=(RED,))
     async with processes.acquire_process("ada") as process:
         with pytest.raises(PictureTooLarge, match="more than the allowed 250 MiB"):
-            await process.run(task(tmp_path, large))
+            await process.run(make_poster_task(tmp_path, large_video))
     async with processes.acquire_process("ada") as process:
-        await process.run(task(tmp_path, make_video()))
+        await process.run(make_poster_task(tmp_path, make_video()))
     assert read_target(tmp_path).size == (100, 50)
     await processes.close()
 
@@ -222,18 +222,20 @@ async def test_damaged_videos_do_not_exceed_the_limits(
     video = make_video(container, codec, pixels=pixels)
     randomness = random.Random(codec)
     for _ in range(100):
-        damaged = bytearray(video)
+        damaged_video = bytearray(video)
         for _ in range(randomness.choice((1, 4, 16))):
-            damaged[randomness.randrange(4, len(damaged))] = randomness.choice((0, 127, 255))
+            damaged_video[randomness.randrange(4, len(damaged_video))] = randomness.choice(
+                (0, 127, 255)
+            )
         async with processes.acquire_process("ada") as process:
             try:
-                await process.run(task(tmp_path, bytes(damaged)))
+                await process.run(make_poster_task(tmp_path, bytes(damaged_video)))
             except (InvalidRequest, PictureTooLarge):
                 continue
             assert peak_mib(process.pid) <= PictureLimits().memory_mib
         assert read_target(tmp_path).format == "WEBP"
     async with processes.acquire_process("ada") as process:
-        await process.run(task(tmp_path, video))
+        await process.run(make_poster_task(tmp_path, video))
     assert read_target(tmp_path).size == (100, 50)
 
 

@@ -33,7 +33,7 @@ async def processes() -> AsyncIterator[PictureProcesses]:
     await processes.close()
 
 
-def plain(size: tuple[int, int], kind: str = "PNG", mode: str = "1") -> bytes:
+def make_plain_picture(size: tuple[int, int], kind: str = "PNG", mode: str = "1") -> bytes:
     """Return a picture of one colour, so that its file is small whatever its dimensions."""
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, kind)
@@ -76,9 +76,9 @@ async def convert(
 ) -> Image.Image:
     async with processes.acquire_process(tenant) as process:
         await process.run(preview(folder, picture))
-    with Image.open(folder / "target") as shown:
-        shown.load()
-    return shown
+    with Image.open(folder / "target") as result:
+        result.load()
+    return result
 
 
 def peak_mib(pid: int) -> int:
@@ -93,7 +93,7 @@ async def test_picture_with_too_many_pixels_is_refused(
     with pytest.raises(
         PictureTooLarge, match="9900 x 9900 pixels; only pictures of at most 67,108,864"
     ) as exc_info:
-        await convert(processes, tmp_path, plain((9900, 9900)))
+        await convert(processes, tmp_path, make_plain_picture((9900, 9900)))
     assert exc_info.value.details == {"width": 9900, "height": 9900, "max_pixels": 8192 * 8192}
     # The picture was not decoded.
     assert peak_mib(processes.idle_pids[0]) < 200
@@ -103,8 +103,8 @@ async def test_largest_picture_is_converted_within_the_memory_limit(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
     # This mode needs the most memory for a preview.
-    shown = await convert(processes, tmp_path, plain((8192, 8192), mode="P"))
-    assert (shown.format, shown.size) == ("WEBP", (4096, 4096))
+    picture = await convert(processes, tmp_path, make_plain_picture((8192, 8192), mode="P"))
+    assert (picture.format, picture.size) == ("WEBP", (4096, 4096))
     assert peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
@@ -115,9 +115,9 @@ async def test_largest_picture_is_converted_within_the_memory_limit(
         lying_png(8000, 8000, interlaced=True),
         lying_png(8000, 8000, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
         lying_png(8000, 8000, extra=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
-        plain((9000, 9000), "TIFF", "1"),
-        plain((9000, 9000), "GIF", "1"),
-        plain((9000, 9000), "BMP", "1"),
+        make_plain_picture((9000, 9000), "TIFF", "1"),
+        make_plain_picture((9000, 9000), "GIF", "1"),
+        make_plain_picture((9000, 9000), "BMP", "1"),
         b"RIFF\xff\xff\xff\x7fWEBPVP8X\x0a\0\0\0\0\0\0\0\xff\x3f\0\xff\x3f\0",
         b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02",
         b"II*\0\x08\0\0\0\xff\xff" + bytes(100),
@@ -135,7 +135,7 @@ async def test_malicious_headers_do_not_exceed_the_limits(
     with pytest.raises((PictureTooLarge, InvalidRequest)):
         await convert(processes, tmp_path, picture)
     # The next picture is converted, by the same process or another.
-    assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
     assert peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
@@ -143,15 +143,15 @@ async def test_malicious_headers_do_not_exceed_the_limits(
 async def test_only_one_frame_of_an_animation_is_decoded(
     processes: PictureProcesses, tmp_path: Path, kind: str
 ) -> None:
-    shown = await convert(processes, tmp_path, animation(kind))
-    assert (shown.size, getattr(shown, "n_frames", 1)) == ((400, 400), 1)
+    picture = await convert(processes, tmp_path, animation(kind))
+    assert (picture.size, getattr(picture, "n_frames", 1)) == ((400, 400), 1)
 
 
 async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(LIMITS, memory_mib=200))
     with pytest.raises(PictureTooLarge, match="more than the allowed 200 MiB"):
-        await convert(processes, tmp_path, plain((8000, 8000)))
-    assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+        await convert(processes, tmp_path, make_plain_picture((8000, 8000)))
+    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
     await processes.close()
 
 
@@ -161,7 +161,7 @@ async def test_too_slow_conversion_is_ended(tmp_path: Path) -> None:
         # A stopped process never answers.
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(PictureTooLarge, match="longer than 1 seconds"):
-            await process.run(preview(tmp_path, plain((8, 8))))
+            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
     assert not processes.idle_pids
     await processes.close()
 
@@ -171,7 +171,7 @@ async def test_each_conversion_has_its_own_processor_time(
 ) -> None:
     async with processes.acquire_process("ada") as process:
         for _ in range(2):
-            await process.run(preview(tmp_path, plain((8, 8))))
+            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
             limit, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
             times = psutil.Process(process.pid).cpu_times()
             assert limit <= times.user + times.system + LIMITS.seconds + 2
@@ -204,8 +204,8 @@ async def test_dead_process_fails_only_its_own_picture(
         asyncio.get_running_loop().call_soon(os.kill, process.pid, number)
         asyncio.get_running_loop().call_soon(os.kill, process.pid, signal.SIGCONT)
         with pytest.raises(error):
-            await process.run(preview(tmp_path, plain((8, 8))))
-    assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
+    assert (await convert(processes, tmp_path, make_plain_picture((8, 8)))).size == (8, 8)
 
 
 async def test_cancelled_conversion_ends_its_process(
@@ -217,7 +217,7 @@ async def test_cancelled_conversion_ends_its_process(
         async with processes.acquire_process("ada") as process:
             pids.append(process.pid)
             os.kill(process.pid, signal.SIGSTOP)
-            await process.run(preview(tmp_path, plain((8, 8))))
+            await process.run(preview(tmp_path, make_plain_picture((8, 8))))
 
     task = asyncio.create_task(stuck())
     while not pids:  # noqa: ASYNC110
@@ -230,7 +230,7 @@ async def test_cancelled_conversion_ends_its_process(
 
 async def test_idle_processes_end(tmp_path: Path) -> None:
     processes = PictureProcesses(idle=0.05)
-    await convert(processes, tmp_path, plain((8, 8)))
+    await convert(processes, tmp_path, make_plain_picture((8, 8)))
     [pid] = processes.idle_pids
     await asyncio.to_thread(_wait_until_ended, pid)
     assert not processes.idle_pids
@@ -243,13 +243,15 @@ async def test_no_tenant_gets_every_process(tmp_path: Path) -> None:
         with pytest.raises(Overloaded):
             async with processes.acquire_process("ada"):
                 pass
-        assert (await convert(processes, tmp_path, plain((8, 8)), tenant="bob")).size == (8, 8)
+        assert (
+            await convert(processes, tmp_path, make_plain_picture((8, 8)), tenant="bob")
+        ).size == (8, 8)
     await processes.close()
 
 
 async def test_close_ends_all_processes(tmp_path: Path) -> None:
     processes = PictureProcesses()
-    await convert(processes, tmp_path, plain((8, 8)))
+    await convert(processes, tmp_path, make_plain_picture((8, 8)))
     [pid] = processes.idle_pids
     await processes.close()
     assert not psutil.pid_exists(pid)

@@ -106,9 +106,9 @@ def test_channel_has_only_colours_or_transparency(converter: Converter) -> None:
 
 
 def test_mask_sets_transparency_and_keeps_text(converter: Converter) -> None:
-    merged = converter.apply_mask(png("RGB", prompt="{}"), png())
-    assert merged.getpixel((3, 1)) == (10, 20, 30, 128)
-    assert merged.text == {"prompt": "{}"}  # type: ignore[attr-defined]
+    masked_picture = converter.apply_mask(png("RGB", prompt="{}"), png())
+    assert masked_picture.getpixel((3, 1)) == (10, 20, 30, 128)
+    assert masked_picture.text == {"prompt": "{}"}  # type: ignore[attr-defined]
 
 
 def test_impossible_conversion_is_refused(converter: Converter) -> None:
@@ -130,15 +130,15 @@ def test_picture_too_long_for_the_format_is_refused(
 
 @pytest.mark.parametrize("action", ["preview", "channel", "mask"])
 def test_huge_picture_is_not_decoded(converter: Converter, action: str) -> None:
-    huge, small = png("1", (1000, 101)), png()
+    huge_picture, small_mask = png("1", (1000, 101)), png()
     with pytest.raises(
         worker.ConversionError, match="1000 x 101 pixels; only pictures of at most 100,000"
     ) as exc_info:
         match action:
             case "preview":
-                converter.preview(huge)
+                converter.preview(huge_picture)
             case "channel":
-                converter.channel(huge, "a")
+                converter.channel(huge_picture, "a")
             case _:
-                converter.apply_mask(small, huge)
+                converter.apply_mask(small_mask, huge_picture)
     assert exc_info.value.details == {"width": 1000, "height": 101, "max_pixels": 100_000}

@@ -34,10 +34,10 @@ def test_references_are_replaced_only_in_inputs() -> None:
         "3": "not a node",
     }
     assert find_artifact_ids(graph) == {ID, OTHER}
-    replaced = replace_inputs(graph, {ID: "one.png", OTHER: "two.png"})
-    assert replaced["1"]["inputs"] == {"image": "one.png", "list": ["two.png", {"a": 1}]}
-    assert replaced["2"] == graph["2"]
-    assert replaced["3"] == "not a node"
+    new_graph = replace_inputs(graph, {ID: "one.png", OTHER: "two.png"})
+    assert new_graph["1"]["inputs"] == {"image": "one.png", "list": ["two.png", {"a": 1}]}
+    assert new_graph["2"] == graph["2"]
+    assert new_graph["3"] == "not a node"
     assert graph["1"]["inputs"]["image"] == f"artifact:{ID}", "the original graph is unchanged"  # type: ignore[index]
 
 
@@ -45,8 +45,8 @@ def test_asset_of_the_api_v2_is_a_reference() -> None:
     asset = {"__type": "core/ASSET", "info": {"id": ID, "file_path": "cat.png"}}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": asset, "more": [asset]}}}
     assert find_artifact_ids(graph) == {ID}
-    named = replace_inputs(graph, {ID: "one.png"})
-    assert named["1"]["inputs"] == {"image": "one.png", "more": ["one.png"]}
+    new_graph = replace_inputs(graph, {ID: "one.png"})
+    assert new_graph["1"]["inputs"] == {"image": "one.png", "more": ["one.png"]}
 
 
 @pytest.mark.parametrize("info", [None, "x", {}, {"id": ""}])
@@ -73,9 +73,9 @@ def test_input_name_keeps_only_a_plain_suffix(name: str, suffix: str) -> None:
 
 @given(st.text())
 def test_every_input_name_is_valid_and_stays_in_its_folder(name: str) -> None:
-    generated = make_input_name(artifact(name))
-    assert is_input_name(generated)
-    assert ".." not in generated
+    generated_name = make_input_name(artifact(name))
+    assert is_input_name(generated_name)
+    assert ".." not in generated_name
 
 
 @pytest.mark.parametrize(

@@ -71,18 +71,18 @@ def test_success_is_determined_by_the_messages() -> None:
         "exception_type": "graph.DependencyCycleError",
         "exception_message": "Dependency cycle detected",
     }
-    ended = entry({}, ("execution_error", cycle))
-    assert not has_succeeded(ended)
-    record = to_prompt_record(ended, "p")
+    failed_entry = entry({}, ("execution_error", cycle))
+    assert not has_succeeded(failed_entry)
+    record = to_prompt_record(failed_entry, "p")
     assert (record.status, record.completed) == ("error", False)
     with pytest.raises(RenderFailed, match=r"node 4 \(Loop\) failed: Dependency cycle detected"):
-        raise_for_failure(ended)
+        raise_for_failure(failed_entry)
     # An error outweighs a success, whatever their order.
     assert not has_succeeded(entry({}, SUCCESS, ("execution_error", cycle)))
     assert not has_succeeded(entry({}, ("execution_interrupted", {"node_id": "1"}), SUCCESS))
-    stale = entry({}, SUCCESS, status="error")
-    assert has_succeeded(stale)
-    assert to_prompt_record(stale, "p").status == "success"
+    stale_entry = entry({}, SUCCESS, status="error")
+    assert has_succeeded(stale_entry)
+    assert to_prompt_record(stale_entry, "p").status == "success"
 
 
 def test_node_error_has_node_and_message_without_traceback() -> None:

@@ -21,16 +21,16 @@ GRAPH: dict[str, Any] = {
 }
 
 
-def changed(node: str, **inputs: Any) -> dict[str, Any]:
+def change_inputs(node: str, **inputs: Any) -> dict[str, Any]:
     return {**GRAPH, node: {**GRAPH[node], "inputs": {**GRAPH[node]["inputs"], **inputs}}}
 
 
 @pytest.mark.parametrize(
     "graph",
     [
-        changed("3", seed=2, noise_seed=3, cfg=8),
-        changed("4", filename_prefix="q"),
-        changed("3", model=["9", 1]),
+        change_inputs("3", seed=2, noise_seed=3, cfg=8),
+        change_inputs("4", filename_prefix="q"),
+        change_inputs("3", model=["9", 1]),
         dict(reversed(GRAPH.items())),
         {f"{name}0": node for name, node in GRAPH.items()},
     ],
@@ -44,9 +44,9 @@ def test_seeds_other_numbers_texts_links_and_ids_do_not_change_the_shape(
 @pytest.mark.parametrize(
     "graph",
     [
-        changed("3", steps=21),
-        changed("2", width=1024),
-        changed("1", ckpt_name="b.safetensors"),
+        change_inputs("3", steps=21),
+        change_inputs("2", width=1024),
+        change_inputs("1", ckpt_name="b.safetensors"),
         {**GRAPH, "5": GRAPH["4"]},
         {**GRAPH, "4": {**GRAPH["4"], "class_type": "PreviewImage"}},
     ],
@@ -68,17 +68,19 @@ def test_hostile_nodes_have_a_shape() -> None:
 def test_pictures_are_the_saved_batches_and_bounded() -> None:
     assert estimate_pictures(GRAPH) == 2
     assert estimate_pictures({**GRAPH, "5": GRAPH["4"]}) == 4
-    assert estimate_pictures(changed("2", batch_size=-5)) == 1
-    assert estimate_pictures(changed("2", batch_size=10**9)) == 4096
-    assert estimate_pictures(changed("2", batch_size=math.nan)) == 1
-    assert estimate_pictures(changed("2", batch_size=math.inf)) == 4096
+    assert estimate_pictures(change_inputs("2", batch_size=-5)) == 1
+    assert estimate_pictures(change_inputs("2", batch_size=10**9)) == 4096
+    assert estimate_pictures(change_inputs("2", batch_size=math.nan)) == 1
+    assert estimate_pictures(change_inputs("2", batch_size=math.inf)) == 4096
 
 
 @pytest.mark.parametrize("wrap", [str, float, lambda number: {"__value__": number}])
 def test_sizes_count_as_comfyui_reads_them(wrap: Callable[[int], Any]) -> None:
-    assert estimate_pictures(changed("2", batch_size=wrap(64))) == 64
-    short, long = (compute_shape(changed("3", steps=wrap(steps))) for steps in (1, 10_000))
-    assert short != long
+    assert estimate_pictures(change_inputs("2", batch_size=wrap(64))) == 64
+    shape_of_few_steps, shape_of_many_steps = (
+        compute_shape(change_inputs("3", steps=wrap(steps))) for steps in (1, 10_000)
+    )
+    assert shape_of_few_steps != shape_of_many_steps
 
 
 @given(

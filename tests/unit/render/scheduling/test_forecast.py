@@ -17,11 +17,11 @@ GB = 1_000_000_000
 RULES = OrderingRules(bytes_per_second=GB)
 
 
-def _measured(seconds: float, shape: str = "s") -> RenderMeasurements:
+def _new_measurements(seconds: float, shape: str = "s") -> RenderMeasurements:
     return RenderMeasurements([MeasuredRender(shape=shape, seconds=seconds)])
 
 
-def _render(name: str, shape: str, model: str = "") -> PendingRender:
+def _pending_render(name: str, shape: str, model: str = "") -> PendingRender:
     models = {model: GB} if model else {}
     return PendingRender(id=name, priority=3, arrived=float(name), shape=shape, models=models)
 
@@ -35,7 +35,9 @@ def _window(renderers: int, *renders: PendingRender) -> Window:
     return render_window
 
 
-def _times(render_window: Window, now: float = 0.0) -> list[tuple[float | None, float | None]]:
+def _forecast_times(
+    render_window: Window, now: float = 0.0
+) -> list[tuple[float | None, float | None]]:
     return [
         (_mean(expected.starts_in), _mean(expected.ends_in))
         for expected in render_window.forecast(now, 99)
@@ -47,9 +49,9 @@ def _mean(duration: Duration | None) -> float | None:
 
 
 def test_renders_wait_for_those_before_them() -> None:
-    render_window = _window(1, *(_render(str(number), "s") for number in range(3)))
-    render_window.measured = _measured(3.0)
-    assert _times(render_window) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
+    render_window = _window(1, *(_pending_render(str(number), "s") for number in range(3)))
+    render_window.measured = _new_measurements(3.0)
+    assert _forecast_times(render_window) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
     spread = [
         expected.starts_in.variance
         for expected in render_window.forecast(0.0, 9)
@@ -59,57 +61,61 @@ def test_renders_wait_for_those_before_them() -> None:
 
 
 def test_several_renderers_share_the_queue() -> None:
-    render_window = _window(2, *(_render(str(number), "s") for number in range(4)))
-    render_window.measured = _measured(3.0)
-    assert [starts for starts, _ in _times(render_window)] == [0.0, 0.0, 3.0, 3.0]
+    render_window = _window(2, *(_pending_render(str(number), "s") for number in range(4)))
+    render_window.measured = _new_measurements(3.0)
+    assert [starts for starts, _ in _forecast_times(render_window)] == [0.0, 0.0, 3.0, 3.0]
 
 
 def test_first_render_waits_for_the_rest_of_the_running_one() -> None:
-    render_window = _window(1, _render("1", "s", "m"), _render("2", "s", "m"))
-    render_window.measured = _measured(10.0)
+    render_window = _window(1, _pending_render("1", "s", "m"), _pending_render("2", "s", "m"))
+    render_window.measured = _new_measurements(10.0)
     choice = render_window.choose_assignment(0.0)
     assert choice is not None
     render_window.begin_render(choice, 0.0)
-    assert _times(render_window, 4.0) == [(6.0, 16.0)]
-    [running] = render_window.list_running(4.0)
-    assert running.pending.id == "1" and running.starts_in is None
-    assert running.ends_in is not None and running.ends_in.mean == 6.0
+    assert _forecast_times(render_window, 4.0) == [(6.0, 16.0)]
+    [running_render] = render_window.list_running(4.0)
+    assert running_render.pending.id == "1" and running_render.starts_in is None
+    assert running_render.ends_in is not None and running_render.ends_in.mean == 6.0
     render_window.end_render("0", 8.0)
     assert render_window.list_running(8.0) == []
 
 
 def test_loading_other_models_is_part_of_a_render() -> None:
-    render_window = _window(1, _render("1", "s", "other"), _render("2", "s", "other"))
-    render_window.measured = _measured(3.0)
-    assert _times(render_window) == [(0.0, 4.0), (4.0, 7.0)]
+    render_window = _window(
+        1, _pending_render("1", "s", "other"), _pending_render("2", "s", "other")
+    )
+    render_window.measured = _new_measurements(3.0)
+    assert _forecast_times(render_window) == [(0.0, 4.0), (4.0, 7.0)]
 
 
 def test_times_are_unknown_without_measurements() -> None:
-    render_window = _window(1, _render("1", "s"), _render("2", "s"))
-    assert _times(render_window) == [(0.0, None), (None, None)], (
+    render_window = _window(1, _pending_render("1", "s"), _pending_render("2", "s"))
+    assert _forecast_times(render_window) == [(0.0, None), (None, None)], (
         "only an idle renderer's time is known"
     )
-    render_window.measured = _measured(3.0, shape="other")
-    assert _times(render_window) == [(0.0, None), (3.0, None)], "from the pool's other renders"
+    render_window.measured = _new_measurements(3.0, shape="other")
+    assert _forecast_times(render_window) == [(0.0, None), (3.0, None)], (
+        "from the pool's other renders"
+    )
 
 
 def test_times_are_unknown_without_renderers() -> None:
-    render_window = _window(0, _render("1", "s"))
-    render_window.measured = _measured(3.0)
-    assert _times(render_window) == [(None, None)]
+    render_window = _window(0, _pending_render("1", "s"))
+    render_window.measured = _new_measurements(3.0)
+    assert _forecast_times(render_window) == [(None, None)]
 
 
-@pytest.mark.parametrize("busy", [True, False])
-def test_busy_renderer_of_an_earlier_pool_is_taken_to_have_just_begun(busy: bool) -> None:
-    render_window = _window(1, _render("1", "s"))
-    render_window.measured = _measured(3.0)
-    if busy:
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_busy_renderer_of_an_earlier_pool_is_taken_to_have_just_begun(is_busy: bool) -> None:
+    render_window = _window(1, _pending_render("1", "s"))
+    render_window.measured = _new_measurements(3.0)
+    if is_busy:
         render_window.mark_busy("0")
-    assert _times(render_window) == [(3.0, 6.0) if busy else (0.0, 3.0)]
+    assert _forecast_times(render_window) == [(3.0, 6.0) if is_busy else (0.0, 3.0)]
 
 
 def test_scheduler_uses_its_window_although_that_is_empty() -> None:
-    render_window = Window(measured=_measured(3.0))
+    render_window = Window(measured=_new_measurements(3.0))
     assert RenderScheduler(render_window).measured is render_window.measured
 
 

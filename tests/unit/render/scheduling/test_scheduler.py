@@ -72,13 +72,13 @@ async def test_early_release_lets_the_next_render_begin(harness: Harness) -> Non
     assert [render for render, _ in harness.assigned] == ["1", "2"]
     # The end of its block must not release the lease of the next render.
     harness.finish("1")
-    third = harness.start(pending("3", arrived=3))
+    third_task = harness.start(pending("3", arrived=3))
     await settle()
     assert harness.scheduler.waiting == 1
     harness.finish("2")
     await settle()
     harness.finish("3")
-    await asyncio.gather(*tasks, third)
+    await asyncio.gather(*tasks, third_task)
 
 
 async def test_renderer_that_was_free_longest_comes_first(harness: Harness) -> None:
@@ -107,36 +107,39 @@ async def test_busy_and_removed_renderers_get_no_render(harness: Harness) -> Non
 
 
 async def test_cancelled_render_leaves_its_renderer_to_the_next(harness: Harness) -> None:
-    gone = harness.start(pending("gone"))
+    cancelled_task = harness.start(pending("gone"))
     await settle()
-    gone.cancel()
+    cancelled_task.cancel()
     harness.scheduler.add_renderer("a")
-    await asyncio.gather(gone, return_exceptions=True)
+    await asyncio.gather(cancelled_task, return_exceptions=True)
     assert harness.scheduler.waiting == 0
     task = harness.start(pending("next"))
     await settle()
     assert harness.assigned == [("next", "a")]
     # Cancelled at the very moment at which it gets its lease.
-    unlucky = harness.start(pending("unlucky"))
+    unlucky_task = harness.start(pending("unlucky"))
     await settle()
     harness.leases["next"].release()
-    unlucky.cancel()
-    await asyncio.gather(unlucky, return_exceptions=True)
-    last = harness.start(pending("last"))
+    unlucky_task.cancel()
+    await asyncio.gather(unlucky_task, return_exceptions=True)
+    last_task = harness.start(pending("last"))
     await settle()
     assert harness.assigned[-1] == ("last", "a")
     for name in ("next", "last"):
         harness.finish(name)
-    await asyncio.gather(task, last)
+    await asyncio.gather(task, last_task)
 
 
 async def test_render_cancelled_while_the_scheduler_closes_is_cancelled(harness: Harness) -> None:
-    cancelled_render, staying = harness.start(pending("leaving")), harness.start(pending("staying"))
+    cancelled_task, staying_task = (
+        harness.start(pending("leaving")),
+        harness.start(pending("staying")),
+    )
     await settle()
     harness.scheduler.close()
-    cancelled_render.cancel()
-    ended = await asyncio.gather(cancelled_render, staying, return_exceptions=True)
-    assert [type(error) for error in ended] == [asyncio.CancelledError, ServiceUnavailable]
+    cancelled_task.cancel()
+    outcomes = await asyncio.gather(cancelled_task, staying_task, return_exceptions=True)
+    assert [type(error) for error in outcomes] == [asyncio.CancelledError, ServiceUnavailable]
     harness.scheduler.add_renderer("a")
     await settle()
     assert (harness.assigned, harness.scheduler.waiting) == ([], 0)

@@ -34,12 +34,12 @@ def test_every_render_is_rendered_once(load: Load, outcome: Outcome) -> None:
 
 
 def test_model_changes_stay_near_the_minimum(load: Load, outcome: Outcome) -> None:
-    result, bound = fewest_changes(load, FARM.actors, outcome.makespan)
-    assert bound <= result <= outcome.changes
+    result, lower_bound = fewest_changes(load, FARM.actors, outcome.makespan)
+    assert lower_bound <= result <= outcome.changes
     assert outcome.changes <= 2 * result, "changing takes no longer than a render here"
-    plain = fifo(load, FARM)
-    assert outcome.changes <= 0.25 * plain.changes
-    assert outcome.makespan < plain.makespan
+    first_in_first_out = fifo(load, FARM)
+    assert outcome.changes <= 0.25 * first_in_first_out.changes
+    assert outcome.makespan < first_in_first_out.makespan
 
 
 def test_owner_waits_at_most_twice_as_long_as_with_a_farm_share_alone(
@@ -50,5 +50,5 @@ def test_owner_waits_at_most_twice_as_long_as_with_a_farm_share_alone(
 
 
 def test_render_waits_little_longer_than_until_it_is_due(outcome: Outcome) -> None:
-    for priority, waited in outcome.windowed:
-        assert waited <= priority * FARM.rules.ageing_seconds + 60
+    for priority, waited_seconds in outcome.windowed:
+        assert waited_seconds <= priority * FARM.rules.ageing_seconds + 60

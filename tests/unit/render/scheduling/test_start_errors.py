@@ -17,14 +17,14 @@ def _forecast(name: str, mean: float | None, variance: float = 0.0) -> Expectati
     return Expectation(pending=pending, starts_in=starts_in, ends_in=ends_in)
 
 
-def _p90(errors: StartErrors, mean: float = 8.0, ahead: int = 0) -> float:
-    others = [_forecast(f"other-{number}", None) for number in range(ahead)]
-    *_, last = errors.widen_forecasts([*others, _forecast("asked", mean)], 0.0)
-    assert last.starts_in is not None and last.starts_in.mean == mean
-    return last.starts_in.p90
+def _p90(errors: StartErrors, mean: float = 8.0, count_ahead: int = 0) -> float:
+    other_forecasts = [_forecast(f"other-{number}", None) for number in range(count_ahead)]
+    *_, last_forecast = errors.widen_forecasts([*other_forecasts, _forecast("asked", mean)], 0.0)
+    assert last_forecast.starts_in is not None and last_forecast.starts_in.mean == mean
+    return last_forecast.starts_in.p90
 
 
-def _teach(errors: StartErrors, factor: float, count: int = 40) -> None:
+def _record_starts(errors: StartErrors, factor: float, count: int = 40) -> None:
     for number in range(count):
         errors.widen_forecasts([_forecast(str(number), 8.0)], 100.0)
         errors.record_start(str(number), 100.0 + (8.0 + 2.0) * factor - 2.0)
@@ -36,31 +36,33 @@ def test_first_forecasts_allow_for_twice_the_wait() -> None:
 
 def test_forecasts_that_were_right_are_not_widened() -> None:
     errors = StartErrors()
-    _teach(errors, 1.0)
+    _record_starts(errors, 1.0)
     assert _p90(errors) == pytest.approx(8.0)
-    [sure] = errors.widen_forecasts([_forecast("asked", 8.0, 4.0)], 0.0)
-    assert sure.starts_in is not None and sure.starts_in.variance == pytest.approx(4.0)
+    [forecast] = errors.widen_forecasts([_forecast("asked", 8.0, 4.0)], 0.0)
+    assert forecast.starts_in is not None and forecast.starts_in.variance == pytest.approx(4.0)
 
 
 def test_forecasts_are_widened_as_much_as_earlier_ones_erred() -> None:
     errors = StartErrors()
-    _teach(errors, 3.0)
+    _record_starts(errors, 3.0)
     assert _p90(errors) == pytest.approx(28.0)
-    _teach(errors, 1.0, count=128)
+    _record_starts(errors, 1.0, count=128)
     assert _p90(errors) == pytest.approx(8.0), "older errors are forgotten"
 
 
 def test_renders_further_back_have_errors_of_their_own() -> None:
     errors = StartErrors()
-    _teach(errors, 3.0)
-    assert _p90(errors, ahead=1) == pytest.approx(18.0), "nothing is known of the second place"
+    _record_starts(errors, 3.0)
+    assert _p90(errors, count_ahead=1) == pytest.approx(18.0), (
+        "nothing is known of the second place"
+    )
 
 
 def test_end_is_as_uncertain_as_the_start_and_the_render() -> None:
-    [one] = StartErrors().widen_forecasts([_forecast("asked", 8.0)], 0.0)
-    assert one.starts_in is not None and one.ends_in is not None
-    assert one.ends_in.mean == 9.0
-    assert one.ends_in.variance == pytest.approx(one.starts_in.variance + 1.0)
+    [forecast] = StartErrors().widen_forecasts([_forecast("asked", 8.0)], 0.0)
+    assert forecast.starts_in is not None and forecast.ends_in is not None
+    assert forecast.ends_in.mean == 9.0
+    assert forecast.ends_in.variance == pytest.approx(forecast.starts_in.variance + 1.0)
 
 
 def test_cancelled_render_is_not_scored() -> None:

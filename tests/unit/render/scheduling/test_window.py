@@ -88,11 +88,11 @@ def test_due_render_goes_first_whatever_is_loaded(
     loaded: list[str], renders: list[PendingRender], now: float
 ) -> None:
     choice = window(loaded, renders).choose_assignment(now)
-    due = [render for render in renders if RULES.compute_due_time(render) <= now]
-    if due:
+    due_renders = [render for render in renders if RULES.compute_due_time(render) <= now]
+    if due_renders:
         assert choice is not None
         assert RULES.compute_due_time(choice.pending) == min(
-            RULES.compute_due_time(render) for render in due
+            RULES.compute_due_time(render) for render in due_renders
         )
 
 
@@ -115,35 +115,37 @@ def test_renderer_changes_models_only_for_a_reason(
     if RULES.compute_due_time(render) <= now or render.family in ("", family) or not family:
         return
     load = RULES.estimate_load_seconds(render, choice.slot)
-    if any(other.family == family for other in renders):
-        others = [other for other in renders if other.family == render.family]
-        longest = max(now - other.entered for other in others)
-        assert longest > RULES.compute_max_wait(load) or len(
-            others
+    if any(waiting_render.family == family for waiting_render in renders):
+        same_family_renders = [
+            waiting_render for waiting_render in renders if waiting_render.family == render.family
+        ]
+        longest_wait = max(now - waiting_render.entered for waiting_render in same_family_renders)
+        assert longest_wait > RULES.compute_max_wait(load) or len(
+            same_family_renders
         ) * 10 > RULES.compute_max_imbalance(load)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 3)), min_size=1, max_size=12))
 def test_suiting_renders_go_by_class_then_owner_then_arrival(
-    submitted: list[tuple[str, int]],
+    owners_and_priorities: list[tuple[str, int]],
 ) -> None:
     renders = [
         pending(str(number), owner=owner, priority=priority, arrived=number, entered=0)
-        for number, (owner, priority) in enumerate(submitted)
+        for number, (owner, priority) in enumerate(owners_and_priorities)
     ]
     order = list_served(window([""], renders), 0.0, seconds=0.01)
     classes = [renders[int(name)].priority for name in order]
     assert classes == sorted(classes)
     for owner in "ab":
-        own = [int(n) for n in order if renders[int(n)].owner == owner]
-        assert own == sorted(own, key=lambda n: (renders[n].priority, n))
+        own_renders = [int(n) for n in order if renders[int(n)].owner == owner]
+        assert own_renders == sorted(own_renders, key=lambda n: (renders[n].priority, n))
 
 
 def test_owner_with_many_renders_does_not_delay_others() -> None:
-    flood = [pending(f"flood-{n:02}", owner="flood", arrived=n) for n in range(20)]
-    small = [pending(f"small-{n}", owner="small", arrived=50 + n) for n in range(3)]
-    order = list_served(window([""], [*flood, *small]), 0.0, seconds=0.1)
-    assert [order.index(render.id) for render in small] == [1, 3, 5]
+    flood_renders = [pending(f"flood-{n:02}", owner="flood", arrived=n) for n in range(20)]
+    small_renders = [pending(f"small-{n}", owner="small", arrived=50 + n) for n in range(3)]
+    order = list_served(window([""], [*flood_renders, *small_renders]), 0.0, seconds=0.1)
+    assert [order.index(render.id) for render in small_renders] == [1, 3, 5]
 
 
 def test_owner_with_more_weight_is_served_more_often() -> None:
@@ -179,13 +181,15 @@ def test_unloaded_models_go_to_the_least_needed_renderer() -> None:
 
 def test_render_waits_shortly_for_the_busy_renderer_with_its_model() -> None:
     render_window = window(["a", "b"], [pending("1", "a"), pending("2", "a", arrived=1)])
-    first = render_window.choose_assignment(0.0)
-    assert first is not None
-    render_window.begin_render(first, 0.0)
+    first_assignment = render_window.choose_assignment(0.0)
+    assert first_assignment is not None
+    render_window.begin_render(first_assignment, 0.0)
     assert render_window.choose_assignment(0.0) is None
     assert render_window.must_choose_again
     assert _assignment(
-        render_window.choose_assignment(RULES.estimate_load_seconds(first.pending, first.slot) + 2)
+        render_window.choose_assignment(
+            RULES.estimate_load_seconds(first_assignment.pending, first_assignment.slot) + 2
+        )
     ) == ("2", "1")
 
 
@@ -209,9 +213,9 @@ def test_next_render_of_a_busy_renderer_is_peeked() -> None:
     choice = render_window.choose_assignment(0.0)
     assert choice is not None
     render_window.begin_render(choice, 0.0)
-    upcoming = render_window.peek_next("0", 0.0)
-    assert upcoming is not None
-    assert upcoming.id == "2"
+    next_renders = render_window.peek_next("0", 0.0)
+    assert next_renders is not None
+    assert next_renders.id == "2"
     assert render_window.peek_next("missing", 0.0) is None
 
 
@@ -236,28 +240,28 @@ def _assignment(choice: Assignment | None) -> tuple[str, str]:
 def test_forecast_has_every_render_once_and_changes_nothing(
     loaded: list[str], renders: list[tuple[str, str, int, float | None]]
 ) -> None:
-    waiting = [
+    waiting_renders = [
         pending(str(n), model, owner=owner, priority=priority, arrived=n, deadline=deadline)
         for n, (model, owner, priority, deadline) in enumerate(renders)
     ]
-    render_window = window(loaded, waiting)
-    first = _forecast(render_window)
-    assert sorted(first) == sorted(render.id for render in waiting)
-    assert _forecast(render_window) == first
+    render_window = window(loaded, waiting_renders)
+    first_forecast = _forecast(render_window)
+    assert sorted(first_forecast) == sorted(render.id for render in waiting_renders)
+    assert _forecast(render_window) == first_forecast
     choice = render_window.choose_assignment(0.0)
     if choice is not None:
-        assert choice.pending.id == first[0]
+        assert choice.pending.id == first_forecast[0]
         render_window.begin_render(choice, 0.0)
-        assert sorted(_forecast(render_window)) == sorted(first[1:])
+        assert sorted(_forecast(render_window)) == sorted(first_forecast[1:])
 
 
 def test_forecast_is_the_order_in_which_renders_begin() -> None:
-    waiting = [
+    waiting_renders = [
         pending(f"{owner}{n}", owner=owner, priority=priority, arrived=n)
         for n in range(3)
         for owner, priority in (("ann", 3), ("bob", 3), ("eve", 1))
     ]
-    render_window = window(["a"], waiting)
+    render_window = window(["a"], waiting_renders)
     order = _forecast(render_window)
     assert order[:3] == ["eve0", "eve1", "eve2"]
     assert _forecast(render_window, 2) == order[:2]
@@ -265,8 +269,8 @@ def test_forecast_is_the_order_in_which_renders_begin() -> None:
 
 
 def test_forecast_of_an_empty_pool_assumes_one_renderer() -> None:
-    waiting = [pending("late", arrived=2.0), pending("first", priority=1), pending("early")]
-    render_window = window([], waiting)
+    waiting_renders = [pending("late", arrived=2.0), pending("first", priority=1), pending("early")]
+    render_window = window([], waiting_renders)
     assert _forecast(render_window) == ["first", "early", "late"]
 
 

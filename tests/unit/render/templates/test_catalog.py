@@ -25,7 +25,7 @@ def content(name: str = "t", **changes: Any) -> dict[str, Any]:
     }
 
 
-def put(folder: Path, name: str, data: Any) -> Path:
+def write_template(folder: Path, name: str, data: Any) -> Path:
     path = folder / name
     path.write_text(data if isinstance(data, str) else json.dumps(data))
     return path
@@ -66,8 +66,8 @@ def test_templates_of_the_repository_are_valid(folder: Path) -> None:
 def test_invalid_file_is_reported_with_its_field(
     tmp_path: Path, changes: dict[str, Any], field: str
 ) -> None:
-    path = put(tmp_path, "wrong.json", content(**changes))
-    put(tmp_path, "right.json", content("right"))
+    path = write_template(tmp_path, "wrong.json", content(**changes))
+    write_template(tmp_path, "right.json", content("right"))
     snapshot = read_templates([tmp_path])
     [problem] = snapshot.problems
     assert problem.startswith(f"{path}: {field}: ")
@@ -78,20 +78,20 @@ def test_invalid_file_is_reported_with_its_field(
     ("name", "text"), [("a.json", "{"), ("a.yaml", "a: [b"), ("a.yml", "- 1"), ("a.json", "[1]")]
 )
 def test_file_without_an_object_is_refused(tmp_path: Path, name: str, text: str) -> None:
-    path = put(tmp_path, name, text)
+    path = write_template(tmp_path, name, text)
     [problem] = read_templates([tmp_path]).problems
     assert problem.startswith(f"{path}: the file: ")
 
 
 def test_later_folder_wins_and_names_are_unique(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.mkdir()
-    second.mkdir()
-    put(first, "x.json", content("x", title="old", aliases=["other"]))
-    put(second, "x.yaml", yaml.safe_dump(content("x", title="new")))
-    put(second, "y.json", content("y", aliases=["x"]))
-    put(second, "z.json", content("y"))
-    snapshot = read_templates([first, second, tmp_path / "none"])
+    first_folder, second_folder = tmp_path / "a", tmp_path / "b"
+    first_folder.mkdir()
+    second_folder.mkdir()
+    write_template(first_folder, "x.json", content("x", title="old", aliases=["other"]))
+    write_template(second_folder, "x.yaml", yaml.safe_dump(content("x", title="new")))
+    write_template(second_folder, "y.json", content("y", aliases=["x"]))
+    write_template(second_folder, "z.json", content("y"))
+    snapshot = read_templates([first_folder, second_folder, tmp_path / "none"])
     assert snapshot.names["x"].title == "new"
     assert "other" not in snapshot.names
     assert [problem.rpartition("/")[2] for problem in snapshot.problems] == [
@@ -107,7 +107,7 @@ async def test_changed_files_are_read_and_invalid_ones_keep_the_last_template(
     templates = TemplateCatalog((tmp_path,))
     with pytest.raises(TemplateNotFound):
         await templates.get("t")
-    path = put(tmp_path, "t.json", content(aliases=["u"]))
+    path = write_template(tmp_path, "t.json", content(aliases=["u"]))
     assert (await templates.get("u")).name == "t"
     path.write_text("{")
     assert (await templates.get("u")).name == "t"

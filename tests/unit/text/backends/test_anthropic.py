@@ -18,7 +18,7 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.integration.text.upstreams import BEGUN, Upstream
-from tests.unit.text.routing.router_rig import CHUNK, DONE, Rig, drained
+from tests.unit.text.routing.router_rig import CHUNK, DONE, Rig, read_stream
 
 # It promises more than comes.
 CUT = BEGUN["anthropic"].replace("connection: close", "content-length: 9999")
@@ -38,7 +38,7 @@ async def test_interrupted_stream_ends_with_error_and_partial_charge() -> None:
     async with claude(CUT) as backend:
         rig = Rig(backend)
         for _ in range(3):
-            text = await drained(await rig.ask(OpenAICodec(), stream=True))
+            text = await read_stream(await rig.ask(OpenAICodec(), stream=True))
             assert b'"content":"Hi"' in text
             assert b'"code":"stream_interrupted"' in text
         assert [(entry.complete, entry.output_tokens) for entry in rig.ledger] == [(False, 1)] * 3
@@ -48,7 +48,7 @@ async def test_interrupted_stream_ends_with_error_and_partial_charge() -> None:
 
 async def test_interruption_is_reported_in_every_protocol() -> None:
     async with claude(CUT) as backend:
-        text = await drained(
+        text = await read_stream(
             await Rig(backend).ask(OllamaChatCodec(), max_tokens=None, stream=True)
         )
         assert b'"code":"stream_interrupted"' in text
@@ -68,9 +68,9 @@ async def test_failure_before_first_delta_falls_back(answer: str) -> None:
     async with claude(answer) as backend:
         rig = Rig(backend, FakeBackend(raw_stream=[CHUNK, DONE]))
         for _ in range(3):
-            answered = await rig.ask(OpenAICodec(), stream=True)
-            await drained(answered)
-            route = dict(answered.headers)[b"x-moyin-route"]
+            response = await rig.ask(OpenAICodec(), stream=True)
+            await read_stream(response)
+            route = dict(response.headers)[b"x-moyin-route"]
             assert route == b"fallback after backend_unavailable"
         assert not rig.runtimes[0].is_ready, "the breaker counts it"
         with pytest.raises(BackendUnavailable):

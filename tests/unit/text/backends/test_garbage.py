@@ -17,7 +17,7 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.integration.text.upstreams import BEGUN, SSE, Upstream
-from tests.unit.text.routing.router_rig import CHUNK, DONE, RAW, Rig, drained
+from tests.unit.text.routing.router_rig import CHUNK, DONE, RAW, Rig, read_stream
 
 # None is read in its own back end's protocol, where bytes pass.
 CLIENTS: dict[str, ProtocolCodec] = {
@@ -82,9 +82,9 @@ def json_answer(body: str) -> str:
     ("kind", "body"), [(kind, body) for kind in CLIENTS for body in (*ODD, *WHOLE[kind])]
 )
 async def test_malformed_whole_response_falls_back(kind: str, body: str) -> None:
-    async with backend(kind, json_answer(body)) as odd:
-        other = FakeBackend(raw=RAW)
-        answer = await Rig(odd, other).ask(CLIENTS[kind])
+    async with backend(kind, json_answer(body)) as broken_backend:
+        other_backend = FakeBackend(raw=RAW)
+        answer = await Rig(broken_backend, other_backend).ask(CLIENTS[kind])
         assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
 
 
@@ -93,20 +93,20 @@ async def test_malformed_whole_response_falls_back(kind: str, body: str) -> None
     ("kind", "event"), [(kind, event) for kind, events in EVENTS.items() for event in events]
 )
 async def test_malformed_event_falls_back_or_ends_the_stream(kind: str, event: str) -> None:
-    async with backend(kind, SSE + event) as odd:
-        answer = await Rig(odd, FakeBackend(raw_stream=[CHUNK, DONE])).ask(
+    async with backend(kind, SSE + event) as broken_backend:
+        answer = await Rig(broken_backend, FakeBackend(raw_stream=[CHUNK, DONE])).ask(
             CLIENTS[kind], stream=True
         )
-        await drained(answer)
+        await read_stream(answer)
         assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
-    async with backend(kind, BEGUN[kind], event) as odd:
-        rig = Rig(odd)
-        text = await drained(await rig.ask(CLIENTS[kind], stream=True))
+    async with backend(kind, BEGUN[kind], event) as broken_backend:
+        rig = Rig(broken_backend)
+        text = await read_stream(await rig.ask(CLIENTS[kind], stream=True))
         assert b"Hi" in text and b'"code":"stream_interrupted"' in text
         assert [entry.complete for entry in rig.ledger] == [False]
 
 
 async def test_malformed_event_ends_a_forwarded_stream() -> None:
-    async with backend("openai", BEGUN["openai"], EVENTS["openai"][4]) as odd:
-        text = await drained(await Rig(odd).ask(OpenAICodec(), stream=True))
+    async with backend("openai", BEGUN["openai"], EVENTS["openai"][4]) as broken_backend:
+        text = await read_stream(await Rig(broken_backend).ask(OpenAICodec(), stream=True))
         assert b"Hi" in text and b'"code":"stream_interrupted"' in text

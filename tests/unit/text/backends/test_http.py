@@ -25,15 +25,15 @@ async def client_of(upstream: Upstream) -> AsyncIterator[HttpClient]:
             await asyncio.sleep(0.01)  # it closes its side
 
 
-def soon() -> float:
+def new_deadline() -> float:
     return asyncio.get_running_loop().time() + 30
 
 
 async def fail(client: HttpClient, *, stream: bool) -> None:
     if not stream:
-        await client.post("/x", b"{}", soon())
+        await client.post("/x", b"{}", new_deadline())
         return
-    async for _ in client.stream("/x", b"{}", soon()):
+    async for _ in client.stream("/x", b"{}", new_deadline()):
         pass
 
 
@@ -69,7 +69,7 @@ async def test_endless_response_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     head = "HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n"
     async with client_of(Upstream(head + "x" * 1_001, holds=True)) as client, asyncio.timeout(10):
         with pytest.raises(BackendUnavailable, match="exceeds"):
-            await client.post("/x", b"{}", soon())
+            await client.post("/x", b"{}", new_deadline())
     monkeypatch.setattr(http, "_MAX_RESPONSE_BYTES", 1)
     async with client_of(Upstream(None)) as client:
         with pytest.raises(BackendUnavailable, match="exceeds"):

@@ -31,7 +31,7 @@ class Server:
 
     def fill(self) -> None:
         """Begin calls for as long as the limit allows, from an endless queue."""
-        while len(self.calls) < (self.slots.limit or 0) or self._grows():
+        while len(self.calls) < (self.slots.limit or 0) or self._limit_grows():
             stack = ExitStack()
             self.calls.append((stack, stack.enter_context(self.limit.track("chat", 100))))
             self.clock.now += 0.1
@@ -46,11 +46,11 @@ class Server:
         if len(self.calls) >= self.parallel:
             self.calls[self.parallel - 1][1].record_first_token()
 
-    def _grows(self) -> bool:
-        before = self.slots.limit
+    def _limit_grows(self) -> bool:
+        limit_before = self.slots.limit
         assert self.slots.on_full is not None
         self.slots.on_full()
-        return self.slots.limit != before
+        return self.slots.limit != limit_before
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 4, 8])
@@ -64,12 +64,12 @@ def test_limit_converges_to_the_servers_parallelism(parallel: int) -> None:
 
 def test_a_higher_limit_is_tried_at_growing_intervals() -> None:
     server = Server(1)
-    tried = []
+    tried_limits = []
     for _ in range(100):
         server.fill()
-        tried.append(len(server.calls))
+        tried_limits.append(len(server.calls))
         server.end_first()
-    assert tried.count(2) in (4, 5), "after 60 s, 120 s, 240 s and so on"
+    assert tried_limits.count(2) in (4, 5), "after 60 s, 120 s, 240 s and so on"
     server.parallel = 2
     for _ in range(100):
         server.fill()
@@ -100,20 +100,20 @@ def test_one_late_token_does_not_lower_a_confirmed_limit() -> None:
 
 def test_whole_answers_report_when_they_began() -> None:
     server = Server(2)
-    with server.limit.track("chat", 100) as first:
-        with server.limit.track("chat", 100) as second:
+    with server.limit.track("chat", 100) as first_call:
+        with server.limit.track("chat", 100) as second_call:
             server.clock.now += 10
-        first.record_first_token(9.9)
-    assert second.running == 2
+        first_call.record_first_token(9.9)
+    assert second_call.running == 2
     # The second call of the pair: it ended after the first, but began before.
     with ExitStack() as stack:
-        one = ExitStack()
-        one.enter_context(server.limit.track("chat", 100))
-        two = stack.enter_context(server.limit.track("chat", 100))
+        first_stack = ExitStack()
+        first_stack.enter_context(server.limit.track("chat", 100))
+        second_tracker = stack.enter_context(server.limit.track("chat", 100))
         server.clock.now += 10
-        one.close()
+        first_stack.close()
         server.clock.now += 0.1
-        two.record_first_token(9.9)
+        second_tracker.record_first_token(9.9)
     assert server.slots.limit == 2
 
 
@@ -132,26 +132,26 @@ async def test_a_batch_alone_teaches_the_limit(share: float, parallel: int) -> N
     slots = server.slots
     slots.background_share = share
     lines = [asyncio.create_task(slots.acquire_in_background("ada", 1e6)) for _ in range(16)]
-    running: list[tuple[ExitStack, TrackedCall]] = []
-    most = 0
+    running_calls: list[tuple[ExitStack, TrackedCall]] = []
+    most_at_once = 0
     for _ in range(8):
         await asyncio.sleep(0)
-        while len(running) < slots.in_background:
+        while len(running_calls) < slots.in_background:
             stack = ExitStack()
-            running.append((stack, stack.enter_context(server.limit.track("chat", 100))))
+            running_calls.append((stack, stack.enter_context(server.limit.track("chat", 100))))
             server.clock.now += 0.1
-            if len(running) <= parallel:
-                running[-1][1].record_first_token()
+            if len(running_calls) <= parallel:
+                running_calls[-1][1].record_first_token()
             await asyncio.sleep(0)
-        most = max(most, len(running))
+        most_at_once = max(most_at_once, len(running_calls))
         server.clock.now += 10
-        running.pop(0)[0].close()
+        running_calls.pop(0)[0].close()
         server.clock.now += 0.1
-        if len(running) >= parallel:
-            running[parallel - 1][1].record_first_token()
+        if len(running_calls) >= parallel:
+            running_calls[parallel - 1][1].record_first_token()
         slots.release_in_background("ada")
         lines.append(asyncio.create_task(slots.acquire_in_background("ada", 1e6)))
     for line in lines:
         line.cancel()
     await asyncio.gather(*lines, return_exceptions=True)
-    assert most >= parallel
+    assert most_at_once >= parallel

@@ -22,7 +22,7 @@ async def host() -> AsyncIterator[FakeOllamaHost]:
 
 
 @pytest.fixture
-async def http(host: FakeOllamaHost) -> AsyncIterator[HttpClient]:
+async def http_client(host: FakeOllamaHost) -> AsyncIterator[HttpClient]:
     endpoint = FixedEndpoint(Endpoint(url=host.url))
     client = HttpClient(endpoint, credentials=lambda key: {}, connections=4)
     yield client
@@ -30,13 +30,13 @@ async def http(host: FakeOllamaHost) -> AsyncIterator[HttpClient]:
 
 
 async def test_pulled_and_removed_models_are_followed(
-    host: FakeOllamaHost, http: HttpClient
+    host: FakeOllamaHost, http_client: HttpClient
 ) -> None:
     models = HostModels()
-    assert await models.refresh(http)
-    assert not await models.refresh(http)
+    assert await models.refresh(http_client)
+    assert not await models.refresh(http_client)
     host.models["qwen3:8b"] = ["completion", "tools", "thinking"]
-    assert await models.refresh(http)
+    assert await models.refresh(http_client)
     assert host.shown == ["smollm2:latest", "qwen3:8b"], "only new models are asked for"
     file = models.find("qwen3:8b")
     assert file is not None and file.capabilities == {"completion", "tools", "thinking"}
@@ -44,27 +44,29 @@ async def test_pulled_and_removed_models_are_followed(
     assert file.details["quantization_level"] == "Q4_1"
     assert "/root" not in f"{file}", "paths of the host are nobody's business"
     del host.models["qwen3:8b"]
-    assert await models.refresh(http)
+    assert await models.refresh(http_client)
     assert models.find("qwen3:8b") is None
     assert models.find("smollm2") is models.find("smollm2:latest") is not None
 
 
-async def test_a_recreated_model_is_described_again(host: FakeOllamaHost, http: HttpClient) -> None:
+async def test_a_recreated_model_is_described_again(
+    host: FakeOllamaHost, http_client: HttpClient
+) -> None:
     models = HostModels()
-    await models.refresh(http)
+    await models.refresh(http_client)
     host.models["smollm2:latest"] = ["completion", "tools"]
-    assert await models.refresh(http)
+    assert await models.refresh(http_client)
     file = models.find("smollm2")
     assert file is not None and "tools" in file.capabilities
 
 
 async def test_models_that_leave_the_host_are_left_out(
-    host: FakeOllamaHost, http: HttpClient
+    host: FakeOllamaHost, http_client: HttpClient
 ) -> None:
     host.models["gpt-oss:120b-cloud"] = ["completion"]
     host.remote.add("gpt-oss:120b-cloud")
     models = HostModels()
-    await models.refresh(http)
+    await models.refresh(http_client)
     assert list(models.files or ()) == ["smollm2:latest"]
 
 
@@ -73,29 +75,31 @@ async def test_a_host_that_fails_keeps_its_models(host: FakeOllamaHost) -> None:
     backend = OllamaBackend(host.url, contexts={}, connections=2, models=models)
     await backend.refresh_models()
     await backend.close()
-    missing_host = OllamaBackend("http://127.0.0.1:9", contexts={}, connections=2, models=models)
+    missing_host_backend = OllamaBackend(
+        "http://127.0.0.1:9", contexts={}, connections=2, models=models
+    )
     with pytest.raises(BackendUnavailable):
-        await missing_host.refresh_models()
-    await missing_host.close()
+        await missing_host_backend.refresh_models()
+    await missing_host_backend.close()
     assert models.find("smollm2") is not None
 
 
 async def test_a_host_that_hangs_on_descriptions_is_not_waited_for(
-    host: FakeOllamaHost, http: HttpClient, monkeypatch: pytest.MonkeyPatch
+    host: FakeOllamaHost, http_client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.models["llama3.2:3b"] = ["completion"]
     models = HostModels()
-    await models.refresh(http)
+    await models.refresh(http_client)
     host.models["llama3.2:3b"] = ["completion", "tools"]
     host.models |= {f"new:{number}": ["completion"] for number in range(20)}
     host.may_show.clear()
     monkeypatch.setattr("moyin.text.backends.ollama_models._REFRESH_SECONDS", 0.2)
     async with asyncio.timeout(10):
-        assert not await models.refresh(http)
+        assert not await models.refresh(http_client)
     assert list(models.files or ()) == ["smollm2:latest", "llama3.2:3b"]
     host.may_show.set()
     monkeypatch.undo()
-    assert await models.refresh(http)
+    assert await models.refresh(http_client)
     assert len(models.files or ()) == 22
     file = models.find("llama3.2:3b")
     assert file is not None and "tools" in file.capabilities, "what was missed is asked for again"
@@ -108,10 +112,10 @@ async def test_models_with_the_same_weights_are_resident_together(host: FakeOlla
     host.resident = {"smollm2:latest"}
     backend = OllamaBackend(host.url, contexts={}, connections=2)
     await backend.refresh_models()
-    resident = await backend.list_resident_models()
+    resident_models = await backend.list_resident_models()
     await backend.close()
-    assert set(resident) == {"smollm2:latest", "smollm2", "tools:latest", "tools"}
-    assert resident["tools"]["context_length"] == 4096
+    assert set(resident_models) == {"smollm2:latest", "smollm2", "tools:latest", "tools"}
+    assert resident_models["tools"]["context_length"] == 4096
 
 
 async def test_requests_for_models_without_configured_context_can_be_checked(
@@ -132,22 +136,22 @@ async def test_requests_for_models_without_configured_context_can_be_checked(
     ],
 )
 async def test_context_of_the_modelfile_wins(
-    host: FakeOllamaHost, http: HttpClient, parameters: str, expected: int
+    host: FakeOllamaHost, http_client: HttpClient, parameters: str, expected: int
 ) -> None:
     host.parameters = parameters
     models = HostModels()
-    await models.refresh(http)
+    await models.refresh(http_client)
     file = models.find("smollm2")
     assert file is not None and file.context == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "tagged"),
+    ("name", "tagged_name"),
     [
         ("llama3.2", "llama3.2:latest"),
         ("llama3.2:3b", "llama3.2:3b"),
         ("host:5000/library/x", "host:5000/library/x:latest"),
     ],
 )
-def test_default_tag_is_added_to_names_without_tag(name: str, tagged: str) -> None:
-    assert add_default_tag(name) == tagged
+def test_default_tag_is_added_to_names_without_tag(name: str, tagged_name: str) -> None:
+    assert add_default_tag(name) == tagged_name

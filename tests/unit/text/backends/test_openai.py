@@ -17,55 +17,55 @@ HERE = "http://127.0.0.1:8080/v1"
 
 
 @pytest.mark.parametrize(
-    ("url", "member", "other"),
+    ("url", "member", "other_member"),
     [
         (OPENAI_URL, "max_completion_tokens", "max_tokens"),
         (HERE, "max_tokens", "max_completion_tokens"),
     ],
 )
 async def test_token_limit_has_the_member_name_of_the_server(
-    monkeypatch: pytest.MonkeyPatch, url: str, member: str, other: str
+    monkeypatch: pytest.MonkeyPatch, url: str, member: str, other_member: str
 ) -> None:
-    sent: list[Mapping[str, object]] = []
+    sent_bodies: list[Mapping[str, object]] = []
 
     async def post(self: HttpClient, path: str, body: bytes, deadline: float) -> bytes:
-        sent.append(from_json(body))
+        sent_bodies.append(from_json(body))
         return b'{"choices":[{"message":{"content":"hi"}}]}'
 
     async def stream(
         self: HttpClient, path: str, body: bytes, deadline: float
     ) -> AsyncGenerator[bytes, None]:
-        sent.append(from_json(body))
+        sent_bodies.append(from_json(body))
         yield b"data: [DONE]\n\n"
 
     monkeypatch.setattr(HttpClient, "post", post)
     monkeypatch.setattr(HttpClient, "stream", stream)
     backend = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=1)
-    soon = asyncio.get_running_loop().time() + 5
-    await backend.chat(FULL, soon)
-    assert [delta async for delta in backend.stream(FULL, soon)]
-    assert [(body[member], other in body) for body in sent] == [(99, False)] * 2
+    call_deadline = asyncio.get_running_loop().time() + 5
+    await backend.chat(FULL, call_deadline)
+    assert [delta async for delta in backend.stream(FULL, call_deadline)]
+    assert [(body[member], other_member in body) for body in sent_bodies] == [(99, False)] * 2
 
 
 async def test_stream_without_done_is_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    finish = "null"
+    finish_reason = "null"
 
     async def stream(
         self: HttpClient, path: str, body: bytes, deadline: float
     ) -> AsyncGenerator[bytes, None]:
-        choice = f'{{"index":0,"delta":{{"content":"hi"}},"finish_reason":{finish}}}'
+        choice = f'{{"index":0,"delta":{{"content":"hi"}},"finish_reason":{finish_reason}}}'
         yield f'data: {{"choices":[{choice}]}}\n\n'.encode()
 
     monkeypatch.setattr(HttpClient, "stream", stream)
     backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), connections=1)
-    soon = asyncio.get_running_loop().time() + 5
+    call_deadline = asyncio.get_running_loop().time() + 5
     with pytest.raises(StreamInterrupted):
-        [delta async for delta in backend.stream(FULL, soon)]
-    finish = '"length"'
-    *_, last = [delta async for delta in backend.stream(FULL, soon)]
-    assert isinstance(last, Finished) and last.stop is StopReason.MAX_TOKENS
+        [delta async for delta in backend.stream(FULL, call_deadline)]
+    finish_reason = '"length"'
+    *_, last_delta = [delta async for delta in backend.stream(FULL, call_deadline)]
+    assert isinstance(last_delta, Finished) and last_delta.stop is StopReason.MAX_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ async def test_extra_members_depend_on_the_server(
     monkeypatch.setattr(HttpClient, "post", post)
     backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), connections=1)
     await backend.probe()
-    soon = asyncio.get_running_loop().time() + 5
-    await backend.chat(replace(FULL, reasoning=Reasoning(enabled=False)), soon)
+    call_deadline = asyncio.get_running_loop().time() + 5
+    await backend.chat(replace(FULL, reasoning=Reasoning(enabled=False)), call_deadline)
     thoughtless = {"enable_thinking": False}
     assert bodies[-1].get("chat_template_kwargs") == (thoughtless if sent else None)
     assert "reasoning_effort" not in bodies[-1]
-    sampling = replace(FULL, sampling=Sampling(min_p=0.1, repeat_penalty=1.2))
+    request_with_sampling = replace(FULL, sampling=Sampling(min_p=0.1, repeat_penalty=1.2))
     if sent is None:
         with pytest.raises(UnsupportedFeature):
-            await backend.chat(sampling, soon)
+            await backend.chat(request_with_sampling, call_deadline)
     else:
-        await backend.chat(sampling, soon)
+        await backend.chat(request_with_sampling, call_deadline)
         assert bodies[-1].items() >= sent.items()

@@ -50,12 +50,12 @@ class Cloud:
     async def answer(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.requests.append((request.method, request.path_qs, headers, await request.read()))
-        redirect = {} if self.location is None else {"location": self.location}
-        return web.json_response(self.body, status=self.status, headers=redirect)
+        location_header = {} if self.location is None else {"location": self.location}
+        return web.json_response(self.body, status=self.status, headers=location_header)
 
 
 @asynccontextmanager
-async def running(cloud: Cloud, **settings: Any) -> AsyncIterator[BackendRuntime]:
+async def run_backend(cloud: Cloud, **settings: Any) -> AsyncIterator[BackendRuntime]:
     """Run the provider, and a back end with these settings and the key ``secret``."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", cloud.answer)
@@ -73,14 +73,14 @@ async def running(cloud: Cloud, **settings: Any) -> AsyncIterator[BackendRuntime
     await runner.cleanup()
 
 
-def raw(path: str) -> RawRequest:
+def new_raw_request(path: str) -> RawRequest:
     deadline = asyncio.get_running_loop().time() + 30
     return RawRequest(path=path, body=b'{"model": "m"}', headers={}, deadline=deadline)
 
 
 async def forward(runtime: BackendRuntime, path: str = "/chat/completions") -> bytes:
     assert runtime.pass_through is not None
-    return await runtime.pass_through.forward(raw(path))
+    return await runtime.pass_through.forward(new_raw_request(path))
 
 
 async def ask(runtime: BackendRuntime) -> None:
@@ -91,7 +91,7 @@ async def ask(runtime: BackendRuntime) -> None:
 
 async def test_azure_gets_its_key_in_a_header_of_its_own() -> None:
     cloud = Cloud()
-    async with running(cloud, type="openai", base_url="/openai/v1", auth_header="api-key") as b:
+    async with run_backend(cloud, type="openai", base_url="/openai/v1", auth_header="api-key") as b:
         await forward(b)
     [(_, path, headers, _)] = cloud.requests
     assert path == "/openai/v1/chat/completions"
@@ -107,7 +107,7 @@ async def test_azures_older_api_has_the_deployment_and_a_version_in_its_urls() -
         "query": {"api-version": "2024-10-21"},
         "headers": {"x-ms-client": "moyin"},
     }
-    async with running(cloud, **settings) as backend:
+    async with run_backend(cloud, **settings) as backend:
         await forward(backend)
         await ask(backend)
         cloud.status = 404
@@ -122,14 +122,14 @@ async def test_azures_older_api_has_the_deployment_and_a_version_in_its_urls() -
 
 async def test_without_health_path_no_health_check_is_sent() -> None:
     cloud = Cloud(status=403)
-    async with running(cloud, type="openai", base_url="/v1", health_path=None) as backend:
+    async with run_backend(cloud, type="openai", base_url="/v1", health_path=None) as backend:
         await backend.backend.probe()
     assert not cloud.requests
 
 
 async def test_a_key_does_not_follow_redirects() -> None:
     cloud = Cloud(status=307, location="/elsewhere")
-    async with running(cloud, type="openai", base_url="/v1", auth_header="api-key") as backend:
+    async with run_backend(cloud, type="openai", base_url="/v1", auth_header="api-key") as backend:
         with pytest.raises(BackendError):
             await backend.backend.probe()
     assert [path for _, path, _, _ in cloud.requests] == ["/v1/models"]
@@ -138,7 +138,7 @@ async def test_a_key_does_not_follow_redirects() -> None:
 async def test_claude_in_the_cloud_of_others_by_bearer_token() -> None:
     cloud = Cloud(body=CLAUDE_ANSWER)
     settings = {"auth_header": "authorization", "headers": {"x-workspace": "w"}}
-    async with running(cloud, type="anthropic", base_url="/anthropic", **settings) as backend:
+    async with run_backend(cloud, type="anthropic", base_url="/anthropic", **settings) as backend:
         await forward(backend, "/messages")
         await ask(backend)
         cloud.status = 404
@@ -154,7 +154,7 @@ async def test_claude_in_the_cloud_of_others_by_bearer_token() -> None:
 @pytest.mark.parametrize("header", ["x-api-key", "api-key"])
 async def test_claudes_key_is_in_one_header_alone(header: str) -> None:
     cloud = Cloud(body=CLAUDE_ANSWER)
-    async with running(cloud, type="anthropic", base_url="", auth_header=header) as backend:
+    async with run_backend(cloud, type="anthropic", base_url="", auth_header=header) as backend:
         await ask(backend)
     [(_, _, headers, _)] = cloud.requests
     assert [name for name, value in headers.items() if "secret" in value] == [header]
@@ -197,7 +197,7 @@ async def test_errors_of_providers(
     status: int, body: Any, error: type[Exception], message: str
 ) -> None:
     cloud = Cloud(body=body, status=status)
-    async with running(cloud, type="openai", base_url="/v1") as backend:
+    async with run_backend(cloud, type="openai", base_url="/v1") as backend:
         with pytest.raises(error, match=message):
             await forward(backend)
 

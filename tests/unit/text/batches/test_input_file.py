@@ -31,10 +31,10 @@ def blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
 async def check(
     blobs: BlobStore, content: bytes, **bounds: int
 ) -> tuple[int, list[tuple[str, int | None]], list[NewLine], str]:
-    added: list[NewLine] = []
+    added_lines: list[NewLine] = []
 
     async def add_lines(lines: Sequence[NewLine]) -> None:
-        added.extend(lines)
+        added_lines.extend(lines)
 
     sha256 = await blobs.put(content)
     total, errors = await check_input(
@@ -45,18 +45,19 @@ async def check(
         add_lines=add_lines,
         bounds=InputBounds(**bounds),
     )
-    return total, [(error.code, error.line) for error in errors], added, sha256
+    return total, [(error.code, error.line) for error in errors], added_lines, sha256
 
 
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
-async def test_lines_are_found_again_where_they_were(blobs: BlobStore, end: bytes) -> None:
+@pytest.mark.parametrize("line_ending", [b"", b"\n", b"\r\n", b"\n\n"])
+async def test_lines_are_found_again_where_they_were(blobs: BlobStore, line_ending: bytes) -> None:
     lines = [line("a"), b"  " + line("b", 90) + b"\r", b"", line("ü")]
-    content = b"\xef\xbb\xbf" + b"\n".join(lines) + end
-    total, errors, added, sha256 = await check(blobs, content)
+    content = b"\xef\xbb\xbf" + b"\n".join(lines) + line_ending
+    total, errors, added_lines, sha256 = await check(blobs, content)
     assert (total, errors) == (3, [])
-    assert [(x.number, x.custom_id) for x in added] == [(1, "a"), (2, "b"), (4, "ü")]
+    assert [(x.number, x.custom_id) for x in added_lines] == [(1, "a"), (2, "b"), (4, "ü")]
     results = [
-        BatchLine(number=x.number, custom_id=x.custom_id, start=x.start, size=x.size) for x in added
+        BatchLine(number=x.number, custom_id=x.custom_id, start=x.start, size=x.size)
+        for x in added_lines
     ]
     assert await read_lines(blobs, sha256, results) == [part.strip() for part in lines if part]
     assert await read_lines(blobs, sha256, results[1:2]) == [line("b", 90)]
@@ -64,10 +65,10 @@ async def test_lines_are_found_again_where_they_were(blobs: BlobStore, end: byte
 
 async def test_errors_name_their_lines(blobs: BlobStore) -> None:
     content = b"\n".join([line("a"), b"[]", line("a"), line("b")])
-    total, errors, added, _ = await check(blobs, content)
+    total, errors, added_lines, _ = await check(blobs, content)
     assert total == 4
     assert errors == [("invalid_json_line", 2), ("duplicate_custom_id", 3)]
-    assert [x.custom_id for x in added] == ["a", "b"]
+    assert [x.custom_id for x in added_lines] == ["a", "b"]
 
 
 async def test_bounds(blobs: BlobStore) -> None:
@@ -77,14 +78,16 @@ async def test_bounds(blobs: BlobStore) -> None:
     assert (await check(blobs, b"\n", max_lines=3))[1] == [("empty_file", None)]
     size = len(line("a"))
     assert (await check(blobs, content, max_line_bytes=size))[1] == []
-    for long in (line("d", 100) + b"\n" + line("e"), line("d", 10_000)):
-        whole = content + b"\n" + long
-        assert (await check(blobs, whole, max_line_bytes=size))[1] == [("line_too_large", 4)]
+    for long_line in (line("d", 100) + b"\n" + line("e"), line("d", 10_000)):
+        whole_content = content + b"\n" + long_line
+        assert (await check(blobs, whole_content, max_line_bytes=size))[1] == [
+            ("line_too_large", 4)
+        ]
 
 
 async def test_at_most_a_hundred_errors_are_listed(blobs: BlobStore) -> None:
-    _, errors, added, _ = await check(blobs, b"{}\n" * 500)
-    assert len(errors) == 100 and added == []
+    _, errors, added_lines, _ = await check(blobs, b"{}\n" * 500)
+    assert len(errors) == 100 and added_lines == []
 
 
 async def test_a_missing_blob_is_reported(blobs: BlobStore) -> None:

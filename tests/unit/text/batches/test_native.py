@@ -44,7 +44,7 @@ from moyin.text.batches.native_lines import NativeLine
 from tests.waiting import eventually
 
 
-class Api:
+class FakeBatchApi:
     """A batch API in memory."""
 
     chat_path = "/chat/completions"
@@ -56,11 +56,11 @@ class Api:
         self.sent: dict[str, list[str]] = {}
         self.keys: dict[str, str] = {}
         self.error: MoyinError | None = None
-        self.loses = False
+        self.loses_response = False
         self.state = RemoteState.RUNNING
         self.outcomes: dict[str, RemoteOutcome] = {}
         self.cancelled: list[str] = []
-        self.discarded: list[str] = []
+        self.discarded_ids: list[str] = []
 
     def encode_request(self, custom_id: str, path: str, body: Mapping[str, Any]) -> bytes:
         return json.dumps({"custom_id": custom_id, **body}).encode() + b"\n"
@@ -73,7 +73,7 @@ class Api:
         remote_id = f"remote-{len(self.sent)}"
         self.sent[remote_id] = [json.loads(line)["custom_id"] for line in lines]
         self.keys[remote_id] = payload.key
-        if self.loses:
+        if self.loses_response:
             raise BackendTimeout("no answer")
         return RemoteBatch(id=remote_id, state=self.state)
 
@@ -102,16 +102,16 @@ class Api:
             )
 
     async def discard(self, batch: RemoteBatch, deadline: float) -> None:
-        self.discarded.append(batch.id)
+        self.discarded_ids.append(batch.id)
 
 
-class Lines:
+class NativeLines:
     """Selects the lines with the model ``native`` for the batch API, and no other lines."""
 
     has_batch_api = True
 
-    def __init__(self, api: Api) -> None:
-        self.api: Api | None = api
+    def __init__(self, api: FakeBatchApi) -> None:
+        self.api: FakeBatchApi | None = api
 
     def get_api(self, backend: str) -> Any:
         return self.api
@@ -158,8 +158,8 @@ class Rig:
         self.lines = BatchLineStore(database)
         self.blobs = BlobStore(f"file://{folder}")
         self.store = NativeBatchStore(database)
-        self.api = Api()
-        self.translator = Lines(self.api)
+        self.api = FakeBatchApi()
+        self.translator = NativeLines(self.api)
         self.replica, self.other = self.new_replica(), self.new_replica()
         self.written: list[LineResult] = []
 
@@ -174,14 +174,14 @@ class Rig:
             appearance_seconds=0.05,
         )
 
-    async def begin(self, *models: str) -> None:
+    async def begin_batch(self, *models: str) -> None:
         content, lines = b"", []
         for number, model in enumerate(models, 1):
             line = json.dumps({"custom_id": str(number), "body": {"model": model}}).encode()
-            added = NewLine(
+            new_line = NewLine(
                 number=number, custom_id=str(number), start=len(content), size=len(line)
             )
-            lines.append(added)
+            lines.append(new_line)
             content += line + b"\n"
         self.file = StoredFile(
             id="file-1", owner="ada", purpose=BATCH_INPUT, filename="x", media_type="x/y",
@@ -205,17 +205,17 @@ class Rig:
         assert batch is not None
         return await (replica or self.replica).advance(batch, self.file, has_limits=has_limits)
 
-    async def until(self, **statuses: int) -> None:
+    async def advance_until(self, **statuses: int) -> None:
         """Advance until the number of native batches with each status is exactly as given."""
 
-        async def is_so() -> bool:
+        async def has_statuses() -> bool:
             await self.advance()
             rows = [row["status"] for row in await self.rows()]
             return len(rows) == sum(statuses.values()) and all(
                 rows.count(name) == count for name, count in statuses.items()
             )
 
-        await eventually(is_so, 30)
+        await eventually(has_statuses, 30)
 
     async def rows(self) -> list[Any]:
         query = sa.select(native_batches).where(native_batches.c.model != "")
@@ -227,13 +227,13 @@ class Rig:
         )
         return sorted(await self.database.fetch_values(query))
 
-    async def claimable(self) -> list[int]:
+    async def list_claimable(self) -> list[int]:
         """Return the lines that another runner could claim now, and leave them unclaimed."""
-        claimed = [line.number for line in await self.lines.claim("batch_1", "r", 100)]
-        await self.lines.release("batch_1", claimed, "r")
-        return claimed
+        claimed_numbers = [line.number for line in await self.lines.claim("batch_1", "r", 100)]
+        await self.lines.release("batch_1", claimed_numbers, "r")
+        return claimed_numbers
 
-    async def charged(self) -> int:
+    async def count_charged(self) -> int:
         return int(await self.database.fetch_value(sa.select(sa.func.count()).select_from(usage)))
 
 
@@ -249,68 +249,68 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 async def test_lines_are_divided_sent_and_answered_once(rig: Rig) -> None:
-    await rig.begin(*["native"] * 6, "other", *["native"] * 3)
+    await rig.begin_batch(*["native"] * 6, "other", *["native"] * 3)
     assert not await rig.advance(), "others may not claim lines before they are divided"
-    await rig.until(running=3)
+    await rig.advance_until(running=3)
     assert await rig.advance()
     assert sorted(map(len, rig.api.sent.values())) == [1, 4, 4]
-    assert await rig.claimable() == [7]
+    assert await rig.list_claimable() == [7]
     rig.api.state = RemoteState.ENDED
-    await rig.until(done=3)
-    assert await rig.pending() == [7] and await rig.charged() == 9
+    await rig.advance_until(done=3)
+    assert await rig.pending() == [7] and await rig.count_charged() == 9
     assert sorted(result.number for result in rig.written) == [1, 2, 3, 4, 5, 6, 8, 9, 10]
-    assert sorted(rig.api.discarded) == sorted(rig.api.sent)
+    assert sorted(rig.api.discarded_ids) == sorted(rig.api.sent)
 
 
 async def test_only_one_replica_takes_a_step(rig: Rig) -> None:
-    await rig.begin(*["native"] * 3)
+    await rig.begin_batch(*["native"] * 3)
     for _ in range(5):
         await asyncio.gather(rig.advance(), rig.advance(rig.other))
-    await rig.until(running=1)
+    await rig.advance_until(running=1)
     assert len(rig.api.sent) == 1
 
 
 @pytest.mark.parametrize("identifies", [True, False])
 async def test_a_lost_batch_is_found_again(rig: Rig, identifies: bool) -> None:
-    rig.api.loses = True
+    rig.api.loses_response = True
     rig.api.identifies_by_key = identifies
     if not identifies:
         # Somebody else's, of the same size.
         rig.api.sent["remote-0"], rig.api.keys["remote-0"] = ["x-1", "x-2"], "x"
-    await rig.begin("native", "native")
-    await rig.until(sending=1)
+    await rig.begin_batch("native", "native")
+    await rig.advance_until(sending=1)
     if not identifies:
-        sent = len(rig.api.sent)
+        sent_count = len(rig.api.sent)
         for _ in range(5):
             await rig.advance()
-        assert len(rig.api.sent) == sent, "whose it is shows only when it has ended"
+        assert len(rig.api.sent) == sent_count, "whose it is shows only when it has ended"
         rig.api.state = RemoteState.ENDED
-    await rig.until(**({"running": 1} if identifies else {"done": 1}))
+    await rig.advance_until(**({"running": 1} if identifies else {"done": 1}))
     rig.api.state = RemoteState.ENDED
-    await rig.until(done=1)
+    await rig.advance_until(done=1)
     [row] = await rig.rows()
     assert row["remote_id"] == ("remote-0" if identifies else "remote-1")
-    assert await rig.pending() == [] and await rig.charged() == 2
+    assert await rig.pending() == [] and await rig.count_charged() == 2
     assert len(rig.api.sent) == (1 if identifies else 2)
 
 
 async def test_a_batch_that_never_arrived_is_sent_again(rig: Rig) -> None:
     rig.api.error = BackendTimeout("no answer")
-    await rig.begin("native")
-    await rig.until(sending=1)
+    await rig.begin_batch("native")
+    await rig.advance_until(sending=1)
     rig.api.error = None
-    await rig.until(running=1)
+    await rig.advance_until(running=1)
     assert list(rig.api.sent) == ["remote-0"]
 
 
 async def test_a_lost_batch_is_waited_for_while_it_may_run(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searches, find = [0], rig.api.find_submitted
+    searches, original_find = [0], rig.api.find_submitted
 
     def search(*args: Any) -> Any:
         searches[0] += 1
-        return find(*args)
+        return original_find(*args)
 
     async def has_searched() -> bool:
         await rig.advance()
@@ -318,26 +318,26 @@ async def test_a_lost_batch_is_waited_for_while_it_may_run(
 
     monkeypatch.setattr(rig.api, "find_submitted", search)
     monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
-    rig.api.loses, rig.api.identifies_by_key = True, False
-    await rig.begin("native", "native")
-    await rig.until(sending=1)
+    rig.api.loses_response, rig.api.identifies_by_key = True, False
+    await rig.begin_batch("native", "native")
+    await rig.advance_until(sending=1)
     await eventually(has_searched)
     assert [row["status"] for row in await rig.rows()] == ["sending"]
-    assert await rig.claimable() == []
+    assert await rig.list_claimable() == []
     rig.api.state = RemoteState.ENDED
-    await rig.until(done=1)
-    assert await rig.charged() == 2 and len(rig.api.sent) == 1
+    await rig.advance_until(done=1)
+    assert await rig.count_charged() == 2 and len(rig.api.sent) == 1
 
 
 async def test_a_cancelled_batch_does_not_wait_long_for_a_lost_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.api.loses, rig.api.identifies_by_key = True, False
-    await rig.begin("native")
-    await rig.until(sending=1)
+    rig.api.loses_response, rig.api.identifies_by_key = True, False
+    await rig.begin_batch("native")
+    await rig.advance_until(sending=1)
     await rig.batches.cancel("ada", "batch_1")
     monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
-    await rig.until(done=1)
+    await rig.advance_until(done=1)
     assert await rig.batches.seal("batch_1") and len(rig.api.sent) == 1
 
 
@@ -347,11 +347,11 @@ async def test_the_search_for_a_lost_batch_ends(rig: Rig, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(rig.api, "find_submitted", fail)
     rig.api.error = BackendTimeout("no answer")
-    await rig.begin("native")
-    await rig.until(sending=1)
+    await rig.begin_batch("native")
+    await rig.advance_until(sending=1)
     monkeypatch.setattr(native_sender, "_SEARCH_PERIOD", timedelta())
-    await rig.until(done=1)
-    assert await rig.claimable() == [1]
+    await rig.advance_until(done=1)
+    assert await rig.list_claimable() == [1]
 
 
 @pytest.mark.parametrize("is_refused_later", [True, False])
@@ -362,37 +362,37 @@ async def test_the_lines_of_a_refused_batch_are_given_back(
         rig.api.state = RemoteState.REJECTED
     else:
         rig.api.error = BackendRejected("no")
-    await rig.begin("native", "native")
-    await rig.until(done=1)
-    assert await rig.claimable() == [1, 2] and await rig.advance()
+    await rig.begin_batch("native", "native")
+    await rig.advance_until(done=1)
+    assert await rig.list_claimable() == [1, 2] and await rig.advance()
     assert len(await rig.rows()) == 1, "they are not sent natively once more"
 
 
 async def test_an_overloaded_back_end_is_tried_later(rig: Rig) -> None:
     rig.api.error = Overloaded("later", retry_after=0.01)
-    await rig.begin("native")
-    await rig.until(sending=1)
+    await rig.begin_batch("native")
+    await rig.advance_until(sending=1)
     rig.api.error = None
-    await rig.until(running=1)
+    await rig.advance_until(running=1)
     assert len(rig.api.sent) == 1
 
 
 async def test_unanswered_and_failed_lines_are_given_back(rig: Rig) -> None:
     rig.api.outcomes = {"1": RemoteOutcome.UNANSWERED, "2": RemoteOutcome.FAILED}
     rig.api.state = RemoteState.ENDED
-    await rig.begin(*["native"] * 4)
-    await rig.until(done=1)
-    assert await rig.claimable() == await rig.pending() == [1, 2]
-    assert await rig.charged() == 2
+    await rig.begin_batch(*["native"] * 4)
+    await rig.advance_until(done=1)
+    assert await rig.list_claimable() == await rig.pending() == [1, 2]
+    assert await rig.count_charged() == 2
 
 
 async def test_a_cancelled_batch_is_cancelled_at_the_back_end_and_ends(rig: Rig) -> None:
-    await rig.begin("native", "native")
-    await rig.until(running=1)
+    await rig.begin_batch("native", "native")
+    await rig.advance_until(running=1)
     await rig.batches.cancel("ada", "batch_1")
     assert not await rig.batches.seal("batch_1")
     rig.api.outcomes = {"1": RemoteOutcome.UNANSWERED}
-    await rig.until(done=1)
+    await rig.advance_until(done=1)
     assert rig.api.cancelled == ["remote-0"]
     assert await rig.pending() == [1], "what was answered before is kept"
     assert await rig.batches.seal("batch_1")
@@ -400,18 +400,18 @@ async def test_a_cancelled_batch_is_cancelled_at_the_back_end_and_ends(rig: Rig)
 
 async def test_a_batch_cancelled_before_it_is_sent_is_not_sent(rig: Rig) -> None:
     rig.api.error = Overloaded("later", retry_after=0.01)
-    await rig.begin("native")
-    await rig.until(sending=1)
+    await rig.begin_batch("native")
+    await rig.advance_until(sending=1)
     await rig.batches.cancel("ada", "batch_1")
-    await rig.until(done=1)
+    await rig.advance_until(done=1)
     assert not rig.api.sent and await rig.batches.seal("batch_1")
 
 
 async def test_a_batch_waits_for_its_back_end_to_be_configured_again(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await rig.begin("native")
-    await rig.until(running=1)
+    await rig.begin_batch("native")
+    await rig.advance_until(running=1)
     rig.translator.api = None
 
     async def has_waited() -> bool:
@@ -422,30 +422,30 @@ async def test_a_batch_waits_for_its_back_end_to_be_configured_again(
     assert [row["status"] for row in await rig.rows()] == ["running"]
     rig.translator.api = rig.api
     rig.api.state = RemoteState.ENDED
-    await rig.until(done=1)
-    assert await rig.charged() == 1
+    await rig.advance_until(done=1)
+    assert await rig.count_charged() == 1
 
 
 async def test_lines_of_callers_with_limits_are_never_native(rig: Rig) -> None:
-    await rig.begin("native")
+    await rig.begin_batch("native")
     assert await rig.advance(has_limits=True)
-    assert await rig.rows() == [] and await rig.claimable() == [1]
+    assert await rig.rows() == [] and await rig.list_claimable() == [1]
 
 
 async def test_a_plan_goes_on_after_its_replica_died(rig: Rig) -> None:
-    await rig.begin(*["native"] * 6)
+    await rig.begin_batch(*["native"] * 6)
     moment = now()
     # A replica died after it had assigned two lines.
-    native = NativeBatch(
+    native_batch = NativeBatch(
         id=new_native_id(), batch_id="batch_1", backend="cloud", model="native",
         status=NativeStatus.ASSIGNED, created_at=moment, due_at=moment + timedelta(seconds=0.2),
     )  # fmt: skip
-    await rig.store.add(native)
-    assert await rig.store.assign(native, [1, 2]) == 2
+    await rig.store.add(native_batch)
+    assert await rig.store.assign(native_batch, [1, 2]) == 2
     rig.api.state = RemoteState.ENDED
-    await rig.until(done=2)
+    await rig.advance_until(done=2)
     assert sorted(map(len, rig.api.sent.values())) == [2, 4]
-    assert await rig.pending() == [] and await rig.charged() == 6
+    assert await rig.pending() == [] and await rig.count_charged() == 6
 
 
 async def test_a_defect_in_the_plan_leaves_the_lines_to_single_calls(
@@ -455,41 +455,41 @@ async def test_a_defect_in_the_plan_leaves_the_lines_to_single_calls(
         raise KeyError("a defect")
 
     monkeypatch.setattr(rig.translator, "choose", fail)
-    await rig.begin("native", "native")
+    await rig.begin_batch("native", "native")
     await eventually(rig.advance)
-    assert len(await rig.claimable()) == 2
+    assert len(await rig.list_claimable()) == 2
 
 
 async def test_no_line_joins_a_batch_that_is_being_sent(rig: Rig) -> None:
-    await rig.begin(*["native"] * 2)
+    await rig.begin_batch(*["native"] * 2)
     moment = now()
-    native = NativeBatch(
+    native_batch = NativeBatch(
         id=new_native_id(), batch_id="batch_1", backend="cloud", model="native",
         status=NativeStatus.ASSIGNED, created_at=moment, due_at=moment,
     )  # fmt: skip
-    await rig.store.add(native)
-    assert await rig.store.take(native, 60)
-    assert not await rig.store.take(native, 60)
-    assert await rig.store.assign(native, [1]) == 0
-    await rig.store.make_due(native)
-    assert not await rig.store.take(replace(native, due_at=now()), 60)
+    await rig.store.add(native_batch)
+    assert await rig.store.take(native_batch, 60)
+    assert not await rig.store.take(native_batch, 60)
+    assert await rig.store.assign(native_batch, [1]) == 0
+    await rig.store.make_due(native_batch)
+    assert not await rig.store.take(replace(native_batch, due_at=now()), 60)
 
 
 async def test_a_step_that_fails_is_tried_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await rig.begin("native")
-    await rig.until(running=1)
+    await rig.begin_batch("native")
+    await rig.advance_until(running=1)
     rig.api.state = RemoteState.ENDED
     failures = iter([RuntimeError("a mistake"), sa.exc.SQLAlchemyError("away")])
-    finish = rig.lines.finish
+    original_finish = rig.lines.finish
 
     async def fail_twice(finished: Any) -> Any:
         for error in failures:
             raise error
-        return await finish(finished)
+        return await original_finish(finished)
 
     monkeypatch.setattr(rig.lines, "finish", fail_twice)
-    await rig.until(done=1)
+    await rig.advance_until(done=1)
     assert "a mistake" in caplog.text and "SQLAlchemyError" in caplog.text
-    assert await rig.charged() == 1
+    assert await rig.count_charged() == 1

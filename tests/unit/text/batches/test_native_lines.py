@@ -62,9 +62,9 @@ def test_a_line_from_which_tools_would_be_left_out_is_run_by_a_single_call() -> 
 def test_a_model_that_does_not_reason_gets_no_level_of_effort(
     abilities: tuple[str, ...], is_sent: bool
 ) -> None:
-    chosen = new_lines(*abilities).choose(new_batch(), body(output_config={"effort": "low"}))
-    assert chosen is not None
-    assert ("reasoning_effort" in chosen[1].body) is is_sent
+    chosen_line = new_lines(*abilities).choose(new_batch(), body(output_config={"effort": "low"}))
+    assert chosen_line is not None
+    assert ("reasoning_effort" in chosen_line[1].body) is is_sent
 
 
 def test_an_answer_that_the_clients_protocol_cannot_express_is_booked() -> None:
@@ -80,9 +80,9 @@ def test_an_answer_that_the_clients_protocol_cannot_express_is_booked() -> None:
     outcome = RemoteResult(custom_id="x-1", outcome=RemoteOutcome.ANSWERED, body=answer)
     deployment, api = lines.find_deployment("b0", "m0"), lines.get_api("b0")
     assert deployment is not None and api is not None
-    decoded = lines.decode(new_batch(), 1, body(tools=[TOOL]), outcome, deployment, api)
-    assert decoded is not None
-    result, [entry] = decoded
+    decoded_line = lines.decode(new_batch(), 1, body(tools=[TOOL]), outcome, deployment, api)
+    assert decoded_line is not None
+    result, [entry] = decoded_line
     assert result.error_code is not None and entry.error == result.error_code
     assert not entry.complete
     assert (entry.input_tokens, entry.output_tokens) == (1000, 500)

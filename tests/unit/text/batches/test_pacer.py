@@ -4,13 +4,13 @@ from moyin.text.batches.pacer import Pacer
 
 
 async def test_a_few_lines_begin_between_two_pauses() -> None:
-    done: list[str] = []
+    events: list[str] = []
 
     async def sleep(seconds: float) -> None:
-        done.append("pause")
+        events.append("pause")
 
     pacer = Pacer(sleep)
     for _ in range(5):
         await pacer.wait()
-        done.append("line")
-    assert done == ["line", "line", "pause", "line", "line", "pause", "line"]
+        events.append("line")
+    assert events == ["line", "line", "pause", "line", "line", "pause", "line"]

@@ -54,15 +54,15 @@ class FakeCaller:
         self.errors_cost = False
         self.calls_by_number = Counter[int]()
         self.bodies: dict[int, bytes] = {}
-        self.free = asyncio.Event()
-        self.free.set()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     async def call(
         self, endpoint: str, body: bytes, *, number: int, request_id: str, identity: Identity
     ) -> LineOutcome:
         self.calls_by_number[number] += 1
         self.bodies[number] = body
-        await self.free.wait()
+        await self.may_answer.wait()
         entry = UsageEntry(
             request_id=request_id,
             owner=identity.owner,
@@ -77,10 +77,12 @@ class FakeCaller:
         if errors := self.errors.get(number):
             error = errors.pop(0)
             usage = [entry] if self.errors_cost else []
-            failed = LineResult(number=number, http_status=500, body=b"{}", error_code=error.code)
-            return LineOutcome(result=failed, error=error, usage=usage)
-        answered = LineResult(number=number, http_status=200, body=b"{}")
-        return LineOutcome(result=answered, usage=[entry])
+            failed_result = LineResult(
+                number=number, http_status=500, body=b"{}", error_code=error.code
+            )
+            return LineOutcome(result=failed_result, error=error, usage=usage)
+        line_result = LineResult(number=number, http_status=200, body=b"{}")
+        return LineOutcome(result=line_result, usage=[entry])
 
 
 class Rig:
@@ -107,14 +109,14 @@ class Rig:
             get_window=lambda: self.window,
         )
 
-    async def begin(self, count: int) -> None:
+    async def begin_batch(self, count: int) -> None:
         content, lines = b"", []
         for number in range(1, count + 1):
             line = json.dumps({"body": {"number": number}}).encode()
-            added = NewLine(
+            new_line = NewLine(
                 number=number, custom_id=str(number), start=len(content), size=len(line)
             )
-            lines.append(added)
+            lines.append(new_line)
             content += line + b"\n"
         file = StoredFile(
             id="file-1",
@@ -165,7 +167,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 async def test_two_replicas_run_each_line_once(rig: Rig) -> None:
-    await rig.begin(30)
+    await rig.begin_batch(30)
     states = await asyncio.gather(rig.runner.work("batch_1", ADA), rig.other.work("batch_1", ADA))
     assert WorkState.DONE in states
     assert rig.caller.calls_by_number == {number: 1 for number in range(1, 31)}
@@ -175,7 +177,7 @@ async def test_two_replicas_run_each_line_once(rig: Rig) -> None:
 
 
 async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
-    await rig.begin(4)
+    await rig.begin_batch(4)
     rig.caller.errors = {
         1: [Overloaded("x") for _ in range(20)],
         2: [BackendUnavailable("x") for _ in range(4)],
@@ -195,29 +197,29 @@ async def test_errors_that_may_pass_are_tried_again(rig: Rig) -> None:
 
 
 async def test_lines_continue_after_their_submitter_is_gone(rig: Rig) -> None:
-    await rig.begin(10)
-    rig.caller.free.clear()
-    working = asyncio.create_task(rig.runner.work("batch_1", ADA))
+    await rig.begin_batch(10)
+    rig.caller.may_answer.clear()
+    working_task = asyncio.create_task(rig.runner.work("batch_1", ADA))
     await eventually(lambda: rig.caller.calls_by_number.total() == 4)
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
+    working_task.cancel()
+    await asyncio.gather(working_task, return_exceptions=True)
     # They count as running for all replicas, and the window of this one is full.
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     assert rig.caller.calls_by_number.total() == 4
-    rig.caller.free.set()
+    rig.caller.may_answer.set()
     assert await rig.other.work("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 10
     assert (await rig.show()).completed == 10
 
 
 async def test_other_replicas_run_lines_that_a_stopped_replica_released(rig: Rig) -> None:
-    await rig.begin(4)
-    rig.caller.free.clear()
+    await rig.begin_batch(4)
+    rig.caller.may_answer.clear()
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.runner.close()
     with pytest.raises(ServiceUnavailable):
         await rig.runner.work("batch_1", ADA)
-    rig.caller.free.set()
+    rig.caller.may_answer.set()
     assert await rig.other.work("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number == {number: 2 for number in range(1, 5)}
     assert await rig.count_charged() == {f"batch_1-{n}": 1 for n in range(1, 5)}
@@ -227,7 +229,7 @@ async def test_cancelled_lines_stop_waiting_for_another_try(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "_MAX_PAUSE_SECONDS", 60.0)
-    await rig.begin(10)
+    await rig.begin_batch(10)
     rig.caller.errors = {n: [Overloaded("x", retry_after=60)] for n in range(1, 11)}
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.batches.cancel("ada", "batch_1")
@@ -239,7 +241,7 @@ async def test_cancelled_lines_stop_waiting_for_another_try(
 
 
 async def test_only_the_batchs_tenant_is_worked_for(rig: Rig) -> None:
-    await rig.begin(1)
+    await rig.begin_batch(1)
     with pytest.raises(BatchNotFound):
         await rig.runner.work("batch_1", Identity(owner="bob", key_id="k"))
 
@@ -247,23 +249,23 @@ async def test_only_the_batchs_tenant_is_worked_for(rig: Rig) -> None:
 async def test_results_wait_while_the_database_is_away(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await rig.begin(2)
-    finish, outages = rig.lines.finish, [1, 2]
+    await rig.begin_batch(2)
+    original_finish, outages = rig.lines.finish, [1, 2]
 
-    async def failing(finished: list[FinishedLine]) -> list[FinishedLine]:
+    async def fail_then_finish(finished: list[FinishedLine]) -> list[FinishedLine]:
         if outages:
             outages.pop()
             raise OperationalError("away", None, Exception())
-        return await finish(finished)
+        return await original_finish(finished)
 
-    monkeypatch.setattr(rig.lines, "finish", failing)
+    monkeypatch.setattr(rig.lines, "finish", fail_then_finish)
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number.total() == 2 and (await rig.show()).completed == 2
 
 
 @pytest.mark.parametrize("is_over", [False, True])
 async def test_lines_of_a_claim_that_was_cancelled_are_not_lost(rig: Rig, is_over: bool) -> None:
-    await rig.begin(4)
+    await rig.begin_batch(4)
     await rig.lines.renew_runner(rig.runner.id, 60)
     # The claim is committed, but its caller is gone.
     assert len(await rig.lines.claim("batch_1", rig.runner.id, 2)) == 2
@@ -277,7 +279,7 @@ async def test_lines_of_a_claim_that_was_cancelled_are_not_lost(rig: Rig, is_ove
 async def test_lines_whose_release_failed_run_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await rig.begin(2)
+    await rig.begin_batch(2)
     call = rig.caller.call
 
     async def failing(*args: Any, **options: Any) -> LineOutcome:
@@ -296,7 +298,7 @@ async def test_lines_whose_release_failed_run_again(
 
 
 async def test_a_line_is_not_paid_for_twice_when_an_error_follows_its_answer(rig: Rig) -> None:
-    await rig.begin(1)
+    await rig.begin_batch(1)
     rig.caller.errors, rig.caller.errors_cost = {1: [ServiceUnavailable("x")]}, True
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
     assert rig.caller.calls_by_number == {1: 1} and (await rig.show()).failed == 1
@@ -308,27 +310,27 @@ async def test_a_failed_renewal_of_the_lease_is_tried_again_soon(
 ) -> None:
     monkeypatch.setattr(runner_module, "_RENEW_SECONDS", 3600.0)
     monkeypatch.setattr(runner_module, "_RETRY_SECONDS", 0.0)
-    await rig.begin(1)
-    renew, renewed, outages = rig.lines.renew_runner, asyncio.Event(), [1, 2]
+    await rig.begin_batch(1)
+    original_renew, was_renewed, outages = rig.lines.renew_runner, asyncio.Event(), [1, 2]
 
     async def failing(runner: str, seconds: float) -> None:
         if outages:
             outages.pop()
             raise OperationalError("away", None, Exception())
-        await renew(runner, seconds)
-        renewed.set()
+        await original_renew(runner, seconds)
+        was_renewed.set()
 
     monkeypatch.setattr(rig.lines, "renew_runner", failing)
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
     async with asyncio.timeout(30):
-        await renewed.wait()
+        await was_renewed.wait()
 
 
 async def test_a_replica_does_not_claim_its_running_lines_when_its_lease_has_ended(
     rig: Rig,
 ) -> None:
-    await rig.begin(4)
-    rig.caller.free.clear()
+    await rig.begin_batch(4)
+    rig.caller.may_answer.clear()
     assert await rig.runner.work("batch_1", ADA, 0.1) is WorkState.MORE
     await rig.lines.renew_runner(rig.runner.id, -1)
     rig.window = 8
@@ -342,23 +344,23 @@ async def test_large_results_are_written_one_by_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(result_writer, "_GROUP_BYTES", 3)
-    await rig.begin(4)
-    finish, groups = rig.lines.finish, list[int]()
+    await rig.begin_batch(4)
+    original_finish, group_sizes = rig.lines.finish, list[int]()
 
-    async def counting(finished: list[FinishedLine]) -> list[FinishedLine]:
-        groups.append(len(finished))
-        return await finish(finished)
+    async def finish_and_count(finished: list[FinishedLine]) -> list[FinishedLine]:
+        group_sizes.append(len(finished))
+        return await original_finish(finished)
 
-    monkeypatch.setattr(rig.lines, "finish", counting)
+    monkeypatch.setattr(rig.lines, "finish", finish_and_count)
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
-    assert groups == [1, 1, 1, 1]
+    assert group_sizes == [1, 1, 1, 1]
 
 
 async def test_a_line_may_wait_for_its_limit_through_very_many_tries(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(runner_module, "_MAX_PAUSE_SECONDS", 0.0)
-    await rig.begin(1)
+    await rig.begin_batch(1)
     rig.caller.errors = {1: [Overloaded("x") for _ in range(1100)]}
     assert await rig.runner.work("batch_1", ADA) is WorkState.DONE
     assert (await rig.show()).completed == 1
@@ -368,24 +370,24 @@ async def test_a_line_may_wait_for_its_limit_through_very_many_tries(
 async def test_no_line_begins_while_the_replica_stops(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await rig.begin(4)
-    claim, claimed, proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
+    await rig.begin_batch(4)
+    original_claim, has_claimed, may_proceed = rig.lines.claim, asyncio.Event(), asyncio.Event()
 
-    async def slow(*args: Any, **options: Any) -> list[BatchLine]:
-        result = await claim(*args, **options)
-        claimed.set()
-        await proceed.wait()
+    async def claim_slowly(*args: Any, **options: Any) -> list[BatchLine]:
+        result = await original_claim(*args, **options)
+        has_claimed.set()
+        await may_proceed.wait()
         return result
 
-    monkeypatch.setattr(rig.lines, "claim", slow)
+    monkeypatch.setattr(rig.lines, "claim", claim_slowly)
     monkeypatch.setattr(runner_module, "_CLOSE_SECONDS", 30.0)
-    working = asyncio.create_task(rig.runner.work("batch_1", ADA))
-    await claimed.wait()
-    closing = asyncio.create_task(rig.runner.close())
+    working_task = asyncio.create_task(rig.runner.work("batch_1", ADA))
+    await has_claimed.wait()
+    closing_task = asyncio.create_task(rig.runner.close())
     await asyncio.sleep(0)
-    proceed.set()
-    await closing
+    may_proceed.set()
+    await closing_task
     with pytest.raises(ServiceUnavailable, match="stopping"):
-        await working
+        await working_task
     assert not rig.caller.calls_by_number
     assert (await rig.lines.count("batch_1")).running == 0

@@ -25,7 +25,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
-from tests.unit.text.routing.test_request_quality import known
+from tests.unit.text.routing.test_request_quality import rated_deployment
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
@@ -39,14 +39,14 @@ class FakeBudget:
     def __init__(self) -> None:
         self.left = Decimal(1_000)
         self.reserved: list[Decimal] = []
-        self.booked = Decimal(0)
+        self.booked_usd = Decimal(0)
         self.released = 0
         self.is_unavailable = False
 
     async def read_spent_usd(self) -> Decimal:
         if self.is_unavailable:
             raise ServiceUnavailable("Valkey is away")
-        return self.booked
+        return self.booked_usd
 
     def create_admission(self, rules: JudgeRules) -> FakeBudget:
         return self
@@ -57,7 +57,7 @@ class FakeBudget:
         self.reserved.append(usd)
 
     def record(self, usd: Decimal, tokens: int) -> None:
-        self.booked += usd
+        self.booked_usd += usd
 
     def release(self) -> None:
         self.released += 1
@@ -69,10 +69,10 @@ class InMemoryComparisons:
     def __init__(self) -> None:
         self.stored: dict[str, bytes] = {}
         self.second_answers: dict[str, str] = {}
-        self.room = True
+        self.has_room = True
 
     async def has_capacity(self, owner: str) -> bool:
-        return self.room
+        return self.has_room
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
         if comparison_id in self.stored:
@@ -83,8 +83,8 @@ class InMemoryComparisons:
     async def get(self, comparison_id: str) -> StoredComparison | None:
         if comparison_id not in self.stored:
             return None
-        second = self.second_answers.get(comparison_id)
-        return StoredComparison(comparison=self.stored[comparison_id], second=second)
+        second_answer = self.second_answers.get(comparison_id)
+        return StoredComparison(comparison=self.stored[comparison_id], second=second_answer)
 
     async def add_second_answer(self, comparison_id: str, text: str) -> None:
         self.second_answers[comparison_id] = text
@@ -107,15 +107,15 @@ class SignalLog:
 
 class Queue:
     def __init__(self) -> None:
-        self.started: list[str] = []
+        self.started_ids: list[str] = []
         self.is_unavailable = False
 
     async def start(self, comparison_id: str, owner: str) -> bool:
         if self.is_unavailable:
             raise ServiceUnavailable("Temporal is away")
-        if comparison_id in self.started:
+        if comparison_id in self.started_ids:
             return False
-        self.started.append(comparison_id)
+        self.started_ids.append(comparison_id)
         return True
 
 
@@ -137,9 +137,9 @@ class JudgeRig:
             OPUS: FakeBackend(make_text_response(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         deployments = (
-            known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
-            known(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
-            known(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
+            rated_deployment(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
+            rated_deployment(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
+            rated_deployment(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
         )
         runtimes = {
             backend: runtime(backend, self.backends[model])
@@ -151,7 +151,7 @@ class JudgeRig:
         # Opus only judges here.
         aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
         self.policies = {JUDGE_OWNER: UNRESTRICTED, **fleet.pop("policies", {})}
-        self.ledger, self.counted = RecordedLedger(), list[Outcome]()
+        self.ledger, self.counted_outcomes = RecordedLedger(), list[Outcome]()
         self.estimator = Estimator()
         self.router = Router(
             Fleet(
@@ -170,9 +170,11 @@ class JudgeRig:
             SignalLog(),
             Queue(),
         )
-        count = self.counted.append
-        self.draws: list[float] = []
-        self.sampler = AnswerSampler(count, draw=lambda: self.draws.pop(0) if self.draws else 0.0)
+        count = self.counted_outcomes.append
+        self.random_numbers: list[float] = []
+        self.sampler = AnswerSampler(
+            count, draw=lambda: self.random_numbers.pop(0) if self.random_numbers else 0.0
+        )
         parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
         self.starter = ComparisonStarter(
             self.sampler,
@@ -208,20 +210,24 @@ class JudgeRig:
                 pass
         return answer
 
-    async def begin(self) -> Outcome:
+    async def start_comparison(self) -> Outcome:
         """Start the comparison of the latest sampled answer, and return the outcome so far."""
         return await self.starter.start(self.sampler.samples.get_nowait())
 
-    async def sampled(self, *args: Any, **kwargs: Any) -> Outcome:
+    async def ask_and_start(self, *args: Any, **kwargs: Any) -> Outcome:
         """Send a request, and start the comparison of its answer.
 
         Returns:
             The comparison's outcome, or why the answer was not sampled.
         """
         await self.ask(*args, **kwargs)
-        return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
+        return (
+            self.counted_outcomes.pop()
+            if self.sampler.samples.empty()
+            else await self.start_comparison()
+        )
 
-    async def started(self, **kwargs: Any) -> str:
+    async def start_and_get_id(self, **kwargs: Any) -> str:
         """Start a comparison, and return its id."""
-        assert await self.sampled(**kwargs) is Outcome.STARTED
-        return self.queue.started[-1]
+        assert await self.ask_and_start(**kwargs) is Outcome.STARTED
+        return self.queue.started_ids[-1]

@@ -25,13 +25,13 @@ BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 def set_answer_order(rig: JudgeRig, name: str, swapped: bool) -> None:
     """Set the random order in which the judge sees the answers."""
-    one = decode(Comparison, rig.store.stored[name])
-    rig.store.stored[name] = encode(replace(one, swapped=swapped))
+    comparison = decode(Comparison, rig.store.stored[name])
+    rig.store.stored[name] = encode(replace(comparison, swapped=swapped))
 
 
 async def test_comparison_gives_one_signal_per_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     set_answer_order(rig, name, True)
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     verdict = await rig.judge.fetch_verdict(name)
@@ -53,7 +53,7 @@ async def test_comparison_gives_one_signal_per_model() -> None:
 
 async def test_the_judge_sees_both_answers_and_no_name() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     set_answer_order(rig, name, False)
     await rig.judge.fetch_second_answer(name)
     await rig.judge.fetch_verdict(name)
@@ -67,20 +67,20 @@ async def test_the_judge_sees_both_answers_and_no_name() -> None:
 
 async def test_the_operator_pays_and_not_the_tenant() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     tenant = [item.owner for item in rig.ledger]
     await rig.judge.fetch_second_answer(name)
     await rig.judge.fetch_verdict(name)
     assert tenant == ["ada"]
-    booked = rig.ledger[1:]
-    assert [(item.owner, item.model) for item in booked] == [
+    booked_entries = rig.ledger[1:]
+    assert [(item.owner, item.model) for item in booked_entries] == [
         (JUDGE_OWNER, HAIKU),
         (JUDGE_OWNER, OPUS),
     ]
-    assert rig.budget.booked == sum((item.cost_usd for item in booked), Decimal(0)) > 0
+    assert rig.budget.booked_usd == sum((item.cost_usd for item in booked_entries), Decimal(0)) > 0
     item = decode(Comparison, rig.store.stored[name])
     # Each call sets its worst case aside, no more than was foreseen, and gives the rest back.
-    assert rig.budget.booked < sum(rig.budget.reserved) <= item.most_usd
+    assert rig.budget.booked_usd < sum(rig.budget.reserved) <= item.most_usd
     assert rig.budget.released == 2
 
 
@@ -88,7 +88,7 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
     rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, model="bench"), aliases={
         "bench": Alias(models=(OPUS,))
     })  # fmt: skip
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     await rig.judge.fetch_second_answer(name)
     await rig.judge.fetch_verdict(name)
     assert rig.sampler.samples.empty()
@@ -97,7 +97,7 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
 
 async def test_stored_second_answer_is_not_requested_again() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     assert len(rig.backends[HAIKU].requests) == 1
@@ -106,7 +106,7 @@ async def test_stored_second_answer_is_not_requested_again() -> None:
 @pytest.mark.parametrize("text", ["The first.", "", '{"first": 9}'])
 async def test_unparsable_verdict_teaches_nothing(text: str) -> None:
     rig = JudgeRig(text)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     await rig.judge.fetch_second_answer(name)
     assert await rig.judge.fetch_verdict(name) is Outcome.UNPARSABLE
     assert rig.signals.rows == {}
@@ -114,15 +114,15 @@ async def test_unparsable_verdict_teaches_nothing(text: str) -> None:
 
 async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
     rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, max_answer_tokens=20))
-    cut = replace(make_text_response("once upon a"), stop=StopReason.MAX_TOKENS)
-    rig.backends[HAIKU].answer = cut
-    name = await rig.started()
+    cut_answer = replace(make_text_response("once upon a"), stop=StopReason.MAX_TOKENS)
+    rig.backends[HAIKU].answer = cut_answer
+    name = await rig.start_and_get_id()
     assert await rig.judge.fetch_second_answer(name) is Outcome.TRUNCATED
     (parsed,) = rig.backends[HAIKU].requests
     assert isinstance(parsed, ChatRequest) and parsed.max_tokens == 20
     # Under the client's own limit both were cut alike.
-    limited = await rig.started(request_id="r2", max_tokens=10)
-    assert await rig.judge.fetch_second_answer(limited) is Outcome.ANSWERED
+    limited_name = await rig.start_and_get_id(request_id="r2", max_tokens=10)
+    assert await rig.judge.fetch_second_answer(limited_name) is Outcome.ANSWERED
 
 
 async def test_missing_comparison_ends_quietly() -> None:
@@ -134,7 +134,7 @@ async def test_missing_comparison_ends_quietly() -> None:
 
 async def test_comparison_in_another_format_is_gone() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     rig.store.stored[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
     assert await rig.judge.fetch_second_answer(name) is Outcome.EXPIRED
     rig.store.second_answers[name] = "an answer"
@@ -156,7 +156,7 @@ async def test_tightened_policy_applies_to_running_comparisons(
     policy: TenantPolicy, outcome: Outcome
 ) -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     policies = {**rig.policies, "ada": policy}
     rig.router.fleet = replace(rig.router.fleet, policies=policies)
     assert await rig.judge.fetch_second_answer(name) is outcome
@@ -167,7 +167,7 @@ async def test_tightened_policy_applies_to_running_comparisons(
 
 async def test_no_calls_while_the_judge_is_off() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     rig.judge.rules = None
     assert await rig.judge.fetch_second_answer(name) is Outcome.DISABLED
     assert rig.backends[HAIKU].requests == []
@@ -175,7 +175,7 @@ async def test_no_calls_while_the_judge_is_off() -> None:
 
 async def test_no_calls_without_budget() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     rig.budget.left = Decimal(0)
     assert await rig.judge.fetch_second_answer(name) is Outcome.BUDGET
     assert rig.backends[HAIKU].requests == []
@@ -183,7 +183,7 @@ async def test_no_calls_without_budget() -> None:
 
 async def test_tenants_have_priority_over_the_judge() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
     assert slots.try_acquire("ada")
     with pytest.raises(Overloaded) as exc_info:
@@ -199,7 +199,7 @@ async def test_tenants_have_priority_over_the_judge() -> None:
 )
 async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None) -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     rig.backends[HAIKU].error = error
     if outcome is None:
         with pytest.raises(BackendUnavailable):
@@ -215,10 +215,10 @@ async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None)
 async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
     """The comparison fails at once; retries would be charged every five minutes for six hours."""
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
-    for place, model in (("haiku", HAIKU), ("opus", OPUS)):
+    name = await rig.start_and_get_id()
+    for backend_name, model in (("haiku", HAIKU), ("opus", OPUS)):
         rig.backends[model].raw = raw
-        rig.runtimes[place].pass_through = rig.backends[model]
+        rig.runtimes[backend_name].pass_through = rig.backends[model]
     assert await rig.judge.fetch_second_answer(name) is Outcome.FAILED
     rig.store.second_answers[name] = "an answer"
     assert await rig.judge.fetch_verdict(name) is Outcome.FAILED
@@ -227,7 +227,7 @@ async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
 async def test_timed_out_call_is_not_repeated() -> None:
     """The comparison fails at once, because providers also charge for calls that timed out."""
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     rig.backends[HAIKU].error = BackendTimeout("too slow")
     assert await rig.judge.fetch_second_answer(name) is Outcome.FAILED
 
@@ -240,14 +240,14 @@ async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
     rig = JudgeRig(BETTER_FIRST)
     slots = rig.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
     assert slots.try_acquire("ada")
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     assert slots.try_acquire("ada")
 
 
 async def test_changed_judge_does_not_evaluate_its_own_answer() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    name = await rig.started()
+    name = await rig.start_and_get_id()
     await rig.judge.fetch_second_answer(name)
     rig.judge.rules = replace(RULES, model=HAIKU)
     assert await rig.judge.fetch_verdict(name) is Outcome.NO_SECOND_MODEL

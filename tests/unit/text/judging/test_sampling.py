@@ -33,7 +33,7 @@ def comparison(rig: JudgeRig, comparison_id: str) -> Comparison:
 
 async def test_a_share_is_sampled() -> None:
     rig = JudgeRig(rules=replace(RULES, share=0.25))
-    rig.draws = [0.0, 0.2499, 0.25, 0.9]
+    rig.random_numbers = [0.0, 0.2499, 0.25, 0.9]
     for number in range(4):
         await rig.ask(request_id=f"r{number}")
     samples = rig.sampler.samples
@@ -45,23 +45,27 @@ async def test_nothing_is_sampled_without_rules() -> None:
     rig = JudgeRig()
     rig.sampler.rules = None
     await rig.ask()
-    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
+    assert (rig.sampler.samples.qsize(), rig.counted_outcomes) == (0, [])
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
     rig = JudgeRig()
-    most = None if isinstance(codec, OllamaChatCodec) else 50
-    name = await rig.started(codec=codec, stream=stream, max_tokens=most)
-    one = comparison(rig, name)
-    assert (one.model, one.second, one.answer) == (SMALL, HAIKU, "mine")
-    assert one.conversation == "USER:\nWrite merge sort in Go"
-    assert one.request["model"] == HAIKU
-    assert one.places == ("cloud", "on-premises")
-    assert 0 < one.p_good < one.second_p_good < 1
-    assert one.most_usd > 0
-    assert "merge" not in str(one.question)
+    max_tokens = None if isinstance(codec, OllamaChatCodec) else 50
+    name = await rig.start_and_get_id(codec=codec, stream=stream, max_tokens=max_tokens)
+    sampled_comparison = comparison(rig, name)
+    assert (sampled_comparison.model, sampled_comparison.second, sampled_comparison.answer) == (
+        SMALL,
+        HAIKU,
+        "mine",
+    )
+    assert sampled_comparison.conversation == "USER:\nWrite merge sort in Go"
+    assert sampled_comparison.request["model"] == HAIKU
+    assert sampled_comparison.places == ("cloud", "on-premises")
+    assert 0 < sampled_comparison.p_good < sampled_comparison.second_p_good < 1
+    assert sampled_comparison.most_usd > 0
+    assert "merge" not in str(sampled_comparison.question)
 
 
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
@@ -76,14 +80,14 @@ async def test_stream_that_was_held_back_is_judged(codec: Any) -> None:
         "ollama": {"format": "json", "max_tokens": None},
     }
     requested_schema = schemas[codec.api_format.value]
-    name = await rig.started(codec=codec, stream=True, **requested_schema)
+    name = await rig.start_and_get_id(codec=codec, stream=True, **requested_schema)
     assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
 
 
 async def test_sampling_does_not_change_the_answer() -> None:
-    rig, plain = JudgeRig(), JudgeRig()
-    plain.router.sampler = None
-    answers = [await answer.ask() for answer in (rig, plain)]
+    rig, unsampled_rig = JudgeRig(), JudgeRig()
+    unsampled_rig.router.sampler = None
+    answers = [await answer.ask() for answer in (rig, unsampled_rig)]
     texts = [from_json(answer.body)["choices"][0]["message"]["content"] for answer in answers]
     assert texts == ["mine", "mine"]
     assert answers[0].headers == answers[1].headers
@@ -108,14 +112,14 @@ async def test_more_than_the_queue_holds_is_dropped_and_counted() -> None:
     for number in range(70):
         await rig.ask(request_id=f"r{number}")
     assert rig.sampler.samples.qsize() == 64
-    assert rig.counted == [Outcome.DROPPED] * 6
+    assert rig.counted_outcomes == [Outcome.DROPPED] * 6
 
 
 async def test_nothing_is_sampled_where_quality_is_not_weighed() -> None:
     rig = JudgeRig()
     await rig.ask(model=SMALL)
     await rig.ask(None, (b"x-moyin-usd-per-bad-answer", b"0"))
-    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
+    assert (rig.sampler.samples.qsize(), rig.counted_outcomes) == (0, [])
 
 
 async def test_embeddings_are_never_sampled() -> None:
@@ -129,7 +133,7 @@ async def test_embeddings_are_never_sampled() -> None:
     call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
     context = RoutingContext(request_id="r", owner="ada", headers=())
     await rig.router.answer(OpenAIEmbeddingsCodec(), call, context)
-    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
+    assert (rig.sampler.samples.qsize(), rig.counted_outcomes) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ async def test_unsuitable_requests_are_not_sampled(changes: dict[str, Any]) -> N
     rig.runtimes["local"].pass_through = rig.backends[SMALL]
     await rig.ask(**changes)
     assert rig.sampler.samples.empty()
-    assert rig.counted == [Outcome.UNSUITABLE]
+    assert rig.counted_outcomes == [Outcome.UNSUITABLE]
 
 
 @pytest.mark.parametrize("modalities", [5, True, "audio"])
@@ -166,14 +170,14 @@ async def test_invalid_unvalidated_member_does_not_fail_the_answer(modalities: A
 async def test_a_long_answer_is_not_sampled() -> None:
     rig = JudgeRig(rules=replace(RULES, max_answer_tokens=3))
     rig.backends[SMALL].answer = make_text_response("one two three four")
-    assert await rig.sampled() is Outcome.UNSUITABLE
+    assert await rig.ask_and_start() is Outcome.UNSUITABLE
 
 
 async def test_tenant_can_opt_out() -> None:
     rig = JudgeRig(policies={"ada": TenantPolicy(is_judged=False)})
-    assert await rig.sampled(owner="ada") is Outcome.OPTED_OUT
-    assert await rig.sampled(owner="bob") is Outcome.STARTED
-    assert comparison(rig, rig.queue.started[-1]).owner == "bob"
+    assert await rig.ask_and_start(owner="ada") is Outcome.OPTED_OUT
+    assert await rig.ask_and_start(owner="bob") is Outcome.STARTED
+    assert comparison(rig, rig.queue.started_ids[-1]).owner == "bob"
 
 
 HOME = frozenset({"on-premises"})
@@ -194,130 +198,138 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
     rig = JudgeRig(**fleet)
     # A second local model, so that quality has something to weigh within the house.
     deployments = rig.router.fleet.catalog.deployments
-    twin = replace(deployments[1], residency="on-premises")
-    catalog = replace(rig.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    twin_deployment = replace(deployments[1], residency="on-premises")
+    catalog = replace(
+        rig.router.fleet.catalog, deployments=(deployments[0], twin_deployment, deployments[2])
+    )
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
-    assert await rig.sampled(None, *headers, model=model) is Outcome.RESIDENCY
+    assert await rig.ask_and_start(None, *headers, model=model) is Outcome.RESIDENCY
     assert rig.store.stored == {}
-    assert rig.queue.started == []
+    assert rig.queue.started_ids == []
 
 
 async def test_residency_rules_can_prevent_the_comparison() -> None:
     """There is no comparison, although the judge's own model may process the data."""
     rig = JudgeRig(rules=replace(RULES, second=HAIKU))
     deployments = rig.router.fleet.catalog.deployments
-    moved = (
+    moved_catalog = (
         deployments[0],
         replace(deployments[1], residency="eu"),
         replace(deployments[2], residency="on-premises"),
     )
-    catalog = replace(rig.router.fleet.catalog, deployments=moved)
+    catalog = replace(rig.router.fleet.catalog, deployments=moved_catalog)
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
     header = (b"x-moyin-residency", b"on-premises")
-    assert await rig.sampled(None, header, model="any") is Outcome.RESIDENCY
+    assert await rig.ask_and_start(None, header, model="any") is Outcome.RESIDENCY
 
 
 async def test_removed_alias_prevents_the_comparison() -> None:
     """The alias had residency rules that are now unknown, so the data must not be sent on."""
     rig = JudgeRig(aliases={"home": Alias(residency=("on-premises",))})
     deployments = rig.router.fleet.catalog.deployments
-    twin = replace(deployments[1], residency="on-premises")
-    catalog = replace(rig.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    twin_deployment = replace(deployments[1], residency="on-premises")
+    catalog = replace(
+        rig.router.fleet.catalog, deployments=(deployments[0], twin_deployment, deployments[2])
+    )
     rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
     await rig.ask(model="home")
-    bare = replace(catalog, aliases={})
-    rig.router.fleet = replace(rig.router.fleet, catalog=bare, policies=rig.policies)
-    assert await rig.begin() is Outcome.UNSUITABLE
+    catalog_without_aliases = replace(catalog, aliases={})
+    rig.router.fleet = replace(
+        rig.router.fleet, catalog=catalog_without_aliases, policies=rig.policies
+    )
+    assert await rig.start_comparison() is Outcome.UNSUITABLE
     assert rig.store.stored == {}
 
 
 async def test_the_second_model_is_the_next_better_else_the_next_cheaper() -> None:
     rig = JudgeRig()
-    assert comparison(rig, await rig.started()).second == HAIKU
+    assert comparison(rig, await rig.start_and_get_id()).second == HAIKU
     # Haiku answers now, and nothing but the judge's own model is better.
     fleet = replace(rig.router.fleet, usd_per_bad_answer=1.0)
     rig.router.fleet = fleet
-    assert comparison(rig, await rig.started(request_id="r2")).model == HAIKU
-    assert comparison(rig, rig.queue.started[-1]).second == SMALL
+    assert comparison(rig, await rig.start_and_get_id(request_id="r2")).model == HAIKU
+    assert comparison(rig, rig.queue.started_ids[-1]).second == SMALL
 
 
 async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
     aliases = {"lone": Alias(models=(SMALL, OPUS))}
     rig = JudgeRig(rules=replace(RULES, second=HAIKU), aliases=aliases)
-    assert comparison(rig, await rig.started(model="lone")).second == HAIKU
-    without = JudgeRig(aliases=aliases)
-    assert await without.sampled(model="lone") is Outcome.NO_SECOND_MODEL
+    assert comparison(rig, await rig.start_and_get_id(model="lone")).second == HAIKU
+    rig_with_aliases = JudgeRig(aliases=aliases)
+    assert await rig_with_aliases.ask_and_start(model="lone") is Outcome.NO_SECOND_MODEL
 
 
 async def test_judge_never_evaluates_its_own_answer() -> None:
     rig = JudgeRig(rules=replace(RULES, model=SMALL))
-    assert await rig.sampled() is Outcome.NO_SECOND_MODEL
+    assert await rig.ask_and_start() is Outcome.NO_SECOND_MODEL
 
 
 async def test_the_same_request_id_is_compared_once() -> None:
     rig = JudgeRig()
-    assert await rig.sampled() is Outcome.STARTED
-    assert await rig.sampled() is Outcome.REPEATED
-    (name,) = rig.queue.started
+    assert await rig.ask_and_start() is Outcome.STARTED
+    assert await rig.ask_and_start() is Outcome.REPEATED
+    (name,) = rig.queue.started_ids
     assert name == derive_comparison_id("ada", "r1")
     assert derive_comparison_id("ad", "ar1") != name
     # The job has ended, and its id is known to the queue.
     await rig.store.remove(name)
-    assert await rig.sampled() is Outcome.REPEATED
+    assert await rig.ask_and_start() is Outcome.REPEATED
     assert rig.store.stored == {}
 
 
 async def test_order_of_the_answers_is_random() -> None:
     rig = JudgeRig()
-    swapped = Counter[bool]()
+    swapped_counts = Counter[bool]()
     for number in range(200):
-        swapped[comparison(rig, await rig.started(request_id=f"r{number}")).swapped] += 1
+        swapped_counts[
+            comparison(rig, await rig.start_and_get_id(request_id=f"r{number}")).swapped
+        ] += 1
     # Fewer than 60 or more than 140 of 200 by chance: once in 100 million.
-    assert min(swapped.values()) > 60
+    assert min(swapped_counts.values()) > 60
 
 
-@pytest.mark.parametrize("away", ["valkey", "temporal", "room"])
-async def test_outages_drop_samples_and_store_no_prompt(away: str) -> None:
+@pytest.mark.parametrize("unavailable_part", ["valkey", "temporal", "room"])
+async def test_outages_drop_samples_and_store_no_prompt(unavailable_part: str) -> None:
     rig = JudgeRig()
-    rig.budget.is_unavailable = away == "valkey"
-    rig.queue.is_unavailable = away == "temporal"
-    rig.store.room = away != "room"
-    expected = Outcome.DROPPED if away == "room" else Outcome.UNAVAILABLE
-    assert await rig.sampled() is expected
+    rig.budget.is_unavailable = unavailable_part == "valkey"
+    rig.queue.is_unavailable = unavailable_part == "temporal"
+    rig.store.has_room = unavailable_part != "room"
+    expected = Outcome.DROPPED if unavailable_part == "room" else Outcome.UNAVAILABLE
+    assert await rig.ask_and_start() is expected
     assert rig.store.stored == {}
 
 
 async def test_above_the_budget_no_job_is_started() -> None:
     rig = JudgeRig(rules=replace(RULES, usd_per_month=Decimal("0.5")))
-    rig.budget.booked = Decimal("0.499")
-    assert await rig.sampled() is Outcome.BUDGET
-    rig.budget.booked = Decimal(0)
-    assert await rig.sampled() is Outcome.STARTED
+    rig.budget.booked_usd = Decimal("0.499")
+    assert await rig.ask_and_start() is Outcome.BUDGET
+    rig.budget.booked_usd = Decimal(0)
+    assert await rig.ask_and_start() is Outcome.STARTED
 
 
 async def test_frozen_tenant_causes_no_judge_calls() -> None:
     rig = JudgeRig()
     rig.estimator.freeze("ada")
-    assert await rig.sampled() is Outcome.FROZEN
+    assert await rig.ask_and_start() is Outcome.FROZEN
 
 
 async def test_cached_answers_are_sampled_once() -> None:
-    kept: dict[str, CachedResponse] = {}
+    cached_responses: dict[str, CachedResponse] = {}
 
     class Cache:
         async def get(self, owner: str, digest: str) -> CachedResponse | None:
-            return kept.get(digest)
+            return cached_responses.get(digest)
 
         async def put(self, owner: str, digest: str, response: CachedResponse, **_: Any) -> None:
-            kept[digest] = response
+            cached_responses[digest] = response
 
-    caching = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
-    rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
+    caching_policy = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
+    rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching_policy)})
     rig.router._answer_cache = AnswerCache(Cache())
     await rig.ask(model="faq")
     await asyncio.sleep(0)
     await rig.ask(model="faq")
-    assert len(kept) == 1
+    assert len(cached_responses) == 1
     assert rig.sampler.samples.qsize() == 1
 
 
@@ -325,13 +337,13 @@ async def test_comparison_starter_survives_a_failing_sample() -> None:
     rig = JudgeRig()
     await rig.ask()
     await rig.ask(request_id="r2")
-    broken = rig.sampler.samples.get_nowait()
-    broken.candidates = ()
-    rig.sampler.samples.put_nowait(broken)
-    running = asyncio.create_task(rig.starter.run())
+    broken_sample = rig.sampler.samples.get_nowait()
+    broken_sample.candidates = ()
+    rig.sampler.samples.put_nowait(broken_sample)
+    starter_task = asyncio.create_task(rig.starter.run())
     async with asyncio.timeout(5):
-        while len(rig.counted) < 2:  # noqa: ASYNC110
+        while len(rig.counted_outcomes) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    assert rig.counted == [Outcome.STARTED, Outcome.FAILED]
+    starter_task.cancel()
+    await asyncio.gather(starter_task, return_exceptions=True)
+    assert rig.counted_outcomes == [Outcome.STARTED, Outcome.FAILED]

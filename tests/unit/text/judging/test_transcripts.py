@@ -43,19 +43,22 @@ def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     call = codec.parse(body_for(codec, stream=True))
     writer = call.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
-    read = decode_stream(codec, stream)
-    assert (format_answer(read), read.stop) == ("some words in a row", StopReason.END)
-    whole = codec.read_response(from_json(call.encode_response(answer)))
-    assert format_answer(whole) == format_answer(read)
+    streamed_answer = decode_stream(codec, stream)
+    assert (format_answer(streamed_answer), streamed_answer.stop) == (
+        "some words in a row",
+        StopReason.END,
+    )
+    whole_answer = codec.read_response(from_json(call.encode_response(answer)))
+    assert format_answer(whole_answer) == format_answer(streamed_answer)
 
 
 @pytest.mark.parametrize("codec", CODECS[:3], ids=lambda one: type(one).__name__)
 def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> None:
-    plain = make_text_response("look")
+    plain_answer = make_text_response("look")
     use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
-    parts = (Thinking(text="hidden"), *plain.parts, use)
-    fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
-    answer = type(plain)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
+    parts = (Thinking(text="hidden"), *plain_answer.parts, use)
+    fields = {name: getattr(plain_answer, name) for name in type(plain_answer).__dataclass_fields__}
+    answer = type(plain_answer)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
     call = codec.parse(body_for(codec, stream=True))
     writer = call.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
@@ -101,5 +104,5 @@ def test_pictures_are_rejected() -> None:
 def test_text_parts_are_joined() -> None:
     answer = make_text_response("a")
     fields = {name: getattr(answer, name) for name in type(answer).__dataclass_fields__}
-    two = type(answer)(**{**fields, "parts": (Text(text="a"), Text(text="b"))})
-    assert format_answer(two) == "ab"
+    answer_of_two_parts = type(answer)(**{**fields, "parts": (Text(text="a"), Text(text="b"))})
+    assert format_answer(answer_of_two_parts) == "ab"

@@ -16,10 +16,10 @@ def text_of(swapped: bool) -> str:
 
 
 def test_judge_request_follows_the_order_and_names_no_model() -> None:
-    plain, swapped = text_of(False), text_of(True)
-    assert plain.index("GIVEN") < plain.index("OTHER")
-    assert swapped.index("OTHER") < swapped.index("GIVEN")
-    for text in (plain, swapped):
+    unswapped_text, swapped_text = text_of(False), text_of(True)
+    assert unswapped_text.index("GIVEN") < unswapped_text.index("OTHER")
+    assert swapped_text.index("OTHER") < swapped_text.index("GIVEN")
+    for text in (unswapped_text, swapped_text):
         assert text.index(" first answer>>") < text.index(" second answer>>")
         assert "opus" not in text
 
@@ -32,8 +32,8 @@ def test_text_cannot_fake_the_end_of_its_section() -> None:
 @pytest.mark.parametrize("swapped", [False, True])
 def test_grades_are_mapped_back_through_the_order(swapped: bool) -> None:
     text = json.dumps({"reason": "x", "first": 4, "second": 1})
-    high, low = (0.25, 1.0) if swapped else (1.0, 0.25)
-    assert parse_verdict(text, swapped=swapped) == Verdict(given=high, other=low)
+    given_grade, other_grade = (0.25, 1.0) if swapped else (1.0, 0.25)
+    assert parse_verdict(text, swapped=swapped) == Verdict(given=given_grade, other=other_grade)
 
 
 def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:

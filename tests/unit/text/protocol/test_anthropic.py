@@ -66,15 +66,15 @@ def parse(**changes: Any) -> wire.MessagesBody:
 
 
 def test_request_round_trip() -> None:
-    marked = replace(
+    request = replace(
         FULL,
         system=(Text(text="Be brief.", cache="1h"),),
         reasoning=Reasoning(budget=2000),
         tools=(replace(FULL.tools[0], schema=CHECKABLE),),
         output=OutputFormat(schema=CHECKABLE),
     )
-    body = chat_request_to_upstream(marked)
-    assert chat_request_to_domain(validate(wire.MessagesBody, json.loads(to_json(body)))) == marked
+    body = chat_request_to_upstream(request)
+    assert chat_request_to_domain(validate(wire.MessagesBody, json.loads(to_json(body)))) == request
 
 
 def test_upstream_request_matches_anthropics_format() -> None:
@@ -146,8 +146,8 @@ def test_system_messages_in_the_conversation_join_the_system_prompt() -> None:
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     body = chat_response_to_client(answer)
-    back = chat_response_to_domain(json.loads(body))
-    assert _drop_empty_signatures(back) == answer
+    parsed_answer = chat_response_to_domain(json.loads(body))
+    assert _drop_empty_signatures(parsed_answer) == answer
     assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
 
 
@@ -160,8 +160,8 @@ NULLABLE |= {"server_tool_use"}
 def test_responses_have_null_only_where_claude_does(answer: ChatResponse) -> None:
     assert list_null_members(json.loads(chat_response_to_client(answer))) <= NULLABLE
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
-    for line in written.splitlines():
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
+    for line in stream.splitlines():
         if line.startswith(b"data: "):
             assert list_null_members(json.loads(line[6:])) <= NULLABLE
 
@@ -197,21 +197,21 @@ SIGNED = replace(
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
 def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
-    read = [
+    read_deltas = [
         delta
-        for start in range(0, len(written), size)
-        for delta in reader.feed(written[start : start + size])
+        for start in range(0, len(stream), size)
+        for delta in reader.feed(stream[start : start + size])
     ]
     assert reader.is_finished
-    assert read[1:] == split_into_deltas(answer)[1:]
+    assert read_deltas[1:] == split_into_deltas(answer)[1:]
 
 
 def test_content_blocks_do_not_overlap() -> None:
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
-    frames = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
+    frames = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: ")]
     marks = [(f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")]
     assert marks == [
         (f"content_block_{edge}", index) for index in range(3) for edge in ("start", "stop")
@@ -230,9 +230,9 @@ def test_arguments_for_a_closed_call_interrupt_the_stream() -> None:
 
 
 def test_invalid_tool_arguments_are_a_model_error() -> None:
-    broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
+    broken_answer = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
     with pytest.raises(InvalidToolCall) as exc_info:
-        chat_response_to_client(broken)
+        chat_response_to_client(broken_answer)
     body = render_error(exc_info.value, "r1", "/v1/messages")
     assert body.status == 422
     assert json.loads(body.body)["error"] == {
@@ -264,9 +264,9 @@ def test_stream_usage_combines_both_events() -> None:
 
 def test_tap_passes_all_bytes_and_reads_usage() -> None:
     writer = StreamWriter()
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["text"]))
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["text"]))
     tap = StreamTap()
-    assert b"".join(tap.feed(bytes([byte])) for byte in written) == written
+    assert b"".join(tap.feed(bytes([byte])) for byte in stream) == stream
     assert tap.is_finished
     assert tap.usage == ANSWERS["text"].usage
     assert tap.tokens == 4, "15 characters"
@@ -361,9 +361,9 @@ def test_pictures_by_url_are_inlined_at_any_depth() -> None:
     call = AnthropicCodec().parse(to_json(data))
     assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
-    inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
-    assert inlined.picture_urls == ()
-    body = json.loads(inlined.to_upstream("m", {}))
+    call_with_pictures = call.with_pictures(dict.fromkeys(call.picture_urls, image))
+    assert call_with_pictures.picture_urls == ()
+    body = json.loads(call_with_pictures.to_upstream("m", {}))
     gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
     assert body["messages"][0]["content"][0]["source"] == gif
     assert body["messages"][0]["content"][1]["content"][0]["source"] == gif
@@ -379,24 +379,28 @@ def test_count_request_needs_no_max_tokens() -> None:
 
 def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
     writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
-    started = {"input_tokens": 10, "cache_creation_input_tokens": 50, "cache_creation": writes}
-    message = {"id": "m", "model": "m", "usage": {**started, "output_tokens": 1}}
-    ended = {"input_tokens": 10, "cache_creation_input_tokens": 50, "output_tokens": 42}
+    started_usage = {
+        "input_tokens": 10,
+        "cache_creation_input_tokens": 50,
+        "cache_creation": writes,
+    }
+    message = {"id": "m", "model": "m", "usage": {**started_usage, "output_tokens": 1}}
+    final_usage = {"input_tokens": 10, "cache_creation_input_tokens": 50, "output_tokens": 42}
     stream = b"".join(
         b"data: " + to_json(event) + b"\n\n"
         for event in (
             {"type": "message_start", "message": message},
-            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": ended},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": final_usage},
             {"type": "message_stop"},
         )
     )
-    whole = usage_to_domain({**started, "output_tokens": 42})
+    total_usage = usage_to_domain({**started_usage, "output_tokens": 42})
     tap = StreamTap()
     tap.feed(stream)
-    assert tap.usage == whole
-    finished = StreamReader().feed(stream)[-1]
-    assert isinstance(finished, Finished) and finished.usage == whole
-    assert (whole.cache_write_tokens, whole.cache_write_1h_tokens) == (30, 20)
+    assert tap.usage == total_usage
+    finished_event = StreamReader().feed(stream)[-1]
+    assert isinstance(finished_event, Finished) and finished_event.usage == total_usage
+    assert (total_usage.cache_write_tokens, total_usage.cache_write_1h_tokens) == (30, 20)
 
 
 def needs_of(*content: dict[str, Any]) -> Needs:
@@ -411,15 +415,15 @@ def document(**source: str) -> dict[str, Any]:
 def test_needs_include_documents() -> None:
     text = document(type="text", media_type="text/plain", data="x" * 4_000)
     assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
-    paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
-    needs = needs_of(paper)
+    pdf_document = document(type="base64", media_type="application/pdf", data="A" * 4_000)
+    needs = needs_of(pdf_document)
     assert 4_000 < needs.attachment_bytes < 4_200
     assert needs.prompt_tokens < 50, "base64 is not counted as text"
-    nested = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
-    assert needs_of(nested).prompt_tokens > 1_000
-    assert needs_of(nested).attachment_bytes > 4_000
-    inner = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
-    mixed = {"type": "document", "source": {"type": "content", "content": [inner]}}
+    nested_block = {"type": "tool_result", "tool_use_id": "c", "content": [text, pdf_document]}
+    assert needs_of(nested_block).prompt_tokens > 1_000
+    assert needs_of(nested_block).attachment_bytes > 4_000
+    inner_image = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
+    mixed_document = {"type": "document", "source": {"type": "content", "content": [inner_image]}}
     for block in (
         document(type="url", url="https://e.org/a.pdf"),
         document(type="file", file_id="f1"),
@@ -428,12 +432,14 @@ def test_needs_include_documents() -> None:
             "tool_use_id": "c",
             "content": [document(type="file", file_id="1")],
         },
-        mixed,
+        mixed_document,
     ):
         assert needs_of(block).has_external_content, block
     # A URL in the text of a document is not a source.
-    quoted = document(type="text", media_type="text/plain", data='"type":"url"')
-    assert not any(needs_of(block).has_external_content for block in (text, paper, quoted))
+    text_with_url = document(type="text", media_type="text/plain", data='"type":"url"')
+    assert not any(
+        needs_of(block).has_external_content for block in (text, pdf_document, text_with_url)
+    )
     assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
 
 
@@ -481,7 +487,7 @@ def test_has_urls(block: dict[str, Any], names: bool) -> None:
         assert needs_of(block).has_urls is names, "messages and counts agree"
 
 
-def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
+def convert_turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
     conversation = tuple(Message(role=role, parts=parts) for role, parts in messages)
     body: list[dict[str, Any]] = chat_request_to_upstream(replace(FULL, messages=conversation))[
         "messages"
@@ -491,34 +497,36 @@ def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
 
 def test_blank_texts_are_dropped_and_turns_alternate() -> None:
     result = ToolResult(tool_use_id="c", content=(Text(text=""),))
-    sent = turns(
+    sent_turns = convert_turns(
         (Role.USER, (Text(text="run"), Text(text=" \n"))),
         (Role.ASSISTANT, (Text(text=""), ToolUse(id="c", name="sh", arguments="{}"))),
         (Role.USER, (result,)),
         (Role.ASSISTANT, (Text(text=""), Thinking(text="another's"))),
         (Role.USER, (Text(text="go on"),)),
     )
-    assert [(turn["role"], [block["type"] for block in turn["content"]]) for turn in sent] == [
+    assert [
+        (turn["role"], [block["type"] for block in turn["content"]]) for turn in sent_turns
+    ] == [
         ("user", ["text"]),
         ("assistant", ["tool_use"]),
         ("user", ["tool_result", "text"]),
     ]
-    assert "content" not in sent[2]["content"][0]
+    assert "content" not in sent_turns[2]["content"][0]
     assert "system" not in chat_request_to_upstream(replace(FULL, system=(Text(text=""),)))
 
 
 def test_tool_call_ids_are_sanitised_consistently() -> None:
-    sent = turns(
+    sent_turns = convert_turns(
         (Role.ASSISTANT, (ToolUse(id="functions.sh:0", name="sh", arguments="{}"),)),
         (Role.USER, (ToolResult(tool_use_id="functions.sh:0", content=()),)),
     )
-    assert sent[0]["content"][0]["id"] == "functions_sh_0"
-    assert sent[1]["content"][0]["tool_use_id"] == "functions_sh_0"
+    assert sent_turns[0]["content"][0]["id"] == "functions_sh_0"
+    assert sent_turns[1]["content"][0]["tool_use_id"] == "functions_sh_0"
 
 
 def test_jpg_media_type_is_corrected() -> None:
     picture = Image(media_type="image/jpg", data="/9j/")
-    ((block,),) = (turn["content"] for turn in turns((Role.USER, (picture,))))
+    ((block,),) = (turn["content"] for turn in convert_turns((Role.USER, (picture,))))
     assert block["source"] == {"type": "base64", "media_type": "image/jpeg", "data": "/9j/"}
 
 
@@ -600,7 +608,7 @@ CHECKED = {
 
 
 def test_refused_keywords_move_into_descriptions() -> None:
-    before = json.dumps(BOUND)
+    schema_before = json.dumps(BOUND)
     tools = (
         Tool(name="strict", schema=BOUND, strict=True),
         Tool(name="free", schema=BOUND),
@@ -608,10 +616,12 @@ def test_refused_keywords_move_into_descriptions() -> None:
     )
     body = chat_request_to_upstream(replace(FULL, tools=tools, output=OutputFormat(schema=BOUND)))
     assert body["output_config"]["format"]["schema"] == CHECKED
-    strict, free, opened = (tool["input_schema"] for tool in body["tools"])
-    assert (strict, free) == (CHECKED, BOUND), "only a strict tool constrains the model"
-    assert opened["additionalProperties"] is False
-    assert json.dumps(BOUND) == before, "the client's schema is not changed"
+    strict_schema, free_schema, open_schema = (tool["input_schema"] for tool in body["tools"])
+    assert (strict_schema, free_schema) == (CHECKED, BOUND), (
+        "only a strict tool constrains the model"
+    )
+    assert open_schema["additionalProperties"] is False
+    assert json.dumps(BOUND) == schema_before, "the client's schema is not changed"
 
 
 def test_unsupported_strict_tool_is_refused_by_name() -> None:

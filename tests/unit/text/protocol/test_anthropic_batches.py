@@ -38,10 +38,13 @@ def read(body: bytes, max_request_bytes: int = 1024 * 1024) -> Iterator[bytes]:
 
 
 def test_requests_are_read_one_by_one_whatever_is_in_their_strings() -> None:
-    odd = 'a "quote\\" } ] , {"requests": [ \n'
-    requests = [request("a", text=odd, deep={"x": [{"y": []}]}), request("b-_9", n=[[1], {}])]
-    extra = {"user_profile_id": None, "betas": ["x"], "requests": requests}
-    for body in (to_json(extra), to_json(extra, indent=2)):
+    text_with_brackets = 'a "quote\\" } ] , {"requests": [ \n'
+    requests = [
+        request("a", text=text_with_brackets, deep={"x": [{"y": []}]}),
+        request("b-_9", n=[[1], {}]),
+    ]
+    body_with_extras = {"user_profile_id": None, "betas": ["x"], "requests": requests}
+    for body in (to_json(body_with_extras), to_json(body_with_extras, indent=2)):
         lines = list(read(body))
         assert [from_json(line) for line in lines] == requests
         assert not any(b"\n" in line for line in lines)
@@ -102,26 +105,26 @@ def test_the_work_of_reading_a_body_is_bounded(monkeypatch: pytest.MonkeyPatch) 
 def test_a_request_that_is_longer_than_a_line_may_be_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small, large = request("a"), request("b", text="x" * 100)
-    size = len(to_json(large))
-    body = to_json({"requests": [small, large]})
+    small_request, large_request = request("a"), request("b", text="x" * 100)
+    size = len(to_json(large_request))
+    body = to_json({"requests": [small_request, large_request]})
     assert len(list(read(body, size))) == 2
     with pytest.raises(BodyTooLarge, match="at most") as exc_info:
         list(read(body, size - 1))
     assert exc_info.value.field == "requests.1"
     # The line of the first has more bytes than it has in the body.
-    short = b'{"requests":[{"custom_id":"a","params":{"n":1e15}}]}'
+    short_body = b'{"requests":[{"custom_id":"a","params":{"n":1e15}}]}'
     with pytest.raises(BodyTooLarge) as exc_info:
-        list(read(short, len(b'{"custom_id":"a","params":{"n":1e15}}')))
+        list(read(short_body, len(b'{"custom_id":"a","params":{"n":1e15}}')))
     assert exc_info.value.field == "requests.0"
     monkeypatch.setattr(batches, "_MAX_SKELETON", 100)
     assert len(list(read(body, size))) == 2
-    for long in (
+    for long_body in (
         b'{"a":"%b","requests":[{"custom_id":"a","params":{}}]}',
         b'{"requests":[],"a":"%b"}',
     ):
         with pytest.raises(BodyTooLarge, match="outside"):
-            list(read(long % (b"x" * 100), size))
+            list(read(long_body % (b"x" * 100), size))
 
 
 @pytest.mark.parametrize(
@@ -145,19 +148,19 @@ def test_a_batch_shows_its_counts_when_it_has_ended() -> None:
     open_batch = parse_batch(BATCH)
     assert open_batch.processing_status == "in_progress"
     assert open_batch.request_counts.processing == 4 and open_batch.results_url is None
-    canceling = replace(BATCH, status=BatchStatus.CANCELLING, cancelling_at=NOW)
-    assert parse_batch(canceling).processing_status == "canceling"
-    ended = replace(canceling, ended_at=NOW, completed=1, failed=2)
-    canceled = parse_batch(replace(ended, status=BatchStatus.CANCELLED))
-    counts = canceled.request_counts
+    canceling_batch = replace(BATCH, status=BatchStatus.CANCELLING, cancelling_at=NOW)
+    assert parse_batch(canceling_batch).processing_status == "canceling"
+    ended_batch = replace(canceling_batch, ended_at=NOW, completed=1, failed=2)
+    canceled_batch = parse_batch(replace(ended_batch, status=BatchStatus.CANCELLED))
+    counts = canceled_batch.request_counts
     assert (counts.succeeded, counts.errored, counts.canceled, counts.expired) == (1, 2, 1, 0)
-    assert (canceled.processing_status, canceled.results_url) == ("ended", "http://r")
-    expired = parse_batch(replace(ended, status=BatchStatus.EXPIRED)).request_counts
-    assert (expired.canceled, expired.expired, expired.processing) == (0, 1, 0)
-    old = parse_batch(
-        replace(ended, status=BatchStatus.COMPLETED, ended_at=NOW - timedelta(days=30))
+    assert (canceled_batch.processing_status, canceled_batch.results_url) == ("ended", "http://r")
+    expired_counts = parse_batch(replace(ended_batch, status=BatchStatus.EXPIRED)).request_counts
+    assert (expired_counts.canceled, expired_counts.expired, expired_counts.processing) == (0, 1, 0)
+    old_batch = parse_batch(
+        replace(ended_batch, status=BatchStatus.COMPLETED, ended_at=NOW - timedelta(days=30))
     )
-    assert old.archived_at is not None and old.results_url is None
+    assert old_batch.archived_at is not None and old_batch.results_url is None
 
 
 def test_each_result_has_its_type() -> None:
@@ -168,17 +171,17 @@ def test_each_result_has_its_type() -> None:
         "stop_reason": "end_turn", "stop_sequence": None,
         "usage": {"input_tokens": 1, "output_tokens": 1},
     }  # fmt: skip
-    answered = LineResult(number=1, http_status=200, body=to_json(message, indent=1))
-    failed = LineResult(number=1, http_status=500, body=to_json(error), error_code="x")
-    cancelled = replace(BATCH, cancelling_at=NOW)
+    answered_line = LineResult(number=1, http_status=200, body=to_json(message, indent=1))
+    failed_line = LineResult(number=1, http_status=500, body=to_json(error), error_code="x")
+    cancelled_batch = replace(BATCH, cancelling_at=NOW)
     cases = {
-        "succeeded": (BATCH, answered),
-        "errored": (BATCH, failed),
+        "succeeded": (BATCH, answered_line),
+        "errored": (BATCH, failed_line),
         "expired": (BATCH, None),
-        "canceled": (cancelled, None),
+        "canceled": (cancelled_batch, None),
     }
     for kind, (batch, result) in cases.items():
-        rendered = AnthropicBatchFormat().render_result(batch, replace(line, result=result))
-        assert b"\n" not in rendered
-        parsed = MessageBatchIndividualResponse.model_validate_json(rendered, strict=True)
+        rendered_line = AnthropicBatchFormat().render_result(batch, replace(line, result=result))
+        assert b"\n" not in rendered_line
+        parsed = MessageBatchIndividualResponse.model_validate_json(rendered_line, strict=True)
         assert (parsed.custom_id, parsed.result.type) == ('a"b', kind)

@@ -29,19 +29,19 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 TOOLS = [{"type": "function", "name": "weather", "parameters": SCHEMA}]
 
 
-def parse(*earlier: dict[str, Any], **members: Any) -> ParsedResponseRequest:
+def parse(*earlier_items: dict[str, Any], **members: Any) -> ParsedResponseRequest:
     data = {"model": "m", "input": "hi", "background": True, "tools": TOOLS, **members}
-    return CODEC.parse_continuation(to_json(data), data, earlier)
+    return CODEC.parse_continuation(to_json(data), data, earlier_items)
 
 
 def make_succeeded_job(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any]:
     """Return a succeeded job of ``request`` whose step got ``answer``."""
-    inner = CODEC.parse(to_json(to_job_request(request)))
-    assert inner.body.store is False and not inner.body.background
+    job_request = CODEC.parse(to_json(to_job_request(request)))
+    assert job_request.body.store is False and not job_request.body.background
     return {
         "status": "succeeded",
         "error": None,
-        "outputs": [{"body": json.loads(inner.encode_response(answer))}],
+        "outputs": [{"body": json.loads(job_request.encode_response(answer))}],
     }
 
 
@@ -56,17 +56,25 @@ def texts_by_item(events: Iterable[tuple[str, dict[str, Any]]], kind: str) -> di
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: str) -> None:
     request = parse(metadata={"a": "b"})
-    queued = request.render_queued("resp_1")
-    Response.model_validate_json(to_json(queued), strict=True)
-    assert is_pending(queued) and not has_ended(queued)
-    final = render_job(queued, make_succeeded_job(request, ANSWERS[name]))
-    Response.model_validate_json(to_json(final), strict=True)
-    assert has_ended(final) and not is_pending(final)
-    assert (final["id"], final["background"], final["store"]) == ("resp_1", True, True)
-    ids = [item["id"].split("_")[1:] for item in final["output"]]
+    queued_response = request.render_queued("resp_1")
+    Response.model_validate_json(to_json(queued_response), strict=True)
+    assert is_pending(queued_response) and not has_ended(queued_response)
+    final_response = render_job(queued_response, make_succeeded_job(request, ANSWERS[name]))
+    Response.model_validate_json(to_json(final_response), strict=True)
+    assert has_ended(final_response) and not is_pending(final_response)
+    assert (final_response["id"], final_response["background"], final_response["store"]) == (
+        "resp_1",
+        True,
+        True,
+    )
+    ids = [item["id"].split("_")[1:] for item in final_response["output"]]
     assert ids == [["1", str(number)] for number in range(len(ids))], "they name the response"
-    assert final["metadata"] == {"a": "b"} and final["usage"]["output_tokens"] > 0
-    events = [*build_first_events(queued), build_start_event(queued), *build_last_events(final)]
+    assert final_response["metadata"] == {"a": "b"} and final_response["usage"]["output_tokens"] > 0
+    events = [
+        *build_first_events(queued_response),
+        build_start_event(queued_response),
+        *build_last_events(final_response),
+    ]
     for number, (kind, members) in enumerate(events):
         event = {"type": kind, "sequence_number": number, **members}
         EVENTS.validate_json(to_json(event), strict=True)
@@ -75,28 +83,33 @@ def test_an_answer_replaces_the_queued_response_and_its_events_are_valid(name: s
         "response.queued",
         "response.in_progress",
     ]
-    assert events[-1] == (f"response.{final['status']}", {"response": final})
-    done = [members["item"] for kind, members in events if kind == "response.output_item.done"]
-    assert done == final["output"]
+    assert events[-1] == (f"response.{final_response['status']}", {"response": final_response})
+    finished_items = [
+        members["item"] for kind, members in events if kind == "response.output_item.done"
+    ]
+    assert finished_items == final_response["output"]
     texts = texts_by_item(events, "output_text")
     assert texts == {
         item["id"]: "".join(part["text"] for part in item["content"])
-        for item in final["output"]
+        for item in final_response["output"]
         if item["type"] == "message" and item["content"][0]["type"] == "output_text"
     }
 
 
 def test_events_before_the_answer_are_those_of_a_later_reader() -> None:
     request = parse()
-    queued = request.render_queued("resp_1")
-    final = render_job(queued, make_succeeded_job(request, ANSWERS["text"]))
-    [(_, early), _], [(_, late), _] = build_first_events(queued), build_first_events(final)
-    assert early["response"] | {"model": ""} == late["response"] | {"model": ""}
+    queued_response = request.render_queued("resp_1")
+    final_response = render_job(queued_response, make_succeeded_job(request, ANSWERS["text"]))
+    [(_, early_event), _], [(_, late_event), _] = (
+        build_first_events(queued_response),
+        build_first_events(final_response),
+    )
+    assert early_event["response"] | {"model": ""} == late_event["response"] | {"model": ""}
 
 
 def test_a_job_carries_the_conversation_and_is_not_stored_again() -> None:
-    earlier = {"type": "message", "role": "user", "content": "before"}
-    request = parse(earlier, previous_response_id="resp_0", include=[])
+    earlier_item = {"type": "message", "role": "user", "content": "before"}
+    request = parse(earlier_item, previous_response_id="resp_0", include=[])
     job = to_job_request(request)
     assert [item["content"] for item in job["input"][:1]] == ["before"]
     assert len(job["input"]) == 2 and len(request.own_items) == 1
@@ -120,12 +133,12 @@ def test_a_job_carries_the_conversation_and_is_not_stored_again() -> None:
 def test_the_state_of_a_job_is_the_state_of_the_response(
     job: dict[str, Any], status: str, code: str | None
 ) -> None:
-    shown = render_job(parse().render_queued("resp_1"), job)
-    Response.model_validate_json(to_json(shown), strict=True)
-    assert shown["status"] == status
-    assert (shown["error"] or {}).get("code") == code
-    if has_ended(shown):
-        *_, (kind, members) = build_last_events(shown)
+    shown_response = render_job(parse().render_queued("resp_1"), job)
+    Response.model_validate_json(to_json(shown_response), strict=True)
+    assert shown_response["status"] == status
+    assert (shown_response["error"] or {}).get("code") == code
+    if has_ended(shown_response):
+        *_, (kind, members) = build_last_events(shown_response)
         assert (kind, members["response"]["status"]) == ("response.failed", status)
 
 
@@ -143,12 +156,12 @@ def make_failed_job(answer: str) -> dict[str, Any]:
 def test_a_failed_response_shows_the_error_of_its_call(length: int) -> None:
     error = BackendRejected("The prompt is bad: " + "x" * length, field="input.0")
     answer = CODEC.render_error(error, "r", "/v1/responses").body.decode()[:2_000]
-    shown = render_job(parse().render_queued("resp_1"), make_failed_job(answer))
-    Response.model_validate_json(to_json(shown), strict=True)
-    assert shown["status"] == "failed"
-    assert ": The prompt is bad: xxx" in shown["error"]["message"]
+    shown_response = render_job(parse().render_queued("resp_1"), make_failed_job(answer))
+    Response.model_validate_json(to_json(shown_response), strict=True)
+    assert shown_response["status"] == "failed"
+    assert ": The prompt is bad: xxx" in shown_response["error"]["message"]
     if length == 10:
-        assert shown["error"] == {
+        assert shown_response["error"] == {
             "code": "invalid_prompt",
             "message": f"backend_rejected: {error.message}",
             "type": "invalid_request_error",
@@ -158,9 +171,9 @@ def test_a_failed_response_shows_the_error_of_its_call(length: int) -> None:
 
 @pytest.mark.parametrize("answer", ["", "<html>", "[]", "{}", '{"error": "x"}', '{"error": {"me'])
 def test_a_failure_without_the_error_of_its_call_shows_that_of_the_job(answer: str) -> None:
-    shown = render_job(parse().render_queued("resp_1"), make_failed_job(answer))
+    shown_response = render_job(parse().render_queued("resp_1"), make_failed_job(answer))
     message = "step_failed: POST /v1/responses answered with status 400"
-    assert shown["error"] == {"code": "server_error", "message": message}
+    assert shown_response["error"] == {"code": "server_error", "message": message}
 
 
 def test_a_response_in_the_background_must_be_stored() -> None:

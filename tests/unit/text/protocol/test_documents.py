@@ -28,7 +28,7 @@ def request(*parts: PromptFile) -> ChatRequest:
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "declared", "found"),
+    ("content", "name", "declared_type", "file_class"),
     [
         (PDF, "a.pdf", None, Document),
         (PDF, None, "text/plain", Document),
@@ -40,13 +40,17 @@ def request(*parts: PromptFile) -> ChatRequest:
     ],
 )
 def test_the_content_decides_the_type_of_a_file(
-    content: bytes, name: str | None, declared: str | None, found: type[PromptFile]
+    content: bytes, name: str | None, declared_type: str | None, file_class: type[PromptFile]
 ) -> None:
-    encoded = base64.b64encode(content).decode()
-    url = encoded if declared is None else f"data:{declared};base64,{encoded}"
-    one = read_file(content, name=name, declared_type=declared, field="f")
-    assert type(one) is found
-    assert read_encoded_file(url, name=name, field="f") == one
+    encoded_content = base64.b64encode(content).decode()
+    url = (
+        encoded_content
+        if declared_type is None
+        else f"data:{declared_type};base64,{encoded_content}"
+    )
+    file = read_file(content, name=name, declared_type=declared_type, field="f")
+    assert type(file) is file_class
+    assert read_encoded_file(url, name=name, field="f") == file
 
 
 def test_text_has_the_name_of_its_file() -> None:
@@ -81,8 +85,10 @@ def test_each_format_has_its_own_place_for_documents() -> None:
         to_ollama(request(document), context=100, stream=False)
     with pytest.raises(UnsupportedFeature, match="Ollama does not support application/pdf"):
         result = ToolResult(tool_use_id="1", content=(document,))
-        within = ChatRequest(model="m", messages=(Message(role=Role.USER, parts=(result,)),))
-        to_ollama(within, context=100, stream=False)
+        request_with_result = ChatRequest(
+            model="m", messages=(Message(role=Role.USER, parts=(result,)),)
+        )
+        to_ollama(request_with_result, context=100, stream=False)
 
 
 def test_a_chats_file_with_content_is_translated_and_one_by_id_is_not() -> None:

@@ -117,24 +117,24 @@ def test_logprobs_are_requested_from_openai_and_refused_for_claude(name: str) ->
 
 def test_openai_answers_contain_logprobs() -> None:
     choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": EXPECTED}}
-    whole = from_openai({"choices": [{**choice, "message": {"content": "Hi"}}]})
-    assert isinstance(whole, ChatResponse)
-    assert json.loads(parse("chat").encode_response(whole))["logprobs"] == EXPECTED
+    answer = from_openai({"choices": [{**choice, "message": {"content": "Hi"}}]})
+    assert isinstance(answer, ChatResponse)
+    assert json.loads(parse("chat").encode_response(answer))["logprobs"] == EXPECTED
     event = json.dumps({"choices": [{**choice, "delta": {"content": "Hi"}}]})
     (delta,) = (
         delta
         for delta in StreamReader().feed(f"data: {event}\n\n".encode())
         if isinstance(delta, TextDelta)
     )
-    assert delta.logprobs == whole.logprobs != ()
+    assert delta.logprobs == answer.logprobs != ()
 
 
 def test_answers_without_logprobs_have_null_or_no_member() -> None:
-    whole = from_openai(
+    answer = from_openai(
         {"choices": [{"message": {"content": "Hi"}, "logprobs": None, "finish_reason": "stop"}]}
     )
-    assert json.loads(parse("openai").encode_response(whole))["choices"][0]["logprobs"] is None
-    assert "logprobs" not in json.loads(parse("chat").encode_response(whole))
+    assert json.loads(parse("openai").encode_response(answer))["choices"][0]["logprobs"] is None
+    assert "logprobs" not in json.loads(parse("chat").encode_response(answer))
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,8 @@ def translate(protocol: str, members: Mapping[str, Any]) -> chat.ChatRequest:
 
 @pytest.mark.parametrize("protocol", TYPES)
 def test_every_member_of_the_sdk_is_listed_here(protocol: str) -> None:
-    listed = MEMBERS[protocol].keys() | DROPPED[protocol].keys() | OWN[protocol]
-    assert listed == get_type_hints(TYPES[protocol]).keys()
+    listed_members = MEMBERS[protocol].keys() | DROPPED[protocol].keys() | OWN[protocol]
+    assert listed_members == get_type_hints(TYPES[protocol]).keys()
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ EXCEPTIONS = frozenset(
 
 
 def test_every_member_of_the_domain_is_listed_here() -> None:
-    own = {field.name for field in fields(chat.ChatRequest)} - {"model", "sampling"}
-    assert CHANGES.keys() == own
+    own_members = {field.name for field in fields(chat.ChatRequest)} - {"model", "sampling"}
+    assert CHANGES.keys() == own_members
     assert SAMPLING.keys() == {field.name for field in fields(chat.Sampling)}
 
 

@@ -144,7 +144,7 @@ def test_tool_choice_none_omits_tools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reasoning", "think"),
+    ("reasoning", "expected_think"),
     [
         (None, None),
         (Reasoning(enabled=False), False),
@@ -153,9 +153,11 @@ def test_tool_choice_none_omits_tools() -> None:
         (Reasoning(effort="low"), "low"),
     ],
 )
-def test_reasoning_becomes_think(reasoning: Reasoning | None, think: bool | str | None) -> None:
+def test_reasoning_becomes_think(
+    reasoning: Reasoning | None, expected_think: bool | str | None
+) -> None:
     body = chat_request_to_upstream(replace(PLAIN, reasoning=reasoning), context=8192, stream=False)
-    assert body.get("think") == think
+    assert body.get("think") == expected_think
 
 
 def test_tool_results_without_ids_match_their_calls() -> None:
@@ -237,48 +239,50 @@ def test_generate_becomes_a_chat_of_one_turn() -> None:
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     body = chat_response_to_client(answer, model="m", nanoseconds=5)
-    read = chat_response_to_domain(json.loads(body))
+    parsed_answer = chat_response_to_domain(json.loads(body))
     # Ollama's format has neither refusals nor cached tokens.
-    assert read.parts == answer.parts
-    assert read.usage.prompt_tokens == answer.usage.prompt_tokens
+    assert parsed_answer.parts == answer.parts
+    assert parsed_answer.usage.prompt_tokens == answer.usage.prompt_tokens
     parsed = ollama.ChatResponse.model_validate_json(body)
     assert (parsed.message.content, parsed.total_duration) == (answer.text, 5)
     if not any(isinstance(part, ToolUse) for part in answer.parts):
-        generated = generate_response_to_client(answer, model="m", nanoseconds=5)
-        assert ollama.GenerateResponse.model_validate_json(generated).response == answer.text
+        generate_body = generate_response_to_client(answer, model="m", nanoseconds=5)
+        assert ollama.GenerateResponse.model_validate_json(generate_body).response == answer.text
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(encode_chat_content, "m")
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     tap = StreamTap("m")
-    pieces = [written[start : start + size] for start in range(0, len(written), size)]
-    assert b"".join(map(tap.feed, pieces)) == written
+    pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
+    assert b"".join(map(tap.feed, pieces)) == stream
     assert tap.is_finished
     assert tap.usage == Usage(
         input_tokens=answer.usage.prompt_tokens, output_tokens=answer.usage.output_tokens
     )
-    read = [ollama.ChatResponse.model_validate_json(line) for line in written.splitlines()]
-    assert "".join(line.message.content or "" for line in read) == answer.text
-    calls = [call for line in read for call in line.message.tool_calls or ()]
-    used = [part for part in answer.parts if isinstance(part, ToolUse)]
+    parsed_lines = [ollama.ChatResponse.model_validate_json(line) for line in stream.splitlines()]
+    assert "".join(line.message.content or "" for line in parsed_lines) == answer.text
+    calls = [call for line in parsed_lines for call in line.message.tool_calls or ()]
+    tool_uses = [part for part in answer.parts if isinstance(part, ToolUse)]
     assert [dict(call.function.arguments) for call in calls] == [
-        json.loads(use.arguments) for use in used
+        json.loads(use.arguments) for use in tool_uses
     ]
     thoughts = [part.text for part in answer.parts if isinstance(part, Thinking)]
-    assert "".join(line.message.thinking or "" for line in read) == "".join(thoughts)
+    assert "".join(line.message.thinking or "" for line in parsed_lines) == "".join(thoughts)
     assert tap.tokens >= len(calls)
 
 
 def test_generate_stream_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(encode_generate_content, "m")
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["thinking"]))
-    read = [ollama.GenerateResponse.model_validate_json(line) for line in written.splitlines()]
-    assert "".join(line.response or "" for line in read) == "Yes"
-    assert "".join(line.thinking or "" for line in read) == "hm hm"
-    assert read[-1].done_reason == "stop"
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["thinking"]))
+    parsed_lines = [
+        ollama.GenerateResponse.model_validate_json(line) for line in stream.splitlines()
+    ]
+    assert "".join(line.response or "" for line in parsed_lines) == "Yes"
+    assert "".join(line.thinking or "" for line in parsed_lines) == "hm hm"
+    assert parsed_lines[-1].done_reason == "stop"
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
@@ -339,9 +343,9 @@ def test_embedding_request_does_not_truncate() -> None:
 
 def test_errors_use_ollamas_field_names() -> None:
     error = UnsupportedFeature("no", field="response_format")
-    rendered = render_error(error, "r1", "/v1/ollama/api/chat")
-    assert rendered.status == 400
-    assert json.loads(rendered.body) == {
+    error_response = render_error(error, "r1", "/v1/ollama/api/chat")
+    assert error_response.status == 400
+    assert json.loads(error_response.body) == {
         "error": "no",
         "code": "unsupported_feature",
         "request_id": "r1",
@@ -350,18 +354,18 @@ def test_errors_use_ollamas_field_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "shown"),
+    ("message", "shown_message"),
     [
         ("the input length exceeds the context length",) * 2,
         ("", "the back end refused the request: HTTP status 400"),
     ],
 )
-def test_refusals_of_a_host_have_its_own_words(message: str, shown: str) -> None:
+def test_refusals_of_a_host_have_its_own_words(message: str, shown_message: str) -> None:
     error = error_from_status(400, message, None)
-    rendered = render_error(error, "r1", "/v1/ollama/api/embed")
-    assert rendered.status == 400
-    assert json.loads(rendered.body) == {
-        "error": shown,
+    error_response = render_error(error, "r1", "/v1/ollama/api/embed")
+    assert error_response.status == 400
+    assert json.loads(error_response.body) == {
+        "error": shown_message,
         "code": "backend_rejected",
         "request_id": "r1",
     }
@@ -379,8 +383,8 @@ def test_llama_sampling_options_are_translated() -> None:
     assert request.sampling == Sampling(repeat_penalty=1.1, min_p=0.05)
     body = chat_request_to_upstream(request, context=8192, stream=False)
     assert body["options"].items() >= options.items()
-    neutral = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
-    assert chat_request_to_domain(neutral, "m").sampling == Sampling()
+    neutral_request = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
+    assert chat_request_to_domain(neutral_request, "m").sampling == Sampling()
 
 
 @pytest.mark.parametrize(
@@ -391,16 +395,20 @@ def test_llama_sampling_options_are_translated() -> None:
         ({"keep_alive": 0.0}, "unload"), ({"keep_alive": "10s"}, "load"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("has_null_prompt", [False, True])
 def test_request_without_prompt_loads_or_unloads_the_model(
-    members: dict[str, Any], reason: str, null: bool
+    members: dict[str, Any], reason: str, has_null_prompt: bool
 ) -> None:
     for codec, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
-        data = {"model": "m", **({name: None} if null else {}), **members}
+        data = {"model": "m", **({name: None} if has_null_prompt else {}), **members}
         call = codec.parse(json.dumps(data).encode())
         assert call.model_load_response is not None
-        loaded = json.loads(call.model_load_response)
-        assert (loaded["done"], loaded["done_reason"], loaded["model"]) == (True, reason, "m")
+        load_response = json.loads(call.model_load_response)
+        assert (load_response["done"], load_response["done_reason"], load_response["model"]) == (
+            True,
+            reason,
+            "m",
+        )
         assert call.derive_needs().prompt_tokens >= 0
         assert list(call.select_recent_turns()) == []
 
@@ -414,10 +422,12 @@ def test_last_object_has_every_duration() -> None:
     ):
         assert [body[name] for name in durations] == [0, 0, 5]
     writer = StreamWriter(encode_chat_content, "m")
-    last = json.loads(b"".join(map(writer.write, split_into_deltas(answer))).splitlines()[-1])
-    assert 0 < last["prompt_eval_duration"] < last["total_duration"]
-    parts = last["prompt_eval_duration"] + last["eval_duration"]
-    assert parts == last["total_duration"]
+    last_object = json.loads(
+        b"".join(map(writer.write, split_into_deltas(answer))).splitlines()[-1]
+    )
+    assert 0 < last_object["prompt_eval_duration"] < last_object["total_duration"]
+    parts = last_object["prompt_eval_duration"] + last_object["eval_duration"]
+    assert parts == last_object["total_duration"]
 
 
 def test_older_embeddings_call_has_its_own_response_format() -> None:

@@ -182,34 +182,40 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
-    read = [
+    read_deltas = [
         delta
-        for start in range(0, len(written), size)
-        for delta in reader.feed(written[start : start + size])
+        for start in range(0, len(stream), size)
+        for delta in reader.feed(stream[start : start + size])
     ]
     assert reader.is_finished
-    assert read == split_into_deltas(answer)
+    assert read_deltas == split_into_deltas(answer)
 
 
 def test_every_event_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(created=1, include_usage=True)
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
-    *events, done = [part.removeprefix(b"data: ") for part in written.strip().split(b"\n\n")]
-    assert done == b"[DONE]"
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
+    *events, end_marker = [part.removeprefix(b"data: ") for part in stream.strip().split(b"\n\n")]
+    assert end_marker == b"[DONE]"
     chunks = [ChatCompletionChunk.model_validate_json(event) for event in events]
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 19
 
 
 def test_required_members_are_added_to_a_whole_response() -> None:
-    llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
+    llama_body = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}],
+        "x": 1,
+    }
     codec = OpenAICodec()
-    whole = json.loads(codec.add_missing_members(b"the same", llama, None))
+    completed_body = json.loads(codec.add_missing_members(b"the same", llama_body, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
-    assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
-    assert codec.add_missing_members(b"not touched", whole, None) == b"not touched"
+    assert completed_body == {
+        "choices": [{"index": 0, "message": message, "logprobs": None}],
+        "x": 1,
+    }
+    assert codec.add_missing_members(b"not touched", completed_body, None) == b"not touched"
     calls: dict[str, Any] = {
         "choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]
     }
@@ -241,10 +247,10 @@ def events(*bodies: Any) -> bytes:
 @pytest.mark.parametrize("hide", [True, False])
 def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
     tap = StreamTap(hide_usage=hide)
-    end = b"data: [DONE]\n\n"
-    passed = tap.feed(b": ping\n\n" + events(CHUNK, TOTAL) + end)
-    shown = events(CHUNK) if hide else events(CHUNK, TOTAL)
-    assert passed == b": ping\n\n" + shown + end
+    end_marker = b"data: [DONE]\n\n"
+    passed_bytes = tap.feed(b": ping\n\n" + events(CHUNK, TOTAL) + end_marker)
+    shown_events = events(CHUNK) if hide else events(CHUNK, TOTAL)
+    assert passed_bytes == b": ping\n\n" + shown_events + end_marker
     assert tap.usage == Usage(input_tokens=5, output_tokens=2)
     assert (tap.is_finished, tap.tokens) == (True, 1)
 
@@ -262,10 +268,12 @@ def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> No
 
 def test_numeric_tool_call_id_becomes_text() -> None:
     call = {"id": 7, "function": {"name": "f", "arguments": "{}"}}
-    whole = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
-    _, started, _ = StreamReader().feed(events({"choices": [{"delta": {"tool_calls": [call]}}]}))
-    assert isinstance(started, ToolStarted)
-    assert whole.parts == (ToolUse(id=started.id, name="f", arguments="{}"),)
+    answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
+    _, tool_started, _ = StreamReader().feed(
+        events({"choices": [{"delta": {"tool_calls": [call]}}]})
+    )
+    assert isinstance(tool_started, ToolStarted)
+    assert answer.parts == (ToolUse(id=tool_started.id, name="f", arguments="{}"),)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +338,7 @@ def test_tool_choice_without_tools_is_refused() -> None:
 
 def test_cache_markers_and_signed_thinking_reach_claude() -> None:
     marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
-    thinking = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    thinking_block = {"type": "thinking", "thinking": "hm", "signature": "s"}
     function = {"name": "f", "parameters": {"type": "object"}}
     request = chat_request_to_domain(
         parse(
@@ -341,7 +349,7 @@ def test_cache_markers_and_signed_thinking_reach_claude() -> None:
                     "role": "assistant",
                     "content": "c",
                     "reasoning_content": "hm",
-                    "thinking_blocks": [thinking, {"type": "redacted_thinking", "data": "d"}],
+                    "thinking_blocks": [thinking_block, {"type": "redacted_thinking", "data": "d"}],
                 },
                 {"role": "user", "content": "e"},
                 {"role": "assistant", "content": "f", "reasoning_content": "another's"},
@@ -355,7 +363,7 @@ def test_cache_markers_and_signed_thinking_reach_claude() -> None:
     assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **marker}]
     assert body["tools"][0]["cache_control"] == marker["cache_control"]
     assert body["messages"][1]["content"] == [
-        thinking,
+        thinking_block,
         {"type": "redacted_thinking", "data": "d"},
         {"type": "text", "text": "c"},
     ]
@@ -363,18 +371,18 @@ def test_cache_markers_and_signed_thinking_reach_claude() -> None:
 
 
 def test_claudes_thinking_blocks_round_trip() -> None:
-    signed = replace(
+    signed_answer = replace(
         ANSWERS["thinking"],
         parts=(Thinking(text="hm hm", signature="s"), Thinking(redacted="d"), Text(text="Yes")),
     )
-    body = json.loads(chat_response_to_client(signed, created=1))
+    body = json.loads(chat_response_to_client(signed_answer, created=1))
     assert body["choices"][0]["message"]["reasoning_content"] == "hm hm"
-    assert chat_response_to_domain(body) == signed
+    assert chat_response_to_domain(body) == signed_answer
     writer = StreamWriter(created=1, include_usage=False)
-    written = b"".join(writer.write(delta) for delta in split_into_deltas(signed))
+    stream = b"".join(writer.write(delta) for delta in split_into_deltas(signed_answer))
     blocks = [
         block
-        for event in written.split(b"\n\n")
+        for event in stream.split(b"\n\n")
         if event.startswith(b"data: {")
         for choice in json.loads(event[6:])["choices"]
         for block in choice["delta"].get("thinking_blocks", ())
@@ -391,9 +399,9 @@ def test_usage_reported_during_a_stream_is_used() -> None:
     tap = StreamTap(hide_usage=True)
     tap.feed(events(role, TIMED))
     assert (tap.usage, tap.tokens, tap.is_finished) == (usage, 1, False)
-    started, counted, text = StreamReader().feed(events(role, TIMED))
-    assert started == Started(id="1", model="m", usage=usage)
-    assert counted == UsageUpdate(usage=usage)
+    started_event, usage_update, text = StreamReader().feed(events(role, TIMED))
+    assert started_event == Started(id="1", model="m", usage=usage)
+    assert usage_update == UsageUpdate(usage=usage)
     assert text == TextDelta(text="four")
 
 
@@ -401,16 +409,20 @@ def test_stop_sequence_is_read_from_the_response() -> None:
     choice = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}
     answer = chat_response_to_domain({"choices": [{**choice, "stop_reason": "END"}]})
     assert (answer.stop, answer.stop_sequence) == (StopReason.STOP_SEQUENCE, "END")
-    plain = chat_response_to_domain({"choices": [{**choice, "stop_reason": 128009}]})
-    assert (plain.stop, plain.stop_sequence) == (StopReason.END, None)
+    unstopped_answer = chat_response_to_domain({"choices": [{**choice, "stop_reason": 128009}]})
+    assert (unstopped_answer.stop, unstopped_answer.stop_sequence) == (StopReason.END, None)
 
 
 def test_additions_never_replace_client_members() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
     call = OpenAICodec().parse(json.dumps(data).encode())
-    added = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
+    added_members = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
     options = {"include_usage": True, "continuous_usage_stats": True}
-    assert json.loads(call.to_upstream("m", added)) == {**data, "stream_options": options, "b": 3}
+    assert json.loads(call.to_upstream("m", added_members)) == {
+        **data,
+        "stream_options": options,
+        "b": 3,
+    }
 
 
 def test_pictures_by_url_are_inlined() -> None:
@@ -420,9 +432,9 @@ def test_pictures_by_url_are_inlined() -> None:
     call = OpenAICodec().parse(json.dumps(data).encode())
     assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
-    inlined = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
-    assert inlined.picture_urls == ()
-    body = json.loads(inlined.to_upstream("m", {}))
+    call_with_pictures = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
+    assert call_with_pictures.picture_urls == ()
+    body = json.loads(call_with_pictures.to_upstream("m", {}))
     assert body["min_p"] == 0.1
     gif = {"url": "data:image/gif;base64,R0k=", "detail": "low"}
     assert [part["image_url"] for part in body["messages"][0]["content"]] == [
@@ -432,11 +444,11 @@ def test_pictures_by_url_are_inlined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "inputs"),
+    ("client_input", "inputs"),
     [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
-def test_embedding_input_is_normalised_to_a_list(given: Any, inputs: list[Any]) -> None:
-    call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": given}).encode())
+def test_embedding_input_is_normalised_to_a_list(client_input: Any, inputs: list[Any]) -> None:
+    call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": client_input}).encode())
     assert call.body.inputs == inputs
     assert call.derive_needs().embeddings
     if isinstance(inputs[0], list):
@@ -448,14 +460,14 @@ def test_embedding_input_is_normalised_to_a_list(given: Any, inputs: list[Any]) 
 def test_embeddings_round_trip_as_base64_and_numbers() -> None:
     answer = EmbeddingResponse(model="m", vectors=((0.5, -2.0),), usage=Usage(input_tokens=3))
     body = json.loads(embedding_response_to_client(answer, as_base64=True))
-    packed = base64.b64decode(body["data"][0]["embedding"])
-    assert struct.unpack("<2f", packed) == (0.5, -2.0)
-    plain = json.loads(embedding_response_to_client(answer, as_base64=False))
-    assert embedding_response_to_domain(plain) == answer
+    packed_vector = base64.b64decode(body["data"][0]["embedding"])
+    assert struct.unpack("<2f", packed_vector) == (0.5, -2.0)
+    body_with_numbers = json.loads(embedding_response_to_client(answer, as_base64=False))
+    assert embedding_response_to_domain(body_with_numbers) == answer
     bodies: list[Any] = [{}, {"data": [{}]}, {"data": 3}, []]
-    for wrong in bodies:
+    for wrong_body in bodies:
         with pytest.raises(BackendUnavailable):
-            embedding_response_to_domain(wrong)
+            embedding_response_to_domain(wrong_body)
 
 
 PROGRESS = {**CHUNK, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}
@@ -476,13 +488,13 @@ def test_continuous_usage_reaches_only_clients_that_requested_it(
     data = {**SMALL, "stream": True, "stream_options": options}
     call = OpenAICodec().parse(json.dumps(data).encode())
     tap = call.create_stream_tap({"stream_options": {"continuous_usage_stats": True}})
-    plain = events(CHUNK)
-    passed = tap.feed(plain + events(PROGRESS))
-    assert passed.startswith(plain), "events without usage are unchanged"
+    plain_events = events(CHUNK)
+    passed_bytes = tap.feed(plain_events + events(PROGRESS))
+    assert passed_bytes.startswith(plain_events), "events without usage are unchanged"
     assert tap.usage == Usage(input_tokens=5, output_tokens=1), (
         "an interrupted stream is charged by it"
     )
-    event = json.loads(passed.removeprefix(plain).removeprefix(b"data: "))
+    event = json.loads(passed_bytes.removeprefix(plain_events).removeprefix(b"data: "))
     assert event == (PROGRESS if progress else CHUNK)
     assert (tap.feed(events(TOTAL)) == events(TOTAL)) is totals
 
@@ -492,10 +504,13 @@ def test_totals_in_an_event_with_text_reach_the_client() -> None:
     tap = OpenAICodec().parse(json.dumps(data).encode()).create_stream_tap({})
     # As OpenAI's document has it: in an event of its own, at the end.
     total = {**PROGRESS, "choices": []}
-    done = b"data: [DONE]\n\n"
-    *received, end, _ = tap.feed(events(PROGRESS) + done).split(b"\n\n")
-    assert [json.loads(event.removeprefix(b"data: ")) for event in received] == [CHUNK, total]
-    assert end == done.strip()
+    end_marker = b"data: [DONE]\n\n"
+    *received_events, end_event, _ = tap.feed(events(PROGRESS) + end_marker).split(b"\n\n")
+    assert [json.loads(event.removeprefix(b"data: ")) for event in received_events] == [
+        CHUNK,
+        total,
+    ]
+    assert end_event == end_marker.strip()
 
 
 def needs_of(*parts: dict[str, Any]) -> Needs:
@@ -510,12 +525,12 @@ def test_needs_include_files_and_audio() -> None:
         needs = needs_of(part)
         assert 4_000 < needs.attachment_bytes < 4_200
         assert (needs.has_external_content, needs.prompt_tokens) == (False, 4)
-    for named in ({"file_id": "f1"}, {"file_data": "https://e.org/a.pdf"}):
-        assert needs_of({"type": "file", "file": named}).has_external_content
-    plain = needs_of({"type": "text", "text": "hi"})
-    assert (plain.attachment_bytes, plain.has_external_content) == (0, False)
-    with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]
-    body = json.dumps({**SMALL, "messages": with_audio}).encode()
+    for external_file in ({"file_id": "f1"}, {"file_data": "https://e.org/a.pdf"}):
+        assert needs_of({"type": "file", "file": external_file}).has_external_content
+    text_needs = needs_of({"type": "text", "text": "hi"})
+    assert (text_needs.attachment_bytes, text_needs.has_external_content) == (0, False)
+    messages_with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]
+    body = json.dumps({**SMALL, "messages": messages_with_audio}).encode()
     assert OpenAICodec().parse(body).derive_needs().has_external_content
 
 
@@ -537,18 +552,18 @@ def test_max_tokens_is_the_largest_limit_of_any_server(
     limits: dict[str, Any], expected: int | None
 ) -> None:
     """Of several limits in a request, the largest counts, as servers differ in which they use."""
-    plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
-    body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
+    unlimited_body = {name: value for name, value in SMALL.items() if name != "max_tokens"}
+    body = json.dumps({**unlimited_body, **limits}).replace("Infinity", "1e999").encode()
     assert OpenAICodec().parse(body).derive_needs().max_tokens == expected
 
 
 def test_needs_include_schema_and_thinking() -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
-    plain = OpenAICodec().parse(json.dumps(SMALL).encode()).derive_needs()
+    plain_needs = OpenAICodec().parse(json.dumps(SMALL).encode()).derive_needs()
     needs = (
         OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).derive_needs()
     )
-    assert needs.prompt_tokens == plain.prompt_tokens
+    assert needs.prompt_tokens == plain_needs.prompt_tokens
     assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
     for thinking in (
@@ -558,7 +573,10 @@ def test_needs_include_schema_and_thinking() -> None:
     ):
         turns = [*SMALL["messages"], {"role": "assistant", **thinking}]
         body = json.dumps({**SMALL, "messages": turns}).encode()
-        assert OpenAICodec().parse(body).derive_needs().prompt_tokens == plain.prompt_tokens + 104
+        assert (
+            OpenAICodec().parse(body).derive_needs().prompt_tokens
+            == plain_needs.prompt_tokens + 104
+        )
 
 
 def test_only_default_verbosity_is_translatable() -> None:
@@ -570,6 +588,6 @@ def test_only_default_verbosity_is_translatable() -> None:
 
 def test_events_after_done_are_dropped() -> None:
     tap, reader = StreamTap(hide_usage=True), StreamReader()
-    end = events(CHUNK) + b"data: [DONE]\n\n"
-    assert tap.feed(end + b"data: nope\n\n") == end
-    assert len(reader.feed(end + b"data: nope\n\n")) == len(StreamReader().feed(end))
+    stream_end = events(CHUNK) + b"data: [DONE]\n\n"
+    assert tap.feed(stream_end + b"data: nope\n\n") == stream_end
+    assert len(reader.feed(stream_end + b"data: nope\n\n")) == len(StreamReader().feed(stream_end))

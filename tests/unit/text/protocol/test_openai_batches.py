@@ -87,11 +87,11 @@ def test_invalid_members_are_named(changes: dict[str, Any], field: str) -> None:
 )
 def test_a_batch_is_valid_in_openais_own_model(status: BatchStatus, member: str) -> None:
     errors = (BatchError(code="x", message="y", line=3, param="body"),)
-    ended = replace(BATCH, status=status, ended_at=NOW, errors=errors, completed=2, total=2)
-    rendered = render_batch(ended)
-    batch = Batch.model_validate(rendered, strict=True)
+    ended_batch = replace(BATCH, status=status, ended_at=NOW, errors=errors, completed=2, total=2)
+    rendered_batch = render_batch(ended_batch)
+    batch = Batch.model_validate(rendered_batch, strict=True)
     moments = ("completed_at", "failed_at", "expired_at", "cancelled_at")
-    assert {name for name in moments if rendered[name] is not None} == {member}
+    assert {name for name in moments if rendered_batch[name] is not None} == {member}
     assert batch.request_counts is not None and batch.request_counts.completed == 2
     assert batch.errors is not None and batch.errors.data is not None
     assert batch.errors.data[0].line == 3
@@ -108,9 +108,9 @@ def test_results_of_lines() -> None:
     line = BatchLine(number=7, custom_id='a"ü', start=0, size=1)
     indented = json.dumps({"error": {"code": "x\n"}}, indent=1).encode()
     result = LineResult(number=7, http_status=400, body=indented, error_code="x")
-    rendered = FORMAT.render_result(BATCH, replace(line, result=result))
-    assert b"\n" not in rendered
-    assert json.loads(rendered) == {
+    rendered_line = FORMAT.render_result(BATCH, replace(line, result=result))
+    assert b"\n" not in rendered_line
+    assert json.loads(rendered_line) == {
         "id": "batch_req_batch_1-7",
         "custom_id": 'a"ü',
         "response": {
@@ -120,10 +120,10 @@ def test_results_of_lines() -> None:
         },
         "error": None,
     }
-    unrun = json.loads(FORMAT.render_result(BATCH, line))
-    assert unrun["response"] is None and unrun["error"]["code"] == "batch_expired"
-    unrun = json.loads(FORMAT.render_result(replace(BATCH, cancelling_at=NOW), line))
-    assert unrun["error"]["code"] == "batch_cancelled"
+    unrun_line = json.loads(FORMAT.render_result(BATCH, line))
+    assert unrun_line["response"] is None and unrun_line["error"]["code"] == "batch_expired"
+    unrun_line = json.loads(FORMAT.render_result(replace(BATCH, cancelling_at=NOW), line))
+    assert unrun_line["error"]["code"] == "batch_cancelled"
 
 
 def test_lines_are_checked() -> None:
@@ -155,5 +155,5 @@ def test_lines_are_checked() -> None:
 
 def test_results_expire_at_the_requested_time() -> None:
     assert compute_output_expiry(BATCH, NOW) is None
-    bounded = replace(BATCH, output_expires_after=3_600)
-    assert compute_output_expiry(bounded, NOW) == NOW + timedelta(hours=1)
+    expiring_batch = replace(BATCH, output_expires_after=3_600)
+    assert compute_output_expiry(expiring_batch, NOW) == NOW + timedelta(hours=1)

@@ -34,8 +34,8 @@ def read_events(stream: bytes) -> list[dict[str, Any]]:
     A null ``finish_reason``, which OpenAI sends in all events but the last, is not in the SDK's
     type.
     """
-    *frames, done, end = stream.split(b"\n\n")
-    assert (done, end) == (b"data: [DONE]", b"")
+    *frames, end_marker, rest = stream.split(b"\n\n")
+    assert (end_marker, rest) == (b"data: [DONE]", b"")
     events: list[dict[str, Any]] = [json.loads(frame.removeprefix(b"data: ")) for frame in frames]
     for event in events:
         choices = [{**c, "finish_reason": c["finish_reason"] or "stop"} for c in event["choices"]]
@@ -80,17 +80,17 @@ def test_members_that_a_chat_cannot_express_are_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
     call = parse(**changes)
-    with pytest.raises(UnsupportedFeature, match=field) as refused:
+    with pytest.raises(UnsupportedFeature, match=field) as exc_info:
         call.to_domain("up")
-    assert refused.value.field == field
+    assert exc_info.value.field == field
     # The answers of back ends that have the call can be of any kind.
     assert not call.derive_constraints().plain
 
 
 def test_unknown_members_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedFeature) as refused:
+    with pytest.raises(UnsupportedFeature) as exc_info:
         parse(logit_bias={"50256": -100}).to_domain("up")
-    assert refused.value.field == "logit_bias"
+    assert exc_info.value.field == "logit_bias"
 
 
 @pytest.mark.parametrize(
@@ -108,16 +108,16 @@ def test_unknown_members_are_refused_by_name() -> None:
     ],
 )
 def test_invalid_members_are_named(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse(**changes)
-    assert (refused.value.field or "").startswith(field)
+    assert (exc_info.value.field or "").startswith(field)
 
 
 def test_back_ends_of_the_same_format_get_the_same_bytes() -> None:
     call = parse(prompt=[[1, 2], [3]], n=2, echo=True, logprobs=1, logit_bias={"1": 1})
     assert call.to_upstream("m", {}) is call.raw
-    changed = json.loads(call.to_upstream("up", {}, {"cache_prompt": False}))
-    assert changed == {**call.data, "model": "up", "cache_prompt": False}
+    upstream_body = json.loads(call.to_upstream("up", {}, {"cache_prompt": False}))
+    assert upstream_body == {**call.data, "model": "up", "cache_prompt": False}
 
 
 def test_streams_are_requested_with_usage() -> None:
@@ -137,13 +137,13 @@ def test_needs_count_prompts_and_answers() -> None:
 
 def test_whole_answers_are_valid_for_the_sdk() -> None:
     answer = make_text_response("a time.")
-    whole = json.loads(parse().encode_response(answer))
-    completion = Completion.model_validate(whole, strict=True)
+    whole_answer = json.loads(parse().encode_response(answer))
+    completion = Completion.model_validate(whole_answer, strict=True)
     [choice] = completion.choices
     assert (choice.text, choice.finish_reason, choice.index) == ("a time.", "stop", 0)
     assert completion.usage is not None
     assert completion.usage.total_tokens == 7 + 2
-    assert CODEC.read_response(whole) == ChatResponse(
+    assert CODEC.read_response(whole_answer) == ChatResponse(
         id="answer-1", model="fake", parts=answer.parts, stop=StopReason.END, usage=answer.usage
     )
 
@@ -188,8 +188,8 @@ def test_forwarded_streams_end_with_the_last_answer() -> None:
         assert tap.feed(piece) == piece
     assert (tap.tokens, tap.is_finished) == (2, False)
     # The client did not ask for the usage.
-    last = tap.feed(pieces[3])
-    assert b"usage" not in last and b"length" in last
+    last_bytes = tap.feed(pieces[3])
+    assert b"usage" not in last_bytes and b"length" in last_bytes
     assert tap.flush() == b"data: [DONE]\n\n"
     assert tap.is_finished
     assert tap.usage == Usage(input_tokens=2, output_tokens=3)

@@ -27,22 +27,22 @@ TAKES: dict[str, dict[str, Any]] = {
 
 
 def job(
-    takes: dict[str, dict[str, Any]] = TAKES, key: str | None = None, **members: Any
+    template_inputs: dict[str, dict[str, Any]] = TAKES, key: str | None = None, **members: Any
 ) -> dict[str, Any]:
     body = parse_images_request(json.dumps({"prompt": "a cat", "model": "t", **members}).encode())
-    return images_request_to_job(body, "swatch", takes, cache=True, idempotency_key=key)
+    return images_request_to_job(body, "swatch", template_inputs, cache=True, idempotency_key=key)
 
 
-def without(*names: str) -> dict[str, dict[str, Any]]:
+def drop_inputs(*names: str) -> dict[str, dict[str, Any]]:
     return {name: schema for name, schema in TAKES.items() if name not in names}
 
 
 def test_random_seed_is_within_the_templates_bounds() -> None:
-    seen = set()
+    seen_seeds = set()
     for _ in range(200):
         [seed] = job()["batch"]["seeds"]
-        seen.add(seed)
-    assert seen == set(range(10, 21))
+        seen_seeds.add(seed)
+    assert seen_seeds == set(range(10, 21))
     seeds = job(n=4)["batch"]["seeds"]
     assert len(seeds) == 4
     assert min(seeds) >= 10
@@ -65,33 +65,33 @@ def test_openai_members_become_template_inputs() -> None:
     )
     assert job(n=2, inputs={"seed": 12})["batch"] == {"seeds": [12, 13]}
     assert "width" not in job(size="auto")["inputs"]
-    assert "batch" not in job(without("seed"))
+    assert "batch" not in job(drop_inputs("seed"))
 
 
 def test_default_options_need_no_input() -> None:
-    ordinary: dict[str, Any] = {
+    ordinary_members: dict[str, Any] = {
         "quality": "standard",
         "background": "auto",
         "stream": False,
         "style": None,
     }
-    assert job(without("quality"), **ordinary)["inputs"].keys() == {"prompt"}
+    assert job(drop_inputs("quality"), **ordinary_members)["inputs"].keys() == {"prompt"}
 
 
 @pytest.mark.parametrize(
-    ("members", "takes", "field"),
+    ("members", "template_inputs", "field"),
     [
         ({"prompt": ""}, TAKES, "prompt"),
         ({"prompt": 5}, TAKES, "prompt"),
         ({"model": None}, TAKES, "model"),
-        ({}, without("prompt"), "model"),
+        ({}, drop_inputs("prompt"), "model"),
         ({"n": 0}, TAKES, "n"),
         ({"n": 11}, TAKES, "n"),
-        ({"n": 2}, without("seed"), "n"),
+        ({"n": 2}, drop_inputs("seed"), "n"),
         ({"size": "big"}, TAKES, "size"),
-        ({"size": "64x64"}, without("width"), "size"),
+        ({"size": "64x64"}, drop_inputs("width"), "size"),
         ({"response_format": "png"}, TAKES, "response_format"),
-        ({"quality": "hd"}, without("quality"), "quality"),
+        ({"quality": "hd"}, drop_inputs("quality"), "quality"),
         ({"style": "vivid"}, TAKES, "style"),
         ({"stream": True}, TAKES, "stream"),
         ({"background": "transparent"}, TAKES, "background"),
@@ -100,10 +100,10 @@ def test_default_options_need_no_input() -> None:
     ],
 )
 def test_unsupported_member_is_refused_by_name(
-    members: dict[str, Any], takes: dict[str, dict[str, Any]], field: str
+    members: dict[str, Any], template_inputs: dict[str, dict[str, Any]], field: str
 ) -> None:
     with pytest.raises(RequestError) as exc_info:
-        job(takes, **members)
+        job(template_inputs, **members)
     assert exc_info.value.field == field
 
 
@@ -129,13 +129,13 @@ PICTURE = {"type": "string", "format": "image"}
 
 
 def test_pictures_of_an_edit_go_to_the_templates_inputs() -> None:
-    first, second, mask = file("image[]"), file("image[]"), file("mask")
-    parsed = edit(first, second, mask, n="2", stream="false", inputs='{"seed": 12}')
+    first_picture, second_picture, mask = file("image[]"), file("image[]"), file("mask")
+    parsed = edit(first_picture, second_picture, mask, n="2", stream="false", inputs='{"seed": 12}')
     assert (parsed.body.n, parsed.body.stream, parsed.body.inputs) == (2, False, {"seed": 12})
-    accepted = {**TAKES, "image": PICTURE, "image_2": PICTURE, "mask": PICTURE}
-    assert assign_pictures(parsed, "t", accepted) == {
-        "image": first,
-        "image_2": second,
+    template_inputs = {**TAKES, "image": PICTURE, "image_2": PICTURE, "mask": PICTURE}
+    assert assign_pictures(parsed, "t", template_inputs) == {
+        "image": first_picture,
+        "image_2": second_picture,
         "mask": mask,
     }
 

@@ -141,10 +141,10 @@ def test_seconds_are_those_of_the_back_end_or_of_the_file(data: Any, usage: int)
 
 def test_a_forged_length_neither_avoids_the_reservation_nor_inflates_the_estimate() -> None:
     upload = file("file", 30_000_000)
-    short = TranscriptionRequest(form(upload, model="m"), 1.0)
-    assert short.max_usage.quantity == 10_000
-    long = TranscriptionRequest(form(upload, model="m"), 1e9)
-    assert long.expected_usage.quantity == long.max_usage.quantity == 60_000
+    short_request = TranscriptionRequest(form(upload, model="m"), 1.0)
+    assert short_request.max_usage.quantity == 10_000
+    long_request = TranscriptionRequest(form(upload, model="m"), 1e9)
+    assert long_request.expected_usage.quantity == long_request.max_usage.quantity == 60_000
     unknown = TranscriptionRequest(form(upload, model="m"), None)
     assert unknown.max_usage.quantity == 60_000
     assert unknown.expected_usage.quantity == 7_500

@@ -22,8 +22,12 @@ _HEAD = {"created": 1, "id": "gem-1", "model": "gemini", "object": "chat.complet
 _FILTER = {"hate": {"filtered": False, "severity": "safe"}}
 
 
-def usage(written: int) -> dict[str, int]:
-    return {"prompt_tokens": 9, "completion_tokens": written, "total_tokens": 9 + written}
+def usage(output_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": 9,
+        "completion_tokens": output_tokens,
+        "total_tokens": 9 + output_tokens,
+    }
 
 
 def gemini_call(name: str, arguments: str, **members: Any) -> dict[str, Any]:
@@ -31,11 +35,11 @@ def gemini_call(name: str, arguments: str, **members: Any) -> dict[str, Any]:
     return {"type": "function", "function": function, "extra_content": _SIGNATURE, **members}
 
 
-def gemini_chunk(written: int, finish: str | None = None, **delta: Any) -> dict[str, Any]:
+def gemini_chunk(output_tokens: int, finish: str | None = None, **delta: Any) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", **delta}}
     if finish is not None:
         choice["finish_reason"] = finish
-    return {**_HEAD, "choices": [choice], "usage": usage(written)}
+    return {**_HEAD, "choices": [choice], "usage": usage(output_tokens)}
 
 
 GEMINI_TEXT = [gemini_chunk(1, content="It is"), gemini_chunk(3, "stop", content=" sunny.")]
@@ -80,9 +84,9 @@ BEDROCK = [
 ]  # fmt: skip
 
 
-def encode(events: list[dict[str, Any]], *, done: bool) -> bytes:
+def encode(events: list[dict[str, Any]], *, has_done: bool) -> bytes:
     body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
-    return body + b"data: [DONE]\n\n" if done else body
+    return body + b"data: [DONE]\n\n" if has_done else body
 
 
 def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
@@ -93,10 +97,12 @@ def pass_through(body: bytes, **options: Any) -> list[ChatCompletionChunk]:
     messages = [{"role": "user", "content": "Hi"}]
     parsed = OpenAICodec().parse(json.dumps({**request, "messages": messages}).encode())
     tap = parsed.create_stream_tap({})
-    received = b"".join(tap.feed(body[at : at + 7]) for at in range(0, len(body), 7)) + tap.flush()
+    received_bytes = (
+        b"".join(tap.feed(body[at : at + 7]) for at in range(0, len(body), 7)) + tap.flush()
+    )
     assert tap.is_finished
-    *events, end, nothing = received.split(b"\n\n")
-    assert (end, nothing) == (b"data: [DONE]", b"")
+    *events, end_event, rest = received_bytes.split(b"\n\n")
+    assert (end_event, rest) == (b"data: [DONE]", b"")
     chunks = [ChatCompletionChunk.model_validate_json(e.removeprefix(b"data: ")) for e in events]
     for chunk in chunks:
         for choice in chunk.choices:
@@ -114,13 +120,14 @@ def translate(body: bytes) -> list[chat.Delta]:
 
 
 @pytest.mark.parametrize(
-    ("events", "done"), [(GEMINI_TEXT, True), (GEMINI_TEXT, False), (AZURE, True), (BEDROCK, True)]
+    ("events", "has_done"),
+    [(GEMINI_TEXT, True), (GEMINI_TEXT, False), (AZURE, True), (BEDROCK, True)],
 )
 @pytest.mark.parametrize("wants_usage", [True, False])
 def test_text_and_one_total_usage(
-    events: list[dict[str, Any]], *, done: bool, wants_usage: bool
+    events: list[dict[str, Any]], *, has_done: bool, wants_usage: bool
 ) -> None:
-    body = encode(events, done=done)
+    body = encode(events, has_done=has_done)
     options = {"include_usage": True} if wants_usage else {}
     chunks = pass_through(body, **options)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -130,20 +137,20 @@ def test_text_and_one_total_usage(
     assert not wants_usage or chunks[-1].choices == []
     deltas = translate(body)
     assert "".join(d.text for d in deltas if isinstance(d, chat.TextDelta)) == "It is sunny."
-    finished = deltas[-1]
-    assert isinstance(finished, chat.Finished)
-    written = totals[0].completion_tokens if totals else finished.usage.output_tokens
-    assert finished.usage == Usage(input_tokens=9, output_tokens=written)
+    finished_event = deltas[-1]
+    assert isinstance(finished_event, chat.Finished)
+    output_tokens = totals[0].completion_tokens if totals else finished_event.usage.output_tokens
+    assert finished_event.usage == Usage(input_tokens=9, output_tokens=output_tokens)
 
 
 def test_the_answer_of_azure_is_named_by_its_first_event_with_a_name() -> None:
-    started = translate(encode(AZURE, done=True))[0]
-    assert isinstance(started, chat.Started)
-    assert (started.id, started.model) == (_AZURE["id"], _AZURE["model"])
+    started_event = translate(encode(AZURE, has_done=True))[0]
+    assert isinstance(started_event, chat.Started)
+    assert (started_event.id, started_event.model) == (_AZURE["id"], _AZURE["model"])
 
 
 def test_tool_calls_of_gemini_get_an_index_an_id_and_the_right_reason() -> None:
-    chunks = pass_through(encode(GEMINI_TOOLS, done=True))
+    chunks = pass_through(encode(GEMINI_TOOLS, has_done=True))
     calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
     assert [call.index for call in calls] == [0, 1]
     assert calls[0].id == "call_1" and (calls[1].id or "").startswith("call_")
@@ -153,16 +160,19 @@ def test_tool_calls_of_gemini_get_an_index_an_id_and_the_right_reason() -> None:
 
 
 def test_tool_calls_of_gemini_for_other_protocols() -> None:
-    deltas = translate(encode(GEMINI_TOOLS, done=False))
-    started = [delta for delta in deltas if isinstance(delta, chat.ToolStarted)]
-    assert [(delta.index, delta.name) for delta in started] == [(0, "weather"), (1, "time")]
-    assert started[0].id == "call_1" and started[1].id.startswith("call_")
-    finished = deltas[-1]
-    assert isinstance(finished, chat.Finished) and finished.stop is chat.StopReason.TOOL_USE
+    deltas = translate(encode(GEMINI_TOOLS, has_done=False))
+    started_tools = [delta for delta in deltas if isinstance(delta, chat.ToolStarted)]
+    assert [(delta.index, delta.name) for delta in started_tools] == [(0, "weather"), (1, "time")]
+    assert started_tools[0].id == "call_1" and started_tools[1].id.startswith("call_")
+    finished_event = deltas[-1]
+    assert (
+        isinstance(finished_event, chat.Finished)
+        and finished_event.stop is chat.StopReason.TOOL_USE
+    )
 
 
 def test_arguments_without_index_belong_to_the_call_before() -> None:
-    body = encode(GEMINI_PARTS, done=True)
+    body = encode(GEMINI_PARTS, has_done=True)
     chunks = pass_through(body)
     calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
     assert [call.index for call in calls] == [0, 0]
@@ -171,17 +181,17 @@ def test_arguments_without_index_belong_to_the_call_before() -> None:
 
 
 def test_calls_of_gemini_with_the_same_index_are_numbered() -> None:
-    later = {"index": 0, "function": {"arguments": ' "Rome"}'}}
+    later_call = {"index": 0, "function": {"arguments": ' "Rome"}'}}
     events = [
         gemini_chunk(5, tool_calls=[gemini_call("time", "{}", id="a", index=0)]),
         gemini_chunk(6, tool_calls=[gemini_call("weather", '{"city":', id="b", index=0)]),
-        gemini_chunk(7, tool_calls=[later]),
+        gemini_chunk(7, tool_calls=[later_call]),
         # What another server would send next, and the same call once more with its name.
         gemini_chunk(8, tool_calls=[gemini_call("time", "{", id="c", index=1)]),
         gemini_chunk(9, tool_calls=[gemini_call("time", "}", id="c", index=1)]),
         gemini_chunk(9, "stop"),
     ]
-    chunks = pass_through(encode(events, done=True))
+    chunks = pass_through(encode(events, has_done=True))
     calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
     assert [call.index for call in calls] == [0, 1, 1, 2, 2]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
@@ -194,7 +204,7 @@ def test_streamed_tool_call_that_ends_with_stop_reports_tool_calls() -> None:
         {**_AZURE, "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]},
         {**_AZURE, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
     ]  # fmt: skip
-    assert pass_through(encode(events, done=True))[-1].choices[0].finish_reason == "tool_calls"
+    assert pass_through(encode(events, has_done=True))[-1].choices[0].finish_reason == "tool_calls"
 
 
 @pytest.mark.parametrize("identifier", ["", "call_1"])
@@ -207,8 +217,8 @@ def test_whole_answers_of_gemini_with_tool_calls(identifier: str) -> None:
     }  # fmt: skip
     domain = chat_response_to_domain(body)
     assert domain.stop is chat.StopReason.TOOL_USE
-    completed = OpenAICodec().add_missing_members(b"", body, None)
-    answer = ChatCompletion.model_validate_json(completed)
+    completed_body = OpenAICodec().add_missing_members(b"", body, None)
+    answer = ChatCompletion.model_validate_json(completed_body)
     assert answer.choices[0].finish_reason == "tool_calls"
     assert answer.choices[0].message.tool_calls
     assert answer.choices[0].message.tool_calls[0].id.startswith("call_")

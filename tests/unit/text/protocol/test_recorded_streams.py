@@ -73,7 +73,7 @@ class ParsedRecording:
     usage: Usage = field(default_factory=Usage)
 
 
-def weather(*cities: str) -> tuple[tuple[str, Any], ...]:
+def weather_calls(*cities: str) -> tuple[tuple[str, Any], ...]:
     return tuple(("get_weather", {"location": city}) for city in cities)
 
 
@@ -81,7 +81,7 @@ EXPECTED = {
     "anthropic": ParsedRecording(
         text="I'll look — one moment 🌤️.",
         thinking="The user wants Köln's weather: 晴れ?",
-        tools=weather("Köln"),
+        tools=weather_calls("Köln"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=472, cached_tokens=1024, output_tokens=89),
     ),
@@ -96,7 +96,7 @@ EXPECTED = {
     ),
     "gemini": ParsedRecording(
         text="Ich sehe nach …",
-        tools=weather("Köln", "Rom"),
+        tools=weather_calls("Köln", "Rom"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=71, output_tokens=34),
     ),
@@ -109,7 +109,7 @@ EXPECTED = {
     "mistral": ParsedRecording(
         text="Voyons ça.",
         thinking="Il faut la météo.",
-        tools=weather("Paris", "Nîmes"),
+        tools=weather_calls("Paris", "Nîmes"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=94, output_tokens=37),
     ),
@@ -125,7 +125,7 @@ EXPECTED = {
     ),
     "openai": ParsedRecording(
         text="Let me check “both” 🌍.",
-        tools=weather("Köln", "東京"),
+        tools=weather_calls("Köln", "東京"),
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=93, cached_tokens=1024, output_tokens=46),
     ),
@@ -145,16 +145,16 @@ EXPECTED = {
 
 def split_stream(stream: bytes, seed: int) -> list[bytes]:
     """Split a stream into pieces of 1 to 64 bytes; some seeds give only the shortest pieces."""
-    chance, longest = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
+    chance, longest_piece = random.Random(seed), (1, 3, MAX_PIECE)[seed % 3]
     pieces, start = [], 0
     while start < len(stream):
-        end = start + chance.randint(1, longest)
+        end = start + chance.randint(1, longest_piece)
         pieces.append(stream[start:end])
         start = end
     return pieces
 
 
-async def _generate(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+async def _iterate_pieces(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
     for piece in pieces:
         await asyncio.sleep(0)
         yield piece
@@ -164,7 +164,9 @@ def _mock_transport(pieces: Sequence[bytes], kind: str, library: Any) -> Any:
     """Return a mock transport of ``library`` that answers each request with these pieces."""
 
     def handle(_: Any) -> Any:
-        return library.Response(200, headers={"content-type": kind}, content=_generate(pieces))
+        return library.Response(
+            200, headers={"content-type": kind}, content=_iterate_pieces(pieces)
+        )
 
     return library.MockTransport(handle)
 
@@ -185,7 +187,7 @@ async def read(provider: str, pieces: Sequence[bytes]) -> list[Delta]:
     else:
         endpoint = FixedEndpoint(Endpoint(url="http://up", key="k"))
         backend = OpenAIBackend(endpoint, connections=1)
-        backend._http.stream = lambda *_: _generate(pieces)
+        backend._http.stream = lambda *_: _iterate_pieces(pieces)
     codec = OpenAICodec()
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     request = codec.parse(json.dumps(body).encode()).to_domain("m")
@@ -204,27 +206,29 @@ def summarize(deltas: Sequence[Delta]) -> ParsedRecording:
         )
         for index in names
     }
-    last = deltas[-1]
-    assert isinstance(deltas[0], Started) and isinstance(last, Finished)
+    last_delta = deltas[-1]
+    assert isinstance(deltas[0], Started) and isinstance(last_delta, Finished)
     return ParsedRecording(
         text="".join(d.text for d in deltas if isinstance(d, TextDelta)),
         thinking="".join(d.text for d in deltas if isinstance(d, ThinkingDelta)),
         tools=tuple((names[index], json.loads(arguments[index])) for index in names),
-        stop=last.stop,
-        usage=last.usage,
+        stop=last_delta.stop,
+        usage=last_delta.usage,
     )
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 async def test_a_stream_is_parsed_equally_for_any_split(provider: str) -> None:
-    whole = await read(provider, [STREAMS[provider]])
-    assert summarize(whole) == EXPECTED[provider]
+    whole_deltas = await read(provider, [STREAMS[provider]])
+    assert summarize(whole_deltas) == EXPECTED[provider]
     for seed in range(CUTS):
         pieces = split_stream(STREAMS[provider], seed)
-        assert [_plain(d) for d in await read(provider, pieces)] == [_plain(d) for d in whole], seed
+        assert [_drop_id(d) for d in await read(provider, pieces)] == [
+            _drop_id(d) for d in whole_deltas
+        ], seed
 
 
-def _plain(delta: Delta) -> Delta:
+def _drop_id(delta: Delta) -> Delta:
     """Return ``delta`` without an id, because the gateway generates ids for Ollama's streams."""
     return replace(delta, id="") if isinstance(delta, Started | ToolStarted) else delta
 
@@ -242,7 +246,7 @@ REPAIRED = ("azure", "gemini", "mistral")
 CORRECTED = ("index", "finish_reason")
 
 
-def contains(received: bytes, sent: bytes) -> bool:
+def contains_event(received: bytes, sent: bytes) -> bool:
     """Return True if the received event has at least the members of the sent event."""
     if received == sent:
         return True
@@ -262,7 +266,7 @@ def _has_members(value: Any, members: Any) -> bool:
     return bool(value == members) or members == ""
 
 
-def _tap(provider: str, *, hide_usage: bool) -> StreamTap:
+def _create_tap(provider: str, *, hide_usage: bool) -> StreamTap:
     if provider in TAPS:
         return TAPS[provider]()
     return OpenAITap(hide_usage=hide_usage, hide_progress=hide_usage)
@@ -276,25 +280,25 @@ def forward(tap: StreamTap, pieces: Iterable[bytes]) -> bytes:
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_forwarded_stream_is_the_same_however_it_is_cut(provider: str, hide_usage: bool) -> None:
     stream, expected = STREAMS[provider], EXPECTED[provider]
-    first = _tap(provider, hide_usage=hide_usage)
-    transcript = first.transcript = Transcript()
-    whole = forward(first, [stream])
-    assert first.is_finished and transcript.is_readable
+    first_tap = _create_tap(provider, hide_usage=hide_usage)
+    transcript = first_tap.transcript = Transcript()
+    whole_stream = forward(first_tap, [stream])
+    assert first_tap.is_finished and transcript.is_readable
     assert (transcript.text, transcript.stop) == (expected.text, expected.stop)
-    assert (first.usage or Usage()) == expected.usage
+    assert (first_tap.usage or Usage()) == expected.usage
     if not hide_usage:
-        done = b"" if b"[DONE]" in stream or provider in TAPS else b"data: [DONE]\n\n"
-        sent = stream.replace(b"\r\n", b"\n") + done
+        end_marker = b"" if b"[DONE]" in stream or provider in TAPS else b"data: [DONE]\n\n"
+        sent_stream = stream.replace(b"\r\n", b"\n") + end_marker
         if provider in REPAIRED:
-            pairs = zip(whole.split(b"\n\n"), sent.split(b"\n\n"), strict=True)
-            assert all(contains(*pair) for pair in pairs) and whole != sent
+            pairs = zip(whole_stream.split(b"\n\n"), sent_stream.split(b"\n\n"), strict=True)
+            assert all(contains_event(*pair) for pair in pairs) and whole_stream != sent_stream
         else:
-            assert whole == sent
+            assert whole_stream == sent_stream
     for seed in range(CUTS):
-        tap = _tap(provider, hide_usage=hide_usage)
+        tap = _create_tap(provider, hide_usage=hide_usage)
         tap.transcript = Transcript()
-        assert forward(tap, split_stream(stream, seed)) == whole, seed
-        assert (tap.usage, tap.tokens) == (first.usage, first.tokens), seed
+        assert forward(tap, split_stream(stream, seed)) == whole_stream, seed
+        assert (tap.usage, tap.tokens) == (first_tap.usage, first_tap.tokens), seed
         assert tap.transcript.text == transcript.text, seed
 
 
@@ -309,8 +313,8 @@ REASONS = {
 @pytest.mark.parametrize("provider", [name for name in PROVIDERS if name not in TAPS])
 def test_openais_sdk_reads_a_forwarded_stream(provider: str) -> None:
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
-    received = forward(_tap(provider, hide_usage=False), [STREAMS[provider]])
-    for event in received.split(b"\n\n"):
+    received_bytes = forward(_create_tap(provider, hide_usage=False), [STREAMS[provider]])
+    for event in received_bytes.split(b"\n\n"):
         data = event.partition(b"data: ")[2]
         if data in (b"", b"[DONE]"):
             continue
@@ -359,7 +363,7 @@ async def test_each_client_gets_the_content_of_the_stream(provider: str, protoco
 
 @pytest.mark.parametrize("protocol", ["openai", "anthropic", "responses", "ollama"])
 def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
-    calls = weather("Köln", "Rom", "Paris")
+    calls = weather_calls("Köln", "Rom", "Paris")
     pieces: dict[int, list[str]] = {
         index: [text[start : start + 6] for start in range(0, len(text), 6)]
         for index, text in enumerate(json.dumps(arguments) for _, arguments in calls)
@@ -369,13 +373,13 @@ def test_tool_calls_may_be_written_in_turn(protocol: str) -> None:
         chance = random.Random(seed)
         deltas: list[Delta] = [Started(id="a", model="m")]
         starts = [ToolStarted(index=i, id=f"c{i}", name=name) for i, (name, _) in enumerate(calls)]
-        left = {index: list(fragments) for index, fragments in pieces.items()}
-        while starts or any(left.values()):
+        remaining_pieces = {index: list(fragments) for index, fragments in pieces.items()}
+        while starts or any(remaining_pieces.values()):
             index = chance.randrange(len(calls))
             if starts and index >= len(calls) - len(starts):
                 deltas.append(starts.pop(0))
-            elif left[index]:
-                deltas.append(ToolArguments(index=index, fragment=left[index].pop(0)))
+            elif remaining_pieces[index]:
+                deltas.append(ToolArguments(index=index, fragment=remaining_pieces[index].pop(0)))
         deltas.append(Finished(stop=StopReason.TOOL_USE, usage=Usage(output_tokens=9)))
         request = codec.parse(json.dumps({"model": "m", "stream": True, **body}).encode())
         writer = request.create_stream_writer()
@@ -390,16 +394,16 @@ def test_streams_that_are_read_in_turn_do_not_mix() -> None:
     readers: dict[str, Any] = {
         name: AnthropicReader() if name == "anthropic" else OpenAIReader() for name in names
     }
-    waiting = {name: split_stream(STREAMS[name], 2) for name in names}
+    remaining_pieces = {name: split_stream(STREAMS[name], 2) for name in names}
     deltas: dict[str, list[Delta]] = {name: [] for name in names}
-    while waiting:
-        name = chance.choice(sorted(waiting))
-        deltas[name] += readers[name].feed(waiting[name].pop(0))
-        if not waiting[name]:
-            del waiting[name]
+    while remaining_pieces:
+        name = chance.choice(sorted(remaining_pieces))
+        deltas[name] += readers[name].feed(remaining_pieces[name].pop(0))
+        if not remaining_pieces[name]:
+            del remaining_pieces[name]
     for name, reader in readers.items():
-        rest = reader.flush() if isinstance(reader, OpenAIReader) else []
-        assert summarize([*deltas[name], *rest]) == EXPECTED[name]
+        flushed_deltas = reader.flush() if isinstance(reader, OpenAIReader) else []
+        assert summarize([*deltas[name], *flushed_deltas]) == EXPECTED[name]
 
 
 # An error within a stream has a choice at OpenRouter, none elsewhere.
@@ -422,15 +426,15 @@ def test_an_error_within_a_stream_is_no_end(error: dict[str, Any]) -> None:
 
 async def test_event_that_is_not_json_ends_every_stream() -> None:
     """Translated and forwarded streams raise like errors; at the start, the router falls back."""
-    broken = b"data: {nope}\n\n"
+    broken_event = b"data: {nope}\n\n"
     for provider in ("openai", "anthropic"):
         with pytest.raises(Exception) as exc_info:
-            await read(provider, [broken])
+            await read(provider, [broken_event])
         assert getattr(exc_info.value, "code", "") in ("stream_interrupted", "backend_unavailable")
     for tap in (OpenAITap(hide_usage=True), AnthropicTap()):
         with pytest.raises(StreamInterrupted):
-            tap.feed(broken)
-    rig = Rig(FakeBackend(raw_stream=[broken]), FakeBackend(raw_stream=[STREAMS["openai"]]))
+            tap.feed(broken_event)
+    rig = Rig(FakeBackend(raw_stream=[broken_event]), FakeBackend(raw_stream=[STREAMS["openai"]]))
     answer = await rig.ask(stream=True)
     assert dict(cast(Any, answer.headers))[b"x-moyin-backend"] == b"b1"
     await answer.close()

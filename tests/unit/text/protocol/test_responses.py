@@ -85,8 +85,12 @@ def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_response_is_read_back(name: str) -> None:
     answer = ANSWERS[name]
-    read = CODEC.read_response(encode_answer(parse(tools=[WEATHER]), answer))
-    assert (read.parts, read.stop, read.usage) == (answer.parts, answer.stop, answer.usage)
+    parsed_answer = CODEC.read_response(encode_answer(parse(tools=[WEATHER]), answer))
+    assert (parsed_answer.parts, parsed_answer.stop, parsed_answer.usage) == (
+        answer.parts,
+        answer.stop,
+        answer.usage,
+    )
     body = b"".join(
         map(parse(tools=[WEATHER]).create_stream_writer().write, split_into_deltas(answer))
     )
@@ -130,8 +134,8 @@ def test_refusal_has_its_own_part() -> None:
     events = encode_stream(parse(), answer)
     assert "response.refusal.done" in [event["type"] for event in events]
     assert drop_varying_members(events[-1]["response"]) == drop_varying_members(response)
-    read = CODEC.read_response(response)
-    assert (read.parts, read.stop) == (parts, StopReason.REFUSAL)
+    parsed_answer = CODEC.read_response(response)
+    assert (parsed_answer.parts, parsed_answer.stop) == (parts, StopReason.REFUSAL)
 
 
 def test_text_before_a_refusal_is_an_incomplete_answer() -> None:
@@ -144,43 +148,46 @@ def test_text_before_a_refusal_is_an_incomplete_answer() -> None:
 
 def test_each_tool_call_is_an_item_with_its_arguments() -> None:
     events = encode_stream(parse(tools=[WEATHER]), ANSWERS["tools"])
-    done = [e for e in events if e["type"] == "response.function_call_arguments.done"]
-    assert [event["arguments"] for event in done] == ['{"city":"Paris"}', '{"city":"Rome"}']
+    finished_calls = [e for e in events if e["type"] == "response.function_call_arguments.done"]
+    assert [event["arguments"] for event in finished_calls] == [
+        '{"city":"Paris"}',
+        '{"city":"Rome"}',
+    ]
     items = events[-1]["response"]["output"]
     assert [item["type"] for item in items] == ["message", "function_call", "function_call"]
     assert [item.get("call_id") for item in items] == [None, "c1", "c2"]
-    assert [event["output_index"] for event in done] == [1, 2]
+    assert [event["output_index"] for event in finished_calls] == [1, 2]
 
 
 def test_custom_tool_takes_and_gives_plain_text() -> None:
-    custom = {"type": "custom", "name": "patch", "description": "Applies a patch."}
+    custom_tool = {"type": "custom", "name": "patch", "description": "Applies a patch."}
     call = ToolUse(id="c1", name="patch", arguments='{"input":"*** Begin\\n\\"x\\""}')
     answer = ChatResponse(
         id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
     )
-    request = parse(tools=[custom])
+    request = parse(tools=[custom_tool])
     assert request.chat.tools[0].schema["required"] == ["input"]
     [item] = encode_answer(request, answer)["output"]
     assert (item["type"], item["input"]) == ("custom_tool_call", '*** Begin\n"x"')
     events = encode_stream(request, answer)
     inputs = [e["input"] for e in events if e["type"] == "response.custom_tool_call_input.done"]
     assert inputs == ['*** Begin\n"x"']
-    again = parse(
-        tools=[custom],
+    next_request = parse(
+        tools=[custom_tool],
         input=[item, {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"}],
     )
-    assert again.chat.messages == (
+    assert next_request.chat.messages == (
         Message(role=Role.ASSISTANT, parts=(call,)),
         Message(role=Role.USER, parts=(ToolResult(tool_use_id="c1", content=(Text(text="ok"),)),)),
     )
 
 
 def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
-    inner = {"type": "function", "name": "stop", "parameters": SCHEMA, "strict": False}
+    inner_tool = {"type": "function", "name": "stop", "parameters": SCHEMA, "strict": False}
     patch = {"type": "custom", "name": "patch"}
-    group = {"type": "namespace", "name": "agents", "description": "", "tools": [inner, patch]}
-    outer = {**inner, "name": "stop"}
-    request = parse(tools=[outer, group])
+    group = {"type": "namespace", "name": "agents", "description": "", "tools": [inner_tool, patch]}
+    outer_tool = {**inner_tool, "name": "stop"}
+    request = parse(tools=[outer_tool, group])
     names = [tool.name for tool in request.to_domain("m").tools]
     assert names == ["stop", "agents__stop", "agents__patch"]
     calls = (
@@ -195,18 +202,18 @@ def test_a_tool_in_a_namespace_is_called_under_both_names() -> None:
         ("stop", None),
         ("patch", "agents"),
     ]
-    done = [
+    finished_items = [
         e["item"]
         for e in encode_stream(request, answer)
         if e["type"] == "response.output_item.done"
     ]
-    assert [drop_varying_members({"output": [a]}) for a in done] == [
+    assert [drop_varying_members({"output": [a]}) for a in finished_items] == [
         drop_varying_members({"output": [b]}) for b in items
     ]
-    again = parse(tools=[outer, group], input=items).to_domain("m")
-    assert again.messages[0].parts == calls
-    read = CODEC.read_response(encode_answer(request, answer))
-    assert [part.name for part in read.parts if isinstance(part, ToolUse)] == [
+    next_request = parse(tools=[outer_tool, group], input=items).to_domain("m")
+    assert next_request.messages[0].parts == calls
+    parsed_answer = CODEC.read_response(encode_answer(request, answer))
+    assert [part.name for part in parsed_answer.parts if isinstance(part, ToolUse)] == [
         call.name for call in calls
     ]
     assert [field for field, _ in request.iterate_schemas()] == [
@@ -230,24 +237,28 @@ def test_each_encoded_answer_is_recorded_by_its_id() -> None:
         assert response_id is not None
         assert request.record.responses[response_id] == json.loads(body)
     writer = request.create_stream_writer()
-    first, *others = (writer.write(delta) for delta in split_into_deltas(ANSWERS["text"]))
-    response_id = find_response_id(first)
+    first_frames, *other_frames = (
+        writer.write(delta) for delta in split_into_deltas(ANSWERS["text"])
+    )
+    response_id = find_response_id(first_frames)
     assert response_id is not None
-    [last] = [parse_event(f) for f in FrameSplitter().feed(others[-1])][-1:]
-    assert request.record.responses[response_id] == last["response"]
+    [last_event] = [parse_event(f) for f in FrameSplitter().feed(other_frames[-1])][-1:]
+    assert request.record.responses[response_id] == last_event["response"]
     assert len(request.record.responses) == 3
-    broken = ResponsesCodec(request.record).render_error_event(BackendTimeout("late"), "r")
-    [frame] = FrameSplitter().feed(broken)
-    assert parse_event(frame)["sequence_number"] == last["sequence_number"] + 1
+    error_frame = ResponsesCodec(request.record).render_error_event(BackendTimeout("late"), "r")
+    [frame] = FrameSplitter().feed(error_frame)
+    assert parse_event(frame)["sequence_number"] == last_event["sequence_number"] + 1
 
 
 def test_custom_tool_call_is_read_back_as_json() -> None:
-    custom = {"type": "custom", "name": "shell"}
+    custom_tool = {"type": "custom", "name": "shell"}
     call = ToolUse(id="c", name="shell", arguments='{"input":"ls -l"}')
     answer = ChatResponse(
         id="a", model="m", parts=(call,), stop=StopReason.TOOL_USE, usage=Usage(output_tokens=3)
     )
-    assert CODEC.read_response(encode_answer(parse(tools=[custom]), answer)).parts == answer.parts
+    assert (
+        CODEC.read_response(encode_answer(parse(tools=[custom_tool]), answer)).parts == answer.parts
+    )
 
 
 @pytest.mark.parametrize("proof", [{"redacted": 5}, {"signature": ["x"]}, {"text": None}])
@@ -358,10 +369,12 @@ def test_request_is_translated() -> None:
     assert needs.tools and needs.vision and needs.schema and needs.thinking
     assert needs.prompt_tokens > 2 * IMAGE_TOKENS
     assert request.picture_urls == ("https://e.org/a.png",)
-    embedded = request.with_pictures(
+    request_with_pictures = request.with_pictures(
         {"https://e.org/a.png": Image(media_type="image/png", data="eA==")}
     )
-    assert embedded.chat.messages[0].parts[2] == Image(media_type="image/png", data="eA==")
+    assert request_with_pictures.chat.messages[0].parts[2] == Image(
+        media_type="image/png", data="eA=="
+    )
     assert dict(request.iterate_schemas()) == {
         "tools.0.parameters": SCHEMA,
         "text.format.schema": SCHEMA,
@@ -369,13 +382,13 @@ def test_request_is_translated() -> None:
 
 
 def test_allowed_tools_hide_the_others() -> None:
-    other = {"type": "function", "name": "other"}
+    other_tool = {"type": "function", "name": "other"}
     choice = {
         "type": "allowed_tools",
         "mode": "required",
         "tools": [{"type": "function", "name": "other"}],
     }
-    chat = parse(tools=[WEATHER, other], tool_choice=choice).chat
+    chat = parse(tools=[WEATHER, other_tool], tool_choice=choice).chat
     assert [tool.name for tool in chat.tools] == ["other"]
     assert chat.tool_choice == ToolChoice(mode="required")
 

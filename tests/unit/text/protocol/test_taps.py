@@ -27,7 +27,7 @@ def anthropic(kind: str, **members: Any) -> bytes:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
 
 
-def block(**delta: Any) -> bytes:
+def content_event(**delta: Any) -> bytes:
     return anthropic("content_block_delta", index=0, delta=delta)
 
 
@@ -52,10 +52,10 @@ STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
     "anthropic": (
         AnthropicTap(),
         [
-            block(type="thinking_delta", thinking="so"),
-            block(type="text_delta", text="Hello "),
-            block(type="text_delta", text="there"),
-            block(type="text_delta", text="!"),
+            content_event(type="thinking_delta", thinking="so"),
+            content_event(type="text_delta", text="Hello "),
+            content_event(type="text_delta", text="there"),
+            content_event(type="text_delta", text="!"),
             anthropic("message_delta", delta={"stop_reason": "end_turn"}, usage={}),
             anthropic("message_stop"),
         ],
@@ -100,7 +100,7 @@ def test_ollama_event_with_text_and_tool_call_records_both() -> None:
 def test_text_that_is_not_a_string_is_unreadable() -> None:
     for tap, event in (
         (OpenAITap(hide_usage=True), openai({"content": 3})),
-        (AnthropicTap(), block(type="text_delta", text=3)),
+        (AnthropicTap(), content_event(type="text_delta", text=3)),
     ):
         transcript = tap.transcript = Transcript()
         tap.feed(event)
@@ -111,23 +111,23 @@ def test_text_that_is_not_a_string_is_unreadable() -> None:
 def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
     ending: bytes,
 ) -> None:
-    whole = openai({"content": "Hello"}) + openai({}, "stop")
+    stream = openai({"content": "Hello"}) + openai({}, "stop")
     tap = OpenAITap(hide_usage=True)
     transcript = tap.transcript = Transcript()
-    passed = tap.feed(whole.rstrip() + ending) + tap.flush()
-    assert passed == whole + b"data: [DONE]\n\n"
+    passed_bytes = tap.feed(stream.rstrip() + ending) + tap.flush()
+    assert passed_bytes == stream + b"data: [DONE]\n\n"
     assert (tap.is_finished, transcript.stop) == (True, StopReason.END)
     reader = StreamReader()
-    read = reader.feed(whole.rstrip() + ending) + reader.flush()
-    assert (reader.is_finished, type(read[-1])) == (True, Finished)
+    read_deltas = reader.feed(stream.rstrip() + ending) + reader.flush()
+    assert (reader.is_finished, type(read_deltas[-1])) == (True, Finished)
 
 
 def test_stream_with_done_finishes_once() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
-    whole = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
-    assert tap.feed(whole) + tap.flush() == whole + b"\n\n"
-    read = reader.feed(whole) + reader.flush()
-    assert sum(isinstance(delta, Finished) for delta in read) == 1
+    stream = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
+    assert tap.feed(stream) + tap.flush() == stream + b"\n\n"
+    read_deltas = reader.feed(stream) + reader.flush()
+    assert sum(isinstance(delta, Finished) for delta in read_deltas) == 1
 
 
 def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
@@ -136,21 +136,21 @@ def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
     reader.feed(openai({"content": "Hello"}))
     assert (tap.flush(), reader.flush()) == (b"", [])
     assert not tap.is_finished and not reader.is_finished
-    two = OpenAITap(hide_usage=True, choices=2)
-    two.feed(openai({"content": "Hello"}, "stop"))
-    assert two.flush() == b"" and not two.is_finished
+    tap_of_two_choices = OpenAITap(hide_usage=True, choices=2)
+    tap_of_two_choices.feed(openai({"content": "Hello"}, "stop"))
+    assert tap_of_two_choices.flush() == b"" and not tap_of_two_choices.is_finished
 
 
 def test_stream_that_ends_within_an_event_is_interrupted() -> None:
-    for ends, half in (
+    for chunk_ends, partial_event in (
         (OpenAITap(hide_usage=True), b'data: {"choices":['),
         (StreamReader(), b'data: {"choices":['),
         (AnthropicTap(), b'event: message_stop\ndata: {"type":'),
         (OllamaTap("m"), b'{"done":tr'),
     ):
-        ends.feed(half)
+        chunk_ends.feed(partial_event)
         with pytest.raises(StreamInterrupted):
-            ends.flush()
+            chunk_ends.flush()
 
 
 @pytest.mark.parametrize("protocol", ["anthropic", "ollama"])
@@ -159,7 +159,7 @@ def test_last_event_may_lack_its_terminator(protocol: str) -> None:
         "anthropic": (anthropic("message_stop"), AnthropicTap()),
         "ollama": (line(content="", done=True), OllamaTap("m")),
     }
-    last, tap = taps[protocol]
-    assert tap.feed(last.rstrip(b"\n")) == b""
-    assert tap.flush() == last
+    last_event, tap = taps[protocol]
+    assert tap.feed(last_event.rstrip(b"\n")) == b""
+    assert tap.flush() == last_event
     assert tap.is_finished

@@ -11,7 +11,7 @@ from tests.unit.text.quality.questions import ask
 
 
 @pytest.mark.parametrize(
-    ("model", "plain"),
+    ("model", "plain_name"),
     [
         ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
         ("llama3.1:8b-instruct-q4_K_M", "llama-3.1-8b"),
@@ -24,8 +24,8 @@ from tests.unit.text.quality.questions import ask
         ("deepseek-v3", "deepseek-v3"),
     ],
 )
-def test_packaging_is_removed_from_names(model: str, plain: str) -> None:
-    assert normalize_model_name(model) == plain
+def test_packaging_is_removed_from_names(model: str, plain_name: str) -> None:
+    assert normalize_model_name(model) == plain_name
 
 
 @pytest.mark.parametrize(
@@ -122,35 +122,38 @@ def test_abilities_rise_with_size_and_line() -> None:
         "claude-opus-5-5",
         "claude-fable-5-1",
     )
-    known = [look_up_ability(name) for name in line]
-    means = [ability.mean for ability in known if ability is not None]
+    abilities = [look_up_ability(name) for name in line]
+    means = [ability.mean for ability in abilities if ability is not None]
     assert len(means) == len(line)
     assert means == sorted(means)
 
 
 def test_coarse_quantisation_costs_ability() -> None:
-    fine, coarse = (
+    fine_ability, coarse_ability = (
         look_up_ability("qwen2.5:14b-instruct-q4_K_M"),
         look_up_ability("qwen2.5:14b-instruct-q2_K"),
     )
-    assert fine and coarse
-    assert coarse.mean < fine.mean
+    assert fine_ability and coarse_ability
+    assert coarse_ability.mean < fine_ability.mean
 
 
 def test_unlisted_model_is_rated_by_its_size_with_a_wider_spread() -> None:
-    sized, listed = look_up_ability("studio/our-tune-7b"), look_up_ability("mistral:7b")
-    assert sized and listed
-    assert sized.spread > listed.spread
-    assert "7 billion" in sized.source
+    sized_ability, listed_ability = (
+        look_up_ability("studio/our-tune-7b"),
+        look_up_ability("mistral:7b"),
+    )
+    assert sized_ability and listed_ability
+    assert sized_ability.spread > listed_ability.spread
+    assert "7 billion" in sized_ability.source
 
 
 def test_size_of_another_family_member_is_not_used() -> None:
-    small, large = (
+    small_ability, large_ability = (
         look_up_ability("llama-3.1-nemotron-4b"),
         look_up_ability("llama-3.1-nemotron-70b"),
     )
-    assert small and large
-    assert small.mean < large.mean
+    assert small_ability and large_ability
+    assert small_ability.mean < large_ability.mean
 
 
 @pytest.mark.parametrize("model", ["bar", "", "::", "our-secret-model"])
@@ -184,7 +187,7 @@ CODE = '''def longest_run(numbers: list[int], limit: int) -> list[int]:
 '''
 
 
-def known(model: str) -> Ability:
+def look_up_known_ability(model: str) -> Ability:
     ability = look_up_ability(model)
     assert ability is not None
     return ability
@@ -207,14 +210,14 @@ def test_estimate_equals_the_published_score_minus_its_bias(
 ) -> None:
     question = ask(text)
     assert question.kind == kind
-    estimate = Estimator().estimate("studio", model, known(model), question)
+    estimate = Estimator().estimate("studio", model, look_up_known_ability(model), question)
     assert score - 0.12 < estimate.p < score + 0.03
-    general = known(model).mean
-    assert known(model).kinds[kind].mean > general
+    general_mean = look_up_known_ability(model).mean
+    assert look_up_known_ability(model).kinds[kind].mean > general_mean
 
 
 def test_measured_kind_has_a_smaller_spread_and_names_its_source() -> None:
-    ability = known("qwen3:8b")
+    ability = look_up_known_ability("qwen3:8b")
     for kind, score in (("mathematics", "GSM8K 89.8 %"), ("code", "EvalPlus 67.7 %")):
         assert ability.kinds[kind].spread < ability.spread
         assert ability.kinds[kind].source.startswith(f"qwen3-8b, {score}, table of ")
@@ -222,33 +225,48 @@ def test_measured_kind_has_a_smaller_spread_and_names_its_source() -> None:
 
 
 def test_unverified_scores_have_a_wider_spread() -> None:
-    assert known("command-r-plus").spread > known("llama3.1:70b").spread
-    assert "as remembered" in known("command-r-plus").source
-    assert known("phi4").kinds["code"].spread > known("qwen3:8b").kinds["code"].spread
+    assert (
+        look_up_known_ability("command-r-plus").spread
+        > look_up_known_ability("llama3.1:70b").spread
+    )
+    assert "as remembered" in look_up_known_ability("command-r-plus").source
+    assert (
+        look_up_known_ability("phi4").kinds["code"].spread
+        > look_up_known_ability("qwen3:8b").kinds["code"].spread
+    )
 
 
 def test_a_newer_claude_is_rated_above_the_last_measured_one_in_each_kind() -> None:
-    measured, now = known("claude-3-5-sonnet"), known("claude-haiku-5-5")
+    measured_ability, now = (
+        look_up_known_ability("claude-3-5-sonnet"),
+        look_up_known_ability("claude-haiku-5-5"),
+    )
     for kind in ("mathematics", "code", "reasoning"):
-        gain = now.kinds[kind].mean - measured.kinds[kind].mean
-        assert gain == pytest.approx(now.mean - measured.mean)
-        assert now.kinds[kind].mean > known("qwen3:235b").kinds[kind].mean
+        gain = now.kinds[kind].mean - measured_ability.kinds[kind].mean
+        assert gain == pytest.approx(now.mean - measured_ability.mean)
+        assert now.kinds[kind].mean > look_up_known_ability("qwen3:235b").kinds[kind].mean
 
 
 @pytest.mark.parametrize("model", ["smollm2:135m", "mixtral:8x7b", "gpt-oss:20b", "studio/tune-7b"])
 def test_a_model_without_scores_by_kind_has_one_ability(model: str) -> None:
-    assert not known(model).kinds
+    assert not look_up_known_ability(model).kinds
 
 
 def test_coarse_quantisation_costs_each_kind() -> None:
-    fine, coarse = known("qwen3:8b-q4_K_M"), known("qwen3:8b-q2_K")
-    measured = {"mathematics", "code", "reasoning", "extraction", "summary"}
-    assert fine.kinds.keys() == coarse.kinds.keys() == measured
-    assert all(coarse.kinds[kind].mean < fine.kinds[kind].mean for kind in fine.kinds)
+    fine_ability, coarse_ability = (
+        look_up_known_ability("qwen3:8b-q4_K_M"),
+        look_up_known_ability("qwen3:8b-q2_K"),
+    )
+    measured_kinds = {"mathematics", "code", "reasoning", "extraction", "summary"}
+    assert fine_ability.kinds.keys() == coarse_ability.kinds.keys() == measured_kinds
+    assert all(
+        coarse_ability.kinds[kind].mean < fine_ability.kinds[kind].mean
+        for kind in fine_ability.kinds
+    )
 
 
 def test_scores_with_given_texts_count_half() -> None:
-    ability = known("qwen3:8b")
+    ability = look_up_known_ability("qwen3:8b")
     for kind, score in (("extraction", "RULER 96.3 %"), ("summary", "Vectara 95.1 %")):
         assert ability.mean < ability.kinds[kind].mean < ability.kinds["mathematics"].mean
         assert ability.kinds[kind].spread == ability.spread
@@ -258,15 +276,18 @@ def test_scores_with_given_texts_count_half() -> None:
 
 def test_texts_that_were_not_summarised_count_against_a_model() -> None:
     # Of Gemma 3 4B's summaries 93.6 % were faithful, but of a third of the texts it made none.
-    gemma = known("gemma3:4b").kinds["summary"]
+    gemma = look_up_known_ability("gemma3:4b").kinds["summary"]
     assert "Vectara 63.0 %" in gemma.source
-    assert gemma.mean < known("ministral:3b").kinds["summary"].mean
+    assert gemma.mean < look_up_known_ability("ministral:3b").kinds["summary"].mean
 
 
 def test_a_newer_claude_is_rated_above_the_measured_one_in_summaries() -> None:
-    measured, now = known("claude-haiku-4-5"), known("claude-haiku-5-5")
-    gain = now.kinds["summary"].mean - measured.kinds["summary"].mean
-    assert gain == pytest.approx(now.mean - measured.mean)
+    measured_ability, now = (
+        look_up_known_ability("claude-haiku-4-5"),
+        look_up_known_ability("claude-haiku-5-5"),
+    )
+    gain = now.kinds["summary"].mean - measured_ability.kinds["summary"].mean
+    assert gain == pytest.approx(now.mean - measured_ability.mean)
     assert "claude-haiku-4-5" in now.kinds["summary"].source
-    assert now.kinds["summary"].mean > known("qwen3:235b").kinds["summary"].mean
+    assert now.kinds["summary"].mean > look_up_known_ability("qwen3:235b").kinds["summary"].mean
     assert "extraction" not in now.kinds

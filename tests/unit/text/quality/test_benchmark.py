@@ -31,10 +31,10 @@ def test_apgr_by_chance_is_a_half() -> None:
 def test_scored_subjects_are_not_in_the_training_set() -> None:
     rows = [Row(prompt=str(n), subject=f"s{n % 11}", weak=0.0, strong=1.0) for n in range(100)]
     splits = by_subject(rows)
-    for learned, held in splits:
-        assert not {rows[n].subject for n in learned} & {rows[n].subject for n in held}
-    assert sorted(n for _, held in splits for n in held) == list(range(100))
-    assert [len(learned) for learned, _ in limit_labels(splits, 3, 2)] == [3] * 10
+    for training_rows, held_out in splits:
+        assert not {rows[n].subject for n in training_rows} & {rows[n].subject for n in held_out}
+    assert sorted(n for _, held_out in splits for n in held_out) == list(range(100))
+    assert [len(training_rows) for training_rows, _ in limit_labels(splits, 3, 2)] == [3] * 10
 
 
 def test_reliability_keeps_every_answer() -> None:
@@ -59,47 +59,54 @@ def test_changed_table_is_refused(tmp_path: Path) -> None:
 
 def test_learning_router_beats_each_single_model() -> None:
     month = play(3)
-    router, best = month.totals["router"], month.totals["best fixed policy"]
-    others = [total for name, total in month.totals.items() if name != "router"]
-    assert router < min(total for total in others if total != best)
-    assert router < 1.1 * best
+    router, best_total = month.totals["router"], month.totals["best fixed policy"]
+    other_totals = [total for name, total in month.totals.items() if name != "router"]
+    assert router < min(total for total in other_totals if total != best_total)
+    assert router < 1.1 * best_total
 
 
 def test_no_fold_is_scored_with_its_own_constants() -> None:
-    assert sorted(fold for scored, _ in HALVES for fold in scored) == list(range(FOLDS))
-    for scored, known in HALVES:
-        assert not set(scored) & set(known)
+    assert sorted(fold for scored_folds, _ in HALVES for fold in scored_folds) == list(range(FOLDS))
+    for scored_folds, known_folds in HALVES:
+        assert not set(scored_folds) & set(known_folds)
 
 
 def test_scored_fold_does_not_influence_its_constants() -> None:
-    def rows(contrary: frozenset[int]) -> tuple[Row, ...]:
+    def rows(swapped_rows: frozenset[int]) -> tuple[Row, ...]:
         generator = random.Random(1)
         table = []
         for number in range(200):
             word = generator.choice(("Integrate", "Name"))
-            weak, strong = float(generator.random() < 0.6), float(generator.random() < 0.8)
-            if number in contrary:
-                weak, strong = 1.0 - weak, 1.0 - strong
+            weak_score, strong_score = (
+                float(generator.random() < 0.6),
+                float(generator.random() < 0.8),
+            )
+            if number in swapped_rows:
+                weak_score, strong_score = 1.0 - weak_score, 1.0 - strong_score
             subject = "college_mathematics" if word == "Integrate" else "miscellaneous"
-            table.append(Row(prompt=f"{word} {number}", subject=subject, weak=weak, strong=strong))
+            table.append(
+                Row(
+                    prompt=f"{word} {number}", subject=subject, weak=weak_score, strong=strong_score
+                )
+            )
         return tuple(table)
 
-    plain = rows(frozenset())
-    scored = HALVES[0][0]
-    held = frozenset(number for fold in scored for number in by_row(plain)[fold][1])
-    first, second = (
+    plain_rows = rows(frozenset())
+    scored_folds = HALVES[0][0]
+    held_out = frozenset(number for fold in scored_folds for number in by_row(plain_rows)[fold][1])
+    first_constants, second_constants = (
         choose_constants(Tables(mmlu=table, gsm8k=table, mt_bench=()), seed=0)[0]
-        for table in (plain, rows(held))
+        for table in (plain_rows, rows(held_out))
     )
-    assert first == second
-    before = (memory._PRECISION, dict(KIND_DIFFICULTY))
-    tables = Tables(mmlu=plain, gsm8k=plain, mt_bench=())
+    assert first_constants == second_constants
+    constants_before = (memory._PRECISION, dict(KIND_DIFFICULTY))
+    tables = Tables(mmlu=plain_rows, gsm8k=plain_rows, mt_bench=())
     result = cross_score(
         tables,
         lambda tables, seed: (tables.mmlu, [[split] for split in by_row(tables.mmlu, seed)]),
         0,
-        [first, (GRID[0], first[1])],
+        [first_constants, (GRID[0], first_constants[1])],
     )
     assert len(result.apgr) == FOLDS
-    assert before == (memory._PRECISION, dict(KIND_DIFFICULTY))
+    assert constants_before == (memory._PRECISION, dict(KIND_DIFFICULTY))
     assert question_for.cache_info().currsize == 0

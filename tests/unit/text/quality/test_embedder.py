@@ -42,20 +42,27 @@ def embed() -> Embedder:
     return load_embedder("wordllama")
 
 
-def values(numbers: tuple[int, ...]) -> list[float]:
+def decode_meaning(numbers: tuple[int, ...]) -> list[float]:
     return [
         ((number - FIRST_MEANING_FEATURE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
         for number in numbers
     ]
 
 
-def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-    return sum(x * y for x, y in zip(values(one), values(other), strict=True))
+def likeness(first_features: tuple[int, ...], second_features: tuple[int, ...]) -> float:
+    return sum(
+        x * y
+        for x, y in zip(
+            decode_meaning(first_features), decode_meaning(second_features), strict=True
+        )
+    )
 
 
 def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
     # Stored weights are of these dimensions: whatever changes them makes them those of others.
-    assert [round(value * MEANING_SCALE) for value in values(embed("Say hello"))[:8]] == FIRST
+    assert [
+        round(value * MEANING_SCALE) for value in decode_meaning(embed("Say hello"))[:8]
+    ] == FIRST
 
 
 def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
@@ -63,12 +70,12 @@ def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed:
     assert [(number - FIRST_MEANING_FEATURE) // MEANING_STEPS for number in numbers] == list(
         range(MEANING_DIMENSIONS)
     )
-    assert math.hypot(*values(numbers)) == pytest.approx(1.0, abs=0.02)
+    assert math.hypot(*decode_meaning(numbers)) == pytest.approx(1.0, abs=0.02)
 
 
 def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
-    near = likeness(embed(PHYSICIAN), embed(PARAPHRASE))
-    assert near > likeness(embed(PHYSICIAN), embed(ENGINE)) + 0.2
+    likeness_of_paraphrase = likeness(embed(PHYSICIAN), embed(PARAPHRASE))
+    assert likeness_of_paraphrase > likeness(embed(PHYSICIAN), embed(ENGINE)) + 0.2
 
 
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
@@ -78,24 +85,24 @@ def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
 
 
 def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
-    with_it = ask(PHYSICIAN, embed=embed)
-    words = tuple(number for number in with_it.features if number < FIRST_MEANING_FEATURE)
-    assert replace(with_it, features=words) == ask(PHYSICIAN)
+    embedded_question = ask(PHYSICIAN, embed=embed)
+    words = tuple(number for number in embedded_question.features if number < FIRST_MEANING_FEATURE)
+    assert replace(embedded_question, features=words) == ask(PHYSICIAN)
 
 
 def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> None:
     estimator = Estimator()
     for number in range(20):
-        bad = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
-        estimator.learn("studio", bad)
+        bad_signal = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
+        estimator.learn("studio", bad_signal)
 
-    def chance(text: str) -> float:
+    def estimate_p(text: str) -> float:
         """Return p_good of a question that has the meaning of ``text`` but other words."""
-        like = ask("Hm")
-        question = replace(like, features=(*like.features, *embed(text)))
+        short_question = ask("Hm")
+        question = replace(short_question, features=(*short_question.features, *embed(text)))
         return estimator.estimate("studio", "llama3.1:8b", None, question).p
 
-    assert chance(PHYSICIAN) < chance(PARAPHRASE) < chance(ENGINE)
+    assert estimate_p(PHYSICIAN) < estimate_p(PARAPHRASE) < estimate_p(ENGINE)
 
 
 def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:

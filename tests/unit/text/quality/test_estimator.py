@@ -23,7 +23,7 @@ LAW = "Is this clause of the contract valid?"
 CODE = "Write merge sort in Go"
 
 
-def p(
+def estimate_quality(
     estimator: Estimator, text: str = LAW, tenant: str = "studio", model: str = MODEL
 ) -> Estimate:
     return estimator.estimate(tenant, model, look_up_ability(model), ask(text))
@@ -41,113 +41,119 @@ def teach(
     "text", [LAW, CODE, "Prove that there are infinitely many primes", "Hallo, wie geht es dir?"]
 )
 def test_small_model_is_not_trusted_with_hard_work(text: str) -> None:
-    small, large = (
-        p(Estimator(), text, model="smollm2-135m"),
-        p(Estimator(), text, model="claude-opus-5-5"),
+    small_estimate, large_estimate = (
+        estimate_quality(Estimator(), text, model="smollm2-135m"),
+        estimate_quality(Estimator(), text, model="claude-opus-5-5"),
     )
-    assert small.low <= small.p < 0.3
-    assert large.low > 0.8
+    assert small_estimate.low <= small_estimate.p < 0.3
+    assert large_estimate.low > 0.8
 
 
-def logit(chance: float) -> float:
-    return math.log(chance / (1 - chance))
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
 
 
 def test_small_model_is_trusted_with_greetings() -> None:
-    assert p(Estimator(), "Say hello", model="smollm2-135m").low > 0.9
+    assert estimate_quality(Estimator(), "Say hello", model="smollm2-135m").low > 0.9
 
 
 def test_bounds_enclose_the_expectation_and_are_wider_for_unknown_models() -> None:
-    known = p(Estimator())
+    known_estimate = estimate_quality(Estimator())
     unknown = Estimator().estimate("studio", "x", None, ask(LAW))
-    assert known.low < known.p < known.high
-    assert unknown.high - unknown.low > known.high - known.low
-    assert (known.basis, unknown.basis) == ("table", "unknown")
+    assert known_estimate.low < known_estimate.p < known_estimate.high
+    assert unknown.high - unknown.low > known_estimate.high - known_estimate.low
+    assert (known_estimate.basis, unknown.basis) == ("table", "unknown")
     assert unknown == Estimator().estimate("studio", "x", UNKNOWN_ABILITY, ask(LAW))
 
 
 def test_upper_bound_is_twice_as_far_as_the_lower_one() -> None:
-    bounds = p(Estimator(), model="llama3.1:8b")
-    low, high = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
+    bounds = estimate_quality(Estimator(), model="llama3.1:8b")
+    low_logit, high_logit = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
     ability = look_up_ability("llama3.1:8b")
     assert ability is not None
-    doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY_SHARE) * ask(LAW).spread ** 2)
+    logit_deviation = math.sqrt(ability.spread**2 + (1 - _VARIETY_SHARE) * ask(LAW).spread ** 2)
     flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY_SHARE * ask(LAW).spread ** 2)
-    assert high - low == pytest.approx((LOWER_DEVIATIONS + UPPER_DEVIATIONS) * doubt * flat)
+    assert high_logit - low_logit == pytest.approx(
+        (LOWER_DEVIATIONS + UPPER_DEVIATIONS) * logit_deviation * flat
+    )
     assert UPPER_DEVIATIONS == 2 * LOWER_DEVIATIONS
 
 
 def test_signals_move_the_estimate_and_narrow_it() -> None:
     estimator = Estimator()
-    before = p(estimator)
+    estimate_before = estimate_quality(estimator)
     teach(estimator, 0.0, 100)
-    after = p(estimator)
-    assert after.p < before.p / 2
-    assert after.high - after.low < before.high - before.low
-    assert (after.signals, after.basis) == (100, "learned")
+    estimate_after = estimate_quality(estimator)
+    assert estimate_after.p < estimate_before.p / 2
+    assert estimate_after.high - estimate_after.low < estimate_before.high - estimate_before.low
+    assert (estimate_after.signals, estimate_after.basis) == (100, "learned")
 
 
 def test_learning_about_one_kind_hardly_changes_another() -> None:
     estimator = Estimator()
-    law, greeting = p(estimator).p, p(estimator, "Say hello").p
+    law_p, greeting_p = estimate_quality(estimator).p, estimate_quality(estimator, "Say hello").p
     teach(estimator, 0.0, 100)
-    assert law - p(estimator).p > 4 * (greeting - p(estimator, "Say hello").p)
+    assert law_p - estimate_quality(estimator).p > 4 * (
+        greeting_p - estimate_quality(estimator, "Say hello").p
+    )
 
 
 def test_words_distinguish_topics_of_one_kind() -> None:
     estimator = Estimator()
-    good, bad = "Write a haiku about lanterns", "Write a quest outline with dragons"
+    good_topic, bad_topic = "Write a haiku about lanterns", "Write a quest outline with dragons"
     for _ in range(60):
-        teach(estimator, 1.0, 1, good, key="")
-        teach(estimator, 0.0, 1, bad, key="")
-    assert p(estimator, good).p > 0.75
-    assert p(estimator, bad).p < 0.35
+        teach(estimator, 1.0, 1, good_topic, key="")
+        teach(estimator, 0.0, 1, bad_topic, key="")
+    assert estimate_quality(estimator, good_topic).p > 0.75
+    assert estimate_quality(estimator, bad_topic).p < 0.35
 
 
 def test_one_signal_moves_its_question_by_a_bounded_step() -> None:
     estimator = Estimator(limits=LearningLimits(max_signal_shift=0.01))
-    before = p(estimator)
+    estimate_before = estimate_quality(estimator)
     estimator.learn("studio", signal(ask(LAW), 0.0))
-    assert abs(before.p - p(estimator).p) < 0.005
+    assert abs(estimate_before.p - estimate_quality(estimator).p) < 0.005
 
 
 def test_flood_of_one_key_weighs_no_more_than_its_allowance() -> None:
-    flooded, filled = Estimator(), Estimator()
-    for estimator, count in ((flooded, 5_000), (filled, 50)):
+    flooded_estimator, filled_estimator = Estimator(), Estimator()
+    for estimator, count in ((flooded_estimator, 5_000), (filled_estimator, 50)):
         weights = [estimator.learn("studio", signal(ask(LAW), 0.0)) for _ in range(count)]
         assert sum(weights) == pytest.approx(50.0)
-    assert p(flooded) == p(filled)
+    assert estimate_quality(flooded_estimator) == estimate_quality(filled_estimator)
 
 
 def test_flood_of_one_key_does_not_silence_the_others() -> None:
     estimator = Estimator()
     teach(estimator, 1.0, 400)
-    before = p(estimator).p
+    p_before = estimate_quality(estimator).p
     for _ in range(10_000):
         estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
-    assert logit(p(estimator).p) == pytest.approx(
-        logit(before) - LearningLimits().max_key_shift, abs=0.2
+    assert logit(estimate_quality(estimator).p) == pytest.approx(
+        logit(p_before) - LearningLimits().max_key_shift, abs=0.2
     )
     teach(estimator, 1.0, 400, at=1.0)
-    assert p(estimator).p > before - 0.05
+    assert estimate_quality(estimator).p > p_before - 0.05
 
 
 def test_flood_of_one_key_moves_estimates_by_the_same_step_however_long_it_is() -> None:
-    short, long = Estimator(), Estimator()
-    for estimator, count in ((short, 20), (long, 2_000)):
+    short_flooded, long_flooded = Estimator(), Estimator()
+    for estimator, count in ((short_flooded, 20), (long_flooded, 2_000)):
         teach(estimator, 1.0, 100)
         for _ in range(count):
             estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
-    assert p(long).p == pytest.approx(p(short).p, abs=0.01)
+    assert estimate_quality(long_flooded).p == pytest.approx(
+        estimate_quality(short_flooded).p, abs=0.01
+    )
 
 
 def test_exhausted_keys_do_not_stop_learning_from_others() -> None:
     estimator = Estimator()
     for number in range(60):  # at one moment, about words without other signals
         estimator.learn("studio", signal(ask(f"Clause {number}x of a{number}"), 0.0, key="mallory"))
-    before = p(estimator).p
+    p_before = estimate_quality(estimator).p
     teach(estimator, 1.0, 20, at=DAY)
-    assert p(estimator).p > before
+    assert estimate_quality(estimator).p > p_before
 
 
 def test_allowance_comes_back_with_time() -> None:
@@ -160,18 +166,18 @@ def test_allowance_comes_back_with_time() -> None:
 
 def test_no_signal_moves_another_tenant() -> None:
     estimator = Estimator()
-    before = p(estimator, tenant="other")
+    estimate_before = estimate_quality(estimator, tenant="other")
     teach(estimator, 0.0, 1_000)
-    assert p(estimator, tenant="other") == before
+    assert estimate_quality(estimator, tenant="other") == estimate_before
 
 
 def test_learned_state_fades() -> None:
     estimator = Estimator()
-    before = p(estimator).p
+    p_before = estimate_quality(estimator).p
     teach(estimator, 0.0, 100)
-    taught = p(estimator).p
+    taught_p = estimate_quality(estimator).p
     estimator.learn("studio", signal(ask(CODE), 1.0, at=365 * DAY))
-    assert before - p(estimator).p < (before - taught) / 3
+    assert p_before - estimate_quality(estimator).p < (p_before - taught_p) / 3
 
 
 def test_estimates_follow_a_change() -> None:
@@ -179,30 +185,30 @@ def test_estimates_follow_a_change() -> None:
     teach(estimator, 1.0, 300)
     for day in range(1, 30):
         teach(estimator, 0.0, 20, at=day * DAY)
-    assert p(estimator).p < 0.4
+    assert estimate_quality(estimator).p < 0.4
 
 
 def test_frozen_tenant_learns_nothing_until_thawed() -> None:
     estimator = Estimator()
     estimator.freeze("studio")
-    before = p(estimator)
+    estimate_before = estimate_quality(estimator)
     teach(estimator, 0.0, 10)
-    assert p(estimator) == before
+    assert estimate_quality(estimator) == estimate_before
     estimator.freeze("studio", False)
     teach(estimator, 0.0, 10)
-    assert p(estimator).p < before.p
+    assert estimate_quality(estimator).p < estimate_before.p
 
 
 def test_reset_forgets() -> None:
     estimator = Estimator()
-    before = p(estimator)
+    estimate_before = estimate_quality(estimator)
     teach(estimator, 0.0, 10)
     estimator.reset("studio")
-    assert p(estimator) == before
+    assert estimate_quality(estimator) == estimate_before
 
 
 def test_state_survives_json_and_is_bounded() -> None:
-    estimator, other = Estimator(), Estimator()
+    estimator, restored_estimator = Estimator(), Estimator()
     for number in range(3_000):
         text = f"w{number} x{number} y{number} z{number}"
         changes = {"model": f"model-{number % 40}-7b", "key": f"key-{number}"}
@@ -210,9 +216,11 @@ def test_state_survives_json_and_is_bounded() -> None:
     teach(estimator, 0.0, 30)
     text = json.dumps(estimator.get_state("studio").to_json())
     assert len(text) < 3_000_000
-    other.replace_state("studio", TenantState.from_json(json.loads(text)))
-    assert p(other).p == pytest.approx(p(estimator).p, abs=1e-6)
-    assert len(other.get_state("studio").models) <= 24
+    restored_estimator.replace_state("studio", TenantState.from_json(json.loads(text)))
+    assert estimate_quality(restored_estimator).p == pytest.approx(
+        estimate_quality(estimator).p, abs=1e-6
+    )
+    assert len(restored_estimator.get_state("studio").models) <= 24
 
 
 @pytest.mark.parametrize(
@@ -233,43 +241,56 @@ def test_broken_state_is_refused(value: object) -> None:
 
 
 def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
-    one, two = Estimator(), Estimator()
-    teach(one, 0.0, 30)
-    teach(two, 1.0, 10, CODE)
-    a, b = one.get_state("studio"), two.get_state("studio")
-    one.replace_state("studio", a.merge_with(b))
-    two.replace_state("studio", b.merge_with(a))
-    assert p(one).p == pytest.approx(p(two).p)
-    assert p(one, CODE).p == pytest.approx(p(two, CODE).p)
-    assert p(one).signals == 30
+    first_replica, second_replica = Estimator(), Estimator()
+    teach(first_replica, 0.0, 30)
+    teach(second_replica, 1.0, 10, CODE)
+    first_state, second_state = (
+        first_replica.get_state("studio"),
+        second_replica.get_state("studio"),
+    )
+    first_replica.replace_state("studio", first_state.merge_with(second_state))
+    second_replica.replace_state("studio", second_state.merge_with(first_state))
+    assert estimate_quality(first_replica).p == pytest.approx(estimate_quality(second_replica).p)
+    assert estimate_quality(first_replica, CODE).p == pytest.approx(
+        estimate_quality(second_replica, CODE).p
+    )
+    assert estimate_quality(first_replica).signals == 30
 
 
 def test_merging_counts_a_common_base_once() -> None:
-    base, one, two = Estimator(), Estimator(), Estimator()
-    teach(base, 0.0, 20)
-    start = base.get_state("studio").to_json()
-    for estimator in (one, two):
+    base_estimator, first_replica, second_replica = Estimator(), Estimator(), Estimator()
+    teach(base_estimator, 0.0, 20)
+    start = base_estimator.get_state("studio").to_json()
+    for estimator in (first_replica, second_replica):
         estimator.replace_state("studio", TenantState.from_json(start))
-    teach(one, 0.0, 5)
-    two.merge_state("studio", one.get_state("studio"), TenantState.from_json(start))
-    assert p(two).signals == 25
-    assert p(two).p == pytest.approx(p(one).p, abs=1e-6)
+    teach(first_replica, 0.0, 5)
+    second_replica.merge_state(
+        "studio", first_replica.get_state("studio"), TenantState.from_json(start)
+    )
+    assert estimate_quality(second_replica).signals == 25
+    assert estimate_quality(second_replica).p == pytest.approx(
+        estimate_quality(first_replica).p, abs=1e-6
+    )
 
 
 def test_number_of_held_tenants_is_bounded() -> None:
     estimator = Estimator(limits=LearningLimits(max_tenants=3))
     for number in range(10):
         estimator.learn(f"tenant-{number}", signal(ask(LAW), 0.0))
-    assert p(estimator, tenant="tenant-0").basis == "table"
-    assert p(estimator, tenant="tenant-9").basis == "learned"
+    assert estimate_quality(estimator, tenant="tenant-0").basis == "table"
+    assert estimate_quality(estimator, tenant="tenant-9").basis == "learned"
 
 
 def test_signals_are_compared_with_the_configured_ability() -> None:
-    sure = Ability(mean=8.0, spread=0.3, source="tuned on this", basis="configuration")
-    estimator = Estimator({MODEL: sure})
-    before = estimator.estimate("studio", MODEL, sure, ask(LAW)).p
+    configured_ability = Ability(
+        mean=8.0, spread=0.3, source="tuned on this", basis="configuration"
+    )
+    estimator = Estimator({MODEL: configured_ability})
+    p_before = estimator.estimate("studio", MODEL, configured_ability, ask(LAW)).p
     teach(estimator, 1.0, 50)
-    assert estimator.estimate("studio", MODEL, sure, ask(LAW)).p == pytest.approx(before, abs=0.01)
+    assert estimator.estimate("studio", MODEL, configured_ability, ask(LAW)).p == pytest.approx(
+        p_before, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("field", ["score", "weight"])

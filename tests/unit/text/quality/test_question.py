@@ -66,13 +66,13 @@ def test_kind_and_language_show_in_words_and_script(text: str, kind: str, langua
 
 
 def test_greeting_is_far_easier_than_anything_else() -> None:
-    others = (
+    other_texts = (
         "Tell me a joke",
         "What is the capital of France?",
         "Tag this: red, blue",
         "Write a haiku",
     )
-    assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in others)
+    assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in other_texts)
 
 
 def test_greeting_before_a_request_does_not_change_its_kind() -> None:
@@ -135,16 +135,16 @@ def test_request_about_long_code_is_code() -> None:
 
 
 def test_exam_on_a_long_text_is_no_reading_request() -> None:
-    exam = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
-    assert ask(f"{MINUTES}\n\n{exam}").kind == ask(MINUTES).kind
+    exam_question = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
+    assert ask(f"{MINUTES}\n\n{exam_question}").kind == ask(MINUTES).kind
 
 
 def test_words_of_a_long_text_are_no_demands() -> None:
     request = "Summarize the whole meeting."
-    plain = "\n".join(
+    plain_minutes = "\n".join(
         f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
     )
-    texts = [f"{text[:3_000]}\n\n{request}" for text in (MINUTES, plain)]
+    texts = [f"{text[:3_000]}\n\n{request}" for text in (MINUTES, plain_minutes)]
     assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
 
 
@@ -205,8 +205,8 @@ def test_questions_are_the_same_in_every_process() -> None:
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=200))
 def test_words_are_the_same_with_and_without_the_ascii_table(text: str) -> None:
-    lowered = text.lower()
-    assert _split_words(text, lowered) == _WORD_PATTERN.findall(lowered)
+    lowered_text = text.lower()
+    assert _split_words(text, lowered_text) == _WORD_PATTERN.findall(lowered_text)
 
 
 def test_cache_of_word_features_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,12 +226,12 @@ def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
 
 
 def test_words_of_one_stem_share_a_feature() -> None:
-    def words(word: str) -> set[int]:
+    def find_word_features(word: str) -> set[int]:
         return set(ask(f"which is the {word} that we all want").features[SHAPE_FEATURES:])
 
-    assert words("contract") == words("contractual")
-    assert len(words("contract") - words("calls")) == 1
-    assert min(words("contract")) >= FIRST_WORD_FEATURE
+    assert find_word_features("contract") == find_word_features("contractual")
+    assert len(find_word_features("contract") - find_word_features("calls")) == 1
+    assert min(find_word_features("contract")) >= FIRST_WORD_FEATURE
 
 
 def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:

@@ -44,36 +44,36 @@ def learned(question: Question) -> LearnedWeights:
 
 
 def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
-    now, before = ask(TEXT), read_earlier_question(ask(TEXT))
-    assert before.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
-    assert all(number < FIRST_WORD_FEATURE for number in before.features[:SHAPE_FEATURES])
-    memory = learned(before)
-    (moved,) = {memory.mean[number] for number in before.features[SHAPE_FEATURES:]}
-    assert moved == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
+    now, earlier_question = ask(TEXT), read_earlier_question(ask(TEXT))
+    assert earlier_question.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
+    assert all(number < FIRST_WORD_FEATURE for number in earlier_question.features[:SHAPE_FEATURES])
+    memory = learned(earlier_question)
+    (moved_mean,) = {memory.mean[number] for number in earlier_question.features[SHAPE_FEATURES:]}
+    assert moved_mean == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
 
 
 def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
     memory = learned(read_earlier_question(ask(TEXT)))
     assert memory.mean[FORMULA_FEATURE] == memory.mean[FORMULA_FEATURE + 1] == 0.0
-    (other,) = set(read_earlier_question(ask(TEXT)).features[:SHAPE_FEATURES]) - set(
+    (missing_feature,) = set(read_earlier_question(ask(TEXT)).features[:SHAPE_FEATURES]) - set(
         ask(TEXT).features
     )
     assert not any(
-        other in ask(text).features for text in (TEXT, "x = 3", "Say hello", "こんにちは")
+        missing_feature in ask(text).features for text in (TEXT, "x = 3", "Say hello", "こんにちは")
     )
 
 
 def test_features_of_a_later_version_are_dropped() -> None:
     now = ask(TEXT).features
-    later = (*now[:SHAPE_FEATURES], 300, *now[SHAPE_FEATURES:], 80_000)
-    assert restore_features(later) == now
+    later_features = (*now[:SHAPE_FEATURES], 300, *now[SHAPE_FEATURES:], 80_000)
+    assert restore_features(later_features) == now
 
 
 def test_current_question_is_read_unchanged() -> None:
     for text in ("", "x", TEXT, "Solve x^2 = 4"):
         question = ask(text)
-        stored = json.loads(json.dumps(question_to_json(question)))
-        assert question_from_json(stored).features == question.features
+        stored_question = json.loads(json.dumps(question_to_json(question)))
+        assert question_from_json(stored_question).features == question.features
 
 
 def test_earlier_learning_counts_and_fades() -> None:
@@ -84,17 +84,17 @@ def test_earlier_learning_counts_and_fades() -> None:
         )
     saved_state = json.dumps(estimator.get_state("studio").to_json())
 
-    def chance(after: float) -> float:
-        loaded = TenantState.from_json(json.loads(saved_state))
-        loaded.models["llama3.1:8b"].fade(after)
-        estimator.replace_state("studio", loaded)
+    def estimate_p(seconds: float) -> float:
+        restored_state = TenantState.from_json(json.loads(saved_state))
+        restored_state.models["llama3.1:8b"].fade(seconds)
+        estimator.replace_state("studio", restored_state)
         return estimator.estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
 
-    fresh = Estimator().estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
-    chances = [chance(days * _DAY) for days in (0.0, 10.0, 30.0, 365.0)]
+    unlearned_p = Estimator().estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
+    chances = [estimate_p(days * _DAY) for days in (0.0, 10.0, 30.0, 365.0)]
     assert chances == sorted(chances)
-    assert chances[0] < fresh - 0.2
-    assert chances[-1] == pytest.approx(fresh, abs=0.02)
+    assert chances[0] < unlearned_p - 0.2
+    assert chances[-1] == pytest.approx(unlearned_p, abs=0.02)
 
 
 def test_feature_numbers_are_stable() -> None:

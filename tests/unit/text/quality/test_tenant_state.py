@@ -17,33 +17,40 @@ def shared_estimator(tenants: int, score: float) -> Estimator:
     return estimator
 
 
-def share(estimator: Estimator, tenants: int) -> None:
+def share_levels(estimator: Estimator, tenants: int) -> None:
     states = (estimator.get_state(f"tenant-{n}") for n in range(tenants))
     estimator.set_shared_levels(compute_shared_levels(map(extract_levels, states)))
 
 
 def estimate_newcomer(estimator: Estimator, tenants: int) -> float:
     """Share the levels of ``tenants`` tenants, and return the estimate for a new tenant."""
-    share(estimator, tenants)
+    share_levels(estimator, tenants)
     return estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
 
 
 def test_new_tenant_learns_from_agreeing_tenants() -> None:
-    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
-    assert estimate_newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
+    unshared_p = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
+    assert estimate_newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < unshared_p - 0.1
 
 
 def test_too_few_tenants_share_nothing() -> None:
-    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
-    assert estimate_newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
+    unshared_p = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
+    assert estimate_newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == unshared_p
 
 
 def test_flooded_tenant_moves_no_other() -> None:
-    honest, flooded = shared_estimator(MIN_TENANTS, 1.0), shared_estimator(MIN_TENANTS, 1.0)
+    honest_estimator, flooded_estimator = (
+        shared_estimator(MIN_TENANTS, 1.0),
+        shared_estimator(MIN_TENANTS, 1.0),
+    )
     for number in range(5_000):
-        flooded.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
+        flooded_estimator.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
     assert (
-        abs(estimate_newcomer(honest, MIN_TENANTS) - estimate_newcomer(flooded, MIN_TENANTS)) < 0.01
+        abs(
+            estimate_newcomer(honest_estimator, MIN_TENANTS)
+            - estimate_newcomer(flooded_estimator, MIN_TENANTS)
+        )
+        < 0.01
     )
 
 
@@ -57,35 +64,37 @@ def test_own_signals_replace_shared_levels() -> None:
 
 def test_estimate_states_that_it_is_shared() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
-    share(estimator, MIN_TENANTS)
-    known, question = look_up_ability(MODEL), ask(LAW)
-    assert estimator.estimate("new", MODEL, known, question).basis == "shared"
-    assert estimator.estimate("new", MODEL, known, ask("Hello")).basis == "table"
-    assert estimator.estimate("tenant-0", MODEL, known, question).basis == "learned"
+    share_levels(estimator, MIN_TENANTS)
+    ability, question = look_up_ability(MODEL), ask(LAW)
+    assert estimator.estimate("new", MODEL, ability, question).basis == "shared"
+    assert estimator.estimate("new", MODEL, ability, ask("Hello")).basis == "table"
+    assert estimator.estimate("tenant-0", MODEL, ability, question).basis == "learned"
     assert estimator.get_shared_levels("new", MODEL)["law"] < 0
     assert estimator.get_shared_levels("new", "another") == {}
 
 
 def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
-    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW))
+    unshared_estimate = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW))
     estimator.freeze("tenant-0")
-    assert estimate_newcomer(estimator, MIN_TENANTS) == plain.p
+    assert estimate_newcomer(estimator, MIN_TENANTS) == unshared_estimate.p
     estimator.freeze("tenant-0", False)
     estimator.freeze("new")
-    assert estimate_newcomer(estimator, MIN_TENANTS) == plain.p
+    assert estimate_newcomer(estimator, MIN_TENANTS) == unshared_estimate.p
     assert estimator.get_shared_levels("new", MODEL) == {}
     estimator.freeze("new", False)
-    assert estimate_newcomer(estimator, MIN_TENANTS) < plain.p
+    assert estimate_newcomer(estimator, MIN_TENANTS) < unshared_estimate.p
 
 
 def test_learning_does_not_depend_on_shared_levels() -> None:
-    alone, informed = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
-    share(informed, MIN_TENANTS)
-    for estimator in (alone, informed):
+    lone_estimator, informed_estimator = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
+    share_levels(informed_estimator, MIN_TENANTS)
+    for estimator in (lone_estimator, informed_estimator):
         for number in range(30):
             estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
-    assert alone.get_state("new").to_json() == informed.get_state("new").to_json()
+    assert (
+        lone_estimator.get_state("new").to_json() == informed_estimator.get_state("new").to_json()
+    )
 
 
 def test_the_shared_level_has_a_bound() -> None:
@@ -94,10 +103,10 @@ def test_the_shared_level_has_a_bound() -> None:
 
 
 def test_malformed_contributions_are_ignored() -> None:
-    good = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
-    bad: list[Any] = [
+    valid_levels = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
+    malformed_levels: list[Any] = [
         {MODEL: {"law": "x", "nothing": 1.0}},
         {MODEL: 3},
         {MODEL: {"law": float("nan")}},
     ]
-    assert compute_shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}
+    assert compute_shared_levels([*valid_levels, *malformed_levels]) == {MODEL: {"law": -0.5}}

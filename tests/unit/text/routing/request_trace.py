@@ -17,7 +17,7 @@ _COUNT = 2_400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class RequestKind:
     """A kind of requests; each length is a median in tokens with the spread of its logarithm.
 
     Attributes:
@@ -39,13 +39,17 @@ class Kind:
 
 
 KINDS = (
-    Kind(name="chat", share=0.25, prompt=(400, 0.8), output=(220, 0.6)),
-    Kind(name="label", share=0.15, prompt=(700, 0.5), output=(12, 0.4), limit=32, schema=True),
-    Kind(name="extract", share=0.12, prompt=(900, 0.6), output=(40, 0.5), schema=True),
-    Kind(name="summary", share=0.10, prompt=(6_000, 0.7), output=(260, 0.4), limit=1_000),
-    Kind(name="translate", share=0.10, prompt=(1_500, 0.5), output=(1_500, 0.5), limit=8_000),
-    Kind(name="story", share=0.05, prompt=(300, 0.5), output=(1_500, 0.5), limit=4_000),
-    Kind(
+    RequestKind(name="chat", share=0.25, prompt=(400, 0.8), output=(220, 0.6)),
+    RequestKind(
+        name="label", share=0.15, prompt=(700, 0.5), output=(12, 0.4), limit=32, schema=True
+    ),
+    RequestKind(name="extract", share=0.12, prompt=(900, 0.6), output=(40, 0.5), schema=True),
+    RequestKind(name="summary", share=0.10, prompt=(6_000, 0.7), output=(260, 0.4), limit=1_000),
+    RequestKind(
+        name="translate", share=0.10, prompt=(1_500, 0.5), output=(1_500, 0.5), limit=8_000
+    ),
+    RequestKind(name="story", share=0.05, prompt=(300, 0.5), output=(1_500, 0.5), limit=4_000),
+    RequestKind(
         name="agent",
         share=0.12,
         prompt=(12_000, 0.5),
@@ -54,8 +58,10 @@ KINDS = (
         limit=4_096,
         cached=0.8,
     ),
-    Kind(name="caption", share=0.05, prompt=(150, 0.4), output=(90, 0.4), limit=300, vision=True),
-    Kind(name="plan", share=0.06, prompt=(2_500, 0.6), output=(900, 0.5), alias="smart"),
+    RequestKind(
+        name="caption", share=0.05, prompt=(150, 0.4), output=(90, 0.4), limit=300, vision=True
+    ),
+    RequestKind(name="plan", share=0.06, prompt=(2_500, 0.6), output=(900, 0.5), alias="smart"),
 )
 # Ada's texts are under wraps: they stay in the house. A tenth of the others' do as well.
 _TENANTS = ("ada", "ben", "ben", "ben", "cleo", "cleo", "cleo", "cleo")
@@ -72,7 +78,7 @@ class TraceRequest:
     """
 
     id: str
-    kind: Kind
+    kind: RequestKind
     owner: str
     at_home: bool
     prompt: int
@@ -93,12 +99,14 @@ def requests() -> Iterator[TraceRequest]:
         output = _length(chance, kind.output)
         owner = chance.choice(_TENANTS)
         # Claude's tier is asked for only where the data may go there.
-        at_home = kind.alias == "auto" and not kind.vision and chance.random() < _AT_HOME
+        must_stay_on_premises = (
+            kind.alias == "auto" and not kind.vision and chance.random() < _AT_HOME
+        )
         yield TraceRequest(
             id=str(number),
             kind=kind,
             owner="ben" if owner == "ada" and (kind.vision or kind.alias != "auto") else owner,
-            at_home=at_home,
+            at_home=must_stay_on_premises,
             prompt=prompt,
             # Prose has more bytes per token than code; the router only sees bytes.
             bytes_=round(prompt * chance.uniform(3.4, 4.6)),
@@ -106,6 +114,6 @@ def requests() -> Iterator[TraceRequest]:
         )
 
 
-def _length(chance: random.Random, spread: tuple[float, float]) -> int:
-    median, sigma = spread
-    return max(1, round(chance.lognormvariate(math.log(median), sigma)))
+def _length(generator: random.Random, distribution: tuple[float, float]) -> int:
+    median, sigma = distribution
+    return max(1, round(generator.lognormvariate(math.log(median), sigma)))

@@ -110,6 +110,6 @@ class Rig:
         return await self.router.answer(codec, call, context)
 
 
-async def drained(answer: Answer) -> bytes:
+async def read_stream(answer: Answer) -> bytes:
     assert answer.stream is not None
     return b"".join([piece async for piece in answer.stream])

@@ -13,30 +13,30 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import Alias, CachingPolicy
-from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, read_stream
 
 COST = b": x-moyin-cost-usd=0\n\n"
 
 
-class Memory:
+class InMemoryAnswers:
     """A response cache in memory."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], CachedResponse] = {}
+        self.kept_responses: dict[tuple[str, str], CachedResponse] = {}
 
     async def get(self, owner: str, digest: str) -> CachedResponse | None:
-        return self.kept.get((owner, digest))
+        return self.kept_responses.get((owner, digest))
 
     async def put(
         self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
     ) -> None:
-        self.kept[owner, digest] = response
+        self.kept_responses[owner, digest] = response
 
 
 def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
-    caching = CachingPolicy(ttl=60, max_bytes=max_bytes, max_entries=10)
-    aliases = {"fast": Alias(cache=caching), "plain": Alias()}
-    return Rig(backend, tariff=CHEAP, cache=Memory(), aliases=aliases)
+    caching_policy = CachingPolicy(ttl=60, max_bytes=max_bytes, max_entries=10)
+    aliases = {"fast": Alias(cache=caching_policy), "plain": Alias()}
+    return Rig(backend, tariff=CHEAP, cache=InMemoryAnswers(), aliases=aliases)
 
 
 def backend() -> FakeBackend:
@@ -46,42 +46,44 @@ def backend() -> FakeBackend:
 async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
     fake = backend()
     text_router = rig(fake)
-    first = await text_router.ask(model="fast")
+    first_answer = await text_router.ask(model="fast")
     await asyncio.sleep(0)
-    second = await text_router.ask(model="fast")
-    assert second.body == first.body == RAW
-    assert dict(first.headers)[b"x-moyin-cache"] == b"miss"
-    headers = dict(second.headers)
+    second_answer = await text_router.ask(model="fast")
+    assert second_answer.body == first_answer.body == RAW
+    assert dict(first_answer.headers)[b"x-moyin-cache"] == b"miss"
+    headers = dict(second_answer.headers)
     assert headers[b"x-moyin-cache"] == b"hit"
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
     assert len(fake.requests) == 1
-    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in text_router.ledger]
-    assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
+    booked_calls = [
+        (entry.backend, entry.cost_usd, entry.output_tokens) for entry in text_router.ledger
+    ]
+    assert booked_calls == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 
 
 async def test_cached_answer_to_a_line_of_a_batch_is_booked_with_the_line() -> None:
     text_router = rig(backend())
     await text_router.ask(model="fast")
     await asyncio.sleep(0)
-    codec, booked = OpenAICodec(), list[UsageEntry]()
+    codec, booked_entries = OpenAICodec(), list[UsageEntry]()
     context = RoutingContext(
-        request_id="batch_1-1", owner="ada", headers=(), record_usage=booked.append
+        request_id="batch_1-1", owner="ada", headers=(), record_usage=booked_entries.append
     )
     call = codec.parse(text_router.body(model="fast"))
     answer = await text_router.router.answer(codec, call, context)
     assert dict(answer.headers)[b"x-moyin-cache"] == b"hit"
-    assert [entry.backend for entry in booked] == ["cache"] and len(text_router.ledger) == 1
+    assert [entry.backend for entry in booked_entries] == ["cache"] and len(text_router.ledger) == 1
 
 
 async def test_cached_stream_states_its_own_cost() -> None:
     fake = backend()
     text_router = rig(fake)
-    first = await drained(await text_router.ask(model="fast", stream=True))
+    first_body = await read_stream(await text_router.ask(model="fast", stream=True))
     await asyncio.sleep(0)
-    second = await text_router.ask(model="fast", stream=True)
-    assert first == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
-    assert second.body == CHUNK + DONE + COST
-    assert dict(second.headers)[b"content-type"].startswith(b"text/event-stream")
+    second_answer = await text_router.ask(model="fast", stream=True)
+    assert first_body == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
+    assert second_answer.body == CHUNK + DONE + COST
+    assert dict(second_answer.headers)[b"content-type"].startswith(b"text/event-stream")
     assert len(fake.requests) == 1
 
 
@@ -105,7 +107,7 @@ async def test_changed_request_is_not_served_from_the_cache(change: dict[str, ob
     await asyncio.sleep(0)
     answer = await text_router.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
     if answer.stream is not None:
-        await drained(answer)
+        await read_stream(answer)
     assert len(fake.requests) == 2
     assert dict(answer.headers).get(b"x-moyin-cache", b"miss") == b"miss"
 
@@ -117,7 +119,7 @@ async def test_long_answer_is_not_cached(stream: bool) -> None:
     for _ in range(2):
         answer = await text_router.ask(model="fast", stream=stream)
         if answer.stream is not None:
-            assert (await drained(answer)).startswith(CHUNK)
+            assert (await read_stream(answer)).startswith(CHUNK)
         await asyncio.sleep(0)
     assert len(fake.requests) == 2
 
@@ -128,13 +130,13 @@ async def test_interrupted_answer_is_not_cached() -> None:
     )
     text_router = rig(fake)
     for _ in range(2):
-        assert b"stream_interrupted" in await drained(
+        assert b"stream_interrupted" in await read_stream(
             await text_router.ask(model="fast", stream=True)
         )
         await asyncio.sleep(0)
-    left = await text_router.ask(model="fast", stream=True)
-    assert left.stream is not None
-    await left.stream.aclose()
+    interrupted_answer = await text_router.ask(model="fast", stream=True)
+    assert interrupted_answer.stream is not None
+    await interrupted_answer.stream.aclose()
     assert len(fake.requests) == 3
 
 

@@ -41,14 +41,14 @@ def test_plain_text_has_no_fault() -> None:
 
 
 def test_each_fault_is_named() -> None:
-    wanted = ResponseConstraints(json=True, schema=SHOT)
+    constraints = ResponseConstraints(json=True, schema=SHOT)
     assert fault("  \n") == "empty"
     assert fault("I can't", stop=StopReason.REFUSAL) == "refused"
     assert fault("So: " + "the river and the bridge and " * 20) == "repeating"
     assert fault("ha" * 100) == "repeating"
-    assert fault("{'shot': 1}", wanted) == "json"
-    assert fault('{"shot": "one"}', wanted) == "schema"
-    assert fault('{"shot": 1}', wanted) is None
+    assert fault("{'shot': 1}", constraints) == "json"
+    assert fault('{"shot": "one"}', constraints) == "schema"
+    assert fault('{"shot": 1}', constraints) is None
     assert fault("[]", ResponseConstraints(json=True)) is None
     assert find_fault(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
 
@@ -78,7 +78,7 @@ def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "good"),
+    ("value", "is_valid"),
     [
         ({"shot": 1}, True),
         ({"shot": 1.0}, True),
@@ -95,8 +95,8 @@ def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
         ({"shot": 1, "next": {"shot": "2"}}, False),
     ],
 )
-def test_schemas(value: Any, good: bool) -> None:
-    assert matches_schema(value, SHOT) is good
+def test_schemas(value: Any, is_valid: bool) -> None:
+    assert matches_schema(value, SHOT) is is_valid
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_unknown_schema_keywords_pass(schema: dict[str, Any]) -> None:
 
 
 def test_a_schema_that_branches_without_end_costs_bounded_work() -> None:
-    branching: dict[str, Any] = {"allOf": [{"$ref": "#"}] * 8}
-    assert matches_schema({}, branching)
+    branching_schema: dict[str, Any] = {"allOf": [{"$ref": "#"}] * 8}
+    assert matches_schema({}, branching_schema)
 
 
 JSON = st.recursive(

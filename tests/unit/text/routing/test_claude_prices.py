@@ -39,7 +39,7 @@ def test_free_is_free(usage: Usage) -> None:
 @given(USAGES, st.sampled_from(sorted(CLAUDE_TARIFFS)))
 def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) -> None:
     rates = CLAUDE_TARIFFS[model].get_price_on(PRICES_CHECKED_ON).select_rates(usage.prompt_tokens)
-    exact = (
+    exact_cost = (
         usage.input_tokens * rates.input
         + usage.cached_tokens * rates.cache_read
         + usage.cache_write_tokens * rates.cache_write
@@ -47,7 +47,7 @@ def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) ->
         + usage.output_tokens * rates.output
     )
     price = CLAUDE_TARIFFS[model].get_price_on(PRICES_CHECKED_ON)
-    assert pico_to_usd(price.compute_pico_cost(usage)) * 1_000_000 == exact
+    assert pico_to_usd(price.compute_pico_cost(usage)) * 1_000_000 == exact_cost
 
 
 def test_the_band_is_chosen_by_the_whole_prompt() -> None:
@@ -56,8 +56,8 @@ def test_the_band_is_chosen_by_the_whole_prompt() -> None:
     assert pico_to_usd(price.compute_pico_cost(million)) == Decimal("0.005") + Decimal(
         "0.0005"
     ) + Decimal("0.5")
-    longer = Usage(input_tokens=50_000, cached_tokens=50_001, output_tokens=1_000_000)
-    assert pico_to_usd(price.compute_pico_cost(longer)) > Decimal("2.5")
+    longer_usage = Usage(input_tokens=50_000, cached_tokens=50_001, output_tokens=1_000_000)
+    assert pico_to_usd(price.compute_pico_cost(longer_usage)) > Decimal("2.5")
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_a_snapshot_has_the_price_of_its_model(model: str, base_model: str | Non
 
 
 @given(st.integers(0, 10**18))
-def test_money_is_written_out_exactly(pico: int) -> None:
-    text = format_usd(pico)
+def test_money_is_written_out_exactly(pico_usd: int) -> None:
+    text = format_usd(pico_usd)
     assert "e" not in text.lower()
-    assert Decimal(text) * 10**12 == pico
+    assert Decimal(text) * 10**12 == pico_usd
     assert "." not in text or not text.endswith("0")
 
 

@@ -36,7 +36,7 @@ OLLAMA = {
 }
 
 
-def shipped() -> dict[str, Any]:
+def read_shipped_config() -> dict[str, Any]:
     config = load_serve_config(ROOT / "serve_config.yaml", Ports())
     (app,) = (item for item in config["applications"] if item["name"] == "models")
     rules: dict[str, Any] = app["deployments"][0]["user_config"]
@@ -47,34 +47,38 @@ Decisions = list[tuple[str, list[Candidate]]]
 
 
 def decide_all(
-    mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
+    prompts: Iterable[tuple[str, str]],
+    data: Path,
+    more_backends: tuple[dict[str, Any], ...] = (OLLAMA,),
 ) -> Decisions:
     """Return the router's candidates for each prompt, with the shipped rules and more back ends."""
-    rules = shipped()
-    config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
+    rules = read_shipped_config()
+    config = ModelsConfig.model_validate(
+        {**rules, "backends": [*rules["backends"], *more_backends]}
+    )
     fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
     router = Router(fleet, RecordedLedger(), estimator=Estimator())
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
     results = []
-    for name, prompt in mix:
+    for name, prompt in prompts:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
         explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
         results.append((name, list(explanation.candidates)))
     return results
 
 
-def public_mix() -> list[tuple[str, str]]:
+def read_public_prompts() -> list[tuple[str, str]]:
     rows = [json.loads(line) for line in MIX.read_text().splitlines()]
     return [(row["class"], row["prompt"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
 def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
-    return decide_all(public_mix(), tmp_path_factory.mktemp("data"))
+    return decide_all(read_public_prompts(), tmp_path_factory.mktemp("data"))
 
 
-def model(candidate: Candidate) -> str:
+def model_of(candidate: Candidate) -> str:
     return candidate.deployment.model.name
 
 
@@ -86,21 +90,33 @@ def test_prompt_mix_is_unchanged() -> None:
 
 def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
     assert Counter(name for name, _ in decisions) == dict.fromkeys({*HARD, "easy chat"}, 25)
-    assert not [name for name, (best, *_) in decisions if name in HARD and model(best) == SMALL]
+    assert not [
+        name
+        for name, (best_candidate, *_) in decisions
+        if name in HARD and model_of(best_candidate) == SMALL
+    ]
 
 
 def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
     results = decide_all(prompts(), tmp_path)
-    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
+    assert not [
+        name
+        for name, (best_candidate, *_) in results
+        if name in HARD and model_of(best_candidate) == SMALL
+    ]
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
-    results = decide_all([*public_mix(), *prompts()], tmp_path, more=())
-    assert {model(candidate) for _, candidates in results for candidate in candidates} >= {
+    results = decide_all([*read_public_prompts(), *prompts()], tmp_path, more_backends=())
+    assert {model_of(candidate) for _, candidates in results for candidate in candidates} >= {
         SMALL,
         HAIKU,
     }
-    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
+    assert not [
+        name
+        for name, (best_candidate, *_) in results
+        if name in HARD and model_of(best_candidate) == SMALL
+    ]
 
 
 def test_estimate_of_arithmetic_matches_the_models_report(
@@ -112,7 +128,7 @@ def test_estimate_of_arithmetic_matches_the_models_report(
         for name, results in decisions
         for result in results
         if name == "arithmetic"
-        and model(result) == LOCAL
+        and model_of(result) == LOCAL
         and result.forecast
         and result.forecast.estimate
     ]
@@ -123,54 +139,55 @@ def test_estimate_of_arithmetic_matches_the_models_report(
 def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
     decisions: Decisions,
 ) -> None:
-    def expected(candidates: list[Candidate]) -> tuple[int, float]:
+    def sum_expectations(candidates: list[Candidate]) -> tuple[int, float]:
         forecasts = [
             candidate.forecast for candidate in candidates if candidate.forecast is not None
         ]
-        bad = sum(
+        bad_answers = sum(
             1 - candidate.estimate.p for candidate in forecasts if candidate.estimate is not None
         )
-        return sum(candidate.cost_pico for candidate in forecasts), bad
+        return sum(candidate.cost_pico for candidate in forecasts), bad_answers
 
-    cost, bad = expected([best for _, (best, *_) in decisions])
+    cost, bad_answers = sum_expectations([best_candidate for _, (best_candidate, *_) in decisions])
     haikus = [
-        candidate for _, results in decisions for candidate in results if model(candidate) == HAIKU
+        candidate
+        for _, results in decisions
+        for candidate in results
+        if model_of(candidate) == HAIKU
     ]
-    haiku_cost, haiku_bad = expected(haikus)
-    assert bad <= 1.2 * haiku_bad
+    haiku_cost, haiku_bad = sum_expectations(haikus)
+    assert bad_answers <= 1.2 * haiku_bad
     assert cost <= 0.7 * haiku_cost
     text = (ROOT / "docs" / "routing.md").read_text()
-    shown = (
-        f"{bad / haiku_bad:.2f} times the useless answers of Haiku alone at {cost / haiku_cost:.2f}"
-    )
-    assert shown in " ".join(text.split()), shown
+    expected_sentence = f"{bad_answers / haiku_bad:.2f} times the useless answers of Haiku alone at {cost / haiku_cost:.2f}"
+    assert expected_sentence in " ".join(text.split()), expected_sentence
 
 
 def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
     table: dict[str, Counter[str]] = {}
-    for name, (best, *_) in decisions:
-        table.setdefault(name, Counter())[model(best)] += 1
+    for name, (best_candidate, *_) in decisions:
+        table.setdefault(name, Counter())[model_of(best_candidate)] += 1
     rows = [
         f"| {name} | " + " | ".join(str(counts[column]) for column in (SMALL, LOCAL, HAIKU)) + " |"
         for name, counts in table.items()
     ]
     text = (ROOT / "docs" / "routing.md").read_text()
-    missing = [row for row in rows if row not in text]
-    assert not missing, "\n".join(rows)
+    missing_rows = [row for row in rows if row not in text]
+    assert not missing_rows, "\n".join(rows)
 
 
 def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
-        ModelsConfig.model_validate(shipped())
+        ModelsConfig.model_validate(read_shipped_config())
     )
     router = Router(fleet, RecordedLedger(), estimator=Estimator())
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
     for alias in ("auto", "fast"):
-        chosen = []
+        chosen_models = []
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
             explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
-            chosen.append(model(explanation.candidates[0]))
-        assert chosen == [SMALL, HAIKU, HAIKU]
+            chosen_models.append(model_of(explanation.candidates[0]))
+        assert chosen_models == [SMALL, HAIKU, HAIKU]

@@ -19,9 +19,13 @@ TOKENS = st.integers(0, 400_000)
 
 
 @pytest.mark.parametrize("model", sorted(CLAUDE_TARIFFS))
-@given(kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS), out=TOKENS, spare=st.integers(0, 9_999))
+@given(
+    kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS),
+    output_tokens=TOKENS,
+    spare_tokens=st.integers(0, 9_999),
+)
 def test_maximum_cost_covers_every_allowed_usage(
-    model: str, kinds: tuple[int, int, int, int], out: int, spare: int
+    model: str, kinds: tuple[int, int, int, int], output_tokens: int, spare_tokens: int
 ) -> None:
     price = CLAUDE_TARIFFS[model].get_price_on(date(2026, 11, 1))
     usage = Usage(
@@ -29,10 +33,10 @@ def test_maximum_cost_covers_every_allowed_usage(
         cached_tokens=kinds[1],
         cache_write_tokens=kinds[2],
         cache_write_1h_tokens=kinds[3],
-        output_tokens=out,
+        output_tokens=output_tokens,
     )
     assert price.compute_pico_cost(usage) <= price.compute_max_pico_cost(
-        usage.prompt_tokens + spare, out + spare
+        usage.prompt_tokens + spare_tokens, output_tokens + spare_tokens
     )
 
 
@@ -46,19 +50,19 @@ def test_maximum_cost_covers_expensive_short_prompts() -> None:
     price = Price(
         since=date.min, bands=(PriceBand(up_to=100, rates=rates(9)), PriceBand(rates=rates(1)))
     )
-    short = Usage(input_tokens=100, output_tokens=50)
-    assert price.compute_pico_cost(short) <= price.compute_max_pico_cost(200, 50)
-    assert price.compute_max_pico_cost(100, 50) == price.compute_pico_cost(short)
+    short_usage = Usage(input_tokens=100, output_tokens=50)
+    assert price.compute_pico_cost(short_usage) <= price.compute_max_pico_cost(200, 50)
+    assert price.compute_max_pico_cost(100, 50) == price.compute_pico_cost(short_usage)
 
 
 def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> None:
     deployments = fleet(
         [deployment("dear", create_flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
     )
-    one = route(deployments)
+    compiled_route = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:
-        return compute_max_request_cost(one, needs, streams=False)
+        return compute_max_request_cost(compiled_route, needs, streams=False)
 
     assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
     assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040

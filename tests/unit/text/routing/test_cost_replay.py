@@ -89,20 +89,28 @@ class Server(FakeBackend):
         super().__init__()
         self._deployment = deployment
         self._trace = trace
-        self.billed: dict[str, Usage] = {}
+        self.billed_usage: dict[str, Usage] = {}
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        traced = self._trace[request.user or ""]
-        usage = self.billed[traced.id] = true_usage(traced, self._deployment)
+        traced_request = self._trace[request.user or ""]
+        usage = self.billed_usage[traced_request.id] = true_usage(traced_request, self._deployment)
         return ChatResponse(
-            id=traced.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
+            id=traced_request.id,
+            model="m",
+            parts=(Text(text="."),),
+            stop=StopReason.END,
+            usage=usage,
         )
 
 
 def true_usage(request: TraceRequest, deployment: ModelDeployment) -> Usage:
-    cached = round(request.prompt * request.kind.cached) if deployment.residency == "cloud" else 0
+    cached_tokens = (
+        round(request.prompt * request.kind.cached) if deployment.residency == "cloud" else 0
+    )
     return Usage(
-        input_tokens=request.prompt - cached, cached_tokens=cached, output_tokens=request.output
+        input_tokens=request.prompt - cached_tokens,
+        cached_tokens=cached_tokens,
+        output_tokens=request.output,
     )
 
 
@@ -115,9 +123,9 @@ def cost(request: TraceRequest, deployment: ModelDeployment) -> int:
 def meets_constraints(request: TraceRequest, deployment: ModelDeployment) -> bool:
     """Return True if a model meets the constraints of a request, computed without the router."""
     kind, model = request.kind, deployment.model
-    at_home = request.at_home or request.owner == "ada"
+    must_stay_on_premises = request.at_home or request.owner == "ada"
     return (
-        (deployment.residency == HOME or not at_home)
+        (deployment.residency == HOME or not must_stay_on_premises)
         and model.quality >= (3 if kind.alias == "smart" else 0)
         and (model.tools or not kind.tools)
         and (model.vision or not kind.vision)
@@ -198,7 +206,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     deployments = {
         model_deployment.backend: model_deployment for model_deployment in all_deployments
     }
-    spent = oracle = chosen_for = best_for = claude_cost = cheapest_claude = sonnet = 0
+    spent_pico = oracle = chosen_for = best_for = claude_cost = cheapest_claude = sonnet = 0
     for request in trace.values():
         context = RoutingContext(
             request_id=request.id, owner=request.owner, headers=request.headers
@@ -206,44 +214,50 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         codec = codec_of(request)
         await router.answer(codec, codec.parse(body_of(request)), context)
         entry = ledger[-1]
-        chosen = deployments[entry.backend]
-        assert meets_constraints(request, chosen), f"{request.kind.name} went to {chosen.backend}"
-        able = [
+        chosen_deployment = deployments[entry.backend]
+        assert meets_constraints(request, chosen_deployment), (
+            f"{request.kind.name} went to {chosen_deployment.backend}"
+        )
+        able_deployments = [
             model_deployment
             for model_deployment in all_deployments
             if meets_constraints(request, model_deployment)
         ]
-        spent += cost(request, chosen)
-        oracle += min(cost(request, model_deployment) for model_deployment in able)
+        spent_pico += cost(request, chosen_deployment)
+        oracle += min(cost(request, model_deployment) for model_deployment in able_deployments)
         if clouds := [
-            model_deployment for model_deployment in able if model_deployment.residency == "cloud"
+            model_deployment
+            for model_deployment in able_deployments
+            if model_deployment.residency == "cloud"
         ]:
-            claude_cost += cost(request, chosen)
+            claude_cost += cost(request, chosen_deployment)
             cheapest_claude += min(cost(request, model_deployment) for model_deployment in clouds)
             sonnet += cost(request, deployments["claude-sonnet-5-5"])
-            if len(clouds) < len(able):
-                chosen_for += cost(request, chosen)
-                best_for += min(cost(request, model_deployment) for model_deployment in able)
+            if len(clouds) < len(able_deployments):
+                chosen_for += cost(request, chosen_deployment)
+                best_for += min(
+                    cost(request, model_deployment) for model_deployment in able_deployments
+                )
 
     # The ledger, the providers' bills and the money agree, to the token.
     assert [entry.request_id for entry in ledger] == list(trace)
     for entry in ledger:
-        billed = servers[entry.backend].billed[entry.request_id]
+        billed_usage = servers[entry.backend].billed_usage[entry.request_id]
         assert (entry.input_tokens, entry.cached_tokens, entry.output_tokens) == (
-            billed.prompt_tokens,
-            billed.cached_tokens,
-            billed.output_tokens,
+            billed_usage.prompt_tokens,
+            billed_usage.cached_tokens,
+            billed_usage.output_tokens,
         )
-    assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == pico_to_usd(spent)
+    assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == pico_to_usd(spent_pico)
 
-    share = spent / oracle - 1
+    share = spent_pico / oracle - 1
     record_measurement(
         f"money, cards at {'/'.join(cards[0])} and {'/'.join(cards[1])} USD per million: "
-        f"{len(trace)} requests for {pico_to_usd(spent):.4f} USD, {share:.2%} above an oracle that knows "
+        f"{len(trace)} requests for {pico_to_usd(spent_pico):.4f} USD, {share:.2%} above an oracle that knows "
         f"every length ({chosen_for / best_for - 1 if best_for else 0:.2%} where house and cloud "
         f"could both answer); where data may leave the house {1 - claude_cost / cheapest_claude:.0%} below "
         f"the cheapest able Claude model, {1 - claude_cost / sonnet:.0%} below Sonnet for all"
     )
-    assert oracle <= spent <= oracle * 1.05
+    assert oracle <= spent_pico <= oracle * 1.05
     assert chosen_for <= best_for * 1.05
     assert claude_cost < cheapest_claude

@@ -54,7 +54,9 @@ def test_a_free_local_model_wins() -> None:
 
 
 def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
-    both = fleet([deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)])
+    local_and_cloud = fleet(
+        [deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)]
+    )
     for needs in (
         Needs(prompt_tokens=5000),
         Needs(prompt_tokens=100, max_tokens=5000),
@@ -62,40 +64,47 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
         Needs(prompt_tokens=1, vision=True),
         Needs(prompt_tokens=1, schema=True),
     ):
-        (only,) = rank_candidates(route(both), needs, UsageHistory())
-        assert (only.deployment.backend, only.reason, only.forecast) == ("claude", "only", None)
+        (only_candidate,) = rank_candidates(route(local_and_cloud), needs, UsageHistory())
+        assert (
+            only_candidate.deployment.backend,
+            only_candidate.reason,
+            only_candidate.forecast,
+        ) == ("claude", "only", None)
 
 
 def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
-    both = fleet(
+    two_backends = fleet(
         [
             deployment("in", create_flat_tariff(Decimal("0.1"), Decimal(9))),
             deployment("out", create_flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
-    assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
-    assert names(choose(both, Needs(prompt_tokens=10, max_tokens=900)))[0] == "out"
+    assert names(choose(two_backends, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
+    assert names(choose(two_backends, Needs(prompt_tokens=10, max_tokens=900)))[0] == "out"
 
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
-    cheap_cache = deployment(
+    cheap_cache_deployment = deployment(
         "a", create_flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
     )
-    plain = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
-    both, history = fleet([cheap_cache, plain]), UsageHistory()
+    plain_deployment = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
+    two_backends, history = fleet([cheap_cache_deployment, plain_deployment]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
-    assert names(rank_candidates(route(both), needs, history)) == ["b", "a"]
+    assert names(rank_candidates(route(two_backends), needs, history)) == ["b", "a"]
     for _ in range(20):
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
         history.record("a-model", needs, usage)
-    assert names(rank_candidates(route(both), needs, history)) == ["a", "b"]
+    assert names(rank_candidates(route(two_backends), needs, history)) == ["a", "b"]
     # A cache marker is trusted before any usage was recorded.
-    marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
-    assert names(rank_candidates(route(both), marked, UsageHistory())) == ["a", "b"]
+    needs_with_marker = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
+    assert names(rank_candidates(route(two_backends), needs_with_marker, UsageHistory())) == [
+        "a",
+        "b",
+    ]
 
 
 def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() -> None:
-    four = fleet(
+    fleet_of_four = fleet(
         [
             deployment("ollama", api_format=None),
             deployment("busy"),
@@ -104,71 +113,73 @@ def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() 
         ]
     )
     for _ in range(3):
-        four.runtimes["busy"].slots.try_acquire("ada")
-    assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
+        fleet_of_four.runtimes["busy"].slots.try_acquire("ada")
+    assert names(choose(fleet_of_four)) == ["idle", "idle2", "busy", "ollama"]
 
 
 def test_a_second_of_waiting_has_a_price() -> None:
     deployments = [deployment("local"), deployment("claude", HAIKU, context=200_000)]
-    for worth, best in ((0.0, "local"), (0.001, "claude")):
-        both = fleet(deployments, limit=1, usd_per_second=worth)
-        both.runtimes["local"].slots.try_acquire("ada")
-        candidates = choose(both, Needs(prompt_tokens=100, max_tokens=500))
-        assert names(candidates)[0] == best
+    for usd_per_second, expected_backend in ((0.0, "local"), (0.001, "claude")):
+        local_and_cloud = fleet(deployments, limit=1, usd_per_second=usd_per_second)
+        local_and_cloud.runtimes["local"].slots.try_acquire("ada")
+        candidates = choose(local_and_cloud, Needs(prompt_tokens=100, max_tokens=500))
+        assert names(candidates)[0] == expected_backend
     assert candidates[0].reason == "soonest"
-    waits = {
+    wait_by_backend = {
         candidate.deployment.backend: candidate.forecast.waiting_seconds
         for candidate in candidates
         if candidate.forecast
     }
-    assert waits["claude"] == 0 < waits["local"]
+    assert wait_by_backend["claude"] == 0 < wait_by_backend["local"]
 
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
-    both = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
+    cold_and_warm = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
     clock = Clock()
 
-    async def look() -> dict[str, dict[str, str]]:
+    async def list_loaded() -> dict[str, dict[str, str]]:
         return {}
 
-    loaded = LoadedModels(look, load_seconds=lambda _: 20.0, clock=clock)
-    both.runtimes["cold"].loaded = loaded
-    assert names(choose(both)) == ["cold", "warm"]  # unknown so far
-    await loaded.refresh()
-    assert loaded.get_state("x") is ModelState.ABSENT
-    assert names(choose(both)) == ["warm", "cold"]
-    loaded.record_call_start("x")
+    loaded_models = LoadedModels(list_loaded, load_seconds=lambda _: 20.0, clock=clock)
+    cold_and_warm.runtimes["cold"].loaded = loaded_models
+    assert names(choose(cold_and_warm)) == ["cold", "warm"]  # unknown so far
+    await loaded_models.refresh()
+    assert loaded_models.get_state("x") is ModelState.ABSENT
+    assert names(choose(cold_and_warm)) == ["warm", "cold"]
+    loaded_models.record_call_start("x")
     clock.now += 15
-    assert loaded.get_state("x") is ModelState.LOADING
-    assert loaded.estimate_wait("x") == 5
-    assert loaded.record_call_answer("x")
-    assert loaded.get_state("x") is ModelState.RESIDENT
-    assert loaded.estimate_wait("x") == 0
-    assert not loaded.record_call_answer("x")
+    assert loaded_models.get_state("x") is ModelState.LOADING
+    assert loaded_models.estimate_wait("x") == 5
+    assert loaded_models.record_call_answer("x")
+    assert loaded_models.get_state("x") is ModelState.RESIDENT
+    assert loaded_models.estimate_wait("x") == 0
+    assert not loaded_models.record_call_answer("x")
 
 
 def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
     local = deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
-    (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
-    assert alone.forecast is not None
-    assert alone.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
-    fast = fleet([local])
-    latency = fast.runtimes["local"].get_latency_estimator("local-model")
+    (lone_choice,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
+    assert lone_choice.forecast is not None
+    assert lone_choice.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
+    measured_fleet = fleet([local])
+    latency = measured_fleet.runtimes["local"].get_latency_estimator("local-model")
     for _ in range(200):
         latency.record(
             prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
         )
-    (choice_shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
-    assert choice_shared.forecast is not None
+    (shared_choice,) = choose(measured_fleet, Needs(prompt_tokens=0, max_tokens=50))
+    assert shared_choice.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
-    assert choice_shared.forecast.cost_pico == pytest.approx(alone.forecast.cost_pico / 8, rel=0.15)
+    assert shared_choice.forecast.cost_pico == pytest.approx(
+        lone_choice.forecast.cost_pico / 8, rel=0.15
+    )
 
 
 def test_slow_latency_measurements_fade() -> None:
-    one = fleet([deployment("a")])
-    runtime = one.runtimes["a"]
+    fleet_of_one = fleet([deployment("a")])
+    runtime = fleet_of_one.runtimes["a"]
     latency = runtime.get_latency_estimator("a-model")
-    before = latency.estimate_first_token_seconds(100)
+    seconds_before = latency.estimate_first_token_seconds(100)
     for _ in range(30):
         latency.record(
             prompt_tokens=100, output_tokens=2, first_token_seconds=9.0, seconds=9.1, concurrency=1
@@ -176,23 +187,23 @@ def test_slow_latency_measurements_fade() -> None:
     assert latency.estimate_first_token_seconds(100) > 7
     assert latency.get_first_token_p95() == 9.0
     runtime.clock.now += 3600  # type: ignore[attr-defined]
-    assert latency.estimate_first_token_seconds(100) == pytest.approx(before, rel=0.1)
+    assert latency.estimate_first_token_seconds(100) == pytest.approx(seconds_before, rel=0.1)
 
 
 def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None:
-    both = fleet([deployment("a"), deployment("b")])
-    both.runtimes["a"].breaker.fail(retry_after=9)
-    both.runtimes["b"].breaker.fail(retry_after=4)
-    assert not choose(both)
-    error = build_no_candidate_error(route(both), HI)
+    two_backends = fleet([deployment("a"), deployment("b")])
+    two_backends.runtimes["a"].breaker.fail(retry_after=9)
+    two_backends.runtimes["b"].breaker.fail(retry_after=4)
+    assert not choose(two_backends)
+    error = build_no_candidate_error(route(two_backends), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after == 4
 
 
 def test_back_end_without_a_key_is_never_a_candidate() -> None:
-    none = fleet([deployment("claude", configured=False)])
-    assert not choose(none)
-    error = build_no_candidate_error(route(none), HI)
+    fleet_without_keys = fleet([deployment("claude", configured=False)])
+    assert not choose(fleet_without_keys)
+    error = build_no_candidate_error(route(fleet_without_keys), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
@@ -232,7 +243,7 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
 
 
 @pytest.mark.parametrize(
-    ("parts", "how"),
+    ("parts", "route_options"),
     [
         ({"policies": {"ada": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
         ({"policies": {"*": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
@@ -241,12 +252,14 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
     ],
     ids=["tenant", "everybody", "alias", "header"],
 )
-def test_residency_rules_exclude_back_ends(parts: dict[str, Any], how: dict[str, Any]) -> None:
+def test_residency_rules_exclude_back_ends(
+    parts: dict[str, Any], route_options: dict[str, Any]
+) -> None:
     models = fleet([CLOUD, AT_HOME], **parts)
-    assert names(choose(models, HI, **how)) == ["local"]
+    assert names(choose(models, HI, **route_options)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
-    assert not choose(models, needs, **how)
-    error = build_no_candidate_error(route(models, **how), needs)
+    assert not choose(models, needs, **route_options)
+    error = build_no_candidate_error(route(models, **route_options), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
@@ -304,15 +317,18 @@ def test_invalid_preference_is_rejected(name: bytes, value: bytes) -> None:
 
 def test_compiled_route_is_cached_for_the_day() -> None:
     models = fleet([CLOUD])
-    first = route(models)
-    assert route(models) is first
-    assert route(models, owner="eve") is first
+    first_route = route(models)
+    assert route(models) is first_route
+    assert route(models, owner="eve") is first_route
     assert CLOUD.api_format is not None
-    assert models.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first
+    assert (
+        models.get_route("auto", "ada", None, CLOUD.api_format, first_route.day + 1)
+        is not first_route
+    )
 
 
 @pytest.mark.parametrize(
-    ("deployments", "worth", "busy", "explanation_text", "code"),
+    ("deployments", "usd_per_second", "is_busy", "explanation_text", "code"),
     [
         (
             [deployment("a"), deployment("b", create_flat_tariff(Decimal(1), Decimal(1)))],
@@ -339,14 +355,18 @@ def test_compiled_route_is_cached_for_the_day() -> None:
     ],
 )
 def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
-    deployments: list[ModelDeployment], worth: float, busy: bool, explanation_text: str, code: str
+    deployments: list[ModelDeployment],
+    usd_per_second: float,
+    is_busy: bool,
+    explanation_text: str,
+    code: str,
 ) -> None:
-    models = fleet(deployments, usd_per_second=worth)
-    if busy:
+    models = fleet(deployments, usd_per_second=usd_per_second)
+    if is_busy:
         models.runtimes["b"].slots.try_acquire("ada")
-    winner, loser = choose(models)
-    assert explain_loss(loser, winner, worth) == explanation_text
-    [reason] = list_losses(loser, winner, worth)
+    chosen_candidate, other_candidate = choose(models)
+    assert explain_loss(other_candidate, chosen_candidate, usd_per_second) == explanation_text
+    [reason] = list_losses(other_candidate, chosen_candidate, usd_per_second)
     # All numbers of the words are parameters, too.
     assert (
         reason.code,
@@ -360,10 +380,11 @@ def test_explanation_has_the_reason_why_a_candidate_was_not_chosen(
 def test_slower_candidate_loses_by_its_seconds() -> None:
     models = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
     models.runtimes["b"].slots.try_acquire("ada")
-    winner, loser = choose(models)
-    assert loser.forecast is not None
+    chosen_candidate, other_candidate = choose(models)
+    assert other_candidate.forecast is not None
     assert (
-        explain_loss(loser, winner, 0.001) == f"takes {loser.forecast.waiting_seconds:.2f} s longer"
+        explain_loss(other_candidate, chosen_candidate, 0.001)
+        == f"takes {other_candidate.forecast.waiting_seconds:.2f} s longer"
     )
 
 
@@ -412,23 +433,23 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     deployments: list[ModelDeployment], needs: Needs, policies: dict[str, TenantPolicy]
 ) -> None:
     models = fleet(deployments, policies=policies)
-    candidates, out = choose(models, needs), list_exclusions(route(models), needs)
-    assert len(candidates) + len(out) == len(deployments)
+    candidates, exclusions = choose(models, needs), list_exclusions(route(models), needs)
+    assert len(candidates) + len(exclusions) == len(deployments)
     for candidate in candidates:
         assert candidate.deployment.configured
         assert candidate.deployment.model.supports(needs)
         assert not candidate.deployment.model.list_unmet_needs(needs)
         assert not policies or candidate.deployment.residency == "on-premises"
-    assert all(exclusion.reason and exclusion.code for exclusion in out)
+    assert all(exclusion.reason and exclusion.code for exclusion in exclusions)
     if not candidates:
         assert build_no_candidate_error(route(models), needs).message
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
 def test_candidates_are_sorted_by_score(
-    deployments: list[ModelDeployment], needs: Needs, worth: float
+    deployments: list[ModelDeployment], needs: Needs, usd_per_second: float
 ) -> None:
-    candidates = choose(fleet(deployments, usd_per_second=worth), needs)
+    candidates = choose(fleet(deployments, usd_per_second=usd_per_second), needs)
     scores = [candidate.forecast.score for candidate in candidates if candidate.forecast]
     assert len(scores) == len(candidates)
     assert scores == sorted(scores)
@@ -469,18 +490,18 @@ def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
 
 
 def test_many_names_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    offers = [deployment(f"b{number}") for number in range(3)]
-    catalog = Catalog(deployments=(*offers, offers[1]))
-    searched: list[ModelDeployment] = []
+    deployments = [deployment(f"b{number}") for number in range(3)]
+    catalog = Catalog(deployments=(*deployments, deployments[1]))
+    searched_deployments: list[ModelDeployment] = []
 
     def record(searched_one: ModelDeployment) -> tuple[str, ...]:
-        searched.append(searched_one)
+        searched_deployments.append(searched_one)
         return ()
 
     monkeypatch.setattr(ModelDeployment, "names", property(record))
-    assert catalog.find_deployments("b1-model:latest") == (offers[1], offers[1])
+    assert catalog.find_deployments("b1-model:latest") == (deployments[1], deployments[1])
     assert not catalog.is_group_name("b2/b2-model")
-    assert searched == [], "lists of models look up every name"
+    assert searched_deployments == [], "lists of models look up every name"
 
 
 def test_an_unknown_name_is_not_found() -> None:

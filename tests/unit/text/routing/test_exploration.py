@@ -25,13 +25,13 @@ from tests.unit.text.routing.test_request_quality import (
     PRICE,
     SORT,
     explain,
-    known,
+    rated_deployment,
     router,
 )
 from tests.unit.text.routing.test_rescue_streams import RecordingLearning
 
 # Its bounds lie far apart, so that it may be worth its while.
-LOCAL = known("qwen3-14b", "house", tariff=FREE_TARIFF)
+LOCAL = rated_deployment("qwen3-14b", "house", tariff=FREE_TARIFF)
 NAMES = (OPUS, LOCAL)
 
 
@@ -56,8 +56,8 @@ async def test_a_model_that_may_be_better_is_explored_and_the_route_shows_it() -
     model, route = await ask(small_router())
     assert model == "qwen3-14b"
     assert route.startswith("trying; qwen3-14b: code, p_good 0.")
-    low, _, rest = route.partition("p_good ")[2].partition(" to ")
-    assert float(low) < float(rest.partition(" against ")[0])
+    low_bound, _, rest_of_route = route.partition("p_good ")[2].partition(" to ")
+    assert float(low_bound) < float(rest_of_route.partition(" against ")[0])
     assert route.endswith(" of claude-opus-5-5")
 
 
@@ -67,8 +67,8 @@ async def test_without_a_share_nothing_is_tried() -> None:
 
 
 async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    router, luck = small_router(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
-    monkeypatch.setattr("moyin.text.routing.router.random.random", lambda: next(luck))
+    router, random_numbers = small_router(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
+    monkeypatch.setattr("moyin.text.routing.router.random.random", lambda: next(random_numbers))
     models = [(await ask(router))[0] for _ in range(4)]
     assert models == ["qwen3-14b", "qwen3-14b", "claude-opus-5-5", "claude-opus-5-5"]
 
@@ -111,10 +111,12 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
 
 
 async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
-    worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
-    router = small_router(worse, *NAMES)
-    house = router.fleet.runtimes["house"]
-    house.backend = house.pass_through = FakeBackend(error=BackendUnavailable("away"))
+    worse_deployment = rated_deployment("smollm2-135m", "local", tariff=FREE_TARIFF)
+    router = small_router(worse_deployment, *NAMES)
+    local_runtime = router.fleet.runtimes["house"]
+    local_runtime.backend = local_runtime.pass_through = FakeBackend(
+        error=BackendUnavailable("away")
+    )
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 

@@ -22,9 +22,9 @@ class Traffic:
 
     def run(self, seconds: int, **rates: int) -> Counter[str]:
         """Return how many requests of each tenant were accepted."""
-        before, begins = len(self.accepted), self.now
+        accepted_before, started_at = len(self.accepted), self.now
         times = [
-            (begins + (number + 0.5) / rate, owner)
+            (started_at + (number + 0.5) / rate, owner)
             for owner, rate in rates.items()
             for number in range(seconds * rate)
         ]
@@ -32,23 +32,23 @@ class Traffic:
             self.now = at
             if self.share.accept(owner):
                 self.accepted.append((at, owner))
-        self.now = begins + seconds
-        return Counter(owner for _, owner in self.accepted[before:])
+        self.now = started_at + seconds
+        return Counter(owner for _, owner in self.accepted[accepted_before:])
 
 
 @pytest.mark.parametrize("rates", [{"ada": 99}, {"ada": 60, "bob": 39}])
 def test_all_requests_are_accepted_below_the_rate(rates: dict[str, int]) -> None:
     traffic = Traffic()
-    accepted = traffic.run(20, **rates)
-    assert accepted == {owner: 20 * rate for owner, rate in rates.items()}
+    accepted_counts = traffic.run(20, **rates)
+    assert accepted_counts == {owner: 20 * rate for owner, rate in rates.items()}
     assert (traffic.share.accepted, traffic.share.skipped) == (20 * 99, 0)
 
 
 def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
     traffic = Traffic()
     traffic.run(5, ada=2_000)
-    accepted = traffic.run(20, ada=2_000)["ada"]
-    assert 0.9 * 20 * RATE < accepted <= 20 * RATE + 1
+    accepted_count = traffic.run(20, ada=2_000)["ada"]
+    assert 0.9 * 20 * RATE < accepted_count <= 20 * RATE + 1
     assert traffic.share.accepted + traffic.share.skipped == 25 * 2_000
 
 
@@ -56,31 +56,31 @@ def test_no_part_of_a_second_is_preferred() -> None:
     traffic = Traffic()
     traffic.run(5, ada=2_000)
     traffic.run(40, ada=2_000)
-    tenths = Counter(int(at * 10) % 10 for at, _ in traffic.accepted if at > 55)
-    assert min(tenths.values()) > 0.75 * max(tenths.values())
+    counts_by_tenth = Counter(int(at * 10) % 10 for at, _ in traffic.accepted if at > 55)
+    assert min(counts_by_tenth.values()) > 0.75 * max(counts_by_tenth.values())
 
 
 def test_quiet_tenant_is_accepted_in_full_beside_a_flood() -> None:
     traffic = Traffic()
-    for begins in (True, False):
-        accepted = traffic.run(10, flood=3_000, small=20, tiny=1)
-        assert (accepted["small"], accepted["tiny"]) == (200, 10), begins
-        assert accepted["flood"] > 0.6 * 10 * (RATE - 21)
+    for is_start in (True, False):
+        accepted_counts = traffic.run(10, flood=3_000, small=20, tiny=1)
+        assert (accepted_counts["small"], accepted_counts["tiny"]) == (200, 10), is_start
+        assert accepted_counts["flood"] > 0.6 * 10 * (RATE - 21)
 
 
 def test_two_floods_share_the_capacity() -> None:
     traffic = Traffic()
     traffic.run(5, ada=3_000, bob=500)
-    accepted = traffic.run(20, ada=3_000, bob=500)
-    assert accepted["ada"] == pytest.approx(accepted["bob"], rel=0.15)
-    assert sum(accepted.values()) <= 20 * RATE + 1
+    accepted_counts = traffic.run(20, ada=3_000, bob=500)
+    assert accepted_counts["ada"] == pytest.approx(accepted_counts["bob"], rel=0.15)
+    assert sum(accepted_counts.values()) <= 20 * RATE + 1
 
 
 def test_bursty_flood_leaves_capacity_to_others() -> None:
     traffic = Traffic()
     for _ in range(5):
-        accepted = traffic.run(1, flood=3_000, small=20)
-        assert accepted["small"] == 20
+        accepted_counts = traffic.run(1, flood=3_000, small=20)
+        assert accepted_counts["small"] == 20
         assert traffic.run(1, small=20)["small"] == 20
 
 

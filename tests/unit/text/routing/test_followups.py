@@ -50,7 +50,7 @@ class Gateway:
         The texts alternate between the user and the assistant.
         """
         self._count += 1
-        roles = [U if place % 2 == 0 else A for place in range(len(texts))]
+        roles = [U if index % 2 == 0 else A for index in range(len(texts))]
         messages: list[Any] = [
             {"role": candidate, "content": text}
             for candidate, text in zip(roles, texts, strict=True)
@@ -62,7 +62,7 @@ class Gateway:
         parsed = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
         context = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
         names = route(self.fleet, model)
-        before = len(self.learning.signals)
+        signals_before = len(self.learning.signals)
         self.is_repeat = self.follow_ups.detect(Conversation(context, parsed), names, self.now)
         if model == "auto":
             quality = RequestQuality(
@@ -76,10 +76,16 @@ class Gateway:
             candidates = rank_candidates(
                 names, parsed.derive_needs(), UsageHistory(), always_weigh=True, quality=quality
             )
-            (small,) = (candidate for candidate in candidates if candidate.deployment is SMALL)
-            self.follow_ups.remember_answer(Conversation(context, parsed), quality, small, self.now)
+            (small_candidate,) = (
+                candidate for candidate in candidates if candidate.deployment is SMALL
+            )
+            self.follow_ups.remember_answer(
+                Conversation(context, parsed), quality, small_candidate, self.now
+            )
         self.now += 20
-        return [(request, signal.source) for request, signal in self.learning.signals[before:]]
+        return [
+            (request, signal.source) for request, signal in self.learning.signals[signals_before:]
+        ]
 
 
 def test_repeated_request_counts_once() -> None:
@@ -186,8 +192,8 @@ def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
     gateway.learning.background._tasks.clear()
     shared_answers: Any = object()
-    together = FollowUpDetector(cast(Any, gateway.learning), shared_answers=shared_answers)
-    assert together.may_match(names)
-    assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
+    detector = FollowUpDetector(cast(Any, gateway.learning), shared_answers=shared_answers)
+    assert detector.may_match(names)
+    assert not detector.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)
     assert gateway.follow_ups.may_match(names)

@@ -22,61 +22,67 @@ from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.router_rig import drained
-from tests.unit.text.routing.test_answer_cache import Memory
+from tests.unit.text.routing.router_rig import read_stream
+from tests.unit.text.routing.test_answer_cache import InMemoryAnswers
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
-from tests.unit.text.routing.test_rescue_streams import Streams, make_forwarding_gateway, raw
+from tests.unit.text.routing.test_rescue_streams import (
+    StreamGateway,
+    encode_stream,
+    make_forwarding_gateway,
+)
 
 CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10))}
 
 
-def with_cache(gateway: Streams) -> Memory:
+def with_cache(gateway: StreamGateway) -> InMemoryAnswers:
     """Enable the answer cache."""
-    cache, fleet = Memory(), gateway.router.fleet
+    cache, fleet = InMemoryAnswers(), gateway.router.fleet
     gateway.router = Router(fleet, gateway.ledger, cache=cache, estimator=Estimator())
     return cache
 
 
-async def ask_twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
+async def ask_twice(gateway: StreamGateway, **changes: Any) -> tuple[bytes, bytes]:
     """Send a request twice; return the body of the answer, and that of its cached copy."""
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
-    first = await drained(answer)
+    first_body = await read_stream(answer)
     await asyncio.sleep(0)  # it is written beside the answer
     _, route, answer = await gateway.ask(stream=True, model="own", **changes)
     assert route == "cache"
-    return first, answer.body
+    return first_body, answer.body
 
 
 async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
-    gateway = Streams(first=GOOD, hold_streams=True, aliases=CACHED)
+    gateway = StreamGateway(first=GOOD, hold_streams=True, aliases=CACHED)
     with_cache(gateway)
-    first, again = await ask_twice(gateway, response_format=FORMAT)
-    assert b"[DONE]" in first
-    assert again == first
+    first_body, cached_body = await ask_twice(gateway, response_format=FORMAT)
+    assert b"[DONE]" in first_body
+    assert cached_body == first_body
 
 
 async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
-    gateway = make_forwarding_gateway(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
+    gateway = make_forwarding_gateway(
+        ApiFormat.OPENAI, [b"".join(encode_stream("Yes."))], aliases=CACHED
+    )
     gateway.router.fleet = replace(
         gateway.router.fleet,
         catalog=replace(gateway.router.fleet.catalog, aliases=CACHED),
     )
     with_cache(gateway)
-    first, again = await ask_twice(gateway)
-    assert b"Yes." in first
-    assert again == first
+    first_body, cached_body = await ask_twice(gateway)
+    assert b"Yes." in first_body
+    assert cached_body == first_body
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
     """A repeated request that is answered from the cache is no complaint about the first answer."""
-    gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
+    gateway, noticed_conversations = StreamGateway(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
         def may_match(self, _: CompiledRoute) -> bool:
             return True
 
         def detect(self, conversation: Conversation, *_: Any) -> bool:
-            noticed.append(conversation)
+            noticed_conversations.append(conversation)
             return False
 
         def remember_answer(self, *_: Any) -> None: ...
@@ -85,36 +91,36 @@ async def test_cached_answer_is_no_follow_up() -> None:
     gateway.router = Router(
         gateway.router.fleet,
         gateway.ledger,
-        cache=Memory(),
+        cache=InMemoryAnswers(),
         estimator=Estimator(),
         learning=cast(Any, gateway.learning),
         follow_ups=follow_ups,
     )
     await ask_twice(gateway)
     gateway.learning.background.run_tasks()
-    assert len(noticed) == 1
+    assert len(noticed_conversations) == 1
 
 
-class Waiting(FakeBackend):
+class WaitingBackend(FakeBackend):
     """A back end that starts when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(api_format=ApiFormat.OLLAMA)
-        self.waits, self.go = asyncio.Event(), asyncio.Event()
+        self.is_waiting, self.may_proceed = asyncio.Event(), asyncio.Event()
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        self.waits.set()
-        await self.go.wait()
+        self.is_waiting.set()
+        await self.may_proceed.wait()
         async for delta in super().stream(request, deadline):
             yield delta
 
 
 async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
-    gateway, better = Streams(), Waiting()
+    gateway, better_backend = StreamGateway(), WaitingBackend()
     runtimes = gateway.router.fleet.runtimes
-    runtimes["claude"].backend = better
+    runtimes["claude"].backend = better_backend
     call_task = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
-    await better.waits.wait()
+    await better_backend.is_waiting.wait()
     call_task.cancel()
     await asyncio.wait([call_task])
     assert call_task.cancelled()
@@ -129,21 +135,21 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
 async def test_disconnect_while_the_first_stream_closes_ends_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway, closing, asks = Streams(), asyncio.Event(), list[MeteredStream]()
+    gateway, is_closing, closed_streams = StreamGateway(), asyncio.Event(), list[MeteredStream]()
     close = MeteredStream.aclose
 
-    async def slowly(stream: MeteredStream) -> None:
+    async def close_slowly(stream: MeteredStream) -> None:
         await close(stream)
-        if not asks:
-            asks.append(stream)
-            closing.set()
+        if not closed_streams:
+            closed_streams.append(stream)
+            is_closing.set()
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(MeteredStream, "aclose", slowly)
+    monkeypatch.setattr(MeteredStream, "aclose", close_slowly)
     call_task: asyncio.Task[Any] = asyncio.create_task(
         gateway.ask(stream=True, response_format=FORMAT)
     )
-    await closing.wait()
+    await is_closing.wait()
     call_task.cancel()
     await asyncio.wait([call_task])
     assert call_task.cancelled()
@@ -158,12 +164,12 @@ async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path
     await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()
     learning = QualityLearner(estimator, store)
-    gateway = Streams(first="Sure!", second="Here it is.")
+    gateway = StreamGateway(first="Sure!", second="Here it is.")
     fleet = gateway.router.fleet
     gateway.router = Router(fleet, gateway.ledger, estimator=estimator, learning=learning)
     _, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     if streams:
-        await drained(answer)
+        await read_stream(answer)
         await asyncio.sleep(0)
     await learning.flush()
     rows = await store.list_signals(0, 10)

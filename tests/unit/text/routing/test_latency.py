@@ -21,13 +21,19 @@ def record(estimator: LatencyEstimator, first_token_seconds: float) -> None:
 
 def test_unmeasured_host_is_expected_to_be_faster_than_its_peers() -> None:
     peers: list[LatencyEstimator] = []
-    first, second, third = (LatencyEstimator(SLOW, lambda: 0.0, lambda: peers) for _ in range(3))
-    peers.extend((first, second, third))
-    assert third.estimate_first_token_seconds(50) == 10.5, "no host was measured"
-    record(first, 0.5)
-    record(second, 2.0)
-    fastest = first.estimate_first_token_seconds(50)
-    assert 0.5 * fastest < third.estimate_first_token_seconds(50) < fastest
-    assert third.estimate_seconds_per_token() < first.estimate_seconds_per_token()
-    record(third, 20.0)
-    assert third.estimate_first_token_seconds(50) > 10, "its own measurements count"
+    first_estimator, second_estimator, third_estimator = (
+        LatencyEstimator(SLOW, lambda: 0.0, lambda: peers) for _ in range(3)
+    )
+    peers.extend((first_estimator, second_estimator, third_estimator))
+    assert third_estimator.estimate_first_token_seconds(50) == 10.5, "no host was measured"
+    record(first_estimator, 0.5)
+    record(second_estimator, 2.0)
+    fastest_seconds = first_estimator.estimate_first_token_seconds(50)
+    assert (
+        0.5 * fastest_seconds < third_estimator.estimate_first_token_seconds(50) < fastest_seconds
+    )
+    assert (
+        third_estimator.estimate_seconds_per_token() < first_estimator.estimate_seconds_per_token()
+    )
+    record(third_estimator, 20.0)
+    assert third_estimator.estimate_first_token_seconds(50) > 10, "its own measurements count"

@@ -70,13 +70,15 @@ class Replica:
         )
         fleet = router(SMALL, HAIKU).fleet
         result = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
-        (answered,) = (item for item in result if item.deployment is by)
-        self.learning.record_decision(owner, request_id, quality, result, answered, self.now)
+        (chosen_candidate,) = (item for item in result if item.deployment is by)
+        self.learning.record_decision(
+            owner, request_id, quality, result, chosen_candidate, self.now
+        )
 
-    async def rate(self, request_id: str, score: float, **who: str) -> Any:
+    async def rate(self, request_id: str, score: float, **caller: str) -> Any:
         return await self.feedback.submit(
-            who.get("owner", "ada"),
-            who.get("key", "key_1"),
+            caller.get("owner", "ada"),
+            caller.get("key", "key_1"),
             request_id,
             score=score,
             better_request_id=None,
@@ -96,11 +98,12 @@ class Replica:
         return self.estimator.estimate(owner, model, deployment.ability, question)
 
 
-def are_alike(one: Estimate, other: Estimate) -> bool:
+def are_alike(first: Estimate, second: Estimate) -> bool:
     """Return True if two states differ only by rounding."""
-    return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
-        other.p, abs=1e-6
-    )
+    return (first.signals, first.basis) == (
+        second.signals,
+        second.basis,
+    ) and first.p == pytest.approx(second.p, abs=1e-6)
 
 
 @pytest.fixture
@@ -114,12 +117,12 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 async def test_feedback_moves_the_next_estimate(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("r1")
-    before = replica.estimate()
+    estimate_before = replica.estimate()
     assert await replica.rate("r1", 1.0) == {"r1": 1.0}
-    after = replica.estimate()
-    assert after.p > before.p
-    assert (after.signals, after.basis) == (1, "learned")
-    assert replica.estimate("bob") == before
+    estimate_after = replica.estimate()
+    assert estimate_after.p > estimate_before.p
+    assert (estimate_after.signals, estimate_after.basis) == (1, "learned")
+    assert replica.estimate("bob") == estimate_before
 
 
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
@@ -135,31 +138,31 @@ async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: 
 
 
 async def test_learned_state_survives_a_restart(database: Database) -> None:
-    first = Replica(database)
+    first_replica = Replica(database)
     for number in range(3):
-        await first.answer(f"r{number}")
-        await first.rate(f"r{number}", 1.0)
+        await first_replica.answer(f"r{number}")
+        await first_replica.rate(f"r{number}", 1.0)
     # Once from the log alone, once from a saved state; nothing is counted twice.
-    for end in (False, True):
-        if end:
-            await first.learning.close()
-        second = Replica(database)
-        await second.learning.load_tenant("ada")
-        assert are_alike(second.estimate(), first.estimate())
-        assert second.estimate().signals == 3
+    for closes_first in (False, True):
+        if closes_first:
+            await first_replica.learning.close()
+        second_replica = Replica(database)
+        await second_replica.learning.load_tenant("ada")
+        assert are_alike(second_replica.estimate(), first_replica.estimate())
+        assert second_replica.estimate().signals == 3
 
 
 async def test_replicas_agree_after_reading_the_same_signals(database: Database) -> None:
-    one, two = Replica(database), Replica(database)
-    for replica in (one, two):
+    first_replica, second_replica = Replica(database), Replica(database)
+    for replica in (first_replica, second_replica):
         await replica.learning.load_tenant("ada")
-    await one.answer("r1")
-    await one.rate("r1", 1.0)
-    await two.answer("r2")
-    await two.rate("r2", 0.5, key="key_2")
-    await one.learning.learn_new_signals()
-    assert one.estimate() == two.estimate()
-    assert one.estimate().signals == 2
+    await first_replica.answer("r1")
+    await first_replica.rate("r1", 1.0)
+    await second_replica.answer("r2")
+    await second_replica.rate("r2", 0.5, key="key_2")
+    await first_replica.learning.learn_new_signals()
+    assert first_replica.estimate() == second_replica.estimate()
+    assert first_replica.estimate().signals == 2
 
 
 async def test_repeated_rating_changes_nothing_and_another_score_is_rejected(
@@ -168,15 +171,15 @@ async def test_repeated_rating_changes_nothing_and_another_score_is_rejected(
     replica = Replica(database)
     await replica.answer("r1")
     await replica.rate("r1", 1.0)
-    once = replica.estimate()
+    estimate_of_one_rating = replica.estimate()
     await replica.rate("r1", 1.0)
-    assert replica.estimate() == once
-    with pytest.raises(FeedbackAlreadyGiven) as raised:
+    assert replica.estimate() == estimate_of_one_rating
+    with pytest.raises(FeedbackAlreadyGiven) as exc_info:
         await replica.rate("r1", 0.0)
-    assert raised.value.field == "score"
-    assert replica.estimate() == once
+    assert exc_info.value.field == "score"
+    assert replica.estimate() == estimate_of_one_rating
     await replica.rate("r1", 0.0, key="key_2")
-    assert replica.estimate() != once
+    assert replica.estimate() != estimate_of_one_rating
 
 
 async def test_unknown_requests_and_those_of_others_are_not_found(database: Database) -> None:
@@ -236,12 +239,14 @@ async def test_ledger_names_the_model_of_a_request_without_a_decision(
     replica.now = time.time()  # when the ledger writes
     await add_to_ledger(replica, "r1")
     await replica.learning.load_tenant("ada")
-    before, other = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
+    estimate_before, haiku_estimate = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
     assert await replica.rate("r1", 0.0) == {"r1": 0.0}
-    after = replica.estimate()
-    assert before.p - 0.05 < after.p < before.p, "a little, as nothing is known of what was asked"
-    assert after.signals == before.signals, "it is none of this kind"
-    assert replica.estimate(model="claude-haiku-5-5") == other
+    estimate_after = replica.estimate()
+    assert estimate_before.p - 0.05 < estimate_after.p < estimate_before.p, (
+        "a little, as nothing is known of what was asked"
+    )
+    assert estimate_after.signals == estimate_before.signals, "it is none of this kind"
+    assert replica.estimate(model="claude-haiku-5-5") == haiku_estimate
     (row,) = await replica.store.list_latest_signals("ada", 10)
     assert row.question is not None
     assert (row.question["kind"], row.p_good) == ("unknown", None)
@@ -292,37 +297,37 @@ async def test_feedback_of_one_key_is_rate_limited(database: Database) -> None:
     await replica.answer("r1")
     for _ in range(60):
         await replica.rate("r1", 1.0)
-    with pytest.raises(RateLimited) as raised:
+    with pytest.raises(RateLimited) as exc_info:
         await replica.rate("r1", 1.0)
-    assert raised.value.retry_after == pytest.approx(1.0)
+    assert exc_info.value.retry_after == pytest.approx(1.0)
     await replica.rate("r1", 1.0, key="key_2")
     replica.now += 1.0
     await replica.rate("r1", 1.0)
 
 
 async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> None:
-    one, two = Replica(database), Replica(database)
-    for replica in (one, two):
+    first_replica, second_replica = Replica(database), Replica(database)
+    for replica in (first_replica, second_replica):
         await replica.learning.load_tenant("ada")
-    untaught = one.estimate()
-    await one.answer("r1")
-    await one.rate("r1", 1.0)
-    await two.learning.learn_new_signals()
-    await two.learning.apply_owner_action("ada", "reset")
-    await one.learning.learn_new_signals()
-    assert one.estimate() == two.estimate() == untaught
-    await one.learning.apply_owner_action("ada", "freeze")
-    await two.answer("r2")
-    await two.rate("r2", 1.0)
-    assert two.estimate() == untaught
-    later = Replica(database)
-    await later.learning.load_tenant("ada")
-    assert later.estimate() == untaught
-    await later.learning.apply_owner_action("ada", "thaw")
-    await two.learning.learn_new_signals()
-    await two.answer("r3")
-    await two.rate("r3", 1.0)
-    assert two.estimate() != untaught
+    untaught_estimate = first_replica.estimate()
+    await first_replica.answer("r1")
+    await first_replica.rate("r1", 1.0)
+    await second_replica.learning.learn_new_signals()
+    await second_replica.learning.apply_owner_action("ada", "reset")
+    await first_replica.learning.learn_new_signals()
+    assert first_replica.estimate() == second_replica.estimate() == untaught_estimate
+    await first_replica.learning.apply_owner_action("ada", "freeze")
+    await second_replica.answer("r2")
+    await second_replica.rate("r2", 1.0)
+    assert second_replica.estimate() == untaught_estimate
+    later_replica = Replica(database)
+    await later_replica.learning.load_tenant("ada")
+    assert later_replica.estimate() == untaught_estimate
+    await later_replica.learning.apply_owner_action("ada", "thaw")
+    await second_replica.learning.learn_new_signals()
+    await second_replica.answer("r3")
+    await second_replica.rate("r3", 1.0)
+    assert second_replica.estimate() != untaught_estimate
 
 
 async def test_evicted_tenant_is_reloaded_with_its_learned_state(
@@ -371,51 +376,51 @@ async def test_new_tenant_starts_with_shared_levels(
     database: Database,
 ) -> None:
     await create_learned_tenants(database, 5)
-    one, two = Replica(database), Replica(database)
-    before = one.estimate("newcomer")
-    for replica in (one, two):
+    first_replica, second_replica = Replica(database), Replica(database)
+    estimate_before = first_replica.estimate("newcomer")
+    for replica in (first_replica, second_replica):
         await replica.learning.refresh_shared_levels()
-    assert one.estimate("newcomer").p < before.p
-    assert one.estimate("newcomer") == two.estimate("newcomer")
-    assert one.estimate("newcomer").basis == "shared"
-    assert one.learning.get_levels_from_others("newcomer", "smollm2-135m")["code"] < 0
+    assert first_replica.estimate("newcomer").p < estimate_before.p
+    assert first_replica.estimate("newcomer") == second_replica.estimate("newcomer")
+    assert first_replica.estimate("newcomer").basis == "shared"
+    assert first_replica.learning.get_levels_from_others("newcomer", "smollm2-135m")["code"] < 0
     # The switch holds at once, and when a refresh is under way.
-    one.learning.set_sharing(False)
-    await one.learning.refresh_shared_levels()
-    assert one.estimate("newcomer") == before
+    first_replica.learning.set_sharing(False)
+    await first_replica.learning.refresh_shared_levels()
+    assert first_replica.estimate("newcomer") == estimate_before
 
 
 async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> None:
     await create_learned_tenants(database, 4)
     replica = Replica(database)
-    before = replica.estimate("newcomer")
+    estimate_before = replica.estimate("newcomer")
     await replica.learning.refresh_shared_levels()
-    assert replica.estimate("newcomer") == before
+    assert replica.estimate("newcomer") == estimate_before
 
 
 async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
     await create_learned_tenants(database, 6, score=1.0)
     replica = Replica(database)
     await replica.learning.refresh_shared_levels()
-    before = replica.estimate("newcomer")
-    assert before.basis == "shared"
+    estimate_before = replica.estimate("newcomer")
+    assert estimate_before.basis == "shared"
     await replica.learning.load_tenant("studio-0")
     await replica.answer("flood", "studio-0")
     for number in range(50):
         await replica.rate("flood", 0.0, owner="studio-0", key=f"bot-{number}")
     await replica.learning.close()
     await replica.learning.refresh_shared_levels()
-    assert replica.estimate("newcomer").p == pytest.approx(before.p, abs=0.01)
+    assert replica.estimate("newcomer").p == pytest.approx(estimate_before.p, abs=0.01)
 
 
 async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
     await create_learned_tenants(database, 5)
     replica = Replica(database)
-    before = replica.estimate("newcomer")
+    estimate_before = replica.estimate("newcomer")
     await replica.learning.apply_owner_action("studio-0", "freeze")
     await replica.learning.close()
     await replica.learning.refresh_shared_levels()
-    assert replica.estimate("newcomer") == before
+    assert replica.estimate("newcomer") == estimate_before
 
 
 async def test_outdated_levels_are_ignored(
@@ -436,10 +441,10 @@ async def test_estimates_continue_without_the_database(
 ) -> None:
     replica = Replica(database)
 
-    async def away(*_: object) -> None:
+    async def fail(*_: object) -> None:
         raise OSError("refused")
 
-    monkeypatch.setattr(replica.store, "get_state", away)
+    monkeypatch.setattr(replica.store, "get_state", fail)
     await replica.learning.load_tenant("ada")
     assert "could not be read" in caplog.text
     assert replica.estimate().basis == "table"
@@ -508,25 +513,25 @@ async def test_loading_shared_levels_blocks_no_request(
 ) -> None:
     monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
     replica, threads = Replica(database), list[threading.Thread]()
-    reading, go, levels_shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    is_reading, may_read, levels_shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def levels() -> list[Any]:
-        reading.set()
-        await go.wait()
+        is_reading.set()
+        await may_read.wait()
         return []
 
-    def work_out(contributions: Any) -> dict[str, Any]:
+    def compute_levels(contributions: Any) -> dict[str, Any]:
         threads.append(threading.current_thread())
         return {}
 
     monkeypatch.setattr(replica.store, "list_levels", levels)
-    monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
+    monkeypatch.setattr(learnings, "compute_shared_levels", compute_levels)
     monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: levels_shared.set())
     await replica.learning.start()
-    await reading.wait()
+    await is_reading.wait()
     async with asyncio.timeout(30):
         await replica.learning.get_tenant_state("ada")
-    go.set()
+    may_read.set()
     await levels_shared.wait()
     assert threads != [threading.current_thread()]
     await replica.learning.close()

@@ -19,7 +19,7 @@ from moyin.text.routing.router import Router
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 from tests.unit.text.routing.test_rescue import FORMAT
-from tests.unit.text.routing.test_rescue_streams import RecordingLearning, Streams
+from tests.unit.text.routing.test_rescue_streams import RecordingLearning, StreamGateway
 
 
 class Learning(RecordingLearning):
@@ -102,8 +102,8 @@ async def test_learning_is_deferred_to_the_background_queue(
         forbid_reading(path)
         await gateway.ask()
     assert gateway.learning.decisions == []
-    with monkeypatch.context() as later:
-        later.setattr(
+    with monkeypatch.context() as later_patch:
+        later_patch.setattr(
             "moyin.text.routing.request_quality.build_question", None
         )  # it is known from the choice
         gateway.learning.background.run_tasks()
@@ -118,8 +118,8 @@ async def test_most_requests_of_a_flood_are_not_recorded(stream: bool) -> None:
     for number in range(10):
         answer = await gateway.ask(request_id=f"r{number}", stream=stream)
         if stream:
-            seen = answer.stream.transcript
-            assert (seen is not None) is (number < 1)
+            transcript = answer.stream.transcript
+            assert (transcript is not None) is (number < 1)
             await answer.stream.aclose()
     gateway.learning.background.run_tasks()
     share = gateway.learning.background.sampler
@@ -136,7 +136,7 @@ async def test_every_answer_is_remembered_where_trials_are_enabled() -> None:
 
 
 async def test_rescue_is_recorded_even_in_a_flood() -> None:
-    gateway = Streams()
+    gateway = StreamGateway()
     learning: Any = Learning(rate=0)
     gateway.router = Router(
         gateway.router.fleet,
@@ -153,25 +153,28 @@ async def test_rescue_is_recorded_even_in_a_flood() -> None:
 async def test_answer_without_a_better_model_is_checked_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway = Streams(rescue=RescuePolicy.OFF)
-    checked: list[str] = []
+    gateway = StreamGateway(rescue=RescuePolicy.OFF)
+    checked_requests: list[str] = []
 
     def check(*arguments: Any) -> Any:
-        checked.append("r")
+        checked_requests.append("r")
         return find_answer_fault(*arguments)
 
     monkeypatch.setattr("moyin.text.routing.answer_review.find_answer_fault", check)
     await gateway.ask(response_format=FORMAT)
-    assert (checked, gateway.learning.signals) == ([], [])
+    assert (checked_requests, gateway.learning.signals) == ([], [])
     gateway.learning.background.run_tasks()
     assert gateway.learning.signals == [("smollm2-135m", "checked", "json", 0.0)]
 
 
 async def test_nothing_is_learned_where_bad_answers_cost_nothing() -> None:
-    quiet = Gateway(usd_per_bad_answer=0.0)
-    quiet.follow_ups._shared_answers = None
-    await quiet.ask()
-    assert (quiet.learning.background.sampler.accepted, len(quiet.learning.background)) == (0, 0)
+    gateway_without_price = Gateway(usd_per_bad_answer=0.0)
+    gateway_without_price.follow_ups._shared_answers = None
+    await gateway_without_price.ask()
+    assert (
+        gateway_without_price.learning.background.sampler.accepted,
+        len(gateway_without_price.learning.background),
+    ) == (0, 0)
 
 
 async def test_a_failure_in_learning_does_not_fail_the_request(
@@ -179,8 +182,8 @@ async def test_a_failure_in_learning_does_not_fail_the_request(
 ) -> None:
     for rules in ({}, {"explore": 0.25}):
         gateway = Gateway(**rules)
-        with monkeypatch.context() as broken:
-            broken.setattr("moyin.text.routing.conversation._read_user_messages", None)
+        with monkeypatch.context() as patch:
+            patch.setattr("moyin.text.routing.conversation._read_user_messages", None)
             assert await gateway.ask()
             gateway.learning.background.run_tasks()
         assert gateway.learning.background.failed == 1

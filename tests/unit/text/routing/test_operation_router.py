@@ -117,7 +117,7 @@ class Rig:
         )
         self.router = OperationRouter(lambda: self.fleet, accounting)
 
-    def answers(self, name: str, *answers: FakeResponse | BaseException) -> FakeOperations:
+    def set_responses(self, name: str, *answers: FakeResponse | BaseException) -> FakeOperations:
         operations = FakeOperations(list(answers))
         self.fleet.runtimes[name].operations = operations
         return operations
@@ -134,29 +134,29 @@ class Rig:
         return await self.router.answer(request, context)
 
 
-def moderator(name: str, price: int = 0, **parts: Any) -> ModelDeployment:
+def moderation_model(name: str, price: int = 0, **parts: Any) -> ModelDeployment:
     tariff = create_flat_tariff(Decimal(price), Decimal(price)) if price else FREE_TARIFF
     parts = {"model": "moderator", "operations": (Operation.MODERATION,), **parts}
     return deployment(name, tariff, **parts)
 
 
-def speaker(name: str = "a", **parts: Any) -> ModelDeployment:
+def speech_model(name: str = "a", **parts: Any) -> ModelDeployment:
     rates = UnitRates(characters=Decimal(15))
     parts = {"model": "tts", "operations": (Operation.SPEECH,), "unit_rates": rates, **parts}
     return deployment(name, **parts)
 
 
-def whole(data: Any = MODERATED) -> FakeResponse:
+def json_response(data: Any = MODERATED) -> FakeResponse:
     return FakeResponse([json.dumps(data).encode()])
 
 
-def moderation(**members: Any) -> OperationRequest:
+def moderation_request(**members: Any) -> OperationRequest:
     return parse_moderation(
         json.dumps({"input": "Hello", "model": "moderator", **members}).encode()
     )
 
 
-def speech(**members: Any) -> OperationRequest:
+def speech_request(**members: Any) -> OperationRequest:
     body = {"input": "Hello", "model": "tts", "voice": "alloy", **members}
     return parse_speech(json.dumps(body).encode())
 
@@ -167,9 +167,9 @@ async def read(answer: Answer) -> bytes:
 
 
 async def test_an_answer_is_recorded_with_its_units() -> None:
-    rig = Rig(moderator("a"))
-    upstream = rig.answers("a", whole())
-    answer = await rig.call(moderation(input=["one", "two"]))
+    rig = Rig(moderation_model("a"))
+    upstream = rig.set_responses("a", json_response())
+    answer = await rig.call(moderation_request(input=["one", "two"]))
     assert json.loads(answer.body) == MODERATED
     headers = dict(answer.headers)
     assert headers[b"x-moyin-route"] == b"free" and headers[b"x-moyin-backend"] == b"a"
@@ -184,9 +184,9 @@ async def test_an_answer_is_recorded_with_its_units() -> None:
 
 
 async def test_error_without_a_suitable_model_explains_the_configuration() -> None:
-    rig = Rig(speaker())
+    rig = Rig(speech_model())
     with pytest.raises(OperationNotConfigured, match=r"abilities: \[moderation\]") as exc_info:
-        await rig.call(moderation(model="nothing"))
+        await rig.call(moderation_request(model="nothing"))
     assert exc_info.value.field == "model"
 
 
@@ -194,44 +194,49 @@ async def test_error_without_a_suitable_model_explains_the_configuration() -> No
     ("model", "error"), [("tts", UnsupportedFeature), ("nothing", ModelNotFound)]
 )
 async def test_names_without_the_ability(model: str, error: type[Exception]) -> None:
-    rig = Rig(moderator("a"), speaker("b"))
+    rig = Rig(moderation_model("a"), speech_model("b"))
     with pytest.raises(error):
-        await rig.call(moderation(model=model))
+        await rig.call(moderation_request(model=model))
 
 
 async def test_aliases_and_auto_choose_the_cheapest() -> None:
     names = {"check": Alias(models=("moderator",))}
-    rig = Rig(speaker("tts"), moderator("dear", 2), moderator("cheap", 1), aliases=names)
+    rig = Rig(
+        speech_model("tts"),
+        moderation_model("dear", 2),
+        moderation_model("cheap", 1),
+        aliases=names,
+    )
     for name in ("dear", "cheap"):
-        rig.answers(name, whole({**MODERATED, "usage": {"total_tokens": 10}}))
+        rig.set_responses(name, json_response({**MODERATED, "usage": {"total_tokens": 10}}))
     for model in ("check", "auto"):
-        answer = await rig.call(moderation(model=model))
+        answer = await rig.call(moderation_request(model=model))
         assert (b"x-moyin-backend", b"dear") not in answer.headers
     assert [entry.backend for entry in rig.ledger] == ["cheap", "cheap"]
     assert rig.ledger[0].input_tokens == 10 and rig.ledger[0].cost_usd == Decimal("0.00001")
 
 
 async def test_policies_hold() -> None:
-    house = replace(moderator("a"), residency="on-premises")
-    rig = Rig(house, policies={"ada": TenantPolicy(residency=frozenset({"cloud"}))})
+    on_premises_model = replace(moderation_model("a"), residency="on-premises")
+    rig = Rig(on_premises_model, policies={"ada": TenantPolicy(residency=frozenset({"cloud"}))})
     with pytest.raises(ModelNotAllowed):
-        await rig.call(moderation())
-    rig = Rig(moderator("a"), policies={"ada": TenantPolicy(names=frozenset({"other"}))})
+        await rig.call(moderation_request())
+    rig = Rig(moderation_model("a"), policies={"ada": TenantPolicy(names=frozenset({"other"}))})
     with pytest.raises(ModelNotAllowed):
-        await rig.call(moderation())
+        await rig.call(moderation_request())
 
 
 async def test_a_missing_key_is_named() -> None:
     with pytest.raises(ServiceUnavailable, match=r"a lacks its key \(A_KEY\)"):
-        await Rig(moderator("a", configured=False)).call(moderation())
+        await Rig(moderation_model("a", configured=False)).call(moderation_request())
 
 
 async def test_failures_are_retried_and_then_another_back_end_is_called() -> None:
-    rig = Rig(moderator("first"), moderator("second", 1), retries=1)
-    first = rig.answers("first", BackendUnavailable("down"))
-    rig.answers("second", whole())
-    answer = await rig.call(moderation())
-    assert len(first.requests) == 2
+    rig = Rig(moderation_model("first"), moderation_model("second", 1), retries=1)
+    first_backend = rig.set_responses("first", BackendUnavailable("down"))
+    rig.set_responses("second", json_response())
+    answer = await rig.call(moderation_request())
+    assert len(first_backend.requests) == 2
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
     assert [(call.backend, call.error) for call in rig.telemetry.calls] == [
         ("first", "backend_unavailable"),
@@ -243,48 +248,48 @@ async def test_failures_are_retried_and_then_another_back_end_is_called() -> Non
 
 
 async def test_a_back_end_that_fails_often_is_left_alone() -> None:
-    rig = Rig(moderator("a"))
-    upstream = rig.answers("a", BackendUnavailable("down"))
+    rig = Rig(moderation_model("a"))
+    upstream = rig.set_responses("a", BackendUnavailable("down"))
     for _ in range(5):
         with pytest.raises((BackendUnavailable, ServiceUnavailable)):
-            await rig.call(moderation())
+            await rig.call(moderation_request())
     assert len(upstream.requests) == 3
     assert not rig.fleet.runtimes["a"].breaker.ready
 
 
 async def test_a_refused_request_is_not_sent_to_others() -> None:
-    rig = Rig(moderator("first"), moderator("second", 1))
-    rig.answers("first", BackendRejected("too long"))
-    second = rig.answers("second", whole())
+    rig = Rig(moderation_model("first"), moderation_model("second", 1))
+    rig.set_responses("first", BackendRejected("too long"))
+    second_backend = rig.set_responses("second", json_response())
     with pytest.raises(BackendRejected):
-        await rig.call(moderation())
-    assert not second.requests
+        await rig.call(moderation_request())
+    assert not second_backend.requests
 
 
 @pytest.mark.parametrize(
     "response",
     [
-        whole({"error": {"message": "no"}}),
-        whole({"id": "m"}),
-        whole([MODERATED]),
+        json_response({"error": {"message": "no"}}),
+        json_response({"id": "m"}),
+        json_response([MODERATED]),
         FakeResponse([b"{"]),
         FakeResponse([b"<html>"], "text/html"),
         FakeResponse([json.dumps(MODERATED).encode()], "audio/mpeg"),
     ],
 )
 async def test_unusable_answers_are_failures(response: FakeResponse) -> None:
-    rig = Rig(moderator("a"))
-    rig.answers("a", response)
+    rig = Rig(moderation_model("a"))
+    rig.set_responses("a", response)
     with pytest.raises(BackendUnavailable):
-        await rig.call(moderation())
+        await rig.call(moderation_request())
     assert response.is_closed
 
 
 async def test_the_highest_cost_is_reserved_and_the_real_one_settled() -> None:
-    rig = Rig(speaker("a"), speaker("b", unit_rates=UnitRates(characters=Decimal(30))))
-    rig.answers("a", FakeResponse([b"audio"], "audio/mpeg"))
+    rig = Rig(speech_model("a"), speech_model("b", unit_rates=UnitRates(characters=Decimal(30))))
+    rig.set_responses("a", FakeResponse([b"audio"], "audio/mpeg"))
     budget = Budget()
-    answer = await rig.call(speech(input="x" * 1000), budget=budget)
+    answer = await rig.call(speech_request(input="x" * 1000), budget=budget)
     assert budget.reserved == Decimal("0.03")
     assert budget.spent == 0
     assert await read(answer) == b"audio"
@@ -294,17 +299,17 @@ async def test_the_highest_cost_is_reserved_and_the_real_one_settled() -> None:
 
 
 async def test_nothing_is_called_beyond_the_budget() -> None:
-    rig = Rig(speaker())
-    upstream = rig.answers("a", FakeResponse([b"audio"], "audio/mpeg"))
+    rig = Rig(speech_model())
+    upstream = rig.set_responses("a", FakeResponse([b"audio"], "audio/mpeg"))
     with pytest.raises(BudgetExceeded):
-        await rig.call(speech(), budget=Budget(error=BudgetExceeded("spent")))
+        await rig.call(speech_request(), budget=Budget(error=BudgetExceeded("spent")))
     assert not upstream.requests
 
 
 async def test_audio_that_breaks_off_ends_the_connection_and_is_recorded() -> None:
-    rig = Rig(speaker())
-    rig.answers("a", FakeResponse([b"audio", StreamInterrupted("cut")], "audio/mpeg"))
-    answer = await rig.call(speech())
+    rig = Rig(speech_model())
+    rig.set_responses("a", FakeResponse([b"audio", StreamInterrupted("cut")], "audio/mpeg"))
+    answer = await rig.call(speech_request())
     with pytest.raises(StreamInterrupted):
         await read(answer)
     [entry] = rig.ledger
@@ -313,21 +318,23 @@ async def test_audio_that_breaks_off_ends_the_connection_and_is_recorded() -> No
 
 
 async def test_events_that_break_off_end_with_an_error_event() -> None:
-    rig = Rig(speaker())
+    rig = Rig(speech_model())
     event = b'data: {"type": "speech.audio.delta"}\n\ndata: {"ty'
-    rig.answers("a", FakeResponse([event, StreamInterrupted("cut")], "text/event-stream"))
-    body = await read(await rig.call(speech(stream_format="sse")))
-    first, _, error, cost, _ = body.split(b"\n\n")
+    rig.set_responses("a", FakeResponse([event, StreamInterrupted("cut")], "text/event-stream"))
+    body = await read(await rig.call(speech_request(stream_format="sse")))
+    first_event, _, error, cost, _ = body.split(b"\n\n")
     assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
-    assert first == b'data: {"type": "speech.audio.delta"}' and cost.startswith(b": x-moyin-cost")
+    assert first_event == b'data: {"type": "speech.audio.delta"}' and cost.startswith(
+        b": x-moyin-cost"
+    )
 
 
 async def test_tokens_in_the_last_event_are_billed() -> None:
     tariff = create_flat_tariff(Decimal(1), Decimal(10))
-    rig = Rig(speaker(tariff=tariff, unit_rates=UnitRates()))
+    rig = Rig(speech_model(tariff=tariff, unit_rates=UnitRates()))
     event = b'data: {"type": "speech.audio.done", "usage": {"input_tokens": 7, "output_tokens": 2}}'
-    rig.answers("a", FakeResponse([event[:30], event[30:] + b"\n\n"], "text/event-stream"))
-    await read(await rig.call(speech(stream_format="sse")))
+    rig.set_responses("a", FakeResponse([event[:30], event[30:] + b"\n\n"], "text/event-stream"))
+    await read(await rig.call(speech_request(stream_format="sse")))
     assert rig.ledger[0].cost_usd == Decimal("0.000027")
 
 
@@ -336,11 +343,11 @@ async def test_a_stream_that_ends_before_its_tokens_are_reported_costs_at_most_t
     breaks_off: bool,
 ) -> None:
     tariff = create_flat_tariff(Decimal(1), Decimal(10))
-    rig = Rig(speaker(tariff=tariff, unit_rates=UnitRates()))
+    rig = Rig(speech_model(tariff=tariff, unit_rates=UnitRates()))
     event = b'data: {"type": "speech.audio.delta"}\n\n'
-    rig.answers("a", FakeResponse([event, StreamInterrupted("cut")], "text/event-stream"))
+    rig.set_responses("a", FakeResponse([event, StreamInterrupted("cut")], "text/event-stream"))
     budget = Budget()
-    answer = await rig.call(speech(stream_format="sse"), budget=budget)
+    answer = await rig.call(speech_request(stream_format="sse"), budget=budget)
     assert answer.stream is not None
     if breaks_off:
         await read(answer)
@@ -352,27 +359,27 @@ async def test_a_stream_that_ends_before_its_tokens_are_reported_costs_at_most_t
 
 
 async def test_an_answer_that_cannot_be_used_has_estimated_tokens() -> None:
-    rig = Rig(moderator("a", 1))
-    rig.answers("a", BackendTimeout("late"))
+    rig = Rig(moderation_model("a", 1))
+    rig.set_responses("a", BackendTimeout("late"))
     budget = Budget()
     with pytest.raises(BackendTimeout):
-        await rig.call(moderation(), budget=budget)
+        await rig.call(moderation_request(), budget=budget)
     assert [entry.cost_usd for entry in rig.ledger] == [budget.reserved]
     assert budget.spent == 0, "the estimate of a failed call is no charge"
 
 
 async def test_audio_never_reports_tokens_and_costs_none_if_the_client_leaves() -> None:
     tariff = create_flat_tariff(Decimal(1), Decimal(10))
-    rig = Rig(speaker(tariff=tariff, unit_rates=UnitRates()))
-    rig.answers("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
-    await (await rig.call(speech())).close()
+    rig = Rig(speech_model(tariff=tariff, unit_rates=UnitRates()))
+    rig.set_responses("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
+    await (await rig.call(speech_request())).close()
     assert [entry.cost_usd for entry in rig.ledger] == [0]
 
 
 async def test_a_client_that_leaves_during_audio_frees_the_slot() -> None:
-    rig = Rig(speaker())
-    rig.answers("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
-    answer = await rig.call(speech())
+    rig = Rig(speech_model())
+    rig.set_responses("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
+    answer = await rig.call(speech_request())
     assert answer.stream is not None
     assert rig.fleet.runtimes["a"].load == 1
     await anext(aiter(answer.stream))
@@ -382,16 +389,16 @@ async def test_a_client_that_leaves_during_audio_frees_the_slot() -> None:
 
 
 async def test_a_stream_that_is_closed_unread_frees_the_slot() -> None:
-    rig = Rig(speaker())
-    rig.answers("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
-    answer = await rig.call(speech())
+    rig = Rig(speech_model())
+    rig.set_responses("a", FakeResponse([b"audio", b"more"], "audio/mpeg"))
+    answer = await rig.call(speech_request())
     await answer.close()
     assert rig.fleet.runtimes["a"].load == 0
     assert [entry.error for entry in rig.ledger] == [CANCELLED]
 
 
 async def test_a_cancelled_call_is_recorded() -> None:
-    rig, budget = Rig(moderator("a", 1)), Budget()
+    rig, budget = Rig(moderation_model("a", 1)), Budget()
     has_begun = asyncio.Event()
 
     class Silent(FakeOperations):
@@ -401,7 +408,7 @@ async def test_a_cancelled_call_is_recorded() -> None:
             raise AssertionError
 
     rig.fleet.runtimes["a"].operations = Silent([])
-    call = asyncio.create_task(rig.call(moderation(), budget=budget))
+    call = asyncio.create_task(rig.call(moderation_request(), budget=budget))
     await has_begun.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -413,10 +420,10 @@ async def test_a_cancelled_call_is_recorded() -> None:
 
 async def test_gpu_time_is_charged_by_the_duration() -> None:
     rate = GpuRate(usd_per_hour=Decimal(3600))
-    rig = Rig(moderator("a", gpu=rate))
-    rig.answers("a", whole())
+    rig = Rig(moderation_model("a", gpu=rate))
+    rig.set_responses("a", json_response())
     budget = Budget()
-    await rig.call(moderation(), budget=budget, x_moyin_timeout="2")
+    await rig.call(moderation_request(), budget=budget, x_moyin_timeout="2")
     assert budget.reserved == 2
     assert 0 < budget.spent < 2
 
@@ -426,7 +433,7 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
     rig = Rig(deployment("a", operations=(Operation.RERANK,), unit_rates=rates))
     meta = {"billed_units": {"search_units": 2.0}}
     results = [{"index": 1, "relevance_score": 0.5}]
-    rig.answers("a", whole({"results": results, "meta": meta}))
+    rig.set_responses("a", json_response({"results": results, "meta": meta}))
     documents = ["a", {"text": "b"}]
     request = parse_rerank(
         json.dumps(
@@ -449,7 +456,7 @@ async def test_searches_of_cohere_are_billed_as_reported() -> None:
 )
 async def test_results_for_no_document_are_unusable(results: Any) -> None:
     rig = Rig(deployment("a", operations=(Operation.RERANK,)))
-    rig.answers("a", whole({"results": results}))
+    rig.set_responses("a", json_response({"results": results}))
     body = {"model": "a-model", "query": "q", "documents": ["a", "b"]}
     with pytest.raises(BackendUnavailable):
         await rig.call(parse_rerank(json.dumps(body).encode()))

@@ -15,12 +15,12 @@ from moyin.errors import ModelNotFound, UnsupportedFeature
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.openai.completions import OpenAICompletionsCodec
 from moyin.text.routing.answer import RoutingContext
-from tests.unit.text.routing.router_rig import CHEAP, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, Rig, read_stream
 
 CODEC = OpenAICompletionsCodec()
 
 
-class ChatOnly(FakeBackend):
+class ChatOnlyBackend(FakeBackend):
     """A server of OpenAI's format that supports chats but no other calls."""
 
     async def forward(self, request: RawRequest) -> bytes:
@@ -33,7 +33,7 @@ class ChatOnly(FakeBackend):
         yield b""
 
 
-class Missing(ChatOnly):
+class ModelNotFoundBackend(ChatOnlyBackend):
     """A server that does not have the model, so that chats fail, too."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> Any:
@@ -43,11 +43,11 @@ class Missing(ChatOnly):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_server_with_chats_only_gets_a_chat(stream: bool) -> None:
-    backend = ChatOnly()
+    backend = ChatOnlyBackend()
     rig = Rig(backend)
     for _ in range(2):
         answer = await rig.ask(CODEC, model="m0", messages=None, prompt="hello", stream=stream)
-        body = await drained(answer) if stream else answer.body
+        body = await read_stream(answer) if stream else answer.body
         assert b"text_completion" in body
     # It is not asked again for what it lacks.
     assert [type(request) for request in backend.requests] == [RawRequest, ChatRequest, ChatRequest]
@@ -57,7 +57,7 @@ async def test_a_server_with_chats_only_gets_a_chat(stream: bool) -> None:
 
 
 async def test_a_missing_model_is_not_recorded_as_a_missing_call() -> None:
-    backend = Missing()
+    backend = ModelNotFoundBackend()
     rig = Rig(backend)
     with pytest.raises(ModelNotFound):
         await rig.ask(CODEC, model="m0", messages=None, prompt="hello")
@@ -74,12 +74,12 @@ async def test_a_server_with_the_call_gets_the_bytes() -> None:
 
 
 async def test_calls_that_cannot_be_translated_go_to_a_server_with_that_call() -> None:
-    able = FakeBackend(raw=b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}')
-    answer = await Rig(ChatOnly(), able).ask(CODEC, prompt=[1, 2])
-    assert answer.body == able.raw
-    with pytest.raises(UnsupportedFeature) as refused:
-        await Rig(ChatOnly()).ask(CODEC, prompt=[1, 2])
-    assert refused.value.field == "prompt"
+    able_backend = FakeBackend(raw=b'{"choices":[{"text":"a"}],"usage":{"completion_tokens":1}}')
+    answer = await Rig(ChatOnlyBackend(), able_backend).ask(CODEC, prompt=[1, 2])
+    assert answer.body == able_backend.raw
+    with pytest.raises(UnsupportedFeature) as exc_info:
+        await Rig(ChatOnlyBackend()).ask(CODEC, prompt=[1, 2])
+    assert exc_info.value.field == "prompt"
 
 
 class Budget:
@@ -88,10 +88,10 @@ class Budget:
     limits_spending = True
 
     def __init__(self) -> None:
-        self.taken: list[tuple[Decimal, int]] = []
+        self.taken_amounts: list[tuple[Decimal, int]] = []
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
-        self.taken.append((usd, tokens))
+        self.taken_amounts.append((usd, tokens))
 
     def record(self, usd: Decimal, tokens: int) -> None:
         return None
@@ -105,7 +105,7 @@ async def test_every_answer_to_every_prompt_is_reserved() -> None:
         call = CODEC.parse(json.dumps({"model": "m0", "max_tokens": 1000, **changes}).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
         await rig.router.answer(CODEC, call, context)
-    (one_usd, one_tokens), (usd, tokens) = budget.taken
+    (one_usd, one_tokens), (usd, tokens) = budget.taken_amounts
     assert (one_tokens, tokens) == (1001, 6002)
     # Two US dollars for a million tokens of answers, and the same reserve for the prompt.
     assert usd - one_usd == pytest.approx(Decimal("0.01"), abs=Decimal("0.0001"))

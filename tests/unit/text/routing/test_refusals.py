@@ -12,7 +12,7 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Finished, StopReason, TextDelta
 from moyin.text.protocol.openai.response import chat_response_to_domain
 from moyin.text.protocol.openai.stream import StreamReader
-from tests.unit.text.routing.router_rig import drained
+from tests.unit.text.routing.router_rig import read_stream
 from tests.unit.text.routing.test_rescue import FORMAT
 from tests.unit.text.routing.test_rescue_streams import USED, make_forwarding_gateway
 
@@ -30,7 +30,7 @@ WHOLE = {
 }
 
 
-def streamed() -> list[bytes]:
+def encode_refusal_stream() -> list[bytes]:
     deltas = [{"role": "assistant", "content": "", "refusal": None}]
     deltas += [{"refusal": word} for word in ("I can't", " help with that.")]
     chunks: list[dict[str, Any]] = [{"choices": [{"delta": delta}]} for delta in deltas]
@@ -43,10 +43,12 @@ def streamed() -> list[bytes]:
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("hold_streams", [True, False])
 async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool) -> None:
-    gateway = make_forwarding_gateway(ApiFormat.OPENAI, streamed(), hold_streams=hold_streams)
+    gateway = make_forwarding_gateway(
+        ApiFormat.OPENAI, encode_refusal_stream(), hold_streams=hold_streams
+    )
     gateway.small.raw = json.dumps(WHOLE).encode()
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
-    body = await drained(answer) if streams else answer.body
+    body = await read_stream(answer) if streams else answer.body
     await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
     gateway.learning.background.run_tasks()
     assert model == "smollm2-135m"
@@ -58,7 +60,7 @@ async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool
 def test_clients_of_other_protocols_read_a_refusal_as_text() -> None:
     answer = chat_response_to_domain(WHOLE)
     assert (answer.text, answer.stop) == (NO, StopReason.REFUSAL)
-    deltas = StreamReader().feed(b"".join(streamed()))
+    deltas = StreamReader().feed(b"".join(encode_refusal_stream()))
     text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
-    (end,) = (delta for delta in deltas if isinstance(delta, Finished))
-    assert (text, end.stop) == (NO, StopReason.REFUSAL)
+    (finished_event,) = (delta for delta in deltas if isinstance(delta, Finished))
+    assert (text, finished_event.stop) == (NO, StopReason.REFUSAL)

@@ -69,14 +69,14 @@ def test_members_that_only_the_clients_own_protocol_has_are_gaps_of_others() -> 
 async def test_files_are_translated_for_a_server_that_reads_none() -> None:
     part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
     messages = [{"role": "user", "content": [part]}]
-    refused = UnsupportedFeature("files are not supported", field="messages")
-    blind, able = FakeBackend(gap=refused), FakeBackend()
-    blind.reads_files = False
-    explanation = explain(Rig(blind, able), messages=messages)
+    file_error = UnsupportedFeature("files are not supported", field="messages")
+    blind_backend, able_backend = FakeBackend(gap=file_error), FakeBackend()
+    blind_backend.reads_files = False
+    explanation = explain(Rig(blind_backend, able_backend), messages=messages)
     assert [c.deployment.backend for c in explanation.candidates] == ["b1"]
-    assert [e.reason for e in explanation.exclusions] == [refused.message]
+    assert [e.reason for e in explanation.exclusions] == [file_error.message]
     # The same server gets the bytes of other requests.
-    assert explain(Rig(blind)).error is None
-    blind.gap = None
-    await Rig(blind).ask(messages=messages)
-    assert [type(request) for request in blind.requests] == [ChatRequest]
+    assert explain(Rig(blind_backend)).error is None
+    blind_backend.gap = None
+    await Rig(blind_backend).ask(messages=messages)
+    assert [type(request) for request in blind_backend.requests] == [ChatRequest]

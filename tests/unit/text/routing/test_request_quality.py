@@ -27,7 +27,7 @@ SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 
 
-def known(name: str, backend: str, **kwargs: Any) -> ModelDeployment:
+def rated_deployment(name: str, backend: str, **kwargs: Any) -> ModelDeployment:
     new_deployment = deployment(backend, model=name, context=200_000, **kwargs)
     fields = {
         field: getattr(new_deployment, field) for field in ModelDeployment.__dataclass_fields__
@@ -35,9 +35,9 @@ def known(name: str, backend: str, **kwargs: Any) -> ModelDeployment:
     return ModelDeployment(**{**fields, "ability": look_up_ability(name)})
 
 
-SMALL = known("smollm2-135m", "local", tariff=FREE_TARIFF)
-HAIKU = known("claude-haiku-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-haiku-5-5"])
-OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-opus-5-5"])
+SMALL = rated_deployment("smollm2-135m", "local", tariff=FREE_TARIFF)
+HAIKU = rated_deployment("claude-haiku-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-haiku-5-5"])
+OPUS = rated_deployment("claude-opus-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-opus-5-5"])
 
 
 def router(*deployments: ModelDeployment, **rules: Any) -> Router:
@@ -56,14 +56,14 @@ def explain(
     return rig.explain(codec, codec.parse(json.dumps(body).encode()), context)
 
 
-def chosen(*arguments: Any, **kwargs: Any) -> str:
+def choose_model(*arguments: Any, **kwargs: Any) -> str:
     return explain(*arguments, **kwargs).candidates[0].deployment.model.name
 
 
 def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:
-    both = router(SMALL, HAIKU)
-    assert chosen(both, SORT) == "claude-haiku-5-5"
-    assert chosen(both, HELLO) == "smollm2-135m"
+    two_model_router = router(SMALL, HAIKU)
+    assert choose_model(two_model_router, SORT) == "claude-haiku-5-5"
+    assert choose_model(two_model_router, HELLO) == "smollm2-135m"
 
 
 def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,25 +71,25 @@ def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.Mon
         raise AssertionError("the text was read")
 
     monkeypatch.setattr("moyin.text.routing.request_quality.build_question", read)
-    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
-    assert chosen(both, SORT) == "smollm2-135m"
+    two_model_router = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    assert choose_model(two_model_router, SORT) == "smollm2-135m"
     with pytest.raises(AssertionError):
         explain(router(SMALL, HAIKU), SORT)
 
 
 async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.request_quality.build_question", None)
-    one = router(SMALL, HAIKU)
-    one.fleet.runtimes["claude"].is_up = False
+    two_model_router = router(SMALL, HAIKU)
+    two_model_router.fleet.runtimes["claude"].is_up = False
     codec = OpenAICodec()
     body = {"model": "auto", "messages": [{"role": "user", "content": SORT}]}
     context = RoutingContext(request_id="r", owner="ada", headers=())
-    answer = await one.answer(codec, codec.parse(json.dumps(body).encode()), context)
+    answer = await two_model_router.answer(codec, codec.parse(json.dumps(body).encode()), context)
     assert dict(answer.headers)[b"x-moyin-route"] == b"free"
 
 
 def test_model_name_selects_that_model() -> None:
-    hosts = router(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
+    hosts = router(SMALL, rated_deployment("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
     explanation = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
     assert explanation.quality is None
     assert [candidate.deployment.backend for candidate in explanation.candidates] == [
@@ -103,10 +103,10 @@ def test_model_name_selects_that_model() -> None:
 
 
 def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec, both = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
+    codec, two_model_router = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
     call = codec.parse(b'{"model": "auto", "input": "x"}')
     context = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
-    assert both.explain(codec, call, context).quality is None
+    assert two_model_router.explain(codec, call, context).quality is None
 
 
 def test_most_specific_price_of_bad_answers_wins() -> None:
@@ -123,77 +123,83 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
 
 
 def test_floor_excludes_models_below_it() -> None:
-    three = router(SMALL, HAIKU, OPUS)
-    explanation = explain(three, HELLO, (FLOOR, b"0.99"))
+    three_model_router = router(SMALL, HAIKU, OPUS)
+    explanation = explain(three_model_router, HELLO, (FLOOR, b"0.99"))
     assert "smollm2-135m" not in {
         candidate.deployment.model.name for candidate in explanation.candidates
     }
-    (out,) = explanation.exclusions
-    assert out.deployment is SMALL
-    assert out.reason.startswith("p_good 0.9")
-    assert out.reason.endswith(" is below 0.99")
+    (exclusion,) = explanation.exclusions
+    assert exclusion.deployment is SMALL
+    assert exclusion.reason.startswith("p_good 0.9")
+    assert exclusion.reason.endswith(" is below 0.99")
 
 
 def test_unreachable_floor_names_the_best_model() -> None:
-    three = router(SMALL, HAIKU, OPUS)
-    error = explain(three, SORT, (FLOOR, b"1")).error
+    three_model_router = router(SMALL, HAIKU, OPUS)
+    error = explain(three_model_router, SORT, (FLOOR, b"1")).error
     assert isinstance(error, QualityUnreachable)
     assert (error.field, error.details["best"]) == ("x-moyin-quality", "claude-opus-5-5")
     assert error.details["kind"] == "code"
     # What it names can be asked for.
-    reach = str(error.details["p_good"]).encode()
-    assert chosen(three, SORT, (FLOOR, reach)) == "claude-opus-5-5"
+    reachable_floor = str(error.details["p_good"]).encode()
+    assert choose_model(three_model_router, SORT, (FLOOR, reachable_floor)) == "claude-opus-5-5"
 
 
 def test_unavailable_good_model_gives_a_retryable_error() -> None:
-    both = router(SMALL, HAIKU)
-    both.fleet.runtimes["claude"].is_up = False
-    error = explain(both, SORT, (FLOOR, b"0.5")).error
+    two_model_router = router(SMALL, HAIKU)
+    two_model_router.fleet.runtimes["claude"].is_up = False
+    error = explain(two_model_router, SORT, (FLOOR, b"0.5")).error
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after is not None
 
 
 def test_a_floor_holds_without_a_price() -> None:
-    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
-    assert chosen(both, SORT, (FLOOR, b"0.5")) == "claude-haiku-5-5"
-    assert chosen(both, HELLO, (FLOOR, b"0.5")) == "smollm2-135m"
+    two_model_router = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    assert choose_model(two_model_router, SORT, (FLOOR, b"0.5")) == "claude-haiku-5-5"
+    assert choose_model(two_model_router, HELLO, (FLOOR, b"0.5")) == "smollm2-135m"
 
 
 @pytest.mark.parametrize("value", [b"", b"high", b"nan", b"-0.1", b"1.01", b"inf"])
 def test_a_bad_floor_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as raised:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_preferences([(FLOOR, value)], frozenset())
-    assert raised.value.field == "x-moyin-quality"
-    assert raised.value.message == "x-moyin-quality: must be a number between 0 and 1"
+    assert exc_info.value.field == "x-moyin-quality"
+    assert exc_info.value.message == "x-moyin-quality: must be a number between 0 and 1"
 
 
 @pytest.mark.parametrize("value", [b"", b"$1", b"nan", b"-1", b"inf"])
 def test_a_bad_price_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as raised:
+    with pytest.raises(InvalidRequest) as exc_info:
         parse_preferences([(PRICE, value)], frozenset())
-    assert raised.value.field == "x-moyin-usd-per-bad-answer"
+    assert exc_info.value.field == "x-moyin-usd-per-bad-answer"
 
 
 def test_the_operator_bounds_the_price() -> None:
-    both = router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
-    assert chosen(both, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
-    with pytest.raises(InvalidRequest) as raised:
-        explain(both, SORT, (PRICE, b"0.6"))
-    assert raised.value.message == "x-moyin-usd-per-bad-answer: must be a number between 0 and 0.5"
+    two_model_router = router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
+    assert choose_model(two_model_router, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
+    with pytest.raises(InvalidRequest) as exc_info:
+        explain(two_model_router, SORT, (PRICE, b"0.6"))
+    assert (
+        exc_info.value.message == "x-moyin-usd-per-bad-answer: must be a number between 0 and 0.5"
+    )
 
 
 def test_explanation_compares_p_good() -> None:
     explanation = explain(router(SMALL, HAIKU), SORT)
-    best, second = explanation.candidates
-    assert best.reason == "better"
-    assert best.forecast is not None and second.forecast is not None
-    assert explain_loss(second, best, explanation.usd_per_second).startswith(
+    best_candidate, second_candidate = explanation.candidates
+    assert best_candidate.reason == "better"
+    assert best_candidate.forecast is not None and second_candidate.forecast is not None
+    assert explain_loss(second_candidate, best_candidate, explanation.usd_per_second).startswith(
         "answers worse: p_good 0.0"
     )
-    risk = (1 - best.forecast.estimate.low) * 0.003 if best.forecast.estimate else 0.0
-    assert best.forecast.risk == pytest.approx(risk)
-    easy = explain(router(SMALL, HAIKU), HELLO).candidates[0]
-    assert easy.reason == "free"
+    risk = (
+        (1 - best_candidate.forecast.estimate.low) * 0.003
+        if best_candidate.forecast.estimate
+        else 0.0
+    )
+    assert best_candidate.forecast.risk == pytest.approx(risk)
+    easy_candidate = explain(router(SMALL, HAIKU), HELLO).candidates[0]
+    assert easy_candidate.reason == "free"
 
 
 async def test_route_header_contains_the_reason() -> None:
@@ -205,10 +211,10 @@ async def test_route_header_contains_the_reason() -> None:
         context = RoutingContext(request_id="r", owner="ada", headers=())
         answer = await rig.answer(codec, codec.parse(json.dumps(body).encode()), context)
         routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
-    word, _, rest = routes[SORT].partition("; ")
+    word, _, rest_of_route = routes[SORT].partition("; ")
     assert word == "better"
-    assert rest.startswith("claude-haiku-5-5: code, p_good 0.")
-    assert rest.endswith(" of smollm2-135m")
+    assert rest_of_route.startswith("claude-haiku-5-5: code, p_good 0.")
+    assert rest_of_route.endswith(" of smollm2-135m")
     assert routes[HELLO].startswith("free; smollm2-135m: greeting, p_good 0.9")
 
 
@@ -216,11 +222,11 @@ def test_hosts_of_one_model_are_estimated_once(monkeypatch: pytest.MonkeyPatch) 
     requests: list[str] = []
     estimate = estimators.Estimator.estimate
 
-    def counting(self: Estimator, tenant: str, model: str, *rest: Any) -> Any:
+    def estimate_and_count(self: Estimator, tenant: str, model: str, *arguments: Any) -> Any:
         requests.append(model)
-        return estimate(self, tenant, model, *rest)
+        return estimate(self, tenant, model, *arguments)
 
-    monkeypatch.setattr(estimators.Estimator, "estimate", counting)
-    hosts = [known("smollm2-135m", f"host{number}") for number in range(4)]
+    monkeypatch.setattr(estimators.Estimator, "estimate", estimate_and_count)
+    hosts = [rated_deployment("smollm2-135m", f"host{number}") for number in range(4)]
     explain(router(*hosts, HAIKU), SORT)
     assert sorted(requests) == ["claude-haiku-5-5", "smollm2-135m"]

@@ -96,7 +96,7 @@ async def test_good_answer_is_not_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "format", "first", "rescued"),
+    ("policy", "format", "first_answer", "is_rescued"),
     [
         (RescuePolicy.OFF, True, BAD, False),
         (RescuePolicy.SCHEMA, True, BAD, True),
@@ -106,12 +106,14 @@ async def test_good_answer_is_not_replaced() -> None:
     ],
 )
 async def test_rescue_policy_decides_which_faults_are_rescued(
-    policy: RescuePolicy, format: bool, first: str, rescued: bool
+    policy: RescuePolicy, format: bool, first_answer: str, is_rescued: bool
 ) -> None:
-    gateway = Gateway(first=first, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)})
+    gateway = Gateway(
+        first=first_answer, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)}
+    )
     members: dict[str, Any] = {"response_format": FORMAT} if format else {}
     model, _, _ = await gateway.ask(model="own", **members)
-    assert (model == "claude-haiku-5-5") is rescued
+    assert (model == "claude-haiku-5-5") is is_rescued
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import Alias, Catalog, HedgingPolicy, RescuePolicy
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import runtime
-from tests.unit.text.routing.router_rig import drained
+from tests.unit.text.routing.router_rig import read_stream
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Budget, Gateway
 
@@ -61,7 +61,7 @@ class RecordingLearning:
         self.signals.append((signal.model, signal.source, comment, signal.score))
 
 
-class Streams(Gateway):
+class StreamGateway(Gateway):
     """A `Gateway` with streams and recorded signals."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
@@ -77,24 +77,24 @@ class Streams(Gateway):
     ) -> tuple[str, str, str]:
         """Send a request for a stream, and return the model, the route and the whole body."""
         model, route, answer = await self.ask(codec, **{"stream": True, **kwargs})
-        body = await drained(answer)
+        body = await read_stream(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
         self.learning.background.run_tasks()
         return model, route, body.decode()
 
 
-def raw(*texts: str, finish: str = "stop") -> list[bytes]:
+def encode_stream(*texts: str, finish: str = "stop") -> list[bytes]:
     """Return the pieces of an OpenAI stream as an upstream sends it."""
     chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
     chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
-    last = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
-    return [b"data: " + json.dumps(one).encode() + b"\n\n" for one in (*chunks, last)] + [
+    last_chunk = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
+    return [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in (*chunks, last_chunk)] + [
         b"data: [DONE]\n\n"
     ]
 
 
 async def test_prose_instead_of_requested_json_never_reaches_the_client() -> None:
-    gateway = Streams()
+    gateway = StreamGateway()
     model, route, body = await gateway.stream(response_format=FORMAT)
     assert model == "claude-haiku-5-5"
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
@@ -128,13 +128,18 @@ async def test_prose_instead_of_requested_json_never_reaches_the_client() -> Non
 async def test_rescue_works_in_every_protocol(
     codec: ProtocolCodec, changes: dict[str, Any]
 ) -> None:
-    model, route, body = await Streams().stream(codec, **changes)
+    model, route, body = await StreamGateway().stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
     assert "Sure" not in body
 
 
 PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] = {
-    ApiFormat.OPENAI: (OpenAICodec(), {"response_format": FORMAT}, raw("Sure", "!"), "json"),
+    ApiFormat.OPENAI: (
+        OpenAICodec(),
+        {"response_format": FORMAT},
+        encode_stream("Sure", "!"),
+        "json",
+    ),
     ApiFormat.ANTHROPIC: (
         AnthropicCodec(),
         {},
@@ -180,9 +185,9 @@ async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> 
     assert gateway.learning.signals == [("smollm2-135m", "checked", fault, 0.0)]
 
 
-def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
-    """Return a `Streams` whose small model has the client's API format and is not translated."""
-    gateway = Streams(**rules)
+def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> StreamGateway:
+    """Return a `StreamGateway` whose small model has the client's API format and is not translated."""
+    gateway = StreamGateway(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
     local = runtime("local", gateway.small)
@@ -196,7 +201,7 @@ def make_forwarding_gateway(wire: ApiFormat, upstream: list[bytes], **rules: Any
 
 
 async def test_good_beginning_passes_unchanged() -> None:
-    upstream = raw('{"ok"', ": ", "true}")
+    upstream = encode_stream('{"ok"', ": ", "true}")
     gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
     model, _, answer = await gateway.ask(stream=True, response_format=FORMAT)
     assert model == "smollm2-135m"
@@ -209,14 +214,14 @@ async def test_good_beginning_passes_unchanged() -> None:
 
 
 async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
-    gateway = Streams(first="")
+    gateway = StreamGateway(first="")
     model, route, _ = await gateway.stream()
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
     assert [item.complete for item in gateway.ledger] == [True, True]
 
 
 @pytest.mark.parametrize(
-    ("policy", "changes", "first", "rescued"),
+    ("policy", "changes", "first_answer", "is_rescued"),
     [
         (RescuePolicy.OFF, {"response_format": FORMAT}, BAD, False),
         (RescuePolicy.SCHEMA, {"response_format": FORMAT}, BAD, True),
@@ -227,15 +232,17 @@ async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
     ],
 )
 async def test_rescue_policy_decides_which_faults_are_rescued(
-    policy: RescuePolicy, changes: dict[str, Any], first: str, rescued: bool
+    policy: RescuePolicy, changes: dict[str, Any], first_answer: str, is_rescued: bool
 ) -> None:
-    gateway = Streams(first=first, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)})
+    gateway = StreamGateway(
+        first=first_answer, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)}
+    )
     model, _, _ = await gateway.stream(**{"model": "own", **changes})
-    assert (model == "claude-haiku-5-5") is rescued
+    assert (model == "claude-haiku-5-5") is is_rescued
 
 
 async def test_first_stream_continues_when_the_better_model_fails() -> None:
-    gateway = Streams()
+    gateway = StreamGateway()
     gateway.claude.error = BackendUnavailable("away")
     model, _, body = await gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
@@ -246,23 +253,25 @@ async def test_first_stream_continues_when_the_better_model_fails() -> None:
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
 async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams: bool) -> None:
-    gateway, budget = Streams(), Budget()
+    gateway, budget = StreamGateway(), Budget()
     model = replace(SMALL.model, tariff=create_flat_tariff(price, price))
     catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
-    better, _, answer = await gateway.ask(stream=streams, budget=budget, response_format=FORMAT)
+    answering_model, _, answer = await gateway.ask(
+        stream=streams, budget=budget, response_format=FORMAT
+    )
     if streams:
-        await drained(answer)
-    assert better == "claude-haiku-5-5"
+        await read_stream(answer)
+    assert answering_model == "claude-haiku-5-5"
     assert 0 < budget.spent <= budget.reserved
 
 
 async def test_no_rescue_without_time_left() -> None:
-    assert (await Streams(timeout=1.0).stream(response_format=FORMAT))[0] == "smollm2-135m"
+    assert (await StreamGateway(timeout=1.0).stream(response_format=FORMAT))[0] == "smollm2-135m"
 
 
 async def test_stream_failing_before_its_first_word_falls_back() -> None:
-    gateway = make_forwarding_gateway(ApiFormat.OPENAI, raw("Hello"))
+    gateway = make_forwarding_gateway(ApiFormat.OPENAI, encode_stream("Hello"))
     gateway.small.error = StreamInterrupted("gone")
     gateway.small.chunks_before_error = 1
     gateway.router.fleet.runtimes["local"].retries = 0
@@ -273,98 +282,100 @@ async def test_stream_failing_before_its_first_word_falls_back() -> None:
     assert not gateway.ledger[0].complete
 
 
-class Slow(FakeBackend):
+class SlowBackend(FakeBackend):
     """A back end that sends the first event at once, and the rest when the test releases it."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__(raw_stream=pieces)
-        self.go, self.waits = asyncio.Event(), asyncio.Event()
+        self.may_proceed, self.is_waiting = asyncio.Event(), asyncio.Event()
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         async with aclosing(super().forward_stream(request)) as pieces:
             yield await anext(pieces)
-            self.waits.set()
-            await self.go.wait()
+            self.is_waiting.set()
+            await self.may_proceed.wait()
             async for piece in pieces:
                 yield piece
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.metered_stream._MAX_HELD_SECONDS", 0.01)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_hold")
 async def test_slow_first_word_ends_the_hold_without_loss() -> None:
-    upstream = raw("Hello", " there")
+    upstream = encode_stream("Hello", " there")
     gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
-    slow = Slow(upstream)
-    gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].pass_through = slow
+    slow_backend = SlowBackend(upstream)
+    gateway.router.fleet.runtimes["local"].backend = slow_backend
+    gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     model, _, answer = await gateway.ask(stream=True)
     assert model == "smollm2-135m"
     assert answer.stream is not None
     assert await anext(answer.stream) == upstream[0]
-    slow.go.set()
+    slow_backend.may_proceed.set()
     assert b"Hello" in await anext(answer.stream)
-    assert b"[DONE]" in await drained(answer)
+    assert b"[DONE]" in await read_stream(answer)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_hold")
 async def test_disconnect_while_waiting_for_a_word_ends_the_call() -> None:
-    upstream = raw("Hello")
+    upstream = encode_stream("Hello")
     gateway = make_forwarding_gateway(ApiFormat.OPENAI, upstream)
-    slow = Slow(upstream)
-    gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].pass_through = slow
+    slow_backend = SlowBackend(upstream)
+    gateway.router.fleet.runtimes["local"].backend = slow_backend
+    gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     _, _, answer = await gateway.ask(stream=True)
     assert answer.stream is not None
     await answer.stream.aclose()
-    assert slow.closed_early == 1
+    assert slow_backend.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
 
 
 async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
-    slow = Slow(raw("Hello"))
+    slow_backend = SlowBackend(encode_stream("Hello"))
     gateway = make_forwarding_gateway(ApiFormat.OPENAI, [])
-    gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].pass_through = slow
+    gateway.router.fleet.runtimes["local"].backend = slow_backend
+    gateway.router.fleet.runtimes["local"].pass_through = slow_backend
     call_task = asyncio.create_task(gateway.ask(stream=True))
-    await slow.waits.wait()
+    await slow_backend.is_waiting.wait()
     call_task.cancel()
     await asyncio.wait([call_task])
     assert call_task.cancelled()
-    assert slow.closed_early == 1
+    assert slow_backend.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
     assert [item.complete for item in gateway.ledger] == [False]
 
 
 async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
-    late = '{"ok": "not a boolean"}'
-    assert (await Streams(first=late).stream(response_format=FORMAT))[0] == "smollm2-135m"
-    held = Streams(first=late, hold_streams=True)
-    model, route, body = await held.stream(response_format=FORMAT)
+    late_fault = '{"ok": "not a boolean"}'
+    assert (await StreamGateway(first=late_fault).stream(response_format=FORMAT))[
+        0
+    ] == "smollm2-135m"
+    holding_gateway = StreamGateway(first=late_fault, hold_streams=True)
+    model, route, body = await holding_gateway.stream(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after schema")
     assert "not" not in body
     # Text of no form is never held so long.
-    plain = Streams(first="one two three", hold_streams=True)
-    _, _, answer = await plain.ask(stream=True)
+    plain_text_gateway = StreamGateway(first="one two three", hold_streams=True)
+    _, _, answer = await plain_text_gateway.ask(stream=True)
     assert answer.stream is not None
     assert answer.stream.final_usage is None
     await answer.stream.aclose()
 
 
 async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
-    held = Streams(first=GOOD, hold_streams=True)
-    model, _, body = await held.stream(response_format=FORMAT)
+    holding_gateway = StreamGateway(first=GOOD, hold_streams=True)
+    model, _, body = await holding_gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert body.endswith("data: [DONE]\n\n: x-moyin-cost-usd=0\n\n")
-    assert held.learning.signals == []
+    assert holding_gateway.learning.signals == []
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
     """The first answer is sent, because it occupies the only slot of the host of both models."""
-    gateway = Streams()
+    gateway = StreamGateway()
     local = runtime("local", gateway.small, limit=1)
     local.pass_through = None
     deployments = (SMALL, replace(HAIKU, backend="local"))
@@ -378,7 +389,7 @@ LOOP = "I will do that for you now. " * 40
 
 
 @pytest.mark.parametrize(
-    ("first", "changes", "comment"),
+    ("first_answer", "changes", "comment"),
     [
         ('{"ok": 1}', {"response_format": FORMAT}, "schema"),
         ('{"ok": tr', {"response_format": FORMAT}, "json"),
@@ -387,16 +398,16 @@ LOOP = "I will do that for you now. " * 40
     ],
 )
 async def test_faults_of_a_stream_become_signals_when_it_has_ended(
-    first: str, changes: dict[str, Any], comment: str | None
+    first_answer: str, changes: dict[str, Any], comment: str | None
 ) -> None:
-    gateway = Streams(first=first, rescue=RescuePolicy.OFF)
+    gateway = StreamGateway(first=first_answer, rescue=RescuePolicy.OFF)
     model, _, _ = await gateway.stream(**changes)
     assert model == "smollm2-135m"
-    wanted = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
-    assert gateway.learning.signals == wanted
+    expected_signals = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
+    assert gateway.learning.signals == expected_signals
 
 
-def ended(*parts: Any, stop: StopReason) -> ChatResponse:
+def finished_response(*parts: Any, stop: StopReason) -> ChatResponse:
     return ChatResponse(id="1", model="m", parts=parts, stop=stop, usage=Usage(output_tokens=3))
 
 
@@ -404,12 +415,22 @@ def ended(*parts: Any, stop: StopReason) -> ChatResponse:
 @pytest.mark.parametrize(
     ("answer", "limit", "signal"),
     [
-        (ended(Text(text="a b"), stop=StopReason.MAX_TOKENS), 2_000, ("cut", "cut", 0.3)),
-        (ended(Text(text="a b"), stop=StopReason.MAX_TOKENS), None, ("cut", "cut", 0.3)),
-        (ended(Text(text="a b"), stop=StopReason.MAX_TOKENS), 50, None),
-        (ended(stop=StopReason.REFUSAL), 50, ("checked", "refused", 0.0)),
         (
-            ended(ToolUse(id="1", name="look_up", arguments="{x"), stop=StopReason.TOOL_USE),
+            finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS),
+            2_000,
+            ("cut", "cut", 0.3),
+        ),
+        (
+            finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS),
+            None,
+            ("cut", "cut", 0.3),
+        ),
+        (finished_response(Text(text="a b"), stop=StopReason.MAX_TOKENS), 50, None),
+        (finished_response(stop=StopReason.REFUSAL), 50, ("checked", "refused", 0.0)),
+        (
+            finished_response(
+                ToolUse(id="1", name="look_up", arguments="{x"), stop=StopReason.TOOL_USE
+            ),
             50,
             ("checked", "tool_arguments", 0.0),
         ),
@@ -418,7 +439,7 @@ def ended(*parts: Any, stop: StopReason) -> ChatResponse:
 async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
     answer: ChatResponse, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
 ) -> None:
-    gateway = Streams(rescue=RescuePolicy.OFF)
+    gateway = StreamGateway(rescue=RescuePolicy.OFF)
     gateway.small.answer = answer
     changes: dict[str, Any] = {"max_tokens": limit, "tools": [TOOL]}
     if streams:
@@ -439,10 +460,10 @@ class Late(FakeBackend):
 
 
 async def test_hedged_call_records_the_model_that_answered() -> None:
-    gateway = Streams(rescue=RescuePolicy.OFF, hedging=HedgingPolicy(share=0.5))
+    gateway = StreamGateway(rescue=RescuePolicy.OFF, hedging=HedgingPolicy(share=0.5))
     local = gateway.router.fleet.runtimes["local"]
     local.backend = Late()
-    gateway.claude.answer = ended(stop=StopReason.REFUSAL)
+    gateway.claude.answer = finished_response(stop=StopReason.REFUSAL)
     latency = local.get_latency_estimator("smollm2-135m")
     for _ in range(40):
         latency.record(

@@ -38,10 +38,10 @@ from moyin.text.routing.catalog import HedgingPolicy
 from moyin.text.routing.explanation import explain_loss
 from moyin.text.routing.hedging import HedgeBudget, race_calls
 from tests.unit.text.routing.factories import Clock
-from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, read_stream
 
 
-class Flaky(FakeBackend):
+class FlakyBackend(FakeBackend):
     """A back end that fails ``times`` times and then answers."""
 
     def __init__(self, times: int) -> None:
@@ -55,24 +55,24 @@ class Flaky(FakeBackend):
         return RAW
 
 
-class Held(FakeBackend):
+class HeldBackend(FakeBackend):
     """A back end that answers, or begins a stream, when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
-        self.let_go = asyncio.Event()
-        self.reached = asyncio.Event()
+        self.may_proceed = asyncio.Event()
+        self.was_reached = asyncio.Event()
 
     async def forward(self, request: RawRequest) -> bytes:
         self.requests.append(request)
-        await self.let_go.wait()
+        await self.may_proceed.wait()
         return RAW
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         self.requests.append(request)
-        self.reached.set()
+        self.was_reached.set()
         try:
-            await self.let_go.wait()
+            await self.may_proceed.wait()
         except asyncio.CancelledError:
             self.closed_early += 1
             raise
@@ -85,48 +85,48 @@ def backend_of(answer: object) -> bytes:
 
 
 async def test_quick_failure_is_retried_before_falling_back() -> None:
-    first = Flaky(1)
-    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
+    first_backend = FlakyBackend(1)
+    rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
-    assert len(first.requests) == 2
+    assert len(first_backend.requests) == 2
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
 
 
 async def test_retries_are_bounded_before_falling_back() -> None:
-    first = Flaky(9)
-    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
+    first_backend = FlakyBackend(9)
+    rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 1})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
-    assert len(first.requests) == 2
+    assert len(first_backend.requests) == 2
 
 
 @pytest.mark.parametrize(
     "error", [BackendTimeout("x"), BackendKeyRejected("x"), Overloaded("x", retry_after=1)]
 )
 async def test_errors_that_a_retry_cannot_fix_are_not_retried(error: Exception) -> None:
-    first = FakeBackend(error=error)  # type: ignore[arg-type]
-    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 3})
+    first_backend = FakeBackend(error=error)  # type: ignore[arg-type]
+    rig = Rig(first_backend, FakeBackend(raw=RAW), runtime={"retries": 3})
     assert backend_of(await rig.ask()) == b"b1"
-    assert len(first.requests) == 1
+    assert len(first_backend.requests) == 1
 
 
 async def test_the_whole_call_has_one_deadline() -> None:
-    seen: list[float] = []
+    seconds_left: list[float] = []
 
     class Noting(FakeBackend):
         async def forward(self, request: RawRequest) -> bytes:
-            seen.append(request.deadline - asyncio.get_running_loop().time())
+            seconds_left.append(request.deadline - asyncio.get_running_loop().time())
             await asyncio.sleep(0.05)
             raise BackendUnavailable("x")
 
     rig = Rig(Noting(), Noting(), timeout=2.0)
     with pytest.raises(BackendUnavailable):
         await rig.ask()
-    assert seen[0] <= 2.0
-    assert seen[1] <= seen[0] - 0.05
+    assert seconds_left[0] <= 2.0
+    assert seconds_left[1] <= seconds_left[0] - 0.05
     with pytest.raises(BackendUnavailable):
         await rig.ask(headers=[(b"x-moyin-timeout", b"0.5")])
-    assert seen[2] <= 0.5
+    assert seconds_left[2] <= 0.5
 
 
 async def test_invalid_header_is_rejected_before_any_call() -> None:
@@ -137,63 +137,65 @@ async def test_invalid_header_is_rejected_before_any_call() -> None:
 
 
 async def test_late_stream_falls_back() -> None:
-    slow = Held()
+    slow_backend = HeldBackend()
     rig = Rig(
-        slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte_timeout": 0.05}
+        slow_backend,
+        FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]),
+        runtime={"first_byte_timeout": 0.05},
     )
     answer = await rig.ask(stream=True)
     assert backend_of(answer) == b"b1"
-    assert slow.closed_early == 1
-    await drained(answer)
+    assert slow_backend.closed_early == 1
+    await read_stream(answer)
 
 
 async def test_call_waits_for_a_free_slot() -> None:
-    held = Held()
-    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=5)})
-    first = asyncio.create_task(rig.ask())
-    second = asyncio.create_task(rig.ask())
+    held_backend = HeldBackend()
+    rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=5)})
+    first_call = asyncio.create_task(rig.ask())
+    second_call = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     runtime = rig.runtimes[0]
-    assert (len(held.requests), runtime.load, runtime.health.waiting) == (1, 1, 1)
+    assert (len(held_backend.requests), runtime.load, runtime.health.waiting) == (1, 1, 1)
     with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
     assert exc_info.value.retry_after is not None and exc_info.value.retry_after >= 1
-    held.let_go.set()
-    assert (await first).body is (await second).body is RAW
+    held_backend.may_proceed.set()
+    assert (await first_call).body is (await second_call).body is RAW
     assert (runtime.load, runtime.health.waiting) == (0, 0)
 
 
 async def test_wait_for_a_slot_is_bounded() -> None:
-    held = Held()
-    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=0.03)})
-    first = asyncio.create_task(rig.ask())
+    held_backend = HeldBackend()
+    rig = Rig(held_backend, runtime={"slots": Slots(1, queue=1, patience=0.03)})
+    first_call = asyncio.create_task(rig.ask())
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await rig.ask()
     # That our own queue is full says nothing about the back end.
     assert rig.runtimes[0].breaker.ready
-    held.let_go.set()
-    await first
+    held_backend.may_proceed.set()
+    await first_call
     assert rig.runtimes[0].load == 0
 
 
 async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
     slots = Slots(1, queue=5, patience=5)
     assert slots.try_acquire("ada")
-    waiting = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
+    waiting_tasks = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
     await asyncio.sleep(0)
-    waiting[0].cancel()
+    waiting_tasks[0].cancel()
     slots.release("ada")  # to the second, in the moment in which the first leaves
-    waiting[1].cancel()  # whose slot goes on to the third
-    await asyncio.gather(*waiting, return_exceptions=True)
-    assert [task.cancelled() for task in waiting] == [True, True, False]
+    waiting_tasks[1].cancel()  # whose slot goes on to the third
+    await asyncio.gather(*waiting_tasks, return_exceptions=True)
+    assert [task.cancelled() for task in waiting_tasks] == [True, True, False]
     assert (slots.taken, slots.waiting) == (1, 0)
     slots.release("ada")
     assert slots.taken == 0
 
 
 async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
-    rig = Rig(Held(), tariff=CHEAP)
+    rig = Rig(HeldBackend(), tariff=CHEAP)
     task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     task.cancel()
@@ -205,7 +207,7 @@ async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
     assert rig.telemetry.calls[0].error == "cancelled"
 
 
-def used_to_begin_at(rig: Rig, seconds: float) -> None:
+def record_first_token_times(rig: Rig, seconds: float) -> None:
     latency = rig.runtimes[0].get_latency_estimator("m0")
     for _ in range(100):
         latency.record(
@@ -218,20 +220,20 @@ def used_to_begin_at(rig: Rig, seconds: float) -> None:
 
 
 async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
-    slow = Held()
+    slow_backend = HeldBackend()
     rig = Rig(
-        slow,
+        slow_backend,
         FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]),
         tariff=CHEAP,
         hedging=HedgingPolicy(share=0.5),
     )
-    used_to_begin_at(rig, 0.02)
+    record_first_token_times(rig, 0.02)
     rig.router._hedge.add_credit(1)
     answer = await rig.ask(stream=True)
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
-    assert b"12345678" in await drained(answer)
-    assert slow.closed_early == 1
+    assert b"12345678" in await read_stream(answer)
+    assert slow_backend.closed_early == 1
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
     # Both are in the ledger: the loser has read the prompt.
     assert [(entry.backend, entry.complete) for entry in rig.ledger] == [
@@ -241,34 +243,36 @@ async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
 
 
 async def test_only_a_share_of_requests_is_hedged() -> None:
-    slow = Held()
-    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=HedgingPolicy(share=0.5))
-    used_to_begin_at(rig, 0.005)
+    slow_backend = HeldBackend()
+    rig = Rig(
+        slow_backend, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=HedgingPolicy(share=0.5)
+    )
+    record_first_token_times(rig, 0.005)
     routes = []
     async with asyncio.timeout(10):
         for number in range(6):
             tool_response = asyncio.create_task(rig.ask(stream=True))
             if number % 2 == 0:
                 await asyncio.sleep(0.03)
-                slow.let_go.set()
+                slow_backend.may_proceed.set()
             answer = await tool_response
             routes.append(dict(answer.headers)[b"x-moyin-route"])
-            await drained(answer)
-            slow.let_go.clear()
+            await read_stream(answer)
+            slow_backend.may_proceed.clear()
     assert routes == [b"free", b"hedged"] * 3
 
 
 async def test_disconnect_cancels_both_hedged_calls() -> None:
-    slow, other = Held(), Held()
-    rig = Rig(slow, other, hedging=HedgingPolicy(share=1.0))
-    used_to_begin_at(rig, 0.005)
+    slow_backend, other_backend = HeldBackend(), HeldBackend()
+    rig = Rig(slow_backend, other_backend, hedging=HedgingPolicy(share=1.0))
+    record_first_token_times(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
-    await asyncio.gather(slow.reached.wait(), other.reached.wait())
-    assert len(slow.requests) == len(other.requests) == 1
+    await asyncio.gather(slow_backend.was_reached.wait(), other_backend.was_reached.wait())
+    assert len(slow_backend.requests) == len(other_backend.requests) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert slow.closed_early == other.closed_early == 1
+    assert slow_backend.closed_early == other_backend.closed_early == 1
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
@@ -284,44 +288,48 @@ async def test_first_failure_is_raised_when_both_fail() -> None:
         await asyncio.sleep(0.02)
         raise Overloaded("x", retry_after=7)
 
-    async def unable() -> None:
+    async def fail_later() -> None:
         await asyncio.sleep(0.04)
         raise UnsupportedFeature("x")
 
     with pytest.raises(Overloaded):
-        await race_calls(overloaded(), unable, delay_seconds=0.001, may_start_second=lambda: True)
+        await race_calls(
+            overloaded(), fail_later, delay_seconds=0.001, may_start_second=lambda: True
+        )
 
 
 async def test_denied_second_call_does_not_stop_the_first() -> None:
-    first = Answer(headers=(), body=b"first")
+    first_answer = Answer(headers=(), body=b"first")
 
-    async def slow() -> Answer:
+    async def answer_slowly() -> Answer:
         await asyncio.sleep(0.02)
-        return first
+        return first_answer
 
-    async def nobody() -> None:
+    async def start_no_call() -> None:
         return None
 
     assert (
-        await race_calls(slow(), nobody, delay_seconds=0.001, may_start_second=lambda: True)
-        is first
+        await race_calls(
+            answer_slowly(), start_no_call, delay_seconds=0.001, may_start_second=lambda: True
+        )
+        is first_answer
     )
 
 
 async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
-    slow, other = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
-    rig = Rig(slow, other, tariff=CHEAP, hedging=HedgingPolicy(share=1.0))
-    used_to_begin_at(rig, 0.005)
+    slow_backend, other_backend = HeldBackend(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
+    rig = Rig(slow_backend, other_backend, tariff=CHEAP, hedging=HedgingPolicy(share=1.0))
+    record_first_token_times(rig, 0.005)
 
     # Both were up when they were chosen.
     async def open_breaker(
         tenant: str, seconds: float, expected: float, *, is_background: bool = False
     ) -> None:
-        slow.let_go.set()
+        slow_backend.may_proceed.set()
 
     rig.runtimes[1].acquire = open_breaker  # type: ignore[method-assign]
     answer = await rig.ask(stream=True)
-    await drained(answer)
+    await read_stream(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
     assert [(entry.backend, entry.complete) for entry in rig.ledger] == [("b0", True)]
 
@@ -346,20 +354,23 @@ async def test_missing_model_falls_back() -> None:
 
 async def test_repeatedly_missing_model_is_tried_last() -> None:
     clock = Clock()
-    missing_model_backend, able = (
+    missing_model_backend, able_backend = (
         FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(raw=RAW),
     )
-    rig = Rig(missing_model_backend, able, runtime={"clock": clock})
+    rig = Rig(missing_model_backend, able_backend, runtime={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
     assert len(missing_model_backend.requests) == 3
     assert rig.runtimes[0].is_ready, "its other models are there"
     codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
-    best, other = rig.router.explain(codec, call, context).candidates
-    assert (best.deployment.backend, other.deployment.backend) == ("b1", "b0")
-    assert explain_loss(other, best, 0.0) == "its back end reports that it lacks the model"
+    best_candidate, other_candidate = rig.router.explain(codec, call, context).candidates
+    assert (best_candidate.deployment.backend, other_candidate.deployment.backend) == ("b1", "b0")
+    assert (
+        explain_loss(other_candidate, best_candidate, 0.0)
+        == "its back end reports that it lacks the model"
+    )
     # It may be pulled at any time.
     clock.now += 2.1
     missing_model_backend.error, missing_model_backend.raw = None, RAW
@@ -398,11 +409,14 @@ async def test_error_of_an_overloaded_back_end_always_has_retry_after(
 
 
 async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
-    missing_model_backend, failing = (
+    missing_model_backend, failing_backend = (
         FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(error=Overloaded("x")),
     )
-    for backends in ((missing_model_backend, failing), (failing, missing_model_backend)):
+    for backends in (
+        (missing_model_backend, failing_backend),
+        (failing_backend, missing_model_backend),
+    ):
         with pytest.raises(Overloaded):
             await Rig(*backends).ask()
 
@@ -441,21 +455,21 @@ async def test_failed_calls_that_a_provider_may_bill_are_in_the_ledger(
 
 
 async def test_estimates_of_failed_calls_leave_the_budget_to_the_answer() -> None:
-    failing = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
-    rig = Rig(failing, FakeBackend(raw=RAW), tariff=CHEAP)
-    spent: list[Decimal] = []
+    failing_backend = FakeBackend(error=BackendUnavailable("x", may_be_billed=True))
+    rig = Rig(failing_backend, FakeBackend(raw=RAW), tariff=CHEAP)
+    recorded_costs: list[Decimal] = []
     budget = SimpleNamespace(
         limits_spending=True,
         reserve=AsyncMock(),
-        record=lambda usd, tokens: spent.append(usd),
+        record=lambda usd, tokens: recorded_costs.append(usd),
     )
     codec = OpenAICodec()
     call = codec.parse(rig.body())
     context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=cast(Any, budget))
     await rig.router.answer(codec, call, context)
     costs = {entry.error: entry.cost_usd for entry in rig.ledger}
-    assert len(failing.requests) >= 1 and costs["backend_unavailable"] > 0
-    assert spent == [costs[None]]
+    assert len(failing_backend.requests) >= 1 and costs["backend_unavailable"] > 0
+    assert recorded_costs == [costs[None]]
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("x"), BackendRejected("x"), Overloaded("x")])
@@ -494,37 +508,37 @@ async def test_answers_that_are_no_json_are_charged() -> None:
 async def test_interrupted_unsent_tool_call_is_charged() -> None:
     """The tokens cost money, although an Ollama client gets no part of an incomplete tool call."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
-    broken = FakeBackend(
+    breaking_backend = FakeBackend(
         replace(make_text_response(), parts=(use,)),
         error=StreamInterrupted("broke off"),
         chunks_before_error=3,
     )
-    rig = Rig(broken)
+    rig = Rig(breaking_backend)
     with pytest.raises(StreamInterrupted):
         await rig.ask(OllamaChatCodec(), stream=True, max_tokens=0)
     (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens > 0) == (False, True)
 
 
-@pytest.mark.parametrize("before", ["", "Wait"])
+@pytest.mark.parametrize("text_before", ["", "Wait"])
 @pytest.mark.parametrize("streams", [False, True])
 async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
-    streams: bool, before: str
+    streams: bool, text_before: str
 ) -> None:
     use = ToolUse(id="c", name="f", arguments="{oops")
-    broken = FakeBackend(replace(make_text_response(), parts=(Text(text=before), use)))
-    rig = Rig(broken)
+    broken_backend = FakeBackend(replace(make_text_response(), parts=(Text(text=text_before), use)))
+    rig = Rig(broken_backend)
     # Ollama's clients have another word for it.
     limit: dict[str, Any] = {"max_tokens": 0} if streams else {}
     for _ in range(5):
-        if streams and before:
+        if streams and text_before:
             answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)
-            assert b'"code":"invalid_tool_call"' in await drained(answer)
+            assert b'"code":"invalid_tool_call"' in await read_stream(answer)
         else:
             codec = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
                 await rig.ask(codec, stream=streams, **limit)
     assert rig.runtimes[0].is_ready
-    assert len(broken.requests) == 5
+    assert len(broken_backend.requests) == 5
     assert [entry.complete for entry in rig.ledger] == [False] * 5
     assert {entry.output_tokens > 0 for entry in rig.ledger} == {True}

@@ -31,7 +31,7 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCode
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
-from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, read_stream
 
 
 async def test_bytes_pass_unchanged_and_are_charged() -> None:
@@ -57,7 +57,7 @@ async def test_the_other_protocol_is_translated(stream: bool) -> None:
     backend = FakeBackend(make_text_response("Hello you"), api_format=ApiFormat.OPENAI)
     rig = Rig(backend)
     answer = await rig.ask(AnthropicCodec(), stream=stream)
-    body = await drained(answer) if stream else answer.body
+    body = await read_stream(answer) if stream else answer.body
     assert b"Hello" in body and b"end_turn" in body
     assert rig.ledger[0].output_tokens == 2
 
@@ -68,12 +68,12 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
     rig = Rig(FakeBackend(error=error), FakeBackend(raw=RAW, raw_stream=[CHUNK, DONE]))
     answer = await rig.ask(stream=stream)
     if stream:
-        await drained(answer)
+        await read_stream(answer)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
     # The back end that broke off may bill the prompt.
-    billed = ["b0"] if isinstance(error, StreamInterrupted) else []
-    assert [entry.backend for entry in rig.ledger] == [*billed, "b1"]
+    billed_backends = ["b0"] if isinstance(error, StreamInterrupted) else []
+    assert [entry.backend for entry in rig.ledger] == [*billed_backends, "b1"]
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
@@ -85,15 +85,15 @@ async def test_malformed_answer_falls_back(raw: bytes) -> None:
 
 async def test_an_empty_stream_falls_back() -> None:
     rig = Rig(FakeBackend(raw_stream=[]), FakeBackend(raw_stream=[CHUNK, DONE]))
-    assert CHUNK in await drained(await rig.ask(stream=True))
+    assert CHUNK in await read_stream(await rig.ask(stream=True))
 
 
 async def test_rejected_request_is_not_sent_to_another_back_end() -> None:
-    second = FakeBackend(raw=RAW)
-    rig = Rig(FakeBackend(error=BackendRejected("no")), second)
+    second_backend = FakeBackend(raw=RAW)
+    rig = Rig(FakeBackend(error=BackendRejected("no")), second_backend)
     with pytest.raises(BackendRejected):
         await rig.ask()
-    assert not second.requests
+    assert not second_backend.requests
     assert rig.runtimes[0].health.is_up
 
 
@@ -123,7 +123,7 @@ async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
 async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     error = StreamInterrupted("cut")
     rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, chunks_before_error=1))
-    text = await drained(await rig.ask(stream=True))
+    text = await read_stream(await rig.ask(stream=True))
     assert text.startswith(CHUNK)
     assert b'"code":"stream_interrupted"' in text
     assert text.endswith(b": x-moyin-cost-usd=0\n\n")
@@ -133,23 +133,23 @@ async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
 
 async def test_a_silent_end_is_an_error() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK]))
-    assert b"stream_interrupted" in await drained(await rig.ask(stream=True))
+    assert b"stream_interrupted" in await read_stream(await rig.ask(stream=True))
 
 
 async def test_a_stream_ends_with_its_cost() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP)
-    text = await drained(await rig.ask(stream=True))
+    text = await read_stream(await rig.ask(stream=True))
     assert text == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
     assert rig.ledger[0].complete
 
 
-@pytest.mark.parametrize("taken", [0, 1])
-async def test_disconnect_cancels_upstream_and_charges_the_sent_part(taken: int) -> None:
+@pytest.mark.parametrize("count_received", [0, 1])
+async def test_disconnect_cancels_upstream_and_charges_the_sent_part(count_received: int) -> None:
     backend = FakeBackend(raw_stream=[CHUNK] * 100)
     rig = Rig(backend, tariff=CHEAP)
     stream = (await rig.ask(stream=True)).stream
     assert stream is not None
-    for _ in range(taken):
+    for _ in range(count_received):
         await anext(stream)
     await stream.aclose()
     assert backend.closed_early == 1
@@ -178,11 +178,11 @@ async def test_cancelled_call_releases_its_slot() -> None:
 
 
 async def test_three_failures_exclude_a_back_end() -> None:
-    broken = FakeBackend(error=BackendUnavailable("x"))
-    rig = Rig(broken, FakeBackend(raw=RAW))
+    broken_backend = FakeBackend(error=BackendUnavailable("x"))
+    rig = Rig(broken_backend, FakeBackend(raw=RAW))
     for _ in range(5):
         await rig.ask()
-    assert len(broken.requests) == 3
+    assert len(broken_backend.requests) == 3
 
 
 async def test_an_unknown_model() -> None:
@@ -208,12 +208,12 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
 async def test_one_failed_probe_does_not_exclude_a_back_end() -> None:
     """A probe is repeated, because it may time out when our own process was suspended."""
     backend = FakeBackend()
-    probe, failures = backend.probe, [BackendTimeout("x")]
+    original_probe, failures = backend.probe, [BackendTimeout("x")]
 
     async def fail_once() -> None:
         if failures:
             raise failures.pop()
-        await probe()
+        await original_probe()
 
     backend.probe = fail_once  # type: ignore[method-assign]
     (runtime,) = Rig(backend).runtimes
@@ -225,8 +225,8 @@ UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_c
 
 
 async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> None:
-    able = FakeBackend(error=Overloaded("x", retry_after=7))
-    rig = Rig(able, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
+    overloaded_backend = FakeBackend(error=Overloaded("x", retry_after=7))
+    rig = Rig(overloaded_backend, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
     with pytest.raises(Overloaded) as exc_info:
         await rig.ask()
     assert exc_info.value.retry_after == 7
@@ -234,32 +234,34 @@ async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> 
     with pytest.raises(ServiceUnavailable) as usage:
         await rig.ask()
     assert usage.value.retry_after == 7
-    assert len(able.requests) == 1
+    assert len(overloaded_backend.requests) == 1
 
 
 async def test_error_names_the_field_when_no_back_end_is_able() -> None:
-    house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
-    rig = Rig(*house)
+    unable_backends = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
+    rig = Rig(*unable_backends)
     rig.runtimes[0].is_up = False
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
 
 
 async def test_a_call_that_was_never_sent_loads_no_model() -> None:
-    async def look() -> dict[str, dict[str, str]]:
+    async def list_loaded() -> dict[str, dict[str, str]]:
         return {}
 
-    loaded = LoadedModels(look, load_seconds=lambda _: 10.0, clock=lambda: 0.0)
-    await loaded.refresh()
-    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded})
+    loaded_models = LoadedModels(list_loaded, load_seconds=lambda _: 10.0, clock=lambda: 0.0)
+    await loaded_models.refresh()
+    rig = Rig(
+        FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded_models}
+    )
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
-    assert loaded.get_state("up") is ModelState.ABSENT
+    assert loaded_models.get_state("up") is ModelState.ABSENT
     # Another call's loading goes on.
-    assert loaded.record_call_start("up")
+    assert loaded_models.record_call_start("up")
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
-    assert loaded.get_state("up") is ModelState.LOADING
+    assert loaded_models.get_state("up") is ModelState.LOADING
 
 
 async def test_error_body_with_status_200_is_a_failure() -> None:
@@ -296,8 +298,8 @@ async def test_usage_is_estimated_when_an_answer_states_none(
 async def test_usage_is_estimated_for_translated_answers() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
-    silent = replace(make_text_response(), parts=(*parts, call), usage=Usage())
-    rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
+    answer_without_usage = replace(make_text_response(), parts=(*parts, call), usage=Usage())
+    rig = Rig(FakeBackend(answer_without_usage, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
     assert (rig.ledger[0].input_tokens, rig.ledger[0].output_tokens) == (6, 25)
     usage = json.loads(answer.body)["usage"]
@@ -332,8 +334,8 @@ async def test_empty_object_falls_back() -> None:
 
 
 async def test_answer_that_cannot_be_translated_is_still_charged() -> None:
-    broken = ToolUse(id="c", name="f", arguments="{")
-    rig = Rig(FakeBackend(replace(make_text_response(), parts=(broken,))), tariff=CHEAP)
+    broken_tool_use = ToolUse(id="c", name="f", arguments="{")
+    rig = Rig(FakeBackend(replace(make_text_response(), parts=(broken_tool_use,))), tariff=CHEAP)
     with pytest.raises(InvalidToolCall):
         await rig.ask(AnthropicCodec())
     (entry,), (call,) = rig.ledger, rig.telemetry.calls
@@ -345,10 +347,10 @@ class Budget:
     limits_spending = True
 
     def __init__(self) -> None:
-        self.taken: list[Decimal] = []
+        self.taken_amounts: list[Decimal] = []
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
-        self.taken.append(usd)
+        self.taken_amounts.append(usd)
 
     def record(self, usd: Decimal, tokens: int) -> None:
         return None
@@ -360,26 +362,26 @@ async def test_unknown_member_does_not_change_the_reservation(
 ) -> None:
     """Anthropic's protocol has no ``n``; if it counted, a call with ``n: 0`` would be free."""
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
-    taken = []
-    for more in ({}, {"n": n}):
+    reservations = []
+    for extra_members in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
         budget, codec = Budget(), AnthropicCodec()
-        call = codec.parse(json.dumps({**body, **more}).encode())
+        call = codec.parse(json.dumps({**body, **extra_members}).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
         await rig.router.answer(codec, call, context)
-        taken += budget.taken
-    assert taken[0] == taken[1] > 0
+        reservations += budget.taken_amounts
+    assert reservations[0] == reservations[1] > 0
 
 
 async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
-    estimated = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
-    await drained(await rig.ask(stream=True))
-    assert rig.ledger[-1].input_tokens == estimated
+    estimated_tokens = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
+    await read_stream(await rig.ask(stream=True))
+    assert rig.ledger[-1].input_tokens == estimated_tokens
     for _ in range(99):
         await rig.ask()
-    await drained(await rig.ask(stream=True))
+    await read_stream(await rig.ask(stream=True))
     entry = rig.ledger[-1]
     assert not entry.complete
     assert 0.8 * 1000 < entry.input_tokens <= 1000

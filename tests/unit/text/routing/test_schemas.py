@@ -67,20 +67,20 @@ async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
 
 
 async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
-    ours, cloud = FakeBackend(raw=RAW), FakeBackend(raw=RAW)
-    rig = Rig(ours, cloud, abilities=ABLE)
+    local_backend, cloud_backend = FakeBackend(raw=RAW), FakeBackend(raw=RAW)
+    rig = Rig(local_backend, cloud_backend, abilities=ABLE)
     rig.runtimes[1].checks_schemas = False
     answer = await rig.ask(tools=[function(MANY)])
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
-    assert (len(ours.requests), len(cloud.requests)) == (0, 1)
+    assert (len(local_backend.requests), len(cloud_backend.requests)) == (0, 1)
 
 
 @pytest.mark.parametrize("member", ["grammar", "guided_grammar", "guided_regex"])
 async def test_own_servers_get_no_grammars(member: str) -> None:
     rig = Rig(FakeBackend(raw=RAW))
-    grammar: dict[str, Any] = {member: 'root ::= (("a"?){100}){100}'}
+    grammar_members: dict[str, Any] = {member: 'root ::= (("a"?){100}){100}'}
     with pytest.raises(UnsupportedFeature) as exc_info:
-        await rig.ask(**grammar)
+        await rig.ask(**grammar_members)
     assert exc_info.value.field == member
 
 

@@ -73,7 +73,7 @@ class Gateway(Replica):
         ]
         call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
-        names, before = route(self.fleet, model), len(self.learning._signals)
+        names, signals_before = route(self.fleet, model), len(self.learning._signals)
         self.follow_ups.detect(Conversation(context, call), names, self.now)
         if model == "auto":
             needs = call.derive_needs()
@@ -83,16 +83,22 @@ class Gateway(Replica):
             candidates = rank_candidates(
                 names, needs, UsageHistory(), always_weigh=True, quality=quality
             )
-            (small,) = (candidate for candidate in candidates if candidate.deployment is SMALL)
-            self.learning.record_decision("ada", request_id, quality, candidates, small, self.now)
-            self.follow_ups.remember_answer(Conversation(context, call), quality, small, self.now)
+            (small_candidate,) = (
+                candidate for candidate in candidates if candidate.deployment is SMALL
+            )
+            self.learning.record_decision(
+                "ada", request_id, quality, candidates, small_candidate, self.now
+            )
+            self.follow_ups.remember_answer(
+                Conversation(context, call), quality, small_candidate, self.now
+            )
         await self.shared_answers.process_batch()
-        recorded = list(self.learning._signals)[before:]
+        new_signals = list(self.learning._signals)[signals_before:]
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
             row = self.learning._decisions.popleft()
             await self.store.write([row.to_row()], ())  # type: ignore[union-attr]
-        return [(row.request_id, row.source) for row in recorded]
+        return [(row.request_id, row.source) for row in new_signals]
 
 
 @pytest.fixture
@@ -103,27 +109,27 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def later(*replicas: Gateway) -> None:
+async def advance_clocks(*replicas: Gateway) -> None:
     for replica in replicas:
         replica.now += 20
 
 
 async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
-    assert await one.ask("r1", ASK) == []
-    await later(one, two)
-    assert await two.ask("r2", ASK) == [("r1", "regenerated")]
-    await later(one, two)
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    assert await first_gateway.ask("r1", ASK) == []
+    await advance_clocks(first_gateway, second_gateway)
+    assert await second_gateway.ask("r2", ASK) == [("r1", "regenerated")]
+    await advance_clocks(first_gateway, second_gateway)
     # The first replica still knows of r1; what counts is what all know.
-    assert await one.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
-    await later(one, two)
-    assert await two.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
-    await later(one, two)
-    assert await one.ask("r5", ASK, "func", "Add table tests", "done", "Thanks a lot") == [
-        ("r4", "continued")
-    ]
-    (signal, *_) = two.learning._signals
+    assert await first_gateway.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
+    await advance_clocks(first_gateway, second_gateway)
+    assert await second_gateway.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
+    await advance_clocks(first_gateway, second_gateway)
+    assert await first_gateway.ask(
+        "r5", ASK, "func", "Add table tests", "done", "Thanks a lot"
+    ) == [("r4", "continued")]
+    (signal, *_) = second_gateway.learning._signals
     assert (signal.model, signal.key_id, signal.source) == ("smollm2-135m", "k", "regenerated")
     assert signal.question is not None
     assert 0 < (signal.p_good or 0) < 1
@@ -131,72 +137,72 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
-    with patch.object(one.shared_answers, "process_batch", AsyncMock()):
-        await one.ask("r1", ASK)
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    with patch.object(first_gateway.shared_answers, "process_batch", AsyncMock()):
+        await first_gateway.ask("r1", ASK)
         assert valkey == {}
-    await one.follow_ups.close()
-    await later(two)
-    assert await two.ask("r2", ASK) == [("r1", "regenerated")]
+    await first_gateway.follow_ups.close()
+    await advance_clocks(second_gateway)
+    assert await second_gateway.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_switch_to_a_better_model_is_detected_across_replicas(
     database: Database,
 ) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
-    await one.ask("r1", ASK)
-    await later(one, two)
-    assert await two.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    await first_gateway.ask("r1", ASK)
+    await advance_clocks(first_gateway, second_gateway)
+    assert await second_gateway.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
 
 
 async def test_follow_up_needs_the_same_tenant_and_the_time_window(
     database: Database,
 ) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
-    await one.ask("r1", ASK)
-    two.now += 1
-    assert await two.ask("r2", ASK, model="claude-haiku-5-5") == []
-    two.now += 20
-    assert await two.ask("r3", ASK, key="other") == []
-    two.now += 300
-    assert await two.ask("r4", ASK) == []
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    await first_gateway.ask("r1", ASK)
+    second_gateway.now += 1
+    assert await second_gateway.ask("r2", ASK, model="claude-haiku-5-5") == []
+    second_gateway.now += 20
+    assert await second_gateway.ask("r3", ASK, key="other") == []
+    second_gateway.now += 300
+    assert await second_gateway.ask("r4", ASK) == []
 
 
 async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
 
     class Same(FakeValkey):
         async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return await valkey.pop(names)
 
-    three = Gateway(database, Same())
-    await one.ask("r1", ASK)
-    await later(one, two, three)
+    third_gateway = Gateway(database, Same())
+    await first_gateway.ask("r1", ASK)
+    await advance_clocks(first_gateway, second_gateway, third_gateway)
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    for replica in (two, three):
+    for replica in (second_gateway, third_gateway):
         names = route(replica.fleet, "claude-haiku-5-5")
         replica.follow_ups.detect(Conversation(context, call), names, replica.now)
     # Both read before either takes.
-    read = FakeValkey(valkey)
-    three.valkey.get = read.get
-    await two.shared_answers.process_batch()
-    await three.shared_answers.process_batch()
-    assert len(two.learning._signals) + len(three.learning._signals) == 1
+    earlier_values = FakeValkey(valkey)
+    third_gateway.valkey.get = earlier_values.get
+    await second_gateway.shared_answers.process_batch()
+    await third_gateway.shared_answers.process_batch()
+    assert len(second_gateway.learning._signals) + len(third_gateway.learning._signals) == 1
 
 
 async def test_replica_matches_its_own_answers_without_valkey(database: Database) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
-    await one.ask("r1", ASK)
-    await later(one, two)
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    await first_gateway.ask("r1", ASK)
+    await advance_clocks(first_gateway, second_gateway)
     valkey.is_unavailable = True
-    assert await two.ask("r2", ASK) == []
-    assert await one.ask("r3", ASK) == [("r1", "regenerated")]
+    assert await second_gateway.ask("r2", ASK) == []
+    assert await first_gateway.ask("r3", ASK) == [("r1", "regenerated")]
 
 
 async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
@@ -204,20 +210,20 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
         async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return None
 
-    one = Gateway(database, Failing())
-    await one.ask("r1", ASK)
-    await later(one)
-    assert await one.ask("r2", ASK) == [("r1", "regenerated")]
+    gateway = Gateway(database, Failing())
+    await gateway.ask("r1", ASK)
+    await advance_clocks(gateway)
+    assert await gateway.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MAX_QUERIES", 2)
-    one = Gateway(database, FakeValkey())
-    looked = [one.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
-    assert looked == [True, True, False]
+    gateway = Gateway(database, FakeValkey())
+    was_queued = [gateway.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
+    assert was_queued == [True, True, False]
     for number in range(9):
-        one.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, one.now)
-    assert len(one.shared_answers._answers) == 4
+        gateway.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, gateway.now)
+    assert len(gateway.shared_answers._answers) == 4
 
 
 def lookup() -> Any:
@@ -228,10 +234,13 @@ def lookup() -> Any:
 
 async def test_fingerprints_differ_without_the_secret(database: Database) -> None:
     valkey = FakeValkey()
-    one, foreign = Gateway(database, valkey), Gateway(database, valkey, secret=b"another")
-    await one.ask("r1", ASK)
+    first_gateway, foreign_gateway = (
+        Gateway(database, valkey),
+        Gateway(database, valkey, secret=b"another"),
+    )
+    await first_gateway.ask("r1", ASK)
     names = set(valkey)
-    await foreign.ask("r2", ASK)
+    await foreign_gateway.ask("r2", ASK)
     assert len(set(valkey) - names) == 1
     assert all(ASK.encode() not in name + value for name, value in valkey.items())
 
@@ -239,72 +248,72 @@ async def test_fingerprints_differ_without_the_secret(database: Database) -> Non
 @pytest.mark.parametrize("value", [b"", b"[]", b'["r", 1, 2, "zz"]', b"{}", b'["r", "x", 1, ""]'])
 async def test_stored_value_of_another_version_is_ignored(database: Database, value: bytes) -> None:
     valkey = FakeValkey()
-    one = Gateway(database, valkey)
-    await one.ask("r1", ASK)
+    gateway = Gateway(database, valkey)
+    await gateway.ask("r1", ASK)
     valkey.update(dict.fromkeys(valkey, value))
-    await later(one)
-    assert await one.ask("r2", ASK) == []
+    await advance_clocks(gateway)
+    assert await gateway.ask("r2", ASK) == []
 
 
 async def test_time_window_uses_the_arrival_of_the_request(
     database: Database,
 ) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
-    await one.ask("r1", ASK)
-    came = two.now + 1.9
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    await first_gateway.ask("r1", ASK)
+    arrival_time = second_gateway.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    two.now += 60
-    names = route(two.fleet, "claude-haiku-5-5")
-    two.follow_ups.detect(Conversation(context, call), names, came)
-    await two.shared_answers.process_batch()
-    assert not two.learning._signals
+    second_gateway.now += 60
+    names = route(second_gateway.fleet, "claude-haiku-5-5")
+    second_gateway.follow_ups.detect(Conversation(context, call), names, arrival_time)
+    await second_gateway.shared_answers.process_batch()
+    assert not second_gateway.learning._signals
 
 
 async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Gateway(database, FakeValkey())
+    gateway = Gateway(database, FakeValkey())
     monkeypatch.setattr(exchanges, "_MAX_QUERIES", 0)
-    await one.ask("r1", ASK)
+    await gateway.ask("r1", ASK)
     monkeypatch.undo()
-    await later(one)
-    assert await one.ask("r2", ASK) == [("r1", "regenerated")]
+    await advance_clocks(gateway)
+    assert await gateway.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_answers_are_shared_during_a_database_outage(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     valkey = FakeValkey()
-    one, two = Gateway(database, valkey), Gateway(database, valkey)
-    await one.ask("r1", ASK)
-    await later(one, two)
+    first_gateway, second_gateway = Gateway(database, valkey), Gateway(database, valkey)
+    await first_gateway.ask("r1", ASK)
+    await advance_clocks(first_gateway, second_gateway)
 
     async def fail(owner: str, request_id: str) -> None:
         raise OSError("away")
 
-    with monkeypatch.context() as away, pytest.raises(OSError, match="away"):
-        away.setattr(two.learning, "find_decision", fail)
-        await two.ask("r2", ASK)
-    row = two.learning._decisions.popleft()
-    await two.store.write([row.to_row()], ())  # type: ignore[union-attr]
-    await later(one, two)
-    assert await one.ask("r3", ASK) == [("r2", "regenerated")]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="away"):
+        patch.setattr(second_gateway.learning, "find_decision", fail)
+        await second_gateway.ask("r2", ASK)
+    row = second_gateway.learning._decisions.popleft()
+    await second_gateway.store.write([row.to_row()], ())  # type: ignore[union-attr]
+    await advance_clocks(first_gateway, second_gateway)
+    assert await first_gateway.ask("r3", ASK) == [("r2", "regenerated")]
 
 
 async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> None:
-    one = Gateway(database, FakeValkey())
-    one.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
+    gateway = Gateway(database, FakeValkey())
+    gateway.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
     call = OpenAICodec().parse(
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    names = route(one.fleet)
-    assert not one.follow_ups.may_match(names)
+    names = route(gateway.fleet)
+    assert not gateway.follow_ups.may_match(names)
     # A request may have named a price of its own.
-    await one.ask("r1", ASK)
-    assert one.follow_ups.may_match(names)
-    one.follow_ups.detect(Conversation(context, call), names, one.now)
-    assert len(one.shared_answers._queries) == 1
+    await gateway.ask("r1", ASK)
+    assert gateway.follow_ups.may_match(names)
+    gateway.follow_ups.detect(Conversation(context, call), names, gateway.now)
+    assert len(gateway.shared_answers._queries) == 1

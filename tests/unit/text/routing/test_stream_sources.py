@@ -39,11 +39,14 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
 ) -> None:
     choice = {"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}
     event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    zero = event | {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
-    sent = [event | {"choices": [choice]}, *([zero] if states_zero else [])]
+    zero_usage_event = event | {
+        "choices": [],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0},
+    }
+    sent_events = [event | {"choices": [choice]}, *([zero_usage_event] if states_zero else [])]
 
     async def upstream() -> AsyncGenerator[bytes, None]:
-        for item in sent:
+        for item in sent_events:
             yield b"data: " + json.dumps(item).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
@@ -54,9 +57,9 @@ async def test_a_client_that_asks_for_the_usage_gets_the_estimate_that_is_booked
     events = [json.loads(line) for line in body.replace(b"data: ", b"").split(b"\n\n")[:-2]]
     assert len(events) == 1 + include_usage
     if include_usage:
-        last = openai.types.chat.ChatCompletionChunk.model_validate(events[-1], strict=True)
-        assert last.usage is not None
-        assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (10, 1)
+        last_chunk = openai.types.chat.ChatCompletionChunk.model_validate(events[-1], strict=True)
+        assert last_chunk.usage is not None
+        assert (last_chunk.usage.prompt_tokens, last_chunk.usage.completion_tokens) == (10, 1)
 
 
 @pytest.mark.parametrize(("by_token", "output"), [(True, 2), (False, 4)])
@@ -68,14 +71,14 @@ async def test_a_cut_stream_is_counted_by_its_pieces_or_else_by_its_length(
 
 
 async def test_running_usage_of_a_server_is_used() -> None:
-    counted = Usage(input_tokens=7, cached_tokens=3, output_tokens=6)
-    usage = await read_usage(STARTED, *TEXTS, UsageUpdate(usage=counted), by_token=True)
-    assert usage == counted
+    stated_usage = Usage(input_tokens=7, cached_tokens=3, output_tokens=6)
+    usage = await read_usage(STARTED, *TEXTS, UsageUpdate(usage=stated_usage), by_token=True)
+    assert usage == stated_usage
 
 
 async def test_prompt_tokens_from_the_start_and_counted_output_add_up() -> None:
-    started = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
-    usage = await read_usage(started, *TEXTS, by_token=True)
+    started_event = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
+    usage = await read_usage(started_event, *TEXTS, by_token=True)
     assert usage == Usage(input_tokens=7, output_tokens=2)
 
 
@@ -84,11 +87,11 @@ async def test_complete_stream_uses_its_final_usage() -> None:
 
 
 async def test_complete_stream_without_usage_is_counted() -> None:
-    silent = Finished(stop=StopReason.END, usage=Usage())
-    usage = await read_usage(STARTED, *TEXTS, silent, by_token=True)
+    finished_without_usage = Finished(stop=StopReason.END, usage=Usage())
+    usage = await read_usage(STARTED, *TEXTS, finished_without_usage, by_token=True)
     assert usage == Usage(input_tokens=10, output_tokens=2)
-    known = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
-    usage = await read_usage(known, *TEXTS, silent, by_token=False)
+    started_with_usage = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
+    usage = await read_usage(started_with_usage, *TEXTS, finished_without_usage, by_token=False)
     assert usage == Usage(input_tokens=7, output_tokens=4)
 
 
@@ -108,8 +111,8 @@ async def read_forwarded(*pieces: bytes) -> ForwardedSource:
 
 async def test_stream_without_done_has_ended_well() -> None:
     text = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
-    last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-    source = await read_forwarded(text, last)
+    last_event = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    source = await read_forwarded(text, last_event)
     assert source.usage == Usage(input_tokens=10, output_tokens=1)
     with pytest.raises(StreamInterrupted):
         await read_forwarded(text)
@@ -130,12 +133,14 @@ async def read_stated_usage(*deltas: Delta) -> list[tuple[int, int]]:
 
 
 async def test_the_prompt_is_estimated_at_the_start_and_settled_at_the_end() -> None:
-    counted = Finished(stop=StopReason.END, usage=Usage(input_tokens=8, output_tokens=3))
-    assert await read_stated_usage(STARTED, *TEXTS, counted) == [(10, 0), (8, 3)]
-    known = Started(id="1", model="m", usage=Usage(input_tokens=8))
-    assert (await read_stated_usage(known, *TEXTS, counted))[0] == (8, 0)
+    finished_with_usage = Finished(
+        stop=StopReason.END, usage=Usage(input_tokens=8, output_tokens=3)
+    )
+    assert await read_stated_usage(STARTED, *TEXTS, finished_with_usage) == [(10, 0), (8, 3)]
+    started_with_usage = Started(id="1", model="m", usage=Usage(input_tokens=8))
+    assert (await read_stated_usage(started_with_usage, *TEXTS, finished_with_usage))[0] == (8, 0)
 
 
 async def test_client_gets_the_recorded_estimate() -> None:
-    silent = Finished(stop=StopReason.END, usage=Usage())
-    assert await read_stated_usage(STARTED, *TEXTS, silent) == [(10, 0), (10, 2)]
+    finished_without_usage = Finished(stop=StopReason.END, usage=Usage())
+    assert await read_stated_usage(STARTED, *TEXTS, finished_without_usage) == [(10, 0), (10, 2)]

@@ -34,7 +34,7 @@ def end(stop: StopReason = StopReason.END) -> Finished:
     return Finished(stop=stop, usage=Usage())
 
 
-def schema(**members: Any) -> ResponseConstraints:
+def constraints(**members: Any) -> ResponseConstraints:
     return ResponseConstraints(json=True, schema=members)
 
 
@@ -54,27 +54,27 @@ def test_invalid_start_of_json_is_a_fault(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "verdict"),
+    ("form", "text", "expected_fault"),
     [
-        (schema(type="object"), "[", "schema"),
-        (schema(type="object"), "{", NO_FAULT),
-        (schema(type=["array", "null"]), "null", NO_FAULT),
-        (schema(type=["array", "null"]), "1", "schema"),
-        (schema(type="integer"), "1", NO_FAULT),
-        (schema(type="boolean"), "f", NO_FAULT),
-        (schema(anyOf=[{"type": "object"}]), "[", NO_FAULT),
+        (constraints(type="object"), "[", "schema"),
+        (constraints(type="object"), "{", NO_FAULT),
+        (constraints(type=["array", "null"]), "null", NO_FAULT),
+        (constraints(type=["array", "null"]), "1", "schema"),
+        (constraints(type="integer"), "1", NO_FAULT),
+        (constraints(type="boolean"), "f", NO_FAULT),
+        (constraints(anyOf=[{"type": "object"}]), "[", NO_FAULT),
         ({"$ref": "#/$defs/a", "type": "object"}, "[", NO_FAULT),
     ],
 )
 def test_the_type_of_a_schema_is_known_by_the_first_character(
-    form: Any, text: str, verdict: str
+    form: Any, text: str, expected_fault: str
 ) -> None:
     form = (
         form
         if isinstance(form, ResponseConstraints)
         else ResponseConstraints(json=True, schema=form)
     )
-    assert find_start_fault(transcript_of(TextDelta(text=text)), form) == verdict
+    assert find_start_fault(transcript_of(TextDelta(text=text)), form) == expected_fault
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "<|im_end|>", "</s> ", "<|start_header_id|>\n"])
@@ -96,10 +96,10 @@ def test_a_tool_that_does_not_exist_is_a_fault() -> None:
 
     assert find_start_fault(transcript_of(call("look_up")), PLAIN) == NO_FAULT
     assert find_start_fault(transcript_of(call("lookup")), PLAIN) == "tool_name"
-    whole = transcript_of(
+    transcript = transcript_of(
         call("look_up"), ToolArguments(index=0, fragment="{"), end(StopReason.TOOL_USE)
     )
-    assert find_start_fault(whole, PLAIN) == "tool_arguments"
+    assert find_start_fault(transcript, PLAIN) == "tool_arguments"
 
 
 def test_reasoning_is_shown_as_it_comes() -> None:

@@ -46,13 +46,16 @@ def test_an_expensive_pattern_of_a_tool_is_left_out(protocol: str) -> None:
     if protocol == "responses":
         tools[0]["name"] = "other"
     request = codec.parse(to_json({"model": "m", **body, "tools": tools}))
-    limited = limit_schemas(codec, request)
-    schema: Any = limited.data["tools"][1]
+    limited_request = limit_schemas(codec, request)
+    schema: Any = limited_request.data["tools"][1]
     for name in path:
         schema = schema[name]
     patterns = schema["properties"]["to"]["allOf"]
     assert patterns == [{"pattern": "^[^\\n\\r]*$"}, {}]
-    assert limited.data["tools"][0] == tools[0] and limited.data.keys() == request.data.keys()
+    assert (
+        limited_request.data["tools"][0] == tools[0]
+        and limited_request.data.keys() == request.data.keys()
+    )
     assert request.data["tools"] == tools, "the client's request is unchanged"
 
 
@@ -71,8 +74,8 @@ def test_an_answer_keeps_its_pattern_and_other_bounds_hold() -> None:
     request = codec.parse(to_json({"model": "m", **body, "response_format": form}))
     with pytest.raises(SchemaTooLarge):
         limit_schemas(codec, request)
-    many = {**SCHEMA, "required": [], "enum": [str(number) for number in range(500)]}
-    request = codec.parse(to_json({"model": "m", **body, "tools": [tool("openai", many)]}))
+    large_schema = {**SCHEMA, "required": [], "enum": [str(number) for number in range(500)]}
+    request = codec.parse(to_json({"model": "m", **body, "tools": [tool("openai", large_schema)]}))
     with pytest.raises(SchemaTooLarge):
         limit_schemas(codec, request)
 

@@ -18,7 +18,7 @@ from moyin.text.routing.usage_comparison import UsageComparison
 from tests.unit.text.routing.factories import deployment, fleet
 
 
-def flat(usd: int) -> Tariff:
+def flat_tariff(usd: int) -> Tariff:
     return create_flat_tariff(Decimal(usd), Decimal(usd))
 
 
@@ -41,7 +41,7 @@ BANDED = Tariff(
 
 
 def usage_sum(
-    band: int,
+    price_band: int,
     tokens: int,
     *,
     complete: bool = True,
@@ -51,7 +51,7 @@ def usage_sum(
 ) -> UsageSum:
     return UsageSum(
         group=("day",),
-        band=band,
+        band=price_band,
         is_embedding=is_embedding,
         is_complete=complete,
         unit=unit,
@@ -67,72 +67,89 @@ def usage_sum(
 
 def test_the_dearest_model_depends_on_the_length_of_prompts() -> None:
     models = fleet(
-        [deployment("free", FREE_TARIFF), deployment("flat", flat(2)), deployment("banded", BANDED)]
+        [
+            deployment("free", FREE_TARIFF),
+            deployment("flat", flat_tariff(2)),
+            deployment("banded", BANDED),
+        ]
     )
-    dearest = UsageComparison(models, "ada")
-    assert dearest.price_classes.prompt_bounds == (100,)
-    short, long = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
-    chosen = dearest.choose_models([short])
-    assert chosen[False].model == "flat-model"
-    assert dearest.compute_pico_cost([short], chosen) == 2 * 10**12
-    chosen = dearest.choose_models([short, long])
-    assert chosen[False].model == "banded-model"
-    assert dearest.compute_pico_cost([short, long], chosen) == (1 + 50) * 10**12
+    usage_comparison = UsageComparison(models, "ada")
+    assert usage_comparison.price_classes.prompt_bounds == (100,)
+    short_prompts, long_prompts = usage_sum(0, 1_000_000), usage_sum(1, 1_000_000)
+    chosen_models = usage_comparison.choose_models([short_prompts])
+    assert chosen_models[False].model == "flat-model"
+    assert usage_comparison.compute_pico_cost([short_prompts], chosen_models) == 2 * 10**12
+    chosen_models = usage_comparison.choose_models([short_prompts, long_prompts])
+    assert chosen_models[False].model == "banded-model"
+    assert (
+        usage_comparison.compute_pico_cost([short_prompts, long_prompts], chosen_models)
+        == (1 + 50) * 10**12
+    )
 
 
 def test_only_complete_calls_are_compared_and_sums_are_not_changed() -> None:
-    dearest = UsageComparison(fleet([deployment("flat", flat(2))]), "ada")
+    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2))]), "ada")
     sums = [usage_sum(0, 10), usage_sum(0, 5), usage_sum(0, 70, complete=False)]
-    assert dearest.compute_pico_cost(sums, dearest.choose_models(sums)) == 15 * 2 * 10**6
+    assert (
+        usage_comparison.compute_pico_cost(sums, usage_comparison.choose_models(sums))
+        == 15 * 2 * 10**6
+    )
     assert [item.input_tokens for item in sums] == [10, 5, 70]
 
 
 def test_other_operations_count_with_their_own_cost() -> None:
-    whisper = deployment("whisper", flat(99), operations=(Operation.TRANSCRIPTION,))
-    dearest = UsageComparison(fleet([deployment("flat", flat(2)), whisper]), "ada")
+    whisper_deployment = deployment(
+        "whisper", flat_tariff(99), operations=(Operation.TRANSCRIPTION,)
+    )
+    usage_comparison = UsageComparison(
+        fleet([deployment("flat", flat_tariff(2)), whisper_deployment]), "ada"
+    )
     speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal("0.5"))
-    failed = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
-    sums = [usage_sum(0, 10), speech, failed]
-    chosen = dearest.choose_models(sums)
-    assert chosen[False].model == "flat-model"
-    assert dearest.compute_pico_cost(sums, chosen) == 10 * 2 * 10**6 + 5 * 10**11
+    failed_speech = usage_sum(0, 7, unit="seconds", cost_usd=Decimal(9), complete=False)
+    sums = [usage_sum(0, 10), speech, failed_speech]
+    chosen_models = usage_comparison.choose_models(sums)
+    assert chosen_models[False].model == "flat-model"
+    assert usage_comparison.compute_pico_cost(sums, chosen_models) == 10 * 2 * 10**6 + 5 * 10**11
 
 
 def test_embeddings_are_compared_with_embedding_models() -> None:
-    vectors = deployment("vectors", flat(1), abilities=("embeddings",))
-    dearest = UsageComparison(fleet([deployment("flat", flat(2)), vectors]), "ada")
-    assert dearest.price_classes.embeddings == {"vectors-model"}
+    vectors = deployment("vectors", flat_tariff(1), abilities=("embeddings",))
+    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2)), vectors]), "ada")
+    assert usage_comparison.price_classes.embeddings == {"vectors-model"}
     sums = [usage_sum(0, 10, is_embedding=True), usage_sum(0, 10)]
-    chosen = dearest.choose_models(sums)
-    assert {kind: model.backend for kind, model in chosen.items()} == {
+    chosen_models = usage_comparison.choose_models(sums)
+    assert {kind: model.backend for kind, model in chosen_models.items()} == {
         True: "vectors",
         False: "flat",
     }
-    assert dearest.compute_pico_cost(sums, chosen) == (10 * 1 + 10 * 2) * 10**6
+    assert usage_comparison.compute_pico_cost(sums, chosen_models) == (10 * 1 + 10 * 2) * 10**6
 
 
 def test_models_without_key_or_price_and_forbidden_models_are_left_out() -> None:
     models = fleet(
         [
             deployment("free", FREE_TARIFF),
-            deployment("keyless", flat(90), configured=False),
-            deployment("cloud", flat(80)),
+            deployment("keyless", flat_tariff(90), configured=False),
+            deployment("cloud", flat_tariff(80)),
         ],
         policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))},
     )
-    dearest = UsageComparison(models, "ada")
-    assert dearest.choose_models([]) == {}
-    assert dearest.compute_pico_cost([usage_sum(0, 10)], {}) is None
+    usage_comparison = UsageComparison(models, "ada")
+    assert usage_comparison.choose_models([]) == {}
+    assert usage_comparison.compute_pico_cost([usage_sum(0, 10)], {}) is None
     [model] = UsageComparison(models, None).choose_models([]).values()
     assert model.backend == "cloud"
 
 
 def test_failed_renders_cost_the_same_on_the_dearest_model() -> None:
-    dearest = UsageComparison(fleet([deployment("flat", flat(2))]), "ada")
+    usage_comparison = UsageComparison(fleet([deployment("flat", flat_tariff(2))]), "ada")
     sums = [
         usage_sum(0, 1_000_000),
         usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(3)),
         usage_sum(0, 0, unit="gpu_milliseconds", cost_usd=Decimal(5), complete=False),
         usage_sum(0, 0, unit="seconds", cost_usd=Decimal(7), complete=False),
     ]
-    assert dearest.compute_pico_cost(sums, dearest.choose_models(sums)) == (2 + 3 + 5) * 10**12
+    assert (
+        usage_comparison.compute_pico_cost(sums, usage_comparison.choose_models(sums))
+        == (2 + 3 + 5) * 10**12
+    )

@@ -45,13 +45,13 @@ async def view(
     feeds: ClusterFeeds, tenant: str | None, *included: Included
 ) -> dict[str, ClusterBody | str | None]:
     """Return the first value of each stream."""
-    seen: dict[str, ClusterBody | str | None] = {}
+    first_values: dict[str, ClusterBody | str | None] = {}
     async with aclosing(feeds.follow(tenant, included)) as changes:
-        while len(seen) < 1 + len(included):
+        while len(first_values) < 1 + len(included):
             change = await anext(changes)
             assert change is not None
-            seen[change[0]] = change[1]
-    return seen
+            first_values[change[0]] = change[1]
+    return first_values
 
 
 async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
@@ -59,8 +59,8 @@ async def test_viewers_of_a_tenant_share_readings_and_tenants_do_not() -> None:
     feeds = sources.build_feeds()
     tenants = [None, "ann", "bob"] * 20
     views = await asyncio.gather(*(view(feeds, tenant, *Included) for tenant in tenants))
-    for tenant, seen in zip(tenants, views, strict=True):
-        assert seen == {
+    for tenant, view_of_tenant in zip(tenants, views, strict=True):
+        assert view_of_tenant == {
             "cluster": _CLUSTER,
             "backends": f'"backends of {tenant}"',
             "usage": f'"usage of {tenant}"',
@@ -79,7 +79,7 @@ async def test_at_most_two_sums_are_read_concurrently() -> None:
     feeds = sources.build_feeds()
     tenants = [f"tenant{number}" for number in range(20)]
     views = await asyncio.gather(*(view(feeds, tenant, Included.USAGE) for tenant in tenants))
-    assert [seen["usage"] for seen in views] == [f'"usage of {tenant}"' for tenant in tenants]
+    assert [values["usage"] for values in views] == [f'"usage of {tenant}"' for tenant in tenants]
     assert sources.most_sums_at_once == 2
     await feeds.close()
 
@@ -95,12 +95,15 @@ async def test_excluded_sections_are_not_read() -> None:
 
 async def test_a_view_is_formatted_once_for_all_with_the_same_rights() -> None:
     feeds = Sources().build_feeds()
-    whole, part = feeds.format_cluster(_CLUSTER, None), feeds.format_cluster(_CLUSTER, ["a"])
-    assert ClusterBody.model_validate_json(whole) == _CLUSTER
-    restricted = ClusterBody.model_validate_json(part)
-    assert (restricted.nodes, restricted.pools[0].renderers) == (None, None)
-    assert [pool.name for pool in restricted.pools] == ["a"]
-    assert feeds.format_cluster(_CLUSTER, ["a"]) is part
-    assert feeds.format_cluster(_CLUSTER, None) is whole
-    changed = _CLUSTER.model_copy(update={"pools": []})
-    assert ClusterBody.model_validate_json(feeds.format_cluster(changed, ["a"])).pools == []
+    whole_json, part_json = (
+        feeds.format_cluster(_CLUSTER, None),
+        feeds.format_cluster(_CLUSTER, ["a"]),
+    )
+    assert ClusterBody.model_validate_json(whole_json) == _CLUSTER
+    restricted_cluster = ClusterBody.model_validate_json(part_json)
+    assert (restricted_cluster.nodes, restricted_cluster.pools[0].renderers) == (None, None)
+    assert [pool.name for pool in restricted_cluster.pools] == ["a"]
+    assert feeds.format_cluster(_CLUSTER, ["a"]) is part_json
+    assert feeds.format_cluster(_CLUSTER, None) is whole_json
+    changed_cluster = _CLUSTER.model_copy(update={"pools": []})
+    assert ClusterBody.model_validate_json(feeds.format_cluster(changed_cluster, ["a"])).pools == []

@@ -37,7 +37,7 @@ def find(reading: ClusterReading, finder: ProblemFinder | None = None) -> list[P
     return (finder or ProblemFinder()).find(build_cluster(["p"], reading), reading, ())
 
 
-def with_pool(renderer: RendererSummary = RENDERER, **values: Any) -> ClusterReading:
+def make_reading(renderer: RendererSummary = RENDERER, **values: Any) -> ClusterReading:
     pool = replace(POOL, renderers=(renderer,), **values)
     return replace(HEALTHY, pools={"p": pool})
 
@@ -66,12 +66,12 @@ def test_nothing_is_wrong_with_a_healthy_cluster() -> None:
             "b",
         ),
         (
-            with_pool(replace(RENDERER, state=RendererState.PLACING)),
+            make_reading(replace(RENDERER, state=RendererState.PLACING)),
             "pool_without_renderer",
             "p",
         ),
-        (with_pool(replace(RENDERER, losses=3)), "renderer_restarts", "comfyui-p-0"),
-        (with_pool(oldest_wait=700.0, waiting=4), "long_wait", "p"),
+        (make_reading(replace(RENDERER, losses=3)), "renderer_restarts", "comfyui-p-0"),
+        (make_reading(oldest_wait=700.0, waiting=4), "long_wait", "p"),
     ],
 )
 def test_each_problem_has_words_and_advice(
@@ -85,25 +85,27 @@ def test_each_problem_has_words_and_advice(
 
 def test_pool_names_the_error_of_its_renderer_and_since_when() -> None:
     since = time.time() - 90
-    failed = replace(RENDERER, state=RendererState.FAILED, error="ComfyUI ended with status -9")
-    [problem] = find(with_pool(failed, unready_since=since))
+    failed_renderer = replace(
+        RENDERER, state=RendererState.FAILED, error="ComfyUI ended with status -9"
+    )
+    [problem] = find(make_reading(failed_renderer, unready_since=since))
     assert "status -9" in problem.message
     assert problem.since == datetime.fromtimestamp(int(since), UTC)
 
 
 def test_values_in_messages_are_parameters_too() -> None:
     """Each value in a problem's message is also a parameter, so that clients can translate it."""
-    failed = replace(RENDERER, state=RendererState.FAILED, error="no memory")
+    failed_renderer = replace(RENDERER, state=RendererState.FAILED, error="no memory")
     for reading, parameters in (
         (replace(HEALTHY, disk_free=1024**3), {"free_bytes": 1024**3}),
         (replace(HEALTHY, applications={"intake": "UNHEALTHY"}), {"status": "UNHEALTHY"}),
-        (with_pool(failed), {"error": "no memory", "is_placing": False}),
-        (with_pool(replace(RENDERER, losses=3)), {"losses": 3}),
+        (make_reading(failed_renderer), {"error": "no memory", "is_placing": False}),
+        (make_reading(replace(RENDERER, losses=3)), {"losses": 3}),
         (replace(HEALTHY, nodes=None), {}),
     ):
         [problem] = find(reading)
         assert problem.parameters == parameters
-    [problem] = find(with_pool(oldest_wait=700.0, waiting=4))
+    [problem] = find(make_reading(oldest_wait=700.0, waiting=4))
     assert problem.parameters["queued"] == 4
     since = datetime.fromisoformat(str(problem.parameters["waiting_since"]))
     assert f"{since:%H:%M}" in problem.message
@@ -112,17 +114,19 @@ def test_values_in_messages_are_parameters_too() -> None:
 def test_pool_that_needs_no_renderer_is_no_problem() -> None:
     idle = replace(POOL, minimum=0, renderers=(), unready_since=1.0)
     assert find(replace(HEALTHY, pools={"p": idle})) == []
-    starting = replace(idle, waiting=1, oldest_wait=20.0)
-    assert find(replace(HEALTHY, pools={"p": starting})) == []
-    stuck = replace(idle, waiting=1, oldest_wait=300.0)
-    [problem] = find(replace(HEALTHY, pools={"p": stuck}))
+    starting_pool = replace(idle, waiting=1, oldest_wait=20.0)
+    assert find(replace(HEALTHY, pools={"p": starting_pool})) == []
+    stuck_pool = replace(idle, waiting=1, oldest_wait=300.0)
+    [problem] = find(replace(HEALTHY, pools={"p": stuck_pool}))
     assert problem.code == "pool_without_renderer"
     assert datetime.now(UTC) - problem.since < timedelta(minutes=6)
 
 
 def test_other_renderers_of_the_pool_continue() -> None:
-    failed = replace(RENDERER, name="comfyui-p-1", state=RendererState.FAILED, error="no memory")
-    reading = replace(HEALTHY, pools={"p": replace(POOL, renderers=(RENDERER, failed))})
+    failed_renderer = replace(
+        RENDERER, name="comfyui-p-1", state=RendererState.FAILED, error="no memory"
+    )
+    reading = replace(HEALTHY, pools={"p": replace(POOL, renderers=(RENDERER, failed_renderer))})
     [problem] = find(reading)
     assert (problem.code, problem.subject) == ("renderer_failed", "comfyui-p-1")
 
@@ -136,12 +140,12 @@ def test_time_of_a_problem_stays_until_it_is_solved(monkeypatch: pytest.MonkeyPa
             return cls.present
 
     monkeypatch.setattr(module, "datetime", Clock)
-    finder, down = ProblemFinder(), replace(HEALTHY, checks={"valkey": False})
-    [first] = find(down, finder)
+    finder, unhealthy_reading = ProblemFinder(), replace(HEALTHY, checks={"valkey": False})
+    [first_problem] = find(unhealthy_reading, finder)
     Clock.present += timedelta(minutes=5)
-    assert find(down, finder)[0].since == first.since
+    assert find(unhealthy_reading, finder)[0].since == first_problem.since
     assert find(HEALTHY, finder) == []
-    assert find(down, finder)[0].since == Clock.present
+    assert find(unhealthy_reading, finder)[0].since == Clock.present
 
 
 def test_route_without_a_healthy_upstream() -> None:

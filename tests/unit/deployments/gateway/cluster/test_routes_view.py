@@ -18,16 +18,16 @@ def test_routes_have_the_health_and_load_of_their_upstreams() -> None:
     config.load({"routes": "none"})
     assert config.current is not None
     [route] = config.current.to_route_table("http://door").routes
-    one, two = members = [PoolMember(upstream) for upstream in route.upstreams]
-    one.is_up, two.active = False, 3
+    first_member, second_member = members = [PoolMember(upstream) for upstream in route.upstreams]
+    first_member.is_up, second_member.active = False, 3
     for _ in range(3):
-        two.breaker.fail()
+        second_member.breaker.fail()
     pool = UpstreamPool(route, members)
     with pool.admit():
         body = build_routes([pool], config, {"intake": "RUNNING"})
-    [shown] = body.routes
-    assert (shown.name, shown.prefix, shown.open_requests) == ("a", "/a", 1)
-    assert [(u.url, u.is_up, u.breaker, u.open_requests) for u in shown.upstreams] == [
+    [shown_route] = body.routes
+    assert (shown_route.name, shown_route.prefix, shown_route.open_requests) == ("a", "/a", 1)
+    assert [(u.url, u.is_up, u.breaker, u.open_requests) for u in shown_route.upstreams] == [
         ("http://one", False, "closed", 0),
         ("http://two", True, "open", 3),
     ]

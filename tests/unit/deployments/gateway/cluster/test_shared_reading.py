@@ -72,23 +72,23 @@ async def test_failed_reading_is_repeated_for_the_next_viewer() -> None:
 async def test_viewers_receive_only_changes() -> None:
     source, clock = Source(), Clock()
     monitor = SharedReading(source.read, interval=0.01, clock=clock)
-    seen: list[int | None] = []
+    queue_lengths: list[int | None] = []
 
     async def view(snapshots: AsyncGenerator[ClusterBody, None]) -> None:
         async with aclosing(snapshots):
             async for snapshot in snapshots:
-                seen.append(snapshot.pools[0].queued)
+                queue_lengths.append(snapshot.pools[0].queued)
 
-    viewer = asyncio.create_task(view(monitor.follow()))
-    await eventually(lambda: seen == [0])
+    viewer_task = asyncio.create_task(view(monitor.follow()))
+    await eventually(lambda: queue_lengths == [0])
     clock.now += 1
     await eventually(lambda: source.readings == 2)
-    assert seen == [0]
+    assert queue_lengths == [0]
     source.queued = 3
     clock.now += 1
-    await eventually(lambda: seen == [0, 3])
-    viewer.cancel()
-    await asyncio.gather(viewer, return_exceptions=True)
+    await eventually(lambda: queue_lengths == [0, 3])
+    viewer_task.cancel()
+    await asyncio.gather(viewer_task, return_exceptions=True)
     readings = source.readings
     clock.now += 10
     await asyncio.sleep(0.05)
@@ -160,12 +160,12 @@ async def test_a_source_that_does_not_respond_is_soon_read_again() -> None:
 async def test_a_new_viewer_sees_the_last_value_until_there_is_a_new_one() -> None:
     source, clock = Source(), Clock()
     monitor = SharedReading(source.read, interval=1, shows_old=True, clock=clock)
-    async with aclosing(monitor.follow()) as first:
-        assert (await anext(first)).pools[0].queued == 0
+    async with aclosing(monitor.follow()) as first_viewer:
+        assert (await anext(first_viewer)).pools[0].queued == 0
     clock.now += 1
     source.queued = 3
     source.may_answer.clear()
-    async with aclosing(monitor.follow()) as second:
-        assert (await anext(second)).pools[0].queued == 0
+    async with aclosing(monitor.follow()) as second_viewer:
+        assert (await anext(second_viewer)).pools[0].queued == 0
         source.may_answer.set()
-        assert (await anext(second)).pools[0].queued == 3
+        assert (await anext(second_viewer)).pools[0].queued == 3

@@ -58,15 +58,15 @@ def test_actors_of_pools_and_model_servers_share_a_gpu() -> None:
     cluster = build_cluster(["slow", "fast"], reading)
     assert cluster.nodes is not None
     assert [item.id for item in cluster.nodes] == ["a", "b"]
-    first, second = cluster.nodes[0].gpus
-    assert [(s.actor, s.pool, s.fraction, s.models) for s in first.shares] == [
+    first_gpu, second_gpu = cluster.nodes[0].gpus
+    assert [(s.actor, s.pool, s.fraction, s.models) for s in first_gpu.shares] == [
         ("r-slow", "slow", 0.5, ["flux"]),
         ("r-fast", "fast", 0.25, []),
         ("llama-x", None, 0.25, ["x"]),
     ]
-    assert (first.free, first.name, first.memory_used_bytes) == (0, "H100", 7)
-    assert (first.memory_total_bytes, first.temperature_celsius) == (80, 41)
-    assert (second.free, second.shares, second.temperature_celsius) == (1, [], None)
+    assert (first_gpu.free, first_gpu.name, first_gpu.memory_used_bytes) == (0, "H100", 7)
+    assert (first_gpu.memory_total_bytes, first_gpu.temperature_celsius) == (80, 41)
+    assert (second_gpu.free, second_gpu.shares, second_gpu.temperature_celsius) == (1, [], None)
     assert cluster.nodes[1].gpus == []
 
 
@@ -77,11 +77,11 @@ def test_queue_includes_renders_that_wait_in_temporal() -> None:
     )
     [state] = build_cluster(["p"], reading).pools
     assert (state.queued, state.running, state.ready) == (9, 1, 0)
-    [alone] = build_cluster(["p"], ClusterReading(pools=reading.pools)).pools
+    [pool_without_backlog] = build_cluster(["p"], ClusterReading(pools=reading.pools)).pools
     assert state.oldest_waiting_since is not None
-    assert alone.oldest_waiting_since is not None
-    waited = alone.oldest_waiting_since - state.oldest_waiting_since
-    assert waited.total_seconds() == pytest.approx(55, abs=2)
+    assert pool_without_backlog.oldest_waiting_since is not None
+    waited_seconds = pool_without_backlog.oldest_waiting_since - state.oldest_waiting_since
+    assert waited_seconds.total_seconds() == pytest.approx(55, abs=2)
 
 
 def test_tenants_see_only_the_load_of_their_pools() -> None:
@@ -89,10 +89,14 @@ def test_tenants_see_only_the_load_of_their_pools() -> None:
         nodes=[node("a", gpus=1)],
         pools={"mine": pool("mine", renderer("r", 0, 1.0), waiting=3), "theirs": pool("theirs")},
     )
-    seen = restrict_cluster(build_cluster(["mine", "theirs", "down"], reading), ["mine"])
-    assert [state.name for state in seen.pools] == ["mine"]
-    assert (seen.pools[0].queued, seen.pools[0].ready, seen.pools[0].renderers) == (3, 1, None)
-    assert seen.nodes is None
+    visible_cluster = restrict_cluster(build_cluster(["mine", "theirs", "down"], reading), ["mine"])
+    assert [state.name for state in visible_cluster.pools] == ["mine"]
+    assert (
+        visible_cluster.pools[0].queued,
+        visible_cluster.pools[0].ready,
+        visible_cluster.pools[0].renderers,
+    ) == (3, 1, None)
+    assert visible_cluster.nodes is None
 
 
 def test_pool_that_does_not_respond_has_no_numbers() -> None:

@@ -12,29 +12,31 @@ from tests.waiting import eventually
 
 
 async def test_calls_that_hang_are_bounded() -> None:
-    release, started = threading.Event(), threading.Semaphore(0)
+    release, started_calls = threading.Event(), threading.Semaphore(0)
 
     def hang() -> None:
-        started.release()
+        started_calls.release()
         release.wait(60)
 
     try:
-        hanging = [asyncio.ensure_future(sources._run(hang)) for _ in range(sources._MAX_CALLS)]
-        for _ in hanging:
-            assert await asyncio.to_thread(started.acquire, timeout=60)
+        hanging_tasks = [
+            asyncio.ensure_future(sources._run(hang)) for _ in range(sources._MAX_CALLS)
+        ]
+        for _ in hanging_tasks:
+            assert await asyncio.to_thread(started_calls.acquire, timeout=60)
         # Whoever waited has given up, but the threads are taken.
-        hanging[0].cancel()
+        hanging_tasks[0].cancel()
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 await sources._run(hang)
     finally:
         release.set()
-    await asyncio.wait(hanging)
+    await asyncio.wait(hanging_tasks)
 
-    async def answers() -> bool:
+    async def can_call() -> bool:
         try:
             return await sources._run(lambda: True)
         except TimeoutError:
             return False
 
-    assert await eventually(answers)
+    assert await eventually(can_call)

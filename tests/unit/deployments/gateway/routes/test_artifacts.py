@@ -97,11 +97,11 @@ async def test_a_thumbnail_is_a_small_webp_that_never_changes(client: httpx.Asyn
     assert Image.open(BytesIO(response.content)).size == (100, 50)
     assert "immutable" in response.headers["cache-control"]
     etag = response.headers["etag"]
-    again = await client.get(url, params={"w": 100}, headers={"if-none-match": etag})
-    assert (again.status_code, again.content) == (304, b"")
+    repeated_response = await client.get(url, params={"w": 100}, headers={"if-none-match": etag})
+    assert (repeated_response.status_code, repeated_response.content) == (304, b"")
     assert (await client.get(url)).headers["etag"] != etag
-    wide = await client.get(url, params={"w": 1024})
-    assert Image.open(BytesIO(wide.content)).size == (400, 200)
+    wide_thumbnail = await client.get(url, params={"w": 1024})
+    assert Image.open(BytesIO(wide_thumbnail.content)).size == (400, 200)
 
 
 @pytest.mark.parametrize(
@@ -156,19 +156,19 @@ async def test_an_impossible_thumbnail_is_refused(
 
 
 async def test_a_link_returns_one_file_to_anybody(client: httpx.AsyncClient) -> None:
-    url, other = await upload(client, png(400, 200)), await upload(client, b"other")
+    url, other_url = await upload(client, png(400, 200)), await upload(client, b"other")
     link = (await client.post(f"{url}/link", json={"expires_in": 60})).json()
-    nobody = {"x-owner": ""}
-    response = await client.get(link["url"], headers=nobody)
+    no_owner = {"x-owner": ""}
+    response = await client.get(link["url"], headers=no_owner)
     assert (response.status_code, response.content) == (200, png(400, 200))
-    small = await client.get(link["url"], params={"w": 64}, headers=nobody)
-    assert Image.open(BytesIO(small.content)).size == (64, 32)
-    assert small.headers["cache-control"] == "private, max-age=3600"
-    tampered = link["url"].replace(".", ".x", 1)
-    assert (await client.get(tampered, headers=nobody)).status_code == 401
-    assert (await client.get(other, headers=nobody)).status_code == 401
+    small_thumbnail = await client.get(link["url"], params={"w": 64}, headers=no_owner)
+    assert Image.open(BytesIO(small_thumbnail.content)).size == (64, 32)
+    assert small_thumbnail.headers["cache-control"] == "private, max-age=3600"
+    tampered_url = link["url"].replace(".", ".x", 1)
+    assert (await client.get(tampered_url, headers=no_owner)).status_code == 401
+    assert (await client.get(other_url, headers=no_owner)).status_code == 401
     assert (await client.delete(url)).status_code == 204
-    assert (await client.get(link["url"], headers=nobody)).status_code == 404
+    assert (await client.get(link["url"], headers=no_owner)).status_code == 404
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 86_401, "60", 1.5, None])
@@ -194,8 +194,8 @@ async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient
     assert page["artifacts"][0]["job"] is None
     assert (await client.delete(urls[1])).status_code == 204
     parameters = {"cursor": page["next_cursor"]}
-    rest = (await client.get("/artifacts", params=parameters)).json()
-    assert [artifact["url"] for artifact in rest["artifacts"]] == [urls[0]]
+    second_page = (await client.get("/artifacts", params=parameters)).json()
+    assert [artifact["url"] for artifact in second_page["artifacts"]] == [urls[0]]
     for method in ("GET", "DELETE"):
         response = await client.request(method, urls[1])
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
@@ -203,26 +203,30 @@ async def test_files_are_listed_until_they_are_deleted(client: httpx.AsyncClient
     assert (response.status_code, response.json()["field"]) == (400, "offset")
     response = await client.get("/artifacts", params={"cursor": "nonsense"})
     assert (response.status_code, response.json()["field"]) == (400, "cursor")
-    other = await client.get("/artifacts", headers={"x-owner": "bob"})
-    assert other.json() == {"artifacts": [], "next_cursor": None}
+    others_response = await client.get("/artifacts", headers={"x-owner": "bob"})
+    assert others_response.json() == {"artifacts": [], "next_cursor": None}
 
 
 async def test_an_event_token_reads_files_of_its_job_and_nothing_else(
     client: httpx.AsyncClient, store: ArtifactStore
 ) -> None:
     url = await upload(client, png(100, 80))
-    uploaded = await store.get("ann", url.rpartition("/")[2])
-    own = replace(uploaded, id="art_" + "1" * 32)
-    await store.add(own, owner="ann", job_id="j")
-    path, token = f"/artifacts/{own.id}", {"x-job": "j"}
+    uploaded_artifact = await store.get("ann", url.rpartition("/")[2])
+    artifact_of_job = replace(uploaded_artifact, id="art_" + "1" * 32)
+    await store.add(artifact_of_job, owner="ann", job_id="j")
+    path, token = f"/artifacts/{artifact_of_job.id}", {"x-job": "j"}
     for params in ({}, {"w": 64}):
         response = await client.get(path, params=params, headers=token)
         assert response.status_code == 200
         assert response.headers["referrer-policy"] == "no-referrer"
         assert response.headers["cross-origin-resource-policy"] == "cross-origin"
         assert response.headers["cache-control"] == "private, max-age=3600"
-    for other, headers in ((path, {"x-job": "k"}), (url, token), (path, {**token, "x-owner": "b"})):
-        response = await client.get(other, headers=headers)
+    for other_url, headers in (
+        (path, {"x-job": "k"}),
+        (url, token),
+        (path, {**token, "x-owner": "b"}),
+    ):
+        response = await client.get(other_url, headers=headers)
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
     for response in (
         await client.get("/artifacts", headers=token),
@@ -235,18 +239,18 @@ async def test_an_event_token_reads_files_of_its_job_and_nothing_else(
 
 
 async def test_favourites_are_marked_and_listed(client: httpx.AsyncClient) -> None:
-    marked, other = [await upload(client, png(64 + number, 64)) for number in range(2)]
+    marked_url, other_url = [await upload(client, png(64 + number, 64)) for number in range(2)]
     for _ in range(2):
-        assert (await client.put(f"{marked}/favourite")).status_code == 204
+        assert (await client.put(f"{marked_url}/favourite")).status_code == 204
 
     async def find(**query: str) -> list[tuple[str, bool]]:
         response = await client.get("/artifacts", params=query)
         return [(item["url"], item["favourite"]) for item in response.json()["artifacts"]]
 
-    assert await find(favourite="true") == [(marked, True)]
-    assert await find(favourite="false") == [(other, False)]
-    assert await find() == [(other, False), (marked, True)]
-    assert (await client.delete(f"{marked}/favourite")).status_code == 204
+    assert await find(favourite="true") == [(marked_url, True)]
+    assert await find(favourite="false") == [(other_url, False)]
+    assert await find() == [(other_url, False), (marked_url, True)]
+    assert (await client.delete(f"{marked_url}/favourite")).status_code == 204
     assert await find(favourite="true") == []
     assert await find(template="swatch") == await find(user="u") == []
     assert await find(**{"metadata.project": "dawn"}) == []
@@ -254,12 +258,12 @@ async def test_favourites_are_marked_and_listed(client: httpx.AsyncClient) -> No
 
 async def test_a_favourite_of_another_tenant_is_not_found(client: httpx.AsyncClient) -> None:
     url = await upload(client, png(64, 64))
-    stranger = {"x-owner": "bob"}
+    other_owner = {"x-owner": "bob"}
     for method in ("PUT", "DELETE"):
-        response = await client.request(method, f"{url}/favourite", headers=stranger)
+        response = await client.request(method, f"{url}/favourite", headers=other_owner)
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
-    listed = (await client.get("/artifacts")).json()["artifacts"]
-    assert [item["favourite"] for item in listed] == [False]
+    listed_artifacts = (await client.get("/artifacts")).json()["artifacts"]
+    assert [item["favourite"] for item in listed_artifacts] == [False]
 
 
 JOB = "00000000-0000-4000-8000-00000000000a"
@@ -272,9 +276,9 @@ async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.As
     body = {"artifacts": [ids[2], ids[0], ids[2]], "name": "../shots/day 1"}
     link = (await client.post("/artifacts/archive", json=body)).json()
     assert (link["files"], link["url"].rpartition("/")[2]) == (2, "day%201.zip")
-    nobody = {"x-owner": ""}
-    head = await client.head(link["url"], headers=nobody)
-    response = await client.get(link["url"], headers=nobody)
+    no_owner = {"x-owner": ""}
+    head = await client.head(link["url"], headers=no_owner)
+    response = await client.get(link["url"], headers=no_owner)
     assert (head.status_code, response.status_code) == (200, 200)
     for name, value in {
         "content-length": str(link["size"]),
@@ -288,10 +292,10 @@ async def test_an_archive_has_the_chosen_files_and_needs_no_key(client: httpx.As
     with ZipFile(BytesIO(response.content)) as archive:
         assert archive.namelist() == ["upload.png", "upload (2).png"]
         assert [archive.read(name) for name in archive.namelist()] == [contents[2], contents[0]]
-    tampered = link["url"].replace(".", ".x", 1)
-    assert (await client.get(tampered, headers=nobody)).status_code == 401
+    tampered_url = link["url"].replace(".", ".x", 1)
+    assert (await client.get(tampered_url, headers=no_owner)).status_code == 401
     assert (await client.delete(urls[0])).status_code == 204
-    assert (await client.get(link["url"], headers=nobody)).status_code == 404
+    assert (await client.get(link["url"], headers=no_owner)).status_code == 404
 
 
 async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
@@ -307,8 +311,8 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
     assert (response.status_code, response.json()["field"]) == (400, "job")
     for number in range(3):
         url = await upload(client, b"%d" % number)
-        uploaded = await store.get("ann", url.rpartition("/")[2])
-        artifact = replace(uploaded, id=f"art_{3 - number:032x}", name="a.txt")
+        uploaded_artifact = await store.get("ann", url.rpartition("/")[2])
+        artifact = replace(uploaded_artifact, id=f"art_{3 - number:032x}", name="a.txt")
         await store.add(artifact, owner="ann", job_id=JOB)
     link = (await client.post("/artifacts/archive", json={"job": JOB})).json()
     assert link["url"].endswith(f"/{JOB}.zip")
@@ -319,10 +323,12 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
             "a (2).txt": b"1",
             "a (3).txt": b"2",
         }
-    other = await client.post("/artifacts/archive", json={"job": JOB}, headers={"x-owner": "bob"})
-    assert (other.status_code, other.json()["code"]) == (404, "job_not_found")
-    nul = await client.post("/artifacts/archive", json={"job": "a\0"})
-    assert (nul.status_code, nul.json()["field"]) == (400, "job")
+    others_response = await client.post(
+        "/artifacts/archive", json={"job": JOB}, headers={"x-owner": "bob"}
+    )
+    assert (others_response.status_code, others_response.json()["code"]) == (404, "job_not_found")
+    nul_response = await client.post("/artifacts/archive", json={"job": "a\0"})
+    assert (nul_response.status_code, nul_response.json()["field"]) == (400, "job")
     for table, column in ((artifacts_table, "job_id"), (jobs_table, "id")):
         await database.execute(sa.delete(table).where(table.c[column] == JOB))
     response = await client.get(link["url"], headers={"x-owner": ""})
@@ -330,11 +336,11 @@ async def test_an_archive_of_a_job_has_all_its_files_in_their_order(
 
 
 async def test_other_tenants_files_are_in_no_archive(client: httpx.AsyncClient) -> None:
-    mine = (await upload(client, b"x")).rpartition("/")[2]
-    body = {"artifacts": [mine]}
-    other = await client.post("/artifacts/archive", json=body, headers={"x-owner": "bob"})
-    unknown = await client.post("/artifacts/archive", json={"artifacts": [mine, "nonsense"]})
-    for response in (other, unknown):
+    own_id = (await upload(client, b"x")).rpartition("/")[2]
+    body = {"artifacts": [own_id]}
+    others_response = await client.post("/artifacts/archive", json=body, headers={"x-owner": "bob"})
+    unknown = await client.post("/artifacts/archive", json={"artifacts": [own_id, "nonsense"]})
+    for response in (others_response, unknown):
         assert (response.status_code, response.json()["code"]) == (404, "artifact_not_found")
 
 

@@ -31,7 +31,9 @@ async def test_an_error_ends_the_stream_as_the_gatekeepers_errors_do() -> None:
     [text] = [text async for text in _format_events(fail(), "r1")]
     expected = render_error_event(error, "r1", "/jobs/j/events", "text/event-stream")
     assert expected is not None
-    sent, gatekeepers = (part.rpartition("data: ")[2] for part in (text, expected.decode()))
-    assert json.loads(sent) == json.loads(gatekeepers)
-    StreamError.model_validate_json(sent)
+    sent_data, gatekeeper_data = (
+        part.rpartition("data: ")[2] for part in (text, expected.decode())
+    )
+    assert json.loads(sent_data) == json.loads(gatekeeper_data)
+    StreamError.model_validate_json(sent_data)
     assert "event: error\n" in text

@@ -58,10 +58,10 @@ class Socket:
     def __init__(self) -> None:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.stuck = False
+        self.is_stuck = False
 
     async def send(self, message: Any) -> None:
-        if self.stuck and message["type"] == "websocket.send":
+        if self.is_stuck and message["type"] == "websocket.send":
             await asyncio.Event().wait()
         await self.outgoing.put(message)
 
@@ -73,7 +73,7 @@ class Socket:
 
 
 @asynccontextmanager
-async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
+async def connect_socket(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
     app = FastAPI()
     app.include_router(websocket_routes(cast(PromptNotifiers, notifier), 1_000))
     request = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
@@ -83,19 +83,19 @@ async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIter
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
     }  # fmt: skip
     socket = Socket()
-    socket.stuck = stuck
+    socket.is_stuck = stuck
     socket.incoming.put_nowait({"type": "websocket.connect"})
-    serving = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
+    serving_task = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
     assert (await socket.next_message())["type"] == "websocket.accept"
     yield socket
     socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
-    await asyncio.wait_for(serving, _SECONDS)
+    await asyncio.wait_for(serving_task, _SECONDS)
     assert notifier.stopped.is_set(), "the notifier of a disconnected client must stop"
 
 
 async def test_messages_are_sent_to_the_client() -> None:
     notifier = FakeNotifier(["text", b"picture"])
-    async with connected(notifier) as socket:
+    async with connect_socket(notifier) as socket:
         assert notifier.arguments == ("ada", "c")
         assert (await socket.next_message())["text"] == "text"
         assert (await socket.next_message())["bytes"] == b"picture"
@@ -103,7 +103,7 @@ async def test_messages_are_sent_to_the_client() -> None:
 
 async def test_the_first_message_may_carry_feature_flags() -> None:
     notifier = FakeNotifier([])
-    async with connected(notifier) as socket:
+    async with connect_socket(notifier) as socket:
         socket.client_sends(_FLAGS)
         message = json.loads((await socket.next_message())["text"])
         assert message["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
@@ -113,11 +113,11 @@ async def test_the_first_message_may_carry_feature_flags() -> None:
     assert notifier.supports_preview_metadata, "later messages are ignored"
 
 
-@pytest.mark.parametrize("first", ["hello", {"type": "other"}, {**_FLAGS, "data": None}])
-async def test_other_first_messages_are_ignored(first: Any) -> None:
+@pytest.mark.parametrize("first_message", ["hello", {"type": "other"}, {**_FLAGS, "data": None}])
+async def test_other_first_messages_are_ignored(first_message: Any) -> None:
     notifier = FakeNotifier([])
-    async with connected(notifier) as socket:
-        socket.client_sends(first)
+    async with connect_socket(notifier) as socket:
+        socket.client_sends(first_message)
         socket.client_sends(_FLAGS)
     assert not notifier.supports_preview_metadata
 
@@ -129,7 +129,7 @@ async def test_a_client_that_does_not_keep_up_is_disconnected(
     monkeypatch.setattr("deployments.gateway.routes.comfy_api.websocket._SEND_SECONDS", 0.05)
     # The client reads nothing, or it reads too slowly.
     notifier = FakeNotifier(["text"] if stuck else [SlowConsumer("too slow")])
-    async with connected(notifier, stuck=stuck) as socket:
-        closed = await socket.next_message()
-    assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
-    assert closed["reason"] == "slow_consumer"
+    async with connect_socket(notifier, stuck=stuck) as socket:
+        close_message = await socket.next_message()
+    assert (close_message["type"], close_message["code"]) == ("websocket.close", 1013)
+    assert close_message["reason"] == "slow_consumer"
