@@ -50,7 +50,7 @@ def render_cost(page: str) -> dict[str, tuple[float, float]]:
 
 
 def _read_row(page: str, row_name: str) -> list[list[float]]:
-    """Return the numbers in the table row that begins with ``row_name``."""
+    """Return the numbers in the page's table row that begins with ``row_name``, by cell."""
     [line] = [line for line in page.splitlines() if line.startswith(f"| {row_name}")]
     cells = line.strip("|").split(" | ")[1:]
     return [[float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)] for cell in cells]

@@ -78,7 +78,7 @@ class Outcome:
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """Return the smallest value such that the share ``share`` of all values is not above it."""
+    """Return the smallest value such that at least ``share`` of all values is not larger."""
     sorted_values = sorted(values)
     return sorted_values[min(len(sorted_values) - 1, math.ceil(share * len(sorted_values)) - 1)]
 

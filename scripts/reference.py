@@ -128,8 +128,8 @@ def _command_section(name: str, command: Command) -> Iterator[str]:
     yield inspect.cleandoc(command.help or "")
     yield ""
     for parameter in (*arguments, *options):
-        yield f"- {_option_names(parameter)}: {getattr(parameter, 'help', '') or ''}"
-        f"{_parameter_default(parameter)}"
+        help_text = getattr(parameter, "help", "") or ""
+        yield f"- {_option_names(parameter)}: {help_text}{_parameter_default(parameter)}"
     if arguments or options:
         yield ""
 

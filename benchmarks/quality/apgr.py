@@ -15,7 +15,7 @@ _SHARES = 10
 
 
 def recovered(expected_gains: Sequence[float], truths: Sequence[float]) -> list[float]:
-    """Return the recovered parts of the gap if 0, 10, … 100 % go to the expensive model.
+    """Return which part of the quality gap is recovered if 0, 10, … 100 % use the expensive model.
 
     Args:
         expected_gains: expected gain of quality by prompt.

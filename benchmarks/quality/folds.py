@@ -94,7 +94,7 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def limit_labels(splits: Iterable[Split], labels: int, draw_count: int) -> list[Split]:
-    """Return each split ``draw_count`` times, with only ``labels`` random prompts to learn from."""
+    """Return ``draw_count`` smaller splits per split, with only ``labels`` rows to learn from."""
     return [
         (training_rows[draw * labels : (draw + 1) * labels], test_rows)
         for training_rows, test_rows in splits
