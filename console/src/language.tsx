@@ -47,10 +47,15 @@ export function useStrings<S>(catalogue: Catalogue<S>): S {
   return catalogue[useLanguage().language];
 }
 
+// Shared by all components: making a format's eleven parts takes a browser longer than a row of a table.
+const formats = new Map<Language, Format>();
+
 /** Return functions that write numbers, money and times as the chosen language does. */
-export function useFormat() {
+export function useFormat(): Format {
   const { language } = useLanguage();
-  return useMemo(() => newFormat(language), [language]);
+  const format = formats.get(language) ?? newFormat(language);
+  formats.set(language, format);
+  return format;
 }
 
 export type Format = ReturnType<typeof newFormat>;

@@ -1,6 +1,6 @@
 /** Shows the files of the tenant, and what can be done with them. */
 
-import { Alert, Button, Card, Checkbox, Group, Paper, SimpleGrid, Skeleton, Text } from "@mantine/core";
+import { Alert, Button, Card, Group, Paper, SimpleGrid, Skeleton } from "@mantine/core";
 import { useState } from "react";
 import { Link, useSearchParams } from "wouter";
 
@@ -8,6 +8,7 @@ import { hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
+import { Check } from "#/components/plain";
 import { useFormat, useStrings } from "#/language";
 
 import { Compare } from "./compare";
@@ -18,6 +19,8 @@ import { SelectionBar } from "./selection-bar";
 import { strings } from "./strings";
 import { type PictureFile, Thumbnail } from "./thumbnail";
 import { Viewer } from "./viewer";
+
+const CARD = `${Card.classes.root} ${Paper.classes.root} picture`;
 
 export default function GalleryPage() {
   const t = useStrings(strings);
@@ -106,15 +109,18 @@ function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps
   const t = useStrings(strings);
   const format = useFormat();
   return (
-    <Card withBorder padding="xs" role="listitem" bg={isSelected ? "var(--mantine-primary-color-light)" : undefined}>
-      <Card.Section><Thumbnail file={file} onOpen={onOpen} /></Card.Section>
-      <Group justify="space-between" wrap="nowrap" gap={6} mt={8}>
-        <Checkbox size="xs" checked={isSelected} onChange={onSelect} aria-label={t.select(file.name)} />
-        <Text size="xs" c="dimmed" truncate flex={1} title={file.name}>
+    <div
+      role="listitem" className={CARD} data-with-border data-orientation="vertical"
+      style={isSelected ? { background: "var(--mantine-primary-color-light)" } : undefined}
+    >
+      <div className={Card.classes.section} data-orientation="vertical"><Thumbnail file={file} onOpen={onOpen} /></div>
+      <div className="line picture-acts">
+        <Check isSmall checked={isSelected} onChange={onSelect} aria-label={t.select(file.name)} />
+        <span className="text-xs dimmed truncate" title={file.name}>
           {file.created_at ? format.ago(file.created_at) : file.name}
-        </Text>
+        </span>
         {mayWrite && <FavouriteButton file={file} />}
-      </Group>
-    </Card>
+      </div>
+    </div>
   );
 }
