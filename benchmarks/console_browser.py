@@ -20,7 +20,8 @@ _WATCH = """
 window.paintedAt = null;
 const isComplete = () => {
   const { headings, rows } = window.wanted;
-  if (document.querySelector(".mantine-Skeleton-root[data-visible], .mantine-Loader-root")) return false;
+  // A button that has loaded more still fades its own loader out.
+  if (document.querySelector(".mantine-Skeleton-root[data-visible], .mantine-Loader-root:not(button *)")) return false;
   const shown = new Set([...document.querySelectorAll("h2, h3")].map((one) => one.textContent));
   return headings.every((name) => shown.has(name)) &&
     Object.entries(rows).every(([selector, count]) => document.querySelectorAll(selector).length >= count);
@@ -85,7 +86,7 @@ LISTS = (
     ),
     Opening(
         name="usage", start="/account", role="link", click="Usage",
-        wanted=Wanted(rows={"main .recharts-surface": 1, _ROWS: 3}),
+        wanted=Wanted(rows={"main [role=img]": 1, _ROWS: 3}),
     ),
 )  # fmt: skip
 # What shows the next page of a list, whose rows replace or follow those of the first.

@@ -12,7 +12,7 @@ import { Router } from "wouter";
 import { ApiError } from "#/api/errors";
 import { App } from "#/app";
 import { LanguageProvider } from "#/language";
-import { preloadPage } from "#/pages";
+import { preloadAddress } from "#/pages";
 import { theme } from "#/theme";
 
 const nonce = document.querySelector<HTMLMetaElement>("meta[name=csp-nonce]")?.content ?? "";
@@ -29,7 +29,7 @@ const queries = new QueryClient({
   },
 });
 
-preloadPage(location.pathname.replace(/^\/console/, ""));
+preloadAddress(location.pathname.replace(/^\/console/, ""));
 
 createRoot(document.getElementById("root")!).render(
   <StrictMode>

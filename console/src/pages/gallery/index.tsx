@@ -1,7 +1,7 @@
 /** Shows the files of the tenant, and what can be done with them. */
 
 import { Alert, Button, Card, Group, Paper, SimpleGrid, Skeleton } from "@mantine/core";
-import { useState } from "react";
+import { memo, useCallback, useState } from "react";
 import { Link, useSearchParams } from "wouter";
 
 import { hasScope, useCaller } from "#/api/session";
@@ -31,6 +31,9 @@ export default function GalleryPage() {
   const [opened, setOpened] = useState<PictureFile | null>(null);
   const [selected, setSelected] = useState<Record<string, PictureFile>>({});
   const [compares, setCompares] = useState(false);
+  const toggle = useCallback((file: PictureFile) => {
+    setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
+  }, []);
   if (!caller) return null;
   const files = gallery.data?.pages.flatMap((page) => page.artifacts) ?? [];
   const chosen = Object.values(selected);
@@ -44,7 +47,6 @@ export default function GalleryPage() {
       return old;
     }, { replace: true });
   };
-  const toggle = (file: PictureFile) => setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
   return (
     <>
       <PageHeader title={t.title} />
@@ -70,7 +72,7 @@ export default function GalleryPage() {
         {files.map((file) => (
           <PictureCard
             key={file.id} file={file} isSelected={file.id in selected} mayWrite={hasScope(caller, "jobs:write")}
-            onSelect={() => toggle(file)} onOpen={() => setOpened(file)}
+            onSelect={toggle} onOpen={setOpened}
           />
         ))}
       </SimpleGrid>
@@ -101,11 +103,12 @@ interface CardProps {
   file: PictureFile;
   isSelected: boolean;
   mayWrite: boolean;
-  onSelect: () => void;
-  onOpen: () => void;
+  onSelect: (file: PictureFile) => void;
+  onOpen: (file: PictureFile) => void;
 }
 
-function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps) {
+/** Drawn again only when its file changes: the pages of a list that grows are many. */
+const PictureCard = memo(function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps) {
   const t = useStrings(strings);
   const format = useFormat();
   return (
@@ -113,9 +116,9 @@ function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps
       role="listitem" className={CARD} data-with-border data-orientation="vertical"
       style={isSelected ? { background: "var(--mantine-primary-color-light)" } : undefined}
     >
-      <div className={Card.classes.section} data-orientation="vertical"><Thumbnail file={file} onOpen={onOpen} /></div>
+      <div className={Card.classes.section} data-orientation="vertical"><Thumbnail file={file} onOpen={() => onOpen(file)} /></div>
       <div className="line picture-acts">
-        <Check isSmall checked={isSelected} onChange={onSelect} aria-label={t.select(file.name)} />
+        <Check isSmall checked={isSelected} onChange={() => onSelect(file)} aria-label={t.select(file.name)} />
         <span className="text-xs dimmed truncate" title={file.name}>
           {file.created_at ? format.ago(file.created_at) : file.name}
         </span>
@@ -123,4 +126,4 @@ function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps
       </div>
     </div>
   );
-}
+});
