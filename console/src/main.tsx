@@ -10,6 +10,7 @@ import { createRoot } from "react-dom/client";
 import { Router } from "wouter";
 
 import { ApiError } from "#/api/errors";
+import { prefetchCaller } from "#/api/session";
 import { App } from "#/app";
 import { LanguageProvider } from "#/language";
 import { preloadAddress } from "#/pages";
@@ -29,6 +30,7 @@ const queries = new QueryClient({
   },
 });
 
+prefetchCaller(queries);
 preloadAddress(location.pathname.replace(/^\/console/, ""));
 
 createRoot(document.getElementById("root")!).render(

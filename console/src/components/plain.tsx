@@ -12,14 +12,12 @@ export const CELL = Table.classes.td;
 export const ROW = { className: Table.classes.tr, "data-with-row-border": true };
 
 const FOCUS = "mantine-focus-auto";
-const { root, input, icon } = Checkbox.classes;
-const CHECKBOX = { "--checkbox-radius": "var(--mantine-radius-sm)" } as CSSProperties;
-const SMALL = { ...CHECKBOX, "--checkbox-size": "var(--checkbox-size-xs)" } as CSSProperties;
+const { inner, input, icon } = Checkbox.classes;
 
 /** A checkbox without a visible label. */
 export function Check({ isSmall, ...rest }: { isSmall?: boolean; "aria-label": string } & ComponentProps<"input">) {
   return (
-    <div className={`${root} ${Checkbox.classes.inner}`} data-variant="filled" style={isSmall ? SMALL : CHECKBOX}>
+    <div className={`${inner} check`} data-small={isSmall}>
       <input type="checkbox" className={`${FOCUS} ${input}`} {...rest} />
       <svg viewBox="0 0 10 7" aria-hidden="true" className={icon}>
         <path d="M4 4.586L1.707 2.293A1 1 0 1 0 .293 3.707l3 3a.997.997 0 0 0 1.414 0l5-5A1 1 0 1 0 8.293.293L4 4.586z" fill="currentColor" />

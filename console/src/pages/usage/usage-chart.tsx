@@ -71,7 +71,7 @@ export function UsageChart({ groups, measure, from, last }: Props) {
               />
             ))}
             {index % every === 0 && (
-              <span className="usage-label" data-second={index % (2 * every) > 0 || undefined}>{label}</span>
+              <span className="usage-label" data-extra={index % (3 * every) > 0 || undefined}>{label}</span>
             )}
           </div>
         ))}
