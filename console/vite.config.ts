@@ -13,6 +13,9 @@ export default defineConfig({
     // Inlined files would be data: URLs, which the page's policy allows for pictures only.
     assetsInlineLimit: 0,
     chunkSizeWarningLimit: 700,
+    // One file of styles, and few of scripts: each costs a request, and a page that is opened waits for its last.
+    cssCodeSplit: false,
+    rollupOptions: { output: { experimentalMinChunkSize: 20_000 } },
   },
   // `npx vite --config console/vite.config.ts` with a running stack: pages change as they are edited.
   server: {

@@ -3,16 +3,17 @@
 import { AppShell, Burger, Center, Group, Loader, NavLink, ScrollArea, Title } from "@mantine/core";
 import { useDisclosure } from "@mantine/hooks";
 import { useQueryClient } from "@tanstack/react-query";
-import { Component, type ReactNode, Suspense, useEffect } from "react";
+import { Component, type ReactNode, useEffect } from "react";
 import { Link, Redirect, Route, Switch, useLocation } from "wouter";
 
 import { type Caller, hasScope, keepSession, useCaller, watchSession } from "#/api/session";
 import { AccountMenu } from "#/components/account-menu";
 import { ErrorAlert } from "#/components/error-alert";
 import { useFocusKeeper, useFocusOnNavigation } from "#/components/focus";
+import { LoadedPage } from "#/components/loaded-page";
 import { NotFound } from "#/components/not-found";
 import { useLanguage, useStrings } from "#/language";
-import { PAGES } from "#/pages";
+import { PAGES, preloadInRest, preloadPage } from "#/pages";
 import { SignIn } from "#/pages/sign-in";
 import { OpenIdReturn } from "#/pages/sign-in/openid";
 import { ResetPassword } from "#/pages/sign-in/reset";
@@ -53,6 +54,7 @@ function Frame({ caller }: { caller: Caller }) {
   useFocusOnNavigation(location);
   const pages = PAGES.filter(({ scopes, reads }) =>
     scopes.some((scope) => hasScope(caller, scope)) && (reads === undefined || hasScope(caller, reads)));
+  useEffect(() => preloadInRest(pages), []);
   const current = pages.find((page) => location === page.path || location.startsWith(`${page.path}/`));
   useEffect(() => {
     document.title = current ? `${current.title[language]} · Moyin` : "Moyin";
@@ -80,6 +82,7 @@ function Frame({ caller }: { caller: Caller }) {
             <NavLink
               key={page.path} component={Link} href={page.path} label={page.title[language]}
               leftSection={<page.icon size={18} stroke={1.6} aria-hidden />}
+              onPointerEnter={() => preloadPage(page)} onFocus={() => preloadPage(page)}
               active={page === current} aria-current={page === current ? "page" : undefined}
             />
           ))}
@@ -90,16 +93,14 @@ function Frame({ caller }: { caller: Caller }) {
       </AppShell.Navbar>
       <AppShell.Main id="content" tabIndex={-1}>
         <Boundary location={location}>
-          <Suspense fallback={<Center h={200}><Loader /></Center>}>
-            <Switch>
-              <Route path="/"><Redirect to={pages[0]?.path ?? "/account"} replace /></Route>
-              {pages.map((page) => (
-                // Switch reads the paths of its own children only.
-                <Route key={page.path} path={page.path} nest={page.nested}><page.component /></Route>
-              ))}
-              <Route><NotFound /></Route>
-            </Switch>
-          </Suspense>
+          <Switch>
+            <Route path="/"><Redirect to={pages[0]?.path ?? "/account"} replace /></Route>
+            {pages.map((page) => (
+              // Switch reads the paths of its own children only.
+              <Route key={page.path} path={page.path} nest={page.nested}><LoadedPage key={page.path} page={page} /></Route>
+            ))}
+            <Route><NotFound /></Route>
+          </Switch>
         </Boundary>
       </AppShell.Main>
     </AppShell>

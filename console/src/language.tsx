@@ -47,45 +47,58 @@ export function useStrings<S>(catalogue: Catalogue<S>): S {
   return catalogue[useLanguage().language];
 }
 
+// Shared by all components: a browser needs longer to make a format than to draw a row of a table.
+const formats = new Map<Language, Format>();
+
 /** Return functions that write numbers, money and times as the chosen language does. */
-export function useFormat() {
+export function useFormat(): Format {
   const { language } = useLanguage();
-  return useMemo(() => newFormat(language), [language]);
+  const format = formats.get(language) ?? newFormat(language);
+  formats.set(language, format);
+  return format;
 }
 
 export type Format = ReturnType<typeof newFormat>;
 
+/** Return a function that makes a value when it is first needed. */
+function makeOnce<T extends object>(make: () => T): () => T {
+  let made: T | undefined;
+  return () => (made ??= make());
+}
+
 function newFormat(language: Language) {
   const number = new Intl.NumberFormat(language, { maximumFractionDigits: 1 });
-  const money = new Intl.NumberFormat(language, {
+  const money = makeOnce(() => new Intl.NumberFormat(language, {
     style: "currency", currency: "USD", minimumFractionDigits: 2, maximumFractionDigits: 4,
-  });
-  const smallMoney = new Intl.NumberFormat(language, { style: "currency", currency: "USD", maximumSignificantDigits: 2 });
+  }));
+  const smallMoney = makeOnce(() => new Intl.NumberFormat(language, {
+    style: "currency", currency: "USD", maximumSignificantDigits: 2,
+  }));
   const bytes = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"].map((unit) => (
-    new Intl.NumberFormat(language, { maximumFractionDigits: 1, style: "unit", unit })
+    makeOnce(() => new Intl.NumberFormat(language, { maximumFractionDigits: 1, style: "unit", unit }))
   ));
-  const moment = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" });
-  const languages = new Intl.DisplayNames(language, { type: "language" });
-  const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
+  const moment = makeOnce(() => new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" }));
+  const languages = makeOnce(() => new Intl.DisplayNames(language, { type: "language" }));
+  const relative = makeOnce(() => new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" }));
   return {
     /** The name of a language by its ISO 639 code. */
-    languageName: (code: string) => languages.of(code) ?? code,
+    languageName: (code: string) => languages().of(code) ?? code,
     number: (value: number) => number.format(value),
     /** Below a cent the first two digits count: a call may cost some millionths of a dollar, and is not free. */
-    usd: (value: number) => (value !== 0 && Math.abs(value) < 0.01 ? smallMoney : money).format(value),
+    usd: (value: number) => (value !== 0 && Math.abs(value) < 0.01 ? smallMoney : money)().format(value),
     bytes: (value: number) => {
       const power = Math.min(bytes.length - 1, Math.max(0, Math.floor(Math.log10(Math.max(1, value)) / 3)));
-      return bytes[power]!.format(value / 1000 ** power);
+      return bytes[power]!().format(value / 1000 ** power);
     },
     /** A date with its time; `value` is an ISO 8601 text. */
-    time: (value: string) => moment.format(new Date(value)),
+    time: (value: string) => moment().format(new Date(value)),
     /** How long ago, or in how long, from now. */
     ago: (value: string) => {
       const seconds = (Date.parse(value) - Date.now()) / 1000;
       for (const [unit, size] of [["day", 86_400], ["hour", 3_600], ["minute", 60]] as const) {
-        if (Math.abs(seconds) >= size) return relative.format(Math.round(seconds / size), unit);
+        if (Math.abs(seconds) >= size) return relative().format(Math.round(seconds / size), unit);
       }
-      return relative.format(Math.round(seconds), "second");
+      return relative().format(Math.round(seconds), "second");
     },
     seconds: (value: number) => {
       const { second, minute, hour } = UNITS[language];

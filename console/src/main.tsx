@@ -1,4 +1,4 @@
-import "@mantine/core/styles.css";
+import "./mantine";
 import "@mantine/notifications/styles.css";
 import "./style.css";
 
@@ -10,9 +10,10 @@ import { createRoot } from "react-dom/client";
 import { Router } from "wouter";
 
 import { ApiError } from "#/api/errors";
+import { prefetchCaller } from "#/api/session";
 import { App } from "#/app";
 import { LanguageProvider } from "#/language";
-import { preloadPage } from "#/pages";
+import { preloadAddress } from "#/pages";
 import { theme } from "#/theme";
 
 const nonce = document.querySelector<HTMLMetaElement>("meta[name=csp-nonce]")?.content ?? "";
@@ -29,7 +30,8 @@ const queries = new QueryClient({
   },
 });
 
-preloadPage(location.pathname.replace(/^\/console/, ""));
+prefetchCaller(queries);
+preloadAddress(location.pathname.replace(/^\/console/, ""));
 
 createRoot(document.getElementById("root")!).render(
   <StrictMode>

@@ -4,7 +4,7 @@ import {
   type Icon, IconBrain, IconBrush, IconLayoutDashboard, IconListDetails, IconMessages, IconPhoto, IconReportMoney,
   IconServerCog, IconUserCircle, IconUsers,
 } from "@tabler/icons-react";
-import { type ComponentType, lazy, type LazyExoticComponent } from "react";
+import type { ComponentType } from "react";
 
 import type { Catalogue } from "#/language";
 
@@ -18,65 +18,98 @@ export interface Page {
   scopes: readonly string[];
   /** Needed besides. */
   reads?: string;
-  component: LazyExoticComponent<ComponentType>;
-  load: Load;
-}
-
-type Load = () => Promise<{ default: ComponentType }>;
-
-function loaded(load: Load): Pick<Page, "component" | "load"> {
-  return { component: lazy(load), load };
+  load: () => Promise<{ default: ComponentType }>;
 }
 
 export const PAGES: readonly Page[] = [
   {
     path: "/overview", title: { en: "Overview", ja: "概要" }, icon: IconLayoutDashboard, scopes: ["jobs:read"],
-    ...loaded(() => import("#/pages/overview")),
+    load: () => import("#/pages/overview"),
   },
   {
     path: "/jobs", nested: true, title: { en: "Jobs", ja: "ジョブ" }, icon: IconListDetails, scopes: ["jobs:read"],
-    ...loaded(() => import("#/pages/jobs")),
+    load: () => import("#/pages/jobs"),
   },
   {
     path: "/render", title: { en: "Render", ja: "レンダー" }, icon: IconBrush, scopes: ["jobs:write"],
     reads: "jobs:read",
-    ...loaded(() => import("#/pages/render")),
+    load: () => import("#/pages/render"),
   },
   {
     path: "/gallery", title: { en: "Gallery", ja: "ギャラリー" }, icon: IconPhoto, scopes: ["jobs:read"],
-    ...loaded(() => import("#/pages/gallery")),
+    load: () => import("#/pages/gallery"),
   },
   {
     path: "/chat", title: { en: "Chat", ja: "チャット" }, icon: IconMessages, scopes: ["text"],
-    ...loaded(() => import("#/pages/chat")),
+    load: () => import("#/pages/chat"),
   },
   {
     path: "/models", title: { en: "Models", ja: "モデル" }, icon: IconBrain, scopes: ["text", "jobs:read"],
-    ...loaded(() => import("#/pages/models")),
+    load: () => import("#/pages/models"),
   },
   {
     path: "/people", nested: true, title: { en: "People", ja: "メンバー管理" }, icon: IconUsers,
     scopes: ["org:read", "org:admin", "operator"],
-    ...loaded(() => import("#/pages/people")),
+    load: () => import("#/pages/people"),
   },
   {
     path: "/usage", title: { en: "Usage", ja: "使用量" }, icon: IconReportMoney, scopes: ["text"],
-    ...loaded(() => import("#/pages/usage")),
+    load: () => import("#/pages/usage"),
   },
   {
     path: "/operate", title: { en: "Operate", ja: "運用" }, icon: IconServerCog, scopes: ["operator"],
-    ...loaded(() => import("#/pages/operate")),
+    load: () => import("#/pages/operate"),
   },
   {
     path: "/account", title: { en: "My account", ja: "アカウント" }, icon: IconUserCircle,
     scopes: ["jobs:read", "jobs:write", "text", "player", "operator", "org:read", "org:admin", "keys"],
-    ...loaded(() => import("#/pages/account")),
+    load: () => import("#/pages/account"),
   },
 ];
 
-/** Begin to load the page of an address, while it is not known yet who is signed in. */
-export function preloadPage(path: string): void {
-  const page = PAGES.find((one) => path.startsWith(one.path)) ?? PAGES[0];
+const components = new Map<Page, ComponentType>();
+// Pages that may be opened next are loaded once the first one has its data.
+const REST_MILLISECONDS = 1_000;
+
+/** Return a page's component if it is loaded. */
+export function findComponent(page: Page): ComponentType | undefined {
+  return components.get(page);
+}
+
+export async function loadComponent(page: Page): Promise<ComponentType> {
+  const { default: component } = await page.load();
+  components.set(page, component);
+  return component;
+}
+
+/** Begin to load a page that is likely to be shown. */
+export function preloadPage(page: Page): void {
   // A failure is shown where the page is rendered, which loads it again.
-  page?.load().catch(() => undefined);
+  if (!components.has(page)) loadComponent(page).catch(() => undefined);
+}
+
+/** Begin to load the page of an address, while it is not known yet who is signed in. */
+export function preloadAddress(path: string): void {
+  preloadPage(PAGES.find((one) => path.startsWith(one.path)) ?? PAGES[0]!);
+}
+
+/** Load pages one by one while the browser has nothing else to do; return a function that stops this. */
+export function preloadInRest(pages: readonly Page[]): () => void {
+  let timer: ReturnType<typeof setTimeout>;
+  let isStopped = false;
+  const next = async ([page, ...rest]: readonly Page[]) => {
+    if (page === undefined || isStopped) return;
+    await loadComponent(page).catch(() => undefined);
+    wait(rest);
+  };
+  const wait = (rest: readonly Page[]) => {
+    // Safari has no idle callbacks.
+    if ("requestIdleCallback" in window) requestIdleCallback(() => void next(rest));
+    else timer = setTimeout(() => void next(rest), REST_MILLISECONDS);
+  };
+  timer = setTimeout(() => wait(pages), REST_MILLISECONDS);
+  return () => {
+    isStopped = true;
+    clearTimeout(timer);
+  };
 }

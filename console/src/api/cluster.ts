@@ -3,7 +3,7 @@
 import type { components } from "#api/gateway";
 import type { components as modelsComponents } from "#api/models";
 import { type QueryKey, useQuery, useQueryClient } from "@tanstack/react-query";
-import { useCallback, useEffect, useState } from "react";
+import { useCallback, useEffect, useLayoutEffect, useState } from "react";
 
 import { body, gateway, models } from "./client";
 import { renewSession } from "./session";
@@ -61,7 +61,8 @@ export function useOverview(isOperator: boolean) {
   const showCluster = useShow<Cluster>(KEY);
   const showBackends = useShow<ModelsSchemas["BackendsBody"]>(BACKENDS_KEY, backends.refetch);
   const showUsage = useShow<Month>(USAGE_KEY, usage.refetch);
-  useEffect(() => {
+  // Before the first paint, which needs none of it.
+  useLayoutEffect(() => {
     const stream = new ClusterStream(
       { cluster: showCluster, backends: showBackends, usage: showUsage }, setReconnecting,
     );

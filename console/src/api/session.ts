@@ -1,7 +1,7 @@
 /** Signs in and out; cookies that scripts cannot read carry the session. */
 
 import type { components } from "#api/accounts";
-import { type QueryClient, skipToken, useQuery, useQueryClient } from "@tanstack/react-query";
+import { type QueryClient, queryOptions, skipToken, useQuery, useQueryClient } from "@tanstack/react-query";
 
 import { ApiError, readError } from "./errors";
 
@@ -64,8 +64,16 @@ export function hasScope(caller: Caller, scope: string): boolean {
 
 /** Return who is signed in: `null` if nobody is. */
 export function useCaller() {
-  const queries = useQueryClient();
-  return useQuery({
+  return useQuery(buildCallerQuery(useQueryClient()));
+}
+
+/** Ask who is signed in before anything is drawn, which takes as long. */
+export function prefetchCaller(queries: QueryClient): void {
+  void queries.prefetchQuery(buildCallerQuery(queries));
+}
+
+function buildCallerQuery(queries: QueryClient) {
+  return queryOptions({
     queryKey: ["caller"],
     staleTime: 60_000,
     refetchInterval: RENEW_MILLISECONDS,

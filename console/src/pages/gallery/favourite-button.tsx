@@ -1,6 +1,6 @@
-import { ActionIcon } from "@mantine/core";
 import { IconStar, IconStarFilled } from "@tabler/icons-react";
 
+import { IconButton } from "#/components/plain";
 import { useStrings } from "#/language";
 
 import { useFavourite } from "./data";
@@ -14,13 +14,12 @@ export function FavouriteButton({ file, onChange }: { file: PictureFile; onChang
   const isFavourite = file.favourite === true;
   const Icon = isFavourite ? IconStarFilled : IconStar;
   return (
-    <ActionIcon
-      variant="subtle" size="sm" flex="none" loading={change.isPending} aria-pressed={isFavourite}
-      color={isFavourite ? "yellow.7" : "gray"}
+    <IconButton
+      aria-pressed={isFavourite} aria-busy={change.isPending}
       aria-label={isFavourite ? t.removeFavourite(file.name) : t.addFavourite(file.name)}
       onClick={() => change.mutate({ id: file.id, favourite: !isFavourite }, { onSuccess: () => onChange?.(!isFavourite) })}
     >
-      <Icon size={16} />
-    </ActionIcon>
+      <Icon size={16} color={isFavourite ? "var(--mantine-color-yellow-7)" : undefined} />
+    </IconButton>
   );
 }

@@ -1,13 +1,14 @@
 /** Shows the files of the tenant, and what can be done with them. */
 
-import { Alert, Button, Card, Checkbox, Group, Paper, SimpleGrid, Skeleton, Text } from "@mantine/core";
-import { useState } from "react";
+import { Alert, Button, Card, Group, Paper, SimpleGrid, Skeleton } from "@mantine/core";
+import { memo, useCallback, useState } from "react";
 import { Link, useSearchParams } from "wouter";
 
 import { hasScope, useCaller } from "#/api/session";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
+import { Check } from "#/components/plain";
 import { useFormat, useStrings } from "#/language";
 
 import { Compare } from "./compare";
@@ -19,6 +20,8 @@ import { strings } from "./strings";
 import { type PictureFile, Thumbnail } from "./thumbnail";
 import { Viewer } from "./viewer";
 
+const CARD = `${Card.classes.root} ${Paper.classes.root} picture`;
+
 export default function GalleryPage() {
   const t = useStrings(strings);
   const [search, setSearch] = useSearchParams();
@@ -28,6 +31,9 @@ export default function GalleryPage() {
   const [opened, setOpened] = useState<PictureFile | null>(null);
   const [selected, setSelected] = useState<Record<string, PictureFile>>({});
   const [compares, setCompares] = useState(false);
+  const toggle = useCallback((file: PictureFile) => {
+    setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
+  }, []);
   if (!caller) return null;
   const files = gallery.data?.pages.flatMap((page) => page.artifacts) ?? [];
   const chosen = Object.values(selected);
@@ -41,7 +47,6 @@ export default function GalleryPage() {
       return old;
     }, { replace: true });
   };
-  const toggle = (file: PictureFile) => setSelected(({ [file.id]: known, ...rest }) => (known ? rest : { ...rest, [file.id]: file }));
   return (
     <>
       <PageHeader title={t.title} />
@@ -67,7 +72,7 @@ export default function GalleryPage() {
         {files.map((file) => (
           <PictureCard
             key={file.id} file={file} isSelected={file.id in selected} mayWrite={hasScope(caller, "jobs:write")}
-            onSelect={() => toggle(file)} onOpen={() => setOpened(file)}
+            onSelect={toggle} onOpen={setOpened}
           />
         ))}
       </SimpleGrid>
@@ -98,23 +103,27 @@ interface CardProps {
   file: PictureFile;
   isSelected: boolean;
   mayWrite: boolean;
-  onSelect: () => void;
-  onOpen: () => void;
+  onSelect: (file: PictureFile) => void;
+  onOpen: (file: PictureFile) => void;
 }
 
-function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps) {
+/** Drawn again only when its file changes: the pages of a list that grows are many. */
+const PictureCard = memo(function PictureCard({ file, isSelected, mayWrite, onSelect, onOpen }: CardProps) {
   const t = useStrings(strings);
   const format = useFormat();
   return (
-    <Card withBorder padding="xs" role="listitem" bg={isSelected ? "var(--mantine-primary-color-light)" : undefined}>
-      <Card.Section><Thumbnail file={file} onOpen={onOpen} /></Card.Section>
-      <Group justify="space-between" wrap="nowrap" gap={6} mt={8}>
-        <Checkbox size="xs" checked={isSelected} onChange={onSelect} aria-label={t.select(file.name)} />
-        <Text size="xs" c="dimmed" truncate flex={1} title={file.name}>
+    <div
+      role="listitem" className={CARD} data-with-border data-orientation="vertical"
+      style={isSelected ? { background: "var(--mantine-primary-color-light)" } : undefined}
+    >
+      <div className={Card.classes.section} data-orientation="vertical"><Thumbnail file={file} onOpen={() => onOpen(file)} /></div>
+      <div className="line picture-acts">
+        <Check isSmall checked={isSelected} onChange={() => onSelect(file)} aria-label={t.select(file.name)} />
+        <span className="text-xs dimmed truncate" title={file.name}>
           {file.created_at ? format.ago(file.created_at) : file.name}
-        </Text>
+        </span>
         {mayWrite && <FavouriteButton file={file} />}
-      </Group>
-    </Card>
+      </div>
+    </div>
   );
-}
+});

@@ -1,9 +1,9 @@
 /** A small picture of a file, which opens the large one. */
 
-import { AspectRatio, Center, Image, Stack, Text, UnstyledButton } from "@mantine/core";
 import { IconFile, IconMusic, IconPlayerPlay, IconPhotoOff } from "@tabler/icons-react";
 import { useState } from "react";
 
+import { PlainButton } from "#/components/plain";
 import { useStrings } from "#/language";
 
 import { strings } from "./strings";
@@ -33,23 +33,16 @@ export function Thumbnail({ file, onOpen }: { file: PictureFile; onOpen: () => v
   const [hasFailed, setHasFailed] = useState(false);
   const hasPicture = (isPicture(file) || isVideo(file)) && !hasFailed;
   return (
-    <UnstyledButton onClick={onOpen} aria-label={t.open(file.name)} display="block" w="100%">
-      <AspectRatio ratio={1} bg="var(--mantine-color-default-hover)" pos="relative">
-        {hasPicture ? (
-          <Image
-            src={`${file.url}?w=384`} alt="" fit="contain" loading="lazy" decoding="async" radius={0}
-            onError={() => setHasFailed(true)}
-          />
-        ) : (
-          <Center>
-            <Stack align="center" gap={4}>
-              <FileIcon file={file} />
-              <Text size="xs" c="dimmed">{file.media_type}</Text>
-            </Stack>
-          </Center>
-        )}
-      </AspectRatio>
-    </UnstyledButton>
+    <PlainButton onClick={onOpen} aria-label={t.open(file.name)} className="thumbnail">
+      {hasPicture ? (
+        <img src={`${file.url}?w=384`} alt="" loading="lazy" decoding="async" onError={() => setHasFailed(true)} />
+      ) : (
+        <>
+          <FileIcon file={file} />
+          <span className="text-xs dimmed">{file.media_type}</span>
+        </>
+      )}
+    </PlainButton>
   );
 }
 

@@ -1,5 +1,4 @@
-import { Badge } from "@mantine/core";
-
+import { DotBadge } from "#/components/plain";
 import { useStrings } from "#/language";
 
 import { strings } from "./strings";
@@ -7,5 +6,5 @@ import { type JobStatus, STATUS_COLOURS } from "./types";
 
 export function StatusBadge({ status }: { status: JobStatus }) {
   const t = useStrings(strings);
-  return <Badge color={STATUS_COLOURS[status]} variant="dot" tt="none" style={{ flexShrink: 0 }}>{t[status]}</Badge>;
+  return <DotBadge color={STATUS_COLOURS[status]}>{t[status]}</DotBadge>;
 }

@@ -1,6 +1,6 @@
 /** Shows the audit log with filters, and saves what they select. */
 
-import { Button, Code, Group, Select, Skeleton, Stack, Table, Text, TextInput } from "@mantine/core";
+import { Button, Code, Group, Select, Skeleton, Stack, Table, TextInput } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
 import { notifications } from "@mantine/notifications";
 import { IconDownload } from "@tabler/icons-react";
@@ -15,12 +15,15 @@ import { downloadCsv, downloadJson } from "#/components/download";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { MoreButton } from "#/components/more-button";
+import { CELL, ROW } from "#/components/plain";
 import { useFormat, useStrings } from "#/language";
 import type { Tenant } from "#/pages/people/organisation-choice";
 import { strings } from "#/pages/people/strings";
 
 type Entry = components["schemas"]["AuditEntry"];
 const PAGE = 50;
+const NAME = { maxWidth: 200 };
+const DETAILS = { maxWidth: 360, wordBreak: "break-word" } as const;
 const EXPORT_PAGE = 200;
 const MAX_EXPORTED = 10_000;
 const NO_FILTER = { action: "", actor: "", target: "", from: "", to: "" };
@@ -135,20 +138,20 @@ function AuditRow({ entry, actor, target }: { entry: Entry; actor: string | unde
   const t = useStrings(strings);
   const format = useFormat();
   return (
-    <Table.Tr>
-      <Table.Td><Text size="sm" style={{ whiteSpace: "nowrap" }}>{format.time(entry.at)}</Text></Table.Td>
-      <Table.Td>
-        <Text size="sm" truncate maw={200} title={entry.actor}>{actor ?? entry.actor}</Text>
-        {entry.address && <Text size="xs" c="dimmed" title={t.address}>{entry.address}</Text>}
-      </Table.Td>
-      <Table.Td><Code>{entry.action}</Code></Table.Td>
-      <Table.Td><Text size="sm" truncate maw={200} title={entry.target}>{target ?? entry.target}</Text></Table.Td>
-      <Table.Td>
-        <Text size="xs" style={{ wordBreak: "break-word" }} maw={360}>
+    <tr {...ROW}>
+      <td className={`${CELL} no-wrap`}>{format.time(entry.at)}</td>
+      <td className={CELL}>
+        <p className="text-sm truncate" style={NAME} title={entry.actor}>{actor ?? entry.actor}</p>
+        {entry.address && <p className="text-xs dimmed" title={t.address}>{entry.address}</p>}
+      </td>
+      <td className={CELL}><Code>{entry.action}</Code></td>
+      <td className={CELL}><p className="text-sm truncate" style={NAME} title={entry.target}>{target ?? entry.target}</p></td>
+      <td className={CELL}>
+        <p className="text-xs" style={DETAILS}>
           {Object.entries(entry.details).map(([name, value]) => `${name}: ${show(value)}`).join(" · ")}
-        </Text>
-      </Table.Td>
-    </Table.Tr>
+        </p>
+      </td>
+    </tr>
   );
 }
 

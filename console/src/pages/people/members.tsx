@@ -1,9 +1,9 @@
 /** Lists members and service accounts, with what an administrator may do to each. */
 
-import { ActionIcon, Badge, Button, Group, Menu, Skeleton, Stack, Table, Text, TextInput, VisuallyHidden } from "@mantine/core";
+import { Badge, Button, Group, Menu, Skeleton, Stack, Table, TextInput, VisuallyHidden } from "@mantine/core";
 import { useDebouncedValue } from "@mantine/hooks";
 import { notifications } from "@mantine/notifications";
-import { IconDots, IconRobot, IconSearch, IconUserPlus } from "@tabler/icons-react";
+import { IconRobot, IconSearch, IconUserPlus } from "@tabler/icons-react";
 import { useInfiniteQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 
@@ -16,6 +16,8 @@ import { Confirm } from "#/components/confirm";
 import { EmptyState } from "#/components/empty-state";
 import { ErrorAlert } from "#/components/error-alert";
 import { MoreButton } from "#/components/more-button";
+import { CELL, DotBadge, ROW } from "#/components/plain";
+import { RowMenu, RowMenuButton } from "#/components/row-menu";
 import { type Secret, SecretDialog } from "#/components/secret-dialog";
 import { useFormat, useStrings } from "#/language";
 import { AddService, ChangeRole, Invite } from "#/pages/people/member-dialogs";
@@ -23,6 +25,8 @@ import type { Tenant } from "#/pages/people/organisation-choice";
 import { strings } from "#/pages/people/strings";
 
 export type Member = components["schemas"]["UserBody"];
+const NAME = { maxWidth: 260, fontWeight: 500 };
+const EMAIL = { maxWidth: 280 };
 type Act = "role" | "limits" | "key" | "disable";
 
 export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) {
@@ -31,6 +35,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
   const [search, setSearch] = useState("");
   const [text] = useDebouncedValue(search, 250);
   const [adding, setAdding] = useState<"member" | "service" | null>(null);
+  const [menu, setMenu] = useState<{ member: Member; button: HTMLElement } | null>(null);
   const [act, setAct] = useState<{ act: Act; member: Member } | null>(null);
   const [secret, setSecret] = useState<Secret | null>(null);
   const [error, setError] = useState<Error | null>(null);
@@ -110,27 +115,29 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
             </Table.Thead>
             <Table.Tbody>
               {members.map((one) => (
-                <Row key={one.id} member={one} isSelf={one.id === caller.account?.id}>
-                  {administers && (
-                    <>
-                      <Menu.Item onClick={() => setAct({ act: "role", member: one })}>{t.changeRole}</Menu.Item>
-                      <Menu.Item onClick={() => setAct({ act: "limits", member: one })}>{t.showLimits}</Menu.Item>
-                      {one.kind === "service" && tenant.id === caller.owner && hasScope(caller, "keys") && (
-                        <Menu.Item onClick={() => setAct({ act: "key", member: one })}>{t.newKey}</Menu.Item>
-                      )}
-                      {one.kind === "member" && !one.disabled && (
-                        <Menu.Item onClick={() => attempt(inviteAgain(one))}>{t.inviteAgain}</Menu.Item>
-                      )}
-                      {one.disabled
-                        ? <Menu.Item onClick={() => attempt(setDisabled(one, false))}>{t.enable}</Menu.Item>
-                        : <Menu.Item color="red" onClick={() => setAct({ act: "disable", member: one })}>{t.disable}</Menu.Item>}
-                    </>
-                  )}
-                </Row>
+                <Row
+                  key={one.id} member={one} isSelf={one.id === caller.account?.id} hasMenu={menu?.member.id === one.id}
+                  onActs={administers ? (button) => setMenu(menu?.member.id === one.id ? null : { member: one, button }) : undefined}
+                />
               ))}
             </Table.Tbody>
           </Table>
         </Table.ScrollContainer>
+      )}
+      {menu && (
+        <RowMenu button={menu.button} onClose={() => setMenu(null)}>
+          <Menu.Item onClick={() => setAct({ act: "role", member: menu.member })}>{t.changeRole}</Menu.Item>
+          <Menu.Item onClick={() => setAct({ act: "limits", member: menu.member })}>{t.showLimits}</Menu.Item>
+          {menu.member.kind === "service" && tenant.id === caller.owner && hasScope(caller, "keys") && (
+            <Menu.Item onClick={() => setAct({ act: "key", member: menu.member })}>{t.newKey}</Menu.Item>
+          )}
+          {menu.member.kind === "member" && !menu.member.disabled && (
+            <Menu.Item onClick={() => attempt(inviteAgain(menu.member))}>{t.inviteAgain}</Menu.Item>
+          )}
+          {menu.member.disabled
+            ? <Menu.Item onClick={() => attempt(setDisabled(menu.member, false))}>{t.enable}</Menu.Item>
+            : <Menu.Item color="red" onClick={() => setAct({ act: "disable", member: menu.member })}>{t.disable}</Menu.Item>}
+        </RowMenu>
       )}
       <MoreButton list={list} />
       <Invite opened={adding === "member"} onClose={() => setAdding(null)} organisation={tenant.id} onInvited={showInvitation} />
@@ -154,34 +161,35 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
   );
 }
 
-function Row({ member, isSelf, children }: { member: Member; isSelf: boolean; children: React.ReactNode }) {
+interface RowProps {
+  member: Member;
+  isSelf: boolean;
+  hasMenu: boolean;
+  /** Opens or closes the menu of the row beside its button; undefined where the caller may do nothing. */
+  onActs: ((button: HTMLElement) => void) | undefined;
+}
+
+function Row({ member, isSelf, hasMenu, onActs }: RowProps) {
   const t = useStrings(strings);
   const format = useFormat();
   const name = member.name || member.email || member.id;
   return (
-    <Table.Tr>
-      <Table.Td>
-        <Group gap="xs" wrap="nowrap">
-          <Text size="sm" fw={500} truncate maw={260} title={name}>{name}</Text>
+    <tr {...ROW} data-hover>
+      <td className={CELL}>
+        <div className="line" style={{ flexWrap: "nowrap" }}>
+          <p className="text-sm truncate" style={NAME} title={name}>{name}</p>
           {isSelf && <Badge size="xs" variant="outline">{t.you}</Badge>}
-        </Group>
-        <Text size="xs" c="dimmed" truncate maw={280}>{member.kind === "service" ? t.service : member.email}</Text>
-      </Table.Td>
-      <Table.Td><Text size="sm">{member.role && t.roles[member.role]}</Text></Table.Td>
-      <Table.Td>
-        <Badge variant="dot" color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</Badge>
-      </Table.Td>
-      <Table.Td><Text size="sm">{format.ago(member.created_at)}</Text></Table.Td>
-      <Table.Td ta="right">
-        {children && (
-          <Menu position="bottom-end">
-            <Menu.Target>
-              <ActionIcon variant="subtle" color="gray" aria-label={t.actionsOf(name)}><IconDots size={16} /></ActionIcon>
-            </Menu.Target>
-            <Menu.Dropdown>{children}</Menu.Dropdown>
-          </Menu>
-        )}
-      </Table.Td>
-    </Table.Tr>
+        </div>
+        <p className="text-xs dimmed truncate" style={EMAIL}>{member.kind === "service" ? t.service : member.email}</p>
+      </td>
+      <td className={CELL}>{member.role && t.roles[member.role]}</td>
+      <td className={CELL}>
+        <DotBadge color={member.disabled ? "gray" : "teal"} isUpper>{member.disabled ? t.disabled : t.active}</DotBadge>
+      </td>
+      <td className={CELL}>{format.ago(member.created_at)}</td>
+      <td className={`${CELL} end`}>
+        {onActs && <RowMenuButton label={t.actionsOf(name)} isOpen={hasMenu} onClick={onActs} />}
+      </td>
+    </tr>
   );
 }

@@ -2,7 +2,7 @@
 
 import { Group, Paper, SegmentedControl, Select, SimpleGrid, Skeleton, Stack, Text, TextInput, Title } from "@mantine/core";
 import { keepPreviousData, useQuery } from "@tanstack/react-query";
-import { lazy, Suspense, useState } from "react";
+import { useState } from "react";
 
 import type { components } from "#api/models";
 import { body, models } from "#/api/client";
@@ -13,11 +13,11 @@ import { ErrorAlert } from "#/components/error-alert";
 import { PageHeader } from "#/components/page-header";
 import { useFormat, useStrings } from "#/language";
 import { strings } from "#/pages/usage/strings";
+import { UsageChart } from "#/pages/usage/usage-chart";
 import { UsageTable } from "#/pages/usage/usage-table";
 
 export type GroupBy = components["schemas"]["GroupBy"];
 type Report = components["schemas"]["UsageReport"];
-const UsageChart = lazy(() => import("#/pages/usage/usage-chart"));
 const RANGES = ["7", "30", "90"];
 export const MEASURES = ["cost", "calls", "tokens"] as const;
 
@@ -98,9 +98,7 @@ export default function UsagePage() {
                     data={MEASURES.map((value) => ({ value, label: t[value] }))}
                   />
                 </Group>
-                <Suspense fallback={<Skeleton height={260} />}>
-                  <UsageChart groups={report.groups} measure={measure} from={from} last={last} />
-                </Suspense>
+                <UsageChart groups={report.groups} measure={measure} from={from} last={last} />
               </Paper>
               <Paper withBorder p="md">
                 <Group justify="space-between" mb="sm" align="end">

@@ -1,18 +1,20 @@
 /** Shows the sums of one property as a table, and saves them. */
 
-import { Button, Group, Stack, Table, Text } from "@mantine/core";
+import { Button, Group, Stack, Table } from "@mantine/core";
 import { IconDownload } from "@tabler/icons-react";
 
 import type { components } from "#api/models";
 import { type Caller, hasScope } from "#/api/session";
 import { useKeyNames, useNames } from "#/components/access/names";
 import { downloadCsv } from "#/components/download";
+import { CELL, ROW } from "#/components/plain";
 import { useFormat, useStrings } from "#/language";
 import type { GroupBy } from "#/pages/usage";
 import { strings } from "#/pages/usage/strings";
 
 type Row = components["schemas"]["GroupBody"];
 const SHOWN = 500;
+const NAME = { maxWidth: 280 };
 
 interface Props {
   report: components["schemas"]["UsageReport"];
@@ -61,10 +63,10 @@ export function UsageTable({ report, group, caller, owner, name }: Props) {
           </Table.Thead>
           <Table.Tbody>
             {report.groups.slice(0, SHOWN).map((row) => (
-              <Table.Tr key={row[group] ?? ""}>
-                <Table.Td><Text size="sm" truncate maw={280} title={row[group] ?? ""}>{describe(row)}</Text></Table.Td>
-                {cells(row).map((value, index) => <Table.Td key={heads[index]} ta="right">{value}</Table.Td>)}
-              </Table.Tr>
+              <tr key={row[group] ?? ""} {...ROW} data-hover>
+                <td className={CELL}><p className="text-sm truncate" style={NAME} title={row[group] ?? ""}>{describe(row)}</p></td>
+                {cells(row).map((value, index) => <td key={heads[index]} className={`${CELL} end`}>{value}</td>)}
+              </tr>
             ))}
           </Table.Tbody>
           <Table.Tfoot>

@@ -1,12 +1,17 @@
-import { Anchor, Badge, Box, Checkbox, Group, Progress, Stack, Table, Text } from "@mantine/core";
+import { Anchor, Progress, Text } from "@mantine/core";
 import { IconApi, IconMessage, IconPhoto, IconRoute } from "@tabler/icons-react";
 import { Link } from "wouter";
 
-import { useFormat, useStrings } from "#/language";
+import { Check, CELL, ROW, Tag } from "#/components/plain";
+import { type Format, useFormat, useStrings } from "#/language";
 
 import { StatusBadge } from "../status-badge";
-import { strings } from "../strings";
+import { strings, type Strings } from "../strings";
 import { ERROR_TEXT, type Job, type Kind, runSeconds, shortId } from "../types";
+
+const LINK = `mantine-focus-auto ${Anchor.classes.root} text-sm no-wrap job-link`;
+const WIDE_CELL = `${CELL} text-sm mantine-visible-from-sm`;
+const SELECTED = { background: "var(--mantine-color-default-hover)" };
 
 interface Props {
   job: Job;
@@ -18,56 +23,55 @@ interface Props {
 export function JobRow({ job, selected, onSelect }: Props) {
   const t = useStrings(strings);
   const format = useFormat();
+  const duration = describeDuration(job, t, format);
+  const ago = format.ago(job.created_at);
+  const metadata = Object.entries(job.metadata).slice(0, 4);
   return (
-    <Table.Tr bg={selected ? "var(--mantine-color-default-hover)" : undefined}>
+    <tr {...ROW} style={selected ? SELECTED : undefined}>
       {selected !== undefined && (
-        <Table.Td w={40}>
-          <Checkbox
+        <td className={CELL}>
+          <Check
             aria-label={t.select(shortId(job.id))} checked={selected}
             onChange={(event) => onSelect(event.currentTarget.checked)}
           />
-        </Table.Td>
+        </td>
       )}
-      <Table.Td w={64}><Thumbnail job={job} /></Table.Td>
-      <Table.Td>
-        <Stack gap={4}>
-          <Group gap="xs">
-            <Anchor component={Link} href={`/${job.id}`} size="sm" fw={600} style={{ whiteSpace: "nowrap" }}>
-              {t[job.kind as Kind]} <Text span ff="monospace" size="xs">{shortId(job.id)}</Text>
-            </Anchor>
+      <td className={CELL}><Thumbnail job={job} /></td>
+      <td className={CELL}>
+        <div className="lines">
+          <div className="line">
+            <Link href={`/${job.id}`} className={LINK} data-underline="hover">
+              {t[job.kind as Kind]} <code className="text-xs job-id">{shortId(job.id)}</code>
+            </Link>
             <StatusBadge status={job.status} />
-          </Group>
-          <Group gap={4}>
-            {Object.entries(job.metadata).slice(0, 4).map(([key, value]) => (
-              <Badge key={key} size="sm" variant="default" tt="none" maw="min(220px, 100%)">{key}: {value}</Badge>
-            ))}
-            {job.steps > 1 && (
-              <Text size="xs" c="dimmed">{job.kind === "render" ? t.renders(job.steps) : t.steps(job.steps)}</Text>
-            )}
-          </Group>
+          </div>
+          {(metadata.length > 0 || job.steps > 1) && (
+            <div className="line" style={{ gap: 4 }}>
+              {metadata.map(([key, value]) => <Tag key={key}>{key}: {value}</Tag>)}
+              {job.steps > 1 && (
+                <span className="text-xs dimmed">{job.kind === "render" ? t.renders(job.steps) : t.steps(job.steps)}</span>
+              )}
+            </div>
+          )}
           {job.error && <Text size="xs" c={ERROR_TEXT} lineClamp={1} style={{ overflowWrap: "anywhere" }}>{job.error.message}</Text>}
-          <Text size="xs" c="dimmed" hiddenFrom="sm">{format.ago(job.created_at)} · <Duration job={job} /></Text>
+          <p className="text-xs dimmed mantine-hidden-from-sm">{ago} · {duration}</p>
           {job.status === "running" && (
             <Progress
               value={(100 * job.progress.value) / Math.max(1, job.progress.max)} size="sm" aria-label={t.progress}
               maw={260}
             />
           )}
-        </Stack>
-      </Table.Td>
-      <Table.Td visibleFrom="sm" w={215}><Text size="sm" style={{ whiteSpace: "nowrap" }} title={format.ago(job.created_at)}>{format.time(job.created_at)}</Text></Table.Td>
-      <Table.Td visibleFrom="sm" w={130}><Text size="sm"><Duration job={job} /></Text></Table.Td>
-      <Table.Td visibleFrom="sm" w={100} ta="right">
-        <Text size="sm">{job.cost_usd > 0 ? format.usd(job.cost_usd) : "–"}</Text>
-      </Table.Td>
-    </Table.Tr>
+        </div>
+      </td>
+      <td className={`${WIDE_CELL} no-wrap`} title={ago}>{format.time(job.created_at)}</td>
+      <td className={WIDE_CELL}>{duration}</td>
+      <td className={`${WIDE_CELL} end`}>{job.cost_usd > 0 ? format.usd(job.cost_usd) : "–"}</td>
+    </tr>
   );
 }
 
 /** How long a job ran; of a waiting one its place. */
-function Duration({ job }: { job: Job }) {
-  const t = useStrings(strings);
-  const format = useFormat();
+function describeDuration(job: Job, t: Strings, format: Format): string {
   if (job.status === "queued") {
     const waiting = job.queued_for === null ? t.queued : format.seconds(job.queued_for);
     return job.position === null ? waiting : `${t.place(job.position)} · ${waiting}`;
@@ -82,15 +86,10 @@ function Thumbnail({ job }: { job: Job }) {
   const Icon = ICONS[job.kind as Kind];
   const picture = job.artifacts.find((file) => /^(image|video)\//.test(file.media_type));
   return (
-    <Box
-      w={48} h={48} bg="var(--mantine-color-default-hover)"
-      style={{ display: "grid", placeItems: "center", borderRadius: "var(--mantine-radius-sm)", overflow: "hidden" }}
-    >
+    <div className="job-thumbnail">
       {picture
-        ? <img
-            src={`${picture.url}?w=96`} alt="" width={48} height={48} loading="lazy" style={{ objectFit: "cover" }}
-          />
+        ? <img src={`${picture.url}?w=96`} alt="" width={48} height={48} loading="lazy" style={{ objectFit: "cover" }} />
         : <Icon size={22} stroke={1.4} color="var(--mantine-color-dimmed)" aria-hidden />}
-    </Box>
+    </div>
   );
 }

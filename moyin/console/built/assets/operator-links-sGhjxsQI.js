@@ -1,1 +1,0 @@
-import{d as e,K as t,h as n,M as r,D as o}from"./index-DUP2hL0S.js";function i(){const{data:s}=e();return t({queryKey:["cluster-links"],enabled:s?n(s,"operator"):!1,staleTime:1/0,queryFn:()=>r(o.GET("/cluster/links"))}).data}function u(s){const{hostname:a}=new URL(s);return a==="localhost"||a==="[::1]"||a.startsWith("127.")}export{u as i,i as u};

@@ -1,1 +1,0 @@
-import{bd as r}from"./index-DUP2hL0S.js";function u(){const{language:t}=r(),n=new Intl.NumberFormat(t,{style:"currency",currency:"USD",maximumSignificantDigits:3,minimumSignificantDigits:1});return e=>n.format(e)}function i(){const{language:t}=r(),n=new Intl.NumberFormat(t,{style:"percent"});return e=>n.format(e)}export{u as a,i as u};
