@@ -17,7 +17,9 @@ interface ButtonProps {
 export function RowMenuButton({ label, isOpen, onClick }: ButtonProps) {
   return (
     <IconButton
-      aria-label={label} aria-haspopup="menu" aria-expanded={isOpen} id={isOpen ? `${MENU}-target` : undefined}
+      aria-label={label} aria-haspopup="menu" aria-expanded={isOpen}
+      // As Mantine names the button and the list of a menu.
+      id={isOpen ? MENU : undefined} aria-controls={isOpen ? `${MENU}-dropdown` : undefined}
       onClick={(event) => onClick(event.currentTarget)}
     >
       <IconDots size={16} aria-hidden />
