@@ -137,7 +137,8 @@ class Pages:
 
         From the second round on, the scripts are in the browser's cache; the lists never are.
         """
-        first, following = [], []
+        first: list[float] = []
+        following: list[float] = []
         with self.signed_in() as context:
             for _ in range(rounds):
                 page = _open(context, f"{self._url}/console{opening.start}", opening.wanted)
