@@ -124,9 +124,8 @@ function sum(values: readonly number[]): number {
   return values.reduce((total, value) => total + value, 0);
 }
 
-/** Place the values of a day beside its bar, where there is more room. */
+/** Place the values of a day above its bar, and not beyond the ends of the chart. */
 function placeTip(index: number, count: number) {
-  return index < count / 2
-    ? { left: `calc(${(100 * (index + 1)) / count}% + 8px)` }
-    : { right: `calc(${(100 * (count - index)) / count}% + 8px)` };
+  const percent = (100 * (index + 0.5)) / count;
+  return { left: `${percent}%`, transform: `translateX(-${percent}%)` };
 }
