@@ -83,11 +83,11 @@ def contest(farm: Farm, peer_servers: PeerServers) -> list[Result]:
 
     Gateways that are compared take turns in every round, together with direct calls of the mock.
     """
-    direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
+    direct_calls = direct(peer_servers.mock, peer_servers.mock_pid)
     with peers_of(peer_servers.mock) as peers:
-        main_results = _compare([direct_gateway, moyin(farm, MOYIN), *peers], memory=True)
+        main_results = _compare([direct_calls, moyin(farm, MOYIN), *peers], memory=True)
         scale(farm, 2)
-        two_replica_results = _compare([direct_gateway, moyin(farm, MOYIN_TWO)])
+        two_replica_results = _compare([direct_calls, moyin(farm, MOYIN_TWO)])
     return [*main_results[:2], two_replica_results[1], *main_results[2:]]
 
 
@@ -96,9 +96,9 @@ def duel(farm: Farm, peer_servers: PeerServers) -> list[Result]:
 
     They take turns in every round, together with direct calls of the mock.
     """
-    direct_gateway = direct(peer_servers.mock, peer_servers.mock_pid)
+    direct_calls = direct(peer_servers.mock, peer_servers.mock_pid)
     with tensorzero(peer_servers.mock) as peer_gateway:
-        gateways = [direct_gateway, moyin(farm, MOYIN), peer_gateway]
+        gateways = [direct_calls, moyin(farm, MOYIN), peer_gateway]
         return _compare(
             gateways, connections=_DUEL_CONNECTIONS, streams=_DUEL_STREAMS, all_streams=True
         )

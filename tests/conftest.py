@@ -114,7 +114,7 @@ def gateway(
     """Run a whole farm that all tests share; each test must leave it unchanged."""
     folder = tmp_path_factory.mktemp("stack")
     # Short, so that a render can outlast it.
-    with RunningStack(folder, farm_env(comfyui, folder, drain_timeout=2)).living() as stack:
+    with RunningStack(folder, farm_env(comfyui, folder, drain_timeout=2)).running() as stack:
         pytestconfig.stash[_FARM] = stack
         yield stack
 

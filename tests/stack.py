@@ -58,7 +58,7 @@ class RunningStack:
         }
 
     @contextmanager
-    def living(self) -> Iterator[Self]:
+    def running(self) -> Iterator[Self]:
         """Run the stack during the block, and remove all of it afterwards."""
         try:
             self.run("up")
@@ -184,18 +184,18 @@ class RunningStack:
         client = await Client.connect(
             self.settings.temporal_address, namespace=self.settings.temporal_namespace
         )
-        scheduled: dict[int, int] = {}
+        steps_by_event_id: dict[int, int] = {}
         finished_steps: list[int] = []
         async for event in client.get_workflow_handle(job_id).fetch_history_events():
             if event.HasField("activity_task_scheduled_event_attributes"):
                 attributes = event.activity_task_scheduled_event_attributes
                 if attributes.activity_type.name == name:
                     [payload] = await client.data_converter.decode(attributes.input.payloads)
-                    scheduled[event.event_id] = payload["index"]
+                    steps_by_event_id[event.event_id] = payload["index"]
             elif event.HasField("activity_task_completed_event_attributes"):
                 origin = event.activity_task_completed_event_attributes.scheduled_event_id
-                if origin in scheduled:
-                    finished_steps.append(scheduled[origin])
+                if origin in steps_by_event_id:
+                    finished_steps.append(steps_by_event_id[origin])
         return finished_steps
 
 

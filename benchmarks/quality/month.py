@@ -42,11 +42,12 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedModel:
-    """A model with its price, its speed and its true quality relative to the product's table.
+    """A model with its price, its speed and its true quality relative to Moyin's estimate.
 
     Attributes:
-        surprise: mean difference between the model's true quality and the product's table, in
-            logits. The differences for single topics vary around this mean.
+        surprise: mean difference in logits between the model's true quality and the estimate from
+            public scores (`moyin.text.quality.abilities`). The differences for single topics
+            vary around this mean.
         since: day on which the model is added.
     """
 
@@ -162,9 +163,9 @@ class SimulatedWorld:
         return 1 / (1 + math.exp(-logit))
 
     def loss(self, model: SimulatedModel, request: Request) -> tuple[float, bool]:
-        """Return the total cost of the model's answer, and True if the answer is bad.
+        """Return the cost of the model's answer in USD, and True if the answer is bad.
 
-        A bad answer costs more.
+        The cost includes the time of waiting, and `_USD_PER_BAD` if the answer is bad.
         """
         is_bad = request.luck >= self.chance(model, request)
         return model.price + _USD_PER_BAD * is_bad, is_bad

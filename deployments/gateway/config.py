@@ -196,16 +196,16 @@ class RouteConfig(_StrictModel):
             first_segment = _first_segment(self.prefix)
             if first_segment in _OTHER_APPS:
                 raise ValueError(
-                    f"prefix {self.prefix} belongs to one of Moyin's other apps: choose another"
+                    f"prefix {self.prefix} is reserved for another of Moyin's apps: choose another"
                 )
             if not self.hosts and (not first_segment or first_segment in _RESERVED_SEGMENTS):
                 raise ValueError(
-                    f"prefix {self.prefix} belongs to the gateway: choose another, or add hosts"
+                    f"prefix {self.prefix} is reserved for the gateway: choose another or set hosts"
                 )
         for path in self.paths:
             reserved_segments = _OTHER_APPS if self.hosts else _RESERVED_SEGMENTS - {"api"}
             if _first_segment(path) in reserved_segments:
-                raise ValueError(f"path {path} belongs to the gateway: choose another")
+                raise ValueError(f"path {path} is reserved for the gateway: choose another")
         if len({upstream.url for upstream in self.upstreams}) < len(self.upstreams):
             raise ValueError("upstreams: two have the same url; every url must be different")
         if self.async_ and self.hosts:

@@ -20,7 +20,8 @@ def show(as_json: AsJson = False) -> None:
     """Show what the router has learned about models, and how accurate its estimates were.
 
     The output has the abilities of models, the signals by kind of request, this month's results of
-    the judge, and what the last thirty days would have cost with other prices for bad answers.
+    the judge, and what the last thirty days would have cost with other values of
+    `usd_per_bad_answer`.
     """
     report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if as_json:

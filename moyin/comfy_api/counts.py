@@ -21,7 +21,7 @@ class OpenPromptCounts:
         self._queries: dict[str, asyncio.Task[int]] = {}
 
     async def count_now(self, owner: str) -> int:
-        """Query and return the count, which includes all changes before the call."""
+        """Query and return the tenant's number of open prompts, with all earlier changes."""
         started_at = time.monotonic()
         count = await self._prompts.count_open(owner)
         cached = self._known.get(owner)
@@ -30,12 +30,12 @@ class OpenPromptCounts:
         return self._known[owner][1]
 
     def latest_count(self, owner: str, default: int) -> int:
-        """Return the result of the latest query, or ``default`` if no result is cached."""
+        """Return the tenant's cached number of open prompts, or ``default`` if none is cached."""
         cached = self._known.get(owner)
         return default if cached is None else cached[1]
 
     async def count_recent(self, owner: str, max_age: float) -> int:
-        """Return a count that is at most ``max_age`` seconds old."""
+        """Return the tenant's number of open prompts, at most ``max_age`` seconds old."""
         cached = self._known.get(owner)
         if cached is not None and time.monotonic() - cached[0] < max_age:
             return cached[1]

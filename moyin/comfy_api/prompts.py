@@ -337,7 +337,7 @@ class ComfyPrompts:
         return build(job, spec, record), spec_size + record_size
 
     async def _workflow_digest(self, job: Job) -> bytes:
-        """Return a digest of the job's workflow id, or no bytes if the job has no workflow id."""
+        """Return a digest of the ``id`` in the workflow that the client sent, or no bytes."""
         cached = self._workflows.get(job.spec)
         if cached is None:
             spec, _ = await self._read_spec(job)

@@ -169,7 +169,7 @@ class BudgetSettler:
             await asyncio.sleep(self._interval)
 
     async def settle(self) -> int:
-        """Replace some reserved amounts by the actual costs, and return their number.
+        """Replace reserved amounts that are due by the actual costs, and return their number.
 
         Raises:
             ServiceUnavailable: Valkey is unavailable.

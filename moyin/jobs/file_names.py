@@ -58,17 +58,17 @@ class FileNames:
         inputs = [list(_iterate_inputs(step.payload, spec.base is not None)) for step in own_steps]
         if own_steps and spec.base is not None:
             inputs.append(list(_iterate_inputs(spec.base, False)))
-        texts = {
+        resolved_texts = {
             raw_text: str(references.resolve_references(raw_text, ()))
             for raw_text in find_file_texts(inputs)
             if not references.has_references(raw_text)
         }
-        if not texts:
+        if not resolved_texts:
             return spec
-        files = await self._files.find_in_texts(owner, set(texts.values()))
+        files = await self._files.find_in_texts(owner, set(resolved_texts.values()))
         ids = {
             raw_text: f"artifact:{files[text].id}"
-            for raw_text, text in texts.items()
+            for raw_text, text in resolved_texts.items()
             if text in files
         }
         if not ids:

@@ -82,5 +82,5 @@ def _decode_cursor(cursor: str) -> tuple[datetime, str]:
         return datetime.fromisoformat(created_at).astimezone(UTC), row_id
     except (ValueError, OverflowError):
         raise InvalidRequest(
-            "cursor must be the next_cursor of the previous page", field="cursor"
+            "cursor must be the value of next_cursor in the previous response", field="cursor"
         ) from None

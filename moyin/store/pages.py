@@ -24,11 +24,12 @@ class PageQuery:
     """Describes which rows of a table are listed.
 
     Attributes:
-        ranges: lists of conditions. Each list selects a range of an index in which rows have the
-            order of the page. No row is in two ranges, and the page has the rows of all ranges.
-        scanned: returns the conditions that no index covers, given the table's columns. A page with
-            such conditions ends after `MAX_SCANNED` compared values, even if few rows match.
-        values_per_row: the number of values that ``scanned`` compares in a row, at least 1.
+        ranges: lists of conditions. Each list selects rows that an index returns in the page's
+            order. No two lists select the same row; the page merges the rows of all lists.
+        scanned: given the table's columns, returns the conditions that are checked row by row,
+            because no index covers them. After `MAX_SCANNED` compared values the page ends, even
+            if few rows match.
+        values_per_row: the number of values that ``scanned`` compares in each row, at least 1.
     """
 
     table: sa.Table

@@ -38,7 +38,7 @@ class RenderLedger:
         self._database = database
 
     async def book(self, runs: Sequence[RenderRun]) -> None:
-        """Write the ledger rows of the runs; skip runs without an account, which have no price.
+        """Write the ledger rows of the runs; skip runs without a `RenderAccount`, which are free.
 
         If a run is measured twice, the longer measurement is kept.
         """

@@ -106,7 +106,11 @@ class TextPruner:
         return await self._database.fetch_all(query)
 
     async def _find_kept(self, digests: Sequence[str], before: datetime) -> set[str]:
-        """Return those of ``digests`` that belong to a file that `delete_files` does not delete."""
+        """Return the subset of ``digests`` that undeleted files still need.
+
+        Args:
+            before: the argument of `delete_files`.
+        """
         query = sa.select(files.c.sha256).where(
             files.c.sha256.in_(digests), sa.not_(_is_deletable(before))
         )

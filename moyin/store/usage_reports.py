@@ -69,7 +69,7 @@ class CallFilter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceClasses:
-    """Divides calls into classes in which, with any given model, all calls have the same prices.
+    """Divides calls into classes; a model has the same prices per token for all calls of a class.
 
     A report of what another model would have cost needs one sum for each class.
 

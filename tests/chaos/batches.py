@@ -294,7 +294,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-batches-") as folder:
         folder_path, model = Path(folder), MockModel(options.seconds)
         gateway = RunningStack(folder_path, _text_farm_env(folder_path))
-        with gateway.living(), model.serving(), deployed(gateway, model, options.parallel):
+        with gateway.running(), model.serving(), deployed(gateway, model, options.parallel):
             measure_calls(gateway, 50)
             print("without:", describe(measure_calls(gateway, options.calls)), flush=True)
             batch_run = BatchRun(gateway=gateway, lines=options.lines)

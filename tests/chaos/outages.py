@@ -137,7 +137,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-outages-") as folder:
         comfyui = find_comfyui(Settings())
         gateway = RunningStack(Path(folder), farm_env(comfyui, Path(folder)))
-        with gateway.living(), watching(gateway) as watch:
+        with gateway.running(), watching(gateway) as watch:
             print("| killed | " + " | ".join(_COLUMNS) + " | a render takes |")
             print("|---" * (len(_COLUMNS) + 2) + "|", flush=True)
             for part in parts:

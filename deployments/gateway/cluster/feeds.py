@@ -68,7 +68,7 @@ class _TenantReadings:
         return reading.follow()
 
     async def close(self) -> None:
-        """Cancel the readings in progress."""
+        """Cancel the readings of all tenants that are in progress."""
         for reading in list(self._readings.values()):
             await reading.close()
 
@@ -147,7 +147,7 @@ class ClusterFeeds:
         return view
 
     async def close(self) -> None:
-        """Cancel the readings in progress."""
+        """Cancel the readings in progress of the cluster's state, the back ends and the usage."""
         await self.cluster.close()
         for readings in self._tenants.values():
             await readings.close()

@@ -39,7 +39,7 @@ class _Finding:
 
 
 class ProblemFinder:
-    """Finds problems in each reading, and remembers when each present problem was first seen."""
+    """Finds problems in readings of the cluster's state, and remembers when each was first seen."""
 
     def __init__(self) -> None:
         self._first_seen: dict[tuple[str, str], datetime] = {}

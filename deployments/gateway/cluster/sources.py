@@ -148,7 +148,10 @@ async def _run(call: Callable[[], _ResultT]) -> _ResultT:
     If calls could wait for a thread, more and more of them would wait while Ray hangs.
     """
     if not _FREE.acquire(blocking=False):
-        raise TimeoutError("earlier calls to Ray occupy all threads")
+        raise TimeoutError(
+            "cannot read the cluster's state, because earlier calls occupy all threads; check that "
+            "Ray responds"
+        )
     future = _THREADS.submit(call)
     future.add_done_callback(lambda _: _FREE.release())
     return await asyncio.wrap_future(future)

@@ -60,7 +60,7 @@ class CallRoute:
         if body is None:
             return
         call = await self.parse(body, scope)
-        completed = await self.complete(call, scope)
+        completed = await self.embed_files(call, scope)
         if prefers_async_response(scope["headers"]):
             headers, job = await self._job_submitter.submit(
                 self.codec, call, scope, completed=completed
@@ -73,7 +73,7 @@ class CallRoute:
         """Parse and validate the client's request."""
         return self.codec.parse(body)
 
-    async def complete(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
+    async def embed_files(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
         """Return the request with its stored files; requests that become jobs skip this step."""
         return call
 

@@ -65,7 +65,7 @@ def new_explanation_routes(text_router: Router, calls: Mapping[str, CallRoute]) 
                 f"protocol: must be one of {', '.join(calls)}, not {name[:64]!r}", field="protocol"
             )
         call = await route.parse(await request.body(), request.scope)
-        call = await route.complete(call, request.scope)
+        call = await route.embed_files(call, request.scope)
         request_context = context(request.scope)
         routing_context = RoutingContext(
             request_id=request_context.request_id,

@@ -26,7 +26,7 @@ class ChatRoute(CallRoute):
         super().__init__(OpenAICodec(), text_router, job_submitter)
         self._prompt_files = prompt_files
 
-    async def complete(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
+    async def embed_files(self, call: ParsedRequest, scope: Scope) -> ParsedRequest:
         if FILE_ID_MARKER not in call.raw:
             return call
         owner = context(scope).owner

@@ -34,7 +34,7 @@ class DeviceTokens:
     def __init__(self, signing_key: bytes) -> None:
         self._signing_key = signing_key
 
-    def issue(self, user_id: str) -> str:
+    def issue_token(self, user_id: str) -> str:
         """Return a token for a new device of the user."""
         claims = {
             "aud": _AUDIENCE,

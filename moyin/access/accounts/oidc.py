@@ -214,11 +214,9 @@ class OpenIdSignIn:
             base = provider.issuer.rstrip("/")
             metadata = await self._fetch_json(f"{base}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
-                raise _new_provider_error("names another issuer in its metadata", base)
+                raise _new_provider_error("sent metadata of another issuer", base)
             if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
-                raise _new_provider_error(
-                    f"must name {', '.join(_ENDPOINTS)} in its metadata", base
-                )
+                raise _new_provider_error(f"sent metadata without {' or '.join(_ENDPOINTS)}", base)
             try:
                 keys = jwt.PyJWKSet.from_dict(dict(await self._fetch_json(metadata["jwks_uri"])))
             except (jwt.PyJWTError, TypeError, AttributeError) as error:
@@ -280,6 +278,9 @@ def _new_provider_error(problem: str, url: str) -> ServiceUnavailable:
     """Return the error for a provider's fault, and log the fault with the URL.
 
     Clients must not see the URL, because it may be internal.
+
+    Args:
+        problem: the end of the message, such as "does not respond".
     """
     _log.warning("the OpenID provider at %s %s", url, problem)
     return ServiceUnavailable(f"the OpenID provider {problem}; try again later", retry_after=5)

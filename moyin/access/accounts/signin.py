@@ -261,7 +261,7 @@ class SignInService:
         )
         password_hash = await self._passwords.hash(password, trusted=True)
         await self._sessions.reset_password(token, password_hash)
-        return self._devices.issue(user.id)
+        return self._devices.issue_token(user.id)
 
     async def change_profile(
         self, identity: Identity, user_id: str, values: Mapping[str, Any]
@@ -343,7 +343,7 @@ class SignInService:
             access_token=await self._token_issuer.issue(user, session, self._get_scopes(user)),
             refresh_token=refresh_token,
             expires_in=int(self._token_issuer.lifetime.total_seconds()),
-            device_token=None if refreshed else self._devices.issue(user.id),
+            device_token=None if refreshed else self._devices.issue_token(user.id),
         )
 
     def _mail_in_background(self, user: User, subject: str, opening: str, token: str) -> None:

@@ -91,7 +91,9 @@ class _WaitQueue:
 
 
 class Throttle:
-    """Counts attempts and events in Valkey, for all replicas together.
+    """Counts attempts such as sign-ins, and events such as registrations, in Valkey.
+
+    All replicas share the counts.
 
     Methods raise `TooManyAttempts` with the seconds to wait.
 

@@ -120,7 +120,8 @@ class RequestMeter:
         """Log an error of Valkey; return True if the request is allowed without being counted.
 
         Args:
-            limits_spending: True if the request uses a budget, for which another setting decides.
+            limits_spending: True if the request uses a budget. Then ``budgets_fail_open`` decides,
+                otherwise ``rates_fail_open``.
         """
         _log.warning(
             "could not count a request against its limits in Valkey: %s: %s",

@@ -16,6 +16,7 @@ from moyin.jobs.protocol.event_bodies import EVENT_BODIES, ProgressEvent, Status
 
 _JSON = "_json"
 _STATUS = "JOB_STATUS_"
+_MAX_LISTED_NUMBERS = 10
 _FIELDS = {StatusEvent: "status", ProgressEvent: "progress", StepEvent: "step"}
 # The field of a JobEvent with the typed data, by type of event.
 EVENT_FIELDS: Mapping[str, str] = {
@@ -68,10 +69,16 @@ def to_jobs_query(request: pb.ListJobsRequest) -> list[tuple[str, str]]:
     """Return the query of ``GET /jobs`` for a request; the HTTP route checks the values.
 
     Raises:
-        Fault: a time is out of range, or the request has fields that this version does not know.
+        Fault: a time is out of range, or the request has fields that this server does not define.
     """
-    if len(UnknownFieldSet(request)):
-        raise new_field_fault("request", "has fields that this server does not know")
+    unknown_fields = UnknownFieldSet(request)
+    unknown_numbers = sorted({unknown_fields[i].field_number for i in range(len(unknown_fields))})
+    if unknown_numbers:
+        raise new_field_fault(
+            "request",
+            "must have only fields that this server's ListJobsRequest defines; unknown field "
+            f"numbers: {', '.join(map(str, unknown_numbers[:_MAX_LISTED_NUMBERS]))}",
+        )
     parameters: list[tuple[str, str]] = []
     for field, value in request.ListFields():
         if field.enum_type is not None:

@@ -1,4 +1,4 @@
-"""Renders jobs and their events in the JSON format of the jobs API."""
+"""Converts jobs and their events to the JSON of the jobs API."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def check_referenced_outputs(step: Step, earlier: Sequence[Step], prefix: str) -
         problem = _explain_missing_output(earlier[reference.step].kind, reference.path)
         if problem is not None:
             field = prefix + _find_field(step, reference)
-            raise InvalidRequest(f"{field}: {reference.text}: {problem}", field=field)
+            raise InvalidRequest(f"{field}: {reference.text} cannot exist: {problem}", field=field)
 
 
 def _explain_missing_output(kind: StepKind, path: Sequence[str]) -> str | None:

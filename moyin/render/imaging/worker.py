@@ -69,14 +69,14 @@ class ConversionError(Exception):
         self.details = details
 
 
-def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+def convert(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
     """Convert the file ``task["source"]`` and write the result to the file ``task["target"]``.
 
     Args:
         task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality``,
             ``channels`` and perhaps the largest ``width``), ``poster`` (a preview of a video's
             first frame), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
-        limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
+        picture_limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
 
     Raises:
         ConversionError: The picture can't be converted.
@@ -84,19 +84,19 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     """
     match task["action"]:
         case "preview":
-            _write_preview(task, limits)
+            _write_preview(task, picture_limits)
         case "poster":
-            _write_poster(task, limits)
+            _write_poster(task, picture_limits)
         case "channel":
-            _write_channel(task, limits)
+            _write_channel(task, picture_limits)
         case "mask":
-            _write_masked(task, limits)
+            _write_masked(task, picture_limits)
 
 
-def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+def _write_preview(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
     """Do the task ``preview`` of `convert`: write a lossy copy, scaled down if necessary."""
-    with _open_picture(task["source"], limits) as picture:
-        size = _compute_preview_size(picture.width, picture.height, task, limits)
+    with _open_picture(task["source"], picture_limits) as picture:
+        size = _compute_preview_size(picture.width, picture.height, task, picture_limits)
         is_large = size != picture.size
         if is_large:
             # Pillow can decode a JPEG at a fraction of its size that is still large enough.
@@ -114,7 +114,7 @@ def _write_preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
 
 def _compute_preview_size(
-    width: int, height: int, task: Mapping[str, Any], limits: Mapping[str, int]
+    width: int, height: int, task: Mapping[str, Any], picture_limits: Mapping[str, int]
 ) -> tuple[int, int]:
     """Return the width and height of a preview, which keeps the aspect ratio of its source.
 
@@ -122,13 +122,13 @@ def _compute_preview_size(
     """
     scale = min(
         1.0,
-        math.sqrt(limits["preview_pixels"] / (width * height)),
+        math.sqrt(picture_limits["preview_pixels"] / (width * height)),
         task.get("width", width) / width,
     )
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+def _write_poster(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
     """Do the task ``poster`` of `convert`: write a video's first readable frame.
 
     The frame is scaled down if it is large.
@@ -153,8 +153,10 @@ def _write_poster(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
                 metadata_errors="replace",
                 io_open=_refuse_to_open,
             ) as container:
-                frame = _decode_first_frame(container, limits)
-                width, height = _compute_preview_size(frame.width, frame.height, task, limits)
+                frame = _decode_first_frame(container, picture_limits)
+                width, height = _compute_preview_size(
+                    frame.width, frame.height, task, picture_limits
+                )
                 plane = frame.reformat(width, height, "rgb24", threads=1).planes[0]
     except MemoryError:
         # PyAV's MemoryError is an FFmpegError as well.
@@ -188,7 +190,7 @@ def _refuse_to_open(url: str, _flags: int, _options: Mapping[str, str]) -> None:
 
 
 def _decode_first_frame(
-    container: av.container.InputContainer, limits: Mapping[str, int]
+    container: av.container.InputContainer, picture_limits: Mapping[str, int]
 ) -> av.VideoFrame:
     from av.error import InvalidDataError
     from av.stream import Disposition
@@ -204,28 +206,30 @@ def _decode_first_frame(
     decoder: av.VideoCodecContext | None = None if video is None else video.codec_context
     if video is None or decoder is None or decoder.codec.name not in _DECODERS:
         raise ConversionError("unreadable", _UNREADABLE_VIDEO)
-    _check_size(decoder.width, decoder.height, limits, "video")
+    _check_size(decoder.width, decoder.height, picture_limits, "video")
     decoder.thread_count = 1
     # A frame may be larger than the container states. The decoder's padding counts as well.
-    decoder.options = {"max_pixels": str(2 * limits["pixels"])}
+    decoder.options = {"max_pixels": str(2 * picture_limits["pixels"])}
     for packet in itertools.islice(container.demux(), _MAX_PACKETS):
         # A damaged packet may precede readable ones.
         with contextlib.suppress(InvalidDataError):
             if packet.stream.index == video.index and (frames := decoder.decode(packet)):
-                _check_size(frames[0].width, frames[0].height, limits, "video")
+                _check_size(frames[0].width, frames[0].height, picture_limits, "video")
                 return frames[0]
     raise ConversionError("unreadable", _UNREADABLE_VIDEO)
 
 
-def _write_channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+def _write_channel(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
     """Do the task ``channel`` of `convert`: write a PNG with only colours or transparency."""
     if task["channels"] == "rgb":
-        return _write_picture(_decode(task["source"], limits).convert("RGB"), task["target"], "PNG")
-    transparency = _decode_transparency(task["source"], limits)
+        return _write_picture(
+            _decode(task["source"], picture_limits).convert("RGB"), task["target"], "PNG"
+        )
+    transparency = _decode_transparency(task["source"], picture_limits)
     _write_picture(_make_black_picture(transparency), task["target"], "PNG")
 
 
-def _write_masked(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+def _write_masked(task: Mapping[str, Any], picture_limits: Mapping[str, int]) -> None:
     """Do the task ``mask`` of `convert`: write a PNG of the source with the mask's transparency.
 
     The text chunks of the source are kept.
@@ -233,8 +237,8 @@ def _write_masked(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     # Decode one picture after the other, so that only one decoded picture at a time is in memory.
-    transparency = _decode_transparency(task["mask"], limits)
-    picture = _decode(task["source"], limits)
+    transparency = _decode_transparency(task["mask"], picture_limits)
+    picture = _decode(task["source"], picture_limits)
     if picture.size != transparency.size:
         raise ConversionError(
             "unfit",
@@ -249,8 +253,8 @@ def _write_masked(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
     _write_picture(picture, task["target"], "PNG", pnginfo=metadata, compress_level=4)
 
 
-def _decode_transparency(path: str, limits: Mapping[str, int]) -> Image.Image:
-    picture = _decode(path, limits)
+def _decode_transparency(path: str, picture_limits: Mapping[str, int]) -> Image.Image:
+    picture = _decode(path, picture_limits)
     if picture.mode != "RGBA":
         picture = picture.convert("RGBA")
     return picture.getchannel("A")
@@ -264,14 +268,14 @@ def _make_black_picture(transparency: Image.Image) -> Image.Image:
     return picture
 
 
-def _decode(path: str, limits: Mapping[str, int]) -> Image.Image:
-    with _open_picture(path, limits) as picture:
+def _decode(path: str, picture_limits: Mapping[str, int]) -> Image.Image:
+    with _open_picture(path, picture_limits) as picture:
         _load_pixels(picture)
     return picture
 
 
 @contextlib.contextmanager
-def _open_picture(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
+def _open_picture(path: str, picture_limits: Mapping[str, int]) -> Iterator[Image.Image]:
     """Open a picture until the block ends; only its header is read.
 
     Raises `ConversionError` if the file is not a picture or exceeds the limits.
@@ -287,19 +291,21 @@ def _open_picture(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]
             picture = Image.open(file, formats=_FORMATS)
         except (OSError, ValueError, SyntaxError) as error:
             raise ConversionError("unreadable", _UNREADABLE) from error
-        _check_size(picture.width, picture.height, limits)
+        _check_size(picture.width, picture.height, picture_limits)
         yield picture
 
 
-def _check_size(width: int, height: int, limits: Mapping[str, int], kind: str = "picture") -> None:
-    if width * height > limits["pixels"]:
+def _check_size(
+    width: int, height: int, picture_limits: Mapping[str, int], kind: str = "picture"
+) -> None:
+    if width * height > picture_limits["pixels"]:
         raise ConversionError(
             "large",
             f"the {kind} is {width} x {height} pixels; only {kind}s of at most "
-            f"{limits['pixels']:,} pixels are converted",
+            f"{picture_limits['pixels']:,} pixels are converted",
             width=width,
             height=height,
-            max_pixels=limits["pixels"],
+            max_pixels=picture_limits["pixels"],
         )
 
 
@@ -328,8 +334,8 @@ def _write_picture(picture: Image.Image, target: str, image_format: str, **optio
         raise ConversionError("unfit", message) from error
 
 
-def _limit_resources(limits: Mapping[str, int]) -> None:
-    memory, size = limits["memory_mib"] * _MIB, limits["result_mib"] * _MIB
+def _limit_resources(picture_limits: Mapping[str, int]) -> None:
+    memory, size = picture_limits["memory_mib"] * _MIB, picture_limits["result_mib"] * _MIB
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -349,22 +355,22 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
+def _run_task(line: bytes, picture_limits: Mapping[str, int]) -> dict[str, Any]:
     # Raise the limit for each task, because the kernel counts the processor time of all tasks.
     used_seconds = math.ceil(time.process_time())
     resource.setrlimit(
-        resource.RLIMIT_CPU, (used_seconds + limits["seconds"], resource.RLIM_INFINITY)
+        resource.RLIMIT_CPU, (used_seconds + picture_limits["seconds"], resource.RLIM_INFINITY)
     )
     try:
-        convert(json.loads(line), limits)
+        convert(json.loads(line), picture_limits)
     except ConversionError as problem:
         return {"problem": problem.kind, "message": problem.message, "details": problem.details}
     except MemoryError:
         return {
             "problem": "large",
-            "message": f"converting the picture takes more than the allowed {limits['memory_mib']} "
-            "MiB of memory",
-            "details": {"max_memory_mib": limits["memory_mib"]},
+            "message": "converting the picture takes more than the allowed "
+            f"{picture_limits['memory_mib']} MiB of memory",
+            "details": {"max_memory_mib": picture_limits["memory_mib"]},
             # Let this process end, because the failed conversion may not have freed all of its
             # memory.
             "last": True,
@@ -374,13 +380,13 @@ def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
 
 def main() -> None:
     _die_with_parent(int(sys.argv[1]))
-    limits: dict[str, int] = json.loads(sys.argv[2])
-    _limit_resources(limits)
+    picture_limits: dict[str, int] = json.loads(sys.argv[2])
+    _limit_resources(picture_limits)
     from PIL import AvifImagePlugin
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     for line in sys.stdin.buffer:
-        response = _run_task(line, limits)
+        response = _run_task(line, picture_limits)
         sys.stdout.write(json.dumps(response) + "\n")
         sys.stdout.flush()
         if response.get("last"):

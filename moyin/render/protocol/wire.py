@@ -30,7 +30,11 @@ class HistoryStatus(_Model):
 
 
 class HistoryEntry(_Model):
-    """ComfyUI's history entry of a prompt; ``outputs`` has files or values by node id and slot."""
+    """ComfyUI's history entry of a prompt.
+
+    Attributes:
+        outputs: lists of files or values, by node id and output name, such as ``images``.
+    """
 
     outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict)

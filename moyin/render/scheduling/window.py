@@ -221,8 +221,9 @@ class Window:
     def forecast(self, now: float, limit: int) -> list[Expectation]:
         """Forecast the next ``limit`` renders in their order, assuming that no others arrive.
 
-        A render is assumed to take the mean duration of its shape, or of the pool if its shape has
-        not been measured. A pool without renderers is assumed to get one, at an unknown time.
+        A render is assumed to take the mean duration of renders with the same shape
+        (`moyin.render.protocol.shape`), or of the pool's renders if there are none. A pool without
+        renderers is assumed to get one, at an unknown time.
         """
         began, is_time_known = now, bool(self._slots)
         pool_duration = self.measured.estimate_any_shape()

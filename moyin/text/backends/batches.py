@@ -46,7 +46,10 @@ class RemoteBatch:
 
 
 class RemoteOutcome(StrEnum):
-    """The outcome of a request; an ``unanswered`` one was cancelled or expired and cost nothing."""
+    """The outcome of one request in a batch that the back end runs.
+
+    ``UNANSWERED``: the request was cancelled or expired before its answer, and cost nothing.
+    """
 
     ANSWERED = "answered"
     FAILED = "failed"

@@ -113,7 +113,7 @@ class _Checker:
                 if first_number != line.number:
                     raise InvalidLine(
                         "duplicate_custom_id",
-                        f"line {first_number} has the same custom_id; it must be unique",
+                        f"custom_id must be unique; line {first_number} has the same one",
                         "custom_id",
                     )
             except InvalidLine as error:

@@ -1,4 +1,7 @@
-"""Converts the files in prompts: pictures, texts, and documents that few back ends support."""
+"""Converts files that clients send to parts of a prompt: text, pictures or documents.
+
+Documents are PDF files, which few back ends support.
+"""
 
 from __future__ import annotations
 

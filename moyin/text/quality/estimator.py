@@ -211,7 +211,7 @@ class Estimator:
         return terms
 
     def set_abilities(self, abilities: Mapping[str, Ability]) -> None:
-        """Replace the abilities that the operator configured."""
+        """Replace all abilities that the operator configured, which are stored by model name."""
         self._abilities = dict(abilities)
 
     def set_shared_levels(self, levels: SharedLevels) -> None:

@@ -56,14 +56,14 @@ class AnswerReviewer:
         self._follow_ups = follow_ups
 
     def detect_follow_up(self, call: RoutedCall, route: CompiledRoute) -> bool:
-        """Start to detect whether the request follows up an earlier answer.
+        """Check whether the request repeats, edits or continues one that was answered earlier.
 
         Also set ``call.is_learned_from``: True if the router learns from this request.
 
         Returns:
-            True if the request shows that an earlier answer did not help. This is known immediately
-            only if the route allows trials of little-known models. Otherwise the detection runs in
-            the background and the result is False.
+            True if the request shows that an earlier answer did not help; False if it does not, or
+            if this is not known yet. It is known at once only if the route allows trials of
+            little-known models; otherwise the check runs in the background.
         """
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings or call.context.is_background:

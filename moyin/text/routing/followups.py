@@ -150,7 +150,7 @@ class FollowUpDetector:
             fingerprint=fingerprint,
             previous=previous,
             opening=user_messages[0][:OPENING_LENGTH],
-            ability=_find_requested_ability(route),
+            ability=_get_requested_model_ability(route),
             at=at,
         )
         evidence, past_answer = self._find_evidence(query)
@@ -198,7 +198,7 @@ class FollowUpDetector:
         return answer if at - answer.at <= MAX_SECONDS else None
 
 
-def _find_requested_ability(route: CompiledRoute) -> float | None:
+def _get_requested_model_ability(route: CompiledRoute) -> float | None:
     """Return the ability of the model that the request names, in logits.
 
     The result is None if the ability is unknown or the name is that of an alias.

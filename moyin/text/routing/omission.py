@@ -59,7 +59,7 @@ def describe_omission(reason: str, omitted: Sequence[str]) -> str:
 
 
 def _requires_tool_call(choice: object) -> bool:
-    """Return True if the member ``tool_choice`` of any protocol requires a tool call."""
+    """Return True if ``tool_choice``, in any protocol's format, requires a tool call."""
     if isinstance(choice, dict):
         mode = choice.get("mode") or choice.get("type")
         return mode not in ("auto", "none")

@@ -50,7 +50,10 @@ def compute_pico_cost(
     *,
     shares: bool = True,
 ) -> int:
-    """Return the cost of a call in picodollars, by its units and tokens or by its GPU time.
+    """Return the cost of a call in picodollars.
+
+    For a model with a GPU rate, the GPU time determines the cost. For other models, the tokens and
+    the operation's units, such as images or seconds of audio, determine it.
 
     Args:
         seconds: the duration of the call.

@@ -42,9 +42,10 @@ class CallAccounting:
     """Services that record the usage of calls; all calls of a router share them.
 
     Attributes:
-        record_usage: records the usage of a complete answer, by model name and needs.
-        estimate_prompt_tokens: estimates the tokens of a prompt, by model name and needs, for back
-            ends that do not report them.
+        record_usage: records the usage of a complete answer, given the model's name, the request's
+            needs and the usage.
+        estimate_prompt_tokens: returns the estimated tokens of a prompt, given the model's name and
+            the request's needs, for back ends that do not report them.
     """
 
     ledger: Ledger

@@ -31,11 +31,11 @@ def serve_console_beside(accounts_app: ASGIApp) -> ASGIApp:
     console = FastAPI()
     console.include_router(console_routes(ConsoleFiles()))
 
-    async def choose(scope: Scope, receive: Receive, send: Send) -> None:
+    async def route_by_path(scope: Scope, receive: Receive, send: Send) -> None:
         is_console = scope.get("path", "").startswith("/console")
         await (console if is_console else accounts_app)(scope, receive, send)
 
-    return choose
+    return route_by_path
 
 
 @pytest_asyncio.fixture(loop_scope="session")

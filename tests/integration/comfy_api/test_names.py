@@ -245,18 +245,23 @@ async def test_no_node_input_accepts_files_of_others(
     offered_nodes = await comfy.get("/object_info")
     name_inputs: list[Any] = []
     prose_inputs: list[Any] = []
-    for kind in offered_nodes:
-        for name, spec in inputs_of(nodes[kind]):
+    for node_class in offered_nodes:
+        for input_name, spec in inputs_of(nodes[node_class]):
             if takes_text(spec):
-                (prose_inputs if is_prose(spec, nodes[kind]) else name_inputs).append((kind, name))
+                (prose_inputs if is_prose(spec, nodes[node_class]) else name_inputs).append(
+                    (node_class, input_name)
+                )
     assert ("LoadImage", "image") in name_inputs and ("SaveImage", "filename_prefix") in name_inputs
     values = [*spellings(outside_files, find_root(gateway)), *foreign_names]
     other_names = {value for pair in foreign_names for value in pair}
 
     async def queue_with_value(value: Any) -> tuple[int, Any]:
         attacked_nodes = {
-            f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
-            for kind, name in name_inputs
+            f"{node_class}.{input_name}": (
+                node_class,
+                {**fill_inputs(nodes[node_class]), input_name: value},
+            )
+            for node_class, input_name in name_inputs
         }
         return await queue_graph(comfy, build_graph(attacked_nodes, nodes), str(value))
 
@@ -268,12 +273,16 @@ async def test_no_node_input_accepts_files_of_others(
         assert (status, existing_answer["code"]) == (400, "input_not_found"), existing_answer
         refused_inputs = set(existing_answer["node_errors"])
         loads = {
-            f"{kind}.{name}" for kind, name in name_inputs if _is_upload_input(nodes[kind], name)
+            f"{node_class}.{input_name}"
+            for node_class, input_name in name_inputs
+            if _is_upload_input(nodes[node_class], input_name)
         }
         assert loads <= refused_inputs, pair[0]
         # Names that lead nowhere else are for ComfyUI to judge, which has no such file either.
         if pair[0] not in other_names:
-            assert refused_inputs == {f"{kind}.{name}" for kind, name in name_inputs}, pair[0]
+            assert refused_inputs == {
+                f"{node_class}.{input_name}" for node_class, input_name in name_inputs
+            }, pair[0]
 
     # Within an object or a list it is the same.
     for wrap_text in (
@@ -297,25 +306,29 @@ async def test_text_input_accepts_any_text(
     """Nodes that need no models run with a path in every text input, and do not read the file."""
     offered_nodes = await comfy.get("/object_info")
     protocol_clients = [
-        (kind, name)
-        for kind in offered_nodes
-        for name, spec in inputs_of(nodes[kind])
-        if is_prose(spec, nodes[kind])
+        (node_class, input_name)
+        for node_class in offered_nodes
+        for input_name, spec in inputs_of(nodes[node_class])
+        if is_prose(spec, nodes[node_class])
     ]
     assert ("CLIPTextEncode", "text") in protocol_clients
     text_inputs = [
-        (kind, name)
-        for kind, name in protocol_clients
-        if fill_inputs(nodes[kind]).keys() >= (nodes[kind]["input"].get("required") or {}).keys()
-        and nodes[kind]["python_module"].startswith(("nodes", "comfy_extras"))
+        (node_class, input_name)
+        for node_class, input_name in protocol_clients
+        if fill_inputs(nodes[node_class]).keys()
+        >= (nodes[node_class]["input"].get("required") or {}).keys()
+        and nodes[node_class]["python_module"].startswith(("nodes", "comfy_extras"))
     ]
     assert ("PrimitiveString", "value") in text_inputs
 
     async def run_with_value(value: str) -> Any:
         attacked_nodes = {
-            f"{kind}.{name}": (kind, {**fill_inputs(nodes[kind]), name: value})
-            for kind, name in text_inputs
-            if "egex" not in kind
+            f"{node_class}.{input_name}": (
+                node_class,
+                {**fill_inputs(nodes[node_class]), input_name: value},
+            )
+            for node_class, input_name in text_inputs
+            if "egex" not in node_class
         }
         prompt_id = await comfy.queue(build_graph(attacked_nodes, nodes))
         entry = await comfy.finished(prompt_id)

@@ -35,7 +35,7 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
     config.write_text(yaml.safe_dump(_with_second_pool(yaml.safe_load(config.read_text()), folder)))
     for name, model in _MODELS.items():
         write_transformers(folder / name / "diffusion_models", model)
-    with RunningStack(folder, env).living() as stack:
+    with RunningStack(folder, env).running() as stack:
         yield stack
 
 

@@ -164,7 +164,7 @@ def stack(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         app for app in apps["applications"] if app["name"] not in {"accounts", "models"}
     ]
     config.write_text(yaml.safe_dump(apps))
-    with RunningStack(folder, env).living() as stack:
+    with RunningStack(folder, env).running() as stack:
         yield stack
 
 

@@ -48,7 +48,7 @@ def _new_stack(folder: Path, *, broken: bool = False) -> RunningStack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """Run one stack for all tests of the module; only the last tests stop it."""
-    with _new_stack(tmp_path_factory.mktemp("stack")).living() as stack:
+    with _new_stack(tmp_path_factory.mktemp("stack")).running() as stack:
         yield stack
 
 

@@ -194,7 +194,9 @@ def _derive_rule(
 
 
 def _guess_path_kind(name: str, writes_files: bool) -> str | None:
-    """Return the rule kind of a text input whose name suggests a path, or else None.
+    """Return ``FILE``, ``FOLDER`` or ``PREFIX`` if the name of a text input suggests a path.
+
+    Return None for other names.
 
     Args:
         writes_files: True if the node writes files.

@@ -16,6 +16,7 @@ from moyin.errors import InvalidRequest, UnsupportedFeature
 
 # Purposes of files that clients upload, and of files that batches create.
 UPLOAD_PURPOSES = ("assistants", "batch", "user_data", "vision")
+_PURPOSES = ", ".join(UPLOAD_PURPOSES)
 _UNSUPPORTED_PURPOSES = ("evals", "fine-tune")
 _MIN_SECONDS = 3_600
 _MAX_SECONDS = 30 * 86_400
@@ -42,10 +43,10 @@ def parse_upload_fields(fields: Mapping[str, str]) -> UploadFields:
     purpose = fields.get("purpose")
     if purpose in _UNSUPPORTED_PURPOSES:
         raise UnsupportedFeature(
-            f"purpose: {purpose} is not supported; {_list_purposes()}", field="purpose"
+            f"purpose: {purpose} is not supported; must be one of {_PURPOSES}", field="purpose"
         )
     if purpose not in UPLOAD_PURPOSES:
-        raise InvalidRequest(f"purpose {_list_purposes()}", field="purpose")
+        raise InvalidRequest(f"purpose must be one of {_PURPOSES}", field="purpose")
     lifetime = _parse_lifetime(fields)
     if lifetime is None and purpose == "batch":
         lifetime = _BATCH_LIFETIME
@@ -82,10 +83,6 @@ def render_file_list(files: Sequence[StoredFile], *, has_more: bool) -> dict[str
         "last_id": files[-1].id if files else None,
         "has_more": has_more,
     }
-
-
-def _list_purposes() -> str:
-    return f"must be one of {', '.join(UPLOAD_PURPOSES)}"
 
 
 def _parse_lifetime(fields: Mapping[str, str]) -> timedelta | None:

@@ -207,7 +207,7 @@ def _require_files(
     files, field = form.find_files(*names), names[0]
     if not files:
         raise InvalidRequest(
-            f"{field}: must be a file, in a part of the form with a filename", field=field
+            f"{field}: must be sent as a file, in a form part with a filename", field=field
         )
     if len(files) > max_count:
         limit = "one file" if max_count == 1 else f"{max_count} files"

@@ -12,7 +12,7 @@ KEY = b"0123456789abcdef0123456789abcdef"
 
 def test_a_device_token_is_valid_for_its_account_only() -> None:
     devices = DeviceTokens(KEY)
-    token, other_token = devices.issue("usr_ann"), devices.issue("usr_ann")
+    token, other_token = devices.issue_token("usr_ann"), devices.issue_token("usr_ann")
     assert devices.get_device_id(token, "usr_ann") not in (
         None,
         devices.get_device_id(other_token, "usr_ann"),
@@ -25,7 +25,7 @@ def test_a_device_token_is_valid_for_its_account_only() -> None:
     "token",
     [
         None, "", "x", "a.b.c",
-        DeviceTokens(b"1" * 32).issue("usr_ann"),
+        DeviceTokens(b"1" * 32).issue_token("usr_ann"),
         create_service_token(KEY, "usr_ann", "jobs"),
         jwt.encode({"aud": "moyin-device", "sub": "usr_ann", "jti": "d", "exp": 1}, KEY, "HS256"),
         jwt.encode({"aud": "moyin-device", "sub": "usr_ann", "jti": "d"}, KEY, "HS256"),

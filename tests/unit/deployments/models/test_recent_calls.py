@@ -1,4 +1,4 @@
-"""Tests the sums of the calls in the last minutes."""
+"""Tests the summaries of each back end's calls in the last five minutes."""
 
 from __future__ import annotations
 

@@ -94,5 +94,5 @@ def test_the_kind_of_the_named_step_counts() -> None:
     parse(CHAT, RENDER, make_chat_step("${steps.0.text}"))
     with pytest.raises(InvalidRequest) as exc_info:
         parse(CHAT, RENDER, make_chat_step("${steps.0.text} ${steps.1.text}"))
-    assert "${steps.1.text}: a render has no text" in exc_info.value.message
+    assert "${steps.1.text} cannot exist: a render has no text" in exc_info.value.message
     assert "body.outputs" in exc_info.value.message

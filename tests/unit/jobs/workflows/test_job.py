@@ -250,12 +250,12 @@ async def test_children_run_concurrently(batch: Bench) -> None:
     arrivals = asyncio.Semaphore(0)
     all_arrived = asyncio.Event()
 
-    async def meet() -> None:
+    async def wait_for_all_children() -> None:
         arrivals.release()
         await all_arrived.wait()
 
     for index in range(4):
-        batch.script.on[index] = lambda _: meet()
+        batch.script.on[index] = lambda _: wait_for_all_children()
     handle = await batch.start(steps=FOUR, parallel=True)
     for _ in range(4):
         await arrivals.acquire()

@@ -29,10 +29,10 @@ def parse(**changes: Any) -> ParsedCompletionRequest:
 
 
 def read_events(stream: bytes) -> list[dict[str, Any]]:
-    """Return the events of a stream, each valid for the SDK in strict mode.
+    """Return the events of a stream after validating them with OpenAI's SDK in strict mode.
 
-    A null ``finish_reason``, which OpenAI sends in all events but the last, is not in the SDK's
-    type.
+    OpenAI sends a null ``finish_reason`` in all events but the last. The SDK's type rejects null,
+    so the validated copy has ``stop`` instead.
     """
     *frames, end_marker, rest = stream.split(b"\n\n")
     assert (end_marker, rest) == (b"data: [DONE]", b"")
