@@ -52,7 +52,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
       notifications.show({ message: t.invited, color: "teal" });
       return;
     }
-    const value = `${location.origin}/console/reset#token=${token}`;
+    const value = `${location.origin}/console/reset#token=${token}&invited=1`;
     setSecret({ title: t.invitationTitle, explanation: t.invitationExplanation, value });
   };
   const setDisabled = async (member: Member, disabled: boolean) => {
@@ -115,7 +115,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
                     <>
                       <Menu.Item onClick={() => setAct({ act: "role", member: one })}>{t.changeRole}</Menu.Item>
                       <Menu.Item onClick={() => setAct({ act: "limits", member: one })}>{t.showLimits}</Menu.Item>
-                      {one.kind === "service" && tenant.id === caller.owner && hasScope(caller, "keys") && (
+                      {one.kind === "service" && hasScope(caller, "keys") && (
                         <Menu.Item onClick={() => setAct({ act: "key", member: one })}>{t.newKey}</Menu.Item>
                       )}
                       {one.kind === "member" && !one.disabled && (
@@ -133,7 +133,7 @@ export function Members({ caller, tenant }: { caller: Caller; tenant: Tenant }) 
         </Table.ScrollContainer>
       )}
       <MoreButton list={list} />
-      <Invite opened={adding === "member"} onClose={() => setAdding(null)} organisation={tenant.id} onInvited={showInvitation} />
+      <Invite opened={adding === "member"} onClose={() => setAdding(null)} organisation={tenant.id} onInvited={showInvitation} isFirst={list.isSuccess && members.length === 0 && text === ""} />
       <AddService opened={adding === "service"} onClose={() => setAdding(null)} organisation={tenant.id} onAdded={refresh} />
       <ChangeRole member={opened("role")} onClose={close} organisation={tenant.id} onChanged={refresh} />
       <LimitsDialog
@@ -169,7 +169,7 @@ function Row({ member, isSelf, children }: { member: Member; isSelf: boolean; ch
       </Table.Td>
       <Table.Td><Text size="sm">{member.role && t.roles[member.role]}</Text></Table.Td>
       <Table.Td>
-        <Badge variant="dot" color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</Badge>
+        <Badge variant="dot" tt="none" color={member.disabled ? "gray" : "teal"}>{member.disabled ? t.disabled : t.active}</Badge>
       </Table.Td>
       <Table.Td><Text size="sm">{format.ago(member.created_at)}</Text></Table.Td>
       <Table.Td ta="right">
