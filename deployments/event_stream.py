@@ -32,10 +32,14 @@ async def merge_streams(
 ) -> AsyncGenerator[tuple[str, ValueT] | None, None]:
     """Yield the values of endless streams as they come, each with the name of its stream.
 
-    After ``heartbeat`` seconds without a value it yields None. It closes the streams at its end.
+    After ``heartbeat`` seconds without a value it yields None, also if there are no streams. It closes
+    the streams at its end.
     """
     pending = {_read_next(stream): name for name, stream in streams.items()}
     try:
+        while not pending:
+            await asyncio.sleep(heartbeat)
+            yield None
         while True:
             done, _ = await asyncio.wait(
                 pending, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED

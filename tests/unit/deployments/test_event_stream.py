@@ -62,3 +62,9 @@ async def test_an_error_of_one_stream_ends_all() -> None:
     with pytest.raises(ValueError, match="broken"):
         await anext(merged)
     assert first.is_closed and second.is_closed
+
+
+async def test_no_stream_is_silence() -> None:
+    streams: dict[str, AsyncGenerator[int, None]] = {}
+    async with aclosing(merge_streams(streams, heartbeat=0.01)) as merged:
+        assert [await anext(merged), await anext(merged)] == [None, None]
