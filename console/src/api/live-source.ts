@@ -1,4 +1,7 @@
-/** Follows server-sent events, and connects again after failures, the more rarely the longer they last. */
+/**
+ * Follows server-sent events while the page is visible: a browser has few connections to a host for all its tabs.
+ * Connects again after failures, the more rarely the longer they last.
+ */
 
 import { call } from "./client";
 import { ApiError } from "./errors";
@@ -32,13 +35,23 @@ export class LiveSource {
   private failures = 0;
 
   constructor(private readonly options: Options) {
-    this.open();
+    document.addEventListener("visibilitychange", () => this.restart(), { signal: this.request.signal });
+    this.restart();
   }
 
   close() {
     this.request.abort();
+    this.stop();
+  }
+
+  private stop() {
     clearTimeout(this.timer);
     this.source?.close();
+  }
+
+  private restart() {
+    this.stop();
+    if (!document.hidden) this.open();
   }
 
   private open() {
@@ -53,7 +66,8 @@ export class LiveSource {
     source.onopen = () => this.options.onState(CONNECTED);
     // An event `error` of the server and a broken connection both arrive here.
     source.onerror = () => {
-      if (this.request.signal.aborted) return;
+      // A stream that was closed here may still report a failure.
+      if (this.request.signal.aborted || source !== this.source) return;
       // A browser does not connect again after a refusal, such as of a session that is too old.
       if (source.readyState === EventSource.CLOSED) {
         if (this.options.isOver?.()) this.end();
@@ -63,6 +77,7 @@ export class LiveSource {
   }
 
   private end() {
+    this.close();
     this.options.onState(CONNECTED);
     this.options.onEnd?.();
   }
@@ -82,9 +97,9 @@ export class LiveSource {
       await response.body?.cancel();
       if (signal.aborted) return;
       if (response.status === 204) this.end();
-      else this.open();
+      else this.restart();
     } catch (error) {
-      if (signal.aborted) return;
+      if (signal.aborted || document.hidden) return;
       this.retryLater(error instanceof ApiError && error.status > 0 ? error : null);
     }
   }

@@ -11,12 +11,12 @@ type Schemas = components["schemas"];
 type JobPage = Schemas["JobPage"];
 type Newest = Schemas["NewestJobs"];
 
-/** Return a function that says whether a job was submitted, began or ended since the last event. */
+/** Return a function that says whether a job may have been submitted, begun or ended since it was asked last. */
 function useHasChanged() {
   const last = useRef<string | null>(null);
   return (newest: Newest): boolean => {
     const mark = [newest.queued, newest.running, ...newest.jobs.map(({ id, status }) => `${id} ${status}`)].join(" ");
-    const hasChanged = last.current !== null && last.current !== mark;
+    const hasChanged = last.current !== mark;
     last.current = mark;
     return hasChanged;
   };
@@ -40,16 +40,16 @@ export function useNewestJobs(key: QueryKey, isNewestPage: boolean): LiveState {
         if (isNewestPage) return { jobs: newest.jobs, next_cursor: newest.next_cursor };
         return page && { ...page, jobs: page.jobs.map((job) => jobs.get(job.id) ?? job) };
       });
-      if (mustRead) void queries.invalidateQueries({ queryKey: key }, { cancelRefetch: false });
+      if (mustRead) void queries.invalidateQueries({ queryKey: key, exact: true });
     },
   }, true);
 }
 
-/** Keep the place and the estimate of a job that waits or renders up to date: its own events have neither. */
+/** Keep the place and the estimate of a render that waits up to date: its own events have neither. */
 export function useQueuePlace(job: Schemas["JobDetail"] | undefined): void {
   const queries = useQueryClient();
   const hasChanged = useHasChanged();
-  const isWaited = job !== undefined && ["queued", "running"].includes(job.status) && ["render", "pipeline"].includes(job.kind);
+  const isWaiting = job !== undefined && job.status === "queued" && ["render", "pipeline"].includes(job.kind);
   useClusterEvents({
     jobs: (newest) => {
       if (newest === null || job === undefined) return;
@@ -62,5 +62,5 @@ export function useQueuePlace(job: Schemas["JobDetail"] | undefined): void {
         queries.setQueryData<Schemas["JobDetail"]>(key, (known) => known && { ...known, position, eta, queued_for });
       } else if (found === undefined && mustRead) void queries.invalidateQueries({ queryKey: key }, { cancelRefetch: false });
     },
-  }, isWaited);
+  }, isWaiting);
 }
