@@ -93,6 +93,9 @@ class HtmlPage:
         self.html = _TEMPLATE.substitute(title=escape(title), body=body, script=script)
         self.headers = {
             "cache-control": "no-store",
+            # Without referrers, forms would have the origin `null`, which the gateway cannot tell from
+            # that of another site where browsers send no Sec-Fetch-Site: at addresses without TLS.
+            "referrer-policy": "same-origin",
             "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
             f"img-src data:; connect-src 'self'; script-src 'sha256-{digest}'; "
             "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",

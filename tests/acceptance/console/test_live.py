@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -123,7 +124,10 @@ def test_a_lasting_refusal_is_said_and_asked_about_ever_more_rarely(
         route.fulfill(status=503, content_type="application/problem+json", body=json.dumps(body))
 
     page.route(EVENTS, refuse)
-    page.clock.install()
+    # Time stands still from here on, but for `run_for`.
+    start = datetime.now()
+    page.clock.install(time=start)
+    page.clock.pause_at(start + timedelta(seconds=1))
     console.open("/overview")
     notice = page.get_by_role("status").filter(has_text="connecting again")
     notice.wait_for()

@@ -33,7 +33,7 @@ def test_an_operator_sees_pools_nodes_and_back_ends(
     console.screenshot("overview", also="ja")
     console.choose_language("ja").page.get_by_role("heading", name="レンダープール").wait_for()
     page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    console.wait_until_it_fits(390)
     console.check_accessibility()
 
 

@@ -51,7 +51,10 @@ def make_rows(owner: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def used(gateway: RunningStack) -> Iterator[tuple[str, str]]:
-    """Provide the id and the name of an organisation with a month of usage in the ledger."""
+    """Provide the id and the name of an organisation with a month of usage in the ledger.
+
+    Tests name it before the browser, in whose event loop no other can run.
+    """
     api = AccountsApi(gateway.url, gateway.api_key)
     organisation, name = api.new_organisation()
 
@@ -69,7 +72,7 @@ def used(gateway: RunningStack) -> Iterator[tuple[str, str]]:
 
 
 def test_usage_by_day_person_and_model(
-    console: ConsoleBrowser, gateway: RunningStack, used: tuple[str, str], tmp_path: Path
+    used: tuple[str, str], console: ConsoleBrowser, gateway: RunningStack, tmp_path: Path
 ) -> None:
     organisation, _ = used
     email = AccountsApi(gateway.url, gateway.api_key).new_member(organisation, "admin", "Aki")
@@ -98,7 +101,7 @@ def test_usage_by_day_person_and_model(
 
 
 def test_an_operator_chooses_an_organisation(
-    console: ConsoleBrowser, gateway: RunningStack, used: tuple[str, str]
+    used: tuple[str, str], console: ConsoleBrowser, gateway: RunningStack
 ) -> None:
     _, name = used
     page = console.sign_in_with_key(gateway.api_key).open("/usage").page

@@ -124,7 +124,7 @@ export const strings: Catalogue<Strings> = {
       renderers: "レンダラー",
       noRenderers: "稼働していません。最初のレンダーで起動します。",
       cpus: (count) => `CPU ${count}`,
-      gpus: (count) => `GPU ${count}`,
+      gpus: (count) => `GPU × ${count}`,
       losses: (count) => `10 分間に ${count} 回停止`,
       state: {
         placing: "配置待ち", starting: "起動中", ready: "待機", busy: "レンダリング中", draining: "終了処理中",
